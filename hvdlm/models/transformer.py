@@ -1,0 +1,116 @@
+"""A GPT-style decoder: pre-norm blocks of causal attention and an MLP, rotary positions.
+
+Sources: Radford et al. 2019 (GPT-2 layout and initialization), Su et al. 2021 (rotary embedding),
+Press and Wolf 2017 (tied embeddings).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from hvdlm.config import Section
+
+ROTARY_BASE = 10_000.0
+
+
+class TransformerConfig(Section):
+    """`model: {family: transformer, …}`."""
+
+    family: Literal["transformer"] = "transformer"
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    width: int = Field(128, ge=2, description="size of the residual stream, C")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    tie_embeddings: bool = Field(True, description="the output layer shares the input embedding")
+
+    @model_validator(mode="after")
+    def _check(self) -> TransformerConfig:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} is not a multiple of 2 x heads {self.heads} (rotary pairs)")
+        return self
+
+
+class Transformer(nn.Module):
+    """(B, T) ids -> (B, T, V) logits."""
+
+    def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocab_size, config.width)
+        self.drop = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width, bias=False)
+        self.head = nn.Linear(config.width, vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embed.weight
+        self._initialize(config)
+
+    def _initialize(self, config: TransformerConfig) -> None:
+        """N(0, 0.02), and layers that write into the residual stream scaled by 1 / sqrt(2 x layers)."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                into_stream = name.endswith(("attention.out.weight", "mlp.2.weight"))
+                nn.init.normal_(parameter, std=0.02 / (2 * config.layers) ** 0.5 if into_stream else 0.02)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.drop(self.embed(ids))  # (B, T, C)
+        rotation = rotary(ids.shape[1], self.blocks[0].attention.head_width, x.device)
+        for block in self.blocks:
+            x = block(x, rotation)
+        return self.head(self.norm(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, bias=False)
+        self.attention = Attention(config)
+        self.norm2 = nn.LayerNorm(config.width, bias=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.width, 4 * config.width, bias=False),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(4 * config.width, config.width, bias=False),
+            nn.Dropout(config.dropout),
+        )
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        x = x + self.attention(self.norm1(x), rotation)
+        return x + self.mlp(self.norm2(x))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads, self.head_width = config.heads, config.width // config.heads
+        self.dropout = config.dropout
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        batch, time, width = x.shape
+        heads = self.qkv(x).view(batch, time, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4)
+        q, k, v = heads.unbind(0)  # each (B, H, T, C / H)
+        mixed = F.scaled_dot_product_attention(
+            rotate(q, rotation), rotate(k, rotation), v,
+            is_causal=True, dropout_p=self.dropout if self.training else 0.0,
+        )  # fmt: skip
+        return self.drop(self.out(mixed.transpose(1, 2).reshape(batch, time, width)))
+
+
+def rotary(time: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, each (T, head_width / 2), of position x frequency."""
+    frequency = ROTARY_BASE ** (-torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width)
+    angle = torch.outer(torch.arange(time, device=device, dtype=torch.float32), frequency)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair (first half, second half) of the last axis by its position's angle."""
+    cos, sin = (part.to(x.dtype) for part in rotation)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)

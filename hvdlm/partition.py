@@ -1,0 +1,96 @@
+"""Who does what: ranges, a permutation in O(1) memory, a rank's slice. Pure integers, no rank state.
+
+Three facts hold for every world size, and tests check them over grids:
+the ranges of all ranks tile the whole; an epoch visits each sample once; which samples form global
+batch b depends on (seed, b) alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+_ROUNDS = 6
+
+
+def slice_of(rank: int, size: int, total: int) -> range:
+    """The contiguous part of range(total) that belongs to `rank`; parts differ by at most one.
+
+    >>> [list(slice_of(r, 3, 7)) for r in range(3)]
+    [[0, 1], [2, 3], [4, 5, 6]]
+    """
+    return range(rank * total // size, (rank + 1) * total // size)
+
+
+def permute(index: np.ndarray, total: int, key: str) -> np.ndarray:
+    """Images of `index` (int64, any shape) under a pseudo-random permutation of range(total).
+
+    A balanced Feistel network over the smallest even number of bits that holds `total`, with cycle
+    walking (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002): no table is built, so
+    an epoch of 10^12 samples opens at once. The same (total, key) is the same permutation for ever.
+    """
+    if total < 1:
+        raise ValueError(f"cannot permute {total} items")
+    half_bits = max(1, (int(total - 1).bit_length() + 1) // 2)
+    round_keys = np.frombuffer(hashlib.blake2b(key.encode(), digest_size=8 * _ROUNDS).digest(), "<u8")
+    image = np.array(index, dtype=np.uint64)
+    if image.size and int(image.max()) >= total:
+        raise ValueError(f"index {int(image.max())} is outside range({total})")
+    image = _feistel(image, half_bits, round_keys)
+    outside = image >= total
+    while outside.any():  # under four rounds on average, since 2^bits < 4 * total
+        image[outside] = _feistel(image[outside], half_bits, round_keys)
+        outside = image >= total
+    return image.astype(np.int64)
+
+
+def _feistel(value: np.ndarray, half_bits: int, round_keys: np.ndarray) -> np.ndarray:
+    mask = np.uint64((1 << half_bits) - 1)
+    shift = np.uint64(half_bits)
+    left, right = value >> shift, value & mask
+    for round_key in round_keys:
+        left, right = right, left ^ (_mix(right ^ round_key) & mask)
+    return (left << shift) | right
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    """The finalizer of SplitMix64 (Steele, Lea and Flood, 2014): every input bit moves every output bit."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def samples_of_step(
+    step: int, *, rank: int, size: int, global_batch: int, num_samples: int, seed: int
+) -> np.ndarray:
+    """Sample numbers (int64) that `rank` trains on in `step`, in order.
+
+    The infinite order is epoch after epoch, each a permutation keyed by (seed, epoch); step s takes
+    positions [s * global_batch, (s + 1) * global_batch) and a rank its contiguous slice of them. So a
+    batch may span two epochs, no sample is dropped, and resuming takes one integer.
+    """
+    part = slice_of(rank, size, global_batch)
+    position = step * global_batch + np.arange(part.start, part.stop, dtype=np.int64)
+    epoch, within = np.divmod(position, num_samples)
+    samples = np.empty_like(within)
+    for number in np.unique(epoch):
+        chosen = epoch == number
+        samples[chosen] = permute(within[chosen], num_samples, f"epoch {seed} {number}")
+    return samples
+
+
+def micro_batches_per_rank(global_batch: int, micro_batch: int, size: int) -> int:
+    """How many micro-batches a rank runs in a step; ValueError if the numbers do not divide."""
+    if global_batch % (micro_batch * size):
+        raise ValueError(
+            f"global_batch {global_batch} is not a multiple of micro_batch {micro_batch} x {size} ranks"
+            f" = {micro_batch * size}"
+        )
+    return global_batch // (micro_batch * size)
+
+
+def fraction_of(text: bytes, seed: int) -> float:
+    """A number in [0, 1) that depends on (text, seed) alone; decides a document's split."""
+    digest = hashlib.blake2b(text, digest_size=8, key=seed.to_bytes(8, "little", signed=True)).digest()
+    return (int.from_bytes(digest, "little") >> 11) / 2**53  # 53 bits: exact, and never 1.0

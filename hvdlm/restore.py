@@ -1,0 +1,86 @@
+"""From a checkpoint folder alone to a model that evaluates and writes."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from hvdlm import checkpoint
+from hvdlm.config import validate
+from hvdlm.engine import choose_device
+from hvdlm.errors import UserError
+from hvdlm.evaluate import evaluate
+from hvdlm.generate import generate
+from hvdlm.host import fair_threads, keep_freed_memory
+from hvdlm.models import build_model
+from hvdlm.shards import TOKENIZER, TokenStream
+from hvdlm.tokenizer import Tokenizer, digest, load
+from hvdlm.train import RunConfig, open_data
+from hvdlm.world.interface import World
+from hvdlm.world.serial import SerialWorld
+
+log = logging.getLogger("hvdlm")
+
+EVAL_BATCH_TOKENS = 8192
+
+
+def restore(path: Path, overrides: tuple[str, ...], world: World) -> tuple[nn.Module, RunConfig, dict]:
+    """The model of a checkpoint on this rank's device, its config with overrides, its state."""
+    state = checkpoint.read_state(path)
+    config = validate(RunConfig, state["config"], path / checkpoint.STATE, overrides)
+    device = choose_device(config.train.device, world)
+    if device.type == "cpu":
+        keep_freed_memory()
+        torch.set_num_threads(config.train.threads or fair_threads(world))
+    model = build_model(config.model, state["vocab_size"], config.seed)
+    checkpoint.load_model(path, model)
+    return model.to(device), config, state
+
+
+def evaluate_checkpoint(target: Path, overrides: tuple[str, ...], split: str, world: World) -> dict:
+    """Evaluate a checkpoint on a whole split with all ranks; the result is equal on each."""
+    path = world.on_root(lambda: checkpoint.resolve(target))
+    with world.together():
+        model, config, state = restore(path, overrides, world)
+        manifest = open_data(config.data.path)
+        if manifest.tokenizer_digest != state["tokenizer_digest"]:
+            raise UserError(
+                f"{config.data.path}: was made with tokenizer {manifest.tokenizer_digest}, {path} was trained with "
+                f"{state['tokenizer_digest']}; set data.path to data of the same tokenizer"
+            )
+        stream = TokenStream(config.data.path, split, manifest)
+    result = evaluate(
+        model, stream, manifest.splits[split],
+        seq_len=config.data.seq_len, eos_id=manifest.eos_id, batch=max(1, EVAL_BATCH_TOKENS // config.data.seq_len),
+        precision=config.train.precision, device=next(model.parameters()).device, world=world,
+    )  # fmt: skip
+    return {**result.to_dict(), "split": split, "step": state["step"], "checkpoint": str(path)}
+
+
+def continue_text(
+    target: Path, overrides: tuple[str, ...], prompt: str, *,
+    max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int,
+) -> str:  # fmt: skip
+    """The text that a checkpoint's model writes after `prompt`."""
+    path = checkpoint.resolve(target)
+    model, config, state = restore(path, overrides, SerialWorld())
+    tokenizer = _tokenizer_of(path, state)
+    ids = [state["eos_id"], *tokenizer.encode_batch([prompt])[0].tolist()]
+    written = generate(
+        model, ids, seq_len=config.data.seq_len, max_tokens=max_tokens, eos_id=state["eos_id"],
+        temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+    )  # fmt: skip
+    return tokenizer.decode(np.array(list(written), dtype=np.int64))
+
+
+def _tokenizer_of(path: Path, state: dict) -> Tokenizer:
+    """RUN/tokenizer.json, found from RUN/checkpoints/step_…; it must be the one trained with."""
+    file = path.resolve().parent.parent / TOKENIZER
+    tokenizer = load(file)
+    if digest(tokenizer) != state["tokenizer_digest"]:
+        raise UserError(f"{file}: is not the tokenizer that {path} was trained with ({state['tokenizer_digest']})")
+    return tokenizer

@@ -1,0 +1,241 @@
+"""The training run: set up, resume, and step by step until done or asked to stop.
+
+    hvdlm train configs/quickstart.yaml
+    mpirun -np 2 hvdlm train configs/quickstart.yaml train.steps=20
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from pathlib import Path
+
+import yaml
+from pydantic import Field
+
+from hvdlm import checkpoint, shards
+from hvdlm.batches import DataConfig
+from hvdlm.checkpoint import CheckpointConfig
+from hvdlm.config import Section, to_yaml
+from hvdlm.engine import Engine, StepResult, TrainConfig
+from hvdlm.errors import StoppedOnRequest, UserError
+from hvdlm.evaluate import Evaluation, evaluate
+from hvdlm.models import ModelConfig, TransformerConfig, num_parameters
+from hvdlm.optim import OptimConfig
+from hvdlm.runlog import LogConfig, Progress, RunLog
+from hvdlm.shards import Manifest, TokenStream
+from hvdlm.sync import SyncConfig
+from hvdlm.tokenizer import digest, load
+from hvdlm.world import WorldKind
+from hvdlm.world.interface import World
+
+log = logging.getLogger("hvdlm")
+
+# What may differ when a run is resumed: none of it changes a number of the steps already made.
+FREE_ON_RESUME = {"run_dir", "log", "checkpoint", "world", "sync", "train.steps", "train.eval_every",
+                  "train.eval_tokens", "train.threads", "train.device", "train.micro_batch", "data.path"}  # fmt: skip
+
+
+class RunConfig(Section):
+    """A train config: one section for each part that reads it."""
+
+    run_dir: Path = Field(description="folder of this run; an existing one is resumed")
+    seed: int = 0
+    data: DataConfig
+    model: ModelConfig = TransformerConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig
+    sync: SyncConfig = SyncConfig()
+    world: WorldKind = "auto"
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+
+class StopFlag:
+    """Set by SIGTERM or SIGUSR1 on any rank, or by a file RUN/STOP; read once a step."""
+
+    def __init__(self, run_dir: Path, world: World) -> None:
+        self._file = run_dir / "STOP" if world.rank == 0 else None
+        self._signalled = False
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        self._signalled = True  # no more here: ranks are at different points
+
+    def is_set(self) -> bool:
+        return self._signalled or (self._file is not None and self._file.exists())
+
+
+def open_data(path: Path) -> Manifest:
+    """The manifest of a data folder, after checking that tokenizer.json is the shards' own."""
+    manifest = shards.read_manifest(path)
+    found = digest(load(path / shards.TOKENIZER))
+    if found != manifest.tokenizer_digest:
+        raise UserError(
+            f"{path / shards.TOKENIZER}: is tokenizer {found}, the shards were made with "
+            f"{manifest.tokenizer_digest}; put theirs back or rerun `hvdlm preprocess`"
+        )
+    return manifest
+
+
+def build_engine(config: RunConfig, world: World) -> tuple[Engine, Manifest]:
+    """An engine for this config; what is wrong with the data or the numbers is raised on all ranks."""
+    with world.together():
+        manifest = open_data(config.data.path)
+        stream = TokenStream(config.data.path, "train", manifest)
+    with world.together():
+        engine = Engine(
+            model=config.model, optim=config.optim, train=config.train, sync=config.sync, seed=config.seed,
+            seq_len=config.data.seq_len, stream=stream, manifest=manifest, world=world,
+        )  # fmt: skip
+    return engine, manifest
+
+
+def train(config: RunConfig, world: World) -> dict:
+    """Train to `train.steps`, from the newest complete checkpoint if there is one; returns a summary.
+
+    Raises StoppedOnRequest after saving when some rank was asked to stop.
+    """
+    stop = StopFlag(config.run_dir, world)
+    found = world.on_root(lambda: _claim_run_dir(config))
+    engine, manifest = build_engine(config, world)
+    first = 0
+    if found is not None:
+        with world.together():
+            engine.restore(found)
+        first = checkpoint.read_state(found)["step"]
+        log.info("resuming from %s", found)
+    _announce(engine, config, manifest, world)
+    run_log = RunLog(config.log, config.run_dir, world, step=first)
+    validation = _Validation(config, engine, manifest)
+    started = time.monotonic()
+    result, evaluation = None, None
+    steps = config.train.steps
+    with Progress("train", steps, "steps", world, done=first, every=config.log.every) as progress:
+        for step in range(first, steps):
+            result = engine.run(step, stop=stop.is_set())
+            done = step + 1
+            _log_step(run_log, done, result, engine)
+            _stop_unless_finite(result, done, config)
+            progress.advance(1, f"loss {result.loss:.4f} | {engine.tokens_per_step / result.step_s:,.0f} tokens/s")
+            if done % config.train.eval_every == 0 or done == steps:
+                evaluation = validation.run(done, run_log)
+            if done % config.checkpoint.every == 0 or done == steps or result.stop:
+                _save(config, done, engine, manifest)
+            if result.stop:
+                run_log.close()
+                raise StoppedOnRequest(f"stopped at step {done} of {steps}, saved; the same command resumes")
+    run_log.close()
+    if first >= steps:
+        log.info("%s is at step %d of %d already", config.run_dir, first, steps)
+    return {
+        "run_dir": str(config.run_dir),
+        "step": max(first, steps),
+        "loss": result.loss if result else None,
+        "val_loss": evaluation.loss if evaluation else None,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def _claim_run_dir(config: RunConfig) -> Path | None:
+    """On rank 0: write config.yaml and tokenizer.json, and find the checkpoint to resume from."""
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    kept = config.run_dir / "config.yaml"
+    found = checkpoint.newest(config.run_dir)
+    if found is not None and kept.exists():
+        changed = _changes(yaml.safe_load(kept.read_text()), config.model_dump(mode="json"))
+        if changed:
+            raise UserError(f"{config.run_dir}: was started with other settings ({'; '.join(changed)}); set another run_dir")
+    shards.write_text_durably(kept, to_yaml(config))
+    shards.write_text_durably(config.run_dir / shards.TOKENIZER, load(config.data.path / shards.TOKENIZER).to_json())
+    (config.run_dir / "STOP").unlink(missing_ok=True)
+    return found
+
+
+def _changes(before: dict, now: dict, prefix: str = "") -> list[str]:
+    """`key: old -> new` for every setting that may not change on resume."""
+    changed = []
+    for key in sorted(before.keys() | now.keys()):
+        name, old, new = prefix + key, before.get(key), now.get(key)
+        if name in FREE_ON_RESUME or old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            changed += _changes(old, new, f"{name}.")
+        else:
+            changed.append(f"{name}: {old} -> {new}")
+    return changed
+
+
+def _announce(engine: Engine, config: RunConfig, manifest: Manifest, world: World) -> None:
+    import torch
+
+    log.info(
+        "%s world of %d, %s, %d threads a rank | %s of %s parameters | %d x %d sequences of %d a step | epoch = %s steps",
+        world.kind, world.size, engine.device, torch.get_num_threads(), config.model.family,
+        f"{num_parameters(engine.model):,}", engine.passes * world.size, config.train.micro_batch, config.data.seq_len,
+        f"{engine.batches.num_samples / config.train.global_batch:,.1f}",
+    )  # fmt: skip
+    unigram = manifest.splits["val"].unigram_loss
+    if unigram is not None:
+        log.info("validation loss to beat: %.4f (token frequencies alone)", unigram)
+
+
+def _log_step(run_log: RunLog, step: int, result: StepResult, engine: Engine) -> None:
+    run_log.write(
+        step, "train", loss=result.loss, lr=result.lr, grad_norm=result.grad_norm, tokens=step * engine.tokens_per_step,
+        tokens_per_s=engine.tokens_per_step / result.step_s, data_wait_s=result.data_wait_s,
+    )  # fmt: skip
+
+
+def _stop_unless_finite(result: StepResult, step: int, config: RunConfig) -> None:
+    if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
+        return
+    error = UserError(f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}; lower optim.lr and resume "
+                      f"from {config.run_dir}/checkpoints")  # fmt: skip
+    error.on_all_ranks = True  # both numbers are the same everywhere
+    raise error
+
+
+def _save(config: RunConfig, step: int, engine: Engine, manifest: Manifest) -> None:
+    """Rank 0 writes; a full disk or a lost folder ends the run on all ranks, older checkpoints stay."""
+    start = time.monotonic()
+    state = {
+        "tokens": step * engine.tokens_per_step,
+        "tokenizer_digest": manifest.tokenizer_digest,
+        "vocab_size": manifest.vocab_size,
+        "eos_id": manifest.eos_id,
+        "config": config.model_dump(mode="json"),
+    }
+    path = engine.world.on_root(
+        lambda: checkpoint.save(
+            config.run_dir, step, engine.model, engine.sync.optimizer, state, keep=config.checkpoint.keep
+        )
+    )
+    log.info("saved %s in %.2f s", path, time.monotonic() - start)
+
+
+class _Validation:
+    """The validation split, opened once; nothing happens where the data has none."""
+
+    def __init__(self, config: RunConfig, engine: Engine, manifest: Manifest) -> None:
+        self._config, self._engine, self._manifest = config, engine, manifest
+        self._entry = manifest.splits["val"]
+        self._stream = TokenStream(config.data.path, "val", manifest) if self._entry.num_tokens else None
+
+    def run(self, step: int, run_log: RunLog) -> Evaluation | None:
+        if self._stream is None:
+            return None
+        engine = self._engine
+        result = evaluate(
+            engine.model, self._stream, self._entry,
+            seq_len=self._config.data.seq_len, eos_id=self._manifest.eos_id, batch=self._config.train.micro_batch,
+            precision=self._config.train.precision, device=engine.device, world=engine.world,
+            max_tokens=self._config.train.eval_tokens,
+        )  # fmt: skip
+        values = {k: v for k, v in result.to_dict().items() if v is not None and k != "unigram_loss"}
+        run_log.write(step, "val", **values)
+        log.info("step %d: validation loss %.4f, perplexity %.2f", step, result.loss, result.perplexity)
+        return result

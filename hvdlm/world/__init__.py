@@ -1,0 +1,107 @@
+"""Who is there and how bytes travel: one interface, three worlds, and the choice between them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
+
+from hvdlm.errors import StoppedOnRequest, UserError
+from hvdlm.world.interface import World
+
+WorldKind = Literal["auto", "serial", "mpi", "horovod"]
+
+# What each launcher tells a process about itself; the first pair that is set holds. A SLURM batch
+# script is no step, so SLURM_NTASKS, which it sees, says nothing about the process at hand.
+LAUNCHER_VARIABLES = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("PMI_SIZE", "PMI_RANK"),
+    ("HOROVOD_SIZE", "HOROVOD_RANK"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+)
+
+
+def launched_as(env: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
+    """(rank, size) that the launcher announced, or None for a process that was started by hand."""
+    for size, rank in LAUNCHER_VARIABLES:
+        if size in env and rank in env:
+            return int(env[rank]), int(env[size])
+    return None
+
+
+def connect(kind: WorldKind = "auto", *, prefer: Literal["mpi", "horovod"] = "mpi") -> World:
+    """Join the job's world.
+
+    `auto` is serial for a process started by hand; under a launcher it is `prefer`, or mpi where Horovod
+    is not installed, or horovod where ranks met over Gloo and are no MPI processes. A world of another
+    size than the launcher's is an error: otherwise N processes would each do the whole work, silently.
+    """
+    if kind == "auto":
+        kind = _choose(prefer)
+    world: World
+    if kind == "serial":
+        from hvdlm.world.serial import SerialWorld
+
+        world = SerialWorld()
+    elif kind == "mpi":
+        from hvdlm.world.mpi import MpiWorld
+
+        world = MpiWorld()
+    else:
+        from hvdlm.world.horovod import HorovodWorld
+
+        world = HorovodWorld()
+    launched = launched_as()
+    if launched and launched[1] != world.size:
+        raise UserError(_size_mismatch(world, launched[1]))
+    return world
+
+
+def _choose(prefer: Literal["mpi", "horovod"]) -> Literal["serial", "mpi", "horovod"]:
+    if "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ:
+        return "horovod"
+    if launched_as() is None:
+        return "serial"
+    if prefer == "horovod" and importlib.util.find_spec("horovod") is None:
+        return "mpi"
+    return prefer
+
+
+def _size_mismatch(world: World, expected: int) -> str:
+    found = f"the launcher started {expected} processes but the {world.kind} world has {world.size}"
+    if world.kind == "serial":
+        return f"{found}; use world=auto, or start one process"
+    if "SLURM_STEP_NUM_TASKS" in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ:
+        return f"{found}; use `srun --mpi=pmix` (see `srun --mpi=list`)"
+    return f"{found}; start it with the mpirun of the MPI that mpi4py and Horovod use (`hvdlm doctor`)"
+
+
+@contextmanager
+def connected(kind: WorldKind = "auto", *, prefer: Literal["mpi", "horovod"] = "mpi") -> Iterator[World]:
+    """A world for a command's whole work: whatever one rank dies of ends the whole job at once.
+
+    Ends that all ranks share (StoppedOnRequest, a UserError out of `World.together`) pass through.
+    """
+    world = connect(kind, prefer=prefer)
+    try:
+        yield world
+    except StoppedOnRequest:
+        world.close()
+        raise
+    except UserError as error:
+        if world.size > 1 and not error.on_all_ranks:
+            print(f"hvdlm: error: {error}", file=sys.stderr, flush=True)
+            world.abort(2)
+        world.close()
+        raise
+    except BaseException:
+        if world.size == 1:
+            raise
+        print(f"hvdlm: rank {world.rank} of {world.size} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        world.abort(1)
+    else:
+        world.close()

@@ -1,0 +1,89 @@
+"""What every world can do: five primitives that differ, and what is built on them."""
+
+from __future__ import annotations
+
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from hvdlm.errors import UserError
+
+
+class World(ABC):
+    """The ranks of a job and how bytes travel between them.
+
+    Every method but `abort` is collective: all ranks call it, in the same order. A `buffer` is a
+    contiguous numpy array or torch tensor and is changed in place.
+    """
+
+    kind: str
+    rank: int
+    size: int
+
+    @abstractmethod
+    def sum_(self, buffer: Any) -> None:
+        """Replace `buffer` (float32, float64, int32 or int64) by its sum over the ranks, equal on all."""
+
+    @abstractmethod
+    def broadcast_(self, buffer: Any) -> None:
+        """Replace `buffer` (any dtype) on every rank by rank 0's, bit for bit."""
+
+    @abstractmethod
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        """Everybody's bytes, in rank order, on all ranks."""
+
+    @abstractmethod
+    def abort(self, code: int) -> None:
+        """End the whole job now, from any one rank; does not return."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave; no other method may be called after it."""
+
+    def gather(self, value: Any) -> list:
+        """Everybody's (small) value, in rank order, on all ranks."""
+        return [pickle.loads(part) for part in self.gather_bytes(pickle.dumps(value))]  # noqa: S301
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's (small) value on every rank; the others' argument is ignored."""
+        data = pickle.dumps(value) if self.rank == 0 else b""
+        length = np.array([len(data)], dtype=np.int64)
+        self.broadcast_(length)
+        buffer = np.frombuffer(bytearray(data.ljust(int(length[0]), b"\0")), dtype=np.uint8)
+        self.broadcast_(buffer)
+        return pickle.loads(buffer.tobytes())  # noqa: S301 - bytes of our own rank 0
+
+    def barrier(self) -> None:
+        self.sum_(np.zeros(1, dtype=np.int32))
+
+    def on_root(self, work: Callable[[], Any]) -> Any:
+        """What `work()` returns on rank 0, on every rank; its errors reach all ranks too."""
+        with self.together():
+            value = work() if self.rank == 0 else None
+        return self.broadcast(value)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Run the body on all ranks; what a user must mend on any rank is raised on all of them.
+
+        UserError and OSError (a full disk, a missing permission) count as such. The error of the lowest
+        rank wins. Without this the other ranks would wait for the failed one in their next collective.
+        """
+        mine: str | None = None
+        try:
+            yield
+        except UserError as error:
+            if error.on_all_ranks:
+                raise
+            mine = str(error)
+        except OSError as error:
+            mine = f"{error.filename or 'input/output'}: {error.strerror or error}"
+        messages = [message for message in self.gather(mine) if message is not None]
+        if messages:
+            shared = UserError(messages[0])
+            shared.on_all_ranks = True
+            raise shared from None

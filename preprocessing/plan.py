@@ -1,0 +1,154 @@
+"""Who reads what and where documents go, fixed by input and config alone: this module knows no rank."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from hvdlm.config import Section
+from hvdlm.partition import fraction_of
+from hvdlm.shards import SPLITS
+from hvdlm.tokenizer import TokenizerConfig
+
+from .documents import ErrorPolicy, FormatName, Part, ReadOptions, can_split
+
+MIN_UNIT_BYTES = 4 << 20
+MAX_UNIT_BYTES = 64 << 20
+UNITS_WANTED = 4096  # enough to balance any cluster, few enough to list
+
+
+class SplitConfig(Section):
+    """The `split` section: fractions of documents; the rest is train."""
+
+    val: float = Field(0.01, ge=0, lt=1)
+    test: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> SplitConfig:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val {self.val} + test {self.test} leave nothing to train on")
+        return self
+
+
+class PreprocessConfig(Section):
+    """A preprocess config: raw text in, tokenized shards out."""
+
+    input: str | list[str] = Field(description="file, folder, glob, list of these, or python-stdlib")
+    format: FormatName = Field("auto", description="auto goes by suffix: .txt, .jsonl, each also with .gz")
+    text_key: str = Field("text", description="key of the text in a line of jsonl")
+    errors: ErrorPolicy = Field("strict", description="strict stops at a byte that is not UTF-8, replace puts U+FFFD")
+    output: Path = Field(description="folder for manifest, shards and tokenizer.json")
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    split: SplitConfig = SplitConfig()
+    shard_tokens: int = Field(64_000_000, ge=1, description="tokens after which the next shard begins")
+    seed: int = Field(0, description="decides which documents are validation and test")
+
+    @property
+    def sources(self) -> list[str]:
+        return [self.input] if isinstance(self.input, str) else list(self.input)
+
+    @property
+    def read_options(self) -> ReadOptions:
+        return ReadOptions(self.format, self.text_key, self.errors)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work for one rank: parts of the input, in order."""
+
+    number: int
+    parts: tuple[Part, ...]
+    num_bytes: int
+
+
+def make_units(files: list[tuple[str, int]], asked: FormatName) -> list[Unit]:
+    """Cut (path, size) files into units of similar bytes, in input order.
+
+    Small files share a unit; a large file that can be split is shared by several.
+    """
+    total = sum(size for _, size in files)
+    unit_bytes = min(max(total // UNITS_WANTED, MIN_UNIT_BYTES), MAX_UNIT_BYTES)
+    units: list[Unit] = []
+    parts: list[Part] = []
+    filled = 0
+    for part, size in _parts(files, unit_bytes, asked):
+        parts.append(part)
+        filled += size
+        if filled >= unit_bytes:
+            units.append(Unit(len(units), tuple(parts), filled))
+            parts, filled = [], 0
+    if parts:
+        units.append(Unit(len(units), tuple(parts), filled))
+    return units
+
+
+def _parts(files: list[tuple[str, int]], unit_bytes: int, asked: FormatName) -> Iterator[tuple[Part, int]]:
+    for path, size in files:
+        if size <= unit_bytes or not can_split(path, asked):
+            yield Part(path, 0, None), size
+            continue
+        for start in range(0, size, unit_bytes):
+            stop = min(start + unit_bytes, size)
+            yield Part(path, start, stop), stop - start
+
+
+def plan_digest(config: PreprocessConfig, files: list[tuple[str, int]]) -> str:
+    """Names everything the output depends on; a changed input or config is another plan."""
+    stamps = [(path, size, Path(path).stat().st_mtime_ns) for path, size in files]
+    if config.tokenizer.path is not None:
+        stamps.append((config.tokenizer.path.read_text(encoding="utf-8"), 0, 0))
+    content = {"config": config.model_dump(mode="json", exclude={"output"}), "files": stamps}
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def sample_units(units: list[Unit], sample_bytes: float) -> tuple[list[Unit], float]:
+    """Units spread evenly over the input, about 8 times the sample, and the fraction to keep of them."""
+    total = sum(unit.num_bytes for unit in units)
+    chosen = units[:: max(1, int(total / (8 * sample_bytes)))]
+    return chosen, min(1.0, sample_bytes / max(1, sum(unit.num_bytes for unit in chosen)))
+
+
+def split_of(text: bytes, config: PreprocessConfig) -> str:
+    """The split of a document: by its content and the seed alone, so it never moves."""
+    fraction = fraction_of(text, config.seed)
+    if fraction < config.split.val:
+        return "val"
+    return "test" if fraction < config.split.val + config.split.test else "train"
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """A shard to be: documents whose first token is in [start, start + shard_tokens) of the split."""
+
+    split: str
+    number: int  # counts the split's shards from 0
+    window: int  # start = window * shard_tokens; a document longer than a shard leaves windows empty
+    units: tuple[int, ...]  # those that hold its documents, in order
+
+
+def shard_plans(windows_of_unit: Iterable[dict[str, list[int]]]) -> list[ShardPlan]:
+    """Shards from the windows that each unit's documents start in (unit by unit, in order)."""
+    units_of: dict[tuple[str, int], list[int]] = {}
+    for unit, windows_of_split in enumerate(windows_of_unit):
+        for split, windows in windows_of_split.items():
+            for window in windows:
+                units_of.setdefault((split, window), []).append(unit)
+    plans = []
+    for split in SPLITS:
+        windows = sorted(window for name, window in units_of if name == split)
+        plans += [ShardPlan(split, n, w, tuple(units_of[split, w])) for n, w in enumerate(windows)]
+    return plans
+
+
+def windows_of(doc_lengths: np.ndarray, first_token: int, shard_tokens: int) -> np.ndarray:
+    """The shard window each document starts in (int64), given the split's token offset of the first."""
+    starts = first_token + np.concatenate([[0], np.cumsum(doc_lengths)[:-1]]).astype(np.int64)
+    return starts[: len(doc_lengths)] // shard_tokens
+
+
