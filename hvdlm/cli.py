@@ -67,7 +67,6 @@ class _Group(click.Group):
     command_class = _Command
 
 
-
 @click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="hvdlm")
 def cli() -> None:
@@ -101,7 +100,9 @@ def doctor(hello: bool, as_json: bool) -> int:
     return 0 if is_well else 1
 
 
-@cli.command(epilog="mpirun -np 4 hvdlm preprocess configs/quickstart-data.yaml output=data/mine input='texts/*.jsonl.gz'")
+@cli.command(
+    epilog="mpirun -np 4 hvdlm preprocess configs/quickstart-data.yaml output=data/mine input='texts/*.jsonl.gz'"
+)
 @_config
 @_overrides
 @_json_option

@@ -129,9 +129,7 @@ class Engine:
         return loss_sum
 
 
-def token_loss(
-    model: nn.Module, inputs: Tensor, targets: Tensor, precision: str, reduction: str = "mean"
-) -> Tensor:
+def token_loss(model: nn.Module, inputs: Tensor, targets: Tensor, precision: str, reduction: str = "mean") -> Tensor:
     """Cross-entropy in nats of a model on (B, T) ids against (B, T) targets, float32 from the logits on."""
     with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         logits = model(inputs)  # (B, T, V)

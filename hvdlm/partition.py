@@ -61,9 +61,7 @@ def _mix(value: np.ndarray) -> np.ndarray:
     return value ^ (value >> np.uint64(31))
 
 
-def samples_of_step(
-    step: int, *, rank: int, size: int, global_batch: int, num_samples: int, seed: int
-) -> np.ndarray:
+def samples_of_step(step: int, *, rank: int, size: int, global_batch: int, num_samples: int, seed: int) -> np.ndarray:
     """Sample numbers (int64) that `rank` trains on in `step`, in order.
 
     The infinite order is epoch after epoch, each a permutation keyed by (seed, epoch); step s takes

@@ -69,7 +69,9 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar:
             self._bar.stop()
         elif self._speaks and kind is None and not self._every:
@@ -96,7 +98,9 @@ class Progress:
         left_s = (self._total - self._done) / rate if rate else 0.0
         note = f" | {self._note}" if self._note else f" | {rate:.3g} {self._unit}/s"
         eta = f" | {_clock(left_s)} left" if left_s >= 1 else ""
-        logging.getLogger("hvdlm").info("%s %.6g/%.6g %s%s%s", self._title, self._done, self._total, self._unit, note, eta)
+        logging.getLogger("hvdlm").info(
+            "%s %.6g/%.6g %s%s%s", self._title, self._done, self._total, self._unit, note, eta
+        )
 
 
 def _clock(seconds: float) -> str:

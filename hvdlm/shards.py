@@ -173,7 +173,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path}: cannot read it ({error.strerror})") from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; made by another version?") from None
+        raise UserError(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; made by another version?"
+        ) from None
 
 
 def _open_tokens(path: Path, entry: ShardEntry, manifest: Manifest) -> np.ndarray:
@@ -211,7 +213,9 @@ class TokenStream:
         manifest = manifest or read_manifest(folder)
         if split not in manifest.splits or not manifest.splits[split].num_tokens:
             have = ", ".join(name for name, entry in manifest.splits.items() if entry.num_tokens)
-            raise UserError(f"{folder}: has no {split} tokens (it has: {have or 'none'}); see `split` of the preprocess config")
+            raise UserError(
+                f"{folder}: has no {split} tokens (it has: {have or 'none'}); see `split` of the preprocess config"
+            )
         entries = manifest.splits[split].shards
         self._maps = [_open_tokens(folder / entry.file, entry, manifest) for entry in entries]
         self._starts = np.cumsum([0] + [len(tokens) for tokens in self._maps])

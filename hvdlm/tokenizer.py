@@ -89,7 +89,9 @@ class BpeTokenizer:
             raise UserError(f"{origin}: not a tokenizer.json ({error})") from None
         eos = self._backend.token_to_id(END_OF_TEXT)
         if eos is None:
-            raise UserError(f"{origin}: has no token {END_OF_TEXT}, which ends each document; add it as a special token")
+            raise UserError(
+                f"{origin}: has no token {END_OF_TEXT}, which ends each document; add it as a special token"
+            )
         self._text = text
         self.eos_id: int = eos
         self.vocab_size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1

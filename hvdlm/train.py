@@ -1,7 +1,7 @@
 """The training run: set up, resume, and step by step until done or asked to stop.
 
-    hvdlm train configs/quickstart.yaml
-    mpirun -np 2 hvdlm train configs/quickstart.yaml train.steps=20
+hvdlm train configs/quickstart.yaml
+mpirun -np 2 hvdlm train configs/quickstart.yaml train.steps=20
 """
 
 from __future__ import annotations
@@ -148,7 +148,9 @@ def _claim_run_dir(config: RunConfig) -> Path | None:
     if found is not None and kept.exists():
         changed = _changes(yaml.safe_load(kept.read_text()), config.model_dump(mode="json"))
         if changed:
-            raise UserError(f"{config.run_dir}: was started with other settings ({'; '.join(changed)}); set another run_dir")
+            raise UserError(
+                f"{config.run_dir}: was started with other settings ({'; '.join(changed)}); set another run_dir"
+            )
     shards.write_text_durably(kept, to_yaml(config))
     shards.write_text_durably(config.run_dir / shards.TOKENIZER, load(config.data.path / shards.TOKENIZER).to_json())
     (config.run_dir / "STOP").unlink(missing_ok=True)

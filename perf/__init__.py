@@ -1,0 +1,1 @@
+"""Scaling measurements: record (what was measured), measure and sweep (how), scaling (statistics), report."""

@@ -41,7 +41,17 @@ from hvdlm.tokenizer import Tokenizer
 from hvdlm.world.interface import World
 
 from .documents import find_files, read_documents
-from .plan import PreprocessConfig, ShardPlan, Unit, make_units, plan_digest, sample_units, shard_plans, split_of, windows_of
+from .plan import (
+    PreprocessConfig,
+    ShardPlan,
+    Unit,
+    make_units,
+    plan_digest,
+    sample_units,
+    shard_plans,
+    split_of,
+    windows_of,
+)
 
 log = logging.getLogger("hvdlm")
 
@@ -89,11 +99,15 @@ def _prepare(config: PreprocessConfig) -> Job | Manifest:
         done = read_manifest(config.output)
         if done.plan == job.digest:
             return done
-        raise UserError(f"{config.output}: holds another data set (other input or config); remove it or set another output")
+        raise UserError(
+            f"{config.output}: holds another data set (other input or config); remove it or set another output"
+        )
     job.work.mkdir(parents=True, exist_ok=True)
     for leftover in [*config.output.glob(".*.h5.*"), *job.work.glob(".*")]:
         leftover.unlink()
-    log.info("plan %s: %d files, %.1f MB, %d units", job.digest, len(files), sum(s for _, s in files) / 1e6, len(job.units))
+    log.info(
+        "plan %s: %d files, %.1f MB, %d units", job.digest, len(files), sum(s for _, s in files) / 1e6, len(job.units)
+    )
     return job
 
 
@@ -208,14 +222,18 @@ def _shared(error: UserError) -> UserError:
 def _totals(spool: Path) -> dict[str, list[int]]:
     """Per split [tokens, text bytes] of a unit, and its statistics."""
     with np.load(spool) as arrays:
-        totals = {split: [int(arrays[f"{split}_lengths"].sum()), int(arrays[f"{split}_text_bytes"])] for split in SPLITS}
+        totals = {
+            split: [int(arrays[f"{split}_lengths"].sum()), int(arrays[f"{split}_text_bytes"])] for split in SPLITS
+        }
         return {**totals, "statistics": arrays["statistics"].tolist()}
 
 
 def _windows(job: Job, unit: int, first_token: dict[str, list[int]]) -> dict[str, list[int]]:
     with np.load(job.spool(unit)) as arrays:
         return {
-            split: np.unique(windows_of(arrays[f"{split}_lengths"], first_token[split][unit], job.config.shard_tokens)).tolist()
+            split: np.unique(
+                windows_of(arrays[f"{split}_lengths"], first_token[split][unit], job.config.shard_tokens)
+            ).tolist()
             for split in SPLITS
         }
 
@@ -302,4 +320,13 @@ def _finish(job: Job, tokenizer: Tokenizer, manifest: Manifest) -> None:
     write_text_durably(job.config.output / TOKENIZER, tokenizer.to_json())
     write_manifest(job.config.output, manifest)
     shutil.rmtree(job.config.output / ".work")
-    log.info("%s", json.dumps({name: f"{s.num_tokens:,} tokens in {len(s.shards)} shards" for name, s in manifest.splits.items() if s.shards}))
+    log.info(
+        "%s",
+        json.dumps(
+            {
+                name: f"{s.num_tokens:,} tokens in {len(s.shards)} shards"
+                for name, s in manifest.splits.items()
+                if s.shards
+            }
+        ),
+    )

@@ -21,7 +21,9 @@ FormatName = Literal["auto", "txt", "jsonl"]
 ErrorPolicy = Literal["strict", "replace"]
 
 # The sources of the running interpreter: tens of MB of real text on every machine, nothing to download.
-BUILTIN_CORPORA: dict[str, tuple[str, tuple[str, ...]]] = {"python-stdlib": ("**/*.py", ("site-packages", "__pycache__"))}
+BUILTIN_CORPORA: dict[str, tuple[str, tuple[str, ...]]] = {
+    "python-stdlib": ("**/*.py", ("site-packages", "__pycache__"))
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ def _expand(source: str) -> list[str]:
     if source in BUILTIN_CORPORA and not Path(source).exists():
         pattern, excluded = BUILTIN_CORPORA[source]
         root = Path(sysconfig.get_path("stdlib"))
-        return sorted(str(p) for p in root.glob(pattern) if p.is_file() and not set(p.relative_to(root).parts) & set(excluded))
+        return sorted(
+            str(p) for p in root.glob(pattern) if p.is_file() and not set(p.relative_to(root).parts) & set(excluded)
+        )
     if Path(source).is_dir():
         return sorted(str(p) for p in Path(source).rglob("*") if p.is_file() and not p.name.startswith("."))
     return sorted(p for p in glob.glob(source, recursive=True) if Path(p).is_file()) or (
@@ -75,7 +79,9 @@ def format_of(path: str, asked: FormatName) -> str:
         return asked
     suffix = Path(path.removesuffix(".gz")).suffix
     if suffix not in SUFFIXES:
-        raise UserError(f"{path}: cannot tell its format from {suffix or 'no suffix'!r}; set format: {' or '.join(FORMATS)}")
+        raise UserError(
+            f"{path}: cannot tell its format from {suffix or 'no suffix'!r}; set format: {' or '.join(FORMATS)}"
+        )
     return SUFFIXES[suffix]
 
 

@@ -150,5 +150,3 @@ def windows_of(doc_lengths: np.ndarray, first_token: int, shard_tokens: int) -> 
     """The shard window each document starts in (int64), given the split's token offset of the first."""
     starts = first_token + np.concatenate([[0], np.cumsum(doc_lengths)[:-1]]).astype(np.int64)
     return starts[: len(doc_lengths)] // shard_tokens
-
-

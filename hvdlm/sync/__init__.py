@@ -53,7 +53,9 @@ SYNCS: dict[str, Callable[[nn.Module, torch.optim.Optimizer, World, int], Sync]]
 }
 
 
-def build_sync(config: SyncConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, passes: int) -> Sync:
+def build_sync(
+    config: SyncConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, passes: int
+) -> Sync:
     """Wrap an optimizer that has no state yet; `passes` is the number of backwards before each step."""
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:

@@ -101,7 +101,9 @@ def connected(kind: WorldKind = "auto", *, prefer: Literal["mpi", "horovod"] = "
     except BaseException:
         if world.size == 1:
             raise
-        print(f"hvdlm: rank {world.rank} of {world.size} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        print(
+            f"hvdlm: rank {world.rank} of {world.size} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True
+        )
         world.abort(1)
     else:
         world.close()

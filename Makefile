@@ -1,0 +1,38 @@
+# Two commands: `make quickstart` runs the main job, `make test` passes the tests. Both set up by themselves.
+PYTHON ?= python3
+CORPUS ?=
+export CORPUS
+
+.PHONY: help setup setup-system quickstart test lint unit parallel format clean
+
+help:                   ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
+
+setup:                  ## build .venv: MPI, torch, Horovod, mpi4py, h5py, hvdlm (no root)
+	@$(PYTHON) scripts/setup_env.py
+
+setup-system:           ## Debian, root: Open MPI, parallel HDF5, SLURM, munge, ssh for the complete tests
+	@scripts/setup_system.sh
+
+quickstart: setup       ## the main job on this machine, under 5 minutes (CORPUS=path for your own text)
+	@scripts/quickstart.sh
+
+test: setup lint unit parallel  ## everything that CI runs
+
+lint: setup             ## ruff and mypy
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy hvdlm preprocessing perf scripts
+
+unit: setup             ## tests of one process, seconds each
+	.venv/bin/python -m pytest tests --ignore=tests/parallel
+
+parallel: setup         ## tests on 2 and 3 MPI ranks, Horovod included
+	.venv/bin/python -m pytest tests/parallel
+
+format: setup           ## let ruff rewrite the sources
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+clean:                  ## remove .venv and runs
+	rm -rf .venv runs build *.egg-info

@@ -1,0 +1,177 @@
+"""`hvdlm doctor`: do torch, Horovod, MPI and HDF5 here fit together? Each problem with its remedy."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hvdlm.errors import UserError
+from hvdlm.host import affinity
+from hvdlm.world import connect
+from hvdlm.world.horovod import load_horovod
+from hvdlm.world.launch import find_mpirun, start_command, without_launcher
+from hvdlm.world.mpi import load_mpi
+
+HELLO_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class Check:
+    """One fact; `remedy` is the command or change that mends it when it is not `ok`."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def examine() -> list[Check]:
+    """All checks, in an order in which a later one may need the earlier."""
+    checks: list[Check] = []
+    for check in (_python, _torch, _mpi, _horovod, _h5py, _one_libmpi, _launchers, _hello):
+        try:
+            checks += check()
+        except UserError as error:
+            checks.append(Check(check.__name__.lstrip("_"), False, str(error), "see the message"))
+    return checks
+
+
+def to_text(checks: list[Check]) -> str:
+    """A line a check, problems with their remedy below, and the verdict last."""
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(f"{'ok ' if check.ok else 'BAD'}  {check.name:<{width}}  {check.detail}")
+        if not check.ok:
+            lines.append(f"     {'':<{width}}  remedy: {check.remedy}")
+    bad = sum(not check.ok for check in checks)
+    return "\n".join([*lines, "all is well" if not bad else f"{bad} of {len(checks)} checks failed"])
+
+
+def _python() -> Iterator[Check]:
+    yield Check("python", sys.version_info >= (3, 10), f"{platform.python_version()} on {platform.machine()}",
+                "use Python 3.10 or newer")  # fmt: skip
+
+
+def _torch() -> Iterator[Check]:
+    before = affinity()
+    try:
+        import torch
+    except ImportError as error:
+        yield Check("torch", False, f"cannot be imported ({error})", "make setup")
+        return
+    gpus = torch.cuda.device_count()
+    yield Check("torch", True, f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {gpus} GPUs")
+    after = affinity()
+    detail = f"{os.cpu_count()} on the node, {len(after)} for this process, {torch.get_num_threads()} torch threads"
+    if len(after) < len(before):
+        detail = f"{len(before)} before `import torch`, {len(after)} after"
+    yield Check("cores", len(after) >= len(before), detail, "unset OMP_PROC_BIND, GOMP_CPU_AFFINITY and KMP_AFFINITY")
+
+
+def _mpi() -> Iterator[Check]:
+    mpi = load_mpi()
+    version = mpi.Get_library_version().replace("\0", "").splitlines()[0].split(",")[0].strip()
+    yield Check("MPI", True, f"{version}, MPI_THREAD_MULTIPLE, mpi4py {importlib.metadata.version('mpi4py')}")
+
+
+def _horovod() -> Iterator[Check]:
+    if importlib.util.find_spec("horovod") is None:
+        yield Check("horovod", False, "is not installed", "make setup (or train with world=mpi)")
+        return
+    import horovod
+    import torch
+
+    facts = Path(horovod.__file__).parent / "metadata.json"
+    built_for = json.loads(facts.read_text()).get("pytorch") if facts.exists() else None
+    if built_for and built_for != torch.__version__:
+        yield Check("horovod", False, f"was built for torch {built_for}, this is {torch.__version__}", "make setup")
+        return
+    hvd = load_horovod()
+    kinds = {"MPI": hvd.mpi_built(), "Gloo": hvd.gloo_built(), "NCCL": bool(hvd.nccl_built())}
+    detail = f"{horovod.__version__} for torch {built_for}: " + ", ".join(k for k, built in kinds.items() if built)
+    yield Check("horovod", bool(kinds["MPI"]), detail, "it was built without MPI: load an MPI, then `make setup`")
+    if sys.version_info >= (3, 12):
+        has_shim = importlib.util.find_spec("distutils") is not None
+        yield Check("horovodrun", has_shim, "distutils shim " + ("found" if has_shim else "missing"),
+                    "pip install 'setuptools<81' (mpirun and srun work without it)")  # fmt: skip
+
+
+def _h5py() -> Iterator[Check]:
+    import h5py
+
+    parallel = "parallel (mpio)" if h5py.get_config().mpi else "serial (enough for every stage)"
+    yield Check("h5py", True, f"{h5py.__version__} on HDF5 {h5py.version.hdf5_version}, {parallel}")
+
+
+def _one_libmpi() -> Iterator[Check]:
+    """Two MPIs in one process are the usual cause of `every rank is 0 of 1`."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    libraries = sorted({os.path.realpath(line.split()[-1]) for line in maps if "/libmpi.so" in line})
+    yield Check("libmpi", len(libraries) == 1, ", ".join(libraries) or "none mapped",
+                "build mpi4py, Horovod and h5py with one MPI: remove .venv, then `make setup`")  # fmt: skip
+
+
+def _launchers() -> Iterator[Check]:
+    horovodrun = Path(sys.executable).parent / "horovodrun"
+    others = [name for name in ("srun", "sbatch") if shutil.which(name)]
+    if horovodrun.exists():
+        others.insert(0, str(horovodrun))
+    yield Check("launchers", True, ", ".join([str(find_mpirun()), *others]))
+
+
+def _hello() -> Iterator[Check]:
+    """Two ranks meet through Horovod and through mpi4py, started by the mpirun found above."""
+    with tempfile.TemporaryDirectory() as folder:  # a folder without hvdlm's sources: what is installed counts
+        command = start_command(2, [sys.executable, "-m", "hvdlm", "doctor", "--hello"])
+        try:
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, timeout=HELLO_TIMEOUT_S,
+                env=without_launcher(dict(os.environ)), stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            yield Check("2 ranks", False, f"no answer in {HELLO_TIMEOUT_S} s", "does `mpirun -np 2 hostname` work?")
+            return
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        reason = next((line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()), "no output")
+        yield Check("2 ranks", False, f"{' '.join(command[:3])} failed: {reason}", "run that command by hand")
+        return
+    sizes = json.loads(lines[-1])
+    is_right = all(size == 2 for size in sizes.values())
+    yield Check("2 ranks", is_right, "allreduce over " + " and ".join(f"{name} ({size} ranks)" for name, size in sizes.items()),
+                "mpirun belongs to another MPI than the one Horovod and mpi4py use")  # fmt: skip
+
+
+def hello() -> int:
+    """What each rank of the 2-rank check runs: sum the ranks in both worlds; rank 0 prints the sizes."""
+    import numpy as np
+
+    sizes = {}
+    worlds: list[tuple[str, Callable[[], Any]]] = [("mpi4py", lambda: connect("mpi"))]
+    if importlib.util.find_spec("horovod") is not None:
+        worlds.append(("horovod", lambda: connect("horovod")))
+    for name, join in worlds:
+        world = join()
+        total = np.array([world.rank], dtype=np.int64)
+        world.sum_(total)
+        sizes[name] = world.size if int(total[0]) == world.size * (world.size - 1) // 2 else -1
+        rank = world.rank
+        world.close()
+    if rank == 0:
+        print(json.dumps(sizes), flush=True)
+    return 0

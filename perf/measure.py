@@ -1,0 +1,88 @@
+"""One measurement, run by every rank of a sweep's mpirun:  python -m hvdlm.perf.measure SPEC.json
+
+SPEC.json holds the resolved train config, where the record goes, and how many steps to time.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hvdlm.host import affinity
+from hvdlm.models import num_parameters
+from hvdlm.train import RunConfig, build_engine
+from hvdlm.world import connected
+from hvdlm.world.interface import World
+from hvdlm.world.mpi import load_mpi
+
+from . import record as records
+from .record import Record, Workload
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to measure; `config` is a RunConfig as plain values."""
+
+    config: dict
+    folder: str
+    repeat: int
+    steps: int
+    warmup: int
+    is_strong: bool
+    is_weak: bool
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+
+def measure(spec: Spec, world: World) -> Record:
+    """Run warm-up and timed steps of the real training step; the same record on every rank."""
+    config = RunConfig.model_validate(spec.config)
+    started, load_before = datetime.datetime.now(datetime.timezone.utc), os.getloadavg()[0]
+    engine, _ = build_engine(config, world)
+    results = [engine.run(step) for step in range(spec.warmup + spec.steps)]
+    times = world.gather([result.step_s for result in results])
+    waits = world.gather([result.data_wait_s for result in results])
+    hosts = world.gather(records.host_name())
+    version = load_mpi().Get_library_version().replace("\0", "").splitlines()[0].split(",")[0].strip()
+    return Record(
+        schema_version=records.SCHEMA_VERSION,
+        ranks=world.size,
+        repeat=spec.repeat,
+        global_batch=config.train.global_batch,
+        is_strong=spec.is_strong,
+        is_weak=spec.is_weak,
+        warmup_s=tuple(tuple(rank[: spec.warmup]) for rank in times),
+        step_s=tuple(tuple(rank[spec.warmup :]) for rank in times),
+        data_wait_s=tuple(tuple(rank[spec.warmup :]) for rank in waits),
+        first_loss=results[0].loss,
+        workload=Workload(
+            family=config.model.family,
+            num_parameters=num_parameters(engine.model),
+            seq_len=config.data.seq_len,
+            micro_batch=config.train.micro_batch,
+            precision=config.train.precision,
+            sync=config.sync.kind
+            if config.sync.kind != "auto"
+            else ("horovod" if world.kind == "horovod" else "allreduce"),
+            world=world.kind,
+            device=engine.device.type,
+            threads=config.train.threads,
+        ),
+        environment=records.environment(hosts, len(affinity()), version, started, load_before),
+    )
+
+
+def main(path: str) -> None:
+    spec = Spec(**json.loads(Path(path).read_text()))
+    with connected(spec.config["world"], prefer="horovod") as world:
+        record = measure(spec, world)
+        world.on_root(lambda: records.write(Path(spec.folder), record))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

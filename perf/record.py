@@ -1,0 +1,143 @@
+"""A measurement is an immutable record of raw values and their circumstances; statistics come on reading."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import socket
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hvdlm.errors import UserError
+from hvdlm.shards import write_text_durably
+
+SCHEMA_VERSION = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Workload(_Frozen):
+    """What every measurement of one study has in common."""
+
+    family: str
+    num_parameters: int
+    seq_len: int
+    micro_batch: int
+    precision: str
+    sync: str
+    world: str
+    device: str
+    threads: int  # torch threads a rank
+
+
+class Environment(_Frozen):
+    """Where and with what it was measured."""
+
+    hosts: tuple[str, ...]  # one a rank
+    cores: int  # a rank may use, on rank 0's host
+    cpu: str
+    system: str
+    versions: dict[str, str]
+    mpi: str
+    job: str  # SLURM job id, or empty
+    started: str  # UTC, ISO 8601
+    load_before: float  # 1-minute load average of rank 0's host
+    load_after: float
+
+
+class Record(_Frozen):
+    """One run of the real training step at one number of ranks.
+
+    `step_s[rank][i]` is the wall time of timed step i on a rank's monotonic clock, data wait included.
+    """
+
+    schema_version: int
+    ranks: int
+    repeat: int
+    global_batch: int
+    is_strong: bool  # belongs to the strong-scaling series (fixed global batch)
+    is_weak: bool  # belongs to the weak-scaling series (fixed batch a rank)
+    warmup_s: tuple[tuple[float, ...], ...]
+    step_s: tuple[tuple[float, ...], ...]
+    data_wait_s: tuple[tuple[float, ...], ...]
+    first_loss: float
+    workload: Workload
+    environment: Environment
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.global_batch * self.workload.seq_len
+
+    @property
+    def slowest_s(self) -> list[float]:
+        """Per timed step the time of the slowest rank: what the job waited for."""
+        return [max(times) for times in zip(*self.step_s, strict=True)]
+
+    @property
+    def is_oversubscribed(self) -> bool:
+        """More threads than cores on some host: such a point is no evidence of scaling."""
+        per_host = max(self.environment.hosts.count(host) for host in self.environment.hosts)
+        return per_host * self.workload.threads > self.environment.cores
+
+
+def environment(hosts: list[str], cores: int, mpi: str, started: datetime.datetime, load_before: float) -> Environment:
+    """The facts of this process's machine; call it after the measurement."""
+    names = ("hvdlm", "torch", "horovod", "mpi4py", "numpy")
+    return Environment(
+        hosts=tuple(hosts),
+        cores=cores,
+        cpu=_cpu_name(),
+        system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        versions={name: _version(name) for name in names},
+        mpi=mpi,
+        job=os.environ.get("SLURM_JOB_ID", ""),
+        started=started.isoformat(timespec="seconds"),
+        load_before=load_before,
+        load_after=os.getloadavg()[0],
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def host_name() -> str:
+    return socket.gethostname()
+
+
+def write(folder: Path, record: Record) -> Path:
+    path = folder / f"r{record.ranks:05d}-b{record.global_batch}-{record.repeat}.json"
+    write_text_durably(path, record.model_dump_json(indent=1) + "\n")
+    return path
+
+
+def read_all(folder: Path) -> list[Record]:
+    """Every record below FOLDER/records, by ranks, batch and repeat; UserError names a file that is not one."""
+    records = []
+    for path in sorted((folder / "records").glob("*.json")):
+        try:
+            records.append(Record.model_validate_json(path.read_text(encoding="utf-8")))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(
+                f"{path}: no record of `hvdlm scale`: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            ) from None
+    if not records:
+        raise UserError(f"{folder}/records: holds no records; run `hvdlm scale CONFIG --out {folder}`")
+    return sorted(records, key=lambda record: (record.ranks, record.global_batch, record.repeat))

@@ -1,0 +1,240 @@
+"""`hvdlm report`: records to report.html (self-contained), report.md, report.csv and plots as PNG.
+
+Everything is a function of the records, so the same records give the same report, byte for byte.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, ScalarFormatter
+
+from hvdlm.errors import UserError
+from hvdlm.shards import write_text_durably
+
+from . import scaling
+from .record import Record, Workload, read_all
+from .scaling import Mode, Sample, ScalingPoint
+
+matplotlib.use("Agg")
+
+MODES: tuple[Mode, ...] = ("strong", "weak")
+COLORS = {"strong": "#1b6ca8", "weak": "#c8553d"}
+MEANING = {
+    "strong": "the global batch stays the same, more ranks share it",
+    "weak": "the batch of each rank stays the same, the global batch grows with the ranks",
+}
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+         "grid.alpha": 0.3, "figure.dpi": 150, "legend.frameon": False, "svg.hashsalt": "hvdlm"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Study:
+    """All records of a folder, and their statistics by mode."""
+
+    records: list[Record]
+    series: dict[Mode, list[ScalingPoint]]
+
+    @property
+    def workload(self) -> Workload:
+        return self.records[0].workload
+
+
+def read_study(folder: Path) -> Study:
+    """Records that belong together; UserError if they come from different workloads."""
+    records = read_all(folder)
+    for record in records[1:]:
+        if record.workload != records[0].workload:
+            differing = [k for k, v in record.workload.model_dump().items() if v != getattr(records[0].workload, k)]
+            raise UserError(f"{folder}/records: records differ in {', '.join(differing)}; a report needs one workload")
+    series: dict[Mode, list[ScalingPoint]] = {}
+    for mode in MODES:
+        samples = _samples([r for r in records if (r.is_strong if mode == "strong" else r.is_weak)])
+        if samples:
+            series[mode] = scaling.analyse(samples, mode)
+    return Study(records, series)
+
+
+def _samples(records: Sequence[Record]) -> list[Sample]:
+    by_ranks: dict[int, list[Record]] = {}
+    for record in records:
+        by_ranks.setdefault(record.ranks, []).append(record)
+    return [
+        Sample(
+            ranks=ranks,
+            tokens_per_step=group[0].tokens_per_step,
+            runs=tuple(tuple(record.slowest_s) for record in group),
+            is_oversubscribed=any(record.is_oversubscribed for record in group),
+        )
+        for ranks, group in sorted(by_ranks.items())
+    ]
+
+
+def write_report(folder: Path) -> Path:
+    """Write every form of the report into `folder`; returns the path of report.html."""
+    study = read_study(folder)
+    plots = {name: draw(study) for name, draw in PLOTS.items()}
+    try:
+        for name, png in plots.items():
+            (folder / f"{name}.png").write_bytes(png)
+        write_text_durably(folder / "report.csv", to_csv(study))
+        write_text_durably(folder / "report.md", _render("report.md.j2", study, plots))
+        write_text_durably(folder / "report.html", _render("report.html.j2", study, plots))
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from None
+    return folder / "report.html"
+
+
+def to_csv(study: Study) -> str:
+    """One row a point, full precision, for whoever wants to draw it again."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    triples = ("step_s", "tokens_per_s", "speedup", "efficiency")
+    writer.writerow(["mode", "ranks", "tokens_per_step", "runs", "steps", *(f"{t}{end}" for t in triples for end in ("", "_low", "_high")),
+                     "p95_s", "max_s", "karp_flatt", "oversubscribed"])  # fmt: skip
+    for point in (point for points in study.series.values() for point in points):
+        intervals = [
+            x for t in triples for x in (getattr(point, t).value, getattr(point, t).low, getattr(point, t).high)
+        ]
+        writer.writerow([point.mode, point.ranks, point.tokens_per_step, point.num_runs, point.num_steps, *intervals,
+                         point.p95_s, point.max_s, point.karp_flatt, int(point.is_oversubscribed)])  # fmt: skip
+    return out.getvalue()
+
+
+def _render(template: str, study: Study, plots: dict[str, bytes]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("hvdlm.perf", "."), autoescape=template.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["percent"] = lambda interval: (
+        f"{100 * interval.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    )
+    environment.filters["times"] = lambda interval: f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+    environment.filters["ms"] = lambda interval: (
+        f"{1e3 * interval.value:.1f} [{1e3 * interval.low:.1f}, {1e3 * interval.high:.1f}]"
+    )
+    environment.filters["rate"] = lambda interval: f"{interval.value:,.0f} [{interval.low:,.0f}, {interval.high:,.0f}]"
+    return environment.get_template(template).render(**_facts(study, plots))
+
+
+def _facts(study: Study, plots: dict[str, bytes]) -> dict[str, Any]:
+    first = study.records[0]
+    first_points = next(iter(study.series.values()))
+    environments = [record.environment for record in study.records]
+    return {
+        "series": study.series,
+        "meaning": MEANING,
+        "diagnoses": [scaling.diagnose(points) for points in study.series.values()],
+        "base": first_points[0],
+        "workload": study.workload,
+        "environment": first.environment,
+        "hosts": sorted({host for e in environments for host in e.hosts}),
+        "loads": (min(e.load_before for e in environments), max(e.load_before for e in environments)),
+        "started": (min(e.started for e in environments), max(e.started for e in environments)),
+        "jobs": sorted({e.job for e in environments} - {""}),
+        "warmup": len(first.warmup_s[0]),
+        "num_records": len(study.records),
+        "data_wait": max(sum(map(sum, r.data_wait_s)) / sum(map(sum, r.step_s)) for r in study.records),
+        "any_oversubscribed": any(record.is_oversubscribed for record in study.records),
+        "accepted": scaling.ACCEPTED_EFFICIENCY,
+        "plots": {name: base64.b64encode(png).decode() for name, png in plots.items()},
+    }
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def _png(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+def _rank_axis(axes: Axes, study: Study) -> None:
+    ranks = sorted({point.ranks for points in study.series.values() for point in points})
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(ranks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.set_xlim(ranks[0] / 1.25, ranks[-1] * 1.25)
+    axes.set_xlabel("MPI ranks")
+
+
+def _points_with_intervals(axes: Axes, points: Sequence[ScalingPoint], quantity: str, mode: Mode) -> None:
+    """Measured points with 95 % intervals; open markers where cores were oversubscribed."""
+    for point in points:
+        interval = getattr(point, quantity)
+        shift = 0.985 if mode == "strong" else 1.015  # so that equal points of both series stay visible
+        axes.errorbar(
+            point.ranks * shift, interval.value, [[max(0, interval.value - interval.low)], [max(0, interval.high - interval.value)]],
+            fmt="o" if mode == "strong" else "s", color=COLORS[mode], capsize=3, markersize=6,
+            markerfacecolor="white" if point.is_oversubscribed else COLORS[mode],
+            label=f"{mode}" if point is points[0] else None,
+        )  # fmt: skip
+
+
+def draw_scaling(study: Study) -> bytes:
+    """Speedup against the ideal line, and efficiency against the accepted one."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 3.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        all_points = [point for points in study.series.values() for point in points]
+        base, top = min(p.ranks for p in all_points), max(p.ranks for p in all_points)
+        left.plot([base, top], [1, top / base], color="0.5", linestyle="--", linewidth=1, label="ideal")
+        right.axhline(1, color="0.5", linestyle="--", linewidth=1, label="ideal")
+        right.axhline(
+            scaling.ACCEPTED_EFFICIENCY,
+            color="0.5",
+            linestyle=":",
+            linewidth=1,
+            label=f"{scaling.ACCEPTED_EFFICIENCY:.0%}",
+        )
+        for mode, points in study.series.items():
+            _points_with_intervals(left, points, "speedup", mode)
+            _points_with_intervals(right, points, "efficiency", mode)
+        left.set_title("Speedup in tokens/s", loc="left")
+        left.set_yscale("log", base=2)
+        left.yaxis.set_major_formatter(ScalarFormatter())
+        right.set_title("Parallel efficiency", loc="left")
+        right.yaxis.set_major_formatter(PercentFormatter(1.0))
+        right.set_ylim(0, max(1.15, 1.05 * max(p.efficiency.high for p in all_points)))
+        for axes in (left, right):
+            _rank_axis(axes, study)
+            axes.legend()
+        return _png(figure)
+
+
+def draw_steps(study: Study) -> bytes:
+    """Every timed step of every measurement, in order: drift and outliers show here or nowhere."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 2.8), layout="constrained")
+        axes = figure.subplots()
+        start = 0
+        ticks, labels = [], []
+        for record in study.records:
+            times = [1e3 * value for value in record.slowest_s]
+            both = record.is_strong and record.is_weak
+            color = "0.35" if both else COLORS["strong" if record.is_strong else "weak"]
+            axes.plot(range(start, start + len(times)), times, ".", markersize=4, color=color)
+            ticks.append(start + len(times) / 2)
+            labels.append(f"{record.ranks} x {record.global_batch // record.ranks}\n#{record.repeat + 1}")
+            start += len(times) + 3
+        axes.set_xticks(ticks, labels, fontsize=7)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("ms")
+        axes.set_title("Each timed step (ranks x sequences a rank, repeat)", loc="left")
+        axes.grid(axis="x", visible=False)
+        return _png(figure)
+
+
+PLOTS = {"scaling": draw_scaling, "steps": draw_steps}

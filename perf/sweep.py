@@ -1,0 +1,127 @@
+"""`hvdlm scale`: every (ranks, batch) point, repeated in turn, each by an mpirun of its own.
+
+Strong scaling keeps the global batch of the config; weak scaling keeps the smallest point's batch a
+rank. Both start from the same base point, which is measured once for both. Rounds are interleaved, so a
+machine that drifts touches all points alike. Threads a rank are the same at every point.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvdlm.config import validate
+from hvdlm.errors import UserError
+from hvdlm.host import affinity
+from hvdlm.partition import micro_batches_per_rank
+from hvdlm.train import RunConfig
+from hvdlm.world.launch import start_command, without_launcher
+
+from .measure import Spec
+
+log = logging.getLogger("hvdlm")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One number of ranks with one global batch; the base belongs to both series."""
+
+    ranks: int
+    global_batch: int
+    is_strong: bool
+    is_weak: bool
+
+
+def parse_ranks(text: str) -> list[int]:
+    """`1,2,4` to a sorted list of distinct rank counts."""
+    try:
+        ranks = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UserError(f"--ranks {text!r}: write numbers with commas, for example 1,2,4") from None
+    if ranks[0] < 1:
+        raise UserError(f"--ranks {text!r}: a job has at least one rank")
+    return ranks
+
+
+def plan_points(ranks: list[int], modes: tuple[str, ...], global_batch: int, micro_batch: int) -> list[Point]:
+    """The points of a study, smallest first; UserError if the batch does not divide at some of them.
+
+    >>> [(p.ranks, p.global_batch) for p in plan_points([1, 2], ("strong", "weak"), 24, 4)]
+    [(1, 24), (2, 24), (2, 48)]
+    """
+    base = ranks[0]
+    try:
+        per_rank = micro_batches_per_rank(global_batch, micro_batch, base) * micro_batch
+        if "strong" in modes:
+            for count in ranks:
+                micro_batches_per_rank(global_batch, micro_batch, count)
+    except ValueError as error:
+        raise UserError(f"{error}; change train.global_batch, train.micro_batch or --ranks") from None
+    points: dict[tuple[int, int], set[str]] = {}
+    for count in ranks:
+        for mode in modes:
+            points.setdefault((count, global_batch if mode == "strong" else per_rank * count), set()).add(mode)
+    return [Point(count, batch, "strong" in of, "weak" in of) for (count, batch), of in sorted(points.items())]
+
+
+def sweep(
+    config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str, ...], steps: int, warmup: int, repeats: int
+) -> None:
+    """Measure every point `repeats` times into FOLDER/records; records of an earlier study are replaced."""
+    points = plan_points(ranks, modes, config.train.global_batch, config.train.micro_batch)
+    threads = config.train.threads or max(1, len(affinity()) // ranks[-1])
+    records = folder / "records"
+    try:
+        records.mkdir(parents=True, exist_ok=True)
+        for old in records.glob("*.json"):
+            old.unlink()
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from None
+    total, started = len(points) * repeats, time.monotonic()
+    log.info(
+        "scaling: %d points x %d repeats, %d + %d steps each, %d threads a rank",
+        len(points),
+        repeats,
+        warmup,
+        steps,
+        threads,
+    )
+    for number in range(total):
+        repeat, point = number // len(points), points[number % len(points)]
+        settings = validate(
+            RunConfig, config.model_dump(mode="json"), Path("scale"),
+            (f"train.global_batch={point.global_batch}", f"train.threads={threads}"),
+        )  # fmt: skip
+        spec = Spec(
+            settings.model_dump(mode="json"), str(records), repeat, steps, warmup, point.is_strong, point.is_weak
+        )
+        _run(spec, point)
+        left_s = (time.monotonic() - started) / (number + 1) * (total - number - 1)
+        log.info(
+            "measured %d/%d: %d ranks, global batch %d | %.0f s left",
+            number + 1,
+            total,
+            point.ranks,
+            point.global_batch,
+            left_s,
+        )
+
+
+def _run(spec: Spec, point: Point) -> None:
+    with tempfile.NamedTemporaryFile("w", suffix=".json", dir=spec.folder, prefix=".spec") as file:
+        file.write(spec.to_json())
+        file.flush()
+        command = start_command(point.ranks, [sys.executable, "-m", "hvdlm.perf.measure", file.name])
+        done = subprocess.run(
+            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=without_launcher(dict(os.environ))
+        )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no message")
+        raise UserError(f"measuring {point.ranks} ranks failed: {reason.removeprefix('hvdlm: error: ')}")

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# The main job end to end on this machine: text, shards, training, evaluation, a sample, scaling, report.
+#   make quickstart                    on the sources of Python's standard library
+#   make quickstart CORPUS=my/texts    on files of yours (a document a file)
+#   scripts/quickstart.sh train.steps=20    overrides go to the training config
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PATH=$PWD/.venv/bin:$PATH
+run=${RUN:-runs/quickstart}
+# Open MPI wants to be told that root, or more ranks than cores, are meant.
+if [ "$(id -u)" = 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
+if [ "$(nproc)" -lt 2 ]; then export OMPI_MCA_rmaps_base_oversubscribe=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe; fi
+
+step() { printf '\n== %s\n' "$1"; shift; echo "\$ $*"; "$@"; }
+
+step "1/6 raw text to tokenized HDF5 shards, 2 MPI ranks" \
+    mpirun -np 2 hvdlm preprocess configs/quickstart-data.yaml "output=$run/data" ${CORPUS:+"input=$CORPUS"}
+step "2/6 training, 2 ranks, Horovod" \
+    mpirun -np 2 hvdlm train configs/quickstart.yaml "run_dir=$run/train" "data.path=$run/data" "$@"
+step "3/6 evaluation on the whole validation split, 2 ranks" \
+    mpirun -np 2 hvdlm eval "$run/train" --json | tee "$run/eval.json"
+step "4/6 a sample" \
+    hvdlm generate "$run/train" --prompt "${PROMPT:-def }" --max-tokens 120 | tee "$run/sample.txt"
+step "5/6 weak and strong scaling at 1 and 2 ranks" \
+    hvdlm scale configs/quickstart.yaml "run_dir=$run/train" "data.path=$run/data" "$@" --ranks 1,2 --mode both --steps 15 --warmup 3 --out "$run/scaling"
+step "6/6 the report, from the records alone" \
+    hvdlm report "$run/scaling"
+printf '\nEverything of this run: %s\n%s\n' "$PWD/$run" "$PWD/$run/scaling/report.html"
