@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,26 +43,36 @@ class TrainBatches:
         return self._stream.read_windows(samples * self._seq_len, self._seq_len + 1)
 
 
-def evaluation_batches(
-    stream: TokenStream, *, seq_len: int, eos_id: int, batch: int, rank: int, size: int, max_tokens: int = 0
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The rank's part of a split as (inputs, targets), both int64 (<= batch, seq_len), each target once.
+@dataclass(frozen=True)
+class EvaluationWindows:
+    """A split cut into windows in which every token is a target exactly once.
 
-    Every token of the split (or of its first `max_tokens`) is a target on exactly one rank. The first
-    is predicted from an eos id, as each document's first token is. Padding targets are IGNORED.
+    The first token is predicted from an eos id, as each document's first is. `max_tokens` keeps the
+    beginning of the split, 0 all of it.
     """
-    total = min(len(stream), max_tokens) if max_tokens else len(stream)
-    num_windows = -(-total // seq_len)
-    mine = slice_of(rank, size, num_windows)
-    for first in range(mine.start, mine.stop, batch):
-        windows = range(first, min(first + batch, mine.stop))
-        inputs = np.full((len(windows), seq_len), eos_id, dtype=np.int64)
-        targets = np.full((len(windows), seq_len), IGNORED, dtype=np.int64)
-        for row, window in enumerate(windows):
-            start, end = window * seq_len, min((window + 1) * seq_len, total)
-            tokens = stream.read(start, end - start)
-            targets[row, : end - start] = tokens
-            if start:
-                inputs[row, 0] = stream.read(start - 1, 1)[0]
-            inputs[row, 1 : end - start] = tokens[:-1]
-        yield inputs, targets
+
+    stream: TokenStream
+    seq_len: int
+    eos_id: int
+    max_tokens: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return min(len(self.stream), self.max_tokens) if self.max_tokens else len(self.stream)
+
+    def batches(self, batch: int, *, rank: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The rank's windows as (inputs, targets), both int64 (<= batch, seq_len); padding is IGNORED."""
+        mine = slice_of(rank, size, -(-self.num_tokens // self.seq_len))
+        for first in range(mine.start, mine.stop, batch):
+            pairs = [self._window(window) for window in range(first, min(first + batch, mine.stop))]
+            yield np.stack([inputs for inputs, _ in pairs]), np.stack([targets for _, targets in pairs])
+
+    def _window(self, window: int) -> tuple[np.ndarray, np.ndarray]:
+        start, end = window * self.seq_len, min((window + 1) * self.seq_len, self.num_tokens)
+        inputs = np.full(self.seq_len, self.eos_id, dtype=np.int64)
+        targets = np.full(self.seq_len, IGNORED, dtype=np.int64)
+        targets[: end - start] = self.stream.read(start, end - start)
+        inputs[1 : end - start] = targets[: end - start - 1]
+        if start:
+            inputs[0] = self.stream.read(start - 1, 1)[0]
+        return inputs, targets

@@ -60,10 +60,10 @@ def save(
         save_file(content, part)
         replace_durably(part, aside / name)
         files[name] = {"bytes": (aside / name).stat().st_size, "sha256": sha256_of(aside / name)}
-    content = {**state, "step": step, "files": files, "optimizer_scalars": scalars}
-    write_text_durably(aside / STATE, json.dumps(content, indent=1) + "\n")
+    record = {**state, "step": step, "files": files, "optimizer_scalars": scalars}
+    write_text_durably(aside / STATE, json.dumps(record, indent=1) + "\n")
     shutil.rmtree(final, ignore_errors=True)  # there only if it was found damaged
-    os.rename(aside, final)
+    aside.rename(final)
     sync_folder(root)
     _point_latest(root, final.name)
     for old in complete_steps(run_dir)[:-keep]:

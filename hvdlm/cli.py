@@ -163,9 +163,10 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Train, or resume the run in run_dir from its newest complete checkpoint."""
     from hvdlm import train as stage
     from hvdlm.config import load
+    from hvdlm.run import RunConfig
     from hvdlm.runlog import setup_logging
 
-    settings = load(stage.RunConfig, config, overrides)
+    settings = load(RunConfig, config, overrides)
     with connected(settings.world, prefer="horovod") as world:
         setup_logging(world.rank)
         summary = stage.train(settings, world)
@@ -203,12 +204,15 @@ def evaluate(checkpoint: Path, overrides: tuple[str, ...], split: str, as_json: 
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @_json_option
-def generate(checkpoint: Path, overrides: tuple[str, ...], prompt: str, as_json: bool, **options: Any) -> None:
+def generate(
+    checkpoint: Path, overrides: tuple[str, ...], prompt: str, max_tokens: int, as_json: bool, **options: Any
+) -> None:
     """Write text with a trained model. Under a launcher rank 0 does it alone."""
+    from hvdlm.generate import Sampling
     from hvdlm.restore import continue_text
 
     with connected() as world:
-        text = world.on_root(lambda: continue_text(checkpoint, overrides, prompt, **options))
+        text = world.on_root(lambda: continue_text(checkpoint, overrides, prompt, Sampling(**options), max_tokens))
         _result({"prompt": prompt, "text": text}, as_json, prompt + text, world.rank)
 
 
@@ -228,9 +232,9 @@ def scale(
     """Measure weak and strong scaling of the real training step; leaves DIR/records and the report."""
     from hvdlm.config import load
     from hvdlm.perf.report import write_report
-    from hvdlm.perf.sweep import parse_ranks, sweep
+    from hvdlm.perf.sweep import Effort, parse_ranks, sweep
+    from hvdlm.run import RunConfig
     from hvdlm.runlog import setup_logging
-    from hvdlm.train import RunConfig
 
     if (launched_as() or (0, 1))[1] > 1:
         raise UserError("`hvdlm scale` starts its own ranks; call it without mpirun")
@@ -238,7 +242,7 @@ def scale(
     settings = load(RunConfig, config, overrides)
     folder = out or settings.run_dir / "scaling"
     modes = ("strong", "weak") if mode == "both" else (mode,)
-    sweep(settings, folder, ranks=parse_ranks(ranks), modes=modes, **counts)
+    sweep(settings, folder, ranks=parse_ranks(ranks), modes=modes, effort=Effort(**counts))
     report_path = write_report(folder)
     _result({"out": str(folder), "report": str(report_path)}, as_json, str(report_path))
 
@@ -282,7 +286,7 @@ def config_schema(kind: str, as_json: bool) -> None:
 
 def _models() -> dict[str, Any]:
     from hvdlm.preprocessing.plan import PreprocessConfig
-    from hvdlm.train import RunConfig
+    from hvdlm.run import RunConfig
 
     return {"train": RunConfig, "preprocess": PreprocessConfig}
 

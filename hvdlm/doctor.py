@@ -153,7 +153,8 @@ def _hello() -> Iterator[Check]:
         return
     sizes = json.loads(lines[-1])
     is_right = all(size == 2 for size in sizes.values())
-    yield Check("2 ranks", is_right, "allreduce over " + " and ".join(f"{name} ({size} ranks)" for name, size in sizes.items()),
+    met = " and ".join(f"{name} ({size} ranks)" for name, size in sizes.items())
+    yield Check("2 ranks", is_right, f"allreduce over {met}",
                 "mpirun belongs to another MPI than the one Horovod and mpi4py use")  # fmt: skip
 
 

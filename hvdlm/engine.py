@@ -5,38 +5,24 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from hvdlm import checkpoint
 from hvdlm.batches import IGNORED, TrainBatches
-from hvdlm.config import Section
 from hvdlm.errors import UserError
 from hvdlm.host import fair_threads, keep_freed_memory, local_rank
-from hvdlm.models import ModelConfig, build_model
-from hvdlm.optim import OptimConfig, build_optimizer, lr_at, set_lr
+from hvdlm.models import build_model
+from hvdlm.optim import build_optimizer, lr_at, set_lr
 from hvdlm.partition import micro_batches_per_rank
+from hvdlm.run import RunConfig
 from hvdlm.shards import Manifest, TokenStream
-from hvdlm.sync import SyncConfig, build_sync
+from hvdlm.sync import build_sync
 from hvdlm.world.interface import World
-
-
-class TrainConfig(Section):
-    """The `train` section. `global_batch` and `micro_batch` count sequences."""
-
-    steps: int = Field(ge=1, description="optimizer steps")
-    global_batch: int = Field(ge=1, description="sequences a step, over all ranks")
-    micro_batch: int = Field(ge=1, description="sequences a rank puts through the model at once")
-    precision: Literal["fp32", "bf16"] = "fp32"
-    eval_every: int = Field(100, ge=1, description="steps between validations; the last step always has one")
-    eval_tokens: int = Field(0, ge=0, description="validate on the first so many tokens; 0 is the whole split")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(0, ge=0, description="torch threads a rank; 0 shares the node's cores fairly")
 
 
 @dataclass(frozen=True)
@@ -54,20 +40,9 @@ class StepResult:
 class Engine:
     """Model, optimizer, sync and data order of one rank, ready to run any step."""
 
-    def __init__(
-        self,
-        *,
-        model: ModelConfig,
-        optim: OptimConfig,
-        train: TrainConfig,
-        sync: SyncConfig,
-        seed: int,
-        seq_len: int,
-        stream: TokenStream,
-        manifest: Manifest,
-        world: World,
-    ) -> None:
-        self.world, self.train, self.optim, self.seed = world, train, optim, seed
+    def __init__(self, config: RunConfig, stream: TokenStream, manifest: Manifest, world: World) -> None:
+        train, seq_len = config.train, config.data.seq_len
+        self.world, self.train, self.optim, self.seed = world, train, config.optim, config.seed
         try:
             self.passes = micro_batches_per_rank(train.global_batch, train.micro_batch, world.size)
         except ValueError as error:
@@ -77,9 +52,9 @@ class Engine:
             keep_freed_memory()
             torch.set_num_threads(train.threads or fair_threads(world))
         self.tokens_per_step = train.global_batch * seq_len
-        self.batches = TrainBatches(stream, seq_len=seq_len, global_batch=train.global_batch, seed=seed)
-        self.model = build_model(model, manifest.vocab_size, seed).to(self.device)
-        self.sync = build_sync(sync, self.model, build_optimizer(self.model, optim), world, self.passes)
+        self.batches = TrainBatches(stream, seq_len=seq_len, global_batch=train.global_batch, seed=config.seed)
+        self.model = build_model(config.model, manifest.vocab_size, config.seed).to(self.device)
+        self.sync = build_sync(config.sync, self.model, build_optimizer(self.model, config.optim), world, self.passes)
         self.agree_on_weights()
 
     def agree_on_weights(self) -> None:
@@ -87,7 +62,7 @@ class Engine:
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             self.world.broadcast_(tensor.data)
 
-    def restore(self, path: checkpoint.Path) -> None:
+    def restore(self, path: Path) -> None:
         """Load weights and optimizer state of a checkpoint; every rank reads the same files."""
         checkpoint.load_model(path, self.model)
         checkpoint.load_optimizer(path, self.model, self.sync.optimizer)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from hvdlm.batches import evaluation_batches
+from hvdlm.batches import EvaluationWindows
 from hvdlm.engine import token_loss
-from hvdlm.shards import SplitEntry, TokenStream
+from hvdlm.shards import SplitEntry
 from hvdlm.world.interface import World
 
 
@@ -36,23 +36,18 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    stream: TokenStream,
+    windows: EvaluationWindows,
     entry: SplitEntry,
     *,
-    seq_len: int,
-    eos_id: int,
     batch: int,
     precision: str,
-    device: torch.device,
     world: World,
-    max_tokens: int = 0,
 ) -> Evaluation:
-    """Evaluate a split with windows of `seq_len`; the result is equal on all ranks."""
+    """Evaluate the split that `entry` describes, `batch` windows at once; the result is equal on all ranks."""
     model.eval()
+    device = next(model.parameters()).device
     total = np.zeros(2)  # nats, tokens: float64
-    for inputs, targets in evaluation_batches(
-        stream, seq_len=seq_len, eos_id=eos_id, batch=batch, rank=world.rank, size=world.size, max_tokens=max_tokens
-    ):
+    for inputs, targets in windows.batches(batch, rank=world.rank, size=world.size):
         ids = torch.from_numpy(inputs).to(device)
         total[0] += float(token_loss(model, ids, torch.from_numpy(targets).to(device), precision, reduction="sum"))
         total[1] += int((targets >= 0).sum())

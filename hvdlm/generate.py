@@ -3,48 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 
-def choose(logits: Tensor, *, temperature: float, top_k: int, top_p: float, random: torch.Generator) -> int:
-    """One id from logits (V,). Temperature 0 takes the most likely; top_k 0 and top_p 1 keep all.
+@dataclass(frozen=True)
+class Sampling:
+    """How an id is drawn. Temperature 0 takes the likeliest; top_k 0 and top_p 1 keep all.
 
     top_p keeps the smallest set of likeliest ids whose probability reaches it (Holtzman et al. 2020).
     """
-    if temperature == 0:
+
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def choose(logits: Tensor, sampling: Sampling, random: torch.Generator) -> int:
+    """One id from logits (V,)."""
+    if sampling.temperature == 0:
         return int(logits.argmax())
-    logits = logits.float() / temperature
-    if 0 < top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], float("-inf"))
+    logits = logits.float() / sampling.temperature
+    if 0 < sampling.top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], float("-inf"))
     probabilities, ids = logits.softmax(-1).sort(descending=True)
     before = probabilities.cumsum(-1) - probabilities
-    probabilities = probabilities.masked_fill(before >= top_p, 0.0)
+    probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
     return int(ids[torch.multinomial(probabilities, 1, generator=random)])
 
 
 @torch.no_grad()
 def generate(
-    model: nn.Module,
-    prompt: list[int],
-    *,
-    seq_len: int,
-    max_tokens: int,
-    eos_id: int,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
+    model: nn.Module, prompt: list[int], sampling: Sampling, *, seq_len: int, max_tokens: int, eos_id: int
 ) -> Iterator[int]:
     """Yield ids that continue `prompt` until the end of text or `max_tokens`; sees the last `seq_len` ids."""
     model.eval()
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(sampling.seed)
     ids = list(prompt) or [eos_id]
     device = next(model.parameters()).device
     for _ in range(max_tokens):
         logits = model(torch.tensor([ids[-seq_len:]], device=device))[0, -1]  # (V,)
-        chosen = choose(logits.cpu(), temperature=temperature, top_k=top_k, top_p=top_p, random=random)
+        chosen = choose(logits.cpu(), sampling, random)
         if chosen == eos_id:
             return
         ids.append(chosen)

@@ -47,8 +47,9 @@ def to_text(facts: dict) -> str:
     for name, split in facts["splits"].items():
         lengths = "  ".join(f"{key} {value:,}" for key, value in split["tokens_per_document"].items())
         lines += [
-            f"{name}: {split['num_tokens']:,} tokens, {split['num_documents']:,} documents, {split['num_shards']} shards, "
-            f"{split['bytes_per_token']:.2f} bytes a token, unigram loss {split['unigram_loss']:.4f}",
+            f"{name}: {split['num_tokens']:,} tokens, {split['num_documents']:,} documents, "
+            f"{split['num_shards']} shards, {split['bytes_per_token']:.2f} bytes a token, "
+            f"unigram loss {split['unigram_loss']:.4f}",
             f"  tokens a document: {lengths}",
             f"  begins: {split['sample']!r}",
         ]

@@ -10,16 +10,18 @@ import torch
 from torch import nn
 
 from hvdlm import checkpoint
+from hvdlm.batches import EvaluationWindows
 from hvdlm.config import validate
 from hvdlm.engine import choose_device
 from hvdlm.errors import UserError
 from hvdlm.evaluate import evaluate
-from hvdlm.generate import generate
+from hvdlm.generate import Sampling, generate
 from hvdlm.host import fair_threads, keep_freed_memory
 from hvdlm.models import build_model
+from hvdlm.run import RunConfig
 from hvdlm.shards import TOKENIZER, TokenStream
 from hvdlm.tokenizer import Tokenizer, digest, load
-from hvdlm.train import RunConfig, open_data
+from hvdlm.train import open_data
 from hvdlm.world.interface import World
 from hvdlm.world.serial import SerialWorld
 
@@ -53,27 +55,21 @@ def evaluate_checkpoint(target: Path, overrides: tuple[str, ...], split: str, wo
                 f"{state['tokenizer_digest']}; set data.path to data of the same tokenizer"
             )
         stream = TokenStream(config.data.path, split, manifest)
+    windows = EvaluationWindows(stream, config.data.seq_len, manifest.eos_id)
+    batch = max(1, EVAL_BATCH_TOKENS // config.data.seq_len)
     result = evaluate(
-        model, stream, manifest.splits[split],
-        seq_len=config.data.seq_len, eos_id=manifest.eos_id, batch=max(1, EVAL_BATCH_TOKENS // config.data.seq_len),
-        precision=config.train.precision, device=next(model.parameters()).device, world=world,
-    )  # fmt: skip
+        model, windows, manifest.splits[split], batch=batch, precision=config.train.precision, world=world
+    )
     return {**result.to_dict(), "split": split, "step": state["step"], "checkpoint": str(path)}
 
 
-def continue_text(
-    target: Path, overrides: tuple[str, ...], prompt: str, *,
-    max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int,
-) -> str:  # fmt: skip
+def continue_text(target: Path, overrides: tuple[str, ...], prompt: str, sampling: Sampling, max_tokens: int) -> str:
     """The text that a checkpoint's model writes after `prompt`."""
     path = checkpoint.resolve(target)
     model, config, state = restore(path, overrides, SerialWorld())
     tokenizer = _tokenizer_of(path, state)
     ids = [state["eos_id"], *tokenizer.encode_batch([prompt])[0].tolist()]
-    written = generate(
-        model, ids, seq_len=config.data.seq_len, max_tokens=max_tokens, eos_id=state["eos_id"],
-        temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-    )  # fmt: skip
+    written = generate(model, ids, sampling, seq_len=config.data.seq_len, max_tokens=max_tokens, eos_id=state["eos_id"])
     return tokenizer.decode(np.array(list(written), dtype=np.int64))
 
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -109,22 +110,23 @@ def _sha256(file) -> str:  # Python 3.10
     return sha.hexdigest()
 
 
-def write_shard(
-    path: Path,
-    pieces: Iterable[np.ndarray],
-    doc_lengths: np.ndarray,
-    *,
-    split: str,
-    vocab_size: int,
-    eos_id: int,
-    tokenizer_digest: str,
-) -> ShardEntry:
+@dataclass(frozen=True)
+class ShardLabels:
+    """What a shard says about itself."""
+
+    split: str
+    vocab_size: int
+    eos_id: int
+    tokenizer_digest: str
+
+
+def write_shard(path: Path, pieces: Iterable[np.ndarray], doc_lengths: np.ndarray, labels: ShardLabels) -> ShardEntry:
     """Write one shard aside, then rename it into place.
 
     `pieces` are 1-D id arrays whose lengths add up to the sum of `doc_lengths` (tokens a document, eos
     included). An id outside the vocabulary is a ValueError: it would be read as another token.
     """
-    dtype = dtype_for(vocab_size)
+    dtype = dtype_for(labels.vocab_size)
     num_tokens = int(doc_lengths.sum())
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with h5py.File(aside, "w", libver=("v108", "v108")) as file:
@@ -137,18 +139,16 @@ def write_shard(
         tokens = h5py.Dataset(h5py.h5d.create(file.id, b"tokens", h5py.h5t.py_create(dtype), space, plist))
         start = 0
         for piece in pieces:
-            if piece.size and int(piece.max()) >= vocab_size:
-                raise ValueError(f"{path}: id {int(piece.max())} is not in a vocabulary of {vocab_size}")
+            if piece.size and int(piece.max()) >= labels.vocab_size:
+                raise ValueError(f"{path}: id {int(piece.max())} is not in a vocabulary of {labels.vocab_size}")
             tokens[start : start + piece.size] = piece.astype(dtype, copy=False)
             start += piece.size
         if start != num_tokens:
             raise ValueError(f"{path}: {start} tokens were given, the documents have {num_tokens}")
         file["doc_offsets"] = np.concatenate([[0], np.cumsum(doc_lengths)]).astype("<i8")
         file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["tokenizer_digest"] = tokenizer_digest
-        file.attrs["vocab_size"] = vocab_size
-        file.attrs["eos_id"] = eos_id
-        file.attrs["split"] = split
+        for name, value in asdict(labels).items():
+            file.attrs[name] = value
         file.attrs["num_documents"] = len(doc_lengths)
     checksum, num_bytes = sha256_of(aside), aside.stat().st_size
     replace_durably(aside, path)
@@ -184,14 +184,16 @@ def _open_tokens(path: Path, entry: ShardEntry, manifest: Manifest) -> np.ndarra
         size = path.stat().st_size
         if size != entry.num_bytes:
             raise UserError(
-                f"{path}: has {size} bytes, the manifest says {entry.num_bytes}; copy it again or rerun `hvdlm preprocess`"
+                f"{path}: has {size} bytes, the manifest says {entry.num_bytes}; "
+                "copy it again or rerun `hvdlm preprocess`"
             )
         with h5py.File(path, "r", locking=False) as file:
             tokens = file["tokens"]
             found = str(file.attrs["tokenizer_digest"])
             if found != manifest.tokenizer_digest:
                 raise UserError(
-                    f"{path}: was made with tokenizer {found}, the manifest says {manifest.tokenizer_digest}; rerun `hvdlm preprocess`"
+                    f"{path}: was made with tokenizer {found}, the manifest says {manifest.tokenizer_digest}; "
+                    "rerun `hvdlm preprocess`"
                 )
             if tokens.shape != (entry.num_tokens,) or str(tokens.dtype) != manifest.dtype:
                 raise UserError(f"{path}: holds {tokens.shape} {tokens.dtype}, the manifest says {entry.num_tokens}")

@@ -13,22 +13,18 @@ import time
 from pathlib import Path
 
 import yaml
-from pydantic import Field
 
 from hvdlm import checkpoint, shards
-from hvdlm.batches import DataConfig
-from hvdlm.checkpoint import CheckpointConfig
-from hvdlm.config import Section, to_yaml
-from hvdlm.engine import Engine, StepResult, TrainConfig
+from hvdlm.batches import EvaluationWindows
+from hvdlm.config import to_yaml
+from hvdlm.engine import Engine, StepResult
 from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.evaluate import Evaluation, evaluate
-from hvdlm.models import ModelConfig, TransformerConfig, num_parameters
-from hvdlm.optim import OptimConfig
-from hvdlm.runlog import LogConfig, Progress, RunLog
+from hvdlm.models import num_parameters
+from hvdlm.run import RunConfig
+from hvdlm.runlog import Progress, RunLog
 from hvdlm.shards import Manifest, TokenStream
-from hvdlm.sync import SyncConfig
 from hvdlm.tokenizer import digest, load
-from hvdlm.world import WorldKind
 from hvdlm.world.interface import World
 
 log = logging.getLogger("hvdlm")
@@ -36,21 +32,6 @@ log = logging.getLogger("hvdlm")
 # What may differ when a run is resumed: none of it changes a number of the steps already made.
 FREE_ON_RESUME = {"run_dir", "log", "checkpoint", "world", "sync", "train.steps", "train.eval_every",
                   "train.eval_tokens", "train.threads", "train.device", "train.micro_batch", "data.path"}  # fmt: skip
-
-
-class RunConfig(Section):
-    """A train config: one section for each part that reads it."""
-
-    run_dir: Path = Field(description="folder of this run; an existing one is resumed")
-    seed: int = 0
-    data: DataConfig
-    model: ModelConfig = TransformerConfig()
-    optim: OptimConfig = OptimConfig()
-    train: TrainConfig
-    sync: SyncConfig = SyncConfig()
-    world: WorldKind = "auto"
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log: LogConfig = LogConfig()
 
 
 class StopFlag:
@@ -87,10 +68,7 @@ def build_engine(config: RunConfig, world: World) -> tuple[Engine, Manifest]:
         manifest = open_data(config.data.path)
         stream = TokenStream(config.data.path, "train", manifest)
     with world.together():
-        engine = Engine(
-            model=config.model, optim=config.optim, train=config.train, sync=config.sync, seed=config.seed,
-            seq_len=config.data.seq_len, stream=stream, manifest=manifest, world=world,
-        )  # fmt: skip
+        engine = Engine(config, stream, manifest, world)
     return engine, manifest
 
 
@@ -175,7 +153,8 @@ def _announce(engine: Engine, config: RunConfig, manifest: Manifest, world: Worl
     import torch
 
     log.info(
-        "%s world of %d, %s, %d threads a rank | %s of %s parameters | %d x %d sequences of %d a step | epoch = %s steps",
+        "%s world of %d, %s, %d threads a rank | %s of %s parameters | %d x %d sequences of %d a step | "
+        "an epoch is %s steps",
         world.kind, world.size, engine.device, torch.get_num_threads(), config.model.family,
         f"{num_parameters(engine.model):,}", engine.passes * world.size, config.train.micro_batch, config.data.seq_len,
         f"{engine.batches.num_samples / config.train.global_batch:,.1f}",
@@ -223,19 +202,20 @@ class _Validation:
     """The validation split, opened once; nothing happens where the data has none."""
 
     def __init__(self, config: RunConfig, engine: Engine, manifest: Manifest) -> None:
-        self._config, self._engine, self._manifest = config, engine, manifest
+        self._config, self._engine = config, engine
         self._entry = manifest.splits["val"]
-        self._stream = TokenStream(config.data.path, "val", manifest) if self._entry.num_tokens else None
+        self._windows: EvaluationWindows | None = None
+        if self._entry.num_tokens:
+            stream = TokenStream(config.data.path, "val", manifest)
+            self._windows = EvaluationWindows(stream, config.data.seq_len, manifest.eos_id, config.train.eval_tokens)
 
     def run(self, step: int, run_log: RunLog) -> Evaluation | None:
-        if self._stream is None:
+        if self._windows is None:
             return None
         engine = self._engine
         result = evaluate(
-            engine.model, self._stream, self._entry,
-            seq_len=self._config.data.seq_len, eos_id=self._manifest.eos_id, batch=self._config.train.micro_batch,
-            precision=self._config.train.precision, device=engine.device, world=engine.world,
-            max_tokens=self._config.train.eval_tokens,
+            engine.model, self._windows, self._entry,
+            batch=self._config.train.micro_batch, precision=self._config.train.precision, world=engine.world,
         )  # fmt: skip
         values = {k: v for k, v in result.to_dict().items() if v is not None and k != "unigram_loss"}
         run_log.write(step, "val", **values)

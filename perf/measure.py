@@ -14,7 +14,8 @@ from pathlib import Path
 
 from hvdlm.host import affinity
 from hvdlm.models import num_parameters
-from hvdlm.train import RunConfig, build_engine
+from hvdlm.run import RunConfig
+from hvdlm.train import build_engine
 from hvdlm.world import connected
 from hvdlm.world.interface import World
 from hvdlm.world.mpi import load_mpi

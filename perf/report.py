@@ -34,7 +34,7 @@ MEANING = {
     "strong": "the global batch stays the same, more ranks share it",
     "weak": "the batch of each rank stays the same, the global batch grows with the ranks",
 }
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
          "grid.alpha": 0.3, "figure.dpi": 150, "legend.frameon": False, "svg.hashsalt": "hvdlm"}  # fmt: skip
 
 
@@ -99,15 +99,15 @@ def to_csv(study: Study) -> str:
     """One row a point, full precision, for whoever wants to draw it again."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    triples = ("step_s", "tokens_per_s", "speedup", "efficiency")
-    writer.writerow(["mode", "ranks", "tokens_per_step", "runs", "steps", *(f"{t}{end}" for t in triples for end in ("", "_low", "_high")),
-                     "p95_s", "max_s", "karp_flatt", "oversubscribed"])  # fmt: skip
+    measured = ("step_s", "tokens_per_s", "speedup", "efficiency")
+    plain = ("mode", "ranks", "tokens_per_step", "num_runs", "num_steps", "p95_s", "max_s", "karp_flatt")
+    writer.writerow(
+        [*plain, "is_oversubscribed", *(f"{name}{end}" for name in measured for end in ("", "_low", "_high"))]
+    )
     for point in (point for points in study.series.values() for point in points):
-        intervals = [
-            x for t in triples for x in (getattr(point, t).value, getattr(point, t).low, getattr(point, t).high)
-        ]
-        writer.writerow([point.mode, point.ranks, point.tokens_per_step, point.num_runs, point.num_steps, *intervals,
-                         point.p95_s, point.max_s, point.karp_flatt, int(point.is_oversubscribed)])  # fmt: skip
+        intervals = [getattr(point, name) for name in measured]
+        values = [number for interval in intervals for number in (interval.value, interval.low, interval.high)]
+        writer.writerow([*(getattr(point, name) for name in plain), int(point.is_oversubscribed), *values])
     return out.getvalue()
 
 
@@ -116,14 +116,10 @@ def _render(template: str, study: Study, plots: dict[str, bytes]) -> str:
         loader=jinja2.PackageLoader("hvdlm.perf", "."), autoescape=template.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters["percent"] = lambda interval: (
-        f"{100 * interval.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
-    )
-    environment.filters["times"] = lambda interval: f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
-    environment.filters["ms"] = lambda interval: (
-        f"{1e3 * interval.value:.1f} [{1e3 * interval.low:.1f}, {1e3 * interval.high:.1f}]"
-    )
-    environment.filters["rate"] = lambda interval: f"{interval.value:,.0f} [{interval.low:,.0f}, {interval.high:,.0f}]"
+    environment.filters["percent"] = lambda x: f"{100 * x.value:.1f} % [{100 * x.low:.1f}, {100 * x.high:.1f}]"
+    environment.filters["times"] = lambda x: f"{x.value:.2f} [{x.low:.2f}, {x.high:.2f}]"
+    environment.filters["ms"] = lambda x: f"{1e3 * x.value:.1f} [{1e3 * x.low:.1f}, {1e3 * x.high:.1f}]"
+    environment.filters["rate"] = lambda x: f"{x.value:,.0f} [{x.low:,.0f}, {x.high:,.0f}]"
     return environment.get_template(template).render(**_facts(study, plots))
 
 
@@ -176,7 +172,8 @@ def _points_with_intervals(axes: Axes, points: Sequence[ScalingPoint], quantity:
         interval = getattr(point, quantity)
         shift = 0.985 if mode == "strong" else 1.015  # so that equal points of both series stay visible
         axes.errorbar(
-            point.ranks * shift, interval.value, [[max(0, interval.value - interval.low)], [max(0, interval.high - interval.value)]],
+            point.ranks * shift, interval.value,
+            [[max(0, interval.value - interval.low)], [max(0, interval.high - interval.value)]],
             fmt="o" if mode == "strong" else "s", color=COLORS[mode], capsize=3, markersize=6,
             markerfacecolor="white" if point.is_oversubscribed else COLORS[mode],
             label=f"{mode}" if point is points[0] else None,

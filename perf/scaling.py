@@ -85,7 +85,7 @@ def median_interval(values: Sequence[float] | np.ndarray, confidence: float = CO
         tail = (1 - confidence) / 2
         rank = int(np.searchsorted(below, tail, side="right"))
     else:
-        rank = int(math.floor(n / 2 - 1.96 * math.sqrt(n) / 2))
+        rank = math.floor(n / 2 - 1.96 * math.sqrt(n) / 2)
     rank = max(rank, 1)
     return Interval(float(np.median(ordered)), float(ordered[rank - 1]), float(ordered[n - rank]))
 

@@ -20,7 +20,7 @@ from hvdlm.config import validate
 from hvdlm.errors import UserError
 from hvdlm.host import affinity
 from hvdlm.partition import micro_batches_per_rank
-from hvdlm.train import RunConfig
+from hvdlm.run import RunConfig
 from hvdlm.world.launch import start_command, without_launcher
 
 from .measure import Spec
@@ -70,10 +70,17 @@ def plan_points(ranks: list[int], modes: tuple[str, ...], global_batch: int, mic
     return [Point(count, batch, "strong" in of, "weak" in of) for (count, batch), of in sorted(points.items())]
 
 
-def sweep(
-    config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str, ...], steps: int, warmup: int, repeats: int
-) -> None:
-    """Measure every point `repeats` times into FOLDER/records; records of an earlier study are replaced."""
+@dataclass(frozen=True)
+class Effort:
+    """How much of each point is measured."""
+
+    steps: int
+    warmup: int
+    repeats: int
+
+
+def sweep(config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str, ...], effort: Effort) -> None:
+    """Measure every point `effort.repeats` times into FOLDER/records; records of an earlier study are replaced."""
     points = plan_points(ranks, modes, config.train.global_batch, config.train.micro_batch)
     threads = config.train.threads or max(1, len(affinity()) // ranks[-1])
     records = folder / "records"
@@ -83,15 +90,8 @@ def sweep(
             old.unlink()
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from None
-    total, started = len(points) * repeats, time.monotonic()
-    log.info(
-        "scaling: %d points x %d repeats, %d + %d steps each, %d threads a rank",
-        len(points),
-        repeats,
-        warmup,
-        steps,
-        threads,
-    )
+    total, started = len(points) * effort.repeats, time.monotonic()
+    log.info("scaling: %d points, %s, %d threads a rank", len(points), effort, threads)
     for number in range(total):
         repeat, point = number // len(points), points[number % len(points)]
         settings = validate(
@@ -99,8 +99,9 @@ def sweep(
             (f"train.global_batch={point.global_batch}", f"train.threads={threads}"),
         )  # fmt: skip
         spec = Spec(
-            settings.model_dump(mode="json"), str(records), repeat, steps, warmup, point.is_strong, point.is_weak
-        )
+            config=settings.model_dump(mode="json"), folder=str(records), repeat=repeat, steps=effort.steps,
+            warmup=effort.warmup, is_strong=point.is_strong, is_weak=point.is_weak,
+        )  # fmt: skip
         _run(spec, point)
         left_s = (time.monotonic() - started) / (number + 1) * (total - number - 1)
         log.info(

@@ -29,6 +29,7 @@ from hvdlm.shards import (
     TOKENIZER,
     Manifest,
     ShardEntry,
+    ShardLabels,
     SplitEntry,
     dtype_for,
     read_manifest,
@@ -264,10 +265,7 @@ def _write(
         job.config.output / f"{plan.split}-{plan.number:05d}.h5",
         pieces(),
         np.concatenate(lengths),
-        split=plan.split,
-        vocab_size=tokenizer.vocab_size,
-        eos_id=tokenizer.eos_id,
-        tokenizer_digest=tokenizers.digest(tokenizer),
+        ShardLabels(plan.split, tokenizer.vocab_size, tokenizer.eos_id, tokenizers.digest(tokenizer)),
     )
 
 
@@ -296,7 +294,7 @@ def _manifest(
         tokenizer_kind=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
         eos_id=tokenizer.eos_id,
-        dtype=dtype_for(tokenizer.vocab_size).name,  # type: ignore[arg-type]
+        dtype=dtype_for(tokenizer.vocab_size).name,
         splits=splits,
         num_tokens=sum(entry.num_tokens for entry in splits.values()),
         num_documents=sum(entry.num_documents for entry in splits.values()),

@@ -68,9 +68,9 @@ def _expand(source: str) -> list[str]:
         )
     if Path(source).is_dir():
         return sorted(str(p) for p in Path(source).rglob("*") if p.is_file() and not p.name.startswith("."))
-    return sorted(p for p in glob.glob(source, recursive=True) if Path(p).is_file()) or (
-        [source] if Path(source).is_file() else []
-    )
+    if Path(source).is_file():
+        return [source]
+    return sorted(p for p in glob.glob(source, recursive=True) if Path(p).is_file())  # noqa: PTH207 - any pattern
 
 
 def format_of(path: str, asked: FormatName) -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import inspect
 import json
 import os
 import platform
@@ -116,7 +117,7 @@ class State:
 
 
 def check_machine() -> None:
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - this file is run by whatever python3 is there
         raise SetupError(f"python >= 3.10 is needed, this is {platform.python_version()}; "
                          "run `make setup PYTHON=python3.11` with a newer one")  # fmt: skip
     for tool, package in (("cc", "gcc"), ("c++", "g++"), ("make", "make")):
@@ -192,7 +193,11 @@ def cxx_standard(aten_header: str) -> int:
 
 
 def patch_horovod(source: Path, standard: int) -> None:
-    """Set the C++ standard where Horovod's CMake files say C++11/14, and 17 for its CUDA kernels."""
+    """Make the published 0.28.1 build with today's torch and start under today's Open MPI.
+
+    Its CMake files ask for C++14 (CUDA kernels: C++11); `horovodrun` says `-bind-to`, of which Open MPI 5
+    understands only the spelling with two dashes, as Open MPI 4 does too.
+    """
     for name in ("CMakeLists.txt", "horovod/torch/CMakeLists.txt"):
         file = source / name
         text = file.read_text()
@@ -201,6 +206,8 @@ def patch_horovod(source: Path, standard: int) -> None:
         if new == text:
             raise SetupError(f"Horovod's {name} has no C++ standard to set; is it {HOROVOD}?")
         file.write_text(new)
+    runner = source / "horovod/runner/mpi_run.py"
+    runner.write_text(re.sub(r"'-(bind-to|map-by|rank-by) ", r"'--\1 ", runner.read_text()))
     cuda = source / "horovod/common/ops/cuda/CMakeLists.txt"
     cuda.write_text(re.sub(r"(CMAKE_CUDA_STANDARD\s+)\d+", r"\g<1>17", cuda.read_text()))
 
@@ -292,7 +299,7 @@ def install_horovod(state: State, mpi: dict[str, str], torch: dict[str, str]) ->
         shutil.rmtree(source)
         archive.unlink()
 
-    facts = {"horovod": HOROVOD, **mpi, **torch, "standard": standard, **options}
+    facts = {"horovod": HOROVOD, "patch": inspect.getsource(patch_horovod), **mpi, **torch, "standard": standard, **options}
     # Where torch lies does not matter for the binary: it is found at run time.
     install_built(state, "horovod", {k: v for k, v in facts.items() if k not in ("home", "MAKEFLAGS")}, build)
 

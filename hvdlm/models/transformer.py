@@ -40,6 +40,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
         super().__init__()
+        self.head_width = config.width // config.heads
         self.embed = nn.Embedding(vocab_size, config.width)
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -58,7 +59,7 @@ class Transformer(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.drop(self.embed(ids))  # (B, T, C)
-        rotation = rotary(ids.shape[1], self.blocks[0].attention.head_width, x.device)
+        rotation = rotary(ids.shape[1], self.head_width, x.device)
         for block in self.blocks:
             x = block(x, rotation)
         return self.head(self.norm(x))
