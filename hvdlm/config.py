@@ -145,9 +145,9 @@ def _explain(
 
 def _place(path: Path, node: yaml.Node | None, loc: tuple[str, ...], overridden: dict) -> str:
     """`FILE:LINE` of the deepest part of `loc` that the file holds, or the override that set it."""
-    for depth in range(len(loc), 0, -1):
-        if loc[:depth] in overridden:
-            return f"override {overridden[loc[:depth]]!r}"
+    for key, override in overridden.items():
+        if loc and loc[: len(key)] == key[: len(loc)]:
+            return f"override {override!r}"
     line = None
     for part in loc:
         child = next(

@@ -150,8 +150,10 @@ class RunLog:
             for name, value in values.items():
                 self._board.add_scalar(f"{split}/{name}", value, step)
 
-    def close(self) -> None:
-        if self._file:
-            self._file.close()
-        if self._board:
-            self._board.close()
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for part in (self._file, self._board):
+            if part is not None:
+                part.close()

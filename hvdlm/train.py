@@ -87,12 +87,14 @@ def train(config: RunConfig, world: World) -> dict:
         first = checkpoint.read_state(found)["step"]
         log.info("resuming from %s", found)
     _announce(engine, config, manifest, world)
-    run_log = RunLog(config.log, config.run_dir, world, step=first)
     validation = _Validation(config, engine, manifest)
     started = time.monotonic()
     result, evaluation = None, None
     steps = config.train.steps
-    with Progress("train", steps, "steps", world, done=first, every=config.log.every) as progress:
+    with (
+        RunLog(config.log, config.run_dir, world, step=first) as run_log,
+        Progress("train", steps, "steps", world, done=first, every=config.log.every) as progress,
+    ):
         for step in range(first, steps):
             result = engine.run(step, stop=stop.is_set())
             done = step + 1
@@ -103,10 +105,8 @@ def train(config: RunConfig, world: World) -> dict:
                 evaluation = validation.run(done, run_log)
             if done % config.checkpoint.every == 0 or done == steps or result.stop:
                 _save(config, done, engine, manifest)
-            if result.stop:
-                run_log.close()
+            if result.stop and done < steps:
                 raise StoppedOnRequest(f"stopped at step {done} of {steps}, saved; the same command resumes")
-    run_log.close()
     if first >= steps:
         log.info("%s is at step %d of %d already", config.run_dir, first, steps)
     return {

@@ -11,7 +11,7 @@ run=${RUN:-runs/quickstart}
 if [ "$(id -u)" = 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
 if [ "$(nproc)" -lt 2 ]; then export OMPI_MCA_rmaps_base_oversubscribe=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe; fi
 
-step() { printf '\n== %s\n' "$1"; shift; echo "\$ $*"; "$@"; }
+step() { printf '\n== %s\n$' "$1"; shift; printf ' %q' "$@"; echo; "$@"; }
 
 step "1/6 raw text to tokenized HDF5 shards, 2 MPI ranks" \
     mpirun -np 2 hvdlm preprocess configs/quickstart-data.yaml "output=$run/data" ${CORPUS:+"input=$CORPUS"}

@@ -1,0 +1,126 @@
+"""Preprocessing as one process: complete or absent, resumable, every document once."""
+
+import numpy as np
+import pytest
+from conftest import make_text, preprocess
+
+from hvdlm.errors import UserError
+from hvdlm.preprocessing import build
+from hvdlm.shards import TokenStream, doc_offsets, read_manifest
+from hvdlm.tokenizer import load
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def documents_of(folder):
+    """Every document of a data folder decoded, by split."""
+    tokenizer, manifest = load(folder / "tokenizer.json"), read_manifest(folder)
+    found = {}
+    for split, entry in manifest.splits.items():
+        texts = []
+        start = 0
+        stream = TokenStream(folder, split, manifest) if entry.num_tokens else None
+        for shard in entry.shards:
+            for first, last in zip(*(lambda o: (o[:-1], o[1:]))(doc_offsets(folder, shard)), strict=True):
+                ids = stream.read(start + int(first), int(last - first))
+                assert ids[-1] == tokenizer.eos_id
+                texts.append(tokenizer.decode(ids[:-1]))
+            start += shard.num_tokens
+        found[split] = texts
+    return found
+
+
+@pytest.mark.parametrize("tokenizer", [{"kind": "byte"}, {"kind": "bpe", "vocab_size": 400}])
+def test_every_document_comes_back_once(corpus, tmp_path, tokenizer):
+    manifest = preprocess(corpus, tmp_path, tokenizer=tokenizer, split={"val": 0.2, "test": 0.2})
+    found = documents_of(tmp_path)
+    texts = [path.read_text() for path in sorted(corpus.iterdir())]
+    assert sorted(sum(found.values(), [])) == sorted(text for text in texts if text)
+    assert all(found[split] for split in ("train", "val", "test"))
+    assert [text for text in texts if text in found["train"]] == found["train"]  # input order
+    assert manifest.statistics == {"documents": 37, "empty_documents": 3, "replaced_characters": 0}
+    assert manifest.splits["val"].text_bytes == sum(len(text.encode()) for text in found["val"])
+    assert not (tmp_path / ".work").exists()
+
+
+def test_a_document_never_changes_its_split_when_data_is_added(corpus, tmp_path):
+    preprocess(corpus, tmp_path / "before")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "new.txt").write_text(make_text(999, 500))
+    preprocess(str(corpus), tmp_path / "after", input=[str(tmp_path / "more"), str(corpus)])
+    before, after = documents_of(tmp_path / "before"), documents_of(tmp_path / "after")
+    assert set(before["val"]) <= set(after["val"])
+    assert set(before["train"]) <= set(after["train"])
+
+
+def test_shards_hold_about_shard_tokens(corpus, tmp_path):
+    manifest = preprocess(corpus, tmp_path, shard_tokens=10_000)
+    sizes = [shard.num_tokens for shard in manifest.splits["train"].shards]
+    assert len(sizes) > 5
+    longest = max(len(text) for text in documents_of(tmp_path)["train"])
+    assert all(abs(size - 10_000) <= 2 * longest for size in sizes[:-1])
+
+
+@pytest.mark.parametrize("units_before_the_end", [0, 1, 2])
+@pytest.mark.parametrize("stage", ["_tokenize", "_write"])
+def test_an_interrupted_run_is_no_data_set_and_continues_to_the_same_bytes(
+    corpus, tmp_path, monkeypatch, units_before_the_end, stage
+):
+    monkeypatch.setattr(build, "ENCODE_BYTES", 1000)
+    monkeypatch.setattr("hvdlm.preprocessing.plan.MIN_UNIT_BYTES", 20_000)
+    preprocess(corpus, tmp_path / "whole", shard_tokens=5_000)
+    real, calls = getattr(build, stage), []
+
+    def dies(*arguments):
+        calls.append(arguments)
+        if len(calls) > units_before_the_end:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(build, stage, dies)
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(corpus, tmp_path / "resumed", shard_tokens=5_000)
+    with pytest.raises(UserError, match="no finished data set"):
+        read_manifest(tmp_path / "resumed")
+    tokenized = []
+    monkeypatch.setattr(build, stage, real)
+    tokenize = build._tokenize
+    monkeypatch.setattr(build, "_tokenize", lambda *a: (tokenized.append(a), tokenize(*a)))
+    preprocess(corpus, tmp_path / "resumed", shard_tokens=5_000)
+    assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
+    if stage == "_write":
+        assert not tokenized  # nothing is done twice
+
+
+def test_a_finished_run_is_not_repeated(corpus, tmp_path, monkeypatch):
+    first = preprocess(corpus, tmp_path)
+    monkeypatch.setattr(build, "_tokenize_units", None)
+    assert preprocess(corpus, tmp_path) == first
+
+
+def test_another_data_set_is_never_overwritten(corpus, tmp_path):
+    preprocess(corpus, tmp_path)
+    with pytest.raises(UserError, match="holds another data set"):
+        preprocess(corpus, tmp_path, seed=5)
+
+
+def test_an_empty_corpus_is_an_error(tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(UserError, match="its 1 files are empty"):
+        preprocess(tmp_path / "empty.txt", tmp_path / "out")
+    (tmp_path / "empty.txt").write_text("  \n")
+    with pytest.raises(UserError, match="holds no text at all"):
+        preprocess(tmp_path / "empty.txt", tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_unigram_loss_is_the_entropy_for_equal_frequencies():
+    counts = np.full(50, 10_000)
+    assert build.unigram_loss(counts, counts) == pytest.approx(np.log(50), rel=1e-6)
+    assert build.unigram_loss(counts, np.zeros(50)) is None
+
+
+def test_unigram_loss_gives_unseen_tokens_a_chance():
+    assert np.isfinite(build.unigram_loss(np.array([5, 0]), np.array([0, 3])))

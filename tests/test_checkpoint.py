@@ -1,0 +1,163 @@
+"""A checkpoint is complete or absent, at whatever point the writer dies."""
+
+import errno
+import json
+
+import pytest
+import torch
+from conftest import make_config
+
+from hvdlm import checkpoint
+from hvdlm.errors import UserError
+from hvdlm.run import RunConfig
+from hvdlm.runlog import read_metrics
+from hvdlm.train import train
+from hvdlm.world.serial import SerialWorld
+
+
+@pytest.fixture
+def parts():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def save(run_dir, step, parts, keep=2):
+    return checkpoint.save(run_dir, step, *parts, {"config": {}}, keep)
+
+
+def test_what_is_saved_is_restored_bit_for_bit(tmp_path, parts):
+    path = save(tmp_path, 7, parts)
+    model = torch.nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    checkpoint.load_model(path, model)
+    checkpoint.load_optimizer(path, model, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), parts[0].parameters(), strict=True))
+    for ours, theirs in zip(model.parameters(), parts[0].parameters(), strict=True):
+        state, expected = optimizer.state[ours], parts[1].state[theirs]
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[key], expected[key]) for key in state)
+    assert checkpoint.read_state(path)["step"] == 7
+
+
+def test_latest_points_to_the_newest_and_old_ones_go(tmp_path, parts):
+    for step in (10, 20, 30):
+        save(tmp_path, step, parts)
+    root = tmp_path / "checkpoints"
+    assert sorted(path.name for path in root.iterdir()) == ["latest", "step_00000020", "step_00000030"]
+    assert (root / "latest").resolve().name == "step_00000030"
+    assert checkpoint.resolve(root / "latest").name == "latest"
+    assert checkpoint.resolve(tmp_path).name == "step_00000030"
+
+
+def dying(function, survive, error):
+    calls = []
+
+    def wrapped(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) > survive:
+            raise error
+        return function(*arguments, **options)
+
+    return wrapped
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize(
+    ("point", "times"),
+    [("save_file", 2), ("replace_durably", 2), ("sha256_of", 2), ("write_text_durably", 1), ("sync_folder", 2), ("_point_latest", 1)],
+)
+def test_a_crash_at_any_point_leaves_a_complete_checkpoint(tmp_path, parts, monkeypatch, point, times, error):
+    save(tmp_path, 10, parts)
+    real = getattr(checkpoint, point)
+    for survive in range(times):
+        monkeypatch.setattr(checkpoint, point, dying(real, survive, error))
+        with pytest.raises(type(error)):
+            save(tmp_path, 20, parts)
+        monkeypatch.setattr(checkpoint, point, real)
+        found = checkpoint.newest(tmp_path)
+        assert found is not None
+        assert checkpoint.damage(found) is None
+    assert save(tmp_path, 20, parts).name == "step_00000020"
+    assert checkpoint.newest(tmp_path).name == "step_00000020"
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, parts, name, damage):
+    save(tmp_path, 10, parts)
+    path = save(tmp_path, 20, parts) / name
+    content = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else content[:30] + b"\xff" + content[31:])
+    assert checkpoint.newest(tmp_path).name == "step_00000010"
+
+
+def test_no_checkpoint_is_told_apart_from_a_damaged_one(tmp_path, parts):
+    assert checkpoint.newest(tmp_path) is None
+    with pytest.raises(UserError, match="holds no complete checkpoint"):
+        checkpoint.resolve(tmp_path)
+    path = save(tmp_path, 10, parts)
+    (path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"model.safetensors is cut short"):
+        checkpoint.resolve(path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, parts):
+    path = save(tmp_path, 10, parts)
+    with pytest.raises(UserError, match=r"weight is \(3, 3\), this config says \(3, 4\)"):
+        checkpoint.load_model(path, torch.nn.Linear(4, 3))
+    with pytest.raises(UserError, match=r"other tensors than this config \(bias"):
+        checkpoint.load_model(path, torch.nn.Linear(3, 3, bias=False))
+
+
+def final_state(run_dir):
+    state = json.loads((checkpoint.resolve(run_dir) / "state.json").read_text())
+    return {name: facts["sha256"] for name, facts in state["files"].items()}
+
+
+@pytest.mark.parametrize("stop_after", [3, 10, 17])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data_dir, tmp_path, monkeypatch, stop_after, optimizer):
+    overrides = ("checkpoint.every=3", f"optim.name={optimizer}", "model.dropout=0.1")
+    train(make_config(data_dir, tmp_path / "whole", *overrides), SerialWorld())
+    from hvdlm import train as stage
+
+    real = stage.Engine.run
+    monkeypatch.setattr(stage.Engine, "run", dying(real, stop_after, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        train(make_config(data_dir, tmp_path / "resumed", *overrides), SerialWorld())
+    monkeypatch.setattr(stage.Engine, "run", real)
+    train(make_config(data_dir, tmp_path / "resumed", *overrides), SerialWorld())
+    assert final_state(tmp_path / "resumed") == final_state(tmp_path / "whole")
+    rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "resumed")]
+    for row in sum(rows, []):
+        row.pop("tokens_per_s", None), row.pop("data_wait_s", None)
+    assert rows[0] == rows[1]
+
+
+def test_a_run_cannot_be_resumed_with_other_settings(data_dir, tmp_path):
+    train(make_config(data_dir, tmp_path, "train.steps=2"), SerialWorld())
+    with pytest.raises(UserError, match=r"started with other settings \(model.width: 32 -> 64; optim.lr: 0.002 -> 0.01\)"):
+        train(make_config(data_dir, tmp_path, "train.steps=2", "optim.lr=0.01", "model.width=64"), SerialWorld())
+
+
+def test_a_finished_run_has_nothing_to_do_and_a_longer_one_goes_on(data_dir, tmp_path):
+    train(make_config(data_dir, tmp_path, "train.steps=2"), SerialWorld())
+    before = final_state(tmp_path)
+    assert train(make_config(data_dir, tmp_path, "train.steps=2"), SerialWorld())["step"] == 2
+    assert final_state(tmp_path) == before
+    assert train(make_config(data_dir, tmp_path, "train.steps=4"), SerialWorld())["step"] == 4
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(data_dir, tmp_path):
+    config: RunConfig = make_config(data_dir, tmp_path, "optim.name=sgd", "optim.lr=1e30", "optim.clip=0", "checkpoint.every=1")
+    with pytest.raises(UserError, match=r"step \d+: loss .*lower optim.lr"):
+        train(config, SerialWorld())
+    assert checkpoint.newest(tmp_path) is not None

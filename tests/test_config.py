@@ -1,0 +1,99 @@
+"""Configs are validated once, and a mistake is one line with file, line, key and the nearest valid name."""
+
+from pathlib import Path
+
+import pytest
+
+from hvdlm.config import load, to_yaml
+from hvdlm.errors import UserError
+from hvdlm.preprocessing.plan import PreprocessConfig
+from hvdlm.run import RunConfig
+
+GOOD = """\
+run_dir: runs/a
+data:
+  path: data
+model:
+  family: transformer
+  width: 64
+optim:
+  lr: 1e-4
+train:
+  steps: 10
+  global_batch: 8
+  micro_batch: 4
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_1e_minus_4_is_a_number(write):
+    assert load(RunConfig, write(GOOD)).optim.lr == 1e-4
+
+
+def test_overrides_win_and_have_yaml_types(write):
+    config = load(RunConfig, write(GOOD), ("optim.lr=3e-4", "data.seq_len=64", "log.tensorboard=false", "world=mpi"))
+    assert (config.optim.lr, config.data.seq_len, config.log.tensorboard, config.world) == (3e-4, 64, False, "mpi")
+
+
+def test_the_resolved_config_reads_back_equal(write):
+    config = load(RunConfig, write(GOOD))
+    assert load(RunConfig, write(to_yaml(config))) == config
+
+
+def test_a_config_cannot_be_changed(write):
+    with pytest.raises(ValueError, match="frozen"):
+        load(RunConfig, write(GOOD)).seed = 3
+
+
+BAD = {
+    "unknown key": (GOOD.replace("width", "witdh"), (), r"config.yaml:6: unknown key 'model.witdh'; did you mean 'width'\?"),
+    "unknown section": (GOOD + "optimizer: {}\n", (), r"config.yaml:13: unknown key 'optimizer'; did you mean 'optim'\?"),
+    "far from any key": (GOOD + "zzz: 1\n", (), r"unknown key 'zzz'; valid keys: .*train"),
+    "wrong type": (GOOD.replace("1e-4", "fast"), (), r"config.yaml:8: optim.lr: .*number.*got 'fast'"),
+    "out of range": (GOOD.replace("steps: 10", "steps: 0"), (), r"config.yaml:10: train.steps: .*greater than or equal to 1"),
+    "missing": (GOOD.replace("  path: data", "  seq_len: 8"), (), r"config.yaml:2: the key 'data.path' is required"),
+    "bad choice": (GOOD.replace("transformer", "transfomer"), (), r"config.yaml:\d: model: .*'transformer', 'lstm'"),
+    "impossible": (GOOD.replace("width: 64", "width: 6"), (), r"config.yaml:4: model: width 6 is not a multiple of 2 x heads 4"),
+    "override": (GOOD, ("optim.ler=1",), r"override 'optim.ler=1': unknown key 'optim.ler'; did you mean 'lr'\?"),
+    "no value": (GOOD, ("optim.lr",), r"override 'optim.lr': write key.sub=value"),
+    "into a value": (GOOD, ("seed.x=1",), r"override 'seed.x=1': seed: .*valid integer"),
+    "twice": (GOOD + "seed: 1\nseed: 2\n", (), r"config.yaml:14: .*'seed' is given twice"),
+    "not YAML": ("a: [1\n", (), r"config.yaml:2: not valid YAML"),
+    "not a mapping": ("- 1\n", (), r"is a mapping of keys to values"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_mistake_is_one_clear_line(case, write):
+    text, overrides, pattern = BAD[case]
+    with pytest.raises(UserError, match=pattern) as caught:
+        load(RunConfig, write(text), overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(UserError, match=r"nowhere.yaml: cannot read this config \(No such file"):
+        load(RunConfig, "nowhere.yaml")
+
+
+def test_impossible_combinations_of_preprocessing(write):
+    text = "input: a\noutput: b\ntokenizer: {kind: byte, path: tokenizer.json}\n"
+    with pytest.raises(UserError, match="config.yaml:3: tokenizer: the byte tokenizer has no file"):
+        load(PreprocessConfig, write(text))
+    with pytest.raises(UserError, match="leave nothing to train on"):
+        load(PreprocessConfig, write("input: a\noutput: b\nsplit: {val: 0.5, test: 0.5}\n"))
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.parent.glob("configs/*.yaml")), ids=lambda path: path.name)
+def test_the_shipped_configs_are_valid(path):
+    model = PreprocessConfig if path.stem.endswith("-data") else RunConfig
+    load(model, path)

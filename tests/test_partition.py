@@ -1,0 +1,87 @@
+"""Every sample once an epoch, whatever the number of ranks, in an order of (seed, step) alone."""
+
+import numpy as np
+import pytest
+
+from hvdlm.partition import fraction_of, micro_batches_per_rank, permute, samples_of_step, slice_of
+
+SIZES = [1, 2, 3, 4, 6]
+
+
+@pytest.mark.parametrize("total", [0, 1, 2, 5, 12, 97])
+@pytest.mark.parametrize("size", SIZES)
+def test_slices_tile_the_whole_evenly(total, size):
+    parts = [list(slice_of(rank, size, total)) for rank in range(size)]
+    assert sum(parts, []) == list(range(total))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 63, 64, 65, 1000, 4097])
+def test_permute_is_a_bijection(total):
+    image = permute(np.arange(total), total, "key")
+    assert sorted(image) == list(range(total))
+
+
+def test_permute_depends_on_its_key_and_is_random_enough():
+    index = np.arange(10_000)
+    first, second = permute(index, 10_000, "a"), permute(index, 10_000, "b")
+    assert (first == second).sum() < 20  # 1 expected
+    assert abs(np.corrcoef(index, first)[0, 1]) < 0.05
+    assert abs(np.diff(first)).mean() == pytest.approx(10_000 / 3, rel=0.05)
+
+
+def test_permute_needs_no_table():
+    total = 10**15
+    image = permute(np.array([0, 1, total - 1]), total, "huge")
+    assert len(set(image.tolist())) == 3
+    assert 0 <= image.min()
+    assert image.max() < total
+
+
+def test_permute_is_frozen():
+    """A changed permutation would silently change the data order of every resumed run."""
+    assert permute(np.arange(10), 10, "epoch 0 0").tolist() == [3, 8, 9, 4, 5, 7, 6, 0, 1, 2]
+
+
+def test_permute_rejects_an_index_outside():
+    with pytest.raises(ValueError, match="outside"):
+        permute(np.array([5]), 5, "key")
+
+
+@pytest.mark.parametrize("num_samples", [1, 5, 12, 24, 50])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("global_batch", [12, 24])
+def test_every_sample_exactly_once_an_epoch(num_samples, size, global_batch):
+    epochs = 3
+    steps = -(-epochs * num_samples // global_batch)
+    order = np.concatenate([
+        samples_of_step(step, rank=rank, size=size, global_batch=global_batch, num_samples=num_samples, seed=7)
+        for step in range(steps)
+        for rank in range(size)
+    ])
+    for epoch in range(epochs):
+        assert sorted(order[epoch * num_samples : (epoch + 1) * num_samples]) == list(range(num_samples))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_global_batch_is_the_same_for_any_number_of_ranks(size):
+    def batch(size):
+        return np.concatenate([
+            samples_of_step(9, rank=rank, size=size, global_batch=12, num_samples=100, seed=3) for rank in range(size)
+        ])
+
+    assert batch(size).tolist() == batch(1).tolist()
+
+
+def test_micro_batches_must_divide():
+    assert micro_batches_per_rank(24, 4, 3) == 2
+    with pytest.raises(ValueError, match="global_batch 24 is not a multiple of micro_batch 4 x 4 ranks"):
+        micro_batches_per_rank(24, 4, 4)
+
+
+def test_fraction_is_uniform_and_follows_the_seed():
+    values = np.array([fraction_of(str(i).encode(), 0) for i in range(4000)])
+    assert values.min() >= 0
+    assert values.max() < 1
+    assert np.abs(np.sort(values) - np.linspace(0, 1, 4000)).max() < 0.03
+    assert fraction_of(b"text", 0) != fraction_of(b"text", 1)

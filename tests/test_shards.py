@@ -1,0 +1,134 @@
+"""The shard format: what is written is read, and what is damaged is noticed and named."""
+
+import h5py
+import numpy as np
+import pytest
+from conftest import preprocess
+
+from hvdlm import shards
+from hvdlm.errors import UserError
+from hvdlm.shards import ShardLabels, TokenStream, dtype_for, read_manifest, verify, write_shard
+
+
+def labels(vocab_size=300):
+    return ShardLabels("train", vocab_size, 256, "digest")
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(257, "uint16"), (65535, "uint16"), (65536, "uint16"), (65537, "uint32")])
+def test_the_smallest_type_that_holds_the_largest_id(vocab_size, dtype, tmp_path):
+    assert dtype_for(vocab_size).name == dtype
+    ids = np.array([0, vocab_size - 1])
+    write_shard(tmp_path / "a.h5", [ids], np.array([2]), labels(vocab_size))
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file["tokens"].dtype == dtype
+        assert file["tokens"][:].tolist() == ids.tolist()
+
+
+def test_a_shard_is_one_contiguous_block_with_its_labels(tmp_path):
+    entry = write_shard(tmp_path / "a.h5", [np.arange(5), np.arange(3)], np.array([4, 4]), labels())
+    with h5py.File(tmp_path / "a.h5") as file:
+        tokens = file["tokens"]
+        assert (tokens.ndim, tokens.chunks, tokens.compression) == (1, None, None)
+        raw = np.memmap(tmp_path / "a.h5", dtype="<u2", mode="r", offset=tokens.id.get_offset(), shape=8)
+        assert raw.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+        assert file["doc_offsets"][:].tolist() == [0, 4, 8]
+        assert dict(file.attrs) == {
+            "format_version": 1, "split": "train", "vocab_size": 300, "eos_id": 256,
+            "tokenizer_digest": "digest", "num_documents": 2,
+        }  # fmt: skip
+    assert (entry.num_tokens, entry.num_documents) == (8, 2)
+
+
+def test_an_id_outside_the_vocabulary_leaves_no_shard(tmp_path):
+    with pytest.raises(ValueError, match="id 300 is not in a vocabulary of 300"):
+        write_shard(tmp_path / "a.h5", [np.array([300])], np.array([1]), labels())
+    assert not (tmp_path / "a.h5").exists()
+
+
+def test_the_same_tokens_give_the_same_bytes(tmp_path):
+    for name in ("a.h5", "b.h5"):
+        write_shard(tmp_path / name, [np.arange(100)], np.array([100]), labels())
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_windows_equal_slices_of_the_whole_across_shards(data_dir):
+    stream = TokenStream(data_dir, "train")
+    entries = read_manifest(data_dir).splits["train"].shards
+    assert len(entries) > 2
+    whole = np.concatenate([h5py.File(data_dir / entry.file)["tokens"][:] for entry in entries])
+    assert len(stream) == len(whole)
+    assert stream.read(0, len(whole)).tolist() == whole.tolist()
+    starts = np.random.default_rng(0).integers(0, len(whole) - 50, size=200)
+    starts[:3] = entries[0].num_tokens - 49, entries[0].num_tokens - 50, entries[0].num_tokens
+    expected = np.stack([whole[start : start + 50] for start in starts])
+    assert (stream.read_windows(starts, 50) == expected).all()
+    assert (stream.read_windows(starts[:1], 50) == expected[:1]).all()
+    with pytest.raises(IndexError):
+        stream.read(len(whole) - 5, 6)
+
+
+@pytest.fixture
+def copy(data_dir, tmp_path):
+    for path in data_dir.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def test_any_flipped_byte_is_found(copy):
+    assert verify(copy) == []
+    path = copy / "train-00001.h5"
+    content = bytearray(path.read_bytes())
+    for position in np.random.default_rng(0).integers(0, len(content), size=20):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        assert verify(copy) == [f"{path}: its checksum differs from the manifest's"]
+
+
+def test_a_shard_cut_short_is_refused_by_the_reader(copy):
+    path = copy / "train-00001.h5"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"train-00001.h5: has \d+ bytes, the manifest says \d+; copy it again"):
+        TokenStream(copy, "train")
+    assert "has" in verify(copy)[0]
+
+
+def test_a_missing_shard_is_named(copy):
+    (copy / "val-00000.h5").unlink()
+    assert verify(copy) == [f"{copy / 'val-00000.h5'}: is missing"]
+    with pytest.raises(UserError, match="val-00000.h5: cannot read"):
+        TokenStream(copy, "val")
+
+
+def test_a_folder_without_manifest_is_no_data_set(copy):
+    (copy / "manifest.json").unlink()
+    with pytest.raises(UserError, match="no finished data set; run `hvdlm preprocess`"):
+        read_manifest(copy)
+
+
+def test_a_foreign_manifest_is_named(copy):
+    (copy / "manifest.json").write_text('{"format_version": 9}')
+    with pytest.raises(UserError, match="made by another version"):
+        read_manifest(copy)
+
+
+def test_a_shard_of_another_tokenizer_is_refused(copy):
+    path = copy / "train-00000.h5"
+    path.write_bytes(path.read_bytes().replace(read_manifest(copy).tokenizer_digest.encode(), b"x" * 16))
+    with pytest.raises(UserError, match=r"train-00000.h5: was made with tokenizer x+, the manifest says"):
+        TokenStream(copy, "train")
+
+
+def test_a_split_that_is_empty_is_named_with_what_there_is(corpus, tmp_path):
+    preprocess(corpus, tmp_path, split={"val": 0.0})
+    with pytest.raises(UserError, match=r"has no val tokens \(it has: train\)"):
+        TokenStream(tmp_path, "val")
+
+
+def test_durable_replacement_syncs_before_it_renames(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(shards.os, name)
+        monkeypatch.setattr(shards.os, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))[1])
+    shards.write_text_durably(tmp_path / "a.txt", "text")
+    assert calls == ["fsync", "replace", "fsync"]  # the file, the rename, the folder

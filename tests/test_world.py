@@ -1,0 +1,110 @@
+"""The choice of a world, its checks, and what one rank can show of the common interface."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hvdlm import host
+from hvdlm.errors import UserError
+from hvdlm.world import connect, connected, launched_as
+from hvdlm.world.launch import mpirun_command, without_launcher
+from hvdlm.world.serial import SerialWorld
+
+
+@pytest.fixture
+def by_hand(monkeypatch):
+    """No launcher around this test."""
+    for name in os.environ:
+        if name not in without_launcher(dict(os.environ)) or name.startswith(("SLURM_", "HOROVOD_")):
+            monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, (3, 4)),
+        ({"PMI_SIZE": "2", "PMI_RANK": "0"}, (0, 2)),
+        ({"HOROVOD_SIZE": "2", "HOROVOD_RANK": "1"}, (1, 2)),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5"}, (5, 8)),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, None),  # a batch script is no step
+    ],
+)
+def test_what_each_launcher_says(env, expected):
+    assert launched_as(env) == expected
+
+
+def test_a_process_started_by_hand_is_serial(by_hand):
+    assert connect().kind == "serial"
+
+
+@pytest.mark.parametrize(
+    ("env", "hint"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, "use `srun --mpi=pmix`"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "use world=auto, or start one process"),
+    ],
+)
+def test_singletons_under_a_launcher_are_refused(by_hand, env, hint):
+    """Otherwise each of N processes does the whole work into the same folder."""
+    for name, value in env.items():
+        by_hand.setenv(name, value)
+    kind = "serial" if "OMPI_COMM_WORLD_SIZE" in env else "mpi"
+    if kind == "mpi":  # a real singleton, in a process of its own
+        code = "from hvdlm.cli import main; main(['train', 'configs/quickstart.yaml', 'world=mpi'])"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        assert done.returncode == 2
+        assert "the launcher started 2 processes but the mpi world has 1" in done.stderr
+        assert hint in done.stderr
+        return
+    with pytest.raises(UserError, match=f"started 2 processes but the serial world has 1; {hint}"):
+        connect(kind)
+
+
+def test_the_serial_world_is_the_identity():
+    world = SerialWorld()
+    array = np.arange(3.0)
+    world.sum_(array)
+    world.broadcast_(array)
+    world.barrier()
+    assert array.tolist() == [0, 1, 2]
+    assert world.gather({"a": 1}) == [{"a": 1}]
+    assert world.broadcast([1, "x"]) == [1, "x"]
+    assert world.on_root(lambda: 5) == 5
+
+
+def test_together_turns_a_lost_file_into_a_user_error():
+    with pytest.raises(UserError, match="/nowhere/x: No such file") as caught, SerialWorld().together():
+        Path("/nowhere/x").read_text()
+    assert caught.value.on_all_ranks
+
+
+def test_a_serial_crash_keeps_its_traceback(by_hand):
+    with pytest.raises(ZeroDivisionError), connected("serial"):
+        1 / 0  # noqa: B018
+
+
+def test_threads_share_cores():
+    cores = frozenset(range(8))
+    assert host.threads_per_rank([cores] * 4, 2) == 2
+    assert host.threads_per_rank([cores], 0) == 8
+    assert host.threads_per_rank([cores] * 16, 3) == 1
+    assert host.threads_per_rank([frozenset({0, 1, 2}), frozenset({4})], 0) == 3
+    assert host.fair_threads(SerialWorld()) == len(host.affinity())
+
+
+def command(**changes):
+    options = {"open_mpi": True, "mpirun": Path("/opt/mpirun"), "cores": 4, "is_root": False, **changes}
+    return " ".join(mpirun_command(4, ["prog", "-x"], **options))
+
+
+def test_the_launch_line_says_no_more_than_is_needed():
+    assert command() == "/opt/mpirun -np 4 --bind-to none prog -x"
+    assert command(is_root=True) == "/opt/mpirun -np 4 --bind-to none --allow-run-as-root prog -x"
+    assert command(cores=2) == "/opt/mpirun -np 4 --bind-to none --oversubscribe prog -x"
+    assert command(open_mpi=False, is_root=True, cores=1) == "/opt/mpirun -np 4 prog -x"
