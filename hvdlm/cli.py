@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 the user's error (one line), 75 stopped on request and res
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ import click
 from hvdlm import __version__
 from hvdlm.errors import EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError
 from hvdlm.world import connected, launched_as
+
+ALONE_S = 5.0  # a rank that still runs so long after its mistake is the only one that made it
 
 EXIT_CODES = "Exit codes: 0 done, 2 the user's error, 75 stopped on request and resumable, others failed."
 
@@ -41,11 +44,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _complain(message: str, rank: int, on_all_ranks: bool) -> None:
-    """Print once: rank 0 at once; another only if it is still alive a second later, so alone with it."""
+    """Print once: rank 0 at once; another only if the launcher has not ended it for rank 0's failure by then."""
     if rank and on_all_ranks:
         return
     if rank:
-        time.sleep(1)
+        time.sleep(ALONE_S)
     print(message, file=sys.stderr, flush=True)
 
 
@@ -109,6 +112,7 @@ def doctor(hello: bool, as_json: bool) -> int:
 def preprocess(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Turn raw text into tokenized HDF5 shards; the same bytes at any number of ranks."""
     from hvdlm.config import load
+    from hvdlm.host import fair_threads
     from hvdlm.preprocessing.build import build
     from hvdlm.preprocessing.plan import PreprocessConfig
     from hvdlm.runlog import setup_logging
@@ -116,6 +120,7 @@ def preprocess(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     settings = load(PreprocessConfig, config, overrides)
     with connected() as world:
         setup_logging(world.rank)
+        os.environ.setdefault("RAYON_NUM_THREADS", str(fair_threads(world)))  # the tokenizers library's threads
         manifest = build(settings, world)
         value = {
             "output": str(settings.output), "num_tokens": manifest.num_tokens, "num_documents": manifest.num_documents,
@@ -230,14 +235,14 @@ def scale(
     config: Path, overrides: tuple[str, ...], ranks: str, mode: str, out: Path | None, as_json: bool, **counts: int
 ) -> None:
     """Measure weak and strong scaling of the real training step; leaves DIR/records and the report."""
+    if (launched_as() or (0, 1))[1] > 1:
+        raise UserError("`hvdlm scale` starts its own ranks; call it without mpirun")
     from hvdlm.config import load
     from hvdlm.perf.report import write_report
     from hvdlm.perf.sweep import Effort, parse_ranks, sweep
     from hvdlm.run import RunConfig
     from hvdlm.runlog import setup_logging
 
-    if (launched_as() or (0, 1))[1] > 1:
-        raise UserError("`hvdlm scale` starts its own ranks; call it without mpirun")
     setup_logging(0)
     settings = load(RunConfig, config, overrides)
     folder = out or settings.run_dir / "scaling"
@@ -245,6 +250,17 @@ def scale(
     sweep(settings, folder, ranks=parse_ranks(ranks), modes=modes, effort=Effort(**counts))
     report_path = write_report(folder)
     _result({"out": str(folder), "report": str(report_path)}, as_json, str(report_path))
+
+
+@cli.command(hidden=True)
+@click.argument("spec", type=click.Path(path_type=Path))
+def measure(spec: Path) -> None:
+    """What every rank of one measurement of `hvdlm scale` runs."""
+    from hvdlm.perf.measure import Spec, measure_and_write
+
+    task = Spec(**json.loads(spec.read_text()))
+    with connected(task.config["world"], prefer="horovod") as world:
+        measure_and_write(task, world, job=os.environ.get("SLURM_JOB_ID", ""))
 
 
 @cli.command(epilog="hvdlm report runs/quickstart/scaling")

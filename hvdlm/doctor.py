@@ -20,7 +20,7 @@ from hvdlm.errors import UserError
 from hvdlm.host import affinity
 from hvdlm.world import connect
 from hvdlm.world.horovod import load_horovod
-from hvdlm.world.launch import find_mpirun, start_command, without_launcher
+from hvdlm.world.launch import find_mpirun, fresh_environment, start_command
 from hvdlm.world.mpi import load_mpi
 
 HELLO_TIMEOUT_S = 120
@@ -141,7 +141,7 @@ def _hello() -> Iterator[Check]:
         try:
             done = subprocess.run(
                 command, cwd=folder, capture_output=True, text=True, timeout=HELLO_TIMEOUT_S,
-                env=without_launcher(dict(os.environ)), stdin=subprocess.DEVNULL,
+                env=fresh_environment(), stdin=subprocess.DEVNULL,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             yield Check("2 ranks", False, f"no answer in {HELLO_TIMEOUT_S} s", "does `mpirun -np 2 hostname` work?")

@@ -78,8 +78,8 @@ def train(config: RunConfig, world: World) -> dict:
     Raises StoppedOnRequest after saving when some rank was asked to stop.
     """
     stop = StopFlag(config.run_dir, world)
-    found = world.on_root(lambda: _claim_run_dir(config))
     engine, manifest = build_engine(config, world)
+    found = world.on_root(lambda: _claim_run_dir(config))
     first = 0
     if found is not None:
         with world.together():

@@ -1,22 +1,16 @@
-"""One measurement, run by every rank of a sweep's mpirun:  python -m hvdlm.perf.measure SPEC.json
-
-SPEC.json holds the resolved train config, where the record goes, and how many steps to time.
-"""
+"""One measurement, run by every rank of a sweep's mpirun."""
 
 from __future__ import annotations
 
 import datetime
-import json
 import os
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from hvdlm.host import affinity
 from hvdlm.models import num_parameters
 from hvdlm.run import RunConfig
 from hvdlm.train import build_engine
-from hvdlm.world import connected
 from hvdlm.world.interface import World
 from hvdlm.world.mpi import load_mpi
 
@@ -36,11 +30,8 @@ class Spec:
     is_strong: bool
     is_weak: bool
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
 
-
-def measure(spec: Spec, world: World) -> Record:
+def measure(spec: Spec, world: World, job: str) -> Record:
     """Run warm-up and timed steps of the real training step; the same record on every rank."""
     config = RunConfig.model_validate(spec.config)
     started, load_before = datetime.datetime.now(datetime.timezone.utc), os.getloadavg()[0]
@@ -74,16 +65,18 @@ def measure(spec: Spec, world: World) -> Record:
             device=engine.device.type,
             threads=config.train.threads,
         ),
-        environment=records.environment(hosts, len(affinity()), version, started, load_before),
+        environment=records.environment(
+            hosts=hosts,
+            cores=len(affinity()),
+            mpi=version,
+            job=job,
+            started=started,
+            load_before=load_before,
+        ),
     )
 
 
-def main(path: str) -> None:
-    spec = Spec(**json.loads(Path(path).read_text()))
-    with connected(spec.config["world"], prefer="horovod") as world:
-        record = measure(spec, world)
-        world.on_root(lambda: records.write(Path(spec.folder), record))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+def measure_and_write(spec: Spec, world: World, job: str) -> None:
+    """Measure with all ranks of a SLURM job (or none: ""); rank 0 writes the record into `spec.folder`."""
+    record = measure(spec, world, job)
+    world.on_root(lambda: records.write(Path(spec.folder), record))

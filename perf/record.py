@@ -85,7 +85,9 @@ class Record(_Frozen):
         return per_host * self.workload.threads > self.environment.cores
 
 
-def environment(hosts: list[str], cores: int, mpi: str, started: datetime.datetime, load_before: float) -> Environment:
+def environment(
+    *, hosts: list[str], cores: int, mpi: str, job: str, started: datetime.datetime, load_before: float
+) -> Environment:
     """The facts of this process's machine; call it after the measurement."""
     names = ("hvdlm", "torch", "horovod", "mpi4py", "numpy")
     return Environment(
@@ -95,7 +97,7 @@ def environment(hosts: list[str], cores: int, mpi: str, started: datetime.dateti
         system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         versions={name: _version(name) for name in names},
         mpi=mpi,
-        job=os.environ.get("SLURM_JOB_ID", ""),
+        job=job,
         started=started.isoformat(timespec="seconds"),
         load_before=load_before,
         load_after=os.getloadavg()[0],

@@ -7,13 +7,13 @@ machine that drifts touches all points alike. Threads a rank are the same at eve
 
 from __future__ import annotations
 
+import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hvdlm.config import validate
@@ -21,7 +21,7 @@ from hvdlm.errors import UserError
 from hvdlm.host import affinity
 from hvdlm.partition import micro_batches_per_rank
 from hvdlm.run import RunConfig
-from hvdlm.world.launch import start_command, without_launcher
+from hvdlm.world.launch import fresh_environment, start_command
 
 from .measure import Spec
 
@@ -116,11 +116,11 @@ def sweep(config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str
 
 def _run(spec: Spec, point: Point) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".json", dir=spec.folder, prefix=".spec") as file:
-        file.write(spec.to_json())
+        json.dump(asdict(spec), file)
         file.flush()
-        command = start_command(point.ranks, [sys.executable, "-m", "hvdlm.perf.measure", file.name])
+        command = start_command(point.ranks, [sys.executable, "-m", "hvdlm", "measure", file.name])
         done = subprocess.run(
-            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=without_launcher(dict(os.environ))
+            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=fresh_environment()
         )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]

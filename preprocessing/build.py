@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ import numpy as np
 
 from hvdlm import tokenizer as tokenizers
 from hvdlm.errors import UserError
-from hvdlm.host import fair_threads
 from hvdlm.partition import fraction_of
 from hvdlm.runlog import Progress
 from hvdlm.shards import (
@@ -78,7 +76,6 @@ class Job:
 
 def build(config: PreprocessConfig, world: World) -> Manifest:
     """Tokenize `config.input` into `config.output` with all ranks; returns the manifest on each."""
-    os.environ.setdefault("RAYON_NUM_THREADS", str(fair_threads(world)))
     job = world.on_root(lambda: _prepare(config))
     if isinstance(job, Manifest):
         log.info("%s is complete already: %s tokens", config.output, f"{job.num_tokens:,}")

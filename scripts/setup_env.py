@@ -299,7 +299,14 @@ def install_horovod(state: State, mpi: dict[str, str], torch: dict[str, str]) ->
         shutil.rmtree(source)
         archive.unlink()
 
-    facts = {"horovod": HOROVOD, "patch": inspect.getsource(patch_horovod), **mpi, **torch, "standard": standard, **options}
+    facts = {
+        "horovod": HOROVOD,
+        "patch": inspect.getsource(patch_horovod),
+        **mpi,
+        **torch,
+        "standard": standard,
+        **options,
+    }
     # Where torch lies does not matter for the binary: it is found at run time.
     install_built(state, "horovod", {k: v for k, v in facts.items() if k not in ("home", "MAKEFLAGS")}, build)
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-
-from hvdlm.config import validate
 from hvdlm.preprocessing.build import build
 from hvdlm.preprocessing.plan import PreprocessConfig
+
+from hvdlm.config import validate
 from hvdlm.run import RunConfig
 from hvdlm.shards import Manifest
-from hvdlm.world.launch import start_command, without_launcher
+from hvdlm.world.launch import fresh_environment, start_command
 from hvdlm.world.serial import SerialWorld
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,7 +93,7 @@ def write_config(path: Path, values: dict) -> Path:
 def job_environment() -> dict[str, str]:
     """The environment of a test job: this Python's tools first, root and oversubscription allowed."""
     return {
-        **without_launcher(dict(os.environ)),
+        **fresh_environment(),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "OMP_NUM_THREADS": "1",
@@ -116,7 +116,9 @@ Job = Callable[..., subprocess.CompletedProcess[str]]
 def job() -> Job:
     """Run `hvdlm WORDS` on N ranks (0: no launcher) and demand its exit code."""
 
-    def start(ranks: int, *words: str | Path, code: int = 0, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def start(
+        ranks: int, *words: str | Path, code: int = 0, timeout_s: float = 120
+    ) -> subprocess.CompletedProcess[str]:
         done = run_ranks(ranks, [*HVDLM, *words], timeout_s)
         assert done.returncode == code, f"exit {done.returncode}, not {code}:\n{done.stdout}\n{done.stderr}"
         return done

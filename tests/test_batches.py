@@ -17,7 +17,9 @@ def stream(data_dir):
 def test_an_epoch_of_windows_is_the_stream(stream, size):
     batches = TrainBatches(stream, seq_len=64, global_batch=6, seed=3)
     steps = -(-batches.num_samples // 6)
-    windows = np.concatenate([batches.of_step(step, rank=rank, size=size) for step in range(steps) for rank in range(size)])
+    windows = np.concatenate(
+        [batches.of_step(step, rank=rank, size=size) for step in range(steps) for rank in range(size)]
+    )
     windows = windows[: batches.num_samples]
     assert windows.shape[1] == 65
     whole = stream.read(0, len(stream))

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from conftest import make_text, preprocess
+from hvdlm.preprocessing import build
 
 from hvdlm.errors import UserError
-from hvdlm.preprocessing import build
 from hvdlm.shards import TokenStream, doc_offsets, read_manifest
 from hvdlm.tokenizer import load
 

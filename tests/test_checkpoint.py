@@ -68,7 +68,14 @@ def dying(function, survive, error):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
 @pytest.mark.parametrize(
     ("point", "times"),
-    [("save_file", 2), ("replace_durably", 2), ("sha256_of", 2), ("write_text_durably", 1), ("sync_folder", 2), ("_point_latest", 1)],
+    [
+        ("save_file", 2),
+        ("replace_durably", 2),
+        ("sha256_of", 2),
+        ("write_text_durably", 1),
+        ("sync_folder", 2),
+        ("_point_latest", 1),
+    ],
 )
 def test_a_crash_at_any_point_leaves_a_complete_checkpoint(tmp_path, parts, monkeypatch, point, times, error):
     save(tmp_path, 10, parts)
@@ -144,7 +151,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data_dir, tmp_pat
 
 def test_a_run_cannot_be_resumed_with_other_settings(data_dir, tmp_path):
     train(make_config(data_dir, tmp_path, "train.steps=2"), SerialWorld())
-    with pytest.raises(UserError, match=r"started with other settings \(model.width: 32 -> 64; optim.lr: 0.002 -> 0.01\)"):
+    with pytest.raises(
+        UserError, match=r"started with other settings \(model.width: 32 -> 64; optim.lr: 0.002 -> 0.01\)"
+    ):
         train(make_config(data_dir, tmp_path, "train.steps=2", "optim.lr=0.01", "model.width=64"), SerialWorld())
 
 
@@ -157,7 +166,9 @@ def test_a_finished_run_has_nothing_to_do_and_a_longer_one_goes_on(data_dir, tmp
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(data_dir, tmp_path):
-    config: RunConfig = make_config(data_dir, tmp_path, "optim.name=sgd", "optim.lr=1e30", "optim.clip=0", "checkpoint.every=1")
+    config: RunConfig = make_config(
+        data_dir, tmp_path, "optim.name=sgd", "optim.lr=1e30", "optim.clip=0", "checkpoint.every=1"
+    )
     with pytest.raises(UserError, match=r"step \d+: loss .*lower optim.lr"):
         train(config, SerialWorld())
     assert checkpoint.newest(tmp_path) is not None

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from hvdlm.preprocessing.plan import PreprocessConfig
 
 from hvdlm.config import load, to_yaml
 from hvdlm.errors import UserError
-from hvdlm.preprocessing.plan import PreprocessConfig
 from hvdlm.run import RunConfig
 
 GOOD = """\
@@ -55,14 +55,30 @@ def test_a_config_cannot_be_changed(write):
 
 
 BAD = {
-    "unknown key": (GOOD.replace("width", "witdh"), (), r"config.yaml:6: unknown key 'model.witdh'; did you mean 'width'\?"),
-    "unknown section": (GOOD + "optimizer: {}\n", (), r"config.yaml:13: unknown key 'optimizer'; did you mean 'optim'\?"),
+    "unknown key": (
+        GOOD.replace("width", "witdh"),
+        (),
+        r"config.yaml:6: unknown key 'model.witdh'; did you mean 'width'\?",
+    ),
+    "unknown section": (
+        GOOD + "optimizer: {}\n",
+        (),
+        r"config.yaml:13: unknown key 'optimizer'; did you mean 'optim'\?",
+    ),
     "far from any key": (GOOD + "zzz: 1\n", (), r"unknown key 'zzz'; valid keys: .*train"),
     "wrong type": (GOOD.replace("1e-4", "fast"), (), r"config.yaml:8: optim.lr: .*number.*got 'fast'"),
-    "out of range": (GOOD.replace("steps: 10", "steps: 0"), (), r"config.yaml:10: train.steps: .*greater than or equal to 1"),
+    "out of range": (
+        GOOD.replace("steps: 10", "steps: 0"),
+        (),
+        r"config.yaml:10: train.steps: .*greater than or equal to 1",
+    ),
     "missing": (GOOD.replace("  path: data", "  seq_len: 8"), (), r"config.yaml:2: the key 'data.path' is required"),
     "bad choice": (GOOD.replace("transformer", "transfomer"), (), r"config.yaml:\d: model: .*'transformer', 'lstm'"),
-    "impossible": (GOOD.replace("width: 64", "width: 6"), (), r"config.yaml:4: model: width 6 is not a multiple of 2 x heads 4"),
+    "impossible": (
+        GOOD.replace("width: 64", "width: 6"),
+        (),
+        r"config.yaml:4: model: width 6 is not a multiple of 2 x heads 4",
+    ),
     "override": (GOOD, ("optim.ler=1",), r"override 'optim.ler=1': unknown key 'optim.ler'; did you mean 'lr'\?"),
     "no value": (GOOD, ("optim.lr",), r"override 'optim.lr': write key.sub=value"),
     "into a value": (GOOD, ("seed.x=1",), r"override 'seed.x=1': seed: .*valid integer"),
@@ -93,7 +109,9 @@ def test_impossible_combinations_of_preprocessing(write):
         load(PreprocessConfig, write("input: a\noutput: b\nsplit: {val: 0.5, test: 0.5}\n"))
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parent.parent.glob("configs/*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parent.parent.glob("configs/*.yaml")), ids=lambda path: path.name
+)
 def test_the_shipped_configs_are_valid(path):
     model = PreprocessConfig if path.stem.endswith("-data") else RunConfig
     load(model, path)

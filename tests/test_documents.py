@@ -1,12 +1,13 @@
 """Every format gives its documents, ranges share a file without loss, and a fault is named with its place."""
 
 import gzip
+import itertools
 import json
 
 import pytest
+from hvdlm.preprocessing.documents import Part, ReadOptions, find_files, read_documents
 
 from hvdlm.errors import UserError
-from hvdlm.preprocessing.documents import Part, ReadOptions, find_files, read_documents
 
 STRICT = ReadOptions("auto", "text", "strict")
 
@@ -49,7 +50,7 @@ def test_ranges_share_a_jsonl_file_without_loss(tmp_path, num_parts):
     path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
     size = path.stat().st_size
     cuts = [size * part // num_parts for part in range(num_parts + 1)]
-    parts = [Part(str(path), start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+    parts = [Part(str(path), start, stop) for start, stop in itertools.pairwise(cuts)]
     assert [text for part in parts for text in read_documents(part, STRICT)] == texts
 
 
@@ -63,7 +64,11 @@ def test_every_cut_of_a_small_file(tmp_path):
 
 
 FAULTS = {
-    "missing key": ("a.jsonl", b'{"text": "a"}\n{"body": "b", "id": 1}\n', r":2: no key 'text' \(it has: body, id\); set text_key"),
+    "missing key": (
+        "a.jsonl",
+        b'{"text": "a"}\n{"body": "b", "id": 1}\n',
+        r":2: no key 'text' \(it has: body, id\); set text_key",
+    ),
     "not JSON": ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', r":3: not valid JSON"),
     "not an object": ("a.jsonl", b"[1]\n", r":1: no key 'text' \(it has: list\)"),
     "not text": ("a.jsonl", b'{"text": 5}\n', r":1: 'text' is int, not text"),
@@ -87,7 +92,9 @@ def test_replace_keeps_what_can_be_read(write):
     assert read(write("a.txt", b"abc\xe9def"), ReadOptions("auto", "text", "replace")) == ["abc\ufffddef"]
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no gzip at all", lambda data: data[:-6] + b"123456"])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"no gzip at all", lambda data: data[:-6] + b"123456"]
+)
 def test_a_broken_gzip_is_named(tmp_path, damage):
     path = tmp_path / "a.txt.gz"
     path.write_bytes(damage(gzip.compress(b"some text " * 1000)))

@@ -62,7 +62,9 @@ def test_the_seed_decides_the_weights(config):
 
 
 def test_tied_embeddings_count_once():
-    tied, untied = (build_model(TransformerConfig(width=16, heads=2, tie_embeddings=tie), 50, 0) for tie in (True, False))
+    tied, untied = (
+        build_model(TransformerConfig(width=16, heads=2, tie_embeddings=tie), 50, 0) for tie in (True, False)
+    )
     assert num_parameters(untied) - num_parameters(tied) == 50 * 16
 
 

@@ -1,5 +1,7 @@
 """The learning rate is a function of the step alone; optimizers follow their reference."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ def test_warmup_then_cosine():
     assert rates[10] == pytest.approx(1.0)
     assert rates[60] == pytest.approx(0.55)
     assert rates[110] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates))
 
 
 def test_constant_schedule_and_a_warmup_longer_than_the_run():
@@ -35,7 +37,10 @@ def test_only_matrices_decay():
 @pytest.mark.parametrize(
     ("config", "reference"),
     [
-        (OptimConfig(name="adamw", weight_decay=0.1), lambda p: torch.optim.AdamW(p, 1e-2, (0.9, 0.95), weight_decay=0.1)),
+        (
+            OptimConfig(name="adamw", weight_decay=0.1),
+            lambda p: torch.optim.AdamW(p, 1e-2, (0.9, 0.95), weight_decay=0.1),
+        ),
         (OptimConfig(name="sgd", weight_decay=0.1), lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9, weight_decay=0.1)),
     ],
 )

@@ -34,7 +34,7 @@ def test_permute_needs_no_table():
     total = 10**15
     image = permute(np.array([0, 1, total - 1]), total, "huge")
     assert len(set(image.tolist())) == 3
-    assert 0 <= image.min()
+    assert image.min() >= 0
     assert image.max() < total
 
 
@@ -54,11 +54,13 @@ def test_permute_rejects_an_index_outside():
 def test_every_sample_exactly_once_an_epoch(num_samples, size, global_batch):
     epochs = 3
     steps = -(-epochs * num_samples // global_batch)
-    order = np.concatenate([
-        samples_of_step(step, rank=rank, size=size, global_batch=global_batch, num_samples=num_samples, seed=7)
-        for step in range(steps)
-        for rank in range(size)
-    ])
+    order = np.concatenate(
+        [
+            samples_of_step(step, rank=rank, size=size, global_batch=global_batch, num_samples=num_samples, seed=7)
+            for step in range(steps)
+            for rank in range(size)
+        ]
+    )
     for epoch in range(epochs):
         assert sorted(order[epoch * num_samples : (epoch + 1) * num_samples]) == list(range(num_samples))
 
@@ -66,9 +68,9 @@ def test_every_sample_exactly_once_an_epoch(num_samples, size, global_batch):
 @pytest.mark.parametrize("size", SIZES)
 def test_a_global_batch_is_the_same_for_any_number_of_ranks(size):
     def batch(size):
-        return np.concatenate([
-            samples_of_step(9, rank=rank, size=size, global_batch=12, num_samples=100, seed=3) for rank in range(size)
-        ])
+        return np.concatenate(
+            [samples_of_step(9, rank=rank, size=size, global_batch=12, num_samples=100, seed=3) for rank in range(size)]
+        )
 
     assert batch(size).tolist() == batch(1).tolist()
 

@@ -1,14 +1,21 @@
 """The plan depends on input and config alone, and places every document once."""
 
+import itertools
+
 import numpy as np
 import pytest
-
 from hvdlm.preprocessing import plan
 from hvdlm.preprocessing.plan import make_units, sample_units, shard_plans, windows_of
 
 
 def test_units_cover_every_byte_in_order(tmp_path):
-    files = [("a.txt", 3_000_000), ("b.txt", 2_000_000), ("big.jsonl", 11_000_000), ("big.jsonl.gz", 9_000_000), ("c.txt", 10)]
+    files = [
+        ("a.txt", 3_000_000),
+        ("b.txt", 2_000_000),
+        ("big.jsonl", 11_000_000),
+        ("big.jsonl.gz", 9_000_000),
+        ("c.txt", 10),
+    ]
     units = make_units(files, "auto")
     assert [unit.number for unit in units] == list(range(len(units)))
     assert sum(unit.num_bytes for unit in units) == sum(size for _, size in files)
@@ -17,7 +24,7 @@ def test_units_cover_every_byte_in_order(tmp_path):
     ranges = [(part.start, part.stop) for part in parts if part.path == "big.jsonl"]
     assert ranges[0][0] == 0
     assert ranges[-1][1] == 11_000_000
-    assert all(before[1] == after[0] for before, after in zip(ranges, ranges[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(ranges))
 
 
 def test_a_large_corpus_has_units_for_a_cluster_but_not_too_many():

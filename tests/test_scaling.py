@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-
 from hvdlm.perf import scaling
 from hvdlm.perf.scaling import Sample, analyse, diagnose, karp_flatt, median_interval
 
@@ -67,11 +66,12 @@ def test_the_efficiency_interval_covers_the_truth():
     hits = 0
     for seed in range(60):
         random = np.random.default_rng(seed)
-        runs = [
-            Sample(p, 1000, tuple(tuple(t * (1 + 0.01 * random.standard_normal()) * (1 + 0.05 * random.standard_normal(20))) for _ in range(6)))
-            for p, t in ((1, 1.0), (2, 0.55))
-        ]  # fmt: skip
-        hits += analyse(runs, "strong")[1].efficiency.contains(1 / 1.1)
+        samples = []
+        for ranks, step_s in ((1, 1.0), (2, 0.55)):
+            luck = step_s * (1 + 0.01 * random.standard_normal((6, 1)))  # of a whole run
+            times = luck * (1 + 0.05 * random.standard_normal((6, 20)))
+            samples.append(Sample(ranks, 1000, tuple(map(tuple, times))))
+        hits += analyse(samples, "strong")[1].efficiency.contains(1 / 1.1)
     assert hits >= 50  # 57 expected; six repeats make it a little narrow
 
 

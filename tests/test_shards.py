@@ -14,7 +14,9 @@ def labels(vocab_size=300):
     return ShardLabels("train", vocab_size, 256, "digest")
 
 
-@pytest.mark.parametrize(("vocab_size", "dtype"), [(257, "uint16"), (65535, "uint16"), (65536, "uint16"), (65537, "uint32")])
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"), [(257, "uint16"), (65535, "uint16"), (65536, "uint16"), (65537, "uint32")]
+)
 def test_the_smallest_type_that_holds_the_largest_id(vocab_size, dtype, tmp_path):
     assert dtype_for(vocab_size).name == dtype
     ids = np.array([0, vocab_size - 1])

@@ -11,7 +11,7 @@ import pytest
 from hvdlm import host
 from hvdlm.errors import UserError
 from hvdlm.world import connect, connected, launched_as
-from hvdlm.world.launch import mpirun_command, without_launcher
+from hvdlm.world.launch import fresh_environment, mpirun_command
 from hvdlm.world.serial import SerialWorld
 
 
@@ -19,7 +19,7 @@ from hvdlm.world.serial import SerialWorld
 def by_hand(monkeypatch):
     """No launcher around this test."""
     for name in os.environ:
-        if name not in without_launcher(dict(os.environ)) or name.startswith(("SLURM_", "HOROVOD_")):
+        if name not in fresh_environment() or name.startswith(("SLURM_", "HOROVOD_")):
             monkeypatch.delenv(name)
     return monkeypatch
 
@@ -28,7 +28,15 @@ def by_hand(monkeypatch):
     ("env", "expected"),
     [
         ({}, None),
-        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, (3, 4)),
+        (
+            {
+                "OMPI_COMM_WORLD_SIZE": "4",
+                "OMPI_COMM_WORLD_RANK": "3",
+                "SLURM_STEP_NUM_TASKS": "1",
+                "SLURM_PROCID": "0",
+            },
+            (3, 4),
+        ),
         ({"PMI_SIZE": "2", "PMI_RANK": "0"}, (0, 2)),
         ({"HOROVOD_SIZE": "2", "HOROVOD_RANK": "1"}, (1, 2)),
         ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5"}, (5, 8)),
@@ -57,7 +65,9 @@ def test_singletons_under_a_launcher_are_refused(by_hand, env, hint):
     kind = "serial" if "OMPI_COMM_WORLD_SIZE" in env else "mpi"
     if kind == "mpi":  # a real singleton, in a process of its own
         code = "from hvdlm.cli import main; main(['train', 'configs/quickstart.yaml', 'world=mpi'])"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+        )
         assert done.returncode == 2
         assert "the launcher started 2 processes but the mpi world has 1" in done.stderr
         assert hint in done.stderr

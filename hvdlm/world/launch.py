@@ -53,7 +53,7 @@ def start_command(ranks: int, command: list[str]) -> list[str]:
     )  # fmt: skip
 
 
-def without_launcher(env: dict[str, str]) -> dict[str, str]:
-    """The environment for a fresh job: what an enclosing launcher said about this process is left out."""
+def fresh_environment() -> dict[str, str]:
+    """This process's environment for a job of its own: what an enclosing launcher said is left out."""
     prefixes = ("OMPI_COMM_WORLD_", "OMPI_UNIVERSE", "PMIX_", "PMI_", "PRTE_", "HOROVOD_RANK", "HOROVOD_SIZE")
-    return {name: value for name, value in env.items() if not name.startswith(prefixes)}
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}

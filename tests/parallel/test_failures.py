@@ -1,0 +1,133 @@
+"""What one rank dies of ends the whole job, soon and with one message; nobody waits for ever."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import HVDLM, ROOT, job_environment, run_ranks, run_values, write_config
+
+from hvdlm import checkpoint
+from hvdlm.runlog import read_metrics
+from hvdlm.world.launch import start_command
+
+SCRIPT = Path(__file__).parent / "rank_fails.py"
+LIMIT_S = 15
+
+
+def fail(kind, ranks, world):
+    start = time.monotonic()
+    done = run_ranks(ranks, [sys.executable, SCRIPT, kind, world], timeout_s=60)
+    return done, time.monotonic() - start
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("world", ["mpi", "horovod"])
+def test_a_crash_on_one_rank_ends_all_with_its_traceback_once(ranks, world):
+    done, seconds = fail("crash", ranks, world)
+    assert done.returncode == 1
+    assert seconds < LIMIT_S
+    assert done.stderr.count("RuntimeError: the last rank is broken") == 1
+    assert f"rank {ranks - 1} of {ranks} failed" in done.stderr
+
+
+@pytest.mark.parametrize("world", ["mpi", "horovod"])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("mistake", "the last rank's own mistake"),
+        ("agreed", "found by the last rank"),
+        ("lost", "/nowhere/file: No such file"),
+    ],
+)
+def test_a_mistake_that_one_rank_finds_is_one_line_and_exit_2(world, kind, message):
+    done, seconds = fail(kind, 2, world)
+    assert done.returncode == 2, done.stderr
+    assert seconds < LIMIT_S
+    assert done.stderr.count(f"hvdlm: error: {message}") == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def start_training(data_dir, tmp_path):
+    """Start a run on 2 ranks that lasts for minutes, and wait for its first checkpoint."""
+    started = []
+
+    def start(*overrides):
+        config = write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
+        command = start_command(2, [*HVDLM, "train", str(config), "train.steps=20000", "train.eval_every=20000",
+                                    "checkpoint.every=5", *overrides])  # fmt: skip
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=job_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        started.append(process)
+        deadline = time.monotonic() + 60
+        while not checkpoint.complete_steps(tmp_path / "run"):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def ranks_of(mpirun: int) -> list[int]:
+    """Process ids of the ranks below an mpirun, in rank order."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0") if folder.name.isdigit() else []
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1]) if environment else 0
+        except OSError:
+            continue
+        rank = next((part for part in environment if part.startswith(b"OMPI_COMM_WORLD_RANK=")), None)
+        if rank and parent == mpirun:
+            found[int(rank.split(b"=")[1])] = int(folder.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+@pytest.mark.parametrize("world", ["mpi", "horovod"])
+def test_kill_9_of_one_rank_ends_the_job_and_the_same_command_resumes(start_training, tmp_path, world):
+    process = start_training(f"world={world}")
+    ranks = ranks_of(process.pid)
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    start = time.monotonic()
+    process.wait(timeout=LIMIT_S)
+    assert process.returncode != 0
+    saved = checkpoint.complete_steps(tmp_path / "run")[-1]
+    again = run_ranks(2, [*HVDLM, "train", tmp_path / "config.yaml", f"train.steps={saved + 4}", f"world={world}",
+                          "train.eval_every=20000"])  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert f"resuming from {tmp_path}/run/checkpoints/step_{saved:08d}" in again.stderr
+    steps = [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl", "train")]
+    assert steps == list(range(1, saved + 5))
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize("how", ["USR1 to rank 1", "TERM to rank 0", "STOP file"])
+def test_a_run_that_is_asked_to_stop_saves_exits_75_and_resumes(start_training, tmp_path, how):
+    process = start_training()
+    ranks = ranks_of(process.pid)
+    if how == "STOP file":
+        (tmp_path / "run" / "STOP").touch()
+    else:
+        os.kill(ranks[int(how[-1])], signal.SIGUSR1 if how.startswith("USR1") else signal.SIGTERM)
+    _, errors = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 75, errors
+    assert re.search(r"hvdlm: stopped at step (\d+) of 20000, saved; the same command resumes", errors)
+    saved = checkpoint.complete_steps(tmp_path / "run")[-1]
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == saved
+    again = run_ranks(2, [*HVDLM, "train", tmp_path / "config.yaml", f"train.steps={saved + 2}", "--json"])
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout.splitlines()[-1])["step"] == saved + 2

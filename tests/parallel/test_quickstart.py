@@ -1,0 +1,78 @@
+"""The quickstart and the README's own commands, run as a reader would."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, job_environment
+
+from hvdlm.runlog import read_metrics
+
+SMALL = [
+    "train.steps=12",
+    "train.eval_tokens=2000",
+    "data.seq_len=32",
+    "model.width=32",
+    "model.layers=1",
+    "optim.warmup_steps=2",
+]
+
+
+def test_the_quickstart_from_text_to_report(corpus, tmp_path):
+    done = subprocess.run(
+        [ROOT / "scripts" / "quickstart.sh", *SMALL], cwd=tmp_path, capture_output=True, text=True, timeout=280,
+        env={**job_environment(), "RUN": str(tmp_path / "run"), "CORPUS": str(corpus)}, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = Path(done.stdout.splitlines()[-1])
+    assert report == tmp_path / "run" / "scaling" / "report.html"
+    assert "Parallel efficiency" in report.read_text() or "parallel efficiency" in report.read_text()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "data",
+        "train",
+        "scaling",
+        "eval.json",
+        "sample.txt",
+    }
+    assert [row["step"] for row in read_metrics(tmp_path / "run" / "train" / "metrics.jsonl", "train")] == list(
+        range(1, 13)
+    )
+
+
+def readme_commands():
+    """The lines of the README's `console` blocks that start with `$ `."""
+    blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+def test_the_readmes_commands_run(tmp_path):
+    """In the order of the README, in a folder that sees configs/ as a clone does."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    commands = [
+        command for command in readme_commands() if not command.startswith(("make ", "git ", "srun ", "sbatch ", "cd "))
+    ]
+    assert len(commands) >= 8
+    for command in commands:
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, env=job_environment(), capture_output=True, text=True, timeout=200,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_readmes_make_commands_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = {word for command in readme_commands() if command.startswith("make ") for word in command.split()[1:2]}
+    assert {"quickstart", "test"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda path: path.name
+)
+def test_links_in_the_documents_lead_somewhere(path):
+    for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", path.read_text()):
+        if not link.startswith(("http://", "https://")):
+            assert (path.parent / link).exists(), f"{path.name}: {link}"

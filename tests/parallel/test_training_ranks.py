@@ -1,0 +1,176 @@
+"""The numbers of a run do not depend on who computes them: worlds, rank counts, accumulation, interruption."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import run_values, write_config
+
+from hvdlm import checkpoint
+from hvdlm.runlog import read_metrics
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "losses.json"
+JOBS = [(0, "serial"), (1, "mpi"), (2, "mpi"), (3, "mpi"), (1, "horovod"), (2, "horovod"), (3, "horovod")]
+MODELS = {
+    "transformer": {},
+    "lstm": {
+        "model": {"family": "lstm", "layers": 2, "width": 32},
+        "optim": {"name": "sgd", "lr": 0.5, "warmup_steps": 5},
+    },
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def train(job, data_dir, tmp_path):
+    """Train in a folder of its own; returns the folder."""
+
+    def train(name, ranks, world, *overrides, family="transformer", code=0):
+        run_dir = tmp_path / name
+        config = write_config(tmp_path / f"{name}.yaml", {**run_values(data_dir, run_dir), **MODELS[family]})
+        job(ranks, "train", config, f"world={world}", *overrides, code=code)
+        return run_dir
+
+    return train
+
+
+def losses(run_dir):
+    """{"train": [loss of each step], "val": [...], "grad_norm": [...]}"""
+    rows = {split: read_metrics(run_dir / "metrics.jsonl", split) for split in ("train", "val")}
+    return {
+        "train": [row["loss"] for row in rows["train"]],
+        "grad_norm": [row["grad_norm"] for row in rows["train"]],
+        "val": [row["loss"] for row in rows["val"]],
+    }
+
+
+def weights(run_dir):
+    files = json.loads((checkpoint.resolve(run_dir) / "state.json").read_text())["files"]
+    return {name: facts["sha256"] for name, facts in files.items()}
+
+
+def test_losses_are_golden_and_equal_for_every_world_and_rank_count(train, family, request):
+    """20 steps with one global batch. Renew with: pytest tests/parallel --renew-golden"""
+    found = {job: losses(train(f"{job[1]}{job[0]}", *job, family=family)) for job in JOBS}
+    serial = found[0, "serial"]
+    assert len(serial["train"]) == 20
+    assert serial["train"][-1] < serial["train"][0] - 0.5
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if request.config.getoption("--renew-golden"):
+        GOLDEN.write_text(json.dumps({**golden, family: serial}, indent=1) + "\n")
+        golden[family] = serial
+    for job, values in found.items():
+        for name, expected in serial.items():
+            assert values[name] == pytest.approx(expected, rel=1e-5 if name != "grad_norm" else 1e-4), (job, name)
+            assert values[name] == pytest.approx(golden[family][name], rel=1e-5 if name != "grad_norm" else 1e-3), (
+                job,
+                name,
+            )
+
+
+@pytest.mark.parametrize("world", ["mpi", "horovod"])
+def test_accumulation_equals_one_large_micro_batch(train, world):
+    """8 sequences a rank as 4 x 2 and as 1 x 8."""
+    one, other = (
+        losses(train(f"micro{micro}", 2, world, "train.global_batch=16", f"train.micro_batch={micro}"))
+        for micro in (2, 8)
+    )
+    assert one["train"] == pytest.approx(other["train"], rel=1e-5)
+    assert one["val"] == pytest.approx(other["val"], rel=1e-5)
+
+
+def test_horovod_sync_equals_allreduce_sync_over_horovod(train):
+    one, other = (losses(train(kind, 2, "horovod", f"sync.kind={kind}")) for kind in ("horovod", "allreduce"))
+    assert one["train"] == pytest.approx(other["train"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("ranks", "world"), [(2, "mpi"), (2, "horovod"), (3, "mpi")])
+def test_resume_equals_no_interruption_bit_for_bit(train, ranks, world):
+    options = ("checkpoint.every=5", "model.dropout=0.1")
+    whole = train("whole", ranks, world, *options)
+    half = train("half", ranks, world, *options, "train.steps=20", "checkpoint.keep=9")
+    for step in (10, 15, 20):  # as if killed after step 5, with rows of later steps in the log
+        shutil.rmtree(half / "checkpoints" / f"step_{step:08d}")
+    resumed = train("half", ranks, world, *options)
+    assert weights(resumed) == weights(whole)
+    assert losses(resumed) == losses(whole)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(train):
+    whole = train("whole", 1, "mpi")
+    part = train("part", 3, "horovod", "checkpoint.every=10", "checkpoint.keep=9")
+    shutil.rmtree(part / "checkpoints" / "step_00000020")
+    resumed = train("part", 2, "mpi")
+    assert losses(resumed)["train"] == pytest.approx(losses(whole)["train"], rel=1e-5)
+
+
+def test_dropout_does_not_depend_on_the_rank_count(train):
+    one, three = (losses(train(f"r{ranks}", ranks, "mpi", "model.dropout=0.3")) for ranks in (1, 3))
+    assert one["train"] == pytest.approx(three["train"], rel=1e-5)
+
+
+def test_bf16_trains_on_two_ranks(train):
+    found = losses(train("bf16", 2, "horovod", "train.precision=bf16"))
+    assert found["train"][-1] < found["train"][0] - 0.5
+
+
+def test_evaluation_is_the_same_on_any_number_of_ranks(train, job):
+    run_dir = train("run", 1, "mpi")
+    results = [json.loads(job(ranks, "eval", run_dir, "--json").stdout.splitlines()[-1]) for ranks in (0, 2, 3)]
+    for result in results:
+        assert result["num_tokens"] == results[0]["num_tokens"]
+        assert result["loss"] == pytest.approx(results[0]["loss"], rel=1e-6)
+        assert result["loss"] == pytest.approx(losses(run_dir)["val"][-1], rel=1e-6)
+        assert result["bits_per_byte"] > 0
+
+
+def test_generation_under_a_launcher_is_that_of_one_process(train, job):
+    run_dir = train("run", 1, "mpi", "train.steps=2")
+    texts = [job(ranks, "generate", run_dir, "--prompt", "the ", "--max-tokens", "20").stdout for ranks in (0, 2)]
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("the ")
+
+
+BAD = {
+    "batch": (("train.global_batch=13",), "global_batch 13 is not a multiple of micro_batch 2 x 2 ranks = 4"),
+    "data": (("data.path=/nowhere",), "/nowhere/manifest.json: there is none, so this is no finished data set"),
+    "sync": (("sync.kind=horovod", "world=mpi"), "sync.kind: horovod needs world: horovod"),
+    "serial": (("world=serial",), "the launcher started 2 processes but the serial world has 1"),
+    "key": (("train.stepz=3",), "unknown key 'train.stepz'; did you mean 'steps'?"),
+    "seq_len": (("data.seq_len=99999999",), "fewer than one sequence of 99999999 + 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_a_user_must_mend_is_one_line_and_exit_2(job, data_dir, tmp_path, case):
+    overrides, message = BAD[case]
+    config = write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
+    done = job(2, "train", config, *overrides, code=2, timeout_s=30)
+    lines = [line for line in done.stderr.splitlines() if "hvdlm: error:" in line]
+    assert len(lines) == 1, done.stderr
+    assert message in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["tokenizer", "shard"])
+def test_data_that_does_not_fit_together_is_refused(job, data_dir, tmp_path, damage):
+    shutil.copytree(data_dir, tmp_path / "data")
+    if damage == "tokenizer":
+        (tmp_path / "data" / "tokenizer.json").write_text('{"hvdlm": "byte", "vocab_size": 257, "eos_id": 256} \n')
+        (tmp_path / "data" / "manifest.json").write_text(
+            (tmp_path / "data" / "manifest.json").read_text().replace('"tokenizer_digest": "', '"tokenizer_digest": "0')
+        )
+        message = "tokenizer.json: is tokenizer"
+    else:
+        path = tmp_path / "data" / "train-00002.h5"
+        path.write_bytes(path.read_bytes()[:-100])
+        message = "train-00002.h5: has"
+    config = write_config(tmp_path / "config.yaml", run_values(tmp_path / "data", tmp_path / "run"))
+    done = job(2, "train", config, code=2)
+    assert done.stderr.count("hvdlm: error:") == 1
+    assert message in done.stderr
