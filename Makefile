@@ -25,10 +25,10 @@ lint: setup             ## ruff and mypy
 	.venv/bin/mypy hvdlm preprocessing perf scripts
 
 unit: setup             ## tests of one process, seconds each
-	.venv/bin/python -m pytest tests --ignore=tests/parallel
+	.venv/bin/python -m pytest tests --ignore=tests/parallel --ignore=tests/slurm
 
-parallel: setup         ## tests on 2 and 3 MPI ranks, Horovod included
-	.venv/bin/python -m pytest tests/parallel
+parallel: setup         ## tests on 2 and 3 MPI ranks, Horovod included, and on a real SLURM where it is installed
+	.venv/bin/python -m pytest tests/parallel tests/slurm
 
 format: setup           ## let ruff rewrite the sources
 	.venv/bin/ruff check --fix .

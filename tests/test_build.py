@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import make_text, preprocess
+from harness import make_text, preprocess
 from hvdlm.preprocessing import build
 
 from hvdlm.errors import UserError

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import make_config
+from harness import make_config
 
 from hvdlm import checkpoint
 from hvdlm.errors import UserError

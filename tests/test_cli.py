@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, run_values, write_config
+from harness import ROOT, run_values, write_config
 
 from hvdlm import cli
 from hvdlm.errors import EXIT_STOPPED, StoppedOnRequest, UserError

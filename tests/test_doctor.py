@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import HVDLM, run_ranks
+from harness import HVDLM, run_ranks
 
 from hvdlm import doctor
 

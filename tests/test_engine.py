@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_config
+from harness import make_config
 
 from hvdlm.engine import Engine
 from hvdlm.errors import UserError

@@ -3,7 +3,7 @@
 import h5py
 import numpy as np
 import pytest
-from conftest import preprocess
+from harness import preprocess
 
 from hvdlm import shards
 from hvdlm.errors import UserError

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import make_text
+from harness import make_text
 
 from hvdlm import tokenizer as tokenizers
 from hvdlm.errors import UserError

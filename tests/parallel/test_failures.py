@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import HVDLM, ROOT, job_environment, run_ranks, run_values, write_config
+from harness import HVDLM, ROOT, job_environment, run_ranks, run_values, write_config
 
 from hvdlm import checkpoint
 from hvdlm.runlog import read_metrics

@@ -7,7 +7,7 @@ import stat
 import time
 
 import pytest
-from conftest import preprocess_values, write_config
+from harness import preprocess_values, write_config
 
 
 def checksums(folder):

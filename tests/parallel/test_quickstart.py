@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, job_environment
+from harness import ROOT, job_environment
 
 from hvdlm.runlog import read_metrics
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import run_values, write_config
+from harness import run_values, write_config
 from hvdlm.perf.record import read_all
 
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import run_values, write_config
+from harness import run_values, write_config
 
 from hvdlm import checkpoint
 from hvdlm.runlog import read_metrics

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import run_ranks
+from harness import run_ranks
 
 SCRIPT = Path(__file__).parent / "rank_world.py"
 

@@ -1,0 +1,86 @@
+"""What tests share: a small corpus made from a seed, configs over it, and real jobs under mpirun."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hvdlm.preprocessing.build import build
+from hvdlm.preprocessing.plan import PreprocessConfig
+
+from hvdlm.config import validate
+from hvdlm.run import RunConfig
+from hvdlm.shards import Manifest
+from hvdlm.world.launch import fresh_environment, start_command
+from hvdlm.world.serial import SerialWorld
+
+ROOT = Path(__file__).resolve().parent.parent
+HVDLM = [sys.executable, "-m", "hvdlm"]
+
+
+def make_text(seed: int, num_words: int) -> str:
+    """Text with the frequencies of language (Zipf) from a fixed generator: the same on every machine."""
+    source = random.Random(seed)
+    words = ["".join(source.choices("etaoinshrdlucmwé", k=source.randint(1, 8))) for _ in range(200)]
+    weights = [1 / (rank + 1) for rank in range(len(words))]
+    chosen = source.choices(words, weights, k=num_words)
+    return "\n".join(" ".join(chosen[i : i + 12]) for i in range(0, len(chosen), 12)) + "\n"
+
+
+def preprocess_values(source: Path | str, output: Path, **changes: object) -> dict:
+    return {
+        "input": str(source), "output": str(output), "tokenizer": {"kind": "byte"},
+        "split": {"val": 0.15}, "shard_tokens": 20_000, **changes,
+    }  # fmt: skip
+
+
+def preprocess(source: Path | str, output: Path, **changes: object) -> Manifest:
+    """Shards made by one process."""
+    config = validate(PreprocessConfig, preprocess_values(source, output, **changes), Path("test"))
+    return build(config, SerialWorld())
+
+
+def run_values(data: Path, run_dir: Path) -> dict:
+    """A tiny transformer whose global batch of 12 divides for 1, 2 and 3 ranks."""
+    return {
+        "run_dir": str(run_dir), "seed": 1,
+        "data": {"path": str(data), "seq_len": 32},
+        "model": {"family": "transformer", "layers": 2, "heads": 2, "width": 32},
+        "optim": {"name": "adamw", "lr": 2e-3, "warmup_steps": 5},
+        "train": {"steps": 20, "global_batch": 12, "micro_batch": 2, "eval_every": 10, "threads": 1},
+        "checkpoint": {"every": 10},
+        "log": {"tensorboard": False},
+    }  # fmt: skip
+
+
+def make_config(data: Path, run_dir: Path, *overrides: str) -> RunConfig:
+    return validate(RunConfig, run_values(data, run_dir), Path("test"), overrides)
+
+
+def write_config(path: Path, values: dict) -> Path:
+    path.write_text(json.dumps(values))  # JSON is YAML
+    return path
+
+
+def job_environment() -> dict[str, str]:
+    """The environment of a test job: this Python's tools first, root and oversubscription allowed."""
+    return {
+        **fresh_environment(),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
+def run_ranks(ranks: int, command: Sequence[str | Path], timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """`command` by itself (ranks 0) or on real MPI ranks; output captured."""
+    words = [str(word) for word in command]
+    return subprocess.run(
+        start_command(ranks, words) if ranks else words, cwd=ROOT, env=job_environment(),
+        capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL,
+    )  # fmt: skip

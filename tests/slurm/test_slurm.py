@@ -1,0 +1,54 @@
+"""hvdlm as SLURM jobs, on a real SLURM: what the README says about srun and sbatch."""
+
+import subprocess
+
+import pytest
+from harness import HVDLM, ROOT, run_values, write_config
+
+from hvdlm.runlog import read_metrics
+
+
+def run(slurm, *words, timeout_s=120):
+    return subprocess.run(
+        list(map(str, words)), env=slurm, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def config(data_dir, tmp_path):
+    return write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
+
+
+def losses(run_dir):
+    return [row["loss"] for row in read_metrics(run_dir / "metrics.jsonl", "train")]
+
+
+@pytest.fixture
+def expected(job, config, tmp_path):
+    job(0, "train", config, f"run_dir={tmp_path}/serial", "train.steps=5")
+    return losses(tmp_path / "serial")
+
+
+def test_srun_starts_real_ranks(slurm, config, tmp_path, expected):
+    done = run(slurm, "srun", "--mpi=pmix", "-N1", "-n2", *HVDLM, "train", config, "train.steps=5")
+    assert done.returncode == 0, done.stderr
+    assert "horovod world of 2" in done.stderr
+    assert losses(tmp_path / "run") == pytest.approx(expected, rel=1e-5)
+
+
+def test_mpirun_inside_a_job_of_two_nodes(slurm, config, tmp_path, expected):
+    script = tmp_path / "job.sbatch"
+    command = " ".join(map(str, [*HVDLM, "train", config, "train.steps=5"]))
+    script.write_text(f"#!/bin/bash\n#SBATCH --nodes=2 --ntasks-per-node=1 --output={tmp_path}/out\nmpirun {command}\n")
+    done = run(slurm, "sbatch", "--wait", script)
+    assert done.returncode == 0, (tmp_path / "out").read_text()
+    assert "horovod world of 2" in (tmp_path / "out").read_text()
+    assert losses(tmp_path / "run") == pytest.approx(expected, rel=1e-5)
+
+
+def test_srun_without_pmi_never_trains_twice(slurm, config, tmp_path):
+    """Two tasks that do not find each other are two runs in one folder: refused before anything is written."""
+    done = run(slurm, "srun", "--mpi=none", "-N1", "-n2", "--kill-on-bad-exit=1", *HVDLM, "train", config)
+    assert done.returncode != 0
+    assert not (tmp_path / "run").exists()
