@@ -142,8 +142,7 @@ def _facts(study: Study, plots: dict[str, bytes]) -> dict[str, Any]:
         "num_records": len(study.records),
         "data_wait": max(sum(map(sum, r.data_wait_s)) / sum(map(sum, r.step_s)) for r in study.records),
         "any_oversubscribed": any(record.is_oversubscribed for record in study.records),
-        "accepted": scaling.ACCEPTED_EFFICIENCY,
-        "plots": {name: base64.b64encode(png).decode() for name, png in plots.items()},
+                "plots": {name: base64.b64encode(png).decode() for name, png in plots.items()},
     }
 
 
@@ -194,7 +193,7 @@ def draw_scaling(study: Study) -> bytes:
             color="0.5",
             linestyle=":",
             linewidth=1,
-            label=f"{scaling.ACCEPTED_EFFICIENCY:.0%}",
+            label="accepted",
         )
         for mode, points in study.series.items():
             _points_with_intervals(left, points, "speedup", mode)

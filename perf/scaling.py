@@ -157,13 +157,14 @@ def diagnose(points: Sequence[ScalingPoint]) -> str:
     if not evidence:
         return "No point beyond the base has a core for each of its threads, so this is no evidence of scaling."
     last = evidence[-1]
+    accepted = f"{100 * ACCEPTED_EFFICIENCY:.0f} %"
     percent = f"{100 * last.efficiency.value:.0f} % [{100 * last.efficiency.low:.0f}, {100 * last.efficiency.high:.0f}]"
     if last.efficiency.contains(1.0):
         verdict = "not distinguishable from ideal"
     elif last.efficiency.low >= ACCEPTED_EFFICIENCY:
-        verdict = f"above the {ACCEPTED_EFFICIENCY:.0%} that proposals ask for"
+        verdict = f"above the {accepted} that proposals ask for"
     elif last.efficiency.high < ACCEPTED_EFFICIENCY:
-        verdict = f"below the {ACCEPTED_EFFICIENCY:.0%} that proposals ask for"
+        verdict = f"below the {accepted} that proposals ask for"
     else:
-        verdict = f"the interval includes {ACCEPTED_EFFICIENCY:.0%}, so more repeats are needed to tell"
+        verdict = f"the interval includes {accepted}, so more repeats are needed to tell"
     return f"{last.mode.capitalize()} scaling to {last.ranks} ranks: efficiency {percent}, {verdict}."

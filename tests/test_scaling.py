@@ -84,8 +84,8 @@ def test_the_same_samples_give_the_same_numbers():
     ("two_ranks_s", "noise", "verdict"),
     [
         (0.5, 0.05, "not distinguishable from ideal"),
-        (0.6, 0.01, "above the 75% that proposals ask for"),
-        (0.9, 0.01, "below the 75% that proposals ask for"),
+        (0.6, 0.01, "above the 75 % that proposals ask for"),
+        (0.9, 0.01, "below the 75 % that proposals ask for"),
         (0.667, 0.2, "more repeats are needed to tell"),
     ],
 )
