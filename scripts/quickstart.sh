@@ -25,4 +25,4 @@ step "5/6 weak and strong scaling at 1 and 2 ranks" \
     hvdlm scale configs/quickstart.yaml "run_dir=$run/train" "data.path=$run/data" "$@" --ranks 1,2 --mode both --steps 15 --warmup 3 --out "$run/scaling"
 step "6/6 the report, from the records alone" \
     hvdlm report "$run/scaling"
-printf '\nEverything of this run: %s\n%s\n' "$PWD/$run" "$PWD/$run/scaling/report.html"
+printf '\nEverything of this run: %s\n%s\n' "$(realpath "$run")" "$(realpath "$run/scaling/report.html")"
