@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 the user's error (one line), 75 stopped on request and res
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -84,6 +85,16 @@ def _json_option(function: Any) -> Any:
     return click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")(function)
 
 
+def _by_rank_0(function: Any) -> Any:
+    """For commands that only read or print: under a launcher rank 0 alone runs them."""
+
+    @functools.wraps(function)
+    def alone(*args: Any, **options: Any) -> Any:
+        return function(*args, **options) if (launched_as() or (0, 1))[0] == 0 else 0
+
+    return alone
+
+
 _config = click.argument("config", type=click.Path(path_type=Path))
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
 
@@ -95,11 +106,13 @@ def doctor(hello: bool, as_json: bool) -> int:
     """Check that torch, Horovod, MPI and HDF5 here fit together; each problem comes with its remedy."""
     from hvdlm import doctor as stage
 
+    rank, size = launched_as() or (0, 1)
     if hello:
-        return stage.hello()
-    checks = stage.examine()
+        _result(stage.hello(), True, "", rank)
+        return 0
+    checks = stage.examine(is_job=size > 1)
     is_well = all(check.ok for check in checks)
-    _result({"ok": is_well, "checks": [check.to_dict() for check in checks]}, as_json, stage.to_text(checks))
+    _result({"ok": is_well, "checks": [check.to_dict() for check in checks]}, as_json, stage.to_text(checks), rank)
     return 0 if is_well else 1
 
 
@@ -138,6 +151,7 @@ def data() -> None:
 @data.command("inspect", epilog="hvdlm data inspect runs/quickstart/data")
 @click.argument("folder", type=click.Path(path_type=Path))
 @_json_option
+@_by_rank_0
 def data_inspect(folder: Path, as_json: bool) -> None:
     """Counts, document lengths, and the beginning of a document decoded."""
     from hvdlm.inspection import inspect, to_text
@@ -149,6 +163,7 @@ def data_inspect(folder: Path, as_json: bool) -> None:
 @data.command("verify", epilog="hvdlm data verify runs/quickstart/data")
 @click.argument("folder", type=click.Path(path_type=Path))
 @_json_option
+@_by_rank_0
 def data_verify(folder: Path, as_json: bool) -> None:
     """Compare every shard with the manifest's checksum."""
     from hvdlm.shards import read_manifest, verify
@@ -266,6 +281,7 @@ def measure(spec: Path) -> None:
 @cli.command(epilog="hvdlm report runs/quickstart/scaling")
 @click.argument("folder", type=click.Path(path_type=Path))
 @_json_option
+@_by_rank_0
 def report(folder: Path, as_json: bool) -> None:
     """Write report.html, report.md, report.csv and plots from the records of `hvdlm scale`."""
     from hvdlm.perf.report import write_report
@@ -283,6 +299,7 @@ def config_group() -> None:
 @_config
 @_overrides
 @_json_option
+@_by_rank_0
 def config_show(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """The config as a command would see it, defaults and overrides included."""
     from hvdlm.config import load, to_yaml
@@ -294,6 +311,7 @@ def config_show(config: Path, overrides: tuple[str, ...], as_json: bool) -> None
 @config_group.command("schema", epilog="hvdlm config schema train")
 @click.argument("kind", type=click.Choice(["train", "preprocess"]))
 @_json_option
+@_by_rank_0
 def config_schema(kind: str, as_json: bool) -> None:
     """JSON Schema of a config: every key with type, default and meaning (editors can check against it)."""
     schema = _models()[kind].model_json_schema()

@@ -11,14 +11,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hvdlm.errors import UserError
 from hvdlm.host import affinity
-from hvdlm.world import connect
+from hvdlm.world import WorldKind, connect, launched_as
 from hvdlm.world.horovod import load_horovod
 from hvdlm.world.launch import find_mpirun, fresh_environment, start_command
 from hvdlm.world.mpi import load_mpi
@@ -39,10 +41,14 @@ class Check:
         return asdict(self)
 
 
-def examine() -> list[Check]:
-    """All checks, in an order in which a later one may need the earlier."""
+def examine(*, is_job: bool = False) -> list[Check]:
+    """All checks, in an order in which a later one may need the earlier.
+
+    In a job (`is_job`, called by all its ranks) the ranks at hand say hello; else two are started for it.
+    """
     checks: list[Check] = []
-    for check in (_python, _torch, _mpi, _horovod, _h5py, _one_libmpi, _launchers, _hello):
+    meeting = _hello_here if is_job else _hello_of_two
+    for check in (_python, _torch, _mpi, _horovod, _h5py, _one_libmpi, _launchers, meeting):
         try:
             checks += check()
         except UserError as error:
@@ -134,10 +140,10 @@ def _launchers() -> Iterator[Check]:
     yield Check("launchers", True, ", ".join([str(find_mpirun()), *others]))
 
 
-def _hello() -> Iterator[Check]:
-    """Two ranks meet through Horovod and through mpi4py, started by the mpirun found above."""
+def _hello_of_two() -> Iterator[Check]:
+    """Two ranks meet through mpi4py and through Horovod, started by the mpirun found above."""
+    command = start_command(2, [sys.executable, "-m", "hvdlm", "doctor", "--hello"])
     with tempfile.TemporaryDirectory() as folder:  # a folder without hvdlm's sources: what is installed counts
-        command = start_command(2, [sys.executable, "-m", "hvdlm", "doctor", "--hello"])
         try:
             done = subprocess.run(
                 command, cwd=folder, capture_output=True, text=True, timeout=HELLO_TIMEOUT_S,
@@ -151,28 +157,31 @@ def _hello() -> Iterator[Check]:
         reason = next((line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()), "no output")
         yield Check("2 ranks", False, f"{' '.join(command[:3])} failed: {reason}", "run that command by hand")
         return
-    sizes = json.loads(lines[-1])
-    is_right = all(size == 2 for size in sizes.values())
+    yield _meeting(json.loads(lines[-1]), 2)
+
+
+def _hello_here() -> Iterator[Check]:
+    """The ranks of the job at hand meet."""
+    launched = launched_as()
+    yield _meeting(hello(), launched[1] if launched else 1)
+
+
+def _meeting(sizes: dict[str, int], expected: int) -> Check:
     met = " and ".join(f"{name} ({size} ranks)" for name, size in sizes.items())
-    yield Check("2 ranks", is_right, f"allreduce over {met}",
-                "mpirun belongs to another MPI than the one Horovod and mpi4py use")  # fmt: skip
+    remedy = "mpirun belongs to another MPI than the one Horovod and mpi4py use"
+    return Check(f"{expected} ranks", set(sizes.values()) == {expected}, f"allreduce over {met}", remedy)
 
 
-def hello() -> int:
-    """What each rank of the 2-rank check runs: sum the ranks in both worlds; rank 0 prints the sizes."""
-    import numpy as np
-
+def hello() -> dict[str, int]:
+    """Sum the ranks in both worlds, called by all ranks: how many met in each, or -1 for a wrong sum."""
     sizes = {}
-    worlds: list[tuple[str, Callable[[], Any]]] = [("mpi4py", lambda: connect("mpi"))]
+    worlds: list[tuple[str, WorldKind]] = [("mpi4py", "mpi")]
     if importlib.util.find_spec("horovod") is not None:
-        worlds.append(("horovod", lambda: connect("horovod")))
-    for name, join in worlds:
-        world = join()
+        worlds.append(("horovod", "horovod"))
+    for name, kind in worlds:
+        world = connect(kind)
         total = np.array([world.rank], dtype=np.int64)
         world.sum_(total)
         sizes[name] = world.size if int(total[0]) == world.size * (world.size - 1) // 2 else -1
-        rank = world.rank
         world.close()
-    if rank == 0:
-        print(json.dumps(sizes), flush=True)
-    return 0
+    return sizes

@@ -29,9 +29,19 @@ class LogConfig(Section):
     tensorboard: bool = Field(True, description="also write RUN/tensorboard")
 
 
+class _CurrentStderr:
+    """sys.stderr as it is at each write: rich puts itself there while it shows a bar."""
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def setup_logging(rank: int) -> None:
     """Lines with the time on stderr; ranks other than 0 say only what went wrong."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(_CurrentStderr())
     handler.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("hvdlm")
     logger.handlers[:] = [handler]

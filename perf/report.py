@@ -142,7 +142,7 @@ def _facts(study: Study, plots: dict[str, bytes]) -> dict[str, Any]:
         "num_records": len(study.records),
         "data_wait": max(sum(map(sum, r.data_wait_s)) / sum(map(sum, r.step_s)) for r in study.records),
         "any_oversubscribed": any(record.is_oversubscribed for record in study.records),
-                "plots": {name: base64.b64encode(png).decode() for name, png in plots.items()},
+        "plots": {name: base64.b64encode(png).decode() for name, png in plots.items()},
     }
 
 

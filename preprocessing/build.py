@@ -70,6 +70,11 @@ class Job:
     def work(self) -> Path:
         return self.config.output / ".work" / self.digest
 
+    @property
+    def failed(self) -> Path:
+        """Exists once some rank has failed; the next start removes it."""
+        return self.work / ".failed"
+
     def spool(self, unit: int) -> Path:
         return self.work / f"unit-{unit:06d}.npz"
 
@@ -134,8 +139,14 @@ def _tokenize_units(job: Job, tokenizer: Tokenizer, world: World) -> None:
     mine = job.units[world.rank :: world.size]
     with world.together(), Progress("tokenize", sum(unit.num_bytes for unit in mine) / 1e6, "MB", world) as progress:
         for unit in mine:
+            if job.failed.exists():  # another rank has met an error: it will tell, the rest of the work is in vain
+                return
             if not job.spool(unit.number).exists():
-                _tokenize(job, unit, tokenizer)
+                try:
+                    _tokenize(job, unit, tokenizer)
+                except (UserError, OSError):
+                    job.failed.touch()
+                    raise
             progress.advance(unit.num_bytes / 1e6)
 
 

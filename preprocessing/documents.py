@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import gzip
+import itertools
 import json
 import sysconfig
 import zlib
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO, Literal
 
 from hvdlm.errors import UserError
 
-FormatName = Literal["auto", "txt", "jsonl"]
+FormatName = Literal["auto", "txt", "paragraphs", "jsonl"]
 ErrorPolicy = Literal["strict", "replace"]
 
 # The sources of the running interpreter: tens of MB of real text on every machine, nothing to download.
@@ -106,6 +107,20 @@ def _whole_file(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[st
     yield _decode(file.read(), options, part.path, 0)
 
 
+def _paragraphs(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[str]:
+    lines: list[bytes] = []
+    start = position = 0
+    for line in itertools.chain(file, [b"\n"]):
+        if line.strip():
+            lines.append(line)
+        elif lines:
+            yield _decode(b"".join(lines), options, part.path, start)
+            lines = []
+        position += len(line)
+        if not lines:
+            start = position
+
+
 def _json_lines(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[str]:
     position = part.start
     if part.start:
@@ -153,6 +168,10 @@ def _line_of(path: str, position: int) -> str:
         return f"{path}:{file.read(position).count(10) + 1}"
 
 
-FORMATS: dict[str, Callable[[BinaryIO, Part, ReadOptions], Iterator[str]]] = {"txt": _whole_file, "jsonl": _json_lines}
+FORMATS: dict[str, Callable[[BinaryIO, Part, ReadOptions], Iterator[str]]] = {
+    "txt": _whole_file,  # a document a file
+    "paragraphs": _paragraphs,  # a document a block between blank lines
+    "jsonl": _json_lines,  # a document a line
+}
 SUFFIXES = {".txt": "txt", ".jsonl": "jsonl"}
 SPLITTABLE = {"jsonl"}

@@ -40,7 +40,9 @@ class PreprocessConfig(Section):
     """A preprocess config: raw text in, tokenized shards out."""
 
     input: str | list[str] = Field(description="file, folder, glob, list of these, or python-stdlib")
-    format: FormatName = Field("auto", description="auto goes by suffix: .txt, .jsonl, each also with .gz")
+    format: FormatName = Field(
+        "auto", description="auto goes by suffix: .txt, .jsonl, also with .gz; paragraphs: .txt cut at blank lines"
+    )
     text_key: str = Field("text", description="key of the text in a line of jsonl")
     errors: ErrorPolicy = Field("strict", description="strict stops at a byte that is not UTF-8, replace puts U+FFFD")
     output: Path = Field(description="folder for manifest, shards and tokenizer.json")

@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
 # The main job end to end on this machine: text, shards, training, evaluation, a sample, scaling, report.
 #   make quickstart                    on the sources of Python's standard library
-#   make quickstart CORPUS=my/texts    on files of yours (a document a file)
+#   make quickstart CORPUS=my/texts    on files of yours (one file: its paragraphs are the documents)
 #   scripts/quickstart.sh train.steps=20    overrides go to the training config
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH=$PWD/.venv/bin:$PATH
-run=${RUN:-runs/quickstart}
+run=${RUN:-runs/quickstart${CORPUS:+-$(basename "$CORPUS")}}
+# Texts of your own may be few: validate on more of them, and take one file's paragraphs as its documents.
+own=()
+if [ -n "${CORPUS:-}" ]; then own=("input=$CORPUS" split.val=0.1); fi
+if [ -f "${CORPUS:-}" ]; then own+=(format=paragraphs); fi
 # Open MPI wants to be told that root, or more ranks than cores, are meant.
 if [ "$(id -u)" = 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
 if [ "$(nproc)" -lt 2 ]; then export OMPI_MCA_rmaps_base_oversubscribe=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe; fi
@@ -14,7 +18,7 @@ if [ "$(nproc)" -lt 2 ]; then export OMPI_MCA_rmaps_base_oversubscribe=1 PRTE_MC
 step() { printf '\n== %s\n$' "$1"; shift; printf ' %q' "$@"; echo; "$@"; }
 
 step "1/6 raw text to tokenized HDF5 shards, 2 MPI ranks" \
-    mpirun -np 2 hvdlm preprocess configs/quickstart-data.yaml "output=$run/data" ${CORPUS:+"input=$CORPUS"}
+    mpirun -np 2 hvdlm preprocess configs/quickstart-data.yaml "output=$run/data" "${own[@]}"
 step "2/6 training, 2 ranks, Horovod" \
     mpirun -np 2 hvdlm train configs/quickstart.yaml "run_dir=$run/train" "data.path=$run/data" "$@"
 step "3/6 evaluation on the whole validation split, 2 ranks" \

@@ -30,6 +30,14 @@ def test_txt_is_a_document_a_file(write):
     assert read(write("a.txt", "one\n\ntwo é\n".encode())) == ["one\n\ntwo é\n"]
 
 
+def test_paragraphs_are_documents_between_blank_lines(write):
+    options = ReadOptions("paragraphs", "text", "strict")
+    path = write("a.txt", "\n\none\nmore é\n \n\ntwo\n\nthree".encode())
+    assert read(path, options) == ["one\nmore é\n", "two\n", "three"]
+    with pytest.raises(UserError, match="byte 8 is not UTF-8"):
+        read(write("b.txt", b"one\n\n\nab\xff\n"), options)
+
+
 def test_jsonl_is_a_document_a_line(write):
     lines = [{"text": "one\nwith newline"}, {"id": 3, "text": "zwei ü"}]
     content = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
@@ -74,7 +82,7 @@ FAULTS = {
     "not text": ("a.jsonl", b'{"text": 5}\n', r":1: 'text' is int, not text"),
     "not UTF-8 in jsonl": ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r": byte 24 is not UTF-8"),
     "not UTF-8": ("a.txt", b"abc\xe9def", r": byte 3 is not UTF-8; convert the file, or set errors: replace"),
-    "unknown suffix": ("a.xyz", b"abc", r"cannot tell its format from '.xyz'; set format: txt or jsonl"),
+    "unknown suffix": ("a.xyz", b"abc", r"cannot tell its format from '.xyz'; set format: txt or paragraphs or jsonl"),
 }
 
 
