@@ -20,7 +20,7 @@ IGNORED = -100  # target of a padded position; cross_entropy's ignore_index
 class DataConfig(Section):
     """The `data` section: which shards, and how long a sequence is."""
 
-    path: Path = Field(description="folder with manifest.json, written by `hvdlm preprocess`")
+    path: Path = Field(strict=False, description="folder with manifest.json, written by `hvdlm preprocess`")
     seq_len: int = Field(256, ge=1, description="tokens a sequence, T")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hvdlm.config import Section
+from hvdlm.durable import replace_durably, sha256_of, sync_folder, write_text_durably
 from hvdlm.errors import UserError
-from hvdlm.shards import replace_durably, sha256_of, sync_folder, write_text_durably
 
 log = logging.getLogger("hvdlm")
 
@@ -66,7 +67,7 @@ def save(
     aside.rename(final)
     sync_folder(root)
     _point_latest(root, final.name)
-    for old in complete_steps(run_dir)[:-keep]:
+    for old in [old for old in complete_steps(run_dir) if old <= step][:-keep]:
         shutil.rmtree(root / f"step_{old:08d}")
     return final
 
@@ -81,17 +82,24 @@ def _point_latest(root: Path, name: str) -> None:
 
 def complete_steps(run_dir: Path) -> list[int]:
     """Steps of the finished checkpoints, oldest first."""
-    return sorted(int(path.parent.name[5:]) for path in folder_of(run_dir).glob(f"step_*/{STATE}"))
+    found = (re.fullmatch(r"step_(\d{8,})", path.parent.name) for path in folder_of(run_dir).glob(f"step_*/{STATE}"))
+    return sorted(int(match.group(1)) for match in found if match)
 
 
 def newest(run_dir: Path) -> Path | None:
-    """The newest checkpoint whose every file has its size and checksum; None for a fresh run."""
-    for step in reversed(complete_steps(run_dir)):
+    """The newest checkpoint whose every file has its size and checksum; None for a fresh run.
+
+    UserError if there are checkpoints and none is sound: to start anew must be the user's decision.
+    """
+    steps = complete_steps(run_dir)
+    for step in reversed(steps):
         path = folder_of(run_dir) / f"step_{step:08d}"
         fault = damage(path)
         if fault is None:
             return path
         log.warning("%s: %s; trying the checkpoint before it", path, fault)
+    if steps:
+        raise UserError(f"{folder_of(run_dir)}: every checkpoint is damaged; restore one, or remove them to start anew")
     return None
 
 
@@ -147,8 +155,7 @@ def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimize
     parameters = dict(model.named_parameters())
     for key, tensor in saved.items():
         name, _, entry = key.rpartition("/")
-        home = tensor if entry == "step" else tensor.to(parameters[name].device)
-        optimizer.state[parameters[name]][entry] = home
+        optimizer.state[parameters[name]][entry] = tensor.to(parameters[name].device)
     for key, value in scalars.items():
         name, _, entry = key.rpartition("/")
         optimizer.state[parameters[name]][entry] = value

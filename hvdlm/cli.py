@@ -17,7 +17,7 @@ import click
 
 from hvdlm import __version__
 from hvdlm.errors import EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError
-from hvdlm.world import connected, launched_as
+from hvdlm.world import connected, launched_as, launcher_waits_for_all
 
 ALONE_S = 5.0  # a rank that still runs so long after its mistake is the only one that made it
 
@@ -45,8 +45,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _complain(message: str, rank: int, on_all_ranks: bool) -> None:
-    """Print once: rank 0 at once; another only if the launcher has not ended it for rank 0's failure by then."""
-    if rank and on_all_ranks:
+    """Print once: rank 0 at once; another only if the launcher has not ended it for rank 0's failure by then.
+
+    srun does not end the others, and names the tasks that failed itself.
+    """
+    if rank and (on_all_ranks or launcher_waits_for_all()):
         return
     if rank:
         time.sleep(ALONE_S)
@@ -125,7 +128,7 @@ def doctor(hello: bool, as_json: bool) -> int:
 def preprocess(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Turn raw text into tokenized HDF5 shards; the same bytes at any number of ranks."""
     from hvdlm.config import load
-    from hvdlm.host import fair_threads
+    from hvdlm.host import find_place
     from hvdlm.preprocessing.build import build
     from hvdlm.preprocessing.plan import PreprocessConfig
     from hvdlm.runlog import setup_logging
@@ -133,7 +136,7 @@ def preprocess(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     settings = load(PreprocessConfig, config, overrides)
     with connected() as world:
         setup_logging(world.rank)
-        os.environ.setdefault("RAYON_NUM_THREADS", str(fair_threads(world)))  # the tokenizers library's threads
+        os.environ.setdefault("RAYON_NUM_THREADS", str(find_place(world).threads))  # the tokenizers library's threads
         manifest = build(settings, world)
         value = {
             "output": str(settings.output), "num_tokens": manifest.num_tokens, "num_documents": manifest.num_documents,

@@ -1,7 +1,7 @@
 """YAML files and `key.sub=value` overrides become validated, frozen models.
 
 This module is mechanism only: each part of the project owns the model of its own section, and
-train.py and preprocessing/plan.py compose them.
+run.py and preprocessing/plan.py compose them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from hvdlm.errors import UserError
 
 
 class Section(BaseModel):
-    """A frozen part of a config; unknown keys are errors, and so is `1` for a bool."""
+    """A frozen part of a config; unknown keys are errors, and so are "7" for a number and `1` for a bool.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+    YAML has no paths and tuples, so fields of these types say `strict=False`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 ModelT = TypeVar("ModelT", bound=Section)

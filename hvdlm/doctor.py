@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -20,12 +21,13 @@ import numpy as np
 
 from hvdlm.errors import UserError
 from hvdlm.host import affinity
-from hvdlm.world import WorldKind, connect, launched_as
+from hvdlm.world import WorldKind, connect, launched_as, met_over_gloo
 from hvdlm.world.horovod import load_horovod
 from hvdlm.world.launch import find_mpirun, fresh_environment, start_command
-from hvdlm.world.mpi import load_mpi
+from hvdlm.world.mpi import library_version
 
 HELLO_TIMEOUT_S = 120
+MPI_LIBRARY = re.compile(r"/lib(mpi|mpich|mpi_(gnu|cray|intel|amd|nvidia)\w*)\.so")  # Open MPI and Intel, MPICH, Cray
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,10 @@ def examine(*, is_job: bool = False) -> list[Check]:
     for check in (_python, _torch, _mpi, _horovod, _h5py, _one_libmpi, _launchers, meeting):
         try:
             checks += check()
-        except UserError as error:
-            checks.append(Check(check.__name__.lstrip("_"), False, str(error), "see the message"))
+        except (UserError, ImportError, OSError) as error:
+            checks.append(
+                Check(check.__name__.lstrip("_"), False, str(error), "`make setup`, or what the message says")
+            )
     return checks
 
 
@@ -90,9 +94,7 @@ def _torch() -> Iterator[Check]:
 
 
 def _mpi() -> Iterator[Check]:
-    mpi = load_mpi()
-    version = mpi.Get_library_version().replace("\0", "").splitlines()[0].split(",")[0].strip()
-    yield Check("MPI", True, f"{version}, MPI_THREAD_MULTIPLE, mpi4py {importlib.metadata.version('mpi4py')}")
+    yield Check("MPI", True, f"{library_version()}, MPI_THREAD_MULTIPLE, mpi4py {importlib.metadata.version('mpi4py')}")
 
 
 def _horovod() -> Iterator[Check]:
@@ -127,7 +129,7 @@ def _h5py() -> Iterator[Check]:
 def _one_libmpi() -> Iterator[Check]:
     """Two MPIs in one process are the usual cause of `every rank is 0 of 1`."""
     maps = Path("/proc/self/maps").read_text().splitlines()
-    libraries = sorted({os.path.realpath(line.split()[-1]) for line in maps if "/libmpi.so" in line})
+    libraries = sorted({os.path.realpath(line.split()[-1]) for line in maps if MPI_LIBRARY.search(line)})
     yield Check("libmpi", len(libraries) == 1, ", ".join(libraries) or "none mapped",
                 "build mpi4py, Horovod and h5py with one MPI: remove .venv, then `make setup`")  # fmt: skip
 
@@ -175,7 +177,7 @@ def _meeting(sizes: dict[str, int], expected: int) -> Check:
 def hello() -> dict[str, int]:
     """Sum the ranks in both worlds, called by all ranks: how many met in each, or -1 for a wrong sum."""
     sizes = {}
-    worlds: list[tuple[str, WorldKind]] = [("mpi4py", "mpi")]
+    worlds: list[tuple[str, WorldKind]] = [] if met_over_gloo() else [("mpi4py", "mpi")]
     if importlib.util.find_spec("horovod") is not None:
         worlds.append(("horovod", "horovod"))
     for name, kind in worlds:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from hvdlm import checkpoint
 from hvdlm.batches import IGNORED, TrainBatches
 from hvdlm.errors import UserError
-from hvdlm.host import fair_threads, keep_freed_memory, local_rank
+from hvdlm.host import Place, keep_freed_memory
 from hvdlm.models import build_model
 from hvdlm.optim import build_optimizer, lr_at, set_lr
 from hvdlm.partition import micro_batches_per_rank
-from hvdlm.run import RunConfig
+from hvdlm.run import RunConfig, TrainConfig
 from hvdlm.shards import Manifest, TokenStream
 from hvdlm.sync import build_sync
 from hvdlm.world.interface import World
@@ -40,22 +40,19 @@ class StepResult:
 class Engine:
     """Model, optimizer, sync and data order of one rank, ready to run any step."""
 
-    def __init__(self, config: RunConfig, stream: TokenStream, manifest: Manifest, world: World) -> None:
+    def __init__(self, config: RunConfig, stream: TokenStream, manifest: Manifest, world: World, place: Place) -> None:
+        """Builds this rank's part and talks to no other: a rank may fail here. Then `agree_on_weights`."""
         train, seq_len = config.train, config.data.seq_len
         self.world, self.train, self.optim, self.seed = world, train, config.optim, config.seed
         try:
             self.passes = micro_batches_per_rank(train.global_batch, train.micro_batch, world.size)
         except ValueError as error:
             raise UserError(f"{error}; change train.global_batch, train.micro_batch or the number of ranks") from None
-        self.device = choose_device(train.device, world)
-        if self.device.type == "cpu":
-            keep_freed_memory()
-            torch.set_num_threads(train.threads or fair_threads(world))
+        self.device = prepare_device(train, place)
         self.tokens_per_step = train.global_batch * seq_len
         self.batches = TrainBatches(stream, seq_len=seq_len, global_batch=train.global_batch, seed=config.seed)
         self.model = build_model(config.model, manifest.vocab_size, config.seed).to(self.device)
         self.sync = build_sync(config.sync, self.model, build_optimizer(self.model, config.optim), world, self.passes)
-        self.agree_on_weights()
 
     def agree_on_weights(self) -> None:
         """Give every rank rank 0's weights and buffers."""
@@ -76,7 +73,7 @@ class Engine:
         set_lr(self.sync.optimizer, lr)
         self.model.train()
         loss_sum = self._accumulate(step, windows)
-        summary = np.array([float(loss_sum), float(stop)])  # the step's one wait for the device
+        summary = np.array([float(loss_sum), float(stop)])
         self.world.sum_(summary)
         self.sync.reduce()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip or float("inf"))
@@ -115,15 +112,17 @@ def _key(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest(), "little")
 
 
-def choose_device(asked: str, world: World) -> torch.device:
-    """The rank's device: its own GPU where there are enough, the only visible one, or the CPU."""
-    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+def prepare_device(train: TrainConfig, place: Place) -> torch.device:
+    """The rank's device, ready: its own GPU where there are enough, the only visible one, or the CPU's threads."""
+    if train.device == "cpu" or (train.device == "auto" and not torch.cuda.is_available()):
+        keep_freed_memory()
+        torch.set_num_threads(train.threads or place.threads)
         return torch.device("cpu")
     visible = torch.cuda.device_count()
-    rank, ranks = local_rank(world)
-    if visible == 1:  # a launcher that binds GPUs shows each rank one
-        rank = 0
-    elif visible < ranks:
-        raise UserError(f"{ranks} ranks on this host see {visible} GPUs; start one rank a GPU or set train.device: cpu")
-    torch.cuda.set_device(rank)
-    return torch.device("cuda", rank)
+    number = 0 if visible == 1 else place.local_rank  # a launcher that binds GPUs shows each rank one
+    if 1 != visible < place.local_size:
+        raise UserError(
+            f"{place.local_size} ranks on this host see {visible} GPUs; start one rank a GPU or set train.device: cpu"
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)

@@ -1,6 +1,5 @@
 """The two ways in which a command ends on purpose, and their exit codes."""
 
-EXIT_OK = 0
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: asked to stop, the same command resumes
 

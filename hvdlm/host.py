@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+from dataclasses import dataclass
+from pathlib import Path
 
 from hvdlm.world.interface import World
 
@@ -26,19 +28,30 @@ def threads_per_rank(masks: list[frozenset[int]], rank: int) -> int:
     return max(1, len(masks[rank]) // sharing)
 
 
-def fair_threads(world: World) -> int:
-    """`threads_per_rank` for this rank among those on the same host."""
+@dataclass(frozen=True)
+class Place:
+    """Where a rank runs: its number among the ranks of its host, their number, and its fair threads."""
+
+    local_rank: int
+    local_size: int
+    threads: int
+
+
+def find_place(world: World) -> Place:
+    """The place of this rank; collective, so never call it where one rank may have failed already."""
     hosts = world.gather((socket.gethostname(), affinity()))
-    local = [(rank, mask) for rank, (host, mask) in enumerate(hosts) if host == hosts[world.rank][0]]
-    ranks = [rank for rank, _ in local]
-    return threads_per_rank([mask for _, mask in local], ranks.index(world.rank))
+    local = [rank for rank, (host, _) in enumerate(hosts) if host == hosts[world.rank][0]]
+    local_rank = local.index(world.rank)
+    return Place(local_rank, len(local), threads_per_rank([hosts[rank][1] for rank in local], local_rank))
 
 
-def local_rank(world: World) -> tuple[int, int]:
-    """(rank among the processes of this host, their number)."""
-    hosts = world.gather(socket.gethostname())
-    same = [rank for rank, host in enumerate(hosts) if host == hosts[world.rank]]
-    return same.index(world.rank), len(same)
+def physical_cores() -> int:
+    """Cores behind this process's affinity; two hardware threads of one core count once, as for Open MPI."""
+    cores = set()
+    for cpu in affinity():
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text().strip() if siblings.exists() else str(cpu))
+    return len(cores)
 
 
 def keep_freed_memory() -> None:

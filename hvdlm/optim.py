@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from hvdlm.config import Section
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimConfig(Section):
@@ -20,11 +22,17 @@ class OptimConfig(Section):
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     min_lr: float = Field(0.0, ge=0, description="where the schedule ends")
     weight_decay: float = Field(0.1, ge=0, description="decoupled for adamw; matrices and embeddings only")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="adamw")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), strict=False, description="adamw")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd")
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = Field(100, ge=0)
     clip: float = Field(1.0, ge=0, description="largest norm of the averaged gradient; 0 is no limit")
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimConfig:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
+        return self
 
 
 def cosine(progress: float) -> float:

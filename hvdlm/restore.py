@@ -6,17 +6,16 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from hvdlm import checkpoint
 from hvdlm.batches import EvaluationWindows
 from hvdlm.config import validate
-from hvdlm.engine import choose_device
+from hvdlm.engine import prepare_device
 from hvdlm.errors import UserError
 from hvdlm.evaluate import evaluate
 from hvdlm.generate import Sampling, generate
-from hvdlm.host import fair_threads, keep_freed_memory
+from hvdlm.host import Place, find_place
 from hvdlm.models import build_model
 from hvdlm.run import RunConfig
 from hvdlm.shards import TOKENIZER, TokenStream
@@ -30,14 +29,11 @@ log = logging.getLogger("hvdlm")
 EVAL_BATCH_TOKENS = 8192
 
 
-def restore(path: Path, overrides: tuple[str, ...], world: World) -> tuple[nn.Module, RunConfig, dict]:
+def restore(path: Path, overrides: tuple[str, ...], place: Place) -> tuple[nn.Module, RunConfig, dict]:
     """The model of a checkpoint on this rank's device, its config with overrides, its state."""
     state = checkpoint.read_state(path)
     config = validate(RunConfig, state["config"], path / checkpoint.STATE, overrides)
-    device = choose_device(config.train.device, world)
-    if device.type == "cpu":
-        keep_freed_memory()
-        torch.set_num_threads(config.train.threads or fair_threads(world))
+    device = prepare_device(config.train, place)
     model = build_model(config.model, state["vocab_size"], config.seed)
     checkpoint.load_model(path, model)
     return model.to(device), config, state
@@ -46,8 +42,9 @@ def restore(path: Path, overrides: tuple[str, ...], world: World) -> tuple[nn.Mo
 def evaluate_checkpoint(target: Path, overrides: tuple[str, ...], split: str, world: World) -> dict:
     """Evaluate a checkpoint on a whole split with all ranks; the result is equal on each."""
     path = world.on_root(lambda: checkpoint.resolve(target))
+    place = find_place(world)
     with world.together():
-        model, config, state = restore(path, overrides, world)
+        model, config, state = restore(path, overrides, place)
         manifest = open_data(config.data.path)
         if manifest.tokenizer_digest != state["tokenizer_digest"]:
             raise UserError(
@@ -66,7 +63,7 @@ def evaluate_checkpoint(target: Path, overrides: tuple[str, ...], split: str, wo
 def continue_text(target: Path, overrides: tuple[str, ...], prompt: str, sampling: Sampling, max_tokens: int) -> str:
     """The text that a checkpoint's model writes after `prompt`."""
     path = checkpoint.resolve(target)
-    model, config, state = restore(path, overrides, SerialWorld())
+    model, config, state = restore(path, overrides, find_place(SerialWorld()))
     tokenizer = _tokenizer_of(path, state)
     ids = [state["eos_id"], *tokenizer.encode_batch([prompt])[0].tolist()]
     written = generate(model, ids, sampling, seq_len=config.data.seq_len, max_tokens=max_tokens, eos_id=state["eos_id"])

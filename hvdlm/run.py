@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hvdlm.batches import DataConfig
 from hvdlm.checkpoint import CheckpointConfig
@@ -29,11 +29,17 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(0, ge=0, description="torch threads a rank; 0 shares the node's cores fairly")
 
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.global_batch % self.micro_batch:
+            raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
+        return self
+
 
 class RunConfig(Section):
     """Everything that `hvdlm train` does, in one file."""
 
-    run_dir: Path = Field(description="folder of this run; an existing one is resumed")
+    run_dir: Path = Field(strict=False, description="folder of this run; an existing one is resumed")
     seed: int = 0
     data: DataConfig
     model: ModelConfig = TransformerConfig()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from hvdlm.config import Section
-from hvdlm.shards import write_text_durably
+from hvdlm.durable import write_text_durably
 from hvdlm.world.interface import World
 
 LINE_INTERVAL_S = 5.0
@@ -154,7 +155,8 @@ class RunLog:
     def write(self, step: int, split: str, **values: float) -> None:
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+        self._file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
         self._file.flush()
         if self._board:
             for name, value in values.items():

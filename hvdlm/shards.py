@@ -9,7 +9,6 @@ touched once a shard (a random batch in 10 us instead of 100).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -21,9 +20,10 @@ import h5py
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hvdlm.durable import replace_durably, sha256_of, write_text_durably
 from hvdlm.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 SPLITS = ("train", "val", "test")
@@ -74,40 +74,6 @@ def dtype_for(vocab_size: int) -> np.dtype:
     if vocab_size > 2**32:
         raise ValueError(f"vocabulary of {vocab_size} ids does not fit uint32")
     return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
-
-
-def replace_durably(aside: Path, final: Path) -> None:
-    """Move a finished file into place so that a crash leaves either nothing or all of it."""
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, final)
-    sync_folder(final.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text_durably(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    replace_durably(aside, path)
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file) -> str:  # Python 3.10
-    sha = hashlib.sha256()
-    while block := file.read(1 << 20):
-        sha.update(block)
-    return sha.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class TokenizerConfig(Section):
     """The `tokenizer` section: `bpe` trains on a sample of the input unless `path` names a file."""
 
     kind: Literal["byte", "bpe"] = "bpe"
-    path: Path | None = Field(None, description="a tokenizer.json to load instead of training one")
+    path: Path | None = Field(None, strict=False, description="a tokenizer.json to load instead of training one")
     vocab_size: int = Field(8192, ge=257, description="ids to train, 256 bytes and end of text included")
     sample_mb: float = Field(16.0, gt=0, description="training text, in MB, spread evenly over the input")
 
@@ -87,6 +87,9 @@ class BpeTokenizer:
             self._backend = Backend.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{origin}: not a tokenizer.json ({error})") from None
+        self._backend.no_truncation()  # a document is never cut or padded, whatever the file asks for
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True  # "<|endoftext|>" inside a text is text
         eos = self._backend.token_to_id(END_OF_TEXT)
         if eos is None:
             raise UserError(
@@ -139,6 +142,8 @@ def load(path: Path) -> Tokenizer:
         return _load_json(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise UserError(f"{path}: cannot read this tokenizer ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a tokenizer.json") from None
 
 
 def digest(tokenizer: Tokenizer) -> str:

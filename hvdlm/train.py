@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import time
 from pathlib import Path
@@ -17,9 +18,11 @@ import yaml
 from hvdlm import checkpoint, shards
 from hvdlm.batches import EvaluationWindows
 from hvdlm.config import to_yaml
+from hvdlm.durable import write_text_durably
 from hvdlm.engine import Engine, StepResult
 from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.evaluate import Evaluation, evaluate
+from hvdlm.host import affinity, find_place
 from hvdlm.models import num_parameters
 from hvdlm.run import RunConfig
 from hvdlm.runlog import Progress, RunLog
@@ -64,11 +67,11 @@ def open_data(path: Path) -> Manifest:
 
 def build_engine(config: RunConfig, world: World) -> tuple[Engine, Manifest]:
     """An engine for this config; what is wrong with the data or the numbers is raised on all ranks."""
+    place = find_place(world)
     with world.together():
         manifest = open_data(config.data.path)
-        stream = TokenStream(config.data.path, "train", manifest)
-    with world.together():
-        engine = Engine(config, stream, manifest, world)
+        engine = Engine(config, TokenStream(config.data.path, "train", manifest), manifest, world, place)
+    engine.agree_on_weights()
     return engine, manifest
 
 
@@ -79,7 +82,9 @@ def train(config: RunConfig, world: World) -> dict:
     """
     stop = StopFlag(config.run_dir, world)
     engine, manifest = build_engine(config, world)
-    found = world.on_root(lambda: _claim_run_dir(config))
+    with world.together():
+        validation = _Validation(config, engine, manifest)
+    found = world.on_root(lambda: _claim_run_dir(config, manifest))
     first = 0
     if found is not None:
         with world.together():
@@ -87,12 +92,13 @@ def train(config: RunConfig, world: World) -> dict:
         first = checkpoint.read_state(found)["step"]
         log.info("resuming from %s", found)
     _announce(engine, config, manifest, world)
-    validation = _Validation(config, engine, manifest)
+    with world.together():
+        run_log = RunLog(config.log, config.run_dir, world, step=first)
     started = time.monotonic()
     result, evaluation = None, None
     steps = config.train.steps
     with (
-        RunLog(config.log, config.run_dir, world, step=first) as run_log,
+        run_log,
         Progress("train", steps, "steps", world, done=first, every=config.log.every) as progress,
     ):
         for step in range(first, steps):
@@ -118,7 +124,7 @@ def train(config: RunConfig, world: World) -> dict:
     }
 
 
-def _claim_run_dir(config: RunConfig) -> Path | None:
+def _claim_run_dir(config: RunConfig, manifest: Manifest) -> Path | None:
     """On rank 0: write config.yaml and tokenizer.json, and find the checkpoint to resume from."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
     kept = config.run_dir / "config.yaml"
@@ -129,8 +135,12 @@ def _claim_run_dir(config: RunConfig) -> Path | None:
             raise UserError(
                 f"{config.run_dir}: was started with other settings ({'; '.join(changed)}); set another run_dir"
             )
-    shards.write_text_durably(kept, to_yaml(config))
-    shards.write_text_durably(config.run_dir / shards.TOKENIZER, load(config.data.path / shards.TOKENIZER).to_json())
+    if found is not None and checkpoint.read_state(found)["data_plan"] != manifest.plan:
+        raise UserError(
+            f"{config.data.path}: is not the data that {found} was trained on; put that back or set another run_dir"
+        )
+    write_text_durably(kept, to_yaml(config))
+    write_text_durably(config.run_dir / shards.TOKENIZER, load(config.data.path / shards.TOKENIZER).to_json())
     (config.run_dir / "STOP").unlink(missing_ok=True)
     return found
 
@@ -159,6 +169,16 @@ def _announce(engine: Engine, config: RunConfig, manifest: Manifest, world: Worl
         f"{num_parameters(engine.model):,}", engine.passes * world.size, config.train.micro_batch, config.data.seq_len,
         f"{engine.batches.num_samples / config.train.global_batch:,.1f}",
     )  # fmt: skip
+    if (
+        engine.device.type == "cpu"
+        and len(affinity()) < (os.cpu_count() or 1) // world.size
+        and not config.train.threads
+    ):
+        log.warning(
+            "this rank may use %d of %d cores; start with `mpirun --bind-to none`, or srun --cpus-per-task",
+            len(affinity()),
+            os.cpu_count(),
+        )
     unigram = manifest.splits["val"].unigram_loss
     if unigram is not None:
         log.info("validation loss to beat: %.4f (token frequencies alone)", unigram)
@@ -174,8 +194,10 @@ def _log_step(run_log: RunLog, step: int, result: StepResult, engine: Engine) ->
 def _stop_unless_finite(result: StepResult, step: int, config: RunConfig) -> None:
     if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
         return
-    error = UserError(f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}; lower optim.lr and resume "
-                      f"from {config.run_dir}/checkpoints")  # fmt: skip
+    error = UserError(
+        f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}: the run has diverged; "
+        "start another run_dir with a lower optim.lr or a smaller optim.clip"
+    )
     error.on_all_ranks = True  # both numbers are the same everywhere
     raise error
 
@@ -186,6 +208,7 @@ def _save(config: RunConfig, step: int, engine: Engine, manifest: Manifest) -> N
     state = {
         "tokens": step * engine.tokens_per_step,
         "tokenizer_digest": manifest.tokenizer_digest,
+        "data_plan": manifest.plan,
         "vocab_size": manifest.vocab_size,
         "eos_id": manifest.eos_id,
         "config": config.model_dump(mode="json"),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvdlm.host import affinity
+from hvdlm.host import physical_cores
 from hvdlm.models import num_parameters
 from hvdlm.run import RunConfig
 from hvdlm.train import build_engine
 from hvdlm.world.interface import World
-from hvdlm.world.mpi import load_mpi
+from hvdlm.world.mpi import library_version
 
 from . import record as records
 from .record import Record, Workload
@@ -39,10 +40,9 @@ def measure(spec: Spec, world: World, job: str) -> Record:
     results = [engine.run(step) for step in range(spec.warmup + spec.steps)]
     times = world.gather([result.step_s for result in results])
     waits = world.gather([result.data_wait_s for result in results])
-    hosts = world.gather(records.host_name())
-    version = load_mpi().Get_library_version().replace("\0", "").splitlines()[0].split(",")[0].strip()
+    hosts = world.gather(socket.gethostname())
     return Record(
-        schema_version=records.SCHEMA_VERSION,
+        schema_version=1,
         ranks=world.size,
         repeat=spec.repeat,
         global_batch=config.train.global_batch,
@@ -58,17 +58,15 @@ def measure(spec: Spec, world: World, job: str) -> Record:
             seq_len=config.data.seq_len,
             micro_batch=config.train.micro_batch,
             precision=config.train.precision,
-            sync=config.sync.kind
-            if config.sync.kind != "auto"
-            else ("horovod" if world.kind == "horovod" else "allreduce"),
+            sync=engine.sync.kind,
             world=world.kind,
             device=engine.device.type,
             threads=config.train.threads,
         ),
         environment=records.environment(
             hosts=hosts,
-            cores=len(affinity()),
-            mpi=version,
+            cores=physical_cores(),
+            mpi=library_version(),
             job=job,
             started=started,
             load_before=load_before,

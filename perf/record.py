@@ -5,16 +5,14 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import socket
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hvdlm.durable import write_text_durably
 from hvdlm.errors import UserError
-from hvdlm.shards import write_text_durably
-
-SCHEMA_VERSION = 1
 
 
 class _Frozen(BaseModel):
@@ -39,7 +37,7 @@ class Environment(_Frozen):
     """Where and with what it was measured."""
 
     hosts: tuple[str, ...]  # one a rank
-    cores: int  # a rank may use, on rank 0's host
+    cores: int  # physical ones that a rank may use, on rank 0's host
     cpu: str
     system: str
     versions: dict[str, str]
@@ -56,7 +54,7 @@ class Record(_Frozen):
     `step_s[rank][i]` is the wall time of timed step i on a rank's monotonic clock, data wait included.
     """
 
-    schema_version: int
+    schema_version: Literal[1]
     ranks: int
     repeat: int
     global_batch: int
@@ -117,10 +115,6 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def host_name() -> str:
-    return socket.gethostname()
 
 
 def write(folder: Path, record: Record) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, ScalarFormatter
 
+from hvdlm.durable import write_text_durably
 from hvdlm.errors import UserError
-from hvdlm.shards import write_text_durably
 
 from . import scaling
 from .record import Record, Workload, read_all
-from .scaling import Mode, Sample, ScalingPoint
+from .scaling import Interval, Mode, Sample, ScalingPoint
 
 matplotlib.use("Agg")
 
@@ -35,7 +36,7 @@ MEANING = {
     "weak": "the batch of each rank stays the same, the global batch grows with the ranks",
 }
 STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-         "grid.alpha": 0.3, "figure.dpi": 150, "legend.frameon": False, "svg.hashsalt": "hvdlm"}  # fmt: skip
+         "grid.alpha": 0.3, "figure.dpi": 150, "legend.frameon": False}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,18 @@ def _render(template: str, study: Study, plots: dict[str, bytes]) -> str:
         loader=jinja2.PackageLoader("hvdlm.perf", "."), autoescape=template.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters["percent"] = lambda x: f"{100 * x.value:.1f} % [{100 * x.low:.1f}, {100 * x.high:.1f}]"
-    environment.filters["times"] = lambda x: f"{x.value:.2f} [{x.low:.2f}, {x.high:.2f}]"
-    environment.filters["ms"] = lambda x: f"{1e3 * x.value:.1f} [{1e3 * x.low:.1f}, {1e3 * x.high:.1f}]"
-    environment.filters["rate"] = lambda x: f"{x.value:,.0f} [{x.low:,.0f}, {x.high:,.0f}]"
+    environment.filters["percent"] = lambda x: _bracketed(x, "{:.1f}", 100, " %")
+    environment.filters["times"] = lambda x: _bracketed(x, "{:.2f}")
+    environment.filters["ms"] = lambda x: _bracketed(x, "{:.1f}", 1000)
+    environment.filters["rate"] = lambda x: _bracketed(x, "{:,.0f}")
     return environment.get_template(template).render(**_facts(study, plots))
+
+
+def _bracketed(x: Interval, form: str, scale: float = 1, unit: str = "") -> str:
+    """`value [low, high]`, without brackets where there is no interval."""
+    value = form.format(scale * x.value) + unit
+    is_known = math.isfinite(x.high)
+    return f"{value} [{form.format(scale * x.low)}, {form.format(scale * x.high)}]" if is_known else value
 
 
 def _facts(study: Study, plots: dict[str, bytes]) -> dict[str, Any]:
@@ -169,10 +177,15 @@ def _points_with_intervals(axes: Axes, points: Sequence[ScalingPoint], quantity:
     """Measured points with 95 % intervals; open markers where cores were oversubscribed."""
     for point in points:
         interval = getattr(point, quantity)
+        bars = (
+            [[interval.value - interval.low], [interval.high - interval.value]]
+            if math.isfinite(interval.high)
+            else None
+        )
         shift = 0.985 if mode == "strong" else 1.015  # so that equal points of both series stay visible
         axes.errorbar(
             point.ranks * shift, interval.value,
-            [[max(0, interval.value - interval.low)], [max(0, interval.high - interval.value)]],
+            bars,
             fmt="o" if mode == "strong" else "s", color=COLORS[mode], capsize=3, markersize=6,
             markerfacecolor="white" if point.is_oversubscribed else COLORS[mode],
             label=f"{mode}" if point is points[0] else None,
@@ -203,7 +216,9 @@ def draw_scaling(study: Study) -> bytes:
         left.yaxis.set_major_formatter(ScalarFormatter())
         right.set_title("Parallel efficiency", loc="left")
         right.yaxis.set_major_formatter(PercentFormatter(1.0))
-        right.set_ylim(0, max(1.15, 1.05 * max(p.efficiency.high for p in all_points)))
+        right.set_ylim(
+            0, max(1.15, 1.05 * max(p.efficiency.high for p in all_points if math.isfinite(p.efficiency.high)))
+        )
         for axes in (left, right):
             _rank_axis(axes, study)
             axes.legend()

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hvdlm.config import validate
-from hvdlm.errors import UserError
+from hvdlm.errors import EXIT_USER_ERROR, UserError
 from hvdlm.host import affinity
 from hvdlm.partition import micro_batches_per_rank
 from hvdlm.run import RunConfig
@@ -80,14 +81,13 @@ class Effort:
 
 
 def sweep(config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str, ...], effort: Effort) -> None:
-    """Measure every point `effort.repeats` times into FOLDER/records; records of an earlier study are replaced."""
+    """Measure every point `effort.repeats` times into FOLDER/records; those of an earlier study go at the end."""
     points = plan_points(ranks, modes, config.train.global_batch, config.train.micro_batch)
     threads = config.train.threads or max(1, len(affinity()) // ranks[-1])
-    records = folder / "records"
+    fresh = folder / ".records"
     try:
-        records.mkdir(parents=True, exist_ok=True)
-        for old in records.glob("*.json"):
-            old.unlink()
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from None
     total, started = len(points) * effort.repeats, time.monotonic()
@@ -99,7 +99,7 @@ def sweep(config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str
             (f"train.global_batch={point.global_batch}", f"train.threads={threads}"),
         )  # fmt: skip
         spec = Spec(
-            config=settings.model_dump(mode="json"), folder=str(records), repeat=repeat, steps=effort.steps,
+            config=settings.model_dump(mode="json"), folder=str(fresh), repeat=repeat, steps=effort.steps,
             warmup=effort.warmup, is_strong=point.is_strong, is_weak=point.is_weak,
         )  # fmt: skip
         _run(spec, point)
@@ -112,17 +112,21 @@ def sweep(config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str
             point.global_batch,
             left_s,
         )
+    shutil.rmtree(folder / "records", ignore_errors=True)
+    fresh.rename(folder / "records")
 
 
 def _run(spec: Spec, point: Point) -> None:
-    with tempfile.NamedTemporaryFile("w", suffix=".json", dir=spec.folder, prefix=".spec") as file:
-        json.dump(asdict(spec), file)
-        file.flush()
-        command = start_command(point.ranks, [sys.executable, "-m", "hvdlm", "measure", file.name])
-        done = subprocess.run(
-            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=fresh_environment()
-        )
+    """One measurement by an mpirun of its own. Its user errors are ours; anything else shows its output."""
+    path = Path(spec.folder) / "spec"
+    path.write_text(json.dumps(asdict(spec)))
+    done = subprocess.run(
+        start_command(point.ranks, [sys.executable, "-m", "hvdlm", "measure", str(path)]),
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, env=fresh_environment(),
+    )  # fmt: skip
+    path.unlink()
+    if done.returncode == EXIT_USER_ERROR:
+        reason = re.search(r"hvdlm: error: (.*)", done.stderr)
+        raise UserError(f"measuring {point.ranks} ranks failed: {reason.group(1) if reason else done.stderr}")
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no message")
-        raise UserError(f"measuring {point.ranks} ranks failed: {reason.removeprefix('hvdlm: error: ')}")
+        raise RuntimeError(f"measuring {point.ranks} ranks ended with exit code {done.returncode}:\n{done.stderr}")

@@ -68,10 +68,17 @@ def _expand(source: str) -> list[str]:
             str(p) for p in root.glob(pattern) if p.is_file() and not set(p.relative_to(root).parts) & set(excluded)
         )
     if Path(source).is_dir():
-        return sorted(str(p) for p in Path(source).rglob("*") if p.is_file() and not p.name.startswith("."))
+        folder = Path(source)
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return sorted(str(path) for path in files if not _is_hidden(path.relative_to(folder)))
     if Path(source).is_file():
         return [source]
     return sorted(p for p in glob.glob(source, recursive=True) if Path(p).is_file())  # noqa: PTH207 - any pattern
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file or a folder above it begins with a dot, such as .git."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def format_of(path: str, asked: FormatName) -> str:

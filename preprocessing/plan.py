@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from hvdlm.config import Section
+from hvdlm.durable import sha256_of
 from hvdlm.partition import fraction_of
 from hvdlm.shards import SPLITS
 from hvdlm.tokenizer import TokenizerConfig
@@ -45,7 +46,7 @@ class PreprocessConfig(Section):
     )
     text_key: str = Field("text", description="key of the text in a line of jsonl")
     errors: ErrorPolicy = Field("strict", description="strict stops at a byte that is not UTF-8, replace puts U+FFFD")
-    output: Path = Field(description="folder for manifest, shards and tokenizer.json")
+    output: Path = Field(strict=False, description="folder for manifest, shards and tokenizer.json")
     tokenizer: TokenizerConfig = TokenizerConfig()
     split: SplitConfig = SplitConfig()
     shard_tokens: int = Field(64_000_000, ge=1, description="tokens after which the next shard begins")
@@ -67,6 +68,27 @@ class Unit:
     number: int
     parts: tuple[Part, ...]
     num_bytes: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all ranks agree on before the first unit."""
+
+    config: PreprocessConfig
+    units: list[Unit]
+    digest: str
+
+    @property
+    def work(self) -> Path:
+        return self.config.output / ".work" / self.digest
+
+    @property
+    def failed(self) -> Path:
+        """Exists once some rank has failed; the next start removes it."""
+        return self.work / ".failed"
+
+    def spool(self, unit: int) -> Path:
+        return self.work / f"unit-{unit:06d}.npz"
 
 
 def make_units(files: list[tuple[str, int]], asked: FormatName) -> list[Unit]:
@@ -104,7 +126,7 @@ def plan_digest(config: PreprocessConfig, files: list[tuple[str, int]]) -> str:
     """Names everything the output depends on; a changed input or config is another plan."""
     stamps = [(path, size, Path(path).stat().st_mtime_ns) for path, size in files]
     if config.tokenizer.path is not None:
-        stamps.append((config.tokenizer.path.read_text(encoding="utf-8"), 0, 0))
+        stamps.append((sha256_of(config.tokenizer.path), 0, 0))
     content = {"config": config.model_dump(mode="json", exclude={"output"}), "files": stamps}
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 

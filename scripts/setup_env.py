@@ -91,8 +91,11 @@ def has_module(python: str | Path, module: str) -> bool:
 
 
 def first_line(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
-    return (done.stdout or done.stderr).strip().splitlines()[0]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        raise SetupError(f"`{command[0]}` does not run; is the module or package that brings it complete?") from None
+    return ((done.stdout or done.stderr).strip().splitlines() or ["no version"])[0]
 
 
 def digest(facts: dict) -> str:
@@ -127,7 +130,7 @@ def check_machine() -> None:
 
 def make_venv() -> None:
     """Create .venv; it sees the packages of the base Python only when torch is among those."""
-    if PYTHON.exists():
+    if PYTHON.exists() and has_module(PYTHON, "pip"):
         return
     options = ["--system-site-packages"] if importlib.util.find_spec("torch") else []
     say("creating .venv" + (" (with the torch that is installed here)" if options else ""))
@@ -249,7 +252,7 @@ def build_environment(mpi: dict[str, str], **extra: str) -> dict[str, str]:
 
 def install_built(state: State, name: str, facts: dict, build) -> None:
     """Install the wheel of NAME for these facts: already there, from the cache, or from `build(dir)`."""
-    facts = {**facts, "python": sys.implementation.cache_tag, "machine": platform.machine(),
+    facts = {**facts, "python": ask("import sys", "print(sys.implementation.cache_tag)"), "machine": platform.machine(),
              "libc": "-".join(platform.libc_ver()), "cxx": first_line("c++", "--version")}  # fmt: skip
     key = digest(facts)
     if state.fits(name, key) and has_module(PYTHON, name):
@@ -307,8 +310,10 @@ def install_horovod(state: State, mpi: dict[str, str], torch: dict[str, str]) ->
         "standard": standard,
         **options,
     }
-    # Where torch lies does not matter for the binary: it is found at run time.
-    install_built(state, "horovod", {k: v for k, v in facts.items() if k not in ("home", "MAKEFLAGS")}, build)
+    # Where things lie does not matter for the binary: they are found at run time.
+    install_built(
+        state, "horovod", {k: v for k, v in facts.items() if k not in ("home", "MAKEFLAGS", "HOROVOD_NCCL_HOME")}, build
+    )
 
 
 def install_h5py(state: State, mpi: dict[str, str]) -> None:
@@ -374,6 +379,10 @@ def main() -> int:
         set_up()
     except SetupError as error:
         print(f"[setup] error: {error}", file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr or "no message").strip().splitlines()[-1]
+        print(f"[setup] error: {reason}; `rm -rf .venv` and `make setup` build it anew", file=sys.stderr)
         return 1
     say(f"ready in {time.monotonic() - start:.0f} s: .venv/bin/hvdlm --help")
     return 0

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from harness import make_text, preprocess
-from hvdlm.preprocessing import build
+from hvdlm.preprocessing import assemble, build
 
 from hvdlm.errors import UserError
 from hvdlm.shards import TokenStream, doc_offsets, read_manifest
@@ -64,14 +64,14 @@ def test_shards_hold_about_shard_tokens(corpus, tmp_path):
 
 
 @pytest.mark.parametrize("units_before_the_end", [0, 1, 2])
-@pytest.mark.parametrize("stage", ["_tokenize", "_write"])
+@pytest.mark.parametrize("stage", [(build, "_tokenize"), (assemble, "_write")], ids=["tokenize", "assemble"])
 def test_an_interrupted_run_is_no_data_set_and_continues_to_the_same_bytes(
     corpus, tmp_path, monkeypatch, units_before_the_end, stage
 ):
     monkeypatch.setattr(build, "ENCODE_BYTES", 1000)
     monkeypatch.setattr("hvdlm.preprocessing.plan.MIN_UNIT_BYTES", 20_000)
     preprocess(corpus, tmp_path / "whole", shard_tokens=5_000)
-    real, calls = getattr(build, stage), []
+    real, calls = getattr(*stage), []
 
     def dies(*arguments):
         calls.append(arguments)
@@ -79,18 +79,18 @@ def test_an_interrupted_run_is_no_data_set_and_continues_to_the_same_bytes(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(build, stage, dies)
+    monkeypatch.setattr(*stage, dies)
     with pytest.raises(KeyboardInterrupt):
         preprocess(corpus, tmp_path / "resumed", shard_tokens=5_000)
     with pytest.raises(UserError, match="no finished data set"):
         read_manifest(tmp_path / "resumed")
     tokenized = []
-    monkeypatch.setattr(build, stage, real)
+    monkeypatch.setattr(*stage, real)
     tokenize = build._tokenize
     monkeypatch.setattr(build, "_tokenize", lambda *a: (tokenized.append(a), tokenize(*a)))
     preprocess(corpus, tmp_path / "resumed", shard_tokens=5_000)
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
-    if stage == "_write":
+    if stage[0] is assemble:
         assert not tokenized  # nothing is done twice
 
 
@@ -118,9 +118,35 @@ def test_an_empty_corpus_is_an_error(tmp_path):
 
 def test_unigram_loss_is_the_entropy_for_equal_frequencies():
     counts = np.full(50, 10_000)
-    assert build.unigram_loss(counts, counts) == pytest.approx(np.log(50), rel=1e-6)
-    assert build.unigram_loss(counts, np.zeros(50)) is None
+    assert assemble.unigram_loss(counts, counts) == pytest.approx(np.log(50), rel=1e-6)
+    assert assemble.unigram_loss(counts, np.zeros(50)) is None
 
 
 def test_unigram_loss_gives_unseen_tokens_a_chance():
-    assert np.isfinite(build.unigram_loss(np.array([5, 0]), np.array([0, 3])))
+    assert np.isfinite(assemble.unigram_loss(np.array([5, 0]), np.array([0, 3])))
+
+
+def test_one_large_file_is_sampled_in_pieces(tmp_path):
+    """A book is one document; its vocabulary must not depend on one throw of the dice."""
+    (tmp_path / "book.txt").write_text(make_text(3, 100_000))
+    manifest = preprocess(
+        tmp_path / "book.txt", tmp_path / "out", split={"val": 0.0}, tokenizer={"vocab_size": 600, "sample_mb": 0.2}
+    )
+    assert manifest.vocab_size == 600
+
+
+def test_a_split_that_stays_empty_is_said(tmp_path, caplog):
+    (tmp_path / "one.txt").write_text("text")
+    with caplog.at_level("WARNING", "hvdlm"):
+        preprocess(tmp_path / "one.txt", tmp_path / "out", split={"val": 0.01}, seed=1)
+    assert "no document fell into val (0.01 of 1); raise split.val" in caplog.text
+
+
+def test_a_run_that_was_abandoned_leaves_no_shards_behind(corpus, tmp_path, monkeypatch):
+    real = build._finish
+    monkeypatch.setattr(build, "_finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(corpus, tmp_path, shard_tokens=5_000)
+    monkeypatch.setattr(build, "_finish", real)
+    manifest = preprocess(corpus, tmp_path, shard_tokens=50_000)
+    assert {path.name for path in tmp_path.glob("*.h5")} == {s.file for e in manifest.splits.values() for s in e.shards}

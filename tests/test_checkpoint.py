@@ -2,10 +2,11 @@
 
 import errno
 import json
+import shutil
 
 import pytest
 import torch
-from harness import make_config
+from harness import make_config, preprocess
 
 from hvdlm import checkpoint
 from hvdlm.errors import UserError
@@ -169,6 +170,33 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(data_dir,
     config: RunConfig = make_config(
         data_dir, tmp_path, "optim.name=sgd", "optim.lr=1e30", "optim.clip=0", "checkpoint.every=1"
     )
-    with pytest.raises(UserError, match=r"step \d+: loss .*lower optim.lr"):
+    with pytest.raises(UserError, match=r"step \d+: loss .*has diverged"):
         train(config, SerialWorld())
     assert checkpoint.newest(tmp_path) is not None
+
+
+def test_retention_never_takes_the_checkpoint_just_written(tmp_path, parts):
+    for step in (100, 200):
+        (save(tmp_path, step, parts, keep=9) / "model.safetensors").write_bytes(b"")
+    path = save(tmp_path, 50, parts)
+    assert path.exists()
+    assert checkpoint.newest(tmp_path) == path
+
+
+def test_only_damaged_checkpoints_are_no_fresh_run(tmp_path, parts):
+    (save(tmp_path, 10, parts) / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="every checkpoint is damaged; restore one, or remove them"):
+        checkpoint.newest(tmp_path)
+
+
+def test_a_backup_beside_the_checkpoints_is_left_alone(tmp_path, parts):
+    path = save(tmp_path, 10, parts)
+    shutil.copytree(path, path.with_name("step_00000010.bak"))
+    assert checkpoint.complete_steps(tmp_path) == [10]
+
+
+def test_a_run_is_not_resumed_on_other_data(data_dir, corpus, tmp_path):
+    train(make_config(data_dir, tmp_path / "run", "train.steps=2"), SerialWorld())
+    preprocess(corpus, tmp_path / "other", seed=7)
+    with pytest.raises(UserError, match="is not the data that .* was trained on"):
+        train(make_config(tmp_path / "other", tmp_path / "run", "train.steps=3"), SerialWorld())

@@ -74,6 +74,29 @@ BAD = {
     ),
     "missing": (GOOD.replace("  path: data", "  seq_len: 8"), (), r"config.yaml:2: the key 'data.path' is required"),
     "bad choice": (GOOD.replace("transformer", "transfomer"), (), r"config.yaml:\d: model: .*'transformer', 'lstm'"),
+    "a number in quotes": (
+        GOOD.replace("steps: 10", "steps: '7'"),
+        (),
+        r"config.yaml:10: train.steps: .*valid integer, got '7'",
+    ),
+    "true for a number": (
+        GOOD.replace("steps: 10", "steps: true"),
+        (),
+        r"config.yaml:10: train.steps: .*integer, got True",
+    ),
+    "1 for a switch": (
+        GOOD,
+        ("log.tensorboard=1",),
+        r"override 'log.tensorboard=1': log.tensorboard: .*boolean, got 1",
+    ),
+    "infinite": (GOOD.replace("1e-4", ".inf"), (), r"config.yaml:8: optim.lr: .*finite"),
+    "beta": (GOOD, ("optim.betas=[1.5, 0.9]",), r"optim.betas.*less than 1, got 1.5"),
+    "batches": (
+        GOOD.replace("micro_batch: 4", "micro_batch: 3"),
+        (),
+        r"config.yaml:9: train: global_batch 8 is not a multiple of micro_batch 3",
+    ),
+    "rates": (GOOD, ("optim.min_lr=1",), r"optim: min_lr 1.0 is above lr 0.0001"),
     "impossible": (
         GOOD.replace("width: 64", "width: 6"),
         (),

@@ -111,7 +111,7 @@ def test_a_broken_gzip_is_named(tmp_path, damage):
 
 
 def test_sources_are_files_folders_globs_and_lists(tmp_path):
-    for name in ("b.txt", "a.txt", "sub/c.txt", ".hidden"):
+    for name in ("b.txt", "a.txt", "sub/c.txt", ".hidden", ".git/x.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     names = [path.removeprefix(str(tmp_path) + "/") for path, _ in find_files([str(tmp_path)])]

@@ -6,6 +6,7 @@ from harness import make_config
 
 from hvdlm.engine import Engine
 from hvdlm.errors import UserError
+from hvdlm.host import Place
 from hvdlm.shards import TokenStream, read_manifest
 from hvdlm.sync import build_sync
 from hvdlm.world.serial import SerialWorld
@@ -13,7 +14,9 @@ from hvdlm.world.serial import SerialWorld
 
 def make_engine(data_dir, tmp_path, *overrides, world=None):
     config = make_config(data_dir, tmp_path, *overrides)
-    return Engine(config, TokenStream(data_dir, "train"), read_manifest(data_dir), world or SerialWorld())
+    return Engine(
+        config, TokenStream(data_dir, "train"), read_manifest(data_dir), world or SerialWorld(), Place(0, 1, 1)
+    )
 
 
 def weights(engine):
@@ -89,8 +92,11 @@ def test_horovod_sync_needs_a_horovod_world(data_dir, tmp_path):
 
 
 def test_a_batch_that_does_not_divide_is_named(data_dir, tmp_path):
-    with pytest.raises(UserError, match="global_batch 12 is not a multiple of micro_batch 5 x 1 ranks"):
-        make_engine(data_dir, tmp_path, "train.micro_batch=5")
+    class TwoRanks(SerialWorld):
+        size = 2
+
+    with pytest.raises(UserError, match="global_batch 10 is not a multiple of micro_batch 2 x 2 ranks = 4; change"):
+        make_engine(data_dir, tmp_path, "train.global_batch=10", world=TwoRanks())
 
 
 def test_dropout_follows_seed_and_step(data_dir, tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from harness import preprocess
 
-from hvdlm import shards
+from hvdlm import durable
 from hvdlm.errors import UserError
 from hvdlm.shards import ShardLabels, TokenStream, dtype_for, read_manifest, verify, write_shard
 
@@ -130,7 +130,7 @@ def test_a_split_that_is_empty_is_named_with_what_there_is(corpus, tmp_path):
 def test_durable_replacement_syncs_before_it_renames(tmp_path, monkeypatch):
     calls = []
     for name in ("fsync", "replace"):
-        real = getattr(shards.os, name)
-        monkeypatch.setattr(shards.os, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))[1])
-    shards.write_text_durably(tmp_path / "a.txt", "text")
+        real = getattr(durable.os, name)
+        monkeypatch.setattr(durable.os, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))[1])
+    durable.write_text_durably(tmp_path / "a.txt", "text")
     assert calls == ["fsync", "replace", "fsync"]  # the file, the rename, the folder

@@ -26,6 +26,7 @@ def test_ids_stay_below_the_vocabulary_size_and_eos_is_never_text(tokenizer):
     ids = np.concatenate(tokenizer.encode_batch([*TEXTS, "<|endoftext|>"]))
     assert ids.max() < tokenizer.vocab_size
     assert tokenizer.eos_id < tokenizer.vocab_size
+    assert tokenizer.eos_id not in ids
 
 
 def test_json_restores_the_same_tokenizer(tokenizer):
@@ -59,3 +60,17 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
             tokenizers.load(path)
     with pytest.raises(UserError, match="cannot read"):
         tokenizers.load(tmp_path / "none.json")
+
+
+def test_a_loaded_file_never_cuts_or_pads_a_document():
+    import json
+
+    content = json.loads(train_bpe(iter([make_text(0, 500)]), 300).to_json())
+    content["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    assert len(from_json(json.dumps(content)).encode_batch(["a text of more than three tokens"])[0]) > 3
+
+
+def test_a_binary_file_is_no_tokenizer(tmp_path):
+    (tmp_path / "a.model").write_bytes(b"\x80\xff\x00")
+    with pytest.raises(UserError, match=r"a.model: not a tokenizer.json"):
+        tokenizers.load(tmp_path / "a.model")

@@ -105,7 +105,8 @@ def test_threads_share_cores():
     assert host.threads_per_rank([cores], 0) == 8
     assert host.threads_per_rank([cores] * 16, 3) == 1
     assert host.threads_per_rank([frozenset({0, 1, 2}), frozenset({4})], 0) == 3
-    assert host.fair_threads(SerialWorld()) == len(host.affinity())
+    assert host.find_place(SerialWorld()) == host.Place(0, 1, len(host.affinity()))
+    assert 1 <= host.physical_cores() <= len(host.affinity())
 
 
 def command(**changes):

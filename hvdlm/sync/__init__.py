@@ -26,6 +26,7 @@ class Sync(Protocol):
     applies it; `zero_grad` makes ready for the next backward.
     """
 
+    kind: str
     optimizer: torch.optim.Optimizer
 
     def reduce(self) -> None: ...

@@ -11,6 +11,8 @@ from hvdlm.world.interface import World
 class AllreduceSync:
     """Plain data parallelism with any world, and the serial case: a sum over one rank."""
 
+    kind = "allreduce"
+
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
         self.optimizer = optimizer
         self._world = world

@@ -16,6 +16,8 @@ class HorovodSync:
     `skip_synchronize`, or everything would be reduced again. Its `zero_grad` takes no argument.
     """
 
+    kind = "horovod"
+
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, passes: int) -> None:
         hvd = load_horovod()
         self.optimizer = hvd.DistributedOptimizer(

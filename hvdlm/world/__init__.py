@@ -33,6 +33,16 @@ def launched_as(env: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
     return None
 
 
+def met_over_gloo(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether the ranks were started by `horovodrun --gloo`: then they are no MPI processes."""
+    return "HOROVOD_GLOO_RENDEZVOUS_ADDR" in env
+
+
+def launcher_waits_for_all(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is a task of srun, which by itself lets the other tasks run on when one fails."""
+    return "SLURM_STEP_NUM_TASKS" in env and "OMPI_COMM_WORLD_SIZE" not in env
+
+
 def connect(kind: WorldKind = "auto", *, prefer: Literal["mpi", "horovod"] = "mpi") -> World:
     """Join the job's world.
 
@@ -62,7 +72,7 @@ def connect(kind: WorldKind = "auto", *, prefer: Literal["mpi", "horovod"] = "mp
 
 
 def _choose(prefer: Literal["mpi", "horovod"]) -> Literal["serial", "mpi", "horovod"]:
-    if "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ:
+    if met_over_gloo():
         return "horovod"
     if launched_as() is None:
         return "serial"
@@ -75,9 +85,23 @@ def _size_mismatch(world: World, expected: int) -> str:
     found = f"the launcher started {expected} processes but the {world.kind} world has {world.size}"
     if world.kind == "serial":
         return f"{found}; use world=auto, or start one process"
-    if "SLURM_STEP_NUM_TASKS" in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ:
+    if launcher_waits_for_all():
         return f"{found}; use `srun --mpi=pmix` (see `srun --mpi=list`)"
     return f"{found}; start it with the mpirun of the MPI that mpi4py and Horovod use (`hvdlm doctor`)"
+
+
+def _connect_or_die(kind: WorldKind, prefer: Literal["mpi", "horovod"]) -> World:
+    """`connect`, but a crash in it ends this process at once: at a normal exit MPI would wait for the others."""
+    try:
+        return connect(kind, prefer=prefer)
+    except UserError:
+        raise
+    except Exception:
+        if (launched_as() or (0, 1))[1] == 1:
+            raise
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 @contextmanager
@@ -86,7 +110,7 @@ def connected(kind: WorldKind = "auto", *, prefer: Literal["mpi", "horovod"] = "
 
     Ends that all ranks share (StoppedOnRequest, a UserError out of `World.together`) pass through.
     """
-    world = connect(kind, prefer=prefer)
+    world = _connect_or_die(kind, prefer)
     try:
         yield world
     except StoppedOnRequest:

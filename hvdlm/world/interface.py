@@ -71,7 +71,8 @@ class World(ABC):
         """Run the body on all ranks; what a user must mend on any rank is raised on all of them.
 
         UserError and OSError (a full disk, a missing permission) count as such. The error of the lowest
-        rank wins. Without this the other ranks would wait for the failed one in their next collective.
+        rank wins. Without this the other ranks would wait for the failed one in their next collective; for the
+        same reason the body itself must not talk to other ranks.
         """
         mine: str | None = None
         try:

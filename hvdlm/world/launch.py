@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from hvdlm.errors import UserError
+from hvdlm.host import physical_cores
 
 
 def find_mpirun() -> Path:
@@ -49,7 +50,7 @@ def start_command(ranks: int, command: list[str]) -> list[str]:
     mpirun = find_mpirun()
     return mpirun_command(
         ranks, command, open_mpi=is_open_mpi(mpirun), mpirun=mpirun,
-        cores=len(os.sched_getaffinity(0)), is_root=os.geteuid() == 0,
+        cores=physical_cores(), is_root=os.geteuid() == 0,
     )  # fmt: skip
 
 

@@ -32,6 +32,11 @@ def load_mpi() -> Any:
     return MPI
 
 
+def library_version() -> str:
+    """The MPI library's name and version, such as `Open MPI v4.1.4`."""
+    return load_mpi().Get_library_version().replace("\0", "").splitlines()[0].split(",")[0].strip()
+
+
 def host_array(buffer: Any) -> np.ndarray:
     """A flat numpy view of an array or tensor; a copy only of what lies on an accelerator."""
     if isinstance(buffer, np.ndarray):

@@ -2,10 +2,11 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
-from harness import run_values, write_config
+from harness import HVDLM, run_ranks, run_values, write_config
 
 from hvdlm import checkpoint
 from hvdlm.runlog import read_metrics
@@ -101,6 +102,15 @@ def test_resume_equals_no_interruption_bit_for_bit(train, ranks, world):
     assert losses(resumed) == losses(whole)
 
 
+def test_horovodrun_over_gloo_trains_the_same(train, data_dir, tmp_path):
+    expected = losses(train("serial", 0, "serial"))
+    config = write_config(tmp_path / "gloo.yaml", run_values(data_dir, tmp_path / "gloo"))
+    horovodrun = Path(sys.executable).parent / "horovodrun"
+    done = run_ranks(0, [horovodrun, "--gloo", "-np", "2", *HVDLM, "train", config])
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "gloo")["train"] == pytest.approx(expected["train"], rel=1e-5)
+
+
 def test_a_run_goes_on_with_another_number_of_ranks(train):
     whole = train("whole", 1, "mpi")
     part = train("part", 3, "horovod", "checkpoint.every=10", "checkpoint.keep=9")
@@ -137,7 +147,7 @@ def test_generation_under_a_launcher_is_that_of_one_process(train, job):
 
 
 BAD = {
-    "batch": (("train.global_batch=13",), "global_batch 13 is not a multiple of micro_batch 2 x 2 ranks = 4"),
+    "batch": (("train.global_batch=14",), "global_batch 14 is not a multiple of micro_batch 2 x 2 ranks = 4"),
     "data": (("data.path=/nowhere",), "/nowhere/manifest.json: there is none, so this is no finished data set"),
     "sync": (("sync.kind=horovod", "world=mpi"), "sync.kind: horovod needs world: horovod"),
     "serial": (("world=serial",), "the launcher started 2 processes but the serial world has 1"),
@@ -157,7 +167,7 @@ def test_what_a_user_must_mend_is_one_line_and_exit_2(job, data_dir, tmp_path, c
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("damage", ["tokenizer", "shard"])
+@pytest.mark.parametrize("damage", ["tokenizer", "train", "val"])
 def test_data_that_does_not_fit_together_is_refused(job, data_dir, tmp_path, damage):
     shutil.copytree(data_dir, tmp_path / "data")
     if damage == "tokenizer":
@@ -167,9 +177,9 @@ def test_data_that_does_not_fit_together_is_refused(job, data_dir, tmp_path, dam
         )
         message = "tokenizer.json: is tokenizer"
     else:
-        path = tmp_path / "data" / "train-00002.h5"
+        path = tmp_path / "data" / f"{damage}-00000.h5"
         path.write_bytes(path.read_bytes()[:-100])
-        message = "train-00002.h5: has"
+        message = f"{path.name}: has"
     config = write_config(tmp_path / "config.yaml", run_values(tmp_path / "data", tmp_path / "run"))
     done = job(2, "train", config, code=2)
     assert done.stderr.count("hvdlm: error:") == 1
