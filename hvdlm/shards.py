@@ -9,6 +9,7 @@ touched once a shard (a random batch in 10 us instead of 100).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -67,6 +68,12 @@ class Manifest(_Entry):
     num_documents: int
     statistics: dict[str, int]
     plan: str  # digest of input and config: the same plan gives the same bytes
+
+    @property
+    def train_digest(self) -> str:
+        """Names the training tokens: the same for the same shards, wherever and from whatever they were made."""
+        checksums = "".join(shard.checksum for shard in self.splits["train"].shards)
+        return hashlib.sha256(checksums.encode()).hexdigest()[:16]
 
 
 def dtype_for(vocab_size: int) -> np.dtype:

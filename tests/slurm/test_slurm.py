@@ -1,6 +1,8 @@
 """hvdlm as SLURM jobs, on a real SLURM: what the README says about srun and sbatch."""
 
 import subprocess
+import sys
+import time
 
 import pytest
 from harness import HVDLM, ROOT, run_values, write_config
@@ -45,6 +47,15 @@ def test_mpirun_inside_a_job_of_two_nodes(slurm, config, tmp_path, expected):
     assert done.returncode == 0, (tmp_path / "out").read_text()
     assert "horovod world of 2" in (tmp_path / "out").read_text()
     assert losses(tmp_path / "run") == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_crash_on_one_task_ends_the_step(slurm):
+    start = time.monotonic()
+    script = ROOT / "tests" / "parallel" / "rank_fails.py"
+    done = run(slurm, "srun", "--mpi=pmix", "-N1", "-n2", sys.executable, script, "crash", "horovod", timeout_s=60)
+    assert done.returncode != 0
+    assert time.monotonic() - start < 15
+    assert done.stderr.count("RuntimeError: the last rank is broken") == 1
 
 
 def test_srun_without_pmi_never_trains_twice(slurm, config, tmp_path):
