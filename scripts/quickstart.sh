@@ -32,7 +32,7 @@ step "3/6 evaluation on the whole $split split, 2 ranks" \
 step "4/6 a sample" \
     hvdlm generate "$run/train" --prompt "${PROMPT:-def }" --max-tokens 120 | tee "$run/sample.txt"
 step "5/6 weak and strong scaling at 1 and 2 ranks" \
-    hvdlm scale configs/quickstart.yaml "run_dir=$run/train" "data.path=$run/data" "$@" --ranks 1,2 --mode both --steps 15 --warmup 3 --out "$run/scaling"
+    hvdlm scale configs/quickstart.yaml "run_dir=$run/train" "data.path=$run/data" "$@" --ranks 1,2 --mode both --steps 15 --warmup 3 --repeats "${REPEATS:-3}" --out "$run/scaling"
 step "6/6 the report, from the records alone" \
     hvdlm report "$run/scaling"
 printf '\nEverything of this run: %s\n%s\n' "$(realpath "$run")" "$(realpath "$run/scaling/report.html")"

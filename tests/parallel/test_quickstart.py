@@ -21,9 +21,10 @@ SMALL = [
 
 
 def test_the_quickstart_from_text_to_report(corpus, tmp_path):
+    settings = {"RUN": str(tmp_path / "run"), "CORPUS": str(corpus), "REPEATS": "1"}
     done = subprocess.run(
         [ROOT / "scripts" / "quickstart.sh", *SMALL], cwd=tmp_path, capture_output=True, text=True, timeout=280,
-        env={**job_environment(), "RUN": str(tmp_path / "run"), "CORPUS": str(corpus)}, stdin=subprocess.DEVNULL,
+        env={**job_environment(), **settings}, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = Path(done.stdout.splitlines()[-1])
@@ -60,9 +61,9 @@ def test_the_readmes_commands_run(tmp_path):
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        if " eval " in command:  # 40 steps are enough to leave token frequencies far behind
+        if " eval " in command:  # 30 steps are enough to leave token frequencies behind
             result = json.loads(done.stdout.splitlines()[-1])
-            assert result["loss"] < result["unigram_loss"] - 0.3
+            assert result["loss"] < result["unigram_loss"] - 0.2
 
 
 def test_the_readmes_make_commands_exist():

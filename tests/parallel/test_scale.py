@@ -19,7 +19,7 @@ def test_scale_measures_both_modes_and_the_report_can_be_written_again(job, data
         "--warmup",
         "2",
         "--repeats",
-        "2",
+        "1",
         "--out",
         tmp_path / "s",
     ]
@@ -27,8 +27,10 @@ def test_scale_measures_both_modes_and_the_report_can_be_written_again(job, data
     assert json.loads(done.stdout.splitlines()[-1])["report"] == f"{tmp_path}/s/report.html"
     records = read_all(tmp_path / "s")
     assert [(r.ranks, r.global_batch, r.repeat) for r in records] == [
-        (1, 12, 0), (1, 12, 1), (2, 12, 0), (2, 12, 1), (2, 24, 0), (2, 24, 1),
-    ]  # fmt: skip
+        (1, 12, 0),
+        (2, 12, 0),
+        (2, 24, 0),
+    ]
     for record in records:
         assert len(record.step_s) == record.ranks
         assert {len(times) for times in record.step_s} == {6}
