@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH=$PWD/.venv/bin:$PATH
-run=${RUN:-runs/quickstart${CORPUS:+-$(basename "$CORPUS")}}
+run=${RUN:-runs/quickstart${CORPUS:+-$(basename "$CORPUS" | tr -c 'A-Za-z0-9.\n-' _)}}
 # Open MPI wants to be told that root is meant, and two ranks on one core with two hardware threads.
 if [ "$(id -u)" = 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
 export OMPI_MCA_rmaps_base_oversubscribe=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
@@ -15,7 +15,7 @@ export OMPI_MCA_rmaps_base_oversubscribe=1 PRTE_MCA_rmaps_default_mapping_policy
 own=()
 if [ -n "${CORPUS:-}" ]; then
     own=("input=$CORPUS" split.val=0.1 errors=strict)
-    case "$(find "$CORPUS" -name '*.jsonl' -o -name '*.jsonl.gz' | head -1)" in ?*) own+=(format=auto) ;;
+    case "$(find "$CORPUS" -name '*.jsonl' -o -name '*.jsonl.gz' 2>/dev/null | head -1)" in ?*) own+=(format=auto) ;;
     *) if [ -f "$CORPUS" ]; then own+=(format=paragraphs); fi ;; esac
 fi
 
