@@ -28,7 +28,7 @@ unit: setup             ## tests of one process, seconds each
 	.venv/bin/python -m pytest tests --ignore=tests/parallel --ignore=tests/slurm
 
 parallel: setup         ## tests on 2 and 3 MPI ranks, Horovod included, and on a real SLURM where it is installed
-	.venv/bin/python -m pytest tests/parallel tests/slurm
+	.venv/bin/python -m pytest tests/parallel tests/slurm --durations=10
 
 format: setup           ## let ruff rewrite the sources
 	.venv/bin/ruff check --fix .

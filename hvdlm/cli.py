@@ -220,7 +220,9 @@ def evaluate(checkpoint: Path, overrides: tuple[str, ...], split: str, as_json: 
         _result(result, as_json, text, world.rank)
 
 
-@cli.command(epilog="hvdlm generate runs/quickstart/train --prompt 'def ' --max-tokens 100 --temperature 0.7")
+@cli.command(
+    epilog="hvdlm generate runs/quickstart/train --prompt 'def __init__(self' --max-tokens 100 --temperature 0.7"
+)
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN|CHECKPOINT")
 @_overrides
 @click.option("--prompt", default="", help="Text to continue.")

@@ -30,7 +30,7 @@ if ! ls "$run"/data/val-*.h5 >/dev/null 2>&1; then split=train; fi  # too few do
 step "3/6 evaluation on the whole $split split, 2 ranks" \
     mpirun -np 2 hvdlm eval "$run/train" --split "$split" --json | tee "$run/eval.json"
 step "4/6 a sample" \
-    hvdlm generate "$run/train" --prompt "${PROMPT:-def }" --max-tokens 120 | tee "$run/sample.txt"
+    hvdlm generate "$run/train" --prompt "${PROMPT:-def __init__(self}" --max-tokens 120 | tee "$run/sample.txt"
 step "5/6 weak and strong scaling at 1 and 2 ranks" \
     hvdlm scale configs/quickstart.yaml "run_dir=$run/train" "data.path=$run/data" "$@" --ranks 1,2 --mode both --steps 15 --warmup 3 --repeats "${REPEATS:-3}" --out "$run/scaling"
 step "6/6 the report, from the records alone" \
