@@ -13,6 +13,13 @@ class UserError(ValueError):
 
     on_all_ranks = False
 
+    @classmethod
+    def shared(cls, message: str) -> "UserError":
+        """For an error that every rank raises, having come to it from the same numbers."""
+        error = cls(message)
+        error.on_all_ranks = True
+        return error
+
 
 class StoppedOnRequest(Exception):
     """The run was asked to stop, has saved its state, and resumes by the same command."""

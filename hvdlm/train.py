@@ -13,6 +13,7 @@ import signal
 import time
 from pathlib import Path
 
+import torch
 import yaml
 
 from hvdlm import checkpoint, shards
@@ -89,7 +90,7 @@ def train(config: RunConfig, world: World) -> dict:
     if found is not None:
         with world.together():
             engine.restore(found)
-        first = checkpoint.read_state(found)["step"]
+            first = checkpoint.read_state(found)["step"]
         log.info("resuming from %s", found)
     _announce(engine, config, manifest, world)
     with world.together():
@@ -105,7 +106,7 @@ def train(config: RunConfig, world: World) -> dict:
             result = engine.run(step, stop=stop.is_set())
             done = step + 1
             _log_step(run_log, done, result, engine)
-            _stop_unless_finite(result, done, config)
+            _stop_unless_finite(result, done)
             progress.advance(1, f"loss {result.loss:.4f} | {engine.tokens_per_step / result.step_s:,.0f} tokens/s")
             if done % config.train.eval_every == 0 or done == steps:
                 evaluation = validation.run(done, run_log)
@@ -160,8 +161,6 @@ def _changes(before: dict, now: dict, prefix: str = "") -> list[str]:
 
 
 def _announce(engine: Engine, config: RunConfig, manifest: Manifest, world: World) -> None:
-    import torch
-
     log.info(
         "%s world of %d, %s, %d threads a rank | %s of %s parameters | %d x %d sequences of %d a step | "
         "an epoch is %s steps",
@@ -191,15 +190,13 @@ def _log_step(run_log: RunLog, step: int, result: StepResult, engine: Engine) ->
     )  # fmt: skip
 
 
-def _stop_unless_finite(result: StepResult, step: int, config: RunConfig) -> None:
+def _stop_unless_finite(result: StepResult, step: int) -> None:
     if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
         return
-    error = UserError(
+    raise UserError.shared(
         f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}: the run has diverged; "
         "start another run_dir with a lower optim.lr or a smaller optim.clip"
     )
-    error.on_all_ranks = True  # both numbers are the same everywhere
-    raise error
 
 
 def _save(config: RunConfig, step: int, engine: Engine, manifest: Manifest) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hvdlm.config import validate
 from hvdlm.errors import EXIT_USER_ERROR, UserError
-from hvdlm.host import affinity
+from hvdlm.host import physical_cores
 from hvdlm.partition import micro_batches_per_rank
 from hvdlm.run import RunConfig
 from hvdlm.world.launch import fresh_environment, start_command
@@ -83,7 +83,7 @@ class Effort:
 def sweep(config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str, ...], effort: Effort) -> None:
     """Measure every point `effort.repeats` times into FOLDER/records; those of an earlier study go at the end."""
     points = plan_points(ranks, modes, config.train.global_batch, config.train.micro_batch)
-    threads = config.train.threads or max(1, len(affinity()) // ranks[-1])
+    threads = config.train.threads or max(1, physical_cores() // ranks[-1])
     fresh = folder / ".records"
     try:
         shutil.rmtree(fresh, ignore_errors=True)

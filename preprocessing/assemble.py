@@ -28,7 +28,7 @@ def assemble(job: Job, tokenizer: Tokenizer, world: World) -> Manifest:
         split: np.cumsum([0] + [totals[unit][split][0] for unit in range(len(job.units))]).tolist() for split in SPLITS
     }
     if not sum(offsets[-1] for offsets in first_token.values()):
-        raise _shared(UserError(f"input {job.config.input!r}: holds no text at all"))
+        raise UserError.shared(f"input {job.config.input!r}: holds no text at all")
     windows = [(unit, _windows(job, unit, first_token)) for unit in mine]
     windows_of_unit = dict(pair for pairs in world.gather(windows) for pair in pairs)
     plans = shard_plans(windows_of_unit[unit] for unit in range(len(job.units)))
@@ -41,11 +41,6 @@ def assemble(job: Job, tokenizer: Tokenizer, world: World) -> Manifest:
     world.sum_(counts)
     entries = dict(pair for pairs in world.gather(written) for pair in pairs)
     return _manifest(job, tokenizer, plans, entries, totals, counts)
-
-
-def _shared(error: UserError) -> UserError:
-    error.on_all_ranks = True  # every rank computed it from the same gathered numbers
-    return error
 
 
 def _totals(spool: Path) -> dict[str, list[int]]:

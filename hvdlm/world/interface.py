@@ -85,6 +85,4 @@ class World(ABC):
             mine = f"{error.filename or 'input/output'}: {error.strerror or error}"
         messages = [message for message in self.gather(mine) if message is not None]
         if messages:
-            shared = UserError(messages[0])
-            shared.on_all_ranks = True
-            raise shared from None
+            raise UserError.shared(messages[0]) from None
