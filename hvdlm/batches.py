@@ -5,42 +5,162 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticKnownError
 
 from hvdlm.config import Section
 from hvdlm.errors import UserError
-from hvdlm.partition import samples_of_step, slice_of
+from hvdlm.mixture import Mixture
+from hvdlm.partition import permute_each, positions_of_step, samples_of_step, slice_of
 from hvdlm.shards import TokenStream
 
 IGNORED = -100  # target of a padded position; cross_entropy's ignore_index
 
 
-class DataConfig(Section):
-    """The `data` section: which shards, and how long a sequence is."""
+class CorpusConfig(Section):
+    """One corpus of a mixture."""
 
     path: Path = Field(strict=False, description="folder with manifest.json, written by `hvdlm preprocess`")
+    weight: float = Field(gt=0, description="its share of the training samples, relative to the other weights")
+
+
+class DataConfig(Section):
+    """The `data` section: which shards, and how long a sequence is. Either `path` or `mixture`."""
+
+    mixture: tuple[CorpusConfig, ...] = Field((), strict=False, description="several corpora, each path with a weight")
+    path: Path | None = Field(
+        None, strict=False, validate_default=True, description="folder with manifest.json: the only corpus"
+    )
     seq_len: int = Field(256, ge=1, description="tokens a sequence, T")
 
+    @field_validator("mixture")
+    @classmethod
+    def _check_mixture(cls, mixture: tuple[CorpusConfig, ...]) -> tuple[CorpusConfig, ...]:
+        paths = [corpus.path for corpus in mixture]
+        twice = next((path for path in paths if paths.count(path) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice} is given twice; add up its weights")
+        if mixture:
+            Mixture([corpus.weight for corpus in mixture], seed=0)
+        return mixture
 
-class TrainBatches:
-    """The training order: windows at multiples of seq_len, permuted anew each epoch, for ever."""
+    @field_validator("path")
+    @classmethod
+    def _check_path(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        mixture = info.data.get("mixture")
+        if path is None and mixture == ():
+            raise PydanticKnownError("missing")
+        if path is not None and mixture:
+            raise ValueError("path and mixture exclude each other; set data.path=null or data.mixture=[]")
+        return path
 
-    def __init__(self, stream: TokenStream, *, seq_len: int, global_batch: int, seed: int) -> None:
-        self.num_samples = (len(stream) - 1) // seq_len
-        if self.num_samples < 1:
-            raise UserError(f"the train split has {len(stream)} tokens, fewer than one sequence of {seq_len} + 1")
-        self._stream, self._seq_len = stream, seq_len
-        self._global_batch, self._seed = global_batch, seed
+    @property
+    def corpora(self) -> tuple[CorpusConfig, ...]:
+        """The mixture, or the only corpus as a mixture of one."""
+        return self.mixture or (CorpusConfig(path=self.path, weight=1),)
+
+    @property
+    def names(self) -> list[str]:
+        """What the corpora are called: their folders' names, or the whole paths where two have the same."""
+        paths = [corpus.path for corpus in self.corpora]
+        distinct = len({path.name for path in paths}) == len(paths)
+        return [path.name if distinct and path.name else str(path) for path in paths]
+
+
+class Batches(Protocol):
+    """A training order: a pure function of (seed, step, global batch)."""
 
     def of_step(self, step: int, *, rank: int, size: int) -> np.ndarray:
         """The rank's windows of a step: int64 (global_batch / size, seq_len + 1)."""
+
+    @property
+    def epoch_samples(self) -> list[float]:
+        """In how many samples of the order each corpus is seen once."""
+
+
+class TrainBatches:
+    """The order of one corpus: windows at multiples of seq_len, permuted anew each epoch, for ever."""
+
+    def __init__(self, stream: TokenStream, *, seq_len: int, global_batch: int, seed: int) -> None:
+        self.num_samples = _num_windows(stream, seq_len, "the train split")
+        self._stream, self._seq_len = stream, seq_len
+        self._global_batch, self._seed = global_batch, seed
+
+    @property
+    def epoch_samples(self) -> list[float]:
+        return [float(self.num_samples)]
+
+    def of_step(self, step: int, *, rank: int, size: int) -> np.ndarray:
         samples = samples_of_step(
             step, rank=rank, size=size,
             global_batch=self._global_batch, num_samples=self.num_samples, seed=self._seed,
         )  # fmt: skip
         return self._stream.read_windows(samples * self._seq_len, self._seq_len + 1)
+
+
+class MixedBatches:
+    """The order of several corpora: exact shares, and each corpus epoch after epoch in its own permuted order."""
+
+    def __init__(self, sources: MixedStreams, *, seq_len: int, global_batch: int, seed: int) -> None:
+        self.num_samples = [
+            _num_windows(stream, seq_len, f"the train split of {name}")
+            for name, stream in zip(sources.names, sources.streams, strict=True)
+        ]
+        self.mixture = Mixture(sources.weights, seed=seed)
+        self._streams, self._seq_len = sources.streams, seq_len
+        self._global_batch, self._seed = global_batch, seed
+
+    @property
+    def epoch_samples(self) -> list[float]:
+        return [num / float(share) for num, share in zip(self.num_samples, self.mixture.shares, strict=True)]
+
+    def of_step(self, step: int, *, rank: int, size: int) -> np.ndarray:
+        positions = positions_of_step(step, rank=rank, size=size, global_batch=self._global_batch)
+        corpora, samples = self.samples_at(positions)
+        windows = np.empty((len(positions), self._seq_len + 1), dtype=np.int64)
+        for corpus, stream in enumerate(self._streams):
+            rows = np.flatnonzero(corpora == corpus)
+            if rows.size:
+                windows[rows] = stream.read_windows(samples[rows] * self._seq_len, self._seq_len + 1)
+        return windows
+
+    def samples_at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(corpus, its sample) at ascending positions of the order, both int64 (n,)."""
+        num_corpora = len(self.num_samples)
+        corpora, numbers = self.mixture.locate(positions)
+        epochs, within = np.divmod(numbers, np.array(self.num_samples)[corpora])
+        found, group = np.unique(epochs * num_corpora + corpora, return_inverse=True)
+        totals, keys = [], []
+        for epoch, corpus in (divmod(number, num_corpora) for number in found.tolist()):
+            totals.append(self.num_samples[corpus])
+            keys.append(f"epoch {self._seed} {epoch} of corpus {corpus}")  # its own: equal sizes, different orders
+        return corpora, permute_each(within, group, totals, keys)
+
+
+@dataclass(frozen=True)
+class MixedStreams:
+    """The train splits of several corpora, and how much of each."""
+
+    streams: tuple[TokenStream, ...]
+    weights: tuple[float, ...]
+    names: tuple[str, ...]
+
+
+def order_over(source: TokenStream | MixedStreams, *, seq_len: int, global_batch: int, seed: int) -> Batches:
+    """The training order over one corpus or several."""
+    if isinstance(source, TokenStream):
+        return TrainBatches(source, seq_len=seq_len, global_batch=global_batch, seed=seed)
+    return MixedBatches(source, seq_len=seq_len, global_batch=global_batch, seed=seed)
+
+
+def _num_windows(stream: TokenStream, seq_len: int, name: str) -> int:
+    num_samples = (len(stream) - 1) // seq_len
+    if num_samples < 1:
+        raise UserError(f"{name} has {len(stream)} tokens, fewer than one sequence of {seq_len} + 1")
+    return num_samples
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvdlm import checkpoint
-from hvdlm.batches import IGNORED, TrainBatches
+from hvdlm.batches import IGNORED, MixedStreams, order_over
 from hvdlm.errors import UserError
 from hvdlm.host import Place, keep_freed_memory
+from hvdlm.manifest import Manifest
 from hvdlm.models import build_model
 from hvdlm.optim import build_optimizer, lr_at, set_lr
 from hvdlm.partition import micro_batches_per_rank
 from hvdlm.run import RunConfig, TrainConfig
-from hvdlm.shards import Manifest, TokenStream
+from hvdlm.shards import TokenStream
 from hvdlm.sync import build_sync
 from hvdlm.world.interface import World
 
@@ -40,7 +41,9 @@ class StepResult:
 class Engine:
     """Model, optimizer, sync and data order of one rank, ready to run any step."""
 
-    def __init__(self, config: RunConfig, stream: TokenStream, manifest: Manifest, world: World, place: Place) -> None:
+    def __init__(
+        self, config: RunConfig, source: TokenStream | MixedStreams, manifest: Manifest, world: World, place: Place
+    ) -> None:
         """Builds this rank's part and talks to no other: a rank may fail here. Then `agree_on_weights`."""
         train, seq_len = config.train, config.data.seq_len
         self.world, self.train, self.optim, self.seed = world, train, config.optim, config.seed
@@ -50,7 +53,7 @@ class Engine:
             raise UserError(f"{error}; change train.global_batch, train.micro_batch or the number of ranks") from None
         self.device = prepare_device(train, place)
         self.tokens_per_step = train.global_batch * seq_len
-        self.batches = TrainBatches(stream, seq_len=seq_len, global_batch=train.global_batch, seed=config.seed)
+        self.batches = order_over(source, seq_len=seq_len, global_batch=train.global_batch, seed=config.seed)
         self.model = build_model(config.model, manifest.vocab_size, config.seed).to(self.device)
         self.sync = build_sync(config.sync, self.model, build_optimizer(self.model, config.optim), world, self.passes)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from hvdlm.batches import EvaluationWindows
 from hvdlm.engine import token_loss
-from hvdlm.shards import SplitEntry
+from hvdlm.manifest import SplitEntry
 from hvdlm.world.interface import World
 
 

@@ -9,18 +9,16 @@ import numpy as np
 from torch import nn
 
 from hvdlm import checkpoint
-from hvdlm.batches import EvaluationWindows
 from hvdlm.config import validate
+from hvdlm.corpora import SplitEvaluation, open_corpora
 from hvdlm.engine import prepare_device
 from hvdlm.errors import UserError
-from hvdlm.evaluate import evaluate
 from hvdlm.generate import Sampling, generate
 from hvdlm.host import Place, find_place
+from hvdlm.manifest import TOKENIZER
 from hvdlm.models import build_model
 from hvdlm.run import RunConfig
-from hvdlm.shards import TOKENIZER, TokenStream
 from hvdlm.tokenizer import Tokenizer, digest, load
-from hvdlm.train import open_data
 from hvdlm.world.interface import World
 from hvdlm.world.serial import SerialWorld
 
@@ -45,19 +43,18 @@ def evaluate_checkpoint(target: Path, overrides: tuple[str, ...], split: str, wo
     place = find_place(world)
     with world.together():
         model, config, state = restore(path, overrides, place)
-        manifest = open_data(config.data.path)
-        if manifest.tokenizer_digest != state["tokenizer_digest"]:
+        corpora = open_corpora(config.data)
+        found = corpora.manifest.tokenizer_digest
+        if found != state["tokenizer_digest"]:
             raise UserError(
-                f"{config.data.path}: was made with tokenizer {manifest.tokenizer_digest}, {path} was trained with "
+                f"{corpora}: was made with tokenizer {found}, {path} was trained with "
                 f"{state['tokenizer_digest']}; set data.path to data of the same tokenizer"
             )
-        stream = TokenStream(config.data.path, split, manifest)
-    windows = EvaluationWindows(stream, config.data.seq_len, manifest.eos_id)
+        evaluation = SplitEvaluation(corpora, split, seq_len=config.data.seq_len)
     batch = max(1, EVAL_BATCH_TOKENS // config.data.seq_len)
-    result = evaluate(
-        model, windows, manifest.splits[split], batch=batch, precision=config.train.precision, world=world
-    )
-    return {**result.to_dict(), "split": split, "step": state["step"], "checkpoint": str(path)}
+    result, by_corpus = evaluation.run(model, batch=batch, precision=config.train.precision, world=world)
+    parts = {"corpora": {name: part.to_dict() for name, part in by_corpus.items()}} if by_corpus else {}
+    return {**result.to_dict(), **parts, "split": split, "step": state["step"], "checkpoint": str(path)}
 
 
 def continue_text(target: Path, overrides: tuple[str, ...], prompt: str, sampling: Sampling, max_tokens: int) -> str:
@@ -65,7 +62,7 @@ def continue_text(target: Path, overrides: tuple[str, ...], prompt: str, samplin
     path = checkpoint.resolve(target)
     model, config, state = restore(path, overrides, find_place(SerialWorld()))
     tokenizer = _tokenizer_of(path, state)
-    ids = [state["eos_id"], *tokenizer.encode_batch([prompt])[0].tolist()]
+    ids = [state["eos_id"], *tokenizer.encode(prompt).tolist()]
     written = generate(model, ids, sampling, seq_len=config.data.seq_len, max_tokens=max_tokens, eos_id=state["eos_id"])
     return tokenizer.decode(np.array(list(written), dtype=np.int64))
 

@@ -25,7 +25,7 @@ class TrainConfig(Section):
     micro_batch: int = Field(ge=1, description="sequences a rank puts through the model at once")
     precision: Literal["fp32", "bf16"] = "fp32"
     eval_every: int = Field(100, ge=1, description="steps between validations; the last step always has one")
-    eval_tokens: int = Field(0, ge=0, description="validate on the first so many tokens; 0 is the whole split")
+    eval_tokens: int = Field(0, ge=0, description="validate on the first so many tokens of each corpus; 0 is all")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(0, ge=0, description="torch threads a rank; 0 shares the node's cores fairly")
 

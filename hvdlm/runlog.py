@@ -20,7 +20,7 @@ from hvdlm.config import Section
 from hvdlm.durable import write_text_durably
 from hvdlm.world.interface import World
 
-LINE_INTERVAL_S = 5.0
+LINE_INTERVAL_S = 30.0
 
 
 class LogConfig(Section):
@@ -87,6 +87,14 @@ class Progress:
             self._bar.stop()
         elif self._speaks and kind is None and not self._every:
             self._line()
+
+    @property
+    def spent_s(self) -> float:
+        return time.monotonic() - self._start
+
+    def reach(self, done: float, note: str = "") -> None:
+        """Say how much is done in all."""
+        self.advance(done - self._done, note)
 
     def advance(self, amount: float, note: str = "") -> None:
         before, self._done, self._note = self._done, self._done + amount, note

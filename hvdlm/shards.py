@@ -1,86 +1,33 @@
-"""The HDF5 shard format: its only writer and its only reader.
+"""The HDF5 shard format: its only writer and its only reader. docs/format.md describes it.
 
 A shard holds one contiguous 1-D dataset `tokens` (uint16 or uint32; each document ends with the eos
-id), `doc_offsets` (int64, one more than documents, in tokens) and attributes. `manifest.json` beside
-the shards lists them with counts and checksums; it is written last, so a folder without one is not
-a data set. Training reads windows by memory map at the dataset's offset in the file: HDF5 is
-touched once a shard (a random batch in 10 us instead of 100).
+id), `doc_offsets` (int64, one more than documents, in tokens), `block_crc32` (one for each MiB of tokens),
+documents' ids and labels where there are any, and attributes. Training reads windows by memory map at the
+dataset's offset in the file: HDF5 is touched once a shard (a random batch in 10 us instead of 100).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from collections.abc import Iterable
+import itertools
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import h5py
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hvdlm.durable import replace_durably, sha256_of, write_text_durably
+from hvdlm.durable import replace_durably, sha256_of
 from hvdlm.errors import UserError
+from hvdlm.manifest import FORMAT_VERSION, Manifest, ShardEntry, read_manifest
+from hvdlm.tokenizer.interface import dtype_for
 
-FORMAT_VERSION: Literal[1] = 1
-MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.json"
-SPLITS = ("train", "val", "test")
-
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class ShardEntry(_Entry):
-    """A shard as the manifest knows it."""
-
-    file: str
-    num_tokens: int
-    num_documents: int
-    num_bytes: int  # size of the file
-    checksum: str  # sha256 of the file
-
-
-class SplitEntry(_Entry):
-    """A split: its shards in reading order, and totals."""
-
-    shards: tuple[ShardEntry, ...]
-    num_tokens: int
-    num_documents: int
-    text_bytes: int  # UTF-8 bytes of the documents, for bits per byte
-    unigram_loss: float | None  # nats per token under the train split's smoothed token frequencies
-
-
-class Manifest(_Entry):
-    """What a data folder contains."""
-
-    format_version: Literal[1]
-    tokenizer_digest: str
-    tokenizer_kind: str
-    vocab_size: int
-    eos_id: int
-    dtype: Literal["uint16", "uint32"]
-    splits: dict[str, SplitEntry]
-    num_tokens: int
-    num_documents: int
-    statistics: dict[str, int]
-    plan: str  # digest of input and config: the same plan gives the same bytes
-
-    @property
-    def train_digest(self) -> str:
-        """Names the training tokens: the same for the same shards, wherever and from whatever they were made."""
-        checksums = "".join(shard.checksum for shard in self.splits["train"].shards)
-        return hashlib.sha256(checksums.encode()).hexdigest()[:16]
-
-
-def dtype_for(vocab_size: int) -> np.dtype:
-    """The smallest of uint16 and uint32 that holds ids 0 .. vocab_size - 1."""
-    if vocab_size > 2**32:
-        raise ValueError(f"vocabulary of {vocab_size} ids does not fit uint32")
-    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
+BLOCK_BYTES = 1 << 20  # of tokens under one checksum
+DIGEST_TOKENS = 1 << 22  # of a split under one digest, wherever its shards begin
+COLUMNS = ("doc_ids", "doc_labels")
+LIBVER = ("v108", "v108")  # readable by every HDF5 since 1.8, and the same bytes from all of them
 
 
 @dataclass(frozen=True)
@@ -93,62 +40,125 @@ class ShardLabels:
     tokenizer_digest: str
 
 
-def write_shard(path: Path, pieces: Iterable[np.ndarray], doc_lengths: np.ndarray, labels: ShardLabels) -> ShardEntry:
+def write_shard(
+    path: Path,
+    pieces: Iterable[np.ndarray],
+    doc_lengths: np.ndarray,
+    labels: ShardLabels,
+    columns: Mapping[str, Sequence[str]] | None = None,
+) -> ShardEntry:
     """Write one shard aside, then rename it into place.
 
     `pieces` are 1-D id arrays whose lengths add up to the sum of `doc_lengths` (tokens a document, eos
-    included). An id outside the vocabulary is a ValueError: it would be read as another token.
+    included); `columns` are strings by document under names of COLUMNS. An id outside the vocabulary is a
+    ValueError: it would be read as another token.
     """
-    dtype = dtype_for(labels.vocab_size)
     num_tokens = int(doc_lengths.sum())
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with h5py.File(aside, "w", libver=("v108", "v108")) as file:
-        # One contiguous block, allocated at once and never pre-filled with zeros.
-        space = h5py.h5s.create_simple((num_tokens,))
-        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        plist.set_obj_track_times(False)
-        tokens = h5py.Dataset(h5py.h5d.create(file.id, b"tokens", h5py.h5t.py_create(dtype), space, plist))
-        start = 0
-        for piece in pieces:
-            if piece.size and int(piece.max()) >= labels.vocab_size:
-                raise ValueError(f"{path}: id {int(piece.max())} is not in a vocabulary of {labels.vocab_size}")
-            tokens[start : start + piece.size] = piece.astype(dtype, copy=False)
-            start += piece.size
-        if start != num_tokens:
-            raise ValueError(f"{path}: {start} tokens were given, the documents have {num_tokens}")
-        file["doc_offsets"] = np.concatenate([[0], np.cumsum(doc_lengths)]).astype("<i8")
-        file.attrs["format_version"] = FORMAT_VERSION
-        for name, value in asdict(labels).items():
-            file.attrs[name] = value
-        file.attrs["num_documents"] = len(doc_lengths)
+    packed = {name: pack_strings(strings) for name, strings in (columns or {}).items()}
+    with aside_of(path) as aside:
+        with h5py.File(aside, "w", libver=LIBVER) as file:
+            sizes = {name: len(data) for name, (data, _) in packed.items()}
+            tokens = lay_out(file, num_tokens, len(doc_lengths), labels, sizes)
+            start = 0
+            for piece in pieces:
+                check_ids(piece, labels, path)
+                if start + piece.size <= num_tokens:
+                    tokens[start : start + piece.size] = piece.astype(tokens.dtype, copy=False)
+                start += piece.size
+            if start != num_tokens:
+                raise ValueError(f"{path}: {start} tokens were given, the documents have {num_tokens}")
+            file["doc_offsets"][:] = np.concatenate([[0], np.cumsum(doc_lengths)])
+            for name, (data, offsets) in packed.items():
+                file[name][:], file[f"{name}_offsets"][:] = data, offsets
+            file.flush()
+            file["block_crc32"][:] = list(block_checksums(map_tokens(aside, tokens)))
+        return seal(aside, path, num_tokens, len(doc_lengths))
+
+
+@contextmanager
+def aside_of(path: Path) -> Iterator[Path]:
+    """Where a file is written before it is complete; gone afterwards, also if the disk was full."""
+    aside = path.with_name(f".{path.name}.aside")
+    try:
+        yield aside
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def lay_out(
+    file: h5py.File,
+    num_tokens: int,
+    num_documents: int,
+    labels: ShardLabels,
+    column_bytes: Mapping[str, int],
+) -> h5py.Dataset:
+    """Create all datasets and attributes; returns `tokens`, one block that is never pre-filled with zeros."""
+    dtype = dtype_for(labels.vocab_size)
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    plist.set_obj_track_times(False)
+
+    def create(name: str, length: int, kind: str | np.dtype) -> h5py.Dataset:
+        space = h5py.h5s.create_simple((length,))
+        return h5py.Dataset(h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(kind)), space, plist))
+
+    tokens = create("tokens", num_tokens, dtype)
+    create("doc_offsets", num_documents + 1, "<i8")
+    create("block_crc32", -(-num_tokens * dtype.itemsize // BLOCK_BYTES), "<u4")
+    for name, num_bytes in column_bytes.items():
+        create(name, num_bytes, "u1")
+        create(f"{name}_offsets", num_documents + 1, "<i8")
+    file.attrs["format_version"] = FORMAT_VERSION
+    for name, value in asdict(labels).items():
+        file.attrs[name] = value
+    file.attrs["num_documents"] = num_documents
+    return tokens
+
+
+def check_ids(piece: np.ndarray, labels: ShardLabels, path: Path) -> None:
+    if piece.size and int(piece.max()) >= labels.vocab_size:
+        raise ValueError(f"{path}: id {int(piece.max())} is not in a vocabulary of {labels.vocab_size}")
+
+
+def seal(aside: Path, path: Path, num_tokens: int, num_documents: int) -> ShardEntry:
     checksum, num_bytes = sha256_of(aside), aside.stat().st_size
     replace_durably(aside, path)
     return ShardEntry(
-        file=path.name, num_tokens=num_tokens, num_documents=len(doc_lengths), num_bytes=num_bytes, checksum=checksum
+        file=path.name, num_tokens=num_tokens, num_documents=num_documents, num_bytes=num_bytes, checksum=checksum
     )
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Declare a folder complete; nothing may be written after this."""
-    write_text_durably(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
+def pack_strings(values: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Strings as (uint8 UTF-8 bytes one behind the other, int64 offsets, one more than strings)."""
+    encoded = [value.encode() for value in values]
+    offsets = np.cumsum([0, *map(len, encoded)]).astype("<i8")
+    return np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a data folder; UserError if there is none or it is not one of ours."""
-    path = folder / MANIFEST
-    try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is none, so this is no finished data set; run `hvdlm preprocess`") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror})") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(
-            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; made by another version?"
-        ) from None
+def unpack_strings(data: np.ndarray, offsets: np.ndarray) -> list[str]:
+    """What `pack_strings` packed.
+
+    >>> unpack_strings(*pack_strings(["a", "", "bé"]))
+    ['a', '', 'bé']
+    """
+    joined = np.asarray(data, dtype=np.uint8).tobytes()
+    return [joined[start:stop].decode() for start, stop in itertools.pairwise(offsets)]
+
+
+def block_checksums(tokens: np.ndarray, blocks: Iterable[int] | None = None) -> Iterator[int]:
+    """CRC-32 of each MiB of the tokens' bytes, or of those blocks that are asked for."""
+    data = tokens.view(np.uint8)
+    for block in range(-(-data.size // BLOCK_BYTES)) if blocks is None else blocks:
+        yield zlib.crc32(data[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES])
+
+
+def map_tokens(path: Path, tokens: h5py.Dataset) -> np.ndarray:
+    """Memory map (1-D) of a contiguous dataset; a copy of one that is empty or chunked by a foreign tool."""
+    offset = tokens.id.get_offset()
+    if offset is None:
+        return tokens[:]
+    return np.memmap(path, dtype=tokens.dtype, mode="r", offset=offset, shape=tokens.shape)
 
 
 def _open_tokens(path: Path, entry: ShardEntry, manifest: Manifest) -> np.ndarray:
@@ -170,10 +180,7 @@ def _open_tokens(path: Path, entry: ShardEntry, manifest: Manifest) -> np.ndarra
                 )
             if tokens.shape != (entry.num_tokens,) or str(tokens.dtype) != manifest.dtype:
                 raise UserError(f"{path}: holds {tokens.shape} {tokens.dtype}, the manifest says {entry.num_tokens}")
-            offset = tokens.id.get_offset()
-            if offset is None:  # empty, or chunked by a foreign tool: no map, read it
-                return tokens[:]
-            return np.memmap(path, dtype=tokens.dtype, mode="r", offset=offset, shape=tokens.shape)
+            return map_tokens(path, tokens)
     except (OSError, KeyError) as error:
         raise UserError(f"{path}: cannot read this shard ({error}); rerun `hvdlm preprocess`") from None
 
@@ -212,6 +219,16 @@ class TokenStream:
             start, length, shard = start + len(part), length - len(part), shard + 1
         return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
 
+    def raw(self, start: int, length: int) -> np.ndarray:
+        """At most `length` tokens from `start` on, in the shards' own dtype; fewer at the end of the stream."""
+        stop = min(start + length, len(self))
+        first, last = np.searchsorted(self._starts, [start, stop - 1], side="right") - 1
+        spans = [
+            self._maps[shard][max(0, start - self._starts[shard]) : stop - self._starts[shard]]
+            for shard in range(first, last + 1)
+        ]
+        return spans[0] if len(spans) == 1 else np.concatenate(spans)
+
     def read_windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Windows (len(starts), length) of int64 tokens; one gather for all that lie in one shard."""
         windows = self._views(length)
@@ -232,8 +249,32 @@ class TokenStream:
         return self._windows[length]
 
 
+def digest_blocks(stream: TokenStream) -> range:
+    """Numbers of the blocks that `block_digest` knows, for ranks to share."""
+    return range(-(-len(stream) // DIGEST_TOKENS))
+
+
+def block_digest(stream: TokenStream, block: int) -> tuple[np.ndarray, bytes]:
+    """(tokens, sha256) of a block of the stream."""
+    tokens = stream.raw(block * DIGEST_TOKENS, DIGEST_TOKENS)
+    return tokens, hashlib.sha256(np.ascontiguousarray(tokens)).digest()
+
+
+def join_digests(digests: Iterable[bytes]) -> str:
+    """The 32 hex digits that name a split's tokens, from its blocks' digests in order.
+
+    They say nothing of shards: the same tokens in one file and in many have the same name.
+    """
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:32]
+
+
+def stream_digest(stream: TokenStream | None) -> str:
+    """The name of a split's tokens; None stands for a split without any."""
+    return join_digests([block_digest(stream, block)[1] for block in digest_blocks(stream)] if stream else [])
+
+
 def verify(folder: Path) -> list[str]:
-    """Compare every shard with the manifest's checksum; one line for each that differs."""
+    """Compare every shard with its checksums; one line for each that differs, naming shard and block."""
     manifest = read_manifest(folder)
     faults = []
     for entry in (shard for split in manifest.splits.values() for shard in split.shards):
@@ -243,11 +284,37 @@ def verify(folder: Path) -> list[str]:
         elif (size := path.stat().st_size) != entry.num_bytes:
             faults.append(f"{path}: has {size} bytes, the manifest says {entry.num_bytes}")
         elif sha256_of(path) != entry.checksum:
-            faults.append(f"{path}: its checksum differs from the manifest's")
+            faults.append(f"{path}: {_what_differs(path)}")
     return faults
+
+
+def _what_differs(path: Path) -> str:
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            kept = file["block_crc32"][:]
+            tokens = map_tokens(path, file["tokens"])
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        return f"its HDF5 structure is damaged ({error})"
+    found = np.fromiter(block_checksums(tokens), dtype=np.uint32)
+    if found.shape != kept.shape:
+        return "its HDF5 structure is damaged"
+    blocks = np.flatnonzero(found != kept)
+    if not blocks.size:
+        return "its tokens are as written, its header, document offsets or checksums are not"
+    first, per_block = int(blocks[0]), BLOCK_BYTES // tokens.itemsize
+    return (
+        f"{blocks.size} of {kept.size} blocks differ, the first is block {first} "
+        f"(tokens {first * per_block:,} to {min((first + 1) * per_block, len(tokens)):,})"
+    )
 
 
 def doc_offsets(folder: Path, entry: ShardEntry) -> np.ndarray:
     """Where each document of a shard starts, and the end: int64, num_documents + 1."""
     with h5py.File(folder / entry.file, "r", locking=False) as file:
         return file["doc_offsets"][:]
+
+
+def doc_column(folder: Path, entry: ShardEntry, name: str) -> list[str] | None:
+    """The `doc_ids` or `doc_labels` of a shard, one string a document; None where it has none."""
+    with h5py.File(folder / entry.file, "r", locking=False) as file:
+        return unpack_strings(file[name][:], file[f"{name}_offsets"][:]) if name in file else None

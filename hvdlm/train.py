@@ -9,71 +9,45 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import time
 from pathlib import Path
 
 import torch
 import yaml
 
-from hvdlm import checkpoint, shards
-from hvdlm.batches import EvaluationWindows
+from hvdlm import checkpoint
 from hvdlm.config import to_yaml
+from hvdlm.corpora import Corpora, SplitEvaluation, open_corpora
 from hvdlm.durable import write_text_durably
 from hvdlm.engine import Engine, StepResult
 from hvdlm.errors import StoppedOnRequest, UserError
-from hvdlm.evaluate import Evaluation, evaluate
+from hvdlm.evaluate import Evaluation
 from hvdlm.host import affinity, find_place
+from hvdlm.manifest import TOKENIZER
 from hvdlm.models import num_parameters
 from hvdlm.run import RunConfig
 from hvdlm.runlog import Progress, RunLog
-from hvdlm.shards import Manifest, TokenStream
-from hvdlm.tokenizer import digest, load
+from hvdlm.stop import StopFlag
+from hvdlm.tokenizer import load
 from hvdlm.world.interface import World
 
 log = logging.getLogger("hvdlm")
 
-# What may differ when a run is resumed: none of it changes a number of the steps already made.
+# What may differ when a run is resumed: none of it changes a number of the steps already made. Folders may
+# move; that their tokens and weights are the same is known by digest.
 FREE_ON_RESUME = {"run_dir", "log", "checkpoint", "world", "sync", "train.steps", "train.eval_every",
-                  "train.eval_tokens", "train.threads", "train.device", "train.micro_batch", "data.path"}  # fmt: skip
+                  "train.eval_tokens", "train.threads", "train.device", "train.micro_batch", "data.path",
+                  "data.mixture"}  # fmt: skip
 
 
-class StopFlag:
-    """Set by SIGTERM or SIGUSR1 on any rank, or by a file RUN/STOP; read once a step."""
-
-    def __init__(self, run_dir: Path, world: World) -> None:
-        self._file = run_dir / "STOP" if world.rank == 0 else None
-        self._signalled = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: object) -> None:
-        self._signalled = True  # no more here: ranks are at different points
-
-    def is_set(self) -> bool:
-        return self._signalled or (self._file is not None and self._file.exists())
-
-
-def open_data(path: Path) -> Manifest:
-    """The manifest of a data folder, after checking that tokenizer.json is the shards' own."""
-    manifest = shards.read_manifest(path)
-    found = digest(load(path / shards.TOKENIZER))
-    if found != manifest.tokenizer_digest:
-        raise UserError(
-            f"{path / shards.TOKENIZER}: is tokenizer {found}, the shards were made with "
-            f"{manifest.tokenizer_digest}; put theirs back or rerun `hvdlm preprocess`"
-        )
-    return manifest
-
-
-def build_engine(config: RunConfig, world: World) -> tuple[Engine, Manifest]:
+def build_engine(config: RunConfig, world: World) -> tuple[Engine, Corpora]:
     """An engine for this config; what is wrong with the data or the numbers is raised on all ranks."""
     place = find_place(world)
     with world.together():
-        manifest = open_data(config.data.path)
-        engine = Engine(config, TokenStream(config.data.path, "train", manifest), manifest, world, place)
+        corpora = open_corpora(config.data)
+        engine = Engine(config, corpora.train_source(), corpora.manifest, world, place)
     engine.agree_on_weights()
-    return engine, manifest
+    return engine, corpora
 
 
 def train(config: RunConfig, world: World) -> dict:
@@ -82,17 +56,17 @@ def train(config: RunConfig, world: World) -> dict:
     Raises StoppedOnRequest after saving when some rank was asked to stop.
     """
     stop = StopFlag(config.run_dir, world)
-    engine, manifest = build_engine(config, world)
+    engine, corpora = build_engine(config, world)
     with world.together():
-        validation = _Validation(config, engine, manifest)
-    found = world.on_root(lambda: _claim_run_dir(config, manifest))
+        validation = _Validation(config, engine, corpora)
+    found = world.on_root(lambda: _claim_run_dir(config, corpora))
     first = 0
     if found is not None:
         with world.together():
             engine.restore(found)
             first = checkpoint.read_state(found)["step"]
         log.info("resuming from %s", found)
-    _announce(engine, config, manifest, world)
+    _announce(engine, config, corpora, world)
     with world.together():
         run_log = RunLog(config.log, config.run_dir, world, step=first)
     started = time.monotonic()
@@ -111,7 +85,7 @@ def train(config: RunConfig, world: World) -> dict:
             if done % config.train.eval_every == 0 or done == steps:
                 evaluation = validation.run(done, run_log)
             if done % config.checkpoint.every == 0 or done == steps or result.stop:
-                _save(config, done, engine, manifest)
+                _save(config, done, engine, corpora)
             if result.stop and done < steps:
                 raise StoppedOnRequest(f"stopped at step {done} of {steps}, saved; the same command resumes")
     if first >= steps:
@@ -125,7 +99,7 @@ def train(config: RunConfig, world: World) -> dict:
     }
 
 
-def _claim_run_dir(config: RunConfig, manifest: Manifest) -> Path | None:
+def _claim_run_dir(config: RunConfig, corpora: Corpora) -> Path | None:
     """On rank 0: write config.yaml and tokenizer.json, and find the checkpoint to resume from."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
     kept = config.run_dir / "config.yaml"
@@ -136,12 +110,10 @@ def _claim_run_dir(config: RunConfig, manifest: Manifest) -> Path | None:
             raise UserError(
                 f"{config.run_dir}: was started with other settings ({'; '.join(changed)}); set another run_dir"
             )
-    if found is not None and checkpoint.read_state(found)["data_digest"] != manifest.train_digest:
-        raise UserError(
-            f"{config.data.path}: is not the data that {found} was trained on; put that back or set another run_dir"
-        )
+    if found is not None and checkpoint.read_state(found)["data_digest"] != corpora.digest:
+        raise UserError(f"{corpora}: is not the data that {found} was trained on; put that back or set another run_dir")
     write_text_durably(kept, to_yaml(config))
-    write_text_durably(config.run_dir / shards.TOKENIZER, load(config.data.path / shards.TOKENIZER).to_json())
+    write_text_durably(config.run_dir / TOKENIZER, load(corpora.corpora[0].path / TOKENIZER).to_json())
     (config.run_dir / "STOP").unlink(missing_ok=True)
     return found
 
@@ -160,13 +132,16 @@ def _changes(before: dict, now: dict, prefix: str = "") -> list[str]:
     return changed
 
 
-def _announce(engine: Engine, config: RunConfig, manifest: Manifest, world: World) -> None:
+def _announce(engine: Engine, config: RunConfig, corpora: Corpora, world: World) -> None:
     log.info(
         "%s world of %d, %s, %d threads a rank | %s of %s parameters | %d x %d sequences of %d a step | "
-        "an epoch is %s steps",
+        "an epoch of %s steps",
         world.kind, world.size, engine.device, torch.get_num_threads(), config.model.family,
         f"{num_parameters(engine.model):,}", engine.passes * world.size, config.train.micro_batch, config.data.seq_len,
-        f"{engine.batches.num_samples / config.train.global_batch:,.1f}",
+        ", ".join(
+            f"{corpus.name} is {samples / config.train.global_batch:,.1f}"
+            for corpus, samples in zip(corpora.corpora, engine.batches.epoch_samples, strict=True)
+        ),
     )  # fmt: skip
     if (
         engine.device.type == "cpu"
@@ -178,7 +153,7 @@ def _announce(engine: Engine, config: RunConfig, manifest: Manifest, world: Worl
             len(affinity()),
             os.cpu_count(),
         )
-    unigram = manifest.splits["val"].unigram_loss
+    unigram = corpora.unigram_loss("val")
     if unigram is not None:
         log.info("validation loss to beat: %.4f (token frequencies alone)", unigram)
 
@@ -199,15 +174,15 @@ def _stop_unless_finite(result: StepResult, step: int) -> None:
     )
 
 
-def _save(config: RunConfig, step: int, engine: Engine, manifest: Manifest) -> None:
+def _save(config: RunConfig, step: int, engine: Engine, corpora: Corpora) -> None:
     """Rank 0 writes; a full disk or a lost folder ends the run on all ranks, older checkpoints stay."""
     start = time.monotonic()
     state = {
         "tokens": step * engine.tokens_per_step,
-        "tokenizer_digest": manifest.tokenizer_digest,
-        "data_digest": manifest.train_digest,
-        "vocab_size": manifest.vocab_size,
-        "eos_id": manifest.eos_id,
+        "tokenizer_digest": corpora.manifest.tokenizer_digest,
+        "data_digest": corpora.digest,
+        "vocab_size": corpora.manifest.vocab_size,
+        "eos_id": corpora.manifest.eos_id,
         "config": config.model_dump(mode="json"),
     }
     path = engine.world.on_root(
@@ -219,25 +194,24 @@ def _save(config: RunConfig, step: int, engine: Engine, manifest: Manifest) -> N
 
 
 class _Validation:
-    """The validation split, opened once; nothing happens where the data has none."""
+    """The validation splits of all corpora, opened once; nothing happens where the data has none."""
 
-    def __init__(self, config: RunConfig, engine: Engine, manifest: Manifest) -> None:
-        self._config, self._engine = config, engine
-        self._entry = manifest.splits["val"]
-        self._windows: EvaluationWindows | None = None
-        if self._entry.num_tokens:
-            stream = TokenStream(config.data.path, "val", manifest)
-            self._windows = EvaluationWindows(stream, config.data.seq_len, manifest.eos_id, config.train.eval_tokens)
+    def __init__(self, config: RunConfig, engine: Engine, corpora: Corpora) -> None:
+        self._train, self._engine = config.train, engine
+        self._split: SplitEvaluation | None = None
+        if corpora.having("val"):
+            self._split = SplitEvaluation(
+                corpora, "val", seq_len=config.data.seq_len, max_tokens=config.train.eval_tokens
+            )
 
     def run(self, step: int, run_log: RunLog) -> Evaluation | None:
-        if self._windows is None:
+        if self._split is None:
             return None
-        engine = self._engine
-        result = evaluate(
-            engine.model, self._windows, self._entry,
-            batch=self._config.train.micro_batch, precision=self._config.train.precision, world=engine.world,
+        result, by_corpus = self._split.run(
+            self._engine.model, batch=self._train.micro_batch, precision=self._train.precision,
+            world=self._engine.world,
         )  # fmt: skip
         values = {k: v for k, v in result.to_dict().items() if v is not None and k != "unigram_loss"}
-        run_log.write(step, "val", **values)
+        run_log.write(step, "val", **values, **{f"loss/{name}": part.loss for name, part in by_corpus.items()})
         log.info("step %d: validation loss %.4f, perplexity %.2f", step, result.loss, result.perplexity)
         return result

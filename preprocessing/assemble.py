@@ -2,128 +2,251 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hvdlm import tokenizer as tokenizers
+from hvdlm.durable import sha256_of, write_text_durably
 from hvdlm.errors import UserError
-from hvdlm.runlog import Progress
-from hvdlm.shards import FORMAT_VERSION, SPLITS, Manifest, ShardEntry, ShardLabels, SplitEntry, dtype_for, write_shard
+from hvdlm.manifest import FORMAT_VERSION, SPLITS, Manifest, ShardEntry, SplitEntry
+from hvdlm.mpio import SharedSizes, check_parallel, write_shared
+from hvdlm.shards import (
+    COLUMNS,
+    ShardLabels,
+    TokenStream,
+    block_digest,
+    digest_blocks,
+    join_digests,
+    pack_strings,
+    write_shard,
+)
 from hvdlm.tokenizer import Tokenizer
+from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.interface import World
 
 from .plan import Job, ShardPlan, shard_plans, windows_of
+from .spool import Spool
+from .turns import Turns
 
-STATISTICS = ("documents", "empty_documents", "replaced_characters")
-
-
-def assemble(job: Job, tokenizer: Tokenizer, world: World) -> Manifest:
-    """Shards from spool files: offsets by a prefix sum over units, each shard by one rank."""
-    mine = range(world.rank, len(job.units), world.size)
-    spooled = [(unit, _totals(job.spool(unit))) for unit in mine]
-    totals = dict(pair for pairs in world.gather(spooled) for pair in pairs)
-    first_token: dict[str, list[int]] = {
-        split: np.cumsum([0] + [totals[unit][split][0] for unit in range(len(job.units))]).tolist() for split in SPLITS
-    }
-    if not sum(offsets[-1] for offsets in first_token.values()):
-        raise UserError.shared(f"input {job.config.input!r}: holds no text at all")
-    windows = [(unit, _windows(job, unit, first_token)) for unit in mine]
-    windows_of_unit = dict(pair for pairs in world.gather(windows) for pair in pairs)
-    plans = shard_plans(windows_of_unit[unit] for unit in range(len(job.units)))
-    counts = np.zeros((len(SPLITS), tokenizer.vocab_size), dtype=np.int64)
-    written: list[tuple[int, ShardEntry]] = []
-    with world.together(), Progress("write shards", len(plans[world.rank :: world.size]), "shards", world) as progress:
-        for number in range(world.rank, len(plans), world.size):
-            written.append((number, _write(job, plans[number], first_token, tokenizer, counts)))
-            progress.advance(1)
-    world.sum_(counts)
-    entries = dict(pair for pairs in world.gather(written) for pair in pairs)
-    return _manifest(job, tokenizer, plans, entries, totals, counts)
+Labels = dict[str, ShardLabels]
+Entries = dict[str, tuple[ShardEntry, ...]]
+COUNT_TOKENS = 1 << 20  # np.bincount makes int64 of what it counts
 
 
-def _totals(spool: Path) -> dict[str, list[int]]:
-    """Per split [tokens, text bytes] of a unit, and its statistics."""
-    with np.load(spool) as arrays:
-        totals = {
-            split: [int(arrays[f"{split}_lengths"].sum()), int(arrays[f"{split}_text_bytes"])] for split in SPLITS
-        }
-        return {**totals, "statistics": arrays["statistics"].tolist()}
-
-
-def _windows(job: Job, unit: int, first_token: dict[str, list[int]]) -> dict[str, list[int]]:
-    with np.load(job.spool(unit)) as arrays:
-        return {
-            split: np.unique(
-                windows_of(arrays[f"{split}_lengths"], first_token[split][unit], job.config.shard_tokens)
-            ).tolist()
-            for split in SPLITS
-        }
-
-
-def _write(
-    job: Job, plan: ShardPlan, first_token: dict[str, list[int]], tokenizer: Tokenizer, counts: np.ndarray
-) -> ShardEntry:
-    """Assemble one shard; adds its token frequencies to `counts` (splits, vocab_size)."""
-    lengths: list[np.ndarray] = []
-    spans: list[tuple[int, int, int]] = []
-    for unit in plan.units:
-        with np.load(job.spool(unit)) as arrays:
-            of_unit = arrays[f"{plan.split}_lengths"]
-        inside = windows_of(of_unit, first_token[plan.split][unit], job.config.shard_tokens) == plan.window
-        ends = np.concatenate([[0], np.cumsum(of_unit)])
-        first, last = int(np.argmax(inside)), len(inside) - int(np.argmax(inside[::-1]))
-        lengths.append(of_unit[first:last])
-        spans.append((unit, int(ends[first]), int(ends[last])))
-
-    def pieces() -> Iterator[np.ndarray]:
-        for unit, start, stop in spans:
-            with np.load(job.spool(unit)) as arrays:
-                piece = arrays[f"{plan.split}_tokens"][start:stop]
-            counts[SPLITS.index(plan.split)] += np.bincount(piece, minlength=counts.shape[1])
-            yield piece
-
-    return write_shard(
-        job.config.output / f"{plan.split}-{plan.number:05d}.h5",
-        pieces(),
-        np.concatenate(lengths),
-        ShardLabels(plan.split, tokenizer.vocab_size, tokenizer.eos_id, tokenizers.digest(tokenizer)),
-    )
-
-
-def _manifest(
-    job: Job,
-    tokenizer: Tokenizer,
-    plans: list[ShardPlan],
-    entries: dict[int, ShardEntry],
-    totals: dict[int, dict[str, list[int]]],
-    counts: np.ndarray,
-) -> Manifest:
-    splits = {}
-    for row, split in enumerate(SPLITS):
-        shards = tuple(entries[number] for number, plan in enumerate(plans) if plan.split == split)
-        splits[split] = SplitEntry(
-            shards=shards,
-            num_tokens=sum(shard.num_tokens for shard in shards),
-            num_documents=sum(shard.num_documents for shard in shards),
-            text_bytes=sum(unit[split][1] for unit in totals.values()),
-            unigram_loss=unigram_loss(counts[0], counts[row]),
-        )
-    statistics = np.sum([unit["statistics"] for unit in totals.values()], axis=0).tolist()
-    return Manifest(
+def assemble(job: Job, tokenizer: Tokenizer, duplicates: dict[str, int], turns: Turns) -> Manifest:
+    """Shards from spool files: offsets by a prefix sum over units, each shard by one rank or, mpio, by all."""
+    digest = tokenizers.digest(tokenizer)
+    labels = {split: ShardLabels(split, tokenizer.vocab_size, tokenizer.eos_id, digest) for split in SPLITS}
+    with turns.clock.phase("offsets"):
+        totals = _of_all_units(job, turns.world, _totals)
+        if not sum(unit[split]["tokens"] for unit in totals for split in SPLITS):
+            raise UserError.shared(f"input {job.config.input!r}: holds no text at all")
+    write = _write_shared_files if job.config.layout == "mpio" else _write_shards
+    entries = write(job, totals, labels, turns)
+    statistics = Counter(duplicates)
+    for unit in totals:
+        statistics.update(unit["statistics"])
+    statistics["documents"] = sum(shard.num_documents for shards in entries.values() for shard in shards)
+    manifest = Manifest(
         format_version=FORMAT_VERSION,
-        tokenizer_digest=tokenizers.digest(tokenizer),
+        tokenizer_digest=digest,
         tokenizer_kind=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
         eos_id=tokenizer.eos_id,
         dtype=dtype_for(tokenizer.vocab_size).name,
-        splits=splits,
-        num_tokens=sum(entry.num_tokens for entry in splits.values()),
-        num_documents=sum(entry.num_documents for entry in splits.values()),
-        statistics=dict(zip(STATISTICS, statistics, strict=True)),
+        splits={split: _split_entry(split, entries[split], totals) for split in SPLITS},
+        num_tokens=sum(shard.num_tokens for shards in entries.values() for shard in shards),
+        num_documents=statistics["documents"],
+        statistics=dict(sorted(statistics.items())),
         plan=job.digest,
     )
+    with turns.clock.phase("read back"):
+        return _read_back(job.config.output, manifest, turns.world)
+
+
+def _of_all_units(job: Job, world: World, look: Callable[[int, Spool], Any]) -> list[Any]:
+    """`look(unit, spool)` for each unit, in order, on all ranks; each rank opens its share."""
+    mine = []
+    with world.together():
+        for unit in range(world.rank, len(job.units), world.size):
+            with Spool(job.spool(unit)) as spool:
+                mine.append((unit, look(unit, spool)))
+    found = dict(pair for pairs in world.gather(mine) for pair in pairs)
+    return [found[unit] for unit in range(len(job.units))]
+
+
+def _totals(unit: int, spool: Spool) -> dict[str, Any]:
+    """What has to be known of a unit before any shard is laid out."""
+    totals: dict[str, Any] = {"statistics": spool.facts("statistics")}
+    for split in SPLITS:
+        kept = spool.kept(split)
+        totals[split] = {
+            "tokens": int(spool["lengths"][kept].sum()),
+            "documents": len(kept),
+            "text_bytes": int(spool["text_bytes"][kept].sum()),
+        }
+        for name in COLUMNS:
+            strings = spool.column(name, split, 0, len(kept))
+            totals[split][name] = None if strings is None else len(pack_strings(strings)[0])
+    return totals
+
+
+def _columns(totals: list[Any]) -> list[str]:
+    """Columns that some unit has."""
+    return [name for name in COLUMNS if any(unit[split][name] is not None for unit in totals for split in SPLITS)]
+
+
+def _starts(totals: list[Any], split: str, of: str) -> list[int]:
+    """Where each unit's share of a split begins, and the end."""
+    return np.cumsum([0] + [unit[split][of] or 0 for unit in totals]).tolist()
+
+
+def _write_shards(job: Job, totals: list[Any], labels: Labels, turns: Turns) -> Entries:
+    """Shards of about `shard_tokens`, each by one rank; those that an interrupted run finished are kept."""
+    starts = {split: _starts(totals, split, "tokens") for split in SPLITS}
+
+    def windows(unit: int, spool: Spool) -> dict[str, list[int]]:
+        return {
+            split: np.unique(
+                windows_of(spool.of_split("lengths", split), starts[split][unit], job.config.shard_tokens)
+            ).tolist()
+            for split in SPLITS
+        }
+
+    with turns.clock.phase("offsets"):
+        plans = shard_plans(_of_all_units(job, turns.world, windows))
+    columns = _columns(totals)
+
+    def write(number: int) -> int:
+        plan = plans[number]
+        if _finished(job, plan) is None:
+            entry = _write(job, plan, starts[plan.split], labels[plan.split], columns)
+            write_text_durably(_note(job, plan), entry.model_dump_json())
+        return 1
+
+    turns.run("shards", range(len(plans)), write, unit="shards", total=len(plans))
+    entries = turns.world.on_root(
+        lambda: [ShardEntry.model_validate_json(_note(job, plan).read_text()) for plan in plans]
+    )
+    return {split: tuple(e for e, plan in zip(entries, plans, strict=True) if plan.split == split) for split in SPLITS}
+
+
+def _path(job: Job, plan: ShardPlan) -> Path:
+    return job.config.output / f"{plan.split}-{plan.number:05d}.h5"
+
+
+def _note(job: Job, plan: ShardPlan) -> Path:
+    """Where the manifest's entry of a finished shard is kept."""
+    return job.work / f"{_path(job, plan).name}.json"
+
+
+def _finished(job: Job, plan: ShardPlan) -> ShardEntry | None:
+    if not (_note(job, plan).exists() and _path(job, plan).exists()):
+        return None
+    entry = ShardEntry.model_validate_json(_note(job, plan).read_text())
+    return entry if sha256_of(_path(job, plan)) == entry.checksum else None
+
+
+def _write(job: Job, plan: ShardPlan, starts: list[int], labels: ShardLabels, columns: list[str]) -> ShardEntry:
+    """Assemble one shard."""
+    lengths: list[np.ndarray] = []
+    strings: dict[str, list[str]] = {name: [] for name in columns}
+    spans: list[tuple[int, int, int]] = []
+    for unit in plan.units:
+        with Spool(job.spool(unit)) as spool:
+            of_unit = spool.of_split("lengths", plan.split)
+            inside = np.flatnonzero(windows_of(of_unit, starts[unit], job.config.shard_tokens) == plan.window)
+            first, last = int(inside[0]), int(inside[-1]) + 1
+            lengths.append(of_unit[first:last])
+            spans.append((unit, first, last))
+            for name in columns:
+                strings[name] += spool.column(name, plan.split, first, last) or [""] * (last - first)
+
+    def pieces() -> Iterator[np.ndarray]:
+        for unit, first, last in spans:
+            with Spool(job.spool(unit)) as spool:
+                yield spool.tokens(plan.split, first, last)
+
+    return write_shard(_path(job, plan), pieces(), np.concatenate(lengths), labels, strings)
+
+
+def _write_shared_files(job: Job, totals: list[Any], labels: Labels, turns: Turns) -> Entries:
+    """One file a split, by all ranks; each writes what its units hold."""
+    check_parallel(turns.world)
+    entries: Entries = {}
+    with turns.clock.phase("shards"):
+        for split in SPLITS:
+            sizes = SharedSizes(
+                _starts(totals, split, "tokens")[-1],
+                _starts(totals, split, "documents")[-1],
+                {name: _starts(totals, split, name)[-1] for name in _columns(totals)},
+            )
+            path = job.config.output / f"{split}.h5"
+            pieces = _shared_pieces(job, totals, split, turns.world)
+            has_any = sizes.num_tokens > 0
+            entries[split] = (write_shared(path, turns.world, labels[split], sizes, pieces),) if has_any else ()
+    return entries
+
+
+def _shared_pieces(job: Job, totals: list[Any], split: str, world: World) -> Iterator[tuple[str, int, np.ndarray]]:
+    """(dataset, start, array) for this rank's units."""
+    starts = {of: _starts(totals, split, of) for of in ("tokens", "documents", *_columns(totals))}
+    if world.rank == 0:
+        for name in ("doc_offsets", *[f"{name}_offsets" for name in _columns(totals)]):
+            yield name, 0, np.zeros(1, np.int64)
+    for unit in range(world.rank, len(job.units), world.size):
+        with Spool(job.spool(unit)) as spool:
+            count = totals[unit][split]["documents"]
+            behind = starts["documents"][unit] + 1  # offset 0 stands before the first document's end
+            yield "tokens", starts["tokens"][unit], spool.tokens(split, 0, count)
+            yield "doc_offsets", behind, starts["tokens"][unit] + np.cumsum(spool.of_split("lengths", split))
+            for name in _columns(totals):
+                data, offsets = pack_strings(spool.column(name, split, 0, count) or [""] * count)
+                yield name, starts[name][unit], data
+                yield f"{name}_offsets", behind, starts[name][unit] + offsets[1:]
+
+
+def _split_entry(split: str, shards: tuple[ShardEntry, ...], totals: list[Any]) -> SplitEntry:
+    return SplitEntry(
+        shards=shards,
+        num_tokens=sum(shard.num_tokens for shard in shards),
+        num_documents=sum(shard.num_documents for shard in shards),
+        text_bytes=sum(unit[split]["text_bytes"] for unit in totals),
+        unigram_loss=None,
+        digest="",
+    )
+
+
+def _read_back(folder: Path, manifest: Manifest, world: World) -> Manifest:
+    """The manifest with what only the finished shards tell: token frequencies and digests. Ranks share the blocks."""
+    counts = np.zeros((len(SPLITS), manifest.vocab_size), dtype=np.int64)
+    mine: list[tuple[str, int, bytes]] = []
+    with world.together():
+        for row, split in enumerate(SPLITS):
+            if not manifest.splits[split].num_tokens:
+                continue
+            stream = TokenStream(folder, split, manifest)
+            for block in digest_blocks(stream)[world.rank :: world.size]:
+                tokens, digest = block_digest(stream, block)
+                mine.append((split, block, digest))
+                for start in range(0, len(tokens), COUNT_TOKENS):
+                    counts[row] += np.bincount(tokens[start : start + COUNT_TOKENS], minlength=manifest.vocab_size)
+    world.sum_(counts)
+    found = sorted(triple for triples in world.gather(mine) for triple in triples)
+    splits = {
+        split: manifest.splits[split].model_copy(
+            update={
+                "digest": join_digests(digest for name, _, digest in found if name == split),
+                "unigram_loss": unigram_loss(counts[0], counts[row]),
+            }
+        )
+        for row, split in enumerate(SPLITS)
+    }
+    return manifest.model_copy(update={"splits": splits})
 
 
 def unigram_loss(train_counts: np.ndarray, counts: np.ndarray) -> float | None:

@@ -1,9 +1,9 @@
 """`hvdlm preprocess`: units to spool files, spool files to shards, the manifest last.
 
 Two passes over ids make every byte of the output independent of the number of ranks: units (fixed by
-the plan) are tokenized into spool files under OUTPUT/.work, then each shard is assembled from the
-spool of the units it covers. Every file appears by rename when it is complete, so the same command
-continues after a kill, on any number of ranks, and loses at most the units in flight.
+the plan) are tokenized into spool files under OUTPUT/.work by whichever rank is free, then each shard is
+assembled from the spool of the units it covers. Every file appears by rename when it is complete, so the
+same command continues after a kill, on any number of ranks, and loses at most the units in flight.
 """
 
 from __future__ import annotations
@@ -12,38 +12,55 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
-
-import numpy as np
+from pathlib import Path
 
 from hvdlm import tokenizer as tokenizers
-from hvdlm.durable import replace_durably, write_text_durably
+from hvdlm.durable import sha256_of_range, write_text_durably
 from hvdlm.errors import UserError
+from hvdlm.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, read_manifest, write_manifest
 from hvdlm.partition import fraction_of
-from hvdlm.runlog import Progress
-from hvdlm.shards import MANIFEST, SPLITS, TOKENIZER, Manifest, dtype_for, read_manifest, write_manifest
+from hvdlm.stop import StopFlag
 from hvdlm.tokenizer import Tokenizer
+from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.interface import World
 
-from .assemble import STATISTICS, assemble
-from .documents import find_files, read_documents
+from .assemble import assemble
+from .dedup import Signer, find_duplicates
+from .documents import Document, find_files
+from .pipeline import Pipeline
 from .plan import Job, PreprocessConfig, Unit, make_units, plan_digest, sample_units, split_of
+from .records import write_dropped, write_provenance
+from .spool import UnitResult
+from .turns import Clock, Turns
 
 log = logging.getLogger("hvdlm")
 
 ENCODE_BYTES = 1 << 20  # text handed to the tokenizer at once
 SAMPLE_PIECE = 8192  # characters of a document that enter the tokenizer's sample or not: a book is many draws
+PROOF_BYTES = 128 << 10  # text on which each rank proves the fast encoder
+SUMMARY = "preprocess.json"
 
 
 def build(config: PreprocessConfig, world: World) -> Manifest:
-    """Tokenize `config.input` into `config.output` with all ranks; returns the manifest on each."""
-    job = world.on_root(lambda: _prepare(config))
+    """Tokenize `config.input` into `config.output` with all ranks; returns the manifest on each.
+
+    Raises StoppedOnRequest on all ranks when one was asked to stop; finished units stay.
+    """
+    stop, clock = StopFlag(config.output, world), Clock()
+    with clock.phase("plan"):
+        job = world.on_root(lambda: _prepare(config))
     if isinstance(job, Manifest):
         log.info("%s is complete already: %s tokens", config.output, f"{job.num_tokens:,}")
         return job
-    tokenizer = tokenizers.from_json(world.on_root(lambda: _tokenizer_json(job)))
-    _tokenize_units(job, tokenizer, world)
-    manifest = assemble(job, tokenizer, world)
-    world.on_root(lambda: _finish(job, tokenizer, manifest))
+    with clock.phase("vocabulary"):
+        tokenizer = _find_tokenizer(job, world)
+    turns = Turns(job, world, stop, clock)
+    turns.run("tokenize", job.todo, Worker(job, tokenizer, turns).tokenize)
+    with clock.phase("dedup"):
+        duplicates = find_duplicates(job, world)
+    manifest = assemble(job, tokenizer, duplicates, turns)
+    turns.write_summary(config.output / SUMMARY, manifest)
+    world.on_root(lambda: _finish(job, tokenizer, manifest, list(duplicates)))
     return manifest
 
 
@@ -52,7 +69,8 @@ def _prepare(config: PreprocessConfig) -> Job | Manifest:
     files = find_files(config.sources)
     if not sum(size for _, size in files):
         raise UserError(f"input {config.input!r}: its {len(files)} files are empty")
-    job = Job(config, make_units(files, config.format), plan_digest(config, files))
+    units = make_units(files, config.read_options)
+    job = Job(config, units, plan_digest(config, files), ())
     if (config.output / MANIFEST).exists():
         done = read_manifest(config.output)
         if done.plan == job.digest:
@@ -62,108 +80,125 @@ def _prepare(config: PreprocessConfig) -> Job | Manifest:
             f"{config.output}: holds another data set (other input or config); remove it or set another output"
         )
     job.work.mkdir(parents=True, exist_ok=True)
-    for leftover in [*config.output.glob(".*.h5.*"), *job.work.glob(".*")]:
-        leftover.unlink()
+    for leftover in [*config.output.glob(".*.h5.*"), *job.work.glob(".*"), config.output / "STOP"]:
+        leftover.unlink(missing_ok=True)
+    todo = [unit for unit in units if not job.spool(unit.number).exists()]
+    todo.sort(key=lambda unit: -unit.num_bytes)  # a large one at the end would keep the others waiting
     log.info(
-        "plan %s: %d files, %.1f MB, %d units", job.digest, len(files), sum(s for _, s in files) / 1e6, len(job.units)
-    )
-    return job
+        "plan %s: %d files, %.1f MB, %d units%s", job.digest, len(files), sum(s for _, s in files) / 1e6, len(units),
+        f", {len(units) - len(todo)} of them done" if len(todo) < len(units) else "",
+    )  # fmt: skip
+    return Job(config, units, job.digest, tuple(unit.number for unit in todo))
 
 
-def _tokenizer_json(job: Job) -> str:
-    """On rank 0: the vocabulary, trained or loaded, or what an interrupted run trained."""
+def _find_tokenizer(job: Job, world: World) -> Tokenizer:
+    """The vocabulary, trained or loaded, or what an interrupted run trained, with its fastest exact encoder."""
     kept = job.work / TOKENIZER
-    if not kept.exists():
+    if not world.on_root(kept.exists):
         config = job.config.tokenizer
-        if config.kind == "bpe" and config.path is None:
-            log.info("training a byte-level BPE of %d ids on %g MB", config.vocab_size, config.sample_mb)
-        made = tokenizers.TOKENIZERS[config.kind](config, lambda: _sample(job))
-        if config.kind == "bpe" and config.path is None and made.vocab_size < config.vocab_size:
-            log.warning("the text has only enough for a vocabulary of %d ids", made.vocab_size)
-        write_text_durably(kept, made.to_json())
-    return kept.read_text(encoding="utf-8")
+        texts: list[str] = []
+        if config.kind != "byte" and config.path is None and config.vocabulary is None:
+            texts = _sample(job, world)
+        world.on_root(lambda: write_text_durably(kept, _make_tokenizer(job, texts).to_json()))
+    tokenizer = tokenizers.from_json(world.on_root(lambda: kept.read_text(encoding="utf-8")))
+    with world.together():
+        proof = _head_of_a_unit(job, world)
+    fast = tokenizers.make_fast(tokenizer, proof)
+    if all(world.gather(fast is not tokenizer)):
+        return fast
+    if fast is not tokenizer:
+        log.warning("the slower tokenizers library encodes: another rank could not prove the fast encoder")
+    return tokenizer
 
 
-def _sample(job: Job) -> Iterator[str]:
+def _make_tokenizer(job: Job, texts: list[str]) -> Tokenizer:
+    config = job.config.tokenizer
+    if texts:
+        log.info("training a %s vocabulary on %.1f MB", config.kind, sum(map(len, texts)) / 1e6)
+    made = tokenizers.TOKENIZERS[config.kind](config, lambda: iter(texts))
+    if texts and made.vocab_size < config.vocab_size:
+        log.warning("the text has only enough for a vocabulary of %d ids", made.vocab_size)
+    return made
+
+
+def _sample(job: Job, world: World) -> list[str]:
+    """On rank 0 the tokenizer's training text in input order, drawn by all ranks; elsewhere nothing."""
     units, fraction = sample_units(job.units, job.config.tokenizer.sample_mb * 1e6)
-    for unit in units:
-        for part in unit.parts:
-            for text in read_documents(part, job.config.read_options):
-                for start in range(0, len(text), SAMPLE_PIECE):
-                    piece = text[start : start + SAMPLE_PIECE]
-                    if fraction_of(piece.encode(), job.config.seed + 1) < fraction:
-                        yield piece
+    pipeline = Pipeline(job.config)
+    drawn: list[tuple[int, list[str]]] = []
+    with world.together():
+        for unit in units[world.rank :: world.size]:
+            pieces = (
+                document.text[start : start + SAMPLE_PIECE]
+                for document in pipeline.documents(unit, UnitResult().statistics)
+                for start in range(0, len(document.text), SAMPLE_PIECE)
+            )
+            drawn.append((unit.number, [p for p in pieces if fraction_of(p.encode(), job.config.seed + 1) < fraction]))
+    received = world.exchange_bytes([json.dumps(drawn).encode(), *[b""] * (world.size - 1)])
+    if world.rank:
+        return []
+    by_unit = sorted(pair for part in received for pair in json.loads(part))
+    return [piece for _, pieces in by_unit for piece in pieces]
 
 
-def _tokenize_units(job: Job, tokenizer: Tokenizer, world: World) -> None:
-    mine = job.units[world.rank :: world.size]
-    with world.together(), Progress("tokenize", sum(unit.num_bytes for unit in mine) / 1e6, "MB", world) as progress:
-        for unit in mine:
-            if job.failed.exists():  # another rank has met an error: it will tell, the rest of the work is in vain
-                return
-            if not job.spool(unit.number).exists():
-                try:
-                    _tokenize(job, unit, tokenizer)
-                except (UserError, OSError):
-                    job.failed.touch()
-                    raise
-            progress.advance(unit.num_bytes / 1e6)
-
-
-def _tokenize(job: Job, unit: Unit, tokenizer: Tokenizer) -> None:
-    """One unit into one spool file: per split the ids, the tokens a document, and text bytes."""
-    ids: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-    text_bytes = dict.fromkeys(SPLITS, 0)
-    counts = dict.fromkeys(STATISTICS, 0)
-    eos = np.array([tokenizer.eos_id])
-    for texts, splits in _batches_of_text(job, unit, counts, text_bytes):
-        for split, encoded in zip(splits, tokenizer.encode_batch(texts), strict=True):
-            ids[split].append(np.concatenate([encoded, eos]))
-    dtype = dtype_for(tokenizer.vocab_size)
-    arrays: dict[str, np.ndarray] = {"statistics": np.array([counts[name] for name in STATISTICS])}
-    for split in SPLITS:
-        arrays[f"{split}_tokens"] = np.concatenate(ids[split] or [eos[:0]]).astype(dtype)
-        arrays[f"{split}_lengths"] = np.array([len(document) for document in ids[split]], dtype=np.int64)
-        arrays[f"{split}_text_bytes"] = np.array(text_bytes[split])
-    final = job.spool(unit.number)
-    aside = final.with_name(f".{final.name}")
-    with aside.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    replace_durably(aside, final)
-
-
-def _batches_of_text(
-    job: Job, unit: Unit, counts: dict[str, int], text_bytes: dict[str, int]
-) -> Iterator[tuple[list[str], list[str]]]:
-    """(texts, splits) in batches of about ENCODE_BYTES; fills the counts on the way."""
+def _head_of_a_unit(job: Job, world: World) -> list[str]:
+    """Some real text, another at each rank."""
+    unit = job.units[world.rank * len(job.units) // world.size]
     texts: list[str] = []
-    splits: list[str] = []
     held = 0
-    for part in unit.parts:
-        for text in read_documents(part, job.config.read_options):
-            if not text.strip():
-                counts["empty_documents"] += 1
-                continue
-            data = text.encode()
-            split = split_of(data, job.config)
-            counts["documents"] += 1
-            counts["replaced_characters"] += text.count("\ufffd")
-            text_bytes[split] += len(data)
-            texts.append(text)
-            splits.append(split)
+    for document in Pipeline(job.config).documents(unit, UnitResult().statistics):
+        texts.append(document.text[:PROOF_BYTES])
+        held += len(texts[-1])
+        if held >= PROOF_BYTES:
+            break
+    return texts
+
+
+class Worker:
+    """Tokenizes units, one at a time."""
+
+    def __init__(self, job: Job, tokenizer: Tokenizer, turns: Turns) -> None:
+        self._job, self._tokenizer, self._turns = job, tokenizer, turns
+        self._pipeline, self._signer = Pipeline(job.config), Signer(job.config.dedup)
+
+    def tokenize(self, number: int) -> int:
+        """One unit into one spool file; returns its bytes."""
+        unit, result = self._job.units[number], UnitResult()
+        result.inputs = [
+            {"path": p.path, "start": p.start, "stop": p.stop, "sha256": sha256_of_range(Path(p.path), p.start, p.stop)}
+            for p in unit.parts
+        ]
+        for documents, splits in self._batches(unit, result):
+            ids, lengths = self._tokenizer.encode_documents([document.text for document in documents])
+            result.add(documents, splits, ids, lengths)
+            self._turns.count(documents=len(documents), tokens=len(ids))
+        result.save(self._job.spool(number), dtype_for(self._tokenizer.vocab_size))
+        return unit.num_bytes
+
+    def _batches(self, unit: Unit, result: UnitResult) -> Iterator[tuple[list[Document], list[int]]]:
+        """Documents and the numbers of their splits in batches of about ENCODE_BYTES."""
+        drop = result.dropped.append if self._job.config.dropped else lambda line: None
+        documents: list[Document] = []
+        splits: list[int] = []
+        held = 0
+        for document in self._pipeline.documents(unit, result.statistics, drop):
+            data = document.text.encode()
+            documents.append(document)
+            splits.append(SPLITS.index(split_of(data, self._job.config)))
+            result.describe(len(data), self._signer.sign(document.text, data))
             held += len(data)
             if held >= ENCODE_BYTES:
-                yield texts, splits
-                texts, splits, held = [], [], 0
-    if texts:
-        yield texts, splits
+                yield documents, splits
+                documents, splits, held = [], [], 0
+        if documents:
+            yield documents, splits
 
 
-def _finish(job: Job, tokenizer: Tokenizer, manifest: Manifest) -> None:
+def _finish(job: Job, tokenizer: Tokenizer, manifest: Manifest, kinds: list[str]) -> None:
     output, config = job.config.output, job.config.split
     listed = {shard.file for split in manifest.splits.values() for shard in split.shards}
-    for path in output.glob("*-[0-9][0-9][0-9][0-9][0-9].h5"):
-        if path.name not in listed and path.name.split("-")[0] in SPLITS:
+    for path in output.glob("*.h5"):
+        if path.name not in listed and path.name.split(".")[0].split("-")[0] in SPLITS:
             path.unlink()  # of a run with another config that never finished
     for split, fraction in (("val", config.val), ("test", config.test)):
         if fraction and not manifest.splits[split].num_tokens:
@@ -171,15 +206,12 @@ def _finish(job: Job, tokenizer: Tokenizer, manifest: Manifest) -> None:
                 "no document fell into %s (%g of %d); raise split.%s", split, fraction, manifest.num_documents, split
             )
     write_text_durably(output / TOKENIZER, tokenizer.to_json())
+    write_provenance(job)
+    if job.config.dropped:
+        write_dropped(job, kinds)
     write_manifest(output, manifest)
     shutil.rmtree(output / ".work")
-    log.info(
-        "%s",
-        json.dumps(
-            {
-                name: f"{s.num_tokens:,} tokens in {len(s.shards)} shards"
-                for name, s in manifest.splits.items()
-                if s.shards
-            }
-        ),
-    )
+    shards = {
+        name: f"{s.num_tokens:,} tokens in {len(s.shards)} shards" for name, s in manifest.splits.items() if s.shards
+    }
+    log.info("%s", json.dumps(shards))

@@ -1,25 +1,30 @@
-"""Files to documents. Each format is one generator over a byte range of a file; FORMATS names them.
-
-A document belongs to the range in which it starts, so ranges can be given to different ranks.
-"""
+"""What the stages hand on: files, parts of files, documents. Readers turn parts into documents."""
 
 from __future__ import annotations
 
+import bz2
 import glob
 import gzip
-import itertools
-import json
+import io
+import lzma
 import sysconfig
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple, cast
 
 from hvdlm.errors import UserError
 
-FormatName = Literal["auto", "txt", "paragraphs", "jsonl"]
+FormatName = Literal[
+    "auto", "txt", "paragraphs", "separated", "wikitext", "md", "jsonl", "csv", "tsv", "parquet", "html", "warc", "wet"
+]
 ErrorPolicy = Literal["strict", "replace"]
+
+# A longer document is cut into several, so that memory is bounded whatever the input holds; so is what a
+# page, a cell or a record of an archive may expand to.
+MAX_DOCUMENT_BYTES = 16 << 20
+
+ZSTD_BLOCK_BYTES = 2048  # at once: 4 bytes can stand for 128 KiB, so this for 64 MiB
 
 # The sources of the running interpreter: tens of MB of real text on every machine, nothing to download.
 BUILTIN_CORPORA: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -40,9 +45,31 @@ class Part:
 class ReadOptions:
     """How files become documents."""
 
-    format: FormatName
-    text_key: str
-    errors: ErrorPolicy
+    format: FormatName = "auto"
+    text_key: str = "text"
+    id_key: str | None = None
+    label_key: str | None = None
+    separator: str | None = None
+    encoding: str = "utf-8"
+    errors: ErrorPolicy = "strict"
+
+
+class Document(NamedTuple):
+    """A text and where it came from."""
+
+    text: str
+    position: int  # of its first byte in the uncompressed file, or its number from 0 in a table or archive
+    id: str | None = None
+    label: str | None = None
+    part: int = 0  # number of its part in the unit
+
+
+class BadRecord(NamedTuple):
+    """Something in the input that is no document: reported, counted, skipped or fatal by `on_error`."""
+
+    place: str  # PATH, PATH: byte N, PATH: row N
+    reason: str  # what is wrong, and the remedy if there is one
+    position: int | None = None  # of its first byte in the uncompressed file, where a line number would help
 
 
 def find_files(sources: list[str]) -> list[tuple[str, int]]:
@@ -81,104 +108,61 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def format_of(path: str, asked: FormatName) -> str:
-    """The format of a file: as asked, else by its suffix before `.gz`."""
-    if asked != "auto":
-        return asked
-    suffix = Path(path.removesuffix(".gz")).suffix
-    if suffix not in SUFFIXES:
-        raise UserError(
-            f"{path}: cannot tell its format from {suffix or 'no suffix'!r}; set format: {' or '.join(FORMATS)}"
-        )
-    return SUFFIXES[suffix]
+class _Zstd(io.RawIOBase):
+    """The content of a .zst file. zstandard's own reader takes a truncated file for a complete one."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            import zstandard
+        except ImportError:
+            raise UserError(f"{path}: reading .zst needs zstandard; pip install 'hvdlm[text]'") from None
+        self._file = Path(path).open("rb")  # noqa: SIM115 - closed by close()
+        self._fresh = zstandard.ZstdDecompressor().decompressobj
+        self._frame, self._is_inside, self._ready = self._fresh(), False, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._ready:
+            block = self._frame.unused_data or self._file.read(ZSTD_BLOCK_BYTES)
+            if not block:
+                if self._is_inside:
+                    raise EOFError("it ends inside a frame")
+                return 0
+            if not self._is_inside:
+                self._frame = self._fresh()
+            self._ready = self._frame.decompress(block)
+            self._is_inside = not self._frame.eof
+        taken = self._ready[: len(buffer)]
+        buffer[: len(taken)] = taken
+        self._ready = self._ready[len(taken) :]
+        return len(taken)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
-def can_split(path: str, asked: FormatName) -> bool:
-    """Whether byte ranges of this file can be read apart."""
-    return not path.endswith(".gz") and format_of(path, asked) in SPLITTABLE
-
-
-def read_documents(part: Part, options: ReadOptions) -> Iterator[str]:
-    """The documents that start in a part, in file order; UserError names file and place of a fault."""
-    opener: Callable[[str, Any], Any] = gzip.open if part.path.endswith(".gz") else open
-    try:
-        with opener(part.path, "rb") as file:
-            yield from FORMATS[format_of(part.path, options.format)](file, part, options)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{part.path}: broken gzip ({error}); fetch or compress it again") from None
-    except OSError as error:
-        raise UserError(f"{part.path}: cannot read it ({error.strerror or error})") from None
-
-
-def _whole_file(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[str]:
-    yield _decode(file.read(), options, part.path, 0)
-
-
-def _paragraphs(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[str]:
-    lines: list[bytes] = []
-    start = position = 0
-    for line in itertools.chain(file, [b"\n"]):
-        if line.strip():
-            lines.append(line)
-        elif lines:
-            yield _decode(b"".join(lines), options, part.path, start)
-            lines = []
-        position += len(line)
-        if not lines:
-            start = position
-
-
-def _json_lines(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[str]:
-    position = part.start
-    if part.start:
-        file.seek(part.start - 1)
-        position += len(file.readline()) - 1  # the line under way belongs to the range before
-    while part.stop is None or position < part.stop:
-        line = file.readline()
-        if not line:
-            return
-        if line.strip():
-            yield _text_of(line, part, position, options)
-        position += len(line)
-
-
-def _text_of(line: bytes, part: Part, position: int, options: ReadOptions) -> str:
-    try:
-        record = json.loads(_decode(line, options, part.path, position))
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{_line_of(part.path, position)}: not valid JSON ({error})") from None
-    if not isinstance(record, dict) or options.text_key not in record:
-        keys = ", ".join(sorted(map(str, record))) if isinstance(record, dict) else type(record).__name__
-        raise UserError(f"{_line_of(part.path, position)}: no key {options.text_key!r} (it has: {keys}); set text_key")
-    text = record[options.text_key]
-    if not isinstance(text, str):
-        raise UserError(f"{_line_of(part.path, position)}: {options.text_key!r} is {type(text).__name__}, not text")
-    # JSON can spell half of a surrogate pair, which is no character and has no UTF-8.
-    return text.encode("utf-8", "replace").decode() if any("\ud800" <= c <= "\udfff" for c in text) else text
-
-
-def _decode(data: bytes, options: ReadOptions, path: str, position: int) -> str:
-    try:
-        return data.decode("utf-8", errors=options.errors)
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: byte {position + error.start} is not UTF-8; convert the file, or set errors: replace"
-        ) from None
-
-
-def _line_of(path: str, position: int) -> str:
-    """`PATH:LINE` of an uncompressed byte position; counted only when something is wrong there."""
-    opener: Callable[[str, Any], Any] = gzip.open if path.endswith(".gz") else open
-    with opener(path, "rb") as file:
-        return f"{path}:{file.read(position).count(10) + 1}"
-
-
-FORMATS: dict[str, Callable[[BinaryIO, Part, ReadOptions], Iterator[str]]] = {
-    "txt": _whole_file,  # a document a file
-    "paragraphs": _paragraphs,  # a document a block between blank lines
-    "jsonl": _json_lines,  # a document a line
+# suffix -> how to open it. Decompression is streamed; nothing is expanded as a whole.
+COMPRESSIONS: dict[str, Callable[[str], BinaryIO]] = {
+    ".gz": lambda path: cast(BinaryIO, gzip.open(path, "rb")),
+    ".bz2": lambda path: cast(BinaryIO, bz2.open(path, "rb")),
+    ".xz": lambda path: cast(BinaryIO, lzma.open(path, "rb")),
+    ".zst": lambda path: cast(BinaryIO, io.BufferedReader(_Zstd(path), 1 << 17)),
 }
-SUFFIXES = {".txt": "txt", ".jsonl": "jsonl"}
-SPLITTABLE = {"jsonl"}
+
+
+def is_compressed(path: str) -> bool:
+    return Path(path).suffix in COMPRESSIONS
+
+
+def plain_suffix(path: str) -> str:
+    """The suffix before that of the compression: `.jsonl` for `a.jsonl.gz`."""
+    return Path(path).with_suffix("").suffix if is_compressed(path) else Path(path).suffix
+
+
+def open_plain(path: str) -> BinaryIO:
+    """The uncompressed bytes of a file, buffered."""
+    opener = COMPRESSIONS.get(Path(path).suffix)
+    return opener(path) if opener else Path(path).open("rb")

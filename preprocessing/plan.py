@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import hashlib
+import importlib.metadata
 import json
+import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from hvdlm import __version__
 from hvdlm.config import Section
 from hvdlm.durable import sha256_of
+from hvdlm.manifest import SPLITS
 from hvdlm.partition import fraction_of
-from hvdlm.shards import SPLITS
 from hvdlm.tokenizer import TokenizerConfig
 
-from .documents import ErrorPolicy, FormatName, Part, ReadOptions, can_split
+from .clean import CleanConfig
+from .documents import ErrorPolicy, FormatName, Part, ReadOptions
+from .filters import FilterConfig
+from .pii import PiiConfig
+from .readers import can_split
 
 MIN_UNIT_BYTES = 4 << 20
 MAX_UNIT_BYTES = 64 << 20
@@ -37,20 +48,60 @@ class SplitConfig(Section):
         return self
 
 
+class DedupConfig(Section):
+    """The `dedup` section: of documents that are the same, the first in input order stays."""
+
+    exact: bool = Field(False, description="drop documents whose cleaned text was there before")
+    near: bool = Field(False, description="drop near-duplicates by MinHash (implies exact)")
+    threshold: float = Field(0.8, gt=0, lt=1, description="Jaccard similarity of word 5-grams that counts as near")
+    num_hashes: int = Field(112, ge=16, le=512, description="MinHash values a document; more are surer and slower")
+
+    @property
+    def is_on(self) -> bool:
+        return self.exact or self.near
+
+
 class PreprocessConfig(Section):
     """A preprocess config: raw text in, tokenized shards out."""
 
     input: str | list[str] = Field(description="file, folder, glob, list of these, or python-stdlib")
     format: FormatName = Field(
-        "auto", description="auto goes by suffix: .txt, .jsonl, also with .gz; paragraphs: .txt cut at blank lines"
+        "auto",
+        description="auto goes by suffix (.txt .md .jsonl .csv .tsv .parquet .html .warc .wet .tokens, also .gz .bz2 "
+        ".xz .zst); of .txt, paragraphs cuts at blank lines and separated at `separator`",
     )
-    text_key: str = Field("text", description="key of the text in a line of jsonl")
-    errors: ErrorPolicy = Field("strict", description="strict stops at a byte that is not UTF-8, replace puts U+FFFD")
+    text_key: str = Field("text", description="key (jsonl) or column (csv, tsv, parquet) of the text")
+    id_key: str | None = Field(None, description="key or column of a document's id, kept in the shards")
+    label_key: str | None = Field(None, description="key or column of a document's label, kept in the shards")
+    separator: str | None = Field(None, description="what stands between documents of format: separated")
+    encoding: str = Field("utf-8", description="of text files; any name that Python knows, such as gb18030")
+    errors: ErrorPolicy = Field("strict", description="of wrong bytes: strict makes a bad record, replace puts U+FFFD")
+    on_error: Literal["fail", "skip"] = Field(
+        "fail", description="a bad record ends the job, or is reported and counted"
+    )
     output: Path = Field(strict=False, description="folder for manifest, shards and tokenizer.json")
+    layout: Literal["shards", "mpio"] = Field("shards", description="mpio: one file a split, written by parallel HDF5")
     tokenizer: TokenizerConfig = TokenizerConfig()
     split: SplitConfig = SplitConfig()
+    clean: CleanConfig = CleanConfig()
+    pii: PiiConfig = PiiConfig()
+    filter: FilterConfig = FilterConfig()
+    dedup: DedupConfig = DedupConfig()
+    dropped: bool = Field(
+        False, description="also write OUTPUT/dropped.jsonl: where each dropped document was, and why"
+    )
     shard_tokens: int = Field(64_000_000, ge=1, description="tokens after which the next shard begins")
     seed: int = Field(0, description="decides which documents are validation and test")
+
+    @model_validator(mode="after")
+    def _check(self) -> PreprocessConfig:
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise ValueError(f"encoding {self.encoding!r} is not known to Python") from None
+        if (self.separator is not None) != (self.format == "separated"):
+            raise ValueError("format: separated and separator go together")
+        return self
 
     @property
     def sources(self) -> list[str]:
@@ -58,7 +109,9 @@ class PreprocessConfig(Section):
 
     @property
     def read_options(self) -> ReadOptions:
-        return ReadOptions(self.format, self.text_key, self.errors)
+        return ReadOptions(
+            self.format, self.text_key, self.id_key, self.label_key, self.separator, self.encoding, self.errors
+        )
 
 
 @dataclass(frozen=True)
@@ -77,21 +130,23 @@ class Job:
     config: PreprocessConfig
     units: list[Unit]
     digest: str
+    todo: tuple[int, ...]  # units without a spool file when the job began, the largest first
 
-    @property
+    @cached_property
     def work(self) -> Path:
-        return self.config.output / ".work" / self.digest
+        made_by = hashlib.sha256(json.dumps([self.digest, versions()]).encode()).hexdigest()[:16]
+        return self.config.output / ".work" / made_by  # what another version began is not continued
 
     @property
-    def failed(self) -> Path:
-        """Exists once some rank has failed; the next start removes it."""
-        return self.work / ".failed"
+    def halt(self) -> Path:
+        """Exists once some rank has failed or was asked to stop; the next start removes it."""
+        return self.work / ".halt"
 
     def spool(self, unit: int) -> Path:
         return self.work / f"unit-{unit:06d}.npz"
 
 
-def make_units(files: list[tuple[str, int]], asked: FormatName) -> list[Unit]:
+def make_units(files: list[tuple[str, int]], options: ReadOptions) -> list[Unit]:
     """Cut (path, size) files into units of similar bytes, in input order.
 
     Small files share a unit; a large file that can be split is shared by several.
@@ -101,7 +156,7 @@ def make_units(files: list[tuple[str, int]], asked: FormatName) -> list[Unit]:
     units: list[Unit] = []
     parts: list[Part] = []
     filled = 0
-    for part, size in _parts(files, unit_bytes, asked):
+    for part, size in _parts(files, unit_bytes, options):
         parts.append(part)
         filled += size
         if filled >= unit_bytes:
@@ -112,9 +167,9 @@ def make_units(files: list[tuple[str, int]], asked: FormatName) -> list[Unit]:
     return units
 
 
-def _parts(files: list[tuple[str, int]], unit_bytes: int, asked: FormatName) -> Iterator[tuple[Part, int]]:
+def _parts(files: list[tuple[str, int]], unit_bytes: int, options: ReadOptions) -> Iterator[tuple[Part, int]]:
     for path, size in files:
-        if size <= unit_bytes or not can_split(path, asked):
+        if size <= unit_bytes or not can_split(path, options):
             yield Part(path, 0, None), size
             continue
         for start in range(0, size, unit_bytes):
@@ -125,10 +180,18 @@ def _parts(files: list[tuple[str, int]], unit_bytes: int, asked: FormatName) -> 
 def plan_digest(config: PreprocessConfig, files: list[tuple[str, int]]) -> str:
     """Names everything the output depends on; a changed input or config is another plan."""
     stamps = [(path, size, Path(path).stat().st_mtime_ns) for path, size in files]
-    if config.tokenizer.path is not None:
-        stamps.append((sha256_of(config.tokenizer.path), 0, 0))
+    stamps += [(sha256_of(path), 0, 0) for _, path in config.tokenizer if isinstance(path, Path)]
     content = {"config": config.model_dump(mode="json", exclude={"output"}), "files": stamps}
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """What makes the shards: goes into provenance.json."""
+    found = {"hvdlm": __version__, "python": platform.python_version()}
+    for name in ("tokenizers", "numpy", "h5py", "gigatoken", "ftfy", "trafilatura", "jieba"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def sample_units(units: list[Unit], sample_bytes: float) -> tuple[list[Unit], float]:

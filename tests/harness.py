@@ -14,8 +14,8 @@ from hvdlm.preprocessing.build import build
 from hvdlm.preprocessing.plan import PreprocessConfig
 
 from hvdlm.config import validate
+from hvdlm.manifest import Manifest
 from hvdlm.run import RunConfig
-from hvdlm.shards import Manifest
 from hvdlm.world.launch import fresh_environment, start_command
 from hvdlm.world.serial import SerialWorld
 

@@ -6,12 +6,14 @@ from harness import make_text, preprocess
 from hvdlm.preprocessing import assemble, build
 
 from hvdlm.errors import UserError
-from hvdlm.shards import TokenStream, doc_offsets, read_manifest
+from hvdlm.manifest import read_manifest
+from hvdlm.shards import TokenStream, doc_offsets
 from hvdlm.tokenizer import load
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+    """Every file but preprocess.json, which tells how long it took."""
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and p.name != build.SUMMARY}
 
 
 def documents_of(folder):
@@ -64,7 +66,7 @@ def test_shards_hold_about_shard_tokens(corpus, tmp_path):
 
 
 @pytest.mark.parametrize("units_before_the_end", [0, 1, 2])
-@pytest.mark.parametrize("stage", [(build, "_tokenize"), (assemble, "_write")], ids=["tokenize", "assemble"])
+@pytest.mark.parametrize("stage", [(build.Worker, "tokenize"), (assemble, "_write")], ids=["tokenize", "assemble"])
 def test_an_interrupted_run_is_no_data_set_and_continues_to_the_same_bytes(
     corpus, tmp_path, monkeypatch, units_before_the_end, stage
 ):
@@ -86,8 +88,8 @@ def test_an_interrupted_run_is_no_data_set_and_continues_to_the_same_bytes(
         read_manifest(tmp_path / "resumed")
     tokenized = []
     monkeypatch.setattr(*stage, real)
-    tokenize = build._tokenize
-    monkeypatch.setattr(build, "_tokenize", lambda *a: (tokenized.append(a), tokenize(*a)))
+    tokenize = build.Worker.tokenize
+    monkeypatch.setattr(build.Worker, "tokenize", lambda *a: (tokenized.append(a), tokenize(*a))[1])
     preprocess(corpus, tmp_path / "resumed", shard_tokens=5_000)
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
     if stage[0] is assemble:
@@ -96,7 +98,7 @@ def test_an_interrupted_run_is_no_data_set_and_continues_to_the_same_bytes(
 
 def test_a_finished_run_is_not_repeated(corpus, tmp_path, monkeypatch):
     first = preprocess(corpus, tmp_path)
-    monkeypatch.setattr(build, "_tokenize_units", None)
+    monkeypatch.setattr(build.Worker, "tokenize", None)
     assert preprocess(corpus, tmp_path) == first
 
 

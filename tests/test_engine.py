@@ -7,7 +7,8 @@ from harness import make_config
 from hvdlm.engine import Engine
 from hvdlm.errors import UserError
 from hvdlm.host import Place
-from hvdlm.shards import TokenStream, read_manifest
+from hvdlm.manifest import read_manifest
+from hvdlm.shards import TokenStream
 from hvdlm.sync import build_sync
 from hvdlm.world.serial import SerialWorld
 

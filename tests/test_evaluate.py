@@ -10,7 +10,8 @@ from torch import nn
 from hvdlm.batches import EvaluationWindows
 from hvdlm.evaluate import evaluate
 from hvdlm.generate import Sampling, choose, generate
-from hvdlm.shards import TokenStream, read_manifest
+from hvdlm.manifest import read_manifest
+from hvdlm.shards import TokenStream
 from hvdlm.world.serial import SerialWorld
 
 

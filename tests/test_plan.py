@@ -5,7 +5,10 @@ import itertools
 import numpy as np
 import pytest
 from hvdlm.preprocessing import plan
+from hvdlm.preprocessing.documents import ReadOptions
 from hvdlm.preprocessing.plan import make_units, sample_units, shard_plans, windows_of
+
+OPTIONS = ReadOptions()
 
 
 def test_units_cover_every_byte_in_order(tmp_path):
@@ -16,7 +19,7 @@ def test_units_cover_every_byte_in_order(tmp_path):
         ("big.jsonl.gz", 9_000_000),
         ("c.txt", 10),
     ]
-    units = make_units(files, "auto")
+    units = make_units(files, OPTIONS)
     assert [unit.number for unit in units] == list(range(len(units)))
     assert sum(unit.num_bytes for unit in units) == sum(size for _, size in files)
     parts = [part for unit in units for part in unit.parts]
@@ -29,13 +32,13 @@ def test_units_cover_every_byte_in_order(tmp_path):
 
 def test_a_large_corpus_has_units_for_a_cluster_but_not_too_many():
     terabyte = [(f"{i}.jsonl", 10_000_000_000) for i in range(100)]
-    units = make_units(terabyte, "auto")
+    units = make_units(terabyte, OPTIONS)
     assert 4_000 < len(units) < 40_000
     assert max(unit.num_bytes for unit in units) <= 1.1 * plan.MAX_UNIT_BYTES
 
 
 def test_the_sample_is_spread_over_the_input():
-    units = make_units([(f"{i}.txt", 5_000_000) for i in range(1000)], "auto")
+    units = make_units([(f"{i}.txt", 5_000_000) for i in range(1000)], OPTIONS)
     chosen, fraction = sample_units(units, 16e6)
     assert chosen[-1].number > 900
     assert fraction * sum(unit.num_bytes for unit in chosen) == pytest.approx(16e6)

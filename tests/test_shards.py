@@ -1,13 +1,18 @@
 """The shard format: what is written is read, and what is damaged is noticed and named."""
 
+import json
+import zlib
+
 import h5py
 import numpy as np
 import pytest
 from harness import preprocess
 
-from hvdlm import durable
+from hvdlm import durable, shards
 from hvdlm.errors import UserError
-from hvdlm.shards import ShardLabels, TokenStream, dtype_for, read_manifest, verify, write_shard
+from hvdlm.manifest import read_manifest
+from hvdlm.shards import ShardLabels, TokenStream, doc_column, stream_digest, verify, write_shard
+from hvdlm.tokenizer import dtype_for
 
 
 def labels(vocab_size=300):
@@ -76,15 +81,69 @@ def copy(data_dir, tmp_path):
     return tmp_path
 
 
-def test_any_flipped_byte_is_found(copy):
+def test_any_flipped_byte_is_found_and_named(copy):
+    """With its block where it is a token's, with what else it is where it is none."""
     assert verify(copy) == []
     path = copy / "train-00001.h5"
     content = bytearray(path.read_bytes())
-    for position in np.random.default_rng(0).integers(0, len(content), size=20):
+    with h5py.File(path) as file:
+        first = file["tokens"].id.get_offset()
+        last = first + file["tokens"].nbytes
+    for position in [*np.random.default_rng(0).integers(0, len(content), size=40), 0, first, last - 1, last]:
         damaged = bytearray(content)
         damaged[position] ^= 1
         path.write_bytes(damaged)
-        assert verify(copy) == [f"{path}: its checksum differs from the manifest's"]
+        (fault,) = verify(copy)
+        assert fault.startswith(f"{path}: ")
+        if first <= position < last:
+            assert "1 of 1 blocks differ, the first is block 0 (tokens 0 to " in fault
+        else:
+            assert "its tokens are as written" in fault or "its HDF5 structure is damaged" in fault or "blocks" in fault
+
+
+def test_the_damaged_block_is_named(copy):
+    entry = write_shard(copy / "train-00000.h5", [np.arange(1_500_000) % 250], np.array([1_500_000]), labels(257))
+    with h5py.File(copy / "train-00000.h5") as file:
+        assert file["block_crc32"].shape == (3,)
+        assert file["block_crc32"][1] == zlib.crc32(file["tokens"][1 << 19 : 1 << 20].tobytes())
+        place = file["tokens"].id.get_offset()
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["splits"]["train"]["shards"][0] = entry.model_dump()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with (copy / "train-00000.h5").open("r+b") as file:
+        file.seek(place + 2 * 1_200_000)
+        file.write(b"\xff")
+    (fault,) = verify(copy)
+    assert fault.endswith("1 of 3 blocks differ, the first is block 2 (tokens 1,048,576 to 1,500,000)")
+
+
+def test_ids_and_labels_of_documents(tmp_path):
+    columns = {"doc_ids": ["a", "", "中文"], "doc_labels": ["x", "y", "é"]}
+    entry = write_shard(tmp_path / "a.h5", [np.arange(6)], np.array([1, 2, 3]), labels(), columns)
+    assert doc_column(tmp_path, entry, "doc_ids") == columns["doc_ids"]
+    assert doc_column(tmp_path, entry, "doc_labels") == columns["doc_labels"]
+    entry = write_shard(tmp_path / "b.h5", [np.arange(6)], np.array([1, 2, 3]), labels())
+    assert doc_column(tmp_path, entry, "doc_ids") is None
+
+
+def test_the_digest_names_tokens_not_files(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "DIGEST_TOKENS", 1000)
+    manifests = [preprocess(corpus, tmp_path / str(size), shard_tokens=size) for size in (5_000, 20_000)]
+    manifests.append(preprocess(corpus, tmp_path / "one", layout="mpio"))
+    assert len({len(manifest.splits["train"].shards) for manifest in manifests}) == 3
+    assert len({manifest.splits["train"].digest for manifest in manifests}) == 1
+    assert stream_digest(TokenStream(tmp_path / "one", "train")) == manifests[0].splits["train"].digest
+    assert preprocess(corpus, tmp_path / "other", seed=3).splits["train"].digest != manifests[0].splits["train"].digest
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    def pieces():
+        yield np.arange(3)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_shard(tmp_path / "a.h5", pieces(), np.array([6]), labels())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_shard_cut_short_is_refused_by_the_reader(copy):

@@ -1,76 +1,359 @@
 """Each tokenizer gives back what it was given, and its digest names it."""
 
+import base64
+import io
+import json
+
 import numpy as np
 import pytest
 from harness import make_text
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hvdlm import tokenizer as tokenizers
 from hvdlm.errors import UserError
-from hvdlm.tokenizer import ByteTokenizer, from_json, train_bpe
+from hvdlm.tokenizer import TOKENIZERS, ByteTokenizer, TokenizerConfig, dtype_for, from_json
 
 TEXTS = ["plain words", "", "tabs\t and\n\nnewlines  ", "héllo wörld 你好 🙂", "def f(x):\n    return x\n"]
+SENTENCES = ["我们在北京大学学习自然语言处理。", "今天天气很好,我们去公园散步。", "他来到了网易杭研大厦"]
+SPECIALS = ["<|endoftext|>", "</s>", "<eos>", "[SEP]", "<unk>", "[UNK]", "a <eos>b", "x<|endoftext|>y </s> z"]
+EXACT = ("byte", "bpe", "tiktoken")
+KINDS = (*EXACT, "char", "word", "jieba", "unigram", "wordpiece", "sentencepiece")
+
+any_text = st.text(st.characters(exclude_categories=["Cs"]))  # lone surrogates are no text
+quick = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(scope="module", params=["byte", "bpe"])
-def tokenizer(request):
-    return ByteTokenizer() if request.param == "byte" else train_bpe((make_text(i, 400) for i in range(20)), 400)
+def sample():
+    yield from (make_text(number, 400) for number in range(20))
+    yield from SENTENCES * 5
+    yield "0123456789 ()[]:<>|/_.," + "".join(map(chr, range(97, 123)))
 
 
-def test_text_survives_the_round_trip(tokenizer):
-    ids = tokenizer.encode_batch(TEXTS)
-    assert [tokenizer.decode(part) for part in ids] == TEXTS
-    assert all(part.dtype == np.int64 for part in ids)
+def make(kind, **values):
+    return TOKENIZERS[kind](TokenizerConfig.model_validate({"kind": kind, **values}), sample)
+
+
+def write_ranks(path):
+    """256 bytes and two merges, in the format of tiktoken."""
+    tokens = [bytes([byte]) for byte in range(256)] + [b"wo", b" wo"]
+    path.write_text("".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)))
+    return path
+
+
+def train_sentencepiece(path, **options):
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=sample(), model_writer=model, vocab_size=300, hard_vocab_limit=False, minloglevel=2, **options
+    )
+    path.write_bytes(model.getvalue())
+    return path
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vocabularies")
+    return {
+        "byte": make("byte"),
+        "bpe": make("bpe", vocab_size=400),
+        "tiktoken": make("tiktoken", path=write_ranks(folder / "r50k_base.tiktoken")),
+        "char": make("char", vocab_size=100),
+        "word": make("word", vocab_size=150),
+        "jieba": make("word", words="jieba", vocab_size=500),
+        "unigram": make("unigram", vocab_size=300),
+        "wordpiece": make("wordpiece", vocab_size=300),
+        "sentencepiece": make("sentencepiece", path=train_sentencepiece(folder / "a.model")),
+    }
+
+
+@pytest.fixture(params=KINDS)
+def tokenizer(request, made):
+    return made[request.param]
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@quick
+@given(text=any_text)
+def test_any_text_survives_the_round_trip(made, kind, text):
+    assert made[kind].decode(made[kind].encode(text)) == text
+
+
+def test_documents_are_their_ids_with_eos_after_each(tokenizer):
+    texts = [*TEXTS, *SPECIALS, *SENTENCES]
+    ids, counts = tokenizer.encode_documents(texts)
+    expected = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+    assert ids.tolist() == sum(expected, [])
+    assert counts.tolist() == [len(part) for part in expected]
+    assert ids.dtype == dtype_for(tokenizer.vocab_size) and counts.dtype == np.int64
+    assert tokenizer.encode("some text").dtype == np.int64
+
+
+def test_no_documents_are_no_ids(tokenizer):
+    ids, counts = tokenizer.encode_documents([])
+    assert len(ids) == len(counts) == 0
+    assert ids.dtype == dtype_for(tokenizer.vocab_size)
 
 
 def test_ids_stay_below_the_vocabulary_size_and_eos_is_never_text(tokenizer):
-    ids = np.concatenate(tokenizer.encode_batch([*TEXTS, "<|endoftext|>"]))
+    ids = np.concatenate([tokenizer.encode(text) for text in [*TEXTS, *SPECIALS, *SENTENCES]])
     assert ids.max() < tokenizer.vocab_size
     assert tokenizer.eos_id < tokenizer.vocab_size
     assert tokenizer.eos_id not in ids
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("word", "jieba")])
+def test_the_name_of_the_unknown_token_is_text_but_in_closed_vocabularies(made, kind):
+    known = made[kind].encode("unk")
+    if made[kind].unk_id is not None and made[kind].unk_id not in known:
+        ids = made[kind].encode("<unk>").tolist()
+        assert len(ids) > 1 or made[kind].unk_id not in ids
+    if kind in EXACT:
+        assert made[kind].decode(made[kind].encode("<unk>")) == "<unk>"
+
+
 def test_json_restores_the_same_tokenizer(tokenizer):
     again = from_json(tokenizer.to_json())
     assert tokenizers.digest(again) == tokenizers.digest(tokenizer)
-    assert [a.tolist() for a in again.encode_batch(TEXTS)] == [a.tolist() for a in tokenizer.encode_batch(TEXTS)]
+    assert (again.kind, again.vocab_size, again.eos_id, again.unk_id) == (
+        tokenizer.kind, tokenizer.vocab_size, tokenizer.eos_id, tokenizer.unk_id,
+    )  # fmt: skip
+    for ours, its in zip(tokenizer.encode_documents(TEXTS), again.encode_documents(TEXTS), strict=True):
+        assert ours.tolist() == its.tolist()
 
 
-def test_training_is_deterministic_and_compresses():
-    texts = [make_text(i, 400) for i in range(20)]
-    first, second = train_bpe(iter(texts), 400), train_bpe(iter(texts), 400)
-    assert first.to_json() == second.to_json()
-    assert len(first.encode_batch(texts[:1])[0]) < 0.6 * len(texts[0].encode())
+def test_digests_tell_vocabularies_apart(made):
+    assert len({tokenizers.digest(tokenizer) for tokenizer in made.values()}) == len(made)
 
 
-def test_vocabulary_size_counts_added_tokens():
+def test_the_byte_tokenizers_digest_is_the_one_in_existing_shards():
+    assert tokenizers.digest(ByteTokenizer()) == "5ec14d01f0b1b4aa"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece", "char", "word"])
+def test_training_is_deterministic(kind, made):
+    if kind == "unigram":
+        assert make(kind, vocab_size=300).vocab_size == made[kind].vocab_size
+    else:
+        size = {"bpe": 400, "wordpiece": 300, "char": 100, "word": 150}[kind]
+        assert make(kind, vocab_size=size).to_json() == made[kind].to_json()
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece", "sentencepiece"])
+def test_learnt_vocabularies_compress(kind, made):
+    text = make_text(0, 400)
+    assert len(made[kind].encode(text)) < 0.6 * len(text.encode())
+
+
+@quick
+@given(text=any_text)
+def test_unknown_characters_and_only_they_are_lost(made, text):
+    char = made["char"]
+    ids = char.encode(text)
+    assert len(ids) == len(text)
+    known = set(json.loads(char.to_json())["characters"])
+    assert char.decode(ids) == "".join(c if c in known else "\ufffd" for c in text)
+    assert ((ids == char.unk_id) == [c not in known for c in text]).all()
+
+
+def test_characters_of_chinese_are_tokens(made):
+    assert made["char"].decode(made["char"].encode("e")) == "e"
+    chinese = TOKENIZERS["char"](TokenizerConfig(kind="char"), lambda: iter(SENTENCES))
+    ids = chinese.encode(SENTENCES[0])
+    assert chinese.decode(ids) == SENTENCES[0]
+    assert len(ids) == 16 and chinese.unk_id not in ids
+
+
+def test_rare_and_surplus_characters_are_unknown():
+    config = {"kind": "char", "min_frequency": 2, "vocab_size": 4}
+    char = TOKENIZERS["char"](TokenizerConfig.model_validate(config), lambda: iter(["aaabbbccd"]))
+    assert char.encode("abcd").tolist() == [2, 3, 0, 0]
+    assert char.vocab_size == 4
+
+
+def test_jieba_cuts_chinese_into_words(made):
+    jieba = made["jieba"]
+    ids = jieba.encode(SENTENCES[0])
+    pieces = [jieba.decode([token]) for token in ids]
+    assert pieces == ["我们", "在", "北京大学", "学习", "自然语言", "处理", "。"]
+    assert jieba.decode(ids) == SENTENCES[0]
+    assert jieba.encode("<unk>在").tolist() == [jieba.unk_id, jieba.encode("在")[0]]
+
+
+@settings(quick, max_examples=60)
+@given(text=any_text)
+def test_jieba_loses_no_character(text):
+    from hvdlm.tokenizer.word import WordRule, cutter
+
+    cut = test_jieba_loses_no_character.__dict__.setdefault("cut", cutter(WordRule("jieba")))
+    assert "".join(cut(text)) == text
+
+
+def test_jieba_is_silent_and_leaves_no_cache(tmp_path, monkeypatch, capfd):
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    make("word", words="jieba").encode(SENTENCES[0])
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_missing_library_is_named(monkeypatch, tmp_path):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
+    (tmp_path / "a.model").write_bytes(b"")
+    ranks = write_ranks(tmp_path / "r50k_base.tiktoken")
+    for kind, values in (
+        ("word", {"words": "jieba"}), ("sentencepiece", {"path": tmp_path / "a.model"}), ("tiktoken", {"path": ranks}),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=r"needs (jieba|sentencepiece|tiktoken); pip install 'hvdlm\[text\]'"):
+            make(kind, **values)
+
+
+def test_penn_treebank_reads_as_its_papers_count_it(tmp_path):
+    (tmp_path / "words.txt").write_text("the\ncat\n<unk>\nN\n", encoding="utf-8")
+    word = make("word", vocabulary=tmp_path / "words.txt", line_ends=True)
+    ids, counts = word.encode_documents([" the cat <unk> N \n the dog \n"])
+    assert word.decode(ids) == "the cat <unk> N\nthe <unk>\n"
+    assert counts.tolist() == [8]  # six words and two line ends, the last of which is the document's end
+    assert word.vocab_size == 5 and word.unk_id == 3  # <eos> is added, <unk> stays where the file has it
+    assert word.encode("the\n\ncat").tolist() == [1, word.eos_id, word.eos_id, 2]
+    assert word.encode("<eos>").tolist() == [word.unk_id]
+
+
+def test_words_by_a_pattern():
+    word = make("word", words="regex", pattern="(c|b)at", vocab_size=50)
+    word = TOKENIZERS["word"](
+        TokenizerConfig(kind="word", words="regex", pattern="(c|b)at|<unk>x"), lambda: iter(["cat bat, cat"])
+    )
+    assert word.encode("bat<unk>cats").tolist() == [3, 0, 2]
+
+
+def test_a_word_twice_in_a_vocabulary_is_an_error(tmp_path):
+    (tmp_path / "words.txt").write_text("the\ncat\nthe\n")
+    with pytest.raises(UserError, match=r"words.txt: lists the word 'the' twice"):
+        make("word", vocabulary=tmp_path / "words.txt")
+    with pytest.raises(UserError, match="cannot read this vocabulary"):
+        make("word", vocabulary=tmp_path / "none.txt")
+
+
+def test_unigram_gives_text_of_known_characters_back(made):
+    for text in ("the  sun\n\tis", " lead and trail ", "word\n\nword"):
+        ids = made["unigram"].encode(text)
+        assert made["unigram"].decode(ids) == text
+    assert made["unigram"].unk_id in made["unigram"].encode("🙂")
+    assert "<unk>" in made["unigram"].decode(made["unigram"].encode("🙂"))
+
+
+def test_tiktoken_merges_and_appends_its_end(made, tmp_path):
+    tiktoken = made["tiktoken"]
+    assert tiktoken.encode("wo wow").tolist() == [256, 257, ord("w")]
+    assert (tiktoken.eos_id, tiktoken.vocab_size) == (258, 259)
+    path = write_ranks(tmp_path / "mine.tiktoken")
+    with pytest.raises(UserError, match="mine.tiktoken: does not say how it cuts text; set tokenizer.pattern to gpt2"):
+        make("tiktoken", path=path)
+    assert make("tiktoken", path=path, pattern=r"\S+|\s").encode("wo wow").tolist() == [256, 32, 256, ord("w")]
+    with pytest.raises(UserError, match="not a regular expression"):
+        make("tiktoken", path=path, pattern="(")
+
+
+def test_broken_rank_files_are_named(tmp_path):
+    for content in ("nonsense", "YQ== 0\n", "YQ== x\n", ""):
+        (tmp_path / "gpt.tiktoken").write_text(content)
+        with pytest.raises(UserError, match=r"gpt.tiktoken.*not a rank file"):
+            make("tiktoken", path=tmp_path / "gpt.tiktoken", pattern="gpt2")
+
+
+def test_sentencepiece_without_an_end_gets_one(tmp_path, made):
+    assert made["sentencepiece"].eos_id == 2
+    model = make("sentencepiece", path=train_sentencepiece(tmp_path / "b.model", eos_id=-1))
+    assert model.eos_id == model.vocab_size - 1
+    ids, _ = model.encode_documents(["the sun"])
+    assert ids[-1] == model.eos_id and model.decode(ids) == model.decode(ids[:-1])
+    (tmp_path / "c.model").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match=r"c.model: not a .model of sentencepiece"):
+        make("sentencepiece", path=tmp_path / "c.model")
+
+
+def test_vocabulary_size_counts_added_tokens(made):
     """vocab_size without added tokens is a classic off-by-some that overflows embeddings."""
-    import json
-
-    content = json.loads(train_bpe(iter([make_text(0, 500)]), 300).to_json())
+    content = json.loads(made["bpe"].to_json())
     top = max(content["model"]["vocab"].values())
     content["added_tokens"].append({**content["added_tokens"][0], "id": top + 1, "content": "<|added|>"})
     assert from_json(json.dumps(content)).vocab_size == top + 2
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece"])
+def test_ends_of_other_makers_are_found_or_named(kind, made, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    text = made[kind].to_json()
+    path.write_text(text.replace("<|endoftext|>", "</s>"), encoding="utf-8")
+    other = make(kind, path=path)
+    assert other.eos_id == made[kind].eos_id and other.kind == kind
+    assert other.eos_id not in other.encode("a</s>b </s>")
+    path.write_text(text.replace("<|endoftext|>", "<fin>"), encoding="utf-8")
+    with pytest.raises(UserError, match="has none of the tokens .* tokenizer.eos"):
+        make("bpe", path=path)
+    own = make("bpe", path=path, eos="<fin>")
+    assert own.eos_id == made[kind].eos_id and own.eos_id not in own.encode("<fin> a<fin>")
+    assert from_json(own.to_json()).eos_id == own.eos_id
+    with pytest.raises(UserError, match="has no token '<x>'"):
+        make("bpe", path=path, eos="<x>")
+
+
+def test_an_end_that_its_file_does_not_mark_as_special_is_still_no_text(made):
+    content = json.loads(made["bpe"].to_json())
+    content["added_tokens"][0]["special"] = False
+    again = from_json(json.dumps(content))
+    assert again.eos_id not in again.encode("a<|endoftext|>b")
+    assert again.decode(again.encode("a<|endoftext|>b")) == "a<|endoftext|>b"
+
+
+def test_a_loaded_file_never_cuts_or_pads_a_document(made):
+    content = json.loads(made["bpe"].to_json())
+    content["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    assert len(from_json(json.dumps(content)).encode("a text of more than three tokens")) > 3
+
+
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
     path = tmp_path / "tokenizer.json"
-    for content in ("nonsense", "[]", '{"a": 1}'):
+    for content in ("nonsense", "[]", '{"a": 1}', '{"hvdlm": "char"}'):
         path.write_text(content)
         with pytest.raises(UserError, match=r"tokenizer.json: not a tokenizer.json"):
             tokenizers.load(path)
+    path.write_text('{"hvdlm": "later"}')
+    with pytest.raises(UserError, match="kind 'later', this version reads byte"):
+        tokenizers.load(path)
     with pytest.raises(UserError, match="cannot read"):
         tokenizers.load(tmp_path / "none.json")
-
-
-def test_a_loaded_file_never_cuts_or_pads_a_document():
-    import json
-
-    content = json.loads(train_bpe(iter([make_text(0, 500)]), 300).to_json())
-    content["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
-    assert len(from_json(json.dumps(content)).encode_batch(["a text of more than three tokens"])[0]) > 3
 
 
 def test_a_binary_file_is_no_tokenizer(tmp_path):
     (tmp_path / "a.model").write_bytes(b"\x80\xff\x00")
     with pytest.raises(UserError, match=r"a.model: not a tokenizer.json"):
         tokenizers.load(tmp_path / "a.model")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "byte", "path": "a"}, "byte tokenizer has no file"),
+        ({"kind": "bpe", "vocab_size": 256}, "bpe needs 257 ids at least, got 256"),
+        ({"kind": "tiktoken"}, "kind: tiktoken reads a file; set path"),
+        ({"kind": "sentencepiece"}, "kind: sentencepiece reads a file; set path"),
+        ({"kind": "bpe", "min_frequency": 2}, "min_frequency is for kind: char or word, not bpe"),
+        ({"kind": "char", "words": "jieba"}, "words is for kind: word, not char"),
+        ({"kind": "word", "pattern": "a"}, "pattern is for words: regex"),
+        ({"kind": "word", "words": "regex", "pattern": "("}, "not a regular expression"),
+        ({"kind": "word", "vocabulary": "a", "path": "b"}, "both name the words"),
+        ({"kind": "bpe", "eos": "x"}, "eos names a token of the file in path"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_errors(values, message):
+    with pytest.raises(ValueError, match=message):
+        TokenizerConfig.model_validate(values)
+    assert TokenizerConfig.model_validate({"kind": "char", "vocab_size": 64}).vocab_size == 64

@@ -6,11 +6,24 @@ import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from hvdlm.errors import UserError
+
+
+class Counters(Protocol):
+    """Integers (int64, from 0) that any rank adds to at any time, without the others' taking part."""
+
+    def add(self, index: int, amount: int) -> int:
+        """Add to one counter; returns what it was before, so that no two ranks are given the same number."""
+
+    def read(self) -> list[int]:
+        """What all counters are now."""
+
+    def close(self) -> None:
+        """Collective."""
 
 
 class World(ABC):
@@ -43,6 +56,19 @@ class World(ABC):
     @abstractmethod
     def close(self) -> None:
         """Leave; no other method may be called after it."""
+
+    def exchange_bytes(self, parts: list[bytes]) -> list[bytes]:
+        """`parts[r]` goes to rank r; returns what each rank sent to this one, in rank order."""
+        everybody: list[list[bytes]] = [pickle.loads(part) for part in self.gather_bytes(pickle.dumps(parts))]  # noqa: S301
+        return [theirs[self.rank] for theirs in everybody]
+
+    def counters(self, length: int) -> Counters | None:
+        """New shared counters, or None in a world whose ranks cannot reach each other's memory."""
+        return None
+
+    def mpi_communicator(self) -> Any:
+        """The mpi4py communicator of these ranks, for a library that talks MPI itself; None where there is none."""
+        return None
 
     def gather(self, value: Any) -> list:
         """Everybody's (small) value, in rank order, on all ranks."""

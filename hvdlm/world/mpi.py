@@ -44,6 +44,35 @@ def host_array(buffer: Any) -> np.ndarray:
     return buffer.detach().cpu().view(-1).numpy()
 
 
+class MpiCounters:
+    """Counters in rank 0's memory, reached by one-sided fetch-and-add."""
+
+    def __init__(self, mpi: Any, comm: Any, length: int) -> None:
+        self._mpi, self._comm, self._length = mpi, comm, length
+        self._window = mpi.Win.Allocate(8 * length if comm.rank == 0 else 0, 8, comm=comm)
+        if comm.rank == 0:
+            np.frombuffer(self._window.tomemory(), dtype=np.int64)[:] = 0
+        comm.Barrier()
+        self._window.Lock_all(mpi.MODE_NOCHECK)
+
+    def add(self, index: int, amount: int) -> int:
+        before = np.zeros(1, dtype=np.int64)
+        self._window.Fetch_and_op(np.array([amount], dtype=np.int64), before, 0, index, self._mpi.SUM)
+        self._window.Flush(0)
+        self._comm.Iprobe()  # where the network cannot reach memory alone, rank 0 serves the others from here
+        return int(before[0])
+
+    def read(self) -> list[int]:
+        values = np.zeros(self._length, dtype=np.int64)
+        self._window.Get_accumulate(values.copy(), values, 0, op=self._mpi.NO_OP)
+        self._window.Flush(0)
+        return values.tolist()
+
+    def close(self) -> None:
+        self._window.Unlock_all()
+        self._window.Free()
+
+
 class MpiWorld(World):
     kind = "mpi"
 
@@ -74,6 +103,15 @@ class MpiWorld(World):
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
         return self._comm.allgather(data)
+
+    def exchange_bytes(self, parts: list[bytes]) -> list[bytes]:
+        return self._comm.alltoall(parts)
+
+    def counters(self, length: int) -> MpiCounters:
+        return MpiCounters(self._mpi, self._comm, length)
+
+    def mpi_communicator(self) -> Any:
+        return self._comm
 
     def abort(self, code: int) -> None:
         sys.stdout.flush()

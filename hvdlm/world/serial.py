@@ -9,6 +9,23 @@ from typing import Any
 from hvdlm.world.interface import World
 
 
+class LocalCounters:
+    """Counters of a world of one."""
+
+    def __init__(self, length: int) -> None:
+        self._values = [0] * length
+
+    def add(self, index: int, amount: int) -> int:
+        self._values[index] += amount
+        return self._values[index] - amount
+
+    def read(self) -> list[int]:
+        return list(self._values)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class SerialWorld(World):
     kind = "serial"
     rank = 0
@@ -22,6 +39,9 @@ class SerialWorld(World):
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
         return [data]
+
+    def counters(self, length: int) -> LocalCounters:
+        return LocalCounters(length)
 
     def abort(self, code: int) -> None:
         sys.stderr.flush()

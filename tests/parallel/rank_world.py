@@ -30,7 +30,27 @@ def check(world) -> None:
     assert world.gather({"rank": world.rank}) == [{"rank": rank} for rank in range(world.size)]
     assert world.broadcast({"from": world.rank}) == {"from": 0}
     assert world.on_root(lambda: world.rank) == 0
+    received = world.exchange_bytes([b"%d" % (10 * world.rank + to) for to in range(world.size)])
+    assert received == [b"%d" % (10 * rank + world.rank) for rank in range(world.size)]
+    check_counters(world)
     world.barrier()
+
+
+def check_counters(world) -> None:
+    """No two ranks are given the same number, and nothing is lost."""
+    counters = world.counters(3)
+    if counters is None:
+        assert world.kind == "horovod"
+        return
+    drawn = []
+    while (number := counters.add(1, 1)) < 2000:
+        drawn.append(number)
+        counters.add(2, 5)
+    world.barrier()
+    assert sorted(sum(world.gather(drawn), [])) == list(range(2000))
+    assert counters.read() == [0, 2000 + world.size, 10_000]
+    world.barrier()
+    counters.close()
 
 
 if __name__ == "__main__":

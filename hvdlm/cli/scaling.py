@@ -1,0 +1,67 @@
+"""Commands that measure and report."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+from hvdlm.cli.parts import Command, by_rank_0, config_argument, json_option, overrides_argument, result
+from hvdlm.errors import UserError
+from hvdlm.world import connected, launched_as
+
+
+@click.command(cls=Command, epilog="hvdlm scale configs/quickstart.yaml --ranks 1,2 --mode both --out runs/scaling")
+@config_argument
+@overrides_argument
+@click.option("--ranks", default="1,2", show_default=True, help="Rank counts, smallest first.")
+@click.option("--mode", type=click.Choice(["strong", "weak", "both"]), default="both", show_default=True)
+@click.option("--steps", type=click.IntRange(3), default=20, show_default=True, help="Timed steps of one measurement.")
+@click.option("--warmup", type=click.IntRange(1), default=5, show_default=True, help="Steps before them, discarded.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Measurements of each point.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Default: RUN_DIR/scaling.")
+@json_option
+def scale(
+    config: Path, overrides: tuple[str, ...], ranks: str, mode: str, out: Path | None, as_json: bool, **counts: int
+) -> None:
+    """Measure weak and strong scaling of the real training step; leaves DIR/records and the report."""
+    if (launched_as() or (0, 1))[1] > 1:
+        raise UserError("`hvdlm scale` starts its own ranks; call it without mpirun")
+    from hvdlm.config import load
+    from hvdlm.perf.report import write_report
+    from hvdlm.perf.sweep import Effort, parse_ranks, sweep
+    from hvdlm.run import RunConfig
+    from hvdlm.runlog import setup_logging
+
+    setup_logging(0)
+    settings = load(RunConfig, config, overrides)
+    folder = out or settings.run_dir / "scaling"
+    modes = ("strong", "weak") if mode == "both" else (mode,)
+    sweep(settings, folder, ranks=parse_ranks(ranks), modes=modes, effort=Effort(**counts))
+    report_path = write_report(folder)
+    result({"out": str(folder), "report": str(report_path)}, as_json, str(report_path))
+
+
+@click.command(cls=Command, hidden=True)
+@click.argument("spec", type=click.Path(path_type=Path))
+def measure(spec: Path) -> None:
+    """What every rank of one measurement of `hvdlm scale` runs."""
+    from hvdlm.perf.measure import Spec, measure_and_write
+
+    task = Spec(**json.loads(spec.read_text()))
+    with connected(task.config["world"], prefer="horovod") as world:
+        measure_and_write(task, world, job=os.environ.get("SLURM_JOB_ID", ""))
+
+
+@click.command(cls=Command, epilog="hvdlm report runs/quickstart/scaling")
+@click.argument("folder", type=click.Path(path_type=Path))
+@json_option
+@by_rank_0
+def report(folder: Path, as_json: bool) -> None:
+    """Write report.html, report.md, report.csv and plots from the records of `hvdlm scale`."""
+    from hvdlm.perf.report import write_report
+
+    path = write_report(folder)
+    result({"report": str(path)}, as_json, str(path))

@@ -1,0 +1,75 @@
+"""Commands that show settings and check the installation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hvdlm.cli.parts import Command, Group, by_rank_0, config_argument, json_option, overrides_argument, result
+from hvdlm.world import launched_as
+
+
+@click.command(cls=Command, epilog="hvdlm doctor --json")
+@click.option("--hello", is_flag=True, hidden=True)
+@json_option
+def doctor(hello: bool, as_json: bool) -> int:
+    """Check that torch, Horovod, MPI and HDF5 here fit together; each problem comes with its remedy."""
+    from hvdlm import doctor as stage
+
+    rank, size = launched_as() or (0, 1)
+    if hello:
+        result(stage.hello(), True, "", rank)
+        return 0
+    checks = stage.examine(is_job=size > 1)
+    is_well = all(check.ok for check in checks)
+    result({"ok": is_well, "checks": [check.to_dict() for check in checks]}, as_json, stage.to_text(checks), rank)
+    return 0 if is_well else 1
+
+
+@click.group("config", cls=Group)
+def config_group() -> None:
+    """Show resolved settings and what may be set."""
+
+
+@config_group.command("show", epilog="hvdlm config show configs/quickstart.yaml optim.lr=3e-4")
+@config_argument
+@overrides_argument
+@json_option
+@by_rank_0
+def config_show(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """The config as a command would see it, defaults and overrides included."""
+    from hvdlm.config import load, to_yaml
+
+    settings = load(_config_model(config), config, overrides)
+    result(settings.model_dump(mode="json"), as_json, to_yaml(settings).rstrip())
+
+
+@config_group.command("schema", epilog="hvdlm config schema train")
+@click.argument("kind", type=click.Choice(["train", "preprocess"]))
+@json_option
+@by_rank_0
+def config_schema(kind: str, as_json: bool) -> None:
+    """JSON Schema of a config: every key with type, default and meaning (editors can check against it)."""
+    schema = _models()[kind].model_json_schema()
+    result(schema, as_json, json.dumps(schema, indent=1))
+
+
+def _models() -> dict[str, Any]:
+    from hvdlm.preprocessing.plan import PreprocessConfig
+    from hvdlm.run import RunConfig
+
+    return {"train": RunConfig, "preprocess": PreprocessConfig}
+
+
+def _config_model(path: Path) -> Any:
+    """A preprocess config is the one with an `input`."""
+    import re
+
+    try:
+        is_preprocess = re.search(r"^input\s*:", path.read_text(encoding="utf-8"), re.MULTILINE)
+    except (OSError, UnicodeDecodeError):
+        is_preprocess = None  # loading it will say what is wrong
+    return _models()["preprocess" if is_preprocess else "train"]

@@ -1,0 +1,75 @@
+"""Commands that train a model and use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hvdlm.cli.parts import Command, config_argument, json_option, overrides_argument, result
+from hvdlm.world import connected
+
+
+@click.command(cls=Command, epilog="mpirun -np 2 hvdlm train configs/quickstart.yaml train.steps=50 run_dir=runs/short")
+@config_argument
+@overrides_argument
+@json_option
+def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Train, or resume the run in run_dir from its newest complete checkpoint."""
+    from hvdlm import train as stage
+    from hvdlm.config import load
+    from hvdlm.run import RunConfig
+    from hvdlm.runlog import setup_logging
+
+    settings = load(RunConfig, config, overrides)
+    with connected(settings.world, prefer="horovod") as world:
+        setup_logging(world.rank)
+        summary = stage.train(settings, world)
+        text = f"{settings.run_dir}: step {summary['step']}" + (
+            f", validation loss {summary['val_loss']:.4f}" if summary["val_loss"] is not None else ""
+        )
+        result(summary, as_json, text, world.rank)
+
+
+@click.command("eval", cls=Command, epilog="mpirun -np 2 hvdlm eval runs/quickstart/train --split val --json")
+@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN|CHECKPOINT")
+@overrides_argument
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True)
+@json_option
+def evaluate(checkpoint: Path, overrides: tuple[str, ...], split: str, as_json: bool) -> None:
+    """Perplexity and bits per byte over a whole split, each token exactly once over all ranks."""
+    from hvdlm.restore import evaluate_checkpoint
+    from hvdlm.runlog import setup_logging
+
+    with connected() as world:
+        setup_logging(world.rank)
+        found = evaluate_checkpoint(checkpoint, overrides, split, world)
+        text = "  ".join(f"{name} {value:,.4f}" if isinstance(value, float) else f"{name} {value:,}"
+                         for name, value in found.items() if isinstance(value, int | float))  # fmt: skip
+        result(found, as_json, text, world.rank)
+
+
+@click.command(
+    cls=Command,
+    epilog="hvdlm generate runs/quickstart/train --prompt 'def __init__(self' --max-tokens 100 --temperature 0.7",
+)
+@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN|CHECKPOINT")
+@overrides_argument
+@click.option("--prompt", default="", help="Text to continue.")
+@click.option("--max-tokens", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--temperature", type=click.FloatRange(0), default=0.8, show_default=True, help="0: the likeliest.")
+@click.option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="0: all.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@json_option
+def generate(
+    checkpoint: Path, overrides: tuple[str, ...], prompt: str, max_tokens: int, as_json: bool, **options: Any
+) -> None:
+    """Write text with a trained model. Under a launcher rank 0 does it alone."""
+    from hvdlm.generate import Sampling
+    from hvdlm.restore import continue_text
+
+    with connected() as world:
+        text = world.on_root(lambda: continue_text(checkpoint, overrides, prompt, Sampling(**options), max_tokens))
+        result({"prompt": prompt, "text": text}, as_json, prompt + text, world.rank)

@@ -1,0 +1,130 @@
+"""Vocabularies of the `tokenizers` library: any tokenizer.json."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from hvdlm.errors import UserError
+
+from .interface import END, END_OF_TEXT, join_documents
+
+ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", END, "[SEP]", "[EOS]")
+UNMATCHABLE = "\U0010ffff\x00"  # before a special token's name: two characters that no text holds together
+
+
+class BackendTokenizer:
+    """A tokenizer.json through the `tokenizers` library; `kind` is its model: bpe, unigram, wordpiece, wordlevel.
+
+    `eos` names the token that ends documents where it is none of the well-known ones.
+    """
+
+    def __init__(self, text: str, origin: str = "tokenizer.json", eos: str | None = None) -> None:
+        from tokenizers import Tokenizer as Backend
+
+        self._text, self._eos = text, eos
+        try:
+            content = json.loads(text)
+            ids = _ids(content)
+            self.kind = str(content["model"].get("type", "BPE")).lower()
+            self.unk_id = _unk_id(content["model"])
+        except (ValueError, AttributeError, KeyError, TypeError):
+            raise UserError(f"{origin}: not a tokenizer.json") from None
+        self.eos_id = _eos_id(ids, eos, origin)
+        self.vocab_size = max(ids.values()) + 1
+        specials = {entry["content"] for entry in content.get("added_tokens") or [] if entry["special"]}
+        specials |= {token for token, number in ids.items() if number in (self.eos_id, self.unk_id)}
+        self._hidden = np.array(sorted({ids[token] for token in specials} - {self.unk_id}))
+        self._plain = _without_specials(content, specials)
+        try:
+            self._backend = Backend.from_str(json.dumps(self._plain))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{origin}: not a tokenizer.json ({error})") from None
+        self._backend.encode_special_tokens = True
+
+    @property
+    def plain_json(self) -> str:
+        """The tokenizer.json that encodes: cuts and pads nothing, and meets no special token in a text."""
+        return json.dumps(self._plain)
+
+    @property
+    def is_byte_level(self) -> bool:
+        """Whether this is a byte-level BPE, which the fast encoder may know."""
+        return self.kind == "bpe" and '"ByteLevel"' in json.dumps(self._plain.get("pre_tokenizer"))
+
+    def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return join_documents((np.array(encoding.ids, dtype=np.int64) for encoding in encodings), self)
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    def decode(self, ids: np.ndarray) -> str:
+        ids = np.asarray(ids)
+        shown = ids[~np.isin(ids, self._hidden)].tolist()
+        return self._backend.decode(shown, skip_special_tokens=False).replace(UNMATCHABLE, "")
+
+    def to_json(self) -> str:
+        """The file as it was read; wrapped only where `eos` has to be remembered, as the format has no place for it."""
+        if self._eos is None:
+            return self._text
+        return json.dumps({"hvdlm": "tokenizers", "eos": self._eos, "tokenizer_json": self._text}) + "\n"
+
+
+def _ids(content: dict[str, Any]) -> dict[str, int]:
+    """token -> id of the model and the added tokens; the model of a Unigram lists (token, score) by id."""
+    vocab = content["model"]["vocab"]
+    ids = dict(vocab) if isinstance(vocab, dict) else {token: number for number, (token, _) in enumerate(vocab)}
+    return ids | {entry["content"]: entry["id"] for entry in content.get("added_tokens") or []}
+
+
+def _unk_id(model: dict[str, Any]) -> int | None:
+    if isinstance(model["vocab"], dict):
+        return model["vocab"].get(model.get("unk_token"))
+    return model.get("unk_id")
+
+
+def _eos_id(ids: dict[str, int], eos: str | None, origin: str) -> int:
+    if eos is not None and eos not in ids:
+        raise UserError(f"{origin}: has no token {eos!r}, which tokenizer.eos names")
+    for token in ENDS if eos is None else (eos,):
+        if token in ids:
+            return ids[token]
+    raise UserError(
+        f"{origin}: has none of the tokens {', '.join(ENDS)} to end documents with; name one with tokenizer.eos"
+    )
+
+
+def _without_specials(content: dict[str, Any], specials: set[str]) -> dict[str, Any]:
+    """The same vocabulary in which no text can spell a special token.
+
+    `encode_special_tokens` alone is not enough: it spares the tokens that the file marks as special, and
+    a Unigram finds "</s>" in its own vocabulary. So specials get a name that no text holds, ids unchanged.
+    """
+
+    def rename(token: str) -> str:
+        return UNMATCHABLE + token if token in specials else token
+
+    model = dict(content["model"])
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {rename(token): number for token, number in model["vocab"].items()}
+    else:
+        model["vocab"] = [[rename(token), score] for token, score in model["vocab"]]
+    if model.get("unk_token") is not None:
+        model["unk_token"] = rename(model["unk_token"])
+    if "merges" in model and not specials.isdisjoint(content["model"]["vocab"]):
+        model["merges"] = [merge for merge in model["merges"] if specials.isdisjoint(_tokens_of(merge))]
+    added = [
+        {**entry, "content": rename(entry["content"]), "special": entry["content"] in specials}
+        for entry in content.get("added_tokens") or []
+    ]
+    no_cuts = {"truncation": None, "padding": None, "post_processor": None}
+    return {**content, **no_cuts, "added_tokens": added, "model": model}
+
+
+def _tokens_of(merge: str | list[str]) -> tuple[str, str, str]:
+    """What a merge rule joins and makes; older files write it as one text."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right, left + right

@@ -1,0 +1,150 @@
+"""Words as tokens: closed vocabularies in the convention of PTB and WikiText."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hvdlm.errors import UserError
+
+from .char import most_frequent
+from .interface import END, UNKNOWN, join_documents, require
+
+DEFAULT_PATTERN = r"\w+|[^\w\s]"
+Cut = Callable[[str], Iterable[str]]
+
+
+@dataclass(frozen=True)
+class WordRule:
+    """How a text becomes words; `line_ends`: each line end is a word too, <eos>."""
+
+    words: str = "whitespace"
+    pattern: str | None = None
+    line_ends: bool = False
+
+
+class _IdOf(dict[str, int]):
+    """word -> id, and <unk>'s id for every other word."""
+
+    unk_id = 0
+
+    def __missing__(self, word: str) -> int:
+        return self.unk_id
+
+
+class WordTokenizer:
+    """A closed vocabulary; a text that already holds the word <unk>, as PTB's, means the unknown word.
+
+    With `line_ends` the end of a text's last line is the eos that follows every text, not one more.
+
+    >>> tokenizer = WordTokenizer(["<unk>", "<eos>", "the", "cat"], WordRule())
+    >>> ids = tokenizer.encode("the  dog the <unk> <eos>")
+    >>> ids.tolist(), tokenizer.decode(ids)
+    ([2, 0, 2, 0, 0], 'the <unk> the <unk> <unk>')
+    """
+
+    kind = "word"
+
+    def __init__(self, words: list[str], rule: WordRule, origin: str = "tokenizer.json") -> None:
+        words = [special for special in (UNKNOWN, END) if special not in words] + words
+        self._words, self._rule = words, rule
+        self._id_of = _IdOf(zip(words, range(len(words)), strict=True))
+        if len(self._id_of) != len(words):
+            twice = next(word for word, count in Counter(words).items() if count > 1)
+            raise UserError(f"{origin}: lists the word {twice!r} twice")
+        self.vocab_size = len(words)
+        self.unk_id: int | None = self._id_of[UNKNOWN]
+        self._id_of.unk_id = self._id_of[UNKNOWN]
+        self.eos_id = self._id_of.pop(END)  # the word "<eos>" inside a text is unknown, not an end
+        self._cut = cutter(rule)
+
+    def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        last_end = "\n" if self._rule.line_ends else ""
+        return join_documents((self.encode(text.removesuffix(last_end)) for text in texts), self)
+
+    def encode(self, text: str) -> np.ndarray:
+        if not self._rule.line_ends:
+            return self._encode_line(text)
+        eos = np.array([self.eos_id])
+        parts = [part for line in text.split("\n") for part in (self._encode_line(line), eos)]
+        return np.concatenate(parts[:-1])
+
+    def _encode_line(self, line: str) -> np.ndarray:
+        return np.array(list(map(self._id_of.__getitem__, self._cut(line))), dtype=np.int64)
+
+    def decode(self, ids: np.ndarray) -> str:
+        glue = "" if self._rule.words == "jieba" else " "  # jieba cuts without loss, spaces are words
+        lines: list[list[str]] = [[]]
+        for token in np.asarray(ids).tolist():
+            if token != self.eos_id:
+                lines[-1].append(self._words[token])
+            elif self._rule.line_ends:
+                lines.append([])
+        return "\n".join(glue.join(line) for line in lines)
+
+    def to_json(self) -> str:
+        return json.dumps({"hvdlm": "word", **asdict(self._rule), "vocabulary": self._words}, ensure_ascii=False) + "\n"
+
+
+def cutter(rule: WordRule) -> Cut:
+    """The function from a text to its words.
+
+    >>> list(cutter(WordRule("regex"))("don't <unk>!"))
+    ['don', "'", 't', '<unk>', '!']
+    """
+    if rule.words == "whitespace":
+        return str.split
+    if rule.words == "jieba":
+        return _jieba_cut()
+    pattern = re.compile(f"{UNKNOWN}|(?:{rule.pattern or DEFAULT_PATTERN})")
+    return lambda text: (match[0] for match in pattern.finditer(text))
+
+
+def _jieba_cut() -> Cut:
+    """jieba's cut, without its cache.
+
+    jieba keeps its dictionary as /tmp/jieba.cache, which whoever writes it first controls and several ranks
+    write at once. Reading the dictionary itself takes a second and prints nothing.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it imports pkg_resources, which says that it is old
+        segmenter = require("jieba", "words: jieba").Tokenizer()
+    segmenter.FREQ, segmenter.total = segmenter.gen_pfdict(segmenter.get_dict_file())
+    segmenter.initialized = True
+
+    def cut(text: str) -> Iterator[str]:
+        for part in re.split(f"({UNKNOWN})", text):
+            yield from [part] if part == UNKNOWN else segmenter.cut(part)
+
+    return cut
+
+
+def count_words(texts: Iterable[str], rule: WordRule, vocab_size: int, min_frequency: int) -> WordTokenizer:
+    """The most frequent words of the texts, in order of frequency."""
+    counts: Counter[str] = Counter()
+    cut = cutter(rule)
+    for text in texts:
+        for part in text.split("\n") if rule.line_ends else [text]:
+            counts.update(cut(part))
+    for special in (UNKNOWN, END):
+        counts.pop(special, None)
+    return WordTokenizer(most_frequent(counts, vocab_size - 2, min_frequency), rule)
+
+
+def read_vocabulary(path: Path, rule: WordRule) -> WordTokenizer:
+    """The words of a file, one a line, in its order; <unk> and <eos> come first unless it holds them."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read this vocabulary ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not UTF-8; save the vocabulary as UTF-8") from None
+    words = [line.rstrip("\r") for line in lines]
+    return WordTokenizer([word for word in words if word], rule, str(path))

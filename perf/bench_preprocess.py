@@ -1,0 +1,224 @@
+"""`hvdlm bench preprocess`: whole processes from jsonl to shards, beside what their parts and their peers can do.
+
+All rows of a round run one after the other, rounds are repeated, and ratios are taken within a round, so that a
+machine that drifts touches both sides alike. A peer that is not installed is left out.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import shutil
+import statistics
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvdlm.durable import write_text_durably
+from hvdlm.errors import UserError
+from hvdlm.world.launch import fresh_environment, start_command
+
+log = logging.getLogger("hvdlm")
+
+SUFFIXES = {".py", ".pyi", ".txt", ".md", ".rst", ".h"}
+MAX_FILE_BYTES = 1 << 20
+SLOW_MB = 20  # of text for the encoders that need many seconds for it
+DATATROVE = """
+import sys
+from datatrove.executor import LocalPipelineExecutor
+from datatrove.pipeline.readers import JsonlReader
+from datatrove.pipeline.tokens import DocumentTokenizer
+source, tokenizer, out, workers = sys.argv[1:]
+LocalPipelineExecutor(
+    pipeline=[JsonlReader(source), DocumentTokenizer(out, tokenizer_name_or_path=tokenizer, eos_token="<|endoftext|>",
+                                                     shuffle_documents=False)],
+    tasks=int(workers), workers=int(workers), logging_dir=out + "-logs",
+).run()
+"""
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is measured."""
+
+    out: Path
+    corpus: Path | None  # a .jsonl of your own; None: text files that come with this Python
+    megabytes: int
+    vocab_size: int
+    ranks: tuple[int, ...]
+    repeats: int
+    datatrove_python: str | None
+
+
+def bench(options: BenchOptions) -> dict:
+    """Run all rows; returns medians and ratios, and writes them to OUT/bench.json."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    corpus = options.corpus or _make_corpus(options.out / f"corpus-{options.megabytes}.jsonl", options.megabytes)
+    texts_mb = sum(len(text.encode()) for text in texts_of(corpus)) / 1e6
+    tokenizer = _make_tokenizer(options, corpus)
+    slow_corpus = options.out / "corpus-slow.jsonl"
+    slow_mb = _head(corpus, slow_corpus, SLOW_MB)
+    rows: dict[str, Callable[[], dict[str, float]]] = {}
+    for ranks in options.ranks:
+        rows[f"hvdlm preprocess, {ranks} ranks"] = functools.partial(
+            _preprocess, options.out, corpus, tokenizer, ranks, texts_mb
+        )
+        rows[f"encoder alone, {ranks} processes"] = functools.partial(_encoder, "fast", corpus, tokenizer, ranks)
+    most = max(options.ranks)
+    rows[f"tokenizers encode_batch, {most} threads"] = lambda: _encoder("tokenizers", slow_corpus, tokenizer, 1, most)
+    if options.datatrove_python:
+        rows[f"datatrove, {most} workers"] = lambda: _datatrove(options, slow_corpus, tokenizer, most, slow_mb)
+    rounds = []
+    for number in range(options.repeats):
+        log.info("round %d of %d", number + 1, options.repeats)
+        rounds.append({name: row() for name, row in rows.items()})
+    result = {
+        "corpus_mb": round(corpus.stat().st_size / 1e6, 1), "text_mb": round(texts_mb, 1),
+        "vocab_size": options.vocab_size, "repeats": options.repeats, "rounds": rounds,
+        "median_mb_per_s": {
+            name: {key: round(statistics.median(r[name][key] for r in rounds), 1) for key in rounds[0][name]}
+            for name in rows
+        },
+        "ratios": _ratios(rounds, options.ranks),
+    }  # fmt: skip
+    write_text_durably(options.out / "bench.json", json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _ratios(rounds: list[dict[str, dict[str, float]]], ranks: tuple[int, ...]) -> dict[str, float]:
+    """Medians over rounds of ratios within a round."""
+    most, least = max(ranks), min(ranks)
+    ours = f"hvdlm preprocess, {most} ranks"
+    pairs: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
+        f"without start-up, to the encoder alone ({most})": (
+            (ours, "without start-up"), (f"encoder alone, {most} processes", "whole"),
+        ),
+        f"whole process, {most} ranks to {least}": ((ours, "whole"), (f"hvdlm preprocess, {least} ranks", "whole")),
+        f"without start-up, {most} ranks to {least}": (
+            (ours, "without start-up"), (f"hvdlm preprocess, {least} ranks", "without start-up"),
+        ),
+        "whole process, to tokenizers encode_batch": (
+            (ours, "whole"), (f"tokenizers encode_batch, {most} threads", "whole"),
+        ),
+        "whole process, to datatrove": ((ours, "whole"), (f"datatrove, {most} workers", "whole")),
+    }  # fmt: skip
+    return {
+        name: round(statistics.median(r[a][x] / r[b][y] for r in rounds), 2)
+        for name, ((a, x), (b, y)) in pairs.items()
+        if b in rounds[0] and a != b
+    }
+
+
+def texts_of(corpus: Path) -> Iterator[str]:
+    with corpus.open("rb") as file:
+        for line in file:
+            yield json.loads(line)["text"]
+
+
+def _make_corpus(path: Path, megabytes: int) -> Path:
+    """Distinct text files that come with this Python and its packages, as jsonl in an order without meaning."""
+    if path.exists():
+        return path
+    roots = {sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "/usr/include"}
+    files = sorted(file for root in roots for file in Path(root).rglob("*") if file.suffix in SUFFIXES)
+    by_digest: dict[str, Path] = {}
+    for file in files:
+        if file.is_file() and 200 < file.stat().st_size <= MAX_FILE_BYTES:
+            by_digest.setdefault(hashlib.sha256(file.read_bytes()).hexdigest(), file)
+    written = 0
+    aside = path.with_suffix(".aside")
+    with aside.open("w", encoding="utf-8") as out:
+        for _, file in sorted(by_digest.items()):
+            line = json.dumps({"text": file.read_text(encoding="utf-8", errors="replace")}, ensure_ascii=False) + "\n"
+            out.write(line)
+            written += len(line.encode())
+            if written >= megabytes * 1e6:
+                break
+    if written < megabytes * 1e6:
+        log.warning("this machine has only %.0f MB of such text", written / 1e6)
+    return aside.replace(path)
+
+
+def _make_tokenizer(options: BenchOptions, corpus: Path) -> Path:
+    from hvdlm import tokenizer
+
+    path = options.out / f"bpe-{options.vocab_size}.json"
+    if not path.exists():
+        log.info("training a byte-level BPE of %d ids", options.vocab_size)
+        texts = (text for number, text in enumerate(texts_of(corpus)) if number % 10 == 0)
+        write_text_durably(path, tokenizer.train_bpe(texts, options.vocab_size).to_json())
+    return path
+
+
+def _head(corpus: Path, head: Path, megabytes: int) -> float:
+    """The first megabytes of a corpus; returns their MB of text."""
+    size, text_mb = 0, 0.0
+    with corpus.open("rb") as file, head.open("wb") as out:
+        for line in file:
+            out.write(line)
+            size, text_mb = size + len(line), text_mb + len(json.loads(line)["text"].encode()) / 1e6
+            if size >= megabytes * 1e6:
+                break
+    return text_mb
+
+
+def _timed(command: list[str], changes: Mapping[str, str] | None = None) -> float:
+    start = time.monotonic()
+    done = subprocess.run(command, env={**fresh_environment(), **(changes or {})}, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"bench: {' '.join(command[:6])} … failed: {done.stderr.strip().splitlines()[-1:]}")
+    return time.monotonic() - start
+
+
+def _preprocess(out: Path, corpus: Path, tokenizer: Path, ranks: int, text_mb: float) -> dict[str, float]:
+    output, config = out / "shards", out / "preprocess.yaml"
+    shutil.rmtree(output, ignore_errors=True)
+    values = {
+        "input": str(corpus), "output": str(output), "tokenizer": {"kind": "bpe", "path": str(tokenizer)},
+        "split": {"val": 0.01},
+    }  # fmt: skip
+    config.write_text(json.dumps(values))
+    command = [sys.executable, "-m", "hvdlm", "preprocess", str(config)]
+    wall_s = _timed(start_command(ranks, command) if ranks > 1 else command)
+    summary = json.loads((output / "preprocess.json").read_text())
+    return {"whole": text_mb / wall_s, "without start-up": text_mb / summary["wall_s"]}
+
+
+def _encoder(kind: str, corpus: Path, tokenizer: Path, processes: int, threads: int = 1) -> dict[str, float]:
+    """The sum of the rates of processes that encode their shares at the same time."""
+    commands = [
+        [sys.executable, "-m", "hvdlm.perf.encoder_rate", kind, str(corpus), str(tokenizer), str(n), str(processes)]
+        for n in range(processes)
+    ]
+    environment = {**fresh_environment(), "RAYON_NUM_THREADS": str(threads)}
+    running = [subprocess.Popen(c, env=environment, stdout=subprocess.PIPE, text=True) for c in commands]
+    return {"whole": sum(float(process.communicate()[0]) for process in running)}
+
+
+def _datatrove(options: BenchOptions, corpus: Path, tokenizer: Path, workers: int, text_mb: float) -> dict[str, float]:
+    """datatrove reads files as a whole, so its workers get one each."""
+    source, out = options.out / "datatrove-in", options.out / "datatrove-out"
+    for folder in (source, out, Path(f"{out}-logs")):
+        shutil.rmtree(folder, ignore_errors=True)
+    source.mkdir()
+    lines = corpus.read_bytes().splitlines(keepends=True)
+    for worker in range(workers):
+        (source / f"part-{worker}.jsonl").write_bytes(b"".join(lines[worker::workers]))
+    arguments = [str(source), str(tokenizer), str(out), str(workers)]
+    return {"whole": text_mb / _timed([str(options.datatrove_python), "-c", DATATROVE, *arguments])}
+
+
+def to_text(result: dict) -> str:
+    """The medians and ratios as plain columns."""
+    rows = [("", "MB/s", "without start-up")]
+    for name, rates in result["median_mb_per_s"].items():
+        rows.append((name, f"{rates['whole']:.1f}", f"{rates.get('without start-up', '')}"))
+    lines = [f"{a:<44}{b:>10}{c:>20}" for a, b, c in rows]
+    lines += ["", *[f"{name:<54}{ratio:>10.2f}" for name, ratio in result["ratios"].items()]]
+    return "\n".join(lines)

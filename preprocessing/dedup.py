@@ -1,0 +1,189 @@
+"""Duplicates across all ranks: exact by a digest, near by MinHash. The first in input order stays.
+
+A document's number is its unit's and its place in it, so who finds a duplicate changes nothing. Keys travel to
+the rank that owns them, one kind at a time: a rank holds 24 bytes for each document of its share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+
+from hvdlm.errors import UserError
+from hvdlm.world.interface import World
+
+from .plan import DedupConfig, Job
+from .spool import Spool, duplicates_of
+
+EXACT_BYTES = 16
+SHINGLE_WORDS = 5
+MINHASH_SEED = 1
+# A character of a script that is written without blanks is a word.
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+
+
+class Signer:
+    """What dedup compares of a text: its digest, and for near-duplicates a key for each band of its MinHash.
+
+    Two documents are near when they share a band's key (Broder, 1997; bands as in Leskovec, Rajaraman and
+    Ullman, Mining of Massive Datasets, 3.4); the number of bands follows from the threshold.
+    """
+
+    def __init__(self, config: DedupConfig) -> None:
+        self._config = config
+
+    @cached_property
+    def _minhash(self) -> Callable[[list[bytes]], np.ndarray]:
+        try:
+            from datasketch import MinHash
+        except ImportError:
+            raise UserError("dedup.near needs datasketch; pip install 'hvdlm[text]'") from None
+        fresh = MinHash(num_perm=self._config.num_hashes, seed=MINHASH_SEED)
+
+        def hash_values(shingles: list[bytes]) -> np.ndarray:
+            minhash = fresh.copy()
+            minhash.update_batch(shingles)
+            return minhash.hashvalues
+
+        return hash_values
+
+    @cached_property
+    def bands(self) -> tuple[int, int]:
+        """(bands, rows a band) that separate best at the threshold, none without near-dedup."""
+        if not self._config.near:
+            return 0, 0
+        from datasketch import MinHashLSH
+
+        index = MinHashLSH(threshold=self._config.threshold, num_perm=self._config.num_hashes)
+        return index.b, index.r
+
+    def sign(self, text: str, data: bytes) -> bytes:
+        """EXACT_BYTES and 8 a band; `data` is the text's UTF-8."""
+        if not self._config.is_on:
+            return b""
+        exact = hashlib.blake2b(data, digest_size=EXACT_BYTES).digest()
+        num_bands, rows = self.bands
+        if not num_bands:
+            return exact
+        words = WORD.findall(text.lower())
+        last = max(1, len(words) - SHINGLE_WORDS + 1)
+        values = self._minhash([" ".join(words[n : n + SHINGLE_WORDS]).encode() for n in range(last)])
+        keys = (
+            hashlib.blake2b(bytes([band]) + values[band * rows : (band + 1) * rows].tobytes(), digest_size=8).digest()
+            for band in range(num_bands)
+        )
+        return exact + b"".join(keys)
+
+
+def find_duplicates(job: Job, world: World) -> dict[str, int]:
+    """Mark duplicates of all units beside their spool files; returns how many there are, by kind. Collective."""
+    config = job.config.dedup
+    if not config.is_on:
+        return {}
+    mine = [unit.number for unit in job.units[world.rank :: world.size]]
+    numbers, exact = _column(job, mine, 0, EXACT_BYTES)
+    later = _later_of_equal(*_to_owners(exact, numbers, world))
+    found = {"duplicate_documents": _to_units(later, world)}
+    if config.near:
+        found["near_duplicate_documents"] = _near_duplicates(job, mine, found["duplicate_documents"], world)
+    with world.together():
+        for unit in mine:
+            _mark(job, unit, [numbers[numbers >> 32 == unit] & 0xFFFFFFFF for numbers in found.values()])
+    counts = world.gather([len(numbers) for numbers in found.values()])
+    return {kind: sum(count[n] for count in counts) for n, kind in enumerate(found)}
+
+
+def _column(job: Job, units: list[int], start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """(numbers of all documents of these units, bytes [start, stop) of their signatures as rows)."""
+    numbers, values = [np.empty(0, np.int64)], [np.empty((0, stop - start), np.uint8)]
+    for unit in units:
+        with Spool(job.spool(unit)) as spool:
+            numbers.append((unit << 32) + spool["order"])
+            values.append(spool["signatures"][:, start:stop] if len(spool["order"]) else values[0])
+    return np.concatenate(numbers), np.ascontiguousarray(np.concatenate(values))
+
+
+def _to_owners(values: np.ndarray, numbers: np.ndarray, world: World) -> tuple[np.ndarray, np.ndarray]:
+    """Send each (value, number) to the rank that owns the value; returns what this rank was sent."""
+    width = values.shape[1]
+    owner = values[:, :8].copy().view(np.uint64)[:, 0] % np.uint64(world.size)
+    rows = np.concatenate([values, numbers[:, None].view(np.uint8)], axis=1)
+    received = world.exchange_bytes([rows[owner == rank].tobytes() for rank in range(world.size)])
+    joined = np.frombuffer(b"".join(received), np.uint8).reshape(-1, width + 8)
+    return joined[:, :width], np.ascontiguousarray(joined[:, width:]).view(np.int64)[:, 0]
+
+
+def _groups(values: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(number, first number of the same value) of all documents, sorted by value and number."""
+    if not len(numbers):
+        return numbers, numbers
+    keys = np.ascontiguousarray(values).view([("", np.uint64)] * (values.shape[1] // 8))[:, 0]
+    _, key = np.unique(keys, return_inverse=True)
+    order = np.lexsort((numbers, key))
+    numbers, key = numbers[order], key[order]
+    is_first = np.concatenate([[True], key[1:] != key[:-1]])
+    return numbers, numbers[is_first][np.cumsum(is_first) - 1]
+
+
+def _later_of_equal(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    numbers, first = _groups(values, numbers)
+    return numbers[numbers != first]
+
+
+def _to_units(numbers: np.ndarray, world: World) -> np.ndarray:
+    """Send document numbers to the ranks that look after their units."""
+    owner = (numbers >> 32) % world.size
+    received = world.exchange_bytes([numbers[owner == rank].tobytes() for rank in range(world.size)])
+    return np.frombuffer(b"".join(received), np.int64)
+
+
+def _near_duplicates(job: Job, mine: list[int], dropped: np.ndarray, world: World) -> np.ndarray:
+    """Numbers of near-duplicates in this rank's units: all but the first of each connected group."""
+    edges = [np.empty((0, 2), np.int64)]
+    num_bands, _ = Signer(job.config.dedup).bands
+    for band in range(num_bands):
+        start = EXACT_BYTES + 8 * band
+        numbers, keys = _column(job, mine, start, start + 8)
+        stays = ~np.isin(numbers, dropped)
+        numbers, first = _groups(*_to_owners(keys[stays], numbers[stays], world))
+        is_later = numbers != first
+        edges.append(np.stack([first[is_later], numbers[is_later]], axis=1))
+    pairs = np.unique(np.concatenate(edges), axis=0)
+    received = world.exchange_bytes([pairs.tobytes(), *[b""] * (world.size - 1)])
+    later = np.empty(0, np.int64)
+    if world.rank == 0:
+        later = _all_but_first(np.frombuffer(b"".join(received), np.int64).reshape(-1, 2))
+    return _to_units(later, world)
+
+
+def _all_but_first(edges: np.ndarray) -> np.ndarray:
+    """Numbers in `edges` (n, 2) that are not the smallest of their connected component."""
+    if not len(edges):
+        return np.empty(0, np.int64)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    numbers, index = np.unique(edges, return_inverse=True)
+    index = index.reshape(edges.shape)
+    graph = coo_array((np.ones(len(edges), np.int8), (index[:, 0], index[:, 1])), shape=(len(numbers),) * 2)
+    _, component = connected_components(graph, directed=False)
+    _, first = np.unique(component, return_index=True)  # numbers are sorted: the first one met is the smallest
+    return np.delete(numbers, first)
+
+
+def _mark(job: Job, unit: int, orders: list[np.ndarray]) -> None:
+    """Keep (row, kind) of a unit's duplicates, kinds in the order of `orders`; nothing if there are none."""
+    marks = duplicates_of(job.spool(unit))
+    marks.unlink(missing_ok=True)  # of a run that died on the way
+    if any(order.size for order in orders):
+        with Spool(job.spool(unit)) as spool:
+            rows = [np.flatnonzero(np.isin(spool["order"], order)) for order in orders]
+        pairs = np.concatenate([np.stack([row, np.full_like(row, kind)], 1) for kind, row in enumerate(rows)])
+        aside = marks.with_name(f".{marks.name}")
+        with aside.open("wb") as file:
+            np.save(file, pairs)
+        aside.replace(marks)

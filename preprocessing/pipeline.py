@@ -1,0 +1,77 @@
+"""What happens to a document between its file and the tokenizer: clean, mask, filter. One unit at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hvdlm.errors import UserError
+
+from .clean import make_cleaner
+from .documents import BadRecord, Document, Part, open_plain
+from .filters import make_filter
+from .pii import make_masker
+from .plan import PreprocessConfig, Unit
+from .readers import read_documents
+
+log = logging.getLogger("hvdlm")
+
+SHOWN_BAD_RECORDS = 5  # a rank; the others are counted, and listed in dropped.jsonl
+
+
+class Pipeline:
+    """Documents of a unit as the tokenizer shall see them; one for all units of a rank."""
+
+    def __init__(self, config: PreprocessConfig) -> None:
+        self._config = config
+        self._clean, self._mask, self._filter = (
+            make_cleaner(config.clean), make_masker(config.pii), make_filter(config.filter),
+        )  # fmt: skip
+        self._shown = 0
+
+    def documents(
+        self, unit: Unit, statistics: Counter[str], drop: Callable[[dict[str, Any]], None] = lambda line: None
+    ) -> Iterator[Document]:
+        """Documents to keep, in input order; counts what happens to all, and hands each dropped one to `drop`."""
+        for number, part in enumerate(unit.parts):
+            for found in read_documents(part, self._config.read_options):
+                if isinstance(found, BadRecord):
+                    self._report(found, part)
+                    statistics["bad_records"] += 1
+                    drop({"path": part.path, "place": found.place, "reason": f"bad record: {found.reason}"})
+                    continue
+                document, reason = self._prepare(found, statistics)
+                if reason is None:
+                    statistics["replaced_characters"] += document.text.count("\ufffd")
+                    yield document._replace(part=number) if number else document
+                else:
+                    statistics[reason] += 1
+                    drop({"path": part.path, "position": found.position, "id": found.id, "reason": reason})
+
+    def _prepare(self, document: Document, statistics: Counter[str]) -> tuple[Document, str | None]:
+        text = self._mask(self._clean(document.text, statistics), statistics)
+        if not text or text.isspace():
+            return document, "empty_documents"
+        return document if text is document.text else document._replace(text=text), self._filter(text)
+
+    def _report(self, bad: BadRecord, part: Part) -> None:
+        if self._config.on_error == "fail":
+            place = bad.place if bad.position is None else _line_of(part.path, bad.position)
+            raise UserError(f"{place}: {bad.reason}, or set on_error: skip")
+        self._shown += 1
+        if self._shown <= SHOWN_BAD_RECORDS:
+            log.error("%s: %s; skipped", bad.place, bad.reason)
+        if self._shown == SHOWN_BAD_RECORDS:
+            log.error("further bad records are counted in the manifest, and listed with dropped: true")
+
+
+def _line_of(path: str, position: int) -> str:
+    """`PATH:LINE` of a position in the uncompressed file; counted only when something is wrong there."""
+    line = 1
+    with open_plain(path) as file:
+        while position > 0 and (block := file.read(min(position, 1 << 20))):
+            line += block.count(b"\n")
+            position -= len(block)
+    return f"{path}:{line}"

@@ -1,0 +1,155 @@
+"""A document a line of JSON. A line of any length is read in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import orjson
+
+from .. import documents
+from ..documents import BadRecord, Document, Part, ReadOptions
+from .text import LINES, Record, decode, records
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+HIGH_SURROGATE = re.compile(rb"\\u[dD][89abAB]")
+ESCAPE_BYTES = 6  # backslash, u, four digits; a surrogate pair takes two
+
+
+def read_json_lines(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+    """A document a line, under `text_key`; blank lines are none."""
+    lines = records(file, part, LINES)
+    for line in lines:
+        if line.is_cut:
+            yield from _long_line(line, lines, part, options)
+        elif line.data and not line.data.isspace():
+            yield _document(line.data, line.position, part, options)
+
+
+def _document(line: bytes, position: int, part: Part, options: ReadOptions) -> Document | BadRecord:
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:  # or not UTF-8, a byte order mark, half a surrogate pair, NaN
+        text = decode(line, position, part, options)
+        if isinstance(text, BadRecord):
+            return text
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            return _bad(part, position, f"not valid JSON ({error or 'nested too deeply'})")
+    if not isinstance(record, dict) or options.text_key not in record:
+        keys = ", ".join(list(record)[:20]) if isinstance(record, dict) else type(record).__name__
+        return _bad(part, position, f"no key {options.text_key!r} (it has: {keys}); set text_key")
+    value = record[options.text_key]
+    if not isinstance(value, str):
+        return _bad(part, position, f"{options.text_key!r} is {type(value).__name__}, not text")
+    return Document(whole_characters(value), position, *_id_and_label(record, options))
+
+
+def _id_and_label(record: dict[str, Any], options: ReadOptions) -> tuple[str | None, str | None]:
+    found = [record.get(key) if key else None for key in (options.id_key, options.label_key)]
+    id_, label = (None if value is None else whole_characters(str(value)) for value in found)
+    return id_, label
+
+
+def _bad(part: Part, position: int, reason: str) -> BadRecord:
+    return BadRecord(f"{part.path}: byte {position}", reason, position)
+
+
+def whole_characters(text: str) -> str:
+    """JSON can spell half of a surrogate pair, which is no character and has no UTF-8: it becomes U+FFFD."""
+    return text if text.isascii() else SURROGATE.sub("\ufffd", text)
+
+
+def _long_line(
+    first: Record, rest: Iterator[Record], part: Part, options: ReadOptions
+) -> Iterator[Document | BadRecord]:
+    """Documents from the pieces of one line that is longer than a document may be.
+
+    The text's string is followed from piece to piece; what stands before it must fit into the first, and what
+    stands behind it is not looked at.
+    """
+    pieces = _pieces(first, rest)
+    held = next(pieces)
+    opening = re.compile(rb'[{,]\s*"' + re.escape(json.dumps(options.text_key)[1:-1].encode()) + rb'"\s*:\s*"')
+    head = None
+    for found in opening.finditer(held):
+        try:  # only before a top-level key does the line so far close to a valid object
+            head = orjson.loads(held[: found.end() - 1] + b'""}')
+            break
+        except orjson.JSONDecodeError:
+            continue
+    if head is None:
+        yield _bad(
+            part, first.position, f"a line of over {len(held)} bytes, without {options.text_key!r} near its start"
+        )
+        for _ in pieces:
+            pass
+        return
+    labels = _id_and_label(head, options)
+    position, held = first.position + found.end(), held[found.end() :]
+    is_open = True
+    for following in pieces:
+        if not is_open:
+            continue  # to the end of the line
+        held += following
+        end, is_open = _end_of_string(held)
+        while end > documents.MAX_DOCUMENT_BYTES or (end and not is_open):
+            cut = end if end <= documents.MAX_DOCUMENT_BYTES else _safe_cut(held)
+            yield _piece_of_string(held[:cut], position, part, labels)
+            held, position, end = held[cut:], position + cut, end - cut
+    if is_open:
+        end, is_open = _end_of_string(held)
+        yield (
+            _bad(part, first.position, "not valid JSON (the text has no end)")
+            if is_open
+            else _piece_of_string(held[:end], position, part, labels)
+        )
+
+
+def _pieces(first: Record, rest: Iterator[Record]) -> Iterator[bytes]:
+    yield first.data
+    for piece in rest:
+        yield piece.data
+        if not piece.is_cut:
+            return
+
+
+def _end_of_string(data: bytes) -> tuple[int, bool]:
+    """Where the string's closing quote is, or (length, True) while it is open."""
+    found = data.find(b'"')
+    while found >= 0:
+        before = data[max(0, found - 1024) : found]
+        if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:
+            return found, False
+        found = data.find(b'"', found + 1)
+    return len(data), True
+
+
+def _safe_cut(data: bytes) -> int:
+    """A place near the limit that is inside no escape and no character."""
+    cut = documents.MAX_DOCUMENT_BYTES
+    if (blank := data.rfind(b" ", cut // 2, cut)) >= 0:
+        return blank + 1
+    escape = data.rfind(b"\\", max(0, cut - ESCAPE_BYTES), cut)
+    if escape < 0:
+        while cut > 1 and data[cut] & 0xC0 == 0x80:
+            cut -= 1
+        return cut
+    while escape > 0 and data[escape - 1 : escape] == b"\\":
+        escape -= 1
+    if HIGH_SURROGATE.match(data, escape - 6):
+        escape -= 6
+    return escape if escape > 0 else cut
+
+
+def _piece_of_string(
+    data: bytes, position: int, part: Part, labels: tuple[str | None, str | None]
+) -> Document | BadRecord:
+    try:
+        text = json.loads(b'"' + data + b'"')
+    except ValueError as error:
+        return _bad(part, position, f"not valid JSON ({error})")
+    return Document(whole_characters(text), position, *labels)

@@ -1,0 +1,161 @@
+"""Plain text in its layouts: a document a file, a paragraph, a separated piece, a WikiText article.
+
+Records are found by a regular expression for what lies between them, in blocks of bounded size, from
+any byte range: a record belongs to the range that holds its first byte, whoever reads it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from hvdlm.errors import UserError
+
+from .. import documents
+from ..documents import BadRecord, Document, Part, ReadOptions
+
+BLOCK_BYTES = 4 << 20
+BOM = b"\xef\xbb\xbf"
+
+
+class Boundary(NamedTuple):
+    """What lies between two records."""
+
+    pattern: re.Pattern[bytes]  # its one group holds all of the match
+    reach: int  # bytes before and after a place that decide whether a record starts there
+
+
+class Record(NamedTuple):
+    """A piece of the file; a record over MAX_DOCUMENT_BYTES comes in several, all but the last `is_cut`."""
+
+    position: int
+    data: bytes
+    is_cut: bool
+
+
+LINES = Boundary(re.compile(rb"(\n)"), 1)
+# A line of more than 80 blanks counts as text: what decides must lie within reach.
+BLANK_LINES = Boundary(re.compile(rb"(\n(?:[ \t\r]{0,80}\n)+)"), 82)
+# An article opens with ` = Title = `; ` = = Section = = ` is inside one.
+ARTICLES = Boundary(re.compile(rb"(\n)(?= = [^=\n]{1,500} = ?\r?\n)"), 512)
+
+
+def records(file: BinaryIO, part: Part, boundary: Boundary) -> Iterator[Record]:
+    """The records that start in a part, in file order, in bounded memory."""
+    position = max(0, part.start - boundary.reach)
+    if position:
+        file.seek(position)
+    held, is_ours = b"", part.start == 0  # whether the record under way began in this part
+    while True:
+        block = file.read(BLOCK_BYTES)
+        held += block
+        pieces = boundary.pattern.split(held)
+        sure = len(held) - (boundary.reach if block else 0)  # a match nearer to the end may turn out longer
+        used = 0
+        for record, between in zip(pieces[:-1:2], pieces[1::2], strict=True):
+            after = used + len(record) + len(between)
+            if after > sure:
+                break
+            if is_ours:
+                yield from _cut(Record(position + used, record, False))
+            used = after
+            if part.stop is not None and position + used >= part.stop:
+                return
+            is_ours = position + used >= part.start
+        held, position = held[used:], position + used
+        if not block:
+            if is_ours and held:
+                yield from _cut(Record(position, held, False))
+            return
+        while is_ours and len(held) > documents.MAX_DOCUMENT_BYTES + boundary.reach:
+            end = place_to_cut(held)
+            yield Record(position, held[:end], True)
+            held, position = held[end:], position + end
+        if not is_ours:  # only its end matters
+            spare = max(0, len(held) - 2 * boundary.reach)
+            held, position = held[spare:], position + spare
+
+
+def _cut(record: Record) -> Iterator[Record]:
+    while len(record.data) > documents.MAX_DOCUMENT_BYTES:
+        end = place_to_cut(record.data)
+        yield Record(record.position, record.data[:end], True)
+        record = Record(record.position + end, record.data[end:], False)
+    yield record
+
+
+def place_to_cut(data: bytes) -> int:
+    """Where to cut a long document: after the last line end or blank of the limit, else between characters."""
+    limit = documents.MAX_DOCUMENT_BYTES
+    for between in (b"\n", b" "):
+        if (found := data.rfind(between, limit // 2, limit)) >= 0:
+            return found + 1
+    while limit > 1 and data[limit] & 0xC0 == 0x80:  # inside a character of UTF-8, or inside noise
+        limit -= 1
+    return limit
+
+
+def decode(data: bytes, position: int, part: Part, options: ReadOptions) -> str | BadRecord:
+    """Text of UTF-8 bytes by the error policy; a byte order mark at the start of the file is none of it."""
+    if position == 0 and data.startswith(BOM):
+        data, position = data[len(BOM) :], len(BOM)
+    try:
+        return data.decode("utf-8", options.errors)
+    except UnicodeDecodeError as error:
+        return BadRecord(
+            f"{part.path}: byte {position + error.start}", "is not UTF-8; set encoding, or errors: replace"
+        )
+
+
+def _delimited(file: BinaryIO, part: Part, options: ReadOptions, boundary: Boundary) -> Iterator[Document | BadRecord]:
+    for record in records(file, part, boundary):
+        text = decode(record.data, record.position, part, options)
+        yield text if isinstance(text, BadRecord) else Document(text.strip("\r\n"), record.position)
+
+
+def read_paragraphs(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+    """A document a block between blank lines."""
+    yield from _delimited(file, part, options, BLANK_LINES)
+
+
+def read_wikitext(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+    """A document an article of the WikiText layout."""
+    yield from _delimited(file, part, options, ARTICLES)
+
+
+def read_separated(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+    """A document a piece between occurrences of `separator`."""
+    separator = (options.separator or "").encode()
+    if not separator:
+        raise UserError("format: separated needs a separator, such as <|endoftext|>")
+    if any(separator.startswith(separator[-n:]) for n in range(1, len(separator))):
+        raise UserError(f"separator {options.separator!r} overlaps itself, so a cut is not certain; choose another")
+    boundary = Boundary(re.compile(b"(" + re.escape(separator) + b")"), len(separator))
+    yield from _delimited(file, part, options, boundary)
+
+
+def read_file(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+    """A document a file. A long file is cut near multiples of the limit, wherever reading begins."""
+    limit = documents.MAX_DOCUMENT_BYTES
+    nominal = -(-part.start // limit) * limit
+    if nominal:
+        file.seek(nominal)
+    window = file.read(limit + (limit >> 4) + 4)  # as far as the next cut may look
+    while (window or not nominal) and (part.stop is None or nominal < part.stop):
+        start = _next_line(window, 0) if nominal else 0
+        end = _next_line(window, limit) if len(window) > limit else len(window)
+        text = decode(window[start:end], nominal + start, part, options)
+        yield text if isinstance(text, BadRecord) else Document(text, nominal + start)
+        window = window[limit:] + file.read(limit)
+        nominal += limit
+
+
+def _next_line(window: bytes, start: int) -> int:
+    """The first line start at or after `start`, within a fixed distance; else the next character's start."""
+    found = window.find(b"\n", start, start + (documents.MAX_DOCUMENT_BYTES >> 4))
+    if found >= 0:
+        return found + 1
+    while start < len(window) and window[start] & 0xC0 == 0x80:
+        start += 1
+    return start

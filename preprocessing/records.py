@@ -1,0 +1,42 @@
+"""What stays beside the shards to tell where they came from: provenance.json and dropped.jsonl."""
+
+from __future__ import annotations
+
+import json
+
+from hvdlm.durable import replace_durably, write_text_durably
+
+from .plan import Job, versions
+from .spool import Spool, lines_of
+
+PROVENANCE = "provenance.json"
+DROPPED = "dropped.jsonl"
+
+
+def write_provenance(job: Job) -> None:
+    """Digests of all that was read, the config, and the versions of what read it."""
+    inputs = []
+    for unit in job.units:
+        with Spool(job.spool(unit.number)) as spool:
+            inputs += spool.facts("inputs")
+    content = {
+        "plan": job.digest, "versions": versions(), "config": job.config.model_dump(mode="json", exclude={"output"}),
+        "inputs": inputs,
+    }  # fmt: skip
+    write_text_durably(job.config.output / PROVENANCE, json.dumps(content, indent=1) + "\n")
+
+
+def write_dropped(job: Job, kinds: list[str]) -> None:
+    """A line for each document that is in no shard: where it was, and why. Never its text."""
+    final = job.config.output / DROPPED
+    aside = final.with_name(f".{DROPPED}")
+    with aside.open("wb") as file:
+        for unit in job.units:
+            with Spool(job.spool(unit.number)) as spool:
+                file.write(spool["dropped"].tobytes())
+                lines = []
+                for row, kind in sorted(spool.duplicates.tolist(), key=lambda pair: spool["order"][pair[0]]):
+                    path = unit.parts[spool["parts"][row]].path
+                    lines.append({"path": path, "position": int(spool["positions"][row]), "reason": kinds[kind]})
+                file.write(lines_of(lines))
+    replace_durably(aside, final)

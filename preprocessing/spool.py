@@ -1,0 +1,142 @@
+"""A unit's results between the two passes: its documents' ids by split, and what is known of each document.
+
+A spool file appears by rename when it is complete and flushed: the files in the folder are the journal of
+finished units. Documents stand by split, within a split in input order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from hvdlm.durable import replace_durably
+from hvdlm.manifest import SPLITS
+from hvdlm.shards import COLUMNS, pack_strings, unpack_strings
+
+from .documents import Document
+
+
+class UnitResult:
+    """What a rank collects of one unit, batch by batch."""
+
+    def __init__(self) -> None:
+        self.statistics: Counter[str] = Counter()
+        self.dropped: list[dict[str, Any]] = []  # lines of dropped.jsonl
+        self.inputs: list[dict[str, Any]] = []  # what was read, with digests
+        self._tokens: dict[int, list[np.ndarray]] = {number: [] for number in range(len(SPLITS))}
+        self._splits: list[int] = []
+        self._lengths: list[np.ndarray] = []
+        self._text_bytes: list[int] = []
+        self._signatures: list[bytes] = []
+        self._documents: list[Document] = []
+
+    def add(self, documents: Sequence[Document], splits: Sequence[int], ids: np.ndarray, lengths: np.ndarray) -> None:
+        """A batch in input order: documents (their texts are not kept), numbers of their splits, flat ids."""
+        ends = [0, *np.cumsum(lengths).tolist()]
+        first = 0
+        for last in range(1, len(splits) + 1):  # a run of documents of one split is one slice
+            if last == len(splits) or splits[last] != splits[first]:
+                self._tokens[splits[first]].append(ids[ends[first] : ends[last]])
+                first = last
+        self._splits += splits
+        self._lengths.append(lengths)
+        self._documents += [document._replace(text="") for document in documents]
+
+    def describe(self, text_bytes: int, signature: bytes) -> None:
+        """What the text of the next document was like: its UTF-8 bytes, and what dedup compares."""
+        self._text_bytes.append(text_bytes)
+        self._signatures.append(signature)
+
+    def save(self, path: Path, dtype: np.dtype) -> None:
+        """Write the spool file aside, flush it, rename it."""
+        order = np.argsort(np.array(self._splits, dtype=np.int8), kind="stable")
+        pieces = [piece for number in range(len(SPLITS)) for piece in self._tokens[number]]
+        width = len(self._signatures[0]) if self._signatures else 0
+        arrays = {
+            "tokens": np.concatenate([np.empty(0, dtype), *pieces]),
+            "lengths": np.concatenate([np.empty(0, np.int64), *self._lengths])[order],
+            "splits": np.array(self._splits, dtype=np.int8)[order],
+            "text_bytes": np.array(self._text_bytes, dtype=np.int64)[order],
+            "order": order,
+            "positions": np.array([document.position for document in self._documents], dtype=np.int64)[order],
+            "parts": np.array([document.part for document in self._documents], dtype=np.int32)[order],
+            "signatures": np.frombuffer(b"".join(self._signatures), np.uint8).reshape(len(order), width)[order],
+            "statistics": np.frombuffer(json.dumps(self.statistics).encode(), np.uint8),
+            "dropped": np.frombuffer(lines_of(self.dropped), np.uint8),
+            "inputs": np.frombuffer(json.dumps(self.inputs).encode(), np.uint8),
+        }
+        for name, values in zip(COLUMNS, zip(*[(d.id, d.label) for d in self._documents], strict=True), strict=False):
+            if any(value is not None for value in values):
+                arrays[name], arrays[f"{name}_offsets"] = pack_strings([values[row] or "" for row in order])
+        aside = path.with_name(f".{path.name}")
+        with aside.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        replace_durably(aside, path)
+
+
+def lines_of(records: Sequence[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode("utf-8", "replace")
+
+
+class Spool:
+    """A finished unit, read array by array; documents that dedup marked are passed over."""
+
+    def __init__(self, path: Path) -> None:
+        self._arrays = np.load(path)
+        marks = duplicates_of(path)
+        self.duplicates = np.load(marks) if marks.exists() else np.empty((0, 2), np.int64)  # (row, kind)
+        self._kept = np.ones(len(self._arrays["splits"]), dtype=bool)
+        self._kept[self.duplicates[:, 0]] = False
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._arrays.close()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """An array of all documents, as it was saved."""
+        return self._arrays[name]
+
+    def facts(self, name: str) -> Any:
+        """What was saved as JSON: `statistics` or `inputs`."""
+        return json.loads(self._arrays[name].tobytes())
+
+    def kept(self, split: str) -> np.ndarray:
+        """Rows of a split's documents (int64), in input order."""
+        return np.flatnonzero(self._kept & (self._arrays["splits"] == SPLITS.index(split)))
+
+    def of_split(self, name: str, split: str) -> np.ndarray:
+        """An array with a row a document, for the documents of a split."""
+        return self._arrays[name][self.kept(split)]
+
+    def tokens(self, split: str, first: int, last: int) -> np.ndarray:
+        """Ids of a split's documents [first, last), one behind the other."""
+        rows = self.kept(split)[first:last]
+        if not rows.size:
+            return np.empty(0, self._arrays["tokens"].dtype)
+        lengths = self._arrays["lengths"]
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        tokens = self._arrays["tokens"][ends[rows[0]] : ends[rows[-1] + 1]]
+        kept = self._kept[rows[0] : rows[-1] + 1]
+        return tokens if kept.all() else tokens[np.repeat(kept, lengths[rows[0] : rows[-1] + 1])]
+
+    def column(self, name: str, split: str, first: int, last: int) -> list[str] | None:
+        """Ids or labels of a split's documents [first, last), None where the input gave none."""
+        if name not in self._arrays.files:
+            return None
+        strings = unpack_strings(self._arrays[name], self._arrays[f"{name}_offsets"])
+        return [strings[row] for row in self.kept(split)[first:last]]
+
+
+def duplicates_of(spool: Path) -> Path:
+    """Where the marks of dedup are kept: a file of its own, so that a spool file is written once."""
+    return spool.with_suffix(".duplicates.npy")

@@ -1,0 +1,299 @@
+"""To other tools' formats and back with the same tokens, documents and splits; damage is one clear line."""
+
+import itertools
+import json
+import struct
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness import preprocess
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hvdlm.bridges import FORMATS, convert, folder, interface
+from hvdlm.bridges.interface import Wishes
+from hvdlm.errors import UserError
+from hvdlm.manifest import read_manifest
+from hvdlm.shards import TokenStream, doc_column, doc_offsets, verify
+from hvdlm.tokenizer import load
+
+EOS = 256
+CODES = {4: "<i4", 8: "<u2", 5: "<i8"}
+
+byte_texts = st.lists(st.text(st.characters(codec="utf-8"), max_size=12), max_size=8)
+any_documents = st.lists(st.lists(st.integers(0, 256), max_size=8), max_size=8)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(data_dir):
+    return data_dir / "tokenizer.json"
+
+
+def megatron_bytes(documents, code=8):
+    """(.bin, .idx) by hand from the description of the format."""
+    dtype = np.dtype(CODES[code])
+    idx = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, len(documents), len(documents) + 1)
+    idx += b"".join(struct.pack("<i", len(document)) for document in documents)
+    ends = list(itertools.accumulate((len(document) * dtype.itemsize for document in documents), initial=0))
+    idx += b"".join(struct.pack("<q", pointer) for pointer in ends[:-1])
+    idx += b"".join(struct.pack("<q", number) for number in range(len(documents) + 1))
+    return b"".join(np.array(document, dtype).tobytes() for document in documents), idx
+
+
+def write_megatron(where, code=8, **splits):
+    where.mkdir(parents=True, exist_ok=True)
+    for split, documents in splits.items():
+        for suffix, data in zip((".bin", ".idx"), megatron_bytes(documents, code), strict=True):
+            (where / f"{split}{suffix}").write_bytes(data)
+    return where
+
+
+def documents_of(data, split):
+    """The documents of a data folder's split as lists of ids, read by way of shards alone."""
+    manifest = read_manifest(data)
+    entries = manifest.splits[split].shards
+    lengths = [int(n) for entry in entries for n in np.diff(doc_offsets(data, entry))]
+    tokens = TokenStream(data, split).read(0, sum(lengths)).tolist() if sum(lengths) else []
+    ends = [0, *itertools.accumulate(lengths)]
+    return [tokens[start:stop] for start, stop in itertools.pairwise(ends)]
+
+
+def same_data(one, other):
+    """Splits with the same digests, documents and totals."""
+    for split, entry in read_manifest(one).splits.items():
+        again = read_manifest(other).splits[split]
+        assert entry.model_dump(exclude={"shards", "unigram_loss"}) == again.model_dump(
+            exclude={"shards", "unigram_loss"}
+        )
+        assert entry.unigram_loss == pytest.approx(again.unigram_loss)
+        assert documents_of(one, split) == documents_of(other, split)
+
+
+@pytest.mark.parametrize("form", ["megatron", "nanogpt", "jsonl", "hvdlm"])
+def test_preprocessed_data_comes_back_the_same(form, data_dir, tmp_path):
+    convert(data_dir, tmp_path / "there", to=form)
+    back = convert(tmp_path / "there", tmp_path / "back", to="hvdlm", wishes=Wishes(shard_tokens=20_000))
+    assert back["from"] == form
+    same_data(data_dir, tmp_path / "back")
+    assert verify(tmp_path / "back") == []
+    shards = [read_manifest(path).splits["train"].shards for path in (data_dir, tmp_path / "back")]
+    assert shards[0] == shards[1]
+    assert len(shards[0]) > 1
+
+
+@pytest.mark.parametrize("form", ["megatron", "nanogpt", "jsonl"])
+def test_a_trained_vocabulary_travels_along(form, corpus, tmp_path):
+    preprocess(corpus, tmp_path / "data", tokenizer={"kind": "bpe", "vocab_size": 400})
+    convert(tmp_path / "data", tmp_path / "there", to=form)
+    convert(tmp_path / "there", tmp_path / "back", to="hvdlm")
+    same_data(tmp_path / "data", tmp_path / "back")
+
+
+@settings(max_examples=60, deadline=None)
+@given(any_documents, st.none() | any_documents, st.sampled_from(sorted(CODES)), st.integers(1, 20))
+def test_megatron_comes_back_byte_for_byte(tokenizer_file, train, val, code, shard):
+    """Documents without an end, empty ones and empty files included, in the dtype that they had."""
+    with tempfile.TemporaryDirectory() as name:
+        room = Path(name)
+        source = write_megatron(room / "a", code, train=train, **({} if val is None else {"val": val}))
+        convert(source, room / "b", to="hvdlm", tokenizer=tokenizer_file, wishes=Wishes(shard_tokens=shard))
+        assert documents_of(room / "b", "train") == train
+        assert documents_of(room / "b", "val") == (val or [])
+        convert(room / "b", room / "c", to="megatron")
+        files = sorted(path.name for path in source.iterdir())
+        assert sorted(path.name for path in (room / "c").iterdir()) == sorted([*files, "tokenizer.json"])
+        for file in files:
+            assert (room / "c" / file).read_bytes() == (source / file).read_bytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(train=any_documents, tail=st.lists(st.integers(0, 255), max_size=3))
+def test_nanogpt_comes_back_byte_for_byte(train, tail, tokenizer_file):
+    ids = [*itertools.chain(*train), *tail]
+    with tempfile.TemporaryDirectory() as name:
+        room = Path(name)
+        (room / "a").mkdir()
+        np.array(ids, "<u2").tofile(room / "a" / "train.bin")
+        convert(room / "a", room / "b", to="hvdlm", tokenizer=tokenizer_file)
+        documents = documents_of(room / "b", "train")
+        assert list(itertools.chain(*documents)) == ids
+        assert all(document[-1] == EOS for document in documents[:-1])
+        assert all(EOS not in document[:-1] for document in documents)
+        convert(room / "b", room / "c", to="nanogpt")
+        assert (room / "c" / "train.bin").read_bytes() == (room / "a" / "train.bin").read_bytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(documents=any_documents)
+def test_nanogpt_gets_what_it_gives_back_and_nothing_else(documents, tokenizer_file):
+    with tempfile.TemporaryDirectory() as name:
+        room = Path(name)
+        convert(write_megatron(room / "a", train=documents), room / "b", to="hvdlm", tokenizer=tokenizer_file)
+        is_regular = all(document and EOS not in document[:-1] for document in documents) and all(
+            document[-1] == EOS for document in documents[:-1]
+        )
+        if not is_regular:
+            with pytest.raises(UserError, match=r"document \d+ does not end with its one end-of-text id 256"):
+                convert(room / "b", room / "c", to="nanogpt")
+            convert(room / "b", room / "c", to="nanogpt", wishes=Wishes(is_lossy=True))
+        else:
+            convert(room / "b", room / "c", to="nanogpt")
+            convert(room / "c", room / "d", to="hvdlm")
+            same_data(room / "b", room / "d")
+        assert np.fromfile(room / "c" / "train.bin", "<u2").tolist() == list(itertools.chain(*documents))
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=byte_texts, data=st.data())
+def test_jsonl_comes_back_with_ids_and_labels(texts, data, tokenizer_file):
+    names = st.one_of(st.none(), st.text(st.characters(codec="utf-8"), min_size=1, max_size=3))
+    records = []
+    for text in texts:
+        extra = {"id": data.draw(names), "label": data.draw(names)}
+        records.append({"text": text, **{key: value for key, value in extra.items() if value is not None}})
+    with tempfile.TemporaryDirectory() as name:
+        room = Path(name)
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        (room / "mine.jsonl").write_bytes(lines.encode())
+        convert(room / "mine.jsonl", room / "b", to="hvdlm", tokenizer=tokenizer_file)
+        entry = read_manifest(room / "b").splits["train"]
+        assert entry.text_bytes == sum(len(text.encode()) for text in texts)
+        for key, column in (("id", "doc_ids"), ("label", "doc_labels")):
+            expected = [record.get(key, "") for record in records]
+            assert doc_column(room / "b", entry.shards[0], column) == (expected if any(expected) else None)
+        convert(room / "b", room / "c", to="jsonl")
+        assert (room / "c" / "train.jsonl").read_bytes() == lines.encode()
+
+
+@pytest.mark.parametrize("document", [[104, 105], [195, EOS], [104, EOS, 105, EOS], []])
+def test_ids_that_no_text_has_do_not_go_to_jsonl(document, tmp_path, tokenizer_file):
+    source = write_megatron(tmp_path / "a", train=[[104, 105, EOS], document])
+    with pytest.raises(UserError, match=r"train.bin: document 1 has other ids than its text has"):
+        convert(source, tmp_path / "b", to="jsonl", tokenizer=tokenizer_file)
+    assert not (tmp_path / "b").exists()
+    convert(source, tmp_path / "b", to="jsonl", tokenizer=tokenizer_file, wishes=Wishes(is_lossy=True))
+    assert json.loads((tmp_path / "b" / "train.jsonl").read_text().splitlines()[0]) == {"text": "hi"}
+
+
+def test_megatron_files_are_what_the_format_says(data_dir, tmp_path):
+    """Read by numpy alone, as Megatron-Core's reader does."""
+    convert(data_dir, tmp_path / "there", to="megatron")
+    for split in ("train", "val"):
+        raw = (tmp_path / "there" / f"{split}.idx").read_bytes()
+        assert raw[:9] == b"MMIDIDX\x00\x00"
+        version, code, num, num_indices = struct.unpack("<QBQQ", raw[9:34])
+        sizes = np.frombuffer(raw, "<i4", num, 34)
+        pointers = np.frombuffer(raw, "<i8", num, 34 + 4 * num)
+        indices = np.frombuffer(raw, "<i8", num_indices, 34 + 12 * num)
+        assert len(raw) == 34 + 12 * num + 8 * num_indices
+        tokens = np.fromfile(tmp_path / "there" / f"{split}.bin", "<u2")
+        assert (version, code, indices.tolist()) == (1, 8, list(range(num + 1)))
+        documents = [tokens[p // 2 : p // 2 + n].tolist() for p, n in zip(pointers, sizes, strict=True)]
+        assert documents == documents_of(data_dir, split)
+
+
+def test_a_prefix_and_a_single_prefix_are_found(tmp_path, tokenizer_file):
+    documents = [[1, 2, EOS], [3, EOS]]
+    for split in ("train", "val", "my.text_document"):
+        for suffix, data in zip((".bin", ".idx"), megatron_bytes(documents), strict=True):
+            (tmp_path / f"{'' if '.' in split else 'wiki-'}{split}{suffix}").write_bytes(data)
+    for number, (source, splits) in enumerate(
+        {"wiki": ["train", "val"], "my.text_document": ["train"], "wiki-val.idx": ["train"]}.items()
+    ):
+        told = convert(tmp_path / source, tmp_path / f"out{number}", to="hvdlm", tokenizer=tokenizer_file)
+        assert list(told["splits"]) == splits
+        assert documents_of(tmp_path / f"out{number}", splits[-1]) == documents
+
+
+def test_text_bytes_are_counted_across_pieces(data_dir, tmp_path, monkeypatch, tokenizer_file):
+    """A long document is decoded in parts that are cut between characters."""
+    monkeypatch.setattr(folder, "TEXT_TOKENS", 64)
+    monkeypatch.setattr(interface, "PIECE_TOKENS", 50)
+    document = [*("é€😀x" * 300).encode(), EOS]
+    convert(write_megatron(tmp_path / "a", train=[document, document]), tmp_path / "b", to="hvdlm",
+            tokenizer=tokenizer_file)  # fmt: skip
+    assert read_manifest(tmp_path / "b").splits["train"].text_bytes == 2 * (len(document) - 1)
+    assert documents_of(tmp_path / "b", "train") == [document, document]
+
+
+def test_a_wide_vocabulary_is_int32_in_megatron_and_uint32_in_nanogpt(tmp_path):
+    vocabulary = {f"t{number}": number for number in range(70_000)} | {"<|endoftext|>": 70_000}
+    text = json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": vocabulary,
+                                                                      "unk_token": "t0"}})  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(text)
+    assert load(tmp_path / "tokenizer.json").vocab_size == 70_001
+    ids = [1, 69_999, 70_000]
+    convert(write_megatron(tmp_path / "a", 5, train=[ids]), tmp_path / "n", to="nanogpt",
+            tokenizer=tmp_path / "tokenizer.json")  # fmt: skip
+    assert np.fromfile(tmp_path / "n" / "train.bin", "<u4").tolist() == ids
+    convert(tmp_path / "n", tmp_path / "m", to="megatron")
+    assert np.fromfile(tmp_path / "m" / "train.bin", "<i4").tolist() == ids
+    assert (tmp_path / "m" / "train.idx").read_bytes() == megatron_bytes([ids], 4)[1]
+
+
+def replaced(data, start, new):
+    return data[:start] + new + data[start + len(new) :]
+
+
+GOOD_BIN, GOOD_IDX = megatron_bytes([[1, 2, EOS], [3, EOS]])
+DAMAGE = {
+    "magic": (".idx", b"MMIDIDY" + GOOD_IDX[7:], r"train.idx: begins with b'MMIDIDY.*is it another file\?"),
+    "cut in the header": (".idx", GOOD_IDX[:20], r"train.idx: is cut short after 20 bytes; copy"),
+    "cut": (".idx", GOOD_IDX[:-8], r"train.idx: has 74 bytes, its header says 82; copy"),
+    "multimodal": (".idx", GOOD_IDX + b"\0\0", r"train.idx: .*multimodal"),
+    "floats": (".idx", replaced(GOOD_IDX, 17, b"\x06"), r"train.idx: is version 1 with dtype code 6; this reads"),
+    "version": (".idx", replaced(GOOD_IDX, 9, b"\x02"), r"train.idx: is version 2 "),
+    "pointers": (".idx", replaced(GOOD_IDX, 50, b"\x01"), r"train.idx: its sequences do not stand one behind the"),
+    "indices": (".idx", replaced(GOOD_IDX, 74, b"\x07"), r"train.idx: its document indices do not go from 0 to 2"),
+    "sentences": (".idx", replaced(GOOD_IDX, 66, b"\x00"), r"has 2 sequences in 2 documents.*--split-sentences"),
+    "bin cut": (".bin", GOOD_BIN[:-1], r"train.bin: has 9 bytes, train.idx says 10; copy"),
+    "no bin": (".bin", None, r"train.bin: is missing beside train.idx; copy"),
+    "no idx": (".idx", None, r"train.idx: is missing beside train.bin; copy"),
+    "vocabulary": (".bin", replaced(GOOD_BIN, 6, b"\xff\xff"), r"train.bin: token 3 is id 65535, the .* has 257"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_source_is_one_clear_line(case, tmp_path, tokenizer_file):
+    suffix, data, message = DAMAGE[case]
+    source = write_megatron(tmp_path / "a", train=[[1, 2, EOS], [3, EOS]], val=[[1]])
+    path = source / f"train{suffix}"
+    path.write_bytes(data) if data is not None else path.unlink()
+    with pytest.raises(UserError, match=message) as caught:
+        convert(source, tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+def test_negative_ids_are_named(tmp_path, tokenizer_file):
+    source = write_megatron(tmp_path / "a", 4, train=[[1, -1]])
+    with pytest.raises(UserError, match=r"train.bin: token 1 is id -1"):
+        convert(source, tmp_path / "b", to="nanogpt", tokenizer=tokenizer_file)
+
+
+def test_what_is_missing_or_there_already_is_named(data_dir, tmp_path, tokenizer_file):
+    with pytest.raises(UserError, match=r"nowhere: holds no manifest.json, and no train, val or test"):
+        convert(tmp_path / "nowhere", tmp_path / "b", to="hvdlm")
+    with pytest.raises(UserError, match=r"exists already; remove it or give another destination"):
+        convert(data_dir, tmp_path, to="jsonl")
+    source = write_megatron(tmp_path / "a", train=[])
+    with pytest.raises(UserError, match=r"a: has no tokenizer.json beside it; give the one .*--tokenizer"):
+        convert(source, tmp_path / "b", to="hvdlm")
+    (tmp_path / "n").mkdir()
+    (tmp_path / "n" / "train.bin").write_bytes(b"123")
+    with pytest.raises(UserError, match=r"train.bin: has 3 bytes, no whole number of uint16 for 257 ids"):
+        convert(tmp_path / "n", tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
+
+
+@pytest.mark.parametrize("line", ["{", '"text"', "[]", '{"id": 1}', '{"text": 1}', r'{"text": "\ud800"}', "\xff"])
+def test_a_bad_line_is_named(line, tmp_path, tokenizer_file):
+    (tmp_path / "x.jsonl").write_bytes(b'{"text": "a"}\n\n' + line.encode("latin-1") + b"\n")
+    with pytest.raises(UserError, match=r"x.jsonl:3: not a JSON object with \"text\""):
+        convert(tmp_path / "x.jsonl", tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
+
+
+def test_every_format_has_the_same_three_functions():
+    for module in FORMATS.values():
+        assert all(callable(getattr(module, name)) for name in ("is_there", "read", "write"))

@@ -1,0 +1,308 @@
+"""Whatever the bytes, a reader gives documents or says what is wrong with them; ranges share a file without loss."""
+
+import bz2
+import gzip
+import importlib.util
+import io
+import itertools
+import json
+import lzma
+import random
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hvdlm.preprocessing import documents
+from hvdlm.preprocessing.documents import BadRecord, Part, ReadOptions
+from hvdlm.preprocessing.readers import FORMATS, read_documents, text
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from hvdlm.errors import UserError
+
+try:
+    import trafilatura  # noqa: F401
+
+    PAGES = ["html", "warc"]
+except ImportError:
+    PAGES = []
+NAMES = [name for name in FORMATS if name not in ("html", "warc")] + PAGES
+SPLITTABLE = [name for name, format_ in FORMATS.items() if format_.splittable]
+COMPRESS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard.compress}
+LIMIT, BLOCK = 4096, 1024  # instead of 32 MiB and 4 MiB, so that small files cross them
+
+
+def bounded(num_examples):
+    return settings(
+        max_examples=num_examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "a"
+
+
+@pytest.fixture
+def small_limits(monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", LIMIT)
+    monkeypatch.setattr(text, "BLOCK_BYTES", BLOCK)
+
+
+def options_for(name, **changes):
+    return ReadOptions(**{"format": name, "separator": "<|end|>", **changes})
+
+
+def read(path, content, options):
+    """Documents and bad records, each of them fit to be used; a UserError is fit where it is one line."""
+    path.write_bytes(content)
+    found = []
+    try:
+        for item in read_documents(Part(str(path), 0, None), options):
+            found.append(item)
+            if isinstance(item, BadRecord):
+                assert item.place.startswith(str(path)), item
+                assert "\n" not in item.place + item.reason, item
+            else:
+                assert isinstance(item.position, int)
+                for words in (item.text, item.id, item.label):
+                    (words or "").encode()
+    except UserError as error:
+        assert "\n" not in str(error), str(error)
+        assert len(str(error)) < 5000
+    return found
+
+
+PIECES = [
+    b"\n", b"\r\n", b"\n\n", b"\n \t\r\n", b"\r", b" ", b"a", b"word ", b"\0", b"\x0c", b"\xff", b"\xed\xa0\x80", b"\xc3",
+    b"\xef\xbb\xbf", "é".encode(), "中文。".encode(), "😀".encode(), "\u2028\x85".encode(), b"<|end|>", b"<|end", b"|>",
+    b"\n = Title = \n", b"\n = = Part = = \n", b" = ", b"=", b'{"text": "a\\u4e2d"}\n', b'{"text": "', b'"}\n', b'{"id": 3, "text": "b"}\n',
+    b"\\ud83d", b"\\", b'"', b",", b"\t", b"text", b"text,id\n", b"text\n", b"{}", b"[" * 2000, b'{"a":' * 500, b"9" * 5000,
+    b'{"text": 1}\n', b'{"text": null}\n', b'[{"text": "a"}]\n', b"NaN\n", b"<p>", b"<html><body>", b"</p>", b"&#xd800;", b"<!--", b"<![CDATA[",
+    b"WARC/1.0\r\n", b"WARC-Type: conversion\r\n", b"WARC-Type: response\r\n", b"Content-Type: text/plain\r\n", b"Content-Type: application/http\r\n",
+    b"Content-Length: 7\r\n", b"Content-Length: 99999999999\r\n", b"HTTP/1.1 200 OK\r\n", b"Content-Type: text/html\r\n\r\n", b"PAR1", b"\x1f\x8b",
+]  # fmt: skip
+# Long runs cross the limits: of a block, of a document, of what decides where a record begins.
+RUNS = st.tuples(st.sampled_from(PIECES), st.sampled_from([1, 1, 1, 1, 2, 3, 17, 90, 600, 3000])).map(
+    lambda p: p[0] * p[1]
+)
+CONTENT = st.lists(st.one_of(RUNS, st.binary(max_size=20)), max_size=12).map(lambda pieces: b"".join(pieces)[:40_000])
+
+
+@pytest.mark.parametrize("name", SPLITTABLE)
+@bounded(120)
+@given(content=CONTENT, data=st.data(), errors=st.sampled_from(["strict", "replace"]))
+def test_any_partition_gives_what_the_whole_file_gives(name, content, data, errors, path, small_limits):
+    options = options_for(name, errors=errors)
+    whole = read(path, content, options)
+    cuts = data.draw(st.lists(st.integers(0, len(content)), max_size=6))
+    bounds = sorted({0, len(content), *cuts})
+    parts = [Part(str(path), start, stop) for start, stop in itertools.pairwise(bounds)]
+    assert [item for part in parts for item in read_documents(part, options)] == whole
+
+
+SMALL = {
+    "txt": "\ufeffone\r\n\r\nzwei ü\n中文".encode(),
+    "paragraphs": b"\n\none\nmore\r\n \t\r\n\ntwo\r\n\r\n\xe4\xb8\xad\n\n",
+    "separated": b"<|end|>one<|end|><|end|>t<|en\xc3\xa9<|end|>\n",
+    "wikitext": b" \n = A = \n text \n = = B = = \n more \n\n = C = \n x = y = \n",
+    "md": "# Title\n\n*é*\n\n---\nend".encode(),
+    "jsonl": b'\xef\xbb\xbf{"text":"a"}\n\n{"text":"b\\ud83d"}\r\n{"text":}\n{"text":"c\xc3\xa9"}',
+}
+
+
+@pytest.mark.parametrize("name", SPLITTABLE)
+@pytest.mark.parametrize("small", [False, True], ids=["real limits", "small limits"])
+def test_every_cut_of_a_small_file(name, small, path, request):
+    if small:
+        request.getfixturevalue("small_limits")
+    options = options_for(name, errors="replace")
+    whole = read(path, SMALL[name], options)
+    assert len(whole) > 1 or name in ("txt", "md")
+    size = len(SMALL[name])
+    for first, second in itertools.combinations_with_replacement(range(size + 1), 2):
+        bounds = sorted({0, first, second, size})
+        parts = [Part(str(path), start, stop) for start, stop in itertools.pairwise(bounds)]
+        assert [item for part in parts for item in read_documents(part, options)] == whole, bounds
+
+
+@pytest.mark.parametrize("name", NAMES)
+@bounded(60)
+@given(content=CONTENT, encoding=st.sampled_from(["utf-8", "utf-8", "gb18030", "utf-16", "latin-1", "ascii"]))
+@example(content=b"", encoding="utf-8")
+@example(content=b"", encoding="utf-16")
+@example(content=b"\xef\xbb\xbf", encoding="utf-8")
+@example(content=b"text\n" + b"\n" * 9, encoding="utf-8")
+@example(content=b"x" * 20_000, encoding="utf-8")
+@example(content=b"\\" * 20_000, encoding="utf-8")
+@example(content=b"\xbf" * 20_000, encoding="utf-8")
+def test_any_bytes_are_read_or_refused(name, content, encoding, path, small_limits):
+    for errors in ("strict", "replace"):
+        read(path, content, options_for(name, encoding=encoding, errors=errors))
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("name", ["txt", "paragraphs", "jsonl", "csv", "wet"])
+def test_a_damaged_compression_is_a_bad_record(suffix, name, path):
+    noise = random.Random(1)
+    packed = COMPRESS[suffix](VALID[name] * 20)
+    path = path.with_suffix("." + suffix)
+    options = options_for(name)
+    for cut in [0, 1, 3, 5, len(packed) // 2, len(packed) - 1]:
+        found = read(path, packed[:cut], options)
+        assert cut == 0 or isinstance(found[-1], BadRecord), cut
+    for _ in range(25):
+        read(path, flipped(packed, noise), options)
+    read(path, noise.randbytes(500), options)
+    read(path, packed + b"rest", options)
+
+
+def flipped(content, noise):
+    damaged = bytearray(content)
+    for _ in range(noise.choice([1, 1, 2, 8])):
+        damaged[noise.randrange(len(damaged))] ^= 1 << noise.randrange(8)
+    return bytes(damaged)
+
+
+def record(kind, content_type, block):
+    return (
+        f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: http://a/中\r\n"
+        f"Content-Type: {content_type}\r\nContent-Length: {len(block)}\r\n\r\n"
+    ).encode() + (block + b"\r\n\r\n")
+
+
+PAGE = (
+    f"<html><head><meta charset=utf-8></head><body><nav>menu</nav><p>{'A sentence of the page. ' * 9}</p></body></html>"
+)
+HTTP = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n" + PAGE.encode()
+
+
+def parquet_bytes(compression):
+    rows = {"text": ["one", "中文", None, "x" * 300] * 10, "id": list(range(40)), "label": ["a", "b"] * 20}
+    file = io.BytesIO()
+    pq.write_table(pa.table(rows), file, row_group_size=16, compression=compression)
+    return file.getvalue()
+
+
+VALID = {
+    "txt": "some text\nwith lines 中文\n".encode(),
+    "paragraphs": "one\nmore\n\ntwo 中文\n\n".encode(),
+    "jsonl": b'{"text": "one \\u4e2d", "id": 1}\n{"text": "two", "label": [1, {"a": null}]}\n',
+    "csv": 'text,id\n"one, ""two""\nmore",1\n中文,2\n'.encode(),
+    "tsv": 'text\tid\n"one\ttwo"\t1\n中文\t2\n'.encode(),
+    "wet": record("conversion", "text/plain", "some 中文".encode()),
+    "warc": record("warcinfo", "application/warc-fields", b"a: b\r\n") + record("response", "application/http", HTTP),
+    "html": PAGE.encode(),
+    "parquet": parquet_bytes("none"),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in VALID if name in NAMES])
+def test_a_file_with_wrong_bits_is_read_or_refused(name, path):
+    noise = random.Random(2)
+    variants = [VALID[name]] if name != "parquet" else [VALID[name], parquet_bytes("snappy"), parquet_bytes("zstd")]
+    options = options_for(name, id_key="id" if name in ("csv", "tsv", "parquet", "jsonl") else None)
+    for content in variants:
+        for _ in range(25 if name in PAGES else 150):
+            read(path, flipped(content, noise), options)
+            read(path, content[: noise.randrange(len(content))], options)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["text", "id", "label", "a"]), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+@bounded(150)
+@given(records=st.lists(JSON, max_size=5), ascii_only=st.booleans())
+def test_any_json_is_read_or_refused_line_by_line(records, ascii_only, path):
+    lines = [json.dumps(record, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass") for record in records]
+    found = read(path, b"\n".join(lines), options_for("jsonl", id_key="id", label_key="label"))
+    assert len(found) == len(records)
+    for record, item in zip(records, found, strict=True):
+        is_text = isinstance(record, dict) and isinstance(record.get("text"), str)
+        if isinstance(item, BadRecord):
+            assert not is_text or b"\xed" in lines[records.index(record)], item
+        else:
+            expected = record["text"]
+            is_whole = not any("\ud800" <= character <= "\udfff" for character in expected)
+            assert item.text == expected if is_whole else "\ufffd" in item.text
+
+
+@bounded(60)
+@given(
+    words=st.lists(
+        st.sampled_from(["a", "é", "中", "😀", " ", "\\", '"', "\n", "word " * 40, "x" * 700]),
+        min_size=900,
+        max_size=2000,
+    )
+)
+def test_a_long_json_text_comes_in_pieces_without_loss(words, path, small_limits):
+    content = "".join(words)
+    line = json.dumps({"id": 7, "text": content, "rest": "z" * 9000}, ensure_ascii=False)
+    found = read(path, f'{{"text":"before"}}\n{line}\n{{"text":"after"}}\n'.encode(), options_for("jsonl", id_key="id"))
+    assert "".join(item.text for item in found[1:-1]) == content
+    assert {item.id for item in found[1:-1]} == {"7"}
+    assert (found[0].text, found[-1].text) == ("before", "after")
+    assert max(len(item.text.encode()) for item in found) <= LIMIT
+
+
+@pytest.mark.parametrize("name", ["txt", "md"])
+@bounded(60)
+@given(content=CONTENT)
+def test_a_long_text_comes_in_pieces_without_loss(name, content, path, small_limits):
+    content = content.decode("utf-8", "ignore").removeprefix("\ufeff").encode()
+    found = read(path, content, options_for(name))
+    assert "".join(item.text for item in found).encode() == content
+
+
+MEASURE = """
+import resource, sys
+from hvdlm.preprocessing import documents
+from hvdlm.preprocessing.documents import Part, ReadOptions
+from hvdlm.preprocessing.readers import read_documents, text
+import pyarrow.parquet
+documents.MAX_DOCUMENT_BYTES, text.BLOCK_BYTES = 1 << 20, 1 << 18
+options = ReadOptions(sys.argv[2], separator="<|end|>")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for item in read_documents(Part(sys.argv[1], 0, None), options):
+    pass
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+BOMBS = {
+    "zeros": (b"", b"\0"),
+    "a quote": (b'text\n"', b"x"),
+    "a line": (b'{"text": "', b"x"),
+    "line ends": (b"text\n", b"\n"),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_expands_without_measure_needs_little_memory(name, bomb, tmp_path):
+    if bomb != "zeros" and name not in ("txt", "jsonl", "csv", "paragraphs"):
+        pytest.skip("no other path through the reader")
+    start, byte = BOMBS[bomb]
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(start + byte * (50 << 20), 1))
+    command = [sys.executable, "-c", MEASURE, str(path), name]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 25_000  # KB; the file expands to twice that
+
+
+def test_the_page_readers_are_among_those_tested():
+    """They were left out above where trafilatura cannot be imported."""
+    if importlib.util.find_spec("trafilatura") and not PAGES:
+        pytest.skip("trafilatura is installed but cannot be imported")

@@ -1,0 +1,234 @@
+"""Rows of CSV, TSV and Parquet become documents, and a wrong row does not lose the next."""
+
+import csv
+import gzip
+import io
+import re
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hvdlm.preprocessing import documents
+from hvdlm.preprocessing.documents import BadRecord, Document, Part, ReadOptions
+from hvdlm.preprocessing.readers import read_documents
+
+from hvdlm.errors import UserError
+
+TEXTS = ["one, two", 'she said "no"', "first\nsecond\r\nthird", "中文，带逗号的句子。", "", "naïve 😀"]
+NAMED = ReadOptions(id_key="id", label_key="label")
+
+
+def read(path, options=NAMED):
+    return list(read_documents(Part(str(path), 0, None), options))
+
+
+def expected(texts):
+    return [Document(text, i, str(i * 7), f"类{i % 2}") for i, text in enumerate(texts)]
+
+
+@pytest.fixture(params=["", ".gz"])
+def write(request, tmp_path):
+    def write(name: str, content: bytes):
+        path = tmp_path / (name + request.param)
+        path.write_bytes(gzip.compress(content) if request.param else content)
+        return path
+
+    return write
+
+
+def delimited(texts, suffix, line_end="\r\n"):
+    lines = io.StringIO()
+    writer = csv.writer(lines, delimiter="," if suffix == ".csv" else "\t", lineterminator=line_end)
+    writer.writerow(["id", "text", "unused", "label"])
+    writer.writerows([i * 7, text, "x", f"类{i % 2}"] for i, text in enumerate(texts))
+    return lines.getvalue().encode()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_rows_are_what_the_csv_module_wrote(write, suffix, line_end, bom):
+    assert read(write("a" + suffix, bom + delimited(TEXTS, suffix, line_end))) == expected(TEXTS)
+
+
+def test_a_csv_in_another_encoding(write):
+    path = write("a.csv", delimited(TEXTS[:4], ".csv").decode().encode("gb18030"))
+    assert read(path, ReadOptions(id_key="id", label_key="label", encoding="gb18030")) == expected(TEXTS[:4])
+
+
+WRONG_ROWS = {
+    "too few cells": (b"only one", "1 cells under 2 column names"),
+    "too many cells": (b"a,b,c", "3 cells under 2 column names"),
+    "not UTF-8": (b"caf\xe9,1", "is not UTF-8; set encoding, or errors: replace"),
+    "text after a closing quote": (b'"a"b,1', r"wrong quoting or line end \("),
+    "a lone carriage return": (b"a\rb,1", r"wrong quoting or line end \(.*unquoted field\)"),
+    "a huge line": (b"x" * 5000 + b",1", "larger than"),
+    "a huge cell": (b'"' + b"y\n" * 3000 + b'",1', "larger than"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_ROWS)
+def test_a_wrong_row_does_not_lose_the_next(case, write, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 2000)
+    row, pattern = WRONG_ROWS[case]
+    path = write("a.csv", b"text,n\r\nbefore,1\r\n" + row + b"\r\n\r\nafter,2\r\n")
+    found = read(path, ReadOptions())
+    assert found[0] == Document("before", 0)
+    assert found[-1] == Document("after", len(found) - 1)
+    assert isinstance(found[1], BadRecord)
+    assert found[1].place == f"{path}: row 1"
+    assert re.match(pattern, found[1].reason)
+
+
+def test_an_open_quote_at_the_end_is_no_row(write):
+    first, last = read(write("a.csv", b'text\none\n"two and no end\n'), ReadOptions())
+    assert first == Document("one", 0)
+    assert isinstance(last, BadRecord)
+
+
+def test_replace_keeps_what_can_be_read(write):
+    options = ReadOptions(errors="replace")
+    assert read(write("a.csv", b"text\ncaf\xe9\n\xed\xa0\x80\n"), options) == [
+        Document("caf\ufffd", 0),
+        Document("\ufffd\ufffd\ufffd", 1),
+    ]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the csv module of Python 3.10 takes no NUL")
+def test_a_nul_is_a_character(write):
+    assert read(write("a.csv", b"text\na\0b\n"), ReadOptions()) == [Document("a\0b", 0)]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe,a\n"])
+def test_a_table_without_a_header_is_one_bad_record(write, content):
+    (found,) = read(write("a.csv", content), ReadOptions())
+    assert isinstance(found, BadRecord)
+    assert found.place.endswith(": header row")
+
+
+@pytest.mark.parametrize(
+    "options", [ReadOptions("csv", "body"), ReadOptions(id_key="body"), ReadOptions(label_key="body")]
+)
+def test_a_column_that_is_not_there_is_named_with_those_that_are(write, options):
+    with pytest.raises(
+        UserError, match=r"a.csv.*: no column 'body' \(it has: id, text\); set (text|id|label)_key"
+    ) as e:
+        read(write("a.csv", b"id,text\n1,a\n"), options)
+    assert "\n" not in str(e.value)
+
+
+def test_a_column_that_is_there_twice_is_refused(write):
+    with pytest.raises(UserError, match="column 'text' is there 2 times"):
+        read(write("a.csv", b"text,text\n1,a\n"), ReadOptions())
+
+
+def test_a_header_of_noise_is_shown_on_one_line(write):
+    with pytest.raises(UserError) as caught:
+        read(write("a.csv", b'"a\nb",' + b"\x01" * 100 + b",c" * 100 + b"\n"), ReadOptions())
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def parquet(table, **settings):
+    file = io.BytesIO()
+    pq.write_table(table, file, **settings)
+    return file.getvalue()
+
+
+def a_table(texts, kind=None):
+    text = pa.array(texts, kind or pa.string())
+    rows = range(len(texts))
+    return pa.table(
+        {"id": [i * 7 for i in rows], "text": text, "x": [1.5] * len(texts), "label": [f"类{i % 2}" for i in rows]}
+    )
+
+
+KINDS = {
+    "string": pa.string(),
+    "large_string": pa.large_string(),
+    "dictionary": pa.dictionary(pa.int32(), pa.string()),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("row_group_size", [1, 4, 1000])
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
+def test_rows_are_what_pyarrow_wrote(write, kind, row_group_size, compression):
+    table = a_table(TEXTS * 30, KINDS[kind])
+    path = write("a.parquet", parquet(table, row_group_size=row_group_size, compression=compression))
+    assert read(path) == expected(TEXTS * 30)
+
+
+def test_only_the_text_column_is_needed(write):
+    assert read(write("a.parquet", parquet(a_table(["a"]))), ReadOptions()) == [Document("a", 0)]
+
+
+def test_ids_of_any_type_become_text(write):
+    columns = {"text": ["a", "b"], "id": [1.5, None], "label": [True, False]}
+    found = read(write("a.parquet", parquet(pa.table(columns))))
+    assert found == [Document("a", 0, "1.5", "True"), Document("b", 1, None, "False")]
+
+
+@pytest.mark.parametrize("kind", ["string", "dictionary"])
+def test_a_null_or_large_cell_does_not_lose_the_next(write, monkeypatch, kind):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 2000)
+    path = write("a.parquet", parquet(a_table(["a", None, "é" * 1001, "b"], KINDS[kind])))
+    first, null, large, last = read(path, ReadOptions())
+    assert (first, last) == (Document("a", 0), Document("b", 3))
+    assert null == BadRecord(f"{path}: row 1", "'text' is null")
+    assert large == BadRecord(f"{path}: row 2", "larger than 0.00190735 MiB")
+
+
+def test_bytes_that_are_no_text_follow_the_error_policy(write):
+    text = pa.array([b"a", b"caf\xe9", b"\xed\xa0\x80"]).view(pa.string())
+    path = write("a.parquet", parquet(pa.table({"text": text})))
+    strict = read(path, ReadOptions())
+    assert [type(found) for found in strict] == [Document, BadRecord, BadRecord]
+    assert "is not UTF-8" in strict[1].reason
+    assert [found.text for found in read(path, ReadOptions(errors="replace"))] == [
+        "a",
+        "caf\ufffd",
+        "\ufffd\ufffd\ufffd",
+    ]
+
+
+def test_a_column_of_numbers_is_no_text(write):
+    with pytest.raises(UserError, match="column 'id' is int64, not string; set text_key"):
+        read(write("a.parquet", parquet(a_table(["a"]))), ReadOptions(text_key="id"))
+    with pytest.raises(UserError, match=r"no column 'body' \(it has: id, text, x, label\); set text_key"):
+        read(write("a.parquet", parquet(a_table(["a"]))), ReadOptions(text_key="body"))
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[:-5], lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"x" * 999])
+def test_a_parquet_file_without_a_footer_is_one_bad_record(write, damage):
+    (found,) = read(write("a.parquet", damage(parquet(a_table(TEXTS)))))
+    assert isinstance(found, BadRecord)
+    assert "broken parquet" in found.reason
+    assert "\n" not in found.reason
+
+
+def test_a_damaged_row_group_does_not_lose_the_next(write):
+    settings = {"row_group_size": 4, "compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    content = parquet(pa.table({"text": [f"unmistakable {i}" for i in range(12)]}), **settings)
+    path = write("a.parquet", content.replace(b"unmistakable 5", b"unmistakable X", 1))
+    found = read(path, ReadOptions())
+    assert [f.position for f in found if isinstance(f, Document)] == [0, 1, 2, 3, 8, 9, 10, 11]
+    (bad,) = (f for f in found if isinstance(f, BadRecord))
+    assert bad.place == f"{path}: rows 4 to 7"
+
+
+def test_a_row_group_that_expands_without_measure_is_not_read(write, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 1 << 20)
+    (found,) = read(
+        write("a.parquet", parquet(pa.table({"text": ["0" * (20 << 20)]}), compression="zstd")), ReadOptions()
+    )
+    assert isinstance(found, BadRecord)
+    assert "expands more than 100-fold, to 20 MiB" in found.reason
+
+
+def test_parquet_without_pyarrow_names_the_remedy(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(parquet(a_table(["a"])))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"a.parquet: reading parquet needs pyarrow; pip install 'hvdlm\[text\]'"):
+        read(tmp_path / "a.parquet")

@@ -1,0 +1,242 @@
+"""Text formats: ranges share a file without loss, memory is bounded, and a fault is named with its place."""
+
+import bz2
+import gzip
+import itertools
+import json
+import lzma
+
+import pytest
+import zstandard
+from hvdlm.preprocessing import documents
+from hvdlm.preprocessing.documents import BadRecord, Document, Part, ReadOptions, find_files
+from hvdlm.preprocessing.readers import FORMATS, can_split, read_documents, text
+
+from hvdlm.errors import UserError
+
+STRICT = ReadOptions()
+
+
+def found(path, options=STRICT, start=0, stop=None):
+    return list(read_documents(Part(str(path), start, stop), options))
+
+
+def read(path, options=STRICT):
+    """The texts; a bad record is a failure."""
+    assert all(isinstance(item, Document) for item in found(path, options)), found(path, options)
+    return [item.text for item in found(path, options)]
+
+
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+
+
+@pytest.fixture(params=COMPRESS)
+def write(request, tmp_path):
+    def write(name: str, content: bytes):
+        path = tmp_path / (name + request.param)
+        path.write_bytes(COMPRESS[request.param](content))
+        return path
+
+    return write
+
+
+def test_txt_is_a_document_a_file(write):
+    assert read(write("a.txt", "one\n\ntwo é\n".encode())) == ["one\n\ntwo é\n"]
+
+
+def test_paragraphs_are_documents_between_blank_lines(write):
+    options = ReadOptions("paragraphs")
+    path = write("a.txt", "\n\none\nmore é\n \n\ntwo\n\nthree".encode())
+    assert read(path, options) == ["", "one\nmore é", "two", "three"]
+    good, bad = found(write("b.txt", b"one\n\n\nab\xff\n"), options)
+    assert good.text == "one"
+    assert bad.place.endswith(": byte 8")
+    assert "is not UTF-8" in bad.reason
+
+
+def test_separated_documents(write):
+    options = ReadOptions("separated", separator="<|endoftext|>")
+    assert read(write("a.txt", "eins\n<|endoftext|>\nzwei ü<|endoftext|>".encode()), options) == ["eins", "zwei ü"]
+    with pytest.raises(UserError, match="overlaps itself"):
+        read(write("b.txt", b"x"), ReadOptions("separated", separator="---"))
+
+
+def test_wikitext_is_a_document_an_article(write):
+    content = b" \n = One = \n \n text \n = = Section = = \n more \n \n = Two = \n \n second \n"
+    articles = read(write("a.tokens", content))
+    assert [article.split("=")[1].strip() for article in articles[1:]] == ["One", "Two"]
+    assert "= = Section = =" in articles[1]
+
+
+def test_other_encodings(write):
+    options = ReadOptions(encoding="gb18030")
+    assert read(write("a.txt", "中文，句子".encode("gb18030")), options) == ["中文，句子"]
+    (bad,) = found(write("b.txt", "中文".encode("gb18030") + b"\xff\xff"), options)
+    assert bad == BadRecord(bad.place, "is not gb18030; set errors: replace")
+    assert bad.place.endswith("byte 4")
+    assert read(write("c.jsonl", '{"text": "é"}\n{"text": "b"}'.encode("utf-16")), ReadOptions(encoding="utf-16")) == [
+        "é",
+        "b",
+    ]
+
+
+def test_a_byte_order_mark_is_no_text(write):
+    assert read(write("a.txt", b"\xef\xbb\xbfabc")) == ["abc"]
+    assert read(write("a.jsonl", b'\xef\xbb\xbf{"text": "abc"}')) == ["abc"]
+
+
+def test_ids_and_labels(write):
+    path = write("a.jsonl", b'{"text": "a", "id": 7, "kind": "news"}\n{"text": "b"}')
+    one, two = found(path, ReadOptions(id_key="id", label_key="kind"))
+    assert (one.id, one.label) == ("7", "news")
+    assert (two.id, two.label) == (None, None)
+
+
+def test_jsonl_is_a_document_a_line(write):
+    lines = [{"text": "one\nwith newline"}, {"id": 3, "text": "zwei ü"}]
+    content = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    assert read(write("a.jsonl", content.encode())) == ["one\nwith newline", "zwei ü"]
+    assert read(write("b.jsonl", content.encode() + b"\n\n")) == ["one\nwith newline", "zwei ü"]
+
+
+def test_half_a_surrogate_pair_becomes_a_replacement_character(write):
+    (text,) = read(write("a.jsonl", b'{"text": "a\\ud83dz"}'))
+    assert text == "a\ufffdz"
+
+
+CUT = {
+    "jsonl": (b'{"text":"a"}\n\n{"text":"b\xc3\xa9"}\r\n{"text":"c"}', ReadOptions("jsonl")),
+    "paragraphs": (b"\n\none\r\n\r\ntwo\n  \n\n \nthree\xc3\xa9\n\n\n", ReadOptions("paragraphs")),
+    "separated": (b"<|e|>a<|e|><|e|>b\xc3\xa9<|<|e|>", ReadOptions("separated", separator="<|e|>")),
+    "wikitext": (b" = A = \nx\n = = B = = \ny\n = C = \n = D =\nz", ReadOptions("wikitext")),
+    "txt": ("aé\nb中文c\n".encode() * 9, ReadOptions("txt")),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_ranges_share_a_file_without_loss(tmp_path, monkeypatch, name):
+    """A document belongs to the range in which it starts, wherever the cuts fall and blocks end."""
+    content, options = CUT[name]
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 32)
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    assert can_split(str(path), options)
+    whole = found(path, options)
+    assert len(whole) > 2
+    for block in (1, 5, 1 << 20):
+        monkeypatch.setattr(text, "BLOCK_BYTES", block)
+        assert found(path, options) == whole
+        for cuts in itertools.combinations(range(1, len(content)), 2) if block > 1 else [(7, 11)]:
+            edges = [0, *cuts, len(content)]
+            parts = [found(path, options, start, stop) for start, stop in itertools.pairwise(edges)]
+            assert sum(parts, []) == whole, cuts
+
+
+def test_a_long_text_is_cut_at_line_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 1000)
+    lines = [f"line {number}: äöü\n" for number in range(400)]
+    (tmp_path / "a.txt").write_text("".join(lines))
+    pieces = read(tmp_path / "a.txt")
+    assert "".join(pieces) == "".join(lines)
+    assert all(piece.endswith("\n") for piece in pieces)
+    assert max(map(len, pieces)) < 1100
+
+
+def test_a_line_without_end_is_cut_between_characters(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(text, "BLOCK_BYTES", 64)
+    (tmp_path / "a.txt").write_text("中" * 2000)
+    assert "".join(read(tmp_path / "a.txt")) == "中" * 2000
+    assert "".join(read(tmp_path / "a.txt", ReadOptions("paragraphs"))) == "中" * 2000
+
+
+@pytest.mark.parametrize("value", ["word " * 3000, "中文" * 2000, 'quote " and \\ and \n' * 500, "😀\u0001" * 900])
+@pytest.mark.parametrize("is_ascii", [True, False])
+def test_a_long_json_line_is_read_in_pieces(tmp_path, monkeypatch, value, is_ascii):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(text, "BLOCK_BYTES", 300)
+    record = {"id": 1, "meta": {"text": "not this"}, "text": value, "after": ["x"]}
+    content = json.dumps({"text": "a"}) + "\n" + json.dumps(record, ensure_ascii=is_ascii) + '\n{"text": "z"}\n'
+    (tmp_path / "a.jsonl").write_text(content)
+    items = found(tmp_path / "a.jsonl", ReadOptions(id_key="id"))
+    assert [item.text for item in items][:: len(items) - 1] == ["a", "z"]
+    assert "".join(item.text for item in items[1:-1]) == value
+    assert {item.id for item in items[1:-1]} == {"1"}
+    assert max(len(item.text) for item in items) <= 1000
+
+
+def test_a_long_line_without_the_key_is_one_bad_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 1000)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"body": "x" * 9000}) + '\n{"text": "z"}\n')
+    bad, good = found(tmp_path / "a.jsonl")
+    assert isinstance(bad, BadRecord)
+    assert good.text == "z"
+
+
+FAULTS = {
+    "missing key": (
+        "a.jsonl",
+        b'{"text": "a"}\n{"body": "b", "id": 1}\n',
+        14,
+        "no key 'text' (it has: body, id); set text_key",
+    ),
+    "not JSON": ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', 15, "not valid JSON"),
+    "nested too deeply": ("a.jsonl", b"[" * 200_000, 0, "not valid JSON"),
+    "not an object": ("a.jsonl", b"[1]\n", 0, "no key 'text' (it has: list)"),
+    "not text": ("a.jsonl", b'{"text": 5}\n', 0, "'text' is int, not text"),
+    "not UTF-8 in jsonl": ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', 24, "is not UTF-8"),
+    "not UTF-8": ("a.txt", b"abc\xe9def", 3, "is not UTF-8; set encoding, or errors: replace"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_fault_is_named_with_its_place_and_the_rest_is_read(case, write):
+    name, content, position, reason = FAULTS[case]
+    path = write(name, content)
+    *good, bad = found(path)
+    assert all(isinstance(item, Document) for item in good)
+    assert bad.place == f"{path}: byte {position}"
+    assert bad.reason.startswith(reason)
+    assert "\n" not in bad.reason
+
+
+def test_an_unknown_suffix(write):
+    with pytest.raises(UserError, match=r"cannot tell its format from '.xyz'; set format: txt, paragraphs, "):
+        read(write("a.xyz", b"abc"))
+
+
+def test_replace_keeps_what_can_be_read(write):
+    assert read(write("a.txt", b"abc\xe9def"), ReadOptions(errors="replace")) == ["abc\ufffddef"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no archive at all"])
+def test_a_broken_archive_is_a_bad_record(tmp_path, damage, suffix):
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(damage(COMPRESS[suffix](b'{"text": "some text"}\n' * 1000)))
+    *good, bad = found(path)
+    assert all(item.text == "some text" for item in good)
+    assert bad.place == str(path)
+    assert bad.reason.startswith(f"broken {suffix[1:]} (")
+
+
+def test_every_format_has_a_suffix_or_must_be_asked_for():
+    assert {name for name, format_ in FORMATS.items() if not format_.suffixes} == {"paragraphs", "separated"}
+
+
+def test_sources_are_files_folders_globs_and_lists(tmp_path):
+    for name in ("b.txt", "a.txt", "sub/c.txt", ".hidden", ".git/x.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    names = [path.removeprefix(str(tmp_path) + "/") for path, _ in find_files([str(tmp_path)])]
+    assert names == ["a.txt", "b.txt", "sub/c.txt"]
+    assert len(find_files([f"{tmp_path}/*.txt", f"{tmp_path}/a.txt"])) == 2  # each file once
+    assert [size for _, size in find_files([f"{tmp_path}/**/c.txt"])] == [1]
+    with pytest.raises(UserError, match=r"input '.*nothing': no such file, folder or match"):
+        find_files([str(tmp_path / "nothing")])
+
+
+def test_the_builtin_corpus_is_tens_of_megabytes_of_real_text():
+    files = find_files(["python-stdlib"])
+    assert sum(size for _, size in files) > 8e6
+    assert not any("site-packages" in path for path, _ in files)

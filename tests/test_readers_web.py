@@ -1,0 +1,302 @@
+"""Pages lose their frame, archives give their pages, and a damaged record does not lose the next.
+
+warcio writes the archives here: it is the reference for the format that web.py reads.
+"""
+
+import gzip
+import io
+import sys
+import zlib
+
+import pytest
+from hvdlm.preprocessing import documents
+from hvdlm.preprocessing.documents import BadRecord, Document, Part, ReadOptions
+from hvdlm.preprocessing.readers import read_documents, web
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
+
+from hvdlm.errors import UserError
+
+STORY = [
+    "The harbour of the old town was rebuilt after the great storm of 1953, when the sea broke through both dikes.",
+    "Since then engineers have measured the height of the water every ten minutes, day and night, without a gap.",
+    "Their records, kept in a small brick house by the lock, are among the longest of their kind in Europe.",
+    "Last week the keepers published all of them, so that anybody can study how the tides have changed.",
+]
+STORY_ZH = [
+    "这座老城的港口在一九五三年的大风暴之后重新修建，当时海水冲破了两道堤坝，淹没了大片农田。",
+    "从那时起，工程师们每隔十分钟测量一次水位，不分昼夜，从来没有间断过，积累了大量宝贵的资料。",
+    "这些记录保存在水闸旁边的一座小砖房里，是欧洲同类记录中时间最长的之一，吸引了许多研究者。",
+    "上个星期，管理人员公布了全部数据，任何人都可以研究潮汐在过去几十年里发生了怎样的变化。",
+]
+FRAME = ["Subscribe to our newsletter", "Privacy policy", "返回首页", "版权所有", "window.tracker", "Sports"]
+
+
+def page(paragraphs, charset="utf-8", meta=True):
+    html = f"""<!DOCTYPE html>
+<html lang="en"><head>{f'<meta charset="{charset}">' if meta else ""}<title>News</title>
+<script>window.tracker = [1, 2];</script><style>p {{ margin: 0 }}</style></head>
+<body><header><nav><ul><li><a href="/">返回首页</a></li><li><a href="/sports">Sports</a></li></ul></nav></header>
+<main><article><h1>{paragraphs[0][:12]}</h1>{"".join(f"<p>{p}</p>" for p in paragraphs)}</article></main>
+<aside class="sidebar"><a href="/letter">Subscribe to our newsletter</a></aside>
+<footer class="footer"><a href="/privacy">Privacy policy</a> 版权所有 © 2024</footer></body></html>"""
+    return html.encode(charset, "ignore")
+
+
+def read(path, options=None):
+    return list(read_documents(Part(str(path), 0, None), options or ReadOptions()))
+
+
+@pytest.fixture
+def trafilatura():
+    return pytest.importorskip("trafilatura", reason="trafilatura cannot be imported", exc_type=ImportError)
+
+
+def is_story(text, story):
+    return all(paragraph in text for paragraph in story) and not any(words in text for words in FRAME)
+
+
+@pytest.mark.parametrize("story", [STORY, STORY_ZH], ids=["en", "zh"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_page_loses_its_frame(tmp_path, trafilatura, story, suffix):
+    path = tmp_path / f"a.html{suffix}"
+    path.write_bytes(gzip.compress(page(story)) if suffix else page(story))
+    (found,) = read(path)
+    assert is_story(found.text, story)
+    assert found.position == 0
+    assert read(path) == [found]  # what was read before leaves no trace
+
+
+@pytest.mark.parametrize("charset", ["gb2312", "gbk", "gb18030", "big5", "utf-16-le"])
+def test_a_page_is_read_in_its_charset(tmp_path, trafilatura, charset):
+    bom = b"\xff\xfe" if charset == "utf-16-le" else b""
+    (tmp_path / "a.html").write_bytes(bom + page(STORY_ZH if charset != "big5" else STORY, charset))
+    (found,) = read(tmp_path / "a.html")
+    assert is_story(found.text, STORY_ZH if charset != "big5" else STORY)
+
+
+def test_a_page_without_a_charset_is_in_that_of_the_options(tmp_path, trafilatura):
+    (tmp_path / "a.html").write_bytes(page(STORY_ZH, "gb18030", meta=False))
+    (bad,) = read(tmp_path / "a.html")
+    assert isinstance(bad, BadRecord)
+    assert "is not utf-8; set encoding, or errors: replace" in bad.reason
+    (found,) = read(tmp_path / "a.html", ReadOptions(encoding="gb18030"))
+    assert is_story(found.text, STORY_ZH)
+    (replaced,) = read(tmp_path / "a.html", ReadOptions(errors="replace"))
+    assert "\ufffd" in replaced.text
+
+
+@pytest.mark.parametrize("label", ["no-such-charset", "hex", "idna", "undefined", "utf-16"])
+def test_a_charset_that_is_none_is_passed_over(tmp_path, trafilatura, label):
+    (tmp_path / "a.html").write_bytes(page(STORY).replace(b'charset="utf-8"', f'charset="{label}"'.encode()))
+    (found,) = read(tmp_path / "a.html")
+    assert is_story(found.text, STORY)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"<html><body></body></html>", b"\0" * 1000, b"<" * 200_000, b"{}"])
+def test_a_page_without_text_is_a_bad_record(tmp_path, trafilatura, content, capfd, caplog):
+    (tmp_path / "a.html").write_bytes(content)
+    (found,) = read(tmp_path / "a.html")
+    assert isinstance(found, BadRecord)
+    assert found.place == str(tmp_path / "a.html")
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
+def test_half_a_surrogate_pair_is_no_character(tmp_path, trafilatura):
+    (tmp_path / "a.html").write_bytes(
+        page([*STORY, "Half a pair &#xD800; and a whole one &#x1F600; in a sentence of a page."])
+    )
+    (found,) = read(tmp_path / "a.html")
+    assert "😀" in found.text.encode().decode()
+
+
+def test_a_large_page_is_not_read(tmp_path, trafilatura, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 500)
+    (tmp_path / "a.html").write_bytes(page(STORY))
+    (found,) = read(tmp_path / "a.html")
+    assert isinstance(found, BadRecord)
+    assert found.reason.startswith("larger than")
+
+
+def test_pages_without_trafilatura_name_the_remedy(tmp_path, monkeypatch):
+    (tmp_path / "a.html").write_bytes(page(STORY))
+    (tmp_path / "a.warc").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "trafilatura", None)
+    for name in ("a.html", "a.warc"):
+        with pytest.raises(
+            UserError, match=rf"{name}: reading html needs trafilatura \(.*\); pip install 'hvdlm\[text\]'"
+        ):
+            read(tmp_path / name)
+
+
+class Archive:
+    """An archive as a crawler writes it; `records` holds the uncompressed bytes of each record."""
+
+    def __init__(self):
+        self.records = []
+
+    def add(self, content, kind="response", *, status="200 OK", uri="http://a.example/1", http=(), record=None):
+        file = io.BytesIO()
+        writer = WARCWriter(file, gzip=False)
+        headers = (
+            StatusAndHeaders(status, [("Content-Type", "text/html"), *http], "HTTP/1.1") if kind == "response" else None
+        )
+        written = writer.create_warc_record(
+            uri, kind, io.BytesIO(content), http_headers=headers, warc_content_type=record or ""
+        )
+        writer.write_record(written)
+        written.raw_stream.close()  # a temporary file of warcio's
+        self.records.append(file.getvalue())
+        return self
+
+    def write(self, path):
+        packed = [gzip.compress(record) for record in self.records] if path.suffix == ".gz" else self.records
+        path.write_bytes(b"".join(packed))
+        return path
+
+
+@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz"])
+def test_pages_of_an_archive_have_their_address_and_number(tmp_path, trafilatura, name):
+    archive = Archive().add(b"software: x\r\n", "warcinfo", record="application/warc-fields")
+    archive.add(page(STORY), uri="http://a.example/storm")
+    archive.add(b"GET / HTTP/1.0\r\n\r\n", "request")
+    archive.add(page(STORY), status="404 Not Found").add(b"\x89PNG", http=[("X", "y")], status="301 Moved")
+    archive.add(b"{}" * 50, "metadata", record="application/json").add(page(STORY_ZH), uri="http://b.example/港口")
+    found = read(archive.write(tmp_path / name))
+    assert [(f.position, f.id) for f in found] == [(1, "http://a.example/storm"), (6, "http://b.example/港口")]
+    assert is_story(found[0].text, STORY)
+    assert is_story(found[1].text, STORY_ZH)
+
+
+def chunked(data):
+    return (
+        b"".join(b"%x\r\n%s\r\n" % (len(data[i : i + 300]), data[i : i + 300]) for i in range(0, len(data), 300))
+        + b"0\r\n\r\n"
+    )
+
+
+def deflated(data, wbits):
+    compressor = zlib.compressobj(wbits=wbits)
+    return compressor.compress(data) + compressor.flush()
+
+
+CODINGS = {
+    "chunked": (chunked, [("Transfer-Encoding", "chunked")]),
+    "gzip": (gzip.compress, [("Content-Encoding", "gzip")]),
+    "deflate": (lambda d: deflated(d, 15), [("Content-Encoding", "deflate")]),
+    "raw deflate": (lambda d: deflated(d, -15), [("Content-Encoding", "deflate")]),
+    "both": (lambda d: chunked(gzip.compress(d)), [("Transfer-Encoding", "chunked"), ("Content-Encoding", "gzip")]),
+    "undone": (lambda d: d, [("Transfer-Encoding", "chunked"), ("Content-Encoding", "gzip")]),
+    "undone deflate": (lambda d: d, [("Content-Encoding", "deflate")]),
+}
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_the_codings_of_http_are_undone(tmp_path, trafilatura, coding):
+    encode, http = CODINGS[coding]
+    (found,) = read(Archive().add(encode(page(STORY)), http=http).write(tmp_path / "a.warc"))
+    assert is_story(found.text, STORY)
+
+
+def test_the_charset_of_the_response_comes_before_that_of_the_page(tmp_path, trafilatura):
+    content = page(STORY_ZH, "gb18030").replace(b'charset="gb18030"', b'charset="utf-8"')
+    archive = Archive().add(content)
+    archive.records[0] = archive.records[0].replace(b"text/html", b"text/html;charset=GBK")
+    archive.records[0] = archive.records[0].replace(*length_of(archive.records[0], 12))
+    (found,) = read(archive.write(tmp_path / "a.warc"))
+    assert is_story(found.text, STORY_ZH)
+
+
+def length_of(record, more):
+    """The Content-Length line of a record, and one that says `more`."""
+    line = next(line for line in record.split(b"\r\n") if line.startswith(b"Content-Length"))
+    return line, b"Content-Length: %d" % (int(line.split()[1]) + more)
+
+
+DAMAGES = {
+    "no length": lambda r: r.replace(length_of(r, 0)[0], b"Content-Length: many"),
+    "length too small": lambda r: r.replace(*length_of(r, -50)),
+    "length too large": lambda r: r.replace(*length_of(r, 40)),
+    "no version line": lambda r: r[20:],
+    "noise": lambda r: b"\x00\xff" * 40_000 + b"\n\n",
+    "headers without end": lambda r: b"WARC/1.0\r\n" + b"x: y\r\n" * 20_000 + b"\r\n",
+    "no HTTP": lambda r: r.replace(b"HTTP/1.1 200", b"PTTH/1.1 200"),
+    "a page that is too large": lambda r: Archive().add(b" " * 9000).records[0],
+    "a page that expands": lambda r: (
+        Archive().add(gzip.compress(bytes(9000)), http=[("Content-Encoding", "gzip")]).records[0]
+    ),
+    "broken gzip": lambda r: Archive().add(b"\x1f\x8b rest", http=[("Content-Encoding", "gzip")]).records[0],
+    "brotli": lambda r: Archive().add(b"rest", http=[("Content-Encoding", "br")]).records[0],
+    "an empty page": lambda r: Archive().add(b"").records[0],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz"])
+def test_a_damaged_record_does_not_lose_those_after_it(tmp_path, trafilatura, monkeypatch, damage, name, capfd):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 8000)
+    archive = Archive().add(page(STORY), uri="http://a/").add(page(STORY), uri="http://b/")
+    for uri in ("http://c/", "http://d/"):
+        archive.add(page(STORY_ZH), uri=uri)
+    archive.records[1] = DAMAGES[damage](archive.records[1])
+    found = read(archive.write(tmp_path / name))
+    assert found[0].id == "http://a/"
+    assert isinstance(found[1], BadRecord)
+    assert found[1].place == f"{tmp_path / name}: record 1"
+    assert found[-1].id == "http://d/"
+    assert sum(isinstance(f, BadRecord) for f in found) == 1
+    assert len(found) == (3 if damage == "length too large" else 4)  # which takes the start of the next one
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("length", [99, 10**17])
+def test_the_last_record_may_be_cut_short(tmp_path, length):
+    (tmp_path / "a.wet").write_bytes(
+        b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\nsome" % length
+    )
+    (found,) = read(tmp_path / "a.wet")
+    assert isinstance(found, BadRecord)
+
+
+def test_a_broken_member_in_the_middle_of_an_archive_ends_it(tmp_path):
+    members = [gzip.compress(r) for r in conversions(["one", "two " * 999, "three"]).records]
+    damaged = bytearray(members[1])
+    damaged[-6] ^= 255  # of the checksum
+    (tmp_path / "a.wet.gz").write_bytes(members[0] + damaged + members[2])
+    found = read(tmp_path / "a.wet.gz")
+    assert found[0].text == "one"
+    assert isinstance(found[-1], BadRecord)
+    assert "broken gz" in found[-1].reason
+
+
+def conversions(texts):
+    archive = Archive()
+    for i, text in enumerate(texts):
+        archive.add(text.encode(), "conversion", uri=f"http://{i}/", record="text/plain")
+    return archive
+
+
+@pytest.mark.parametrize("name", ["a.warc.wet", "a.warc.wet.gz"])
+def test_extracted_text_stands_as_it_is(tmp_path, name):
+    texts = ["one\n\ntwo\r\n", "\n".join(STORY_ZH), "", "WARC/1.0 is a format\n"]
+    archive = conversions(texts)
+    archive.records.insert(
+        0, Archive().add(b"software: x\r\n", "warcinfo", record="application/warc-fields").records[0]
+    )
+    found = read(archive.write(tmp_path / name))
+    assert found == [Document(text, i + 1, f"http://{i}/") for i, text in enumerate(texts)]
+
+
+def test_wrong_bytes_of_extracted_text_follow_the_error_policy(tmp_path):
+    archive = conversions(["one", "two"])
+    archive.records[0] = archive.records[0].replace(b"one", b"\xff\xfee")
+    path = archive.write(tmp_path / "a.wet")
+    bad, good = read(path)
+    assert (bad.place, good.text) == (f"{path}: record 0", "two")
+    assert [f.text for f in read(path, ReadOptions(errors="replace"))] == ["\ufffd\ufffde", "two"]
+
+
+@pytest.mark.parametrize("charset", ["GBK", "hex", "nonsense"])
+def test_a_charset_of_pages_is_known_or_passed_over(charset):
+    assert web._decoded("中".encode("gbk" if charset == "GBK" else "utf-8"), charset, ReadOptions()) == "中"
