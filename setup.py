@@ -11,10 +11,22 @@ setup(
     version="0.1.0",
     description="Train language models with MPI and Horovod on HPC clusters",
     python_requires=">=3.10",
-    packages=["hvdlm", "hvdlm.models", "hvdlm.sync", "hvdlm.world", "hvdlm.preprocessing", "hvdlm.perf"],
+    packages=[
+        "hvdlm",
+        "hvdlm.bridges",
+        "hvdlm.cli",
+        "hvdlm.models",
+        "hvdlm.sync",
+        "hvdlm.tokenizer",
+        "hvdlm.world",
+        "hvdlm.preprocessing",
+        "hvdlm.preprocessing.readers",
+        "hvdlm.perf",
+    ],
     package_dir={
         "hvdlm": "hvdlm",
         "hvdlm.preprocessing": "preprocessing",
+        "hvdlm.preprocessing.readers": "preprocessing/readers",
         "hvdlm.perf": "perf",
     },
     package_data={"hvdlm.perf": ["*.j2"]},
@@ -22,11 +34,13 @@ setup(
     # builds it; `hvdlm doctor` says so where it is missing, and world: mpi works without it.
     install_requires=[
         "click>=8.1,<9",
+        "ftfy>=6.1,<7",
         "h5py>=3.11,<4",
         "jinja2>=3.1,<4",
         "matplotlib>=3.8,<4",
         "mpi4py>=4.0,<5",
         "numpy>=1.26,<3",
+        "orjson>=3.9,<4",
         "pydantic>=2.6,<3",
         "pyyaml>=6.0,<7",
         "rich>=13,<16",
@@ -36,7 +50,27 @@ setup(
         "torch>=2.1",
     ],
     extras_require={
-        "test": ["pytest>=8,<10", "pytest-timeout>=2.3,<3", "ruff>=0.9,<0.18", "mypy>=1.14,<3", "types-PyYAML"],
+        # What only some inputs, tokenizers and switches need; each is asked for by name where it is missing.
+        "text": [
+            "datasketch>=1.6,<3",  # dedup.near
+            "gigatoken>=0.10,<0.12",  # the fast encoder of byte-level BPE
+            "lxml_html_clean",  # of trafilatura's, which does not ask for it itself
+            "jieba>=0.42,<0.43",  # Chinese words
+            "pyarrow>=14",  # parquet
+            "sentencepiece>=0.2,<0.3",
+            "tiktoken>=0.7,<1",
+            "trafilatura>=1.9,<3",  # main text of html
+            "warcio>=1.7,<2",  # Common Crawl
+            "zstandard>=0.22,<0.26",
+        ],
+        "test": [
+            "hypothesis>=6.100,<7",
+            "pytest>=8,<10",
+            "pytest-timeout>=2.3,<3",
+            "ruff>=0.9,<0.18",
+            "mypy>=1.14,<3",
+            "types-PyYAML",
+        ],
     },
     entry_points={"console_scripts": ["hvdlm = hvdlm.cli:main"]},
 )

@@ -150,7 +150,7 @@ def block_checksums(tokens: np.ndarray, blocks: Iterable[int] | None = None) -> 
     """CRC-32 of each MiB of the tokens' bytes, or of those blocks that are asked for."""
     data = tokens.view(np.uint8)
     for block in range(-(-data.size // BLOCK_BYTES)) if blocks is None else blocks:
-        yield zlib.crc32(data[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES])
+        yield zlib.crc32(data[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES].data)
 
 
 def map_tokens(path: Path, tokens: h5py.Dataset) -> np.ndarray:
@@ -230,15 +230,22 @@ class TokenStream:
         return spans[0] if len(spans) == 1 else np.concatenate(spans)
 
     def read_windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """Windows (len(starts), length) of int64 tokens; one gather for all that lie in one shard."""
-        windows = self._views(length)
+        """Windows (len(starts), length) of int64 tokens: one gather from each shard, and across its end one by one."""
+        views = self._views(length)
+        if len(views) == 1 and views[0] is not None:
+            return views[0][starts].astype(np.int64)
+        windows = np.empty((len(starts), length), dtype=np.int64)
         shards = np.searchsorted(self._starts, starts, side="right") - 1
-        inside = starts + length <= self._starts[shards + 1]
-        if inside.all() and (shards == shards[0]).all():
-            view = windows[shards[0]]
-            assert view is not None
-            return view[starts - self._starts[shards[0]]].astype(np.int64)
-        return np.stack([self.read(int(start), length) for start in starts])
+        within = starts - self._starts[shards]
+        is_inside = starts + length <= self._starts[shards + 1]
+        for shard in set(shards.tolist()):
+            rows = np.flatnonzero(is_inside & (shards == shard))
+            view = views[shard]
+            if rows.size and view is not None:
+                windows[rows] = view[within[rows]]
+        for row in np.flatnonzero(~is_inside):
+            windows[row] = self.read(int(starts[row]), length)
+        return windows
 
     def _views(self, length: int) -> list[np.ndarray | None]:
         if length not in self._windows:
@@ -257,7 +264,7 @@ def digest_blocks(stream: TokenStream) -> range:
 def block_digest(stream: TokenStream, block: int) -> tuple[np.ndarray, bytes]:
     """(tokens, sha256) of a block of the stream."""
     tokens = stream.raw(block * DIGEST_TOKENS, DIGEST_TOKENS)
-    return tokens, hashlib.sha256(np.ascontiguousarray(tokens)).digest()
+    return tokens, hashlib.sha256(np.ascontiguousarray(tokens).data).digest()
 
 
 def join_digests(digests: Iterable[bytes]) -> str:

@@ -193,7 +193,7 @@ def _preprocess(out: Path, corpus: Path, tokenizer: Path, ranks: int, text_mb: f
 def _encoder(kind: str, corpus: Path, tokenizer: Path, processes: int, threads: int = 1) -> dict[str, float]:
     """The sum of the rates of processes that encode their shares at the same time."""
     commands = [
-        [sys.executable, "-m", "hvdlm.perf.encoder_rate", kind, str(corpus), str(tokenizer), str(n), str(processes)]
+        [sys.executable, "-m", "hvdlm", "bench", "encoder", kind, str(corpus), str(tokenizer), str(n), str(processes)]
         for n in range(processes)
     ]
     environment = {**fresh_environment(), "RAYON_NUM_THREADS": str(threads)}

@@ -1,11 +1,7 @@
-"""One process of `hvdlm bench preprocess`: how fast an encoder turns its share of a corpus into ids, from cold.
-
-python -m hvdlm.perf.encoder_rate fast|tokenizers CORPUS.jsonl TOKENIZER.json RANK SIZE
-"""
+"""One process of `hvdlm bench preprocess`: how fast an encoder turns its share of a corpus into ids, from cold."""
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -34,12 +30,3 @@ def measure(kind: str, corpus: Path, path: Path, rank: int, size: int) -> float:
             batch, held = [], 0
     tokenizer.encode_documents(batch)
     return num_bytes / 1e6 / (time.perf_counter() - start)
-
-
-def main(kind: str, corpus: str, path: str, rank: str, size: str) -> None:
-    """Print the rate."""
-    print(measure(kind, Path(corpus), Path(path), int(rank), int(size)))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

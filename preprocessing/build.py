@@ -18,7 +18,6 @@ from hvdlm import tokenizer as tokenizers
 from hvdlm.durable import sha256_of_range, write_text_durably
 from hvdlm.errors import UserError
 from hvdlm.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, read_manifest, write_manifest
-from hvdlm.partition import fraction_of
 from hvdlm.stop import StopFlag
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
@@ -28,16 +27,16 @@ from .assemble import assemble
 from .dedup import Signer, find_duplicates
 from .documents import Document, find_files
 from .pipeline import Pipeline
-from .plan import Job, PreprocessConfig, Unit, make_units, plan_digest, sample_units, split_of
+from .plan import Job, PreprocessConfig, Unit, make_units, plan_digest, split_of
+from .readers import format_of
 from .records import write_dropped, write_provenance
 from .spool import UnitResult
 from .turns import Clock, Turns
+from .vocabulary import make_vocabulary, with_fast_encoder
 
 log = logging.getLogger("hvdlm")
 
 ENCODE_BYTES = 1 << 20  # text handed to the tokenizer at once
-SAMPLE_PIECE = 8192  # characters of a document that enter the tokenizer's sample or not: a book is many draws
-PROOF_BYTES = 128 << 10  # text on which each rank proves the fast encoder
 SUMMARY = "preprocess.json"
 
 
@@ -69,6 +68,8 @@ def _prepare(config: PreprocessConfig) -> Job | Manifest:
     files = find_files(config.sources)
     if not sum(size for _, size in files):
         raise UserError(f"input {config.input!r}: its {len(files)} files are empty")
+    for path, _ in files:
+        format_of(path, config.format)  # an unknown one is found now, not after hours
     units = make_units(files, config.read_options)
     job = Job(config, units, plan_digest(config, files), ())
     if (config.output / MANIFEST).exists():
@@ -92,66 +93,13 @@ def _prepare(config: PreprocessConfig) -> Job | Manifest:
 
 
 def _find_tokenizer(job: Job, world: World) -> Tokenizer:
-    """The vocabulary, trained or loaded, or what an interrupted run trained, with its fastest exact encoder."""
+    """The vocabulary, or what an interrupted run made, with its fastest exact encoder."""
     kept = job.work / TOKENIZER
     if not world.on_root(kept.exists):
-        config = job.config.tokenizer
-        texts: list[str] = []
-        if config.kind != "byte" and config.path is None and config.vocabulary is None:
-            texts = _sample(job, world)
-        world.on_root(lambda: write_text_durably(kept, _make_tokenizer(job, texts).to_json()))
+        text = make_vocabulary(job.config, job.units, world)
+        world.on_root(lambda: write_text_durably(kept, text))
     tokenizer = tokenizers.from_json(world.on_root(lambda: kept.read_text(encoding="utf-8")))
-    with world.together():
-        proof = _head_of_a_unit(job, world)
-    fast = tokenizers.make_fast(tokenizer, proof)
-    if all(world.gather(fast is not tokenizer)):
-        return fast
-    if fast is not tokenizer:
-        log.warning("the slower tokenizers library encodes: another rank could not prove the fast encoder")
-    return tokenizer
-
-
-def _make_tokenizer(job: Job, texts: list[str]) -> Tokenizer:
-    config = job.config.tokenizer
-    if texts:
-        log.info("training a %s vocabulary on %.1f MB", config.kind, sum(map(len, texts)) / 1e6)
-    made = tokenizers.TOKENIZERS[config.kind](config, lambda: iter(texts))
-    if texts and made.vocab_size < config.vocab_size:
-        log.warning("the text has only enough for a vocabulary of %d ids", made.vocab_size)
-    return made
-
-
-def _sample(job: Job, world: World) -> list[str]:
-    """On rank 0 the tokenizer's training text in input order, drawn by all ranks; elsewhere nothing."""
-    units, fraction = sample_units(job.units, job.config.tokenizer.sample_mb * 1e6)
-    pipeline = Pipeline(job.config)
-    drawn: list[tuple[int, list[str]]] = []
-    with world.together():
-        for unit in units[world.rank :: world.size]:
-            pieces = (
-                document.text[start : start + SAMPLE_PIECE]
-                for document in pipeline.documents(unit, UnitResult().statistics)
-                for start in range(0, len(document.text), SAMPLE_PIECE)
-            )
-            drawn.append((unit.number, [p for p in pieces if fraction_of(p.encode(), job.config.seed + 1) < fraction]))
-    received = world.exchange_bytes([json.dumps(drawn).encode(), *[b""] * (world.size - 1)])
-    if world.rank:
-        return []
-    by_unit = sorted(pair for part in received for pair in json.loads(part))
-    return [piece for _, pieces in by_unit for piece in pieces]
-
-
-def _head_of_a_unit(job: Job, world: World) -> list[str]:
-    """Some real text, another at each rank."""
-    unit = job.units[world.rank * len(job.units) // world.size]
-    texts: list[str] = []
-    held = 0
-    for document in Pipeline(job.config).documents(unit, UnitResult().statistics):
-        texts.append(document.text[:PROOF_BYTES])
-        held += len(texts[-1])
-        if held >= PROOF_BYTES:
-            break
-    return texts
+    return with_fast_encoder(tokenizer, job.config, job.units, world)
 
 
 class Worker:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+import zlib
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from hvdlm.errors import UserError
+from hvdlm.partition import mix
 from hvdlm.world.interface import World
 
 from .plan import DedupConfig, Job
@@ -21,6 +23,8 @@ from .spool import Spool, duplicates_of
 
 EXACT_BYTES = 16
 SHINGLE_WORDS = 5
+ODD_NUMBER = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: neighbours differ in all their bits
+BATCH_SHINGLES = 8192  # each is met by num_hashes numbers of 8 bytes
 MINHASH_SEED = 1
 # A character of a script that is written without blanks is a word.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
@@ -37,19 +41,12 @@ class Signer:
         self._config = config
 
     @cached_property
-    def _minhash(self) -> Callable[[list[bytes]], np.ndarray]:
+    def _fresh(self) -> Any:
         try:
             from datasketch import MinHash
         except ImportError:
             raise UserError("dedup.near needs datasketch; pip install 'hvdlm[text]'") from None
-        fresh = MinHash(num_perm=self._config.num_hashes, seed=MINHASH_SEED)
-
-        def hash_values(shingles: list[bytes]) -> np.ndarray:
-            minhash = fresh.copy()
-            minhash.update_batch(shingles)
-            return minhash.hashvalues
-
-        return hash_values
+        return MinHash(num_perm=self._config.num_hashes, seed=MINHASH_SEED, hashfunc=lambda number: number)
 
     @cached_property
     def bands(self) -> tuple[int, int]:
@@ -58,7 +55,12 @@ class Signer:
             return 0, 0
         from datasketch import MinHashLSH
 
-        index = MinHashLSH(threshold=self._config.threshold, num_perm=self._config.num_hashes)
+        try:
+            index = MinHashLSH(threshold=self._config.threshold, num_perm=self._config.num_hashes)
+        except ValueError:
+            raise UserError(
+                f"dedup.threshold {self._config.threshold}: too high for {self._config.num_hashes} hashes; lower it"
+            ) from None
         return index.b, index.r
 
     def sign(self, text: str, data: bytes) -> bytes:
@@ -69,14 +71,27 @@ class Signer:
         num_bands, rows = self.bands
         if not num_bands:
             return exact
-        words = WORD.findall(text.lower())
-        last = max(1, len(words) - SHINGLE_WORDS + 1)
-        values = self._minhash([" ".join(words[n : n + SHINGLE_WORDS]).encode() for n in range(last)])
+        minhash, numbers = self._fresh.copy(), shingles(text)
+        for start in range(0, len(numbers), BATCH_SHINGLES):
+            minhash.update_batch(numbers[start : start + BATCH_SHINGLES].tolist())
         keys = (
-            hashlib.blake2b(bytes([band]) + values[band * rows : (band + 1) * rows].tobytes(), digest_size=8).digest()
+            hashlib.blake2b(
+                bytes([band]) + minhash.hashvalues[band * rows : (band + 1) * rows].tobytes(), digest_size=8
+            ).digest()
             for band in range(num_bands)
         )
         return exact + b"".join(keys)
+
+
+def shingles(text: str) -> np.ndarray:
+    """32-bit numbers (as uint64) of the runs of SHINGLE_WORDS words; a shorter text is one run."""
+    words = WORD.findall(text.lower())
+    codes = np.fromiter((zlib.crc32(word.encode()) for word in words), dtype=np.uint64, count=len(words))
+    width = min(SHINGLE_WORDS, len(words))
+    runs = np.zeros(max(1, len(words) - width + 1), dtype=np.uint64)
+    for place in range(width):
+        runs = runs * np.uint64(ODD_NUMBER) + codes[place : place + len(runs)]
+    return mix(runs) >> np.uint64(32)
 
 
 def find_duplicates(job: Job, world: World) -> dict[str, int]:

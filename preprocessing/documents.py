@@ -146,9 +146,9 @@ class _Zstd(io.RawIOBase):
 
 # suffix -> how to open it. Decompression is streamed; nothing is expanded as a whole.
 COMPRESSIONS: dict[str, Callable[[str], BinaryIO]] = {
-    ".gz": lambda path: cast(BinaryIO, gzip.open(path, "rb")),
-    ".bz2": lambda path: cast(BinaryIO, bz2.open(path, "rb")),
-    ".xz": lambda path: cast(BinaryIO, lzma.open(path, "rb")),
+    ".gz": lambda path: cast(BinaryIO, gzip.open(path, "rb")),  # noqa: SIM115 - the caller closes
+    ".bz2": lambda path: cast(BinaryIO, bz2.open(path, "rb")),  # noqa: SIM115
+    ".xz": lambda path: cast(BinaryIO, lzma.open(path, "rb")),  # noqa: SIM115
     ".zst": lambda path: cast(BinaryIO, io.BufferedReader(_Zstd(path), 1 << 17)),
 }
 

@@ -231,7 +231,7 @@ _PHONE = re.compile(
     re.VERBOSE,
 )
 _PHONE_BEFORE = re.compile(r"(?:[A-Za-z0-9_$¥￥€£+]|[0-9][.-])\Z")
-_PHONE_AFTER = re.compile(r"[A-Za-z0-9_%]|[.-][0-9]|\s?(?:元|美元|万|亿|bytes\b)")
+_PHONE_AFTER = re.compile(r"[A-Za-z0-9_%]|[.-][0-9]|\s?(?:元|美元|万|亿|bytes\b)|\*[A-Za-z0-9]")
 _NOT_E164 = re.compile(r"\+[0-9]+\.[0-9]+\Z|\+1[ .-]?\(?[01]|.*(?:[ .]000){2}")
 
 

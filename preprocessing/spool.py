@@ -88,10 +88,11 @@ class Spool:
     """A finished unit, read array by array; documents that dedup marked are passed over."""
 
     def __init__(self, path: Path) -> None:
-        self._arrays = np.load(path)
+        self._file = np.load(path)
+        self._arrays: dict[str, np.ndarray] = {}  # those that were asked for
         marks = duplicates_of(path)
         self.duplicates = np.load(marks) if marks.exists() else np.empty((0, 2), np.int64)  # (row, kind)
-        self._kept = np.ones(len(self._arrays["splits"]), dtype=bool)
+        self._kept = np.ones(len(self["splits"]), dtype=bool)
         self._kept[self.duplicates[:, 0]] = False
 
     def __enter__(self) -> Spool:
@@ -100,40 +101,42 @@ class Spool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._arrays.close()
+        self._file.close()
 
     def __getitem__(self, name: str) -> np.ndarray:
         """An array of all documents, as it was saved."""
+        if name not in self._arrays:
+            self._arrays[name] = self._file[name]
         return self._arrays[name]
 
     def facts(self, name: str) -> Any:
         """What was saved as JSON: `statistics` or `inputs`."""
-        return json.loads(self._arrays[name].tobytes())
+        return json.loads(self[name].tobytes())
 
     def kept(self, split: str) -> np.ndarray:
         """Rows of a split's documents (int64), in input order."""
-        return np.flatnonzero(self._kept & (self._arrays["splits"] == SPLITS.index(split)))
+        return np.flatnonzero(self._kept & (self["splits"] == SPLITS.index(split)))
 
     def of_split(self, name: str, split: str) -> np.ndarray:
         """An array with a row a document, for the documents of a split."""
-        return self._arrays[name][self.kept(split)]
+        return self[name][self.kept(split)]
 
     def tokens(self, split: str, first: int, last: int) -> np.ndarray:
         """Ids of a split's documents [first, last), one behind the other."""
         rows = self.kept(split)[first:last]
         if not rows.size:
-            return np.empty(0, self._arrays["tokens"].dtype)
-        lengths = self._arrays["lengths"]
+            return np.empty(0, self["tokens"].dtype)
+        lengths = self["lengths"]
         ends = np.concatenate([[0], np.cumsum(lengths)])
-        tokens = self._arrays["tokens"][ends[rows[0]] : ends[rows[-1] + 1]]
+        tokens = self["tokens"][ends[rows[0]] : ends[rows[-1] + 1]]
         kept = self._kept[rows[0] : rows[-1] + 1]
         return tokens if kept.all() else tokens[np.repeat(kept, lengths[rows[0] : rows[-1] + 1])]
 
     def column(self, name: str, split: str, first: int, last: int) -> list[str] | None:
         """Ids or labels of a split's documents [first, last), None where the input gave none."""
-        if name not in self._arrays.files:
+        if name not in self._file.files:
             return None
-        strings = unpack_strings(self._arrays[name], self._arrays[f"{name}_offsets"])
+        strings = unpack_strings(self[name], self[f"{name}_offsets"])
         return [strings[row] for row in self.kept(split)[first:last]]
 
 

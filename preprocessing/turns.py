@@ -138,7 +138,8 @@ class Turns:
     def write_summary(self, path: Path, manifest: Manifest) -> None:
         """`preprocess.json`: seconds by phase and rank, and how uneven the work was. Collective."""
         phases = self.world.gather(self.clock.seconds)
-        seconds = {name: [round(rank.get(name, 0.0), 3) for rank in phases] for name in self.clock.seconds}
+        names = dict.fromkeys(name for rank in phases for name in rank)
+        seconds = {name: [round(rank.get(name, 0.0), 3) for rank in phases] for name in names}
         if self.world.rank:
             return
         tokenize = [rank.get("tokenize", 0.0) for rank in phases]

@@ -347,7 +347,7 @@ def install_hvdlm(state: State) -> bool:
     if state.fits("hvdlm", key):
         return False
     say("hvdlm: installing with its Python dependencies")
-    pip("hvdlm", "install", "--no-build-isolation", "-e", f"{ROOT}[test]")
+    pip("hvdlm", "install", "--no-build-isolation", "-e", f"{ROOT}[text,test]")
     state.set("hvdlm", key)
     return True
 

@@ -126,8 +126,9 @@ def test_script_names_agree_with_the_names_of_the_characters():
     """A letter whose name begins with a script's counts for it; but a few phonetic ones amid another script's block."""
     prefixes = {
         "LATIN": "latin", "GREEK": "greek", "CYRILLIC": "cyrillic", "ARMENIAN": "armenian", "HEBREW": "hebrew",
-        "ARABIC": "arabic", "DEVANAGARI": "devanagari", "BENGALI": "bengali", "TAMIL": "tamil", "TELUGU": "telugu",
-        "THAI": "thai", "GEORGIAN": "georgian", "CJK": "han", "HIRAGANA": "kana", "KATAKANA": "kana", "HANGUL": "hangul",
+        "ARABIC": "arabic", "DEVANAGARI": "devanagari", "BENGALI": "bengali", "TAMIL": "tamil",
+        "TELUGU": "telugu", "THAI": "thai", "GEORGIAN": "georgian", "CJK": "han", "HIRAGANA": "kana",
+        "KATAKANA": "kana", "HANGUL": "hangul",
     }  # fmt: skip
     wrong = []
     for char in map(chr, range(0x10000)):

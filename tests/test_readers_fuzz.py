@@ -2,7 +2,6 @@
 
 import bz2
 import gzip
-import importlib.util
 import io
 import itertools
 import json
@@ -81,14 +80,16 @@ def read(path, content, options):
 
 
 PIECES = [
-    b"\n", b"\r\n", b"\n\n", b"\n \t\r\n", b"\r", b" ", b"a", b"word ", b"\0", b"\x0c", b"\xff", b"\xed\xa0\x80", b"\xc3",
-    b"\xef\xbb\xbf", "é".encode(), "中文。".encode(), "😀".encode(), "\u2028\x85".encode(), b"<|end|>", b"<|end", b"|>",
-    b"\n = Title = \n", b"\n = = Part = = \n", b" = ", b"=", b'{"text": "a\\u4e2d"}\n', b'{"text": "', b'"}\n', b'{"id": 3, "text": "b"}\n',
-    b"\\ud83d", b"\\", b'"', b",", b"\t", b"text", b"text,id\n", b"text\n", b"{}", b"[" * 2000, b'{"a":' * 500, b"9" * 5000,
-    b'{"text": 1}\n', b'{"text": null}\n', b'[{"text": "a"}]\n', b"NaN\n", b"<p>", b"<html><body>", b"</p>", b"&#xd800;", b"<!--", b"<![CDATA[",
-    b"WARC/1.0\r\n", b"WARC-Type: conversion\r\n", b"WARC-Type: response\r\n", b"Content-Type: text/plain\r\n", b"Content-Type: application/http\r\n",
-    b"Content-Length: 7\r\n", b"Content-Length: 99999999999\r\n", b"HTTP/1.1 200 OK\r\n", b"Content-Type: text/html\r\n\r\n", b"PAR1", b"\x1f\x8b",
-]  # fmt: skip
+    *(b"\n", b"\r\n", b"\n\n", b"\n \t\r\n", b"\r", b" ", b"a", b"word ", b"\0", b"\x0c", b"\xff", b"\xed\xa0\x80"),
+    *(words.encode() for words in ("\ufeff", "é", "中文。", "😀", "\u2028\x85")),
+    *(b"\xc3", b"<|end|>", b"<|end", b"|>", b"\n = Title = \n", b"\n = = Part = = \n", b" = ", b"="),
+    *(b'{"text": "a\\u4e2d"}\n', b'{"text": "', b'"}\n', b'{"id": 3, "text": "b"}\n', b"\\ud83d", b"\\", b'"', b","),
+    *(b"\t", b"text", b"text,id\n", b"text\n", b"{}", b"[" * 2000, b'{"a":' * 500, b"9" * 5000, b'{"text": 1}\n'),
+    *(b'{"text": null}\n', b'[{"text": "a"}]\n', b"NaN\n", b"<p>", b"<html><body>", b"</p>", b"&#xd800;", b"<!--"),
+    *(b"WARC/1.0\r\n", b"WARC-Type: conversion\r\n", b"WARC-Type: response\r\n", b"Content-Type: text/plain\r\n"),
+    *(b"Content-Type: application/http\r\n", b"Content-Length: 7\r\n", b"Content-Length: 99999999999\r\n"),
+    *(b"HTTP/1.1 200 OK\r\n", b"Content-Type: text/html\r\n\r\n", b"PAR1", b"\x1f\x8b", b"<![CDATA["),
+]
 # Long runs cross the limits: of a block, of a document, of what decides where a record begins.
 RUNS = st.tuples(st.sampled_from(PIECES), st.sampled_from([1, 1, 1, 1, 2, 3, 17, 90, 600, 3000])).map(
     lambda p: p[0] * p[1]
@@ -97,8 +98,8 @@ CONTENT = st.lists(st.one_of(RUNS, st.binary(max_size=20)), max_size=12).map(lam
 
 
 @pytest.mark.parametrize("name", SPLITTABLE)
-@bounded(120)
-@given(content=CONTENT, data=st.data(), errors=st.sampled_from(["strict", "replace"]))
+@bounded(80)
+@given(content=CONTENT.filter(len), data=st.data(), errors=st.sampled_from(["strict", "replace"]))
 def test_any_partition_gives_what_the_whole_file_gives(name, content, data, errors, path, small_limits):
     options = options_for(name, errors=errors)
     whole = read(path, content, options)
@@ -134,7 +135,7 @@ def test_every_cut_of_a_small_file(name, small, path, request):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@bounded(60)
+@bounded(50)
 @given(content=CONTENT, encoding=st.sampled_from(["utf-8", "utf-8", "gb18030", "utf-16", "latin-1", "ascii"]))
 @example(content=b"", encoding="utf-8")
 @example(content=b"", encoding="utf-16")
@@ -142,7 +143,7 @@ def test_every_cut_of_a_small_file(name, small, path, request):
 @example(content=b"text\n" + b"\n" * 9, encoding="utf-8")
 @example(content=b"x" * 20_000, encoding="utf-8")
 @example(content=b"\\" * 20_000, encoding="utf-8")
-@example(content=b"\xbf" * 20_000, encoding="utf-8")
+@example(content=b"\xbf" * 12_000, encoding="utf-8")
 def test_any_bytes_are_read_or_refused(name, content, encoding, path, small_limits):
     for errors in ("strict", "replace"):
         read(path, content, options_for(name, encoding=encoding, errors=errors))
@@ -262,23 +263,30 @@ def test_a_long_json_text_comes_in_pieces_without_loss(words, path, small_limits
 @bounded(60)
 @given(content=CONTENT)
 def test_a_long_text_comes_in_pieces_without_loss(name, content, path, small_limits):
-    content = content.decode("utf-8", "ignore").removeprefix("\ufeff").encode()
+    content = content.decode("utf-8", "ignore").lstrip("\ufeff").encode()
     found = read(path, content, options_for(name))
     assert "".join(item.text for item in found).encode() == content
 
 
+# Not ru_maxrss: a child begins with that of its parent.
 MEASURE = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from hvdlm.preprocessing import documents
 from hvdlm.preprocessing.documents import Part, ReadOptions
 from hvdlm.preprocessing.readers import read_documents, text
 import pyarrow.parquet
+try:
+    import trafilatura
+except ImportError:
+    pass
 documents.MAX_DOCUMENT_BYTES, text.BLOCK_BYTES = 1 << 20, 1 << 18
 options = ReadOptions(sys.argv[2], separator="<|end|>")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak_kib = lambda: int(re.search("VmHWM: *\\t* *([0-9]+)", Path("/proc/self/status").read_text())[1])
+before = peak_kib()
 for item in read_documents(Part(sys.argv[1], 0, None), options):
     pass
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak_kib() - before)
 """
 BOMBS = {
     "zeros": (b"", b"\0"),
@@ -288,21 +296,24 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("bomb", BOMBS)
-@pytest.mark.parametrize("name", NAMES)
+# A line end is a record of its own to jsonl and csv, so a file of them takes time, not memory.
+BOMBED = [(name, "zeros") for name in NAMES] + [
+    *(
+        ("txt", "line ends"),
+        ("paragraphs", "line ends"),
+        ("paragraphs", "a line"),
+        ("jsonl", "a line"),
+        ("csv", "a quote"),
+    )
+]
+
+
+@pytest.mark.parametrize(("name", "bomb"), BOMBED)
 def test_a_file_that_expands_without_measure_needs_little_memory(name, bomb, tmp_path):
-    if bomb != "zeros" and name not in ("txt", "jsonl", "csv", "paragraphs"):
-        pytest.skip("no other path through the reader")
     start, byte = BOMBS[bomb]
     path = tmp_path / "a.gz"
-    path.write_bytes(gzip.compress(start + byte * (50 << 20), 1))
+    path.write_bytes(gzip.compress(start + byte * (50 << 20 if byte != b"\n" else 16 << 20), 1))
     command = [sys.executable, "-c", MEASURE, str(path), name]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout) < 25_000  # KB; the file expands to twice that
-
-
-def test_the_page_readers_are_among_those_tested():
-    """They were left out above where trafilatura cannot be imported."""
-    if importlib.util.find_spec("trafilatura") and not PAGES:
-        pytest.skip("trafilatura is installed but cannot be imported")
+    assert int(run.stdout) < 15 << 10  # KiB, less than any of the files expands to

@@ -224,7 +224,7 @@ def test_a_row_group_that_expands_without_measure_is_not_read(write, monkeypatch
         write("a.parquet", parquet(pa.table({"text": ["0" * (20 << 20)]}), compression="zstd")), ReadOptions()
     )
     assert isinstance(found, BadRecord)
-    assert "expands more than 100-fold, to 20 MiB" in found.reason
+    assert "expands more than 100-fold" in found.reason
 
 
 def test_parquet_without_pyarrow_names_the_remedy(tmp_path, monkeypatch):

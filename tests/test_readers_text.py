@@ -47,7 +47,7 @@ def test_txt_is_a_document_a_file(write):
 def test_paragraphs_are_documents_between_blank_lines(write):
     options = ReadOptions("paragraphs")
     path = write("a.txt", "\n\none\nmore é\n \n\ntwo\n\nthree".encode())
-    assert read(path, options) == ["", "one\nmore é", "two", "three"]
+    assert read(path, options) == ["one\nmore é", "two", "three"]
     good, bad = found(write("b.txt", b"one\n\n\nab\xff\n"), options)
     assert good.text == "one"
     assert bad.place.endswith(": byte 8")
@@ -64,15 +64,15 @@ def test_separated_documents(write):
 def test_wikitext_is_a_document_an_article(write):
     content = b" \n = One = \n \n text \n = = Section = = \n more \n \n = Two = \n \n second \n"
     articles = read(write("a.tokens", content))
-    assert [article.split("=")[1].strip() for article in articles[1:]] == ["One", "Two"]
-    assert "= = Section = =" in articles[1]
+    assert [article.split("=")[1].strip() for article in articles] == ["One", "Two"]
+    assert "= = Section = =" in articles[0]
 
 
 def test_other_encodings(write):
     options = ReadOptions(encoding="gb18030")
     assert read(write("a.txt", "中文，句子".encode("gb18030")), options) == ["中文，句子"]
     (bad,) = found(write("b.txt", "中文".encode("gb18030") + b"\xff\xff"), options)
-    assert bad == BadRecord(bad.place, "is not gb18030; set errors: replace")
+    assert bad == BadRecord(bad.place, "is not gb18030; set another encoding, or errors: replace")
     assert bad.place.endswith("byte 4")
     assert read(write("c.jsonl", '{"text": "é"}\n{"text": "b"}'.encode("utf-16")), ReadOptions(encoding="utf-16")) == [
         "é",
@@ -122,7 +122,7 @@ def test_ranges_share_a_file_without_loss(tmp_path, monkeypatch, name):
     path.write_bytes(content)
     assert can_split(str(path), options)
     whole = found(path, options)
-    assert len(whole) > 2
+    assert len(whole) >= 2
     for block in (1, 5, 1 << 20):
         monkeypatch.setattr(text, "BLOCK_BYTES", block)
         assert found(path, options) == whole

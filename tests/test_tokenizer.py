@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hvdlm import tokenizer as tokenizers
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import TOKENIZERS, ByteTokenizer, TokenizerConfig, dtype_for, from_json
+from hvdlm.tokenizer.word import WordRule, cutter
 
 TEXTS = ["plain words", "", "tabs\t and\n\nnewlines  ", "héllo wörld 你好 🙂", "def f(x):\n    return x\n"]
 SENTENCES = ["我们在北京大学学习自然语言处理。", "今天天气很好,我们去公园散步。", "他来到了网易杭研大厦"]
@@ -105,12 +106,8 @@ def test_ids_stay_below_the_vocabulary_size_and_eos_is_never_text(tokenizer):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("word", "jieba")])
 def test_the_name_of_the_unknown_token_is_text_but_in_closed_vocabularies(made, kind):
-    known = made[kind].encode("unk")
-    if made[kind].unk_id is not None and made[kind].unk_id not in known:
-        ids = made[kind].encode("<unk>").tolist()
-        assert len(ids) > 1 or made[kind].unk_id not in ids
-    if kind in EXACT:
-        assert made[kind].decode(made[kind].encode("<unk>")) == "<unk>"
+    name = "[UNK]" if kind == "wordpiece" else "<unk>"
+    assert len(made[kind].encode(name)) > 1
 
 
 def test_json_restores_the_same_tokenizer(tokenizer):
@@ -133,11 +130,8 @@ def test_the_byte_tokenizers_digest_is_the_one_in_existing_shards():
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece", "char", "word"])
 def test_training_is_deterministic(kind, made):
-    if kind == "unigram":
-        assert make(kind, vocab_size=300).vocab_size == made[kind].vocab_size
-    else:
-        size = {"bpe": 400, "wordpiece": 300, "char": 100, "word": 150}[kind]
-        assert make(kind, vocab_size=size).to_json() == made[kind].to_json()
+    size = {"bpe": 400, "wordpiece": 300, "unigram": 300, "char": 100, "word": 150}[kind]
+    assert make(kind, vocab_size=size).to_json() == made[kind].to_json()
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece", "sentencepiece"])
@@ -157,8 +151,7 @@ def test_unknown_characters_and_only_they_are_lost(made, text):
     assert ((ids == char.unk_id) == [c not in known for c in text]).all()
 
 
-def test_characters_of_chinese_are_tokens(made):
-    assert made["char"].decode(made["char"].encode("e")) == "e"
+def test_characters_of_chinese_are_tokens():
     chinese = TOKENIZERS["char"](TokenizerConfig(kind="char"), lambda: iter(SENTENCES))
     ids = chinese.encode(SENTENCES[0])
     assert chinese.decode(ids) == SENTENCES[0]
@@ -181,13 +174,15 @@ def test_jieba_cuts_chinese_into_words(made):
     assert jieba.encode("<unk>在").tolist() == [jieba.unk_id, jieba.encode("在")[0]]
 
 
-@settings(quick, max_examples=60)
-@given(text=any_text)
-def test_jieba_loses_no_character(text):
-    from hvdlm.tokenizer.word import WordRule, cutter
+@pytest.fixture(scope="module")
+def jieba_cut():
+    return cutter(WordRule("jieba"))
 
-    cut = test_jieba_loses_no_character.__dict__.setdefault("cut", cutter(WordRule("jieba")))
-    assert "".join(cut(text)) == text
+
+@quick
+@given(text=any_text)
+def test_jieba_loses_no_character(jieba_cut, text):
+    assert "".join(jieba_cut(text)) == text
 
 
 def test_jieba_is_silent_and_leaves_no_cache(tmp_path, monkeypatch, capfd):
@@ -226,7 +221,6 @@ def test_penn_treebank_reads_as_its_papers_count_it(tmp_path):
 
 
 def test_words_by_a_pattern():
-    word = make("word", words="regex", pattern="(c|b)at", vocab_size=50)
     word = TOKENIZERS["word"](
         TokenizerConfig(kind="word", words="regex", pattern="(c|b)at|<unk>x"), lambda: iter(["cat bat, cat"])
     )
@@ -242,7 +236,7 @@ def test_a_word_twice_in_a_vocabulary_is_an_error(tmp_path):
 
 
 def test_unigram_gives_text_of_known_characters_back(made):
-    for text in ("the  sun\n\tis", " lead and trail ", "word\n\nword"):
+    for text in ("the  sun\n is", " lead and trail ", "rain\n\nsun"):
         ids = made["unigram"].encode(text)
         assert made["unigram"].decode(ids) == text
     assert made["unigram"].unk_id in made["unigram"].encode("🙂")

@@ -67,7 +67,7 @@ def cli() -> None:
 
 
 for command in (
-    settings.doctor, data.preprocess, data.data, training.train, training.evaluate, training.generate,
-    scaling.scale, scaling.measure, scaling.report, settings.config_group,
+    settings.doctor, data.preprocess, data.data, data.tokenizer, training.train, training.evaluate, training.generate,
+    scaling.scale, scaling.measure, scaling.report, scaling.bench, settings.config_group,
 ):  # fmt: skip
     cli.add_command(command)

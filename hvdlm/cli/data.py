@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,7 +23,7 @@ from hvdlm.world import connected
 def preprocess(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Turn raw text into tokenized HDF5 shards; the same bytes at any number of ranks."""
     from hvdlm.config import load
-    from hvdlm.host import find_place
+    from hvdlm.host import find_place, keep_freed_memory
     from hvdlm.preprocessing.build import build
     from hvdlm.preprocessing.plan import PreprocessConfig
     from hvdlm.runlog import setup_logging
@@ -30,6 +31,7 @@ def preprocess(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     settings = load(PreprocessConfig, config, overrides)
     with connected() as world:
         setup_logging(world.rank)
+        keep_freed_memory()
         os.environ.setdefault("RAYON_NUM_THREADS", str(find_place(world).threads))  # the tokenizers library's threads
         manifest = build(settings, world)
         value = {
@@ -45,15 +47,19 @@ def data() -> None:
     """Look into a data folder."""
 
 
-@data.command("inspect", epilog="hvdlm data inspect runs/quickstart/data")
+@data.command("inspect", epilog="hvdlm data inspect runs/quickstart/data --samples 3 --picture lengths.png")
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Documents of a split to decode.")
+@click.option("--picture", type=click.Path(path_type=Path), default=None, help="Draw the lengths (.png, .svg, .pdf).")
 @json_option
 @by_rank_0
-def data_inspect(folder: Path, as_json: bool) -> None:
-    """Counts, document lengths, and the beginning of a document decoded."""
-    from hvdlm.inspection import inspect, to_text
+def data_inspect(folder: Path, samples: int, picture: Path | None, as_json: bool) -> None:
+    """Counts, token statistics, document lengths, and the beginnings of documents decoded."""
+    from hvdlm.inspection import draw, inspect, to_text
 
-    facts = inspect(folder)
+    facts = inspect(folder, samples)
+    if picture:
+        draw(facts, picture)
     result(facts, as_json, to_text(facts))
 
 
@@ -62,11 +68,94 @@ def data_inspect(folder: Path, as_json: bool) -> None:
 @json_option
 @by_rank_0
 def data_verify(folder: Path, as_json: bool) -> None:
-    """Compare every shard with the manifest's checksum."""
-    from hvdlm.shards import read_manifest, verify
+    """Find any flipped byte: each shard against its checksums; a fault names shard and block."""
+    from hvdlm.manifest import read_manifest
+    from hvdlm.shards import verify
 
     faults = verify(folder)
     if faults:
         raise UserError("; ".join(faults) + "; copy these files again or rerun `hvdlm preprocess` into a new folder")
     num_shards = sum(len(split.shards) for split in read_manifest(folder).splits.values())
     result({"ok": True, "num_shards": num_shards}, as_json, f"{folder}: {num_shards} shards, all as written")
+
+
+@data.command("convert", epilog="hvdlm data convert runs/quickstart/data runs/megatron --to megatron")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(["hvdlm", "megatron", "nanogpt", "jsonl"]), required=True)
+@click.option("--tokenizer", type=click.Path(path_type=Path), default=None, help="tokenizer.json, if none is beside.")
+@click.option("--lossy", is_flag=True, help="Write even what would not come back exactly.")
+@json_option
+@by_rank_0
+def data_convert(source: Path, destination: Path, to: Any, tokenizer: Path | None, lossy: bool, as_json: bool) -> None:
+    """To and from Megatron's .bin/.idx, nanoGPT's .bin and jsonl; the source's format is recognized."""
+    from hvdlm.bridges import Wishes, convert
+    from hvdlm.runlog import setup_logging
+
+    setup_logging(0)
+    found = convert(source, destination, to=to, tokenizer=tokenizer, wishes=Wishes(is_lossy=lossy))
+    result(found, as_json, f"{destination}: {to}, from {found['from']}")
+
+
+@click.group(cls=Group)
+def tokenizer() -> None:
+    """Make vocabularies, look into them, compare them."""
+
+
+@tokenizer.command(
+    "train",
+    epilog="mpirun -np 2 hvdlm tokenizer train configs/quickstart-data.yaml tokenizer.vocab_size=8192 --out bpe.json",
+)
+@config_argument
+@overrides_argument
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The tokenizer.json to write.")
+@json_option
+def tokenizer_train(config: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
+    """Learn the vocabulary of a preprocess config from a sample of its input, without the shards."""
+    from hvdlm.config import load
+    from hvdlm.durable import write_text_durably
+    from hvdlm.preprocessing.documents import find_files
+    from hvdlm.preprocessing.plan import PreprocessConfig, make_units
+    from hvdlm.preprocessing.vocabulary import make_vocabulary
+    from hvdlm.runlog import setup_logging
+    from hvdlm.tokenizer import digest, from_json
+
+    settings = load(PreprocessConfig, config, overrides)
+    with connected() as world:
+        setup_logging(world.rank)
+        units = world.on_root(lambda: make_units(find_files(settings.sources), settings.read_options))
+        text = make_vocabulary(settings, units, world)
+        world.on_root(lambda: write_text_durably(out, text))
+        made = from_json(text)
+        value = {"out": str(out), "kind": made.kind, "vocab_size": made.vocab_size, "digest": digest(made)}
+        result(value, as_json, f"{out}: {made.kind}, {made.vocab_size:,} ids, digest {value['digest']}", world.rank)
+
+
+@tokenizer.command("show", epilog="hvdlm tokenizer show runs/quickstart/data/tokenizer.json --text 'def main():'")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--text", default="", help="A text to cut into tokens.")
+@json_option
+@by_rank_0
+def tokenizer_show(path: Path, text: str, as_json: bool) -> None:
+    """What a vocabulary holds, and how it cuts a text."""
+    from hvdlm.tokenizer import load
+    from hvdlm.tokenizer.study import show
+
+    facts = show(load(path), text)
+    result(facts, as_json, "\n".join(f"{name}: {value}" for name, value in facts.items()))
+
+
+@tokenizer.command("compare", epilog="hvdlm tokenizer compare a.json b.json --input texts.jsonl --input chinese.txt")
+@click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--input", "sources", multiple=True, required=True, help="Files, folders or globs of text.")
+@click.option("--megabytes", type=click.FloatRange(0, min_open=True), default=4.0, show_default=True)
+@json_option
+@by_rank_0
+def tokenizer_compare(paths: tuple[Path, ...], sources: tuple[str, ...], megabytes: float, as_json: bool) -> None:
+    """Bytes a token, tokens a word and unknown tokens, in all and by script."""
+    from hvdlm.preprocessing.vocabulary import head_of
+    from hvdlm.tokenizer import load
+    from hvdlm.tokenizer.study import compare, to_text
+
+    rows = compare({str(path): load(path) for path in paths}, head_of(list(sources), megabytes))
+    result({"rows": rows}, as_json, to_text(rows))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import resource
+from pathlib import Path
 
 import numpy as np
 
@@ -28,6 +30,17 @@ NASTY = (
     "#!/usr/bin/env python\n\tdef f(x):\n\t\treturn {**x, '_': -1e-9}  # ~/`^|\\\n",
 )
 
+# gigatoken keeps what it has seen without a limit: 120 MB of random words took 760 MB. Beyond this it starts anew.
+CACHE_BYTES = 256 << 20
+
+
+def resident_bytes() -> int:
+    """Memory of this process; 0 where there is no /proc."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
+
 
 class FastTokenizer:
     """A BackendTokenizer whose `encode_documents` runs in gigatoken; all else is the same object's.
@@ -40,11 +53,16 @@ class FastTokenizer:
         import gigatoken
 
         self._exact, self._threads = exact, threads
-        self._encoder = gigatoken.Tokenizer.from_json(exact.plain_json)
+        self._make = lambda: gigatoken.Tokenizer.from_json(exact.plain_json)
+        self._encoder = self._make()
+        self._resident = resident_bytes()
         self.kind, self.vocab_size = exact.kind, exact.vocab_size
         self.eos_id, self.unk_id = exact.eos_id, exact.unk_id
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        if resident_bytes() - self._resident > CACHE_BYTES:
+            self._encoder = self._make()
+            self._resident = resident_bytes()
         rows = self._encoder.encode_batch(texts, parallel=self._threads > 1).layout
         offsets = np.asarray(rows.offsets.data)
         return insert_eos(np.asarray(rows.content.data)[offsets[0] : offsets[-1]], np.diff(offsets), self)

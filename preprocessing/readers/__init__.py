@@ -87,8 +87,9 @@ def read_documents(part: Part, options: ReadOptions) -> Iterator[Document | BadR
             if format_.is_text and codecs.lookup(options.encoding).name != "utf-8":
                 file = cast(BinaryIO, io.BufferedReader(_Utf8(file, options)))
             yield from format_.read(file, part, options)
-    except UnicodeDecodeError as error:
-        yield BadRecord(f"{part.path}: byte {error.start}", f"is not {options.encoding}; set errors: replace")
+    except UnicodeError as error:  # of another encoding: what follows cannot be read
+        place = f"{part.path}: byte {error.start}" if isinstance(error, UnicodeDecodeError) else part.path
+        yield BadRecord(place, f"is not {options.encoding}; set another encoding, or errors: replace")
     except OSError as error:
         if error.errno is not None:
             raise UserError(f"{part.path}: cannot read it ({error.strerror})") from None

@@ -11,7 +11,7 @@ import orjson
 
 from .. import documents
 from ..documents import BadRecord, Document, Part, ReadOptions
-from .text import LINES, Record, decode, records
+from .text import LINES, Record, character_start, decode, records
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 HIGH_SURROGATE = re.compile(rb"\\u[dD][89abAB]")
@@ -135,9 +135,7 @@ def _safe_cut(data: bytes) -> int:
         return blank + 1
     escape = data.rfind(b"\\", max(0, cut - ESCAPE_BYTES), cut)
     if escape < 0:
-        while cut > 1 and data[cut] & 0xC0 == 0x80:
-            cut -= 1
-        return cut
+        return character_start(data, cut)
     while escape > 0 and data[escape - 1 : escape] == b"\\":
         escape -= 1
     if HIGH_SURROGATE.match(data, escape - 6):

@@ -16,6 +16,7 @@ from .. import documents
 from ..documents import BadRecord, Document, Part, ReadOptions
 
 BLOCK_BYTES = 4 << 20
+SMALL_BLOCK_BYTES = 64 << 10
 BOM = b"\xef\xbb\xbf"
 
 
@@ -24,6 +25,7 @@ class Boundary(NamedTuple):
 
     pattern: re.Pattern[bytes]  # its one group holds all of the match
     reach: int  # bytes before and after a place that decide whether a record starts there
+    lead: re.Pattern[bytes] | None = None  # what may still stand before a record, and is none of it
 
 
 class Record(NamedTuple):
@@ -35,8 +37,9 @@ class Record(NamedTuple):
 
 
 LINES = Boundary(re.compile(rb"(\n)"), 1)
-# A line of more than 80 blanks counts as text: what decides must lie within reach.
-BLANK_LINES = Boundary(re.compile(rb"(\n(?:[ \t\r]{0,80}\n)+)"), 82)
+# A line of more than 80 blanks counts as text: what decides must lie within reach. A long run of blank lines
+# comes as several boundaries, since a repeated group takes memory for each time; the last one may stay over.
+BLANK_LINES = Boundary(re.compile(rb"(\n(?:[ \t\r]{0,80}\n){1,256})"), 82, re.compile(rb"[ \t\r]{0,80}\n"))
 # An article opens with ` = Title = `; ` = = Section = = ` is inside one.
 ARTICLES = Boundary(re.compile(rb"(\n)(?= = [^=\n]{1,500} = ?\r?\n)"), 512)
 
@@ -46,35 +49,54 @@ def records(file: BinaryIO, part: Part, boundary: Boundary) -> Iterator[Record]:
     position = max(0, part.start - boundary.reach)
     if position:
         file.seek(position)
-    held, is_ours = b"", part.start == 0  # whether the record under way began in this part
+    held = b""
+    is_foreign, is_cut = position > 0, False  # the record under way: began before this part; was given in part
     while True:
-        block = file.read(BLOCK_BYTES)
+        block = file.read(_block_bytes(part, position + len(held)))
         held += block
-        pieces = boundary.pattern.split(held)
-        sure = len(held) - (boundary.reach if block else 0)  # a match nearer to the end may turn out longer
-        used = 0
-        for record, between in zip(pieces[:-1:2], pieces[1::2], strict=True):
-            after = used + len(record) + len(between)
-            if after > sure:
-                break
-            if is_ours:
-                yield from _cut(Record(position + used, record, False))
-            used = after
-            if part.stop is not None and position + used >= part.stop:
+        complete, used = _split(held, boundary, is_last=not block)
+        for offset, data in complete:
+            start = position + offset
+            if not (is_foreign or is_cut) and part.stop is not None and start >= part.stop:
                 return
-            is_ours = position + used >= part.start
+            if not is_foreign and (is_cut or start >= part.start):
+                yield from _cut(Record(start, data, False))
+            is_foreign = is_cut = False
         held, position = held[used:], position + used
-        if not block:
-            if is_ours and held:
-                yield from _cut(Record(position, held, False))
+        if not block or not (is_foreign or is_cut or part.stop is None or position < part.stop):
             return
-        while is_ours and len(held) > documents.MAX_DOCUMENT_BYTES + boundary.reach:
+        while len(held) > documents.MAX_DOCUMENT_BYTES + boundary.reach:
             end = place_to_cut(held)
-            yield Record(position, held[:end], True)
+            is_cut = not is_foreign and (is_cut or position >= part.start)
+            is_foreign = not is_cut
+            if is_cut:
+                yield Record(position, held[:end], True)
             held, position = held[end:], position + end
-        if not is_ours:  # only its end matters
-            spare = max(0, len(held) - 2 * boundary.reach)
-            held, position = held[spare:], position + spare
+
+
+def _split(held: bytes, boundary: Boundary, is_last: bool) -> tuple[list[tuple[int, bytes]], int]:
+    """(offset, record) of all records whose end is certain, and how many bytes they take."""
+    pieces = boundary.pattern.split(held)
+    sure = len(held) - (0 if is_last else boundary.reach)  # a match nearer to the end may turn out longer
+    complete, used = [], 0
+    for record, between in zip(pieces[:-1:2], pieces[1::2], strict=True):
+        after = used + len(record) + len(between)
+        if after > sure:
+            break
+        complete.append((used, record))
+        used = after
+    if is_last:
+        complete.append((used, held[used:]))
+        used = len(held)
+    if boundary.lead is not None:
+        leads = [lead.end() if (lead := boundary.lead.match(record)) else 0 for _, record in complete]
+        complete = [(offset + n, record[n:]) for (offset, record), n in zip(complete, leads, strict=True)]
+    return complete, used
+
+
+def _block_bytes(part: Part, position: int) -> int:
+    """How much to read: beyond the part's end only the rest of a record is of interest."""
+    return BLOCK_BYTES if part.stop is None else min(BLOCK_BYTES, max(part.stop - position, SMALL_BLOCK_BYTES))
 
 
 def _cut(record: Record) -> Iterator[Record]:
@@ -91,9 +113,12 @@ def place_to_cut(data: bytes) -> int:
     for between in (b"\n", b" "):
         if (found := data.rfind(between, limit // 2, limit)) >= 0:
             return found + 1
-    while limit > 1 and data[limit] & 0xC0 == 0x80:  # inside a character of UTF-8, or inside noise
-        limit -= 1
-    return limit
+    return character_start(data, limit)
+
+
+def character_start(data: bytes, place: int) -> int:
+    """The start of the UTF-8 character at `place`; a character has at most 4 bytes, what has more is noise."""
+    return next((n for n in range(place, max(place - 4, 0), -1) if data[n] & 0xC0 != 0x80), place)
 
 
 def decode(data: bytes, position: int, part: Part, options: ReadOptions) -> str | BadRecord:
@@ -110,8 +135,9 @@ def decode(data: bytes, position: int, part: Part, options: ReadOptions) -> str 
 
 def _delimited(file: BinaryIO, part: Part, options: ReadOptions, boundary: Boundary) -> Iterator[Document | BadRecord]:
     for record in records(file, part, boundary):
-        text = decode(record.data, record.position, part, options)
-        yield text if isinstance(text, BadRecord) else Document(text.strip("\r\n"), record.position)
+        if not record.data.isspace() and record.data:
+            text = decode(record.data, record.position, part, options)
+            yield text if isinstance(text, BadRecord) else Document(text.strip("\r\n"), record.position)
 
 
 def read_paragraphs(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:

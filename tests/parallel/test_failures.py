@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import HVDLM, ROOT, job_environment, run_ranks, run_values, write_config
+from harness import HVDLM, ROOT, job_environment, ranks_of, run_ranks, run_values, write_config
 
 from hvdlm import checkpoint
 from hvdlm.runlog import read_metrics
@@ -79,21 +79,6 @@ def start_training(data_dir, tmp_path):
         process.wait()
         process.stdout.close()
         process.stderr.close()
-
-
-def ranks_of(mpirun: int) -> list[int]:
-    """Process ids of the ranks below an mpirun, in rank order."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            environment = (folder / "environ").read_bytes().split(b"\0") if folder.name.isdigit() else []
-            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1]) if environment else 0
-        except OSError:
-            continue
-        rank = next((part for part in environment if part.startswith(b"OMPI_COMM_WORLD_RANK=")), None)
-        if rank and parent == mpirun:
-            found[int(rank.split(b"=")[1])] = int(folder.name)
-    return [found[rank] for rank in sorted(found)]
 
 
 @pytest.mark.parametrize("world", ["mpi", "horovod"])

@@ -2,17 +2,18 @@
 
 import gzip
 import json
+import os
 import shutil
+import signal
 import stat
+import subprocess
 import time
+from collections import Counter
 
 import pytest
-from harness import preprocess_values, write_config
+from harness import HVDLM, ROOT, job_environment, make_text, preprocess_values, ranks_of, write_config
 
-
-def checksums(folder):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    return {shard["file"]: shard["checksum"] for split in manifest["splits"].values() for shard in split["shards"]}
+from hvdlm.world.launch import start_command
 
 
 @pytest.fixture(scope="module")
@@ -20,27 +21,158 @@ def mixed_corpus(corpus, tmp_path_factory):
     """Text files, and one jsonl file that several units share."""
     folder = tmp_path_factory.mktemp("mixed")
     texts = [path.read_text() for path in sorted(corpus.iterdir())]
-    lines = [json.dumps({"text": f"{i} {text}"}) for i in range(12) for text in texts]
+    lines = [json.dumps({"text": f"{i} {text}", "id": i}) for i in range(12) for text in texts]
+    lines[7] = '{"text": 5}'
+    lines += lines[3:6]
+    lines.append(json.dumps({"text": f"now {texts[20]} with an end", "id": "near", "label": "x"}))
     (folder / "big.jsonl").write_text("\n".join(lines))
     for number, text in enumerate(texts[:5]):
         (folder / f"{number}.txt.gz").write_bytes(gzip.compress(text.encode()))
     return folder
 
 
-def test_shards_are_identical_at_any_number_of_ranks(job, mixed_corpus, tmp_path):
-    values = preprocess_values(
-        mixed_corpus, "set below", tokenizer={"kind": "bpe", "vocab_size": 500, "sample_mb": 0.5}, shard_tokens=50_000
-    )
-    config = write_config(tmp_path / "data.yaml", values)
+EVERYTHING = {
+    "tokenizer": {"kind": "bpe", "vocab_size": 500, "sample_mb": 0.5}, "shard_tokens": 5_000,
+    "id_key": "id", "label_key": "label", "dropped": True, "on_error": "skip",
+    "clean": {"unicode": "NFKC", "control": True, "whitespace": True, "repeated_lines": "consecutive"},
+    "pii": {"email": True, "phone": True}, "filter": {"min_chars": 200}, "dedup": {"near": True, "threshold": 0.7},
+}  # fmt: skip
+
+
+def files_of(folder):
+    """Every file but preprocess.json, which tells how long it took."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != "preprocess.json"}
+
+
+def test_every_byte_is_the_same_at_any_number_of_ranks(job, mixed_corpus, tmp_path):
+    """With every stage on, so that each has its chance to depend on who does the work."""
+    config = write_config(tmp_path / "data.yaml", preprocess_values(mixed_corpus, "set below", **EVERYTHING))
     found = {}
-    for ranks in (0, 1, 2, 3):
+    for ranks in (0, 1, 2, 3, 4):
         job(ranks, "preprocess", config, f"output={tmp_path}/out{ranks}")
-        found[ranks] = checksums(tmp_path / f"out{ranks}")
-        manifest = (tmp_path / f"out{ranks}" / "manifest.json").read_bytes()
-        assert manifest == (tmp_path / "out0" / "manifest.json").read_bytes()
-    assert len(found[0]) > 5
-    assert found[0] == found[1] == found[2] == found[3]
+        found[ranks] = files_of(tmp_path / f"out{ranks}")
+    assert {"manifest.json", "tokenizer.json", "provenance.json", "dropped.jsonl"} < set(found[0])
+    assert len(found[0]) > 8
+    for ranks in (1, 2, 3, 4):
+        assert found[ranks] == found[0], ranks
+    statistics = json.loads(found[0]["manifest.json"])["statistics"]
+    assert min(statistics[name] for name in ("duplicate_documents", "near_duplicate_documents", "bad_records")) > 0
+    reasons = Counter(json.loads(line)["reason"].split(":")[0] for line in found[0]["dropped.jsonl"].splitlines())
+    assert reasons["duplicate_documents"] == statistics["duplicate_documents"]
+    assert reasons["near_duplicate_documents"] == statistics["near_duplicate_documents"]
+    assert reasons["bad record"] == statistics["bad_records"]
+    summary = json.loads((tmp_path / "out3" / "preprocess.json").read_text())
+    assert summary["num_ranks"] == 3
+    assert len(summary["seconds"]["tokenize"]) == 3
     job(0, "data", "verify", tmp_path / "out3")
+
+
+def test_one_file_by_all_ranks(job, mixed_corpus, tmp_path):
+    """layout: mpio. Two ranks of four have nothing to write, and the tokens are those of the shards."""
+    doctor = job(0, "doctor", "--json", code=0)
+    checks = {check["name"]: check for check in json.loads(doctor.stdout.splitlines()[-1])["checks"]}
+    is_parallel = "parallel" in json.dumps(checks)
+    config = write_config(
+        tmp_path / "data.yaml",
+        preprocess_values(mixed_corpus, "set below", id_key="id", on_error="skip", shard_tokens=50_000),
+    )
+    job(2, "preprocess", config, f"output={tmp_path}/shards")
+    for ranks in (0, 2, 4):
+        job(ranks, "preprocess", config, f"output={tmp_path}/out{ranks}", "layout=mpio")
+    assert is_parallel
+    whole = files_of(tmp_path / "out0")
+    assert {"train.h5", "val.h5"} <= set(whole)
+    assert whole == files_of(tmp_path / "out2") == files_of(tmp_path / "out4")
+    digests = [
+        [entry["digest"] for entry in json.loads((tmp_path / name / "manifest.json").read_text())["splits"].values()]
+        for name in ("shards", "out0")
+    ]
+    assert digests[0] == digests[1]
+    job(0, "data", "verify", tmp_path / "out4")
+
+
+@pytest.fixture(scope="module")
+def slow_corpus(tmp_path_factory):
+    """A file of several units, and cleaning that takes its time."""
+    folder = tmp_path_factory.mktemp("slow")
+    text = make_text(5, 3_000)
+    with (folder / "big.jsonl").open("w") as file:
+        for number in range(1_400):
+            file.write(json.dumps({"text": f"<b>{text[number * 10 :]}{number}</b>"}) + "\n")
+    values = preprocess_values(
+        folder / "big.jsonl", "set below", shard_tokens=4_000_000, dedup={"near": True},
+        clean={"html": True, "wiki": True, "markdown": True, "repeated_lines": "document", "whitespace": True},
+    )  # fmt: skip
+    return write_config(folder / "data.yaml", values)
+
+
+@pytest.fixture
+def start(slow_corpus, tmp_path):
+    """Start preprocessing on some ranks; returns the process when there is one more file of a pattern."""
+    started = []
+
+    def start(ranks, pattern):
+        command = start_command(ranks, [*HVDLM, "preprocess", str(slow_corpus), f"output={tmp_path}/out"])
+        before = len(list((tmp_path / "out").rglob(pattern)))
+        process = subprocess.Popen(command, cwd=ROOT, env=job_environment(), text=True, stderr=subprocess.PIPE)
+        started.append(process)
+        deadline = time.monotonic() + 60
+        while len(list((tmp_path / "out").rglob(pattern))) == before:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def test_killed_stopped_and_resumed_on_other_numbers_of_ranks(job, start, slow_corpus, tmp_path):
+    """SIGKILL of one rank and of all, a stop by signal, another number of ranks each time: the same bytes."""
+    one = start(2, "unit-*.npz")
+    os.kill(ranks_of(one.pid)[1], signal.SIGKILL)
+    assert one.wait(timeout=15) != 0
+    stopped = start(3, "unit-*.npz")
+    os.kill(ranks_of(stopped.pid)[2], signal.SIGUSR1)
+    _, errors = stopped.communicate(timeout=15)
+    assert stopped.returncode == 75, errors
+    assert errors.count("stopped on request; the same command continues") == 1
+    all_ = start(2, "train-*.h5")
+    for rank in ranks_of(all_.pid):
+        os.kill(rank, signal.SIGKILL)
+    all_.wait(timeout=15)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    done = job(1, "preprocess", slow_corpus, f"output={tmp_path}/out")
+    assert "of them done" in done.stderr
+    job(0, "preprocess", slow_corpus, f"output={tmp_path}/whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_loses_only_the_units_in_flight(job, slow_corpus, small_disk, tmp_path):
+    output = small_disk / "out"
+    done = job(2, "preprocess", slow_corpus, f"output={output}", code=2)
+    (line,) = [line for line in done.stderr.splitlines() if "hvdlm: error:" in line]
+    assert "No space left on device" in line
+    finished = len(list(output.rglob("unit-*.npz")))
+    assert finished
+    subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
+    done = job(2, "preprocess", slow_corpus, f"output={output}")
+    assert f"{finished} of them done" in done.stderr
+    job(0, "data", "verify", output)
 
 
 def test_more_ranks_than_work(job, tmp_path):
@@ -54,7 +186,7 @@ def test_more_ranks_than_work(job, tmp_path):
 
 CASES = {
     "empty corpus": ("a.txt", b"", r"its 1 files are empty"),
-    "not UTF-8": ("a.txt", b"abc\xff", r"a.txt: byte 3 is not UTF-8"),
+    "not UTF-8": ("a.txt", b"abc\xff", r"a.txt: byte 3: is not UTF-8; set encoding, or errors: replace"),
     "broken gzip": ("a.txt.gz", gzip.compress(b"text" * 999)[:-9], r"a.txt.gz: broken gzip"),
     "missing key": (
         "a.jsonl",
@@ -91,7 +223,7 @@ def test_a_fault_found_by_another_rank_is_reported_once(job, corpus, tmp_path):
     (tmp_path / "in" / "y.txt").write_bytes(b"\xff")
     config = write_config(tmp_path / "data.yaml", preprocess_values(tmp_path / "in", tmp_path / "out"))
     done = job(2, "preprocess", config, code=2)
-    assert done.stderr.count("y.txt: byte 0 is not UTF-8") == 1
+    assert done.stderr.count("y.txt: byte 0: is not UTF-8") == 1
     (tmp_path / "in" / "y.txt").write_bytes(b"mended")
     job(2, "preprocess", config)
 

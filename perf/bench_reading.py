@@ -1,0 +1,110 @@
+"""`hvdlm bench reading`: batches of windows by hvdlm, by h5py and by a plain memory map; bytes against memcpy."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from hvdlm.host import keep_freed_memory
+from hvdlm.manifest import FORMAT_VERSION, SPLITS, Manifest, SplitEntry
+from hvdlm.shards import ShardLabels, TokenStream, write_shard
+from hvdlm.tokenizer import ByteTokenizer
+
+NUM_TOKENS = 64_000_000
+BATCH, SEQ_LEN = 8, 256
+BATCHES = 2000  # a repeat
+TEXT = "The quick brown fox jumps over the lazy dog; 0123456789. " * 110  # of 6 kB, a usual document
+NUM_TEXTS = 20_000
+BATCH_BYTES = 1 << 20  # of text at once, as `hvdlm preprocess` does
+
+
+def bench(repeats: int) -> dict:
+    """Medians over interleaved repeats: microseconds a batch, and MB/s of the byte tokenizer and of memcpy."""
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        batches = _reading(Path(folder), repeats)
+    texts = [f"{TEXT[n % 50 :]}{n}" for n in range(NUM_TEXTS)]
+    joined = np.frombuffer("".join(texts).encode(), np.uint8)
+    per_call = BATCH_BYTES * NUM_TEXTS // joined.nbytes
+    rates = _interleaved(
+        {
+            "byte tokenizer": lambda: [
+                ByteTokenizer().encode_documents(texts[n : n + per_call]) for n in range(0, NUM_TEXTS, per_call)
+            ],
+            "memcpy": lambda: joined.copy(),
+        },
+        repeats,
+        lambda seconds: joined.nbytes / 1e6 / seconds,
+    )
+    us = {name: round(value, 1) for name, value in batches.items()}
+    return {
+        "us_per_batch": us,
+        "batch": BATCH, "seq_len": SEQ_LEN,
+        "h5py_slices_to_hvdlm": round(us["h5py slices"] / us["hvdlm"], 2),
+        "memmap_gather_to_hvdlm": round(us["numpy.memmap gather"] / us["hvdlm"], 2),
+        "mb_per_s": {name: round(rate) for name, rate in rates.items()},
+        "byte_tokenizer_to_memcpy": round(rates["byte tokenizer"] / rates["memcpy"], 2),
+    }  # fmt: skip
+
+
+def _interleaved(
+    rows: dict[str, Callable[[], object]], repeats: int, value: Callable[[float], float]
+) -> dict[str, float]:
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(repeats + 1):
+        for name, run in rows.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(map(value, found[1:])) for name, found in times.items()}  # the first warms up
+
+
+def _reading(folder: Path, repeats: int) -> dict[str, float]:
+    tokens = np.random.default_rng(0).integers(0, 50_000, NUM_TOKENS).astype(np.uint16)
+    entry = write_shard(
+        folder / "train-00000.h5", [tokens], np.array([NUM_TOKENS]), ShardLabels("train", 50_000, 0, "bench")
+    )
+    tokens.tofile(folder / "train.bin")
+    empty = SplitEntry(shards=(), num_tokens=0, num_documents=0, text_bytes=0, unigram_loss=None, digest="")
+    train = empty.model_copy(update={"shards": (entry,), "num_tokens": NUM_TOKENS, "num_documents": 1})
+    manifest = Manifest(
+        format_version=FORMAT_VERSION, tokenizer_digest="bench", tokenizer_kind="bpe", vocab_size=50_000, eos_id=0,
+        dtype="uint16", splits=dict.fromkeys(SPLITS, empty) | {"train": train}, num_tokens=NUM_TOKENS, num_documents=1,
+        statistics={}, plan="",
+    )  # fmt: skip
+    stream = TokenStream(folder, "train", manifest)
+    starts = np.random.default_rng(1).integers(0, NUM_TOKENS - SEQ_LEN - 1, (BATCHES, BATCH))
+    plain = np.memmap(folder / "train.bin", dtype=np.uint16, mode="r")
+    offsets = np.arange(SEQ_LEN + 1)
+    rows: dict[str, Callable[[], object]] = {
+        "hvdlm": lambda: [stream.read_windows(row, SEQ_LEN + 1) for row in starts],
+        "numpy.memmap gather": lambda: [plain[row[:, None] + offsets].astype(np.int64) for row in starts],
+        "h5py slices": lambda: _slices_by_h5py(folder / "train-00000.h5", starts, SEQ_LEN + 1),
+    }
+    return _interleaved(rows, repeats, lambda seconds: seconds * 1e6 / BATCHES)
+
+
+def _slices_by_h5py(path: Path, starts: np.ndarray, length: int) -> None:
+    with h5py.File(path, "r") as file:
+        tokens = file["tokens"]
+        for row in starts:
+            np.stack([tokens[start : start + length] for start in row]).astype(np.int64)
+
+
+def to_text(result: dict) -> str:
+    lines = [f"{'batch of ' + str(result['batch']) + ' windows of ' + str(result['seq_len']):<40}{'us':>10}"]
+    lines += [f"{name:<40}{us:>10.1f}" for name, us in result["us_per_batch"].items()]
+    lines += [
+        f"h5py slices take {result['h5py_slices_to_hvdlm']} times as long, "
+        f"a gather from a plain memory map {result['memmap_gather_to_hvdlm']} times",
+        "",
+        *[f"{name:<40}{rate:>10,} MB/s" for name, rate in result["mb_per_s"].items()],
+        f"the byte tokenizer runs at {result['byte_tokenizer_to_memcpy']} of memcpy",
+    ]
+    return "\n".join(lines)

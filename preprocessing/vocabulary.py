@@ -1,0 +1,109 @@
+"""The vocabulary of a job: loaded, or learnt from a sample that all ranks draw; and its fastest exact encoder."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+
+from hvdlm import tokenizer as tokenizers
+from hvdlm.errors import UserError
+from hvdlm.partition import fraction_of
+from hvdlm.tokenizer import Tokenizer
+from hvdlm.world.interface import World
+
+from .documents import Document, Part, ReadOptions, find_files
+from .pipeline import Pipeline
+from .plan import PreprocessConfig, Unit, sample_units
+from .readers import read_documents
+
+log = logging.getLogger("hvdlm")
+
+SAMPLE_PIECE = 8192  # characters of a document that enter the tokenizer's sample or not: a book is many draws
+PROOF_BYTES = 64 << 10  # of text on which each rank proves the fast encoder
+
+
+def make_vocabulary(config: PreprocessConfig, units: list[Unit], world: World) -> str:
+    """The content of tokenizer.json, the same at any number of ranks; on all of them. Collective."""
+    section = config.tokenizer
+    is_learnt = section.kind != "byte" and section.path is None and section.vocabulary is None
+    texts = _sample(config, units, world) if is_learnt else []
+    return world.on_root(lambda: _make(config, texts, is_learnt).to_json())
+
+
+def _make(config: PreprocessConfig, texts: list[str], is_learnt: bool) -> Tokenizer:
+    section = config.tokenizer
+    if is_learnt:
+        if not texts:
+            raise UserError(f"input {config.input!r}: its sample holds no text to learn a vocabulary from")
+        log.info("learning a %s vocabulary from %.1f MB", section.kind, sum(map(len, texts)) / 1e6)
+    made = tokenizers.TOKENIZERS[section.kind](section, lambda: iter(texts))
+    if is_learnt and section.kind not in ("char", "word") and made.vocab_size < section.vocab_size:
+        log.warning("the text has only enough for a vocabulary of %d ids", made.vocab_size)
+    return made
+
+
+def _sample(config: PreprocessConfig, units: list[Unit], world: World) -> list[str]:
+    """On rank 0 the training text in input order, drawn by all ranks; elsewhere nothing."""
+    chosen, fraction = sample_units(units, config.tokenizer.sample_mb * 1e6)
+    pipeline = Pipeline(config)
+    drawn: list[tuple[int, list[str]]] = []
+    with world.together():
+        for unit in chosen[world.rank :: world.size]:
+            pieces = (
+                document.text[start : start + SAMPLE_PIECE]
+                for document in pipeline.documents(unit, Counter())
+                for start in range(0, len(document.text), SAMPLE_PIECE)
+            )
+            drawn.append((unit.number, [p for p in pieces if fraction_of(p.encode(), config.seed + 1) < fraction]))
+    received = world.exchange_bytes([json.dumps(drawn).encode(), *[b""] * (world.size - 1)])
+    if world.rank:
+        return []
+    by_unit = sorted(pair for part in received for pair in json.loads(part))
+    return [piece for _, pieces in by_unit for piece in pieces]
+
+
+def with_fast_encoder(tokenizer: Tokenizer, config: PreprocessConfig, units: list[Unit], world: World) -> Tokenizer:
+    """The fast encoder where each rank could prove it on some of the job's text, another text at each. Collective."""
+    with world.together():
+        texts = _head(config, units[world.rank * len(units) // world.size])
+    fast = tokenizers.make_fast(tokenizer, texts)
+    if all(world.gather(fast is not tokenizer)):
+        return fast
+    if fast is not tokenizer:
+        log.warning("the slower tokenizers library encodes: another rank could not prove the fast encoder")
+    return tokenizer
+
+
+def _head(config: PreprocessConfig, unit: Unit) -> list[str]:
+    """The beginning of a unit."""
+    texts: list[str] = []
+    left = PROOF_BYTES
+    for document in Pipeline(config).documents(unit, Counter()):
+        texts.append(document.text[:left])
+        left -= len(texts[-1])
+        if left <= 0:
+            break
+    return texts
+
+
+def head_of(sources: list[str], megabytes: float) -> list[str]:
+    """Documents from the beginning of each source's share of `megabytes`."""
+    texts: list[str] = []
+    for source in sources:
+        left = megabytes * 1e6 / len(sources)
+        for document in _documents_of(source):
+            texts.append(document)
+            left -= len(document)
+            if left <= 0:
+                break
+    return texts
+
+
+def _documents_of(source: str) -> Iterator[str]:
+    options = ReadOptions(errors="replace")
+    for path, _ in find_files([source]):
+        for found in read_documents(Part(path, 0, None), options):
+            if isinstance(found, Document):
+                yield found.text

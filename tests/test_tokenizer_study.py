@@ -1,0 +1,38 @@
+"""A vocabulary's cost is counted as the definitions say."""
+
+from hvdlm.tokenizer import ByteTokenizer, CharTokenizer
+from hvdlm.tokenizer.study import compare, num_words, script_of, show, to_text
+
+TEXTS = ["one two", "你好,世界", "мир", "3.14"]
+
+
+def test_costs_are_by_script_and_overall():
+    rows = compare({"byte": ByteTokenizer(), "char": CharTokenizer("one tw你好")}, TEXTS)
+    assert [row["group"] for row in rows] == ["all", "latin", "cjk", "cyrillic", "other"] * 2
+    byte, char = rows[:5], rows[5:]
+    assert all(row["bytes_per_token"] == 1 and row["unknown_rate"] == 0 for row in byte)
+    assert byte[2]["tokens"] == 13 and byte[2]["fertility"] == 13 / 5  # four characters and the comma
+    assert char[2]["unknown_rate"] == 3 / 5 and char[1]["unknown_rate"] == 0
+    assert char[0]["bytes"] == sum(row["bytes"] for row in char[1:]) == len("".join(TEXTS).encode())
+    assert char[0]["unknown_rate"] == (3 + 3 + 4) / 19
+
+
+def test_nothing_divides_by_zero():
+    rows = compare({"byte": ByteTokenizer()}, [])
+    assert [row["bytes_per_token"] for row in rows] == [None]
+    assert to_text(rows).splitlines()[1].split()[-3:] == ["-", "-", "-"]
+    assert to_text([]) == ""
+
+
+def test_scripts_and_words():
+    scripts = ["straße", "你好 ok", "こんにちは", "привет", "مرحبا", "안녕", "γειά", "नमस्ते", "!? 7"]
+    names = ["latin", "cjk", "cjk", "cyrillic", "arabic", "hangul", "greek", "devanagari", "other"]
+    assert [script_of(text) for text in scripts] == names
+    assert num_words("他 said 你好, ok") == 6
+
+
+def test_a_vocabulary_shows_its_tokens_and_the_pieces_of_a_text():
+    facts = show(CharTokenizer("abc"), "cab!")
+    assert facts["pieces"] == ["c", "a", "b", "\ufffd"] and facts["ids"] == [4, 2, 3, 0]
+    assert (facts["kind"], facts["vocab_size"], facts["eos_id"], facts["unk_id"]) == ("char", 5, 1, 0)
+    assert len(facts["digest"]) == 16 and facts["first_tokens"] == ["\ufffd", "", "a", "b", "c"]
