@@ -48,6 +48,7 @@ setup(
         "tensorboardX>=2.6.2,<3",
         "tokenizers>=0.20,<0.24",
         "torch>=2.1",
+        "xxhash>=3.4,<5",
     ],
     extras_require={
         # What only some inputs, tokenizers and switches need; each is asked for by name where it is missing.

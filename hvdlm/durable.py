@@ -32,16 +32,8 @@ def write_text_durably(path: Path, text: str) -> None:
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes, read in blocks."""
-    return sha256_of_range(path, 0, None)
-
-
-def sha256_of_range(path: Path, start: int, stop: int | None) -> str:
-    """Hex digest of bytes [start, stop) of a file, to its end for None."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        file.seek(start)
-        left = path.stat().st_size - start if stop is None else stop - start
-        while left > 0 and (block := file.read(min(1 << 20, left))):
+        while block := file.read(1 << 20):
             digest.update(block)
-            left -= len(block)
     return digest.hexdigest()

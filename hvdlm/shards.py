@@ -8,7 +8,6 @@ dataset's offset in the file: HDF5 is touched once a shard (a random batch in 10
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import xxhash
 
 from hvdlm.durable import replace_durably, sha256_of
 from hvdlm.errors import UserError
@@ -262,9 +262,9 @@ def digest_blocks(stream: TokenStream) -> range:
 
 
 def block_digest(stream: TokenStream, block: int) -> tuple[np.ndarray, bytes]:
-    """(tokens, sha256) of a block of the stream."""
+    """(tokens, XXH3 of 128 bits) of a block of the stream."""
     tokens = stream.raw(block * DIGEST_TOKENS, DIGEST_TOKENS)
-    return tokens, hashlib.sha256(np.ascontiguousarray(tokens).data).digest()
+    return tokens, xxhash.xxh3_128_digest(np.ascontiguousarray(tokens).data)
 
 
 def join_digests(digests: Iterable[bytes]) -> str:
@@ -272,7 +272,7 @@ def join_digests(digests: Iterable[bytes]) -> str:
 
     They say nothing of shards: the same tokens in one file and in many have the same name.
     """
-    return hashlib.sha256(b"".join(digests)).hexdigest()[:32]
+    return xxhash.xxh3_128_hexdigest(b"".join(digests))
 
 
 def stream_digest(stream: TokenStream | None) -> str:

@@ -30,7 +30,7 @@ from hvdlm.world.interface import World
 
 from .plan import Job, ShardPlan, shard_plans, windows_of
 from .spool import Spool
-from .turns import Turns
+from .turns import Stage, Turns
 
 Labels = dict[str, ShardLabels]
 Entries = dict[str, tuple[ShardEntry, ...]]
@@ -128,7 +128,7 @@ def _write_shards(job: Job, totals: list[Any], labels: Labels, turns: Turns) -> 
             write_text_durably(_note(job, plan), entry.model_dump_json())
         return 1
 
-    turns.run("shards", range(len(plans)), write, unit="shards", total=len(plans))
+    turns.run(Stage("shards", range(len(plans)), write, len(plans), "shards"))
     entries = turns.world.on_root(
         lambda: [ShardEntry.model_validate_json(_note(job, plan).read_text()) for plan in plans]
     )

@@ -8,14 +8,15 @@ same command continues after a kill, on any number of ranks, and loses at most t
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from hvdlm import tokenizer as tokenizers
-from hvdlm.durable import sha256_of_range, write_text_durably
+from hvdlm.durable import write_text_durably
 from hvdlm.errors import UserError
 from hvdlm.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, read_manifest, write_manifest
 from hvdlm.stop import StopFlag
@@ -29,14 +30,14 @@ from .documents import Document, find_files
 from .pipeline import Pipeline
 from .plan import Job, PreprocessConfig, Unit, make_units, plan_digest, split_of
 from .readers import format_of
-from .records import write_dropped, write_provenance
+from .records import digest_of, write_dropped, write_provenance
 from .spool import UnitResult
-from .turns import Clock, Turns
+from .turns import Clock, Stage, Turns
 from .vocabulary import make_vocabulary, with_fast_encoder
 
 log = logging.getLogger("hvdlm")
 
-ENCODE_BYTES = 1 << 20  # text handed to the tokenizer at once
+ENCODE_BYTES = 4 << 20  # text handed to the tokenizer at once
 SUMMARY = "preprocess.json"
 
 
@@ -46,6 +47,7 @@ def build(config: PreprocessConfig, world: World) -> Manifest:
     Raises StoppedOnRequest on all ranks when one was asked to stop; finished units stay.
     """
     stop, clock = StopFlag(config.output, world), Clock()
+    gc.freeze()  # the modules' objects need not be looked through again and again
     with clock.phase("plan"):
         job = world.on_root(lambda: _prepare(config))
     if isinstance(job, Manifest):
@@ -54,7 +56,9 @@ def build(config: PreprocessConfig, world: World) -> Manifest:
     with clock.phase("vocabulary"):
         tokenizer = _find_tokenizer(job, world)
     turns = Turns(job, world, stop, clock)
-    turns.run("tokenize", job.todo, Worker(job, tokenizer, turns).tokenize)
+    worker = Worker(job, tokenizer, turns)
+    total = sum(job.units[number].num_bytes for number in job.todo)
+    turns.run(Stage("tokenize", job.todo, worker.tokenize, total, "MB", 1_000_000, worker.finish))
     with clock.phase("dedup"):
         duplicates = find_duplicates(job, world)
     manifest = assemble(job, tokenizer, duplicates, turns)
@@ -103,25 +107,31 @@ def _find_tokenizer(job: Job, world: World) -> Tokenizer:
 
 
 class Worker:
-    """Tokenizes units, one at a time."""
+    """Tokenizes units, one at a time; the last one is being saved while the next one is read."""
 
     def __init__(self, job: Job, tokenizer: Tokenizer, turns: Turns) -> None:
         self._job, self._tokenizer, self._turns = job, tokenizer, turns
         self._pipeline, self._signer = Pipeline(job.config), Signer(job.config.dedup)
+        self._writer = ThreadPoolExecutor(1)
+        self._saving: Future[None] | None = None
 
     def tokenize(self, number: int) -> int:
         """One unit into one spool file; returns its bytes."""
         unit, result = self._job.units[number], UnitResult()
-        result.inputs = [
-            {"path": p.path, "start": p.start, "stop": p.stop, "sha256": sha256_of_range(Path(p.path), p.start, p.stop)}
-            for p in unit.parts
-        ]
+        result.inputs = [vars(part) | {"xxh3_128": digest_of(part)} for part in unit.parts]
         for documents, splits in self._batches(unit, result):
             ids, lengths = self._tokenizer.encode_documents([document.text for document in documents])
             result.add(documents, splits, ids, lengths)
             self._turns.count(documents=len(documents), tokens=len(ids))
-        result.save(self._job.spool(number), dtype_for(self._tokenizer.vocab_size))
+        self.finish()
+        self._saving = self._writer.submit(result.save, self._job.spool(number), dtype_for(self._tokenizer.vocab_size))
         return unit.num_bytes
+
+    def finish(self) -> None:
+        """Wait until the last unit is saved."""
+        if self._saving is not None:
+            self._saving.result()
+            self._saving = None
 
     def _batches(self, unit: Unit, result: UnitResult) -> Iterator[tuple[list[Document], list[int]]]:
         """Documents and the numbers of their splits in batches of about ENCODE_BYTES."""

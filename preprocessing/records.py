@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
+
+import xxhash
 
 from hvdlm.durable import replace_durably, write_text_durably
 
+from .documents import Part
 from .plan import Job, versions
 from .spool import Spool, lines_of
 
 PROVENANCE = "provenance.json"
 DROPPED = "dropped.jsonl"
+
+
+def digest_of(part: Part) -> str:
+    """XXH3 (128 bits) of a part's raw bytes, as `xxhsum -H2` prints it for a whole file: at the speed of memory."""
+    digest = xxhash.xxh3_128()
+    with Path(part.path).open("rb") as file:
+        file.seek(part.start)
+        left = sys.maxsize if part.stop is None else part.stop - part.start
+        while left > 0 and (block := file.read(min(1 << 20, left))):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest()
 
 
 def write_provenance(job: Job) -> None:
@@ -36,7 +53,7 @@ def write_dropped(job: Job, kinds: list[str]) -> None:
                 file.write(spool["dropped"].tobytes())
                 lines = []
                 for row, kind in sorted(spool.duplicates.tolist(), key=lambda pair: spool["order"][pair[0]]):
-                    path = unit.parts[spool["parts"][row]].path
-                    lines.append({"path": path, "position": int(spool["positions"][row]), "reason": kinds[kind]})
+                    position, part = spool["places"][row].tolist()
+                    lines.append({"path": unit.parts[part].path, "position": position, "reason": kinds[kind]})
                 file.write(lines_of(lines))
     replace_durably(aside, final)

@@ -1,7 +1,9 @@
 """A unit's results between the two passes: its documents' ids by split, and what is known of each document.
 
-A spool file appears by rename when it is complete and flushed: the files in the folder are the journal of
-finished units. Documents stand by split, within a split in input order.
+A spool file appears by rename when it is complete and flushed: those in the folder are the journal of finished
+units. It begins with the plain ids, which are read by memory map; an npz archive of all else follows (a zip may
+stand behind other bytes; inside it ids would be summed by CRC at the cost of their writing). Documents stand by
+split, within a split in input order.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class UnitResult:
         self._lengths: list[np.ndarray] = []
         self._text_bytes: list[int] = []
         self._signatures: list[bytes] = []
-        self._documents: list[Document] = []
+        self._places: list[tuple[int, int]] = []
+        self._names: list[tuple[str | None, str | None]] = []
 
     def add(self, documents: Sequence[Document], splits: Sequence[int], ids: np.ndarray, lengths: np.ndarray) -> None:
         """A batch in input order: documents (their texts are not kept), numbers of their splits, flat ids."""
@@ -46,7 +49,8 @@ class UnitResult:
                 first = last
         self._splits += splits
         self._lengths.append(lengths)
-        self._documents += [document._replace(text="") for document in documents]
+        self._places += [(d.position, d.part) for d in documents]
+        self._names += [(d.id, d.label) for d in documents]
 
     def describe(self, text_bytes: int, signature: bytes) -> None:
         """What the text of the next document was like: its UTF-8 bytes, and what dedup compares."""
@@ -56,26 +60,27 @@ class UnitResult:
     def save(self, path: Path, dtype: np.dtype) -> None:
         """Write the spool file aside, flush it, rename it."""
         order = np.argsort(np.array(self._splits, dtype=np.int8), kind="stable")
-        pieces = [piece for number in range(len(SPLITS)) for piece in self._tokens[number]]
         width = len(self._signatures[0]) if self._signatures else 0
         arrays = {
-            "tokens": np.concatenate([np.empty(0, dtype), *pieces]),
+            "dtype": np.array(dtype.str),
             "lengths": np.concatenate([np.empty(0, np.int64), *self._lengths])[order],
             "splits": np.array(self._splits, dtype=np.int8)[order],
             "text_bytes": np.array(self._text_bytes, dtype=np.int64)[order],
             "order": order,
-            "positions": np.array([document.position for document in self._documents], dtype=np.int64)[order],
-            "parts": np.array([document.part for document in self._documents], dtype=np.int32)[order],
+            "places": np.array(self._places, dtype=np.int64).reshape(-1, 2)[order],
             "signatures": np.frombuffer(b"".join(self._signatures), np.uint8).reshape(len(order), width)[order],
             "statistics": np.frombuffer(json.dumps(self.statistics).encode(), np.uint8),
             "dropped": np.frombuffer(lines_of(self.dropped), np.uint8),
             "inputs": np.frombuffer(json.dumps(self.inputs).encode(), np.uint8),
         }
-        for name, values in zip(COLUMNS, zip(*[(d.id, d.label) for d in self._documents], strict=True), strict=False):
+        for name, values in zip(COLUMNS, zip(*self._names, strict=True), strict=False):
             if any(value is not None for value in values):
                 arrays[name], arrays[f"{name}_offsets"] = pack_strings([values[row] or "" for row in order])
         aside = path.with_name(f".{path.name}")
         with aside.open("wb") as file:
+            for number in range(len(SPLITS)):
+                for piece in self._tokens[number]:
+                    file.write(piece.astype(dtype, copy=False).data)
             np.savez(file, **arrays)  # type: ignore[arg-type]
         replace_durably(aside, path)
 
@@ -88,7 +93,7 @@ class Spool:
     """A finished unit, read array by array; documents that dedup marked are passed over."""
 
     def __init__(self, path: Path) -> None:
-        self._file = np.load(path)
+        self._path, self._file = path, np.lib.npyio.NpzFile(path.open("rb"), own_fid=True)
         self._arrays: dict[str, np.ndarray] = {}  # those that were asked for
         marks = duplicates_of(path)
         self.duplicates = np.load(marks) if marks.exists() else np.empty((0, 2), np.int64)  # (row, kind)
@@ -124,11 +129,12 @@ class Spool:
     def tokens(self, split: str, first: int, last: int) -> np.ndarray:
         """Ids of a split's documents [first, last), one behind the other."""
         rows = self.kept(split)[first:last]
+        dtype, lengths = np.dtype(str(self["dtype"])), self["lengths"]
         if not rows.size:
-            return np.empty(0, self["tokens"].dtype)
-        lengths = self["lengths"]
+            return np.empty(0, dtype)
         ends = np.concatenate([[0], np.cumsum(lengths)])
-        tokens = self["tokens"][ends[rows[0]] : ends[rows[-1] + 1]]
+        all_tokens = np.memmap(self._path, dtype=dtype, mode="r", shape=(int(ends[-1]),))
+        tokens = all_tokens[ends[rows[0]] : ends[rows[-1] + 1]]
         kept = self._kept[rows[0] : rows[-1] + 1]
         return tokens if kept.all() else tokens[np.repeat(kept, lengths[rows[0] : rows[-1] + 1])]
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from hvdlm.durable import write_text_durably
@@ -40,6 +41,19 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
 
 
+@dataclass(frozen=True)
+class Stage:
+    """Tasks of one kind, and how progress speaks of them."""
+
+    name: str
+    tasks: Sequence[int]
+    work: Callable[[int], int]  # does a task, returns how much of `total` it was
+    total: int
+    unit: str
+    per_unit: int = 1
+    finish: Callable[[], None] = lambda: None  # what a rank does after its last task
+
+
 class _Stop(Exception):
     """Leaves a task at once; never seen outside."""
 
@@ -55,24 +69,21 @@ class Turns:
         self._job, self._stop = job, stop
         self._counters: Counters | None = None
         self._progress: Progress | None = None
+        self._stage: Stage
         self._next_look = 0.0
         self._done = [0, 0, 0, 0]  # of this rank
 
-    def run(
-        self, name: str, tasks: Sequence[int], work: Callable[[int], int], unit: str = "MB", total: float = 0
-    ) -> None:
-        """`work(task)` for each task on some rank; it returns how much it did. Collective.
+    def run(self, stage: Stage) -> None:
+        """Do all tasks of a stage, each on some rank. Collective.
 
         A UserError or OSError of one rank ends it on all, and so does a request to stop (StoppedOnRequest).
         """
-        scale = 1e-6 if unit == "MB" else 1
-        total = total or sum(self._job.units[task].num_bytes for task in tasks) * scale
         self._counters, self._done, is_stopped = self.world.counters(4), [0, 0, 0, 0], False
         try:
-            with Progress(name, total, unit, self.world) as self._progress:
+            with Progress(stage.name, stage.total / stage.per_unit, stage.unit, self.world) as self._progress:
                 with self.world.together():
-                    is_stopped = self._run(name, tasks, work, scale)
-                self._look(scale, is_due=True)
+                    is_stopped = self._run(stage)
+                self._look(stage, is_due=True)
             if any(self.world.gather(is_stopped)):
                 raise StoppedOnRequest(f"{self._job.config.output}: stopped on request; the same command continues")
         except (UserError, StoppedOnRequest):  # shared by all ranks
@@ -80,19 +91,24 @@ class Turns:
             raise
         self._close()
 
-    def _run(self, name: str, tasks: Sequence[int], work: Callable[[int], int], scale: float) -> bool:
-        for task in self._draw(tasks):
-            try:
-                with self.clock.phase(name):
+    def _run(self, stage: Stage) -> bool:
+        """This rank's tasks; whether it left before the end."""
+        self._stage = stage
+        try:
+            for task in self._draw(stage.tasks):
+                with self.clock.phase(stage.name):
                     self._check()
-                    self._add(AMOUNT, work(task))
-            except _Stop:
-                self._job.halt.touch()
-                return True
-            except (UserError, OSError):
-                self._job.halt.touch()
-                raise
-            self._look(scale)
+                    self._add(AMOUNT, stage.work(task))
+                self._look(stage)
+            with self.clock.phase(stage.name):
+                stage.finish()
+        except _Stop:
+            self._job.halt.touch()
+            stage.finish()
+            return True
+        except (UserError, OSError):
+            self._job.halt.touch()
+            raise
         return False
 
     def _draw(self, tasks: Sequence[int]) -> Iterator[int]:
@@ -111,24 +127,25 @@ class Turns:
         self._add(DOCUMENTS, documents)
         self._add(TOKENS, tokens)
         self._check()
-        self._look(1e-6)
+        self._look(self._stage)
 
     def _add(self, counter: int, amount: int) -> None:
         self._done[counter] += amount
         if self._counters is not None:
             self._counters.add(counter, amount)
 
-    def _look(self, scale: float, is_due: bool = False) -> None:
+    def _look(self, stage: Stage, is_due: bool = False) -> None:
+        """On rank 0, now and then: show what all ranks have done."""
         if self.world.rank or self._progress is None or (time.monotonic() < self._next_look and not is_due):
             return
         self._next_look = time.monotonic() + LOOK_S
         _, amount, documents, tokens = self._counters.read() if self._counters is not None else self._done
-        spent_s = self._progress.spent_s or 1.0
+        done, spent_s = amount / stage.per_unit, self._progress.spent_s or 1.0
         note = (
-            f"{amount * scale / spent_s:.1f} MB/s, {documents / spent_s:,.0f} documents/s, "
+            f"{done / spent_s:.1f} {stage.unit}/s, {documents / spent_s:,.0f} documents/s, "
             f"{tokens / spent_s:,.0f} tokens/s"
         )
-        self._progress.reach(amount * scale, note if tokens else "")
+        self._progress.reach(done, note if tokens else "")
 
     def _close(self) -> None:
         if self._counters is not None:

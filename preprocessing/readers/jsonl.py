@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import orjson
@@ -31,7 +31,9 @@ def read_json_lines(file: BinaryIO, part: Part, options: ReadOptions) -> Iterato
 def _document(line: bytes, position: int, part: Part, options: ReadOptions) -> Document | BadRecord:
     try:
         record = orjson.loads(line)
+        as_text: Callable[[str], str] = str  # it lets no half surrogate pair pass
     except orjson.JSONDecodeError:  # or not UTF-8, a byte order mark, half a surrogate pair, NaN
+        as_text = whole_characters
         text = decode(line, position, part, options)
         if isinstance(text, BadRecord):
             return text
@@ -45,7 +47,9 @@ def _document(line: bytes, position: int, part: Part, options: ReadOptions) -> D
     value = record[options.text_key]
     if not isinstance(value, str):
         return _bad(part, position, f"{options.text_key!r} is {type(value).__name__}, not text")
-    return Document(whole_characters(value), position, *_id_and_label(record, options))
+    if options.id_key is None and options.label_key is None:
+        return Document(as_text(value), position)
+    return Document(as_text(value), position, *_id_and_label(record, options))
 
 
 def _id_and_label(record: dict[str, Any], options: ReadOptions) -> tuple[str | None, str | None]:
