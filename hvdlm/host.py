@@ -7,6 +7,7 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from hvdlm.world.interface import World
 
@@ -67,3 +68,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
     except (OSError, AttributeError):
         return
+
+
+def memory_bytes(kind: Literal["VmRSS", "VmHWM"]) -> int:
+    """Memory of this process now or at its peak; 0 where there is no /proc."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(kind)), 0)

@@ -14,16 +14,8 @@ from hvdlm.durable import sha256_of, write_text_durably
 from hvdlm.errors import UserError
 from hvdlm.manifest import FORMAT_VERSION, SPLITS, Manifest, ShardEntry, SplitEntry
 from hvdlm.mpio import SharedSizes, check_parallel, write_shared
-from hvdlm.shards import (
-    COLUMNS,
-    ShardLabels,
-    TokenStream,
-    block_digest,
-    digest_blocks,
-    join_digests,
-    pack_strings,
-    write_shard,
-)
+from hvdlm.readback import read_back
+from hvdlm.shards import COLUMNS, ShardLabels, pack_strings, write_shard
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.interface import World
@@ -34,7 +26,6 @@ from .turns import Stage, Turns
 
 Labels = dict[str, ShardLabels]
 Entries = dict[str, tuple[ShardEntry, ...]]
-COUNT_TOKENS = 1 << 20  # np.bincount makes int64 of what it counts
 
 
 def assemble(job: Job, tokenizer: Tokenizer, duplicates: dict[str, int], turns: Turns) -> Manifest:
@@ -65,7 +56,7 @@ def assemble(job: Job, tokenizer: Tokenizer, duplicates: dict[str, int], turns: 
         plan=job.digest,
     )
     with turns.clock.phase("read back"):
-        return _read_back(job.config.output, manifest, turns.world)
+        return read_back(job.config.output, manifest, turns.world)
 
 
 def _of_all_units(job: Job, world: World, look: Callable[[int, Spool], Any]) -> list[Any]:
@@ -219,42 +210,3 @@ def _split_entry(split: str, shards: tuple[ShardEntry, ...], totals: list[Any]) 
         unigram_loss=None,
         digest="",
     )
-
-
-def _read_back(folder: Path, manifest: Manifest, world: World) -> Manifest:
-    """The manifest with what only the finished shards tell: token frequencies and digests. Ranks share the blocks."""
-    counts = np.zeros((len(SPLITS), manifest.vocab_size), dtype=np.int64)
-    mine: list[tuple[str, int, bytes]] = []
-    with world.together():
-        for row, split in enumerate(SPLITS):
-            if not manifest.splits[split].num_tokens:
-                continue
-            stream = TokenStream(folder, split, manifest)
-            for block in digest_blocks(stream)[world.rank :: world.size]:
-                tokens, digest = block_digest(stream, block)
-                mine.append((split, block, digest))
-                for start in range(0, len(tokens), COUNT_TOKENS):
-                    counts[row] += np.bincount(tokens[start : start + COUNT_TOKENS], minlength=manifest.vocab_size)
-    world.sum_(counts)
-    found = sorted(triple for triples in world.gather(mine) for triple in triples)
-    splits = {
-        split: manifest.splits[split].model_copy(
-            update={
-                "digest": join_digests(digest for name, _, digest in found if name == split),
-                "unigram_loss": unigram_loss(counts[0], counts[row]),
-            }
-        )
-        for row, split in enumerate(SPLITS)
-    }
-    return manifest.model_copy(update={"splits": splits})
-
-
-def unigram_loss(train_counts: np.ndarray, counts: np.ndarray) -> float | None:
-    """Nats per token of `counts` (vocab_size,) under the train frequencies with add-one smoothing.
-
-    What a model without any context would reach: the bar that training has to clear.
-    """
-    if not counts.sum():
-        return None
-    log_p = np.log(train_counts + 1.0) - np.log(train_counts.sum() + len(train_counts))
-    return float(-(counts * log_p).sum() / counts.sum())

@@ -85,7 +85,8 @@ def _prepare(config: PreprocessConfig) -> Job | Manifest:
             f"{config.output}: holds another data set (other input or config); remove it or set another output"
         )
     job.work.mkdir(parents=True, exist_ok=True)
-    for leftover in [*config.output.glob(".*.h5.*"), *job.work.glob(".*"), config.output / "STOP"]:
+    asides = [path for kind in ("h5", "json", "jsonl") for path in config.output.glob(f".*.{kind}*")]
+    for leftover in [*asides, *job.work.glob(".*"), config.output / "STOP"]:
         leftover.unlink(missing_ok=True)
     todo = [unit for unit in units if not job.spool(unit.number).exists()]
     todo.sort(key=lambda unit: -unit.num_bytes)  # a large one at the end would keep the others waiting

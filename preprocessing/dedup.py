@@ -102,7 +102,7 @@ def find_duplicates(job: Job, world: World) -> dict[str, int]:
         return {}
     mine = [unit.number for unit in job.units[world.rank :: world.size]]
     numbers, exact = _column(job, mine, 0, EXACT_BYTES)
-    later = _later_of_equal(*_to_owners(exact, numbers, world))
+    later = later_of_equal(*_to_owners(exact, numbers, world))
     found = {"duplicate_documents": _to_units(later, world)}
     if config.near:
         found["near_duplicate_documents"] = _near_duplicates(job, mine, found["duplicate_documents"], world)
@@ -145,7 +145,7 @@ def _groups(values: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.nda
     return numbers, numbers[is_first][np.cumsum(is_first) - 1]
 
 
-def _later_of_equal(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+def later_of_equal(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     numbers, first = _groups(values, numbers)
     return numbers[numbers != first]
 
@@ -172,11 +172,11 @@ def _near_duplicates(job: Job, mine: list[int], dropped: np.ndarray, world: Worl
     received = world.exchange_bytes([pairs.tobytes(), *[b""] * (world.size - 1)])
     later = np.empty(0, np.int64)
     if world.rank == 0:
-        later = _all_but_first(np.frombuffer(b"".join(received), np.int64).reshape(-1, 2))
+        later = all_but_first(np.frombuffer(b"".join(received), np.int64).reshape(-1, 2))
     return _to_units(later, world)
 
 
-def _all_but_first(edges: np.ndarray) -> np.ndarray:
+def all_but_first(edges: np.ndarray) -> np.ndarray:
     """Numbers in `edges` (n, 2) that are not the smallest of their connected component."""
     if not len(edges):
         return np.empty(0, np.int64)

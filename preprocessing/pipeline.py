@@ -24,8 +24,8 @@ SHOWN_BAD_RECORDS = 5  # a rank; the others are counted, and listed in dropped.j
 class Pipeline:
     """Documents of a unit as the tokenizer shall see them; one for all units of a rank."""
 
-    def __init__(self, config: PreprocessConfig) -> None:
-        self._config = config
+    def __init__(self, config: PreprocessConfig, is_quiet: bool = False) -> None:
+        self._config, self._is_quiet = config, is_quiet  # quiet about bad records: another reading reports them
         self._clean, self._mask, self._filter = (
             make_cleaner(config.clean), make_masker(config.pii), make_filter(config.filter),
         )  # fmt: skip
@@ -60,6 +60,8 @@ class Pipeline:
         if self._config.on_error == "fail":
             place = bad.place if bad.position is None else _line_of(part.path, bad.position)
             raise UserError(f"{place}: {bad.reason}, or set on_error: skip")
+        if self._is_quiet:
+            return
         self._shown += 1
         if self._shown <= SHOWN_BAD_RECORDS:
             log.error("%s: %s; skipped", bad.place, bad.reason)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hvdlm.durable import write_text_durably
 from hvdlm.errors import StoppedOnRequest, UserError
+from hvdlm.host import memory_bytes
 from hvdlm.manifest import Manifest
 from hvdlm.runlog import Progress
 from hvdlm.stop import StopFlag
@@ -155,6 +156,7 @@ class Turns:
     def write_summary(self, path: Path, manifest: Manifest) -> None:
         """`preprocess.json`: seconds by phase and rank, and how uneven the work was. Collective."""
         phases = self.world.gather(self.clock.seconds)
+        peaks = self.world.gather(memory_bytes("VmHWM"))
         names = dict.fromkeys(name for rank in phases for name in rank)
         seconds = {name: [round(rank.get(name, 0.0), 3) for rank in phases] for name in names}
         if self.world.rank:
@@ -165,7 +167,7 @@ class Turns:
             "input_bytes": sum(unit.num_bytes for unit in self._job.units), "num_units": len(self._job.units),
             "num_units_resumed": len(self._job.units) - len(self._job.todo),
             "num_documents": manifest.num_documents, "num_tokens": manifest.num_tokens,
-            "seconds": seconds,
+            "seconds": seconds, "peak_memory_mb": [round(peak / 1e6) for peak in peaks],
             "imbalance": round(max(tokenize) * len(tokenize) / sum(tokenize), 4) if sum(tokenize) else 1.0,
         }  # fmt: skip
         write_text_durably(path, json.dumps(summary, indent=1) + "\n")

@@ -47,7 +47,7 @@ def _make(config: PreprocessConfig, texts: list[str], is_learnt: bool) -> Tokeni
 def _sample(config: PreprocessConfig, units: list[Unit], world: World) -> list[str]:
     """On rank 0 the training text in input order, drawn by all ranks; elsewhere nothing."""
     chosen, fraction = sample_units(units, config.tokenizer.sample_mb * 1e6)
-    pipeline = Pipeline(config)
+    pipeline = Pipeline(config, is_quiet=True)
     drawn: list[tuple[int, list[str]]] = []
     with world.together():
         for unit in chosen[world.rank :: world.size]:
@@ -80,7 +80,7 @@ def _head(config: PreprocessConfig, unit: Unit) -> list[str]:
     """The beginning of a unit."""
     texts: list[str] = []
     left = PROOF_BYTES
-    for document in Pipeline(config).documents(unit, Counter()):
+    for document in Pipeline(config, is_quiet=True).documents(unit, Counter()):
         texts.append(document.text[:left])
         left -= len(texts[-1])
         if left <= 0:

@@ -22,19 +22,11 @@ from hvdlm.manifest import (
     read_manifest,
     write_manifest,
 )
-from hvdlm.shards import (
-    COLUMNS,
-    ShardLabels,
-    TokenStream,
-    block_digest,
-    digest_blocks,
-    doc_column,
-    doc_offsets,
-    join_digests,
-    write_shard,
-)
+from hvdlm.readback import read_back
+from hvdlm.shards import COLUMNS, ShardLabels, TokenStream, doc_column, doc_offsets, join_digests, write_shard
 from hvdlm.tokenizer import Tokenizer, digest
 from hvdlm.tokenizer.interface import dtype_for
+from hvdlm.world.serial import SerialWorld
 
 CONVERTED = "converted.json"  # where the tokens came from; their dtype there makes the way back exact
 TEXT_TOKENS = 1 << 16
@@ -113,7 +105,7 @@ def _write_shards(folder: Path, name: str, corpus: Corpus, wishes: Wishes) -> tu
 
 
 def _describe(folder: Path, corpus: Corpus, shards: dict[str, tuple[ShardEntry, ...]]) -> Manifest:
-    """The manifest, with digests and frequencies of the tokens as they are read back."""
+    """The manifest of the shards written."""
     tokenizer = corpus.tokenizer
     entries = {
         name: SplitEntry(
@@ -139,38 +131,10 @@ def _describe(folder: Path, corpus: Corpus, shards: dict[str, tuple[ShardEntry, 
         statistics={"documents": sum(entry.num_documents for entry in entries.values())},
         plan="",
     )
-    digests, counts = {}, {}
-    for name in SPLITS:
-        digests[name], counts[name] = _read_back(folder, name, manifest)
-    splits = {
-        name: entry.model_copy(
-            update={"digest": digests[name], "unigram_loss": unigram_loss(counts["train"], counts[name])}
-        )
-        for name, entry in entries.items()
-    }
+    manifest = read_back(folder, manifest, SerialWorld())
+    digests = [entry.digest for entry in manifest.splits.values()]
     plan = hashlib.sha256(json.dumps([corpus.format, digest(tokenizer), digests]).encode()).hexdigest()[:16]
-    return manifest.model_copy(update={"splits": splits, "plan": plan})
-
-
-def _read_back(folder: Path, name: str, manifest: Manifest) -> tuple[str, np.ndarray]:
-    """(digest, how often each id occurs) of a split."""
-    counts = np.zeros(manifest.vocab_size, dtype=np.int64)
-    digests = []
-    if manifest.splits[name].num_tokens:
-        stream = TokenStream(folder, name, manifest)
-        for block in digest_blocks(stream):
-            tokens, of_block = block_digest(stream, block)
-            counts += np.bincount(tokens, minlength=manifest.vocab_size)
-            digests.append(of_block)
-    return join_digests(digests), counts
-
-
-def unigram_loss(train_counts: np.ndarray, counts: np.ndarray) -> float | None:
-    """Nats per token of `counts` (vocab_size,) under the train frequencies with add-one smoothing."""
-    if not counts.sum():
-        return None
-    log_p = np.log(train_counts + 1.0) - np.log(train_counts.sum() + len(train_counts))
-    return float(-(counts * log_p).sum() / counts.sum())
+    return manifest.model_copy(update={"plan": plan})
 
 
 def _text_bytes(split: TokenSplit, tokenizer: Tokenizer) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import resource
-from pathlib import Path
 
 import numpy as np
+
+from hvdlm.host import memory_bytes
 
 from .backend import BackendTokenizer
 from .interface import Tokenizer, insert_eos
@@ -34,14 +34,6 @@ NASTY = (
 CACHE_BYTES = 256 << 20
 
 
-def resident_bytes() -> int:
-    """Memory of this process; 0 where there is no /proc."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
-
-
 class FastTokenizer:
     """A BackendTokenizer whose `encode_documents` runs in gigatoken; all else is the same object's.
 
@@ -55,14 +47,14 @@ class FastTokenizer:
         self._exact, self._threads = exact, threads
         self._make = lambda: gigatoken.Tokenizer.from_json(exact.plain_json)
         self._encoder = self._make()
-        self._resident = resident_bytes()
+        self._resident = memory_bytes("VmRSS")
         self.kind, self.vocab_size = exact.kind, exact.vocab_size
         self.eos_id, self.unk_id = exact.eos_id, exact.unk_id
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        if resident_bytes() - self._resident > CACHE_BYTES:
+        if memory_bytes("VmRSS") - self._resident > CACHE_BYTES:
             self._encoder = self._make()
-            self._resident = resident_bytes()
+            self._resident = memory_bytes("VmRSS")
         rows = self._encoder.encode_batch(texts, parallel=self._threads > 1).layout
         offsets = np.asarray(rows.offsets.data)
         return insert_eos(np.asarray(rows.content.data)[offsets[0] : offsets[-1]], np.diff(offsets), self)

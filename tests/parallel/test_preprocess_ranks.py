@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 import shutil
 import signal
 import stat
@@ -95,10 +96,12 @@ def test_one_file_by_all_ranks(job, mixed_corpus, tmp_path):
 def slow_corpus(tmp_path_factory):
     """A file of several units, and cleaning that takes its time."""
     folder = tmp_path_factory.mktemp("slow")
-    text = make_text(5, 3_000)
+    lines, source = make_text(5, 3_000).splitlines(), random.Random(0)
     with (folder / "big.jsonl").open("w") as file:
-        for number in range(1_400):
-            file.write(json.dumps({"text": f"<b>{text[number * 10 :]}{number}</b>"}) + "\n")
+        for _ in range(1_400):
+            source.shuffle(lines)
+            text = "\n".join(lines)
+            file.write(json.dumps({"text": f"<b>{text}</b>"}) + "\n")
     values = preprocess_values(
         folder / "big.jsonl", "set below", shard_tokens=4_000_000, dedup={"near": True},
         clean={"html": True, "wiki": True, "markdown": True, "repeated_lines": "document", "whitespace": True},
@@ -187,7 +190,7 @@ def test_more_ranks_than_work(job, tmp_path):
 CASES = {
     "empty corpus": ("a.txt", b"", r"its 1 files are empty"),
     "not UTF-8": ("a.txt", b"abc\xff", r"a.txt: byte 3: is not UTF-8; set encoding, or errors: replace"),
-    "broken gzip": ("a.txt.gz", gzip.compress(b"text" * 999)[:-9], r"a.txt.gz: broken gzip"),
+    "broken gzip": ("a.txt.gz", gzip.compress(b"text" * 999)[:-9], r"a.txt.gz: broken gz ("),
     "missing key": (
         "a.jsonl",
         b'{"text": "a"}\n{"body": "b"}\n',

@@ -1,0 +1,62 @@
+"""Version 1 of the data format stays readable: a folder written once is read by every later version."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from hvdlm.inspection import inspect, to_text
+from hvdlm.manifest import read_manifest
+from hvdlm.shards import TokenStream, doc_column, doc_offsets, stream_digest, verify
+from hvdlm.tokenizer import digest, load
+
+FOLDER = Path(__file__).parent / "golden" / "format-v1"
+DIGESTS = {
+    "train": "a02074df2f9a75658fdc0ff0e78a8cec",
+    "val": "b59ff1fef4846de0a62241bf111f2f45",
+    "test": "230831b919d40a195fe953873e57ac69",
+}
+
+
+def text_of(number):
+    return f"Document {number}: a text in English, und auf Deutsch, 和中文。 " * (1 + number % 3)
+
+
+def test_a_folder_of_version_1_is_read_whole():
+    manifest, tokenizer = read_manifest(FOLDER), load(FOLDER / "tokenizer.json")
+    assert digest(tokenizer) == manifest.tokenizer_digest
+    found = {}
+    for split, entry in manifest.splits.items():
+        stream = TokenStream(FOLDER, split, manifest)
+        assert stream_digest(stream) == entry.digest == DIGESTS[split]
+        start = 0
+        for shard in entry.shards:
+            offsets = doc_offsets(FOLDER, shard)
+            labels = doc_column(FOLDER, shard, "doc_labels")
+            for d, name in enumerate(doc_column(FOLDER, shard, "doc_ids")):
+                ids = stream.read(start + int(offsets[d]), int(offsets[d + 1] - offsets[d]))
+                assert ids[-1] == tokenizer.eos_id
+                number = int(name.removeprefix("doc-"))
+                assert labels[d] == ("odd" if number % 2 else "even")
+                found[number] = tokenizer.decode(ids[:-1])
+            start += shard.num_tokens
+    assert found == {number: text_of(number) for number in range(30)}
+
+
+def test_its_checksums_hold_and_it_can_be_inspected():
+    assert verify(FOLDER) == []
+    text = to_text(inspect(FOLDER))
+    assert "bytes a token" in text
+    assert "Document" in text
+
+
+def test_the_page_about_the_format_is_enough_to_read_it():
+    """The example of docs/format.md, without our reader."""
+    path = FOLDER / "train-00000.h5"
+    with h5py.File(path) as file:
+        tokens = np.memmap(path, file["tokens"].dtype, "r", file["tokens"].id.get_offset(), file["tokens"].shape)
+        first = tokens[: file["doc_offsets"][1] - 1].astype(np.uint8).tobytes().decode()
+        assert set(file) == {"tokens", "doc_offsets", "block_crc32", "doc_ids", "doc_ids_offsets", "doc_labels",
+                             "doc_labels_offsets"}  # fmt: skip
+        assert file.attrs["format_version"] == 1
+    assert first.startswith("Document ")
