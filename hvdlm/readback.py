@@ -27,6 +27,7 @@ def read_back(folder: Path, manifest: Manifest, world: World) -> Manifest:
                 mine.append((split, block, digest))
                 for start in range(0, len(tokens), COUNT_TOKENS):
                     counts[row] += np.bincount(tokens[start : start + COUNT_TOKENS], minlength=manifest.vocab_size)
+                stream.forget()
     world.sum_(counts)
     found = sorted(triple for triples in world.gather(mine) for triple in triples)
     splits = {

@@ -9,6 +9,7 @@ dataset's offset in the file: HDF5 is touched once a shard (a random batch in 10
 from __future__ import annotations
 
 import itertools
+import mmap
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -228,6 +229,13 @@ class TokenStream:
             for shard in range(first, last + 1)
         ]
         return spans[0] if len(spans) == 1 else np.concatenate(spans)
+
+    def forget(self) -> None:
+        """Give back the memory of pages that were read: a pass over terabytes shall not count as this process's."""
+        for tokens in self._maps:
+            pages = getattr(tokens, "base", None)
+            if isinstance(pages, mmap.mmap):
+                pages.madvise(mmap.MADV_DONTNEED)
 
     def read_windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Windows (len(starts), length) of int64 tokens: one gather from each shard, and across its end one by one."""

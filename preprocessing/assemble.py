@@ -33,7 +33,7 @@ def assemble(job: Job, tokenizer: Tokenizer, duplicates: dict[str, int], turns: 
     digest = tokenizers.digest(tokenizer)
     labels = {split: ShardLabels(split, tokenizer.vocab_size, tokenizer.eos_id, digest) for split in SPLITS}
     with turns.clock.phase("offsets"):
-        totals = _of_all_units(job, turns.world, _totals)
+        totals = _of_all(job, turns.world, _totals)
         if not sum(unit[split]["tokens"] for unit in totals for split in SPLITS):
             raise UserError.shared(f"input {job.config.input!r}: holds no text at all")
     write = _write_shared_files if job.config.layout == "mpio" else _write_shards
@@ -59,19 +59,19 @@ def assemble(job: Job, tokenizer: Tokenizer, duplicates: dict[str, int], turns: 
         return read_back(job.config.output, manifest, turns.world)
 
 
-def _of_all_units(job: Job, world: World, look: Callable[[int, Spool], Any]) -> list[Any]:
-    """`look(unit, spool)` for each unit, in order, on all ranks; each rank opens its share."""
+def _of_all(job: Job, world: World, look: Callable[[int, Spool], Any]) -> list[Any]:
+    """`look(number, spool)` for each spool file, in order, on all ranks; each rank opens its share."""
     mine = []
     with world.together():
-        for unit in range(world.rank, len(job.units), world.size):
-            with Spool(job.spool(unit)) as spool:
-                mine.append((unit, look(unit, spool)))
+        for number in range(world.rank, len(job.spools), world.size):
+            with Spool(job.spools[number]) as spool:
+                mine.append((number, look(number, spool)))
     found = dict(pair for pairs in world.gather(mine) for pair in pairs)
-    return [found[unit] for unit in range(len(job.units))]
+    return [found[number] for number in range(len(job.spools))]
 
 
-def _totals(unit: int, spool: Spool) -> dict[str, Any]:
-    """What has to be known of a unit before any shard is laid out."""
+def _totals(number: int, spool: Spool) -> dict[str, Any]:
+    """What has to be known of a spool file before any shard is laid out."""
     totals: dict[str, Any] = {"statistics": spool.facts("statistics")}
     for split in SPLITS:
         kept = spool.kept(split)
@@ -100,16 +100,16 @@ def _write_shards(job: Job, totals: list[Any], labels: Labels, turns: Turns) -> 
     """Shards of about `shard_tokens`, each by one rank; those that an interrupted run finished are kept."""
     starts = {split: _starts(totals, split, "tokens") for split in SPLITS}
 
-    def windows(unit: int, spool: Spool) -> dict[str, list[int]]:
+    def windows(number: int, spool: Spool) -> dict[str, list[int]]:
         return {
             split: np.unique(
-                windows_of(spool.of_split("lengths", split), starts[split][unit], job.config.shard_tokens)
+                windows_of(spool.of_split("lengths", split), starts[split][number], job.config.shard_tokens)
             ).tolist()
             for split in SPLITS
         }
 
     with turns.clock.phase("offsets"):
-        plans = shard_plans(_of_all_units(job, turns.world, windows))
+        plans = shard_plans(_of_all(job, turns.world, windows))
     columns = _columns(totals)
 
     def write(number: int) -> int:
@@ -148,7 +148,7 @@ def _write(job: Job, plan: ShardPlan, starts: list[int], labels: ShardLabels, co
     strings: dict[str, list[str]] = {name: [] for name in columns}
     spans: list[tuple[int, int, int]] = []
     for unit in plan.units:
-        with Spool(job.spool(unit)) as spool:
+        with Spool(job.spools[unit]) as spool:
             of_unit = spool.of_split("lengths", plan.split)
             inside = np.flatnonzero(windows_of(of_unit, starts[unit], job.config.shard_tokens) == plan.window)
             first, last = int(inside[0]), int(inside[-1]) + 1
@@ -159,7 +159,7 @@ def _write(job: Job, plan: ShardPlan, starts: list[int], labels: ShardLabels, co
 
     def pieces() -> Iterator[np.ndarray]:
         for unit, first, last in spans:
-            with Spool(job.spool(unit)) as spool:
+            with Spool(job.spools[unit]) as spool:
                 yield spool.tokens(plan.split, first, last)
 
     return write_shard(_path(job, plan), pieces(), np.concatenate(lengths), labels, strings)
@@ -184,13 +184,13 @@ def _write_shared_files(job: Job, totals: list[Any], labels: Labels, turns: Turn
 
 
 def _shared_pieces(job: Job, totals: list[Any], split: str, world: World) -> Iterator[tuple[str, int, np.ndarray]]:
-    """(dataset, start, array) for this rank's units."""
+    """(dataset, start, array) for this rank's spool files."""
     starts = {of: _starts(totals, split, of) for of in ("tokens", "documents", *_columns(totals))}
     if world.rank == 0:
         for name in ("doc_offsets", *[f"{name}_offsets" for name in _columns(totals)]):
             yield name, 0, np.zeros(1, np.int64)
-    for unit in range(world.rank, len(job.units), world.size):
-        with Spool(job.spool(unit)) as spool:
+    for unit in range(world.rank, len(job.spools), world.size):
+        with Spool(job.spools[unit]) as spool:
             count = totals[unit][split]["documents"]
             behind = starts["documents"][unit] + 1  # offset 0 stands before the first document's end
             yield "tokens", starts["tokens"][unit], spool.tokens(split, 0, count)

@@ -12,8 +12,12 @@ import gc
 import json
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from hvdlm import tokenizer as tokenizers
 from hvdlm.durable import write_text_durably
@@ -38,6 +42,7 @@ from .vocabulary import make_vocabulary, with_fast_encoder
 log = logging.getLogger("hvdlm")
 
 ENCODE_BYTES = 4 << 20  # text handed to the tokenizer at once
+SEGMENT_BYTES = 32 << 20  # text in one spool file: a unit that cannot be split may be of any size
 SUMMARY = "preprocess.json"
 
 
@@ -60,7 +65,8 @@ def build(config: PreprocessConfig, world: World) -> Manifest:
     total = sum(job.units[number].num_bytes for number in job.todo)
     turns.run(Stage("tokenize", job.todo, worker.tokenize, total, "MB", 1_000_000, worker.finish))
     with clock.phase("dedup"):
-        duplicates = find_duplicates(job, world)
+        job = replace(job, spools=world.on_root(job.find_spools))
+        duplicates = find_duplicates(job.config.dedup, job.spools, world)
     manifest = assemble(job, tokenizer, duplicates, turns)
     turns.write_summary(config.output / SUMMARY, manifest)
     world.on_root(lambda: _finish(job, tokenizer, manifest, list(duplicates)))
@@ -115,18 +121,29 @@ class Worker:
         self._pipeline, self._signer = Pipeline(job.config), Signer(job.config.dedup)
         self._writer = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
+        self._result = UnitResult()
 
     def tokenize(self, number: int) -> int:
-        """One unit into one spool file; returns its bytes."""
-        unit, result = self._job.units[number], UnitResult()
-        result.inputs = [vars(part) | {"xxh3_128": digest_of(part)} for part in unit.parts]
-        for documents, splits in self._batches(unit, result):
+        """One unit into its spool file, or into several if it is long; returns its bytes."""
+        unit, num_segments = self._job.units[number], 0
+        self._result, statistics = UnitResult(), Counter[str]()
+        inputs = [vars(part) | {"xxh3_128": digest_of(part)} for part in unit.parts]
+        for documents, splits in self._batches(unit, statistics):
             ids, lengths = self._tokenizer.encode_documents([document.text for document in documents])
-            result.add(documents, splits, ids, lengths)
+            self._result.add(documents, splits, ids, lengths)
             self._turns.count(documents=len(documents), tokens=len(ids))
-        self.finish()
-        self._saving = self._writer.submit(result.save, self._job.spool(number), dtype_for(self._tokenizer.vocab_size))
+            if self._result.num_bytes >= SEGMENT_BYTES:
+                self._save(self._job.segment(number, num_segments))
+                num_segments += 1
+        self._result.inputs, self._result.statistics = inputs, statistics
+        self._save(self._job.spool(number))
         return unit.num_bytes
+
+    def _save(self, path: Path) -> None:
+        """Begin to save what there is, once what came before is safe."""
+        self.finish()
+        self._saving = self._writer.submit(self._result.save, path, dtype_for(self._tokenizer.vocab_size))
+        self._result = UnitResult()
 
     def finish(self) -> None:
         """Wait until the last unit is saved."""
@@ -134,23 +151,26 @@ class Worker:
             self._saving.result()
             self._saving = None
 
-    def _batches(self, unit: Unit, result: UnitResult) -> Iterator[tuple[list[Document], list[int]]]:
+    def _batches(self, unit: Unit, statistics: Counter[str]) -> Iterator[tuple[list[Document], list[int]]]:
         """Documents and the numbers of their splits in batches of about ENCODE_BYTES."""
-        drop = result.dropped.append if self._job.config.dropped else lambda line: None
         documents: list[Document] = []
         splits: list[int] = []
         held = 0
-        for document in self._pipeline.documents(unit, result.statistics, drop):
+        for document in self._pipeline.documents(unit, statistics, self._drop):
             data = document.text.encode()
             documents.append(document)
             splits.append(SPLITS.index(split_of(data, self._job.config)))
-            result.describe(len(data), self._signer.sign(document.text, data))
+            self._result.describe(len(data), self._signer.sign(document.text, data))
             held += len(data)
             if held >= ENCODE_BYTES:
                 yield documents, splits
                 documents, splits, held = [], [], 0
         if documents:
             yield documents, splits
+
+    def _drop(self, line: dict[str, Any]) -> None:
+        if self._job.config.dropped:
+            self._result.dropped.append(line)
 
 
 def _finish(job: Job, tokenizer: Tokenizer, manifest: Manifest, kinds: list[str]) -> None:

@@ -1,6 +1,6 @@
 """Duplicates across all ranks: exact by a digest, near by MinHash. The first in input order stays.
 
-A document's number is its unit's and its place in it, so who finds a duplicate changes nothing. Keys travel to
+A document's number is its spool file's and its place in it, so who finds a duplicate changes nothing. Keys travel to
 the rank that owns them, one kind at a time: a rank holds 24 bytes for each document of its share.
 """
 
@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
+from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from hvdlm.errors import UserError
 from hvdlm.partition import mix
 from hvdlm.world.interface import World
 
-from .plan import DedupConfig, Job
+from .plan import DedupConfig
 from .spool import Spool, duplicates_of
 
 EXACT_BYTES = 16
@@ -95,30 +97,30 @@ def shingles(text: str) -> np.ndarray:
     return mix(runs) >> np.uint64(32)
 
 
-def find_duplicates(job: Job, world: World) -> dict[str, int]:
-    """Mark duplicates of all units beside their spool files; returns how many there are, by kind. Collective."""
-    config = job.config.dedup
+def find_duplicates(config: DedupConfig, spools: Sequence[Path], world: World) -> dict[str, int]:
+    """Mark duplicates beside their spool files; returns how many there are, by kind. Collective."""
     if not config.is_on:
         return {}
-    mine = [unit.number for unit in job.units[world.rank :: world.size]]
-    numbers, exact = _column(job, mine, 0, EXACT_BYTES)
-    later = later_of_equal(*_to_owners(exact, numbers, world))
-    found = {"duplicate_documents": _to_units(later, world)}
-    if config.near:
-        found["near_duplicate_documents"] = _near_duplicates(job, mine, found["duplicate_documents"], world)
+    mine = range(world.rank, len(spools), world.size)
     with world.together():
-        for unit in mine:
-            _mark(job, unit, [numbers[numbers >> 32 == unit] & 0xFFFFFFFF for numbers in found.values()])
+        numbers, exact = _column(spools, mine, 0, EXACT_BYTES)
+    later = later_of_equal(*_to_owners(exact, numbers, world))
+    found = {"duplicate_documents": _to_readers(later, world)}
+    if config.near:
+        found["near_duplicate_documents"] = _near_duplicates(config, spools, mine, found["duplicate_documents"], world)
+    with world.together():
+        for spool in mine:
+            _mark(spools[spool], [numbers[numbers >> 32 == spool] & 0xFFFFFFFF for numbers in found.values()])
     counts = world.gather([len(numbers) for numbers in found.values()])
     return {kind: sum(count[n] for count in counts) for n, kind in enumerate(found)}
 
 
-def _column(job: Job, units: list[int], start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """(numbers of all documents of these units, bytes [start, stop) of their signatures as rows)."""
+def _column(spools: Sequence[Path], mine: range, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """(numbers of all documents of these spool files, bytes [start, stop) of their signatures as rows)."""
     numbers, values = [np.empty(0, np.int64)], [np.empty((0, stop - start), np.uint8)]
-    for unit in units:
-        with Spool(job.spool(unit)) as spool:
-            numbers.append((unit << 32) + spool["order"])
+    for number in mine:
+        with Spool(spools[number]) as spool:
+            numbers.append((number << 32) + spool["order"])
             values.append(spool["signatures"][:, start:stop] if len(spool["order"]) else values[0])
     return np.concatenate(numbers), np.ascontiguousarray(np.concatenate(values))
 
@@ -150,20 +152,23 @@ def later_of_equal(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return numbers[numbers != first]
 
 
-def _to_units(numbers: np.ndarray, world: World) -> np.ndarray:
-    """Send document numbers to the ranks that look after their units."""
+def _to_readers(numbers: np.ndarray, world: World) -> np.ndarray:
+    """Send document numbers to the ranks that look after their spool files."""
     owner = (numbers >> 32) % world.size
     received = world.exchange_bytes([numbers[owner == rank].tobytes() for rank in range(world.size)])
     return np.frombuffer(b"".join(received), np.int64)
 
 
-def _near_duplicates(job: Job, mine: list[int], dropped: np.ndarray, world: World) -> np.ndarray:
-    """Numbers of near-duplicates in this rank's units: all but the first of each connected group."""
+def _near_duplicates(
+    config: DedupConfig, spools: Sequence[Path], mine: range, dropped: np.ndarray, world: World
+) -> np.ndarray:
+    """Numbers of near-duplicates in this rank's spool files: all but the first of each connected group."""
     edges = [np.empty((0, 2), np.int64)]
-    num_bands, _ = Signer(job.config.dedup).bands
+    num_bands, _ = Signer(config).bands
     for band in range(num_bands):
         start = EXACT_BYTES + 8 * band
-        numbers, keys = _column(job, mine, start, start + 8)
+        with world.together():
+            numbers, keys = _column(spools, mine, start, start + 8)
         stays = ~np.isin(numbers, dropped)
         numbers, first = _groups(*_to_owners(keys[stays], numbers[stays], world))
         is_later = numbers != first
@@ -173,7 +178,7 @@ def _near_duplicates(job: Job, mine: list[int], dropped: np.ndarray, world: Worl
     later = np.empty(0, np.int64)
     if world.rank == 0:
         later = all_but_first(np.frombuffer(b"".join(received), np.int64).reshape(-1, 2))
-    return _to_units(later, world)
+    return _to_readers(later, world)
 
 
 def all_but_first(edges: np.ndarray) -> np.ndarray:
@@ -191,12 +196,12 @@ def all_but_first(edges: np.ndarray) -> np.ndarray:
     return np.delete(numbers, first)
 
 
-def _mark(job: Job, unit: int, orders: list[np.ndarray]) -> None:
-    """Keep (row, kind) of a unit's duplicates, kinds in the order of `orders`; nothing if there are none."""
-    marks = duplicates_of(job.spool(unit))
+def _mark(path: Path, orders: list[np.ndarray]) -> None:
+    """Keep (row, kind) of a spool file's duplicates, kinds in the order of `orders`; nothing if there are none."""
+    marks = duplicates_of(path)
     marks.unlink(missing_ok=True)  # of a run that died on the way
     if any(order.size for order in orders):
-        with Spool(job.spool(unit)) as spool:
+        with Spool(path) as spool:
             rows = [np.flatnonzero(np.isin(spool["order"], order)) for order in orders]
         pairs = np.concatenate([np.stack([row, np.full_like(row, kind)], 1) for kind, row in enumerate(rows)])
         aside = marks.with_name(f".{marks.name}")

@@ -131,6 +131,7 @@ class Job:
     units: list[Unit]
     digest: str
     todo: tuple[int, ...]  # units without a spool file when the job began, the largest first
+    spools: tuple[Path, ...] = ()  # once all units are done
 
     @cached_property
     def work(self) -> Path:
@@ -143,7 +144,32 @@ class Job:
         return self.work / ".halt"
 
     def spool(self, unit: int) -> Path:
+        """The last of a unit's spool files: it is there once the unit is done."""
         return self.work / f"unit-{unit:06d}.npz"
+
+    def segment(self, unit: int, number: int) -> Path:
+        """A spool file before the last one of a unit with more text than one shall hold."""
+        return self.work / f"unit-{unit:06d}.part-{number:05d}.npz"
+
+    def find_spools(self) -> tuple[Path, ...]:
+        """The spool files of all units, in the order of the input."""
+        by_unit: dict[str, list[Path]] = {}
+        for path in sorted(self.work.glob("unit-*.part-*.npz")):
+            by_unit.setdefault(path.name.split(".")[0], []).append(path)
+        return tuple(
+            path
+            for unit in self.units
+            for path in [*by_unit.get(f"unit-{unit.number:06d}", []), self.spool(unit.number)]
+        )
+
+
+def unit_of(spool: Path) -> int:
+    """The unit that a spool file belongs to.
+
+    >>> unit_of(Path("unit-000012.part-00003.npz"))
+    12
+    """
+    return int(spool.name.split(".")[0].removeprefix("unit-"))
 
 
 def make_units(files: list[tuple[str, int]], options: ReadOptions) -> list[Unit]:

@@ -11,7 +11,7 @@ import xxhash
 from hvdlm.durable import replace_durably, write_text_durably
 
 from .documents import Part
-from .plan import Job, versions
+from .plan import Job, unit_of, versions
 from .spool import Spool, lines_of
 
 PROVENANCE = "provenance.json"
@@ -33,8 +33,8 @@ def digest_of(part: Part) -> str:
 def write_provenance(job: Job) -> None:
     """Digests of all that was read, the config, and the versions of what read it."""
     inputs = []
-    for unit in job.units:
-        with Spool(job.spool(unit.number)) as spool:
+    for path in job.spools:
+        with Spool(path) as spool:
             inputs += spool.facts("inputs")
     content = {
         "plan": job.digest, "versions": versions(), "config": job.config.model_dump(mode="json", exclude={"output"}),
@@ -48,12 +48,13 @@ def write_dropped(job: Job, kinds: list[str]) -> None:
     final = job.config.output / DROPPED
     aside = final.with_name(f".{DROPPED}")
     with aside.open("wb") as file:
-        for unit in job.units:
-            with Spool(job.spool(unit.number)) as spool:
+        for path in job.spools:
+            parts = job.units[unit_of(path)].parts
+            with Spool(path) as spool:
                 file.write(spool["dropped"].tobytes())
                 lines = []
                 for row, kind in sorted(spool.duplicates.tolist(), key=lambda pair: spool["order"][pair[0]]):
                     position, part = spool["places"][row].tolist()
-                    lines.append({"path": unit.parts[part].path, "position": position, "reason": kinds[kind]})
+                    lines.append({"path": parts[part].path, "position": position, "reason": kinds[kind]})
                 file.write(lines_of(lines))
     replace_durably(aside, final)

@@ -29,6 +29,7 @@ class UnitResult:
 
     def __init__(self) -> None:
         self.statistics: Counter[str] = Counter()
+        self.num_bytes = 0  # of text
         self.dropped: list[dict[str, Any]] = []  # lines of dropped.jsonl
         self.inputs: list[dict[str, Any]] = []  # what was read, with digests
         self._tokens: dict[int, list[np.ndarray]] = {number: [] for number in range(len(SPLITS))}
@@ -54,6 +55,7 @@ class UnitResult:
 
     def describe(self, text_bytes: int, signature: bytes) -> None:
         """What the text of the next document was like: its UTF-8 bytes, and what dedup compares."""
+        self.num_bytes += text_bytes
         self._text_bytes.append(text_bytes)
         self._signatures.append(signature)
 

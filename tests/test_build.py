@@ -153,3 +153,16 @@ def test_a_run_that_was_abandoned_leaves_no_shards_behind(corpus, tmp_path, monk
     monkeypatch.setattr(build, "_finish", real)
     manifest = preprocess(corpus, tmp_path, shard_tokens=50_000)
     assert {path.name for path in tmp_path.glob("*.h5")} == {s.file for e in manifest.splits.values() for s in e.shards}
+
+
+def test_a_unit_that_cannot_be_split_is_spooled_in_segments(corpus, tmp_path, monkeypatch):
+    """One archive may hold more than memory; its documents and their order are the same."""
+    whole = preprocess(corpus, tmp_path / "whole", dedup={"exact": True}, dropped=True)
+    monkeypatch.setattr(build, "SEGMENT_BYTES", 3_000)
+    monkeypatch.setattr(build, "ENCODE_BYTES", 1_000)
+    segments = []
+    real = build.find_duplicates
+    monkeypatch.setattr(build, "find_duplicates", lambda c, spools, w: (segments.extend(spools), real(c, spools, w))[1])
+    assert preprocess(corpus, tmp_path / "parts", dedup={"exact": True}, dropped=True) == whole
+    assert len(segments) > 5
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")

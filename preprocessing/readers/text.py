@@ -52,7 +52,7 @@ def records(file: BinaryIO, part: Part, boundary: Boundary) -> Iterator[Record]:
     held = b""
     is_foreign, is_cut = position > 0, False  # the record under way: began before this part; was given in part
     while True:
-        block = file.read(_block_bytes(part, position + len(held)))
+        block = file.read(_block_bytes(part, position + len(held), len(held)))
         held += block
         complete, used = _split(held, boundary, is_last=not block)
         for offset, data in complete:
@@ -63,7 +63,7 @@ def records(file: BinaryIO, part: Part, boundary: Boundary) -> Iterator[Record]:
                 yield from _cut(Record(start, data, False))
             is_foreign = is_cut = False
         held, position = held[used:], position + used
-        if not block or not (is_foreign or is_cut or part.stop is None or position < part.stop):
+        if not block or _is_over(part, position, len(held) - boundary.reach if is_foreign else 0, is_cut):
             return
         while len(held) > documents.MAX_DOCUMENT_BYTES + boundary.reach:
             end = place_to_cut(held)
@@ -72,6 +72,11 @@ def records(file: BinaryIO, part: Part, boundary: Boundary) -> Iterator[Record]:
             if is_cut:
                 yield Record(position, held[:end], True)
             held, position = held[end:], position + end
+
+
+def _is_over(part: Part, position: int, searched: int, is_cut: bool) -> bool:
+    """Whether no record can start in the part any more; `searched` bytes from here hold no boundary."""
+    return part.stop is not None and not is_cut and position + max(0, searched) >= part.stop
 
 
 def _split(held: bytes, boundary: Boundary, is_last: bool) -> tuple[list[tuple[int, bytes]], int]:
@@ -94,9 +99,10 @@ def _split(held: bytes, boundary: Boundary, is_last: bool) -> tuple[list[tuple[i
     return complete, used
 
 
-def _block_bytes(part: Part, position: int) -> int:
-    """How much to read: beyond the part's end only the rest of a record is of interest."""
-    return BLOCK_BYTES if part.stop is None else min(BLOCK_BYTES, max(part.stop - position, SMALL_BLOCK_BYTES))
+def _block_bytes(part: Part, position: int, held: int) -> int:
+    """How much to read: beyond the part's end only the rest of a record, and more of one that goes on and on."""
+    left = BLOCK_BYTES if part.stop is None else part.stop - position
+    return min(BLOCK_BYTES, max(left, held, SMALL_BLOCK_BYTES))
 
 
 def _cut(record: Record) -> Iterator[Record]:
