@@ -107,5 +107,6 @@ def draw(facts: dict, path: Path) -> None:
         axes.set_title(f"{name}: {split['num_documents']:,} documents")
         axes.set_xlabel("tokens a document, from")
         axes.set_ylabel("documents")
+        axes.yaxis.get_major_locator().set_params(integer=True)
         axes.tick_params(axis="x", rotation=60, labelsize=8)
     figure.savefig(path, dpi=150)

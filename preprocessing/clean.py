@@ -68,7 +68,7 @@ def _fix_line(line: str) -> str:
     return line if is_sound else ftfy.fix_encoding(line)
 
 
-# Sorting the combining marks of one character takes time quadratic in their number, and 16 MiB of them hours.
+# Sorting the combining marks of one character takes time quadratic in their number, and 4 MiB of them hours.
 # Real text has a handful, text made to look broken ("Zalgo") dozens.
 MAX_MARKS = 256
 

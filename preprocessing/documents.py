@@ -22,7 +22,7 @@ ErrorPolicy = Literal["strict", "replace"]
 
 # A longer document is cut into several, so that memory is bounded whatever the input holds; so is what a
 # page, a cell or a record of an archive may expand to.
-MAX_DOCUMENT_BYTES = 8 << 20
+MAX_DOCUMENT_BYTES = 4 << 20
 
 ZSTD_BLOCK_BYTES = 2048  # at once: 4 bytes can stand for 128 KiB, so this for 64 MiB
 

@@ -31,7 +31,7 @@ except ImportError:
 NAMES = [name for name in FORMATS if name not in ("html", "warc")] + PAGES
 SPLITTABLE = [name for name, format_ in FORMATS.items() if format_.splittable]
 COMPRESS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard.compress}
-LIMIT, BLOCK = 4096, 1024  # instead of 32 MiB and 4 MiB, so that small files cross them
+LIMIT, BLOCK = 4096, 1024  # instead of 4 MiB each, so that small files cross them
 
 
 def bounded(num_examples):

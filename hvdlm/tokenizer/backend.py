@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hvdlm.errors import UserError
 from .interface import END, END_OF_TEXT, join_documents
 
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", END, "[SEP]", "[EOS]")
+BATCH_CHARACTERS = 1 << 20  # of text handed to the library at once
 UNMATCHABLE = "\U0010ffff\x00"  # before a special token's name: two characters that no text holds together
 
 
@@ -55,8 +57,17 @@ class BackendTokenizer:
         return self.kind == "bpe" and '"ByteLevel"' in json.dumps(self._plain.get("pre_tokenizer"))
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        return join_documents((np.array(encoding.ids, dtype=np.int64) for encoding in encodings), self)
+        return join_documents(self._encode_each(texts), self)
+
+    def _encode_each(self, texts: list[str]) -> Iterator[np.ndarray]:
+        """Ids of each text; few at once, since the library keeps 500 bytes about each token until they are read."""
+        first = held = 0
+        for last, text in enumerate(texts, 1):
+            held += len(text)
+            if held >= BATCH_CHARACTERS or last == len(texts):
+                for encoding in self._backend.encode_batch_fast(texts[first:last], add_special_tokens=False):
+                    yield np.array(encoding.ids, dtype=np.int64)
+                first, held = last, 0
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)

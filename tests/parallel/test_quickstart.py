@@ -42,10 +42,24 @@ def test_the_quickstart_from_text_to_report(corpus, tmp_path):
     )
 
 
-def readme_commands():
-    """The lines of the README's `console` blocks that start with `$ `."""
+def readme_blocks():
+    """Of each of the README's `console` blocks the lines that start with `$ `."""
     blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    return [[line[2:] for line in block.splitlines() if line.startswith("$ ")] for block in blocks]
+
+
+def readme_commands():
+    """All but those about the corpora that have to be fetched."""
+    return [command for block in readme_blocks() if "apt-get" not in block[0] for command in block]
+
+
+def run_in(folder, command):
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=job_environment(), capture_output=True, text=True, timeout=200,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done
 
 
 def test_the_readmes_commands_run(tmp_path):
@@ -56,14 +70,25 @@ def test_the_readmes_commands_run(tmp_path):
     ]
     assert len(commands) >= 8
     for command in commands:
-        done = subprocess.run(
-            command, shell=True, cwd=tmp_path, env=job_environment(), capture_output=True, text=True, timeout=200,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        done = run_in(tmp_path, command)
         if " eval " in command:  # 30 steps are enough to leave token frequencies behind
             result = json.loads(done.stdout.splitlines()[-1])
             assert result["loss"] < result["unigram_loss"] - 0.2
+
+
+def test_the_readmes_chinese_and_english_corpora(tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    ((fetch, *commands),) = [block for block in readme_blocks() if "apt-get" in block[0]]
+    if subprocess.run(fetch, shell=True, cwd=tmp_path, capture_output=True).returncode:
+        pytest.skip("apt-get cannot fetch the two Debian packages here")
+    done = [run_in(tmp_path, command) for command in commands]
+    manifest = json.loads((tmp_path / "runs" / "zh-en" / "manifest.json").read_text())
+    assert manifest["num_documents"] > 20
+    assert manifest["statistics"]["pii_email"] > 10
+    assert "的" in done[2].stdout
+    assert re.search(r"cjk +15", done[3].stdout)
+    assert (tmp_path / "lengths.png").stat().st_size > 5000
+    assert (tmp_path / "runs" / "zh-en-megatron" / "train.idx").exists()
 
 
 def test_the_readmes_make_commands_exist():
