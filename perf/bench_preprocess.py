@@ -86,13 +86,13 @@ def bench(options: BenchOptions) -> dict:
             name: {key: round(statistics.median(r[name][key] for r in rounds), 1) for key in rounds[0][name]}
             for name in rows
         },
-        "ratios": _ratios(rounds, options.ranks),
+        "ratios": ratios_of(rounds, options.ranks),
     }  # fmt: skip
     write_text_durably(options.out / "bench.json", json.dumps(result, indent=1) + "\n")
     return result
 
 
-def _ratios(rounds: list[dict[str, dict[str, float]]], ranks: tuple[int, ...]) -> dict[str, float]:
+def ratios_of(rounds: list[dict[str, dict[str, float]]], ranks: tuple[int, ...]) -> dict[str, float]:
     """Medians over rounds of ratios within a round."""
     most, least = max(ranks), min(ranks)
     ours = f"hvdlm preprocess, {most} ranks"

@@ -1,5 +1,7 @@
 """Preprocessing as one process: complete or absent, resumable, every document once."""
 
+import json
+
 import numpy as np
 import pytest
 from harness import make_text, preprocess
@@ -166,3 +168,17 @@ def test_a_unit_that_cannot_be_split_is_spooled_in_segments(corpus, tmp_path, mo
     assert preprocess(corpus, tmp_path / "parts", dedup={"exact": True}, dropped=True) == whole
     assert len(segments) > 5
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_the_cut_into_units_changes_no_byte_of_the_data(tmp_path, monkeypatch):
+    """However the same documents are shared out: shards, manifest and dropped documents are the same."""
+    lines = [json.dumps({"text": make_text(n % 20, 40), "id": n}) for n in range(60)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    found = []
+    for size in (300, 2_000, 10_000_000):
+        monkeypatch.setattr("hvdlm.preprocessing.plan.MIN_UNIT_BYTES", size)
+        output = tmp_path / str(size)
+        preprocess(tmp_path / "a.jsonl", output, id_key="id", dedup={"exact": True}, dropped=True, shard_tokens=1_000)
+        found.append({name: data for name, data in contents(output).items() if name != "provenance.json"})
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) > 4
