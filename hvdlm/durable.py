@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from hvdlm.errors import UserError
 
 
 def replace_durably(aside: Path, final: Path) -> None:
@@ -26,8 +32,30 @@ def sync_folder(folder: Path) -> None:
 
 def write_text_durably(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    replace_durably(aside, path)
+    with naming(path):
+        aside.write_text(text, encoding="utf-8")
+        replace_durably(aside, path)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say which file it was when writing it fails: an error of write() or fsync() does not know."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def reserve(path: Path, num_bytes: int) -> None:
+    """Take the space that a file will need, so that a full disk is met before it is written and not in the middle."""
+    with naming(path), path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot: writing will tell
+                raise
 
 
 def sha256_of(path: Path) -> str:
@@ -37,3 +65,19 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a file for this process, which loses it however it ends; UserError if another one has it."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path.parent}: another job is writing here; wait for it, or set another output") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hvdlm.errors import UserError
 from hvdlm.manifest import TOKENIZER, Manifest, SplitEntry, read_manifest
 from hvdlm.shards import TokenStream, doc_column, doc_offsets
 from hvdlm.tokenizer import Tokenizer, load
@@ -53,7 +54,10 @@ def _split(
         "unigram_loss": entry.unigram_loss,
         "ids_used": int((counts > 0).sum()),
         "unknown": None if tokenizer.unk_id is None else float(share[tokenizer.unk_id]),
-        "frequent": {tokenizer.decode(np.array([id_])) or f"<{id_}>": round(float(share[id_]), 4) for id_ in frequent},
+        "frequent": [
+            {"id": int(id_), "text": tokenizer.decode(np.array([id_])), "share": round(float(share[id_]), 4)}
+            for id_ in frequent
+        ],
         "first_ids": ids[:3] if ids else None,
         "samples": [tokenizer.decode(stream.read(int(starts[d]), int(min(SAMPLE_TOKENS, lengths[d])))) for d in chosen],
     }
@@ -84,7 +88,8 @@ def to_text(facts: dict) -> str:
             f"{split['num_shards']} shards, {split['bytes_per_token']:.2f} bytes a token, "
             f"unigram loss {split['unigram_loss']:.4f}, {split['ids_used']:,} ids used{unknown}",
             f"  digest {split['digest']}",
-            "  frequent: " + "  ".join(f"{text!r} {share:.1%}" for text, share in split["frequent"].items()),
+            "  frequent: "
+            + "  ".join(f"{one['text']!r} ({one['id']}) {one['share']:.1%}" for one in split["frequent"]),
             f"  tokens a document: {lengths}",
         ]
         most = max(count for _, count in split["histogram"])
@@ -98,6 +103,7 @@ def to_text(facts: dict) -> str:
 def draw(facts: dict, path: Path) -> None:
     """The histograms of all splits as a picture (PNG, PDF or SVG by suffix)."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(4.0 * len(facts["splits"]), 3.2), layout="constrained")
     for place, (name, split) in enumerate(facts["splits"].items(), 1):
@@ -107,6 +113,9 @@ def draw(facts: dict, path: Path) -> None:
         axes.set_title(f"{name}: {split['num_documents']:,} documents")
         axes.set_xlabel("tokens a document, from")
         axes.set_ylabel("documents")
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(axis="x", rotation=60, labelsize=8)
-    figure.savefig(path, dpi=150)
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:  # a suffix that matplotlib does not know
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None

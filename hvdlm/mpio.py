@@ -10,9 +10,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from hvdlm.durable import reserve
 from hvdlm.errors import UserError
 from hvdlm.manifest import ShardEntry
-from hvdlm.shards import BLOCK_BYTES, LIBVER, ShardLabels, block_checksums, check_ids, lay_out, map_tokens, seal
+from hvdlm.shards import BLOCK_BYTES, LIBVER, ShardLabels, block_checksums, check_ids, extent, lay_out, map_tokens, seal
 from hvdlm.world.interface import World
 
 # A single MPI-IO call of 2 GiB or more fails or corrupts (HDF5 before 1.12.3, Open MPI#7045).
@@ -47,9 +48,17 @@ def write_shared(
     """
     aside = path.with_name(f".{path.name}.aside")
     file = h5py.File(aside, "w", libver=LIBVER, **_driver(world))
+    lay_out(file, sizes.num_tokens, sizes.num_documents, labels, sizes.column_bytes)
+    file.flush()
+    num_bytes = extent(file)
+    try:
+        # HDF5 cannot close a file that could not be written, and its ranks would wait for each other for ever.
+        world.on_root(lambda: reserve(aside, num_bytes))
+    except UserError:
+        file.close()
+        raise
     with world.together():
         try:
-            lay_out(file, sizes.num_tokens, sizes.num_documents, labels, sizes.column_bytes)
             for name, start, array in pieces:
                 if name == "tokens":
                     check_ids(array, labels, path)

@@ -8,6 +8,7 @@ dataset's offset in the file: HDF5 is touched once a shard (a random batch in 10
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import mmap
 import zlib
@@ -20,9 +21,9 @@ import h5py
 import numpy as np
 import xxhash
 
-from hvdlm.durable import replace_durably, sha256_of
+from hvdlm.durable import naming, replace_durably, reserve, sha256_of
 from hvdlm.errors import UserError
-from hvdlm.manifest import FORMAT_VERSION, Manifest, ShardEntry, read_manifest
+from hvdlm.manifest import FORMAT_VERSION, TOKENIZER, Manifest, ShardEntry, read_manifest
 from hvdlm.tokenizer.interface import dtype_for
 
 BLOCK_BYTES = 1 << 20  # of tokens under one checksum
@@ -60,6 +61,8 @@ def write_shard(
         with h5py.File(aside, "w", libver=LIBVER) as file:
             sizes = {name: len(data) for name, (data, _) in packed.items()}
             tokens = lay_out(file, num_tokens, len(doc_lengths), labels, sizes)
+            file.flush()
+            reserve(aside, extent(file))
             start = 0
             for piece in pieces:
                 check_ids(piece, labels, path)
@@ -117,6 +120,11 @@ def lay_out(
     return tokens
 
 
+def extent(file: h5py.File) -> int:
+    """Bytes up to the end of the last dataset: what the file will need, but for a little structure."""
+    return max((data.id.get_offset() + data.nbytes for data in file.values() if data.nbytes), default=0)
+
+
 def check_ids(piece: np.ndarray, labels: ShardLabels, path: Path) -> None:
     if piece.size and int(piece.max()) >= labels.vocab_size:
         raise ValueError(f"{path}: id {int(piece.max())} is not in a vocabulary of {labels.vocab_size}")
@@ -124,7 +132,8 @@ def check_ids(piece: np.ndarray, labels: ShardLabels, path: Path) -> None:
 
 def seal(aside: Path, path: Path, num_tokens: int, num_documents: int) -> ShardEntry:
     checksum, num_bytes = sha256_of(aside), aside.stat().st_size
-    replace_durably(aside, path)
+    with naming(path):
+        replace_durably(aside, path)
     return ShardEntry(
         file=path.name, num_tokens=num_tokens, num_documents=num_documents, num_bytes=num_bytes, checksum=checksum
     )
@@ -292,6 +301,12 @@ def verify(folder: Path) -> list[str]:
     """Compare every shard with its checksums; one line for each that differs, naming shard and block."""
     manifest = read_manifest(folder)
     faults = []
+    try:
+        found = hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        found = str(error.strerror)
+    if found != manifest.tokenizer_digest:
+        faults.append(f"{folder / TOKENIZER}: is {found}, the manifest says {manifest.tokenizer_digest}")
     for entry in (shard for split in manifest.splits.values() for shard in split.shards):
         path = folder / entry.file
         if not path.exists():

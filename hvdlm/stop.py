@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hvdlm.world.interface import World
@@ -22,3 +24,14 @@ class StopFlag:
 
     def is_set(self) -> bool:
         return self._signalled or (self._file is not None and self._file.exists())
+
+
+@contextmanager
+def stop_flag(folder: Path, world: World) -> Iterator[StopFlag]:
+    """A flag for the body; afterwards the signals mean what they meant before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield StopFlag(folder, world)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

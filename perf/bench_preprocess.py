@@ -22,6 +22,7 @@ from pathlib import Path
 
 from hvdlm.durable import write_text_durably
 from hvdlm.errors import UserError
+from hvdlm.host import physical_cores
 from hvdlm.world.launch import fresh_environment, start_command
 
 log = logging.getLogger("hvdlm")
@@ -60,6 +61,10 @@ class BenchOptions:
 def bench(options: BenchOptions) -> dict:
     """Run all rows; returns medians and ratios, and writes them to OUT/bench.json."""
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.datatrove_python and not shutil.which(options.datatrove_python):
+        raise UserError(f"--datatrove-python {options.datatrove_python}: no such program")
+    if max(options.ranks) > physical_cores():
+        log.warning("%d ranks on %d cores: they will take turns", max(options.ranks), physical_cores())
     corpus = options.corpus or _make_corpus(options.out / f"corpus-{options.megabytes}.jsonl", options.megabytes)
     texts_mb = sum(len(text.encode()) for text in texts_of(corpus)) / 1e6
     tokenizer = _make_tokenizer(options, corpus)
@@ -119,7 +124,10 @@ def ratios_of(rounds: list[dict[str, dict[str, float]]], ranks: tuple[int, ...])
 def texts_of(corpus: Path) -> Iterator[str]:
     with corpus.open("rb") as file:
         for line in file:
-            yield json.loads(line)["text"]
+            try:
+                yield json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{corpus}: is no jsonl with a text in each line") from None
 
 
 def _make_corpus(path: Path, megabytes: int) -> Path:
@@ -149,7 +157,7 @@ def _make_corpus(path: Path, megabytes: int) -> Path:
 def _make_tokenizer(options: BenchOptions, corpus: Path) -> Path:
     from hvdlm import tokenizer
 
-    path = options.out / f"bpe-{options.vocab_size}.json"
+    path = options.out / f"bpe-{options.vocab_size}-{corpus.stem}.json"
     if not path.exists():
         log.info("training a byte-level BPE of %d ids", options.vocab_size)
         texts = (text for number, text in enumerate(texts_of(corpus)) if number % 10 == 0)
@@ -200,7 +208,10 @@ def _encoder(kind: str, corpus: Path, tokenizer: Path, processes: int, threads: 
     ]
     environment = {**fresh_environment(), "RAYON_NUM_THREADS": str(threads)}
     running = [subprocess.Popen(c, env=environment, stdout=subprocess.PIPE, text=True) for c in commands]
-    return {"whole": sum(float(process.communicate()[0]) for process in running)}
+    rates = [process.communicate()[0] for process in running]
+    if any(process.returncode for process in running):
+        raise UserError(f"bench: {' '.join(commands[0][2:])} failed, see above")
+    return {"whole": sum(map(float, rates))}
 
 
 def _datatrove(options: BenchOptions, corpus: Path, tokenizer: Path, workers: int, text_mb: float) -> dict[str, float]:

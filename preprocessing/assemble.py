@@ -34,13 +34,14 @@ def assemble(job: Job, tokenizer: Tokenizer, duplicates: dict[str, int], turns: 
     labels = {split: ShardLabels(split, tokenizer.vocab_size, tokenizer.eos_id, digest) for split in SPLITS}
     with turns.clock.phase("offsets"):
         totals = _of_all(job, turns.world, _totals)
+        statistics = Counter(duplicates)
+        for unit in totals:
+            statistics.update(unit["statistics"])
         if not sum(unit[split]["tokens"] for unit in totals for split in SPLITS):
-            raise UserError.shared(f"input {job.config.input!r}: holds no text at all")
+            found = ", ".join(f"{name} {count}" for name, count in sorted(statistics.items()) if count)
+            raise UserError.shared(f"input {job.config.input!r}: no document is left ({found or 'there was none'})")
     write = _write_shared_files if job.config.layout == "mpio" else _write_shards
     entries = write(job, totals, labels, turns)
-    statistics = Counter(duplicates)
-    for unit in totals:
-        statistics.update(unit["statistics"])
     statistics["documents"] = sum(shard.num_documents for shards in entries.values() for shard in shards)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -55,6 +56,7 @@ def assemble(job: Job, tokenizer: Tokenizer, duplicates: dict[str, int], turns: 
         statistics=dict(sorted(statistics.items())),
         plan=job.digest,
     )
+    turns.check_together()
     with turns.clock.phase("read back"):
         return read_back(job.config.output, manifest, turns.world)
 

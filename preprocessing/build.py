@@ -11,31 +11,33 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hvdlm import tokenizer as tokenizers
-from hvdlm.durable import write_text_durably
+from hvdlm.durable import locked, write_text_durably
 from hvdlm.errors import UserError
 from hvdlm.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, read_manifest, write_manifest
-from hvdlm.stop import StopFlag
+from hvdlm.stop import stop_flag
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.interface import World
 
 from .assemble import assemble
 from .dedup import Signer, find_duplicates
-from .documents import Document, find_files
+from .documents import find_files
 from .pipeline import Pipeline
-from .plan import Job, PreprocessConfig, Unit, make_units, plan_digest, split_of
+from .plan import Job, PreprocessConfig, Unit, make_units, plan_digest, split_of, work_name
 from .readers import format_of
-from .records import digest_of, write_dropped, write_provenance
-from .spool import UnitResult
+from .records import DROPPED, PROVENANCE, digest_of, write_dropped, write_provenance
+from .spool import Batch, Spool, UnitResult
 from .turns import Clock, Stage, Turns
 from .vocabulary import make_vocabulary, with_fast_encoder
 
@@ -44,6 +46,8 @@ log = logging.getLogger("hvdlm")
 ENCODE_BYTES = 4 << 20  # text handed to the tokenizer at once
 SEGMENT_BYTES = 32 << 20  # text in one spool file: a unit that cannot be split may be of any size
 SUMMARY = "preprocess.json"
+LOCK = ".lock"  # held while a job writes to the folder
+SHARD_NAME = re.compile(r"(train|val|test)(-[0-9]{5})?\.h5")
 
 
 def build(config: PreprocessConfig, world: World) -> Manifest:
@@ -51,24 +55,36 @@ def build(config: PreprocessConfig, world: World) -> Manifest:
 
     Raises StoppedOnRequest on all ranks when one was asked to stop; finished units stay.
     """
-    stop, clock = StopFlag(config.output, world), Clock()
+    clock = Clock()
     gc.freeze()  # the modules' objects need not be looked through again and again
-    with clock.phase("plan"):
-        job = world.on_root(lambda: _prepare(config))
-    if isinstance(job, Manifest):
-        log.info("%s is complete already: %s tokens", config.output, f"{job.num_tokens:,}")
-        return job
+    with ExitStack() as stack:
+        with world.together():
+            config.output.mkdir(parents=True, exist_ok=True)
+            if world.rank == 0:
+                stack.enter_context(locked(config.output / LOCK))
+        stop = stack.enter_context(stop_flag(config.output, world))
+        with clock.phase("plan"):
+            job = world.on_root(lambda: _prepare(config))
+        if isinstance(job, Manifest):
+            log.info("%s is complete already: %s tokens", config.output, f"{job.num_tokens:,}")
+            return job
+        return _build(job, Turns(job, world, stop, clock))
+
+
+def _build(job: Job, turns: Turns) -> Manifest:
+    world, clock = turns.world, turns.clock
     with clock.phase("vocabulary"):
         tokenizer = _find_tokenizer(job, world)
-    turns = Turns(job, world, stop, clock)
+    turns.check_together()
     worker = Worker(job, tokenizer, turns)
     total = sum(job.units[number].num_bytes for number in job.todo)
     turns.run(Stage("tokenize", job.todo, worker.tokenize, total, "MB", 1_000_000, worker.finish))
     with clock.phase("dedup"):
         job = replace(job, spools=world.on_root(job.find_spools))
         duplicates = find_duplicates(job.config.dedup, job.spools, world)
+    turns.check_together()
     manifest = assemble(job, tokenizer, duplicates, turns)
-    turns.write_summary(config.output / SUMMARY, manifest)
+    turns.write_summary(job.config.output / SUMMARY, manifest)
     world.on_root(lambda: _finish(job, tokenizer, manifest, list(duplicates)))
     return manifest
 
@@ -81,26 +97,38 @@ def _prepare(config: PreprocessConfig) -> Job | Manifest:
     for path, _ in files:
         format_of(path, config.format)  # an unknown one is found now, not after hours
     units = make_units(files, config.read_options)
-    job = Job(config, units, plan_digest(config, files), ())
+    if config.dedup.near:
+        _ = Signer(config.dedup).bands  # what cannot be is said before any work
+    digest = plan_digest(config, files)
+    work = config.output / ".work" / work_name(digest)
     if (config.output / MANIFEST).exists():
         done = read_manifest(config.output)
-        if done.plan == job.digest:
+        if done.plan == digest:
             shutil.rmtree(config.output / ".work", ignore_errors=True)  # of a run that died after its manifest
             return done
         raise UserError(
             f"{config.output}: holds another data set (other input or config); remove it or set another output"
         )
-    job.work.mkdir(parents=True, exist_ok=True)
-    asides = [path for kind in ("h5", "json", "jsonl") for path in config.output.glob(f".*.{kind}*")]
-    for leftover in [*asides, *job.work.glob(".*"), config.output / "STOP"]:
+    if _shards_in(config.output) and not (config.output / ".work").exists():
+        raise UserError(f"{config.output}: holds shards of another origin; set another output")
+    for other in (config.output / ".work").glob("*"):
+        if other != work:
+            log.info("%s: what another input, config or version began here is thrown away", config.output)
+            shutil.rmtree(other, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    names = [f"{name}.[0-9]*" for name in (MANIFEST, TOKENIZER, PROVENANCE, SUMMARY)] + [DROPPED]
+    names += [f"{split}{number}.h5.aside" for split in SPLITS for number in ("", "-*")]
+    asides = [path for name in names for path in config.output.glob(f".{name}")]
+    for leftover in [*asides, *work.glob(".*"), config.output / "STOP"]:
         leftover.unlink(missing_ok=True)
+    job = Job(config, units, digest, work)
     todo = [unit for unit in units if not job.spool(unit.number).exists()]
     todo.sort(key=lambda unit: -unit.num_bytes)  # a large one at the end would keep the others waiting
     log.info(
         "plan %s: %d files, %.1f MB, %d units%s", job.digest, len(files), sum(s for _, s in files) / 1e6, len(units),
         f", {len(units) - len(todo)} of them done" if len(todo) < len(units) else "",
     )  # fmt: skip
-    return Job(config, units, job.digest, tuple(unit.number for unit in todo))
+    return replace(job, todo=tuple(unit.number for unit in todo))
 
 
 def _find_tokenizer(job: Job, world: World) -> Tokenizer:
@@ -121,23 +149,26 @@ class Worker:
         self._pipeline, self._signer = Pipeline(job.config), Signer(job.config.dedup)
         self._writer = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
-        self._result = UnitResult()
+        self._result, self._number, self._num_segments = UnitResult(), 0, 0
 
     def tokenize(self, number: int) -> int:
         """One unit into its spool file, or into several if it is long; returns its bytes."""
-        unit, num_segments = self._job.units[number], 0
-        self._result, statistics = UnitResult(), Counter[str]()
+        unit, statistics = self._job.units[number], Counter[str]()
+        self._result, self._number, self._num_segments = UnitResult(), number, 0
         inputs = [vars(part) | {"xxh3_128": digest_of(part)} for part in unit.parts]
-        for documents, splits in self._batches(unit, statistics):
-            ids, lengths = self._tokenizer.encode_documents([document.text for document in documents])
-            self._result.add(documents, splits, ids, lengths)
-            self._turns.count(documents=len(documents), tokens=len(ids))
-            if self._result.num_bytes >= SEGMENT_BYTES:
-                self._save(self._job.segment(number, num_segments))
-                num_segments += 1
+        for batch in self._batches(unit, statistics):
+            ids, lengths = self._tokenizer.encode_documents([document.text for document in batch.documents])
+            self._result.add(batch, ids, lengths)
+            self._turns.count(documents=len(batch), tokens=len(ids))
+            self._save_segment_if_due()
         self._result.inputs, self._result.statistics = inputs, statistics
         self._save(self._job.spool(number))
         return unit.num_bytes
+
+    def _save_segment_if_due(self) -> None:
+        if self._result.num_bytes >= SEGMENT_BYTES:
+            self._save(self._job.segment(self._number, self._num_segments))
+            self._num_segments += 1
 
     def _save(self, path: Path) -> None:
         """Begin to save what there is, once what came before is safe."""
@@ -151,45 +182,54 @@ class Worker:
             self._saving.result()
             self._saving = None
 
-    def _batches(self, unit: Unit, statistics: Counter[str]) -> Iterator[tuple[list[Document], list[int]]]:
-        """Documents and the numbers of their splits in batches of about ENCODE_BYTES."""
-        documents: list[Document] = []
-        splits: list[int] = []
-        held = 0
+    def _batches(self, unit: Unit, statistics: Counter[str]) -> Iterator[Batch]:
+        """The unit's documents, about ENCODE_BYTES at once."""
+        batch = Batch()
         for document in self._pipeline.documents(unit, statistics, self._drop):
             data = document.text.encode()
-            documents.append(document)
-            splits.append(SPLITS.index(split_of(data, self._job.config)))
-            self._result.describe(len(data), self._signer.sign(document.text, data))
-            held += len(data)
-            if held >= ENCODE_BYTES:
-                yield documents, splits
-                documents, splits, held = [], [], 0
-        if documents:
-            yield documents, splits
+            split = SPLITS.index(split_of(data, self._job.config))
+            batch.append(document, split, len(data), self._signer.sign(document.text, data))
+            if batch.num_bytes >= ENCODE_BYTES:
+                yield batch
+                batch = Batch()
+        if batch.documents:
+            yield batch
 
     def _drop(self, line: dict[str, Any]) -> None:
         if self._job.config.dropped:
-            self._result.dropped.append(line)
+            self._result.drop(line)
+            self._save_segment_if_due()
+
+
+def _open_all(job: Job) -> Iterator[Spool]:
+    for path in job.spools:
+        with Spool(path) as spool:
+            yield spool
+
+
+def _shards_in(output: Path) -> list[Path]:
+    """Files that are named as we name shards."""
+    return [path for path in output.glob("*.h5") if SHARD_NAME.fullmatch(path.name)]
 
 
 def _finish(job: Job, tokenizer: Tokenizer, manifest: Manifest, kinds: list[str]) -> None:
     output, config = job.config.output, job.config.split
     listed = {shard.file for split in manifest.splits.values() for shard in split.shards}
-    for path in output.glob("*.h5"):
-        if path.name not in listed and path.name.split(".")[0].split("-")[0] in SPLITS:
+    for path in _shards_in(output):
+        if path.name not in listed:
             path.unlink()  # of a run with another config that never finished
-    for split, fraction in (("val", config.val), ("test", config.test)):
+    for split, fraction in (("train", 1 - config.val - config.test), ("val", config.val), ("test", config.test)):
         if fraction and not manifest.splits[split].num_tokens:
-            log.warning(
-                "no document fell into %s (%g of %d); raise split.%s", split, fraction, manifest.num_documents, split
-            )
+            log.warning("no document fell into %s (a share of %g of %d)", split, fraction, manifest.num_documents)
+    for key, name in ((job.config.id_key, "doc_ids"), (job.config.label_key, "doc_labels")):
+        if key is not None and not any(name in spool for spool in _open_all(job)):
+            log.warning("no document has %r, so there are no %s", key, name)
     write_text_durably(output / TOKENIZER, tokenizer.to_json())
     write_provenance(job)
     if job.config.dropped:
         write_dropped(job, kinds)
     write_manifest(output, manifest)
-    shutil.rmtree(output / ".work")
+    shutil.rmtree(output / ".work", ignore_errors=True)
     shards = {
         name: f"{s.num_tokens:,} tokens in {len(s.shards)} shards" for name, s in manifest.splits.items() if s.shards
     }

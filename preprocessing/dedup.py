@@ -1,7 +1,7 @@
 """Duplicates across all ranks: exact by a digest, near by MinHash. The first in input order stays.
 
 A document's number is its spool file's and its place in it, so who finds a duplicate changes nothing. Keys travel to
-the rank that owns them, one kind at a time: a rank holds 24 bytes for each document of its share.
+the rank that owns them, one kind at a time: a rank holds some 200 bytes for each document of its share.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ ODD_NUMBER = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: neighbours differ
 BATCH_SHINGLES = 8192  # each is met by num_hashes numbers of 8 bytes
 MINHASH_SEED = 1
 # A character of a script that is written without blanks is a word.
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+ALONE = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+WORD = re.compile(rf"[{ALONE}]|[^\W{ALONE}]+")
 
 
 class Signer:
@@ -79,7 +80,8 @@ class Signer:
             minhash.update_batch(numbers[start : start + BATCH_SHINGLES].tolist())
         keys = (
             hashlib.blake2b(
-                bytes([band]) + minhash.hashvalues[band * rows : (band + 1) * rows].tobytes(), digest_size=8
+                band.to_bytes(2, "little") + minhash.hashvalues[band * rows : (band + 1) * rows].tobytes(),
+                digest_size=8,
             ).digest()
             for band in range(num_bands)
         )
@@ -88,7 +90,7 @@ class Signer:
 
 def shingles(text: str) -> np.ndarray:
     """32-bit numbers (as uint64) of the runs of SHINGLE_WORDS words; a shorter text is one run."""
-    words = WORD.findall(text.lower())
+    words = WORD.findall(text.lower()) or text.split()  # of signs alone, those between blanks
     codes = np.fromiter((zlib.crc32(word.encode()) for word in words), dtype=np.uint64, count=len(words))
     width = min(SHINGLE_WORDS, len(words))
     runs = np.zeros(max(1, len(words) - width + 1), dtype=np.uint64)

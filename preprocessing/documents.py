@@ -7,8 +7,9 @@ import glob
 import gzip
 import io
 import lzma
+import os
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, cast
@@ -77,14 +78,14 @@ def find_files(sources: list[str]) -> list[tuple[str, int]]:
 
     A source is a file, a folder (all files below it), a glob, or the name of a built-in corpus.
     """
-    found: dict[str, int] = {}
+    found: dict[str, tuple[str, int]] = {}
     for source in sources:
         paths = _expand(source)
         if not paths:
             raise UserError(f"input {source!r}: no such file, folder or match")
-        for path in paths:
-            found.setdefault(path, Path(path).stat().st_size)
-    return list(found.items())
+        for path in paths:  # by their real paths: links and other spellings lead to the same files
+            found.setdefault(os.path.realpath(path), (path, Path(path).stat().st_size))
+    return list(found.values())
 
 
 def _expand(source: str) -> list[str]:
@@ -96,11 +97,25 @@ def _expand(source: str) -> list[str]:
         )
     if Path(source).is_dir():
         folder = Path(source)
-        files = (path for path in folder.rglob("*") if path.is_file())
-        return sorted(str(path) for path in files if not _is_hidden(path.relative_to(folder)))
+        return sorted(str(path) for path in _files_below(folder) if not _is_hidden(path.relative_to(folder)))
     if Path(source).is_file():
         return [source]
     return sorted(p for p in glob.glob(source, recursive=True) if Path(p).is_file())  # noqa: PTH207 - any pattern
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files; a folder that may not be read is an error, since its files would be missing without a word."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot read this folder ({error.strerror})")
+
+    for root, _, names in os.walk(folder, onerror=refuse):
+        for name in names:
+            path = Path(root) / name
+            if path.is_symlink() and not path.exists():
+                raise UserError(f"{path}: is a link that leads nowhere; remove it")
+            if path.is_file():
+                yield path
 
 
 def _is_hidden(path: Path) -> bool:

@@ -40,7 +40,7 @@ class Pipeline:
                 if isinstance(found, BadRecord):
                     self._report(found, part)
                     statistics["bad_records"] += 1
-                    drop({"path": part.path, "place": found.place, "reason": f"bad record: {found.reason}"})
+                    drop(dropped_line(part.path, found.position, None, f"bad record: {found.reason}", found.place))
                     continue
                 document, reason = self._prepare(found, statistics)
                 if reason is None:
@@ -48,7 +48,7 @@ class Pipeline:
                     yield document._replace(part=number) if number else document
                 else:
                     statistics[reason] += 1
-                    drop({"path": part.path, "position": found.position, "id": found.id, "reason": reason})
+                    drop(dropped_line(part.path, found.position, found.id, reason))
 
     def _prepare(self, document: Document, statistics: Counter[str]) -> tuple[Document, str | None]:
         text = self._mask(self._clean(document.text, statistics), statistics)
@@ -58,8 +58,9 @@ class Pipeline:
 
     def _report(self, bad: BadRecord, part: Part) -> None:
         if self._config.on_error == "fail":
-            place = bad.place if bad.position is None else _line_of(part.path, bad.position)
-            raise UserError(f"{place}: {bad.reason}, or set on_error: skip")
+            is_counted = bad.position is not None and self._config.is_utf8
+            place = _line_of(part.path, bad.position or 0) if is_counted else bad.place
+            raise UserError(f"{place}: {bad.reason} (on_error: skip would pass over it)")
         if self._is_quiet:
             return
         self._shown += 1
@@ -67,6 +68,11 @@ class Pipeline:
             log.error("%s: %s; skipped", bad.place, bad.reason)
         if self._shown == SHOWN_BAD_RECORDS:
             log.error("further bad records are counted in the manifest, and listed with dropped: true")
+
+
+def dropped_line(path: str, position: int | None, id_: str | None, reason: str, place: str = "") -> dict[str, Any]:
+    """A line of dropped.jsonl: the same keys for every reason, and `place` where a bad record has a nearer one."""
+    return {"path": path, "position": position, "id": id_, "reason": reason} | ({"place": place} if place else {})
 
 
 def _line_of(path: str, position: int) -> str:

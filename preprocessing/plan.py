@@ -10,7 +10,6 @@ import json
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -53,7 +52,7 @@ class DedupConfig(Section):
 
     exact: bool = Field(False, description="drop documents whose cleaned text was there before")
     near: bool = Field(False, description="drop near-duplicates by MinHash (implies exact)")
-    threshold: float = Field(0.8, gt=0, lt=1, description="Jaccard similarity of word 5-grams that counts as near")
+    threshold: float = Field(0.8, ge=0.1, lt=1, description="Jaccard similarity of word 5-grams that counts as near")
     num_hashes: int = Field(112, ge=16, le=512, description="MinHash values a document; more are surer and slower")
 
     @property
@@ -96,9 +95,9 @@ class PreprocessConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> PreprocessConfig:
         try:
-            codecs.lookup(self.encoding)
-        except LookupError:
-            raise ValueError(f"encoding {self.encoding!r} is not known to Python") from None
+            "a".encode(self.encoding)  # raises for what Python knows but is no encoding of text, such as base64
+        except (LookupError, UnicodeError):
+            raise ValueError(f"encoding {self.encoding!r} is no text encoding that Python knows") from None
         if (self.separator is not None) != (self.format == "separated"):
             raise ValueError("format: separated and separator go together")
         return self
@@ -106,6 +105,10 @@ class PreprocessConfig(Section):
     @property
     def sources(self) -> list[str]:
         return [self.input] if isinstance(self.input, str) else list(self.input)
+
+    @property
+    def is_utf8(self) -> bool:
+        return codecs.lookup(self.encoding).name == "utf-8"
 
     @property
     def read_options(self) -> ReadOptions:
@@ -130,13 +133,9 @@ class Job:
     config: PreprocessConfig
     units: list[Unit]
     digest: str
-    todo: tuple[int, ...]  # units without a spool file when the job began, the largest first
+    work: Path  # folder of the spool
+    todo: tuple[int, ...] = ()  # units without a spool file when the job began, the largest first
     spools: tuple[Path, ...] = ()  # once all units are done
-
-    @cached_property
-    def work(self) -> Path:
-        made_by = hashlib.sha256(json.dumps([self.digest, versions()]).encode()).hexdigest()[:16]
-        return self.config.output / ".work" / made_by  # what another version began is not continued
 
     @property
     def halt(self) -> Path:
@@ -161,6 +160,11 @@ class Job:
             for unit in self.units
             for path in [*by_unit.get(f"unit-{unit.number:06d}", []), self.spool(unit.number)]
         )
+
+
+def work_name(digest: str) -> str:
+    """The folder of a plan's spool: what another version of something began is not continued."""
+    return hashlib.sha256(json.dumps([digest, versions()]).encode()).hexdigest()[:16]
 
 
 def unit_of(spool: Path) -> int:
@@ -214,7 +218,22 @@ def plan_digest(config: PreprocessConfig, files: list[tuple[str, int]]) -> str:
 def versions() -> dict[str, str]:
     """What makes the shards: goes into provenance.json."""
     found = {"hvdlm": __version__, "python": platform.python_version()}
-    for name in ("tokenizers", "numpy", "h5py", "gigatoken", "ftfy", "trafilatura", "jieba"):
+    for name in (
+        "tokenizers",
+        "numpy",
+        "h5py",
+        "gigatoken",
+        "ftfy",
+        "trafilatura",
+        "jieba",
+        "tiktoken",
+        "sentencepiece",
+        "datasketch",
+        "xxhash",
+        "orjson",
+        "pyarrow",
+        "zstandard",
+    ):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

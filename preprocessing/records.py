@@ -9,8 +9,10 @@ from pathlib import Path
 import xxhash
 
 from hvdlm.durable import replace_durably, write_text_durably
+from hvdlm.shards import unpack_strings
 
 from .documents import Part
+from .pipeline import dropped_line
 from .plan import Job, unit_of, versions
 from .spool import Spool, lines_of
 
@@ -53,8 +55,9 @@ def write_dropped(job: Job, kinds: list[str]) -> None:
             with Spool(path) as spool:
                 file.write(spool["dropped"].tobytes())
                 lines = []
+                ids = unpack_strings(spool["doc_ids"], spool["doc_ids_offsets"]) if "doc_ids" in spool else None
                 for row, kind in sorted(spool.duplicates.tolist(), key=lambda pair: spool["order"][pair[0]]):
                     position, part = spool["places"][row].tolist()
-                    lines.append({"path": parts[part].path, "position": position, "reason": kinds[kind]})
+                    lines.append(dropped_line(parts[part].path, position, ids[row] if ids else None, kinds[kind]))
                 file.write(lines_of(lines))
     replace_durably(aside, final)

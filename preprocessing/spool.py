@@ -17,11 +17,35 @@ from typing import Any
 
 import numpy as np
 
-from hvdlm.durable import replace_durably
+from hvdlm.durable import naming, replace_durably
 from hvdlm.manifest import SPLITS
 from hvdlm.shards import COLUMNS, pack_strings, unpack_strings
 
 from .documents import Document
+
+BYTES_PER_DOCUMENT = 512  # of memory for what is known of a document, beside its text
+BYTES_PER_LINE = 512  # of memory for a line of dropped.jsonl
+
+
+class Batch:
+    """Documents that go to the tokenizer together, and what is known of each."""
+
+    def __init__(self) -> None:
+        self.documents: list[Document] = []
+        self.splits: list[int] = []  # numbers in SPLITS
+        self.text_bytes: list[int] = []
+        self.signatures: list[bytes] = []  # what dedup compares
+        self.num_bytes = 0  # of memory, about
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def append(self, document: Document, split: int, text_bytes: int, signature: bytes) -> None:
+        self.documents.append(document)
+        self.splits.append(split)
+        self.text_bytes.append(text_bytes)
+        self.signatures.append(signature)
+        self.num_bytes += text_bytes + BYTES_PER_DOCUMENT
 
 
 class UnitResult:
@@ -29,7 +53,7 @@ class UnitResult:
 
     def __init__(self) -> None:
         self.statistics: Counter[str] = Counter()
-        self.num_bytes = 0  # of text
+        self.num_bytes = 0  # of memory, about
         self.dropped: list[dict[str, Any]] = []  # lines of dropped.jsonl
         self.inputs: list[dict[str, Any]] = []  # what was read, with digests
         self._tokens: dict[int, list[np.ndarray]] = {number: [] for number in range(len(SPLITS))}
@@ -40,24 +64,26 @@ class UnitResult:
         self._places: list[tuple[int, int]] = []
         self._names: list[tuple[str | None, str | None]] = []
 
-    def add(self, documents: Sequence[Document], splits: Sequence[int], ids: np.ndarray, lengths: np.ndarray) -> None:
-        """A batch in input order: documents (their texts are not kept), numbers of their splits, flat ids."""
+    def add(self, batch: Batch, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """A batch in input order, with its flat ids and tokens a document; texts are not kept."""
         ends = [0, *np.cumsum(lengths).tolist()]
         first = 0
-        for last in range(1, len(splits) + 1):  # a run of documents of one split is one slice
-            if last == len(splits) or splits[last] != splits[first]:
-                self._tokens[splits[first]].append(ids[ends[first] : ends[last]])
+        for last in range(1, len(batch) + 1):  # a run of documents of one split is one slice
+            if last == len(batch) or batch.splits[last] != batch.splits[first]:
+                self._tokens[batch.splits[first]].append(ids[ends[first] : ends[last]])
                 first = last
-        self._splits += splits
+        self._splits += batch.splits
         self._lengths.append(lengths)
-        self._places += [(d.position, d.part) for d in documents]
-        self._names += [(d.id, d.label) for d in documents]
+        self._text_bytes += batch.text_bytes
+        self._signatures += batch.signatures
+        self._places += [(document.position, document.part) for document in batch.documents]
+        self._names += [(document.id, document.label) for document in batch.documents]
+        self.num_bytes += batch.num_bytes
 
-    def describe(self, text_bytes: int, signature: bytes) -> None:
-        """What the text of the next document was like: its UTF-8 bytes, and what dedup compares."""
-        self.num_bytes += text_bytes
-        self._text_bytes.append(text_bytes)
-        self._signatures.append(signature)
+    def drop(self, line: dict[str, Any]) -> None:
+        """A line of dropped.jsonl."""
+        self.dropped.append(line)
+        self.num_bytes += BYTES_PER_LINE
 
     def save(self, path: Path, dtype: np.dtype) -> None:
         """Write the spool file aside, flush it, rename it."""
@@ -79,12 +105,13 @@ class UnitResult:
             if any(value is not None for value in values):
                 arrays[name], arrays[f"{name}_offsets"] = pack_strings([values[row] or "" for row in order])
         aside = path.with_name(f".{path.name}")
-        with aside.open("wb") as file:
+        with naming(path), aside.open("wb") as file:
             for number in range(len(SPLITS)):
                 for piece in self._tokens[number]:
                     file.write(piece.astype(dtype, copy=False).data)
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        replace_durably(aside, path)
+        with naming(path):
+            replace_durably(aside, path)
 
 
 def lines_of(records: Sequence[dict[str, Any]]) -> bytes:
@@ -109,6 +136,9 @@ class Spool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file.files
 
     def __getitem__(self, name: str) -> np.ndarray:
         """An array of all documents, as it was saved."""
@@ -142,7 +172,7 @@ class Spool:
 
     def column(self, name: str, split: str, first: int, last: int) -> list[str] | None:
         """Ids or labels of a split's documents [first, last), None where the input gave none."""
-        if name not in self._file.files:
+        if name not in self:
             return None
         strings = unpack_strings(self[name], self[f"{name}_offsets"])
         return [strings[row] for row in self.kept(split)[first:last]]

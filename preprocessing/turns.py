@@ -123,6 +123,11 @@ class Turns:
         if self._stop.is_set() or self._job.halt.exists():  # another rank's reason: it will tell
             raise _Stop
 
+    def check_together(self) -> None:
+        """Between stages: StoppedOnRequest on all ranks if one was asked to stop. Collective."""
+        if any(self.world.gather(self._stop.is_set())):
+            raise StoppedOnRequest(f"{self._job.config.output}: stopped on request; the same command continues")
+
     def count(self, documents: int, tokens: int) -> None:
         """What a task has done so far; leaves it when the job shall stop."""
         self._add(DOCUMENTS, documents)

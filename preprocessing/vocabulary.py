@@ -21,7 +21,8 @@ from .readers import read_documents
 log = logging.getLogger("hvdlm")
 
 SAMPLE_PIECE = 8192  # characters of a document that enter the tokenizer's sample or not: a book is many draws
-PROOF_BYTES = 64 << 10  # of text on which each rank proves the fast encoder
+PROOF_UNITS = 8  # units whose beginnings prove the fast encoder
+PROOF_BYTES = 64 << 10  # of text in all of them
 
 
 def make_vocabulary(config: PreprocessConfig, units: list[Unit], world: World) -> str:
@@ -36,7 +37,7 @@ def _make(config: PreprocessConfig, texts: list[str], is_learnt: bool) -> Tokeni
     section = config.tokenizer
     if is_learnt:
         if not texts:
-            raise UserError(f"input {config.input!r}: its sample holds no text to learn a vocabulary from")
+            raise UserError(f"input {config.input!r}: no document of its sample is left to learn a vocabulary from")
         log.info("learning a %s vocabulary from %.1f MB", section.kind, sum(map(len, texts)) / 1e6)
     made = tokenizers.TOKENIZERS[section.kind](section, lambda: iter(texts))
     if is_learnt and section.kind not in ("char", "word") and made.vocab_size < section.vocab_size:
@@ -65,24 +66,27 @@ def _sample(config: PreprocessConfig, units: list[Unit], world: World) -> list[s
 
 
 def with_fast_encoder(tokenizer: Tokenizer, config: PreprocessConfig, units: list[Unit], world: World) -> Tokenizer:
-    """The fast encoder where each rank could prove it on some of the job's text, another text at each. Collective."""
+    """The fast encoder where it proves itself on the job's text, the same text on each rank. Collective."""
+    if not tokenizers.may_be_fast(tokenizer):
+        return tokenizer
     with world.together():
-        texts = _head(config, units[world.rank * len(units) // world.size])
+        texts = [text for unit in units[:: -(-len(units) // PROOF_UNITS)] for text in _head(config, unit)]
     fast = tokenizers.make_fast(tokenizer, texts)
     if all(world.gather(fast is not tokenizer)):
         return fast
     if fast is not tokenizer:
-        log.warning("the slower tokenizers library encodes: another rank could not prove the fast encoder")
+        log.warning("the slower tokenizers library encodes: another rank could not use the fast encoder")
     return tokenizer
 
 
 def _head(config: PreprocessConfig, unit: Unit) -> list[str]:
-    """The beginning of a unit."""
+    """The beginning of a unit as it lies there: cleaning might leave nothing of it."""
     texts: list[str] = []
-    left = PROOF_BYTES
-    for document in Pipeline(config, is_quiet=True).documents(unit, Counter()):
-        texts.append(document.text[:left])
-        left -= len(texts[-1])
+    left = PROOF_BYTES // PROOF_UNITS
+    for found in read_documents(unit.parts[0], config.read_options):
+        if isinstance(found, Document):
+            texts.append(found.text[:left])
+            left -= len(texts[-1])
         if left <= 0:
             break
     return texts

@@ -46,6 +46,9 @@ def convert(
     try:
         spool.mkdir(parents=True)
         corpus = _open(source, name, vocabulary, spool, wishes)
+        kept = sorted({column for split in corpus.splits.values() for column in split.columns})
+        if kept and to in ("megatron", "nanogpt") and not wishes.is_lossy:
+            raise UserError(f"{source}: has {' and '.join(kept)}, for which {to} has no place; --lossy leaves them out")
         write_text_durably(aside / TOKENIZER, vocabulary.to_json())
         FORMATS[to].write(aside, corpus, wishes)
         shutil.rmtree(spool)

@@ -30,6 +30,11 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         _complain(f"hvdlm: error: {error}", rank, error.on_all_ranks)
         sys.exit(EXIT_USER_ERROR)
+    except OSError as error:  # a file that the user named: a missing one, a full disk; anything else is a fault of ours
+        if error.filename is None:
+            raise
+        _complain(f"hvdlm: error: {error.filename}: {error.strerror}", rank, on_all_ranks=False)
+        sys.exit(EXIT_USER_ERROR)
     except StoppedOnRequest as stop:
         if rank == 0:
             print(f"hvdlm: {stop}", file=sys.stderr)
@@ -53,7 +58,7 @@ def _complain(message: str, rank: int, on_all_ranks: bool) -> None:
         return
     if rank:
         time.sleep(ALONE_S)
-    print(message, file=sys.stderr, flush=True)
+    print(message.replace("\n", "\\n"), file=sys.stderr, flush=True)  # a path may hold a line end
 
 
 @click.group(cls=Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})

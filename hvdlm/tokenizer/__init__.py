@@ -19,7 +19,7 @@ from .backend import BackendTokenizer
 from .bytes_utf8 import ByteTokenizer
 from .char import CharTokenizer, count_chars
 from .config import TokenizerConfig
-from .fast import FastTokenizer, make_fast
+from .fast import FastTokenizer, make_fast, may_be_fast
 from .interface import END_OF_TEXT, Tokenizer, dtype_for
 from .sentencepiece_model import SentencePieceTokenizer, read_model
 from .tiktoken_ranks import TiktokenTokenizer, read_ranks
@@ -44,6 +44,7 @@ __all__ = [
     "from_json",
     "load",
     "make_fast",
+    "may_be_fast",
     "train_bpe",
     "train_unigram",
     "train_wordpiece",

@@ -84,6 +84,7 @@ class TokenizerConfig(Section):
         if self.pattern is not None and self.words != "regex":
             raise ValueError(f"pattern is for words: regex, not {self.words}")
         try:
-            re.compile(self.pattern or "")
+            if self.pattern is not None and re.compile(self.pattern).fullmatch(""):
+                raise ValueError(f"pattern {self.pattern!r} also matches nothing, so words would be empty")
         except re.error as error:
             raise ValueError(f"pattern {self.pattern!r} is not a regular expression ({error})") from None

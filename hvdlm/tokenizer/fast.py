@@ -69,6 +69,11 @@ class FastTokenizer:
         return self._exact.to_json()
 
 
+def may_be_fast(tokenizer: Tokenizer) -> bool:
+    """Whether there is a fast encoder for this kind at all."""
+    return isinstance(tokenizer, BackendTokenizer) and tokenizer.is_byte_level
+
+
 def make_fast(tokenizer: Tokenizer, sample: list[str], *, threads: int = 1) -> Tokenizer:
     """The fast encoder of this vocabulary, if it proves to give the same ids; else `tokenizer` and a warning.
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
+
+from hvdlm.errors import UserError
 
 from .backend import BackendTokenizer
 from .char import most_frequent
@@ -25,7 +28,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> BackendTokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    _train(backend, texts, trainer)
     return BackendTokenizer(backend.to_str(pretty=True))
 
 
@@ -45,7 +48,7 @@ def train_unigram(texts: Iterator[str], vocab_size: int) -> BackendTokenizer:
     trainer = trainers.UnigramTrainer(
         vocab_size=vocab_size, special_tokens=[UNKNOWN, END_OF_TEXT], unk_token=UNKNOWN, show_progress=False
     )
-    backend.train_from_iterator(texts, trainer)
+    _train(backend, texts, trainer)
     content = json.loads(backend.to_str())
     vocab = content["model"]["vocab"]
     content["model"]["vocab"] = vocab[:2] + _settled(vocab[2:])  # <unk> and end of text stay first
@@ -103,3 +106,10 @@ def _alphabet(words: Counter[str], limit: int) -> tuple[list[str], list[str]]:
             counts[character] += count
     alphabet = most_frequent(counts, max(1, limit), 1)
     return alphabet, sorted(f"##{character}" for character in inside.intersection(alphabet))
+
+
+def _train(backend: Any, texts: Iterator[str], trainer: Any) -> None:
+    try:
+        backend.train_from_iterator(texts, trainer)
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"this text gives no vocabulary of that size ({error}); set another vocab_size") from None

@@ -147,4 +147,6 @@ def read_vocabulary(path: Path, rule: WordRule) -> WordTokenizer:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not UTF-8; save the vocabulary as UTF-8") from None
     words = [line.rstrip("\r") for line in lines]
+    if not any(words):
+        raise UserError(f"{path}: holds no word, so every word would be unknown")
     return WordTokenizer([word for word in words if word], rule, str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -108,7 +109,9 @@ class World(ABC):
                 raise
             mine = str(error)
         except OSError as error:
-            mine = f"{error.filename or 'input/output'}: {error.strerror or error}"
+            mine = f"{error.filename or 'input/output'}: {error.strerror or str(error).splitlines()[0]}"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                mine += "; make space and run the same command again"
         messages = [message for message in self.gather(mine) if message is not None]
         if messages:
             raise UserError.shared(messages[0]) from None

@@ -177,8 +177,9 @@ def read_file(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Docu
     while (window or not nominal) and (part.stop is None or nominal < part.stop):
         start = _next_line(window, 0) if nominal else 0
         end = _next_line(window, limit) if len(window) > limit else len(window)
-        text = decode(window[start:end], nominal + start, part, options)
-        yield text if isinstance(text, BadRecord) else Document(text, nominal + start)
+        if end > start or not nominal:
+            text = decode(window[start:end], nominal + start, part, options)
+            yield text if isinstance(text, BadRecord) else Document(text, nominal + start)
         window = window[limit:] + file.read(limit)
         nominal += limit
 
