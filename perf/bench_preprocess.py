@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import shutil
 import statistics
 import subprocess
@@ -83,7 +84,7 @@ def bench(options: BenchOptions) -> dict:
     rounds = []
     for number in range(options.repeats):
         log.info("round %d of %d", number + 1, options.repeats)
-        rounds.append({name: row() for name, row in rows.items()})
+        rounds.append({name: _on_a_quiet_disk(row) for name, row in rows.items()})
     result = {
         "corpus_mb": round(corpus.stat().st_size / 1e6, 1), "text_mb": round(texts_mb, 1),
         "vocab_size": options.vocab_size, "repeats": options.repeats, "rounds": rounds,
@@ -95,6 +96,12 @@ def bench(options: BenchOptions) -> dict:
     }  # fmt: skip
     write_text_durably(options.out / "bench.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _on_a_quiet_disk(row: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What the row before left to be written shall not slow this one."""
+    os.sync()
+    return row()
 
 
 def ratios_of(rounds: list[dict[str, dict[str, float]]], ranks: tuple[int, ...]) -> dict[str, float]:
