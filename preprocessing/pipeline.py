@@ -66,7 +66,7 @@ class Pipeline:
         self._shown += 1
         if self._shown <= SHOWN_BAD_RECORDS:
             log.error("%s: %s; skipped", bad.place, bad.reason)
-        if self._shown == SHOWN_BAD_RECORDS:
+        elif self._shown == SHOWN_BAD_RECORDS + 1:
             log.error("further bad records are counted in the manifest, and listed with dropped: true")
 
 

@@ -123,12 +123,20 @@ def tokenizer_train(config: Path, overrides: tuple[str, ...], out: Path, as_json
     settings = load(PreprocessConfig, config, overrides)
     with connected() as world:
         setup_logging(world.rank)
+        world.on_root(lambda: _check_out(out))
         units = world.on_root(lambda: make_units(find_files(settings.sources), settings.read_options))
         text = make_vocabulary(settings, units, world)
         world.on_root(lambda: write_text_durably(out, text))
         made = from_json(text)
         value = {"out": str(out), "kind": made.kind, "vocab_size": made.vocab_size, "digest": digest(made)}
         result(value, as_json, f"{out}: {made.kind}, {made.vocab_size:,} ids, digest {value['digest']}", world.rank)
+
+
+def _check_out(out: Path) -> None:
+    """Before the learning, not after it."""
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder; name a file in it")
+    out.parent.mkdir(parents=True, exist_ok=True)
 
 
 @tokenizer.command("show", epilog="hvdlm tokenizer show runs/quickstart/data/tokenizer.json --text 'def main():'")

@@ -62,7 +62,8 @@ def format_of(path: str, asked: FormatName) -> str:
     suffix = plain_suffix(path)
     if suffix not in SUFFIXES:
         raise UserError(
-            f"{path}: cannot tell its format from {suffix or 'no suffix'!r}; set format: {', '.join(FORMATS)}"
+            f"{path}: cannot tell its format from {suffix or 'no suffix'!r}; set format: {', '.join(FORMATS)}; "
+            "or name the files you mean by a glob"
         )
     return SUFFIXES[suffix]
 
