@@ -169,6 +169,9 @@ def _section_of(model: type[BaseModel], loc: tuple[str, ...]) -> tuple[type[Base
     previous: Any = None
     for part in loc:
         field = model.model_fields.get(part)
+        if field is None and part.isdigit():  # a place in a list of sections
+            key.append(part)
+            continue
         if field is None:
             options = [option for option in _models_in(previous) if part in _tags(option)]
             if not options:

@@ -318,3 +318,10 @@ def test_names_are_folder_names_where_these_differ():
 
     assert names("runs/zh", "runs/en") == ["zh", "en"]
     assert names("zh/data", "en/data") == ["zh/data", "en/data"]
+
+
+def test_a_mistake_in_an_entry_is_named_with_its_place(tmp_path):
+    values = run_values(tmp_path, tmp_path / "run")
+    values["data"] = {"seq_len": 32, "mixture": [{"path": "a", "weight": 1}, {"path": "b", "weight": -1}]}
+    with pytest.raises(UserError, match=r"data.mixture.1.weight: Input should be greater than 0, got -1"):
+        validate(RunConfig, values, tmp_path / "config.yaml")
