@@ -25,6 +25,7 @@ from hvdlm import tokenizer as tokenizers
 from hvdlm.durable import locked, write_text_durably
 from hvdlm.errors import UserError
 from hvdlm.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, read_manifest, write_manifest
+from hvdlm.shards import doc_column
 from hvdlm.stop import stop_flag
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
@@ -37,7 +38,7 @@ from .pipeline import Pipeline
 from .plan import Job, PreprocessConfig, Unit, make_units, plan_digest, split_of, work_name
 from .readers import format_of
 from .records import DROPPED, PROVENANCE, digest_of, write_dropped, write_provenance
-from .spool import Batch, Spool, UnitResult
+from .spool import Batch, UnitResult
 from .turns import Clock, Stage, Turns
 from .vocabulary import make_vocabulary, with_fast_encoder
 
@@ -201,12 +202,6 @@ class Worker:
             self._save_segment_if_due()
 
 
-def _open_all(job: Job) -> Iterator[Spool]:
-    for path in job.spools:
-        with Spool(path) as spool:
-            yield spool
-
-
 def _shards_in(output: Path) -> list[Path]:
     """Files that are named as we name shards."""
     return [path for path in output.glob("*.h5") if SHARD_NAME.fullmatch(path.name)]
@@ -221,8 +216,9 @@ def _finish(job: Job, tokenizer: Tokenizer, manifest: Manifest, kinds: list[str]
     for split, fraction in (("train", 1 - config.val - config.test), ("val", config.val), ("test", config.test)):
         if fraction and not manifest.splits[split].num_tokens:
             log.warning("no document fell into %s (a share of %g of %d)", split, fraction, manifest.num_documents)
+    shard = next(shard for split in manifest.splits.values() for shard in split.shards)  # all have the same columns
     for key, name in ((job.config.id_key, "doc_ids"), (job.config.label_key, "doc_labels")):
-        if key is not None and not any(name in spool for spool in _open_all(job)):
+        if key is not None and doc_column(output, shard, name) is None:
             log.warning("no document has %r, so there are no %s", key, name)
     write_text_durably(output / TOKENIZER, tokenizer.to_json())
     write_provenance(job)

@@ -83,10 +83,9 @@ def _head(config: PreprocessConfig, unit: Unit) -> list[str]:
     """The beginning of a unit as it lies there: cleaning might leave nothing of it."""
     texts: list[str] = []
     left = PROOF_BYTES // PROOF_UNITS
-    for found in read_documents(unit.parts[0], config.read_options):
-        if isinstance(found, Document):
-            texts.append(found.text[:left])
-            left -= len(texts[-1])
+    for text in _texts_of(unit.parts[0], config.read_options):
+        texts.append(text[:left])
+        left -= len(texts[-1])
         if left <= 0:
             break
     return texts
@@ -97,17 +96,14 @@ def head_of(sources: list[str], megabytes: float) -> list[str]:
     texts: list[str] = []
     for source in sources:
         left = megabytes * 1e6 / len(sources)
-        for document in _documents_of(source):
-            texts.append(document)
-            left -= len(document)
+        files = (Part(path, 0, None) for path, _ in find_files([source]))
+        for text in (text for file in files for text in _texts_of(file, ReadOptions(errors="replace"))):
+            texts.append(text)
+            left -= len(text)
             if left <= 0:
                 break
     return texts
 
 
-def _documents_of(source: str) -> Iterator[str]:
-    options = ReadOptions(errors="replace")
-    for path, _ in find_files([source]):
-        for found in read_documents(Part(path, 0, None), options):
-            if isinstance(found, Document):
-                yield found.text
+def _texts_of(part: Part, options: ReadOptions) -> Iterator[str]:
+    return (found.text for found in read_documents(part, options) if isinstance(found, Document))
