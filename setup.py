@@ -16,6 +16,7 @@ setup(
         "hvdlm.bridges",
         "hvdlm.cli",
         "hvdlm.models",
+        "hvdlm.optim",
         "hvdlm.sync",
         "hvdlm.tokenizer",
         "hvdlm.world",

@@ -1,11 +1,11 @@
-"""Sample numbers to tensors. A sample is a window of seq_len + 1 tokens of a split's stream."""
+"""Places in a training order to tensors. A sample is a window of seq_len + 1 tokens of a split's stream."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
@@ -14,7 +14,7 @@ from pydantic_core import PydanticKnownError
 from hvdlm.config import Section
 from hvdlm.errors import UserError
 from hvdlm.mixture import Mixture
-from hvdlm.partition import permute_each, positions_of_step, samples_of_step, slice_of
+from hvdlm.partition import permute_each, samples_at, slice_of
 from hvdlm.shards import TokenStream
 
 IGNORED = -100  # target of a padded position; cross_entropy's ignore_index
@@ -35,6 +35,9 @@ class DataConfig(Section):
         None, strict=False, validate_default=True, description="folder with manifest.json: the only corpus"
     )
     seq_len: int = Field(256, ge=1, description="tokens a sequence, T")
+    order: Literal["random", "contiguous"] = Field(
+        "random", description="contiguous: each sequence of a batch goes on where the one of the last step ended"
+    )
 
     @field_validator("mixture")
     @classmethod
@@ -57,6 +60,13 @@ class DataConfig(Section):
             raise ValueError("path and mixture exclude each other; set data.path=null or data.mixture=[]")
         return path
 
+    @field_validator("order")
+    @classmethod
+    def _check_order(cls, order: str, info: ValidationInfo) -> str:
+        if order == "contiguous" and info.data.get("mixture"):
+            raise ValueError("contiguous is an order of one corpus; set data.path, or data.order=random")
+        return order
+
     @property
     def corpora(self) -> tuple[CorpusConfig, ...]:
         """The mixture, or the only corpus as a mixture of one."""
@@ -71,10 +81,10 @@ class DataConfig(Section):
 
 
 class Batches(Protocol):
-    """A training order: a pure function of (seed, step, global batch)."""
+    """An infinite training order, a pure function of (seed, place)."""
 
-    def of_step(self, step: int, *, rank: int, size: int) -> np.ndarray:
-        """The rank's windows of a step: int64 (global_batch / size, seq_len + 1)."""
+    def windows(self, positions: np.ndarray, step: int) -> np.ndarray:
+        """The windows at ascending places (int64 (n,)) of the order, all of one step: int64 (n, seq_len + 1)."""
 
     @property
     def epoch_samples(self) -> list[float]:
@@ -84,41 +94,68 @@ class Batches(Protocol):
 class TrainBatches:
     """The order of one corpus: windows at multiples of seq_len, permuted anew each epoch, for ever."""
 
-    def __init__(self, stream: TokenStream, *, seq_len: int, global_batch: int, seed: int) -> None:
+    def __init__(self, stream: TokenStream, *, seq_len: int, seed: int) -> None:
         self.num_samples = _num_windows(stream, seq_len, "the train split")
-        self._stream, self._seq_len = stream, seq_len
-        self._global_batch, self._seed = global_batch, seed
+        self._stream, self._seq_len, self._seed = stream, seq_len, seed
 
     @property
     def epoch_samples(self) -> list[float]:
         return [float(self.num_samples)]
 
-    def of_step(self, step: int, *, rank: int, size: int) -> np.ndarray:
-        samples = samples_of_step(
-            step, rank=rank, size=size,
-            global_batch=self._global_batch, num_samples=self.num_samples, seed=self._seed,
-        )  # fmt: skip
+    def windows(self, positions: np.ndarray, step: int) -> np.ndarray:
+        samples = samples_at(positions, num_samples=self.num_samples, seed=self._seed)
+        return self._stream.read_windows(samples * self._seq_len, self._seq_len + 1)
+
+
+class ContiguousBatches:
+    """One corpus cut into `global_batch` streams that are read side by side, window after window, for ever.
+
+    Sequence b of step s + 1 goes on where sequence b of step s ended, so a recurrent state can be carried over
+    (Zaremba et al. 2014, Merity et al. 2018). An epoch has the same order as the last and leaves out the end of the
+    corpus, less than global_batch x seq_len tokens that fill no window in every stream.
+    """
+
+    def __init__(self, stream: TokenStream, *, seq_len: int, global_batch: int) -> None:
+        self.epoch_steps = (len(stream) - 1) // (seq_len * global_batch)
+        if self.epoch_steps < 1:
+            raise UserError(
+                f"the train split has {len(stream)} tokens, fewer than one sequence of {seq_len} in each of"
+                f" {global_batch} streams; lower train.global_batch or data.seq_len, or set data.order=random"
+            )
+        self._stream, self._seq_len, self._global_batch = stream, seq_len, global_batch
+
+    @property
+    def epoch_samples(self) -> list[float]:
+        return [float(self.epoch_steps * self._global_batch)]
+
+    def starts_anew(self, step: int) -> bool:
+        """Whether all streams are at their beginnings, where a carried state must be zero."""
+        return step % self.epoch_steps == 0
+
+    def windows(self, positions: np.ndarray, step: int) -> np.ndarray:
+        streams = positions - step * self._global_batch
+        if streams.min() < 0 or streams.max() >= self._global_batch:
+            raise ValueError(f"places {positions.min()} to {positions.max()} are not in step {step}")
+        samples = streams * self.epoch_steps + step % self.epoch_steps
         return self._stream.read_windows(samples * self._seq_len, self._seq_len + 1)
 
 
 class MixedBatches:
     """The order of several corpora: exact shares, and each corpus epoch after epoch in its own permuted order."""
 
-    def __init__(self, sources: MixedStreams, *, seq_len: int, global_batch: int, seed: int) -> None:
+    def __init__(self, sources: MixedStreams, *, seq_len: int, seed: int) -> None:
         self.num_samples = [
             _num_windows(stream, seq_len, f"the train split of {name}")
             for name, stream in zip(sources.names, sources.streams, strict=True)
         ]
         self.mixture = Mixture(sources.weights, seed=seed)
-        self._streams, self._seq_len = sources.streams, seq_len
-        self._global_batch, self._seed = global_batch, seed
+        self._streams, self._seq_len, self._seed = sources.streams, seq_len, seed
 
     @property
     def epoch_samples(self) -> list[float]:
         return [num / float(share) for num, share in zip(self.num_samples, self.mixture.shares, strict=True)]
 
-    def of_step(self, step: int, *, rank: int, size: int) -> np.ndarray:
-        positions = positions_of_step(step, rank=rank, size=size, global_batch=self._global_batch)
+    def windows(self, positions: np.ndarray, step: int) -> np.ndarray:
         corpora, samples = self.samples_at(positions)
         windows = np.empty((len(positions), self._seq_len + 1), dtype=np.int64)
         for corpus, stream in enumerate(self._streams):
@@ -149,11 +186,20 @@ class MixedStreams:
     names: tuple[str, ...]
 
 
-def order_over(source: TokenStream | MixedStreams, *, seq_len: int, global_batch: int, seed: int) -> Batches:
-    """The training order over one corpus or several."""
-    if isinstance(source, TokenStream):
-        return TrainBatches(source, seq_len=seq_len, global_batch=global_batch, seed=seed)
-    return MixedBatches(source, seq_len=seq_len, global_batch=global_batch, seed=seed)
+def order_over(
+    source: TokenStream | MixedStreams,
+    *,
+    seq_len: int,
+    global_batch: int,
+    seed: int,
+    order: Literal["random", "contiguous"] = "random",
+) -> Batches:
+    """The training order over one corpus or several; only the contiguous one depends on the global batch."""
+    if not isinstance(source, TokenStream):
+        return MixedBatches(source, seq_len=seq_len, seed=seed)
+    if order == "contiguous":
+        return ContiguousBatches(source, seq_len=seq_len, global_batch=global_batch)
+    return TrainBatches(source, seq_len=seq_len, seed=seed)
 
 
 def _num_windows(stream: TokenStream, seq_len: int, name: str) -> int:

@@ -1,6 +1,6 @@
 """Checkpoints that are complete or absent: safetensors and JSON, written aside, renamed, `latest` last.
 
-    RUN/checkpoints/step_00000100/{model.safetensors, optimizer.safetensors, state.json}
+    RUN/checkpoints/step_00000100/{model.safetensors, optimizer.safetensors, engine.safetensors, state.json}
     RUN/checkpoints/latest -> step_00000100
 
 state.json holds size and sha256 of the other files and is loaded first, so a damaged checkpoint is
@@ -31,6 +31,7 @@ log = logging.getLogger("hvdlm")
 STATE = "state.json"
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+ENGINE = "engine.safetensors"
 LATEST = "latest"
 
 
@@ -46,17 +47,22 @@ def folder_of(run_dir: Path) -> Path:
 
 
 def save(
-    run_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
-) -> Path:
-    """Write the checkpoint of `step` (rank 0 calls this alone), then drop all but the newest `keep`."""
+    run_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *,
+    keep: int, tensors: dict[str, torch.Tensor] | None = None,
+) -> Path:  # fmt: skip
+    """Write the checkpoint of `step` (rank 0 calls this alone), then drop all but the newest `keep`.
+
+    `tensors` is what else must be kept, such as a running mean of the weights.
+    """
     root = folder_of(run_dir)
     root.mkdir(parents=True, exist_ok=True)
     final, aside = root / f"step_{step:08d}", root / f".step_{step:08d}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    tensors, scalars = _optimizer_state(model, optimizer)
+    moments, scalars = _optimizer_state(model, optimizer)
     files = {}
-    for name, content in ((MODEL, _model_state(model)), (OPTIMIZER, tensors)):
+    contents = {MODEL: _model_state(model), OPTIMIZER: moments, **({ENGINE: tensors} if tensors else {})}
+    for name, content in contents.items():
         part = aside / f".{name}"
         save_file(content, part)
         replace_durably(part, aside / name)
@@ -132,6 +138,11 @@ def resolve(path: Path) -> Path:
 
 def read_state(path: Path) -> dict[str, Any]:
     return json.loads((path / STATE).read_text())
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The `tensors` of `save`."""
+    return load_file(path / ENGINE) if (path / ENGINE).exists() else {}
 
 
 def load_model(path: Path, model: nn.Module) -> None:

@@ -1,26 +1,35 @@
-"""One training step, the same for `hvdlm train` and for the scaling measurements."""
+"""The training step of one rank, the same for `hvdlm train` and for every measurement of it."""
 
 from __future__ import annotations
 
-import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvdlm import checkpoint
-from hvdlm.batches import IGNORED, MixedStreams, order_over
-from hvdlm.errors import UserError
-from hvdlm.host import Place, keep_freed_memory
+from hvdlm.batches import ContiguousBatches, MixedStreams, order_over
+from hvdlm.carried import CarriedState
+from hvdlm.device import autocast, prepare_device
+from hvdlm.draws import draws_for
+from hvdlm.ema import Ema
+from hvdlm.guard import Guard, LossScaler, Verdict
+from hvdlm.host import Place
 from hvdlm.manifest import Manifest
-from hvdlm.models import build_model
+from hvdlm.models import build_model, is_random
+from hvdlm.noise_scale import NoiseScale
+from hvdlm.objective import noisy_inputs, objective
 from hvdlm.optim import build_optimizer, lr_at, set_lr
-from hvdlm.partition import micro_batches_per_rank
-from hvdlm.run import RunConfig, TrainConfig
+from hvdlm.partition import slice_of
+from hvdlm.prefetch import Prefetch
+from hvdlm.ramp import BatchPlan
+from hvdlm.run import RunConfig, total_steps
 from hvdlm.shards import TokenStream
 from hvdlm.sync import build_sync
 from hvdlm.world.interface import World
@@ -28,14 +37,16 @@ from hvdlm.world.interface import World
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did, equal on all ranks except the two times."""
+    """What this rank did in a step. `loss_sum` may still be under way on a GPU."""
 
-    loss: float  # mean nats per token of the global batch
-    grad_norm: float  # of the averaged gradient, before clipping
-    lr: float
+    step: int
+    loss_sum: Tensor  # of its micro-batches, each the mean nats per token; float64 scalar
+    micro_batches: int
+    grad_norm: Tensor  # of the gradient to be applied, before clipping
+    verdict: Verdict
     step_s: float
     data_wait_s: float
-    stop: bool  # some rank asked to stop
+    comm_s: float  # in which nothing was computed for waiting on other ranks
 
 
 class Engine:
@@ -45,87 +56,204 @@ class Engine:
         self, config: RunConfig, source: TokenStream | MixedStreams, manifest: Manifest, world: World, place: Place
     ) -> None:
         """Builds this rank's part and talks to no other: a rank may fail here. Then `agree_on_weights`."""
-        train, seq_len = config.train, config.data.seq_len
-        self.world, self.train, self.optim, self.seed = world, train, config.optim, config.seed
-        try:
-            self.passes = micro_batches_per_rank(train.global_batch, train.micro_batch, world.size)
-        except ValueError as error:
-            raise UserError(f"{error}; change train.global_batch, train.micro_batch or the number of ranks") from None
+        train = config.train
+        self.config, self.world, self.eos_id = config, world, manifest.eos_id
+        self.plan = BatchPlan(train.global_batch, train.ramp)
+        self.plan.check(train.micro_batch, world.size)
         self.device = prepare_device(train, place)
-        self.tokens_per_step = train.global_batch * seq_len
-        self.batches = order_over(source, seq_len=seq_len, global_batch=train.global_batch, seed=config.seed)
+        self.batches: Any = order_over(
+            source, seq_len=config.data.seq_len, global_batch=train.global_batch, seed=config.seed,
+            order=config.data.order,
+        )  # fmt: skip
+        self.total_steps = total_steps(train, self.plan, self.batches.epoch_samples, config.data.seq_len)
         self.model = build_model(config.model, manifest.vocab_size, config.seed).to(self.device)
-        self.sync = build_sync(config.sync, self.model, build_optimizer(self.model, config.optim), world, self.passes)
+        self.forward = torch.compile(self.model) if train.compile else self.model
+        self.noise_scale = NoiseScale(self.model)  # its hooks must run before those of the sync
+        self.sync = build_sync(config.sync, self.model, build_optimizer(self.model, config.optim), world)
+        self.ema = Ema(self.model, config.ema) if config.ema.decay else None
+        self.guard = Guard(config.guard)
+        self.scaler = LossScaler() if train.precision == "fp16" else None
+        self.carried = (
+            CarriedState(self.model, train.global_batch, world, self.device)
+            if isinstance(self.batches, ContiguousBatches) else None
+        )  # fmt: skip
+        self.left_out = 0  # samples that a rewind has passed over
+        self.val_losses: list[float] = []
+        self._is_random = is_random(config.model) or config.noise.is_on
+        self._reader = Prefetch(self._read)
 
     def agree_on_weights(self) -> None:
         """Give every rank rank 0's weights and buffers."""
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             self.world.broadcast_(tensor.data)
 
-    def restore(self, path: Path) -> None:
-        """Load weights and optimizer state of a checkpoint; every rank reads the same files."""
-        checkpoint.load_model(path, self.model)
-        checkpoint.load_optimizer(path, self.model, self.sync.optimizer)
+    def run(self, first: int, end: int) -> list[StepResult]:
+        """Train on the global batches of steps [first, end), this rank's share of them."""
+        return [self._step(step, part, end) for step, part in self.sync.work(first, end)]
 
-    def run(self, step: int, *, stop: bool = False) -> StepResult:
-        """Train on the global batch of `step`; `stop` is this rank's wish, the result has everybody's."""
+    def lr_of(self, step: int) -> float:
+        """Learning rate of a step, the same at any number of ranks."""
+        return lr_at(
+            step, self.total_steps, self.config.optim,
+            global_batch=self.plan.batch_at(step), val_losses=self.val_losses,
+        )  # fmt: skip
+
+    def tokens_before(self, step: int) -> int:
+        """Tokens trained on before a step, over all ranks."""
+        return self.plan.samples_before(step) * self.config.data.seq_len
+
+    def _positions(self, step: int, part: int) -> np.ndarray:
+        """Places in the order, int64 (n,), of a part of a step's global batch."""
+        mine = slice_of(part, self.world.size, self.plan.batch_at(step))
+        return self.plan.samples_before(step) + self.left_out + np.arange(mine.start, mine.stop, dtype=np.int64)
+
+    def _read(self, step: int, part: int, left_out: int) -> np.ndarray:
+        return self.batches.windows(self._positions(step, part), step)
+
+    def _step(self, step: int, part: int, end: int) -> StepResult:
         start = time.perf_counter()
-        windows = self.batches.of_step(step, rank=self.world.rank, size=self.world.size)
+        windows = self._reader.get(step, part, self.left_out)
         data_wait_s = time.perf_counter() - start
-        lr = lr_at(step, self.train.steps, self.optim)
-        set_lr(self.sync.optimizer, lr)
-        self.model.train()
-        loss_sum = self._accumulate(step, windows)
-        summary = np.array([float(loss_sum), float(stop)])
-        self.world.sum_(summary)
+        if step + 1 < self.total_steps:
+            self._reader.expect(step + 1, part, self.left_out)
+        passes = len(windows) // self.config.train.micro_batch
+        set_lr(self.sync.optimizer, self.lr_of(step))
+        self.sync.begin(step, passes)
+        if step == end - 1 and self.sync.replicas_are_equal:
+            self.noise_scale.arm()
+        loss_sum = self._accumulate(step, part, windows)
+        before = time.perf_counter()
         self.sync.reduce()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip or float("inf"))
-        self.sync.step()
+        comm_s = time.perf_counter() - before
+        norm, verdict = self._apply(step)
         self.sync.zero_grad()
-        return StepResult(
-            loss=float(summary[0]) / (self.passes * self.world.size),
-            grad_norm=float(norm),
-            lr=lr,
-            step_s=time.perf_counter() - start,
-            data_wait_s=data_wait_s,
-            stop=bool(summary[1]),
-        )
+        return StepResult(step, loss_sum, passes, norm, verdict, time.perf_counter() - start, data_wait_s, comm_s)
 
-    def _accumulate(self, step: int, windows: np.ndarray) -> Tensor:
-        """Backward over the rank's micro-batches of (rank batch, T + 1) windows; the sum of their losses."""
+    def _accumulate(self, step: int, part: int, windows: np.ndarray) -> Tensor:
+        """Backward over the micro-batches of (n, T + 1) windows; the sum of their losses."""
+        train, micro_batch = self.config.train, self.config.train.micro_batch
+        self.model.train()
+        passes = len(windows) // micro_batch
+        weight = 1.0 / (passes * (self.world.size if self.sync.sums_ranks else 1))
+        self.noise_scale.weight = weight * self._scale
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        ids = torch.from_numpy(windows).to(self.device)
-        for number, micro in enumerate(ids.split(self.train.micro_batch)):
-            # Dropout depends on the micro-batch's place in the global batch, never on the rank count.
-            torch.manual_seed(_key(self.seed, step, self.world.rank * self.passes + number))
-            loss = token_loss(self.model, micro[:, :-1], micro[:, 1:], self.train.precision)
-            (loss / self.passes).backward()
-            loss_sum += loss.detach()
+        ids = torch.from_numpy(windows).to(self.device, non_blocking=True)
+        positions = self._positions(step, part)
+        for number in range(passes):
+            rows = slice(number * micro_batch, (number + 1) * micro_batch)
+            draws = None
+            if self._is_random:
+                draws = draws_for(self.config.seed, step, positions[rows]).to(self.device)
+            inputs = noisy_inputs(ids[rows, :-1], self.config.noise, self.eos_id, draws)
+            with autocast(self.device, train.precision):
+                if self.carried is None:
+                    logits = self.forward(inputs, draws)
+                else:
+                    logits = self.carried.forward(self.model, inputs, draws, rows, anew=self.batches.starts_anew(step))
+            aim, nll = objective(logits, ids[rows, 1:], self.config.objective)
+            (aim * (weight * self._scale)).backward()
+            loss_sum += nll.detach()
+            self.sync.accumulated()
+            self.noise_scale.disarm()
         return loss_sum
 
+    @property
+    def _scale(self) -> float:
+        return self.scaler.scale if self.scaler else 1.0
 
-def token_loss(model: nn.Module, inputs: Tensor, targets: Tensor, precision: str, reduction: str = "mean") -> Tensor:
-    """Cross-entropy in nats of a model on (B, T) ids against (B, T) targets, float32 from the logits on."""
-    with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        logits = model(inputs)  # (B, T, V)
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
+    def _apply(self, step: int) -> tuple[Tensor, Verdict]:
+        """Unscale, clip and apply the reduced gradient, or leave it out; its norm and what was decided."""
+        gradients = [p.grad for p in self.sync.parameters if p.grad is not None]
+        norm = _norm(gradients) / self._scale
+        self.noise_scale.take(norm)
+        verdict = Verdict.APPLY
+        if self.scaler is not None and not torch.isfinite(norm) and self.scaler.scale > LossScaler.SMALLEST:
+            verdict = Verdict.SKIP
+        elif self.guard.is_needed or self.device.type == "cpu":
+            verdict = self.guard.judge(float(norm))
+        if verdict == Verdict.APPLY:
+            self._clip(gradients, norm)
+            self.sync.step()
+            if self.ema is not None:
+                self.ema.update(step)
+        if self.scaler is not None:
+            before = self.scaler.scale
+            self.scaler.update(is_finite=bool(torch.isfinite(norm)))
+            if self.scaler.scale != before:
+                self.sync.rescale(self.scaler.scale / before)
+        return norm, verdict
+
+    def _clip(self, gradients: list[Tensor], norm: Tensor) -> None:
+        """Scale the gradients back, to at most `optim.clip`, in one pass or none."""
+        clip = self.config.optim.clip
+        factor = (clip / (norm + 1e-6)).clamp(max=1.0) / self._scale if clip else torch.ones_like(norm) / self._scale
+        if self.device.type == "cpu":  # there it costs nothing to look
+            if float(factor) != 1.0:
+                torch._foreach_mul_(gradients, float(factor))
+        elif clip or self.scaler:
+            torch._foreach_mul_(gradients, factor)
+
+    @contextmanager
+    def evaluated_weights(self) -> Iterator[None]:
+        """The weights that count, in the model: the ranks' mean where they differ, the running mean where it is on."""
+        if self.ema is not None:
+            with self.ema.swapped():
+                yield
+        elif self.sync.replicas_are_equal:
+            yield
+        else:
+            own = [parameter.detach().clone() for parameter in self.sync.parameters]
+            self.sync.average_weights()
+            try:
+                yield
+            finally:
+                with torch.no_grad():
+                    torch._foreach_copy_([*self.sync.parameters], own)
+
+    def collect(self) -> tuple[dict[str, Tensor], dict]:
+        """Tensors and plain values of a checkpoint besides weights and optimizer; collective, the same on all ranks."""
+        self.sync.settle()
+        tensors = {f"sync/{name}": tensor for name, tensor in self.sync.state().items()}
+        if self.ema is not None:
+            tensors |= {f"ema/{name}": tensor for name, tensor in self.ema.state().items()}
+        if self.carried is not None:
+            tensors["carried"] = self.carried.gather()
+        scalars = {
+            "sync": self.sync.kind, "guard": self.guard.to_dict(), "left_out": self.left_out,
+            "val_losses": self.val_losses, "scaler": self.scaler.to_dict() if self.scaler else None,
+        }  # fmt: skip
+        return tensors, scalars
+
+    def restore(self, path: Path) -> int:
+        """Load a checkpoint; every rank reads the same files. Returns the step to go on with."""
+        checkpoint.load_model(path, self.model)
+        checkpoint.load_optimizer(path, self.model, self.sync.optimizer)
+        state, tensors = checkpoint.read_state(path), checkpoint.load_tensors(path)
+        scalars = state.get("engine", {})
+        if scalars.get("sync") == self.sync.kind:  # another way to combine begins afresh
+            self.sync.load_state(_under("sync/", tensors))
+        if self.ema is not None and any(name.startswith("ema/") for name in tensors):
+            self.ema.load_state(_under("ema/", tensors))
+        if self.carried is not None and "carried" in tensors:
+            self.carried.load(tensors["carried"])
+        if self.scaler is not None and scalars.get("scaler"):
+            self.scaler.load(scalars["scaler"])
+        if "guard" in scalars:
+            self.guard.load(scalars["guard"])
+        self.left_out = scalars.get("left_out", 0)
+        self.val_losses = list(scalars.get("val_losses", []))
+        return state["step"]
+
+    def close(self) -> None:
+        """Collective."""
+        self._reader.close()
+        self.sync.close()
 
 
-def _key(*numbers: int) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest(), "little")
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def prepare_device(train: TrainConfig, place: Place) -> torch.device:
-    """The rank's device, ready: its own GPU where there are enough, the only visible one, or the CPU's threads."""
-    if train.device == "cpu" or (train.device == "auto" and not torch.cuda.is_available()):
-        keep_freed_memory()
-        torch.set_num_threads(train.threads or place.threads)
-        return torch.device("cpu")
-    visible = torch.cuda.device_count()
-    number = 0 if visible == 1 else place.local_rank  # a launcher that binds GPUs shows each rank one
-    if 1 != visible < place.local_size:
-        raise UserError(
-            f"{place.local_size} ranks on this host see {visible} GPUs; start one rank a GPU or set train.device: cpu"
-        )
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """The 2-norm of all gradients together, a float32 scalar."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

@@ -1,8 +1,8 @@
 """Who does what: ranges, a permutation in O(1) memory, a rank's slice. Pure integers, no rank state.
 
 Three facts hold for every world size, and tests check them over grids:
-the ranges of all ranks tile the whole; an epoch visits each sample once; which samples form global
-batch b depends on (seed, b) alone.
+the ranges of all ranks tile the whole; an epoch visits each sample once; which sample stands at a
+place of the order depends on (seed, place) alone.
 """
 
 from __future__ import annotations
@@ -94,21 +94,14 @@ def mix(value: np.ndarray) -> np.ndarray:
     return value ^ (value >> np.uint64(31))
 
 
-def positions_of_step(step: int, *, rank: int, size: int, global_batch: int) -> np.ndarray:
-    """The rank's places (int64, ascending) in the infinite order: its slice of the step's global batch."""
-    part = slice_of(rank, size, global_batch)
-    return step * global_batch + np.arange(part.start, part.stop, dtype=np.int64)
+def samples_at(positions: np.ndarray, *, num_samples: int, seed: int) -> np.ndarray:
+    """Sample numbers (int64 (n,)) at places (int64 (n,)) of the infinite order.
 
-
-def samples_of_step(step: int, *, rank: int, size: int, global_batch: int, num_samples: int, seed: int) -> np.ndarray:
-    """Sample numbers (int64) that `rank` trains on in `step`, in order.
-
-    The infinite order is epoch after epoch, each a permutation keyed by (seed, epoch); step s takes
-    positions [s * global_batch, (s + 1) * global_batch) and a rank its contiguous slice of them. So a
-    batch may span two epochs, no sample is dropped, and resuming takes one integer.
+    The order is epoch after epoch, each a permutation keyed by (seed, epoch); a step takes the places after those of
+    the steps before it and a rank its contiguous slice of them. So a batch may span two epochs, no sample is dropped,
+    the batch may grow, and resuming takes one integer.
     """
-    position = positions_of_step(step, rank=rank, size=size, global_batch=global_batch)
-    epoch, within = np.divmod(position, num_samples)
+    epoch, within = np.divmod(positions, num_samples)
     samples = np.empty_like(within)
     for number in np.unique(epoch):
         chosen = epoch == number

@@ -6,12 +6,13 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from hvdlm import checkpoint
 from hvdlm.config import validate
 from hvdlm.corpora import SplitEvaluation, open_corpora
-from hvdlm.engine import prepare_device
+from hvdlm.device import prepare_device
 from hvdlm.errors import UserError
 from hvdlm.generate import Sampling, generate
 from hvdlm.host import Place, find_place
@@ -28,12 +29,20 @@ EVAL_BATCH_TOKENS = 8192
 
 
 def restore(path: Path, overrides: tuple[str, ...], place: Place) -> tuple[nn.Module, RunConfig, dict]:
-    """The model of a checkpoint on this rank's device, its config with overrides, its state."""
+    """The model of a checkpoint on this rank's device, its config with overrides, its state.
+
+    Where the run kept a running mean of the weights, that is the model.
+    """
     state = checkpoint.read_state(path)
     config = validate(RunConfig, state["config"], path / checkpoint.STATE, overrides)
     device = prepare_device(config.train, place)
     model = build_model(config.model, state["vocab_size"], config.seed)
     checkpoint.load_model(path, model)
+    means = checkpoint.load_tensors(path)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if f"ema/{name}" in means:
+                parameter.copy_(means[f"ema/{name}"])
     return model.to(device), config, state
 
 

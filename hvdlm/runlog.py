@@ -148,17 +148,28 @@ class RunLog:
     """
 
     def __init__(self, config: LogConfig, run_dir: Path, world: World, *, step: int) -> None:
-        self._file = self._board = None
+        self._file: Any = None
+        self._board: Any = None
         if world.rank:
             return
-        path = run_dir / "metrics.jsonl"
+        self._config, self._run_dir = config, run_dir
+        self._open(step)
+
+    def _open(self, step: int) -> None:
+        path = self._run_dir / "metrics.jsonl"
         kept = [row for row in read_metrics(path) if row["step"] <= step]
         write_text_durably(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a", encoding="utf-8")
-        if config.tensorboard:
+        if self._config.tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+            self._board = SummaryWriter(str(self._run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows after `step`: those steps will be made again."""
+        if self._file is not None:
+            self.__exit__()
+            self._open(step)
 
     def write(self, step: int, split: str, **values: float) -> None:
         if self._file is None:

@@ -8,6 +8,8 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from hvdlm.host import physical_cores
 from hvdlm.models import num_parameters
 from hvdlm.run import RunConfig
@@ -37,7 +39,9 @@ def measure(spec: Spec, world: World, job: str) -> Record:
     config = RunConfig.model_validate(spec.config)
     started, load_before = datetime.datetime.now(datetime.timezone.utc), os.getloadavg()[0]
     engine, _ = build_engine(config, world)
-    results = [engine.run(step) for step in range(spec.warmup + spec.steps)]
+    results = engine.run(0, spec.warmup + spec.steps)
+    first_loss = np.array([float(results[0].loss_sum), results[0].micro_batches])
+    world.sum_(first_loss)
     times = world.gather([result.step_s for result in results])
     waits = world.gather([result.data_wait_s for result in results])
     hosts = world.gather(socket.gethostname())
@@ -51,7 +55,7 @@ def measure(spec: Spec, world: World, job: str) -> Record:
         warmup_s=tuple(tuple(rank[: spec.warmup]) for rank in times),
         step_s=tuple(tuple(rank[spec.warmup :]) for rank in times),
         data_wait_s=tuple(tuple(rank[spec.warmup :]) for rank in waits),
-        first_loss=results[0].loss,
+        first_loss=float(first_loss[0] / first_loss[1]),
         workload=Workload(
             family=config.model.family,
             num_parameters=num_parameters(engine.model),

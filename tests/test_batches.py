@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hvdlm.batches import IGNORED, EvaluationWindows, TrainBatches
+from hvdlm.batches import IGNORED, ContiguousBatches, DataConfig, EvaluationWindows, TrainBatches, order_over
+from hvdlm.config import validate
 from hvdlm.errors import UserError
+from hvdlm.partition import slice_of
 from hvdlm.shards import TokenStream
 
 
@@ -13,12 +17,31 @@ def stream(data_dir):
     return TokenStream(data_dir, "train")
 
 
+class Numbers:
+    """A stream whose token i is i."""
+
+    def __init__(self, length):
+        self._length = length
+
+    def __len__(self):
+        return self._length
+
+    def read_windows(self, starts, length):
+        assert starts.max() + length <= self._length
+        return starts[:, None] + np.arange(length)
+
+
+def places(step, global_batch, rank=0, size=1):
+    mine = slice_of(rank, size, global_batch)
+    return step * global_batch + np.arange(mine.start, mine.stop)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_an_epoch_of_windows_is_the_stream(stream, size):
-    batches = TrainBatches(stream, seq_len=64, global_batch=6, seed=3)
+    batches = TrainBatches(stream, seq_len=64, seed=3)
     steps = -(-batches.num_samples // 6)
     windows = np.concatenate(
-        [batches.of_step(step, rank=rank, size=size) for step in range(steps) for rank in range(size)]
+        [batches.windows(places(step, 6, rank, size), step) for step in range(steps) for rank in range(size)]
     )
     windows = windows[: batches.num_samples]
     assert windows.shape[1] == 65
@@ -28,9 +51,69 @@ def test_an_epoch_of_windows_is_the_stream(stream, size):
     assert not (windows == expected).all()
 
 
+def test_the_random_order_is_frozen():
+    """A changed order would silently change the data of every resumed run."""
+    batches = TrainBatches(Numbers(41 * 4), seq_len=4, seed=7)
+    assert (batches.windows(places(9, 6), 9)[:, 0] // 4).tolist() == [33, 34, 10, 23, 37, 0]
+
+
 def test_a_split_shorter_than_a_window_is_an_error(stream):
     with pytest.raises(UserError, match="fewer than one sequence"):
-        TrainBatches(stream, seq_len=10**8, global_batch=2, seed=0)
+        TrainBatches(stream, seq_len=10**8, seed=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 9), st.integers(0, 600), st.data())
+def test_contiguous_streams_go_on_and_see_each_token_once_an_epoch(seq_len, global_batch, extra, data):
+    stream = Numbers(seq_len * global_batch + 1 + extra)
+    size = data.draw(st.sampled_from([size for size in (1, 2, 3) if global_batch % size == 0]))
+    batches = ContiguousBatches(stream, seq_len=seq_len, global_batch=global_batch)
+    steps = batches.epoch_steps
+    assert batches.epoch_samples == [steps * global_batch]
+    windows = np.stack(
+        [
+            np.concatenate([batches.windows(places(step, global_batch, rank, size), step) for rank in range(size)])
+            for step in range(2 * steps)
+        ]
+    )  # (steps, global_batch, seq_len + 1)
+    for step in range(1, 2 * steps):
+        goes_on = windows[step, :, 0] == windows[step - 1, :, -1]
+        assert batches.starts_anew(step) == (step == steps)
+        assert goes_on.all() or batches.starts_anew(step)
+    assert batches.starts_anew(0)
+    assert (windows[:steps] == windows[steps:]).all()
+    targets = np.sort(windows[:steps, :, 1:].ravel())
+    assert targets.tolist() == list(range(1, len(targets) + 1))  # none twice, none left out inside
+    assert len(stream) - 1 - len(targets) < global_batch * seq_len
+
+
+def test_contiguous_streams_lie_one_after_the_other():
+    windows = ContiguousBatches(Numbers(25), seq_len=4, global_batch=2).windows(np.array([2, 3]), 1)
+    assert windows.tolist() == [[4, 5, 6, 7, 8], [16, 17, 18, 19, 20]]
+
+
+def test_places_of_another_step_are_refused():
+    batches = ContiguousBatches(Numbers(100), seq_len=4, global_batch=2)
+    with pytest.raises(ValueError, match="places 2 to 3 are not in step 2"):
+        batches.windows(np.array([2, 3]), 2)
+
+
+def test_streams_shorter_than_a_window_are_an_error():
+    assert ContiguousBatches(Numbers(41), seq_len=4, global_batch=10).epoch_steps == 1
+    with pytest.raises(UserError, match=r"40 tokens, fewer than one sequence of 4 in each of 10 streams; lower"):
+        ContiguousBatches(Numbers(40), seq_len=4, global_batch=10)
+
+
+def test_the_order_is_chosen_by_name(stream):
+    for order, kind in (("random", TrainBatches), ("contiguous", ContiguousBatches)):
+        assert isinstance(order_over(stream, seq_len=8, global_batch=2, seed=0, order=order), kind)
+
+
+def test_a_mixture_has_no_contiguous_order(tmp_path):
+    values = {"mixture": [{"path": "a", "weight": 1}], "order": "contiguous"}
+    with pytest.raises(UserError, match=r"order: contiguous is an order of one corpus; set data.path, or data.order="):
+        validate(DataConfig, values, tmp_path)
+    assert validate(DataConfig, {"path": "a", "order": "contiguous"}, tmp_path).order == "contiguous"
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1, 31, 32, 33, 1000])

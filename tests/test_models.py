@@ -1,12 +1,15 @@
 """Every family maps (B, T) ids to (B, T, V) logits, looks only back, and starts from its seed alone."""
 
 import math
+import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from hvdlm.models import MODELS, build_model, num_parameters
+from hvdlm.draws import draws_for
+from hvdlm.models import MODELS, build_model, is_random, num_parameters
 from hvdlm.models.recurrent import LstmConfig
 from hvdlm.models.transformer import TransformerConfig, rotary, rotate
 
@@ -16,6 +19,30 @@ CONFIGS = [
     LstmConfig(layers=2, width=16, dropout=0.5),
     LstmConfig(layers=1, width=16, tie_embeddings=False),
 ]
+DROPOUTS = [
+    TransformerConfig(layers=2, heads=2, width=16, embed_dropout=0.5),
+    TransformerConfig(layers=2, heads=2, width=16, residual_dropout=0.5),
+    TransformerConfig(layers=2, heads=2, width=16, attention_dropout=0.5),
+    TransformerConfig(layers=2, heads=2, width=16, dropout=0.5),
+    LstmConfig(layers=2, width=16, dropout=0.5),
+    LstmConfig(layers=2, width=16, dropout=0.5, embed_dropout=0.0, variational=True),
+]
+
+
+def draws(samples, step=0):
+    return draws_for(0, step, np.arange(samples))
+
+
+def loss_of(model, ids, draws=None):
+    return F.cross_entropy(model(ids[:, :-1], draws).flatten(0, 1), ids[:, 1:].flatten())
+
+
+def gradients(model, ids, draws):
+    """Loss and gradients."""
+    model.zero_grad()
+    loss = loss_of(model, ids, draws)
+    loss.backward()
+    return float(loss.detach()), [p.grad.clone() for p in model.parameters()]
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda config: f"{config.family}-{config.layers}")
@@ -75,3 +102,115 @@ def test_rotation_keeps_lengths_and_depends_on_distance_alone():
     assert torch.allclose(turned_q.norm(dim=-1), q.norm().expand(20), atol=1e-5)
     dots = turned_q @ turned_k.T
     assert torch.allclose(dots.diagonal(5), dots[0, 5].expand(15), atol=1e-4)
+
+
+@pytest.mark.parametrize("config", DROPOUTS)
+def test_dropout_follows_its_draws_alone(config):
+    model, ids = build_model(config, 50, seed=0).train(), torch.randint(50, (4, 9))
+    assert is_random(config)
+    assert torch.equal(model(ids), model(ids))  # none without draws
+    assert not torch.equal(model(ids, draws(4)), model(ids))
+    assert torch.equal(model(ids, draws(4)), model(ids, draws(4)))
+    assert not torch.equal(model(ids, draws(4)), model(ids, draws(4, step=1)))
+    micro = [model(ids[row : row + 1], draws_for(0, 0, np.array([row]))) for row in range(4)]
+    assert torch.allclose(torch.cat(micro), model(ids, draws(4)), atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [TransformerConfig(), LstmConfig(), TransformerConfig(dropout=0.5, embed_dropout=0)])
+def test_a_model_takes_draws_where_some_dropout_is_on(config):
+    assert is_random(config) == (config.dropout > 0)
+
+
+def test_each_kind_of_dropout_is_as_dropout_unless_it_is_said():
+    ids = torch.randint(50, (4, 9))
+
+    def logits(**kinds):
+        return build_model(TransformerConfig(layers=2, heads=2, width=16, **kinds), 50, seed=0)(ids, draws(4))
+
+    kinds = ("embed_dropout", "residual_dropout", "attention_dropout")
+    assert torch.equal(logits(dropout=0.3), logits(**dict.fromkeys(kinds, 0.3)))
+    assert torch.equal(logits(dropout=0.3, **dict.fromkeys(kinds, 0.0)), logits())
+    for kind in kinds:
+        assert not torch.equal(logits(dropout=0.3, **{kind: 0.0}), logits(dropout=0.3))
+
+
+def test_attention_with_dropout_has_the_mean_of_attention_without():
+    """Dropped attention weights average out; also a check of the explicit softmax against torch's attention."""
+    config = TransformerConfig(layers=1, heads=2, width=16, attention_dropout=0.2)
+    attention = build_model(config, 50, seed=0).blocks[0].attention
+    x, rotation = torch.randn(1, 9, 16).expand(20_000, 9, 16), rotary(9, 8, torch.device("cpu"))
+    with torch.no_grad():
+        plain, dropped = attention(x[:1], rotation, None)[0], attention(x, rotation, draws(20_000))
+    error = dropped.std(0) / 20_000**0.5
+    assert float(((dropped.mean(0) - plain) / error).abs().max()) < 5
+    attention.dropout = 1e-12
+    assert torch.allclose(attention(x[:2], rotation, draws(2))[0], plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [DROPOUTS[3], DROPOUTS[3].model_copy(update={"attention_dropout": 0.0})])
+def test_activation_checkpointing_changes_no_bit(config):
+    ids = torch.randint(50, (4, 9))
+    plain, frugal = (
+        build_model(config.model_copy(update={"activation_checkpointing": on}), 50, seed=0) for on in (False, True)
+    )
+    runs = []
+    frugal.blocks[0].register_forward_pre_hook(lambda *_: runs.append(0))
+    losses, slopes = zip(*(gradients(model, ids, draws(4)) for model in (plain, frugal)), strict=True)
+    assert losses[0] == losses[1]
+    assert all(torch.equal(one, other) for one, other in zip(*slopes, strict=True))
+    assert len(runs) == 2  # it was computed again
+
+
+def test_a_variational_mask_is_one_for_all_time_steps():
+    config = LstmConfig(layers=1, width=64, embed_dropout=0.5, tie_embeddings=False)
+    for variational in (True, False):
+        model = build_model(config.model_copy(update={"variational": variational}), 50, seed=0)
+        x = model._dropped(torch.ones(2, 30, 64), draws(2), 0)
+        assert torch.equal(x, x[:, :1].expand_as(x)) == variational
+
+
+def test_windows_with_carried_state_are_the_whole_sequence():
+    model, ids = build_model(LstmConfig(layers=2, width=16), 50, seed=0), torch.randint(50, (3, 12))
+    whole, state = model(ids), model.initial_state(3, "cpu")
+    parts = []
+    for window in ids.split(4, dim=1):
+        logits, state = model.forward_from(window, None, state)
+        parts.append(logits)
+    assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-6)
+    assert not state.requires_grad
+
+
+def test_state_is_split_by_sample_along_dimension_1():
+    model, ids = build_model(LstmConfig(layers=2, width=16), 50, seed=0), torch.randint(50, (3, 12))
+    _, state = model.forward_from(ids, None, model.initial_state(3, "cpu"))
+    logits, after = model.forward_from(ids, None, state)
+    for row in range(3):
+        part = slice(row, row + 1)
+        alone, alone_after = model.forward_from(ids[part], None, state[:, part])
+        assert torch.allclose(alone, logits[part], atol=1e-6)
+        assert torch.allclose(alone_after, after[:, part], atol=1e-6)
+
+
+def test_state_stays_float32_under_autocast():
+    model, ids = build_model(LstmConfig(layers=2, width=16, dropout=0.1), 50, seed=0), torch.randint(50, (3, 12))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, state = model.forward_from(ids, draws(3), model.initial_state(3, "cpu"))
+        logits, state = model.forward_from(ids, draws(3), state)
+    assert (logits.dtype, state.dtype) == (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo, behind an LSTM
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize(
+    "config",
+    [TransformerConfig(layers=1, heads=2, width=16, dropout=0.5), LstmConfig(layers=2, width=16, dropout=0.5)],
+    ids=lambda config: config.family,
+)
+def test_a_compiled_model_has_the_same_masks_loss_and_gradients(config):
+    model, ids = build_model(config, 50, seed=0), torch.randint(50, (4, 9))
+    compiled = torch.compile(model)
+    for step in range(2):
+        losses, slopes = zip(*(gradients(each, ids, draws(4, step)) for each in (model, compiled)), strict=True)
+        assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+        for one, other in zip(*slopes, strict=True):
+            assert torch.allclose(one, other, atol=1e-5)

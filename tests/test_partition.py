@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hvdlm.partition import fraction_of, micro_batches_per_rank, permute, samples_of_step, slice_of
+from hvdlm.partition import fraction_of, micro_batches_per_rank, permute, samples_at, slice_of
 
 SIZES = [1, 2, 3, 4, 6]
 
@@ -49,30 +49,17 @@ def test_permute_rejects_an_index_outside():
 
 
 @pytest.mark.parametrize("num_samples", [1, 5, 12, 24, 50])
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("global_batch", [12, 24])
-def test_every_sample_exactly_once_an_epoch(num_samples, size, global_batch):
-    epochs = 3
-    steps = -(-epochs * num_samples // global_batch)
-    order = np.concatenate(
-        [
-            samples_of_step(step, rank=rank, size=size, global_batch=global_batch, num_samples=num_samples, seed=7)
-            for step in range(steps)
-            for rank in range(size)
-        ]
-    )
-    for epoch in range(epochs):
+def test_every_sample_exactly_once_an_epoch(num_samples):
+    order = samples_at(np.arange(3 * num_samples), num_samples=num_samples, seed=7)
+    for epoch in range(3):
         assert sorted(order[epoch * num_samples : (epoch + 1) * num_samples]) == list(range(num_samples))
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_global_batch_is_the_same_for_any_number_of_ranks(size):
-    def batch(size):
-        return np.concatenate(
-            [samples_of_step(9, rank=rank, size=size, global_batch=12, num_samples=100, seed=3) for rank in range(size)]
-        )
-
-    assert batch(size).tolist() == batch(1).tolist()
+def test_a_place_has_its_sample_whoever_asks(size):
+    whole = samples_at(np.arange(90, 150), num_samples=100, seed=3)  # of two epochs
+    parts = [samples_at(90 + np.array(slice_of(rank, size, 60)), num_samples=100, seed=3) for rank in range(size)]
+    assert np.concatenate(parts).tolist() == whole.tolist()
 
 
 def test_micro_batches_must_divide():

@@ -12,7 +12,7 @@ import time
 import click
 
 from hvdlm import __version__
-from hvdlm.cli import data, scaling, settings, training
+from hvdlm.cli import benchmarks, data, scaling, settings, training, tuning
 from hvdlm.cli.parts import Group
 from hvdlm.errors import EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError
 from hvdlm.world import launched_as, launcher_waits_for_all
@@ -73,6 +73,7 @@ def cli() -> None:
 
 for command in (
     settings.doctor, data.preprocess, data.data, data.tokenizer, training.train, training.evaluate, training.generate,
-    scaling.scale, scaling.measure, scaling.report, scaling.bench, settings.config_group,
+    scaling.scale, scaling.measure, scaling.report, tuning.tune, benchmarks.bench, settings.config_group,
 ):  # fmt: skip
     cli.add_command(command)
+benchmarks.bench.add_command(tuning.bench_sync)

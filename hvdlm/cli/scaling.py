@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import click
 
-from hvdlm.cli.parts import Command, Group, by_rank_0, config_argument, json_option, overrides_argument, result
+from hvdlm.cli.parts import Command, by_rank_0, config_argument, json_option, overrides_argument, result
 from hvdlm.errors import UserError
 from hvdlm.world import connected, launched_as
 
@@ -50,9 +49,14 @@ def scale(
 def measure(spec: Path) -> None:
     """What every rank of one measurement of `hvdlm scale` runs."""
     from hvdlm.perf.measure import Spec, measure_and_write
+    from hvdlm.run import RunConfig
+    from hvdlm.sync import preferred_world, world_environment
 
     task = Spec(**json.loads(spec.read_text()))
-    with connected(task.config["world"], prefer="horovod") as world:
+    settings = RunConfig.model_validate(task.config)
+    with connected(
+        settings.world, prefer=preferred_world(settings.sync), environment=world_environment(settings.sync)
+    ) as world:
         measure_and_write(task, world, job=os.environ.get("SLURM_JOB_ID", ""))
 
 
@@ -66,56 +70,3 @@ def report(folder: Path, as_json: bool) -> None:
 
     path = write_report(folder)
     result({"report": str(path)}, as_json, str(path))
-
-
-@click.group(cls=Group)
-def bench() -> None:
-    """Measure what this machine makes of hvdlm, beside its parts and its peers."""
-
-
-@bench.command("preprocess", epilog="hvdlm bench preprocess --megabytes 200 --out runs/bench")
-@click.option(
-    "--corpus", type=click.Path(path_type=Path), default=None, help="Your .jsonl; default: text of this Python."
-)
-@click.option("--megabytes", type=click.IntRange(1), default=200, show_default=True)
-@click.option("--vocab-size", type=click.IntRange(257), default=32768, show_default=True)
-@click.option("--ranks", default="1,2", show_default=True)
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--datatrove-python", default=None, help="An interpreter that has datatrove, to measure it too.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True)
-@json_option
-def bench_preprocess(ranks: str, out: Path, as_json: bool, **choices: Any) -> None:
-    """Raw jsonl to shards as a whole process, the encoder alone, the tokenizers library, and datatrove."""
-    if (launched_as() or (0, 1))[1] > 1:
-        raise UserError("`hvdlm bench` starts its own ranks; call it without mpirun")
-    from hvdlm.perf import bench_preprocess as stage
-    from hvdlm.perf.sweep import parse_ranks
-    from hvdlm.runlog import setup_logging
-
-    setup_logging(0)
-    found = stage.bench(stage.BenchOptions(out=out, ranks=tuple(parse_ranks(ranks)), **choices))
-    result(found, as_json, stage.to_text(found))
-
-
-@bench.command("reading", epilog="hvdlm bench reading")
-@click.option("--repeats", type=click.IntRange(1), default=7, show_default=True)
-@json_option
-def bench_reading(repeats: int, as_json: bool) -> None:
-    """Windows from shards against h5py slices and a plain memory map; the byte tokenizer against memcpy."""
-    from hvdlm.perf import bench_reading as stage
-
-    found = stage.bench(repeats)
-    result(found, as_json, stage.to_text(found))
-
-
-@bench.command("encoder", hidden=True)
-@click.argument("kind", type=click.Choice(["fast", "tokenizers"]))
-@click.argument("corpus", type=click.Path(path_type=Path))
-@click.argument("path", type=click.Path(path_type=Path))
-@click.argument("rank", type=int)
-@click.argument("size", type=int)
-def bench_encoder(**task: Any) -> None:
-    """What a process of `hvdlm bench preprocess` runs."""
-    from hvdlm.perf.encoder_rate import measure
-
-    print(measure(**task))

@@ -21,9 +21,12 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     from hvdlm.config import load
     from hvdlm.run import RunConfig
     from hvdlm.runlog import setup_logging
+    from hvdlm.sync import preferred_world, world_environment
 
     settings = load(RunConfig, config, overrides)
-    with connected(settings.world, prefer="horovod") as world:
+    with connected(
+        settings.world, prefer=preferred_world(settings.sync), environment=world_environment(settings.sync)
+    ) as world:
         setup_logging(world.rank)
         summary = stage.train(settings, world)
         text = f"{settings.run_dir}: step {summary['step']}" + (

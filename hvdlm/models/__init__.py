@@ -1,4 +1,8 @@
-"""Model families behind one interface: (B, T) ids -> (B, T, V) logits. A family is a file and a line here."""
+"""Model families behind one interface. A family is a file and a line here.
+
+`model(ids, draws=None)`: (B, T) ids -> (B, T, V) logits. Training gives the draws that dropout is made from;
+without them there is no dropout, whatever mode the module is in.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,11 @@ def build_model(config: TransformerConfig | LstmConfig, vocab_size: int, seed: i
     """A freshly initialized model; the same (config, vocab_size, seed) gives the same weights."""
     torch.manual_seed(seed)
     return MODELS[config.family](config, vocab_size)
+
+
+def is_random(config: TransformerConfig | LstmConfig) -> bool:
+    """Whether training the model takes draws."""
+    return any(getattr(config, name) for name in type(config).model_fields if name.endswith("dropout"))
 
 
 def num_parameters(model: nn.Module) -> int:

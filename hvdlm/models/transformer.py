@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hvdlm.config import Section
+from hvdlm.draws import Draws, dropout
 
 ROTARY_BASE = 10_000.0
 
@@ -25,7 +27,13 @@ class TransformerConfig(Section):
     layers: int = Field(4, ge=1)
     heads: int = Field(4, ge=1)
     width: int = Field(128, ge=2, description="size of the residual stream, C")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="of the three kinds below where they say nothing else")
+    embed_dropout: float | None = Field(None, ge=0, lt=1, description="after the embedding")
+    residual_dropout: float | None = Field(None, ge=0, lt=1, description="of what a block adds to the stream")
+    attention_dropout: float | None = Field(None, ge=0, lt=1, description="of attention weights; slow, all are built")
+    activation_checkpointing: bool = Field(
+        False, description="keep each block's input alone and compute the rest again in the backward pass"
+    )
     tie_embeddings: bool = Field(True, description="the output layer shares the input embedding")
 
     @model_validator(mode="after")
@@ -41,9 +49,10 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
         super().__init__()
         self.head_width = config.width // config.heads
+        self.dropout = _dropout_of(config, config.embed_dropout)
+        self.activation_checkpointing = config.activation_checkpointing
         self.embed = nn.Embedding(vocab_size, config.width)
-        self.drop = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, first_site=1 + 3 * layer) for layer in range(config.layers))
         self.norm = nn.LayerNorm(config.width, bias=False)
         self.head = nn.Linear(config.width, vocab_size, bias=False)
         if config.tie_embeddings:
@@ -57,50 +66,68 @@ class Transformer(nn.Module):
                 into_stream = name.endswith(("attention.out.weight", "mlp.2.weight"))
                 nn.init.normal_(parameter, std=0.02 / (2 * config.layers) ** 0.5 if into_stream else 0.02)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.drop(self.embed(ids))  # (B, T, C)
+    def forward(self, ids: Tensor, draws: Draws | None = None) -> Tensor:
+        x = dropout(self.embed(ids), self.dropout, draws, 0)  # (B, T, C)
         rotation = rotary(ids.shape[1], self.head_width, x.device)
         for block in self.blocks:
-            x = block(x, rotation)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                # Draws are keyed, so the second pass draws the same; torch's generator has no part in it.
+                x = checkpoint(block, x, rotation, draws, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, rotation, draws)
         return self.head(self.norm(x))
 
 
 class Block(nn.Module):
-    def __init__(self, config: TransformerConfig) -> None:
+    """One layer; its draws have the sites first_site, + 1 and + 2."""
+
+    def __init__(self, config: TransformerConfig, *, first_site: int) -> None:
         super().__init__()
+        self.dropout, self.first_site = _dropout_of(config, config.residual_dropout), first_site
         self.norm1 = nn.LayerNorm(config.width, bias=False)
-        self.attention = Attention(config)
+        self.attention = Attention(config, site=first_site)
         self.norm2 = nn.LayerNorm(config.width, bias=False)
         self.mlp = nn.Sequential(
             nn.Linear(config.width, 4 * config.width, bias=False),
             nn.GELU(approximate="tanh"),
             nn.Linear(4 * config.width, config.width, bias=False),
-            nn.Dropout(config.dropout),
         )
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        x = x + self.attention(self.norm1(x), rotation)
-        return x + self.mlp(self.norm2(x))
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], draws: Draws | None) -> Tensor:
+        mixed = self.attention(self.norm1(x), rotation, draws)
+        x = x + dropout(mixed, self.dropout, draws, self.first_site + 1)
+        return x + dropout(self.mlp(self.norm2(x)), self.dropout, draws, self.first_site + 2)
 
 
 class Attention(nn.Module):
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, *, site: int) -> None:
         super().__init__()
         self.heads, self.head_width = config.heads, config.width // config.heads
-        self.dropout = config.dropout
+        self.dropout, self.site = _dropout_of(config, config.attention_dropout), site
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
-        self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], draws: Draws | None) -> Tensor:
         batch, time, width = x.shape
         heads = self.qkv(x).view(batch, time, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4)
         q, k, v = heads.unbind(0)  # each (B, H, T, C / H)
-        mixed = F.scaled_dot_product_attention(
-            rotate(q, rotation), rotate(k, rotation), v,
-            is_causal=True, dropout_p=self.dropout if self.training else 0.0,
-        )  # fmt: skip
-        return self.drop(self.out(mixed.transpose(1, 2).reshape(batch, time, width)))
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        if draws is None or self.dropout == 0:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            mixed = self._with_dropout(q, k, v, draws)
+        return self.out(mixed.transpose(1, 2).reshape(batch, time, width))
+
+    def _with_dropout(self, q: Tensor, k: Tensor, v: Tensor, draws: Draws) -> Tensor:
+        """Attention with its weights (B, H, T, T) built, for torch's fused kernels know no keyed mask."""
+        future = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
+        scores = (q * self.head_width**-0.5 @ k.transpose(-1, -2)).masked_fill(future, float("-inf"))
+        weights = dropout(scores.softmax(-1, dtype=torch.float32), self.dropout, draws, self.site)
+        return weights.to(v.dtype) @ v
+
+
+def _dropout_of(config: TransformerConfig, kind: float | None) -> float:
+    return config.dropout if kind is None else kind
 
 
 def rotary(time: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,65 +1,71 @@
-"""How the ranks' gradients become one: SYNCS names the ways, each a small file."""
+"""How the ranks' gradients become one: each way is a small file, its config, and a line in SYNCS."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BeforeValidator, Field
 from torch import nn
 
 from hvdlm.config import Section
 from hvdlm.errors import UserError
+from hvdlm.sync.allreduce import AllreduceConfig, AllreduceSync
+from hvdlm.sync.async_sgd import AsyncConfig, AsyncSync
+from hvdlm.sync.compress import CompressedSync
+from hvdlm.sync.diloco import DilocoConfig, DilocoSync
+from hvdlm.sync.horovod import HorovodConfig, HorovodSync
+from hvdlm.sync.interface import Sync
+from hvdlm.sync.local_sgd import LocalSgdConfig, LocalSgdSync
+from hvdlm.sync.tree import TreeConfig, TreeSync
 from hvdlm.world.interface import World
 
 
-class SyncConfig(Section):
-    """The `sync` section: `auto` is horovod in a horovod world and allreduce in any other."""
+class AutoConfig(Section):
+    """`sync: auto`: horovod in a horovod world and allreduce in any other."""
 
-    kind: Literal["auto", "horovod", "allreduce"] = "auto"
-
-
-class Sync(Protocol):
-    """Between the last backward of a step and the optimizer.
-
-    After `reduce` every `p.grad` is the mean over all ranks, equal on all; it may be clipped; `step`
-    applies it; `zero_grad` makes ready for the next backward.
-    """
-
-    kind: str
-    optimizer: torch.optim.Optimizer
-
-    def reduce(self) -> None: ...
-    def step(self) -> None: ...
-    def zero_grad(self) -> None: ...
+    kind: Literal["auto"] = "auto"
 
 
-def _horovod(model: nn.Module, optimizer: torch.optim.Optimizer, world: World, passes: int) -> Sync:
-    from hvdlm.sync.horovod import HorovodSync
-
-    if world.kind != "horovod":
-        raise UserError(f"sync.kind: horovod needs world: horovod, this is {world.kind}; or use sync.kind: allreduce")
-    return HorovodSync(model, optimizer, passes)
+def _by_name(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
 
 
-def _allreduce(model: nn.Module, optimizer: torch.optim.Optimizer, world: World, passes: int) -> Sync:
-    from hvdlm.sync.allreduce import AllreduceSync
+SyncConfig = Annotated[
+    AutoConfig | HorovodConfig | AllreduceConfig | TreeConfig | LocalSgdConfig | DilocoConfig | AsyncConfig,
+    Field(discriminator="kind"),
+    BeforeValidator(_by_name),
+]
 
-    return AllreduceSync(model, optimizer, world)
-
-
-SYNCS: dict[str, Callable[[nn.Module, torch.optim.Optimizer, World, int], Sync]] = {
-    "horovod": _horovod,
-    "allreduce": _allreduce,
+SYNCS: dict[str, Any] = {
+    "horovod": HorovodSync,
+    "allreduce": AllreduceSync,
+    "tree": TreeSync,
+    "local_sgd": LocalSgdSync,
+    "diloco": DilocoSync,
+    "async": AsyncSync,
 }
 
 
-def build_sync(
-    config: SyncConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, passes: int
-) -> Sync:
-    """Wrap an optimizer that has no state yet; `passes` is the number of backwards before each step."""
+def build_sync(config: SyncConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+    """Wrap an optimizer that has no state yet."""
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise UserError(f"parameter {name} is {parameter.dtype}; keep float32 and set train.precision: bf16")
-    kind = config.kind if config.kind != "auto" else ("horovod" if world.kind == "horovod" else "allreduce")
-    return SYNCS[kind](model, optimizer, world, passes)
+    if config.kind == "auto":
+        config = HorovodConfig() if world.kind == "horovod" else AllreduceConfig()
+    if config.kind == "horovod" and world.kind != "horovod":
+        raise UserError(f"sync: horovod needs world: horovod, this is {world.kind}; or use sync: allreduce")
+    if config.kind == "allreduce" and config.compress is not None:
+        return CompressedSync(config.compress, model, optimizer, world)
+    return SYNCS[config.kind](config, model, optimizer, world)
+
+
+def preferred_world(config: SyncConfig) -> Literal["mpi", "horovod"]:
+    """The world that `world: auto` shall be: Horovod's, but for a sync that needs MPI's one-sided memory."""
+    return "mpi" if config.kind == "async" else "horovod"
+
+
+def world_environment(config: SyncConfig) -> dict[str, str]:
+    """Variables that the world reads when it starts; the user's own win."""
+    return config.environment if isinstance(config, HorovodConfig) else {}

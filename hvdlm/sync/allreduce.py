@@ -1,35 +1,137 @@
-"""One flat buffer over the world: every gradient is a view into it, so a step is one reduction."""
+"""Plain data parallelism over any world: gradients summed in place, large ones alone, small ones in buckets."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
-from torch import nn
+from pydantic import Field
+from torch import Tensor, nn
 
-from hvdlm.world.interface import World
+from hvdlm.config import Section
+from hvdlm.sync.compress import CompressConfig
+from hvdlm.sync.interface import Sync, ring_bytes
+from hvdlm.world.interface import Pending, World
+
+ALONE_BYTES = 1 << 20  # a gradient of this size travels as it lies; copying smaller ones together costs nothing
 
 
-class AllreduceSync:
-    """Plain data parallelism with any world, and the serial case: a sum over one rank."""
+class AllreduceConfig(Section):
+    """`sync: {kind: allreduce, …}`."""
+
+    kind: Literal["allreduce"] = "allreduce"
+    compress: CompressConfig | None = Field(None, description="send less than float32, with error feedback")
+    overlap: bool | None = Field(None, description="reduce during backward; None: where the world has a thread for it")
+
+
+class AllreduceSync(Sync):
+    """Each gradient is summed once a step. Where it overlaps, a bucket leaves as soon as its last gradient is there.
+
+    Buckets are filled and leave in reverse order of the parameters, the order in which backward finishes
+    them, and never overtake one another: so all ranks start the same sums in the same order.
+    """
 
     kind = "allreduce"
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
-        self.optimizer = optimizer
-        self._world = world
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
-        start = 0
-        for parameter in parameters:
-            end = start + parameter.numel()
-            parameter.grad = self._flat[start:end].view_as(parameter)
-            start = end
+    def __init__(
+        self, config: AllreduceConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World
+    ) -> None:
+        super().__init__(model, optimizer, world)
+        self._buckets = _fill_buckets(self.parameters)
+        self._step_bytes = ring_bytes(self.parameters, world.size)
+        self._overlaps = world.overlaps if config.overlap is None else config.overlap
+        self._passes_left = 0
+        self._missing = [0] * len(self._buckets)
+        self._under_way: list[tuple[_Bucket, Pending]] = []
+        if self._overlaps and world.size > 1:
+            for number, bucket in enumerate(self._buckets):
+                for parameter in bucket.parameters:
+                    parameter.register_post_accumulate_grad_hook(self._hook_of(number))
+
+    def begin(self, step: int, passes: int) -> None:
+        self._passes_left = passes
+        self._missing = [len(bucket.parameters) for bucket in self._buckets]
+
+    def accumulated(self) -> None:
+        self._passes_left -= 1
+
+    def _hook_of(self, number: int):
+        def arrived(parameter: Tensor) -> None:
+            if self._passes_left == 1:
+                self._missing[number] -= 1
+                self._start_complete()
+
+        return arrived
+
+    def _start_complete(self) -> None:
+        """Start the buckets that are complete, in order."""
+        while len(self._under_way) < len(self._buckets) and not self._missing[len(self._under_way)]:
+            self._start_next()
+
+    def _start_next(self) -> None:
+        bucket = self._buckets[len(self._under_way)]
+        self._under_way.append((bucket, self.world.start_sum(bucket.collect())))
 
     def reduce(self) -> None:
-        self._world.sum_(self._flat)
-        self._flat.div_(self._world.size)
+        if self.world.size == 1:
+            return
+        if self._overlaps:
+            while len(self._under_way) < len(self._buckets):  # a parameter without gradient never arrived
+                self._start_next()
+            for bucket, pending in self._under_way:
+                pending.wait()
+                bucket.spread()
+            self._under_way = []
+        else:
+            for bucket in self._buckets:
+                self.world.sum_(bucket.collect())
+                bucket.spread()
+        self.bytes_sent += self._step_bytes
 
-    def step(self) -> None:
-        self.optimizer.step()
 
-    def zero_grad(self) -> None:
-        self._flat.zero_()
+class _Bucket:
+    """Gradients that travel as one buffer."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.parameters = parameters
+        total = sum(p.numel() for p in parameters)
+        self._flat = torch.empty(total, device=parameters[0].device) if len(parameters) > 1 else None
+
+    def collect(self) -> Tensor:
+        """The gradients as one contiguous tensor."""
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self._flat is None:
+            gradient = self.parameters[0].grad
+            assert gradient is not None
+            self.parameters[0].grad = gradient.contiguous()
+            return self.parameters[0].grad.view(-1)
+        torch.cat([p.grad.reshape(-1) for p in self.parameters if p.grad is not None], out=self._flat)
+        return self._flat
+
+    def spread(self) -> None:
+        if self._flat is not None:
+            parts = self._flat.split([p.numel() for p in self.parameters])
+            torch._foreach_copy_(
+                [p.grad for p in self.parameters if p.grad is not None],
+                [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)],
+            )
+
+
+def _fill_buckets(parameters: list[nn.Parameter]) -> list[_Bucket]:
+    """Large parameters alone, the small ones between them together up to ALONE_BYTES, in reverse order."""
+    buckets: list[list[nn.Parameter]] = []
+    room = 0
+    for parameter in reversed(parameters):
+        size = 4 * parameter.numel()
+        if size >= ALONE_BYTES:
+            buckets.append([parameter])
+            room = 0
+            continue
+        if room < size:
+            buckets.append([])
+            room = ALONE_BYTES
+        buckets[-1].append(parameter)
+        room -= size
+    return [_Bucket(bucket) for bucket in buckets]

@@ -2,34 +2,94 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
+from pydantic import Field, model_validator
 from torch import nn
 
+from hvdlm.config import Section
+from hvdlm.errors import UserError
+from hvdlm.sync.interface import Sync, ring_bytes
 from hvdlm.world.horovod import load_horovod
+from hvdlm.world.interface import World
 
 
-class HorovodSync:
+class HorovodConfig(Section):
+    """`sync: {kind: horovod, …}`: everything that Horovod lets one choose; None is Horovod's own default."""
+
+    kind: Literal["horovod"] = "horovod"
+    op: Literal["average", "sum", "adasum"] = Field("average", description="adasum: Maleki et al. 2020")
+    compression: Literal["none", "fp16"] = Field("none", description="what gradients travel as")
+    predivide: float | None = Field(None, gt=0, description="divide by it before the sum; None: by the number of ranks")
+    groups: int = Field(0, ge=0, description="reduce gradients in so many groups; 0: as they come")
+    fusion_mb: float | None = Field(None, ge=0, description="fuse tensors up to so many MiB; None: 128")
+    cycle_ms: float | None = Field(None, gt=0, description="ms between two looks for ready tensors; None: 1")
+
+    @model_validator(mode="after")
+    def _check(self) -> HorovodConfig:
+        if self.predivide is not None and self.op != "average":
+            raise ValueError(f"predivide is of op: average, not {self.op}")
+        if self.predivide is not None and self.groups:
+            raise ValueError("Horovod ignores predivide in groups; set one of them")
+        if self.op == "adasum" and self.groups:
+            raise ValueError("Horovod's adasum knows no groups; set groups: 0")
+        return self
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What Horovod reads when it starts."""
+        found = {}
+        if self.fusion_mb is not None:
+            found["HOROVOD_FUSION_THRESHOLD"] = str(round(self.fusion_mb * 2**20))
+        if self.cycle_ms is not None:
+            found["HOROVOD_CYCLE_TIME"] = str(self.cycle_ms)
+        return found
+
+
+class HorovodSync(Sync):
     """Used the one way that is right with accumulation and clipping.
 
-    Horovod sums over `passes` backwards (the caller scales the loss) and averages over ranks.
-    `synchronize` waits for the averages, so that clipping sees them, and `step` runs inside
-    `skip_synchronize`, or everything would be reduced again. Its `zero_grad` takes no argument.
+    Horovod sums over the backwards of a step and over ranks; the loss is divided beforehand, so that no
+    pass over the gradients is spent on it and float16 on the wire cannot overflow by the sum.
+    `synchronize` waits for the sums, so that clipping sees them, and `step` runs inside `skip_synchronize`,
+    or everything would be reduced again. Adasum combines the updates, not the gradients: inside `step`.
     """
 
     kind = "horovod"
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, passes: int) -> None:
+    def __init__(self, config: HorovodConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
+        super().__init__(model, optimizer, world)
         hvd = load_horovod()
-        self.optimizer = hvd.DistributedOptimizer(
-            optimizer, named_parameters=model.named_parameters(), backward_passes_per_step=passes, op=hvd.Average
-        )
+        self._is_adasum = config.op == "adasum"
+        if self._is_adasum and world.size & (world.size - 1):
+            raise UserError(f"sync.op: adasum needs a power of two ranks, these are {world.size}; use op: average")
+        self.sums_ranks = config.op == "average" and config.predivide is None
+        op = {"average": hvd.Sum if self.sums_ranks else hvd.Average, "sum": hvd.Sum, "adasum": hvd.Adasum}[config.op]
+        compression = {"none": hvd.Compression.none, "fp16": hvd.Compression.fp16}[config.compression]
+        self._passes = 1
+        self._step_bytes = ring_bytes(self.parameters, world.size) // (2 if config.compression == "fp16" else 1)
+        self.optimizer: Any = hvd.DistributedOptimizer(
+            optimizer, named_parameters=self.named, compression=compression, op=op,
+            gradient_predivide_factor=config.predivide or 1.0, groups=config.groups or None,
+        )  # fmt: skip
+
+    def begin(self, step: int, passes: int) -> None:
+        if passes != self._passes:
+            self.optimizer.set_backward_passes_per_step(passes)
+            self._passes = passes
 
     def reduce(self) -> None:
-        self.optimizer.synchronize()
+        if not self._is_adasum:
+            self.optimizer.synchronize()
+        self.bytes_sent += self._step_bytes
 
     def step(self) -> None:
+        if self._is_adasum:
+            self.optimizer.step()
+            return
         with self.optimizer.skip_synchronize():
             self.optimizer.step()
 
     def zero_grad(self) -> None:
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad()  # Horovod's takes no argument

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Literal
 
 from hvdlm.errors import StoppedOnRequest, UserError
@@ -105,11 +106,20 @@ def _connect_or_die(kind: WorldKind, prefer: Literal["mpi", "horovod"]) -> World
 
 
 @contextmanager
-def connected(kind: WorldKind = "auto", *, prefer: Literal["mpi", "horovod"] = "mpi") -> Iterator[World]:
+def connected(
+    kind: WorldKind = "auto",
+    *,
+    prefer: Literal["mpi", "horovod"] = "mpi",
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[World]:
     """A world for a command's whole work: whatever one rank dies of ends the whole job at once.
+
+    `environment` is what MPI or Horovod shall find when they start, unless the user has set it.
 
     Ends that all ranks share (StoppedOnRequest, a UserError out of `World.together`) pass through.
     """
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
     world = _connect_or_die(kind, prefer)
     try:
         yield world

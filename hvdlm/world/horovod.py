@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from hvdlm.errors import UserError
-from hvdlm.world.interface import World
-from hvdlm.world.mpi import load_mpi
+from hvdlm.world.interface import Pending, World
+from hvdlm.world.mpi import YIELD, library_version, load_mpi
 
 PIECE_BYTES = 256 << 20
 
@@ -26,10 +28,21 @@ def load_horovod() -> Any:
     return hvd
 
 
+class _Started:
+    """A sum in Horovod's background thread."""
+
+    def __init__(self, wait: Callable[[int], Any], handle: int) -> None:
+        self._wait, self._handle = wait, handle
+
+    def wait(self) -> None:
+        self._wait(self._handle)
+
+
 class HorovodWorld(World):
     """All collectives by Horovod, each with a fixed name, so that ranks can never pair up wrongly."""
 
     kind = "horovod"
+    overlaps = True
 
     def __init__(self) -> None:
         # A dead or absent rank ends the job with its name instead of a silent wait.
@@ -41,24 +54,40 @@ class HorovodWorld(World):
         self._hvd.init()
         self.rank = self._hvd.rank()
         self.size = self._hvd.size()
+        self._under_way = 0
 
     def sum_(self, buffer: Any) -> None:
-        import torch
-
         tensor = torch.as_tensor(buffer)
         self._hvd.allreduce_(tensor, op=self._hvd.Sum, name=f"hvdlm.sum.{tensor.dtype}.{tensor.numel()}")
 
     def broadcast_(self, buffer: Any) -> None:
-        import torch
-
         data = torch.as_tensor(buffer).detach().view(-1).view(torch.uint8)  # any dtype, bfloat16 and bool too
         for start in range(0, data.numel(), PIECE_BYTES):
             piece = data[start : start + PIECE_BYTES]
             self._hvd.broadcast_(piece, root_rank=0, name=f"hvdlm.broadcast.{piece.numel()}")
 
-    def gather_bytes(self, data: bytes) -> list[bytes]:
-        import torch
+    def start_sum(self, buffer: Any) -> Pending:
+        name = f"hvdlm.start_sum.{self._under_way}"  # the same names at each step: Horovod knows them again
+        self._under_way += 1
+        return _Started(self._finish, self._hvd.allreduce_async_(buffer, op=self._hvd.Sum, name=name))
 
+    def _finish(self, handle: int) -> None:
+        self._hvd.synchronize(handle)
+        self._under_way -= 1
+
+    def exchange_rows(self, rows: Any) -> Any:
+        # Horovod takes no bfloat16, and an alltoall of bytes is the same for every dtype.
+        data = rows.detach().view(-1).view(torch.uint8)
+        splits = torch.full((self.size,), data.numel() // self.size, dtype=torch.int32)
+        received, _ = self._hvd.alltoall(data, splits, name=f"hvdlm.exchange.{data.numel()}")
+        return received.view(rows.dtype).view(rows.shape)
+
+    def gather_rows(self, row: Any) -> Any:
+        data = row.detach().view(-1).view(torch.uint8)
+        gathered = self._hvd.allgather(data, name=f"hvdlm.rows.{data.numel()}")
+        return gathered.view(row.dtype).view(self.size, *row.shape)
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
         sizes = torch.zeros(self.size, dtype=torch.int64)
         sizes[self.rank] = len(data)
         self.sum_(sizes)
@@ -66,6 +95,13 @@ class HorovodWorld(World):
         joined = self._hvd.allgather(mine, name=f"hvdlm.gather.{int(sizes.sum())}").numpy().tobytes()
         ends = np.cumsum(sizes.numpy())
         return [joined[end - size : end] for end, size in zip(ends, sizes.tolist(), strict=True)]
+
+    def settings(self) -> list[str]:
+        built = "NCCL" if self._hvd.nccl_built() else "MPI" if self._mpi is not None else "Gloo"
+        mpi = [library_version(), f"{YIELD}={os.environ[YIELD]}"] if self._mpi is not None else []
+        knobs = [f"{name}={os.environ[name]}" for name in ("HOROVOD_FUSION_THRESHOLD", "HOROVOD_CYCLE_TIME")
+                 if name in os.environ]  # fmt: skip
+        return [", ".join([f"Horovod over {built}", *mpi, *knobs])]
 
     def abort(self, code: int) -> None:
         sys.stdout.flush()

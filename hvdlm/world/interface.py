@@ -27,6 +27,34 @@ class Counters(Protocol):
         """Collective."""
 
 
+class Pending(Protocol):
+    """A sum under way; its buffer may be touched again after `wait`."""
+
+    def wait(self) -> None: ...
+
+
+class Done:
+    """A sum that was finished when it was asked for."""
+
+    def wait(self) -> None:
+        """Nothing is left to do."""
+
+
+class Window(Protocol):
+    """float32 memory of this rank that every rank reads and adds to without this rank's taking part."""
+
+    local: np.ndarray  # this rank's own part, float32 (n,)
+
+    def get(self, rank: int, out: np.ndarray) -> None:
+        """Read rank's whole part into `out`, float32 (n,)."""
+
+    def add(self, rank: int, amount: np.ndarray) -> None:
+        """Add to rank's part, element by element atomically; done when it returns."""
+
+    def close(self) -> None:
+        """Collective."""
+
+
 class World(ABC):
     """The ranks of a job and how bytes travel between them.
 
@@ -37,6 +65,7 @@ class World(ABC):
     kind: str
     rank: int
     size: int
+    overlaps = False  # a sum that was started goes on by itself while this rank computes
 
     @abstractmethod
     def sum_(self, buffer: Any) -> None:
@@ -63,9 +92,33 @@ class World(ABC):
         everybody: list[list[bytes]] = [pickle.loads(part) for part in self.gather_bytes(pickle.dumps(parts))]  # noqa: S301
         return [theirs[self.rank] for theirs in everybody]
 
+    def start_sum(self, buffer: Any) -> Pending:
+        """`sum_`, possibly in the background; all ranks start the same sums in the same order.
+
+        No other method may be called before every started sum was waited for.
+        """
+        self.sum_(buffer)
+        return Done()
+
+    @abstractmethod
+    def exchange_rows(self, rows: Any) -> Any:
+        """Row r of a contiguous (size, n) tensor goes to rank r; returns (size, n), row r from rank r. Any dtype."""
+
+    @abstractmethod
+    def gather_rows(self, row: Any) -> Any:
+        """Everybody's contiguous tensor (n,) of one length as (size, n), in rank order, on all ranks."""
+
+    def window(self, length: int) -> Window | None:
+        """New float32 memory of `length` on this rank (each rank may ask for another), or None where there is none."""
+        return None
+
     def counters(self, length: int) -> Counters | None:
         """New shared counters, or None in a world whose ranks cannot reach each other's memory."""
         return None
+
+    def settings(self) -> list[str]:
+        """What was set for speed, a line each, for the log."""
+        return []
 
     def mpi_communicator(self) -> Any:
         """The mpi4py communicator of these ranks, for a library that talks MPI itself; None where there is none."""

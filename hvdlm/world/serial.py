@@ -6,6 +6,8 @@ import os
 import sys
 from typing import Any
 
+import numpy as np
+
 from hvdlm.world.interface import World
 
 
@@ -26,6 +28,22 @@ class LocalCounters:
         """Nothing is held."""
 
 
+class LocalWindow:
+    """Memory of a world of one."""
+
+    def __init__(self, length: int) -> None:
+        self.local = np.zeros(length, dtype=np.float32)
+
+    def get(self, rank: int, out: np.ndarray) -> None:
+        out[:] = self.local
+
+    def add(self, rank: int, amount: np.ndarray) -> None:
+        self.local += amount
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class SerialWorld(World):
     kind = "serial"
     rank = 0
@@ -39,6 +57,15 @@ class SerialWorld(World):
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
         return [data]
+
+    def exchange_rows(self, rows: Any) -> Any:
+        return rows.clone()
+
+    def gather_rows(self, row: Any) -> Any:
+        return row.clone()[None]
+
+    def window(self, length: int) -> LocalWindow:
+        return LocalWindow(length)
 
     def counters(self, length: int) -> LocalCounters:
         return LocalCounters(length)

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from harness import HVDLM, run_ranks, run_values, write_config
+from safetensors.torch import load_file
 
 from hvdlm import checkpoint
 from hvdlm import train as stage
@@ -16,7 +18,8 @@ from hvdlm.runlog import read_metrics
 from hvdlm.world.serial import SerialWorld
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "losses.json"
-JOBS = [(0, "serial"), (1, "mpi"), (2, "mpi"), (3, "mpi"), (1, "horovod"), (2, "horovod"), (3, "horovod")]
+JOBS = [(0, "serial"), (1, "mpi"), (2, "mpi"), (3, "mpi"), (4, "mpi"), (1, "horovod"), (2, "horovod"),
+        (3, "horovod")]  # fmt: skip
 MODELS = {
     "transformer": {},
     "lstm": {
@@ -41,7 +44,8 @@ def train(job, data_dir, tmp_path):
         if ranks == 0:
             stage.train(validate(RunConfig, values, tmp_path, overrides), SerialWorld())
         else:
-            job(ranks, "train", write_config(tmp_path / f"{name}.yaml", values), f"world={world}", *overrides)
+            share = ("train.micro_batch=1",) if ranks == 4 else ()
+            job(ranks, "train", write_config(tmp_path / f"{name}.yaml", values), f"world={world}", *share, *overrides)
         return run_dir
 
     return train
@@ -57,6 +61,13 @@ def losses(run_dir):
     }
 
 
+def tensors(run_dir):
+    """All weights of the newest checkpoint as one vector."""
+    return torch.cat(
+        [tensor.flatten() for tensor in load_file(checkpoint.resolve(run_dir) / "model.safetensors").values()]
+    )
+
+
 def weights(run_dir):
     files = json.loads((checkpoint.resolve(run_dir) / "state.json").read_text())["files"]
     return {name: facts["sha256"] for name, facts in files.items()}
@@ -65,7 +76,11 @@ def weights(run_dir):
 def test_losses_are_golden_and_equal_for_every_world_and_rank_count(train, family, request):
     """20 steps with one global batch. Renew with: pytest tests/parallel --renew-golden"""
     jobs = JOBS if family == "transformer" else [(0, "serial"), (2, "mpi"), (3, "horovod")]
-    found = {job: losses(train(f"{job[1]}{job[0]}", *job, family=family)) for job in jobs}
+    folders = {job: train(f"{job[1]}{job[0]}", *job, family=family) for job in jobs}
+    found = {job: losses(folder) for job, folder in folders.items()}
+    expected_weights = tensors(folders[0, "serial"])
+    for job, folder in folders.items():
+        assert torch.allclose(tensors(folder), expected_weights, rtol=1e-5, atol=1e-5), job
     serial = found[0, "serial"]
     assert len(serial["train"]) == 20
     assert serial["train"][-1] < serial["train"][0] - 0.5
@@ -91,6 +106,17 @@ def test_accumulation_equals_one_large_micro_batch(train, world):
     )
     assert one["train"] == pytest.approx(other["train"], rel=1e-5)
     assert one["val"] == pytest.approx(other["val"], rel=1e-5)
+
+
+def test_tree_trains_to_the_same_bits_on_any_number_of_ranks(train):
+    """Weights, optimizer state and losses; 16 sequences in 8 micro-batches on 1, 2, 4 and 8 ranks, with clipping and dropout."""
+    options = ("sync=tree", "train.global_batch=16", "train.micro_batch=2", "train.steps=6", "model.dropout=0.1",
+               "optim.clip=0.5")  # fmt: skip
+    serial = train("serial", 0, "serial", *options)
+    for ranks, world in ((1, "mpi"), (2, "horovod"), (4, "mpi"), (8, "mpi")):
+        found = train(f"{world}{ranks}", ranks, world, *options, *(("train.micro_batch=2",) if ranks == 4 else ()))
+        assert weights(found) == weights(serial), (ranks, world)
+        assert losses(found)["grad_norm"] == losses(serial)["grad_norm"]
 
 
 def test_horovod_sync_equals_allreduce_sync_over_horovod(train):
@@ -159,7 +185,7 @@ def test_generation_under_a_launcher_is_that_of_one_process(train, job):
 BAD = {
     "batch": (("train.global_batch=14",), "global_batch 14 is not a multiple of micro_batch 2 x 2 ranks = 4"),
     "data": (("data.path=/nowhere",), "/nowhere/manifest.json: there is none, so this is no finished data set"),
-    "sync": (("sync.kind=horovod", "world=mpi"), "sync.kind: horovod needs world: horovod"),
+    "sync": (("sync.kind=horovod", "world=mpi"), "sync: horovod needs world: horovod"),
     "serial": (("world=serial",), "the launcher started 2 processes but the serial world has 1"),
     "key": (("train.stepz=3",), "unknown key 'train.stepz'; did you mean 'steps'?"),
     "seq_len": (("data.seq_len=99999999",), "fewer than one sequence of 99999999 + 1"),

@@ -1,0 +1,108 @@
+"""The `bench` group: what this machine makes of hvdlm, beside its parts and its peers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hvdlm.cli.parts import Group, json_option, result
+from hvdlm.errors import UserError
+from hvdlm.world import launched_as
+
+
+@click.group(cls=Group)
+def bench() -> None:
+    """Measure what this machine makes of hvdlm, beside its parts and its peers."""
+
+
+def _refuse_a_launcher() -> None:
+    if (launched_as() or (0, 1))[1] > 1:
+        raise UserError("`hvdlm bench` starts its own ranks; call it without mpirun")
+
+
+@bench.command("preprocess", epilog="hvdlm bench preprocess --megabytes 200 --out runs/bench")
+@click.option(
+    "--corpus", type=click.Path(path_type=Path), default=None, help="Your .jsonl; default: text of this Python."
+)
+@click.option("--megabytes", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--vocab-size", type=click.IntRange(257), default=32768, show_default=True)
+@click.option("--ranks", default="1,2", show_default=True)
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--datatrove-python", default=None, help="An interpreter that has datatrove, to measure it too.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True)
+@json_option
+def bench_preprocess(ranks: str, out: Path, as_json: bool, **choices: Any) -> None:
+    """Raw jsonl to shards as a whole process, the encoder alone, the tokenizers library, and datatrove."""
+    _refuse_a_launcher()
+    from hvdlm.perf import bench_preprocess as stage
+    from hvdlm.perf.sweep import parse_ranks
+    from hvdlm.runlog import setup_logging
+
+    setup_logging(0)
+    found = stage.bench(stage.BenchOptions(out=out, ranks=tuple(parse_ranks(ranks)), **choices))
+    result(found, as_json, stage.to_text(found))
+
+
+@bench.command("reading", epilog="hvdlm bench reading")
+@click.option("--repeats", type=click.IntRange(1), default=7, show_default=True)
+@json_option
+def bench_reading(repeats: int, as_json: bool) -> None:
+    """Windows from shards against h5py slices and a plain memory map; the byte tokenizer against memcpy."""
+    from hvdlm.perf import bench_reading as stage
+
+    found = stage.bench(repeats)
+    result(found, as_json, stage.to_text(found))
+
+
+@bench.command("train", epilog="hvdlm bench train --workloads tiny,small-bf16 --rounds 7")
+@click.option("--ranks", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--workloads", default="tiny,small,small-bf16,vocab50k,lstm", show_default=True)
+@click.option(
+    "--variants", default="limit,horovod,allreduce,tree,stock-horovod,stock-ddp", show_default=True,
+    help="Also allreduce+NAME and horovod+fp16: with that compression.",
+)  # fmt: skip
+@click.option("--rounds", type=click.IntRange(2), default=7, show_default=True, help="Six or more have an interval.")
+@click.option("--block-seconds", type=click.FloatRange(0.01), default=1.5, show_default=True, help="Of one variant.")
+@click.option("--starts", type=click.IntRange(0), default=5, show_default=True, help="Starts of a run that are timed.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench-train"), show_default=True)
+@json_option
+def bench_train(workloads: str, variants: str, out: Path, as_json: bool, **counts: Any) -> None:
+    """Training by every way of combining gradients, by stock Horovod and by stock DDP, against ranks that never talk.
+
+    All variants of a workload are alive at once and measured in turn, some seconds each; the others are stopped.
+    """
+    _refuse_a_launcher()
+    from hvdlm.perf import bench_train as stage
+    from hvdlm.runlog import setup_logging
+
+    setup_logging(0)
+    options = stage.TrainBenchOptions(
+        out=out, workloads=tuple(workloads.split(",")), variants=tuple(variants.split(",")), **counts
+    )
+    found = stage.bench(options)
+    result(found, as_json, stage.to_text(found))
+
+
+@bench.command("cell", hidden=True)
+@click.argument("spec", type=click.Path(path_type=Path))
+def bench_cell(spec: Path) -> None:
+    """What every rank of a job of `hvdlm bench train` runs."""
+    from hvdlm.perf.training_cell import CellSpec, serve
+
+    serve(CellSpec(**json.loads(spec.read_text())), *(launched_as() or (0, 1)))
+
+
+@bench.command("encoder", hidden=True)
+@click.argument("kind", type=click.Choice(["fast", "tokenizers"]))
+@click.argument("corpus", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("rank", type=int)
+@click.argument("size", type=int)
+def bench_encoder(**task: Any) -> None:
+    """What a process of `hvdlm bench preprocess` runs."""
+    from hvdlm.perf.encoder_rate import measure
+
+    print(measure(**task))

@@ -1,0 +1,37 @@
+"""Where a rank computes, and in which precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from hvdlm.errors import UserError
+from hvdlm.host import Place, keep_freed_memory
+
+if TYPE_CHECKING:
+    from hvdlm.run import TrainConfig
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Matrix products in bf16 or fp16 over float32 parameters; nothing for fp32."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def prepare_device(train: TrainConfig, place: Place) -> torch.device:
+    """The rank's device, ready: its own GPU where there are enough, the only visible one, or the CPU's threads."""
+    if train.device == "cpu" or (train.device == "auto" and not torch.cuda.is_available()):
+        keep_freed_memory()
+        torch.set_num_threads(train.threads or place.threads)
+        return torch.device("cpu")
+    visible = torch.cuda.device_count()
+    number = 0 if visible == 1 else place.local_rank  # a launcher that binds GPUs shows each rank one
+    if 1 != visible < place.local_size:
+        raise UserError(
+            f"{place.local_size} ranks on this host see {visible} GPUs; start one rank a GPU or set train.device: cpu"
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)

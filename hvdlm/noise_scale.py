@@ -1,0 +1,55 @@
+"""Gradient noise scale (McCandlish et al. 2018): the batch at which more data a step stops paying, almost free."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class NoiseScale:
+    """Compares the gradient of one micro-batch with that of the global batch, in the steps it is armed for.
+
+    The first micro-batch's squared norm is taken tensor by tensor, as its gradients come and are still in
+    cache; the global gradient's norm is known from clipping.
+    """
+
+    MEMORY = 0.9  # of the running means: single estimates are very noisy
+
+    def __init__(self, model: nn.Module) -> None:
+        self.weight = 1.0  # what the loss of a micro-batch was multiplied with
+        self._is_armed = False
+        self._squares: list[Tensor] = []
+        self.small: float | None = None  # squared norm of this rank's micro-batch gradient
+        self.large: float | None = None  # of the global batch's
+        self._noise = self._signal = 0.0
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._arrived)
+
+    def arm(self) -> None:
+        """Measure in the coming micro-batch."""
+        self._is_armed, self._squares, self.small, self.large = True, [], None, None
+
+    def disarm(self) -> None:
+        self._is_armed = False
+
+    def _arrived(self, parameter: Tensor) -> None:
+        if self._is_armed and parameter.grad is not None:
+            self._squares.append(torch.linalg.vector_norm(parameter.grad) ** 2)
+
+    def take(self, norm: Tensor) -> None:
+        """The norm of the mean gradient over the global batch."""
+        if self._squares:
+            self.small = float(torch.stack(self._squares).sum()) / self.weight**2
+            self.large = float(norm) ** 2
+            self._squares = []
+
+    def estimate(self, small: float, large: float, micro_batch: int, global_batch: int) -> float | None:
+        """In sequences, from squared norms at two batch sizes (appendix A.1); None if it is not positive or unknown."""
+        if micro_batch == global_batch:
+            return None
+        signal = (global_batch * large - micro_batch * small) / (global_batch - micro_batch)
+        noise = (small - large) / (1 / micro_batch - 1 / global_batch)
+        self._signal += (1 - self.MEMORY) * (signal - self._signal)
+        self._noise += (1 - self.MEMORY) * (noise - self._noise)
+        return self._noise / self._signal if self._signal > 0 and self._noise > 0 else None

@@ -1,0 +1,101 @@
+"""The `optim` section: which optimizer, over which groups of parameters, at which learning rate."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from hvdlm.config import Section
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Milestone = Annotated[float, Field(gt=0, strict=True)]
+
+
+class GroupRule(Section):
+    """What holds for parameters of certain names; the first rule that matches a name counts."""
+
+    match: str = Field(description="regular expression, found anywhere in the parameter's name")
+    lr_scale: float = Field(1.0, ge=0, description="times the learning rate")
+    weight_decay: float | None = Field(None, ge=0, description="instead of the usual one; also for gains and biases")
+
+    @field_validator("match")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        return pattern
+
+
+class MuonConfig(Section):
+    """`optim.name: muon`: hidden matrices go to Muon; embeddings, head, gains and biases to AdamW.
+
+    `optim.lr` is Muon's, and AdamW's is `adamw_lr_scale` times as much on the same schedule. With `match_rms_adamw`
+    an update of Muon is as large as one of AdamW (Liu et al. 2025), so one learning rate, a usual one of AdamW,
+    fits both. `original` (Jordan et al. 2024) wants a learning rate near 0.02 and an `adamw_lr_scale` near 0.02.
+    """
+
+    momentum: float = Field(0.95, ge=0, lt=1)
+    nesterov: bool = True
+    newton_schulz_steps: int = Field(5, ge=1, lt=100, description="iterations that make the update orthogonal")
+    scale: Literal["match_rms_adamw", "original"] = Field("match_rms_adamw", description="size of the update")
+    adamw_lr_scale: float = Field(1.0, gt=0, description="the AdamW part's learning rate is so many times optim.lr")
+
+
+class OptimConfig(Section):
+    """The `optim` section. The learning rate depends on what is written here and the step, never on the ranks."""
+
+    name: Literal["adafactor", "adagrad", "adam", "adamw", "lamb", "lars", "lion", "muon", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0, description="peak learning rate; adafactor: the largest relative step")
+    min_lr: float = Field(0.0, ge=0, description="where linear, cosine, polynomial and wsd end; else never below it")
+    weight_decay: float = Field(
+        0.1, ge=0,
+        description="of matrices and embeddings; part of the gradient in adagrad, adam, lars and sgd, else decoupled",
+    )  # fmt: skip
+    decay_embeddings: bool = Field(True, description="false: weight_decay is not for embeddings")
+    groups: tuple[GroupRule, ...] = Field((), strict=False, description="exceptions by parameter name")
+    betas: tuple[Fraction, Fraction] = Field(
+        (0.9, 0.95), strict=False, description="adam, adamw, lamb, lion, and the AdamW part of muon"
+    )
+    eps: float = Field(1e-8, gt=0, description="adagrad, adam, adamw, lamb, and the AdamW part of muon")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd and lars")
+    nesterov: bool = Field(False, description="sgd")
+    trust_coefficient: float = Field(0.001, gt=0, description="lars: size of an update relative to the weights")
+    muon: MuonConfig = MuonConfig()
+    schedule: Literal[
+        "constant", "cosine", "inverse_sqrt", "linear", "plateau", "polynomial", "step", "wsd"
+    ] = "cosine"  # fmt: skip
+    warmup_steps: int = Field(100, ge=0, description="linear, from lr / warmup_steps to lr")
+    power: float = Field(2.0, gt=0, description="polynomial: lr falls as (1 - progress)^power")
+    milestones: tuple[Milestone, ...] = Field(
+        (),
+        strict=False,
+        description="step: where lr is multiplied by factor; below 1 a fraction of the run, else a step",
+    )
+    factor: float = Field(0.1, gt=0, lt=1, description="step and plateau: what lr is multiplied by")
+    patience: int = Field(3, ge=1, description="plateau: so many validations in a row without a better loss")
+    threshold: float = Field(1e-4, ge=0, lt=1, description="plateau: better is lower by this fraction")
+    decay_fraction: float = Field(0.1, gt=0, le=1, description="wsd: the part of the run in which lr falls")
+    decay_shape: Literal["linear", "1-sqrt"] = Field("linear", description="wsd")
+    lr_scaling: Literal["none", "linear", "sqrt"] = Field(
+        "none", description="times global_batch / lr_reference_batch, or its square root"
+    )
+    lr_reference_batch: int = Field(0, ge=0, description="sequences: the global batch that lr and min_lr are meant for")
+    clip: float = Field(1.0, ge=0, description="largest norm of the averaged gradient; 0 is no limit")
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimConfig:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
+        if (self.lr_scaling == "none") != (self.lr_reference_batch == 0):
+            raise ValueError("lr_scaling (linear or sqrt) and lr_reference_batch go together; give both or neither")
+        if self.schedule == "step" and not self.milestones:
+            raise ValueError("schedule: step needs milestones, for example [0.5, 0.75]")
+        if any(milestone >= 1 and not milestone.is_integer() for milestone in self.milestones):
+            raise ValueError(f"milestones {list(self.milestones)}: from 1 on they are steps, which are whole numbers")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self

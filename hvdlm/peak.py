@@ -1,0 +1,38 @@
+"""What the processor could do at most: the denominator of model FLOPs utilization."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+# Dense tensor-core peaks from the makers' data sheets, FLOP/s: (bf16 and fp16, fp32 or TF32 where torch uses it).
+DEVICE_FLOPS = {
+    "H200": (989e12, 67e12),
+    "H100 PCIe": (756e12, 51e12),
+    "H100": (989e12, 67e12),
+    "A100": (312e12, 19.5e12),
+    "L40S": (362e12, 91.6e12),
+    "V100": (125e12, 15.7e12),
+}
+GEMM_WIDTH, TRIALS = 1024, 5
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """FLOP/s of one rank: from the table for a known GPU, measured by a matrix product on its CPU threads."""
+    if device.type == "cpu":
+        return measured_gemm_flops({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+    name = torch.cuda.get_device_name(device)
+    known = next((flops for part, flops in DEVICE_FLOPS.items() if part in name), None)
+    return known and known[precision == "fp32"]
+
+
+def measured_gemm_flops(dtype: torch.dtype, width: int = GEMM_WIDTH) -> float:
+    """The best of a few square products: about 0.1 s on a core."""
+    a, b = (torch.randn(width, width).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(TRIALS):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - start)
+    return 2 * width**3 / best

@@ -1,0 +1,32 @@
+"""The next step's windows are read by a thread while this one computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+
+class Prefetch:
+    """One read ahead. What was expected and is not asked for is thrown away."""
+
+    def __init__(self, read: Callable[..., np.ndarray]) -> None:
+        self._read = read
+        self._thread = ThreadPoolExecutor(1, "hvdlm-prefetch")
+        self._expected: tuple[Any, Future] | None = None
+
+    def expect(self, *key: int) -> None:
+        """Begin to read what `get` will probably be asked for next."""
+        self._expected = key, self._thread.submit(self._read, *key)
+
+    def get(self, *key: int) -> np.ndarray:
+        """`read(*key)`, from the thread if it was expected; errors of the read are raised here."""
+        expected, self._expected = self._expected, None
+        if expected is not None and expected[0] == key:
+            return expected[1].result()
+        return self._read(*key)
+
+    def close(self) -> None:
+        self._thread.shutdown()

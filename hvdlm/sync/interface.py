@@ -1,0 +1,87 @@
+"""What the training step asks of a way to combine gradients; each way is a subclass in a file of its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvdlm.world.interface import World
+
+
+class Sync(ABC):
+    """Between a micro-batch's backward and the optimizer.
+
+    One step is: `begin`, then for each micro-batch backward and `accumulated`, then `reduce`; now every `p.grad`
+    is what the optimizer shall apply, and may be clipped; `step` applies it (it may be left out, to skip a
+    step), `zero_grad` makes ready for the next. Every rank calls all of them in the same order.
+    """
+
+    kind: str
+    # `reduce` adds up the ranks' gradients, so the loss is divided by their number beforehand. Otherwise it averages.
+    sums_ranks = True
+    # After every step all ranks hold the same weights, bit for bit.
+    replicas_are_equal = True
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
+        self.optimizer: Any = optimizer  # its state is saved, its learning rate set; a wrapper replaces it
+        self.world = world
+        self.named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.parameters = [p for _, p in self.named]
+        self.bytes_sent = 0  # payload that this rank has handed to the network since it started
+
+    def work(self, first: int, end: int) -> Iterator[tuple[int, int]]:
+        """(step, part) of the global batches of steps [first, end) that this rank computes; part < world.size."""
+        for step in range(first, end):
+            yield step, self.world.rank
+
+    def begin(self, step: int, passes: int) -> None:
+        """Before a step of `passes` micro-batches on this rank."""
+
+    def accumulated(self) -> None:
+        """After the backward of each micro-batch."""
+
+    @abstractmethod
+    def reduce(self) -> None:
+        """After it every `p.grad` is what the optimizer shall apply: where replicas are equal, the mean over ranks."""
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+
+    def rescale(self, factor: float) -> None:
+        """The loss, and with it every coming gradient, is from now on `factor` times as large (fp16)."""
+
+    def average_weights(self) -> None:
+        """Collective: make the weights those that are evaluated. Nothing to do where replicas are equal."""
+
+    def settle(self) -> None:
+        """Collective, before a checkpoint: make all that `state` and the optimizer hold equal on all ranks.
+
+        Training goes on from there, so an interrupted run and one that was not stay the same, and a run may
+        be resumed by another number of ranks.
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must keep besides weights and optimizer state, equal on all ranks after `settle`."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state` returned, at any number of ranks; the weights have been restored already."""
+
+    def facts(self) -> dict[str, Any]:
+        """What is worth a line in the log about the last interval, such as staleness."""
+        return {}
+
+    def close(self) -> None:
+        """Collective; gives back what the world lent."""
+
+
+def ring_bytes(tensors: Sequence[Tensor], size: int) -> int:
+    """Bytes that a rank sends in a ring allreduce of these tensors (Patarasuk and Yuan 2009)."""
+    return 2 * (size - 1) * sum(tensor.numel() * tensor.element_size() for tensor in tensors) // size

@@ -1,0 +1,243 @@
+"""`hvdlm bench sync`: the same model on the same tokens by every way of combining gradients.
+
+Each run is `hvdlm train` under an mpirun of its own, in a folder of its own. All ways of a round start from the
+same seed and see the same global batches, so a difference in loss is the way's; the next round has the next
+seed, so the spread of that difference is known. Speeds too are compared within a round.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hvdlm.config import to_yaml, validate
+from hvdlm.corpora import open_corpora
+from hvdlm.durable import write_text_durably
+from hvdlm.errors import UserError
+from hvdlm.manifest import MANIFEST
+from hvdlm.run import RunConfig
+from hvdlm.runlog import read_metrics
+
+from .job import JobFailed, run_job
+
+log = logging.getLogger("hvdlm")
+
+REFERENCE = "allreduce"
+
+# The `sync` section of each way, and the world it needs where that is not the config's own.
+WAYS: dict[str, tuple[dict[str, Any], str | None]] = {
+    "allreduce": ({"kind": "allreduce"}, None),
+    "horovod": ({"kind": "horovod"}, None),
+    "horovod+fp16": ({"kind": "horovod", "compression": "fp16"}, None),
+    "tree": ({"kind": "tree"}, None),
+    "allreduce+bf16": ({"kind": "allreduce", "compress": {"name": "bf16"}}, None),
+    "allreduce+int8": ({"kind": "allreduce", "compress": {"name": "int8"}}, None),
+    "allreduce+topk": ({"kind": "allreduce", "compress": {"name": "topk"}}, None),
+    "allreduce+powersgd": ({"kind": "allreduce", "compress": {"name": "powersgd"}}, None),
+    "local_sgd": ({"kind": "local_sgd", "every": 8}, None),
+    "diloco": ({"kind": "diloco", "every": 32}, None),
+    "async": ({"kind": "async"}, "mpi"),
+}
+
+WARMUP_SHARE = 0.1  # of the steps, without which speeds are taken
+INTERVALS = 20  # measurements of the speed in a run, at least
+OTHER_ENDS = ("tokens", "epochs", "minutes", "target_loss", "patience")  # of training, but its steps
+
+
+@dataclass(frozen=True)
+class SyncBenchOptions:
+    """What is measured; the reference is always among the kinds."""
+
+    ranks: int
+    steps: int
+    repeats: int
+    kinds: tuple[str, ...]
+    out: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run: validation loss after the last step, tokens/s of all ranks, payload a rank sent a step."""
+
+    val_loss: float
+    tokens_per_s: float
+    bytes_per_step: float
+
+
+def parse_kinds(text: str) -> tuple[str, ...]:
+    """Names with commas, the reference first; UserError names those there are.
+
+    >>> parse_kinds("tree,async")
+    ('allreduce', 'tree', 'async')
+    """
+    kinds = [kind.strip() for kind in text.split(",")] if text else list(WAYS)
+    unknown = [kind for kind in kinds if kind not in WAYS]
+    if unknown:
+        raise UserError(f"--kinds {unknown[0]!r}: there are {', '.join(WAYS)}")
+    return tuple(dict.fromkeys([REFERENCE, *kinds]))
+
+
+def settings_of(config: RunConfig, kind: str, options: SyncBenchOptions, repeat: int) -> RunConfig:
+    """The config of one run: another sync, its own folder, the seed of the round; one validation, at the end."""
+    values = config.model_dump(mode="json")
+    sync, world = WAYS[kind]
+    values |= {"sync": sync, "world": world or values["world"], "seed": config.seed + repeat}
+    values["run_dir"] = str(options.out / "runs" / f"{kind}-{repeat}")
+    values["train"] |= {"steps": options.steps, "eval_every": options.steps, **dict.fromkeys(OTHER_ENDS)}
+    values["checkpoint"] |= {"every": options.steps, "keep": 1}
+    values["log"] |= {"every": max(1, options.steps // INTERVALS), "tensorboard": False}
+    return validate(RunConfig, values, Path(f"bench sync, {kind}"))
+
+
+def bench(config: RunConfig, options: SyncBenchOptions) -> dict[str, Any]:
+    """Run all ways in turn, so many rounds; returns what OUT/sync.json holds, and writes OUT/sync.md too.
+
+    A way that fails is left out of later rounds, with its reason; if the reference fails that is a UserError.
+    """
+    _check_data(config, options.ranks)
+    options.out.mkdir(parents=True, exist_ok=True)
+    plans = [
+        {kind: settings_of(config, kind, options, number) for kind in options.kinds}
+        for number in range(options.repeats)
+    ]
+    rounds: list[dict[str, Outcome]] = []
+    failed: dict[str, str] = {}
+    started = time.monotonic()
+    for number, plan in enumerate(plans):
+        rounds.append(_round({k: run for k, run in plan.items() if k not in failed}, options.ranks, failed))
+        left_s = (time.monotonic() - started) / (number + 1) * (options.repeats - number - 1)
+        log.info("round %d of %d done | %.0f s left", number + 1, options.repeats, left_s)
+    result = {
+        "ranks": options.ranks, "steps": options.steps, "repeats": options.repeats,
+        "tokens": options.steps * config.train.global_batch * config.data.seq_len,
+        "rows": summarise(rounds), "failed": failed,
+        "rounds": [{kind: asdict(outcome) for kind, outcome in row.items()} for row in rounds],
+    }  # fmt: skip
+    write_text_durably(options.out / "sync.json", json.dumps(result, indent=1) + "\n")
+    write_text_durably(options.out / "sync.md", to_markdown(result))
+    return result
+
+
+def _check_data(config: RunConfig, ranks: int) -> None:
+    for corpus in config.data.corpora:
+        if not (corpus.path / MANIFEST).exists():
+            made_by = f"mpirun -np {ranks} hvdlm preprocess configs/quickstart-data.yaml output={corpus.path}"
+            raise UserError(f"{corpus.path}: no data set; `{made_by}` makes one")
+    if not open_corpora(config.data).having("val"):
+        raise UserError("the data has no validation split to compare losses on; preprocess it with split.val")
+
+
+def _round(plan: dict[str, RunConfig], ranks: int, failed: dict[str, str]) -> dict[str, Outcome]:
+    """All runs of a round, one after the other; ways that fail are added to `failed`."""
+    found: dict[str, Outcome] = {}
+    for number, (kind, settings) in enumerate(plan.items()):
+        try:
+            found[kind] = outcome = run_way(settings, ranks)
+        except JobFailed as error:
+            if kind == REFERENCE:
+                raise UserError(f"bench sync: {REFERENCE} failed: {error}") from None
+            failed[kind] = str(error)
+            log.info("%s failed: %s", kind, error)
+            continue
+        log.info("%s: validation loss %.4f, %s tokens/s | %d of %d runs of this round",
+                 kind, outcome.val_loss, f"{outcome.tokens_per_s:,.0f}", number + 1, len(plan))  # fmt: skip
+    return found
+
+
+def run_way(settings: RunConfig, ranks: int) -> Outcome:
+    """Train from nothing in the run's own folder, of which the checkpoint is not kept; raises JobFailed."""
+    shutil.rmtree(settings.run_dir, ignore_errors=True)
+    settings.run_dir.mkdir(parents=True)
+    path = settings.run_dir / "bench.yaml"
+    path.write_text(to_yaml(settings))
+    summary = json.loads(run_job(ranks, ["train", str(path), "--json"]).splitlines()[-1])
+    rows = [row for row in read_metrics(settings.run_dir / "metrics.jsonl", "train") if "tokens_per_s" in row]
+    shutil.rmtree(settings.run_dir / "checkpoints")
+    return Outcome(summary["val_loss"], rate_of(rows), summary["bytes_per_step"])
+
+
+def rate_of(rows: Sequence[dict]) -> float:
+    """Tokens/s over the whole run but its warm-up, from a row an interval: `step`, `tokens` so far, `tokens_per_s`.
+
+    Time is added up, because some ways talk in few steps alone, which a median of intervals would not see.
+
+    >>> rate_of([{"step": n, "tokens": 100 * n, "tokens_per_s": rate} for n, rate in ((1, 1), (2, 100), (3, 50))])
+    66.66666666666667
+    """
+    warm = [row for row in rows[:-1] if row["step"] <= WARMUP_SHARE * rows[-1]["step"]] or rows[:-1][:1]
+    tokens, seconds, done = 0, 0.0, warm[-1]["tokens"] if warm else 0
+    for row in rows[len(warm) :]:
+        tokens += row["tokens"] - done
+        seconds += (row["tokens"] - done) / row["tokens_per_s"]
+        done = row["tokens"]
+    return tokens / seconds
+
+
+def summarise(rounds: Sequence[dict[str, Outcome]]) -> dict[str, dict[str, Any]]:
+    """A row for each way that ran in every round: medians, and [low, high] over the rounds of what is compared."""
+    rows = {}
+    for kind in rounds[0]:
+        if not all(kind in row for row in rounds):
+            continue
+        own = [row[kind] for row in rounds]
+        rows[kind] = {
+            "val_loss": statistics.median(o.val_loss for o in own),
+            "val_loss_more": _spread(rounds, kind, lambda mine, reference: mine.val_loss - reference.val_loss),
+            "tokens_per_s": statistics.median(o.tokens_per_s for o in own),
+            "speed": _spread(rounds, kind, lambda mine, reference: mine.tokens_per_s / reference.tokens_per_s),
+            "bytes_per_step": statistics.median(o.bytes_per_step for o in own),
+        }
+    return rows
+
+
+def _spread(
+    rounds: Sequence[dict[str, Outcome]], kind: str, compared: Callable[[Outcome, Outcome], float]
+) -> dict[str, float]:
+    values = [compared(row[kind], row[REFERENCE]) for row in rounds]
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+HEADS = ("", "validation loss", "more than allreduce", "tokens/s", "to allreduce", "MB a step and rank")
+
+
+def cells(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The table's rows as text; a way that failed has its reason in place of numbers."""
+    rows = []
+    for kind, row in result["rows"].items():
+        more, speed = row["val_loss_more"], row["speed"]
+        is_reference = kind == REFERENCE
+        rows.append((
+            kind, f"{row['val_loss']:.4f}",
+            "" if is_reference else f"{more['median']:+.4f} [{more['low']:+.4f}, {more['high']:+.4f}]",
+            f"{row['tokens_per_s']:,.0f}",
+            "" if is_reference else f"{speed['median']:.2f} [{speed['low']:.2f}, {speed['high']:.2f}]",
+            f"{row['bytes_per_step'] / 1e6:.2f}",
+        ))  # fmt: skip
+    return [*rows, *((kind, f"failed: {reason}", "", "", "", "") for kind, reason in result["failed"].items())]
+
+
+def to_text(result: dict[str, Any]) -> str:
+    """The table as columns."""
+    rows = [HEADS, *cells(result)]
+    widths = [max(len(row[n]) for row in rows if not row[1].startswith("failed")) for n in range(len(HEADS))]
+    lines = [
+        f"{row[0]:<{max(widths[0], len(row[0]))}}  "
+        + "  ".join(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    ]
+    head = f"{result['ranks']} ranks, {result['steps']} steps, {result['tokens']:,} tokens, {result['repeats']} rounds"
+    return "\n".join([head, *(line.rstrip() for line in lines)])
+
+
+def to_markdown(result: dict[str, Any]) -> str:
+    """The table for docs/sync.md."""
+    lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
+    lines += [f"| {' | '.join((f'`{row[0]}`', *row[1:]))} |" for row in cells(result)]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,334 @@
+"""`hvdlm bench train`: ways of combining gradients, and the peers, against ranks that never communicate.
+
+All jobs of a workload live at once, stopped but for the one that measures a block of a second or two; a round is
+a block of each, and ratios are taken within a round (see `paired`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hvdlm.config import validate
+from hvdlm.durable import write_text_durably
+from hvdlm.errors import UserError
+from hvdlm.host import physical_cores
+from hvdlm.run import RunConfig
+from hvdlm.runlog import read_metrics
+from hvdlm.world.launch import find_mpirun, fresh_environment
+
+from . import paired
+from . import record as records
+from .cell_job import CellJob, end_job, start_job
+from .random_shards import write_random_shards
+from .training_cell import CellSpec
+
+log = logging.getLogger("hvdlm")
+
+SEQ_LEN = 256
+NUM_TOKENS = 4_000_000
+WARM_UP = 3  # steps of a new job, after its first
+LOADER_S = 0.3
+MANY_STEPS = 1_000_000  # so that the schedule never ends
+LIMIT, CONSTANT = "limit", "limit, constant data"
+PEERS = ("stock-horovod", "stock-ddp")
+BASES = (LIMIT, *PEERS)
+GPT_TINY = {"family": "transformer", "layers": 4, "heads": 4, "width": 128}
+GPT_SMALL = {"family": "transformer", "layers": 6, "heads": 6, "width": 384}
+# What starts before any line of ours is reached: the comparison of `starts`.
+BARE_START = "import time, horovod.torch as hvd; hvd.init(); print(time.monotonic(), flush=True)"
+# A user's own settings of these would make the peers no longer stock.
+NOT_STOCK = ("HOROVOD_", "OMPI_MCA_mpi_yield_when_idle", "MALLOC_", "GLIBC_TUNABLES")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model with its batch; `micro_batch` sequences of 256 tokens a rank and step."""
+
+    model: dict
+    precision: str = "fp32"
+    vocab_size: int = 65
+    micro_batch: int = 8
+
+
+WORKLOADS = {
+    "tiny": Workload(GPT_TINY),
+    "small": Workload(GPT_SMALL),
+    "small-bf16": Workload(GPT_SMALL, "bf16"),
+    "vocab50k": Workload(GPT_SMALL, "bf16", vocab_size=50304, micro_batch=4),
+    "lstm": Workload({"family": "lstm", "layers": 2, "width": 256}),
+}
+
+
+@dataclass(frozen=True)
+class TrainBenchOptions:
+    """What is measured, and for how long."""
+
+    out: Path
+    workloads: tuple[str, ...]
+    variants: tuple[str, ...]
+    ranks: int
+    rounds: int
+    block_seconds: float
+    starts: int
+
+
+def bench(options: TrainBenchOptions) -> dict:
+    """Measure every workload, then starts; returns rows and every raw block, and writes them to OUT/train.json."""
+    for name in options.workloads:
+        if name not in WORKLOADS:
+            raise UserError(f"--workloads {name}: there is none of this name; choose from {', '.join(WORKLOADS)}")
+    variants = {name: program_of(name) for name in dict.fromkeys((LIMIT, *options.variants))}
+    if options.ranks > physical_cores():
+        log.warning("%d ranks on %d cores: they will take turns", options.ranks, physical_cores())
+    options.out.mkdir(parents=True, exist_ok=True)
+    started, load_before = datetime.datetime.now(datetime.timezone.utc), os.getloadavg()[0]
+    for name in options.workloads:
+        for _, sync in variants.values():  # a mistake in any of them is said before a job starts
+            run_config(WORKLOADS[name], options, run_dir=options.out, ranks=options.ranks, sync=sync)
+    result: dict[str, Any] = {"ranks": options.ranks, "threads": _threads(options), "rounds": options.rounds}
+    result["workloads"] = {name: _measure(name, variants, options) for name in options.workloads}
+    result["start_s"] = _starts(options)
+    result["environment"] = records.environment(
+        hosts=[socket.gethostname()] * options.ranks, cores=physical_cores(), mpi=_mpi_version(), job="",
+        started=started, load_before=load_before,
+    ).model_dump()  # fmt: skip
+    write_text_durably(options.out / "train.json", json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def program_of(variant: str) -> tuple[str, dict]:
+    """(program of a `CellSpec`, its sync section) of a variant's name.
+
+    >>> program_of("tree"), program_of("allreduce+int8")
+    (('mpi', {'kind': 'tree'}), ('mpi', {'kind': 'allreduce', 'compress': {'name': 'int8'}}))
+    """
+    kind, plus, compression = variant.partition("+")
+    if variant in PEERS:
+        return variant, {"kind": "auto"}
+    if variant == LIMIT:
+        return "alone", {"kind": "allreduce"}
+    if kind == "horovod":
+        return "horovod", {"kind": kind, **({"compression": compression} if plus else {})}
+    if kind == "allreduce" or variant == "tree":
+        return "mpi", {"kind": kind, **({"compress": {"name": compression}} if plus else {})}
+    names = ", ".join((LIMIT, "horovod", "allreduce", "tree", *PEERS))
+    raise UserError(f"--variants {variant}: there is none of this name; choose from {names}")
+
+
+def _threads(options: TrainBenchOptions) -> int:
+    return max(1, physical_cores() // options.ranks)
+
+
+def _data(workload: Workload, options: TrainBenchOptions) -> Path:
+    return options.out / f"data-{workload.vocab_size}"
+
+
+def run_config(workload: Workload, options: TrainBenchOptions, *, run_dir: Path, ranks: int, sync: dict) -> dict:
+    """The RunConfig of a job as plain values."""
+    values = {
+        "run_dir": str(run_dir), "seed": 1, "sync": sync, "model": workload.model,
+        "data": {"path": str(_data(workload, options)), "seq_len": SEQ_LEN},
+        "train": {
+            "steps": MANY_STEPS, "global_batch": workload.micro_batch * ranks, "micro_batch": workload.micro_batch,
+            "precision": workload.precision, "device": "cpu", "threads": _threads(options),
+        },
+    }  # fmt: skip
+    return validate(RunConfig, values, Path("bench")).model_dump(mode="json")
+
+
+def stock_environment() -> dict[str, str]:
+    """This environment without tuning: Open MPI waits by spinning, as it does where nobody asks it not to."""
+    kept = {name: value for name, value in fresh_environment().items() if not name.startswith(NOT_STOCK)}
+    return {**kept, "OMPI_MCA_mpi_yield_when_idle": "0"}
+
+
+def _measure(name: str, variants: dict[str, tuple[str, dict]], options: TrainBenchOptions) -> dict:
+    """One workload: all its jobs, the rounds, and what they say."""
+    write_random_shards(_data(WORKLOADS[name], options), WORKLOADS[name].vocab_size, NUM_TOKENS)
+    with contextlib.ExitStack() as stack:
+        jobs = {}
+        for variant, program in variants.items():
+            jobs[variant] = _start(stack, name, variant, program, options)
+            ready = jobs[variant].meet()
+            jobs[variant].stop()
+            log.info("%s: %s is ready, %d MB a rank", name, variant, ready[0]["memory_bytes"] >> 20)
+            _check_memory(ready, len(variants) - len(jobs))
+            jobs[variant].steps = paired.steps_for(options.block_seconds, ready[0]["step_s"])
+            if variant == LIMIT:
+                num_parameters = ready[0]["num_parameters"]
+        blocks: list[paired.Block] = []
+        loader: list[float] = []
+        for number in range(options.rounds):
+            log.info("%s: round %d of %d", name, number + 1, options.rounds)
+            for variant in paired.order_of_round(list(variants), number):
+                blocks += _blocks(jobs[variant], variant, number)
+            loader.append(_loader_rate(jobs[LIMIT]))
+    cores = dict.fromkeys((LIMIT, CONSTANT), float(_threads(options)))
+    rows = paired.summarise(blocks, BASES, cores)
+    return {
+        "num_parameters": num_parameters, "steps_per_block": {variant: job.steps for variant, job in jobs.items()},
+        "rows": rows, "loader_tokens_per_s": loader,
+        "loader_to_limit": statistics.median(loader) / rows[LIMIT]["tokens_per_s"],
+        "blocks": [asdict(block) for block in blocks],
+    }  # fmt: skip
+
+
+def _blocks(job: CellJob, variant: str, number: int) -> list[paired.Block]:
+    """What a variant does in a round, alone on the machine.
+
+    The limit runs twice, with the loader and without it: one first in one round and the other in the next.
+    """
+    orders: list[tuple[str, dict]] = [(variant, {})]
+    if variant == LIMIT:
+        orders = [(LIMIT, {"data": "real"}), (CONSTANT, {"data": "constant"})][:: 1 if number % 2 == 0 else -1]
+    job.resume()
+    blocks = []
+    for name, order in orders:
+        answers = job.order(do="block", steps=job.steps, **order)
+        blocks.append(paired.Block(number, name, tuple(paired.RankBlock(**answer) for answer in answers)))
+    job.stop()
+    return blocks
+
+
+def _loader_rate(job: CellJob) -> float:
+    """Tokens a second that the loader gives to all ranks together."""
+    job.resume()
+    answers = job.order(do="load", seconds=LOADER_S)
+    job.stop()
+    return sum(answer["windows_per_s"] for answer in answers) * SEQ_LEN
+
+
+def _start(
+    stack: contextlib.ExitStack, name: str, variant: str, program: tuple[str, dict], options: TrainBenchOptions
+) -> CellJob:
+    """A job that the stack will end; its folder is OUT/WORKLOAD-VARIANT."""
+    kind, sync = program
+    run_dir = options.out / f"{name}-{variant}"
+    shutil.rmtree(run_dir, ignore_errors=True)
+    run_dir.mkdir()
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hvdlm-"))  # a socket's path must be short
+    ranks = 1 if kind == "alone" else options.ranks
+    config = run_config(WORKLOADS[name], options, run_dir=run_dir, ranks=ranks, sync=sync)
+    spec = CellSpec(program=kind, socket=f"{folder}/socket", warmup=WARM_UP, config=config)
+    environment = stock_environment() if kind in PEERS else fresh_environment()
+    return stack.enter_context(
+        CellJob(run_dir.name, asdict(spec), folder=run_dir, ranks=options.ranks, environment=environment)
+    )
+
+
+def _check_memory(ready: list[dict], jobs_to_come: int) -> None:
+    """UserError before the machine runs out of memory; it is the jobs to come that are refused."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    needed = jobs_to_come * sum(answer["memory_bytes"] for answer in ready)
+    if needed > available:
+        raise UserError(
+            f"bench: {jobs_to_come} more jobs need {needed >> 20} MB, {available >> 20} MB are free; "
+            "choose fewer --variants or smaller --workloads"
+        )
+
+
+def _starts(options: TrainBenchOptions) -> dict | None:
+    """Seconds from launch to the first finished step of `hvdlm train`, beside those of torch and hvd.init alone."""
+    if not options.starts:
+        return None
+    workload = WORKLOADS["tiny"]
+    write_random_shards(_data(workload, options), workload.vocab_size, NUM_TOKENS)
+    bare, ours = [], []
+    for number in range(options.starts):
+        log.info("start %d of %d", number + 1, options.starts)
+        bare.append(_bare_start(options.ranks))
+        ours.append(_first_step(workload, options))
+    more = [a - b for a, b in zip(ours, bare, strict=True)]
+    return {"torch and hvd.init": bare, "first step": ours, "median_more": statistics.median(more)}
+
+
+def _bare_start(ranks: int) -> float:
+    launched = time.monotonic()
+    job = start_job(ranks, [sys.executable, "-c", BARE_START], fresh_environment(), stdout=subprocess.PIPE, text=True)
+    output, _ = job.communicate()
+    if job.returncode:
+        raise UserError("bench: Horovod does not start; see `hvdlm doctor`")
+    return max(map(float, output.split())) - launched
+
+
+def _first_step(workload: Workload, options: TrainBenchOptions) -> float:
+    """Until the row of step 1 stands in metrics.jsonl."""
+    run_dir = options.out / "start"
+    shutil.rmtree(run_dir, ignore_errors=True)
+    values = run_config(workload, options, run_dir=run_dir, ranks=options.ranks, sync={"kind": "horovod"})
+    values["train"]["steps"], values["log"]["every"] = 1, 1
+    config = options.out / "start.yaml"
+    config.write_text(json.dumps(values))
+    launched = time.monotonic()
+    job = start_job(
+        options.ranks, [sys.executable, "-m", "hvdlm", "train", str(config)], fresh_environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while not read_metrics(run_dir / "metrics.jsonl", "train"):
+            if job.poll() is not None:
+                raise UserError(f"bench: `hvdlm train {config}` failed; run it on {options.ranks} ranks to see why")
+            time.sleep(0.005)
+        return time.monotonic() - launched
+    finally:
+        end_job(job, patience_s=60)
+
+
+def _mpi_version() -> str:
+    done = subprocess.run([str(find_mpirun()), "--version"], capture_output=True, text=True)
+    return (done.stdout.splitlines() or [""])[0]
+
+
+def to_text(result: dict) -> str:
+    """One line a variant, then what the loader and a start take."""
+    lines = [f"{'':<27}{'tokens/s':>10}{'of the limit':>22}{'x stock hvd':>13}{'x stock DDP':>13}{'CPU':>6}{'n':>4}"]
+    notes = []
+    for name, found in result["workloads"].items():
+        rows = found["rows"]
+        lines += [_line(name, variant, row) for variant, row in rows.items() if variant != CONSTANT]
+        notes.append(
+            f"{name}: the loader gives {found['loader_to_limit']:,.0f} times what the limit takes, "
+            f"{100 * (rows[LIMIT]['data_wait'] or 0):.2f} % of a step waits for it, "
+            f"constant data: {_interval(rows[CONSTANT]['to'].get(LIMIT))}"
+        )
+        if len(rows[LIMIT]["disturbed_rounds"]) == result["rounds"]:
+            notes.append(f"{name}: somebody else was computing in every round, so there is no ratio to the limit")
+    start = result["start_s"]
+    if start:
+        notes.append(
+            f"the first step is done {start['median_more']:.2f} s after torch and Horovod alone are ready "
+            f"({statistics.median(start['first step']):.2f} s after launch, n = {len(start['first step'])})"
+        )
+    return "\n".join(lines + notes)
+
+
+def _line(workload: str, variant: str, row: dict) -> str:
+    found = row["to"]
+    beside = [f"{found[peer]['median']:.2f}" if peer in found else "" for peer in PEERS]
+    rounds = min((ratio["rounds"] for ratio in found.values()), default="")
+    return (
+        f"{workload:<12}{variant:<15}{row['tokens_per_s']:>10,.0f}{_interval(found.get(LIMIT)):>22}"
+        f"{beside[0]:>13}{beside[1]:>13}{row['cpu_per_wall']:>6.2f}{rounds:>4}"
+    )
+
+
+def _interval(ratio: dict | None) -> str:
+    if ratio is None:
+        return ""
+    spread = f" [{ratio['low']:.3f}, {ratio['high']:.3f}]" if ratio["low"] is not None else ""
+    return f"{ratio['median']:.3f}{spread}"

@@ -1,0 +1,102 @@
+"""Training as the libraries' own pages show it, with none of our settings: what `hvdlm bench train` compares with.
+
+Model, fused AdamW, precision, threads a rank, and the data are ours, so that what differs is how gradients are
+combined and how the process is set up. There is no clipping, schedule or log.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hvdlm.batches import order_over
+from hvdlm.corpora import open_corpora
+from hvdlm.models import build_model
+from hvdlm.partition import slice_of
+from hvdlm.run import RunConfig
+from hvdlm.world.horovod import load_horovod
+
+
+class PlainLoop:
+    """A loop of forward, backward and step; subclasses say how the ranks meet."""
+
+    def __init__(self, config: RunConfig, rank: int, size: int) -> None:
+        torch.set_num_threads(config.train.threads)
+        self._rank, self._size, self._is_bf16 = rank, size, config.train.precision == "bf16"
+        self._global_batch = config.train.global_batch
+        corpora = open_corpora(config.data)
+        self._batches = order_over(
+            corpora.train_source(), seq_len=config.data.seq_len, global_batch=config.train.global_batch,
+            seed=config.seed,
+        )  # fmt: skip
+        model = build_model(config.model, corpora.manifest.vocab_size, config.seed)
+        self._model, self._optimizer = self.distribute(
+            model, torch.optim.AdamW(model.parameters(), lr=config.optim.lr, fused=True)
+        )
+
+    def distribute(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        raise NotImplementedError
+
+    def run(self, first: int, end: int) -> dict[str, Any]:
+        """Run steps [first, end); this rank's tokens, and the seconds of each step."""
+        step_s, tokens = [], 0
+        for step in range(first, end):
+            start = time.perf_counter()
+            windows = torch.from_numpy(self._windows(step))
+            tokens += windows[:, 1:].numel()
+            self._optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._is_bf16):
+                logits = self._model(windows[:, :-1])
+            F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten()).backward()
+            self._optimizer.step()
+            step_s.append(time.perf_counter() - start)
+        return {"tokens": tokens, "step_s": step_s, "data_wait_s": [], "comm_s": []}
+
+    def _windows(self, step: int) -> np.ndarray:
+        mine = slice_of(self._rank, self._size, self._global_batch)
+        positions = step * self._global_batch + np.arange(mine.start, mine.stop, dtype=np.int64)
+        return self._batches.windows(positions, step)
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class StockHorovod(PlainLoop):
+    """As on https://github.com/horovod/horovod: init, DistributedOptimizer, broadcast_parameters."""
+
+    def __init__(self, config: RunConfig, rank: int, size: int) -> None:
+        self._hvd = load_horovod()
+        self._hvd.init()
+        super().__init__(config, rank, size)
+
+    def distribute(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        optimizer = self._hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
+        self._hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+        return model, optimizer
+
+    def close(self) -> None:
+        self._hvd.shutdown()
+
+
+class StockDdp(PlainLoop):
+    """As in torch's tutorial: DistributedDataParallel over gloo; the ranks find one another by a file."""
+
+    def __init__(self, config: RunConfig, rank: int, size: int) -> None:
+        meeting = Path(config.run_dir) / "ddp"
+        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+        super().__init__(config, rank, size)
+
+    def distribute(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        return nn.parallel.DistributedDataParallel(model), optimizer
+
+    def close(self) -> None:
+        torch.distributed.destroy_process_group()
+
+
+PEERS = {"stock-horovod": StockHorovod, "stock-ddp": StockDdp}

@@ -1,0 +1,268 @@
+"""Which settings to try, who is dropped and who wins, for `hvdlm tune`. Pure: a function that measures is an argument.
+
+Stages follow one another: micro-batch and sync together, threads, then the sync's own knobs one by one. A stage is
+a race: its candidates run in turn, round by round, and after each round those that are clearly slower than the
+fastest leave. Of those that cannot be told from the fastest the first in the list wins, so a candidate
+must be clearly faster, at 99 % for all comparisons of a round together, to take the place of what is configured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from .comparison import Comparison, compare
+from .scaling import Interval
+
+# What each sync lets one choose without a change of its result; the first value is the default. Horovod's own
+# defaults are 128 MiB and 1 ms, so these are not tried again.
+Knob = float | bool | None
+KNOBS: dict[str, dict[str, tuple[Knob, ...]]] = {
+    "horovod": {"fusion_mb": (None, 0, 2, 8, 32), "cycle_ms": (None, 0.5, 2.5, 5), "groups": (0, 1, 4)},
+    "allreduce": {"overlap": (None, False, True)},
+}
+
+CONFIRMATION = "confirmation"
+HOPELESS = 1.5  # times the fastest: leaves after a single run, which says nothing of the noise
+CLOSE = 1.03  # a sync within it may win once its knobs are set
+ERROR_RATE = 0.01  # of the comparisons of a race; there are several races, and looks at each
+SPACING = 1.5  # neighbouring micro-batches differ by this factor at least
+
+
+class Failed(Exception):
+    """A candidate that cannot run; the message is the reason. `for_memory`: a larger micro-batch cannot either."""
+
+    def __init__(self, reason: str, *, for_memory: bool = False) -> None:
+        super().__init__(reason)
+        self.for_memory = for_memory
+
+
+class OutOfTime(Exception):
+    """No time is left for another run."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings that change the speed and no number; `knobs` are those that are not at their default."""
+
+    micro_batch: int
+    threads: int  # a rank; 0 is its fair share
+    kind: str
+    knobs: tuple[tuple[str, Knob], ...] = ()
+
+    def with_knob(self, name: str, value: Knob) -> Candidate:
+        kept = {key: old for key, old in self.knobs if key != name}
+        if value != KNOBS[self.kind][name][0]:
+            kept[name] = value
+        return replace(self, knobs=tuple(sorted(kept.items())))
+
+    def __str__(self) -> str:
+        threads = f", threads {self.threads}" if self.threads else ""
+        return f"micro_batch {self.micro_batch}{threads}, {self.kind}" + "".join(f" {k} {v}" for k, v in self.knobs)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run to be made. `left` runs of this round come after it."""
+
+    stage: str
+    round: int
+    candidate: Candidate
+    left: int
+
+
+Measure = Callable[[Task], float]  # seconds a step; raises Failed, OutOfTime
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is searched, around the settings as they are configured."""
+
+    base: Candidate
+    micro_batches: tuple[int, ...]
+    threads: tuple[int, ...]
+    kinds: tuple[str, ...]
+
+    def first_stage(self) -> list[Candidate]:
+        """Every micro-batch with every sync, the configured one first, then what is nearest to it."""
+        kinds = sorted(self.kinds, key=lambda kind: kind != self.base.kind)
+        micros = sorted(self.micro_batches, key=lambda micro: abs(math.log(micro / self.base.micro_batch)))
+        found = [
+            Candidate(micro, self.base.threads, kind, self.base.knobs if kind == self.base.kind else ())
+            for kind in kinds
+            for micro in micros
+        ]
+        return _unique([self.base, *found])
+
+
+def micro_batch_choices(per_rank: int) -> tuple[int, ...]:
+    """Divisors of a rank's sequences a step, largest first, none much closer than SPACING to the one before.
+
+    >>> micro_batch_choices(12)
+    (12, 6, 4, 2, 1)
+    """
+    found: list[int] = []
+    for divisor in range(per_rank, 0, -1):
+        if per_rank % divisor == 0 and (not found or found[-1] >= SPACING * divisor):
+            found.append(divisor)
+    return tuple(found)
+
+
+def thread_choices(cores: int, cpus: int, ranks: int) -> tuple[int, ...]:
+    """0 (a rank's share of the logical processors), its share of the cores, one less for a waiting thread, half.
+
+    >>> thread_choices(cores=64, cpus=128, ranks=4), thread_choices(cores=2, cpus=2, ranks=2)
+    ((0, 16, 15, 8), (0,))
+    """
+    share = max(1, cores // ranks)
+    found = {share, share - 1, share // 2} - {max(1, cpus // ranks)}
+    return (0, *sorted((number for number in found if number > 0), reverse=True))
+
+
+class Race:
+    """One stage. `seconds[candidate][round]` is a run's seconds a step; `candidates` are in order of preference."""
+
+    def __init__(self, stage: str, candidates: list[Candidate]) -> None:
+        self.stage, self.candidates = stage, candidates
+        self.seconds: dict[Candidate, dict[int, float]] = {}
+        self.failed: dict[Candidate, str] = {}
+        self.slower: set[Candidate] = set()  # clearly
+
+    @property
+    def alive(self) -> list[Candidate]:
+        return [c for c in self.candidates if c not in self.failed and c not in self.slower]
+
+    def run(self, measure: Measure, rounds: int, *, keep_all: bool = False) -> None:
+        """Until one is left, or for so many rounds; with `keep_all` nobody leaves."""
+        for number in range(rounds):
+            order = sorted(self.alive, key=lambda c: c.micro_batch)  # the first to run out of memory spares the others
+            for place, candidate in enumerate(order):
+                if candidate not in self.failed:
+                    self._measure(measure, Task(self.stage, number, candidate, len(order) - place - 1))
+            if keep_all:
+                continue
+            self._drop()
+            if len(self.alive) < 2:
+                return
+
+    def _measure(self, measure: Measure, task: Task) -> None:
+        try:
+            self.seconds.setdefault(task.candidate, {})[task.round] = measure(task)
+        except Failed as error:
+            self.failed[task.candidate] = str(error)
+            self.seconds.pop(task.candidate, None)
+            if error.for_memory:
+                for other in self.alive:
+                    if other.micro_batch > task.candidate.micro_batch:
+                        self.failed[other] = f"not tried: micro_batch {task.candidate.micro_batch} ran out of memory"
+                        self.seconds.pop(other, None)
+
+    def _drop(self) -> None:
+        if not self.seconds:
+            return
+        found = self.comparison()
+        fastest = found.fastest
+        self.slower |= {
+            c for c in self.alive
+            if found.ratio(c, fastest, error_rate=ERROR_RATE).low > 1 or found.ratio(c, fastest).value > HOPELESS
+        }  # fmt: skip
+
+    def comparison(self) -> Comparison[Candidate]:
+        return compare(self.seconds)
+
+    def preferred(self) -> Candidate | None:
+        """The first that is not clearly slower than the fastest; None if all have failed."""
+        return next((c for c in self.alive if c in self.seconds or c == self.candidates[0]), None)
+
+
+@dataclass
+class Search:
+    """The stages, and the best settings so far; valid whenever it is interrupted."""
+
+    space: Space
+    measure: Measure
+    rounds: int
+    races: list[Race] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.best = self.space.base
+
+    def stages(self) -> Iterator[Race]:
+        """Run the stages; yields each when it is done. Ends early when time is out."""
+        try:
+            yield self._race("micro-batch and sync", self.space.first_stage())
+            first = self.races[0]
+            if first.preferred() is None:
+                return
+            threads = [replace(self.best, threads=number) for number in self.space.threads]
+            if len(_unique([self.best, *threads])) > 1:
+                yield self._race("threads", [self.best, *threads])
+            for kind in self.space.kinds:
+                yield from self._tune_knobs(kind, first)
+        except OutOfTime:
+            return
+
+    def confirm(self, rounds: int) -> None:
+        """Config and winner in turn: the fastest of many looks faster than it is, and here it is one of two."""
+        base, best = self.space.base, self.best
+        if base == best:
+            return
+        race = Race(CONFIRMATION, [best] if base in self.races[0].failed else [base, best])
+        self.races.append(race)
+        try:
+            race.run(self.measure, rounds, keep_all=True)
+        except OutOfTime:
+            return
+
+    def verdict(self) -> tuple[Candidate, Interval | None, str]:
+        """What to keep, how many times as fast as the config it is, and one sentence that says how sure that is."""
+        base, best, last = self.space.base, self.best, self.races[-1]
+        if base == best:
+            return base, None, "nothing was clearly faster than the config as it is"
+        if base in self.races[0].failed:
+            return best, None, f"the config as it is does not run: {self.races[0].failed[base]}"
+        pairs = min(len(last.seconds.get(candidate, {})) for candidate in (base, best))
+        if last.stage != CONFIRMATION or pairs < 2:
+            return best, None, "not confirmed: there was no time for runs in turn with the config as it is"
+        gain = last.comparison().ratio(base, best)
+        times = f"{gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}] times as fast ({pairs} pairs of runs, 95 %)"
+        if gain.low > 1:
+            return best, gain, times
+        return base, gain, f"not distinguishable from the config as it is: {best}: {times}"
+
+    def _tune_knobs(self, kind: str, first: Race) -> Iterator[Race]:
+        """The knobs of a sync that is close to the best, one after the other; a rival then meets the best."""
+        rival = before = self._rival(kind, first)
+        if rival is None:
+            return
+        for name, values in KNOBS.get(kind, {}).items():
+            race = self._race(f"{kind} {name}", [rival, *(rival.with_knob(name, value) for value in values)])
+            yield race
+            rival = race.preferred() or rival
+        if rival not in (before, self.best):
+            yield self._race(f"{kind} with its knobs set", [self.best, rival])
+
+    def _rival(self, kind: str, first: Race) -> Candidate | None:
+        """The best of a sync, unless it was more than CLOSE slower than the fastest of the first stage."""
+        if self.best.kind == kind:
+            return self.best
+        found = first.comparison()
+        own = [candidate for candidate in first.seconds if candidate.kind == kind]
+        close = [c for c in own if found.ratio(c, found.fastest).value <= CLOSE]
+        fastest = min(close, key=lambda c: found.ratio(c, found.fastest).value, default=None)
+        return fastest and replace(fastest, threads=self.best.threads)
+
+    def _race(self, stage: str, candidates: list[Candidate]) -> Race:
+        race = Race(stage, _unique(candidates))
+        self.races.append(race)
+        try:
+            race.run(self.measure, self.rounds)
+        finally:
+            if race.candidates[0] == self.best:
+                self.best = race.preferred() or self.best
+        return race
+
+
+def _unique(candidates: Iterable[Candidate]) -> list[Candidate]:
+    return list(dict.fromkeys(candidates))

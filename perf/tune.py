@@ -1,0 +1,210 @@
+"""`hvdlm tune`: the fastest settings of a config on this machine, at the same global batch, precision and model.
+
+What is tried and who wins is decided in search.py; here each run is an mpirun of its own, time is kept, and
+the winner becomes a config with its measurements beside it. The gain that is stated comes from runs made after
+the search, config and winner in turn: the fastest of many looks faster than it is.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import statistics
+import subprocess
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hvdlm.config import validate
+from hvdlm.corpora import open_corpora
+from hvdlm.errors import UserError
+from hvdlm.host import affinity, physical_cores
+from hvdlm.ramp import BatchPlan
+from hvdlm.run import RunConfig
+
+from .job import JobFailed, run_job
+from .measure import Spec
+from .record import Record
+from .search import (
+    CONFIRMATION,
+    KNOBS,
+    Candidate,
+    Failed,
+    OutOfTime,
+    Search,
+    Space,
+    Task,
+    micro_batch_choices,
+    thread_choices,
+)
+from .tune_result import summarise, write
+
+log = logging.getLogger("hvdlm")
+
+CONFIRMATIONS = 5  # pairs of runs
+CONFIRMING_SHARE = 0.4  # of the time at most is kept for them
+EXCHANGEABLE = ("auto", "horovod", "allreduce")  # the same mean of the same gradients
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """How the search is done; `kinds` empty: horovod and allreduce, where that changes no number."""
+
+    ranks: int
+    minutes: float
+    steps: int
+    warmup: int
+    repeats: int
+    kinds: tuple[str, ...]
+    out: Path
+    command: str  # as it was typed, for the header
+
+
+def space_of(config: RunConfig, ranks: int, kinds: tuple[str, ...]) -> Space:
+    """What may be changed about this config on this machine; UserError if the batch cannot be shared."""
+    batch = config.train.global_batch
+    if batch % ranks:
+        raise UserError(f"global_batch {batch} is not a multiple of {ranks} ranks; change it or --ranks")
+    sync = config.sync.model_dump(exclude_defaults=True)
+    kind = _resolved_kind(config)
+    if kind == "async":
+        raise UserError("sync: async has no steps that all ranks share, so there is no time of one to tune")
+    tuned = KNOBS.get(kind, {})
+    others = sorted(sync.keys() - tuned.keys() - {"kind"})
+    if kinds and others:
+        raise UserError(f"--kinds: the config sets sync.{others[0]}, which another sync has not; leave --kinds out")
+    if not kinds:
+        kinds = ("horovod", "allreduce") if config.sync.kind in EXCHANGEABLE and not others else (kind,)
+    knobs = tuple(sorted((name, value) for name, value in sync.items() if name in tuned))
+    base = Candidate(config.train.micro_batch, config.train.threads, kind, knobs)
+    return Space(base, micro_batch_choices(batch // ranks), _threads(base.threads, ranks), kinds)
+
+
+def _threads(configured: int, ranks: int) -> tuple[int, ...]:
+    """The choices on this machine; 0 is none where it means what is configured."""
+    cpus = len(affinity())
+    found = thread_choices(physical_cores(), cpus, ranks)
+    return found[1:] if configured == max(1, cpus // ranks) else found
+
+
+def _resolved_kind(config: RunConfig) -> str:
+    """What `auto` will be under mpirun."""
+    if config.sync.kind != "auto":
+        return config.sync.kind
+    is_there = importlib.util.find_spec("horovod") is not None
+    return "horovod" if config.world in ("auto", "horovod") and is_there else "allreduce"
+
+
+def settings_of(config: RunConfig, base: Candidate, candidate: Candidate) -> RunConfig:
+    """The config with a candidate's settings; a sync section that needs no change stays as it was written."""
+    values = config.model_dump(mode="json")
+    values["train"].update(micro_batch=candidate.micro_batch, threads=candidate.threads)
+    if (candidate.kind, candidate.knobs) != (base.kind, base.knobs):
+        own = values["sync"] if values["sync"]["kind"] == candidate.kind else {}
+        kept = {name: value for name, value in own.items() if name not in KNOBS.get(candidate.kind, {})}
+        values["sync"] = {**kept, "kind": candidate.kind, **dict(candidate.knobs)}
+    return validate(RunConfig, values, Path("tune"))
+
+
+class _Runs:
+    """Makes the runs, keeps their records, and knows how much time is left."""
+
+    def __init__(self, config: RunConfig, base: Candidate, options: TuneOptions) -> None:
+        self._config, self._base, self._options = config, base, options
+        self.done: list[tuple[Task, Record]] = []
+        self._durations: list[float] = []
+        self._deadline = time.monotonic() + 60 * options.minutes
+
+    def __call__(self, task: Task) -> float:
+        left_s = self._left_s(task)
+        if left_s <= 0:
+            raise OutOfTime
+        start = time.monotonic()
+        try:
+            record = self._run(task, left_s)
+        except Failed as error:
+            log.info("%s: %s does not run: %s", task.stage, task.candidate, error)
+            raise
+        self._durations.append(time.monotonic() - start)
+        self.done.append((task, record))
+        seconds = statistics.median(record.slowest_s)
+        log.info(
+            "%s, round %d: %s: %s tokens/s | %d runs left in this round, %.0f min of the %g",
+            task.stage, task.round + 1, task.candidate, f"{record.tokens_per_step / seconds:,.0f}", task.left,
+            max(0.0, self._deadline - time.monotonic()) / 60, self._options.minutes,
+        )  # fmt: skip
+        return seconds
+
+    def _left_s(self, task: Task) -> float:
+        """Until the deadline, less what the confirmation will need."""
+        reserve_s = 0.0
+        if task.stage != CONFIRMATION and self._durations:
+            reserve_s = min(
+                2 * CONFIRMATIONS * statistics.median(self._durations), CONFIRMING_SHARE * 60 * self._options.minutes
+            )
+        return self._deadline - reserve_s - time.monotonic()
+
+    def _run(self, task: Task, left_s: float) -> Record:
+        try:
+            settings = settings_of(self._config, self._base, task.candidate)
+            BatchPlan(settings.train.global_batch, settings.train.ramp).check(
+                settings.train.micro_batch, self._options.ranks
+            )
+        except UserError as error:
+            raise Failed(str(error)) from None
+        values = settings.model_dump(mode="json")
+        values["train"]["ramp"] = None  # the steps of the full batch are what counts
+        with tempfile.TemporaryDirectory(prefix="hvdlm-tune-") as folder:
+            spec = Spec(
+                config=values, folder=folder, repeat=task.round, steps=self._options.steps,
+                warmup=self._options.warmup, is_strong=False, is_weak=False,
+            )  # fmt: skip
+            path = Path(folder) / "spec"
+            path.write_text(json.dumps(asdict(spec)))
+            try:
+                run_job(self._options.ranks, ["measure", str(path)], timeout_s=left_s)
+            except JobFailed as error:
+                raise Failed(str(error), for_memory=error.for_memory) from None
+            except subprocess.TimeoutExpired:
+                raise OutOfTime from None
+            (found,) = Path(folder).glob("*.json")
+            return Record.model_validate_json(found.read_text(encoding="utf-8"))
+
+
+def tune(config: RunConfig, options: TuneOptions) -> dict[str, Any]:
+    """Search, confirm, and write `options.out` and the JSON beside it; returns what the JSON holds but for the runs.
+
+    Both files are written after each stage, and when interrupted. UserError if nothing runs.
+    """
+    open_corpora(config.data)
+    space = space_of(config, options.ranks, options.kinds)
+    runs = _Runs(config, space.base, options)
+    search = Search(space, runs, options.repeats)
+    log.info("tuning: the config is %s; at most %g min", space.base, options.minutes)
+    try:
+        for race in search.stages():
+            log.info("%s: best so far: %s", race.stage, search.best)
+            if runs.done:
+                _write(config, options, search, runs)
+        if runs.done:
+            search.confirm(CONFIRMATIONS)
+    finally:
+        if runs.done:
+            summary = _write(config, options, search, runs)
+    if not runs.done:
+        reasons = [*search.races[0].failed.values(), "time was up before the first run was; give more --minutes"]
+        raise UserError(f"nothing was measured: {reasons[0]}")
+    return summary
+
+
+def _write(config: RunConfig, options: TuneOptions, search: Search, runs: _Runs) -> dict[str, Any]:
+    head = {
+        "schema_version": 1, "command": options.command, "ranks": options.ranks, "out": str(options.out),
+        "measurements": str(options.out.with_suffix(".json")),
+    }  # fmt: skip
+    summary = {**head, **summarise(search, runs.done)}
+    write(options.out, settings_of(config, search.space.base, search.verdict()[0]), summary, runs.done)
+    return summary

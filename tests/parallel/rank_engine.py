@@ -1,0 +1,129 @@
+"""Run by every rank of test_engine_ranks.py: faults on one rank, seen by all; reductions counted.
+
+python rank_engine.py DATA WORLD
+"""
+
+import math
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import torch
+from harness import make_config
+
+from hvdlm.errors import UserError
+from hvdlm.guard import Verdict
+from hvdlm.loop import Loop
+from hvdlm.pulse import Pulse
+from hvdlm.runlog import Progress, RunLog
+from hvdlm.train import build_engine
+from hvdlm.world import connected
+
+DATA = Path(sys.argv[1])
+
+
+class NeverStop:
+    def is_set(self):
+        return False
+
+
+def engine_of(world, *overrides):
+    return build_engine(make_config(DATA, Path("unused"), "train.micro_batch=1", *overrides), world)
+
+
+def check_each_gradient_is_reduced_once(world):
+    """Counted inside Horovod's optimizer, at the call that hands a tensor to its background thread."""
+    import horovod.torch.optimizer as inside
+
+    engine, _ = engine_of(world, "sync=horovod")
+    names: Counter = Counter()
+    original = inside.allreduce_async_
+
+    def counting(tensor, name=None, **options):
+        names[name] += 1
+        return original(tensor, name=name, **options)
+
+    inside.allreduce_async_ = counting
+    engine.run(0, 3)
+    inside.allreduce_async_ = original
+    assert set(names) == {name for name, _ in engine.model.named_parameters()}
+    assert set(names.values()) == {3}, names
+    engine.close()
+
+
+def check_the_norm_is_the_same_on_all_ranks(world, *overrides):
+    engine, _ = engine_of(world, *overrides, "optim.clip=0.05")
+    norms = [float(result.grad_norm) for result in engine.run(0, 3)]
+    assert len(set(map(tuple, world.gather(norms)))) == 1
+    engine.close()
+
+
+def check_an_overflow_on_one_rank_is_skipped_by_all(world, sync):
+    one_a_step = f"train.micro_batch={12 // world.size}"
+    engine, _ = engine_of(world, "train.precision=fp16", f"sync={sync}", one_a_step)
+    if world.rank == world.size - 1:
+        steps = iter([False, True, False])
+
+        def spoil(gradient):
+            return torch.full_like(gradient, math.inf) if next(steps, False) else gradient
+
+        engine.sync.parameters[-1].register_hook(spoil)
+    results = engine.run(0, 3)
+    verdicts = [result.verdict for result in results]
+    assert verdicts == [Verdict.APPLY, Verdict.SKIP, Verdict.APPLY], (world.rank, verdicts)
+    assert engine.scaler.scale == 2.0**15
+    digests = world.gather([float(p.detach().double().sum()) for p in engine.model.parameters()])
+    assert all(digest == digests[0] for digest in digests)
+    assert all(torch.isfinite(p).all() for p in engine.model.parameters())
+    engine.close()
+
+
+def check_a_flipped_bit_stops_the_job(world, folder):
+    engine, corpora = engine_of(world, "train.digest_every=4", "train.eval_every=100")
+    name, parameter = list(engine.model.named_parameters())[3]
+    engine.run(0, 2)
+    if world.rank == 1:
+        parameter.detach().view(torch.int32).view(-1)[5] ^= 1 << 3
+    loop = Loop(engine, corpora, None, RunLog(engine.config.log, folder, world, step=0), 0.0)
+    try:
+        with Progress("train", 20, "steps", world) as progress:
+            loop.run(2, NeverStop(), progress)
+    except UserError as error:
+        assert error.on_all_ranks
+        assert str(error).startswith("step 4: "), error
+        assert name in str(error), error
+        assert ("rank 1 differs" if world.size > 2 else "ranks 0 and 1 differ") in str(error), error
+    else:
+        raise AssertionError("nobody noticed")
+    engine.close()
+
+
+def check_a_pulse_tells_all_ranks_the_same(world):
+    engine, _ = engine_of(world)
+    pulse = Pulse(engine, 5, 0)
+    assert pulse.next_end(0) == 1
+    interval = pulse.agree(0, 2, engine.run(0, 2), stop=world.rank == world.size - 1)
+    assert interval.stop
+    assert len(interval.steps) == 2
+    assert interval.tokens == 2 * 12 * 32
+    assert 0 <= interval.live["exposed_comm"] < 1
+    assert len(set(world.gather((*interval.steps, interval.tokens_per_s, interval.live["straggler_spread"])))) == 1
+    ends = world.gather(pulse.next_end(2))
+    assert len(set(ends)) == 1
+    assert ends[0] <= 5
+    engine.close()
+
+
+if __name__ == "__main__":
+    with connected(sys.argv[2]) as world:
+        folder = Path(world.broadcast(tempfile.mkdtemp()))
+        check_the_norm_is_the_same_on_all_ranks(world, "sync=allreduce")
+        check_an_overflow_on_one_rank_is_skipped_by_all(world, "{kind: allreduce, overlap: true}")
+        check_a_flipped_bit_stops_the_job(world, folder)
+        check_a_pulse_tells_all_ranks_the_same(world)
+        if world.kind == "horovod":
+            check_each_gradient_is_reduced_once(world)
+            check_the_norm_is_the_same_on_all_ranks(world, "sync=horovod")
+            check_an_overflow_on_one_rank_is_skipped_by_all(world, "horovod")
+        print(f"rank {world.rank} passed", flush=True)

@@ -1,0 +1,55 @@
+"""A replica that differs in one bit is found and named."""
+
+import pickle
+
+import torch
+from torch import nn
+
+from hvdlm.digest import fold, name_stray, tensor_digests
+from hvdlm.world.serial import SerialWorld
+
+
+def flip(tensor, position, bit):
+    tensor.detach().view(torch.int32).view(-1)[position] ^= 1 << bit
+
+
+class Ranks(SerialWorld):
+    """A world whose other ranks hold copies of the models given."""
+
+    def __init__(self, models):
+        self.models, self.size = models, len(models)
+
+    def gather_bytes(self, data):
+        return [pickle.dumps(tensor_digests(model)) for model in self.models]
+
+
+def models(count):
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7))
+    copies = [nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7)) for _ in range(count - 1)]
+    for copy in copies:
+        copy.load_state_dict(first.state_dict())
+    return [first, *copies]
+
+
+def test_every_single_bit_changes_the_digest():
+    one, other = models(2)
+    assert fold(tensor_digests(one)) == fold(tensor_digests(other))
+    for bit in range(31):
+        flip(other[0].weight, 11, bit)
+        assert fold(tensor_digests(one)) != fold(tensor_digests(other))
+        flip(other[0].weight, 11, bit)
+
+
+def test_the_digest_has_halves_that_a_float64_holds():
+    high, low = fold([-5, 2**62, 7])
+    assert int(float(high)) == high < 2**32
+    assert int(float(low)) == low < 2**32
+    assert fold([1, 2]) != fold([2, 1])
+
+
+def test_the_stray_rank_and_its_tensor_are_named():
+    replicas = models(3)
+    flip(replicas[1][1].bias, 3, 12)
+    assert name_stray(replicas[0], Ranks(replicas)) == "rank 1 differs from the others in 1.bias"
+    assert name_stray(replicas[0], Ranks(replicas[:2])) == "ranks 0 and 1 differ in 1.bias"

@@ -1,0 +1,129 @@
+"""The terms of the objective are their formulas; noise replaces the share it says, of inputs alone."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+
+from hvdlm.batches import IGNORED
+from hvdlm.draws import draws_for
+from hvdlm.objective import NoiseConfig, ObjectiveConfig, noisy_inputs, objective
+
+CONFIGS = [
+    ObjectiveConfig(),
+    ObjectiveConfig(label_smoothing=0.1),
+    ObjectiveConfig(z_loss=1e-2),
+    ObjectiveConfig(label_smoothing=0.2, z_loss=1e-1),
+]
+EOS = 0
+
+
+@pytest.fixture
+def batch():
+    """Logits (2, 5, 7) and targets of which three are padding."""
+    random = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, 5, 7, generator=random)
+    targets = torch.randint(7, (2, 5), generator=random)
+    targets[1, 2:] = IGNORED
+    return logits, targets
+
+
+def by_formula(logits, targets, config):
+    """Token by token, in float64."""
+    aims, nats = [], []
+    for row, target in zip(logits.double().flatten(0, 1), targets.flatten().tolist(), strict=True):
+        if target == IGNORED:
+            continue
+        log_z = row.exp().sum().log()
+        target_distribution = torch.full_like(row, config.label_smoothing / len(row))
+        target_distribution[target] += 1 - config.label_smoothing
+        aims.append(-(target_distribution * (row - log_z)).sum() + config.z_loss * log_z**2)
+        nats.append(log_z - row[target])
+    return torch.stack(aims).mean(), torch.stack(nats).mean()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_objective_is_its_formula_with_its_gradient(batch, config):
+    logits, targets = batch
+    leaves = [logits.clone().requires_grad_() for _ in range(2)]
+    actual, expected = objective(leaves[0], targets, config), by_formula(leaves[1], targets, config)
+    for one, other in zip(actual, expected, strict=True):
+        assert float(one.detach()) == pytest.approx(float(other.detach()), rel=1e-5)
+    actual[0].backward()
+    expected[0].backward()
+    assert torch.allclose(leaves[0].grad, leaves[1].grad, atol=1e-6)
+    assert not actual[1].requires_grad
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_nats_are_those_of_the_plain_cross_entropy(batch, config):
+    logits, targets = batch
+    plain = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+    assert float(objective(logits, targets, config)[1]) == pytest.approx(float(plain), rel=1e-6)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_it_is_float32_from_the_logits_on(batch, config):
+    logits, targets = batch
+    coarse = logits.bfloat16()
+    for one, other in zip(objective(coarse, targets, config), objective(coarse.float(), targets, config), strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype == torch.float32
+
+
+def noisy(config, *, samples=2000, first=0, time=50):
+    ids = torch.arange(1, samples * time + 1).view(samples, time)
+    return ids, noisy_inputs(ids, config, EOS, draws_for(0, 0, np.arange(first, first + samples)))
+
+
+def test_word_dropout_replaces_its_share_and_nothing_else():
+    ids, noised = noisy(NoiseConfig(word_dropout=0.2))
+    replaced = noised == EOS
+    assert torch.equal(noised[~replaced], ids[~replaced])
+    assert float(replaced.double().mean()) == pytest.approx(0.2, abs=4.5 * (0.2 * 0.8 / ids.numel()) ** 0.5)
+    assert float(replaced.sum(1).double().var()) == pytest.approx(50 * 0.2 * 0.8, rel=0.15)  # each id by itself
+
+
+def test_token_masking_draws_a_ratio_for_each_sequence():
+    """A share uniform in [0, m) has mean m / 2 and variance m^2 / 12, besides that of the draws at that share."""
+    _, noised = noisy(NoiseConfig(token_masking=0.6), samples=4000, time=400)
+    shares = (noised == EOS).double().mean(1)
+    assert float(shares.mean()) == pytest.approx(0.3, abs=0.015)
+    assert float(shares.var()) == pytest.approx(0.6**2 / 12 + (0.3 - 0.12) / 400, rel=0.06)
+    assert float(shares.max()) < 0.75
+    deciles = torch.histc(shares, 10, 0, 0.6) / 4000
+    assert float((deciles[1:-1] - 0.1).abs().max()) < 0.025
+
+
+def test_both_kinds_of_noise_add_up():
+    _, noised = noisy(NoiseConfig(word_dropout=0.3, token_masking=0.4))
+    assert float((noised == EOS).double().mean()) == pytest.approx(1 - 0.7 * 0.8, abs=0.01)
+
+
+def test_noise_is_keyed_by_sample():
+    config = NoiseConfig(word_dropout=0.3, token_masking=0.4)
+    ids = torch.ones(8, 20, dtype=torch.int64)
+    whole = noisy_inputs(ids, config, EOS, draws_for(0, 0, np.arange(8)))
+    parts = [noisy_inputs(ids[k : k + 2], config, EOS, draws_for(0, 0, np.arange(k, k + 2))) for k in range(0, 8, 2)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_without_noise_or_draws_the_ids_stay_and_are_never_written_to():
+    ids = torch.ones(2, 20, dtype=torch.int64)
+    assert noisy_inputs(ids, NoiseConfig(), EOS, draws_for(0, 0, np.arange(2))) is ids
+    assert noisy_inputs(ids, NoiseConfig(word_dropout=0.9), EOS, None) is ids
+    noisy_inputs(ids, NoiseConfig(word_dropout=0.9, token_masking=0.9), EOS, draws_for(0, 0, np.arange(2)))
+    assert bool((ids == 1).all())
+
+
+def test_noise_is_on_where_some_kind_is():
+    assert [NoiseConfig(**{kind: p}).is_on for kind in ("word_dropout", "token_masking") for p in (0.0, 0.1)] == [
+        False, True, False, True,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("values", [{"word_dropout": 1.0}, {"token_masking": -0.1}])
+def test_a_whole_input_is_never_noise(values):
+    with pytest.raises(ValidationError):
+        NoiseConfig(**values)
