@@ -162,9 +162,7 @@ def _measure(name: str, variants: dict[str, tuple[str, dict]], options: TrainBen
     with contextlib.ExitStack() as stack:
         jobs = {}
         for variant, program in variants.items():
-            jobs[variant] = _start(stack, name, variant, program, options)
-            ready = jobs[variant].meet()
-            jobs[variant].stop()
+            jobs[variant], ready = _start(stack, name, variant, program, options)
             log.info("%s: %s is ready, %d MB a rank", name, variant, ready[0]["memory_bytes"] >> 20)
             _check_memory(ready, len(variants) - len(jobs))
             jobs[variant].steps = paired.steps_for(options.block_seconds, ready[0]["step_s"])
@@ -214,20 +212,23 @@ def _loader_rate(job: CellJob) -> float:
 
 def _start(
     stack: contextlib.ExitStack, name: str, variant: str, program: tuple[str, dict], options: TrainBenchOptions
-) -> CellJob:
-    """A job that the stack will end; its folder is OUT/WORKLOAD-VARIANT."""
+) -> tuple[CellJob, list[dict]]:
+    """A stopped job that the stack will end, and what its ranks said; its folder is OUT/WORKLOAD-VARIANT."""
     kind, sync = program
     run_dir = options.out / f"{name}-{variant}"
     shutil.rmtree(run_dir, ignore_errors=True)
     run_dir.mkdir()
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hvdlm-"))  # a socket's path must be short
     ranks = 1 if kind == "alone" else options.ranks
     config = run_config(WORKLOADS[name], options, run_dir=run_dir, ranks=ranks, sync=sync)
-    spec = CellSpec(program=kind, socket=f"{folder}/socket", warmup=WARM_UP, config=config)
     environment = stock_environment() if kind in PEERS else fresh_environment()
-    return stack.enter_context(
-        CellJob(run_dir.name, asdict(spec), folder=run_dir, ranks=options.ranks, environment=environment)
-    )
+    with tempfile.TemporaryDirectory(prefix="hvdlm-") as folder:  # a socket's path must be short; met once is enough
+        spec = CellSpec(program=kind, socket=f"{folder}/socket", warmup=WARM_UP, config=config)
+        job = stack.enter_context(
+            CellJob(run_dir.name, asdict(spec), folder=run_dir, ranks=options.ranks, environment=environment)
+        )
+        ready = job.meet()
+    job.stop()
+    return job, ready
 
 
 def _check_memory(ready: list[dict], jobs_to_come: int) -> None:

@@ -1,4 +1,4 @@
-"""One mpirun of `hvdlm`, started by a bench: what it printed, or in one line why it failed. It never outlives us."""
+"""One mpirun of `hvdlm`, started by a bench: what it printed, or in one line why it failed. It does not outlive us."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class JobFailed(Exception):
 def run_job(ranks: int, words: list[str], *, timeout_s: float | None = None) -> str:
     """`hvdlm WORDS` on so many ranks of this machine; returns its stdout.
 
-    Raises JobFailed, or subprocess.TimeoutExpired. However this is left, the ranks have ended.
+    Raises JobFailed, or subprocess.TimeoutExpired. However this is left, mpirun has ended, and its ranks with it.
     """
     process = start_job(
         ranks, [sys.executable, "-m", "hvdlm", *words], fresh_environment(),

@@ -163,10 +163,11 @@ class Race:
             return
         found = self.comparison()
         fastest = found.fastest
-        self.slower |= {
-            c for c in self.alive
-            if found.ratio(c, fastest, error_rate=ERROR_RATE).low > 1 or found.ratio(c, fastest).value > HOPELESS
-        }  # fmt: skip
+        for candidate in self.alive:
+            ratio = found.ratio(candidate, fastest, error_rate=ERROR_RATE)
+            is_hopeless = found.degrees == 0 and ratio.value > HOPELESS and candidate != self.candidates[0]
+            if ratio.low > 1 or is_hopeless:
+                self.slower.add(candidate)
 
     def comparison(self) -> Comparison[Candidate]:
         return compare(self.seconds)

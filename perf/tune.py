@@ -131,10 +131,11 @@ class _Runs:
         self._durations.append(time.monotonic() - start)
         self.done.append((task, record))
         seconds = statistics.median(record.slowest_s)
+        minutes, rest = divmod(max(0, round(self._deadline - time.monotonic())), 60)
         log.info(
-            "%s, round %d: %s: %s tokens/s | %d runs left in this round, %.0f min of the %g",
+            "%s, round %d: %s: %s tokens/s | %d runs to the end of the round, %d:%02d to that of the time",
             task.stage, task.round + 1, task.candidate, f"{record.tokens_per_step / seconds:,.0f}", task.left,
-            max(0.0, self._deadline - time.monotonic()) / 60, self._options.minutes,
+            minutes, rest,
         )  # fmt: skip
         return seconds
 

@@ -186,6 +186,14 @@ def test_topk_searches_only_what_a_sample_leaves(monkeypatch):
     assert max(searched) < 3000
 
 
+def test_topk_is_right_where_the_sample_holds_all_the_large_ones():
+    values = draw(100_000, seed=0)
+    values[:: topk.SAMPLE_STRIDE] *= 1e6  # a bound from them leaves fewer than are wanted
+    places = largest(values, 20_000)
+    assert len(places) == 20_000
+    assert values[places].abs().min() == torch.topk(values.abs(), 20_000).values[-1]
+
+
 def test_topk_takes_nan_for_the_largest():
     values = draw(50_000, seed=0)
     values[[3, 40_000]] = float("nan")

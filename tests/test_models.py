@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hvdlm.draws import draws_for
+from hvdlm.draws import Draws, draws_for
 from hvdlm.models import MODELS, build_model, is_random, num_parameters
 from hvdlm.models.recurrent import LstmConfig
 from hvdlm.models.transformer import TransformerConfig, rotary, rotate
@@ -116,6 +116,14 @@ def test_dropout_follows_its_draws_alone(config):
     assert torch.allclose(torch.cat(micro), model(ids, draws(4)), atol=1e-6)
 
 
+@pytest.mark.parametrize("config", [DROPOUTS[3], DROPOUTS[4]], ids=lambda config: config.family)
+def test_no_two_dropouts_have_the_same_draws(config, monkeypatch):
+    sites, plain = [], Draws.uniform_bits
+    monkeypatch.setattr(Draws, "uniform_bits", lambda self, site, shape: sites.append(site) or plain(self, site, shape))
+    build_model(config, 50, seed=0)(torch.randint(50, (4, 9)), draws(4))
+    assert sites == list(range({"transformer": 1 + 3 * 2, "lstm": 1 + 2}[config.family]))
+
+
 @pytest.mark.parametrize("config", [TransformerConfig(), LstmConfig(), TransformerConfig(dropout=0.5, embed_dropout=0)])
 def test_a_model_takes_draws_where_some_dropout_is_on(config):
     assert is_random(config) == (config.dropout > 0)
@@ -138,7 +146,8 @@ def test_attention_with_dropout_has_the_mean_of_attention_without():
     """Dropped attention weights average out; also a check of the explicit softmax against torch's attention."""
     config = TransformerConfig(layers=1, heads=2, width=16, attention_dropout=0.2)
     attention = build_model(config, 50, seed=0).blocks[0].attention
-    x, rotation = torch.randn(1, 9, 16).expand(20_000, 9, 16), rotary(9, 8, torch.device("cpu"))
+    random = torch.Generator().manual_seed(0)
+    x, rotation = torch.randn(1, 9, 16, generator=random).expand(20_000, 9, 16), rotary(9, 8, torch.device("cpu"))
     with torch.no_grad():
         plain, dropped = attention(x[:1], rotation, None)[0], attention(x, rotation, draws(20_000))
     error = dropped.std(0) / 20_000**0.5

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from hvdlm.batches import IGNORED
-from hvdlm.draws import draws_for
+from hvdlm.draws import Draws, draws_for
 from hvdlm.objective import NoiseConfig, ObjectiveConfig, noisy_inputs, objective
 
 CONFIGS = [
@@ -107,6 +107,13 @@ def test_noise_is_keyed_by_sample():
     whole = noisy_inputs(ids, config, EOS, draws_for(0, 0, np.arange(8)))
     parts = [noisy_inputs(ids[k : k + 2], config, EOS, draws_for(0, 0, np.arange(k, k + 2))) for k in range(0, 8, 2)]
     assert torch.equal(torch.cat(parts), whole)
+
+
+def test_no_two_kinds_of_noise_have_the_same_draws(monkeypatch):
+    sites, plain = [], Draws.uniform_bits
+    monkeypatch.setattr(Draws, "uniform_bits", lambda self, site, shape: sites.append(site) or plain(self, site, shape))
+    noisy(NoiseConfig(word_dropout=0.3, token_masking=0.4))
+    assert sites == [-1, -2, -3]
 
 
 def test_without_noise_or_draws_the_ids_stay_and_are_never_written_to():

@@ -20,7 +20,7 @@ OPTIMIZERS = {
 
 
 class Interleaved:
-    """Counters of threads of which exactly one may act at a time, the first in an order that chance changes now and then.
+    """Counters of threads of which one may act at a time, the first in an order that chance changes now and then.
 
     So some stand still for long, anywhere: also within a `read`, which is no more of a snapshot than the network's.
     """

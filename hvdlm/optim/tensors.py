@@ -43,5 +43,5 @@ def trust_ratios(
     """
     above, below = torch.stack(list(numerators)), torch.stack(list(denominators))  # each (n,)
     is_matrix = torch.tensor([parameter.dim() >= 2 for parameter in parameters], device=above.device)
-    applies = is_matrix 
+    applies = is_matrix & (above > 0) & (below > 0)
     return torch.where(applies, above / below, torch.ones_like(above)).unbind()

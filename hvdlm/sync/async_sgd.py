@@ -222,7 +222,7 @@ class TaskOrder:
             return False
         counts = self._counters.read()  # anew, since a read is no snapshot: now all that began earlier is in it
         begun_at = [version - 1 for version in counts[BEGUN_AT:] if version]
-        if counts[FINISHED] < task - self._max_staleness:
+        if min([counts[FINISHED], *begun_at]) < task - self._max_staleness:
             return False
         self._version = counts[FINISHED]
         self._counters.add(self._mine, self._version + 1)

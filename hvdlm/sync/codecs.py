@@ -77,8 +77,8 @@ class Int8(SlicedCodec):
 
     def encode(self, rows: Tensor) -> Tensor:
         blocks = rows.view(len(rows), -1, INT8_BLOCK)
-        low, high = torch.aminmax(blocks, dim=-1, keepdim=True)
-        scales = torch.maximum(high, -low).div_(127)  # (R, w / INT8_BLOCK, 1)
+        # amax and amin, for aminmax takes ten times as long on CPU
+        scales = torch.maximum(blocks.amax(-1, keepdim=True), -blocks.amin(-1, keepdim=True)).div_(127)
         steps = (blocks / scales.clamp_min(torch.finfo(torch.float32).tiny)).round_().to(torch.int8)
         return torch.cat([steps.flatten(1).view(torch.uint8), scales.flatten(1).view(torch.uint8)], dim=1)
 
@@ -86,4 +86,4 @@ class Int8(SlicedCodec):
         width = codes.shape[1] * INT8_BLOCK // (INT8_BLOCK + 4)
         steps = codes[:, :width].view(torch.int8).unflatten(1, (-1, INT8_BLOCK))
         scales = codes[:, width:].contiguous().view(torch.float32)
-        return (steps.float() * scales[:, :, None]).flatten(1)
+        return steps.float().mul_(scales[:, :, None]).flatten(1)

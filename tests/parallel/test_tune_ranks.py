@@ -1,0 +1,79 @@
+"""Real jobs: tuning is interrupted and leaves a config that trains, and no rank; the ways to combine are compared."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from harness import HVDLM, ROOT, job_environment, ranks_of, run_values, write_config
+
+from hvdlm.config import load
+from hvdlm.run import RunConfig
+
+
+def until(what, process=None):
+    """Wait for `what()` to be true, while a process lives."""
+    deadline = time.monotonic() + 180
+    while not (found := what()):
+        assert process is None or process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def mpirun_of(pid):
+    """Process ids of the ranks that a command has just started by mpirun."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return next((ranks for child in children if len(ranks := ranks_of(int(child))) == 2), None)
+
+
+@pytest.fixture
+def tuning(data_dir, tmp_path):
+    """`hvdlm tune` on 2 ranks whose only choice at first is the sync."""
+    config = write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
+    options = ["--ranks", "2", "--steps", "3", "--warmup", "1", "--repeats", "2", "--minutes", "5"]
+    process = subprocess.Popen(
+        [*HVDLM, "tune", str(config), "train.global_batch=2", "train.micro_batch=1", *options, "--out", tmp_path / "t.yaml"],
+        cwd=ROOT, env=job_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_an_interrupted_search_leaves_a_config_that_trains_and_no_rank(tuning, job, tmp_path):
+    until((tmp_path / "t.yaml").exists, tuning)
+    ranks = until(lambda: mpirun_of(tuning.pid), tuning)
+    tuning.send_signal(signal.SIGINT)
+    _, stderr = tuning.communicate(timeout=60)
+    assert tuning.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    until(lambda: not any(Path(f"/proc/{rank}").exists() for rank in ranks))
+    raw = json.loads((tmp_path / "t.json").read_text())
+    first = raw["stages"][0]
+    assert [row["settings"] for row in first["candidates"]] == [
+        "micro_batch 1, threads 1, horovod", "micro_batch 1, threads 1, allreduce"
+    ]  # fmt: skip
+    assert sum(run["stage"] == first["stage"] for run in raw["runs"]) >= 3  # one may be hopeless after its first
+    assert all(run["record"]["workload"]["sync"] in run["settings"]["kind"] for run in raw["runs"])
+    assert load(RunConfig, tmp_path / "t.yaml").train.global_batch == 2
+    done = job(2, "train", tmp_path / "t.yaml", "train.steps=2", "--json")
+    assert json.loads(done.stdout.splitlines()[-1])["step"] == 2
+
+
+def test_ways_to_combine_are_compared_on_the_same_tokens(job, data_dir, tmp_path):
+    config = write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
+    options = ["--steps", "4", "--repeats", "1", "--kinds", "local_sgd", "--out", tmp_path / "bench", "--json"]
+    done = job(0, "bench", "sync", config, *options)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["failed"] == {}
+    exact, loose = (found["rows"][kind] for kind in ("allreduce", "local_sgd"))
+    assert exact["val_loss"] != loose["val_loss"]
+    assert loose["val_loss_more"]["median"] == pytest.approx(loose["val_loss"] - exact["val_loss"])
+    # In 4 steps local SGD with every: 8 sends its weights for the validation, the checkpoint, and optimizer states.
+    assert exact["bytes_per_step"] > 0
+    assert loose["bytes_per_step"] > 0
+    assert exact["tokens_per_s"] > 0
+    assert not list((tmp_path / "bench" / "runs").rglob("*.safetensors"))
