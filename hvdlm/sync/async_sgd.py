@@ -33,9 +33,10 @@ class AsyncConfig(Section):
     """`sync: {kind: async, …}`."""
 
     kind: Literal["async"] = "async"
-    max_staleness: int = Field(
-        16, ge=0, description="most updates by others while one is computed; below ranks - 1 some ranks always wait"
-    )
+    max_staleness: int | None = Field(
+        None, ge=0,
+        description="most updates by others while one is computed; below ranks - 1 some ranks always wait; null: 8 x ranks",
+    )  # fmt: skip
 
 
 class AsyncSync(Sync):
@@ -58,12 +59,12 @@ class AsyncSync(Sync):
         super().__init__(model, optimizer, world)
         if type(world).window is World.window:
             raise UserError(f"sync.kind: async needs world: mpi, this is {world.kind}; set world=mpi")
-        if config.max_staleness < world.size - 1 and world.rank == 0:
+        self._max_staleness = 8 * world.size if config.max_staleness is None else config.max_staleness
+        if self._max_staleness < world.size - 1 and world.rank == 0:
             log.warning(
                 "sync.max_staleness %d lets %d of %d ranks work at a time; %d lets all",
-                config.max_staleness, config.max_staleness + 1, world.size, world.size - 1,
+                self._max_staleness, self._max_staleness + 1, world.size, world.size - 1,
             )  # fmt: skip
-        self._max_staleness = config.max_staleness
         self._weights = flatten(self.parameters)
         self._pulled = torch.empty(len(self._weights))  # in host memory, as windows are
         self._opened: tuple[Shards, TaskOrder] | None = None  # opening is collective, so not while building

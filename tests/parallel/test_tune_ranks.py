@@ -33,9 +33,9 @@ def mpirun_of(pid):
 def tuning(data_dir, tmp_path):
     """`hvdlm tune` on 2 ranks whose only choice at first is the sync."""
     config = write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
-    options = ["--ranks", "2", "--steps", "3", "--warmup", "1", "--repeats", "2", "--minutes", "5"]
+    options = ["--ranks", "2", "--steps", "3", "--warmup", "1", "--repeats", "2", "--out", tmp_path / "t.yaml"]
     process = subprocess.Popen(
-        [*HVDLM, "tune", str(config), "train.global_batch=2", "train.micro_batch=1", *options, "--out", tmp_path / "t.yaml"],
+        [*HVDLM, "tune", config, "train.global_batch=2", "train.micro_batch=1", *options],
         cwd=ROOT, env=job_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     yield process
