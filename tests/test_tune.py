@@ -88,6 +88,13 @@ def test_where_nothing_differs_the_config_stays_in_nearly_all_cases():
     assert sum(kept) >= 57
 
 
+def test_a_config_that_stays_is_not_confirmed_against_itself():
+    machine = Machine(lambda c: 1.0 if c == BASE else 1.3, noise=0.001)
+    found = search(machine)
+    assert found.verdict() == (BASE, None, "nothing was clearly faster than the config as it is")
+    assert CONFIRMATION not in {task.stage for task in machine.tasks}
+
+
 def test_of_settings_that_are_faster_alike_the_nearest_to_the_config_wins():
     found = search(Machine(lambda c: 1.0 if c.micro_batch <= 4 else 0.8, noise=0.005))
     assert found.best == Candidate(6, 0, "horovod")
@@ -332,6 +339,10 @@ def test_tuning_leaves_a_config_with_its_measurements(monkeypatch, tmp_path, dat
     assert len(runs) == sum(row["tokens_per_s"]["runs"] for stage in summary["stages"] for row in stage["candidates"]
                             if row["tokens_per_s"])  # fmt: skip
     assert "exited on signal 9 (Killed)" in to_text(summary)
+    outcomes = {row["settings"]: row["outcome"] for row in summary["stages"][0]["candidates"]}
+    assert outcomes["micro_batch 1, threads 1, horovod"] == "slower"
+    assert outcomes["micro_batch 3, threads 1, horovod"] == "kept"
+    assert outcomes["micro_batch 3, threads 1, allreduce"] == "not distinguishable"
     assert summary["winner"]["settings"].startswith("micro_batch 3")
 
 
