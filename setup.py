@@ -30,7 +30,7 @@ setup(
         "hvdlm.preprocessing.readers": "preprocessing/readers",
         "hvdlm.perf": "perf",
     },
-    package_data={"hvdlm.perf": ["*.j2"]},
+    package_data={"hvdlm.perf": ["*.j2"], "hvdlm.world": ["*.rules"]},
     # Horovod is not listed: as published it does not build with a current torch. scripts/setup_env.py
     # builds it; `hvdlm doctor` says so where it is missing, and world: mpi works without it.
     install_requires=[

@@ -46,7 +46,7 @@ def folder_of(run_dir: Path) -> Path:
     return run_dir / "checkpoints"
 
 
-def save(
+def save(  # noqa: PLR0913 - what a checkpoint is made of
     run_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *,
     keep: int, tensors: dict[str, torch.Tensor] | None = None,
 ) -> Path:  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 
 from hvdlm.errors import UserError
 from hvdlm.host import Place, keep_freed_memory
+from hvdlm.world import memory_is_tuned, threads_wanted
 
 if TYPE_CHECKING:
     from hvdlm.run import TrainConfig
@@ -24,8 +25,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def prepare_device(train: TrainConfig, place: Place) -> torch.device:
     """The rank's device, ready: its own GPU where there are enough, the only visible one, or the CPU's threads."""
     if train.device == "cpu" or (train.device == "auto" and not torch.cuda.is_available()):
-        keep_freed_memory()
-        torch.set_num_threads(train.threads or place.threads)
+        if not memory_is_tuned():
+            keep_freed_memory()
+        torch.set_num_threads(train.threads or threads_wanted() or place.threads)
         return torch.device("cpu")
     visible = torch.cuda.device_count()
     number = 0 if visible == 1 else place.local_rank  # a launcher that binds GPUs shows each rank one

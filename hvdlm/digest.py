@@ -31,7 +31,7 @@ def name_stray(model: nn.Module, world: World) -> str:
         found = [digests[number] for digests in everybody]
         common, votes = Counter(found).most_common(1)[0]
         strays = [rank for rank, digest in enumerate(found) if digest != common]
-        if strays and votes == 1:  # no majority: nobody can say who is right
+        if strays and 2 * votes <= len(found):  # no majority: nobody can say who is right
             return f"ranks {', '.join(map(str, range(len(found) - 1)))} and {len(found) - 1} differ in {name}"
         if strays:
             return f"rank {', '.join(map(str, strays))} differs from the others in {name}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hvdlm import checkpoint
 from hvdlm.batches import ContiguousBatches, MixedStreams, order_over
@@ -19,6 +19,7 @@ from hvdlm.carried import CarriedState
 from hvdlm.device import autocast, prepare_device
 from hvdlm.draws import draws_for
 from hvdlm.ema import Ema
+from hvdlm.errors import UserError
 from hvdlm.guard import Guard, LossScaler, Verdict
 from hvdlm.host import Place
 from hvdlm.manifest import Manifest
@@ -61,6 +62,8 @@ class Engine:
         self.plan = BatchPlan(train.global_batch, train.ramp)
         self.plan.check(train.micro_batch, world.size)
         self.device = prepare_device(train, place)
+        if train.precision == "fp16" and config.model.family == "lstm" and self.device.type == "cpu":
+            raise UserError("train.precision: fp16 is not there for an LSTM on CPUs; use bf16 or fp32")
         self.batches: Any = order_over(
             source, seq_len=config.data.seq_len, global_batch=train.global_batch, seed=config.seed,
             order=config.data.order,
@@ -79,6 +82,9 @@ class Engine:
         )  # fmt: skip
         self.left_out = 0  # samples that a rewind has passed over
         self.val_losses: list[float] = []
+        # On a GPU the norm is looked at only where somebody must know it: that waits for all that was started.
+        looks = self.guard.is_needed or self.scaler is not None or self.device.type == "cpu"
+        self._judges = looks and (self.sync.reduces_to_mean or not self.sync.replicas_are_equal)
         self._is_random = is_random(config.model) or config.noise.is_on
         self._reader = Prefetch(self._read)
 
@@ -102,13 +108,13 @@ class Engine:
         """Tokens trained on before a step, over all ranks."""
         return self.plan.samples_before(step) * self.config.data.seq_len
 
-    def _positions(self, step: int, part: int) -> np.ndarray:
+    def _positions(self, step: int, part: int, left_out: int) -> np.ndarray:
         """Places in the order, int64 (n,), of a part of a step's global batch."""
         mine = slice_of(part, self.world.size, self.plan.batch_at(step))
-        return self.plan.samples_before(step) + self.left_out + np.arange(mine.start, mine.stop, dtype=np.int64)
+        return self.plan.samples_before(step) + left_out + np.arange(mine.start, mine.stop, dtype=np.int64)
 
     def _read(self, step: int, part: int, left_out: int) -> np.ndarray:
-        return self.batches.windows(self._positions(step, part), step)
+        return self.batches.windows(self._positions(step, part, left_out), step)
 
     def _step(self, step: int, part: int, end: int) -> StepResult:
         start = time.perf_counter()
@@ -119,7 +125,7 @@ class Engine:
         passes = len(windows) // self.config.train.micro_batch
         set_lr(self.sync.optimizer, self.lr_of(step))
         self.sync.begin(step, passes)
-        if step == end - 1 and self.sync.replicas_are_equal:
+        if step == end - 1 and self.sync.replicas_are_equal and self.sync.reduces_to_mean:
             self.noise_scale.arm()
         loss_sum = self._accumulate(step, part, windows)
         before = time.perf_counter()
@@ -138,7 +144,7 @@ class Engine:
         self.noise_scale.weight = weight * self._scale
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         ids = torch.from_numpy(windows).to(self.device, non_blocking=True)
-        positions = self._positions(step, part)
+        positions = self._positions(step, part, self.left_out)
         for number in range(passes):
             rows = slice(number * micro_batch, (number + 1) * micro_batch)
             draws = None
@@ -169,7 +175,7 @@ class Engine:
         verdict = Verdict.APPLY
         if self.scaler is not None and not torch.isfinite(norm) and self.scaler.scale > LossScaler.SMALLEST:
             verdict = Verdict.SKIP
-        elif self.guard.is_needed or self.device.type == "cpu":
+        elif self._judges:
             verdict = self.guard.judge(float(norm))
         if verdict == Verdict.APPLY:
             self._clip(gradients, norm)

@@ -28,7 +28,7 @@ class Verdict(enum.IntEnum):
 
 
 class GuardConfig(Section):
-    """The `guard` section: skip leaves one update out; rewind goes back to the last checkpoint and skips those samples."""
+    """The `guard` section: skip leaves one update out; rewind goes back to the last checkpoint, past those samples."""
 
     nonfinite: Action = Field("stop", description="for a gradient with inf or nan")
     spike: Literal["off", "skip", "rewind", "stop"] = Field("off", description="for a norm far above the usual")
@@ -67,9 +67,9 @@ class Guard:
         if not math.isfinite(norm):
             return self._act(self.config.nonfinite, f"gradient norm {norm}")
         usual = self.state.mean_norm
-        if self.config.spike != "off" and self.state.seen >= self.config.spike_warmup:
-            if norm > self.config.spike_factor * usual:
-                return self._act(self.config.spike, f"gradient norm {norm:.4g}, usually {usual:.4g}")
+        knows_usual = self.config.spike != "off" and self.state.seen >= self.config.spike_warmup
+        if knows_usual and norm > self.config.spike_factor * usual:
+            return self._act(self.config.spike, f"gradient norm {norm:.4g}, usually {usual:.4g}")
         memory = min(self.MEMORY, self.state.seen / (self.state.seen + 1))
         self.state.mean_norm = memory * usual + (1 - memory) * norm
         self.state.seen += 1

@@ -7,11 +7,13 @@ import logging
 import math
 import time
 
+import torch
+
 from hvdlm import checkpoint
 from hvdlm.corpora import Corpora, SplitEvaluation
 from hvdlm.digest import name_stray
 from hvdlm.engine import Engine
-from hvdlm.errors import StoppedOnRequest, UserError
+from hvdlm.errors import UserError
 from hvdlm.evaluate import Evaluation
 from hvdlm.guard import Verdict
 from hvdlm.pulse import Interval, Pulse
@@ -33,7 +35,8 @@ class Loop:
         self.spent_s = spent_s  # training, over all resumptions; rank 0's clock
         self.step = self.first = 0
         self.tokens, self.seconds = 0, 0.0  # of this process
-        self.ending = ""
+        self.ending = ""  # why it ends before the last step
+        self.is_stopped = False  # on request, to be resumed
         self.rewinds = 0
         self.loss: float | None = None
         self.evaluation: Evaluation | None = None
@@ -42,26 +45,24 @@ class Loop:
         """From step `first` to an end. Every decision follows from numbers that all ranks have."""
         self.step = self.first = first
         self.ending = ending(self.config.train, self.engine.val_losses, self.spent_s)
-        pulse = Pulse(self.engine, self.config.log.every, first)
+        pulse = Pulse(self.engine, self.config.log.every)
         if first >= self.engine.total_steps or self.ending:
             log.info("%s is at step %d of %d already%s", self.config.run_dir, first, self.engine.total_steps,
                      self.ending and f": {self.ending}")  # fmt: skip
             return
-        while self.step < self.engine.total_steps and not self.ending:
+        while self.step < self.engine.total_steps and not self.ending and not self.is_stopped:
             end = pulse.next_end(self.step)
             results = self.engine.run(self.step, end)
             interval = pulse.agree(self.step, end, results, stop=stop.is_set())
             if self._judge(interval):
                 progress.reach(self.step, f"rewound to step {self.step}")
+                pulse.restart_clock()
                 continue
             self._log(interval)
             progress.reach(end, interval.line)
             self._after(interval)
             pulse.restart_clock()
-            if interval.stop and not self.ending and end < self.engine.total_steps:
-                raise StoppedOnRequest(
-                    f"stopped at step {end} of {self.engine.total_steps}, saved; the same command resumes"
-                )
+            self.is_stopped = interval.stop and not self.ending and end < self.engine.total_steps
 
     def _after(self, interval: Interval) -> None:
         """Validation, the question whether this is the end, and a checkpoint."""
@@ -93,12 +94,12 @@ class Loop:
         if not interval.replicas_equal:
             every = engine.config.train.digest_every
             raise UserError.shared(
-                f"step {interval.end}: {name_stray(engine.model, engine.world)} (checked every {every} steps): memory or "
-                "network corrupted it; run `hvdlm doctor`, then the same command resumes from the last checkpoint"
+                f"step {interval.end}: {name_stray(engine.model, engine.world)} (checked every {every} steps): memory "
+                "or network corrupted it; run `hvdlm doctor`, then the same command resumes from the last checkpoint"
             )
         bad = next((s for s in interval.steps if not (math.isfinite(s.loss) and math.isfinite(s.grad_norm))), None)
         verdict = interval.verdict
-        if bad is not None and verdict == Verdict.APPLY:  # on a GPU nobody has looked before
+        if bad is not None and verdict == Verdict.APPLY:  # nobody had looked before
             verdict = Verdict.STOP
         if verdict == Verdict.REWIND:
             return self._rewind(interval)
@@ -111,6 +112,7 @@ class Loop:
             )
         if verdict == Verdict.SKIP:
             log.warning("steps up to %d: left out an update (%s)", interval.end, engine.guard.reason or "fp16 overflow")
+        engine.guard.reason = ""
         return False
 
     def _rewind(self, interval: Interval) -> bool:
@@ -121,9 +123,10 @@ class Loop:
         if path is None or self.rewinds > self.config.guard.max_skips:
             why = "there is no checkpoint yet" if path is None else f"{self.rewinds - 1} times already"
             raise UserError.shared(
-                f"step {interval.end}: {engine.guard.reason}, and cannot rewind: {why}; lower optim.lr"
+                f"step {interval.end}: {engine.guard.reason or 'a broken gradient'}, and cannot rewind: {why}; "
+                "lower optim.lr"
             )
-        reason, left_out = engine.guard.reason, engine.left_out
+        reason, left_out = engine.guard.reason or "a gradient on another rank", engine.left_out
         with world.together():
             self.step = engine.restore(path)
             self.run_log.rewind(self.step)
@@ -147,6 +150,8 @@ class Loop:
         state = {
             "tokens": self.engine.tokens_before(self.step),
             "seconds": self.spent_s,
+            "ranks": self.engine.world.size,
+            "threads": torch.get_num_threads(),  # a rank; another number may change last bits
             "tokenizer_digest": manifest.tokenizer_digest,
             "data_digest": self.corpora.digest,
             "vocab_size": manifest.vocab_size,
@@ -184,9 +189,10 @@ def ending(train: TrainConfig, val_losses: list[float], seconds: float) -> str:
         return f"train.minutes: {train.minutes:g} are over"
     if val_losses and train.target_loss is not None and val_losses[-1] <= train.target_loss:
         return f"validation loss {val_losses[-1]:.4f} has reached train.target_loss: {train.target_loss:g}"
-    if train.patience is not None and len(val_losses) > train.patience:
-        if min(val_losses[-train.patience :]) >= min(val_losses[: -train.patience]):
-            return f"no better validation loss in the last {train.patience} (train.patience)"
+    patience = train.patience or len(val_losses)
+    known = [loss if math.isfinite(loss) else math.inf for loss in val_losses]
+    if patience < len(known) and min(known[-patience:]) >= min(known[:-patience]):
+        return f"no better validation loss in the last {patience} (train.patience)"
     return ""
 
 
@@ -196,6 +202,12 @@ class Validation:
     def __init__(self, config: RunConfig, engine: Engine, corpora: Corpora) -> None:
         self._train, self._engine = config.train, engine
         self._split: SplitEvaluation | None = None
+        judges = config.train.patience or config.train.target_loss is not None or config.optim.schedule == "plateau"
+        if judges and not corpora.having("val"):
+            raise UserError(
+                f"{corpora}: has no validation split, which train.patience, train.target_loss and optim.schedule: "
+                "plateau need; preprocess with split.val, or leave them out"
+            )
         if corpora.having("val"):
             self._split = SplitEvaluation(
                 corpora, "val", seq_len=config.data.seq_len, max_tokens=config.train.eval_tokens

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +48,7 @@ class NoiseScale:
 
     def estimate(self, small: float, large: float, micro_batch: int, global_batch: int) -> float | None:
         """In sequences, from squared norms at two batch sizes (appendix A.1); None if it is not positive or unknown."""
-        if micro_batch == global_batch:
+        if micro_batch == global_batch or not (math.isfinite(small) and math.isfinite(large)):
             return None
         signal = (global_batch * large - micro_batch * small) / (global_batch - micro_batch)
         noise = (small - large) / (1 / micro_batch - 1 / global_batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -15,7 +16,7 @@ DEVICE_FLOPS = {
     "L40S": (362e12, 91.6e12),
     "V100": (125e12, 15.7e12),
 }
-GEMM_WIDTH, TRIALS = 1024, 5
+GEMM_WIDTH, TRIALS = 512, 5
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
@@ -27,8 +28,9 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     return known and known[precision == "fp32"]
 
 
-def measured_gemm_flops(dtype: torch.dtype, width: int = GEMM_WIDTH) -> float:
-    """The best of a few square products: about 0.1 s on a core."""
+def measured_gemm_flops(dtype: torch.dtype) -> float:
+    """The best of a few square products, large enough for the threads there are: about 0.02 s on a core."""
+    width = GEMM_WIDTH * math.ceil(math.sqrt(torch.get_num_threads()))
     a, b = (torch.randn(width, width).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(TRIALS):

@@ -26,7 +26,7 @@ class Prefetch:
         expected, self._expected = self._expected, None
         if expected is not None and expected[0] == key:
             return expected[1].result()
-        return self._read(*key)
+        return self._thread.submit(self._read, *key).result()  # never two reads at once
 
     def close(self) -> None:
         self._thread.shutdown()

@@ -45,7 +45,6 @@ class Interval:
     replicas_equal: bool
     seconds: float  # of rank 0
     tokens: int
-    step_s: float  # mean of a step on the slowest rank
     live: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -87,20 +86,20 @@ class _Row:
 class Pulse:
     """Collects an interval's results and shares them."""
 
-    def __init__(self, engine: Engine, every: int, step: int) -> None:
+    def __init__(self, engine: Engine, every: int) -> None:
         self._engine, self._every = engine, every
         self._length = 1
         train = engine.config.train
         self._peak = peak_flops(engine.device, train.precision)
         self._flops = flops_per_token(engine.model, engine.config.model, engine.config.data.seq_len)
-        self._stops = [number for number in (every, train.eval_every, engine.config.checkpoint.every, train.digest_every)
-                       if number]  # fmt: skip
+        numbers = (every, train.eval_every, engine.config.checkpoint.every, train.digest_every)
+        self._stops = [number for number in numbers if number]
         self._since = time.perf_counter()
 
     def next_end(self, step: int) -> int:
         """Where the interval that begins at `step` ends."""
         boundary = min(step + number - step % number for number in self._stops)
-        length = self._length if self._engine.sync.replicas_are_equal else self._every
+        length = self._every if self._engine.sync.kind == "async" else self._length  # there the ranks wait at its end
         return min(boundary, step + length, self._engine.total_steps)
 
     def restart_clock(self) -> None:
@@ -111,10 +110,7 @@ class Pulse:
         """Collective: the interval [first, end) over all ranks."""
         engine, world = self._engine, self._engine.world
         count, width = end - first, len(_Row.__dataclass_fields__)
-        checks = engine.config.train.digest_every and engine.sync.replicas_are_equal
-        digest = (
-            fold(tensor_digests(engine.model)) if checks and end % engine.config.train.digest_every == 0 else (0, 0)
-        )
+        digest = fold(tensor_digests(engine.model)) if self._checks(end) else (0, 0)
         buffer = np.zeros(3 * count + world.size * width)
         for result in results:
             buffer[result.step - first] += float(result.loss_sum)
@@ -125,6 +121,11 @@ class Pulse:
         with np.errstate(all="ignore"):
             world.sum_(buffer)
         return self._interval(first, end, buffer[: 3 * count].reshape(3, count), rows)
+
+    def _checks(self, end: int) -> bool:
+        """Whether replicas are compared: every `digest_every` steps, and before a checkpoint keeps what is wrong."""
+        every, saves = self._engine.config.train.digest_every, self._engine.config.checkpoint.every
+        return every > 0 and self._engine.sync.replicas_are_equal and (end % every == 0 or end % saves == 0)
 
     def _row(self, results: list[StepResult], stop: bool, digest: tuple[int, int]) -> _Row:
         now = time.perf_counter()
@@ -147,13 +148,12 @@ class Pulse:
             for step in range(first, end)
         ]
         seconds = ranks[0].seconds
-        step_s = max(row.busy_s + row.comm_s + row.data_wait_s for row in ranks) / (end - first)
         self._length = max(1, min(self._every, round(TARGET_S / max(seconds / (end - first), 1e-6))))
         interval = Interval(
             end=end, steps=facts, stop=any(row.stop for row in ranks),
             verdict=Verdict(int(max(row.verdict for row in ranks))),
             replicas_equal=len({(row.digest_high, row.digest_low) for row in ranks}) == 1,
-            seconds=seconds, tokens=engine.tokens_before(end) - engine.tokens_before(first), step_s=step_s,
+            seconds=seconds, tokens=engine.tokens_before(end) - engine.tokens_before(first),
         )  # fmt: skip
         interval.live.update(self._live(interval, ranks))
         return interval

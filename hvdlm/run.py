@@ -40,7 +40,7 @@ class TrainConfig(Section):
     eval_tokens: int = Field(0, ge=0, description="validate on the first so many tokens of each corpus; 0 is all")
     digest_every: int = Field(100, ge=0, description="steps between checks that replicas are equal; 0 is never")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(0, ge=0, description="torch threads a rank; 0 shares the node's cores fairly")
+    threads: int = Field(0, ge=0, description="torch threads a rank; 0: OMP_NUM_THREADS, or a fair share of the node")
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:

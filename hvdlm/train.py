@@ -21,7 +21,7 @@ from hvdlm.config import to_yaml
 from hvdlm.corpora import Corpora, open_corpora
 from hvdlm.durable import write_text_durably
 from hvdlm.engine import Engine
-from hvdlm.errors import UserError
+from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.host import affinity, find_place
 from hvdlm.loop import Loop, Validation
 from hvdlm.manifest import TOKENIZER
@@ -30,6 +30,7 @@ from hvdlm.run import RunConfig
 from hvdlm.runlog import Progress, RunLog
 from hvdlm.stop import StopFlag
 from hvdlm.tokenizer import load
+from hvdlm.world import memory_is_tuned
 from hvdlm.world.interface import World
 
 log = logging.getLogger("hvdlm")
@@ -47,7 +48,9 @@ def build_engine(config: RunConfig, world: World) -> tuple[Engine, Corpora]:
     place = find_place(world)
     with world.together():
         corpora = open_corpora(config.data)
-        engine = Engine(config, corpora.train_source(), corpora.manifest, world, place)
+        source = corpora.train_source()
+    with world.together():
+        engine = Engine(config, source, corpora.manifest, world, place)
     engine.agree_on_weights()
     return engine, corpora
 
@@ -77,15 +80,21 @@ def train(config: RunConfig, world: World) -> dict:
         quiet_gc(),
         Progress("train", engine.total_steps, "steps", world, done=first, every=config.log.every) as progress,
     ):
-        loop.run(first, stop, progress)
+        try:
+            loop.run(first, stop, progress)
+        except UserError as error:
+            if error.on_all_ranks:
+                engine.close()
+            raise
     engine.close()
+    if loop.is_stopped:
+        raise StoppedOnRequest(f"stopped at step {loop.step} of {engine.total_steps}, saved; the same command resumes")
     return loop.summary()
 
 
 @contextmanager
 def quiet_gc() -> Iterator[None]:
     """No garbage collection in the body but where it is asked for: a rank that collects keeps all others waiting."""
-    gc.collect()
     gc.freeze()
     gc.disable()
     try:
@@ -138,8 +147,8 @@ def _announce(engine: Engine, config: RunConfig, corpora: Corpora, world: World)
         ", ".join(corpus.name for corpus in corpora.corpora),
         ", ".join(f"{samples / config.train.global_batch:,.1f}" for samples in engine.batches.epoch_samples),
     )  # fmt: skip
-    for setting in world.settings():
-        log.info("%s", setting)
+    memory = "as the user's malloc settings say" if memory_is_tuned() else "kept by the process (mallopt)"
+    log.info("%s, freed memory %s", ", ".join(world.settings()) or "no MPI", memory)
     if (
         engine.device.type == "cpu"
         and len(affinity()) < (os.cpu_count() or 1) // world.size

@@ -33,13 +33,15 @@ def test_options_reach_their_section(tmp_path):
 
 def test_the_world_follows_the_sync(tmp_path):
     assert preferred_world(config(tmp_path).sync) == "horovod"
+    assert preferred_world(config(tmp_path, "sync=horovod").sync) == "horovod"
     assert preferred_world(config(tmp_path, "sync=async").sync) == "mpi"
+    assert preferred_world(config(tmp_path, "sync=tree").sync) == ("horovod" if torch.cuda.is_available() else "mpi")
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["sync=ring"], "sync"),
+        (["sync=ring"], "'ring' is none of auto, horovod, allreduce, tree"),
         (["sync={kind: horovod, op: sum, predivide: 2.0}"], "predivide is of op: average, not sum"),
         (["sync={kind: horovod, predivide: 2.0, groups: 2}"], "ignores predivide in groups"),
         (["sync={kind: horovod, op: adasum}"], "set optim.clip: 0"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from hvdlm.config import Section
@@ -22,6 +22,12 @@ class AllreduceConfig(Section):
     kind: Literal["allreduce"] = "allreduce"
     compress: CompressConfig | None = Field(None, description="send less than float32, with error feedback")
     overlap: bool | None = Field(None, description="reduce during backward; None: where the world has a thread for it")
+
+    @model_validator(mode="after")
+    def _check(self) -> AllreduceConfig:
+        if self.compress is not None and self.overlap:
+            raise ValueError("compress encodes the whole gradient at once; leave overlap out")
+        return self
 
 
 class AllreduceSync(Sync):

@@ -35,7 +35,7 @@ class AsyncConfig(Section):
     kind: Literal["async"] = "async"
     max_staleness: int | None = Field(
         None, ge=0,
-        description="most updates by others while one is computed; below ranks - 1 some ranks always wait; null: 8 x ranks",
+        description="most updates by others while one is computed; below ranks - 1 some always wait; null: 8 x ranks",
     )  # fmt: skip
 
 

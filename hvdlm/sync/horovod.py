@@ -11,6 +11,7 @@ from torch import nn
 from hvdlm.config import Section
 from hvdlm.errors import UserError
 from hvdlm.sync.interface import Sync, ring_bytes
+from hvdlm.sync.local_sgd import average_state
 from hvdlm.world.horovod import load_horovod
 from hvdlm.world.interface import World
 
@@ -64,6 +65,7 @@ class HorovodSync(Sync):
         self._is_adasum = config.op == "adasum"
         if self._is_adasum and world.size & (world.size - 1):
             raise UserError(f"sync.op: adasum needs a power of two ranks, these are {world.size}; use op: average")
+        self.reduces_to_mean = config.op == "average"
         self.sums_ranks = config.op == "average" and config.predivide is None
         op = {"average": hvd.Sum if self.sums_ranks else hvd.Average, "sum": hvd.Sum, "adasum": hvd.Adasum}[config.op]
         compression = {"none": hvd.Compression.none, "fp16": hvd.Compression.fp16}[config.compression]
@@ -90,6 +92,10 @@ class HorovodSync(Sync):
             return
         with self.optimizer.skip_synchronize():
             self.optimizer.step()
+
+    def settle(self) -> None:
+        if self._is_adasum:  # each rank's optimizer has followed its own gradients
+            self.bytes_sent += average_state(self.world, self.optimizer, self.parameters)
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad()  # Horovod's takes no argument

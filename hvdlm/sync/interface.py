@@ -26,6 +26,9 @@ class Sync(ABC):
     # After every step all ranks hold the same weights, bit for bit.
     replicas_are_equal = True
 
+    # `reduce` leaves the mean gradient, so that its norm says what the step is like, and `step` may be left out.
+    reduces_to_mean = True
+
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
         self.optimizer: Any = optimizer  # its state is saved, its learning rate set; a wrapper replaces it
         self.world = world

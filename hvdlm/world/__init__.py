@@ -34,6 +34,18 @@ def launched_as(env: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
     return None
 
 
+def threads_wanted(env: Mapping[str, str] = os.environ) -> int:
+    """Threads that the user set by OMP_NUM_THREADS, or 0."""
+    value = env.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(value) if value.isdigit() else 0
+
+
+def memory_is_tuned(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether the user has told glibc's malloc himself when to give memory back."""
+    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_")
+    return any(name in env for name in names) or "glibc.malloc." in env.get("GLIBC_TUNABLES", "")
+
+
 def met_over_gloo(env: Mapping[str, str] = os.environ) -> bool:
     """Whether the ranks were started by `horovodrun --gloo`: then they are no MPI processes."""
     return "HOROVOD_GLOO_RENDEZVOUS_ADDR" in env

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from hvdlm.errors import UserError
+from hvdlm.world import met_over_gloo
 from hvdlm.world.interface import Pending, World
 from hvdlm.world.mpi import YIELD, library_version, load_mpi
 
+TUNED = "OMPI_MCA_coll_tuned_"  # Open MPI's settings of its own choice of algorithms
 PIECE_BYTES = 256 << 20
 
 
@@ -26,6 +29,17 @@ def load_horovod() -> Any:
     if not hasattr(hvd, "init"):  # its __init__ swallows a failed load of the extension
         raise UserError("Horovod's torch extension does not load (built for another torch?); run `make setup`")
     return hvd
+
+
+def reduce_large_buffers_in_segments() -> None:
+    """Tell Open MPI to reduce what is above 4 MiB as a ring of 1 MiB segments, unless the user has his own rules.
+
+    Horovod reduces a whole fused buffer in one call. In segments that stay in cache 80 MB took 10 ms instead of
+    36 at 2 ranks on one host, 27 instead of 104 at 3. Another MPI does not read these variables.
+    """
+    if not any(name.startswith(TUNED) for name in os.environ):
+        rules = Path(__file__).parent / "allreduce.rules"
+        os.environ |= {TUNED + "use_dynamic_rules": "1", TUNED + "dynamic_rules_filename": str(rules)}
 
 
 class _Started:
@@ -50,7 +64,9 @@ class HorovodWorld(World):
         os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "300")
         self._hvd = load_horovod()
         # Under Gloo's own rendezvous (horovodrun --gloo) ranks are no MPI processes.
-        self._mpi = None if "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ else load_mpi()
+        if not met_over_gloo():
+            reduce_large_buffers_in_segments()
+        self._mpi = None if met_over_gloo() else load_mpi()
         self._hvd.init()
         self.rank = self._hvd.rank()
         self.size = self._hvd.size()

@@ -12,6 +12,9 @@ from pathlib import Path
 import torch
 from harness import make_config
 
+from hvdlm import checkpoint
+from hvdlm import train as stage
+from hvdlm.engine import Engine
 from hvdlm.errors import UserError
 from hvdlm.guard import Verdict
 from hvdlm.loop import Loop
@@ -79,6 +82,64 @@ def check_an_overflow_on_one_rank_is_skipped_by_all(world, sync):
     engine.close()
 
 
+def check_horovods_options(world):
+    """Each is the mean gradient in another way, within its precision; adasum is another one, the same on all ranks."""
+
+    def losses(sync, *overrides):
+        engine, _ = engine_of(world, f"sync={sync}", *overrides)
+        found = [float(result.loss_sum) for result in engine.run(0, 4)]
+        weights = world.gather([float(p.detach().double().sum()) for p in engine.model.parameters()])
+        assert all(rank == weights[0] for rank in weights), sync
+        engine.close()
+        return torch.tensor(found)
+
+    expected = losses("horovod")
+    for options, tolerance in (
+        ("compression: fp16", 1e-3), ("predivide: 4.0", 1e-5), ("groups: 3", 1e-5), ("fusion_mb: 1, cycle_ms: 2", 1e-5),
+    ):  # fmt: skip
+        assert torch.allclose(losses(f"{{kind: horovod, {options}}}"), expected, rtol=tolerance), options
+    sgd = ("optim.name=sgd", "optim.lr=0.1", "optim.clip=0", "optim.weight_decay=0")
+    summed = losses("{kind: horovod, op: sum}", *sgd)
+    assert torch.allclose(summed, losses("horovod", *sgd[:1], f"optim.lr={0.1 * world.size}", *sgd[2:]), rtol=1e-4)
+    adasum = losses("{kind: horovod, op: adasum}", *sgd)
+    assert torch.isfinite(adasum).all()
+    assert not torch.allclose(adasum[2:], summed[2:], rtol=1e-6)
+
+
+def check_a_ramp_changes_the_number_of_passes(world):
+    """2, then 6 micro-batches a rank and step: Horovod counts them, plain sums need not."""
+    ramp = f"train.ramp={{start: {2 * world.size}, increment: {12 - 2 * world.size}, steps: 2}}"
+    found = []
+    for sync in ("horovod", "allreduce"):
+        engine, _ = engine_of(world, f"sync={sync}", ramp)
+        results = engine.run(0, 4)
+        assert [result.micro_batches for result in results] == [2, 2, 12 // world.size, 12 // world.size]
+        found.append(torch.tensor([float(result.grad_norm) for result in results]))
+        engine.close()
+    assert torch.allclose(*found, rtol=1e-5)
+
+
+class Broken(Engine):
+    """Its gradient is nan on the rank that has sample 50, of step 4."""
+
+    def _accumulate(self, step, part, windows):
+        loss = super()._accumulate(step, part, windows)
+        if 50 in self._positions(step, part, self.left_out):
+            self.sync.parameters[0].grad.fill_(math.nan)
+        return loss
+
+
+def check_all_ranks_rewind_together(world, folder):
+    stage.Engine = Broken
+    config = make_config(
+        DATA, folder / "rewind", "train.micro_batch=1", "train.steps=8", "checkpoint.every=2", "log.every=2",
+        "guard.nonfinite=rewind", "sync={kind: allreduce, overlap: false}",
+    )  # fmt: skip
+    assert set(world.gather(stage.train(config, world)["step"])) == {8}
+    assert checkpoint.read_state(checkpoint.resolve(folder / "rewind"))["engine"]["left_out"] in (12, 24)
+    stage.Engine = Engine
+
+
 def check_a_flipped_bit_stops_the_job(world, folder):
     engine, corpora = engine_of(world, "train.digest_every=4", "train.eval_every=100")
     name, parameter = list(engine.model.named_parameters())[3]
@@ -101,7 +162,7 @@ def check_a_flipped_bit_stops_the_job(world, folder):
 
 def check_a_pulse_tells_all_ranks_the_same(world):
     engine, _ = engine_of(world)
-    pulse = Pulse(engine, 5, 0)
+    pulse = Pulse(engine, 5)
     assert pulse.next_end(0) == 1
     interval = pulse.agree(0, 2, engine.run(0, 2), stop=world.rank == world.size - 1)
     assert interval.stop
@@ -122,8 +183,11 @@ if __name__ == "__main__":
         check_an_overflow_on_one_rank_is_skipped_by_all(world, "{kind: allreduce, overlap: true}")
         check_a_flipped_bit_stops_the_job(world, folder)
         check_a_pulse_tells_all_ranks_the_same(world)
+        check_all_ranks_rewind_together(world, folder)
         if world.kind == "horovod":
             check_each_gradient_is_reduced_once(world)
+            check_horovods_options(world)
+            check_a_ramp_changes_the_number_of_passes(world)
             check_the_norm_is_the_same_on_all_ranks(world, "sync=horovod")
             check_an_overflow_on_one_rank_is_skipped_by_all(world, "horovod")
         print(f"rank {world.rank} passed", flush=True)

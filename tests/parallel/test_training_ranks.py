@@ -109,7 +109,7 @@ def test_accumulation_equals_one_large_micro_batch(train, world):
 
 
 def test_tree_trains_to_the_same_bits_on_any_number_of_ranks(train):
-    """Weights, optimizer state and losses; 16 sequences in 8 micro-batches on 1, 2, 4 and 8 ranks, with clipping and dropout."""
+    """Weights and optimizer state; 8 micro-batches on 1, 2, 4 and 8 ranks, with clipping and dropout."""
     options = ("sync=tree", "train.global_batch=16", "train.micro_batch=2", "train.steps=6", "model.dropout=0.1",
                "optim.clip=0.5")  # fmt: skip
     serial = train("serial", 0, "serial", *options)
@@ -158,6 +158,21 @@ def test_dropout_does_not_depend_on_the_rank_count(train):
         losses(train(f"r{ranks}", ranks, world, "model.dropout=0.3")) for ranks, world in ((0, "serial"), (3, "mpi"))
     )
     assert one["train"] == pytest.approx(three["train"], rel=1e-5)
+
+
+def test_streams_carry_their_state_on_any_number_of_ranks_and_over_an_interruption(train):
+    """Truncated backpropagation through time: 12 streams, two epochs and more, in micro-batches of 1, 2 and 4."""
+    options = ("data.order=contiguous", "model.dropout=0.2", "checkpoint.every=7", "checkpoint.keep=9")
+    whole = train("serial", 0, "serial", *options, family="lstm")
+    assert losses(whole)["train"] != pytest.approx(
+        losses(train("random", 0, "serial", "model.dropout=0.2", family="lstm"))["train"], rel=1e-3
+    )
+    part = train("three", 3, "horovod", *options, "train.micro_batch=4", family="lstm")
+    assert losses(part)["train"] == pytest.approx(losses(whole)["train"], rel=1e-5)
+    for step in (14, 20):
+        shutil.rmtree(part / "checkpoints" / f"step_{step:08d}")
+    resumed = train("three", 2, "mpi", *options, "train.micro_batch=1", family="lstm")
+    assert losses(resumed)["train"] == pytest.approx(losses(whole)["train"], rel=1e-5)
 
 
 def test_bf16_trains_on_two_ranks(train):
