@@ -124,15 +124,19 @@ class Engine:
             self._reader.expect(step + 1, part, self.left_out)
         passes = len(windows) // self.config.train.micro_batch
         set_lr(self.sync.optimizer, self.lr_of(step))
+        before = time.perf_counter()
         self.sync.begin(step, passes)
+        comm_s = time.perf_counter() - before
         if step == end - 1 and self.sync.replicas_are_equal and self.sync.reduces_to_mean:
             self.noise_scale.arm()
         loss_sum = self._accumulate(step, part, windows)
         before = time.perf_counter()
         self.sync.reduce()
-        comm_s = time.perf_counter() - before
+        comm_s += time.perf_counter() - before
         norm, verdict = self._apply(step)
-        self.sync.zero_grad()
+        before = time.perf_counter()
+        self.sync.zero_grad()  # where local SGD averages
+        comm_s += time.perf_counter() - before
         return StepResult(step, loss_sum, passes, norm, verdict, time.perf_counter() - start, data_wait_s, comm_s)
 
     def _accumulate(self, step: int, part: int, windows: np.ndarray) -> Tensor:

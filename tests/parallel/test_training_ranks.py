@@ -124,9 +124,18 @@ def test_horovod_sync_equals_allreduce_sync_over_horovod(train):
     assert one["train"] == pytest.approx(other["train"], rel=1e-5)
 
 
-@pytest.mark.parametrize(("ranks", "world"), [(2, "horovod"), (3, "mpi")])
-def test_resume_equals_no_interruption_bit_for_bit(train, ranks, world):
-    options = ("checkpoint.every=5", "model.dropout=0.1")
+@pytest.mark.parametrize(
+    ("ranks", "world", "sync"),
+    [
+        (2, "horovod", "auto"),
+        (3, "mpi", "auto"),
+        (2, "mpi", "{kind: local_sgd, every: 4}"),
+        (2, "mpi", "{kind: diloco, every: 3}"),
+        (2, "mpi", "{kind: allreduce, compress: {name: topk, density: 0.1}}"),
+    ],
+)
+def test_resume_equals_no_interruption_bit_for_bit(train, ranks, world, sync):
+    options = ("checkpoint.every=5", "model.dropout=0.1", f"sync={sync}")
     whole = train("whole", ranks, world, *options)
     half = train("half", ranks, world, *options, "train.steps=20", "checkpoint.keep=9")
     for step in (10, 15, 20):  # as if killed after step 5, with rows of later steps in the log
@@ -134,6 +143,16 @@ def test_resume_equals_no_interruption_bit_for_bit(train, ranks, world):
     resumed = train("half", ranks, world, *options)
     assert weights(resumed) == weights(whole)
     assert losses(resumed) == losses(whole)
+
+
+def test_asynchronous_training_is_saved_and_goes_on_with_another_number_of_ranks(train):
+    part = train("async", 3, "mpi", "sync=async", "checkpoint.every=10", "checkpoint.keep=9")
+    shutil.rmtree(part / "checkpoints" / "step_00000020")
+    resumed = train("async", 2, "mpi", "sync=async", "checkpoint.every=10")
+    rows = read_metrics(resumed / "metrics.jsonl", "train")
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
+    assert any("staleness_mean" in row for row in rows)
 
 
 def test_horovodrun_over_gloo_trains_the_same(train, data_dir, tmp_path):
