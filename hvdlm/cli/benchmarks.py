@@ -8,19 +8,13 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.parts import Group, json_option, result
-from hvdlm.errors import UserError
+from hvdlm.cli.parts import Group, json_option, refuse_a_launcher, result
 from hvdlm.world import launched_as
 
 
 @click.group(cls=Group)
 def bench() -> None:
     """Measure what this machine makes of hvdlm, beside its parts and its peers."""
-
-
-def _refuse_a_launcher() -> None:
-    if (launched_as() or (0, 1))[1] > 1:
-        raise UserError("`hvdlm bench` starts its own ranks; call it without mpirun")
 
 
 @bench.command("preprocess", epilog="hvdlm bench preprocess --megabytes 200 --out runs/bench")
@@ -36,7 +30,7 @@ def _refuse_a_launcher() -> None:
 @json_option
 def bench_preprocess(ranks: str, out: Path, as_json: bool, **choices: Any) -> None:
     """Raw jsonl to shards as a whole process, the encoder alone, the tokenizers library, and datatrove."""
-    _refuse_a_launcher()
+    refuse_a_launcher("hvdlm bench")
     from hvdlm.perf import bench_preprocess as stage
     from hvdlm.perf.sweep import parse_ranks
     from hvdlm.runlog import setup_logging
@@ -74,7 +68,7 @@ def bench_train(workloads: str, variants: str, out: Path, as_json: bool, **count
 
     All variants of a workload are alive at once and measured in turn, some seconds each; the others are stopped.
     """
-    _refuse_a_launcher()
+    refuse_a_launcher("hvdlm bench")
     from hvdlm.perf import bench_train as stage
     from hvdlm.runlog import setup_logging
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from hvdlm.errors import UserError
 from hvdlm.world import launched_as
 
 
@@ -46,3 +47,9 @@ def by_rank_0(function: Any) -> Any:
 
 config_argument = click.argument("config", type=click.Path(path_type=Path))
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
+
+
+def refuse_a_launcher(command: str) -> None:
+    """For commands that start their own jobs."""
+    if (launched_as() or (0, 1))[1] > 1:
+        raise UserError(f"`{command}` starts its own ranks; call it without mpirun")

@@ -8,9 +8,16 @@ from pathlib import Path
 
 import click
 
-from hvdlm.cli.parts import Command, by_rank_0, config_argument, json_option, overrides_argument, result
-from hvdlm.errors import UserError
-from hvdlm.world import connected, launched_as
+from hvdlm.cli.parts import (
+    Command,
+    by_rank_0,
+    config_argument,
+    json_option,
+    overrides_argument,
+    refuse_a_launcher,
+    result,
+)
+from hvdlm.world import connected
 
 
 @click.command(cls=Command, epilog="hvdlm scale configs/quickstart.yaml --ranks 1,2 --mode both --out runs/scaling")
@@ -27,8 +34,7 @@ def scale(
     config: Path, overrides: tuple[str, ...], ranks: str, mode: str, out: Path | None, as_json: bool, **counts: int
 ) -> None:
     """Measure weak and strong scaling of the real training step; leaves DIR/records and the report."""
-    if (launched_as() or (0, 1))[1] > 1:
-        raise UserError("`hvdlm scale` starts its own ranks; call it without mpirun")
+    refuse_a_launcher("hvdlm scale")
     from hvdlm.config import load
     from hvdlm.perf.report import write_report
     from hvdlm.perf.sweep import Effort, parse_ranks, sweep

@@ -9,9 +9,7 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.parts import Command, config_argument, json_option, overrides_argument, result
-from hvdlm.errors import UserError
-from hvdlm.world import launched_as
+from hvdlm.cli.parts import Command, config_argument, json_option, overrides_argument, refuse_a_launcher, result
 
 
 @click.command(cls=Command, epilog="hvdlm tune configs/quickstart.yaml --ranks 2 --minutes 10 --out configs/mine.yaml")
@@ -33,7 +31,7 @@ def tune(config: Path, overrides: tuple[str, ...], out: Path | None, as_json: bo
 
     Leaves a config that `hvdlm train` takes, with the measurements in its header and all runs as JSON beside it.
     """
-    _refuse_a_launcher("hvdlm tune")
+    refuse_a_launcher("hvdlm tune")
     from hvdlm.config import load
     from hvdlm.perf.tune import TuneOptions, tune
     from hvdlm.perf.tune_result import to_text
@@ -58,7 +56,7 @@ def tune(config: Path, overrides: tuple[str, ...], out: Path | None, as_json: bo
 @json_option
 def bench_sync(config: Path, overrides: tuple[str, ...], kinds: str, as_json: bool, **choices: Any) -> None:
     """Train one model on the same tokens by every way of combining gradients: loss, speed, bytes sent."""
-    _refuse_a_launcher("hvdlm bench")
+    refuse_a_launcher("hvdlm bench")
     from hvdlm.config import load
     from hvdlm.perf.bench_sync import SyncBenchOptions, bench, parse_kinds, to_text
     from hvdlm.run import RunConfig
@@ -68,8 +66,3 @@ def bench_sync(config: Path, overrides: tuple[str, ...], kinds: str, as_json: bo
     settings = load(RunConfig, config, overrides)
     found = bench(settings, SyncBenchOptions(kinds=parse_kinds(kinds), **choices))
     result(found, as_json, to_text(found))
-
-
-def _refuse_a_launcher(command: str) -> None:
-    if (launched_as() or (0, 1))[1] > 1:
-        raise UserError(f"`{command}` starts its own ranks; call it without mpirun")
