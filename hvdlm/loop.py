@@ -45,11 +45,11 @@ class Loop:
         """From step `first` to an end. Every decision follows from numbers that all ranks have."""
         self.step = self.first = first
         self.ending = ending(self.config.train, self.engine.val_losses, self.spent_s)
-        pulse = Pulse(self.engine, self.config.log.every)
         if first >= self.engine.total_steps or self.ending:
             log.info("%s is at step %d of %d already%s", self.config.run_dir, first, self.engine.total_steps,
                      self.ending and f": {self.ending}")  # fmt: skip
             return
+        pulse = Pulse(self.engine, self.config.log.every)
         while self.step < self.engine.total_steps and not self.ending and not self.is_stopped:
             end = pulse.next_end(self.step)
             results = self.engine.run(self.step, end)

@@ -26,7 +26,9 @@ def test_ratios_are_taken_within_a_round():
 
 def test_the_preprocess_bench_runs_and_leaves_out_a_peer_that_is_not_there(job, tmp_path):
     corpus = tmp_path / "mine.jsonl"
-    corpus.write_text("".join(json.dumps({"text": f"line {n} of a small corpus, {n * n}"}) + "\n" for n in range(30_000)))
+    corpus.write_text(
+        "".join(json.dumps({"text": f"line {n} of a small corpus, {n * n}"}) + "\n" for n in range(30_000))
+    )
     done = job(
         0, "bench", "preprocess", "--corpus", corpus, "--vocab-size", "300", "--ranks", "1", "--repeats", "1",
         "--out", tmp_path / "bench", "--json",

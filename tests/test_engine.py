@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from broken import Broken
 from harness import make_config
 
 from hvdlm import checkpoint
@@ -164,16 +165,6 @@ def test_fp16_trains_like_fp32(data_dir, tmp_path):
     fp32, fp16 = (run(make_engine(data_dir, tmp_path, f"train.precision={name}"), 0, 20) for name in ("fp32", "fp16"))
     assert fp16[-1][0] == pytest.approx(fp32[-1][0], rel=2e-2)
     assert fp16[3][1] == pytest.approx(fp32[3][1], rel=5e-2)  # the norm is that of the unscaled gradient
-
-
-class Broken(Engine):
-    """Its gradient is nan whenever sample 50 is in the batch."""
-
-    def _accumulate(self, step, part, windows):
-        loss = super()._accumulate(step, part, windows)
-        if 50 in self._positions(step, part, self.left_out):
-            self.sync.parameters[0].grad.fill_(math.nan)
-        return loss
 
 
 @pytest.fixture
