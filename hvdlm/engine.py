@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from hvdlm import checkpoint
 from hvdlm.batches import ContiguousBatches, MixedStreams, order_over
@@ -33,6 +34,7 @@ from hvdlm.ramp import BatchPlan
 from hvdlm.run import RunConfig, total_steps
 from hvdlm.shards import TokenStream
 from hvdlm.sync import build_sync
+from hvdlm.trace import Trace
 from hvdlm.world.interface import World
 
 
@@ -87,6 +89,7 @@ class Engine:
         self._judges = looks and (self.sync.reduces_to_mean or not self.sync.replicas_are_equal)
         self._is_random = is_random(config.model) or config.noise.is_on
         self._reader = Prefetch(self._read)
+        self._trace = Trace(config.log.trace, config.run_dir / "trace" / f"rank{world.rank}.json")
 
     def agree_on_weights(self) -> None:
         """Give every rank rank 0's weights and buffers."""
@@ -95,7 +98,12 @@ class Engine:
 
     def run(self, first: int, end: int) -> list[StepResult]:
         """Train on the global batches of steps [first, end), this rank's share of them."""
-        return [self._step(step, part, end) for step, part in self.sync.work(first, end)]
+        results = []
+        for step, part in self.sync.work(first, end):
+            self._trace.before(step)
+            results.append(self._step(step, part, end))
+            self.world.beats += 1
+        return results
 
     def lr_of(self, step: int) -> float:
         """Learning rate of a step, the same at any number of ranks."""
@@ -118,24 +126,30 @@ class Engine:
 
     def _step(self, step: int, part: int, end: int) -> StepResult:
         start = time.perf_counter()
-        windows = self._reader.get(step, part, self.left_out)
+        with record_function("hvdlm: wait for data"):
+            windows = self._reader.get(step, part, self.left_out)
         data_wait_s = time.perf_counter() - start
         if step + 1 < self.total_steps:
             self._reader.expect(step + 1, part, self.left_out)
         passes = len(windows) // self.config.train.micro_batch
         set_lr(self.sync.optimizer, self.lr_of(step))
         before = time.perf_counter()
-        self.sync.begin(step, passes)
+        with record_function("hvdlm: sync.begin"):
+            self.sync.begin(step, passes)
         comm_s = time.perf_counter() - before
         if step == end - 1 and self.sync.replicas_are_equal and self.sync.reduces_to_mean:
             self.noise_scale.arm()
-        loss_sum = self._accumulate(step, part, windows)
+        with record_function("hvdlm: forward and backward"):
+            loss_sum = self._accumulate(step, part, windows)
         before = time.perf_counter()
-        self.sync.reduce()
+        with record_function("hvdlm: sync.reduce"):
+            self.sync.reduce()
         comm_s += time.perf_counter() - before
-        norm, verdict = self._apply(step)
+        with record_function("hvdlm: clip and update"):
+            norm, verdict = self._apply(step)
         before = time.perf_counter()
-        self.sync.zero_grad()  # where local SGD averages
+        with record_function("hvdlm: sync.zero_grad"):
+            self.sync.zero_grad()  # where local SGD averages
         comm_s += time.perf_counter() - before
         return StepResult(step, loss_sum, passes, norm, verdict, time.perf_counter() - start, data_wait_s, comm_s)
 
@@ -256,6 +270,7 @@ class Engine:
 
     def close(self) -> None:
         """Collective."""
+        self._trace.close()
         self._reader.close()
         self.sync.close()
 

@@ -56,6 +56,7 @@ def evaluate(
             F.cross_entropy(logits.float().flatten(0, 1), expected, ignore_index=IGNORED, reduction="sum")
         )
         total[1] += int((targets >= 0).sum())
+        world.beats += 1
     world.sum_(total)
     nats, num_tokens = float(total[0]), int(total[1])
     is_whole = num_tokens == entry.num_tokens

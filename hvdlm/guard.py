@@ -35,6 +35,7 @@ class GuardConfig(Section):
     spike_factor: float = Field(10.0, gt=1, description="a spike is so many times the running mean of the norm")
     spike_warmup: int = Field(100, ge=1, description="steps before the running mean counts")
     max_skips: int = Field(10, ge=1, description="so many skipped steps in a row, or rewinds in a run, stop it")
+    stall_s: float = Field(600.0, ge=0, description="a rank that waits so long for another ends the job; 0 is never")
 
 
 @dataclass

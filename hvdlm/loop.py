@@ -20,6 +20,7 @@ from hvdlm.pulse import Interval, Pulse
 from hvdlm.run import RunConfig, TrainConfig
 from hvdlm.runlog import Progress, RunLog
 from hvdlm.stop import StopFlag
+from hvdlm.watchdog import watchdog
 
 log = logging.getLogger("hvdlm")
 
@@ -50,6 +51,10 @@ class Loop:
                      self.ending and f": {self.ending}")  # fmt: skip
             return
         pulse = Pulse(self.engine, self.config.log.every)
+        with watchdog(self.engine.world, self.config.guard.stall_s):
+            self._train(pulse, stop, progress)
+
+    def _train(self, pulse: Pulse, stop: StopFlag, progress: Progress) -> None:
         while self.step < self.engine.total_steps and not self.ending and not self.is_stopped:
             end = pulse.next_end(self.step)
             results = self.engine.run(self.step, end)

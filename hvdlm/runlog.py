@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hvdlm.config import Section
 from hvdlm.durable import write_text_durably
@@ -28,6 +28,15 @@ class LogConfig(Section):
 
     every: int = Field(10, ge=1, description="steps between two lines in a batch log")
     tensorboard: bool = Field(True, description="also write RUN/tensorboard")
+    trace: tuple[int, int] | None = Field(
+        None, strict=False, description="[first, end): steps to record in RUN/trace/rank*.json, every operator"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> LogConfig:
+        if self.trace is not None and not 0 <= self.trace[0] < self.trace[1]:
+            raise ValueError(f"trace {list(self.trace)} must be [first, end) with 0 <= first < end")
+        return self
 
 
 class _CurrentStderr:

@@ -88,7 +88,7 @@ class StockDdp(PlainLoop):
     """As in torch's tutorial: DistributedDataParallel over gloo; the ranks find one another by a file."""
 
     def __init__(self, config: RunConfig, rank: int, size: int) -> None:
-        meeting = Path(config.run_dir) / "ddp"
+        meeting = Path(config.run_dir).resolve() / "ddp"  # a relative path would be taken for a host
         torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
         super().__init__(config, rank, size)
 

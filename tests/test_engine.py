@@ -1,5 +1,6 @@
 """One step: accumulation, clipping and precision do what their names say; one reduction a step."""
 
+import json
 import math
 
 import numpy as np
@@ -244,3 +245,21 @@ def test_the_noise_scale_of_pure_noise_is_large_and_of_none_small():
     assert found == pytest.approx(noise / signal)
     assert NoiseScale(torch.nn.Linear(1, 1)).estimate(signal, signal, 2, 32) is None
     assert scale.estimate(1.0, 1.0, 4, 4) is None
+
+
+def test_a_trace_holds_the_steps_that_were_asked_for(data_dir, tmp_path):
+    engine = make_engine(data_dir, tmp_path, "log.trace=[2, 5]")
+    run(engine, 0, 4)
+    assert not list(tmp_path.glob("trace/*"))
+    run(engine, 4, 8)
+    events = json.loads((tmp_path / "trace" / "rank0.json").read_text())["traceEvents"]
+    names = [event["name"] for event in events if event.get("cat") == "user_annotation"]
+    assert names.count("hvdlm: forward and backward") == names.count("hvdlm: clip and update") == 3
+    assert any(event["name"] == "aten::addmm" or event["name"] == "aten::mm" for event in events)
+
+
+def test_a_trace_that_runs_past_the_end_is_written_at_the_end(data_dir, tmp_path):
+    engine = make_engine(data_dir, tmp_path, "log.trace=[2, 50]")
+    run(engine, 0, 4)
+    engine.close()
+    assert json.loads((tmp_path / "trace" / "rank0.json").read_text())["traceEvents"]

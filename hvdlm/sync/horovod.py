@@ -12,7 +12,7 @@ from hvdlm.config import Section
 from hvdlm.errors import UserError
 from hvdlm.sync.interface import Sync, ring_bytes
 from hvdlm.sync.local_sgd import average_state
-from hvdlm.world.horovod import load_horovod
+from hvdlm.world.horovod import load_horovod, wait_for
 from hvdlm.world.interface import World
 
 
@@ -61,7 +61,7 @@ class HorovodSync(Sync):
 
     def __init__(self, config: HorovodConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
         super().__init__(model, optimizer, world)
-        hvd = load_horovod()
+        hvd = self._hvd = load_horovod()
         self._is_adasum = config.op == "adasum"
         if self._is_adasum and world.size & (world.size - 1):
             raise UserError(f"sync.op: adasum needs a power of two ranks, these are {world.size}; use op: average")
@@ -83,6 +83,9 @@ class HorovodSync(Sync):
 
     def reduce(self) -> None:
         if not self._is_adasum:
+            for handle, _ in self.optimizer._handles.values():
+                if handle is not None:
+                    wait_for(self._hvd, handle)
             self.optimizer.synchronize()
         self.bytes_sent += self._step_bytes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hvdlm.world.mpi import YIELD, library_version, load_mpi
 
 TUNED = "OMPI_MCA_coll_tuned_"  # Open MPI's settings of its own choice of algorithms
 PIECE_BYTES = 256 << 20
+POLL_S = 1e-4  # as Horovod itself
 
 
 def load_horovod() -> Any:
@@ -40,6 +42,15 @@ def reduce_large_buffers_in_segments() -> None:
     if not any(name.startswith(TUNED) for name in os.environ):
         rules = Path(__file__).parent / "allreduce.rules"
         os.environ |= {TUNED + "use_dynamic_rules": "1", TUNED + "dynamic_rules_filename": str(rules)}
+
+
+def wait_for(hvd: Any, handle: int) -> None:
+    """Until an operation is done, so that other threads can run: Horovod's own wait keeps Python's lock.
+
+    A thread that reads ahead would stand still, and one that watches for a rank that does not answer.
+    """
+    while not hvd.poll(handle):
+        time.sleep(POLL_S)
 
 
 class _Started:
@@ -74,7 +85,10 @@ class HorovodWorld(World):
 
     def sum_(self, buffer: Any) -> None:
         tensor = torch.as_tensor(buffer)
-        self._hvd.allreduce_(tensor, op=self._hvd.Sum, name=f"hvdlm.sum.{tensor.dtype}.{tensor.numel()}")
+        name = f"hvdlm.sum.{tensor.dtype}.{tensor.numel()}"
+        handle = self._hvd.allreduce_async_(tensor, op=self._hvd.Sum, name=name)
+        wait_for(self._hvd, handle)
+        self._hvd.synchronize(handle)
 
     def broadcast_(self, buffer: Any) -> None:
         data = torch.as_tensor(buffer).detach().view(-1).view(torch.uint8)  # any dtype, bfloat16 and bool too
@@ -88,6 +102,7 @@ class HorovodWorld(World):
         return _Started(self._finish, self._hvd.allreduce_async_(buffer, op=self._hvd.Sum, name=name))
 
     def _finish(self, handle: int) -> None:
+        wait_for(self._hvd, handle)
         self._hvd.synchronize(handle)
         self._under_way -= 1
 

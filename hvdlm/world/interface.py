@@ -66,6 +66,7 @@ class World(ABC):
     rank: int
     size: int
     overlaps = False  # a sum that was started goes on by itself while this rank computes
+    beats = 0  # pieces of work that this rank has done: a watchdog looks whether it grows
 
     @abstractmethod
     def sum_(self, buffer: Any) -> None:

@@ -15,6 +15,8 @@ def fail(kind: str, world) -> None:
         raise RuntimeError("the last rank is broken")
     if kind == "mistake" and last:
         raise UserError("the last rank's own mistake")
+    if kind == "elsewhere" and last:
+        time.sleep(60)
     with world.together():
         if kind == "agreed" and last:
             raise UserError("found by the last rank")

@@ -100,6 +100,29 @@ def test_kill_9_of_one_rank_ends_the_job_and_the_same_command_resumes(start_trai
     assert time.monotonic() - start < 60
 
 
+@pytest.mark.parametrize("world", ["mpi", "horovod"])
+def test_a_rank_that_does_not_answer_ends_the_job(start_training, world):
+    process = start_training(f"world={world}", "guard.stall_s=4")
+    rank = ranks_of(process.pid)[1]
+    os.kill(rank, signal.SIGSTOP)
+    _, errors = process.communicate(timeout=4 + LIMIT_S)
+    assert process.returncode == 1
+    assert errors.count("hvdlm: error: rank 0 of 2 has waited 4 s for a rank that does not answer;") == 1
+    deadline = time.monotonic() + LIMIT_S
+    while Path(f"/proc/{rank}").exists():  # mpirun ends before it has killed a stopped one
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_horovod_names_the_rank_that_is_elsewhere_and_the_tensor(monkeypatch):
+    monkeypatch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "2")
+    monkeypatch.setenv("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "4")
+    done, seconds = fail("elsewhere", 2, "horovod")
+    assert done.returncode != 0
+    assert seconds < 4 + LIMIT_S
+    assert re.search(r"1: \[allreduce\.hvdlm\.sum\.", done.stderr), done.stderr
+
+
 @pytest.mark.parametrize("how", ["USR1 to rank 1", "TERM to rank 0", "STOP file"])
 def test_a_run_that_is_asked_to_stop_saves_exits_75_and_resumes(start_training, tmp_path, how):
     process = start_training()
