@@ -49,7 +49,7 @@ BASES = (LIMIT, *PEERS)
 GPT_TINY = {"family": "transformer", "layers": 4, "heads": 4, "width": 128}
 GPT_SMALL = {"family": "transformer", "layers": 6, "heads": 6, "width": 384}
 # What starts before any line of ours is reached: the comparison of `starts`.
-BARE_START = "import time, horovod.torch as hvd; hvd.init(); print(time.monotonic(), flush=True)"
+BARE_START = "import time, horovod.torch as hvd; hvd.init(); print(f'{time.monotonic():.3f};', flush=True)"
 # A user's own settings of these would make the peers no longer stock.
 NOT_STOCK = ("HOROVOD_", "OMPI_MCA_mpi_yield_when_idle", "MALLOC_", "GLIBC_TUNABLES")
 
@@ -95,19 +95,25 @@ def bench(options: TrainBenchOptions) -> dict:
     if options.ranks > physical_cores():
         log.warning("%d ranks on %d cores: they will take turns", options.ranks, physical_cores())
     options.out.mkdir(parents=True, exist_ok=True)
-    started, load_before = datetime.datetime.now(datetime.timezone.utc), os.getloadavg()[0]
     for name in options.workloads:
         for _, sync in variants.values():  # a mistake in any of them is said before a job starts
             run_config(WORKLOADS[name], options, run_dir=options.out, ranks=options.ranks, sync=sync)
     result: dict[str, Any] = {"ranks": options.ranks, "threads": _threads(options), "rounds": options.rounds}
-    result["workloads"] = {name: _measure(name, variants, options) for name in options.workloads}
-    result["start_s"] = _starts(options)
     result["environment"] = records.environment(
         hosts=[socket.gethostname()] * options.ranks, cores=physical_cores(), mpi=_mpi_version(), job="",
-        started=started, load_before=load_before,
+        started=datetime.datetime.now(datetime.timezone.utc), load_before=os.getloadavg()[0],
     ).model_dump()  # fmt: skip
-    write_text_durably(options.out / "train.json", json.dumps(result, indent=1) + "\n")
+    result["workloads"] = {}
+    for name in options.workloads:
+        result["workloads"][name] = _measure(name, variants, options)
+        _write(result, options)  # what was measured is not lost by what fails later
+    result["start_s"] = _starts(options)
+    _write(result, options)
     return result
+
+
+def _write(result: dict, options: TrainBenchOptions) -> None:
+    write_text_durably(options.out / "train.json", json.dumps(result, indent=1) + "\n")
 
 
 def program_of(variant: str) -> tuple[str, dict]:
@@ -264,7 +270,7 @@ def _bare_start(ranks: int) -> float:
     output, _ = job.communicate()
     if job.returncode:
         raise UserError("bench: Horovod does not start; see `hvdlm doctor`")
-    return max(map(float, output.split())) - launched
+    return max(float(part) for part in output.split(";") if part.strip()) - launched  # mpirun may lose a line end
 
 
 def _first_step(workload: Workload, options: TrainBenchOptions) -> float:
