@@ -95,24 +95,25 @@ def bench(options: TrainBenchOptions) -> dict:
     if options.ranks > physical_cores():
         log.warning("%d ranks on %d cores: they will take turns", options.ranks, physical_cores())
     options.out.mkdir(parents=True, exist_ok=True)
+    began = datetime.datetime.now(datetime.timezone.utc), os.getloadavg()[0]
     for name in options.workloads:
         for _, sync in variants.values():  # a mistake in any of them is said before a job starts
             run_config(WORKLOADS[name], options, run_dir=options.out, ranks=options.ranks, sync=sync)
     result: dict[str, Any] = {"ranks": options.ranks, "threads": _threads(options), "rounds": options.rounds}
-    result["environment"] = records.environment(
-        hosts=[socket.gethostname()] * options.ranks, cores=physical_cores(), mpi=_mpi_version(), job="",
-        started=datetime.datetime.now(datetime.timezone.utc), load_before=os.getloadavg()[0],
-    ).model_dump()  # fmt: skip
     result["workloads"] = {}
     for name in options.workloads:
         result["workloads"][name] = _measure(name, variants, options)
-        _write(result, options)  # what was measured is not lost by what fails later
+        _write(result, options, began)  # what was measured is not lost by what fails later
     result["start_s"] = _starts(options)
-    _write(result, options)
+    _write(result, options, began)
     return result
 
 
-def _write(result: dict, options: TrainBenchOptions) -> None:
+def _write(result: dict, options: TrainBenchOptions, began: tuple[datetime.datetime, float]) -> None:
+    result["environment"] = records.environment(
+        hosts=[socket.gethostname()] * options.ranks, cores=physical_cores(), mpi=_mpi_version(), job="",
+        started=began[0], load_before=began[1],
+    ).model_dump()  # fmt: skip
     write_text_durably(options.out / "train.json", json.dumps(result, indent=1) + "\n")
 
 
