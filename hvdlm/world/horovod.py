@@ -19,7 +19,7 @@ from hvdlm.world.mpi import YIELD, library_version, load_mpi
 
 TUNED = "OMPI_MCA_coll_tuned_"  # Open MPI's settings of its own choice of algorithms
 PIECE_BYTES = 256 << 20
-POLL_S = 1e-4  # as Horovod itself
+POLL_S = 1e-4  # nothing against a step, and little work for the core
 
 
 def load_horovod() -> Any:
