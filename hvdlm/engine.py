@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 
 from hvdlm import checkpoint
 from hvdlm.batches import ContiguousBatches, MixedStreams, order_over
@@ -34,7 +33,7 @@ from hvdlm.ramp import BatchPlan
 from hvdlm.run import RunConfig, total_steps
 from hvdlm.shards import TokenStream
 from hvdlm.sync import build_sync
-from hvdlm.trace import Trace
+from hvdlm.trace import Timed, Trace
 from hvdlm.world.interface import World
 
 
@@ -126,32 +125,26 @@ class Engine:
 
     def _step(self, step: int, part: int, end: int) -> StepResult:
         start = time.perf_counter()
-        with record_function("hvdlm: wait for data"):
+        with Timed("wait for data") as wait:
             windows = self._reader.get(step, part, self.left_out)
-        data_wait_s = time.perf_counter() - start
         if step + 1 < self.total_steps:
             self._reader.expect(step + 1, part, self.left_out)
         passes = len(windows) // self.config.train.micro_batch
         set_lr(self.sync.optimizer, self.lr_of(step))
-        before = time.perf_counter()
-        with record_function("hvdlm: sync.begin"):
+        with Timed("sync.begin") as begin:
             self.sync.begin(step, passes)
-        comm_s = time.perf_counter() - before
         if step == end - 1 and self.sync.replicas_are_equal and self.sync.reduces_to_mean:
             self.noise_scale.arm()
-        with record_function("hvdlm: forward and backward"):
+        with Timed("forward and backward"):
             loss_sum = self._accumulate(step, part, windows)
-        before = time.perf_counter()
-        with record_function("hvdlm: sync.reduce"):
+        with Timed("sync.reduce") as reduce:
             self.sync.reduce()
-        comm_s += time.perf_counter() - before
-        with record_function("hvdlm: clip and update"):
+        with Timed("clip and update"):
             norm, verdict = self._apply(step)
-        before = time.perf_counter()
-        with record_function("hvdlm: sync.zero_grad"):
-            self.sync.zero_grad()  # where local SGD averages
-        comm_s += time.perf_counter() - before
-        return StepResult(step, loss_sum, passes, norm, verdict, time.perf_counter() - start, data_wait_s, comm_s)
+        with Timed("sync.zero_grad") as zero_grad:  # where local SGD averages
+            self.sync.zero_grad()
+        comm_s = begin.seconds + reduce.seconds + zero_grad.seconds
+        return StepResult(step, loss_sum, passes, norm, verdict, time.perf_counter() - start, wait.seconds, comm_s)
 
     def _accumulate(self, step: int, part: int, windows: np.ndarray) -> Tensor:
         """Backward over the micro-batches of (n, T + 1) windows; the sum of their losses."""

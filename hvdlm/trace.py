@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
+
+
+class Timed:
+    """A part of a step: its `seconds` once it is over, and its name in a trace."""
+
+    def __init__(self, name: str) -> None:
+        self._mark = record_function(f"hvdlm: {name}")
+        self.seconds = 0.0
+
+    def __enter__(self) -> Timed:
+        self._mark.__enter__()
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.seconds = time.perf_counter() - self._start
+        self._mark.__exit__(*exc)
 
 
 class Trace:

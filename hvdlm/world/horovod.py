@@ -86,9 +86,7 @@ class HorovodWorld(World):
     def sum_(self, buffer: Any) -> None:
         tensor = torch.as_tensor(buffer)
         name = f"hvdlm.sum.{tensor.dtype}.{tensor.numel()}"
-        handle = self._hvd.allreduce_async_(tensor, op=self._hvd.Sum, name=name)
-        wait_for(self._hvd, handle)
-        self._hvd.synchronize(handle)
+        self._synchronize(self._hvd.allreduce_async_(tensor, op=self._hvd.Sum, name=name))
 
     def broadcast_(self, buffer: Any) -> None:
         data = torch.as_tensor(buffer).detach().view(-1).view(torch.uint8)  # any dtype, bfloat16 and bool too
@@ -101,9 +99,12 @@ class HorovodWorld(World):
         self._under_way += 1
         return _Started(self._finish, self._hvd.allreduce_async_(buffer, op=self._hvd.Sum, name=name))
 
-    def _finish(self, handle: int) -> None:
+    def _synchronize(self, handle: int) -> None:
         wait_for(self._hvd, handle)
         self._hvd.synchronize(handle)
+
+    def _finish(self, handle: int) -> None:
+        self._synchronize(handle)
         self._under_way -= 1
 
     def exchange_rows(self, rows: Any) -> Any:

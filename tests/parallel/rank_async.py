@@ -1,14 +1,25 @@
 """Run by every rank of test_sync_loose_ranks.py: asynchronous SGD, with a rank that is slow."""
 
-import sys
 import time
 
 import torch
-from rank_local import adamw, backward, build, close, flat, loss_of, plain, same_on_all, sgd, state_tensors, train
+from rank_local import (
+    adamw,
+    backward,
+    build,
+    close,
+    flat,
+    loss_of,
+    plain,
+    run_checks,
+    same_on_all,
+    sgd,
+    state_tensors,
+    train,
+)
 from torch import nn
 
 from hvdlm.sync.async_sgd import AsyncConfig, AsyncSync
-from hvdlm.world import connected
 
 
 def make(world, max_staleness=16, optimizer_of=sgd, model=None):
@@ -152,10 +163,4 @@ def check_bound_of_zero_is_sequential_training(world):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    with connected("mpi") as world:
-        assert world.size == int(sys.argv[1])
-        for name, check in list(globals().items()):
-            if name.startswith("check_"):
-                check(world)
-        print(f"rank {world.rank} passed", flush=True)
+    run_checks(globals())

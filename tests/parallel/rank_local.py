@@ -264,11 +264,16 @@ def check_convergence(world):
         assert loss_of(model) < 1.15 * reference, (config, loss_of(model), reference)
 
 
-if __name__ == "__main__":
+def run_checks(names: dict) -> None:
+    """Every function of a script that is called check_…, in the world whose size the command line gives."""
     torch.set_num_threads(1)
     with connected("mpi") as world:
         assert world.size == int(sys.argv[1])
-        for name, check in list(globals().items()):
+        for name, check in list(names.items()):
             if name.startswith("check_"):
                 check(world)
         print(f"rank {world.rank} passed", flush=True)
+
+
+if __name__ == "__main__":
+    run_checks(globals())
