@@ -22,7 +22,7 @@ test: setup lint unit parallel  ## everything that CI runs
 lint: setup             ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy hvdlm preprocessing perf scripts
+	.venv/bin/mypy hvdlm preprocessing perf jobs scripts
 
 unit: setup             ## tests of one process, seconds each
 	.venv/bin/python -m pytest tests --ignore=tests/parallel --ignore=tests/slurm

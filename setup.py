@@ -23,14 +23,16 @@ setup(
         "hvdlm.preprocessing",
         "hvdlm.preprocessing.readers",
         "hvdlm.perf",
+        "hvdlm.jobs",
     ],
     package_dir={
         "hvdlm": "hvdlm",
         "hvdlm.preprocessing": "preprocessing",
         "hvdlm.preprocessing.readers": "preprocessing/readers",
         "hvdlm.perf": "perf",
+        "hvdlm.jobs": "jobs",
     },
-    package_data={"hvdlm.perf": ["*.j2"], "hvdlm.world": ["*.rules"]},
+    package_data={"hvdlm.jobs": ["sites/*.yaml", "templates/*.j2"], "hvdlm.perf": ["*.j2"], "hvdlm.world": ["*.rules"]},
     # Horovod is not listed: as published it does not build with a current torch. scripts/setup_env.py
     # builds it; `hvdlm doctor` says so where it is missing, and world: mpi works without it.
     install_requires=[

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted(path for part in ("hvdlm", "preprocessing", "perf") for path in (ROOT / part).rglob("*.py"))
+SOURCES = sorted(path for part in ("hvdlm", "preprocessing", "perf", "jobs") for path in (ROOT / part).rglob("*.py"))
 
 # library -> where it may be imported. doctor.py examines each of them.
 HOMES = {
     "h5py": {"hvdlm/shards.py", "hvdlm/mpio.py", "hvdlm/doctor.py", "perf/bench_reading.py"},
     "horovod": {"hvdlm/world/horovod.py", "hvdlm/sync/horovod.py", "hvdlm/doctor.py"},
     "mpi4py": {"hvdlm/world/mpi.py"},
-    "jinja2": {"perf/report.py"},
+    "jinja2": {"perf/report.py", "jobs/render.py"},
     "matplotlib": {"perf/report.py", "hvdlm/inspection.py"},
 }
 STAGES = ("preprocessing", "perf", "jobs")
