@@ -3,7 +3,7 @@ PYTHON ?= python3
 CORPUS ?=
 export CORPUS
 
-.PHONY: help setup setup-system quickstart test lint unit parallel format clean
+.PHONY: help setup setup-system quickstart slurm-demo test lint unit parallel format clean
 
 help:                   ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
@@ -16,6 +16,10 @@ setup-system:           ## Debian, root: Open MPI, parallel HDF5, SLURM, munge, 
 
 quickstart: setup       ## the main job on this machine, under 5 minutes (CORPUS=path for your own text)
 	@scripts/quickstart.sh
+
+slurm-demo: setup       ## a real SLURM on this machine: one command from raw text to the scaling report, preempted once
+	@rm -rf runs/slurm-demo
+	@.venv/bin/python scripts/mini_slurm.py -- scripts/slurm_demo.sh
 
 test: setup lint unit parallel  ## everything that CI runs
 

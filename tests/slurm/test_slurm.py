@@ -32,8 +32,9 @@ def expected(job, config, tmp_path):
     return losses(tmp_path / "serial")
 
 
-def test_srun_starts_real_ranks(slurm, config, tmp_path, expected):
-    done = run(slurm, "srun", "--mpi=pmix", "-N1", "-n2", *HVDLM, "train", config, "train.steps=5")
+@pytest.mark.parametrize("nodes", ["-N1", "-N2"])
+def test_srun_starts_real_ranks(slurm, config, tmp_path, expected, nodes):
+    done = run(slurm, "srun", "--mpi=pmix", nodes, "-n2", *HVDLM, "train", config, "train.steps=5")
     assert done.returncode == 0, done.stderr
     assert "horovod world of 2" in done.stderr
     assert losses(tmp_path / "run") == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,191 @@
+"""What a person asks of a cluster: the options that all submissions share, and what they become."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hvdlm.cli.parts import result
+from hvdlm.errors import UserError
+from hvdlm.world import launched_as
+from hvdlm.world.launch import fresh_environment
+
+if TYPE_CHECKING:
+    from hvdlm.jobs.budget import Measured
+    from hvdlm.jobs.submit import Desk, Order, Size, Submitted
+    from hvdlm.run import RunConfig
+
+JOBS_DIR = Path("runs/jobs")
+
+
+def submission_environment() -> dict[str, str]:
+    """For sbatch: what SLURM told an enclosing job must not become options of the next."""
+    told = fresh_environment()
+    return {name: told[name] for name in told if not name.startswith("SLURM_") or name == "SLURM_CONF"}
+
+
+def job_options(function: Any) -> Any:
+    """The options of every `hvdlm submit`; the function gets them as one `Ask`."""
+
+    @functools.wraps(function)
+    def collected(*args: Any, **options: Any) -> Any:
+        if (launched_as() or (0, 1))[1] > 1:
+            raise UserError("`hvdlm submit` queues jobs; call it without a launcher")
+        ask = Ask(**{name: options.pop(name) for name in ASKED})
+        return function(*args, ask=ask, **options)
+
+    for option in reversed(OPTIONS):
+        collected = option(collected)
+    return collected
+
+
+ASKED = ("site", "nodes", "ranks_per_node", "cores_per_rank", "minutes", "account", "partition", "settings", "after",
+         "max_node_hours", "jobs_dir", "dry_run", "as_json")  # fmt: skip
+OPTIONS = (
+    click.option("--site", required=True, help="A name of `hvdlm sites`, or a YAML file of yours."),
+    click.option("--nodes", type=click.IntRange(1), default=1, show_default=True),
+    click.option("--ranks-per-node", type=click.IntRange(1), default=None, help="Default: the site's."),
+    click.option("--cores-per-rank", type=click.IntRange(1), default=None, help="Default: a share of the site's node."),
+    click.option("--time", "minutes", type=click.IntRange(1), default=60, show_default=True, help="Minutes of a job."),
+    click.option("--account", default=None, help="As sbatch's."),
+    click.option("--partition", default=None, help="As sbatch's."),
+    click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A value of the site, for this job."),
+    click.option("--after", multiple=True, metavar="JOB", help="Start when that job has ended well."),
+    click.option("--max-node-hours", type=click.FloatRange(0), default=None, help="Refuse what would cost more."),
+    click.option("--jobs-dir", type=click.Path(path_type=Path), default=JOBS_DIR, show_default=True),
+    click.option("--dry-run", is_flag=True, help="Print the script; queue nothing, write nothing."),
+    click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout."),
+)
+
+
+class Ask:
+    """What a person asks of a site, from the command line."""
+
+    def __init__(self, *, site: str, settings: tuple[str, ...], **options: Any) -> None:
+        from hvdlm.jobs.site import find
+
+        named = [f"directives.{name}={options[name]}" for name in ("account", "partition") if options[name]]
+        self.site = find(site, (*named, *settings))
+        self._options = options
+        self.after: tuple[str, ...] = options["after"]
+
+    @property
+    def size(self) -> Size:
+        from hvdlm.jobs.submit import Size
+
+        options = self._options
+        per_node = options["ranks_per_node"] or self.site.ranks_per_node
+        return Size(options["nodes"], per_node, options["minutes"], options["cores_per_rank"] or 0)
+
+    @property
+    def desk(self) -> Desk:
+        from hvdlm.jobs.submit import Desk
+
+        activate = f'export PATH={Path(sys.executable).parent}:"$PATH"'  # where this hvdlm was called from
+        return Desk(
+            self.site, self._options["jobs_dir"], Path.cwd(), activate, submission_environment(),
+            self._options["dry_run"],
+        )  # fmt: skip
+
+    @property
+    def dry_run(self) -> bool:
+        return self._options["dry_run"]
+
+    def hand_in(self, orders: list[Order]) -> None:
+        """Submit and print: the job's id, or in a dry run its script."""
+        from hvdlm.jobs.submit import submit
+
+        done = submit(self.desk, orders, after=self.after)
+        for job in done:
+            for finding in job.findings:
+                print(f"hvdlm: warning: {job.folder.name}: {finding.message}; {finding.remedy}", file=sys.stderr)
+        value = {"jobs": [{"id": job.id, "stage": job.stage, "folder": str(job.folder)} for job in done]}
+        result(value, self._options["as_json"], "\n".join(map(_line, done)))
+
+    def check_budget(self, settings: RunConfig, jobs: int = 1) -> None:
+        """Say what the training will cost; UserError above --max-node-hours."""
+        from hvdlm.jobs import budget
+
+        measured, steps, size = _measured(settings, self.size), _steps_left(settings), self.size
+        found = (
+            budget.estimate(steps, measured, ranks=size.ranks, nodes=size.nodes)
+            if measured and steps is not None
+            else budget.ceiling(size.minutes, nodes=size.nodes, jobs=jobs)
+        )
+        found.check(self._options["max_node_hours"])
+        print(f"hvdlm: budget: {found.text}", file=sys.stderr)
+        if found.minutes and found.minutes > size.minutes:
+            needed = budget.jobs_needed(found.minutes, size.minutes)
+            print(f"hvdlm: budget: {found.minutes:.0f} minutes in jobs of {size.minutes} are about {needed} starts",
+                  file=sys.stderr)  # fmt: skip
+
+
+def _line(job: Submitted) -> str:
+    return f"job {job.id} ({job.stage}): {job.folder}" if job.id else job.text.rstrip("\n")
+
+
+def _steps_left(settings: RunConfig) -> int | None:
+    """Steps that are still to be made, as far as the config tells: epochs are known with the shards only."""
+    from hvdlm import checkpoint
+    from hvdlm.ramp import BatchPlan
+    from hvdlm.run import total_steps
+
+    known = settings.train.model_copy(update={"epochs": None})
+    if known.steps is None and known.tokens is None:
+        return None
+    total = total_steps(known, BatchPlan(known.global_batch, known.ramp), [], settings.data.seq_len)
+    done = checkpoint.complete_steps(settings.run_dir)
+    return max(0, total - (done[-1] if done else 0))
+
+
+def _measured(settings: RunConfig, size: Size) -> Measured | None:
+    """The time of a step: of this run so far, else of a scaling study of it, at the nearest number of ranks."""
+    import statistics
+
+    from hvdlm import checkpoint
+    from hvdlm.jobs.budget import Measured
+    from hvdlm.perf.record import read_all
+
+    newest = checkpoint.newest(settings.run_dir) if settings.run_dir.exists() else None
+    if newest is not None:
+        state = checkpoint.read_state(newest)
+        if state.get("seconds"):
+            return Measured(state["seconds"] / state["step"], state["ranks"], str(settings.run_dir))
+    study = settings.run_dir / "scaling"
+    if not (study / "records").is_dir():
+        return None
+    batch = settings.train.global_batch
+    records = [record for record in read_all(study) if record.global_batch == batch]
+    if not records:
+        return None
+    ranks = min({record.ranks for record in records}, key=lambda count: abs(count - size.ranks))
+    steps = [second for record in records if record.ranks == ranks for second in record.slowest_s]
+    return Measured(statistics.median(steps), ranks, str(study))
+
+
+def train_order(
+    config: Path, overrides: tuple[str, ...], ask: Ask, *, stage_in: bool = False
+) -> tuple[Order, RunConfig]:
+    from hvdlm.config import load
+    from hvdlm.jobs import orders
+    from hvdlm.jobs.checks import Facts
+    from hvdlm.ramp import BatchPlan
+    from hvdlm.run import RunConfig
+
+    settings = load(RunConfig, config, overrides)
+    BatchPlan(settings.train.global_batch, settings.train.ramp).check(settings.train.micro_batch, ask.size.ranks)
+    measured = _measured(settings, ask.size)
+    facts = Facts(
+        threads=settings.train.threads or None, step_s=measured.step_s if measured else None,
+        checkpoint_every=settings.checkpoint.every,
+    )  # fmt: skip
+    copy = None
+    if stage_in:
+        if settings.data.path is None:
+            raise UserError("--stage-in copies one folder of shards; data.mixture has several")
+        copy = orders.local_copy(ask.site, settings.data.path)
+    return orders.train(config, overrides, ask.size, settings.run_dir, facts=facts, stage_in=copy), settings

@@ -1,0 +1,81 @@
+"""Commands for submitted jobs and for scripts: watch, read, end, lint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hvdlm.cli.asking import JOBS_DIR, submission_environment
+from hvdlm.cli.parts import Command, result
+
+
+@click.command(cls=Command, epilog="hvdlm sites")
+def sites() -> None:
+    """The sites that come with hvdlm, and what they are."""
+    from hvdlm.jobs import site
+
+    for name in site.names():
+        print(f"{name:16} {site.find(name).description}")
+
+
+jobs_dir_option = click.option(
+    "--jobs-dir", type=click.Path(path_type=Path), default=JOBS_DIR, show_default=True
+)  # fmt: skip
+
+
+@click.command(cls=Command, epilog="hvdlm jobs")
+@jobs_dir_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
+def jobs(jobs_dir: Path, as_json: bool) -> None:
+    """The jobs submitted from here: state, how far their runs are, and when they will be done."""
+    from hvdlm.jobs import watch
+
+    rows = watch.overview(jobs_dir, submission_environment())
+    result({"jobs": [row.to_dict() for row in rows]}, as_json, watch.to_text(rows))
+
+
+@click.command(cls=Command, epilog="hvdlm logs 1234 --follow")
+@click.argument("job")
+@jobs_dir_option
+@click.option("--follow", is_flag=True, help="Go on until the job ends.")
+def logs(job: str, jobs_dir: Path, follow: bool) -> None:
+    """What a job's ranks printed, over all its starts."""
+    from hvdlm.jobs import watch
+
+    for line in watch.log_lines(jobs_dir, job, submission_environment(), follow=follow):
+        print(line, end="", flush=True)
+
+
+@click.command(cls=Command, epilog="hvdlm cancel 1234")
+@click.argument("names", nargs=-1, required=True, metavar="JOB...")
+@jobs_dir_option
+@click.option("--now", is_flag=True, help="Do not let a training save first.")
+def cancel(names: tuple[str, ...], jobs_dir: Path, now: bool) -> None:
+    """End jobs. A running training or preprocessing is asked to save first (RUN/STOP); it is not queued again."""
+    from hvdlm.jobs import watch
+
+    for name in names:
+        print(watch.cancel(jobs_dir, name, submission_environment(), now=now))
+
+
+@click.command(cls=Command, epilog="hvdlm lint jobs/examples/train-cpu.sbatch")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+def lint(files: tuple[Path, ...]) -> int:
+    """Check sbatch scripts that somebody wrote by hand, with the checks of `hvdlm submit`. Exit 2 for an error."""
+    from hvdlm.jobs.checks import check
+    from hvdlm.jobs.submit import static_complaint
+
+    failed = False
+    for path in files:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        findings = check(text)
+        complaint = static_complaint(text)
+        if complaint:
+            print(f"{path}: error: {complaint}")
+        for finding in findings:
+            print(f"{path}:{finding.line}: {finding.level}: {finding.message}; {finding.remedy}")
+        if not findings and not complaint:
+            print(f"{path}: nothing to complain of")
+        failed = failed or bool(complaint) or any(finding.level == "error" for finding in findings)
+    return 2 if failed else 0

@@ -1,0 +1,160 @@
+"""The jobs that were submitted from here: a folder each, with script, config, facts and logs.
+
+runs/jobs/train-001/{job.sbatch, quickstart.yaml, job.json, history, 1234.log, 1234.r0.log, 1234.r1.log}
+
+`history` has a line for each start and end, written by the job itself: it tells how a job ended when SLURM has
+forgotten it. Logs are appended to; each start has a file of its own for what the ranks print.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from hvdlm.config import Section
+from hvdlm.durable import write_text_durably
+from hvdlm.errors import UserError
+
+FACTS = "job.json"
+SCRIPT = "job.sbatch"
+HISTORY = "history"
+TAIL_BYTES = 1 << 16
+
+
+class Entry(Section):
+    """A submitted job."""
+
+    id: str
+    stage: str
+    run_dir: str  # or the folder of shards, or of records
+    nodes: int
+    ranks_per_node: int
+    minutes: int
+    submitted: str  # ISO 8601, local time
+    after: list[str]  # ids of the jobs that it waits for
+
+
+@dataclass(frozen=True)
+class Filed:
+    """An entry and its folder."""
+
+    folder: Path
+    entry: Entry
+
+    def said(self) -> tuple[int, str]:
+        """How often the job was started again, and its last words: `start`, `end 0`, `stopped and saved …`."""
+        path = self.folder / HISTORY
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        found = [match for line in lines if (match := re.match(r"\S+ job=\S+ restart=(\d+) (.*)", line))]
+        return (max(int(match[1]) for match in found), found[-1][2]) if found else (0, "")
+
+    def logs(self) -> list[Path]:
+        """The ranks' output, a file for each start (and each task of an array), oldest first."""
+        return sorted(self.folder.glob(f"{self.entry.id}*.r*.log"), key=lambda path: (_restart_of(path), path.name))
+
+
+def _restart_of(path: Path) -> int:
+    found = re.search(r"\.r(\d+)\.log$", path.name)
+    return int(found.group(1)) if found else 0
+
+
+def new_folder(root: Path, stage: str, *, taken: Sequence[Path] = (), make: bool = True) -> Path:
+    """A folder that nobody else has, `train-001`, `train-002` …; two may ask at the same time.
+
+    Without `make` it is only named: the first that is neither there nor `taken`.
+    """
+    for number in count(1):
+        folder = root / f"{stage}-{number:03d}"
+        if folder in taken or folder.exists():
+            continue
+        try:
+            if make:
+                folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("numbers do not end")
+
+
+def write(folder: Path, entry: Entry) -> None:
+    write_text_durably(folder / FACTS, entry.model_dump_json(indent=1) + "\n")
+
+
+def read_all(root: Path) -> list[Filed]:
+    """All jobs below a folder of jobs, oldest first."""
+    found = []
+    for path in root.glob(f"*/{FACTS}"):
+        try:
+            found.append(Filed(path.parent, Entry.model_validate_json(path.read_text(encoding="utf-8"))))
+        except ValidationError as error:
+            raise UserError(f"{path}: no job of `hvdlm submit`: {error.errors()[0]['msg']}; remove it") from None
+    return sorted(found, key=lambda filed: (filed.entry.submitted, filed.folder.name))
+
+
+def find(root: Path, name: str) -> Filed:
+    """A job by its id or the name of its folder."""
+    jobs = read_all(root)
+    for filed in reversed(jobs):
+        if name in (filed.entry.id, filed.folder.name, str(filed.folder)):
+            return filed
+    known = ", ".join(filed.entry.id for filed in jobs[-5:]) or "none"
+    raise UserError(f"{name}: no job of {root}; the last ones there: {known}")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training run is."""
+
+    step: int
+    total: int | None
+    loss: float | None
+    seconds_left: float | None
+
+    def __str__(self) -> str:
+        parts = [f"step {self.step}" + (f"/{self.total}" if self.total else "")]
+        parts += [f"loss {self.loss:.3f}"] if self.loss is not None else []
+        return ", ".join(parts)
+
+
+def progress_of(run_dir: Path) -> Progress | None:
+    """From the last rows of RUN/metrics.jsonl and the length of the run in RUN/owner; None before the first step."""
+    rows = [row for row in _last_rows(run_dir / "metrics.jsonl") if row.get("split") == "train"]
+    if not rows:
+        return None
+    last, total = rows[-1], _total_steps(run_dir)
+    timed = [row for row in rows if row.get("tokens_per_s")]
+    left_s = None
+    if total and timed and len(rows) > 1:
+        tokens_a_step = (last["tokens"] - rows[0]["tokens"]) / (last["step"] - rows[0]["step"])
+        left_s = max(0, total - last["step"]) * tokens_a_step / timed[-1]["tokens_per_s"]
+    return Progress(last["step"], total, last.get("loss"), left_s)
+
+
+def _last_rows(path: Path) -> list[dict]:
+    """The rows within the file's last 64 KiB: a run of a month has millions."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - TAIL_BYTES))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    rows = []
+    for line in lines[1 if size > TAIL_BYTES else 0 :]:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # torn by a crash, or being written
+            continue
+    return rows
+
+
+def _total_steps(run_dir: Path) -> int | None:
+    try:
+        return int(json.loads((run_dir / "owner").read_text(encoding="utf-8"))["total_steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

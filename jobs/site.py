@@ -1,0 +1,81 @@
+"""A site: what a cluster asks of every job, as data. A new site is a YAML file and no code."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from hvdlm.config import Section, load
+from hvdlm.errors import UserError
+
+FOLDER = Path(__file__).parent / "sites"
+
+Scheduler = Literal["slurm", "pbs", "lsf"]
+LauncherKind = Literal["srun", "openmpi4", "openmpi5", "hydra", "horovodrun"]
+
+
+class Site(Section):
+    """One cluster, or one partition of it."""
+
+    description: str = ""
+    scheduler: Scheduler = "slurm"
+    launcher: LauncherKind = Field(
+        "srun", description="srun; or mpirun of openmpi4, openmpi5, hydra (MPICH, Intel MPI); or horovodrun"
+    )
+    srun_mpi: str = Field("pmix", description="srun --mpi=…; `srun --mpi=list` names what there is")
+    directives: dict[str, str] = Field(
+        default_factory=dict, description="options of every job: account, partition, constraint …; sbatch's long names"
+    )
+    ranks_per_node: int = Field(1, ge=1, description="unless --ranks-per-node says otherwise")
+    cores_per_node: int = Field(0, ge=0, description="physical cores that jobs may use; 0: not known")
+    gpus_per_node: int = Field(0, ge=0, description="0: a CPU site; else as many ranks use a GPU each")
+    cpu_bind: Literal["none", "cores"] | list[str] = Field(
+        "none", description="none, cores, or one hexadecimal mask a rank of a node (srun --cpu-bind=mask_cpu:…)"
+    )
+    gpu_request: Literal["gpus-per-node", "gres", "none"] = Field(
+        "gpus-per-node", description="how GPUs are asked for; none: whole nodes are given"
+    )
+    interface: str = Field("", description="network interface for MPI, NCCL and Gloo where the automatic choice fails")
+    modules: list[str] = Field(default_factory=list, description="module load …, in this order")
+    setup: list[str] = Field(
+        default_factory=list, description="shell lines that put hvdlm on PATH; none: the one that submits"
+    )
+    environment: dict[str, str] = Field(default_factory=dict, description="exported; the shell expands $VARIABLES")
+    container: str = Field("", description="put before hvdlm on the launch line, for example `singularity exec …`")
+    scratch: str = Field("", description="the fast shared file system; run folders elsewhere get a warning")
+    node_local: str = Field("", description="a disk of the node: TMPDIR, and where --stage-in copies the shards to")
+    requeue: bool = Field(True, description="jobs may be requeued; else use `hvdlm submit train --chain N`")
+    max_restarts: int = Field(10, ge=0, description="requeues of a job by itself, then it stays ended")
+    signal_lead_s: int = Field(120, ge=1, description="how long before its end a job is told; SLURM: up to 60 s sooner")
+    max_minutes: int = Field(0, ge=0, description="the longest time limit; 0: not known")
+
+    @model_validator(mode="after")
+    def _check(self) -> Site:
+        if self.scheduler != "slurm" and self.launcher == "srun":
+            raise ValueError(f"launcher: srun belongs to SLURM, this site has {self.scheduler}")
+        if isinstance(self.cpu_bind, list):
+            if self.launcher != "srun":
+                raise ValueError(f"cpu_bind: masks are srun's, this site has launcher: {self.launcher}")
+            if len(self.cpu_bind) < self.ranks_per_node:
+                raise ValueError(f"cpu_bind has {len(self.cpu_bind)} masks for ranks_per_node: {self.ranks_per_node}")
+        if self.gpus_per_node and self.ranks_per_node > self.gpus_per_node:
+            raise ValueError(f"ranks_per_node {self.ranks_per_node} is more than gpus_per_node {self.gpus_per_node}")
+        return self
+
+
+def names() -> list[str]:
+    """The sites that come with hvdlm."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def find(name: str, overrides: tuple[str, ...] = ()) -> Site:
+    """A site by its name, or by the path of a YAML file of yours."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.exists() and path.parent == FOLDER:
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names())}"
+        raise UserError(f"--site {name!r}: no such site; {hint} Or give the path of a .yaml file of yours")
+    return load(Site, path, overrides)

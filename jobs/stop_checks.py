@@ -1,0 +1,127 @@
+"""Checks of how a script stops, saves and comes back: signal, trap, wait, requeue, logs. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from .findings import Facts, Finding, error, warning
+from .launch_lines import launch_lines
+from .sbatch import SIGNALS, Script
+from .shell import Command, unquote
+from .sizes import signal_of
+
+# Files that set up a shell and trap nothing.
+_SETUP_FILES = re.compile(r"activate|profile|bashrc|conda|modul|lmod|setvars|init|env", re.IGNORECASE)
+
+
+def traps_of(script: Script, name: str) -> list[Command]:
+    """The `trap` commands that catch this signal."""
+    wanted = {name, f"SIG{name}", str(SIGNALS[name])}
+    found = script.body.named("trap")
+    return [trap for trap in found if wanted & {unquote(word).upper() for word in trap.words[2:]}]
+
+
+def handler_text(script: Script, traps: list[Command]) -> str:
+    """What the traps run: their own text and the functions they name."""
+    texts = [unquote(trap.words[1]) for trap in traps]
+    called = set(re.findall(r"[\w-]+", " ".join(texts)))
+    texts += [" ".join(command.words) for command in script.body.commands if command.function in called]
+    return "\n".join(texts)
+
+
+def signal_reaches_ranks(script: Script, facts: Facts) -> Iterator[Finding]:
+    """S2: without B: SLURM signals the steps, and mpirun's ranks are none; the batch shell gets nothing either."""
+    signal = signal_of(script)
+    if signal is None or signal.to_batch_shell:
+        return
+    line = script.line_of("signal")
+    remedy = f"write --signal=B:{signal.name}@{signal.lead_s} and pass it on in a trap"
+    traps = traps_of(script, signal.name)
+    if traps:
+        message = f"the trap of line {traps[0].line} never runs: without B: only steps get {signal.name}"
+        yield error(line, message, remedy)
+    elif any(launch.launcher != "srun" for launch in launch_lines(script)):
+        yield error(line, f"without B: {signal.name} reaches no rank that mpirun or horovodrun started", remedy)
+
+
+def signal_is_trapped(script: Script, facts: Facts) -> Iterator[Finding]:
+    """B: sends the signal to the batch shell, which dies of it unless it is trapped."""
+    signal = signal_of(script)
+    if signal is None or not signal.to_batch_shell or traps_of(script, signal.name):
+        return
+    body = script.body
+    others = [command for command in body.named("source", ".") if not _SETUP_FILES.search(" ".join(command.words[1:]))]
+    if others or any(command.words[:1] == ("exec",) for command in body.commands) or not launch_lines(script):
+        return
+    message = f"nothing traps {signal.name}, which therefore ends the batch shell"
+    remedy = f"add: trap 'touch RUN/STOP; kill -{signal.name} \"$launcher\"' {signal.name}"
+    yield error(script.line_of("signal"), message, remedy)
+
+
+def trap_can_run(script: Script, facts: Facts) -> Iterator[Finding]:
+    """S3: bash runs a trap only when the command in the foreground has ended."""
+    signal = signal_of(script)
+    if signal is None or not signal.to_batch_shell or not traps_of(script, signal.name):
+        return
+    for launch in launch_lines(script):
+        if not launch.command.in_background:
+            message = f"{launch.launcher} runs in the foreground, so the trap waits until it has ended"
+            yield error(launch.line, message, 'end the line with &, then: launcher=$!; wait "$launcher"')
+
+
+def launcher_is_awaited(script: Script, facts: Facts) -> Iterator[Finding]:
+    """A job ends with its batch script, and takes what runs in the background along."""
+    launches = [launch for launch in launch_lines(script) if launch.command.in_background]
+    polls = re.search(r"kill -0|--pid|/proc/", script.body.text)
+    if launches and not polls and not script.body.named("wait", "fg"):
+        launch = launches[-1]
+        message = f"{launch.launcher} runs in the background and nothing waits for it: the job ends at once"
+        yield error(launch.line, message, 'add: wait "$!"')
+
+
+def second_wait(script: Script, facts: Facts) -> Iterator[Finding]:
+    """S3: a trapped signal ends `wait`; the script goes on, and its end takes the ranks along before they saved."""
+    signal = signal_of(script)
+    traps = traps_of(script, signal.name) if signal and signal.to_batch_shell else []
+    waits = script.body.named("wait")
+    if not traps or len(waits) != 1 or waits[0].in_loop or re.search(r"\bwait\b", handler_text(script, traps)):
+        return
+    if any(launch.command.in_background for launch in launch_lines(script)):
+        message = "the trapped signal ends this wait, and then the job, before the ranks have saved"
+        yield error(waits[0].line, message, "wait again, best in a loop until the launcher has ended")
+
+
+def comes_back(script: Script, facts: Facts) -> Iterator[Finding]:
+    """S6, S12: what stops before its end must be started again by somebody."""
+    signal = signal_of(script)
+    texts = " ".join(" ".join(command.words) for command in script.body.commands)
+    requeues = "scontrol requeue" in texts
+    if script.has("no-requeue") and requeues:
+        line = script.line_of("no-requeue")
+        yield error(line, "SLURM refuses `scontrol requeue` for a job with --no-requeue", "write --requeue")
+    if signal is None or not launch_lines(script) or requeues or "sbatch" in texts:
+        return
+    chained = script.has("requeue") or script.has("dependency") or "%" in (script.get("array") or "")
+    traps = traps_of(script, signal.name)
+    asks_to_stop = not traps or re.search(r"\bkill\b|STOP", handler_text(script, traps))
+    if not chained and asks_to_stop:
+        message = f"the ranks stop at {signal.name}, and nothing starts the job again"
+        remedy = 'add --requeue and: scontrol requeue "$SLURM_JOB_ID", or submit a chain with --dependency'
+        yield warning(script.line_of("signal"), message, remedy)
+
+
+def logs_are_kept(script: Script, facts: Facts) -> Iterator[Finding]:
+    """S13: a requeued job has the same number, and its log would begin anew."""
+    line = next((command.line for command in script.body.named("scontrol") if "requeue" in command.words), None)
+    if not script.has("requeue") and line is None:
+        return
+    keeps = (script.get("open-mode") or "t").startswith("a") or script.get("output") == "/dev/null"
+    if not keeps:
+        message = "when the job is queued again, its log is overwritten"
+        yield warning(script.line_of("open-mode", "requeue", "output"), message, "add #SBATCH --open-mode=append")
+
+
+STOP_RULES = (
+    signal_reaches_ranks, signal_is_trapped, trap_can_run, launcher_is_awaited, second_wait, comes_back, logs_are_kept,
+)  # fmt: skip

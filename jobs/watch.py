@@ -1,0 +1,115 @@
+"""What became of the jobs: one table, one log, one way to end them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hvdlm.errors import UserError
+
+from . import ledger, slurm
+from .render import RESUMABLE
+
+POLL_S = 1.0
+STOP = "STOP"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A job as `hvdlm jobs` shows it."""
+
+    id: str
+    stage: str
+    state: str
+    nodes: int
+    ranks: int
+    restarts: int
+    progress: str
+    left_s: float | None
+    note: str  # why it waits, how it ended
+    folder: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def overview(jobs_dir: Path, environment: Mapping[str, str]) -> list[Row]:
+    """All jobs of a folder, oldest first."""
+    filed = ledger.read_all(jobs_dir)
+    if not filed:
+        raise UserError(f"{jobs_dir}: no jobs were submitted from here; see `hvdlm submit --help`, or give --jobs-dir")
+    states = slurm.states([job.entry.id for job in filed], environment)
+    return [_row(job, states.get(job.entry.id)) for job in filed]
+
+
+def _row(job: ledger.Filed, known: slurm.State | None) -> Row:
+    entry, (restarts, words) = job.entry, job.said()
+    state = known or slurm.State("ENDED" if words else "UNKNOWN")
+    progress = ledger.progress_of(Path(entry.run_dir)) if entry.stage == "train" else None
+    return Row(
+        id=entry.id, stage=entry.stage, state=state.state, nodes=entry.nodes,
+        ranks=entry.nodes * entry.ranks_per_node, restarts=max(state.restarts, restarts),
+        progress=str(progress) if progress and (words or state.state == "RUNNING") else "",
+        left_s=progress.seconds_left if progress and state.state == "RUNNING" else None,
+        note=_note(state, words), folder=str(job.folder),
+    )  # fmt: skip
+
+
+def _note(state: slurm.State, words: str) -> str:
+    if state.state == "PENDING":
+        return state.reason + (f", expected {state.start}" if state.start else "")
+    return "" if state.state == "RUNNING" else words
+
+
+def to_text(rows: list[Row]) -> str:
+    """A line a job, in columns as wide as they need to be."""
+    head = ("JOB", "STAGE", "STATE", "NODES", "RANKS", "RESTARTS", "PROGRESS", "LEFT", "NOTE")
+    table = [head, *(
+        (row.id, row.stage, row.state, str(row.nodes), str(row.ranks), str(row.restarts), row.progress,
+         _clock(row.left_s), row.note) for row in rows
+    )]  # fmt: skip
+    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
+    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+                     for line in table)  # fmt: skip
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def log_lines(jobs_dir: Path, name: str, environment: Mapping[str, str], *, follow: bool) -> Iterator[str]:
+    """The lines of all logs of a job; with `follow` until it has ended."""
+    job = ledger.find(jobs_dir, name)
+    read: dict[Path, int] = {}
+    while True:
+        ended = not follow or not slurm.states([job.entry.id], environment).get(job.entry.id, slurm.State("")).is_active
+        for path in job.logs():
+            with path.open(encoding="utf-8", errors="replace") as file:
+                file.seek(read.get(path, 0))
+                yield from file
+                read[path] = file.tell()
+        if ended:
+            return
+        time.sleep(POLL_S)
+
+
+def cancel(jobs_dir: Path, name: str, environment: Mapping[str, str], *, now: bool) -> str:
+    """End a job, a running resumable one by its STOP file, so that it saves; what was done, as a line."""
+    job = ledger.find(jobs_dir, name)
+    entry = job.entry
+    state = slurm.states([entry.id], environment).get(entry.id)
+    if state is None or not state.is_active:
+        return f"job {entry.id} has ended already{f': {state.state}' if state else ''}"
+    run_dir = Path(entry.run_dir)
+    if state.state == "RUNNING" and entry.stage in RESUMABLE and not now and run_dir.is_dir():
+        (run_dir / STOP).touch()
+        return f"job {entry.id} saves and ends ({run_dir / STOP}); `hvdlm cancel --now {entry.id}` does not wait"
+    slurm.cancel([entry.id], environment)
+    return f"job {entry.id} is cancelled"

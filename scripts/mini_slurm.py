@@ -1,0 +1,233 @@
+"""A private SLURM on this machine: its own munge key, ports and folders; no service and no root account is touched.
+
+python scripts/mini_slurm.py -- COMMAND...     SLURM comes up, COMMAND runs with SLURM_CONF set, SLURM goes down
+
+Two virtual nodes, n1 and n2, are two slurmds on different ports; each may use all cores of the machine. The
+partitions: `main`; and `low` and `high` on the same nodes, where a job of `high` preempts one of `low`, which is
+told GRACE_S before it is requeued. Nothing here is fit for other people's jobs.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+NEEDED = ("slurmctld", "slurmd", "munged", "srun", "sbatch", "sinfo")
+NODES = ("n1", "n2")
+START_S = 30
+GRACE_S = 10
+
+# TmpFS and the spool are a node's own, or the two PMIx servers would meet in one folder. cred_expire: for so long
+# a requeued job is held back (120 s by default). SlurmdTimeout: so soon a node that is silent counts as lost.
+CONFIG = """\
+ClusterName=hvdlm
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+TmpFS={folder}/tmp-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,sched_min_interval=0
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=1
+ReturnToService=2
+KillWait=5
+SlurmdTimeout=10
+MinJobAge=3600
+MailProg=/bin/true
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} State=UNKNOWN
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} State=UNKNOWN
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
+PartitionName=low Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}
+PartitionName=high Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=3 PreemptMode=OFF
+"""
+
+
+def missing() -> list[str]:
+    """The programs that a private SLURM needs and this machine has not."""
+    return [name for name in NEEDED if not shutil.which(name)]
+
+
+@dataclass
+class MiniSlurm:
+    """A running one. `environment` is what srun, sbatch and hvdlm need to find it."""
+
+    folder: Path
+    environment: dict[str, str]
+    _daemons: dict[str, subprocess.Popen] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "slurm.conf"
+
+    def start(self, name: str, *command: str) -> None:
+        self._daemons[name] = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=self.environment,
+        )  # fmt: skip
+
+    def start_node(self, name: str) -> None:
+        """Bring a node up, for the first time or after it was lost."""
+        self.start(name, "slurmd", "-D", "-N", name, "-f", str(self.config))
+        self._wait_for_node(name)
+
+    def kill_node(self, name: str) -> None:
+        """What a power cut does: slurmd, its step daemons and everything below them are gone at once."""
+        doomed = [self._daemons[name].pid, *self._step_daemons(name)]
+        for pid in [*doomed, *(child for root in doomed for child in _descendants(root))]:
+            _kill(pid)
+        self._daemons.pop(name).wait(timeout=START_S)
+
+    def kill_slurmd(self, name: str) -> None:
+        """Only the daemon dies: SLURM takes the node for lost while its ranks run on."""
+        self._daemons[name].kill()
+        self._daemons.pop(name).wait(timeout=START_S)
+
+    def stop(self) -> None:
+        if self._daemons:
+            self._cancel_all()
+        for name in reversed(list(self._daemons)):
+            self._daemons[name].terminate()
+        for name, daemon in self._daemons.items():
+            daemon.wait(timeout=START_S)
+            for pid in self._step_daemons(name):
+                _kill(pid)
+
+    def _cancel_all(self) -> None:
+        words = ["scancel", "-u", getpass.getuser(), "--signal=KILL", "--full"]
+        subprocess.run(words, env=self.environment, capture_output=True, timeout=START_S)
+
+    def _step_daemons(self, node: str) -> list[int]:
+        """slurmstepd has no parent that tells its node: its first file descriptors' log, or its spool, does."""
+        found = []
+        for pid in _pids():
+            command = _read(pid, "cmdline")
+            if command.startswith(b"slurmstepd") and f"spool-{node}".encode() in b"".join(_open_files(pid)):
+                found.append(pid)
+        return found
+
+    def _wait_for_node(self, name: str) -> None:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            done = subprocess.run(
+                ["sinfo", "-h", "-N", "-n", name, "-o", "%t"], env=self.environment, capture_output=True, text=True
+            )
+            if done.stdout.split()[:1] in (["idle"], ["mix"], ["alloc"]):
+                return
+            time.sleep(0.3)
+        logs = "\n".join(f"{path.name}: {path.read_text()[-1000:]}" for path in sorted(self.folder.glob("*.log")))
+        raise RuntimeError(f"node {name} did not come up in {START_S} s: {done.stdout} {done.stderr}\n{logs}")
+
+
+def _pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def _open_files(pid: int) -> Iterator[bytes]:
+    try:
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            yield os.readlink(path).encode()
+    except OSError:
+        return
+
+
+def _descendants(root: int) -> list[int]:
+    parents = {pid: int((_read(pid, "stat").rsplit(b")", 1)[-1].split() or [b"0", b"0"])[1]) for pid in _pids()}
+    found, fresh = [], [root]
+    while fresh:
+        fresh = [pid for pid, parent in parents.items() if parent in fresh]
+        found += fresh
+    return found
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@contextmanager
+def mini_slurm(folder: Path, environment: dict[str, str]) -> Iterator[MiniSlurm]:
+    """SLURM in an empty folder, up for the body. `environment` is what its jobs inherit."""
+    for name in ("munge", "state", *(f"tmp-{node}" for node in NODES)):
+        (folder / name).mkdir(mode=0o700)
+    key = folder / "munge" / "key"
+    key.write_bytes(os.urandom(64))
+    key.chmod(0o400)
+    slurm = MiniSlurm(folder, {**environment, "SLURM_CONF": str(folder / "slurm.conf")})
+    slurm.config.write_text(CONFIG.format(
+        host=socket.gethostname().split(".")[0], ports=_free_ports(3), user=getpass.getuser(), folder=folder,
+        cpus=os.cpu_count(), grace=GRACE_S,
+    ))  # fmt: skip
+    munge = [f"--{name}-file={folder}/munge/{name}" for name in ("key", "pid", "log", "seed")]
+    try:
+        slurm.start("munged", "munged", "--foreground", "--force", f"--socket={folder}/munge/socket", *munge)
+        slurm.start("slurmctld", "slurmctld", "-D", "-f", str(slurm.config))
+        for node in NODES:
+            slurm.start_node(node)
+        yield slurm
+    finally:
+        slurm.stop()
+
+
+def main(words: list[str]) -> int:
+    if words[:1] != ["--"] or len(words) < 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    if missing():
+        print(f"mini_slurm: error: no {', '.join(missing())} here; `sudo make setup-system` installs SLURM", file=sys.stderr)
+        return 2
+    environment = dict(os.environ)
+    if os.geteuid() == 0:  # Open MPI wants to be told that root is meant
+        environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    with tempfile.TemporaryDirectory(prefix="mini-slurm-") as folder, mini_slurm(Path(folder), environment) as slurm:
+        print(f"[mini-slurm] up: nodes {', '.join(NODES)}, SLURM_CONF={slurm.config}", file=sys.stderr)
+        code = subprocess.run(words[1:], env=slurm.environment).returncode
+    print("[mini-slurm] down", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

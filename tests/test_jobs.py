@@ -1,0 +1,313 @@
+"""Jobs as text: sites are data, scripts are golden, orders follow each other, budgets add up."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from hvdlm.jobs import ledger, orders, site, watch
+from hvdlm.jobs.budget import Measured, ceiling, estimate, jobs_needed
+from hvdlm.jobs.checks import check
+from hvdlm.jobs.render import Job, Shell, StageIn, render
+from hvdlm.jobs.submit import Desk, Size, static_complaint, submit
+
+from hvdlm.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "jobs" / "examples"
+VENV = "source .venv/bin/activate"
+TRAIN = ("train", "configs/quickstart.yaml")
+RUN = Path("runs/quickstart/train")
+GPT, GPT_RUN = ("train", "configs/gpt-124m.yaml"), Path("runs/gpt-124m")
+
+
+def job(stage="train", words=TRAIN, run_dir=RUN, **changes):
+    size = {"nodes": 2, "ranks_per_node": 2, "threads": 1, "minutes": 30, **changes}
+    return Job(stage, words, cwd=None, run_dir=run_dir, activate=VENV, **size)
+
+
+# What stands in jobs/examples; `pytest tests/test_jobs.py --renew-golden` writes it anew.
+EXAMPLE_JOBS = {
+    "preprocess-cpu.sbatch": ("generic-cpu", job("preprocess", ("preprocess", "configs/quickstart-data.yaml"),
+                                                 Path("runs/quickstart/data"))),
+    "train-cpu.sbatch": ("generic-cpu", job()),
+    "train-mpirun.sbatch": ("generic-mpirun", job()),
+    "eval-cpu.sbatch": ("generic-cpu", job("eval", ("eval", str(RUN), "--out", f"{RUN}/eval-val.json"))),
+    "generate-cpu.sbatch": ("generic-cpu", job("generate", ("generate", str(RUN), "--prompt", "def __init__(self"),
+                                               nodes=1, ranks_per_node=1, minutes=5)),
+    "scale-mpirun.sbatch": ("generic-mpirun", job("scale", ("scale", "configs/quickstart.yaml", "--ranks", "1,2,4"))),
+    "train-gpu.sbatch": ("generic-gpu", job(words=GPT, run_dir=GPT_RUN,
+                                            ranks_per_node=4, threads=8, minutes=720)),
+    "train-lumi-g.sbatch": ("lumi-g", job(words=GPT, run_dir=GPT_RUN,
+                                          ranks_per_node=8, threads=7, minutes=720)),
+    "train-nersc-gpu.sbatch": ("nersc-gpu", job(words=GPT, run_dir=GPT_RUN, ranks_per_node=4, threads=16, minutes=720)),
+    "train-csc-cpu.sbatch": ("csc-cpu", job(ranks_per_node=16, threads=8, minutes=720, stage_in=StageIn(
+        Path("runs/quickstart/data"), Shell('"$LOCAL_SCRATCH/hvdlm-data"')),
+        words=(*TRAIN, Shell('data.path="$LOCAL_SCRATCH/hvdlm-data"')))),
+    "train-booster-gpu.sbatch": ("booster-gpu", job(words=GPT, run_dir=GPT_RUN,
+                                                    ranks_per_node=4, threads=8, minutes=720)),
+    "train-pbs-cpu.pbs": ("pbs-cpu", job(ranks_per_node=16, threads=2, minutes=720)),
+    "train-lsf-gpu.lsf": ("lsf-gpu", job(words=GPT, run_dir=GPT_RUN,
+                                         ranks_per_node=4, threads=10, minutes=720)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXAMPLE_JOBS)
+def test_the_examples_are_what_the_sites_render(name, request):
+    place, wanted = EXAMPLE_JOBS[name]
+    text = render(wanted, site.find(place))
+    if request.config.getoption("--renew-golden"):
+        (EXAMPLES / name).write_text(text)
+    assert (EXAMPLES / name).read_text() == text
+
+
+def test_no_example_is_left_over():
+    assert {path.name for path in EXAMPLES.iterdir()} == set(EXAMPLE_JOBS)
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLE_JOBS if name.endswith(".sbatch")])
+def test_an_example_passes_our_own_checks(name):
+    assert check((EXAMPLES / name).read_text()) == []
+
+
+@pytest.mark.parametrize("name", EXAMPLE_JOBS)
+def test_an_example_is_good_shell(name):
+    assert static_complaint((EXAMPLES / name).read_text()) == ""
+
+
+def test_every_site_that_comes_with_hvdlm_is_in_an_example():
+    assert {place for place, _ in EXAMPLE_JOBS.values()} == set(site.names())
+
+
+def test_words_reach_the_job_unchanged(tmp_path):
+    """Through the shell of the script, with everything in them that a shell could take for its own."""
+    words = (
+        "train",
+        "a config.yaml",
+        'run_dir=runs/it\'s "mine" $HOME `x` *',
+        "a=b\nc",
+        "data.path=ü/é",
+        "x=-1e-3",
+        "",
+    )
+    text = render(job(words=words), site.find("generic-mpirun"))
+    line = text[text.index("\nmpirun ") + 1 : text.index("&\nlauncher")]
+    stub = tmp_path / "mpirun"
+    stub.write_text('#!/bin/bash\nuntil [ "$1" = hvdlm ] || [ $# = 0 ]; do shift; done; shift; printf "%s\\0" "$@"\n')
+    stub.chmod(0o755)
+    done = subprocess.run(["bash", "-c", line], capture_output=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    assert tuple(done.stdout.decode().split("\0")[:-1]) == words
+
+
+@pytest.mark.parametrize("folder", ["runs/jobs/a b", "runs/50%", "runs/it's"])
+def test_a_folder_may_have_any_name(folder, tmp_path):
+    place = site.find("generic-cpu")
+    text = render(Job("train", TRAIN, 1, 2, 1, 10, cwd=tmp_path / folder, run_dir=RUN, folder=tmp_path / folder), place)
+    assert static_complaint(text) == ""
+    assert not [finding for finding in check(text) if finding.level == "error"]
+
+
+def test_a_new_site_is_a_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "launcher: openmpi5\nranks_per_node: 3\ndirectives: {account: p1}\nmodules: [mpi]\ninterface: ib0\n"
+    )
+    text = render(job(ranks_per_node=3), site.find(str(path)))
+    assert "#SBATCH --account=p1\n" in text
+    assert "module load mpi\n" in text
+    assert re.search(r"ib0", text)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("generic-cpus", (), "did you mean 'generic-cpu'"),
+        ("nowhere", (), "there are booster-gpu"),
+        ("/no/such.yaml", (), "cannot read"),
+        ("generic-cpu", ("launcer=srun",), "did you mean 'launcher'"),
+        ("generic-cpu", ("cpu_bind=[\"0xff\"]",), "1 masks for ranks_per_node: 2"),
+        ("pbs-cpu", ("launcher=srun",), "srun belongs to SLURM"),
+        ("generic-gpu", ("ranks_per_node=8",), "more than gpus_per_node"),
+        ("generic-mpirun", ('cpu_bind=["0xf", "0xf"]',), "masks are srun's"),
+    ],
+)  # fmt: skip
+def test_a_wrong_site_is_one_line_with_the_remedy(name, overrides, message):
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        site.find(name, overrides)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "place", "message"),
+    [
+        (Size(1, 2, 3000), "csc-cpu", "limit is 2160 minutes"),
+        (Size(1, 16, 60, 16), "csc-cpu", "16 ranks a node x 16 cores are 256"),
+        (Size(1, 8, 60), "generic-gpu", "has 4 GPUs"),
+    ],
+)
+def test_what_a_site_cannot_give_is_refused_before_the_queue(size, place, message):
+    with pytest.raises(UserError, match=message):
+        size.check(site.find(place))
+
+
+def test_a_rank_gets_its_share_of_the_node():
+    assert Size(1, 16, 60).threads(site.find("csc-cpu")) == 8
+    assert Size(1, 2, 60, 3).threads(site.find("csc-cpu")) == 3
+    assert Size(1, 2, 60).threads(site.find("generic-cpu")) == 1
+
+
+def dry(tmp_path, wanted, place="generic-cpu", **options):
+    desk = Desk(site.find(place), tmp_path / "jobs", tmp_path, VENV, {"PATH": "/usr/bin:/bin"}, dry_run=True)
+    return submit(desk, wanted, **options)
+
+
+def test_a_dry_run_writes_nothing_and_gives_each_job_its_own_folder(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("a: 1\n")
+    done = dry(tmp_path, orders.chain(orders.train(config, ("x=1",), Size(1, 2, 10), tmp_path / "run", facts=None), 3))
+    assert [each.folder.name for each in done] == ["train-001", "train-002", "train-003"]
+    assert not (tmp_path / "jobs").exists()
+    assert f"hvdlm train {tmp_path}/jobs/train-002/c.yaml x=1" in done[1].text
+
+
+def test_orders_of_a_pipeline_follow_each_other():
+    size = Size(2, 2, 10)
+    config = Path("c.yaml")
+    study = [orders.report(Path("out"), size)] * 2
+    joined = orders.follow(
+        [orders.preprocess(config, (), size, Path("data"))],
+        orders.chain(orders.train(config, (), size, RUN, facts=None), 3),
+        [orders.evaluate(RUN, (), size, "val")],
+        study,
+    )
+    assert [order.after for order in joined] == [(), (0,), (1,), (2,), (3,), (4,), (4,)]
+
+
+def test_points_of_a_scaling_study_are_arrays_on_just_their_nodes(tmp_path):
+    specs = [tmp_path / f"r00002-b24-{repeat}.json" for repeat in range(3)]
+    done = dry(tmp_path, [orders.measurement(2, specs, Size(4, 2, 10), tmp_path)])
+    assert "#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=2\n" in done[0].text
+    assert "#SBATCH --array=0-2\n" in done[0].text
+    assert f'hvdlm measure {tmp_path}/r00002-b24-"$SLURM_ARRAY_TASK_ID".json' in done[0].text
+    with pytest.raises(UserError, match="does not fill nodes of 2"):
+        orders.size_of_point(3, Size(4, 2, 10))
+
+
+def test_a_script_with_a_fault_is_not_queued(tmp_path):
+    place = tmp_path / "bad.yaml"
+    place.write_text("directives: {acount: x}\n")
+    with pytest.raises(UserError, match="acount.*account"):
+        dry(tmp_path, [orders.report(tmp_path, Size(1, 1, 10))], str(place))
+    place.write_text("setup: ['if true']\n")
+    with pytest.raises(UserError, match="syntax error"):
+        dry(tmp_path, [orders.report(tmp_path, Size(1, 1, 10))], str(place))
+
+
+def test_pbs_and_lsf_are_only_rendered(tmp_path):
+    assert (
+        "#PBS -l select=2:ncpus=" in dry(tmp_path, [orders.evaluate(RUN, (), Size(2, 2, 10), "val")], "pbs-cpu")[0].text
+    )
+    desk = Desk(site.find("lsf-gpu"), tmp_path / "jobs", tmp_path, VENV, {"PATH": "/usr/bin:/bin"})
+    with pytest.raises(UserError, match="LSF, for which scripts are only rendered: add --dry-run"):
+        submit(desk, [orders.report(tmp_path, Size(1, 1, 10))])
+    assert not (tmp_path / "jobs").exists()
+
+
+def test_a_budget_is_steps_times_time_times_nodes():
+    measured = Measured(0.5, 4, "runs/x")
+    assert estimate(7200, measured, ranks=4, nodes=2).node_hours == pytest.approx(2.0)
+    stretched = estimate(7200, measured, ranks=8, nodes=4)
+    assert stretched.node_hours == pytest.approx(2.0)
+    assert "perfect scaling to 8" in stretched.text
+    assert ceiling(90, nodes=4, jobs=2).node_hours == pytest.approx(12.0)
+    assert jobs_needed(estimate(7200, measured, ranks=4, nodes=2).minutes, 25) == 3
+    estimate(7200, measured, ranks=4, nodes=2).check(2.0)
+    with pytest.raises(UserError, match="more than --max-node-hours 1.9"):
+        estimate(7200, measured, ranks=4, nodes=2).check(1.9)
+
+
+def entry(**changes):
+    return ledger.Entry(**{"id": "12", "stage": "train", "run_dir": "r", "nodes": 1, "ranks_per_node": 2, "minutes": 5,
+                           "submitted": "2026-01-02T03:04:05+00:00", "after": [], **changes})  # fmt: skip
+
+
+def test_a_job_is_found_by_id_or_folder_and_a_stranger_is_named(tmp_path):
+    folder = ledger.new_folder(tmp_path, "train")
+    ledger.write(folder, entry())
+    assert ledger.find(tmp_path, "12").folder == ledger.find(tmp_path, "train-001").folder == folder
+    with pytest.raises(UserError, match="13: no job of .*; the last ones there: 12"):
+        ledger.find(tmp_path, "13")
+    (folder / ledger.FACTS).write_text("{}")
+    with pytest.raises(UserError, match="job.json: no job of"):
+        ledger.read_all(tmp_path)
+
+
+def test_two_who_submit_at_once_get_different_folders(tmp_path):
+    assert len({ledger.new_folder(tmp_path, "train") for _ in range(5)}) == 5
+
+
+def test_a_job_tells_how_its_last_start_went(tmp_path):
+    folder = ledger.new_folder(tmp_path, "train")
+    ledger.write(folder, entry())
+    assert ledger.find(tmp_path, "12").said() == (0, "")
+    (folder / "history").write_text(
+        "2026-01-02T03:04:05+00:00 job=12 restart=0 start\n2026-01-02T03:05:05+00:00 job=12 restart=1 end 0\n"
+    )
+    assert ledger.find(tmp_path, "12").said() == (1, "end 0")
+
+
+def test_progress_and_time_left_come_from_the_metrics(tmp_path):
+    rows = [
+        f'{{"step": {s}, "split": "train", "loss": 5.0, "tokens": {s * 100}, "tokens_per_s": 50.0}}' for s in (1, 2, 3)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows) + '\n{"step": 4, "spl')
+    (tmp_path / "owner").write_text('{"total_steps": 13}')
+    progress = ledger.progress_of(tmp_path)
+    assert (progress.step, progress.total, progress.seconds_left) == (3, 13, pytest.approx(20.0))
+    assert str(progress) == "step 3/13, loss 5.000"
+    assert ledger.progress_of(tmp_path / "none") is None
+
+
+def test_only_the_tail_of_a_long_metrics_file_is_read(tmp_path):
+    row = '{"step": %d, "split": "train", "loss": 1.0, "tokens": %d, "tokens_per_s": 1.0}\n'
+    (tmp_path / "metrics.jsonl").write_text("".join(row % (step, step) for step in range(1, 5000)))
+    assert ledger.progress_of(tmp_path).step == 4999
+
+
+def test_the_table_of_jobs_is_aligned(tmp_path):
+    row = watch.Row("12", "train", "RUNNING", 2, 4, 1, "step 3/13, loss 5.000", 3725.0, "", "f")
+    other = watch.Row("13456", "eval", "PENDING", 1, 1, 0, "", None, "Dependency", "g")
+    lines = watch.to_text([row, other]).splitlines()
+    assert lines[1].split() == ["12", "train", "RUNNING", "2", "4", "1", "step", "3/13,", "loss", "5.000", "1:02:05"]
+    assert lines[0].index("STATE") == lines[1].index("RUNNING") == lines[2].index("PENDING")
+
+
+def test_a_signal_during_the_wait_is_not_taken_for_the_end(tmp_path):
+    """The script with a launcher that saves for a while after STOP: the end is waited for, then it is requeued once."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for name, body in {
+        "mpirun": f"touch {tmp_path}/up\nfor i in $(seq 100); do sleep 0.1; [ ! -e {run}/STOP ] || break; done\n"
+                  f"sleep 1; ln -s step_1 {run}/checkpoints/latest; exit 75",
+        "scontrol": f"echo \"$@\" >>{tmp_path}/requeued; kill -9 $PPID",
+        "squeue": "echo 2099-01-01T00:00:00",
+        "hvdlm": "exit 0",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    wanted = Job("train", TRAIN, 1, 2, 1, 10, cwd=tmp_path, run_dir=run, folder=tmp_path)
+    script = tmp_path / "job.sh"
+    script.write_text(render(wanted, site.find("generic-mpirun")))
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
+    started = subprocess.Popen(["bash", str(script)], env=environment, stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "up").exists():
+        assert started.poll() is None
+    started.send_signal(10)
+    started.communicate(timeout=20)
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    said = (tmp_path / "history").read_text()
+    assert [line.split(" ", 3)[3] for line in said.splitlines()] == [
+        "start",
+        "end 75",
+        "stopped and saved: queued again",
+    ]
