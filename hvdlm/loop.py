@@ -6,6 +6,7 @@ import gc
 import logging
 import math
 import time
+from pathlib import Path
 
 import torch
 
@@ -13,13 +14,13 @@ from hvdlm import checkpoint
 from hvdlm.corpora import Corpora, SplitEvaluation
 from hvdlm.digest import name_stray
 from hvdlm.engine import Engine
-from hvdlm.errors import UserError
+from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.evaluate import Evaluation
 from hvdlm.guard import Verdict
 from hvdlm.pulse import Interval, Pulse
 from hvdlm.run import RunConfig, TrainConfig
 from hvdlm.runlog import Progress, RunLog
-from hvdlm.stop import StopFlag
+from hvdlm.stop import SAVE, StopFlag, Wish
 from hvdlm.watchdog import watchdog
 
 log = logging.getLogger("hvdlm")
@@ -29,9 +30,9 @@ class Loop:
     """One run from its first step to its end."""
 
     def __init__(
-        self, engine: Engine, corpora: Corpora, validation: Validation, run_log: RunLog, spent_s: float
+        self, engine: Engine, corpora: Corpora, validation: Validation, run_log: RunLog, stop: StopFlag, spent_s: float
     ) -> None:
-        self.engine, self.config = engine, engine.config
+        self.engine, self.config, self.stop = engine, engine.config, stop
         self.corpora, self.validation, self.run_log = corpora, validation, run_log
         self.spent_s = spent_s  # training, over all resumptions; rank 0's clock
         self.step = self.first = 0
@@ -42,7 +43,7 @@ class Loop:
         self.loss: float | None = None
         self.evaluation: Evaluation | None = None
 
-    def run(self, first: int, stop: StopFlag, progress: Progress) -> None:
+    def run(self, first: int, progress: Progress) -> None:
         """From step `first` to an end. Every decision follows from numbers that all ranks have."""
         self.step = self.first = first
         self.ending = ending(self.config.train, self.engine.val_losses, self.spent_s)
@@ -52,13 +53,14 @@ class Loop:
             return
         pulse = Pulse(self.engine, self.config.log.every)
         with watchdog(self.engine.world, self.config.guard.stall_s):
-            self._train(pulse, stop, progress)
+            self._train(pulse, progress)
 
-    def _train(self, pulse: Pulse, stop: StopFlag, progress: Progress) -> None:
+    def _train(self, pulse: Pulse, progress: Progress) -> None:
         while self.step < self.engine.total_steps and not self.ending and not self.is_stopped:
             end = pulse.next_end(self.step)
             results = self.engine.run(self.step, end)
-            interval = pulse.agree(self.step, end, results, stop=stop.is_set())
+            interval = pulse.agree(self.step, end, results, wish=self.stop.look())
+            self._obey(interval)
             if self._judge(interval):
                 progress.reach(self.step, f"rewound to step {self.step}")
                 pulse.restart_clock()
@@ -67,7 +69,21 @@ class Loop:
             progress.reach(end, interval.line)
             self._after(interval)
             pulse.restart_clock()
-            self.is_stopped = interval.stop and not self.ending and end < self.engine.total_steps
+            self.is_stopped = interval.wish >= Wish.STOP and not self.ending and end < self.engine.total_steps
+
+    def _obey(self, interval: Interval) -> None:
+        """End at once where nothing may be written any more."""
+        run_dir, world = self.config.run_dir, self.engine.world
+        if interval.wish == Wish.KILL:
+            raise StoppedOnRequest(f"ended before step {interval.end} by {run_dir}/KILL; remove it to go on from the "
+                                   "last checkpoint")  # fmt: skip
+        if interval.wish == Wish.OUSTED:
+            world.on_root(self._check_owner)
+
+    def _check_owner(self) -> None:
+        """On rank 0: UserError if another job has taken the run folder over."""
+        if ouster := self.stop.ouster():
+            raise UserError(f"{self.config.run_dir}: was taken over by {ouster}; this job ends and writes nothing more")
 
     def _after(self, interval: Interval) -> None:
         """Validation, the question whether this is the end, and a checkpoint."""
@@ -80,7 +96,7 @@ class Loop:
         if is_last or self.step % train.eval_every == 0:
             self._validate()
             is_last = is_last or bool(self.ending)
-        if is_last or interval.stop or self.step % self.config.checkpoint.every == 0:
+        if is_last or interval.wish >= Wish.SAVE or self.step % self.config.checkpoint.every == 0:
             self._save()
             gc.collect()
         if self.ending:
@@ -164,13 +180,19 @@ class Loop:
             "engine": scalars,
             "config": self.config.model_dump(mode="json"),
         }
-        engine, keep = self.engine, self.config.checkpoint.keep
-        path = engine.world.on_root(
-            lambda: checkpoint.save(
-                self.config.run_dir, self.step, engine.model, engine.sync.optimizer, state, keep=keep, tensors=tensors
-            )
-        )
-        log.info("saved %s in %.2f s", path, time.monotonic() - start)
+        path = self.engine.world.on_root(lambda: self._write(state, tensors))
+        seconds = time.monotonic() - start
+        self.stop.saved(seconds)
+        log.info("saved %s in %.2f s", path, seconds)
+
+    def _write(self, state: dict, tensors: dict[str, torch.Tensor]) -> Path:
+        self._check_owner()
+        path = checkpoint.save(
+            self.config.run_dir, self.step, self.engine.model, self.engine.sync.optimizer, state,
+            keep=self.config.checkpoint.keep, tensors=tensors,
+        )  # fmt: skip
+        (self.config.run_dir / SAVE).unlink(missing_ok=True)
+        return path
 
     def summary(self) -> dict:
         """What `hvdlm train --json` prints."""

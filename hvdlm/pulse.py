@@ -20,6 +20,7 @@ from hvdlm.flops import flops_per_token
 from hvdlm.guard import Verdict
 from hvdlm.host import memory_bytes
 from hvdlm.peak import peak_flops
+from hvdlm.stop import Wish
 
 TARGET_S = 1.0  # a signal is heard after about this time
 
@@ -40,7 +41,7 @@ class Interval:
 
     end: int
     steps: list[StepFacts]
-    stop: bool  # some rank was asked to
+    wish: Wish  # the gravest that some rank was asked for
     verdict: Verdict  # the gravest
     replicas_equal: bool
     seconds: float  # of rank 0
@@ -75,7 +76,7 @@ class _Row:
     data_wait_s: float
     comm_s: float
     memory: float
-    stop: float
+    wish: float
     verdict: float
     digest_high: float
     digest_low: float
@@ -106,7 +107,7 @@ class Pulse:
         """After a validation or a checkpoint, whose time is no step's."""
         self._since = time.perf_counter()
 
-    def agree(self, first: int, end: int, results: list[StepResult], *, stop: bool) -> Interval:
+    def agree(self, first: int, end: int, results: list[StepResult], *, wish: Wish) -> Interval:
         """Collective: the interval [first, end) over all ranks."""
         engine, world = self._engine, self._engine.world
         count, width = end - first, len(_Row.__dataclass_fields__)
@@ -117,7 +118,7 @@ class Pulse:
             buffer[count + result.step - first] += result.micro_batches
             buffer[2 * count + result.step - first] += float(result.grad_norm) * result.micro_batches
         rows = buffer[3 * count :].reshape(world.size, width)
-        rows[world.rank] = list(vars(self._row(results, stop, digest)).values())
+        rows[world.rank] = list(vars(self._row(results, wish, digest)).values())
         with np.errstate(all="ignore"):
             world.sum_(buffer)
         return self._interval(first, end, buffer[: 3 * count].reshape(3, count), rows)
@@ -127,7 +128,7 @@ class Pulse:
         every, saves = self._engine.config.train.digest_every, self._engine.config.checkpoint.every
         return every > 0 and self._engine.sync.replicas_are_equal and (end % every == 0 or end % saves == 0)
 
-    def _row(self, results: list[StepResult], stop: bool, digest: tuple[int, int]) -> _Row:
+    def _row(self, results: list[StepResult], wish: Wish, digest: tuple[int, int]) -> _Row:
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         comm_s, wait_s = sum(r.comm_s for r in results), sum(r.data_wait_s for r in results)
@@ -135,7 +136,7 @@ class Pulse:
         device = self._engine.device
         memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory_bytes("VmHWM")
         return _Row(
-            seconds, sum(r.step_s for r in results) - comm_s - wait_s, wait_s, comm_s, memory, stop,
+            seconds, sum(r.step_s for r in results) - comm_s - wait_s, wait_s, comm_s, memory, wish,
             max((r.verdict for r in results), default=Verdict.APPLY), *digest, small or 0.0, small is not None,
         )  # fmt: skip
 
@@ -150,7 +151,7 @@ class Pulse:
         seconds = ranks[0].seconds
         self._length = max(1, min(self._every, round(TARGET_S / max(seconds / (end - first), 1e-6))))
         interval = Interval(
-            end=end, steps=facts, stop=any(row.stop for row in ranks),
+            end=end, steps=facts, wish=Wish(int(max(row.wish for row in ranks))),
             verdict=Verdict(int(max(row.verdict for row in ranks))),
             replicas_equal=len({(row.digest_high, row.digest_low) for row in ranks}) == 1,
             seconds=seconds, tokens=engine.tokens_before(end) - engine.tokens_before(first),

@@ -28,7 +28,7 @@ from hvdlm.manifest import TOKENIZER
 from hvdlm.models import num_parameters
 from hvdlm.run import RunConfig
 from hvdlm.runlog import Progress, RunLog
-from hvdlm.stop import StopFlag
+from hvdlm.stop import KILL, BatchJob, StopFlag, stop_flag
 from hvdlm.tokenizer import load
 from hvdlm.world import memory_is_tuned
 from hvdlm.world.interface import World
@@ -55,16 +55,22 @@ def build_engine(config: RunConfig, world: World) -> tuple[Engine, Corpora]:
     return engine, corpora
 
 
-def train(config: RunConfig, world: World) -> dict:
+def train(config: RunConfig, world: World, job: BatchJob = BatchJob()) -> dict:  # noqa: B008 - frozen
     """Train to the end that the config names, from the newest complete checkpoint if there is one; a summary.
 
-    Raises StoppedOnRequest after saving when some rank was asked to stop.
+    Raises StoppedOnRequest after saving when some rank was asked to stop, or when the time of `job` runs out.
     """
-    stop = StopFlag(config.run_dir, world)
+    with stop_flag(config.run_dir, world, job) as stop:
+        return _train(config, world, stop)
+
+
+def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
+    if world.on_root((config.run_dir / KILL).exists):
+        raise StoppedOnRequest(f"{config.run_dir / KILL} is there: nothing was started; remove it to go on")
     engine, corpora = build_engine(config, world)
     with world.together():
         validation = Validation(config, engine, corpora)
-    found = world.on_root(lambda: _claim_run_dir(config, corpora))
+    found = world.on_root(lambda: _claim_run_dir(config, corpora, stop, engine.total_steps))
     first, spent_s = 0, 0.0
     if found is not None:
         with world.together():
@@ -74,21 +80,24 @@ def train(config: RunConfig, world: World) -> dict:
     _announce(engine, config, corpora, world)
     with world.together():
         run_log = RunLog(config.log, config.run_dir, world, step=first)
-    loop = Loop(engine, corpora, validation, run_log, spent_s)
+    loop = Loop(engine, corpora, validation, run_log, stop, spent_s)
     with (
         run_log,
         quiet_gc(),
         Progress("train", engine.total_steps, "steps", world, done=first, every=config.log.every) as progress,
     ):
         try:
-            loop.run(first, stop, progress)
-        except UserError as error:
-            if error.on_all_ranks:
+            loop.run(first, progress)
+        except (UserError, StoppedOnRequest) as end:
+            if isinstance(end, StoppedOnRequest) or end.on_all_ranks:
                 engine.close()
             raise
     engine.close()
     if loop.is_stopped:
-        raise StoppedOnRequest(f"stopped at step {loop.step} of {engine.total_steps}, saved; the same command resumes")
+        reason = stop.reason or "a signal to another rank"
+        raise StoppedOnRequest(
+            f"stopped at step {loop.step} of {engine.total_steps} by {reason}, saved; the same command resumes"
+        )
     return loop.summary()
 
 
@@ -104,8 +113,8 @@ def quiet_gc() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _claim_run_dir(config: RunConfig, corpora: Corpora) -> Path | None:
-    """On rank 0: write config.yaml and tokenizer.json, and find the checkpoint to resume from."""
+def _claim_run_dir(config: RunConfig, corpora: Corpora, stop: StopFlag, total_steps: int) -> Path | None:
+    """On rank 0: make the folder ours, write config.yaml and tokenizer.json, find the checkpoint to resume from."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
     kept = config.run_dir / "config.yaml"
     found = checkpoint.newest(config.run_dir)
@@ -119,7 +128,7 @@ def _claim_run_dir(config: RunConfig, corpora: Corpora) -> Path | None:
         raise UserError(f"{corpora}: is not the data that {found} was trained on; put that back or set another run_dir")
     write_text_durably(kept, to_yaml(config))
     write_text_durably(config.run_dir / TOKENIZER, load(corpora.corpora[0].path / TOKENIZER).to_json())
-    (config.run_dir / "STOP").unlink(missing_ok=True)
+    stop.own(total_steps=total_steps)
     return found
 
 

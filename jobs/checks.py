@@ -10,11 +10,11 @@ import math
 import re
 from collections.abc import Callable, Iterator
 
-from .findings import Facts, Finding, error, warning
+from .findings import Facts, Finding, counted, error, warning
 from .launch_checks import LAUNCH_RULES
 from .launch_lines import launch_lines
 from .sbatch import Script, parse, parse_megabytes, parse_minutes, parse_signal
-from .sizes import cores_per_rank, gpus_per_node, ranks_per_node, signal_of, threads_set, time_limit
+from .sizes import cores_per_rank, gpus_per_node, num_tasks, ranks_per_node, signal_of, threads_set, time_limit
 from .stop_checks import STOP_RULES
 
 __all__ = ["RULES", "Facts", "Finding", "check"]
@@ -159,9 +159,11 @@ def tasks_against_nodes(script: Script, facts: Facts) -> Iterator[Finding]:
     if nodes is None or ntasks is None:
         return
     if ntasks < nodes:
-        yield error(line, f"{ntasks} tasks do not fill {nodes} nodes", "ask for fewer nodes or more tasks")
+        yield error(line, f"{counted(ntasks, 'task')} cannot fill {nodes} nodes", "ask for fewer nodes or more tasks")
     elif per_node is not None and ntasks != nodes * per_node:
-        message = f"--ntasks={ntasks}, but {nodes} nodes x {per_node} tasks are {nodes * per_node}"
+        message = (
+            f"--ntasks={ntasks}, but {counted(nodes, 'node')} x {counted(per_node, 'task')} are {nodes * per_node}"
+        )
         remedy = f"write --ntasks={nodes * per_node}, or leave --ntasks out"
         # fewer tasks are allowed: ntasks-per-node is then a limit
         yield (error if ntasks > nodes * per_node else warning)(line, message, remedy)
@@ -178,7 +180,7 @@ def threads_against_cores(script: Script, facts: Facts) -> Iterator[Finding]:
         return
     remedy = f"write --cpus-per-task={threads}, or set OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK"
     report = error if script.has("cpus-per-task") else warning  # SLURM may be set up to give whole cores
-    yield report(line, f"{source}: {threads} threads a rank on {cores} core{'s' * (cores > 1)}", remedy)
+    yield report(line, f"{source}: {threads} threads a rank on {counted(cores, 'core')}", remedy)
 
 
 def gpus_against_ranks(script: Script, facts: Facts) -> Iterator[Finding]:
@@ -188,15 +190,19 @@ def gpus_against_ranks(script: Script, facts: Facts) -> Iterator[Finding]:
     if gpus is None or ranks is None or not launch_lines(script):
         return
     if ranks > gpus:
-        yield error(line, f"{ranks} ranks a node share {gpus} GPUs", f"ask for {ranks} GPUs or {gpus} ranks a node")
+        yield error(
+            line, f"{ranks} ranks a node share {counted(gpus, 'GPU')}", f"ask for {ranks} GPUs or {gpus} ranks a node"
+        )
     elif ranks < gpus and any(line.is_hvdlm for line in launch_lines(script)):
-        yield warning(line, f"{ranks} ranks a node leave GPUs idle: there are {gpus}", f"start {gpus} ranks a node")
+        yield warning(
+            line, f"{counted(ranks, 'rank')} a node, {gpus} GPUs: some stay idle", f"start {gpus} ranks a node"
+        )
 
 
 def gpu_of_each_task(script: Script, facts: Facts) -> Iterator[Finding]:
     """S9: with --gpus-per-task each rank sees one GPU, called 0, and NCCL cannot reach its neighbours' directly."""
     unbound = any("gpu-bind" in line.options for line in launch_lines(script)) or script.get("gpu-bind") == "none"
-    if script.has("gpus-per-task") and not unbound and launch_lines(script):
+    if script.has("gpus-per-task") and not unbound and launch_lines(script) and num_tasks(script) != 1:
         remedy = "use --gpus-per-node, and --gpu-bind=none for srun"
         yield warning(script.line_of("gpus-per-task"), "--gpus-per-task hides the other ranks' GPUs from NCCL", remedy)
 

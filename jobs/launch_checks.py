@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from .findings import Facts, Finding, error, warning
+from .findings import Facts, Finding, counted, error, warning
 from .launch_lines import LaunchLine, launch_lines
 from .sbatch import Script
 from .shell import expanded_names, unquote
@@ -22,7 +22,7 @@ def tasks_of_launch(script: Script, facts: Facts) -> Iterator[Finding]:
     for line in lines:
         if line.tasks is None or line.tasks == tasks:
             continue
-        message = f"{line.launcher} starts {line.tasks} ranks, the job has {tasks} tasks"
+        message = f"{line.launcher} starts {counted(line.tasks, 'rank')}, the job has {counted(tasks, 'task')}"
         remedy = (
             f'write {"-n" if line.launcher == "srun" else "-np"} "$SLURM_NTASKS", and the number in the header alone'
         )
@@ -104,8 +104,10 @@ def plugin_of_srun(script: Script, facts: Facts) -> Iterator[Finding]:
     """S1: without the right plugin srun starts N separate processes, each "rank 0 of 1"."""
     if "SLURM_MPI_TYPE" in script.body.exports:
         return
-    for line in launch_lines(script):
-        if line.launcher == "srun" and "mpi" not in line.options:
+    lines = launch_lines(script)
+    says_so_elsewhere = any("mpi" in line.options for line in lines)  # then other programs need none, it seems
+    for line in lines:
+        if line.launcher == "srun" and "mpi" not in line.options and (line.is_hvdlm or not says_so_elsewhere):
             message = "srun without --mpi starts each rank alone where the site's default is another"
             yield warning(line.line, message, "write srun --mpi=pmix, or what `srun --mpi=list` offers for your MPI")
 

@@ -21,10 +21,10 @@ _SRUN_VALUES = {name for name, wants in OPTIONS.items() if wants == "yes"} | {
 _ONE_WORD = """
     app am bind-to bootstrap c configfile cpu-list cpu-set display envlist f genvlist H host hostfile hosts
     iface launcher launcher-exec machinefile map-by n N np npernode npersocket output output-filename path
-    perhost personality ppn prefix rank-by rankfile rf rmk stdin timeout tune wd wdir x binding-args cache-
-    capacity config-file cycle-time-ms fusion-threshold-mb host-discovery-script i log-level max-np min-np mpi-
-    args network-interfaces nics num-proc p slots-per-host ssh-identity-file ssh-port start-timeout timeline-
-    filename
+    perhost personality ppn prefix rank-by rankfile rf rmk stdin timeout tune wd wdir x binding-args
+    cache-capacity config-file cycle-time-ms fusion-threshold-mb host-discovery-script i log-level max-np min-np
+    mpi-args network-interfaces nics num-proc p slots-per-host ssh-identity-file ssh-port start-timeout
+    timeline-filename
 """
 _MPIRUN_VALUES = {
     **dict.fromkeys(("mca", "gmca", "genv", "env", "prtemca", "pmixmca"), 2),
@@ -84,7 +84,10 @@ def launch_lines(script: Script) -> list[LaunchLine]:
 def _starts_ranks(line: LaunchLine, has_traces_of_mpi: bool) -> bool:
     if not line.program or (line.tasks == 1 and line.launcher == "srun"):
         return False
-    if line.program[0].rpartition("/")[2] in _SYSTEM.split():
+    program = line.program
+    if program[0] in ("bash", "sh") and len(program) > 2:  # bash -c 'nvidia-smi -L'
+        program = tuple(program[2].split()) or program
+    if program[0].rpartition("/")[2] in _SYSTEM.split():
         return False
     if any(word.rpartition("/")[2] in _OWN_RENDEZVOUS for word in line.program):
         return False

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
+
 from hvdlm.world.launchers import Launch, launch_environment, launch_words
 
 from .site import Site
@@ -189,8 +190,11 @@ def _double_quoted(value: str) -> str:
 
 
 def _launch(job: Job, site: Site) -> Launch:
+    """Ranks and hosts are the allocation's; horovodrun alone knows nothing of SLURM and has to be told."""
+    is_told = site.launcher == "horovodrun"
     return Launch(
-        ranks=None, threads=job.threads, interface=site.interface, srun_mpi=site.srun_mpi, cpu_bind=site.cpu_bind,
+        ranks=Shell('"$SLURM_NTASKS"') if is_told else None, hosts=Shell('"$hosts"') if is_told else (),
+        threads=job.threads, interface=site.interface, srun_mpi=site.srun_mpi, cpu_bind=site.cpu_bind,
         label=True, in_container=bool(site.container), gpus=bool(site.gpus_per_node),
     )  # fmt: skip
 

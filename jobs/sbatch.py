@@ -24,8 +24,8 @@ _WANT_VALUE = """
     gpus-per-socket gpus-per-task gres gres-flags hint input job-name kill-on-invalid-dep licenses mail-type mail-user
     mcs-label mem mem-bind mem-per-cpu mem-per-gpu mincpus network nodefile nodelist nodes ntasks ntasks-per-core
     ntasks-per-gpu ntasks-per-node ntasks-per-socket open-mode output partition power prefer priority profile qos
-    reservation resv-ports segment signal sockets-per-node switches thread-spec threads-per-core time time-min tmp
-    tres-bind tres-per-task uid wait-all-nodes wckey wrap
+    reservation resv-ports segment signal sockets-per-node switches tasks-per-node thread-spec threads-per-core
+    time time-min tmp tres-bind tres-per-task uid wait-all-nodes wckey wrap
 """
 _MAY_HAVE_VALUE = "exclusive get-user-env nice no-kill oom-kill-step propagate"
 _FLAGS = """
@@ -45,6 +45,8 @@ SHORT = {
     "h": "help", "i": "input", "k": "no-kill", "m": "distribution", "n": "ntasks", "o": "output", "p": "partition",
     "q": "qos", "s": "oversubscribe", "t": "time", "v": "verbose", "w": "nodelist", "x": "exclude",
 }  # fmt: skip
+
+_ALIASES = {"tasks-per-node": "ntasks-per-node"}  # sbatch knows it, its manual does not
 
 # What --signal takes, by name or number; SLURM knows no others.
 SIGNALS = {
@@ -121,7 +123,7 @@ def parse(text: str) -> Script:
                 words = split_words(line[len(PREFIX) :])
                 num_components += words in (["hetjob"], ["packjob"])
                 for key, value in _options(words):
-                    directives.append(Directive(number, key, value, line))
+                    directives.append(Directive(number, _ALIASES.get(key, key), value, line))
             except _Refused as refusal:
                 faults.append(Fault(number, *refusal.args))
         elif _looks_like_directive(line):
@@ -215,13 +217,13 @@ def _resolve(name: str) -> str:
 
 def _short(word: str, rest: list[str]) -> Iterator[tuple[str, str | None]]:
     """-N2, -N 2, and several flags in one word."""
+    name = word[1:].partition("=")[0]
+    if name in OPTIONS:  # -output=x would send the log to "utput=x"
+        raise _Refused(f"{word} is -{word[1]} with the value {word[2:]!r} to sbatch", f"write --{name}")
     for at, letter in enumerate(word[1:], 2):
         key, value = SHORT.get(letter), word[at:]
         if key is None:
-            name = word[1:].partition("=")[0]
-            raise _Refused(
-                f"sbatch has no option -{letter}", f"write --{name}" if name in OPTIONS else "see man sbatch"
-            )
+            raise _Refused(f"sbatch has no option -{letter}", "see man sbatch")
         if OPTIONS[key] == "yes" and not value and not rest:
             raise _Refused(f"-{letter} has no value", f"write --{key}=…")
         if OPTIONS[key] != "no":
@@ -232,7 +234,7 @@ def _short(word: str, rest: list[str]) -> Iterator[tuple[str, str | None]]:
 
 def _looks_like_directive(line: str) -> bool:
     """`# SBATCH`, `##SBATCH`, an indented one, `#sbatch`, `#SBACTH`: with an option behind, and not sbatch's word."""
-    found = re.match(r"\s*#+\s*([A-Za-z]{4,9})\s+--?[A-Za-z]", line)
+    found = re.match(r"\s*##?\s*([A-Za-z]{4,9})\s+--?[A-Za-z]", line)
     return found is not None and difflib.SequenceMatcher(None, found[1].upper(), "SBATCH").ratio() > 0.7
 
 

@@ -27,6 +27,7 @@ class Command:
     targets: tuple[str, ...] = ()  # of its redirections
     in_background: bool = False
     in_loop: bool = False
+    is_tested: bool = False  # its status is looked at: by if, while, !, && or ||, or it is lost in a pipeline
     function: str = ""  # whose body it stands in
 
     @property
@@ -136,6 +137,7 @@ class _Reader:
     _targets: list[str] = field(default_factory=list)
     _line: int = 0  # of the command's first word
     _is_condition: bool = False  # of a while or until
+    _is_tested: bool = False
     _next_function: str = ""
     _documents: list[tuple[str, bool]] = field(default_factory=list)  # here-documents that the next line starts
 
@@ -183,17 +185,27 @@ class _Reader:
                 return
             if word in KEYWORDS:
                 self._is_condition = self._is_condition or word in ("while", "until")
+                self._is_tested = word in ("if", "elif", "while", "until", "!")
                 if word in OPENING:
                     self._open(word)
                 return
+        if word == "{" and len(self._words) == 2 and self._words[0] == "function":
+            self._next_function = self._words[1]
+            self._words = []
+            self._open(word)
+            return
         self._words.append(word)
 
     def _operator(self, operator: str, at: int) -> int:
         end = at + len(operator)
-        if operator == "(":
+        if self.text.startswith("((", at):  # arithmetic
+            end = _parenthesis_end(self.text, at + 1)
+            self._word(self.text[at:end], at)
+        elif operator == "(":
             definition = re.compile(r"\(\s*\)").match(self.text, at)
-            if definition and len(self._words) == 1:
+            if definition and (len(self._words) == 1 or self._words[:1] == ["function"]):
                 self._next_function = self._words.pop()
+                self._words = []
                 return definition.end()
             self._end_command(";")
             self._open("(")
@@ -214,17 +226,18 @@ class _Reader:
             self._blocks.pop()
 
     def _end_command(self, operator: str) -> None:
-        if len(self._words) == 2 and self._words[0] == "function":
-            self._next_function = self._words.pop()
-            self._words = []
+        goes_on = operator in ("&&", "||", "|", "|&")
         if self._words or self._targets:
             in_loop = self._is_condition or any(block.kind == "do" for block in self._blocks)
             function = next((block.function for block in reversed(self._blocks) if block.function), "")
-            self.commands.append(
-                Command(self._line, tuple(self._words), tuple(self._targets), in_loop=in_loop, function=function)
-            )
+            command = Command(
+                self._line, tuple(self._words), tuple(self._targets), in_loop=in_loop,
+                is_tested=self._is_tested or goes_on, function=function,
+            )  # fmt: skip
+            self.commands.append(command)
+            self._is_tested = False
         self._words, self._targets = [], []
-        if operator in ("&&", "||", "|", "|&"):
+        if goes_on:
             return
         block = self._blocks[-1]
         if operator == "&":
@@ -250,7 +263,7 @@ def _find(text: str, what: str, at: int) -> int:
 
 def _word_end(text: str, at: int) -> int:
     while at < len(text):
-        if text.startswith(("$(", "<(", ">("), at):
+        if text.startswith(("$(", "<(", ">(", "=("), at):  # the last: an array
             at = _parenthesis_end(text, at + 2)
         elif text[at] in WORD_ENDS:
             return at

@@ -56,6 +56,8 @@ class Site(Section):
     def _check(self) -> Site:
         if self.scheduler != "slurm" and self.launcher == "srun":
             raise ValueError(f"launcher: srun belongs to SLURM, this site has {self.scheduler}")
+        if self.scheduler != "slurm" and self.launcher == "horovodrun":
+            raise ValueError(f"launcher: horovodrun is told its hosts in SLURM only, this site has {self.scheduler}")
         if isinstance(self.cpu_bind, list):
             if self.launcher != "srun":
                 raise ValueError(f"cpu_bind: masks are srun's, this site has launcher: {self.launcher}")

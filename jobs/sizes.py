@@ -11,11 +11,13 @@ from .shell import unquote
 
 
 def num_nodes(script: Script) -> int | None:
-    """Nodes; one if neither nodes nor several tasks are asked for."""
+    """Nodes; without --nodes as few as hold the tasks, if the script says how many a node may have."""
+    tasks, per_node = script.number("ntasks"), script.number("ntasks-per-node")
     if script.has("nodes"):
         return script.number("nodes")
-    is_one = script.number("ntasks") == 1 or (script.has("ntasks-per-node") and not script.has("ntasks"))
-    return 1 if is_one else None
+    if script.has("ntasks"):
+        return 1 if tasks == 1 else math.ceil(tasks / per_node) if tasks and per_node else None
+    return 1 if per_node else None
 
 
 def num_tasks(script: Script) -> int | None:

@@ -62,9 +62,15 @@ def signal_is_trapped(script: Script, facts: Facts) -> Iterator[Finding]:
 def trap_can_run(script: Script, facts: Facts) -> Iterator[Finding]:
     """S3: bash runs a trap only when the command in the foreground has ended."""
     signal = signal_of(script)
-    if signal is None or not signal.to_batch_shell or not traps_of(script, signal.name):
+    traps = traps_of(script, signal.name) if signal and signal.to_batch_shell else []
+    if not traps:
         return
-    for launch in launch_lines(script):
+    launches = launch_lines(script)
+    commands = script.body.commands
+    if not launches and not any(command.in_background or command.in_loop for command in commands):
+        message = "nothing runs in the background, so this trap waits until the running command has ended"
+        yield warning(traps[0].line, message, 'end the long command with &, then: wait "$!"')
+    for launch in launches:
         if not launch.command.in_background:
             message = f"{launch.launcher} runs in the foreground, so the trap waits until it has ended"
             yield error(launch.line, message, 'end the line with &, then: launcher=$!; wait "$launcher"')
@@ -102,13 +108,30 @@ def comes_back(script: Script, facts: Facts) -> Iterator[Finding]:
         yield error(line, "SLURM refuses `scontrol requeue` for a job with --no-requeue", "write --requeue")
     if signal is None or not launch_lines(script) or requeues or "sbatch" in texts:
         return
-    chained = script.has("requeue") or script.has("dependency") or "%" in (script.get("array") or "")
+    # --no-requeue says that this is meant: somebody else sees to it, for example by a chain of jobs
+    chained = any(map(script.has, ("requeue", "no-requeue", "dependency"))) or "%" in (script.get("array") or "")
     traps = traps_of(script, signal.name)
     asks_to_stop = not traps or re.search(r"\bkill\b|STOP", handler_text(script, traps))
     if not chained and asks_to_stop:
         message = f"the ranks stop at {signal.name}, and nothing starts the job again"
         remedy = 'add --requeue and: scontrol requeue "$SLURM_JOB_ID", or submit a chain with --dependency'
         yield warning(script.line_of("signal"), message, remedy)
+
+
+def script_outlives_its_launcher(script: Script, facts: Facts) -> Iterator[Finding]:
+    """S6: under `set -e` an exit code of 75, and a `wait` that a signal ended, end the script before it can requeue."""
+    body = script.body
+    switches = [word for command in body.named("set") for word in command.words[1:]]
+    states = [word[0] == "-" for word in switches if re.match(r"[-+]\w*e", word)]
+    is_strict = "errexit" in switches or (states or [re.search(r" -\w*e", script.shebang) is not None])[-1]
+    requeue = next((c for c in body.named("scontrol") if "requeue" in c.words and not c.function), None)
+    if not is_strict or requeue is None:
+        return
+    launched = [launch.command for launch in launch_lines(script) if not launch.command.in_background]
+    ends = [c for c in [*launched, *body.named("wait")] if c.line < requeue.line and not c.function and not c.is_tested]
+    for command in ends[-1:]:
+        message = f"set -e ends the script here when the ranks exit with 75, before line {requeue.line}"
+        yield error(command.line, message, f"write: code=0; {command.name} … || code=$?")
 
 
 def logs_are_kept(script: Script, facts: Facts) -> Iterator[Finding]:
@@ -123,5 +146,6 @@ def logs_are_kept(script: Script, facts: Facts) -> Iterator[Finding]:
 
 
 STOP_RULES = (
-    signal_reaches_ranks, signal_is_trapped, trap_can_run, launcher_is_awaited, second_wait, comes_back, logs_are_kept,
+    signal_reaches_ranks, signal_is_trapped, trap_can_run, launcher_is_awaited, second_wait, comes_back,
+    script_outlives_its_launcher, logs_are_kept,
 )  # fmt: skip

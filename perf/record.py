@@ -118,6 +118,7 @@ def _cpu_name() -> str:
 
 
 def write(folder: Path, record: Record) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"r{record.ranks:05d}-b{record.global_batch}-{record.repeat}.json"
     write_text_durably(path, record.model_dump_json(indent=1) + "\n")
     return path

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hvdlm.config import validate
+from hvdlm.durable import write_text_durably
 from hvdlm.errors import EXIT_USER_ERROR, UserError
 from hvdlm.host import physical_cores
 from hvdlm.partition import micro_batches_per_rank
@@ -80,51 +81,80 @@ class Effort:
     repeats: int
 
 
-def sweep(config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str, ...], effort: Effort) -> None:
-    """Measure every point `effort.repeats` times into FOLDER/records; those of an earlier study go at the end."""
-    points = plan_points(ranks, modes, config.train.global_batch, config.train.micro_batch)
-    threads = config.train.threads or max(1, physical_cores() // ranks[-1])
-    fresh = folder / ".records"
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from None
-    total, started = len(points) * effort.repeats, time.monotonic()
-    log.info("scaling: %d points, %s, %d threads a rank", len(points), effort, threads)
-    for number in range(total):
-        repeat, point = number // len(points), points[number % len(points)]
+@dataclass(frozen=True)
+class Planned:
+    """A point and the measurements of it, each a Spec for `hvdlm measure` in a file of its own."""
+
+    point: Point
+    specs: dict[Path, Spec]  # in the order of the repeats
+
+    def write(self) -> None:
+        for path, spec in self.specs.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text_durably(path, json.dumps(asdict(spec)))
+
+
+def plan_study(  # noqa: PLR0913 - what a study is
+    config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str, ...], effort: Effort, threads: int,
+    records: Path,
+) -> list[Planned]:  # fmt: skip
+    """Every measurement of a study as FOLDER/points/r00002-b24-0.json; nothing is written.
+
+    The same spec measured again, by a job that was requeued, replaces its own record in the folder `records`.
+    """
+    planned = []
+    for point in plan_points(ranks, modes, config.train.global_batch, config.train.micro_batch):
         settings = validate(
             RunConfig, config.model_dump(mode="json"), Path("scale"),
             (f"train.global_batch={point.global_batch}", f"train.threads={threads}"),
         )  # fmt: skip
-        spec = Spec(
-            config=settings.model_dump(mode="json"), folder=str(fresh), repeat=repeat, steps=effort.steps,
-            warmup=effort.warmup, is_strong=point.is_strong, is_weak=point.is_weak,
-        )  # fmt: skip
-        _run(spec, point)
+        specs = {
+            folder / "points" / f"r{point.ranks:05d}-b{point.global_batch}-{repeat}.json": Spec(
+                config=settings.model_dump(mode="json"), folder=str(records), repeat=repeat, steps=effort.steps,
+                warmup=effort.warmup, is_strong=point.is_strong, is_weak=point.is_weak,
+            )
+            for repeat in range(effort.repeats)
+        }  # fmt: skip
+        planned.append(Planned(point, specs))
+    return planned
+
+
+def sweep(config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str, ...], effort: Effort) -> None:
+    """Measure every point `effort.repeats` times into FOLDER/records; those of an earlier study go at the end."""
+    threads = config.train.threads or max(1, physical_cores() // ranks[-1])
+    fresh = folder / ".records"
+    planned = plan_study(config, folder, ranks=ranks, modes=modes, effort=effort, threads=threads, records=fresh)
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        for each in planned:
+            each.write()
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from None
+    total, started = len(planned) * effort.repeats, time.monotonic()
+    log.info("scaling: %d points, %s, %d threads a rank", len(planned), effort, threads)
+    for number in range(total):
+        repeat, each = number // len(planned), planned[number % len(planned)]
+        _run(list(each.specs)[repeat], each.point)
         left_s = (time.monotonic() - started) / (number + 1) * (total - number - 1)
         log.info(
             "measured %d/%d: %d ranks, global batch %d | %.0f s left",
             number + 1,
             total,
-            point.ranks,
-            point.global_batch,
+            each.point.ranks,
+            each.point.global_batch,
             left_s,
         )
     shutil.rmtree(folder / "records", ignore_errors=True)
     fresh.rename(folder / "records")
 
 
-def _run(spec: Spec, point: Point) -> None:
+def _run(spec: Path, point: Point) -> None:
     """One measurement by an mpirun of its own. Its user errors are ours; anything else shows its output."""
-    path = Path(spec.folder) / "spec"
-    path.write_text(json.dumps(asdict(spec)))
     done = subprocess.run(
-        start_command(point.ranks, [sys.executable, "-m", "hvdlm", "measure", str(path)]),
+        start_command(point.ranks, [sys.executable, "-m", "hvdlm", "measure", str(spec)]),
         capture_output=True, text=True, stdin=subprocess.DEVNULL, env=fresh_environment(),
     )  # fmt: skip
-    path.unlink()
     if done.returncode == EXIT_USER_ERROR:
         reason = re.search(r"hvdlm: error: (.*)", done.stderr)
         raise UserError(f"measuring {point.ranks} ranks failed: {reason.group(1) if reason else done.stderr}")

@@ -26,7 +26,7 @@ from hvdlm.durable import locked, write_text_durably
 from hvdlm.errors import UserError
 from hvdlm.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, read_manifest, write_manifest
 from hvdlm.shards import doc_column
-from hvdlm.stop import stop_flag
+from hvdlm.stop import STOPPED, BatchJob, stop_flag
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.interface import World
@@ -51,7 +51,7 @@ LOCK = ".lock"  # held while a job writes to the folder
 SHARD_NAME = re.compile(r"(train|val|test)(-[0-9]{5})?\.h5")
 
 
-def build(config: PreprocessConfig, world: World) -> Manifest:
+def build(config: PreprocessConfig, world: World, batch_job: BatchJob = BatchJob()) -> Manifest:  # noqa: B008 - frozen
     """Tokenize `config.input` into `config.output` with all ranks; returns the manifest on each.
 
     Raises StoppedOnRequest on all ranks when one was asked to stop; finished units stay.
@@ -63,7 +63,7 @@ def build(config: PreprocessConfig, world: World) -> Manifest:
             config.output.mkdir(parents=True, exist_ok=True)
             if world.rank == 0:
                 stack.enter_context(locked(config.output / LOCK))
-        stop = stack.enter_context(stop_flag(config.output, world))
+        stop = stack.enter_context(stop_flag(config.output, world, batch_job))
         with clock.phase("plan"):
             job = world.on_root(lambda: _prepare(config))
         if isinstance(job, Manifest):
@@ -120,7 +120,7 @@ def _prepare(config: PreprocessConfig) -> Job | Manifest:
     names = [f"{name}.[0-9]*" for name in (MANIFEST, TOKENIZER, PROVENANCE, SUMMARY)] + [DROPPED]
     names += [f"{split}{number}.h5.aside" for split in SPLITS for number in ("", "-*")]
     asides = [path for name in names for path in config.output.glob(f".{name}")]
-    for leftover in [*asides, *work.glob(".*"), config.output / "STOP"]:
+    for leftover in [*asides, *work.glob(".*"), config.output / STOPPED]:
         leftover.unlink(missing_ok=True)
     job = Job(config, units, digest, work)
     todo = [unit for unit in units if not job.spool(unit.number).exists()]

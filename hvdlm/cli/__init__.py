@@ -12,7 +12,7 @@ import time
 import click
 
 from hvdlm import __version__
-from hvdlm.cli import benchmarks, cluster, data, scaling, settings, submission, training, tuning
+from hvdlm.cli import benchmarks, cluster, data, launching, scaling, settings, submission, training, tuning
 from hvdlm.cli.parts import Group
 from hvdlm.errors import EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError
 from hvdlm.world import launched_as, launcher_waits_for_all
@@ -74,6 +74,7 @@ def cli() -> None:
 
 for command in (
     settings.doctor, data.preprocess, data.data, data.tokenizer, training.train, training.evaluate, training.generate,
+    launching.launch,
     scaling.scale, scaling.measure, scaling.report, tuning.tune, benchmarks.bench, settings.config_group,
     submission.submit, cluster.jobs, cluster.logs, cluster.cancel, cluster.lint, cluster.sites,
 ):  # fmt: skip

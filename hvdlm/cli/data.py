@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.parts import Command, Group, by_rank_0, config_argument, json_option, overrides_argument, result
+from hvdlm.cli.parts import (
+    Command,
+    Group,
+    batch_job,
+    by_rank_0,
+    config_argument,
+    json_option,
+    overrides_argument,
+    result,
+)
 from hvdlm.errors import UserError
 from hvdlm.world import connected
 
@@ -33,7 +42,7 @@ def preprocess(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         setup_logging(world.rank)
         keep_freed_memory()
         os.environ.setdefault("RAYON_NUM_THREADS", str(find_place(world).threads))  # the tokenizers library's threads
-        manifest = build(settings, world)
+        manifest = build(settings, world, batch_job())
         value = {
             "output": str(settings.output), "num_tokens": manifest.num_tokens, "num_documents": manifest.num_documents,
             "vocab_size": manifest.vocab_size, "tokenizer_digest": manifest.tokenizer_digest,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hvdlm.errors import UserError
 from hvdlm.world import launched_as
+
+if TYPE_CHECKING:
+    from hvdlm.stop import BatchJob
 
 
 def result(value: dict[str, Any], as_json: bool, text: str, rank: int = 0) -> None:
@@ -47,6 +51,14 @@ def by_rank_0(function: Any) -> Any:
 
 config_argument = click.argument("config", type=click.Path(path_type=Path))
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
+
+
+def batch_job() -> BatchJob:
+    """What the batch system says of this job. HVDLM_JOB_END is set by the scripts of `hvdlm submit`."""
+    from hvdlm.stop import BatchJob
+
+    end = os.environ.get("HVDLM_JOB_END") or os.environ.get("SLURM_JOB_END_TIME") or ""
+    return BatchJob(os.environ.get("SLURM_JOB_ID", ""), float(end) if end.isdigit() else None)
 
 
 def refuse_a_launcher(command: str) -> None:

@@ -114,17 +114,22 @@ def _scaling_orders(
 ) -> list[Order]:
     """A measurement for each point, and the report of them all."""
     from hvdlm.jobs import orders
-    from hvdlm.perf.sweep import parse_ranks, write_plan
+    from hvdlm.perf.sweep import parse_ranks, plan_study
 
     size = ask.size
     counts = parse_ranks(ranks) if ranks else [1 << power for power in range(size.ranks.bit_length())]
     folder = out or settings.run_dir / "scaling"
     modes = ("strong", "weak") if mode == "both" else (mode,)
-    points = write_plan(
+    if (folder / "records").exists():
+        raise UserError(f"{folder}: holds a study already; set --out, or remove {folder}/records")
+    planned = plan_study(
         settings, folder, ranks=counts, modes=modes, effort=effort, threads=size.threads(ask.site),
-        dry_run=ask.dry_run,
+        records=folder / "records",
     )  # fmt: skip
-    found = [orders.measurement(point.ranks, point.specs, size, folder) for point in points]
+    if not ask.dry_run:
+        for each in planned:
+            each.write()
+    found = [orders.measurement(each.point.ranks, list(each.specs), size, folder) for each in planned]
     return [*found, replace(orders.report(folder, size), after=tuple(range(len(found))))]
 
 

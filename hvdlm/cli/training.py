@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hvdlm.cli.parts import Command, config_argument, json_option, overrides_argument, result
+from hvdlm.cli.parts import Command, batch_job, config_argument, json_option, overrides_argument, result
 from hvdlm.world import connected
 
 
@@ -28,7 +29,7 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         settings.world, prefer=preferred_world(settings.sync), environment=world_environment(settings.sync)
     ) as world:
         setup_logging(world.rank)
-        summary = stage.train(settings, world)
+        summary = stage.train(settings, world, batch_job())
         text = f"{settings.run_dir}: step {summary['step']}" + (
             f", validation loss {summary['val_loss']:.4f}" if summary["val_loss"] is not None else ""
         )
@@ -39,9 +40,11 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN|CHECKPOINT")
 @overrides_argument
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Also write the result as JSON there.")
 @json_option
-def evaluate(checkpoint: Path, overrides: tuple[str, ...], split: str, as_json: bool) -> None:
+def evaluate(checkpoint: Path, overrides: tuple[str, ...], split: str, out: Path | None, as_json: bool) -> None:
     """Perplexity and bits per byte over a whole split, each token exactly once over all ranks."""
+    from hvdlm.durable import write_text_durably
     from hvdlm.restore import evaluate_checkpoint
     from hvdlm.runlog import setup_logging
 
@@ -50,6 +53,8 @@ def evaluate(checkpoint: Path, overrides: tuple[str, ...], split: str, as_json: 
         found = evaluate_checkpoint(checkpoint, overrides, split, world)
         text = "  ".join(f"{name} {value:,.4f}" if isinstance(value, float) else f"{name} {value:,}"
                          for name, value in found.items() if isinstance(value, int | float))  # fmt: skip
+        if out is not None:
+            world.on_root(lambda: write_text_durably(out, json.dumps(found, indent=1) + "\n"))
         result(found, as_json, text, world.rank)
 
 
@@ -73,6 +78,6 @@ def generate(
     from hvdlm.generate import Sampling
     from hvdlm.restore import continue_text
 
-    with connected() as world:
+    with connected(needs_ranks=False) as world:
         text = world.on_root(lambda: continue_text(checkpoint, overrides, prompt, Sampling(**options), max_tokens))
         result({"prompt": prompt, "text": text}, as_json, prompt + text, world.rank)

@@ -13,6 +13,7 @@ from typing import Literal
 
 from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.world.interface import World
+from hvdlm.world.slurm_tasks import check_tasks
 
 WorldKind = Literal["auto", "serial", "mpi", "horovod"]
 
@@ -56,13 +57,17 @@ def launcher_waits_for_all(env: Mapping[str, str] = os.environ) -> bool:
     return "SLURM_STEP_NUM_TASKS" in env and "OMPI_COMM_WORLD_SIZE" not in env
 
 
-def connect(kind: WorldKind = "auto", *, prefer: Literal["mpi", "horovod"] = "mpi") -> World:
+def connect(kind: WorldKind = "auto", *, prefer: Literal["mpi", "horovod"] = "mpi", needs_ranks: bool = True) -> World:
     """Join the job's world.
 
     `auto` is serial for a process started by hand; under a launcher it is `prefer`, or mpi where Horovod
     is not installed, or horovod where ranks met over Gloo and are no MPI processes. A world of another
-    size than the launcher's is an error: otherwise N processes would each do the whole work, silently.
+    size than the launcher's is an error: otherwise N processes would each do the whole work, silently. So is
+    one that SLURM has other plans for, unless the work needs no ranks or the world is serial on purpose.
     """
+    launched = launched_as()
+    if kind != "serial" and needs_ranks:
+        check_tasks(os.environ, launched)
     if kind == "auto":
         kind = _choose(prefer)
     world: World
@@ -78,7 +83,6 @@ def connect(kind: WorldKind = "auto", *, prefer: Literal["mpi", "horovod"] = "mp
         from hvdlm.world.horovod import HorovodWorld
 
         world = HorovodWorld()
-    launched = launched_as()
     if launched and launched[1] != world.size:
         raise UserError(_size_mismatch(world, launched[1]))
     return world
@@ -99,14 +103,14 @@ def _size_mismatch(world: World, expected: int) -> str:
     if world.kind == "serial":
         return f"{found}; use world=auto, or start one process"
     if launcher_waits_for_all():
-        return f"{found}; use `srun --mpi=pmix` (see `srun --mpi=list`)"
+        return f"{found}; use `srun --mpi=pmix`, or pmi2 for MPICH and Intel MPI (see `srun --mpi=list`)"
     return f"{found}; start it with the mpirun of the MPI that mpi4py and Horovod use (`hvdlm doctor`)"
 
 
-def _connect_or_die(kind: WorldKind, prefer: Literal["mpi", "horovod"]) -> World:
+def _connect_or_die(kind: WorldKind, prefer: Literal["mpi", "horovod"], needs_ranks: bool) -> World:
     """`connect`, but a crash in it ends this process at once: at a normal exit MPI would wait for the others."""
     try:
-        return connect(kind, prefer=prefer)
+        return connect(kind, prefer=prefer, needs_ranks=needs_ranks)
     except UserError:
         raise
     except Exception:
@@ -123,16 +127,18 @@ def connected(
     *,
     prefer: Literal["mpi", "horovod"] = "mpi",
     environment: Mapping[str, str] = MappingProxyType({}),
+    needs_ranks: bool = True,
 ) -> Iterator[World]:
     """A world for a command's whole work: whatever one rank dies of ends the whole job at once.
 
-    `environment` is what MPI or Horovod shall find when they start, unless the user has set it.
+    `environment` is what MPI or Horovod shall find when they start, unless the user has set it. Work that
+    one process does as well as many (`needs_ranks` false) is not refused in a SLURM job of many tasks.
 
     Ends that all ranks share (StoppedOnRequest, a UserError out of `World.together`) pass through.
     """
     for name, value in environment.items():
         os.environ.setdefault(name, value)
-    world = _connect_or_die(kind, prefer)
+    world = _connect_or_die(kind, prefer, needs_ranks)
     try:
         yield world
     except StoppedOnRequest:

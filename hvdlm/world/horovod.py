@@ -63,6 +63,16 @@ class _Started:
         self._wait(self._handle)
 
 
+def check_same_place(mpi: Any, rank: int, size: int) -> None:
+    """UserError if Horovod counts its ranks otherwise than MPI: then it was built with another MPI, or met over Gloo."""
+    comm = mpi.COMM_WORLD
+    if (comm.Get_rank(), comm.Get_size()) != (rank, size):
+        raise UserError(
+            f"this process is rank {comm.Get_rank()} of {comm.Get_size()} for MPI but {rank} of {size} for Horovod;"
+            " unset HOROVOD_CONTROLLER, and build both with one MPI (`hvdlm doctor`, `make setup`)"
+        )
+
+
 class HorovodWorld(World):
     """All collectives by Horovod, each with a fixed name, so that ranks can never pair up wrongly."""
 
@@ -81,6 +91,8 @@ class HorovodWorld(World):
         self._hvd.init()
         self.rank = self._hvd.rank()
         self.size = self._hvd.size()
+        if self._mpi is not None:
+            check_same_place(self._mpi, self.rank, self.size)
         self._under_way = 0
 
     def sum_(self, buffer: Any) -> None:

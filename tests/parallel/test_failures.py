@@ -4,17 +4,15 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from harness import HVDLM, ROOT, job_environment, ranks_of, run_ranks, run_values, write_config
+from harness import HVDLM, ranks_of, run_ranks
 
 from hvdlm import checkpoint
 from hvdlm.runlog import read_metrics
-from hvdlm.world.launch import start_command
 
 SCRIPT = Path(__file__).parent / "rank_fails.py"
 LIMIT_S = 15
@@ -51,34 +49,6 @@ def test_a_mistake_that_one_rank_finds_is_one_line_and_exit_2(world, kind, messa
     assert seconds < LIMIT_S
     assert done.stderr.count(f"hvdlm: error: {message}") == 1
     assert "Traceback" not in done.stderr
-
-
-@pytest.fixture
-def start_training(data_dir, tmp_path):
-    """Start a run on 2 ranks that lasts for minutes, and wait for its first checkpoint."""
-    started = []
-
-    def start(*overrides):
-        config = write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
-        command = start_command(2, [*HVDLM, "train", str(config), "train.steps=20000", "train.eval_every=20000",
-                                    "checkpoint.every=5", *overrides])  # fmt: skip
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=job_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        started.append(process)
-        deadline = time.monotonic() + 60
-        while not checkpoint.complete_steps(tmp_path / "run"):
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
 
 
 @pytest.mark.parametrize("world", ["mpi", "horovod"])
@@ -133,7 +103,7 @@ def test_a_run_that_is_asked_to_stop_saves_exits_75_and_resumes(start_training, 
         os.kill(ranks[int(how[-1])], signal.SIGUSR1 if how.startswith("USR1") else signal.SIGTERM)
     _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 75, errors
-    assert re.search(r"hvdlm: stopped at step (\d+) of 20000, saved; the same command resumes", errors)
+    assert re.search(r"hvdlm: stopped at step (\d+) of 20000 by .+, saved; the same command resumes", errors)
     saved = checkpoint.complete_steps(tmp_path / "run")[-1]
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == saved
     again = run_ranks(2, [*HVDLM, "train", tmp_path / "config.yaml", f"train.steps={saved + 2}", "--json"])

@@ -1,0 +1,130 @@
+"""`hvdlm launch`: start ranks with what is here, show how, and say what a known error means."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO, Any, get_args
+
+import click
+
+from hvdlm.cli.parts import Command, refuse_a_launcher
+from hvdlm.errors import EXIT_STOPPED, UserError
+from hvdlm.known_errors import KnownError, explain
+from hvdlm.world import launch as starting
+from hvdlm.world.launch import Asked, Choice, Plan
+
+LAST_WORDS_S = 5.0  # a process that outlived its launcher may hold the pipe of its messages open
+
+
+@click.command(
+    cls=Command,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog="hvdlm launch -np 2 -- train configs/quickstart.yaml run_dir=runs/two\n"
+    "hvdlm launch --hosts node1:4,node2:4 --interface ib0 --print -- train configs/quickstart.yaml",
+)
+@click.option("-np", "ranks", type=click.IntRange(1), default=None, help="Ranks. Default: all slots there are.")
+@click.option("--hosts", default="", help="Hosts with their slots: a:4,b:4 or node[1-2]:4.")
+@click.option("--hostfile", type=click.Path(path_type=Path), default=None, help="The same in a file: `a slots=4`.")
+@click.option("--launcher", type=click.Choice(list(get_args(Choice))), default="auto", show_default=True)
+@click.option("--interface", default="", help="Network interface for MPI, NCCL and Gloo, such as ib0.")
+@click.option("--print", "only_print", is_flag=True, help="Print the command; start nothing.")
+@click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND ...")
+def launch(words: tuple[str, ...], hosts: str, hostfile: Path | None, only_print: bool, **chosen: Any) -> int:
+    """Run `hvdlm COMMAND ...` on several ranks by mpirun, srun or horovodrun, whichever is right here.
+
+    Ctrl-C, TERM or USR1 let a training save and end with code 75; a second one ends it at once.
+    """
+    refuse_a_launcher("hvdlm launch")
+    if hosts and hostfile:
+        raise UserError("--hosts and --hostfile both name hosts; give one of them")
+    named = starting.read_hostfile(hostfile) if hostfile else starting.parse_hosts(hosts)
+    asked = Asked(hosts=named, **chosen)
+    plan = starting.plan(asked, [sys.executable, "-m", "hvdlm", *words])
+    if only_print:
+        print(shell_line(plan))
+        return 0
+    print(f"hvdlm: {shell_line(plan)}", file=sys.stderr, flush=True)
+    return Running(plan).wait()
+
+
+def shell_line(plan: Plan) -> str:
+    """The command as a person would type it, with the variables that are added."""
+    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()),
+                     shlex.join(plan.words)])  # fmt: skip
+
+
+class Running:
+    """A launcher at work: its messages pass through unchanged, and what is known about them is kept."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._kind = plan.kind
+        self._asked_by = 0  # the first signal
+        self._met: dict[str, KnownError] = {}
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # until there is somebody to pass them to
+        # In a session of its own: a terminal's Ctrl-C would reach mpirun at once, which kills what could be saved.
+        self._job = subprocess.Popen(
+            plan.words, env={**starting.fresh_environment(), **plan.environment}, stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, start_new_session=True,
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),
+        )  # fmt: skip
+        for number in numbers:
+            signal.signal(number, self._pass_on)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def wait(self) -> int:
+        """Until the job is over; its exit code, as a shell has it."""
+        assert self._job.stderr is not None
+        reader = threading.Thread(target=self._read, args=(self._job.stderr,), daemon=True)
+        reader.start()
+        code = self._job.wait()
+        reader.join(LAST_WORDS_S)
+        if code not in (0, EXIT_STOPPED):
+            for known in self._met.values():
+                print(f"hvdlm: {known.title}: {known.cause}. Cure: {known.cure}", file=sys.stderr)
+        killed_as_asked = self._asked_by and code == 128 + signal.SIGUSR1  # before or without a way to save
+        return 128 + self._asked_by if killed_as_asked else code if code >= 0 else 128 - code
+
+    def _pass_on(self, number: int, frame: object) -> None:
+        """USR1 is the one signal that every launcher hands to all ranks before it ends them; TERM ends the job."""
+        is_first, self._asked_by = not self._asked_by, self._asked_by or number
+        if not is_first and number != signal.SIGUSR1:
+            self._job.terminate()
+        elif self._understands_usr1():
+            self._job.send_signal(signal.SIGUSR1)
+        else:
+            message = b"hvdlm: horovodrun passes no signal on; touch STOP in the run's folder, or signal again to end\n"
+            os.write(sys.stderr.fileno(), message)
+
+    def _understands_usr1(self) -> bool:
+        """horovodrun becomes an mpirun that does, but until then, and over Gloo, it would die of it."""
+        if self._kind != "horovodrun":
+            return True
+        comm = Path(f"/proc/{self._job.pid}/comm")
+        return comm.exists() and comm.read_text().strip() in (
+            "mpirun",
+            "mpiexec",
+            "orterun",
+            "prterun",
+            "mpiexec.hydra",
+        )
+
+    def _read(self, pipe: IO[bytes]) -> None:
+        rest = b""
+        while piece := os.read(pipe.fileno(), 1 << 16):
+            sys.stderr.buffer.write(piece)
+            sys.stderr.buffer.flush()
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                self._note(line)
+        self._note(rest)
+
+    def _note(self, line: bytes) -> None:
+        for known in explain(line.decode(errors="replace")):
+            self._met.setdefault(known.name, known)

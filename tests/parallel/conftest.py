@@ -1,0 +1,43 @@
+"""Fixtures of the tests on ranks."""
+
+import subprocess
+import time
+
+import pytest
+from harness import HVDLM, ROOT, job_environment, run_values, write_config
+
+from hvdlm import checkpoint
+from hvdlm.world.launch import start_command
+
+
+@pytest.fixture
+def start_training(data_dir, tmp_path):
+    """Start a run on 2 ranks that lasts for minutes, and wait for its first checkpoint."""
+    started = []
+
+    def start(*overrides, wait=True, environment=None):
+        config = write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
+        command = start_command(2, [*HVDLM, "train", str(config), "train.steps=20000", "train.eval_every=20000",
+                                    "checkpoint.every=5", *overrides])  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment or job_environment(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        started.append(process)
+        deadline = time.monotonic() + 60
+        while wait and not checkpoint.complete_steps(tmp_path / "run"):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        return process
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(timeout=30)
+        process.stdout.close()
+        process.stderr.close()

@@ -1,0 +1,96 @@
+"""What a job is asked for: files, signals and the clock, on the rank that sees them."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from hvdlm.stop import BatchJob, StopFlag, Wish, stop_flag
+from hvdlm.world.serial import SerialWorld
+
+
+class SecondRank(SerialWorld):
+    rank = 1
+
+
+@pytest.fixture
+def flag(tmp_path):
+    with stop_flag(tmp_path, SerialWorld()) as found:
+        yield found
+
+
+@pytest.mark.parametrize(("name", "wish"), [("STOP", Wish.STOP), ("SAVE", Wish.SAVE), ("KILL", Wish.KILL)])
+def test_a_file_is_a_wish(flag, tmp_path, name, wish):
+    assert flag.look() == Wish.NONE
+    (tmp_path / name).touch()
+    assert flag.look() == wish
+    assert flag.reason == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_heard_on_any_rank_and_means_what_it_meant_afterwards(tmp_path, number):
+    before = signal.getsignal(number)
+    with stop_flag(tmp_path, SecondRank()) as flag:
+        os.kill(os.getpid(), number)
+        assert (flag.look(), flag.reason) == (Wish.STOP, signal.Signals(number).name)
+    assert signal.getsignal(number) == before
+
+
+def test_files_are_rank_0s_to_watch(tmp_path):
+    with stop_flag(tmp_path, SecondRank()) as flag:
+        (tmp_path / "STOP").touch()
+        assert flag.look() == Wish.NONE
+    assert (tmp_path / "STOP").exists()
+
+
+def test_the_gravest_wish_holds(flag, tmp_path):
+    for name in ("SAVE", "STOP", "KILL"):
+        (tmp_path / name).touch()
+    assert flag.look() == Wish.KILL
+
+
+def test_a_stop_file_is_answered_once_and_an_old_answer_is_removed(tmp_path):
+    with stop_flag(tmp_path, SerialWorld()):
+        (tmp_path / "STOP").touch()
+    assert (tmp_path / "STOPPED").exists()
+    assert not (tmp_path / "STOP").exists()
+    with stop_flag(tmp_path, SerialWorld()) as flag:
+        assert flag.look() == Wish.NONE
+        assert not (tmp_path / "STOPPED").exists()
+
+
+def test_the_end_of_the_time_comes_before_twice_a_save_and_a_look(tmp_path):
+    """10 s are enough for 5 s to spare and what was measured, until a save has taken 3 s."""
+    with stop_flag(tmp_path, SerialWorld(), BatchJob("7", time.time() + 10)) as flag:
+        assert flag.look() == Wish.NONE
+        flag.saved(3.0)
+        assert (flag.look(), flag.reason) == (Wish.STOP, "the end of the job's time")
+
+
+def test_a_long_time_between_two_looks_counts(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("hvdlm.stop.time.monotonic", lambda: clock[0])
+    with stop_flag(tmp_path, SerialWorld(), BatchJob("7", time.time() + 20)) as flag:
+        assert flag.look() == Wish.NONE
+        clock[0] += 8.0
+        assert flag.look() == Wish.STOP
+
+
+def test_whoever_started_last_owns_the_folder(flag, tmp_path):
+    flag.own(total_steps=9)
+    assert flag.look() == Wish.NONE
+    other = StopFlag(tmp_path, SerialWorld(), BatchJob("13"))
+    other.own(total_steps=9)
+    assert flag.look() == Wish.OUSTED
+    assert flag.ouster().startswith("job 13 on ")
+    assert other.look() == Wish.NONE
+    assert json.loads((tmp_path / "owner").read_text())["total_steps"] == 9
+
+
+def test_an_owner_file_that_cannot_be_read_ends_nothing(flag, tmp_path):
+    flag.own()
+    for text in ("", "{", "[1]"):
+        (tmp_path / "owner").write_text(text)
+        assert flag.look() == Wish.NONE
