@@ -14,6 +14,8 @@ import logging
 import os
 import re
 import shutil
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +50,18 @@ def folder_of(run_dir: Path) -> Path:
 
 def save(  # noqa: PLR0913 - what a checkpoint is made of
     run_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *,
-    keep: int, tensors: dict[str, torch.Tensor] | None = None,
+    keep: int, tensors: dict[str, torch.Tensor] | None = None, permit: Callable[[], None] = lambda: None,
 ) -> Path:  # fmt: skip
     """Write the checkpoint of `step` (rank 0 calls this alone), then drop all but the newest `keep`.
 
-    `tensors` is what else must be kept, such as a running mean of the weights.
+    `tensors` is what else must be kept, such as a running mean of the weights. `permit` is called when all is written
+    and nothing is visible yet; by raising an error it keeps the checkpoint from appearing.
     """
     root = folder_of(run_dir)
     root.mkdir(parents=True, exist_ok=True)
-    final, aside = root / f"step_{step:08d}", root / f".step_{step:08d}"
-    shutil.rmtree(aside, ignore_errors=True)
+    for leftover in root.glob(".step_*"):  # of a job that died, or of one whose run was taken over
+        shutil.rmtree(leftover, ignore_errors=True)
+    final, aside = root / f"step_{step:08d}", root / f".step_{step:08d}.{uuid.uuid4().hex}"
     aside.mkdir()
     moments, scalars = _optimizer_state(model, optimizer)
     files = {}
@@ -69,6 +73,7 @@ def save(  # noqa: PLR0913 - what a checkpoint is made of
         files[name] = {"bytes": (aside / name).stat().st_size, "sha256": sha256_of(aside / name)}
     record = {**state, "step": step, "files": files, "optimizer_scalars": scalars}
     write_text_durably(aside / STATE, json.dumps(record, indent=1) + "\n")
+    permit()
     shutil.rmtree(final, ignore_errors=True)  # there only if it was found damaged
     aside.rename(final)
     sync_folder(root)

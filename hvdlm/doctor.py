@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ import numpy as np
 
 from hvdlm.errors import UserError
 from hvdlm.host import affinity
+from hvdlm.known_errors import explain
 from hvdlm.world import WorldKind, connect, launched_as, met_over_gloo
 from hvdlm.world.horovod import load_horovod
 from hvdlm.world.launch import find_mpirun, fresh_environment, start_command
@@ -50,7 +52,7 @@ def examine(*, is_job: bool = False) -> list[Check]:
     """
     checks: list[Check] = []
     meeting = _hello_here if is_job else _hello_of_two
-    for check in (_python, _torch, _mpi, _horovod, _h5py, _one_libmpi, _launchers, meeting):
+    for check in (_python, _torch, _mpi, _horovod, _h5py, _one_libmpi, _launchers, _interfaces, meeting):
         try:
             checks += check()
         except (UserError, ImportError, OSError) as error:
@@ -142,6 +144,21 @@ def _launchers() -> Iterator[Check]:
     yield Check("launchers", True, ", ".join([str(find_mpirun()), *others]))
 
 
+def _interfaces() -> Iterator[Check]:
+    """MPI may try networks that lead nowhere, such as a container bridge's, and then hangs between hosts."""
+    up = [name for _, name in socket.if_nameindex() if name != "lo" and _is_up(name)]
+    private = [name for name in up if name.startswith(("docker", "virbr", "br-", "veth", "cni", "lxc", "podman"))]
+    detail = ", ".join(up) or "none but lo"
+    if private:
+        detail += f"; {', '.join(private)} lead to no other host: name the right one by --interface if MPI hangs"
+    yield Check("interfaces", True, detail)
+
+
+def _is_up(interface: str) -> bool:
+    state = Path(f"/sys/class/net/{interface}/operstate")
+    return not state.exists() or state.read_text().strip() != "down"
+
+
 def _hello_of_two() -> Iterator[Check]:
     """Two ranks meet through mpi4py and through Horovod, started by the mpirun found above."""
     command = start_command(2, [sys.executable, "-m", "hvdlm", "doctor", "--hello"])
@@ -156,8 +173,11 @@ def _hello_of_two() -> Iterator[Check]:
             return
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
-        reason = next((line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()), "no output")
-        yield Check("2 ranks", False, f"{' '.join(command[:3])} failed: {reason}", "run that command by hand")
+        said = (line.strip(" -") for line in (done.stderr + done.stdout).splitlines())  # mpirun draws rules of dashes
+        reason = next(filter(None, said), "no output")
+        cures = [known.cure for known in explain(done.stderr + done.stdout)]
+        remedy = "; ".join(cures) or "run that command by hand"
+        yield Check("2 ranks", False, f"{' '.join(command[:3])} failed: {reason}", remedy)
         return
     yield _meeting(json.loads(lines[-1]), 2)
 

@@ -79,7 +79,7 @@ KNOWN_ERRORS = (
     KnownError(
         "srun-plugin", "srun without that MPI plugin",
         r"Invalid MPI type '|[Cc]annot find mpi plugin for mpi/|MPI: Cannot create context for mpi/",
-        "srun: error: Invalid MPI type 'openmpi', --mpi=list for acceptable types",
+        "srun: error: Invalid MPI type 'pmix_v9', --mpi=list for acceptable types",
         "this SLURM was built without the plugin that --mpi names",
         "take one of `srun --mpi=list`: pmix for Open MPI, pmi2 for MPICH and Intel MPI; else start by mpirun "
         "inside the job",
@@ -96,7 +96,7 @@ KNOWN_ERRORS = (
     ),
     KnownError(
         "killed", "a process was killed",
-        r"exited on signal 9 \(Killed\)|KILLED BY SIGNAL: 9|EXIT STRING: Killed \(signal 9\)|oom[-_]kill"
+        r"signal 9 \(Killed\)|KILLED BY SIGNAL: 9|EXIT STRING: Killed \(signal 9\)|oom[-_]kill"
         r"|Out Of Memory|error: .*task \d+: Killed",
         "mpirun noticed that process rank 1 with PID 4242 on node n1 exited on signal 9 (Killed).",
         "nearly always the memory of the node or of the job is used up",

@@ -187,10 +187,14 @@ class Loop:
 
     def _write(self, state: dict, tensors: dict[str, torch.Tensor]) -> Path:
         self._check_owner()
-        path = checkpoint.save(
-            self.config.run_dir, self.step, self.engine.model, self.engine.sync.optimizer, state,
-            keep=self.config.checkpoint.keep, tensors=tensors,
-        )  # fmt: skip
+        try:
+            path = checkpoint.save(
+                self.config.run_dir, self.step, self.engine.model, self.engine.sync.optimizer, state,
+                keep=self.config.checkpoint.keep, tensors=tensors, permit=self._check_owner,
+            )  # fmt: skip
+        except Exception:  # the new owner removes what the old one left half written
+            self._check_owner()
+            raise
         (self.config.run_dir / SAVE).unlink(missing_ok=True)
         return path
 

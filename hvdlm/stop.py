@@ -28,7 +28,8 @@ from hvdlm.durable import write_text_durably
 from hvdlm.world.interface import World
 
 STOP, STOPPED, SAVE, KILL, OWNER = "STOP", "STOPPED", "SAVE", "KILL", "owner"
-SPARE_S = 5.0  # for leaving MPI, and for what was never measured
+SPARE_S = 5.0  # for leaving MPI
+GUESSED_BYTES_PER_S = 200e6  # of a save, before the first; a slow share of a parallel file system
 
 
 class Wish(IntEnum):
@@ -55,8 +56,8 @@ class StopFlag:
     def __init__(self, folder: Path, world: World, job: BatchJob) -> None:
         self._folder, self._job, self._is_root = folder, job, world.rank == 0
         self._signalled = ""
-        self._token = ""
-        self._save_s = self._longest_s = 0.0
+        self._token = self._ouster = ""
+        self._save_s = self._longest_s = self._guess_s = 0.0
         self._looked: float | None = None
         self.reason = ""  # in words, as far as this rank knows
         for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -77,6 +78,10 @@ class StopFlag:
         """A save took so long: the next one may."""
         self._save_s = max(self._save_s, seconds)
 
+    def expect(self, num_bytes: int) -> None:
+        """So much will be saved: what that takes is a guess until it was measured."""
+        self._guess_s = num_bytes / GUESSED_BYTES_PER_S
+
     def own(self, **facts: object) -> None:
         """Make the folder this job's. Rank 0 calls it."""
         self._token = uuid.uuid4().hex
@@ -85,9 +90,9 @@ class StopFlag:
         write_text_durably(self._folder / OWNER, json.dumps({**who, **facts}, indent=1) + "\n")
 
     def ouster(self) -> str:
-        """Who has taken the folder over, or nothing; a file that cannot be read says nothing."""
-        if not self._token:
-            return ""
+        """Who has taken the folder over, or nothing; a file that cannot be read says nothing new."""
+        if self._ouster or not self._token:
+            return self._ouster
         try:
             owner = json.loads((self._folder / OWNER).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -95,7 +100,8 @@ class StopFlag:
         if not isinstance(owner, dict) or owner.get("token") == self._token:
             return ""
         job = f"job {owner['job']} on " if owner.get("job") else ""
-        return f"{job}{owner.get('host')}, process {owner.get('pid')}, since {owner.get('started')}"
+        self._ouster = f"{job}{owner.get('host')}, process {owner.get('pid')}, since {owner.get('started')}"
+        return self._ouster
 
     def _heard(self) -> tuple[Wish, str]:
         if self._is_root:
@@ -120,7 +126,7 @@ class StopFlag:
         if self._looked is not None:
             self._longest_s = max(self._longest_s, now - self._looked)
         self._looked = now
-        margin_s = SPARE_S + 2 * (self._save_s + self._longest_s)
+        margin_s = SPARE_S + 2 * ((self._save_s or self._guess_s) + self._longest_s)
         return self._job.end is not None and self._job.end - time.time() < margin_s
 
 
@@ -130,10 +136,11 @@ def stop_flag(folder: Path, world: World, job: BatchJob = BatchJob()) -> Iterato
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     if world.rank == 0:
         (folder / STOPPED).unlink(missing_ok=True)
+    flag = StopFlag(folder, world, job)
     try:
-        yield StopFlag(folder, world, job)
+        yield flag
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if world.rank == 0 and (folder / STOP).exists():
+        if world.rank == 0 and (folder / STOP).exists() and not flag.ouster():  # the new owner's to answer
             (folder / STOP).replace(folder / STOPPED)

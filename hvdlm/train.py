@@ -80,6 +80,7 @@ def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
     _announce(engine, config, corpora, world)
     with world.together():
         run_log = RunLog(config.log, config.run_dir, world, step=first)
+    stop.expect(3 * sum(parameter.nbytes for parameter in engine.model.parameters()))  # Adam keeps two more of each
     loop = Loop(engine, corpora, validation, run_log, stop, spent_s)
     with (
         run_log,

@@ -94,7 +94,7 @@ def read_all(root: Path) -> list[Filed]:
             found.append(Filed(path.parent, Entry.model_validate_json(path.read_text(encoding="utf-8"))))
         except ValidationError as error:
             raise UserError(f"{path}: no job of `hvdlm submit`: {error.errors()[0]['msg']}; remove it") from None
-    return sorted(found, key=lambda filed: (filed.entry.submitted, filed.folder.name))
+    return sorted(found, key=lambda filed: (filed.entry.submitted, len(filed.entry.id), filed.entry.id))
 
 
 def find(root: Path, name: str) -> Filed:

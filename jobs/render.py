@@ -156,12 +156,13 @@ def _slurm_directives(job: Job, site: Site) -> list[tuple[str, str]]:
 
 
 def _directive_path(job: Job) -> str:
-    """The log of the batch script itself; `%` means something to SLURM, and so does a space."""
+    """The log of the batch script itself; `%` means something to SLURM, and so do spaces, quotes and #."""
     number = "%A_%a" if job.array else "%j"
     if job.folder is None:
         return f"%x-{number}.log"
     path = str(job.folder).replace("%", "%%") + f"/{number}.log"
-    return f'"{path}"' if " " in path else path
+    mark = "'" if '"' in path else '"'
+    return f"{mark}{path}{mark}" if any(sign in path for sign in " '\"#\\") else path
 
 
 def _log_of(job: Job) -> str:

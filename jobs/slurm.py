@@ -113,4 +113,4 @@ def _run(words: Sequence[str], environment: Mapping[str, str]) -> subprocess.Com
 
 def _first_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else "it says nothing"
+    return lines[0].removeprefix("sbatch: error: ") if lines else "it says nothing"

@@ -173,7 +173,7 @@ def static_complaint(text: str) -> str:
 def _have_it_tested(desk: Desk, script: Path) -> None:
     complaint = slurm.test_only(script, desk.environment)
     if complaint:
-        raise UserError(f"{script}: sbatch --test-only: {complaint}")
+        raise UserError(f"{script.parent.name}: sbatch --test-only: {complaint}; --dry-run shows the script")
 
 
 def _queue(

@@ -97,10 +97,8 @@ class MiniSlurm:
 
     def kill_node(self, name: str) -> None:
         """What a power cut does: slurmd, its step daemons and everything below them are gone at once."""
-        doomed = [self._daemons[name].pid, *self._step_daemons(name)]
-        for pid in [*doomed, *(child for root in doomed for child in _descendants(root))]:
-            _kill(pid)
-        self._daemons.pop(name).wait(timeout=START_S)
+        self.kill_slurmd(name)
+        self._end_steps(name)
 
     def kill_slurmd(self, name: str) -> None:
         """Only the daemon dies: SLURM takes the node for lost while its ranks run on."""
@@ -108,27 +106,27 @@ class MiniSlurm:
         self._daemons.pop(name).wait(timeout=START_S)
 
     def stop(self) -> None:
-        if self._daemons:
-            self._cancel_all()
+        """Take everything down, whatever still runs."""
+        for node in NODES:
+            self._end_steps(node)
         for name in reversed(list(self._daemons)):
-            self._daemons[name].terminate()
-        for name, daemon in self._daemons.items():
-            daemon.wait(timeout=START_S)
-            for pid in self._step_daemons(name):
-                _kill(pid)
+            daemon = self._daemons.pop(name)
+            daemon.terminate()
+            try:
+                daemon.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
 
-    def _cancel_all(self) -> None:
-        words = ["scancel", "-u", getpass.getuser(), "--signal=KILL", "--full"]
-        subprocess.run(words, env=self.environment, capture_output=True, timeout=START_S)
+    def _end_steps(self, node: str) -> None:
+        steps = self._step_daemons(node)
+        for pid in [*steps, *(child for root in steps for child in _descendants(root))]:
+            _kill(pid)
 
     def _step_daemons(self, node: str) -> list[int]:
-        """slurmstepd has no parent that tells its node: its first file descriptors' log, or its spool, does."""
-        found = []
-        for pid in _pids():
-            command = _read(pid, "cmdline")
-            if command.startswith(b"slurmstepd") and f"spool-{node}".encode() in b"".join(_open_files(pid)):
-                found.append(pid)
-        return found
+        """A slurmstepd is nobody's child; it is known by the log that it writes to."""
+        log = str(self.folder / f"slurmd-{node}.log")
+        return [pid for pid in _pids() if _read(pid, "cmdline").startswith(b"slurmstepd") and log in _open_files(pid)]
 
     def _wait_for_node(self, name: str) -> None:
         deadline = time.monotonic() + START_S
@@ -154,12 +152,11 @@ def _read(pid: int, name: str) -> bytes:
         return b""
 
 
-def _open_files(pid: int) -> Iterator[bytes]:
+def _open_files(pid: int) -> list[str]:
     try:
-        for path in Path(f"/proc/{pid}/fd").iterdir():
-            yield os.readlink(path).encode()
+        return [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
     except OSError:
-        return
+        return []
 
 
 def _descendants(root: int) -> list[int]:
@@ -217,7 +214,10 @@ def main(words: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     if missing():
-        print(f"mini_slurm: error: no {', '.join(missing())} here; `sudo make setup-system` installs SLURM", file=sys.stderr)
+        print(
+            f"mini_slurm: error: no {', '.join(missing())} here; `sudo make setup-system` installs SLURM",
+            file=sys.stderr,
+        )
         return 2
     environment = dict(os.environ)
     if os.geteuid() == 0:  # Open MPI wants to be told that root is meant

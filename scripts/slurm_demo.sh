@@ -32,7 +32,7 @@ done
 hvdlm jobs --jobs-dir "$jobs"
 step "3/4 … and is preempted: it saves, exits 75, is queued again, and goes on from its checkpoint" \
     scancel --batch --signal=USR1 "$train"
-while hvdlm jobs --jobs-dir "$jobs" | grep -Eq 'PENDING|RUNNING|COMPLETING|CONFIGURING|REQUEUE'; do sleep 2; done
+while [[ $(hvdlm jobs --jobs-dir "$jobs") =~ PENDING|RUNNING|COMPLETING|CONFIGURING|REQUEUE ]]; do sleep 2; done
 
 printf '\n== 4/4 what became of the jobs\n'
 hvdlm jobs --jobs-dir "$jobs"

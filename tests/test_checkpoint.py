@@ -184,6 +184,39 @@ def test_retention_never_takes_the_checkpoint_just_written(tmp_path, parts):
     assert checkpoint.newest(tmp_path) == path
 
 
+def test_a_checkpoint_that_is_not_permitted_never_appears(tmp_path, parts):
+    """The folder changed hands while it was written; the new owner's next save removes what was left."""
+    save(tmp_path, 10, parts)
+
+    def refuse():
+        raise UserError("taken over")
+
+    with pytest.raises(UserError, match="taken over"):
+        checkpoint.save(tmp_path, 20, *parts, {"config": {}}, keep=1, permit=refuse)
+    assert checkpoint.complete_steps(tmp_path) == [10]
+    assert checkpoint.resolve(tmp_path).name == "step_00000010"
+    save(tmp_path, 20, parts)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "latest", "step_00000010", "step_00000020",
+    ]  # fmt: skip
+
+
+def test_two_writers_of_one_step_do_not_mix_their_files(tmp_path, parts):
+    """A new owner that saves the same step meanwhile: each file it commits is its own."""
+    other = (torch.nn.Linear(3, 3), parts[1])
+
+    def overtaken():
+        save(tmp_path, 10, parts)
+        raise UserError("taken over")
+
+    with pytest.raises(UserError, match="taken over"):
+        checkpoint.save(tmp_path, 10, *other, {"config": {}}, keep=2, permit=overtaken)
+    path = checkpoint.newest(tmp_path)
+    model = torch.nn.Linear(3, 3)
+    checkpoint.load_model(path, model)
+    assert torch.equal(model.weight, parts[0].weight)
+
+
 def test_only_damaged_checkpoints_are_no_fresh_run(tmp_path, parts):
     (save(tmp_path, 10, parts) / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="every checkpoint is damaged; restore one, or remove them"):

@@ -69,6 +69,14 @@ def test_the_end_of_the_time_comes_before_twice_a_save_and_a_look(tmp_path):
         assert (flag.look(), flag.reason) == (Wish.STOP, "the end of the job's time")
 
 
+def test_before_the_first_save_its_size_counts(tmp_path):
+    with stop_flag(tmp_path, SerialWorld(), BatchJob("7", time.time() + 20)) as flag:
+        flag.expect(2_000_000_000)
+        assert flag.look() == Wish.STOP
+        flag.saved(0.1)
+        assert flag.look() == Wish.NONE
+
+
 def test_a_long_time_between_two_looks_counts(tmp_path, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr("hvdlm.stop.time.monotonic", lambda: clock[0])
@@ -87,6 +95,17 @@ def test_whoever_started_last_owns_the_folder(flag, tmp_path):
     assert flag.ouster().startswith("job 13 on ")
     assert other.look() == Wish.NONE
     assert json.loads((tmp_path / "owner").read_text())["total_steps"] == 9
+
+
+def test_who_was_ousted_once_stays_so_and_answers_no_file(tmp_path):
+    with stop_flag(tmp_path, SerialWorld()) as flag:
+        flag.own()
+        StopFlag(tmp_path, SerialWorld(), BatchJob("13")).own()
+        assert flag.look() == Wish.OUSTED
+        (tmp_path / "STOP").touch()  # meant for the new owner
+        (tmp_path / "owner").unlink()
+        assert flag.look() == Wish.OUSTED
+    assert (tmp_path / "STOP").exists()
 
 
 def test_an_owner_file_that_cannot_be_read_ends_nothing(flag, tmp_path):

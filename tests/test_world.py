@@ -11,7 +11,7 @@ import pytest
 from hvdlm import host
 from hvdlm.errors import UserError
 from hvdlm.world import connect, connected, launched_as, memory_is_tuned, threads_wanted
-from hvdlm.world.launch import fresh_environment, mpirun_command
+from hvdlm.world.launch import fresh_environment
 from hvdlm.world.serial import SerialWorld
 
 
@@ -109,11 +109,6 @@ def test_threads_share_cores():
     assert 1 <= host.physical_cores() <= len(host.affinity())
 
 
-def command(**changes):
-    options = {"open_mpi": True, "mpirun": Path("/opt/mpirun"), "cores": 4, "is_root": False, **changes}
-    return " ".join(mpirun_command(4, ["prog", "-x"], **options))
-
-
 def test_what_the_user_set_for_threads_and_memory_is_left_alone():
     assert [threads_wanted({"OMP_NUM_THREADS": value}) for value in ("4", "4,2", "", "all")] == [4, 4, 0, 0]
     assert threads_wanted({}) == 0
@@ -121,10 +116,3 @@ def test_what_the_user_set_for_threads_and_memory_is_left_alone():
     assert not memory_is_tuned({"GLIBC_TUNABLES": "glibc.rtld.nns=4"})
     assert memory_is_tuned({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"})
     assert memory_is_tuned({"MALLOC_TRIM_THRESHOLD_": "131072"})
-
-
-def test_the_launch_line_says_no_more_than_is_needed():
-    assert command() == "/opt/mpirun -np 4 --bind-to none prog -x"
-    assert command(is_root=True) == "/opt/mpirun -np 4 --bind-to none --allow-run-as-root prog -x"
-    assert command(cores=2) == "/opt/mpirun -np 4 --bind-to none --oversubscribe prog -x"
-    assert command(open_mpi=False, is_root=True, cores=1) == "/opt/mpirun -np 4 prog -x"

@@ -85,6 +85,8 @@ class Running:
         reader.start()
         code = self._job.wait()
         reader.join(LAST_WORDS_S)
+        if code == 128 + signal.SIGKILL:  # Open MPI says it in words only if it is quick enough
+            self._note(b"signal 9 (Killed)")
         if code not in (0, EXIT_STOPPED):
             for known in self._met.values():
                 print(f"hvdlm: {known.title}: {known.cause}. Cure: {known.cure}", file=sys.stderr)

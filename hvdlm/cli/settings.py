@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,23 @@ from hvdlm.cli.parts import Command, Group, by_rank_0, config_argument, json_opt
 from hvdlm.world import launched_as
 
 
-@click.command(cls=Command, epilog="hvdlm doctor --json")
+@click.command(cls=Command, epilog="hvdlm doctor --json\nhvdlm doctor --log runs/jobs/train-001/1234.r0.log")
 @click.option("--hello", is_flag=True, hidden=True)
+@click.option("--log", default=None, metavar="FILE", help="Instead: name the known errors in a log (- for stdin).")
 @json_option
-def doctor(hello: bool, as_json: bool) -> int:
+def doctor(hello: bool, log: str | None, as_json: bool) -> int:
     """Check that torch, Horovod, MPI and HDF5 here fit together; each problem comes with its remedy."""
+    rank, size = launched_as() or (0, 1)
+    if log is not None:
+        from hvdlm import known_errors
+
+        text = sys.stdin.read() if log == "-" else Path(log).read_text(encoding="utf-8", errors="replace")
+        found = known_errors.explain(text)
+        value = {"known_errors": [asdict(known) for known in found]}
+        result(value, as_json, known_errors.to_text(found) or "no known error in it", rank)
+        return 0
     from hvdlm import doctor as stage
 
-    rank, size = launched_as() or (0, 1)
     if hello:
         result(stage.hello(), True, "", rank)
         return 0

@@ -64,7 +64,7 @@ class _Started:
 
 
 def check_same_place(mpi: Any, rank: int, size: int) -> None:
-    """UserError if Horovod counts its ranks otherwise than MPI: then it was built with another MPI, or met over Gloo."""
+    """UserError if Horovod counts its ranks otherwise than MPI: it was built with another MPI, or met over Gloo."""
     comm = mpi.COMM_WORLD
     if (comm.Get_rank(), comm.Get_size()) != (rank, size):
         raise UserError(

@@ -30,7 +30,8 @@ def check_tasks(env: Mapping[str, str], launched: tuple[int, int] | None) -> Non
     """
     tasks, step = tasks_of_job(env), env.get(STEP)
     size = launched[1] if launched else 1
-    if tasks is None or tasks == size or step in (str(tasks), str(size) if size > 1 else None):
+    is_of_step = step is not None and (int(step) == tasks or int(step) == size > 1)
+    if tasks is None or tasks == size or is_of_step:
         return
     if size > 1:
         raise UserError(
@@ -38,6 +39,6 @@ def check_tasks(env: Mapping[str, str], launched: tuple[int, int] | None) -> Non
             f" {size} tasks, or use `hvdlm launch -np {size} -- ...`"
         )
     raise UserError(
-        f"one process in a SLURM job of {tasks} tasks; start it by `hvdlm launch -- ...` or `srun --mpi=pmix hvdlm ...`,"
-        " or by `srun -n1` for one process on purpose"
+        f"one process in a SLURM job of {tasks} tasks; start it by `hvdlm launch -- ...` or `srun --mpi=pmix ...`, or"
+        " by `srun -n1 ...` for one process on purpose"
     )

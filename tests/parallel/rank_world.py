@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from hvdlm.world import connected, mpi
+from hvdlm.world.served import ServedCounters
 
 DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16,
           torch.float32, torch.float64]  # fmt: skip
@@ -102,11 +103,17 @@ def check_window(world) -> None:
 
 
 def check_counters(world) -> None:
-    """No two ranks are given the same number, and nothing is lost."""
     counters = world.counters(3)
     if counters is None:
         assert world.kind == "horovod"
         return
+    check_draws(world, counters)
+    if world.kind == "mpi":
+        check_draws(world, ServedCounters(mpi.load_mpi(), world.mpi_communicator(), 3))
+
+
+def check_draws(world, counters) -> None:
+    """No two ranks are given the same number, and nothing is lost."""
     drawn = []
     while (number := counters.add(1, 1)) < 2000:
         drawn.append(number)

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from harness import run_values, write_config
+from harness import make_config, run_values, write_config
 from hvdlm.perf.record import read_all
+from hvdlm.perf.sweep import Effort, plan_study
 
 
 def test_scale_measures_both_modes_and_the_report_can_be_written_again(job, data_dir, tmp_path):
@@ -48,6 +49,23 @@ def test_a_point_that_cannot_run_says_why(job, data_dir, tmp_path):
     config = write_config(tmp_path / "config.yaml", run_values("/nowhere", tmp_path / "run"))
     done = job(0, "scale", config, "--ranks", "1", "--mode", "weak", "--out", tmp_path / "s", code=2)
     assert "hvdlm: error: measuring 1 ranks failed: /nowhere/manifest.json: there is none" in done.stderr
+
+
+def test_a_planned_point_is_a_job_and_one_that_runs_again_replaces_its_own_record(job, data_dir, tmp_path):
+    config = make_config(data_dir, tmp_path / "run")
+    planned = plan_study(
+        config, tmp_path / "s", ranks=[1, 2], modes=("strong", "weak"), effort=Effort(steps=3, warmup=1, repeats=2),
+        threads=1, records=tmp_path / "s" / "records",
+    )  # fmt: skip
+    assert [path.name for path in planned[2].specs] == ["r00002-b24-0.json", "r00002-b24-1.json"]
+    assert not (tmp_path / "s").exists()
+    planned[2].write()
+    for spec in [*planned[2].specs, next(iter(planned[2].specs))]:
+        job(2, "measure", spec)
+    records = read_all(tmp_path / "s")
+    assert [(r.ranks, r.global_batch, r.repeat, r.is_weak) for r in records] == [(2, 24, 0, True), (2, 24, 1, True)]
+    assert records[0].environment.started >= records[1].environment.started
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["points", "records"]
 
 
 def test_a_sweep_is_not_started_under_a_launcher(job, data_dir, tmp_path):

@@ -1,0 +1,160 @@
+"""`hvdlm launch` with real ranks: what it runs, what it passes on in both directions, and what it says at the end."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from harness import HVDLM, ROOT, fresh_environment, job_environment, run_values, write_config
+
+from hvdlm import checkpoint
+from hvdlm.known_errors import KNOWN_ERRORS
+from hvdlm.runlog import read_metrics
+
+START_LIMIT_S = 60
+
+
+def by_user():
+    """The environment of a person who has set nothing for root or threads."""
+    return {name: value for name, value in fresh_environment().items()
+            if not name.startswith(("OMPI_", "OMP_", "SLURM_"))}  # fmt: skip
+
+
+def launch(*words, timeout_s=120):
+    return subprocess.run(
+        [*HVDLM, "launch", *map(str, words)], env=by_user(), cwd=ROOT, capture_output=True, text=True,
+        timeout=timeout_s, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def config(data_dir, tmp_path):
+    return write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("launcher", ["auto", "horovodrun"])
+def test_ranks_are_started_and_the_command_is_shown(launcher, config, tmp_path):
+    done = launch("-np", "2", "--launcher", launcher, "--", "train", config, "train.steps=3")
+    assert done.returncode == 0, done.stderr
+    first = done.stderr.splitlines()[0]
+    assert first.startswith("hvdlm: OMP_NUM_THREADS=")
+    assert shlex.split(first)[-3:] == ["train", str(config), "train.steps=3"]
+    assert "horovod world of 2" in done.stderr + done.stdout
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl", "train")) >= 1
+
+
+def test_the_command_that_is_shown_can_be_typed(config, tmp_path):
+    shown = launch("--print", "-np", "2", "--", "train", config, "train.steps=3").stdout
+    done = subprocess.run(shown, shell=True, env=by_user(), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "horovod world of 2" in done.stderr
+
+
+def test_results_come_on_stdout_and_messages_on_stderr(config):
+    done = launch("-np", "2", "--", "train", config, "train.steps=3", "--json")
+    assert json.loads(done.stdout.splitlines()[-1])["step"] == 3
+    assert "horovod world of 2" in done.stderr
+
+
+def test_the_users_error_stays_exit_2_and_needs_no_explanation():
+    done = launch("-np", "2", "--", "train", "/nowhere.yaml")
+    assert done.returncode == 2
+    assert done.stderr.count("hvdlm: error: /nowhere.yaml: cannot read this config") == 1
+    assert "Cure:" not in done.stderr
+
+
+def test_a_known_error_is_explained_once_at_the_end():
+    done = launch("-np", "1", "--hosts", "no-such-host.invalid", "--", "doctor")
+    assert done.returncode not in (0, 2, 75)
+    assert "Could not resolve hostname" in done.stderr  # passed through as it was
+    (known,) = (known for known in KNOWN_ERRORS if known.name == "unknown-host")
+    assert done.stderr.count(known.cure) == 1
+    assert done.stderr.rstrip().splitlines()[-1].startswith("hvdlm: ")
+
+
+def started(config, tmp_path, *options):
+    """A long training under `hvdlm launch`, once its ranks listen to signals and have made steps."""
+    words = [*HVDLM, "launch", "-np", "2", *options, "--", "train", str(config), "train.steps=20000",
+             "train.eval_every=20000", "checkpoint.every=20000", "log.every=5"]  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(words, env=by_user(), cwd=ROOT, stderr=log, stdout=log, stdin=subprocess.DEVNULL)
+    deadline = time.monotonic() + START_LIMIT_S
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and len(read_metrics(metrics, "train")) >= 2:
+            return process
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError((tmp_path / "log").read_text())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_lets_the_run_save_and_end_with_75(number, config, tmp_path):
+    process = started(config, tmp_path)
+    process.send_signal(number)
+    assert process.wait(60) == 75, (tmp_path / "log").read_text()
+    assert checkpoint.complete_steps(tmp_path / "run")
+    assert "Cure:" not in (tmp_path / "log").read_text()
+
+
+def test_horovodrun_passes_the_signal_on(config, tmp_path):
+    process = started(config, tmp_path, "--launcher", "horovodrun")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75, (tmp_path / "log").read_text()
+
+
+def rank_pids(run_dir):
+    """Processes whose command line names the run's config: the ranks, and what started them."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0") if folder.name.isdigit() else []
+            environment = (folder / "environ").read_bytes() if words else b""
+        except OSError:
+            continue
+        if str(run_dir.parent / "config.yaml").encode() in words and b"OMPI_COMM_WORLD_RANK=" in environment:
+            found.append(int(folder.name))
+    return sorted(found)
+
+
+def test_a_killed_rank_ends_the_job_and_is_explained(config, tmp_path):
+    process = started(config, tmp_path)
+    os.kill(rank_pids(tmp_path / "run")[-1], signal.SIGKILL)
+    assert process.wait(15) == 137
+    assert "hvdlm: a process was killed: nearly always the memory" in (tmp_path / "log").read_text()
+
+
+def test_a_second_signal_ends_the_job_at_once(config, tmp_path):
+    process = started(config, tmp_path)
+    for pid in rank_pids(tmp_path / "run"):  # ranks that cannot save any more
+        os.kill(pid, signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(15) != 0
+    assert not rank_pids(tmp_path / "run")
+
+
+def test_horovod_that_counts_otherwise_than_mpi_is_refused(config):
+    """Its Gloo controller without a rendezvous: each rank would be rank 0 of 1 for Horovod, and train alone."""
+    done = subprocess.run(
+        [*HVDLM, "launch", "-np", "2", "--", "train", str(config), "train.steps=3"], cwd=ROOT, capture_output=True,
+        env={**by_user(), "HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "of 2 for MPI but 0 of 1 for Horovod; unset HOROVOD_CONTROLLER" in done.stderr
+
+
+def test_mpirun_with_another_number_than_the_slurm_job_is_refused(config):
+    done = subprocess.run(
+        ["mpirun", "-np", "2", "--oversubscribe", sys.executable, "-m", "hvdlm", "train", str(config)], cwd=ROOT,
+        env={**job_environment(), "SLURM_NTASKS": "4"}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "the launcher started 2 ranks in a SLURM job of 4 tasks; leave its -np out" in done.stderr

@@ -1,0 +1,204 @@
+"""Each known error is known by its text; those that can be had here are really provoked."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import pytest
+from harness import HVDLM, ROOT, fresh_environment, job_environment
+
+from hvdlm.known_errors import KNOWN_ERRORS, explain, to_markdown, to_text
+from hvdlm.world.launch import find_mpirun, kind_of
+
+MPIRUN = str(find_mpirun())
+IS_OPEN_MPI = kind_of(find_mpirun()) != "hydra"
+needs_open_mpi = pytest.mark.skipif(not IS_OPEN_MPI, reason="the mpirun here is not Open MPI's")
+
+
+def names(text):
+    return [known.name for known in explain(text)]
+
+
+def said(*words, env=None, timeout_s=60):
+    """All that a command prints; it must fail."""
+    done = subprocess.run(
+        list(map(str, words)), env=env or job_environment(), cwd=ROOT, capture_output=True, text=True,
+        timeout=timeout_s, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode != 0, done.stdout
+    return done.stdout + done.stderr
+
+
+def test_there_are_twenty_of_different_names():
+    assert len(KNOWN_ERRORS) == 20
+    assert len({known.name for known in KNOWN_ERRORS}) == 20
+
+
+@pytest.mark.parametrize("known", KNOWN_ERRORS, ids=lambda known: known.name)
+def test_an_error_is_known_by_its_own_text_alone(known):
+    assert names(f"before\n{known.example}\nafter") == [known.name]
+    assert known.cause
+    assert known.cure
+    assert known.source
+
+
+def test_what_is_well_is_no_error():
+    """The messages of a training, and of a job that was asked to stop."""
+    text = (
+        "[01:34:07] serial world of 1, sync allreduce, cpu, 2 threads a rank, fp32 | killed 0 documents\n"
+        "hvdlm: stopped at step 40 on request (USR1); saved\nPrimary job  terminated normally, but 1 process returned\n"
+        "slurmstepd: error: *** STEP 3.0 ON n1 CANCELLED AT 2026-01-01T00:00:00 ***\n"
+    )
+    assert names(text) == []
+    assert to_text([]) == ""
+
+
+def test_errors_come_once_and_in_the_order_of_the_log():
+    by_name = {known.name: known.example for known in KNOWN_ERRORS}
+    assert names("\n".join([by_name["stall"], by_name["cma"], by_name["stall"]])) == ["stall", "cma"]
+
+
+def test_the_table_has_a_row_for_each_and_three_columns():
+    lines = to_markdown().splitlines()
+    assert len(lines) == 22
+    assert all(line.count("|") == 4 for line in lines)
+
+
+def test_the_documentation_has_this_table():
+    """Renew with `python -c 'from hvdlm.known_errors import to_markdown; print(to_markdown())'`."""
+    assert to_markdown() in (ROOT / "docs" / "cluster.md").read_text()
+
+
+def test_doctor_explains_a_log(tmp_path):
+    log = tmp_path / "job.log"
+    log.write_bytes(b"\xff\xfe\n[n1:00042] Read -1, expected 16384, errno = 1\n")
+    done = subprocess.run([*HVDLM, "doctor", "--log", log, "--json"], capture_output=True, text=True, cwd=ROOT)
+    assert [known["name"] for known in json.loads(done.stdout)["known_errors"]] == ["cma"]
+    done = subprocess.run([*HVDLM, "doctor", "--log", "-"], input="fine\n", capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "no known error in it\n")
+    done = subprocess.run([*HVDLM, "doctor", "--log", "/nowhere"], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (2, "hvdlm: error: /nowhere: No such file or directory\n")
+
+
+# --- really provoked
+
+
+@needs_open_mpi
+def test_more_ranks_than_slots():
+    assert names(said(MPIRUN, "-np", 3, "--host", "localhost:2", "true")) == ["slots"]
+
+
+@needs_open_mpi
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root is refused")
+def test_root():
+    env = {name: value for name, value in job_environment().items() if not name.startswith("OMPI_ALLOW")}
+    assert names(said(MPIRUN, "-np", 1, "true", env=env)) == ["root"]
+
+
+@needs_open_mpi
+@pytest.mark.skipif(not shutil.which("ssh"), reason="no ssh here")
+def test_an_unknown_host():
+    found = names(said(MPIRUN, "-np", 1, "--host", "no-such-host.invalid", "true"))
+    assert sorted(found) == ["daemons", "unknown-host"]
+
+
+def test_a_program_that_is_not_there():
+    assert names(said(MPIRUN, "-np", 1, "/nowhere/program")) == ["no-program"]
+
+
+@needs_open_mpi
+def test_an_interface_that_is_not_there():
+    """Two ranks that may use TCP alone, over a network that this host does not have."""
+    env = {
+        **job_environment(), "OMPI_MCA_btl_tcp_if_include": "nosuch0", "OMPI_MCA_btl": "tcp,self", "OMPI_MCA_pml": "ob1"
+    }  # fmt: skip
+    done = subprocess.run(
+        [MPIRUN, "-np", "2", "--oversubscribe", sys.executable, "-c", "from mpi4py import MPI"], env=env,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert "network" in names(done.stdout + done.stderr)
+
+
+@pytest.mark.skipif(not shutil.which("srun"), reason="no srun here")
+def test_a_plugin_that_srun_does_not_have(tmp_path):
+    (tmp_path / "slurm.conf").write_text("ClusterName=x\nSlurmctldHost=localhost\n")
+    env = {**fresh_environment(), "SLURM_CONF": str(tmp_path / "slurm.conf")}
+    assert names(said("srun", "--mpi=pmix_v9", "true", env=env)) == ["srun-plugin"]
+
+
+def test_ranks_that_do_not_know_of_each_other():
+    env = {**fresh_environment(), "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
+    assert names(said(*HVDLM, "train", "configs/quickstart.yaml", "world=mpi", env=env)) == ["singletons"]
+
+
+def test_a_truncated_file(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = range(1000)
+    path.write_bytes(path.read_bytes()[:-500])
+    assert names(said(sys.executable, "-c", f"import h5py; h5py.File({str(path)!r})")) == ["hdf5-truncated"]
+
+
+def test_a_locked_file(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", locking=True):
+        opened = f"import h5py; h5py.File({str(path)!r}, locking=True)"
+        assert names(said(sys.executable, "-c", opened)) == ["hdf5-lock"]
+
+
+def test_a_horovod_without_its_extension(tmp_path):
+    """A copy of the installed package without what was compiled."""
+    import horovod
+
+    shutil.copytree(Path(horovod.__file__).parent, tmp_path / "horovod", ignore=shutil.ignore_patterns("*.so", "*.pyc"))
+    env = {**fresh_environment(), "PYTHONPATH": str(tmp_path)}
+    found = names(said(sys.executable, "-c", "import horovod.torch as hvd; hvd.init()", env=env))
+    assert found == ["horovod-extension"]
+
+
+def test_a_missing_mpi_library(tmp_path):
+    """A program that wants a libmpi which the loader does not find."""
+    if not (compiler := shutil.which("cc") or shutil.which("gcc")):
+        pytest.skip("no C compiler here")
+    (tmp_path / "lib.c").write_text("int f(void) { return 0; }\n")
+    (tmp_path / "main.c").write_text("int f(void); int main(void) { return f(); }\n")
+    library = tmp_path / "libmpi.so.99"
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-Wl,-soname,libmpi.so.99", "-o", library, "lib.c"], cwd=tmp_path, check=True
+    )
+    subprocess.run([compiler, "-o", "program", "main.c", library], cwd=tmp_path, check=True)
+    library.unlink()
+    assert names(said(tmp_path / "program")) == ["no-libmpi"]
+
+
+def test_a_full_disk():
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    assert names(said(sys.executable, "-c", "open('/dev/full', 'w').write('x' * 100_000)")) == ["no-space"]
+
+
+def test_a_rank_that_others_wait_for():
+    program = (
+        "import time, torch, horovod.torch as hvd\nhvd.init()\n"
+        "if hvd.rank(): time.sleep(20)\n"
+        "hvd.allreduce(torch.ones(1), name='x')\n"
+    )
+    env = {**job_environment(), "HOROVOD_STALL_CHECK_TIME_SECONDS": "1", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "2"}
+    assert names(said(MPIRUN, "-np", 2, sys.executable, "-c", program, env=env))[:1] == ["stall"]
+
+
+def test_a_compiler_that_is_asked_for_too_little(tmp_path):
+    """What torch's own headers say to C++14, which Horovod 0.28.1 asks for."""
+    import torch
+
+    if not (compiler := shutil.which("c++") or shutil.which("g++")):
+        pytest.skip("no C++ compiler here")
+    (tmp_path / "a.cc").write_text("#include <ATen/ATen.h>\n")
+    headers = Path(torch.__file__).parent / "include"
+    assert names(
+        said(compiler, "-std=c++14", "-fmax-errors=1", "-fsyntax-only", f"-I{headers}", tmp_path / "a.cc")
+    ) == ["horovod-build"]

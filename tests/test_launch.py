@@ -1,0 +1,347 @@
+"""How ranks are started: exact commands for every launcher, hosts and their slots, and the truth about their number."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+from harness import HVDLM, ROOT
+
+from hvdlm.errors import UserError
+from hvdlm.world import launch
+from hvdlm.world.bindings import Binding, binding_map
+from hvdlm.world.hostlist import allocated_hosts, expand, expand_counts
+from hvdlm.world.launch import Asked, count_ranks, mpi_kind, parse_hosts, read_hostfile, srun_plugin, threads_of_a_rank
+from hvdlm.world.launchers import KINDS, Launch, launch_environment, launch_words
+from hvdlm.world.slurm_tasks import check_tasks
+
+GOLDEN = ROOT / "tests" / "golden" / "launch"
+EQUAL, UNEQUAL = (("a", 4), ("b", 4)), (("a", 4), ("b", 2))
+CASES = {
+    "plain": Launch(4),
+    "allocation": Launch(label=True),
+    "hosts": Launch(8, hosts=EQUAL, pass_on=("OMP_NUM_THREADS", "PATH")),
+    "unequal-hosts": Launch(6, hosts=UNEQUAL),
+    "root-oversubscribed": Launch(64, is_root=True, oversubscribe=True),
+    "container": Launch(4, in_container=True),
+    "interface": Launch(4, interface="ib0"),
+    "bound": Launch(4, threads=8, cpu_bind="cores"),
+    "gpus": Launch(4, gpus=True),
+    "masks": Launch(2, cpu_bind=["0xfe", "0xfe00"]),
+}
+
+
+def rendered(kind):
+    blocks = []
+    for name, case in CASES.items():
+        if name == "masks" and kind != "srun":
+            continue
+        words = [json.dumps(word) if " " in word else word for word in launch_words(kind, case)]
+        variables = [f"{name}={value}" for name, value in launch_environment(kind, case).items()]
+        blocks.append("\n".join([f"# {name}", *variables, " ".join(words)]))
+    return "\n\n".join(blocks) + "\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_launcher_is_told_what_the_golden_file_says(kind, request):
+    """Renew with `pytest tests/test_launch.py --renew-golden`, and review the diff."""
+    path = GOLDEN / f"{kind}.txt"
+    if request.config.getoption("--renew-golden"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(rendered(kind))
+    assert rendered(kind) == path.read_text()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_said_that_was_not_asked_for(kind):
+    text = " ".join([*launch_words(kind, Launch(2)), *launch_environment(kind, Launch(2))])
+    for word in ("root", "oversub", "overcommit", "vader", "smsc", "ob1", "openib", "if_include", "IFNAME", "tag"):
+        assert word not in text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rank_with_threads_is_never_put_on_one_core(kind):
+    """Whatever binds has as many cores as the rank has threads, and without an order nothing binds."""
+    bound, free = (" ".join(launch_words(kind, Launch(2, threads=8, cpu_bind=bind))) for bind in ("cores", "none"))
+    assert {"openmpi4": "slot:PE=8", "openmpi5": "slot:PE=8", "hydra": "core:8", "srun": "--cpus-per-task=8",
+            "horovodrun": "slot:PE=8"}[kind] in bound  # fmt: skip
+    assert "core" not in free.replace("per-core", "")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_interface_is_told_to_all_that_open_sockets(kind):
+    found = launch_environment(kind, Launch(2, interface="ib0"))
+    assert found["NCCL_SOCKET_IFNAME"] == found["HOROVOD_GLOO_IFACE"] == "ib0"
+    assert sum(name.startswith(("OMPI_MCA_btl", "FI_")) for name in found) == 1
+
+
+def test_masks_are_sruns():
+    with pytest.raises(ValueError, match="hydra has none"):
+        launch_words("hydra", Launch(2, cpu_bind=["0x1"]))
+
+
+class Expanded(str):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize("kind", ["openmpi4", "openmpi5", "hydra", "horovodrun"])
+def test_what_the_shell_shall_expand_stays_the_word_it_is(kind):
+    words = launch_words(kind, Launch(Expanded("$N"), hosts=Expanded("$HOSTS")))
+    assert [word for word in words if isinstance(word, Expanded)] == ["$N", "$HOSTS"]
+
+
+@pytest.mark.parametrize(
+    ("version", "kind"),
+    [
+        ("mpirun (Open MPI) 4.1.4\n\nReport bugs to http://www.open-mpi.org/community/help/", "openmpi4"),
+        ("mpirun (Open MPI) 5.0.11", "openmpi5"),
+        ("mpirun.real (OpenRTE) 4.0.3", "openmpi4"),
+        ("HYDRA build details:\n    Version:                                 5.0.2", "hydra"),
+        ("Intel(R) MPI Library for Linux* OS, Version 2021.18.1 Build 20260626 (id: b44796a)", "hydra"),
+    ],
+)
+def test_an_mpirun_is_known_by_its_version(version, kind):
+    assert mpi_kind(version) == kind
+
+
+def test_an_mpirun_that_nobody_knows_is_refused():
+    with pytest.raises(UserError, match="mpirun --version says 'lamboot 7'"):
+        mpi_kind("lamboot 7")
+
+
+def test_srun_gets_the_plugin_of_the_mpi(monkeypatch):
+    monkeypatch.delenv("CRAY_MPICH_DIR", raising=False)
+    listed = "MPI plugin types are...\n\tpmix\n\tnone\n\tcray_shasta\n\tpmi2\nspecific versions available: pmix_v4\n"
+    assert [srun_plugin(kind, listed) for kind in ("openmpi4", "openmpi5", "hydra")] == ["pmix", "pmix", "pmi2"]
+    assert srun_plugin("openmpi4", "MPI plugin types are...\n\tnone\n\tpmi2\n") == ""
+    monkeypatch.setenv("CRAY_MPICH_DIR", "/opt/cray")
+    assert srun_plugin("hydra", listed) == "cray_shasta"
+
+
+HOSTLISTS = ["n1", "a,b", "node-[08-10],a,b[098-101]", "n[1-3,05-06]", "n[42,49-51]", "r[1-2]n[01-02]", "a-1-[3]"]
+
+
+@pytest.mark.parametrize("hostlist", HOSTLISTS)
+def test_host_lists_are_expanded_as_scontrol_does(hostlist, tmp_path):
+    if not shutil.which("scontrol"):
+        pytest.skip("no scontrol here; `sudo make setup-system` installs SLURM")
+    (tmp_path / "slurm.conf").write_text("ClusterName=x\nSlurmctldHost=localhost\n")
+    done = subprocess.run(
+        ["scontrol", "show", "hostnames", hostlist], capture_output=True, text=True,
+        env={**os.environ, "SLURM_CONF": str(tmp_path / "slurm.conf")},
+    )  # fmt: skip
+    assert expand(hostlist) == done.stdout.split()
+
+
+def test_host_lists_with_a_suffix():
+    """Newer SLURMs have them, 22.05 does not."""
+    assert expand("node-[42,49-51],x[001-003]-ib") == [
+        "node-42", "node-49", "node-50", "node-51", "x001-ib", "x002-ib", "x003-ib",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("broken", ["n[1", "n1]", "n[x]", "n[3-1]", "n[1-2-3]", "n[]"])
+def test_a_broken_host_list_is_refused(broken):
+    with pytest.raises(UserError, match="of this host list|host list|backwards"):
+        expand(broken)
+
+
+def test_tasks_of_each_node():
+    assert expand_counts("4(x2),3") == [4, 4, 3]
+    assert expand_counts("16") == [16]
+    env = {"SLURM_JOB_NODELIST": "n[1-3]", "SLURM_TASKS_PER_NODE": "4(x2),3"}
+    assert allocated_hosts(env) == (("n1", 4), ("n2", 4), ("n3", 3))
+    assert allocated_hosts({}) == ()
+    with pytest.raises(UserError, match="names 3 nodes but SLURM_TASKS_PER_NODE=4 has 1"):
+        allocated_hosts({**env, "SLURM_TASKS_PER_NODE": "4"})
+    with pytest.raises(UserError, match="'x' is no count"):
+        expand_counts("4,x")
+
+
+def test_hosts_by_hand_and_in_a_file(tmp_path):
+    assert parse_hosts("node[1-2]:4,b") == (("node1", 4), ("node2", 4), ("b", 1))
+    assert parse_hosts("") == ()
+    path = tmp_path / "hosts"
+    path.write_text("# two\na slots=4 max_slots=8\n\nb:2  # slow\nc\n")
+    assert read_hostfile(path) == (("a", 4), ("b", 2), ("c", 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a:x", "'a:x': is no host"), ("a:", "'a:': is no host"), (":3", "':3'"), ("a:0", "'a:0'"), ("a,a", "twice")],
+)  # fmt: skip
+def test_wrong_hosts_are_refused(text, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        parse_hosts(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a b", ":1: 'a b' is no host"), ("#", "names no host"), ("a\na:2", "twice")]
+)
+def test_wrong_host_files_are_refused(text, message, tmp_path):
+    (tmp_path / "hosts").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_hostfile(tmp_path / "hosts")
+
+
+def test_ranks_must_fit_the_slots():
+    assert count_ranks(Asked(None, EQUAL), (), told=None) == 8
+    assert count_ranks(Asked(None, ()), EQUAL, told=None) == 8
+    assert count_ranks(Asked(None, ()), EQUAL, told="6") == 6
+    assert count_ranks(Asked(3, (("a", 4),)), EQUAL, told="8") == 3
+    for asked, allocation, message in [
+        (Asked(9, EQUAL), (), "-np 9: there are only 8 slots in --hosts"),
+        (Asked(9, ()), EQUAL, "-np 9: there are only 8 tasks of this SLURM job"),
+        (Asked(None, ()), (), "-np is missing"),
+        (Asked(2, (("c", 2),)), EQUAL, "--hosts c: is no node of this SLURM job"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            count_ranks(asked, allocation, told=None)
+
+
+def test_threads_of_a_rank():
+    assert threads_of_a_rank(4, {"OMP_NUM_THREADS": "3,2", "SLURM_CPUS_PER_TASK": "8"}) == 3
+    assert threads_of_a_rank(4, {"SLURM_CPUS_PER_TASK": "8"}) == 8
+    assert threads_of_a_rank(4, {"SLURM_JOB_CPUS_PER_NODE": "64(x2),32"}) == 8
+    cores = len(os.sched_getaffinity(0))
+    assert [threads_of_a_rank(ranks, {}) for ranks in (1, cores, 4 * cores)] == [cores, 1, 1]
+
+
+@pytest.fixture
+def in_job(monkeypatch):
+    """A SLURM job of two nodes with two tasks each, without a step."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    for name, value in {"JOB_ID": "7", "NTASKS": "4", "JOB_NODELIST": "n[1-2]", "TASKS_PER_NODE": "2(x2)"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    return monkeypatch
+
+
+def fake_srun(folder, *plugins):
+    """An srun that only lists its plugins, before any other on PATH."""
+    path = folder / "srun"
+    path.write_text("#!/bin/sh\necho MPI plugin types are...\n" + "".join(f"echo {name}\n" for name in plugins))
+    path.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def test_inside_a_job_srun_is_taken_if_it_speaks_with_the_mpi(in_job, tmp_path):
+    in_job.setenv("PATH", fake_srun(tmp_path, "none", "pmix", "pmi2"))
+    in_job.setattr(launch, "kind_of", lambda mpirun: "openmpi4")
+    plan = launch.plan(Asked(None, ()), ["prog"])
+    assert (plan.kind, plan.ranks) == ("srun", 4)
+    assert " ".join(plan.words).startswith("srun --mpi=pmix --kill-on-bad-exit=1 --wait=60 --ntasks=4")
+    in_job.setenv("PATH", fake_srun(tmp_path, "none"))
+    assert launch.plan(Asked(None, ()), ["prog"]).kind == "openmpi4"
+    with pytest.raises(UserError, match="names no plugin for openmpi4; use --launcher mpirun"):
+        launch.plan(Asked(None, (), "srun"), ["prog"])
+
+
+def test_a_job_of_our_own_inside_a_job_is_counted_by_itself(in_job):
+    words = launch.plan(Asked(2, (), "mpirun"), ["prog"]).words
+    assert words[-3:] == ["env", "SLURM_NTASKS=2", "prog"]
+    assert launch.start_command(4, ["prog"])[-2:] != ["SLURM_NTASKS=4", "prog"]
+    assert launch.start_command(2, ["prog"])[-3:] == ["env", "SLURM_NTASKS=2", "prog"]
+
+
+def test_what_the_user_set_is_neither_set_again_nor_changed(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert "OMP_NUM_THREADS" not in launch.plan(Asked(1, (), "mpirun"), ["prog"]).environment
+
+
+STEP = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
+
+
+@pytest.mark.parametrize(
+    ("env", "launched"),
+    [
+        ({}, None),
+        ({}, (0, 4)),
+        ({"SLURM_NTASKS": "1"}, None),
+        ({"SLURM_NTASKS": "4"}, (3, 4)),  # mpirun on the job's first node
+        (STEP, (0, 2)),  # srun -n2, in a job of any size
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "2"}, (1, 2)),  # srun --preserve-env
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, (3, 4)),  # mpirun's daemon on the second of two nodes
+        ({"SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NUM_NODES": "2"}, (0, 4)),
+        ({"SLURM_JOB_NUM_NODES": "2"}, (0, 7)),  # asked for nodes alone
+    ],
+)
+def test_numbers_of_ranks_that_agree(env, launched):
+    check_tasks(env, launched)
+
+
+@pytest.mark.parametrize(
+    ("env", "launched", "message"),
+    [
+        ({"SLURM_NTASKS": "4"}, None, "one process in a SLURM job of 4 tasks; start it by `hvdlm launch"),
+        ({"SLURM_NTASKS": "4"}, (0, 2), "started 2 ranks in a SLURM job of 4 tasks.*`hvdlm launch -np 2"),
+        ({"SLURM_NTASKS": "4"}, (0, 8), "started 8 ranks in a SLURM job of 4 tasks"),
+        ({"SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NUM_NODES": "2"}, None, "one process in a SLURM job of 4"),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, (0, 1), "one process in"),  # salloc's shell is a step
+    ],
+)
+def test_numbers_of_ranks_that_do_not_agree(env, launched, message):
+    with pytest.raises(UserError, match=message):
+        check_tasks(env, launched)
+
+
+def call(*words, **env):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    return subprocess.run([*HVDLM, *words], env={**kept, **env}, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_a_command_without_a_launcher_in_a_job_of_many_is_refused(tmp_path):
+    done = call("train", "configs/quickstart.yaml", f"run_dir={tmp_path}/run", SLURM_NTASKS="4")
+    assert done.returncode == 2
+    assert done.stderr.startswith("hvdlm: error: one process in a SLURM job of 4 tasks;")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_needs_no_ranks_is_not_refused():
+    """It fails for another reason: there is no such run."""
+    done = call("generate", "/nowhere", SLURM_NTASKS="4")
+    assert (done.returncode, "/nowhere: holds no complete checkpoint" in done.stderr) == (2, True)
+
+
+def test_print_prints_one_line_and_starts_nothing(tmp_path):
+    done = call("launch", "--print", "--launcher", "mpirun", "-np", "2", "--", "train", "my config.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert " -np 2 --bind-to none" in done.stdout or " -n 2 -bind-to none" in done.stdout
+    assert done.stdout.endswith(" -m hvdlm train 'my config.yaml' --json\n")
+    assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("-np", "3", "--hosts", "a:1,b:1", "train"), "-np 3: there are only 2 slots in --hosts"),
+        (("train",), "-np is missing"),
+        (("--hosts", "a", "--hostfile", "b", "train"), "both name hosts"),
+        (("--hostfile", "/nowhere/hosts", "train"), "/nowhere/hosts: No such file"),
+    ],
+)
+def test_what_cannot_be_launched_is_one_line_and_exit_2(words, message):
+    done = call("launch", *words)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert message in done.stderr
+
+
+def test_the_binding_map_is_short_and_says_what_is_wrong():
+    def rank(number, cores, threads=2):
+        return Binding(number, f"n{number // 4}", frozenset(cores), threads, "cpu")
+
+    assert binding_map([rank(0, {0, 1}), rank(1, {2, 3, 8})]).splitlines() == [
+        "rank  host  cores  threads  device",
+        "0     n0    0-1    2        cpu",
+        "1     n0    2-3,8  2        cpu",
+    ]
+    many = binding_map([rank(number, {2 * (number % 4), 2 * (number % 4) + 1}) for number in range(64)]).splitlines()
+    assert len(many) == 18
+    assert many[-1] == "and 48 ranks more on 16 hosts"
+    assert "1 of 2 ranks have fewer cores than threads (rank 1: 2 threads on 1)" in binding_map(
+        [rank(0, {0, 1}), rank(1, {2})]
+    )
+    assert "1 hosts have more threads than cores (n0: 4 on 2)" in binding_map([rank(0, {0, 1}), rank(1, {0, 1})])
