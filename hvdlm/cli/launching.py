@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -96,26 +97,16 @@ class Running:
     def _pass_on(self, number: int, frame: object) -> None:
         """USR1 is the one signal that every launcher hands to all ranks before it ends them; TERM ends the job."""
         is_first, self._asked_by = not self._asked_by, self._asked_by or number
-        if not is_first and number != signal.SIGUSR1:
-            self._job.terminate()
-        elif self._understands_usr1():
-            self._job.send_signal(signal.SIGUSR1)
-        else:
+        wanted = signal.SIGUSR1 if is_first or number == signal.SIGUSR1 else signal.SIGTERM
+        target = self._job.pid if self._kind != "horovodrun" else _mpirun_below(self._job.pid)
+        if self._job.poll() is not None:
+            return
+        if target is None and wanted == signal.SIGUSR1:  # it is still starting, or met over Gloo, and would die of it
             message = b"hvdlm: horovodrun passes no signal on; touch STOP in the run's folder, or signal again to end\n"
             os.write(sys.stderr.fileno(), message)
-
-    def _understands_usr1(self) -> bool:
-        """horovodrun becomes an mpirun that does, but until then, and over Gloo, it would die of it."""
-        if self._kind != "horovodrun":
-            return True
-        comm = Path(f"/proc/{self._job.pid}/comm")
-        return comm.exists() and comm.read_text().strip() in (
-            "mpirun",
-            "mpiexec",
-            "orterun",
-            "prterun",
-            "mpiexec.hydra",
-        )
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(target or self._job.pid, wanted)
 
     def _read(self, pipe: IO[bytes]) -> None:
         rest = b""
@@ -130,3 +121,15 @@ class Running:
     def _note(self, line: bytes) -> None:
         for known in explain(line.decode(errors="replace")):
             self._met.setdefault(known.name, known)
+
+
+def _mpirun_below(pid: int) -> int | None:
+    """horovodrun becomes a shell that waits for an mpirun, which alone knows what signals mean."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, rest = stat.read_text().split("(", 1)[1].rsplit(")", 1)
+        except OSError:  # it has ended
+            continue
+        if name in ("mpirun", "mpiexec", "orterun", "prterun", "mpiexec.hydra") and int(rest.split()[1]) == pid:
+            return int(stat.parent.name)
+    return None

@@ -138,7 +138,7 @@ def plan(asked: Asked, command: list[str]) -> Plan:
     added = {name: value for name, value in added.items() if os.environ.get(name) != value}
     if any(not is_here(name) for name, _ in hosts):
         launch = replace(launch, pass_on=tuple(sorted(filter(PASSED_ON.fullmatch, {**os.environ, **added}))))
-    words = [*launch_words(kind, launch), *(with_own_count(ranks, command, os.environ) if in_job else command)]
+    words = [*launch_words(kind, launch), *(command if kind == "srun" else with_own_count(ranks, command, os.environ))]
     return Plan(kind, words, added, ranks)
 
 

@@ -77,8 +77,25 @@ def test_a_known_error_is_explained_once_at_the_end():
     assert done.stderr.rstrip().splitlines()[-1].startswith("hvdlm: ")
 
 
-def started(config, tmp_path, *options):
-    """A long training under `hvdlm launch`, once its ranks listen to signals and have made steps."""
+@pytest.fixture
+def started(config, tmp_path):
+    """Start a long training under `hvdlm launch`; it is there once its ranks have made steps. Ended after the test."""
+    processes = []
+
+    def start(*options):
+        processes.append(start_training(config, tmp_path, *options))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        for _ in range(2):  # to save, and to end
+            if process.poll() is None:
+                process.terminate()
+                time.sleep(1)
+        process.wait(30)
+
+
+def start_training(config, tmp_path, *options):
     words = [*HVDLM, "launch", "-np", "2", *options, "--", "train", str(config), "train.steps=20000",
              "train.eval_every=20000", "checkpoint.every=20000", "log.every=5"]  # fmt: skip
     with (tmp_path / "log").open("w") as log:
@@ -94,16 +111,16 @@ def started(config, tmp_path, *options):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_lets_the_run_save_and_end_with_75(number, config, tmp_path):
-    process = started(config, tmp_path)
+def test_a_signal_lets_the_run_save_and_end_with_75(number, started, tmp_path):
+    process = started()
     process.send_signal(number)
     assert process.wait(60) == 75, (tmp_path / "log").read_text()
     assert checkpoint.complete_steps(tmp_path / "run")
     assert "Cure:" not in (tmp_path / "log").read_text()
 
 
-def test_horovodrun_passes_the_signal_on(config, tmp_path):
-    process = started(config, tmp_path, "--launcher", "horovodrun")
+def test_horovodrun_passes_the_signal_on(started, tmp_path):
+    process = started("--launcher", "horovodrun")
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75, (tmp_path / "log").read_text()
 
@@ -122,15 +139,15 @@ def rank_pids(run_dir):
     return sorted(found)
 
 
-def test_a_killed_rank_ends_the_job_and_is_explained(config, tmp_path):
-    process = started(config, tmp_path)
+def test_a_killed_rank_ends_the_job_and_is_explained(started, tmp_path):
+    process = started()
     os.kill(rank_pids(tmp_path / "run")[-1], signal.SIGKILL)
     assert process.wait(15) == 137
     assert "hvdlm: a process was killed: nearly always the memory" in (tmp_path / "log").read_text()
 
 
-def test_a_second_signal_ends_the_job_at_once(config, tmp_path):
-    process = started(config, tmp_path)
+def test_a_second_signal_ends_the_job_at_once(started, tmp_path):
+    process = started()
     for pid in rank_pids(tmp_path / "run"):  # ranks that cannot save any more
         os.kill(pid, signal.SIGSTOP)
     process.send_signal(signal.SIGINT)

@@ -1,0 +1,65 @@
+"""`hvdlm launch` inside a real SLURM job, and what is refused there."""
+
+import shlex
+import subprocess
+import sys
+
+import pytest
+from harness import ROOT
+
+HVDLM = f"{shlex.quote(sys.executable)} -m hvdlm"
+
+
+@pytest.fixture
+def in_job(slurm, tmp_path):
+    """Run shell lines as a batch job on both nodes; what they print."""
+
+    def run(lines, *options, timeout_s=60):
+        script = tmp_path / "job.sh"
+        script.write_text(f"#!/bin/bash\n#SBATCH --output={tmp_path}/log\ncd {shlex.quote(str(ROOT))}\n{lines}\n")
+        environment = {name: value for name, value in slurm.items() if name != "OMP_NUM_THREADS"}
+        subprocess.run(
+            ["sbatch", "--wait", *options, str(script)], env=environment, capture_output=True, timeout=timeout_s
+        )
+        return (tmp_path / "log").read_text()
+
+    return run
+
+
+def test_srun_is_taken_with_the_plugin_of_the_mpi_over_both_nodes(in_job):
+    log = in_job(f"{HVDLM} launch -- doctor", "-N2", "--ntasks-per-node=1")
+    assert "hvdlm: OMP_NUM_THREADS=" in log
+    assert " srun --mpi=pmix --kill-on-bad-exit=1 --wait=60 --ntasks=2 --cpus-per-task=" in log
+    assert "allreduce over mpi4py (2 ranks) and horovod (2 ranks)" in log
+
+
+def test_hosts_have_as_many_ranks_as_they_are_given(in_job):
+    """The line that is printed, with another program at its end."""
+    printed = f"{HVDLM} launch --print --launcher srun --hosts n1:2,n2:1 -- doctor"
+    log = in_job(
+        f"line=$({printed}); eval \"${{line%% {shlex.quote(sys.executable)}*}} sh -c 'echo from \\$SLURMD_NODENAME'\"",
+        "-N2", "--ntasks-per-node=2",
+    )  # fmt: skip
+    assert sorted(line for line in log.splitlines() if line.startswith("from")) == ["from n1", "from n1", "from n2"], (
+        log
+    )
+
+
+def test_fewer_ranks_than_the_job_has_tasks_are_a_job_of_their_own(in_job):
+    log = in_job(f"{HVDLM} launch --launcher mpirun -np 2 -- doctor", "-N2", "--ntasks-per-node=2")
+    assert " env SLURM_NTASKS=2 " in log
+    assert "all is well" in log
+
+
+def test_a_process_without_a_launcher_is_refused(in_job, tmp_path):
+    run_dir = tmp_path / "run"
+    log = in_job(f"{HVDLM} train configs/quickstart.yaml run_dir={run_dir}; echo code $?", "-N2", "--ntasks-per-node=2")
+    assert log.startswith("hvdlm: error: one process in a SLURM job of 4 tasks; start it by `hvdlm launch")
+    assert log.endswith("code 2\n")
+    assert not run_dir.exists()
+
+
+def test_srun_without_pmix_is_explained(in_job, tmp_path):
+    ranks = f"srun --mpi=none -n2 {HVDLM} train configs/quickstart.yaml run_dir={tmp_path}/run"
+    log = in_job(f"{ranks} > {tmp_path}/out 2>&1; {HVDLM} doctor --log {tmp_path}/out", "-N1", "-n2")
+    assert log.startswith("every rank is alone\n  cause: srun and the MPI speak different languages")
