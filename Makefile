@@ -29,10 +29,10 @@ lint: setup             ## ruff and mypy
 	.venv/bin/mypy hvdlm preprocessing perf jobs scripts
 
 unit: setup             ## tests of one process, seconds each
-	.venv/bin/python -m pytest tests --ignore=tests/parallel --ignore=tests/slurm
+	.venv/bin/python -m pytest tests --ignore=tests/parallel --ignore=tests/slurm --ignore=tests/hosts
 
-parallel: setup         ## tests on 2 and 3 MPI ranks, Horovod included, and on a real SLURM where it is installed
-	.venv/bin/python -m pytest tests/parallel tests/slurm --durations=10
+parallel: setup         ## tests on 2 and 3 MPI ranks, Horovod included; on a real SLURM and on separate hosts where they can be had
+	.venv/bin/python -m pytest tests/parallel tests/slurm tests/hosts --durations=10
 
 format: setup           ## let ruff rewrite the sources
 	.venv/bin/ruff check --fix .

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from hvdlm.runlog import Progress, RunLog
 from hvdlm.stop import KILL, BatchJob, StopFlag, stop_flag
 from hvdlm.tokenizer import load
 from hvdlm.world import memory_is_tuned
+from hvdlm.world.bindings import Binding, binding_map
 from hvdlm.world.interface import World
 
 log = logging.getLogger("hvdlm")
@@ -169,6 +171,11 @@ def _announce(engine: Engine, config: RunConfig, corpora: Corpora, world: World)
             len(affinity()),
             os.cpu_count(),
         )
+    bindings = world.gather(
+        Binding(world.rank, socket.gethostname(), affinity(), torch.get_num_threads(), str(engine.device))
+    )
+    for line in binding_map(bindings).splitlines() if world.size > 1 else ():
+        log.info("%s", line)
     unigram = corpora.unigram_loss("val")
     if unigram is not None:
         log.info("validation loss to beat: %.4f (token frequencies alone)", unigram)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from hvdlm.known_errors import KnownError, explain
 from hvdlm.world import launch as starting
 from hvdlm.world.launch import Asked, Choice, Plan
 
+RANK_ENDED = re.compile(rb"hvdlm: (error: |rank \d+ of \d+ failed)")
+PATIENCE_S = 8.0  # for a launcher after a rank's end: mpirun waits for minutes for a host whose cable was pulled
 LAST_WORDS_S = 5.0  # a process that outlived its launcher may hold the pipe of its messages open
 
 
@@ -67,6 +70,8 @@ class Running:
         self._kind = plan.kind
         self._asked_by = 0  # the first signal
         self._met: dict[str, KnownError] = {}
+        self._deadline: threading.Timer | None = None
+        self._is_given_up = False
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # until there is somebody to pass them to
         # In a session of its own: a terminal's Ctrl-C would reach mpirun at once, which kills what could be saved.
@@ -85,6 +90,10 @@ class Running:
         reader = threading.Thread(target=self._read, args=(self._job.stderr,), daemon=True)
         reader.start()
         code = self._job.wait()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._is_given_up:
+            return 1
         reader.join(LAST_WORDS_S)
         if code == 128 + signal.SIGKILL:  # Open MPI says it in words only if it is quick enough
             self._note(b"signal 9 (Killed)")
@@ -118,7 +127,19 @@ class Running:
                 self._note(line)
         self._note(rest)
 
+    def _give_up(self) -> None:
+        """A rank has ended the job, and the launcher has not: kill it, and what it started on this host."""
+        self._is_given_up = True
+        message = f"hvdlm: {PATIENCE_S:.0f} s after that the launcher still waits for a host: it is ended here\n"
+        os.write(sys.stderr.fileno(), message.encode())
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._job.pid, signal.SIGKILL)
+
     def _note(self, line: bytes) -> None:
+        if self._deadline is None and RANK_ENDED.search(line):
+            self._deadline = threading.Timer(PATIENCE_S, self._give_up)
+            self._deadline.daemon = True
+            self._deadline.start()
         for known in explain(line.decode(errors="replace")):
             self._met.setdefault(known.name, known)
 

@@ -53,7 +53,7 @@ def test_two_hosts_make_the_same_shards(network, corpus, data_dir, tmp_path):
 def started(network, config, tmp_path):
     """A run on h1 and h2 that lasts for minutes, at its first checkpoint."""
     words = ("train", config, "train.steps=20000", "train.eval_every=20000", "checkpoint.every=5", "guard.stall_s=4")
-    process = network.hosts[0].start(tmp_path / "log", *TWO["mpirun"], *words)
+    process = network.hosts[0].start(tmp_path / "log", *TWO["hvdlm launch"], *words)
     deadline = time.monotonic() + 60
     while not checkpoint.complete_steps(tmp_path / "run"):
         assert process.poll() is None, (tmp_path / "log").read_text()
@@ -84,11 +84,10 @@ def test_a_host_that_dies_ends_the_job_and_the_other_goes_on(network, started, c
 
 
 def test_a_pulled_cable_ends_the_job_and_the_host_goes_on(network, started, config, tmp_path):
-    """Nothing says that the other host is gone: the waiting rank gives up after guard.stall_s."""
+    """Nothing says that the other host is gone: the waiting rank gives up after guard.stall_s, mpirun never does."""
     start = time.monotonic()
     network.hosts[1].run("ip", "link", "set", "eth0", "down")
-    assert started.wait(timeout=60) != 0
-    print("ended after", time.monotonic() - start, (tmp_path / "log").read_text()[-3000:])
+    assert started.wait(timeout=4 + LIMIT_S) == 1
     assert time.monotonic() - start < 4 + LIMIT_S
     assert "has waited 4 s for a rank that does not answer" in (tmp_path / "log").read_text()
     network.hosts[1].kill()  # what runs on where nobody reaches it
