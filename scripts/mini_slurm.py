@@ -9,8 +9,8 @@ told GRACE_S before it is requeued. Nothing here is fit for other people's jobs.
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-NEEDED = ("slurmctld", "slurmd", "munged", "srun", "sbatch", "sinfo")
+NEEDED = ("slurmctld", "slurmd", "munged", "srun", "sbatch", "sinfo", "setpriv")
 NODES = ("n1", "n2")
 START_S = 30
 GRACE_S = 10
@@ -72,6 +72,17 @@ def missing() -> list[str]:
     return [name for name in NEEDED if not shutil.which(name)]
 
 
+def own_shared_memory() -> list[str]:
+    """What to put before a command so that it sees a /dev/shm of its own; nothing where that is not allowed.
+
+    The nodes have one host name, and Open MPI names its segments there by host, job and rank: ranks of both nodes
+    would open each other's.
+    """
+    as_user = [] if os.geteuid() == 0 else ["--map-current-user", "--keep-caps"]
+    words = ["unshare", *as_user, "--mount", "sh", "-c", 'mount -t tmpfs shm /dev/shm && exec "$@"', "sh"]
+    return words if subprocess.run([*words, "true"], capture_output=True).returncode == 0 else []
+
+
 @dataclass
 class MiniSlurm:
     """A running one. `environment` is what srun, sbatch and hvdlm need to find it."""
@@ -85,14 +96,15 @@ class MiniSlurm:
         return self.folder / "slurm.conf"
 
     def start(self, name: str, *command: str) -> None:
+        """Start a daemon, which does not outlive this process even if nobody stops it."""
         self._daemons[name] = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env=self.environment,
+            ["setpriv", "--pdeathsig", "TERM", *command], env=self.environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
     def start_node(self, name: str) -> None:
         """Bring a node up, for the first time or after it was lost."""
-        self.start(name, "slurmd", "-D", "-N", name, "-f", str(self.config))
+        self.start(name, *own_shared_memory(), "slurmd", "-D", "-N", name, "-f", str(self.config))
         self._wait_for_node(name)
 
     def kill_node(self, name: str) -> None:
@@ -106,17 +118,19 @@ class MiniSlurm:
         self._daemons.pop(name).wait(timeout=START_S)
 
     def stop(self) -> None:
-        """Take everything down, whatever still runs."""
-        for node in NODES:
-            self._end_steps(node)
-        for name in reversed(list(self._daemons)):
-            daemon = self._daemons.pop(name)
+        """Take everything down, whatever still runs: the controller first, or it would start what is queued."""
+        for name in ("slurmctld", *NODES, "munged"):
+            daemon = self._daemons.pop(name, None)
+            if daemon is None:
+                continue
             daemon.terminate()
             try:
                 daemon.wait(timeout=5)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        for node in NODES:
+            self._end_steps(node)
 
     def _end_steps(self, node: str) -> None:
         steps = self._step_daemons(node)
@@ -195,8 +209,8 @@ def mini_slurm(folder: Path, environment: dict[str, str]) -> Iterator[MiniSlurm]
     key.chmod(0o400)
     slurm = MiniSlurm(folder, {**environment, "SLURM_CONF": str(folder / "slurm.conf")})
     slurm.config.write_text(CONFIG.format(
-        host=socket.gethostname().split(".")[0], ports=_free_ports(3), user=getpass.getuser(), folder=folder,
-        cpus=os.cpu_count(), grace=GRACE_S,
+        host=socket.gethostname().split(".")[0], ports=_free_ports(3), user=pwd.getpwuid(os.geteuid()).pw_name,
+        folder=folder, cpus=os.cpu_count(), grace=GRACE_S,
     ))  # fmt: skip
     munge = [f"--{name}-file={folder}/munge/{name}" for name in ("key", "pid", "log", "seed")]
     try:
@@ -219,10 +233,12 @@ def main(words: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    environment = dict(os.environ)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # through the `finally` below
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
     if os.geteuid() == 0:  # Open MPI wants to be told that root is meant
         environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    with tempfile.TemporaryDirectory(prefix="mini-slurm-") as folder, mini_slurm(Path(folder), environment) as slurm:
+    folders = tempfile.TemporaryDirectory(prefix="mini-slurm-", ignore_cleanup_errors=True)
+    with folders as folder, mini_slurm(Path(folder), environment) as slurm:
         print(f"[mini-slurm] up: nodes {', '.join(NODES)}, SLURM_CONF={slurm.config}", file=sys.stderr)
         code = subprocess.run(words[1:], env=slurm.environment).returncode
     print("[mini-slurm] down", file=sys.stderr)

@@ -194,17 +194,46 @@ def test_a_chain_ends_within_seconds_once_the_run_is_done(cluster, config, tmp_p
     assert "is at step 5 of 5 already" in last
 
 
-def test_a_lost_node_costs_no_step(cluster, slurm_nodes, config, tmp_path):
+def test_a_signal_to_the_ranks_alone_is_a_preemption_too(cluster, config, tmp_path):
+    """`scancel --signal=USR1` without --batch: srun hands it to the ranks, the script hears nothing."""
+    run_dir = tmp_path / "run"
+    [job] = cluster.submit("train", config, *LONG, "--site", "generic-cpu", "--ranks-per-node", "2", "--time", "5")
+    cluster.until(lambda: newest(run_dir) >= 20, job)
+    cluster.run("scancel", "--signal=USR1", job)
+    cluster.until(lambda: "restart=1 start" in cluster.history(job), job)
+    assert cluster.history(job)[1:3] == ["restart=0 end 75", "restart=0 stopped and saved: queued again"]
+
+
+def test_a_job_of_higher_priority_takes_the_nodes_and_gives_them_back(cluster, config, tmp_path):
+    """SLURM's own preemption: TERM to the ranks, some seconds of grace, and the job is queued again by SLURM."""
+    run_dir = tmp_path / "run"
+    [job] = cluster.submit("train", config, *LONG, "checkpoint.every=100000", "--partition", "low",
+                           "--site", "generic-cpu", "--nodes", "2", "--ranks-per-node", "1", "--time", "5")  # fmt: skip
+    cluster.until(lambda: len(read_metrics(run_dir / "metrics.jsonl")) > 20, job)
+    cluster.run("srun", "-p", "high", "-N2", "-n2", "--exclusive", "sleep", "2")
+    saved = newest(run_dir)
+    assert saved, "TERM made it save where it stood"
+    resumed = f"resuming from {run_dir}/checkpoints/step_{saved:08d}"
+    cluster.until(lambda: resumed in cluster.log(job), job)
+
+
+@pytest.mark.parametrize("lost", ["node", "slurmd"])
+def test_a_lost_node_costs_no_step(cluster, slurm_nodes, config, tmp_path, lost):
+    """If only its slurmd dies, the old ranks run on beside the new ones, until they see that the run is not theirs."""
     run_dir = tmp_path / "run"
     [job] = cluster.submit("train", config, *LONG, "--site", "generic-cpu", "--ranks-per-node", "2", "--time", "5")
     cluster.until(lambda: newest(run_dir) >= 20, job)
     node = cluster.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
-    slurm_nodes.kill_node(node)
+    old = json.loads((run_dir / "owner").read_text())["pid"]
+    slurm_nodes.kill_node(node) if lost == "node" else slurm_nodes.kill_slurmd(node)
     try:
         saved = newest(run_dir)
         cluster.until(lambda: "restart=1 start" in cluster.history(job), job, timeout_s=90)
         assert cluster.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip() != node
+        assert Path(f"/proc/{old}").exists() == (lost == "slurmd"), "its ranks run on"
         cluster.until(lambda: newest(run_dir) > saved, job)
+        if lost == "slurmd":
+            cluster.until(lambda: not Path(f"/proc/{old}").exists(), job)
         cluster.hvdlm("cancel", job, "--jobs-dir", cluster.jobs_dir)
         cluster.wait(job)
     finally:
