@@ -63,8 +63,9 @@ def run_in(folder, command):
 
 
 def test_the_readmes_commands_run(tmp_path):
-    """In the order of the README, in a folder that sees configs/ as a clone does."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    """In the order of the README, in a folder that sees configs/ and jobs/ as a clone does."""
+    for name in ("configs", "jobs"):
+        (tmp_path / name).symlink_to(ROOT / name)
     commands = [
         command for command in readme_commands() if not command.startswith(("make ", "git ", "srun ", "sbatch ", "cd "))
     ]
