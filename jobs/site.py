@@ -78,6 +78,6 @@ def find(name: str, overrides: tuple[str, ...] = ()) -> Site:
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.exists() and path.parent == FOLDER:
         near = difflib.get_close_matches(name, names(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names())}"
-        raise UserError(f"--site {name!r}: no such site; {hint} Or give the path of a .yaml file of yours")
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names())};"
+        raise UserError(f"--site {name!r}: no such site; {hint} or give the path of a .yaml file of yours")
     return load(Site, path, overrides)

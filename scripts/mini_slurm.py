@@ -119,18 +119,23 @@ class MiniSlurm:
 
     def stop(self) -> None:
         """Take everything down, whatever still runs: the controller first, or it would start what is queued."""
-        for name in ("slurmctld", *NODES, "munged"):
-            daemon = self._daemons.pop(name, None)
-            if daemon is None:
-                continue
-            daemon.terminate()
-            try:
-                daemon.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
+        self._terminate("slurmctld")
         for node in NODES:
+            if node in self._daemons:
+                self.kill_slurmd(node)  # asked to end, it would wait for the controller
             self._end_steps(node)
+        self._terminate("munged")
+
+    def _terminate(self, name: str) -> None:
+        daemon = self._daemons.pop(name, None)
+        if daemon is None:
+            return
+        daemon.terminate()
+        try:
+            daemon.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
 
     def _end_steps(self, node: str) -> None:
         steps = self._step_daemons(node)

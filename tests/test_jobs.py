@@ -11,7 +11,10 @@ from hvdlm.jobs.checks import check
 from hvdlm.jobs.render import Job, Shell, StageIn, render
 from hvdlm.jobs.submit import Desk, Size, static_complaint, submit
 
+from hvdlm.config import load
 from hvdlm.errors import UserError
+from hvdlm.ramp import BatchPlan
+from hvdlm.run import RunConfig
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "jobs" / "examples"
@@ -22,7 +25,7 @@ GPT, GPT_RUN = ("train", "configs/gpt-124m.yaml"), Path("runs/gpt-124m")
 
 
 def job(stage="train", words=TRAIN, run_dir=RUN, **changes):
-    size = {"nodes": 2, "ranks_per_node": 2, "threads": 1, "minutes": 30, **changes}
+    size = {"nodes": 2, "ranks_per_node": 1, "threads": 1, "minutes": 30, **changes}
     return Job(stage, words, cwd=None, run_dir=run_dir, activate=VENV, **size)
 
 
@@ -35,18 +38,19 @@ EXAMPLE_JOBS = {
     "eval-cpu.sbatch": ("generic-cpu", job("eval", ("eval", str(RUN), "--out", f"{RUN}/eval-val.json"))),
     "generate-cpu.sbatch": ("generic-cpu", job("generate", ("generate", str(RUN), "--prompt", "def __init__(self"),
                                                nodes=1, ranks_per_node=1, minutes=5)),
-    "scale-mpirun.sbatch": ("generic-mpirun", job("scale", ("scale", "configs/quickstart.yaml", "--ranks", "1,2,4"))),
+    "scale-mpirun.sbatch": ("generic-mpirun", job("scale", ("scale", "configs/quickstart.yaml", "--ranks", "1,2"))),
     "train-gpu.sbatch": ("generic-gpu", job(words=GPT, run_dir=GPT_RUN,
                                             ranks_per_node=4, threads=8, minutes=720)),
     "train-lumi-g.sbatch": ("lumi-g", job(words=GPT, run_dir=GPT_RUN,
                                           ranks_per_node=8, threads=7, minutes=720)),
     "train-nersc-gpu.sbatch": ("nersc-gpu", job(words=GPT, run_dir=GPT_RUN, ranks_per_node=4, threads=16, minutes=720)),
-    "train-csc-cpu.sbatch": ("csc-cpu", job(ranks_per_node=16, threads=8, minutes=720, stage_in=StageIn(
-        Path("runs/quickstart/data"), Shell('"$LOCAL_SCRATCH/hvdlm-data"')),
-        words=(*TRAIN, Shell('data.path="$LOCAL_SCRATCH/hvdlm-data"')))),
+    "train-csc-cpu.sbatch": ("csc-cpu", job(run_dir=GPT_RUN, ranks_per_node=16, threads=8, minutes=720,
+                                            stage_in=StageIn(
+        Path("data/web"), Shell('"$LOCAL_SCRATCH/hvdlm-data"')),
+        words=(*GPT, Shell('data.path="$LOCAL_SCRATCH/hvdlm-data"')))),
     "train-booster-gpu.sbatch": ("booster-gpu", job(words=GPT, run_dir=GPT_RUN,
                                                     ranks_per_node=4, threads=8, minutes=720)),
-    "train-pbs-cpu.pbs": ("pbs-cpu", job(ranks_per_node=16, threads=2, minutes=720)),
+    "train-pbs-cpu.pbs": ("pbs-cpu", job(words=GPT, run_dir=GPT_RUN, ranks_per_node=16, threads=2, minutes=720)),
     "train-lsf-gpu.lsf": ("lsf-gpu", job(words=GPT, run_dir=GPT_RUN,
                                          ranks_per_node=4, threads=10, minutes=720)),
 }  # fmt: skip
@@ -73,6 +77,14 @@ def test_an_example_passes_our_own_checks(name):
 @pytest.mark.parametrize("name", EXAMPLE_JOBS)
 def test_an_example_is_good_shell(name):
     assert static_complaint((EXAMPLES / name).read_text()) == ""
+
+
+@pytest.mark.parametrize("name", [name for name, (_, wanted) in EXAMPLE_JOBS.items() if wanted.stage == "train"])
+def test_the_config_of_an_example_fits_its_ranks_and_folder(name):
+    wanted = EXAMPLE_JOBS[name][1]
+    config = load(RunConfig, ROOT / wanted.words[1])
+    BatchPlan(config.train.global_batch).check(config.train.micro_batch, wanted.ranks)
+    assert config.run_dir == wanted.run_dir
 
 
 def test_every_site_that_comes_with_hvdlm_is_in_an_example():

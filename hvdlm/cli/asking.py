@@ -95,6 +95,11 @@ class Ask:
     def dry_run(self) -> bool:
         return self._options["dry_run"]
 
+    def need(self, folder: Path | None, name: str, remedy: str) -> None:
+        """UserError if the job would find nothing to work on; not for one that waits for another or is only shown."""
+        if folder is not None and not self.dry_run and not self.after and not (folder / name).exists():
+            raise UserError(f"{folder / name} is not there yet; {remedy}, or say --after JOB if a job will make it")
+
     def hand_in(self, orders: list[Order]) -> None:
         """Submit and print: the job's id, or in a dry run its script."""
         from hvdlm.jobs.submit import submit

@@ -11,6 +11,7 @@ import click
 from hvdlm.cli.asking import Ask, job_options, train_order
 from hvdlm.cli.parts import Group, config_argument, overrides_argument
 from hvdlm.errors import UserError
+from hvdlm.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from hvdlm.jobs.submit import Order
@@ -42,7 +43,8 @@ def submit_preprocess(config: Path, overrides: tuple[str, ...], ask: Ask) -> Non
 
 
 @submit.command(
-    "train", epilog="hvdlm submit train configs/quickstart.yaml train.steps=50 --site generic-cpu --nodes 2 --time 30"
+    "train",
+    epilog="hvdlm submit train configs/quickstart.yaml train.steps=50 --site generic-cpu --ranks-per-node 2 --time 30",
 )
 @config_argument
 @overrides_argument
@@ -55,6 +57,7 @@ def submit_train(config: Path, overrides: tuple[str, ...], chain: int, stage_in:
     from hvdlm.jobs import orders
 
     order, settings = train_order(config, overrides, ask, stage_in=stage_in)
+    ask.need(settings.data.path, MANIFEST, "preprocess first")
     ask.check_budget(settings, chain)
     ask.hand_in(orders.chain(order, chain))
 
@@ -68,6 +71,7 @@ def submit_eval(run: Path, overrides: tuple[str, ...], split: str, ask: Ask) -> 
     """Perplexity of a run's newest checkpoint, into RUN/eval-SPLIT.json."""
     from hvdlm.jobs import orders
 
+    ask.need(run, "", "train first")
     ask.hand_in([orders.evaluate(run, overrides, ask.size, split)])
 
 
@@ -81,12 +85,13 @@ def submit_generate(run: Path, words: tuple[str, ...], ask: Ask) -> None:
     """Text of a trained model, into the job's log."""
     from hvdlm.jobs import orders
 
+    ask.need(run, "", "train first")
     ask.hand_in([orders.generate(run, words, ask.size)])
 
 
 @submit.command(
     "scale",
-    epilog="hvdlm submit scale configs/quickstart.yaml --ranks 1,2,4 --site generic-cpu --ranks-per-node 2 --time 10",
+    epilog="hvdlm submit scale configs/quickstart.yaml --ranks 1,2 --site generic-cpu --ranks-per-node 2 --time 10",
 )
 @config_argument
 @overrides_argument
@@ -106,6 +111,7 @@ def submit_scale(
     from hvdlm.run import RunConfig
 
     settings = load(RunConfig, config, overrides)
+    ask.need(settings.data.path, MANIFEST, "preprocess first")
     ask.hand_in(_scaling_orders(settings, ask, ranks, mode, out, Effort(**counts)))
 
 

@@ -204,15 +204,16 @@ def test_a_signal_to_the_ranks_alone_is_a_preemption_too(cluster, config, tmp_pa
     assert cluster.history(job)[1:3] == ["restart=0 end 75", "restart=0 stopped and saved: queued again"]
 
 
-def test_a_job_of_higher_priority_takes_the_nodes_and_gives_them_back(cluster, config, tmp_path):
-    """SLURM's own preemption: TERM to the ranks, some seconds of grace, and the job is queued again by SLURM."""
+@pytest.mark.parametrize(("site", "every"), [("generic-cpu", 100_000), ("generic-mpirun", 20)])
+def test_a_job_of_higher_priority_takes_the_nodes_and_gives_them_back(cluster, config, tmp_path, site, every):
+    """SLURM's own preemption: under srun TERM makes the ranks save; under mpirun it ends them, the last save holds."""
     run_dir = tmp_path / "run"
-    [job] = cluster.submit("train", config, *LONG, "checkpoint.every=100000", "--partition", "low",
-                           "--site", "generic-cpu", "--nodes", "2", "--ranks-per-node", "1", "--time", "5")  # fmt: skip
+    [job] = cluster.submit("train", config, *LONG, f"checkpoint.every={every}", "--partition", "low",
+                           "--site", site, "--nodes", "2", "--ranks-per-node", "1", "--time", "5")  # fmt: skip
     cluster.until(lambda: len(read_metrics(run_dir / "metrics.jsonl")) > 20, job)
     cluster.run("srun", "-p", "high", "-N2", "-n2", "--exclusive", "sleep", "2")
     saved = newest(run_dir)
-    assert saved, "TERM made it save where it stood"
+    assert saved
     resumed = f"resuming from {run_dir}/checkpoints/step_{saved:08d}"
     cluster.until(lambda: resumed in cluster.log(job), job)
 
