@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,8 +69,11 @@ class Ask:
     def __init__(self, *, site: str, settings: tuple[str, ...], **options: Any) -> None:
         from hvdlm.jobs.site import find
 
-        named = [f"directives.{name}={options[name]}" for name in ("account", "partition") if options[name]]
+        named = [f'directives.{name}="{options[name]}"' for name in ("account", "partition") if options[name]]
         self.site = find(site, (*named, *settings))
+        if named and self.site.scheduler != "slurm":
+            raise UserError(f"--account and --partition are SLURM's; this site has {self.site.scheduler.upper()}: "
+                            "use --set directives.…=…")  # fmt: skip
         self._options = options
         self.after: tuple[str, ...] = options["after"]
 
@@ -110,6 +114,12 @@ class Ask:
                 print(f"hvdlm: warning: {job.folder.name}: {finding.message}; {finding.remedy}", file=sys.stderr)
         value = {"jobs": [{"id": job.id, "stage": job.stage, "folder": str(job.folder)} for job in done]}
         result(value, self._options["as_json"], "\n".join(map(_line, done)))
+
+    def warn_of_slow_folder(self, folder: Path) -> None:
+        """Runs belong on the site's fast file system; homes are small and slow."""
+        scratch = os.path.expandvars(self.site.scratch)
+        if scratch and "$" not in scratch and not folder.absolute().is_relative_to(scratch):
+            print(f"hvdlm: warning: {folder} is not on this site's scratch ({scratch})", file=sys.stderr)
 
     def check_budget(self, settings: RunConfig, jobs: int = 1) -> None:
         """Say what the training will cost; UserError above --max-node-hours."""
@@ -183,6 +193,7 @@ def train_order(
 
     settings = load(RunConfig, config, overrides)
     BatchPlan(settings.train.global_batch, settings.train.ramp).check(settings.train.micro_batch, ask.size.ranks)
+    ask.warn_of_slow_folder(settings.run_dir)
     measured = _measured(settings, ask.size)
     facts = Facts(
         threads=settings.train.threads or None, step_s=measured.step_s if measured else None,
