@@ -25,6 +25,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from hvdlm.durable import write_text_durably
+from hvdlm.errors import StoppedOnRequest
 from hvdlm.world.interface import World
 
 STOP, STOPPED, SAVE, KILL, OWNER = "STOP", "STOPPED", "SAVE", "KILL", "owner"
@@ -132,15 +133,23 @@ class StopFlag:
 
 @contextmanager
 def stop_flag(folder: Path, world: World, job: BatchJob = BatchJob()) -> Iterator[StopFlag]:
-    """A flag for the body; afterwards signals mean what they meant before, and a STOP file is a STOPPED file."""
+    """A flag for the body; afterwards signals mean what they meant before, and a STOP file is a STOPPED file.
+
+    A rank that ends because it was asked to is deaf from then on: srun takes the first exit code 75 for a failure
+    and sends TERM to the ranks that are still leaving, whose codes would then hide it.
+    """
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     if world.rank == 0:
         (folder / STOPPED).unlink(missing_ok=True)
     flag = StopFlag(folder, world, job)
+    afterwards = before
     try:
         yield flag
+    except StoppedOnRequest:
+        afterwards = dict.fromkeys(before, signal.SIG_IGN)
+        raise
     finally:
-        for number, handler in before.items():
+        for number, handler in afterwards.items():
             signal.signal(number, handler)
         if world.rank == 0 and (folder / STOP).exists() and not flag.ouster():  # the new owner's to answer
             (folder / STOP).replace(folder / STOPPED)

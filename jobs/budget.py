@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hvdlm.errors import UserError
@@ -19,17 +20,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class Budget:
-    """`node_hours` is an estimate where there is a measurement, else what the time limit allows to be used."""
+    """Node-hours and how they come about."""
 
     node_hours: float
     text: str
-    minutes: float | None  # of the whole run, on the job's nodes
+    minutes: float = 0.0  # of a whole training, where it is known
 
     def check(self, max_node_hours: float | None) -> None:
         """UserError if it is more than allowed."""
         if max_node_hours is not None and self.node_hours > max_node_hours:
             raise UserError(
-                f"{self.text}: more than --max-node-hours {max_node_hours:g}; train fewer steps, or allow more"
+                f"{self.text}: more than --max-node-hours {max_node_hours:g}; ask for less time, or allow more"
             )
 
 
@@ -52,15 +53,19 @@ def estimate(steps: int, measured: Measured, *, ranks: int, nodes: int) -> Budge
     return Budget(hours * nodes, text, hours * 60)
 
 
-def ceiling(minutes: int, *, nodes: int, jobs: int = 1) -> Budget:
-    """Without a measurement: all the time that the jobs may take."""
-    hours = nodes * minutes * jobs / 60
-    many = f" x {jobs} jobs" if jobs > 1 else ""
-    text = (
-        f"no step was measured yet, so at most {nodes} node{'s' * (nodes > 1)} x {minutes} min{many} = "
-        f"{hours:.3g} node-hours"
-    )
-    return Budget(hours, text, None)
+def total(known: Budget | None, ceilings: Sequence[tuple[str, float]]) -> Budget:
+    """What was measured, and for all other jobs the most that their time limits and restarts allow.
+
+    >>> total(None, [("train", 2.0), ("eval", 0.5)]).text
+    'at most 2.5 node-hours (train 2, eval 0.5), if every start takes all its time'
+    """
+    most = sum(hours for _, hours in ceilings)
+    parts = ", ".join(f"{stage} {hours:.3g}" for stage, hours in ceilings)
+    limit = f"at most {most:.3g} node-hours ({parts}), if every start takes all its time"
+    if known is None:
+        return Budget(most, limit)
+    text = f"{known.text}; and {limit}" if ceilings else known.text
+    return Budget(known.node_hours + most, text, known.minutes)
 
 
 def jobs_needed(minutes: float, limit: int) -> int:

@@ -54,9 +54,14 @@ class Filed:
         found = [match for line in lines if (match := re.match(r"\S+ job=\S+ restart=(\d+) (.*)", line))]
         return (max(int(match[1]) for match in found), found[-1][2]) if found else (0, "")
 
+    def is_done(self) -> bool:
+        """Whether the job itself has said that it ended well, so that nobody need be asked. An array's tasks vary."""
+        return self.entry.stage != "measure" and self.said()[1] == "end 0"
+
     def logs(self) -> list[Path]:
-        """The ranks' output, a file for each start (and each task of an array), oldest first."""
-        return sorted(self.folder.glob(f"{self.entry.id}*.r*.log"), key=lambda path: (_restart_of(path), path.name))
+        """The ranks' output, a file for each start and task of an array, oldest first; else what the script said."""
+        starts = sorted(self.folder.glob(f"{self.entry.id}*.r*.log"), key=lambda path: (_restart_of(path), path.name))
+        return starts or sorted(self.folder.glob(f"{self.entry.id}*.log"))
 
 
 def _restart_of(path: Path) -> int:
@@ -130,7 +135,7 @@ def progress_of(run_dir: Path) -> Progress | None:
     last, total = rows[-1], _total_steps(run_dir)
     timed = [row for row in rows if row.get("tokens_per_s")]
     left_s = None
-    if total and timed and len(rows) > 1:
+    if total and timed and last["step"] > rows[0]["step"]:
         tokens_a_step = (last["tokens"] - rows[0]["tokens"]) / (last["step"] - rows[0]["step"])
         left_s = max(0, total - last["step"]) * tokens_a_step / timed[-1]["tokens_per_s"]
     return Progress(last["step"], total, last.get("loss"), left_s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def chain(order: Order, links: int) -> list[Order]:
 
     A link that finds the run finished ends at once and well, so the last link's end is the run's.
     """
-    return [replace(order, after=(number - 1,) if number else order.after) for number in range(links)]
+    return [replace(order, after_any=(number - 1,) if number else ()) for number in range(links)]
 
 
 def follow(*groups: Sequence[Order]) -> list[Order]:
@@ -50,7 +50,13 @@ def follow(*groups: Sequence[Order]) -> list[Order]:
     for group in groups:
         first = len(joined)
         before = (first - 1,) if joined else ()
-        joined += [replace(order, after=tuple(first + number for number in order.after) or before) for order in group]
+        joined += [
+            replace(
+                order, after=tuple(first + number for number in order.after) or before,
+                after_any=tuple(first + number for number in order.after_any),
+            )
+            for order in group
+        ]  # fmt: skip
     return joined
 
 
@@ -71,18 +77,18 @@ def generate(run: Path, words: Sequence[str], size: Size) -> Order:
     return Order("generate", lambda folder: ("generate", str(run), *words), size, run)
 
 
-def size_of_point(ranks: int, size: Size) -> Size:
-    """Nodes for so many ranks, as full as the largest point's."""
+def size_of_point(ranks: int, size: Size, site: Site) -> Size:
+    """Nodes for so many ranks, as full as the largest point's, and ranks as large as its ranks."""
     if ranks > size.ranks_per_node and ranks % size.ranks_per_node:
         raise UserError(f"--ranks {ranks} does not fill nodes of {size.ranks_per_node} ranks; use multiples of that")
     per_node = min(ranks, size.ranks_per_node)
-    return replace(size, nodes=ranks // per_node, ranks_per_node=per_node)
+    return replace(size, nodes=ranks // per_node, ranks_per_node=per_node, cores_per_rank=size.threads(site))
 
 
-def measurement(ranks: int, specs: Sequence[Path], size: Size, out: Path) -> Order:
+def measurement(size: Size, specs: Sequence[Path], out: Path, prepare: Callable[[], None] = lambda: None) -> Order:
     """One point of a scaling study as a job array whose tasks are its repeats.
 
-    `specs` end in -0.json, -1.json …: a task's number is its repeat's.
+    `specs` end in -0.json, -1.json …: a task's number is its repeat's. `prepare` writes them.
     """
     prefix = str(specs[0]).removesuffix("-0.json")
     words = ("measure", Shell(f'{quote(prefix)}-"$SLURM_ARRAY_TASK_ID".json'))
@@ -90,7 +96,7 @@ def measurement(ranks: int, specs: Sequence[Path], size: Size, out: Path) -> Ord
     def as_array(job: Job) -> Job:  # neighbours on a node would be measured too
         return replace(job, array=len(specs), options=(("exclusive", ""),))
 
-    return Order("measure", lambda folder: words, size_of_point(ranks, size), out, template=as_array)
+    return Order("measure", lambda folder: words, size, out, template=as_array, tasks=len(specs), prepare=prepare)
 
 
 def report(out: Path, size: Size) -> Order:

@@ -27,7 +27,7 @@ NO_LAUNCHER = (*ALONE, "scale")  # `hvdlm scale` starts ranks itself
 # How far a run is, as one word of any kind; the same word after a job as before it means that it got nowhere.
 PROGRESS = {
     "train": 'readlink "$run_dir/checkpoints/latest"',
-    "preprocess": "find \"$run_dir\" -type f ! -name '.*' ! -name history 2>/dev/null | wc -l",
+    "preprocess": "find \"$run_dir\" -type f ! -name '.*' ! -name 'STOP*' 2>/dev/null | wc -l",
 }
 
 
@@ -130,7 +130,8 @@ def _notes(job: Job, site: Site) -> list[str]:
     if site.scheduler != "slurm":
         return [f"Rendered for {site.scheduler.upper()} from the same site data as SLURM's; never run on one."]
     if job.is_resumable:
-        return ["Asked to stop (USR1, RUN/STOP, the time limit) it saves, exits 75, and is queued again."]
+        then = "is queued again" if site.requeue else "is gone on with by the next job (hvdlm submit train --chain N)"
+        return [f"Asked to stop (USR1, RUN/STOP, the time limit) it saves, exits 75, and {then}."]
     return []
 
 

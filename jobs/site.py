@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +53,11 @@ class Site(Section):
     signal_lead_s: int = Field(120, ge=1, description="how long before its end a job is told; SLURM: up to 60 s sooner")
     max_minutes: int = Field(0, ge=0, description="the longest time limit; 0: not known")
 
+    @property
+    def cores_per_mask(self) -> int:
+        """Cores of the smallest mask; 0 where ranks are not bound by masks."""
+        return min(int(mask, 16).bit_count() for mask in self.cpu_bind) if isinstance(self.cpu_bind, list) else 0
+
     @model_validator(mode="after")
     def _check(self) -> Site:
         if self.scheduler != "slurm" and self.launcher == "srun":
@@ -61,6 +67,9 @@ class Site(Section):
         if isinstance(self.cpu_bind, list):
             if self.launcher != "srun":
                 raise ValueError(f"cpu_bind: masks are srun's, this site has launcher: {self.launcher}")
+            bad = next((mask for mask in self.cpu_bind if not re.fullmatch(r"0x[0-9a-fA-F]+", mask)), None)
+            if bad is not None:
+                raise ValueError(f"cpu_bind: {bad!r} is no hexadecimal mask such as 0xfe")
             if len(self.cpu_bind) < self.ranks_per_node:
                 raise ValueError(f"cpu_bind has {len(self.cpu_bind)} masks for ranks_per_node: {self.ranks_per_node}")
         if self.gpus_per_node and self.ranks_per_node > self.gpus_per_node:

@@ -38,11 +38,14 @@ def is_here(environment: Mapping[str, str]) -> bool:
     return shutil.which("sbatch", path=environment.get("PATH")) is not None
 
 
-def submit(script: Path, environment: Mapping[str, str], *, after: Sequence[str] = (), after_any: bool = False) -> str:
-    """Queue a script; its job id. It starts when all jobs of `after` have ended well (`after_any`: have ended)."""
+def submit(
+    script: Path, environment: Mapping[str, str], *, after: Sequence[str] = (), after_any: Sequence[str] = ()
+) -> str:
+    """Queue a script; its job id. It starts when all jobs of `after` have ended well and those of `after_any` ended."""
     words = ["sbatch", "--parsable"]
-    if after:
-        words += [f"--dependency={'afterany' if after_any else 'afterok'}:{':'.join(after)}"]
+    conditions = [f"{kind}:{':'.join(ids)}" for kind, ids in (("afterok", after), ("afterany", after_any)) if ids]
+    if conditions:
+        words += ["--dependency=" + ",".join(conditions)]
         words += ["--kill-on-invalid-dep=yes"]  # else a job waits for ever for one that failed
     done = _run([*words, str(script)], environment)
     if done.returncode:
@@ -58,7 +61,7 @@ def test_only(script: Path, environment: Mapping[str, str]) -> str:
 
 def states(ids: Sequence[str], environment: Mapping[str, str]) -> dict[str, State]:
     """The state of each job that SLURM still knows. A job may have been gone from its memory for minutes."""
-    queue = _run(["squeue", "-h", "--array", "-o", "%F|%T|%r|%S"], environment)
+    queue = _run(["squeue", "-h", "--me", "--array", "-o", "%F|%T|%r|%S"], environment)
     if queue.returncode:
         raise UserError(f"squeue: {_first_line(queue.stderr)}; is this a login node of a SLURM cluster?")
     found: dict[str, State] = {}

@@ -14,7 +14,7 @@ from hvdlm.errors import UserError
 
 from . import ledger, slurm
 from .checks import Facts, Finding, check
-from .render import ALONE, Job, Stage, render
+from .render import ALONE, RESUMABLE, Job, Stage, render
 from .site import Site
 
 CHECKERS = (("bash", "-n"), ("shellcheck", "--severity=warning", "--shell=bash"))  # the second where it is installed
@@ -34,7 +34,9 @@ class Size:
         return self.nodes * self.ranks_per_node
 
     def threads(self, site: Site) -> int:
-        return self.cores_per_rank or max(1, site.cores_per_node // self.ranks_per_node)
+        """Cores of a rank: as many as its mask has, or its share of the node."""
+        share = site.cores_per_mask or site.cores_per_node // self.ranks_per_node
+        return self.cores_per_rank or max(1, share)
 
     def check(self, site: Site) -> None:
         """UserError for what the site cannot give."""
@@ -49,6 +51,12 @@ class Size:
                 f"{self.ranks_per_node} ranks a node x {self.threads(site)} cores are {cores}, a node of this site "
                 f"has {site.cores_per_node}; lower --ranks-per-node or --cores-per-rank"
             )
+        if site.cores_per_mask and self.threads(site) > site.cores_per_mask:
+            raise UserError(
+                f"--cores-per-rank {self.threads(site)}: the masks of cpu_bind have {site.cores_per_mask} cores each"
+            )
+        if isinstance(site.cpu_bind, list) and self.ranks_per_node > len(site.cpu_bind):
+            raise UserError(f"--ranks-per-node {self.ranks_per_node}: cpu_bind has {len(site.cpu_bind)} masks")
         if site.gpus_per_node and self.ranks_per_node > site.gpus_per_node:
             raise UserError(
                 f"--ranks-per-node {self.ranks_per_node}: a node of this site has {site.gpus_per_node} GPUs, a rank "
@@ -67,7 +75,16 @@ class Order:
     config: Path | None = None
     facts: Facts | None = None
     template: Callable[[Job], Job] = lambda job: job  # what else the job shall have
-    after: tuple[int, ...] = ()  # numbers of earlier orders of the same submission
+    after: tuple[int, ...] = ()  # earlier orders of the same submission that must have ended well, by number
+    after_any: tuple[int, ...] = ()  # and those that must have ended, well or not
+    tasks: int = 1  # of a job array
+    prepare: Callable[[], None] = lambda: None  # what it reads, written once nothing speaks against it any more
+
+    def ceiling_hours(self, site: Site) -> float:
+        """Node-hours if all its starts take all their time."""
+        starts = 1 + site.max_restarts if self.stage in RESUMABLE and site.requeue else 1
+        nodes = 1 if self.stage in ALONE else self.size.nodes
+        return nodes * self.size.minutes / 60 * self.tasks * starts
 
 
 @dataclass(frozen=True)
@@ -93,12 +110,10 @@ class Submitted:
     findings: tuple[Finding, ...]
 
 
-def submit(
-    desk: Desk, orders: Sequence[Order], *, after: tuple[str, ...] = (), after_any: bool = False
-) -> list[Submitted]:
+def submit(desk: Desk, orders: Sequence[Order], *, after: tuple[str, ...] = ()) -> list[Submitted]:
     """Hand in all orders, or none: the scripts of all are checked before the first is queued.
 
-    Orders that wait for no other of this submission wait for the jobs `after`.
+    Orders that need no other of this submission wait for the jobs `after` to end well.
     """
     if not desk.dry_run:
         _check_desk(desk)
@@ -106,17 +121,24 @@ def submit(
     for order in orders:
         order.size.check(desk.site)
         folders.append(ledger.new_folder(desk.jobs_dir, order.stage, taken=folders, make=not desk.dry_run))
+    queued: list[Submitted] = []
     try:
         drafts = [_draft(desk, order, folder) for order, folder in zip(orders, folders, strict=True)]
-        if not desk.dry_run:
-            for draft in drafts:
-                _have_it_tested(desk, draft.folder / ledger.SCRIPT)
-    except UserError:
+        if desk.dry_run:
+            return drafts
+        for draft in drafts:
+            _have_it_tested(desk, draft.folder / ledger.SCRIPT)
+        for order, draft in zip(orders, drafts, strict=True):
+            order.prepare()
+            queued.append(_queue(desk, order, draft, queued, after))
+    except BaseException:
+        if queued:
+            slurm.cancel([done.id for done in queued], desk.environment)
         if not desk.dry_run:
             for folder in folders:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
         raise
-    return drafts if desk.dry_run else _queue(desk, orders, drafts, after, after_any)
+    return queued
 
 
 def _check_desk(desk: Desk) -> None:
@@ -177,26 +199,15 @@ def _have_it_tested(desk: Desk, script: Path) -> None:
 
 
 def _queue(
-    desk: Desk, orders: Sequence[Order], drafts: list[Submitted], after: tuple[str, ...], after_any: bool
-) -> list[Submitted]:
-    queued: list[Submitted] = []
-    for order, draft in zip(orders, drafts, strict=True):
-        waits = tuple(queued[number].id for number in order.after)
-        # Links of one chain follow each other however they end: the last is the one that must end well.
-        is_link = any(orders[number].stage == order.stage == "train" for number in order.after)
-        try:
-            job = slurm.submit(
-                draft.folder / ledger.SCRIPT, desk.environment, after=waits or after,
-                after_any=is_link or (not waits and after_any),
-            )  # fmt: skip
-        except UserError:
-            slurm.cancel([done.id for done in queued], desk.environment) if queued else None
-            raise
-        entry = ledger.Entry(
-            id=job, stage=order.stage, run_dir=str(order.run_dir), nodes=order.size.nodes,
-            ranks_per_node=order.size.ranks_per_node, minutes=order.size.minutes,
-            submitted=datetime.datetime.now().astimezone().isoformat(timespec="seconds"), after=list(waits or after),
-        )  # fmt: skip
-        ledger.write(draft.folder, entry)
-        queued.append(replace(draft, id=job))
-    return queued
+    desk: Desk, order: Order, draft: Submitted, before: Sequence[Submitted], after: tuple[str, ...]
+) -> Submitted:
+    well = tuple(before[number].id for number in order.after) or after
+    ended = tuple(before[number].id for number in order.after_any)
+    job = slurm.submit(draft.folder / ledger.SCRIPT, desk.environment, after=well, after_any=ended)
+    entry = ledger.Entry(
+        id=job, stage=order.stage, run_dir=str(desk.cwd / order.run_dir), nodes=order.size.nodes,
+        ranks_per_node=order.size.ranks_per_node, minutes=order.size.minutes,
+        submitted=datetime.datetime.now().astimezone().isoformat(timespec="seconds"), after=[*well, *ended],
+    )  # fmt: skip
+    ledger.write(draft.folder, entry)
+    return replace(draft, id=job)

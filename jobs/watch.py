@@ -13,7 +13,8 @@ from hvdlm.errors import UserError
 from . import ledger, slurm
 from .render import RESUMABLE
 
-POLL_S = 1.0
+POLL_S = 1.0  # of a log
+ASK_S = 15.0  # of SLURM: its controller serves everybody
 STOP = "STOP"
 
 
@@ -41,7 +42,8 @@ def overview(jobs_dir: Path, environment: Mapping[str, str]) -> list[Row]:
     filed = ledger.read_all(jobs_dir)
     if not filed:
         raise UserError(f"{jobs_dir}: no jobs were submitted from here; see `hvdlm submit --help`, or give --jobs-dir")
-    states = slurm.states([job.entry.id for job in filed], environment)
+    done = {job.entry.id: slurm.State("COMPLETED") for job in filed if job.is_done()}
+    states = done | slurm.states([job.entry.id for job in filed if job.entry.id not in done], environment)
     return [_row(job, states.get(job.entry.id)) for job in filed]
 
 
@@ -88,8 +90,12 @@ def log_lines(jobs_dir: Path, name: str, environment: Mapping[str, str], *, foll
     """The lines of all logs of a job; with `follow` until it has ended."""
     job = ledger.find(jobs_dir, name)
     read: dict[Path, int] = {}
+    ended, asked = not follow, -ASK_S
     while True:
-        ended = not follow or not slurm.states([job.entry.id], environment).get(job.entry.id, slurm.State("")).is_active
+        if follow and time.monotonic() - asked >= ASK_S:
+            asked = time.monotonic()
+            state = slurm.states([job.entry.id], environment).get(job.entry.id)
+            ended = state is None or not state.is_active
         for path in job.logs():
             with path.open(encoding="utf-8", errors="replace") as file:
                 file.seek(read.get(path, 0))
@@ -107,9 +113,23 @@ def cancel(jobs_dir: Path, name: str, environment: Mapping[str, str], *, now: bo
     state = slurm.states([entry.id], environment).get(entry.id)
     if state is None or not state.is_active:
         return f"job {entry.id} has ended already{f': {state.state}' if state else ''}"
-    run_dir = Path(entry.run_dir)
+    run_dir, links = Path(entry.run_dir), _later_links(jobs_dir, entry)
+    too = f", and so are the later jobs of its chain ({', '.join(links)})" if links else ""
     if state.state == "RUNNING" and entry.stage in RESUMABLE and not now and run_dir.is_dir():
-        (run_dir / STOP).touch()
-        return f"job {entry.id} saves and ends ({run_dir / STOP}); `hvdlm cancel --now {entry.id}` does not wait"
-    slurm.cancel([entry.id], environment)
-    return f"job {entry.id} is cancelled"
+        (run_dir / STOP).write_text("")  # empty: a person's
+        if links:
+            slurm.cancel(links, environment)
+        waits = f"`hvdlm cancel --now {entry.id}` does not wait"
+        return f"job {entry.id} saves and ends ({run_dir / STOP}; {waits}){too and too.replace('are', 'are cancelled')}"
+    slurm.cancel([entry.id, *links], environment)
+    return f"job {entry.id} is cancelled{too}"
+
+
+def _later_links(jobs_dir: Path, first: ledger.Entry) -> list[str]:
+    """Ids of the jobs that follow in the same chain of trainings."""
+    found = [first.id]
+    for filed in ledger.read_all(jobs_dir):
+        entry = filed.entry
+        if entry.stage == first.stage == "train" and entry.run_dir == first.run_dir and set(entry.after) & set(found):
+            found.append(entry.id)
+    return found[1:]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from hvdlm.jobs import ledger, orders, site, watch
-from hvdlm.jobs.budget import Measured, ceiling, estimate, jobs_needed
+from hvdlm.jobs.budget import Measured, estimate, jobs_needed, total
 from hvdlm.jobs.checks import check
 from hvdlm.jobs.render import Job, Shell, StageIn, render
 from hvdlm.jobs.submit import Desk, Size, static_complaint, submit
@@ -140,6 +140,7 @@ def test_a_new_site_is_a_file(tmp_path):
         ("generic-cpu", ("cpu_bind=[\"0xff\"]",), "1 masks for ranks_per_node: 2"),
         ("pbs-cpu", ("launcher=srun",), "srun belongs to SLURM"),
         ("generic-gpu", ("ranks_per_node=8",), "more than gpus_per_node"),
+        ("lumi-g", ('cpu_bind=["0-7"]',), "no hexadecimal mask"),
         ("generic-mpirun", ('cpu_bind=["0xf", "0xf"]',), "masks are srun's"),
     ],
 )  # fmt: skip
@@ -162,7 +163,18 @@ def test_what_a_site_cannot_give_is_refused_before_the_queue(size, place, messag
         size.check(site.find(place))
 
 
+def test_all_starts_count_where_nothing_was_measured():
+    train = orders.train(Path("c.yaml"), (), Size(2, 2, 30), RUN, facts=None)
+    assert train.ceiling_hours(site.find("generic-cpu")) == pytest.approx(2 * 0.5 * 11)
+    assert train.ceiling_hours(site.find("booster-gpu")) == pytest.approx(1.0)
+    assert orders.report(RUN, Size(2, 2, 30)).ceiling_hours(site.find("generic-cpu")) == pytest.approx(0.5)
+
+
 def test_a_rank_gets_its_share_of_the_node():
+    lumi = site.find("lumi-g")
+    assert Size(1, 4, 60).threads(lumi) == orders.size_of_point(1, Size(2, 8, 60), lumi).threads(lumi) == 7
+    with pytest.raises(UserError, match="masks of cpu_bind have 7 cores"):
+        Size(1, 4, 60, 14).check(lumi)
     assert Size(1, 16, 60).threads(site.find("csc-cpu")) == 8
     assert Size(1, 2, 60, 3).threads(site.find("csc-cpu")) == 3
     assert Size(1, 2, 60).threads(site.find("generic-cpu")) == 1
@@ -192,17 +204,19 @@ def test_orders_of_a_pipeline_follow_each_other():
         [orders.evaluate(RUN, (), size, "val")],
         study,
     )
-    assert [order.after for order in joined] == [(), (0,), (1,), (2,), (3,), (4,), (4,)]
+    assert [order.after for order in joined] == [(), (0,), (0,), (0,), (3,), (4,), (4,)]
+    assert [order.after_any for order in joined] == [(), (), (1,), (2,), (), (), ()]
 
 
 def test_points_of_a_scaling_study_are_arrays_on_just_their_nodes(tmp_path):
+    place = site.find("generic-cpu")
     specs = [tmp_path / f"r00002-b24-{repeat}.json" for repeat in range(3)]
-    done = dry(tmp_path, [orders.measurement(2, specs, Size(4, 2, 10), tmp_path)])
+    done = dry(tmp_path, [orders.measurement(orders.size_of_point(2, Size(4, 2, 10), place), specs, tmp_path)])
     assert "#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=2\n" in done[0].text
     assert "#SBATCH --array=0-2\n" in done[0].text
     assert f'hvdlm measure {tmp_path}/r00002-b24-"$SLURM_ARRAY_TASK_ID".json' in done[0].text
     with pytest.raises(UserError, match="does not fill nodes of 2"):
-        orders.size_of_point(3, Size(4, 2, 10))
+        orders.size_of_point(3, Size(4, 2, 10), place)
 
 
 def test_a_script_with_a_fault_is_not_queued(tmp_path):
@@ -231,7 +245,7 @@ def test_a_budget_is_steps_times_time_times_nodes():
     stretched = estimate(7200, measured, ranks=8, nodes=4)
     assert stretched.node_hours == pytest.approx(2.0)
     assert "perfect scaling to 8" in stretched.text
-    assert ceiling(90, nodes=4, jobs=2).node_hours == pytest.approx(12.0)
+    assert total(stretched, [("eval", 0.5)]).node_hours == pytest.approx(2.5)
     assert jobs_needed(estimate(7200, measured, ranks=4, nodes=2).minutes, 25) == 3
     estimate(7200, measured, ranks=4, nodes=2).check(2.0)
     with pytest.raises(UserError, match="more than --max-node-hours 1.9"):

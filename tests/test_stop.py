@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from hvdlm.errors import StoppedOnRequest
 from hvdlm.stop import BatchJob, StopFlag, Wish, stop_flag
 from hvdlm.world.serial import SerialWorld
 
@@ -36,6 +37,18 @@ def test_a_signal_is_heard_on_any_rank_and_means_what_it_meant_afterwards(tmp_pa
         os.kill(os.getpid(), number)
         assert (flag.look(), flag.reason) == (Wish.STOP, signal.Signals(number).name)
     assert signal.getsignal(number) == before
+
+
+def test_a_rank_that_was_asked_to_end_is_deaf_while_it_leaves(tmp_path):
+    """srun sends TERM to the others as soon as the first rank has left with code 75."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        with pytest.raises(StoppedOnRequest), stop_flag(tmp_path, SecondRank()):
+            raise StoppedOnRequest
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_files_are_rank_0s_to_watch(tmp_path):

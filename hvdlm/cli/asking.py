@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,9 @@ class Ask:
     def desk(self) -> Desk:
         from hvdlm.jobs.submit import Desk
 
-        activate = f'export PATH={Path(sys.executable).parent}:"$PATH"'  # where this hvdlm was called from
+        activate = (
+            f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"'  # where this hvdlm was called from
+        )
         return Desk(
             self.site, self._options["jobs_dir"], Path.cwd(), activate, submission_environment(),
             self._options["dry_run"],
@@ -104,10 +107,11 @@ class Ask:
         if folder is not None and not self.dry_run and not self.after and not (folder / name).exists():
             raise UserError(f"{folder / name} is not there yet; {remedy}, or say --after JOB if a job will make it")
 
-    def hand_in(self, orders: list[Order]) -> None:
-        """Submit and print: the job's id, or in a dry run its script."""
+    def hand_in(self, orders: list[Order], training: RunConfig | None = None) -> None:
+        """Submit and print: the job's id, or in a dry run its script. `training` is what the orders train."""
         from hvdlm.jobs.submit import submit
 
+        self._check_budget(orders, training)
         done = submit(self.desk, orders, after=self.after)
         for job in done:
             for finding in job.findings:
@@ -121,22 +125,23 @@ class Ask:
         if scratch and "$" not in scratch and not folder.absolute().is_relative_to(scratch):
             print(f"hvdlm: warning: {folder} is not on this site's scratch ({scratch})", file=sys.stderr)
 
-    def check_budget(self, settings: RunConfig, jobs: int = 1) -> None:
-        """Say what the training will cost; UserError above --max-node-hours."""
+    def _check_budget(self, orders: list[Order], training: RunConfig | None) -> None:
+        """Say what all jobs may cost; UserError above --max-node-hours. A training counts as it was measured."""
         from hvdlm.jobs import budget
 
-        measured, steps, size = _measured(settings, self.size), _steps_left(settings), self.size
-        found = (
-            budget.estimate(steps, measured, ranks=size.ranks, nodes=size.nodes)
-            if measured and steps is not None
-            else budget.ceiling(size.minutes, nodes=size.nodes, jobs=jobs)
-        )
+        measured = _measured(training, self.size) if training else None
+        steps = _steps_left(training) if training else None
+        known = None
+        if measured and steps is not None:
+            known = budget.estimate(steps, measured, ranks=self.size.ranks, nodes=self.size.nodes)
+        rest = [order for order in orders if not (known and order.stage == "train")]
+        found = budget.total(known, [(order.stage, order.ceiling_hours(self.site)) for order in rest])
         found.check(self._options["max_node_hours"])
         print(f"hvdlm: budget: {found.text}", file=sys.stderr)
-        if found.minutes and found.minutes > size.minutes:
-            needed = budget.jobs_needed(found.minutes, size.minutes)
-            print(f"hvdlm: budget: {found.minutes:.0f} minutes in jobs of {size.minutes} are about {needed} starts",
-                  file=sys.stderr)  # fmt: skip
+        if known and known.minutes > self.size.minutes:
+            needed = budget.jobs_needed(known.minutes, self.size.minutes)
+            print(f"hvdlm: budget: {known.minutes:.0f} minutes in jobs of {self.size.minutes} are about {needed} "
+                  "starts", file=sys.stderr)  # fmt: skip
 
 
 def _line(job: Submitted) -> str:
@@ -196,7 +201,7 @@ def train_order(
     ask.warn_of_slow_folder(settings.run_dir)
     measured = _measured(settings, ask.size)
     facts = Facts(
-        threads=settings.train.threads or None, step_s=measured.step_s if measured else None,
+        threads=settings.train.threads or None, step_s=measured.step_s * measured.ranks / ask.size.ranks if measured else None,
         checkpoint_every=settings.checkpoint.every,
     )  # fmt: skip
     copy = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,8 @@ def batch_job() -> BatchJob:
     from hvdlm.stop import BatchJob
 
     end = os.environ.get("HVDLM_JOB_END") or os.environ.get("SLURM_JOB_END_TIME") or ""
-    return BatchJob(os.environ.get("SLURM_JOB_ID", ""), float(end) if end.isdigit() else None)
+    is_ahead = end.isdigit() and int(end) > time.time()  # one that is over is a mistake, not a wish to stop
+    return BatchJob(os.environ.get("SLURM_JOB_ID", ""), float(end) if is_ahead else None)
 
 
 def refuse_a_launcher(command: str) -> None:

@@ -58,8 +58,7 @@ def submit_train(config: Path, overrides: tuple[str, ...], chain: int, stage_in:
 
     order, settings = train_order(config, overrides, ask, stage_in=stage_in)
     ask.need(settings.data.path, MANIFEST, "preprocess first")
-    ask.check_budget(settings, chain)
-    ask.hand_in(orders.chain(order, chain))
+    ask.hand_in(orders.chain(order, chain), training=settings)
 
 
 @submit.command("eval", epilog="hvdlm submit eval runs/quickstart/train --site generic-cpu --time 10")
@@ -132,10 +131,10 @@ def _scaling_orders(
         settings, folder, ranks=counts, modes=modes, effort=effort, threads=size.threads(ask.site),
         records=folder / "records",
     )  # fmt: skip
-    if not ask.dry_run:
-        for each in planned:
-            each.write()
-    found = [orders.measurement(each.point.ranks, list(each.specs), size, folder) for each in planned]
+    found = [
+        orders.measurement(orders.size_of_point(each.point.ranks, size, ask.site), list(each.specs), folder, each.write)
+        for each in planned
+    ]
     return [*found, replace(orders.report(folder, size), after=tuple(range(len(found))))]
 
 
@@ -170,12 +169,12 @@ def submit_pipeline(
             f"{config}: trains on {settings.data.path}, but {data_config} writes {data.output}; set data.path or "
             "preprocess.output"
         )
-    ask.check_budget(settings, chain)
     ask.hand_in(
         orders.follow(
             [orders.preprocess(data_config, to_data, ask.size, data.output)],
             orders.chain(training, chain),
             [orders.evaluate(settings.run_dir, (), ask.size, "val")],
             _scaling_orders(settings, ask, ranks, "both", None, Effort(steps=20, warmup=5, repeats=3)),
-        )
+        ),
+        training=settings,
     )

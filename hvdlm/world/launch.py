@@ -226,7 +226,7 @@ def parse_hosts(text: str) -> Hosts:
     (('node1', 4), ('node2', 4), ('b', 1))
     """
     found: list[tuple[str, int]] = []
-    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
+    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\]|\[)+", text):
         name, _, slots = part.strip().partition(":")
         if not name or (slots and not slots.isdigit()) or slots == "0" or (":" in part and not slots):
             raise UserError(f"--hosts {part!r}: is no host with its slots, such as node1:4")

@@ -1,11 +1,14 @@
 """hvdlm as SLURM jobs, on a real SLURM: what the README says about srun and sbatch."""
 
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from harness import HVDLM, ROOT, run_values, write_config
+from mini_slurm import own_shared_memory
 
 from hvdlm.runlog import read_metrics
 
@@ -64,3 +67,46 @@ def test_srun_without_pmi_never_trains_twice(slurm, config, tmp_path):
     done = run(slurm, "srun", "--mpi=none", "-N1", "-n2", "--kill-on-bad-exit=1", *HVDLM, "train", config)
     assert done.returncode != 0
     assert not (tmp_path / "run").exists()
+
+
+def test_each_node_has_a_shared_memory_of_its_own(slurm):
+    """Ranks of two nodes that share one host name would else open each other's segments."""
+    if not own_shared_memory():
+        pytest.skip("neither root nor user namespaces: /dev/shm is the machine's on both nodes")
+    done = run(slurm, "srun", "-N2", "-n2", "stat", "--format=%d", "/dev/shm")
+    assert len(set(done.stdout.split())) == 2, done.stdout + done.stderr
+
+
+def processes_below(folder):
+    """Daemons, steps and their tasks know the SLURM in `folder` by their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if str(folder).encode() in path.read_bytes():
+                found.append(path.parent.name)
+        except OSError:
+            continue  # it has ended
+    return found
+
+
+BUSY = "sbatch -o /dev/null -N2 --exclusive --wrap 'srun sleep 600'; "
+WITH_JOBS = BUSY + BUSY + "until [ $(squeue -h -t R | wc -l) = 1 ]; do sleep 0.2; done; "
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [(WITH_JOBS + "exit 3", 3), (WITH_JOBS + "kill -TERM $PPID; exec sleep 60", 143), ("kill -KILL $PPID", -9)],
+    ids=["end", "TERM", "KILL"],
+)
+def test_a_private_slurm_goes_down_with_its_program(slurm, tmp_path, command, code):
+    """Its jobs too, that run or wait, unless the program is killed: only the daemons see that."""
+    environment = {**slurm, "TMPDIR": str(tmp_path)}
+    done = run(environment, sys.executable, ROOT / "scripts" / "mini_slurm.py", "--", "sh", "-c", command)
+    assert done.returncode == code, done.stderr
+    folder = Path(re.search(r"SLURM_CONF=(\S+)/slurm.conf", done.stderr).group(1))
+    assert folder.parent == tmp_path
+    deadline = time.monotonic() + 10
+    while processes_below(folder):
+        assert time.monotonic() < deadline, processes_below(folder)
+        time.sleep(0.2)
+    assert folder.exists() == (code == -9)
