@@ -39,6 +39,10 @@ EXAMPLE_JOBS = {
     "generate-cpu.sbatch": ("generic-cpu", job("generate", ("generate", str(RUN), "--prompt", "def __init__(self"),
                                                nodes=1, ranks_per_node=1, minutes=5)),
     "scale-mpirun.sbatch": ("generic-mpirun", job("scale", ("scale", "configs/quickstart.yaml", "--ranks", "1,2"))),
+    "measure-cpu.sbatch": ("generic-cpu", job("measure", (
+        "measure", Shell('runs/quickstart/train/scaling/points/r00002-b24-"$SLURM_ARRAY_TASK_ID".json')),
+        minutes=10, array=3, options=(("exclusive", ""),))),
+    "report-cpu.sbatch": ("generic-cpu", job("report", ("report", f"{RUN}/scaling"), nodes=1, minutes=10)),
     "train-gpu.sbatch": ("generic-gpu", job(words=GPT, run_dir=GPT_RUN,
                                             ranks_per_node=4, threads=8, minutes=720)),
     "train-lumi-g.sbatch": ("lumi-g", job(words=GPT, run_dir=GPT_RUN,
@@ -126,7 +130,7 @@ def test_a_new_site_is_a_file(tmp_path):
     )
     text = render(job(ranks_per_node=3), site.find(str(path)))
     assert "#SBATCH --account=p1\n" in text
-    assert "module load mpi\n" in text
+    assert "module load mpi || exit 1\n" in text
     assert re.search(r"ib0", text)
 
 

@@ -90,9 +90,8 @@ class Ask:
     def desk(self) -> Desk:
         from hvdlm.jobs.submit import Desk
 
-        activate = (
-            f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"'  # where this hvdlm was called from
-        )
+        programs = shlex.quote(str(Path(sys.executable).parent))  # where this hvdlm was called from
+        activate = f'export PATH={programs}:"$PATH"'
         return Desk(
             self.site, self._options["jobs_dir"], Path.cwd(), activate, submission_environment(),
             self._options["dry_run"],
@@ -200,10 +199,8 @@ def train_order(
     BatchPlan(settings.train.global_batch, settings.train.ramp).check(settings.train.micro_batch, ask.size.ranks)
     ask.warn_of_slow_folder(settings.run_dir)
     measured = _measured(settings, ask.size)
-    facts = Facts(
-        threads=settings.train.threads or None, step_s=measured.step_s * measured.ranks / ask.size.ranks if measured else None,
-        checkpoint_every=settings.checkpoint.every,
-    )  # fmt: skip
+    step_s = measured.step_s * measured.ranks / ask.size.ranks if measured else None
+    facts = Facts(threads=settings.train.threads or None, step_s=step_s, checkpoint_every=settings.checkpoint.every)
     copy = None
     if stage_in:
         if settings.data.path is None:

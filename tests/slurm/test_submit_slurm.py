@@ -185,6 +185,17 @@ def test_a_job_that_gets_nowhere_is_not_queued_again(cluster, config, tmp_path):
     assert "KILL" in cluster.log(job)
 
 
+def test_a_cancelled_chain_ends_as_a_whole_and_the_run_is_saved(cluster, config, tmp_path):
+    words = ("--chain", "2", "--site", "generic-cpu", "--ranks-per-node", "2", "--time", "5", "--set", "requeue=false")
+    jobs = cluster.submit("train", config, *LONG, "checkpoint.every=100000", *words)
+    cluster.until(lambda: len(read_metrics(tmp_path / "run" / "metrics.jsonl")) > 20, jobs[0])
+    done = cluster.hvdlm("cancel", jobs[0], "--jobs-dir", cluster.jobs_dir)
+    assert f"later jobs of its chain ({jobs[1]})" in done.stdout
+    assert cluster.wait(jobs[0])["state"] == "FAILED"
+    assert newest(tmp_path / "run") > 20
+    assert cluster.wait(jobs[1])["state"] == "CANCELLED"
+
+
 def test_a_chain_ends_within_seconds_once_the_run_is_done(cluster, config, tmp_path):
     jobs = cluster.submit("train", config, "train.steps=5", "--chain", "3", "--site", "generic-cpu",
                           "--ranks-per-node", "2", "--time", "5", "--set", "requeue=false")  # fmt: skip
