@@ -21,15 +21,11 @@ from hvdlm.guard import Verdict
 from hvdlm.loop import Loop
 from hvdlm.pulse import Pulse
 from hvdlm.runlog import Progress, RunLog
+from hvdlm.stop import BatchJob, StopFlag, Wish
 from hvdlm.train import build_engine
 from hvdlm.world import connected
 
 DATA = Path(sys.argv[1])
-
-
-class NeverStop:
-    def is_set(self):
-        return False
 
 
 def engine_of(world, *overrides):
@@ -137,10 +133,11 @@ def check_a_flipped_bit_stops_the_job(world, folder):
     engine.run(0, 2)
     if world.rank == 1:
         parameter.detach().view(torch.int32).view(-1)[5] ^= 1 << 3
-    loop = Loop(engine, corpora, None, RunLog(engine.config.log, folder, world, step=0), 0.0)
+    stop = StopFlag(folder, world, BatchJob())
+    loop = Loop(engine, corpora, None, RunLog(engine.config.log, folder, world, step=0), stop, 0.0)
     try:
         with Progress("train", 20, "steps", world) as progress:
-            loop.run(2, NeverStop(), progress)
+            loop.run(2, progress)
     except UserError as error:
         assert error.on_all_ranks
         assert str(error).startswith("step 4: "), error
@@ -155,8 +152,8 @@ def check_a_pulse_tells_all_ranks_the_same(world):
     engine, _ = engine_of(world)
     pulse = Pulse(engine, 5)
     assert pulse.next_end(0) == 1
-    interval = pulse.agree(0, 2, engine.run(0, 2), stop=world.rank == world.size - 1)
-    assert interval.stop
+    interval = pulse.agree(0, 2, engine.run(0, 2), wish=Wish.STOP if world.rank == world.size - 1 else Wish.NONE)
+    assert interval.wish == Wish.STOP
     assert len(interval.steps) == 2
     assert interval.tokens == 2 * 12 * 32
     assert 0 <= interval.live["exposed_comm"] < 1
