@@ -1,13 +1,15 @@
 """Separate hosts on this machine: a network and a host name of its own each, a cable between them, sshd on each.
 
-Each host is a process that sleeps in network, UTS and mount namespaces of its own; commands enter them. A third
-namespace is the switch. Everything ends with those processes; nothing outside the namespaces is changed.
+Each host is a process that sleeps in network, UTS and mount namespaces of its own; commands enter them. One more
+namespace is the switch. Nothing outside the namespaces is changed. They and sshd end with this process even if it is
+killed, and a job that runs on them then has lost its network.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,9 +24,10 @@ from harness import ROOT, job_environment
 
 from hvdlm.world.launch import find_mpirun
 
-NEEDED = ("ip", "nsenter", "unshare", "sshd", "ssh", "ssh-keygen")
+NEEDED = ("ip", "tc", "nsenter", "unshare", "setpriv", "sshd", "ssh", "ssh-keygen")
 NETWORK = "10.77.0"
 NAMESPACES = ("-n", "-u", "-m")
+ENDS_WITH_US = ("setpriv", "--pdeathsig", "TERM")  # a launcher takes its ranks along
 SSHD = """\
 ListenAddress {address}
 HostKey {folder}/key
@@ -61,11 +64,13 @@ class Host:
 
     def command(self, *words: object) -> list[str]:
         """These words, run inside."""
-        return ["nsenter", "-t", str(self.holder.pid), *NAMESPACES, "--", *map(str, words)]
+        # Entering a mount namespace changes the working directory to its root.
+        enter = ["nsenter", "-t", str(self.holder.pid), *NAMESPACES, "--", "env", "-C", str(ROOT)]
+        return [*enter, *ENDS_WITH_US, *map(str, words)]
 
     def run(self, *words: object, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(*words), cwd=ROOT, env=job_environment(), capture_output=True, text=True, timeout=timeout_s,
+            self.command(*words), env=job_environment(), capture_output=True, text=True, timeout=timeout_s,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -73,50 +78,71 @@ class Host:
         """Into a file: what a job leaves behind on a lost host would keep a pipe open."""
         with output.open("w") as file:
             return subprocess.Popen(
-                self.command(*words),
-                cwd=ROOT,
-                env=job_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-            )
+                self.command(*words), env=job_environment(), stdin=subprocess.DEVNULL,
+                stdout=file, stderr=file,
+            )  # fmt: skip
 
-    def pids(self) -> list[int]:
+    def pids(self) -> set[int]:
         """Every process in this host's network, but the one that holds it."""
-        mine = Path(f"/proc/{self.holder.pid}/ns/net").readlink()
-        found = []
+        own = Path(f"/proc/{self.holder.pid}/ns/net").readlink()
+        assert own != Path("/proc/self/ns/net").readlink(), "everything on this machine would be meant"
+        found = set()
         for path in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
-                if path.name.isdigit() and (path / "ns" / "net").readlink() == mine:
-                    found.append(int(path.name))
-        return [pid for pid in found if pid != self.holder.pid]
+                if path.name.isdigit() and (path / "ns" / "net").readlink() == own:
+                    found.add(int(path.name))
+        return found - {self.holder.pid}
 
     def kill(self) -> None:
         """Its processes die all at once, sshd too."""
-        for pid in self.pids():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self._kill(self.pids())
         if self.sshd is not None:
             self.sshd.wait()
 
+    def clear(self) -> None:
+        """What a job left running ends; sshd stays."""
+        self._kill(self.pids() - ({self.sshd.pid} if self.sshd else set()))
+
+    def _kill(self, pids: set[int]) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def boot(self, folder: Path) -> None:
-        """Start sshd, and wait until it answers."""
+        """Start sshd if it does not run, and wait until it answers."""
+        if self.sshd is not None and self.sshd.poll() is None:
+            return
         config = folder / f"sshd-{self.name}"
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         config.write_text(SSHD.format(address=self.address, folder=folder, path=path))
         with (folder / f"sshd-{self.name}.log").open("w") as log:
             command = self.command(shutil.which("sshd"), "-D", "-e", "-f", config)
             self.sshd = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        deadline = time.monotonic() + 10
-        while self.run("ssh", self.name, "true").returncode:
+        deadline = time.monotonic() + 30
+        while self.run("ssh", "-o", "ConnectTimeout=5", self.name, "true").returncode:
             assert time.monotonic() < deadline, (folder / f"sshd-{self.name}.log").read_text()
-            time.sleep(0.1)
+            time.sleep(0.05)
 
 
-def hold(*unshare: str) -> subprocess.Popen:
-    """A process that sleeps in new namespaces and dies with this one."""
-    # `unshare` without --fork becomes the sleeper itself, so its process id is the namespaces' address.
-    return subprocess.Popen(["unshare", *unshare, "sleep", "infinity"], stdin=subprocess.DEVNULL)
+@contextlib.contextmanager
+def holding(*kinds: str) -> Iterator[subprocess.Popen]:
+    """A process that sleeps in new namespaces. RuntimeError where the kernel permits none."""
+    # `unshare` becomes the sleeper itself, so its process id is the namespaces' address. It says when it is inside:
+    # whoever enters before that changes this machine.
+    words = ["unshare", *kinds, "bash", "-c", f"echo inside; exec {' '.join(ENDS_WITH_US)} sleep infinity"]
+    holder = subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert holder.stdout and holder.stderr
+    with holder.stdout, holder.stderr:
+        if not holder.stdout.readline():
+            holder.wait()
+            raise RuntimeError(holder.stderr.read().strip())
+    try:
+        yield holder
+    finally:
+        holder.kill()
+        holder.wait()
 
 
 def wire(host: Host, switch: subprocess.Popen, folder: Path) -> None:
@@ -127,11 +153,9 @@ def wire(host: Host, switch: subprocess.Popen, folder: Path) -> None:
     inside = (
         f"hostname {host.name}; ip link set lo up; ip addr add {host.address}/24 dev eth0; ip link set eth0 up;"
         f"mount --bind {folder}/hosts /etc/hosts; mount --bind {folder}/ssh_config /etc/ssh/ssh_config;"
-        "mkdir -p /run/sshd"
+        "mount -t tmpfs tmpfs /run; mkdir /run/sshd"
     )
-    done = subprocess.run(host.command("bash", "-ec", inside), capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
+    sh(shlex.join(host.command("bash", "-ec", inside)))
 
 
 @dataclass
@@ -142,24 +166,33 @@ class Network:
     hosts: list[Host]
 
     def restore(self) -> None:
-        """What a test took down is up again."""
+        """What a test took down is up again, and what it left running is gone."""
         for host in self.hosts:
             host.run("ip", "link", "set", "eth0", "up")
             host.run("tc", "qdisc", "del", "dev", "eth0", "root")
-            host.kill()
+            host.clear()
         for host in self.hosts:
             host.boot(self.folder)
 
-    def slow_down(self, megabits_per_s: int) -> None:
-        """Every host sends at this rate; where the kernel can, each message also takes 1 ms more."""
-        rate = f"{megabits_per_s}mbit"
+    def shape(self, *queue: str) -> str:
+        """Every host sends through this queue of tc; what tc says if the kernel has no such queue."""
         for host in self.hosts:
-            done = host.run("tc", "qdisc", "replace", "dev", "eth0", "root", "netem", "rate", rate, "delay", "1ms")
-            if done.returncode:  # a kernel without netem
-                done = host.run("tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate,
-                                "burst", "64kb", "latency", "200ms")  # fmt: skip
+            done = host.run("tc", "qdisc", "replace", "dev", "eth0", "root", *queue)
             if done.returncode:
-                pytest.skip(f"this kernel shapes no traffic: {done.stderr.strip()}")
+                return done.stderr.strip() or f"tc exits {done.returncode}"
+        return ""
+
+    def limit_rate(self, megabits_per_s: int) -> None:
+        rate = f"{megabits_per_s}mbit"
+        if self.shape("netem", "rate", rate):
+            fault = self.shape("tbf", "rate", rate, "burst", "64kb", "latency", "200ms")
+            if fault:
+                pytest.skip(f"this kernel limits no rate: {fault}")
+
+    def delay(self, milliseconds: int) -> None:
+        fault = self.shape("netem", "delay", f"{milliseconds}ms")
+        if fault:
+            pytest.skip(f"this kernel has no netem, which alone delays messages: {fault}")
 
 
 @pytest.fixture(scope="session")
@@ -177,29 +210,22 @@ def session_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Networ
     (folder / "ssh_config").write_text(SSH.format(folder=folder))
     addresses = {f"h{number}": f"{NETWORK}.{number}" for number in (1, 2, 3)}
     (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(f"{a} {n}\n" for n, a in addresses.items()))
-    switch = hold("--net")
-    network = Network(folder, [])
-    try:
+    with contextlib.ExitStack() as held:
+        network = Network(folder, [])
         try:
-            time.sleep(0.3)  # until unshare has become the sleeper
+            switch = held.enter_context(holding("--net"))
             sh(f"nsenter -t {switch.pid} -n ip link add bridge type bridge")
             sh(f"nsenter -t {switch.pid} -n ip link set bridge up")
             for name, address in addresses.items():
-                network.hosts.append(Host(name, address, hold("--net", "--uts", "--mount")))
-            time.sleep(0.3)
-            for host in network.hosts:
+                host = Host(name, address, held.enter_context(holding("--net", "--uts", "--mount")))
+                held.callback(host.kill)
                 wire(host, switch, folder)
+                network.hosts.append(host)
         except RuntimeError as error:
-            pytest.skip(f"this machine allows no network namespaces: {error}")
+            pytest.skip(f"this machine permits no separate hosts: {error}")
         for host in network.hosts:
             host.boot(folder)
         yield network
-    finally:
-        for host in network.hosts:
-            host.kill()
-        for holder in (*(host.holder for host in network.hosts), switch):
-            holder.kill()
-            holder.wait()
 
 
 @pytest.fixture
