@@ -101,10 +101,17 @@ class Ask:
     def dry_run(self) -> bool:
         return self._options["dry_run"]
 
-    def need(self, folder: Path | None, name: str, remedy: str) -> None:
+    def need(self, path: Path, remedy: str) -> None:
         """UserError if the job would find nothing to work on; not for one that waits for another or is only shown."""
-        if folder is not None and not self.dry_run and not self.after and not (folder / name).exists():
-            raise UserError(f"{folder / name} is not there yet; {remedy}, or say --after JOB if a job will make it")
+        if not self.dry_run and not self.after and not path.exists():
+            raise UserError(f"{path} is not there yet; {remedy}, or say --after JOB if a job will make it")
+
+    def need_shards(self, settings: RunConfig) -> None:
+        from hvdlm.manifest import MANIFEST
+
+        for folder in (settings.data.path, *(corpus.path for corpus in settings.data.mixture)):
+            if folder is not None:
+                self.need(folder / MANIFEST, "preprocess first")
 
     def hand_in(self, orders: list[Order], training: RunConfig | None = None) -> None:
         """Submit and print: the job's id, or in a dry run its script. `training` is what the orders train."""

@@ -11,7 +11,6 @@ import click
 from hvdlm.cli.asking import Ask, job_options, train_order
 from hvdlm.cli.parts import Group, config_argument, overrides_argument
 from hvdlm.errors import UserError
-from hvdlm.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from hvdlm.jobs.submit import Order
@@ -57,7 +56,7 @@ def submit_train(config: Path, overrides: tuple[str, ...], chain: int, stage_in:
     from hvdlm.jobs import orders
 
     order, settings = train_order(config, overrides, ask, stage_in=stage_in)
-    ask.need(settings.data.path, MANIFEST, "preprocess first")
+    ask.need_shards(settings)
     ask.hand_in(orders.chain(order, chain), training=settings)
 
 
@@ -70,7 +69,7 @@ def submit_eval(run: Path, overrides: tuple[str, ...], split: str, ask: Ask) -> 
     """Perplexity of a run's newest checkpoint, into RUN/eval-SPLIT.json."""
     from hvdlm.jobs import orders
 
-    ask.need(run, "", "train first")
+    ask.need(run, "train first")
     ask.hand_in([orders.evaluate(run, overrides, ask.size, split)])
 
 
@@ -84,7 +83,7 @@ def submit_generate(run: Path, words: tuple[str, ...], ask: Ask) -> None:
     """Text of a trained model, into the job's log."""
     from hvdlm.jobs import orders
 
-    ask.need(run, "", "train first")
+    ask.need(run, "train first")
     ask.hand_in([orders.generate(run, words, ask.size)])
 
 
@@ -110,7 +109,7 @@ def submit_scale(
     from hvdlm.run import RunConfig
 
     settings = load(RunConfig, config, overrides)
-    ask.need(settings.data.path, MANIFEST, "preprocess first")
+    ask.need_shards(settings)
     ask.hand_in(_scaling_orders(settings, ask, ranks, mode, out, Effort(**counts)))
 
 
