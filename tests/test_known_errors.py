@@ -115,13 +115,15 @@ def test_an_interface_that_is_not_there():
     """Two ranks that may use TCP alone, over a network that this host does not have."""
     env = {
         **job_environment(), "OMPI_MCA_btl_tcp_if_include": "nosuch0", "OMPI_MCA_btl": "tcp,self",
-        "OMPI_MCA_pml": "ob1", "OMPI_MCA_orte_base_help_aggregate": "0",  # mpirun itself fails at times to add them up
+        "OMPI_MCA_pml": "ob1",
     }  # fmt: skip
-    done = subprocess.run(
-        [MPIRUN, "-np", "2", "--oversubscribe", sys.executable, "-c", "from mpi4py import MPI"], env=env,
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert "network" in names(done.stdout + done.stderr)
+    command = [MPIRUN, "-np", "2", "--oversubscribe", sys.executable, "-c", "from mpi4py import MPI"]
+    for _ in range(6):  # Open MPI 4.1.4 loses the text of a message now and then: "Data unpack would read past end"
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+        printed = done.stdout + done.stderr
+        if "show_help.c" not in printed:
+            break
+    assert "network" in names(printed)
 
 
 @pytest.mark.skipif(not shutil.which("srun"), reason="no srun here")
