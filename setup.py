@@ -4,34 +4,18 @@
 one import name here, so that no generic name lands in anybody's site-packages.
 """
 
-from setuptools import setup
+from setuptools import find_packages, setup
+
+ROOMS = find_packages(include=["hvdlm", "hvdlm.*"])
+STAGES = find_packages(include=["preprocessing", "preprocessing.*", "perf", "perf.*", "jobs", "jobs.*"])
 
 setup(
     name="hvdlm",
     version="0.1.0",
     description="Train language models with MPI and Horovod on HPC clusters",
     python_requires=">=3.10",
-    packages=[
-        "hvdlm",
-        "hvdlm.bridges",
-        "hvdlm.cli",
-        "hvdlm.models",
-        "hvdlm.optim",
-        "hvdlm.sync",
-        "hvdlm.tokenizer",
-        "hvdlm.world",
-        "hvdlm.preprocessing",
-        "hvdlm.preprocessing.readers",
-        "hvdlm.perf",
-        "hvdlm.jobs",
-    ],
-    package_dir={
-        "hvdlm": "hvdlm",
-        "hvdlm.preprocessing": "preprocessing",
-        "hvdlm.preprocessing.readers": "preprocessing/readers",
-        "hvdlm.perf": "perf",
-        "hvdlm.jobs": "jobs",
-    },
+    packages=[*ROOMS, *(f"hvdlm.{stage}" for stage in STAGES)],
+    package_dir={"hvdlm": "hvdlm", **{f"hvdlm.{stage}": stage.replace(".", "/") for stage in STAGES}},
     package_data={"hvdlm.jobs": ["sites/*.yaml", "templates/*.j2"], "hvdlm.perf": ["*.j2"], "hvdlm.world": ["*.rules"]},
     # Horovod is not listed: as published it does not build with a current torch. scripts/setup_env.py
     # builds it; `hvdlm doctor` says so where it is missing, and world: mpi works without it.

@@ -1,7 +1,7 @@
 """YAML files and `key.sub=value` overrides become validated, frozen models.
 
 This module is mechanism only: each part of the project owns the model of its own section, and
-run.py and preprocessing/plan.py compose them.
+train/config.py and preprocessing/plan.py compose them.
 """
 
 from __future__ import annotations

@@ -22,10 +22,11 @@ import numpy as np
 
 from hvdlm.errors import UserError
 from hvdlm.host import affinity
-from hvdlm.known_errors import explain
-from hvdlm.world import WorldKind, connect, launched_as, met_over_gloo
+from hvdlm.launch.environment import launched_as, met_over_gloo
+from hvdlm.launch.known_errors import explain
+from hvdlm.launch.plan import find_mpirun, fresh_environment, start_command
+from hvdlm.world.connect import WorldKind, connect
 from hvdlm.world.horovod import load_horovod
-from hvdlm.world.launch import find_mpirun, fresh_environment, start_command
 from hvdlm.world.mpi import library_version
 
 HELLO_TIMEOUT_S = 120

@@ -4,46 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import socket
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-
-from hvdlm.world.interface import World
 
 
 def affinity() -> frozenset[int]:
     """Numbers of the cores this process may run on."""
     return frozenset(os.sched_getaffinity(0))
-
-
-def threads_per_rank(masks: list[frozenset[int]], rank: int) -> int:
-    """Threads for `rank` so that the ranks of one node together fill their cores, at least one.
-
-    >>> threads_per_rank([frozenset({0, 1, 2, 3})] * 2, 0)
-    2
-    >>> threads_per_rank([frozenset({0, 1}), frozenset({2, 3})], 0)
-    2
-    """
-    sharing = sum(1 for mask in masks if mask & masks[rank])
-    return max(1, len(masks[rank]) // sharing)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a rank runs: its number among the ranks of its host, their number, and its fair threads."""
-
-    local_rank: int
-    local_size: int
-    threads: int
-
-
-def find_place(world: World) -> Place:
-    """The place of this rank; collective, so never call it where one rank may have failed already."""
-    hosts = world.gather((socket.gethostname(), affinity()))
-    local = [rank for rank, (host, _) in enumerate(hosts) if host == hosts[world.rank][0]]
-    local_rank = local.index(world.rank)
-    return Place(local_rank, len(local), threads_per_rank([hosts[rank][1] for rank in local], local_rank))
 
 
 def physical_cores() -> int:

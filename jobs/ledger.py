@@ -18,8 +18,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from hvdlm.config import Section
-from hvdlm.durable import write_text_durably
 from hvdlm.errors import UserError
+from hvdlm.files import write_text_durably
 
 FACTS = "job.json"
 SCRIPT = "job.sbatch"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import jinja2
 
-from hvdlm.world.launchers import Launch, launch_environment, launch_words
+from hvdlm.launch.launchers import Launch, launch_environment, launch_words
 
 from .site import Site
 

@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvdlm.durable import write_text_durably
 from hvdlm.errors import UserError
+from hvdlm.files import write_text_durably
 from hvdlm.host import physical_cores
-from hvdlm.world.launch import fresh_environment, start_command
+from hvdlm.launch.plan import fresh_environment, start_command
 
 log = logging.getLogger("hvdlm")
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from hvdlm.data.manifest import FORMAT_VERSION, SPLITS, Manifest, SplitEntry
+from hvdlm.data.shards import ShardLabels, write_shard
+from hvdlm.data.stream import TokenStream
 from hvdlm.host import keep_freed_memory
-from hvdlm.manifest import FORMAT_VERSION, SPLITS, Manifest, SplitEntry
-from hvdlm.shards import ShardLabels, TokenStream, write_shard
 from hvdlm.tokenizer import ByteTokenizer
 
 NUM_TOKENS = 64_000_000

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from hvdlm.config import to_yaml, validate
-from hvdlm.corpora import open_corpora
-from hvdlm.durable import write_text_durably
+from hvdlm.data.corpora import open_corpora
+from hvdlm.data.manifest import MANIFEST
 from hvdlm.errors import UserError
-from hvdlm.manifest import MANIFEST
-from hvdlm.run import RunConfig
-from hvdlm.runlog import read_metrics
+from hvdlm.files import write_text_durably
+from hvdlm.session.metrics import read_metrics
+from hvdlm.train.config import RunConfig
 
 from .job import JobFailed, run_job
 

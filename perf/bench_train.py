@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from hvdlm.config import validate
-from hvdlm.durable import write_text_durably
 from hvdlm.errors import UserError
+from hvdlm.files import write_text_durably
 from hvdlm.host import physical_cores
-from hvdlm.run import RunConfig
-from hvdlm.runlog import read_metrics
-from hvdlm.world.launch import find_mpirun, fresh_environment
+from hvdlm.launch.plan import find_mpirun, fresh_environment
+from hvdlm.session.metrics import read_metrics
+from hvdlm.train.config import RunConfig
 
 from . import paired
 from . import record as records

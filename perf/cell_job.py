@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from hvdlm.errors import UserError
-from hvdlm.world.launch import start_command
+from hvdlm.launch.plan import start_command
 
 POLL_S = 0.2
 ANSWER_LIMIT_S = 600.0

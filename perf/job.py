@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-from hvdlm.world.launch import fresh_environment
+from hvdlm.launch.plan import fresh_environment
 
 from .cell_job import end_job, start_job
 

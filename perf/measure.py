@@ -12,8 +12,8 @@ import numpy as np
 
 from hvdlm.host import physical_cores
 from hvdlm.models import num_parameters
-from hvdlm.run import RunConfig
-from hvdlm.train import build_engine
+from hvdlm.train.config import RunConfig
+from hvdlm.train.setup import build_engine
 from hvdlm.world.interface import World
 from hvdlm.world.mpi import library_version
 

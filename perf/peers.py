@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hvdlm.batches import order_over
-from hvdlm.corpora import open_corpora
+from hvdlm.data.corpora import open_corpora
+from hvdlm.data.orders import order_over
 from hvdlm.models import build_model
 from hvdlm.partition import slice_of
-from hvdlm.run import RunConfig
+from hvdlm.train.config import RunConfig
 from hvdlm.world.horovod import load_horovod
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hvdlm.manifest import FORMAT_VERSION, SPLITS, TOKENIZER, Manifest, SplitEntry, write_manifest
-from hvdlm.shards import ShardLabels, write_shard
+from hvdlm.data.manifest import FORMAT_VERSION, SPLITS, TOKENIZER, Manifest, SplitEntry, write_manifest
+from hvdlm.data.shards import ShardLabels, write_shard
 from hvdlm.tokenizer import CharTokenizer, digest, dtype_for
 
 FIRST_CHARACTER = 0x10000  # from here on every code point is a character

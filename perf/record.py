@@ -11,8 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hvdlm.durable import write_text_durably
 from hvdlm.errors import UserError
+from hvdlm.files import write_text_durably
 
 
 class _Frozen(BaseModel):

@@ -20,8 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, ScalarFormatter
 
-from hvdlm.durable import write_text_durably
 from hvdlm.errors import UserError
+from hvdlm.files import write_text_durably
 
 from . import scaling
 from .record import Record, Workload, read_all

@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hvdlm.config import validate
-from hvdlm.durable import write_text_durably
 from hvdlm.errors import EXIT_USER_ERROR, UserError
+from hvdlm.files import write_text_durably
 from hvdlm.host import physical_cores
+from hvdlm.launch.plan import fresh_environment, start_command
 from hvdlm.partition import micro_batches_per_rank
-from hvdlm.run import RunConfig
-from hvdlm.world.launch import fresh_environment, start_command
+from hvdlm.train.config import RunConfig
 
 from .measure import Spec
 

@@ -22,8 +22,8 @@ from hvdlm.host import memory_bytes
 from .cell_job import end_with_parent
 
 if TYPE_CHECKING:  # a rank says hello before it imports torch
-    from hvdlm.batches import Batches
-    from hvdlm.run import RunConfig
+    from hvdlm.data.orders import Batches
+    from hvdlm.train.config import RunConfig
     from hvdlm.world.interface import World
 
 WARM_STEPS = 1  # of a block, before it is timed: the caches were another job's
@@ -44,7 +44,7 @@ class EngineProgram:
 
     def __init__(self, config: RunConfig, world: World) -> None:
         from hvdlm.models import num_parameters
-        from hvdlm.train import build_engine
+        from hvdlm.train.setup import build_engine
 
         self.engine, _ = build_engine(config, world)
         self.num_parameters = num_parameters(self.engine.model)
@@ -91,7 +91,7 @@ class Constant:
 @contextlib.contextmanager
 def opened(spec: CellSpec, rank: int, size: int) -> Iterator[Any]:
     """The program of this rank, and its world around it."""
-    from hvdlm.run import RunConfig
+    from hvdlm.train.config import RunConfig
 
     config = validate(RunConfig, spec.config, Path("bench"))
     if spec.program == "alone":
@@ -100,7 +100,7 @@ def opened(spec: CellSpec, rank: int, size: int) -> Iterator[Any]:
         yield EngineProgram(config, SerialWorld())
     elif spec.program in ("mpi", "horovod"):
         from hvdlm.sync import world_environment
-        from hvdlm.world import connected
+        from hvdlm.world.connect import connected
 
         kind: Literal["mpi", "horovod"] = "mpi" if spec.program == "mpi" else "horovod"
         with connected(kind, environment=world_environment(config.sync)) as world:

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from hvdlm.config import validate
-from hvdlm.corpora import open_corpora
+from hvdlm.data.corpora import open_corpora
 from hvdlm.errors import UserError
 from hvdlm.host import affinity, physical_cores
-from hvdlm.ramp import BatchPlan
-from hvdlm.run import RunConfig
+from hvdlm.train.batch_plan import BatchPlan
+from hvdlm.train.config import RunConfig
 
 from .job import JobFailed, run_job
 from .measure import Spec

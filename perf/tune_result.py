@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hvdlm.config import to_yaml
-from hvdlm.durable import write_text_durably
-from hvdlm.run import RunConfig
+from hvdlm.files import write_text_durably
+from hvdlm.train.config import RunConfig
 
 from .record import Record
 from .scaling import Interval, Sample, estimate

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 
 from hvdlm import tokenizer as tokenizers
-from hvdlm.durable import sha256_of, write_text_durably
+from hvdlm.data.manifest import FORMAT_VERSION, SPLITS, Manifest, ShardEntry, SplitEntry
+from hvdlm.data.shards import COLUMNS, ShardLabels, pack_strings, write_shard
+from hvdlm.data.shared_file import SharedSizes, check_parallel, write_shared
+from hvdlm.data.verify import read_back
 from hvdlm.errors import UserError
-from hvdlm.manifest import FORMAT_VERSION, SPLITS, Manifest, ShardEntry, SplitEntry
-from hvdlm.mpio import SharedSizes, check_parallel, write_shared
-from hvdlm.readback import read_back
-from hvdlm.shards import COLUMNS, ShardLabels, pack_strings, write_shard
+from hvdlm.files import sha256_of, write_text_durably
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.interface import World
 
 from .plan import Job, ShardPlan, shard_plans, windows_of
 from .spool import Spool
-from .turns import Stage, Turns
+from .work_queue import Stage, Turns
 
 Labels = dict[str, ShardLabels]
 Entries = dict[str, tuple[ShardEntry, ...]]

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from hvdlm import tokenizer as tokenizers
-from hvdlm.durable import locked, write_text_durably
+from hvdlm.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, read_manifest, write_manifest
+from hvdlm.data.shards import doc_column
 from hvdlm.errors import UserError
-from hvdlm.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, read_manifest, write_manifest
-from hvdlm.shards import doc_column
-from hvdlm.stop import STOPPED, BatchJob, stop_flag
+from hvdlm.files import locked, write_text_durably
+from hvdlm.session.stop import STOPPED, BatchJob, stop_flag
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.interface import World
@@ -39,8 +39,8 @@ from .plan import Job, PreprocessConfig, Unit, make_units, plan_digest, split_of
 from .readers import format_of
 from .records import DROPPED, PROVENANCE, digest_of, write_dropped, write_provenance
 from .spool import Batch, UnitResult
-from .turns import Clock, Stage, Turns
 from .vocabulary import make_vocabulary, with_fast_encoder
+from .work_queue import Clock, Stage, Turns
 
 log = logging.getLogger("hvdlm")
 

@@ -18,8 +18,8 @@ from pydantic import Field, model_validator
 
 from hvdlm import __version__
 from hvdlm.config import Section
-from hvdlm.durable import sha256_of
-from hvdlm.manifest import SPLITS
+from hvdlm.data.manifest import SPLITS
+from hvdlm.files import sha256_of
 from hvdlm.partition import fraction_of
 from hvdlm.tokenizer import TokenizerConfig
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import xxhash
 
-from hvdlm.durable import replace_durably, write_text_durably
-from hvdlm.shards import unpack_strings
+from hvdlm.data.shards import unpack_strings
+from hvdlm.files import replace_durably, write_text_durably
 
 from .documents import Part
 from .pipeline import dropped_line

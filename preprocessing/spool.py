@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from hvdlm.durable import naming, replace_durably
-from hvdlm.manifest import SPLITS
-from hvdlm.shards import COLUMNS, pack_strings, unpack_strings
+from hvdlm.data.manifest import SPLITS
+from hvdlm.data.shards import COLUMNS, pack_strings, unpack_strings
+from hvdlm.files import naming, replace_durably
 
 from .documents import Document
 

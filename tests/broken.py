@@ -2,7 +2,7 @@
 
 import math
 
-from hvdlm.engine import Engine
+from hvdlm.train.step import Engine
 
 
 class Broken(Engine):

@@ -10,13 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hvdlm.config import validate
+from hvdlm.data.manifest import Manifest
+from hvdlm.launch.plan import fresh_environment, start_command
 from hvdlm.preprocessing.build import build
 from hvdlm.preprocessing.plan import PreprocessConfig
-
-from hvdlm.config import validate
-from hvdlm.manifest import Manifest
-from hvdlm.run import RunConfig
-from hvdlm.world.launch import fresh_environment, start_command
+from hvdlm.train.config import RunConfig
 from hvdlm.world.serial import SerialWorld
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,11 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvdlm.batches import IGNORED, ContiguousBatches, DataConfig, EvaluationWindows, TrainBatches, order_over
 from hvdlm.config import validate
+from hvdlm.data.config import DataConfig
+from hvdlm.data.orders import ContiguousBatches, TrainBatches, order_over
+from hvdlm.data.stream import TokenStream
+from hvdlm.data.windows import IGNORED, EvaluationWindows
 from hvdlm.errors import UserError
 from hvdlm.partition import slice_of
-from hvdlm.shards import TokenStream
 
 
 @pytest.fixture(scope="module")

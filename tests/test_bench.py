@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from hvdlm.perf import bench_preprocess, bench_reading
 
 

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 from harness import run_values
+
+from hvdlm.config import validate
+from hvdlm.errors import UserError
 from hvdlm.perf import bench_sync
 from hvdlm.perf.bench_sync import (
     REFERENCE,
@@ -20,10 +23,7 @@ from hvdlm.perf.bench_sync import (
     to_text,
 )
 from hvdlm.perf.job import JobFailed
-
-from hvdlm.config import validate
-from hvdlm.errors import UserError
-from hvdlm.run import RunConfig
+from hvdlm.train.config import RunConfig
 
 
 def config_of(data, tmp_path, **train):

@@ -5,6 +5,11 @@ import statistics
 
 import numpy as np
 import pytest
+
+from hvdlm.data.config import DataConfig
+from hvdlm.data.corpora import open_corpora
+from hvdlm.data.stream import TokenStream
+from hvdlm.errors import UserError
 from hvdlm.perf import bench_train
 from hvdlm.perf.bench_train import CONSTANT, LIMIT, PEERS, WORKLOADS, TrainBenchOptions
 from hvdlm.perf.paired import (
@@ -20,11 +25,6 @@ from hvdlm.perf.paired import (
 )
 from hvdlm.perf.random_shards import write_random_shards
 from hvdlm.perf.scaling import Interval
-
-from hvdlm.batches import DataConfig
-from hvdlm.corpora import open_corpora
-from hvdlm.errors import UserError
-from hvdlm.shards import TokenStream
 
 
 def make_block(number, variant, rate, *, cores=1.0, ranks=2, seconds=2.0):

@@ -12,11 +12,13 @@ from harness import preprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvdlm.bridges import FORMATS, convert, folder, interface
-from hvdlm.bridges.interface import Wishes
+from hvdlm.data.bridges import FORMATS, convert, folder, interface
+from hvdlm.data.bridges.interface import Wishes
+from hvdlm.data.manifest import read_manifest
+from hvdlm.data.shards import doc_column, doc_offsets
+from hvdlm.data.stream import TokenStream
+from hvdlm.data.verify import verify
 from hvdlm.errors import UserError
-from hvdlm.manifest import read_manifest
-from hvdlm.shards import TokenStream, doc_column, doc_offsets, verify
 from hvdlm.tokenizer import load
 
 EOS = 256

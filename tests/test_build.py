@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 from harness import make_text, preprocess
-from hvdlm.preprocessing import assemble, build
 
+from hvdlm.data.manifest import read_manifest
+from hvdlm.data.shards import doc_offsets
+from hvdlm.data.stream import TokenStream
+from hvdlm.data.verify import unigram_loss
 from hvdlm.errors import UserError
-from hvdlm.manifest import read_manifest
-from hvdlm.readback import unigram_loss
-from hvdlm.shards import TokenStream, doc_offsets
+from hvdlm.preprocessing import assemble, build
 from hvdlm.tokenizer import load
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from harness import make_config, preprocess
 
-from hvdlm import checkpoint
+from hvdlm.checkpoint import store as checkpoint
 from hvdlm.errors import UserError
-from hvdlm.run import RunConfig
-from hvdlm.runlog import read_metrics
-from hvdlm.train import train
+from hvdlm.session.metrics import read_metrics
+from hvdlm.train.config import RunConfig
+from hvdlm.train.setup import train
 from hvdlm.world.serial import SerialWorld
 
 
@@ -135,7 +135,7 @@ def final_state(run_dir):
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data_dir, tmp_path, monkeypatch, stop_after, optimizer):
     overrides = ("checkpoint.every=3", f"optim.name={optimizer}", "model.dropout=0.1")
     train(make_config(data_dir, tmp_path / "whole", *overrides), SerialWorld())
-    from hvdlm import train as stage
+    from hvdlm.train import setup as stage
 
     real = stage.Engine._step
     monkeypatch.setattr(stage.Engine, "_step", dying(real, stop_after, KeyboardInterrupt()))

@@ -4,13 +4,13 @@ import time
 from collections import Counter
 
 import pytest
-from hvdlm.preprocessing.clean import CLEANERS, MAX_MARKS, CleanConfig, make_cleaner
-from hvdlm.preprocessing.markup import MAX_PASSES
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hvdlm.config import validate
 from hvdlm.errors import UserError
+from hvdlm.preprocessing.clean import CLEANERS, MAX_MARKS, CleanConfig, make_cleaner
+from hvdlm.preprocessing.markup import MAX_PASSES
 
 PROPERTY = settings(deadline=None, derandomize=True, database=None)
 SWITCHES = [(name, value) for name, by_value in CLEANERS.items() for value in by_value]

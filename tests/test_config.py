@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from hvdlm.preprocessing.plan import PreprocessConfig
 
 from hvdlm.config import load, to_yaml
 from hvdlm.errors import UserError
-from hvdlm.run import RunConfig
+from hvdlm.preprocessing.plan import PreprocessConfig
+from hvdlm.train.config import RunConfig
 
 GOOD = """\
 run_dir: runs/a

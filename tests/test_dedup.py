@@ -6,12 +6,12 @@ import random
 import numpy as np
 import pytest
 from harness import make_text, preprocess
+
+from hvdlm.data.manifest import read_manifest
+from hvdlm.data.stream import TokenStream
+from hvdlm.errors import UserError
 from hvdlm.preprocessing.dedup import Signer, all_but_first, later_of_equal, shingles
 from hvdlm.preprocessing.plan import DedupConfig
-
-from hvdlm.errors import UserError
-from hvdlm.manifest import read_manifest
-from hvdlm.shards import TokenStream
 from hvdlm.tokenizer import load
 
 

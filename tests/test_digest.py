@@ -5,7 +5,7 @@ import pickle
 import torch
 from torch import nn
 
-from hvdlm.digest import fold, name_stray, tensor_digests
+from hvdlm.train.replicas import fold, name_stray, tensor_digests
 from hvdlm.world.serial import SerialWorld
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hvdlm.draws import draws_for, dropout, threshold
+from hvdlm.compute.draws import draws_for, dropout, threshold
 
 SAMPLES, PLACES = 1024, 512
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from hvdlm.ema import Ema, EmaConfig
 from hvdlm.errors import UserError
+from hvdlm.optim.ema import Ema, EmaConfig
 
 
 def make_model(seed=0):

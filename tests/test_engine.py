@@ -10,17 +10,18 @@ from broken import Broken
 from harness import make_config
 
 from hvdlm import checkpoint
-from hvdlm import train as stage
-from hvdlm.engine import Engine
+from hvdlm.data.manifest import read_manifest
+from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
-from hvdlm.guard import Verdict
-from hvdlm.host import Place
-from hvdlm.manifest import read_manifest
-from hvdlm.noise_scale import NoiseScale
-from hvdlm.restore import evaluate_checkpoint, restore
-from hvdlm.runlog import read_metrics
-from hvdlm.shards import TokenStream
+from hvdlm.inference.evaluate import evaluate_checkpoint
+from hvdlm.inference.load import restore
+from hvdlm.session.metrics import read_metrics
 from hvdlm.sync import build_sync
+from hvdlm.train import setup as stage
+from hvdlm.train.guard import Verdict
+from hvdlm.train.noise_scale import NoiseScale
+from hvdlm.train.step import Engine
+from hvdlm.world.place import Place
 from hvdlm.world.serial import SerialWorld
 
 

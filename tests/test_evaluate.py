@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from hvdlm.batches import EvaluationWindows
-from hvdlm.evaluate import evaluate
-from hvdlm.generate import Sampling, choose, generate
-from hvdlm.manifest import read_manifest
-from hvdlm.shards import TokenStream
+from hvdlm.data.manifest import read_manifest
+from hvdlm.data.stream import TokenStream
+from hvdlm.data.windows import EvaluationWindows
+from hvdlm.inference.generate import Sampling, choose, generate
+from hvdlm.tasks.evaluate import evaluate
 from hvdlm.world.serial import SerialWorld
 
 

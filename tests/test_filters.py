@@ -4,17 +4,11 @@ import time
 import unicodedata
 
 import pytest
-from hvdlm.preprocessing.filters import (
-    FILTERS,
-    FilterConfig,
-    make_filter,
-    repeated_ratio,
-    script_shares,
-    symbol_ratio,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
+from hvdlm.preprocessing.filters import FILTERS, FilterConfig, make_filter, repeated_ratio, script_shares, symbol_ratio
 
 PROPERTY = settings(deadline=None, derandomize=True, database=None)
 ANY_TEXT = st.text(st.characters(), max_size=80)

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hvdlm.flops import flops_per_token
 from hvdlm.models import build_model
+from hvdlm.models.flops import flops_per_token
 from hvdlm.models.recurrent import LstmConfig
 from hvdlm.models.transformer import TransformerConfig
 

@@ -5,9 +5,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from hvdlm.inspection import inspect, to_text
-from hvdlm.manifest import read_manifest
-from hvdlm.shards import TokenStream, doc_column, doc_offsets, stream_digest, verify
+from hvdlm.data.inspection import inspect, to_text
+from hvdlm.data.manifest import read_manifest
+from hvdlm.data.shards import doc_column, doc_offsets
+from hvdlm.data.stream import TokenStream
+from hvdlm.data.verify import stream_digest, verify
 from hvdlm.tokenizer import digest, load
 
 FOLDER = Path(__file__).parent / "golden" / "format-v1"

@@ -4,9 +4,10 @@ import math
 
 import pytest
 
-from hvdlm.guard import Guard, GuardConfig, LossScaler, Verdict
-from hvdlm.loop import ending
-from hvdlm.run import TrainConfig
+from hvdlm.train.config import TrainConfig
+from hvdlm.train.guard import Guard, GuardConfig, Verdict
+from hvdlm.train.loop import ending
+from hvdlm.train.loss_scale import LossScaler
 
 USUAL = [1.0, 1.1, 0.9, 1.0, 1.05]
 

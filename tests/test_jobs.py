@@ -5,16 +5,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from hvdlm.config import load
+from hvdlm.errors import UserError
 from hvdlm.jobs import ledger, orders, site, watch
 from hvdlm.jobs.budget import Measured, estimate, jobs_needed, total
 from hvdlm.jobs.checks import check
 from hvdlm.jobs.render import Job, Shell, StageIn, render
 from hvdlm.jobs.submit import Desk, Size, static_complaint, submit
-
-from hvdlm.config import load
-from hvdlm.errors import UserError
-from hvdlm.ramp import BatchPlan
-from hvdlm.run import RunConfig
+from hvdlm.train.batch_plan import BatchPlan
+from hvdlm.train.config import RunConfig
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "jobs" / "examples"

@@ -11,8 +11,8 @@ import h5py
 import pytest
 from harness import HVDLM, ROOT, fresh_environment, job_environment
 
-from hvdlm.known_errors import KNOWN_ERRORS, explain, to_markdown, to_text
-from hvdlm.world.launch import find_mpirun, kind_of
+from hvdlm.launch.known_errors import KNOWN_ERRORS, explain, to_markdown, to_text
+from hvdlm.launch.plan import find_mpirun, kind_of
 
 MPIRUN = str(find_mpirun())
 IS_OPEN_MPI = kind_of(find_mpirun()) != "hydra"

@@ -9,12 +9,12 @@ import pytest
 from harness import HVDLM, ROOT
 
 from hvdlm.errors import UserError
-from hvdlm.world import launch
+from hvdlm.launch import plan as launch
+from hvdlm.launch.hosts import allocated_hosts, expand, expand_counts
+from hvdlm.launch.launchers import KINDS, Launch, launch_environment, launch_words
+from hvdlm.launch.plan import Asked, count_ranks, mpi_kind, parse_hosts, read_hostfile, srun_plugin, threads_of_a_rank
+from hvdlm.launch.slurm_tasks import check_tasks
 from hvdlm.world.bindings import Binding, binding_map
-from hvdlm.world.hostlist import allocated_hosts, expand, expand_counts
-from hvdlm.world.launch import Asked, count_ranks, mpi_kind, parse_hosts, read_hostfile, srun_plugin, threads_of_a_rank
-from hvdlm.world.launchers import KINDS, Launch, launch_environment, launch_words
-from hvdlm.world.slurm_tasks import check_tasks
 
 GOLDEN = ROOT / "tests" / "golden" / "launch"
 EQUAL, UNEQUAL = (("a", 4), ("b", 4)), (("a", 4), ("b", 2))

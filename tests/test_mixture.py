@@ -11,17 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvdlm import checkpoint
-from hvdlm.batches import IGNORED, DataConfig, MixedBatches, MixedStreams, TrainBatches, order_over
 from hvdlm.config import load, validate
-from hvdlm.corpora import SplitEvaluation, open_corpora
+from hvdlm.data.config import DataConfig
+from hvdlm.data.corpora import open_corpora
+from hvdlm.data.mixture import Mixture
+from hvdlm.data.orders import MixedBatches, MixedStreams, TrainBatches, order_over
+from hvdlm.data.stream import TokenStream
+from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
-from hvdlm.mixture import Mixture
+from hvdlm.inference.evaluate import evaluate_checkpoint
 from hvdlm.partition import permute, permute_each, slice_of
-from hvdlm.restore import evaluate_checkpoint
-from hvdlm.run import RunConfig
-from hvdlm.runlog import read_metrics
-from hvdlm.shards import TokenStream
-from hvdlm.train import train
+from hvdlm.session.metrics import read_metrics
+from hvdlm.tasks.evaluate import SplitEvaluation
+from hvdlm.train.config import RunConfig
+from hvdlm.train.setup import train
 from hvdlm.world.serial import SerialWorld
 
 T = 4

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hvdlm.draws import Draws, draws_for
+from hvdlm.compute.draws import Draws, draws_for
 from hvdlm.models import MODELS, build_model, is_random, num_parameters
 from hvdlm.models.recurrent import LstmConfig
 from hvdlm.models.transformer import TransformerConfig, rotary, rotate

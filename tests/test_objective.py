@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from hvdlm.batches import IGNORED
-from hvdlm.draws import Draws, draws_for
-from hvdlm.objective import NoiseConfig, ObjectiveConfig, noisy_inputs, objective
+from hvdlm.compute.draws import Draws, draws_for
+from hvdlm.data.windows import IGNORED
+from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig, noisy_inputs, objective
 
 CONFIGS = [
     ObjectiveConfig(),

@@ -4,9 +4,10 @@ import time
 from collections import Counter
 
 import pytest
-from hvdlm.preprocessing.pii import MASKS, PiiConfig, make_masker
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from hvdlm.preprocessing.pii import MASKS, PiiConfig, make_masker
 
 PROPERTY = settings(deadline=None, derandomize=True, database=None)
 ALL = PiiConfig(**dict.fromkeys(MASKS, True))

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from harness import preprocess
 
+from hvdlm.data.manifest import read_manifest
+from hvdlm.data.shards import doc_column
+from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
-from hvdlm.manifest import read_manifest
-from hvdlm.shards import TokenStream, doc_column
 from hvdlm.tokenizer import load
 
 LINES = [

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+
 from hvdlm.preprocessing import plan
 from hvdlm.preprocessing.documents import ReadOptions
 from hvdlm.preprocessing.plan import make_units, sample_units, shard_plans, windows_of

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hvdlm.prefetch import Prefetch
+from hvdlm.train.prefetch import Prefetch
 
 
 def test_the_expected_read_is_used_once_and_another_is_made_anew():

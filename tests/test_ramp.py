@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvdlm.errors import UserError
-from hvdlm.ramp import BatchPlan, RampConfig
+from hvdlm.train.batch_plan import BatchPlan, RampConfig
 
 
 @st.composite

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hvdlm.preprocessing import documents
-from hvdlm.preprocessing.documents import BadRecord, Part, ReadOptions
-from hvdlm.preprocessing.readers import FORMATS, read_documents, text
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hvdlm.errors import UserError
+from hvdlm.preprocessing import documents
+from hvdlm.preprocessing.documents import BadRecord, Part, ReadOptions
+from hvdlm.preprocessing.readers import FORMATS, read_documents, text
 
 try:
     import trafilatura  # noqa: F401

@@ -9,11 +9,11 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from hvdlm.errors import UserError
 from hvdlm.preprocessing import documents
 from hvdlm.preprocessing.documents import BadRecord, Document, Part, ReadOptions
 from hvdlm.preprocessing.readers import read_documents
-
-from hvdlm.errors import UserError
 
 TEXTS = ["one, two", 'she said "no"', "first\nsecond\r\nthird", "中文，带逗号的句子。", "", "naïve 😀"]
 NAMED = ReadOptions(id_key="id", label_key="label")

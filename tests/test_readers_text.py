@@ -8,11 +8,11 @@ import lzma
 
 import pytest
 import zstandard
+
+from hvdlm.errors import UserError
 from hvdlm.preprocessing import documents
 from hvdlm.preprocessing.documents import BadRecord, Document, Part, ReadOptions, find_files
 from hvdlm.preprocessing.readers import FORMATS, can_split, read_documents, text
-
-from hvdlm.errors import UserError
 
 STRICT = ReadOptions()
 

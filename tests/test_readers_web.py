@@ -9,13 +9,13 @@ import sys
 import zlib
 
 import pytest
-from hvdlm.preprocessing import documents
-from hvdlm.preprocessing.documents import BadRecord, Document, Part, ReadOptions
-from hvdlm.preprocessing.readers import read_documents, web
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from hvdlm.errors import UserError
+from hvdlm.preprocessing import documents
+from hvdlm.preprocessing.documents import BadRecord, Document, Part, ReadOptions
+from hvdlm.preprocessing.readers import read_documents, web
 
 STORY = [
     "The harbour of the old town was rebuilt after the great storm of 1953, when the sea broke through both dikes.",

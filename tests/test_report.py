@@ -4,11 +4,11 @@ import csv
 import re
 
 import pytest
+
+from hvdlm.errors import UserError
 from hvdlm.perf.record import Environment, Record, Workload, read_all, write
 from hvdlm.perf.report import write_report
 from hvdlm.perf.sweep import parse_ranks, plan_points
-
-from hvdlm.errors import UserError
 
 
 def make_record(ranks, global_batch, repeat, seconds, **changes):

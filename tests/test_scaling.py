@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from hvdlm.perf import scaling
 from hvdlm.perf.scaling import Sample, analyse, diagnose, karp_flatt
 

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from harness import preprocess
 
-from hvdlm import durable, shards
+from hvdlm import files
+from hvdlm.data import verify as digests
+from hvdlm.data.manifest import read_manifest
+from hvdlm.data.shards import ShardLabels, doc_column, write_shard
+from hvdlm.data.stream import TokenStream
+from hvdlm.data.verify import stream_digest, verify
 from hvdlm.errors import UserError
-from hvdlm.manifest import read_manifest
-from hvdlm.shards import ShardLabels, TokenStream, doc_column, stream_digest, verify, write_shard
 from hvdlm.tokenizer import dtype_for
 
 
@@ -127,7 +130,7 @@ def test_ids_and_labels_of_documents(tmp_path):
 
 
 def test_the_digest_names_tokens_not_files(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "DIGEST_TOKENS", 1000)
+    monkeypatch.setattr(digests, "DIGEST_TOKENS", 1000)
     manifests = [preprocess(corpus, tmp_path / str(size), shard_tokens=size) for size in (5_000, 20_000)]
     manifests.append(preprocess(corpus, tmp_path / "one", layout="mpio"))
     assert len({len(manifest.splits["train"].shards) for manifest in manifests}) == 3
@@ -189,7 +192,7 @@ def test_a_split_that_is_empty_is_named_with_what_there_is(corpus, tmp_path):
 def test_durable_replacement_syncs_before_it_renames(tmp_path, monkeypatch):
     calls = []
     for name in ("fsync", "replace"):
-        real = getattr(durable.os, name)
-        monkeypatch.setattr(durable.os, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))[1])
-    durable.write_text_durably(tmp_path / "a.txt", "text")
+        real = getattr(files.os, name)
+        monkeypatch.setattr(files.os, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))[1])
+    files.write_text_durably(tmp_path / "a.txt", "text")
     assert calls == ["fsync", "replace", "fsync"]  # the file, the rename, the folder

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from hvdlm.errors import StoppedOnRequest
-from hvdlm.stop import BatchJob, StopFlag, Wish, stop_flag
+from hvdlm.session.stop import BatchJob, StopFlag, Wish, stop_flag
 from hvdlm.world.serial import SerialWorld
 
 
@@ -92,7 +92,7 @@ def test_before_the_first_save_its_size_counts(tmp_path):
 
 def test_a_long_time_between_two_looks_counts(tmp_path, monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr("hvdlm.stop.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("hvdlm.session.stop.time.monotonic", lambda: clock[0])
     with stop_flag(tmp_path, SerialWorld(), BatchJob("7", time.time() + 20)) as flag:
         assert flag.look() == Wish.NONE
         clock[0] += 8.0

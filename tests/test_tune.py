@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from harness import run_values
+
+from hvdlm.config import load, validate
+from hvdlm.errors import UserError
 from hvdlm.perf import tune as tuning
 from hvdlm.perf.comparison import compare, t_quantile
 from hvdlm.perf.job import JobFailed
@@ -24,10 +27,7 @@ from hvdlm.perf.search import (
 )
 from hvdlm.perf.tune import TuneOptions, settings_of, space_of
 from hvdlm.perf.tune_result import to_text
-
-from hvdlm.config import load, validate
-from hvdlm.errors import UserError
-from hvdlm.run import RunConfig
+from hvdlm.train.config import RunConfig
 
 BASE = Candidate(4, 0, "horovod")
 SPACE = Space(BASE, (12, 6, 4, 2, 1), (0,), ("horovod", "allreduce"))

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from hvdlm.watchdog import watchdog
+from hvdlm.session.watchdog import watchdog
 from hvdlm.world.serial import SerialWorld
 
 

@@ -10,8 +10,10 @@ import pytest
 
 from hvdlm import host
 from hvdlm.errors import UserError
-from hvdlm.world import connect, connected, launched_as, memory_is_tuned, threads_wanted
-from hvdlm.world.launch import fresh_environment
+from hvdlm.launch.environment import launched_as, memory_is_tuned, threads_wanted
+from hvdlm.launch.plan import fresh_environment
+from hvdlm.world import place
+from hvdlm.world.connect import connect, connected
 from hvdlm.world.serial import SerialWorld
 
 
@@ -101,11 +103,11 @@ def test_a_serial_crash_keeps_its_traceback(by_hand):
 
 def test_threads_share_cores():
     cores = frozenset(range(8))
-    assert host.threads_per_rank([cores] * 4, 2) == 2
-    assert host.threads_per_rank([cores], 0) == 8
-    assert host.threads_per_rank([cores] * 16, 3) == 1
-    assert host.threads_per_rank([frozenset({0, 1, 2}), frozenset({4})], 0) == 3
-    assert host.find_place(SerialWorld()) == host.Place(0, 1, len(host.affinity()))
+    assert place.threads_per_rank([cores] * 4, 2) == 2
+    assert place.threads_per_rank([cores], 0) == 8
+    assert place.threads_per_rank([cores] * 16, 3) == 1
+    assert place.threads_per_rank([frozenset({0, 1, 2}), frozenset({4})], 0) == 3
+    assert place.find_place(SerialWorld()) == place.Place(0, 1, len(host.affinity()))
     assert 1 <= host.physical_cores() <= len(host.affinity())
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.parts import Group, json_option, refuse_a_launcher, result
-from hvdlm.world import launched_as
+from hvdlm.cli.options import Group, json_option, refuse_a_launcher, result
+from hvdlm.launch.environment import launched_as
 
 
 @click.group(cls=Group)
@@ -33,7 +33,7 @@ def bench_preprocess(ranks: str, out: Path, as_json: bool, **choices: Any) -> No
     refuse_a_launcher("hvdlm bench")
     from hvdlm.perf import bench_preprocess as stage
     from hvdlm.perf.sweep import parse_ranks
-    from hvdlm.runlog import setup_logging
+    from hvdlm.session.logs import setup_logging
 
     setup_logging(0)
     found = stage.bench(stage.BenchOptions(out=out, ranks=tuple(parse_ranks(ranks)), **choices))
@@ -70,7 +70,7 @@ def bench_train(workloads: str, variants: str, out: Path, as_json: bool, **count
     """
     refuse_a_launcher("hvdlm bench")
     from hvdlm.perf import bench_train as stage
-    from hvdlm.runlog import setup_logging
+    from hvdlm.session.logs import setup_logging
 
     setup_logging(0)
     options = stage.TrainBenchOptions(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from hvdlm.cli.asking import JOBS_DIR, submission_environment
-from hvdlm.cli.parts import Command, result
+from hvdlm.cli.options import Command, result
+from hvdlm.cli.submit_options import JOBS_DIR, submission_environment
 
 
 @click.command(cls=Command, epilog="hvdlm sites")

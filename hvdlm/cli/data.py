@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.parts import (
+from hvdlm.cli.options import (
     Command,
     Group,
     batch_job,
@@ -19,7 +19,7 @@ from hvdlm.cli.parts import (
     result,
 )
 from hvdlm.errors import UserError
-from hvdlm.world import connected
+from hvdlm.world.connect import connected
 
 
 @click.command(
@@ -32,10 +32,11 @@ from hvdlm.world import connected
 def preprocess(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Turn raw text into tokenized HDF5 shards; the same bytes at any number of ranks."""
     from hvdlm.config import load
-    from hvdlm.host import find_place, keep_freed_memory
+    from hvdlm.host import keep_freed_memory
     from hvdlm.preprocessing.build import build
     from hvdlm.preprocessing.plan import PreprocessConfig
-    from hvdlm.runlog import setup_logging
+    from hvdlm.session.logs import setup_logging
+    from hvdlm.world.place import find_place
 
     settings = load(PreprocessConfig, config, overrides)
     with connected() as world:
@@ -64,7 +65,7 @@ def data() -> None:
 @by_rank_0
 def data_inspect(folder: Path, samples: int, picture: Path | None, as_json: bool) -> None:
     """Counts, token statistics, document lengths, and the beginnings of documents decoded."""
-    from hvdlm.inspection import draw, inspect, to_text
+    from hvdlm.data.inspection import draw, inspect, to_text
 
     facts = inspect(folder, samples)
     if picture:
@@ -78,8 +79,8 @@ def data_inspect(folder: Path, samples: int, picture: Path | None, as_json: bool
 @by_rank_0
 def data_verify(folder: Path, as_json: bool) -> None:
     """Find any flipped byte: each shard against its checksums; a fault names shard and block."""
-    from hvdlm.manifest import read_manifest
-    from hvdlm.shards import verify
+    from hvdlm.data.manifest import read_manifest
+    from hvdlm.data.verify import verify
 
     faults = verify(folder)
     if faults:
@@ -98,8 +99,8 @@ def data_verify(folder: Path, as_json: bool) -> None:
 @by_rank_0
 def data_convert(source: Path, destination: Path, to: Any, tokenizer: Path | None, lossy: bool, as_json: bool) -> None:
     """To and from Megatron's .bin/.idx, nanoGPT's .bin and jsonl; the source's format is recognized."""
-    from hvdlm.bridges import Wishes, convert
-    from hvdlm.runlog import setup_logging
+    from hvdlm.data.bridges import Wishes, convert
+    from hvdlm.session.logs import setup_logging
 
     setup_logging(0)
     found = convert(source, destination, to=to, tokenizer=tokenizer, wishes=Wishes(is_lossy=lossy))
@@ -122,11 +123,11 @@ def tokenizer() -> None:
 def tokenizer_train(config: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Learn the vocabulary of a preprocess config from a sample of its input, without the shards."""
     from hvdlm.config import load
-    from hvdlm.durable import write_text_durably
+    from hvdlm.files import write_text_durably
     from hvdlm.preprocessing.documents import find_files
     from hvdlm.preprocessing.plan import PreprocessConfig, make_units
     from hvdlm.preprocessing.vocabulary import make_vocabulary
-    from hvdlm.runlog import setup_logging
+    from hvdlm.session.logs import setup_logging
     from hvdlm.tokenizer import digest, from_json
 
     settings = load(PreprocessConfig, config, overrides)

@@ -15,11 +15,11 @@ from typing import IO, Any, get_args
 
 import click
 
-from hvdlm.cli.parts import Command, refuse_a_launcher
+from hvdlm.cli.options import Command, refuse_a_launcher
 from hvdlm.errors import EXIT_STOPPED, UserError
-from hvdlm.known_errors import KnownError, explain
-from hvdlm.world import launch as starting
-from hvdlm.world.launch import Asked, Choice, Plan
+from hvdlm.launch import plan as starting
+from hvdlm.launch.known_errors import KnownError, explain
+from hvdlm.launch.plan import Asked, Choice, Plan
 
 RANK_ENDED = re.compile(rb"hvdlm: (error: |rank \d+ of \d+ failed)")
 PATIENCE_S = 8.0  # for a launcher after a rank's end: mpirun waits for minutes for a host whose cable was pulled

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from hvdlm.cli.parts import (
+from hvdlm.cli.options import (
     Command,
     by_rank_0,
     config_argument,
@@ -17,7 +17,7 @@ from hvdlm.cli.parts import (
     refuse_a_launcher,
     result,
 )
-from hvdlm.world import connected
+from hvdlm.world.connect import connected
 
 
 @click.command(cls=Command, epilog="hvdlm scale configs/quickstart.yaml --ranks 1,2 --mode both --out runs/scaling")
@@ -38,8 +38,8 @@ def scale(
     from hvdlm.config import load
     from hvdlm.perf.report import write_report
     from hvdlm.perf.sweep import Effort, parse_ranks, sweep
-    from hvdlm.run import RunConfig
-    from hvdlm.runlog import setup_logging
+    from hvdlm.session.logs import setup_logging
+    from hvdlm.train.config import RunConfig
 
     setup_logging(0)
     settings = load(RunConfig, config, overrides)
@@ -55,8 +55,8 @@ def scale(
 def measure(spec: Path) -> None:
     """What every rank of one measurement of `hvdlm scale` runs."""
     from hvdlm.perf.measure import Spec, measure_and_write
-    from hvdlm.run import RunConfig
     from hvdlm.sync import preferred_world, world_environment
+    from hvdlm.train.config import RunConfig
 
     task = Spec(**json.loads(spec.read_text()))
     settings = RunConfig.model_validate(task.config)

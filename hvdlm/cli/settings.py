@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.parts import Command, Group, by_rank_0, config_argument, json_option, overrides_argument, result
-from hvdlm.world import launched_as
+from hvdlm.cli.options import Command, Group, by_rank_0, config_argument, json_option, overrides_argument, result
+from hvdlm.launch.environment import launched_as
 
 
 @click.command(cls=Command, epilog="hvdlm doctor --json\nhvdlm doctor --log runs/jobs/train-001/1234.r0.log")
@@ -22,7 +22,7 @@ def doctor(hello: bool, log: str | None, as_json: bool) -> int:
     """Check that torch, Horovod, MPI and HDF5 here fit together; each problem comes with its remedy."""
     rank, size = launched_as() or (0, 1)
     if log is not None:
-        from hvdlm import known_errors
+        from hvdlm.launch import known_errors
 
         text = sys.stdin.read() if log == "-" else Path(log).read_text(encoding="utf-8", errors="replace")
         found = known_errors.explain(text)
@@ -70,7 +70,7 @@ def config_schema(kind: str, as_json: bool) -> None:
 
 def _models() -> dict[str, Any]:
     from hvdlm.preprocessing.plan import PreprocessConfig
-    from hvdlm.run import RunConfig
+    from hvdlm.train.config import RunConfig
 
     return {"train": RunConfig, "preprocess": PreprocessConfig}
 

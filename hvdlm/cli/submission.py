@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hvdlm.cli.asking import Ask, job_options, train_order
-from hvdlm.cli.parts import Group, config_argument, overrides_argument
+from hvdlm.cli.options import Group, config_argument, overrides_argument
+from hvdlm.cli.submit_options import Ask, job_options, train_order
 from hvdlm.errors import UserError
 
 if TYPE_CHECKING:
     from hvdlm.jobs.submit import Order
     from hvdlm.perf.sweep import Effort
-    from hvdlm.run import RunConfig
+    from hvdlm.train.config import RunConfig
 
 PREPROCESS = "preprocess."  # before an override: it goes to the data config of a pipeline
 
@@ -106,7 +106,7 @@ def submit_scale(
     """A scaling study: a job array for each point, on just the nodes it needs, then the report."""
     from hvdlm.config import load
     from hvdlm.perf.sweep import Effort
-    from hvdlm.run import RunConfig
+    from hvdlm.train.config import RunConfig
 
     settings = load(RunConfig, config, overrides)
     ask.need_shards(settings)

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.parts import Command, batch_job, config_argument, json_option, overrides_argument, result
-from hvdlm.world import connected
+from hvdlm.cli.options import Command, batch_job, config_argument, json_option, overrides_argument, result
+from hvdlm.world.connect import connected
 
 
 @click.command(cls=Command, epilog="mpirun -np 2 hvdlm train configs/quickstart.yaml train.steps=50 run_dir=runs/short")
@@ -18,11 +18,11 @@ from hvdlm.world import connected
 @json_option
 def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Train, or resume the run in run_dir from its newest complete checkpoint."""
-    from hvdlm import train as stage
     from hvdlm.config import load
-    from hvdlm.run import RunConfig
-    from hvdlm.runlog import setup_logging
+    from hvdlm.session.logs import setup_logging
     from hvdlm.sync import preferred_world, world_environment
+    from hvdlm.train import setup as stage
+    from hvdlm.train.config import RunConfig
 
     settings = load(RunConfig, config, overrides)
     with connected(
@@ -44,9 +44,9 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @json_option
 def evaluate(checkpoint: Path, overrides: tuple[str, ...], split: str, out: Path | None, as_json: bool) -> None:
     """Perplexity and bits per byte over a whole split, each token exactly once over all ranks."""
-    from hvdlm.durable import write_text_durably
-    from hvdlm.restore import evaluate_checkpoint
-    from hvdlm.runlog import setup_logging
+    from hvdlm.files import write_text_durably
+    from hvdlm.inference.evaluate import evaluate_checkpoint
+    from hvdlm.session.logs import setup_logging
 
     with connected() as world:
         setup_logging(world.rank)
@@ -75,8 +75,7 @@ def generate(
     checkpoint: Path, overrides: tuple[str, ...], prompt: str, max_tokens: int, as_json: bool, **options: Any
 ) -> None:
     """Write text with a trained model. Under a launcher rank 0 does it alone."""
-    from hvdlm.generate import Sampling
-    from hvdlm.restore import continue_text
+    from hvdlm.inference.generate import Sampling, continue_text
 
     with connected(needs_ranks=False) as world:
         text = world.on_root(lambda: continue_text(checkpoint, overrides, prompt, Sampling(**options), max_tokens))

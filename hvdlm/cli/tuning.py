@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.parts import Command, config_argument, json_option, overrides_argument, refuse_a_launcher, result
+from hvdlm.cli.options import Command, config_argument, json_option, overrides_argument, refuse_a_launcher, result
 
 
 @click.command(cls=Command, epilog="hvdlm tune configs/quickstart.yaml --ranks 2 --minutes 10 --out configs/mine.yaml")
@@ -35,8 +35,8 @@ def tune(config: Path, overrides: tuple[str, ...], out: Path | None, as_json: bo
     from hvdlm.config import load
     from hvdlm.perf.tune import TuneOptions, tune
     from hvdlm.perf.tune_result import to_text
-    from hvdlm.run import RunConfig
-    from hvdlm.runlog import setup_logging
+    from hvdlm.session.logs import setup_logging
+    from hvdlm.train.config import RunConfig
 
     setup_logging(0)
     settings = load(RunConfig, config, overrides)
@@ -59,8 +59,8 @@ def bench_sync(config: Path, overrides: tuple[str, ...], kinds: str, as_json: bo
     refuse_a_launcher("hvdlm bench")
     from hvdlm.config import load
     from hvdlm.perf.bench_sync import SyncBenchOptions, bench, parse_kinds, to_text
-    from hvdlm.run import RunConfig
-    from hvdlm.runlog import setup_logging
+    from hvdlm.session.logs import setup_logging
+    from hvdlm.train.config import RunConfig
 
     setup_logging(0)
     settings = load(RunConfig, config, overrides)

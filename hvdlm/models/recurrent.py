@@ -12,8 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from hvdlm.compute.draws import Draws, dropout
 from hvdlm.config import Section
-from hvdlm.draws import Draws, dropout
 
 
 class LstmConfig(Section):

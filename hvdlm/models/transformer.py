@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hvdlm.compute.draws import Draws, dropout
 from hvdlm.config import Section
-from hvdlm.draws import Draws, dropout
 
 ROTARY_BASE = 10_000.0
 

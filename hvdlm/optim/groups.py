@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hvdlm.errors import UserError
-
-from .config import OptimConfig
+from hvdlm.optim.config import OptimConfig
 
 HEAD = "head"  # the attribute that every model family has its output layer in
 

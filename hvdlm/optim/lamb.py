@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tensors import gradients, loss_of, trust_ratios, updated_together
+from hvdlm.optim.tensors import gradients, loss_of, trust_ratios, updated_together
 
 
 class Lamb(torch.optim.Optimizer):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .tensors import gradients, loss_of, trust_ratios, updated_together
+from hvdlm.optim.tensors import gradients, loss_of, trust_ratios, updated_together
 
 
 class Lars(torch.optim.Optimizer):

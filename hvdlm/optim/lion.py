@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .tensors import gradients, loss_of, updated_together
+from hvdlm.optim.tensors import gradients, loss_of, updated_together
 
 
 class Lion(torch.optim.Optimizer):

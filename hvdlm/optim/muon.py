@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from .tensors import loss_of
-from .torch_classes import from_torch
+from hvdlm.optim.tensors import loss_of
+from hvdlm.optim.torch_classes import from_torch
 
 
 class MuonAdamW(torch.optim.Optimizer):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .config import OptimConfig
+from hvdlm.optim.config import OptimConfig
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -61,7 +62,7 @@ class AllreduceSync(Sync):
     def accumulated(self) -> None:
         self._passes_left -= 1
 
-    def _hook_of(self, number: int):
+    def _hook_of(self, number: int) -> Callable[[Tensor], None]:
         def arrived(parameter: Tensor) -> None:
             if self._passes_left == 1:
                 self._missing[number] -= 1

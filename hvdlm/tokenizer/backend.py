@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from hvdlm.errors import UserError
-
-from .interface import END, END_OF_TEXT, join_documents
+from hvdlm.tokenizer.interface import END, END_OF_TEXT, join_documents
 
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", END, "[SEP]", "[EOS]")
 BATCH_CHARACTERS = 1 << 20  # of text handed to the library at once

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from .interface import dtype_for
+from hvdlm.tokenizer.interface import dtype_for
 
 NEVER_IN_UTF8 = b"\xff"  # so it can stand for eos until the bytes are widened
 

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from hvdlm.errors import UserError
-
-from .interface import END, UNKNOWN, join_documents
+from hvdlm.tokenizer.interface import END, UNKNOWN, join_documents
 
 NUM_CODE_POINTS = 0x110000
 SPECIALS = (UNKNOWN, END)

@@ -7,9 +7,8 @@ import logging
 import numpy as np
 
 from hvdlm.host import memory_bytes
-
-from .backend import BackendTokenizer
-from .interface import Tokenizer, insert_eos
+from hvdlm.tokenizer.backend import BackendTokenizer
+from hvdlm.tokenizer.interface import Tokenizer, insert_eos
 
 log = logging.getLogger("hvdlm")
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hvdlm.errors import UserError
-
-from .interface import join_documents, require
+from hvdlm.tokenizer.interface import join_documents, require
 
 
 class SentencePieceTokenizer:

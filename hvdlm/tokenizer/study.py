@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import digest
-from .interface import Tokenizer
+from hvdlm.tokenizer import digest
+from hvdlm.tokenizer.interface import Tokenizer
 
 HAN_AND_KANA = "\u2e80-\u2fdf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 SCRIPTS = {

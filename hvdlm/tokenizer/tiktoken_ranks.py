@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hvdlm.errors import UserError
-
-from .interface import END_OF_TEXT, join_documents, require
+from hvdlm.tokenizer.interface import END_OF_TEXT, join_documents, require
 
 # How a text is cut before its pieces are merged (tiktoken_ext/openai_public.py, MIT).
 PATTERNS = {

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from hvdlm.errors import UserError
-
-from .backend import BackendTokenizer
-from .char import most_frequent
-from .interface import END_OF_TEXT, UNKNOWN
+from hvdlm.tokenizer.backend import BackendTokenizer
+from hvdlm.tokenizer.char import most_frequent
+from hvdlm.tokenizer.interface import END_OF_TEXT, UNKNOWN
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int) -> BackendTokenizer:

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from hvdlm.errors import UserError
-
-from .char import most_frequent
-from .interface import END, UNKNOWN, join_documents, require
+from hvdlm.tokenizer.char import most_frequent
+from hvdlm.tokenizer.interface import END, UNKNOWN, join_documents, require
 
 DEFAULT_PATTERN = r"\w+|[^\w\s]"
 Cut = Callable[[str], Iterable[str]]

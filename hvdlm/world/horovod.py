@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hvdlm.errors import UserError
-from hvdlm.world import met_over_gloo
+from hvdlm.launch.environment import met_over_gloo
 from hvdlm.world.interface import Pending, World
 from hvdlm.world.mpi import YIELD, library_version, load_mpi
 

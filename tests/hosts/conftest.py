@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from harness import ROOT, job_environment
 
-from hvdlm.world.launch import find_mpirun
+from hvdlm.launch.plan import find_mpirun
 
 NEEDED = ("ip", "tc", "nsenter", "unshare", "setpriv", "sshd", "ssh", "ssh-keygen")
 NETWORK = "10.77.0"

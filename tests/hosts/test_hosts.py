@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from harness import HVDLM, make_config, preprocess_values, run_ranks, run_values, write_config
-from hvdlm.perf.record import read_all
-from hvdlm.perf.sweep import Effort, plan_study
 
 from hvdlm import checkpoint
-from hvdlm.manifest import MANIFEST
-from hvdlm.runlog import read_metrics
-from hvdlm.world.launch import find_mpirun
+from hvdlm.data.manifest import MANIFEST
+from hvdlm.launch.plan import find_mpirun
+from hvdlm.perf.record import read_all
+from hvdlm.perf.sweep import Effort, plan_study
+from hvdlm.session.metrics import read_metrics
 
 LIMIT_S = 15
 MPIRUN = (str(find_mpirun()), "--allow-run-as-root", "--bind-to", "none")

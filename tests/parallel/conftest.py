@@ -7,7 +7,7 @@ import pytest
 from harness import HVDLM, ROOT, job_environment, run_values, write_config
 
 from hvdlm import checkpoint
-from hvdlm.world.launch import start_command
+from hvdlm.launch.plan import start_command
 
 
 @pytest.fixture

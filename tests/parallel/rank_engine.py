@@ -14,16 +14,17 @@ from broken import Broken
 from harness import make_config
 
 from hvdlm import checkpoint
-from hvdlm import train as stage
-from hvdlm.engine import Engine
 from hvdlm.errors import UserError
-from hvdlm.guard import Verdict
-from hvdlm.loop import Loop
-from hvdlm.pulse import Pulse
-from hvdlm.runlog import Progress, RunLog
-from hvdlm.stop import BatchJob, StopFlag, Wish
-from hvdlm.train import build_engine
-from hvdlm.world import connected
+from hvdlm.session.metrics import RunLog
+from hvdlm.session.progress import Progress
+from hvdlm.session.stop import BatchJob, StopFlag, Wish
+from hvdlm.train import setup as stage
+from hvdlm.train.guard import Verdict
+from hvdlm.train.interval import Pulse
+from hvdlm.train.loop import Loop
+from hvdlm.train.setup import build_engine
+from hvdlm.train.step import Engine
+from hvdlm.world.connect import connected
 
 DATA = Path(sys.argv[1])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hvdlm.cli import main
 from hvdlm.errors import UserError
-from hvdlm.world import connected
+from hvdlm.world.connect import connected
 
 
 def fail(kind: str, world) -> None:

@@ -11,7 +11,7 @@ from hvdlm.partition import slice_of
 from hvdlm.sync.diloco import DilocoConfig, DilocoSync
 from hvdlm.sync.interface import ring_bytes
 from hvdlm.sync.local_sgd import LocalSgdConfig, LocalSgdSync, average, average_state
-from hvdlm.world import connected
+from hvdlm.world.connect import connected
 
 BATCH = 24
 

@@ -14,7 +14,7 @@ from torch import nn
 from hvdlm.sync import tree
 from hvdlm.sync.compress import CompressConfig, CompressedSync
 from hvdlm.sync.tree import TreeConfig, TreeSync
-from hvdlm.world import connected
+from hvdlm.world.connect import connected
 
 MICRO_BATCHES = 12  # divides for 1, 2, 3 and 4 ranks; with 1 and 2 a block is no node
 STEPS = 5

@@ -5,8 +5,9 @@ import sys
 import numpy as np
 import torch
 
-from hvdlm.world import connected, mpi
-from hvdlm.world.served import ServedCounters
+from hvdlm.world import mpi
+from hvdlm.world.connect import connected
+from hvdlm.world.counters import ServedCounters
 
 DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16,
           torch.float32, torch.float64]  # fmt: skip

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from harness import HVDLM, ROOT, job_environment
-from hvdlm.perf import bench_train
-from hvdlm.perf.bench_train import CONSTANT, LIMIT, PEERS, TrainBenchOptions
 
 from hvdlm.errors import UserError
+from hvdlm.perf import bench_train
+from hvdlm.perf.bench_train import CONSTANT, LIMIT, PEERS, TrainBenchOptions
 
 VARIANTS = (LIMIT, "horovod", "allreduce", *PEERS)
 

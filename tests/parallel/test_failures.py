@@ -12,7 +12,7 @@ import pytest
 from harness import HVDLM, ranks_of, run_ranks
 
 from hvdlm import checkpoint
-from hvdlm.runlog import read_metrics
+from hvdlm.session.metrics import read_metrics
 
 SCRIPT = Path(__file__).parent / "rank_fails.py"
 LIMIT_S = 15

@@ -13,8 +13,8 @@ import pytest
 from harness import HVDLM, ROOT, fresh_environment, job_environment, run_values, write_config
 
 from hvdlm import checkpoint
-from hvdlm.known_errors import KNOWN_ERRORS
-from hvdlm.runlog import read_metrics
+from hvdlm.launch.known_errors import KNOWN_ERRORS
+from hvdlm.session.metrics import read_metrics
 
 START_LIMIT_S = 60
 

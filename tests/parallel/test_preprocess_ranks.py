@@ -15,7 +15,7 @@ import h5py
 import pytest
 from harness import HVDLM, ROOT, job_environment, make_text, preprocess_values, ranks_of, write_config
 
-from hvdlm.world.launch import start_command
+from hvdlm.launch.plan import start_command
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from harness import ROOT, job_environment
 
-from hvdlm.runlog import read_metrics
+from hvdlm.session.metrics import read_metrics
 
 SMALL = [
     "train.steps=12",

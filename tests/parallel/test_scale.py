@@ -4,6 +4,7 @@ import json
 
 import pytest
 from harness import make_config, run_values, write_config
+
 from hvdlm.perf.record import read_all
 from hvdlm.perf.sweep import Effort, plan_study
 

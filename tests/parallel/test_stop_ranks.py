@@ -9,7 +9,7 @@ import time
 from harness import HVDLM, job_environment, ranks_of, run_ranks
 
 from hvdlm import checkpoint
-from hvdlm.runlog import read_metrics
+from hvdlm.session.metrics import read_metrics
 
 
 def test_save_now_and_go_on(start_training, tmp_path):

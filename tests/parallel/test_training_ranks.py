@@ -11,10 +11,10 @@ from harness import HVDLM, run_ranks, run_values, write_config
 from safetensors.torch import load_file
 
 from hvdlm import checkpoint
-from hvdlm import train as stage
 from hvdlm.config import validate
-from hvdlm.run import RunConfig
-from hvdlm.runlog import read_metrics
+from hvdlm.session.metrics import read_metrics
+from hvdlm.train import setup as stage
+from hvdlm.train.config import RunConfig
 from hvdlm.world.serial import SerialWorld
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "losses.json"

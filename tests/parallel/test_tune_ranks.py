@@ -10,7 +10,7 @@ import pytest
 from harness import HVDLM, ROOT, job_environment, ranks_of, run_values, write_config
 
 from hvdlm.config import load
-from hvdlm.run import RunConfig
+from hvdlm.train.config import RunConfig
 
 
 def until(what, process=None):

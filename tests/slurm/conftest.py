@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from harness import ROOT, job_environment
 
-from hvdlm.world.launch import find_mpirun
+from hvdlm.launch.plan import find_mpirun
 
 sys.path.insert(0, str(ROOT / "scripts"))
 from mini_slurm import MiniSlurm, mini_slurm, missing

@@ -10,7 +10,7 @@ import pytest
 from harness import HVDLM, ROOT, run_values, write_config
 from mini_slurm import own_shared_memory
 
-from hvdlm.runlog import read_metrics
+from hvdlm.session.metrics import read_metrics
 
 
 def run(slurm, *words, timeout_s=120):

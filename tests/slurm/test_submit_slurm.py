@@ -11,7 +11,7 @@ import pytest
 from harness import HVDLM, ROOT, run_ranks, run_values, write_config
 
 from hvdlm import checkpoint
-from hvdlm.runlog import read_metrics
+from hvdlm.session.metrics import read_metrics
 
 FINISHED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE", "OUT_OF_MEMORY", "ENDED")
 QUICK = ("--set", "signal_lead_s=10", "--set", "environment.OMPI_ALLOW_RUN_AS_ROOT=\"1\"",

@@ -1,0 +1,69 @@
+"""What all commands share: how options are declared and results are printed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hvdlm.errors import UserError
+from hvdlm.launch.environment import launched_as
+
+if TYPE_CHECKING:
+    from hvdlm.session.stop import BatchJob
+
+
+def result(value: dict[str, Any], as_json: bool, text: str, rank: int = 0) -> None:
+    """The command's result as the last line of stdout, on rank 0."""
+    if rank == 0:
+        print(json.dumps(value) if as_json else text, flush=True)
+
+
+class Command(click.Command):
+    """A command whose help ends with an example, printed as it stands."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.epilog:
+            formatter.write("\nExample:\n" + "".join(f"  {line}\n" for line in self.epilog.splitlines()))
+
+
+class Group(click.Group):
+    command_class = Command
+
+
+def json_option(function: Any) -> Any:
+    return click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")(function)
+
+
+def by_rank_0(function: Any) -> Any:
+    """For commands that only read or print: under a launcher rank 0 alone runs them."""
+
+    @functools.wraps(function)
+    def alone(*args: Any, **options: Any) -> Any:
+        return function(*args, **options) if (launched_as() or (0, 1))[0] == 0 else 0
+
+    return alone
+
+
+config_argument = click.argument("config", type=click.Path(path_type=Path))
+overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
+
+
+def batch_job() -> BatchJob:
+    """What the batch system says of this job. HVDLM_JOB_END is set by the scripts of `hvdlm submit`."""
+    from hvdlm.session.stop import BatchJob
+
+    end = os.environ.get("HVDLM_JOB_END") or os.environ.get("SLURM_JOB_END_TIME") or ""
+    is_ahead = end.isdigit() and int(end) > time.time()  # one that is over is a mistake, not a wish to stop
+    return BatchJob(os.environ.get("SLURM_JOB_ID", ""), float(end) if is_ahead else None)
+
+
+def refuse_a_launcher(command: str) -> None:
+    """For commands that start their own jobs."""
+    if (launched_as() or (0, 1))[1] > 1:
+        raise UserError(f"`{command}` starts its own ranks; call it without mpirun")

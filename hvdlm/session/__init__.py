@@ -1,0 +1,1 @@
+"""A run's life outside its numbers: how it is stopped, watched and logged."""

@@ -1,0 +1,155 @@
+"""How a running job learns that it shall stop: a signal, a file in its folder, or the end of its time.
+
+| file in the folder | effect |
+|---|---|
+| STOP | save and end; renamed to STOPPED when it was obeyed, so an unanswered one is answered by the next start |
+| SAVE | save now and go on; removed |
+| KILL | end at once without saving, at every start as long as it is there |
+
+`owner` in a run folder names the job that writes there. A node that the scheduler takes for lost may run its ranks
+on while the requeued job trains elsewhere: whoever started last owns the folder, and the other ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from hvdlm.errors import StoppedOnRequest
+from hvdlm.files import write_text_durably
+from hvdlm.world.interface import World
+
+STOP, STOPPED, SAVE, KILL, OWNER = "STOP", "STOPPED", "SAVE", "KILL", "owner"
+SPARE_S = 5.0  # for leaving MPI
+GUESSED_BYTES_PER_S = 200e6  # of a save, before the first; a slow share of a parallel file system
+
+
+class Wish(IntEnum):
+    """What a job is asked for, the graver the larger: the gravest of all ranks holds."""
+
+    NONE = 0
+    SAVE = 1
+    STOP = 2
+    KILL = 3
+    OUSTED = 4  # another job has taken the folder over
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """What the batch system told this process: its job's id, and when its time is over (seconds since 1970)."""
+
+    id: str = ""
+    end: float | None = None
+
+
+class StopFlag:
+    """What this rank has been told so far. Signals may reach any rank; files and the clock are rank 0's to watch."""
+
+    def __init__(self, folder: Path, world: World, job: BatchJob) -> None:
+        self._folder, self._job, self._is_root = folder, job, world.rank == 0
+        self._signalled = ""
+        self._token = self._ouster = ""
+        self._save_s = self._longest_s = self._guess_s = 0.0
+        self._looked: float | None = None
+        self.reason = ""  # in words, as far as this rank knows
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        self._signalled = signal.Signals(number).name  # no more here: ranks are at different points
+
+    def look(self) -> Wish:
+        """What is asked for now."""
+        wish, self.reason = self._heard()
+        return wish
+
+    def is_set(self) -> bool:
+        return self.look() >= Wish.STOP
+
+    def saved(self, seconds: float) -> None:
+        """A save took so long: the next one may."""
+        self._save_s = max(self._save_s, seconds)
+
+    def expect(self, num_bytes: int) -> None:
+        """So much will be saved: what that takes is a guess until it was measured."""
+        self._guess_s = num_bytes / GUESSED_BYTES_PER_S
+
+    def own(self, **facts: object) -> None:
+        """Make the folder this job's. Rank 0 calls it."""
+        self._token = uuid.uuid4().hex
+        who = {"token": self._token, "host": socket.gethostname(), "pid": os.getpid(), "job": self._job.id,
+               "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}  # fmt: skip
+        write_text_durably(self._folder / OWNER, json.dumps({**who, **facts}, indent=1) + "\n")
+
+    def ouster(self) -> str:
+        """Who has taken the folder over, or nothing; a file that cannot be read says nothing new."""
+        if self._ouster or not self._token:
+            return self._ouster
+        try:
+            owner = json.loads((self._folder / OWNER).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return ""
+        if not isinstance(owner, dict) or owner.get("token") == self._token:
+            return ""
+        job = f"job {owner['job']} on " if owner.get("job") else ""
+        self._ouster = f"{job}{owner.get('host')}, process {owner.get('pid')}, since {owner.get('started')}"
+        return self._ouster
+
+    def _heard(self) -> tuple[Wish, str]:
+        if self._is_root:
+            if self.ouster():
+                return Wish.OUSTED, ""
+            if (self._folder / KILL).exists():
+                return Wish.KILL, str(self._folder / KILL)
+            if (self._folder / STOP).exists():
+                return Wish.STOP, str(self._folder / STOP)
+        if self._signalled:
+            return Wish.STOP, self._signalled
+        if self._is_root:
+            if self._is_late():
+                return Wish.STOP, "the end of the job's time"
+            if (self._folder / SAVE).exists():
+                return Wish.SAVE, str(self._folder / SAVE)
+        return Wish.NONE, ""
+
+    def _is_late(self) -> bool:
+        """Whether the time left is less than twice what a save and the longest time between two looks have taken."""
+        now = time.monotonic()
+        if self._looked is not None:
+            self._longest_s = max(self._longest_s, now - self._looked)
+        self._looked = now
+        margin_s = SPARE_S + 2 * ((self._save_s or self._guess_s) + self._longest_s)
+        return self._job.end is not None and self._job.end - time.time() < margin_s
+
+
+@contextmanager
+def stop_flag(folder: Path, world: World, job: BatchJob = BatchJob()) -> Iterator[StopFlag]:
+    """A flag for the body; afterwards signals mean what they meant before, and a STOP file is a STOPPED file.
+
+    A rank that ends because it was asked to is deaf from then on: srun takes the first exit code 75 for a failure
+    and sends TERM to the ranks that are still leaving, whose codes would then hide it.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    if world.rank == 0:
+        (folder / STOPPED).unlink(missing_ok=True)
+    flag = StopFlag(folder, world, job)
+    afterwards = before
+    try:
+        yield flag
+    except StoppedOnRequest:
+        afterwards = dict.fromkeys(before, signal.SIG_IGN)
+        raise
+    finally:
+        for number, handler in afterwards.items():
+            signal.signal(number, handler)
+        if world.rank == 0 and (folder / STOP).exists() and not flag.ouster():  # the new owner's to answer
+            (folder / STOP).replace(folder / STOPPED)

@@ -1,0 +1,73 @@
+"""What training minimizes, and the noise it puts on its inputs. Evaluation has neither: its loss is plain."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from hvdlm.compute.draws import Draws, threshold
+from hvdlm.config import Section
+from hvdlm.data.windows import IGNORED
+
+_WORD_SITE, _RATIO_SITE, _MASKING_SITE = -1, -2, -3
+
+
+class ObjectiveConfig(Section):
+    """The `objective` section: terms beside the cross-entropy."""
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="weight of a uniform target (Szegedy et al. 2016)")
+    z_loss: float = Field(0.0, ge=0, description="weight of log(sum(exp(logits)))^2 (Chowdhery et al. 2022)")
+
+
+class NoiseConfig(Section):
+    """The `noise` section: input ids replaced by the end-of-text id in training; targets stay."""
+
+    word_dropout: float = Field(
+        0.0, ge=0, lt=1, description="probability of each id (Bowman et al. 2016; blank noising, Xie et al. 2017)"
+    )
+    token_masking: float = Field(
+        0.0, ge=0, lt=1, description="largest probability, drawn anew for each sequence (Liu et al. 2022)"
+    )
+
+    @property
+    def is_on(self) -> bool:
+        return self.word_dropout > 0 or self.token_masking > 0
+
+
+def objective(logits: Tensor, targets: Tensor, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+    """(what to differentiate, nats a token without a graph): means over the targets (B, T) that are not IGNORED.
+
+    `logits` are (B, T, V); float32 from here on.
+    """
+    logits, targets = logits.float().flatten(0, 1), targets.flatten()  # (N, V), (N,)
+    aim = F.cross_entropy(logits, targets, ignore_index=IGNORED, label_smoothing=config.label_smoothing)
+    if not config.label_smoothing and not config.z_loss:
+        return aim, aim.detach()
+    counted = targets != IGNORED
+    num_tokens = counted.sum()
+    with torch.set_grad_enabled(config.z_loss > 0):
+        log_z = logits.logsumexp(-1)  # (N,)
+    with torch.no_grad():
+        chosen = logits.gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1)
+        nll = torch.where(counted, log_z - chosen, 0.0).sum() / num_tokens
+    if config.z_loss:
+        aim = aim + config.z_loss * torch.where(counted, log_z, 0.0).square().sum() / num_tokens
+    return aim, nll
+
+
+def noisy_inputs(ids: Tensor, config: NoiseConfig, eos_id: int, draws: Draws | None) -> Tensor:
+    """`ids` (B, T) with some replaced by `eos_id`, independently; without noise or draws the tensor itself."""
+    if draws is None:
+        return ids
+    time = ids.shape[1]
+    if config.word_dropout:
+        is_noise = draws.uniform_bits(_WORD_SITE, (time,)) < threshold(config.word_dropout)
+        ids = ids.masked_fill(is_noise, eos_id)
+    if config.token_masking:
+        # Bits are uniform in [-2^31, 2^31); the ratio is uniform in [0, token_masking), in float64 for its low bits.
+        ratio = (draws.uniform_bits(_RATIO_SITE, (1,)).double() + 2**31) * config.token_masking  # x 2^32
+        is_noise = draws.uniform_bits(_MASKING_SITE, (time,)) < ratio - 2**31
+        ids = ids.masked_fill(is_noise, eos_id)
+    return ids

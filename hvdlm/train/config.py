@@ -1,0 +1,116 @@
+"""The train config: one section for each part that reads it. What is not said has a default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from hvdlm.checkpoint import CheckpointConfig
+from hvdlm.compute.device import DeviceChoice, Precision
+from hvdlm.config import Section
+from hvdlm.data.config import DataConfig
+from hvdlm.models import ModelConfig
+from hvdlm.models.transformer import TransformerConfig
+from hvdlm.optim import OptimConfig
+from hvdlm.optim.ema import EmaConfig
+from hvdlm.session.logs import LogConfig
+from hvdlm.sync import AutoConfig, SyncConfig
+from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig
+from hvdlm.train.batch_plan import BatchPlan, RampConfig
+from hvdlm.train.guard import GuardConfig
+from hvdlm.world.connect import WorldKind
+
+
+class TrainConfig(Section):
+    """The `train` section. `global_batch` and `micro_batch` count sequences. The first of the ends that comes holds."""
+
+    steps: int | None = Field(None, ge=1, description="end: optimizer steps; the schedule's length too")
+    tokens: int | None = Field(None, ge=1, description="end: tokens trained on")
+    epochs: float | None = Field(None, gt=0, description="end: passes over the corpus (the longest of a mixture)")
+    minutes: float | None = Field(None, gt=0, description="end: training time, over all resumptions")
+    target_loss: float | None = Field(None, description="end: a validation loss of at most this")
+    patience: int | None = Field(None, ge=1, description="end: so many validations in a row without a better loss")
+    global_batch: int = Field(ge=1, description="sequences a step, over all ranks")
+    ramp: RampConfig | None = Field(None, description="begin with smaller batches")
+    micro_batch: int = Field(ge=1, description="sequences a rank puts through the model at once")
+    precision: Precision = "fp32"
+    compile: bool = Field(False, description="torch.compile the model")
+    eval_every: int = Field(100, ge=1, description="steps between validations; the last step always has one")
+    eval_tokens: int = Field(0, ge=0, description="validate on the first so many tokens of each corpus; 0 is all")
+    digest_every: int = Field(100, ge=0, description="steps between checks that replicas are equal; 0 is never")
+    device: DeviceChoice = "auto"
+    threads: int = Field(0, ge=0, description="torch threads a rank; 0: OMP_NUM_THREADS, or a fair share of the node")
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.global_batch % self.micro_batch:
+            raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
+        if self.steps is None and self.tokens is None and self.epochs is None:
+            raise ValueError("give one of steps, tokens, epochs: the schedule must know its length")
+        return self
+
+
+class RunConfig(Section):
+    """Everything that `hvdlm train` does, in one file."""
+
+    run_dir: Path = Field(strict=False, description="folder of this run; an existing one is resumed")
+    seed: int = 0
+    data: DataConfig
+    model: ModelConfig = TransformerConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    noise: NoiseConfig = NoiseConfig()
+    optim: OptimConfig = OptimConfig()
+    ema: EmaConfig = EmaConfig()
+    train: TrainConfig
+    guard: GuardConfig = GuardConfig()
+    sync: SyncConfig = AutoConfig()
+    world: WorldKind = "auto"
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        if self.data.order == "contiguous":
+            self._check_contiguous()
+        if self.sync.kind in ("local_sgd", "diloco", "async"):
+            if self.train.precision == "fp16":
+                raise ValueError(
+                    f"train.precision: fp16 scales all ranks alike, sync: {self.sync.kind} does not; use bf16"
+                )
+            if self.ema.decay:
+                raise ValueError(f"ema needs equal replicas, sync: {self.sync.kind} has none between averages")
+        if self.sync.kind == "horovod" and self.sync.op == "adasum":
+            if self.optim.clip:
+                raise ValueError(
+                    "sync.op: adasum reduces inside the optimizer, where nothing can be clipped; set optim.clip: 0"
+                )
+            if self.train.precision == "fp16" or self.guard.nonfinite != "stop" or self.guard.spike != "off":
+                raise ValueError(
+                    "sync.op: adasum cannot leave a step out; no fp16, guard.nonfinite: stop, guard.spike: off"
+                )
+        return self
+
+    def _check_contiguous(self) -> None:
+        if self.model.family != "lstm":
+            raise ValueError(
+                f"data.order: contiguous carries a recurrent state; model.family: {self.model.family} has none"
+            )
+        if self.train.ramp is not None:
+            raise ValueError("data.order: contiguous has as many streams as sequences a step; leave out train.ramp")
+        if self.sync.kind == "async":
+            raise ValueError("data.order: contiguous needs ranks that keep their streams; sync: async moves them")
+        if self.guard.nonfinite == "rewind" or self.guard.spike == "rewind":
+            raise ValueError("data.order: contiguous cannot pass over samples; use guard: skip or stop")
+        if self.train.compile:
+            raise ValueError("data.order: contiguous does not compile; set train.compile: false")
+
+
+def total_steps(train: TrainConfig, plan: BatchPlan, epoch_samples: list[float], seq_len: int) -> int:
+    """Steps until the first of `steps`, `tokens` and `epochs` is reached."""
+    ends = [train.steps] if train.steps is not None else []
+    if train.tokens is not None:
+        ends.append(plan.steps_for(-(-train.tokens // seq_len)))
+    if train.epochs is not None:
+        ends.append(plan.steps_for(round(train.epochs * max(epoch_samples))))
+    return max(1, min(ends))

@@ -1,0 +1,258 @@
+"""The training loop: interval after interval, and what is due between them."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from hvdlm import checkpoint
+from hvdlm.data.corpora import Corpora
+from hvdlm.errors import StoppedOnRequest, UserError
+from hvdlm.session.metrics import RunLog
+from hvdlm.session.progress import Progress
+from hvdlm.session.stop import SAVE, StopFlag, Wish
+from hvdlm.session.watchdog import watchdog
+from hvdlm.tasks.evaluate import Evaluation, SplitEvaluation
+from hvdlm.train.config import RunConfig, TrainConfig
+from hvdlm.train.guard import Verdict
+from hvdlm.train.interval import Interval, Pulse
+from hvdlm.train.replicas import name_stray
+from hvdlm.train.step import Engine
+
+log = logging.getLogger("hvdlm")
+
+
+class Loop:
+    """One run from its first step to its end."""
+
+    def __init__(
+        self, engine: Engine, corpora: Corpora, validation: Validation, run_log: RunLog, stop: StopFlag, spent_s: float
+    ) -> None:
+        self.engine, self.config, self.stop = engine, engine.config, stop
+        self.corpora, self.validation, self.run_log = corpora, validation, run_log
+        self.spent_s = spent_s  # training, over all resumptions; rank 0's clock
+        self.step = self.first = 0
+        self.tokens, self.seconds = 0, 0.0  # of this process
+        self.ending = ""  # why it ends before the last step
+        self.is_stopped = False  # on request, to be resumed
+        self.rewinds = 0
+        self.loss: float | None = None
+        self.evaluation: Evaluation | None = None
+
+    def run(self, first: int, progress: Progress) -> None:
+        """From step `first` to an end. Every decision follows from numbers that all ranks have."""
+        self.step = self.first = first
+        self.ending = ending(self.config.train, self.engine.val_losses, self.spent_s)
+        if first >= self.engine.total_steps or self.ending:
+            log.info("%s is at step %d of %d already%s", self.config.run_dir, first, self.engine.total_steps,
+                     self.ending and f": {self.ending}")  # fmt: skip
+            return
+        pulse = Pulse(self.engine, self.config.log.every)
+        with watchdog(self.engine.world, self.config.guard.stall_s):
+            self._train(pulse, progress)
+
+    def _train(self, pulse: Pulse, progress: Progress) -> None:
+        while self.step < self.engine.total_steps and not self.ending and not self.is_stopped:
+            end = pulse.next_end(self.step)
+            results = self.engine.run(self.step, end)
+            interval = pulse.agree(self.step, end, results, wish=self.stop.look())
+            self._obey(interval)
+            if self._judge(interval):
+                progress.reach(self.step, f"rewound to step {self.step}")
+                pulse.restart_clock()
+                continue
+            self._log(interval)
+            progress.reach(end, interval.line)
+            self._after(interval)
+            pulse.restart_clock()
+            self.is_stopped = interval.wish >= Wish.STOP and not self.ending and end < self.engine.total_steps
+
+    def _obey(self, interval: Interval) -> None:
+        """End at once where nothing may be written any more."""
+        run_dir, world = self.config.run_dir, self.engine.world
+        if interval.wish == Wish.KILL:
+            raise StoppedOnRequest(f"ended before step {interval.end} by {run_dir}/KILL; remove it to go on from the "
+                                   "last checkpoint")  # fmt: skip
+        if interval.wish == Wish.OUSTED:
+            world.on_root(self._check_owner)
+
+    def _check_owner(self) -> None:
+        """On rank 0: UserError if another job has taken the run folder over."""
+        if ouster := self.stop.ouster():
+            raise UserError(f"{self.config.run_dir}: was taken over by {ouster}; this job ends and writes nothing more")
+
+    def _after(self, interval: Interval) -> None:
+        """Validation, the question whether this is the end, and a checkpoint."""
+        self.step, train = interval.end, self.config.train
+        self.loss = interval.steps[-1].loss
+        self.tokens, self.seconds = self.tokens + interval.tokens, self.seconds + interval.seconds
+        self.spent_s += interval.seconds
+        self.ending = ending(train, [], self.spent_s)
+        is_last = self.step == self.engine.total_steps or bool(self.ending)
+        if is_last or self.step % train.eval_every == 0:
+            self._validate()
+            is_last = is_last or bool(self.ending)
+        if is_last or interval.wish >= Wish.SAVE or self.step % self.config.checkpoint.every == 0:
+            self._save()
+            gc.collect()
+        if self.ending:
+            log.info("ending at step %d: %s", self.step, self.ending)
+
+    def _validate(self) -> None:
+        with self.engine.evaluated_weights():
+            self.evaluation = self.validation.run(self.step, self.run_log)
+        if self.evaluation is not None:
+            self.engine.val_losses.append(self.evaluation.loss)
+            self.ending = self.ending or ending(self.config.train, self.engine.val_losses, self.spent_s)
+
+    def _judge(self, interval: Interval) -> bool:
+        """Stop the job for replicas that differ or a gradient that forbids to go on; True after a rewind."""
+        engine = self.engine
+        if not interval.replicas_equal:
+            every = engine.config.train.digest_every
+            raise UserError.shared(
+                f"step {interval.end}: {name_stray(engine.model, engine.world)} (checked every {every} steps): memory "
+                "or network corrupted it; run `hvdlm doctor`, then the same command resumes from the last checkpoint"
+            )
+        bad = next((s for s in interval.steps if not (math.isfinite(s.loss) and math.isfinite(s.grad_norm))), None)
+        verdict = interval.verdict
+        if bad is not None and verdict == Verdict.APPLY:  # nobody had looked before
+            verdict = Verdict.STOP
+        if verdict == Verdict.REWIND:
+            return self._rewind(interval)
+        if verdict == Verdict.STOP:
+            step = bad or interval.steps[-1]
+            reason = engine.guard.reason or f"loss {step.loss}, gradient norm {step.grad_norm}"
+            raise UserError.shared(
+                f"step {step.step}: {reason}: the run has diverged; start another run_dir with a lower optim.lr or a "
+                "smaller optim.clip, or see guard.nonfinite and guard.spike"
+            )
+        if verdict == Verdict.SKIP:
+            log.warning("steps up to %d: left out an update (%s)", interval.end, engine.guard.reason or "fp16 overflow")
+        engine.guard.reason = ""
+        return False
+
+    def _rewind(self, interval: Interval) -> bool:
+        """Back to the last checkpoint, and past the samples since then: with them it would happen again."""
+        engine, world = self.engine, self.engine.world
+        self.rewinds += 1
+        path = world.on_root(lambda: checkpoint.newest(self.config.run_dir))
+        if path is None or self.rewinds > self.config.guard.max_skips:
+            why = "there is no checkpoint yet" if path is None else f"{self.rewinds - 1} times already"
+            raise UserError.shared(
+                f"step {interval.end}: {engine.guard.reason or 'a broken gradient'}, and cannot rewind: {why}; "
+                "lower optim.lr"
+            )
+        reason, left_out = engine.guard.reason or "a gradient on another rank", engine.left_out
+        with world.together():
+            self.step = engine.restore(path)
+            self.run_log.rewind(self.step)
+        engine.left_out = left_out + engine.plan.samples_before(interval.end) - engine.plan.samples_before(self.step)
+        log.warning("%s: back to step %d, and past the samples up to step %d", reason, self.step, interval.end)
+        return True
+
+    def _log(self, interval: Interval) -> None:
+        for facts in interval.steps:
+            live = interval.live if facts.step == interval.end else {}
+            self.run_log.write(
+                facts.step, "train", loss=facts.loss, lr=facts.lr, grad_norm=facts.grad_norm,
+                tokens=self.engine.tokens_before(facts.step), **live,
+            )  # fmt: skip
+
+    def _save(self) -> None:
+        """Rank 0 writes; a full disk or a lost folder ends the run on all ranks, older checkpoints stay."""
+        start = time.monotonic()
+        tensors, scalars = self.engine.collect()
+        manifest = self.corpora.manifest
+        state = {
+            "tokens": self.engine.tokens_before(self.step),
+            "seconds": self.spent_s,
+            "ranks": self.engine.world.size,
+            "threads": torch.get_num_threads(),  # a rank; another number may change last bits
+            "tokenizer_digest": manifest.tokenizer_digest,
+            "data_digest": self.corpora.digest,
+            "vocab_size": manifest.vocab_size,
+            "eos_id": manifest.eos_id,
+            "engine": scalars,
+            "config": self.config.model_dump(mode="json"),
+        }
+        path = self.engine.world.on_root(lambda: self._write(state, tensors))
+        seconds = time.monotonic() - start
+        self.stop.saved(seconds)
+        log.info("saved %s in %.2f s", path, seconds)
+
+    def _write(self, state: dict, tensors: dict[str, torch.Tensor]) -> Path:
+        self._check_owner()
+        try:
+            path = checkpoint.save(
+                self.config.run_dir, self.step, self.engine.model, self.engine.sync.optimizer, state,
+                keep=self.config.checkpoint.keep, tensors=tensors, permit=self._check_owner,
+            )  # fmt: skip
+        except Exception:  # the new owner removes what the old one left half written
+            self._check_owner()
+            raise
+        (self.config.run_dir / SAVE).unlink(missing_ok=True)
+        return path
+
+    def summary(self) -> dict:
+        """What `hvdlm train --json` prints."""
+        steps = self.step - self.first
+        return {
+            "run_dir": str(self.config.run_dir),
+            "step": self.step,
+            "ending": self.ending or "all steps",
+            "loss": self.loss,
+            "val_loss": self.evaluation.loss if self.evaluation else None,
+            "seconds": round(self.seconds, 3),
+            "tokens_per_s": self.tokens / self.seconds if self.seconds else None,
+            "bytes_per_step": self.engine.sync.bytes_sent / steps if steps > 0 else None,
+            "sync": self.engine.sync.kind,
+        }
+
+
+def ending(train: TrainConfig, val_losses: list[float], seconds: float) -> str:
+    """Why training shall end before its last step, or nothing."""
+    if train.minutes is not None and seconds >= 60 * train.minutes:
+        return f"train.minutes: {train.minutes:g} are over"
+    if val_losses and train.target_loss is not None and val_losses[-1] <= train.target_loss:
+        return f"validation loss {val_losses[-1]:.4f} has reached train.target_loss: {train.target_loss:g}"
+    patience = train.patience or len(val_losses)
+    known = [loss if math.isfinite(loss) else math.inf for loss in val_losses]
+    if patience < len(known) and min(known[-patience:]) >= min(known[:-patience]):
+        return f"no better validation loss in the last {patience} (train.patience)"
+    return ""
+
+
+class Validation:
+    """The validation splits of all corpora, opened once; nothing happens where the data has none."""
+
+    def __init__(self, config: RunConfig, engine: Engine, corpora: Corpora) -> None:
+        self._train, self._engine = config.train, engine
+        self._split: SplitEvaluation | None = None
+        judges = config.train.patience or config.train.target_loss is not None or config.optim.schedule == "plateau"
+        if judges and not corpora.having("val"):
+            raise UserError(
+                f"{corpora}: has no validation split, which train.patience, train.target_loss and optim.schedule: "
+                "plateau need; preprocess with split.val, or leave them out"
+            )
+        if corpora.having("val"):
+            self._split = SplitEvaluation(
+                corpora, "val", seq_len=config.data.seq_len, max_tokens=config.train.eval_tokens
+            )
+
+    def run(self, step: int, run_log: RunLog) -> Evaluation | None:
+        if self._split is None:
+            return None
+        result, by_corpus = self._split.run(
+            self._engine.model, batch=self._train.micro_batch, precision=self._train.precision,
+            world=self._engine.world,
+        )  # fmt: skip
+        values = {k: v for k, v in result.to_dict().items() if v is not None and k != "unigram_loss"}
+        run_log.write(step, "val", **values, **{f"loss/{name}": part.loss for name, part in by_corpus.items()})
+        log.info("step %d: validation loss %.4f, perplexity %.2f", step, result.loss, result.perplexity)
+        return result

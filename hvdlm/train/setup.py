@@ -1,0 +1,183 @@
+"""The training run: set up, resume, and interval by interval until an end is reached or it is asked to stop.
+
+hvdlm train configs/quickstart.yaml
+mpirun -np 2 hvdlm train configs/quickstart.yaml train.steps=20
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import yaml
+
+from hvdlm import checkpoint
+from hvdlm.config import to_yaml
+from hvdlm.data.corpora import Corpora, open_corpora
+from hvdlm.data.manifest import TOKENIZER
+from hvdlm.errors import StoppedOnRequest, UserError
+from hvdlm.files import write_text_durably
+from hvdlm.host import affinity
+from hvdlm.launch.environment import memory_is_tuned
+from hvdlm.models import num_parameters
+from hvdlm.session.metrics import RunLog
+from hvdlm.session.progress import Progress
+from hvdlm.session.stop import KILL, BatchJob, StopFlag, stop_flag
+from hvdlm.tokenizer import load
+from hvdlm.train.config import RunConfig
+from hvdlm.train.loop import Loop, Validation
+from hvdlm.train.step import Engine
+from hvdlm.world.bindings import Binding, binding_map
+from hvdlm.world.interface import World
+from hvdlm.world.place import find_place
+
+log = logging.getLogger("hvdlm")
+
+# What may differ when a run is resumed: none of it changes a number of the steps already made. Folders may
+# move; that their tokens and weights are the same is known by digest.
+FREE_ON_RESUME = {"run_dir", "log", "checkpoint", "world", "sync", "guard", "train.steps", "train.tokens",
+                  "train.epochs", "train.minutes", "train.target_loss", "train.patience", "train.eval_every",
+                  "train.eval_tokens", "train.digest_every", "train.threads", "train.device", "train.compile",
+                  "train.micro_batch", "data.path", "data.mixture", "model.activation_checkpointing"}  # fmt: skip
+
+
+def build_engine(config: RunConfig, world: World) -> tuple[Engine, Corpora]:
+    """An engine for this config; what is wrong with the data or the numbers is raised on all ranks."""
+    place = find_place(world)
+    with world.together():
+        corpora = open_corpora(config.data)
+        source = corpora.train_source()
+    with world.together():
+        engine = Engine(config, source, corpora.manifest, world, place)
+    engine.agree_on_weights()
+    return engine, corpora
+
+
+def train(config: RunConfig, world: World, job: BatchJob = BatchJob()) -> dict:  # noqa: B008 - frozen
+    """Train to the end that the config names, from the newest complete checkpoint if there is one; a summary.
+
+    Raises StoppedOnRequest after saving when some rank was asked to stop, or when the time of `job` runs out.
+    """
+    with stop_flag(config.run_dir, world, job) as stop:
+        return _train(config, world, stop)
+
+
+def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
+    if world.on_root((config.run_dir / KILL).exists):
+        raise StoppedOnRequest(f"{config.run_dir / KILL} is there: nothing was started; remove it to go on")
+    engine, corpora = build_engine(config, world)
+    with world.together():
+        validation = Validation(config, engine, corpora)
+    found = world.on_root(lambda: _claim_run_dir(config, corpora, stop, engine.total_steps))
+    first, spent_s = 0, 0.0
+    if found is not None:
+        with world.together():
+            first = engine.restore(found)
+            spent_s = checkpoint.read_state(found).get("seconds", 0.0)
+        log.info("resuming from %s", found)
+    _announce(engine, config, corpora, world)
+    with world.together():
+        run_log = RunLog(config.log, config.run_dir, world, step=first)
+    stop.expect(3 * sum(parameter.nbytes for parameter in engine.model.parameters()))  # Adam keeps two more of each
+    loop = Loop(engine, corpora, validation, run_log, stop, spent_s)
+    with (
+        run_log,
+        quiet_gc(),
+        Progress("train", engine.total_steps, "steps", world, done=first, every=config.log.every) as progress,
+    ):
+        try:
+            loop.run(first, progress)
+        except (UserError, StoppedOnRequest) as end:
+            if isinstance(end, StoppedOnRequest) or end.on_all_ranks:
+                engine.close()
+            raise
+    engine.close()
+    if loop.is_stopped:
+        reason = stop.reason or "a signal to another rank"
+        raise StoppedOnRequest(
+            f"stopped at step {loop.step} of {engine.total_steps} by {reason}, saved; the same command resumes"
+        )
+    return loop.summary()
+
+
+@contextmanager
+def quiet_gc() -> Iterator[None]:
+    """No garbage collection in the body but where it is asked for: a rank that collects keeps all others waiting."""
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def _claim_run_dir(config: RunConfig, corpora: Corpora, stop: StopFlag, total_steps: int) -> Path | None:
+    """On rank 0: make the folder ours, write config.yaml and tokenizer.json, find the checkpoint to resume from."""
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    kept = config.run_dir / "config.yaml"
+    found = checkpoint.newest(config.run_dir)
+    if found is not None and kept.exists():
+        changed = _changes(yaml.safe_load(kept.read_text()), config.model_dump(mode="json"))
+        if changed:
+            raise UserError(
+                f"{config.run_dir}: was started with other settings ({'; '.join(changed)}); set another run_dir"
+            )
+    if found is not None and checkpoint.read_state(found)["data_digest"] != corpora.digest:
+        raise UserError(f"{corpora}: is not the data that {found} was trained on; put that back or set another run_dir")
+    write_text_durably(kept, to_yaml(config))
+    write_text_durably(config.run_dir / TOKENIZER, load(corpora.corpora[0].path / TOKENIZER).to_json())
+    stop.own(total_steps=total_steps)
+    return found
+
+
+def _changes(before: dict, now: dict, prefix: str = "") -> list[str]:
+    """`key: old -> new` for every setting that may not change on resume."""
+    changed = []
+    for key in sorted(before.keys() | now.keys()):
+        name, old, new = prefix + key, before.get(key), now.get(key)
+        if name in FREE_ON_RESUME or old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            changed += _changes(old, new, f"{name}.")
+        else:
+            changed.append(f"{name}: {old} -> {new}")
+    return changed
+
+
+def _announce(engine: Engine, config: RunConfig, corpora: Corpora, world: World) -> None:
+    log.info(
+        "%s world of %d, sync %s, %s, %d threads a rank, %s | %s of %s parameters | %d x %d sequences of %d a step | "
+        "%d steps, an epoch of %s is %s",
+        world.kind, world.size, engine.sync.kind, engine.device, torch.get_num_threads(), config.train.precision,
+        config.model.family, f"{num_parameters(engine.model):,}", config.train.global_batch // config.train.micro_batch,
+        config.train.micro_batch, config.data.seq_len, engine.total_steps,
+        ", ".join(corpus.name for corpus in corpora.corpora),
+        ", ".join(f"{samples / config.train.global_batch:,.1f}" for samples in engine.batches.epoch_samples),
+    )  # fmt: skip
+    memory = "as the user's malloc settings say" if memory_is_tuned() else "kept by the process (mallopt)"
+    log.info("%s, freed memory %s", ", ".join(world.settings()) or "no MPI", memory)
+    if (
+        engine.device.type == "cpu"
+        and len(affinity()) < (os.cpu_count() or 1) // world.size
+        and not config.train.threads
+    ):
+        log.warning(
+            "this rank may use %d of %d cores; start with `mpirun --bind-to none`, or srun --cpus-per-task",
+            len(affinity()),
+            os.cpu_count(),
+        )
+    bindings = world.gather(
+        Binding(world.rank, socket.gethostname(), affinity(), torch.get_num_threads(), str(engine.device))
+    )
+    for line in binding_map(bindings).splitlines() if world.size > 1 else ():
+        log.info("%s", line)
+    unigram = corpora.unigram_loss("val")
+    if unigram is not None:
+        log.info("validation loss to beat: %.4f (token frequencies alone)", unigram)

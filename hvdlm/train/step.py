@@ -1,0 +1,278 @@
+"""The training step of one rank, the same for `hvdlm train` and for every measurement of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvdlm import checkpoint
+from hvdlm.compute.device import autocast, prepare_device
+from hvdlm.compute.draws import draws_for
+from hvdlm.compute.trace import Timed, Trace
+from hvdlm.data.manifest import Manifest
+from hvdlm.data.orders import ContiguousBatches, MixedStreams, order_over
+from hvdlm.data.stream import TokenStream
+from hvdlm.errors import UserError
+from hvdlm.models import build_model, is_random
+from hvdlm.optim import build_optimizer, lr_at, set_lr
+from hvdlm.optim.ema import Ema
+from hvdlm.partition import slice_of
+from hvdlm.sync import build_sync
+from hvdlm.tasks.language_model import noisy_inputs, objective
+from hvdlm.train.batch_plan import BatchPlan
+from hvdlm.train.config import RunConfig, total_steps
+from hvdlm.train.guard import Guard, Verdict
+from hvdlm.train.loss_scale import LossScaler
+from hvdlm.train.noise_scale import NoiseScale
+from hvdlm.train.prefetch import Prefetch
+from hvdlm.train.recurrent_state import CarriedState
+from hvdlm.world.interface import World
+from hvdlm.world.place import Place
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What this rank did in a step. `loss_sum` may still be under way on a GPU."""
+
+    step: int
+    loss_sum: Tensor  # of its micro-batches, each the mean nats per token; float64 scalar
+    micro_batches: int
+    grad_norm: Tensor  # of the gradient to be applied, before clipping
+    verdict: Verdict
+    step_s: float
+    data_wait_s: float
+    comm_s: float  # in which nothing was computed for waiting on other ranks
+
+
+class Engine:
+    """Model, optimizer, sync and data order of one rank, ready to run any step."""
+
+    def __init__(
+        self, config: RunConfig, source: TokenStream | MixedStreams, manifest: Manifest, world: World, place: Place
+    ) -> None:
+        """Builds this rank's part and talks to no other: a rank may fail here. Then `agree_on_weights`."""
+        train = config.train
+        self.config, self.world, self.eos_id = config, world, manifest.eos_id
+        self.plan = BatchPlan(train.global_batch, train.ramp)
+        self.plan.check(train.micro_batch, world.size)
+        self.device = prepare_device(train.device, place, threads=train.threads)
+        if train.precision == "fp16" and config.model.family == "lstm" and self.device.type == "cpu":
+            raise UserError("train.precision: fp16 is not there for an LSTM on CPUs; use bf16 or fp32")
+        self.batches: Any = order_over(
+            source, seq_len=config.data.seq_len, global_batch=train.global_batch, seed=config.seed,
+            order=config.data.order,
+        )  # fmt: skip
+        self.total_steps = total_steps(train, self.plan, self.batches.epoch_samples, config.data.seq_len)
+        self.model = build_model(config.model, manifest.vocab_size, config.seed).to(self.device)
+        self.forward = torch.compile(self.model) if train.compile else self.model
+        self.noise_scale = NoiseScale(self.model)  # its hooks must run before those of the sync
+        self.sync = build_sync(config.sync, self.model, build_optimizer(self.model, config.optim), world)
+        self.ema = Ema(self.model, config.ema) if config.ema.decay else None
+        self.guard = Guard(config.guard)
+        self.scaler = LossScaler() if train.precision == "fp16" else None
+        self.carried = (
+            CarriedState(self.model, train.global_batch, world, self.device)
+            if isinstance(self.batches, ContiguousBatches) else None
+        )  # fmt: skip
+        self.left_out = 0  # samples that a rewind has passed over
+        self.val_losses: list[float] = []
+        # On a GPU the norm is looked at only where somebody must know it: that waits for all that was started.
+        looks = self.guard.is_needed or self.scaler is not None or self.device.type == "cpu"
+        self._judges = looks and (self.sync.reduces_to_mean or not self.sync.replicas_are_equal)
+        self._is_random = is_random(config.model) or config.noise.is_on
+        self._reader = Prefetch(self._read)
+        self._trace = Trace(config.log.trace, config.run_dir / "trace" / f"rank{world.rank}.json")
+
+    def agree_on_weights(self) -> None:
+        """Give every rank rank 0's weights and buffers."""
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            self.world.broadcast_(tensor.data)
+
+    def run(self, first: int, end: int) -> list[StepResult]:
+        """Train on the global batches of steps [first, end), this rank's share of them."""
+        results = []
+        for step, part in self.sync.work(first, end):
+            self._trace.before(step)
+            results.append(self._step(step, part, end))
+            self.world.beats += 1
+        return results
+
+    def lr_of(self, step: int) -> float:
+        """Learning rate of a step, the same at any number of ranks."""
+        return lr_at(
+            step, self.total_steps, self.config.optim,
+            global_batch=self.plan.batch_at(step), val_losses=self.val_losses,
+        )  # fmt: skip
+
+    def tokens_before(self, step: int) -> int:
+        """Tokens trained on before a step, over all ranks."""
+        return self.plan.samples_before(step) * self.config.data.seq_len
+
+    def _positions(self, step: int, part: int, left_out: int) -> np.ndarray:
+        """Places in the order, int64 (n,), of a part of a step's global batch."""
+        mine = slice_of(part, self.world.size, self.plan.batch_at(step))
+        return self.plan.samples_before(step) + left_out + np.arange(mine.start, mine.stop, dtype=np.int64)
+
+    def _read(self, step: int, part: int, left_out: int) -> np.ndarray:
+        return self.batches.windows(self._positions(step, part, left_out), step)
+
+    def _step(self, step: int, part: int, end: int) -> StepResult:
+        start = time.perf_counter()
+        with Timed("wait for data") as wait:
+            windows = self._reader.get(step, part, self.left_out)
+        if step + 1 < self.total_steps:
+            self._reader.expect(step + 1, part, self.left_out)
+        passes = len(windows) // self.config.train.micro_batch
+        set_lr(self.sync.optimizer, self.lr_of(step))
+        with Timed("sync.begin") as begin:
+            self.sync.begin(step, passes)
+        if step == end - 1 and self.sync.replicas_are_equal and self.sync.reduces_to_mean:
+            self.noise_scale.arm()
+        with Timed("forward and backward"):
+            loss_sum = self._accumulate(step, part, windows)
+        with Timed("sync.reduce") as reduce:
+            self.sync.reduce()
+        with Timed("clip and update"):
+            norm, verdict = self._apply(step)
+        with Timed("sync.zero_grad") as zero_grad:  # where local SGD averages
+            self.sync.zero_grad()
+        comm_s = begin.seconds + reduce.seconds + zero_grad.seconds
+        return StepResult(step, loss_sum, passes, norm, verdict, time.perf_counter() - start, wait.seconds, comm_s)
+
+    def _accumulate(self, step: int, part: int, windows: np.ndarray) -> Tensor:
+        """Backward over the micro-batches of (n, T + 1) windows; the sum of their losses."""
+        train, micro_batch = self.config.train, self.config.train.micro_batch
+        self.model.train()
+        passes = len(windows) // micro_batch
+        weight = 1.0 / (passes * (self.world.size if self.sync.sums_ranks else 1))
+        self.noise_scale.weight = weight * self._scale
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        ids = torch.from_numpy(windows).to(self.device, non_blocking=True)
+        positions = self._positions(step, part, self.left_out)
+        for number in range(passes):
+            rows = slice(number * micro_batch, (number + 1) * micro_batch)
+            draws = None
+            if self._is_random:
+                draws = draws_for(self.config.seed, step, positions[rows]).to(self.device)
+            inputs = noisy_inputs(ids[rows, :-1], self.config.noise, self.eos_id, draws)
+            with autocast(self.device, train.precision):
+                if self.carried is None:
+                    logits = self.forward(inputs, draws)
+                else:
+                    logits = self.carried.forward(self.model, inputs, draws, rows, anew=self.batches.starts_anew(step))
+            aim, nll = objective(logits, ids[rows, 1:], self.config.objective)
+            (aim * (weight * self._scale)).backward()
+            loss_sum += nll.detach()
+            self.sync.accumulated()
+            self.noise_scale.disarm()
+        return loss_sum
+
+    @property
+    def _scale(self) -> float:
+        return self.scaler.scale if self.scaler else 1.0
+
+    def _apply(self, step: int) -> tuple[Tensor, Verdict]:
+        """Unscale, clip and apply the reduced gradient, or leave it out; its norm and what was decided."""
+        gradients = [p.grad for p in self.sync.parameters if p.grad is not None]
+        norm = _norm(gradients) / self._scale
+        self.noise_scale.take(norm)
+        verdict = Verdict.APPLY
+        if self.scaler is not None and not torch.isfinite(norm) and self.scaler.scale > LossScaler.SMALLEST:
+            verdict = Verdict.SKIP
+        elif self._judges:
+            verdict = self.guard.judge(float(norm))
+        if verdict == Verdict.APPLY:
+            self._clip(gradients, norm)
+            self.sync.step()
+            if self.ema is not None:
+                self.ema.update(step)
+        if self.scaler is not None:
+            before = self.scaler.scale
+            self.scaler.update(is_finite=bool(torch.isfinite(norm)))
+            if self.scaler.scale != before:
+                self.sync.rescale(self.scaler.scale / before)
+        return norm, verdict
+
+    def _clip(self, gradients: list[Tensor], norm: Tensor) -> None:
+        """Scale the gradients back, to at most `optim.clip`, in one pass or none."""
+        clip = self.config.optim.clip
+        factor = (clip / (norm + 1e-6)).clamp(max=1.0) / self._scale if clip else torch.ones_like(norm) / self._scale
+        if self.device.type == "cpu":  # there it costs nothing to look
+            if float(factor) != 1.0:
+                torch._foreach_mul_(gradients, float(factor))
+        elif clip or self.scaler:
+            torch._foreach_mul_(gradients, factor)
+
+    @contextmanager
+    def evaluated_weights(self) -> Iterator[None]:
+        """The weights that count, in the model: the ranks' mean where they differ, the running mean where it is on."""
+        if self.ema is not None:
+            with self.ema.swapped():
+                yield
+        elif self.sync.replicas_are_equal:
+            yield
+        else:
+            own = [parameter.detach().clone() for parameter in self.sync.parameters]
+            self.sync.average_weights()
+            try:
+                yield
+            finally:
+                with torch.no_grad():
+                    torch._foreach_copy_([*self.sync.parameters], own)
+
+    def collect(self) -> tuple[dict[str, Tensor], dict]:
+        """Tensors and plain values of a checkpoint besides weights and optimizer; collective, the same on all ranks."""
+        self.sync.settle()
+        tensors = {f"sync/{name}": tensor for name, tensor in self.sync.state().items()}
+        if self.ema is not None:
+            tensors |= {f"ema/{name}": tensor for name, tensor in self.ema.state().items()}
+        if self.carried is not None:
+            tensors["carried"] = self.carried.gather()
+        scalars = {
+            "sync": self.sync.kind, "guard": self.guard.to_dict(), "left_out": self.left_out,
+            "val_losses": self.val_losses, "scaler": self.scaler.to_dict() if self.scaler else None,
+        }  # fmt: skip
+        return tensors, scalars
+
+    def restore(self, path: Path) -> int:
+        """Load a checkpoint; every rank reads the same files. Returns the step to go on with."""
+        checkpoint.load_model(path, self.model)
+        checkpoint.load_optimizer(path, self.model, self.sync.optimizer)
+        state, tensors = checkpoint.read_state(path), checkpoint.load_tensors(path)
+        scalars = state.get("engine", {})
+        if scalars.get("sync") == self.sync.kind:  # another way to combine begins afresh
+            self.sync.load_state(_under("sync/", tensors))
+        if self.ema is not None and any(name.startswith("ema/") for name in tensors):
+            self.ema.load_state(_under("ema/", tensors))
+        if self.carried is not None and "carried" in tensors:
+            self.carried.load(tensors["carried"])
+        if self.scaler is not None and scalars.get("scaler"):
+            self.scaler.load(scalars["scaler"])
+        if "guard" in scalars:
+            self.guard.load(scalars["guard"])
+        self.left_out = scalars.get("left_out", 0)
+        self.val_losses = list(scalars.get("val_losses", []))
+        return state["step"]
+
+    def close(self) -> None:
+        """Collective."""
+        self._trace.close()
+        self._reader.close()
+        self.sync.close()
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """The 2-norm of all gradients together, a float32 scalar."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
