@@ -31,7 +31,9 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -60,7 +62,7 @@ def say(text: str) -> None:
     print(f"[setup] {text}", flush=True)
 
 
-def run(name: str, command: list[str], *, remedy: str, **kwargs) -> None:
+def run(name: str, command: list[str], *, remedy: str, **kwargs: Any) -> None:
     """Run a step with its output in .venv/setup-logs/NAME.log; on failure show the end of it."""
     LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / f"{name}.log"
@@ -73,7 +75,7 @@ def run(name: str, command: list[str], *, remedy: str, **kwargs) -> None:
         raise SetupError(f"{name} failed (whole log: {log.relative_to(ROOT)}); {remedy}")
 
 
-def pip(name: str, action: str, *arguments: str, remedy: str = "is the package index reachable?", **kwargs) -> None:
+def pip(name: str, action: str, *arguments: str, remedy: str = "is the index reachable?", **kwargs: Any) -> None:
     """Run pip in the venv. Nothing is byte-compiled: Python does that for the few files it will import."""
     options = ["--no-compile"] if action == "install" else []
     run(name, [str(PYTHON), "-m", "pip", action, *options, *arguments], remedy=remedy, **kwargs)
@@ -250,7 +252,7 @@ def build_environment(mpi: dict[str, str], **extra: str) -> dict[str, str]:
     return {**os.environ, "PATH": os.pathsep.join([*parts, os.environ.get("PATH", "")]), **extra}
 
 
-def install_built(state: State, name: str, facts: dict, build) -> None:
+def install_built(state: State, name: str, facts: dict, build: Callable[[Path], None]) -> None:
     """Install the wheel of NAME for these facts: already there, from the cache, or from `build(dir)`."""
     facts = {**facts, "python": ask("import sys", "print(sys.implementation.cache_tag)"), "machine": platform.machine(),
              "libc": "-".join(platform.libc_ver()), "cxx": first_line("c++", "--version")}  # fmt: skip
