@@ -38,7 +38,7 @@ ITEM_LIMIT_S = 120  # unless the item has a `timeout` mark
 AFTER_PASS_S, AFTER_FAILURE_S = 60, 10  # for the other ranks, once one has come to its end
 # As hvdlm's own command does: torch is imported in half the time if nobody looks for garbage meanwhile.
 START = "import gc; gc.set_threshold(100_000, 20, 100); import pytest; pytest.main()"
-PASSED_ON = ("tbstyle", "showlocals", "verbose", "fulltrace", "renew_golden")  # options that ranks need
+PASSED_ON = ("tbstyle", "showlocals", "verbose", "fulltrace")  # options that ranks need
 Report = pytest.TestReport
 
 
