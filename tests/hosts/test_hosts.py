@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from harness import HVDLM, make_config, preprocess_values, run_ranks, run_values, write_config
+from processes import until
 
 from hvdlm import checkpoint
 from hvdlm.data.manifest import MANIFEST
@@ -71,11 +72,7 @@ def started(network, config, tmp_path):
     """A run on h1 and h2 that lasts for minutes, at its first checkpoint."""
     words = ("train", config, "train.steps=20000", "train.eval_every=20000", "checkpoint.every=5", "guard.stall_s=4")
     process = network.hosts[0].start(tmp_path / "log", *HVDLM, "launch", "--hosts", "h1,h2", "--", *words)
-    deadline = time.monotonic() + 60
-    while not checkpoint.complete_steps(tmp_path / "run"):
-        assert process.poll() is None, (tmp_path / "log").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: checkpoint.complete_steps(tmp_path / "run"), 60, process, tmp_path / "log")
     yield process
     process.kill()
     process.wait()

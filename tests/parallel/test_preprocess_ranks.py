@@ -10,13 +10,13 @@ import shutil
 import signal
 import stat
 import subprocess
-import time
 from collections import Counter
 from pathlib import Path
 
 import h5py
 import pytest
-from harness import HVDLM, ROOT, job_environment, make_text, preprocess, preprocess_values, ranks_of, write_config
+from harness import HVDLM, ROOT, job_environment, make_text, preprocess, preprocess_values, write_config
+from processes import ranks_of, until
 
 from hvdlm.config import validate
 from hvdlm.data.verify import verify
@@ -253,11 +253,7 @@ def start(slow_corpus, tmp_path):
         before = len(list((tmp_path / "out").rglob(pattern)))
         process = subprocess.Popen(command, cwd=ROOT, env=job_environment(), text=True, stderr=subprocess.PIPE)
         started.append(process)
-        deadline = time.monotonic() + 60
-        while len(list((tmp_path / "out").rglob(pattern))) == before:
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: len(list((tmp_path / "out").rglob(pattern))) != before, process=process)
         return process
 
     yield start

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from harness import HVDLM, ROOT, run_ranks, run_values, write_config
+from processes import until
 
 from hvdlm import checkpoint
 from hvdlm.session.metrics import read_metrics
@@ -46,21 +47,15 @@ class Cluster:
 
     def wait(self, job, timeout_s=120):
         """The job's row once it has ended."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            row = self.row(job)
-            if row["state"] in FINISHED:
-                return row
-            time.sleep(1)
-        pytest.fail(f"job {job} is {row} after {timeout_s} s\n{self.log(job)}")
-        return None
+        self.until(lambda: self.row(job)["state"] in FINISHED, job, timeout_s)
+        return self.row(job)
 
     def until(self, what, job, timeout_s=60):
-        """Wait for a fact about a running job."""
-        deadline = time.monotonic() + timeout_s
-        while not what():
-            assert time.monotonic() < deadline, self.log(job)
-            time.sleep(0.2)
+        """Wait for a fact about a job."""
+        try:
+            until(what, timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"job {job}: {self.row(job)}\n{self.log(job)}") from error
 
     def log(self, job):
         paths = sorted(path for path in Path(self.jobs_dir).glob("*/*.log") if path.name.startswith(str(job)))
