@@ -51,7 +51,10 @@ def hosts_of(messages):
     return re.findall(r"\d +(h\d) +\S+ +\d+ +cpu", messages)
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher",
+    ["mpirun", "hvdlm launch", *(pytest.param(name, marks=pytest.mark.long) for name in ("rsh agent", "horovodrun"))],
+)
 def test_hosts_train_as_one_process_does(network, config, tmp_path, serial_losses, launcher):
     words, hosts = LAUNCHERS[launcher]
     done = network.hosts[0].run(*words, "train", config, "train.steps=5")
@@ -133,6 +136,7 @@ def fast_s(session_network, data_dir, tmp_path_factory):
     return median_step_s(session_network, data_dir, tmp_path_factory.mktemp("fast"))[0]
 
 
+@pytest.mark.long
 def test_a_narrow_network_shows_in_a_scaling_point(network, data_dir, tmp_path, fast_s):
     network.limit_rate(megabits_per_s=40)
     slow_s, record = median_step_s(network, data_dir, tmp_path / "slow")
@@ -141,6 +145,7 @@ def test_a_narrow_network_shows_in_a_scaling_point(network, data_dir, tmp_path, 
     assert slow_s > 2 * fast_s
 
 
+@pytest.mark.long
 def test_a_distant_network_shows_in_a_scaling_point(network, data_dir, tmp_path, fast_s):
     network.delay(milliseconds=50)
     slow_s, _ = median_step_s(network, data_dir, tmp_path / "slow")

@@ -17,6 +17,8 @@ from hvdlm.perf.bench_train import CONSTANT, LIMIT, PEERS, TrainBenchOptions
 
 VARIANTS = (LIMIT, "horovod", "allreduce", *PEERS)
 
+pytestmark = pytest.mark.long
+
 
 def options_for(out, **changes):
     values = {"workloads": ("tiny",), "variants": VARIANTS, "ranks": 2, "rounds": 2, "block_seconds": 0.1, "starts": 1}

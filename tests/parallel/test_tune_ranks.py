@@ -12,6 +12,8 @@ from processes import ranks_of, until
 from hvdlm.config import load
 from hvdlm.train.config import RunConfig
 
+pytestmark = pytest.mark.long
+
 
 def mpirun_of(pid):
     """Process ids of the ranks that a command has just started by mpirun."""
