@@ -20,6 +20,7 @@ from hvdlm.world.serial import SerialWorld
 
 ROOT = Path(__file__).resolve().parent.parent
 HVDLM = [sys.executable, "-m", "hvdlm"]
+LONG = ("train.steps=20000", "train.eval_every=20000")  # minutes
 
 
 def make_text(seed: int, num_words: int) -> str:
@@ -32,10 +33,8 @@ def make_text(seed: int, num_words: int) -> str:
 
 
 def preprocess_values(source: Path | str, output: Path, **changes: object) -> dict:
-    return {
-        "input": str(source), "output": str(output), "tokenizer": {"kind": "byte"},
-        "split": {"val": 0.15}, "shard_tokens": 20_000, **changes,
-    }  # fmt: skip
+    places = {"input": str(source), "output": str(output)}
+    return {**places, "tokenizer": {"kind": "byte"}, "split": {"val": 0.15}, "shard_tokens": 20_000, **changes}
 
 
 def preprocess(source: Path | str, output: Path, **changes: object) -> Manifest:
@@ -47,14 +46,15 @@ def preprocess(source: Path | str, output: Path, **changes: object) -> Manifest:
 def run_values(data: Path, run_dir: Path) -> dict:
     """A tiny transformer whose global batch of 12 divides for 1, 2 and 3 ranks."""
     return {
-        "run_dir": str(run_dir), "seed": 1,
+        "run_dir": str(run_dir),
+        "seed": 1,
         "data": {"path": str(data), "seq_len": 32},
         "model": {"family": "transformer", "layers": 2, "heads": 2, "width": 32},
         "optim": {"name": "adamw", "lr": 2e-3, "warmup_steps": 5},
         "train": {"steps": 20, "global_batch": 12, "micro_batch": 2, "eval_every": 10, "threads": 1},
         "checkpoint": {"every": 10},
         "log": {"tensorboard": False},
-    }  # fmt: skip
+    }
 
 
 def make_config(data: Path, run_dir: Path, *overrides: str) -> RunConfig:
@@ -71,15 +71,21 @@ def job_environment() -> dict[str, str]:
     return {
         **fresh_environment(),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+    }
+
+
+def run_command(
+    command: Sequence[str | Path], timeout_s: float = 120, **options: object
+) -> subprocess.CompletedProcess[str]:
+    """Run `command` in ROOT as a test job, or with other `options` of subprocess.run; output captured."""
+    options = {"cwd": ROOT, "env": job_environment(), "stdin": subprocess.DEVNULL, **options}
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=timeout_s, **options)
 
 
 def run_ranks(ranks: int, command: Sequence[str | Path], timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
     """`command` by itself (ranks 0) or on real MPI ranks; output captured."""
     words = [str(word) for word in command]
-    return subprocess.run(
-        start_command(ranks, words) if ranks else words, cwd=ROOT, env=job_environment(),
-        capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    return run_command(start_command(ranks, words) if ranks else words, timeout_s)

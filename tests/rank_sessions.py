@@ -23,12 +23,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import pytest
+from rank_reports import Answers, Report, report_of
 
 ADDRESS, KIND = "HVDLM_RANK_SESSION", "HVDLM_RANK_KIND"  # in the environment of a session's ranks
 FOLDER = "HVDLM_TEST_FOLDER"  # of this whole run: its ranks, and the workers of pytest-xdist, know it too
@@ -39,7 +39,6 @@ AFTER_PASS_S, AFTER_FAILURE_S = 60, 10  # for the other ranks, once one has come
 # As hvdlm's own command does: torch is imported in half the time if nobody looks for garbage meanwhile.
 START = "import gc; gc.set_threshold(100_000, 20, 100); import pytest; pytest.main()"
 PASSED_ON = ("tbstyle", "showlocals", "verbose", "fulltrace")  # options that ranks need
-Report = pytest.TestReport
 
 
 @pytest.hookimpl(trylast=True)  # after pytest knows where temporary folders lie
@@ -107,91 +106,50 @@ class NoRanks(Exception):
     """This machine has no MPI, or no Horovod."""
 
 
-@dataclass
-class Answers:
-    """What the ranks of one item have reported so far."""
-
-    size: int
-    reports: dict[int, list[Report]] = field(default_factory=dict)
-    done: set[int] = field(default_factory=set)
-
-    def failed(self) -> list[int]:
-        return sorted(rank for rank, reports in self.reports.items() if any(report.failed for report in reports))
-
-    def merged(self) -> list[Report]:
-        """One report a phase: the lowest failed rank's, else the lowest rank's; failed if only some ranks skipped."""
-        phases = {when: [(rank, report) for rank in sorted(self.reports) for report in self.reports[rank]
-                         if report.when == when] for when in ("setup", "call", "teardown")}  # fmt: skip
-        return [self._merge(found) for found in phases.values() if found]
-
-    def _merge(self, found: list[tuple[int, Report]]) -> Report:
-        failed = [(rank, report) for rank, report in found if report.failed]
-        report = (failed or found)[0][1]
-        report.duration = max(each.duration for _, each in found)
-        skipped = [rank for rank, each in found if each.skipped]
-        if failed:
-            report.sections.insert(0, ("ranks", "\n".join(self._who_failed(failed))))
-        elif skipped and len(skipped) < len(found):
-            report.outcome, report.longrepr = "failed", f"skipped on ranks {skipped} of {self.size} alone"
-        return report
-
-    def _who_failed(self, failed: list[tuple[int, Report]]) -> Iterator[str]:
-        rank, first = failed[0]
-        yield f"the above is rank {rank} of {self.size}"
-        for other, report in failed[1:]:
-            alike = last_line(report) == last_line(first)
-            yield f"rank {other} failed likewise" if alike else f"rank {other} failed: {last_line(report)}"
-
-
-def last_line(report: Report) -> str:
-    crash = getattr(report.longrepr, "reprcrash", None)
-    return (crash.message if crash else str(report.longrepr)).splitlines()[0]
-
-
 class RankSession:
     """The ranks of one mpirun, which wait for items."""
 
     def __init__(self, kind: str, size: int, files: list[str], config: pytest.Config) -> None:
         self.kind, self.size, self._config = kind, size, config
+        self._shows = config.getoption("capture") == "no"
+        command = self._command(files)
         self._folder = Path(tempfile.mkdtemp(prefix="hvdlm-ranks-"))
         self._pids: dict[int, int] = {}
         self._ranks: dict[int, Connection] = {}
-        self._shows = config.getoption("capture") == "no"
-        self._process = self._start(files)
+        self._process = self._start(command)
         try:
             self._meet()
         except BaseException:
             self.kill()
             raise
 
-    def _start(self, files: list[str]) -> subprocess.Popen:
-        from harness import ROOT, job_environment
-
+    def _command(self, files: list[str]) -> list[str]:
         from hvdlm.errors import UserError
         from hvdlm.launch.plan import start_command
 
         if self.kind != "mpi" and importlib.util.find_spec("horovod") is None:
             raise NoRanks("Horovod is not installed; `make setup` builds it")
+        options = ["-oaddopts=", "-pno:cacheprovider", "-qq", "--no-header", f"--rootdir={self._config.rootpath}"]
+        options += [f"-c{self._config.inipath}"] if self._config.inipath else []
+        options += ["-s"] if self._shows else []
+        try:
+            start = gloo_command if self.kind == "gloo" else start_command
+            return start(self.size, [sys.executable, "-c", START, *files, *options])
+        except UserError as error:
+            raise NoRanks(str(error)) from None
+
+    def _start(self, command: list[str]) -> subprocess.Popen:
+        from harness import ROOT, job_environment
+
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(self._folder / "socket"))
         self._server.listen(self.size)
-        pytest_words = [sys.executable, "-c", START, *files, f"--rootdir={self._config.rootpath}", "-oaddopts=",
-                        "-pno:cacheprovider", "-qq", "--no-header", *(["-s"] if self._shows else [])]  # fmt: skip
-        pytest_words += [f"-c{self._config.inipath}"] if self._config.inipath else []
-        try:
-            command = (
-                gloo_command(self.size) + pytest_words
-                if self.kind == "gloo"
-                else start_command(self.size, pytest_words)
-            )
-        except UserError as error:
-            raise NoRanks(str(error)) from None
         environment = {name: value for name, value in job_environment().items() if not name.startswith("PYTEST_")}
         environment |= {ADDRESS: str(self._folder / "socket"), KIND: self.kind, "PYTHONPATH": os.pathsep.join(sys.path)}
         with (self._folder / "log").open("w") as log:
-            out = None if self._shows else log
-            return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out,
-                                    stderr=subprocess.STDOUT if out else None, start_new_session=True)  # fmt: skip
+            out = {} if self._shows else {"stdout": log, "stderr": log}
+            pipes = {"stdin": subprocess.DEVNULL, **out}
+            return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
 
     def _meet(self) -> None:
         """Wait until every rank has called, with its number and process id."""
@@ -219,8 +177,8 @@ class RankSession:
         answers = Answers(world_of(item)[1])
         following = nextitem.nodeid if nextitem is not None else None
         ranks = {self._ranks[number]: number for number in range(answers.size)}
-        for rank in ranks:
-            rank.send((item.nodeid, following, folder))
+        for number in ranks.values():
+            self._tell(number, (item.nodeid, following, folder))
         mark = item.get_closest_marker("timeout")
         start = time.monotonic()
         deadline = start + (mark.args[0] if mark else ITEM_LIMIT_S)
@@ -236,6 +194,10 @@ class RankSession:
                 patience_s = AFTER_FAILURE_S if answers.failed() else AFTER_PASS_S
                 deadline = min(deadline, time.monotonic() + patience_s)
         return answers
+
+    def _tell(self, number: int, order: object) -> None:
+        with contextlib.suppress(OSError):  # a rank that has ended is noticed when it does not answer
+            self._ranks[number].send(order)
 
     def _hear(self, rank: Connection, number: int, answers: Answers) -> None:
         try:
@@ -255,7 +217,7 @@ class RankSession:
             report = next(report for report in answers.reports[failed[0]] if report.failed)
             parts.append(f"{report.longreprtext}\nthe above is rank {failed[0]} of {answers.size}")
         for number in silent:
-            os.kill(self._pids[number], signal.SIGUSR2)
+            self._signal(number, signal.SIGUSR2)
         time.sleep(0.5 if silent else 0.0)  # faulthandler is writing
         passed = sorted(answers.done - set(failed))
         parts.append(f"{when}; no answer from ranks {silent}, passed on {passed}, failed on {failed}; {self} is over")
@@ -264,6 +226,10 @@ class RankSession:
             self._wait(5)
             parts.append(self._log())
         return "\n".join(parts)
+
+    def _signal(self, rank: int, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pids[rank], number)
 
     def _stack(self, number: int) -> str:
         """Where a rank's main thread stands, down to pytest's own frames."""
@@ -281,8 +247,8 @@ class RankSession:
 
     def close(self) -> str:
         """Let the ranks leave; what went wrong with that, if anything did."""
-        for rank in self._ranks.values():
-            rank.send(None)
+        for number in self._ranks:
+            self._tell(number, None)
         code = self._wait(30)
         problem = "" if code == 0 else f"{self} ended with {code}:\n{self._log()}"
         self.kill()
@@ -290,9 +256,8 @@ class RankSession:
 
     def kill(self) -> None:
         """Also ranks that are stuck; mpirun itself ends when its last rank is gone."""
-        for pid in self._pids.values() if self._process.poll() is None else ():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for number in self._pids if self._process.poll() is None else ():
+            self._signal(number, signal.SIGKILL)
         if self._wait(5) is None:
             self._process.kill()
             self._process.wait()
@@ -314,7 +279,7 @@ class Controller:
         self._config = config
         self._key: tuple[str, int] | None = None
         self._session: RankSession | None = None
-        self._num_items = 0
+        self._failures: dict[tuple[str, int], str] = {}  # of sessions that did not start: the next would not either
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -350,8 +315,14 @@ class Controller:
 
     def _start(self, item: pytest.Item, key: tuple[str, int]) -> None:
         self._close()
+        if key in self._failures:
+            raise RankFailure(self._failures[key])
         files = dict.fromkeys(str(other.path) for other in item.session.items if session_of(other) == key)
-        self._session, self._key = RankSession(*key, list(files), self._config), key
+        try:
+            self._session, self._key = RankSession(*key, list(files), self._config), key
+        except RankFailure as failure:
+            self._failures[key] = str(failure)
+            raise
 
     def _new_folder(self, item: pytest.Item) -> Path:
         """A `tmp_path` for all ranks of an item."""
@@ -368,9 +339,3 @@ class Controller:
 
     def pytest_sessionfinish(self) -> None:
         self._kill()
-
-
-def report_of(item: pytest.Item, start: float, when: str, outcome: str, longrepr: object) -> Report:
-    now = time.time()
-    return Report(item.nodeid, item.location, dict.fromkeys(item.keywords, 1), outcome, longrepr, when,
-                  duration=now - start, start=start, stop=now)  # fmt: skip

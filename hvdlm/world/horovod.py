@@ -143,8 +143,8 @@ class HorovodWorld(World):
     def settings(self) -> list[str]:
         built = "NCCL" if self._hvd.nccl_built() else "MPI" if self._mpi is not None else "Gloo"
         mpi = [library_version(), f"{YIELD}={os.environ[YIELD]}"] if self._mpi is not None else []
-        knobs = [f"{name}={os.environ[name]}" for name in ("HOROVOD_FUSION_THRESHOLD", "HOROVOD_CYCLE_TIME")
-                 if name in os.environ]  # fmt: skip
+        names = ("HOROVOD_FUSION_THRESHOLD", "HOROVOD_CYCLE_TIME")
+        knobs = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
         return [", ".join([f"Horovod over {built}", *mpi, *knobs])]
 
     def abort(self, code: int) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import ROOT, job_environment
+from harness import ROOT, job_environment, run_command
 from processes import find_processes, until
 
 from hvdlm.launch.plan import find_mpirun
@@ -69,18 +69,13 @@ class Host:
         return [*enter, *ENDS_WITH_US, *map(str, words)]
 
     def run(self, *words: object, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*words), env=job_environment(), capture_output=True, text=True, timeout=timeout_s,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        return run_command(self.command(*words), timeout_s)
 
     def start(self, output: Path, *words: object) -> subprocess.Popen[bytes]:
         """Into a file: what a job leaves behind on a lost host would keep a pipe open."""
         with output.open("w") as file:
-            return subprocess.Popen(
-                self.command(*words), env=job_environment(), stdin=subprocess.DEVNULL,
-                stdout=file, stderr=file,
-            )  # fmt: skip
+            pipes = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
+            return subprocess.Popen(self.command(*words), env=job_environment(), **pipes)
 
     def pids(self) -> set[int]:
         """Every process in this host's network, but the one that holds it."""

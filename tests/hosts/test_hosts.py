@@ -121,8 +121,8 @@ def test_an_unknown_host_is_explained(network, config):
 def median_step_s(network, data_dir, folder):
     """The median step of a point of a scaling study on two hosts, and its record, which says where it was measured."""
     config = make_config(data_dir, folder / "run", "model.width=64", "train.threads=1")
-    [planned] = plan_study(config, folder, ranks=[2], modes=("strong",), effort=Effort(steps=6, warmup=2, repeats=1),
-                           threads=1, records=folder / "records")  # fmt: skip
+    point = {"ranks": [2], "modes": ("strong",), "effort": Effort(steps=6, warmup=2, repeats=1)}
+    [planned] = plan_study(config, folder, **point, threads=1, records=folder / "records")
     planned.write()
     done = network.hosts[0].run(*ON_TWO, "measure", next(iter(planned.specs)))
     assert done.returncode == 0, done.stderr

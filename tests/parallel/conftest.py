@@ -3,7 +3,7 @@
 import subprocess
 
 import pytest
-from harness import HVDLM, ROOT, job_environment, run_values, write_config
+from harness import HVDLM, LONG, ROOT, job_environment, run_values, write_config
 from processes import until
 
 from hvdlm import checkpoint
@@ -15,18 +15,11 @@ def start_training(data_dir, tmp_path):
     """Start a run on 2 ranks that lasts for minutes, and wait for its first checkpoint."""
     started = []
 
-    def start(*overrides, wait=True, environment=None):
+    def start(*overrides, wait=True):
         config = write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
-        command = start_command(2, [*HVDLM, "train", str(config), "train.steps=20000", "train.eval_every=20000",
-                                    "checkpoint.every=5", *overrides])  # fmt: skip
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment or job_environment(),
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        command = start_command(2, [*HVDLM, "train", str(config), *LONG, "checkpoint.every=5", *overrides])
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, cwd=ROOT, env=job_environment(), **pipes)
         started.append(process)
         if wait:
             until(lambda: checkpoint.complete_steps(tmp_path / "run"), process=process)

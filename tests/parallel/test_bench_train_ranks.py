@@ -77,8 +77,8 @@ def test_what_a_rank_dies_of_is_one_line_and_no_process_is_left(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_a_bench_that_is_interrupted(tmp_path, number):
     """Also those that are stopped, which can do nothing for themselves."""
-    command = [*HVDLM, "bench", "train", "--workloads", "tiny", "--variants", "limit,allreduce", "--rounds", "1000",
-               "--out", str(tmp_path)]  # fmt: skip
+    options = ["--workloads", "tiny", "--variants", "limit,allreduce", "--rounds", "1000", "--out"]
+    command = [*HVDLM, "bench", "train", *options, str(tmp_path)]
     bench = subprocess.Popen(command, cwd=ROOT, env=job_environment(), stderr=subprocess.PIPE, text=True)
     try:
         for line in bench.stderr:

@@ -161,10 +161,9 @@ def test_a_ramp_changes_the_number_of_passes(world, engine_of):
 @in_any_world
 def test_all_ranks_rewind_together(world, data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(setup, "Engine", Broken)
-    config = make_config(
-        data_dir, tmp_path / "run", "train.micro_batch=1", "train.steps=8", "checkpoint.every=2", "log.every=2",
-        "guard.nonfinite=rewind", "sync={kind: allreduce, overlap: false}",
-    )  # fmt: skip
+    often = ("train.micro_batch=1", "train.steps=8", "checkpoint.every=2", "log.every=2")
+    options = (*often, "guard.nonfinite=rewind", "sync={kind: allreduce, overlap: false}")
+    config = make_config(data_dir, tmp_path / "run", *options)
     assert set(world.gather(setup.train(config, world)["step"])) == {8}
     assert checkpoint.read_state(checkpoint.resolve(tmp_path / "run"))["engine"]["left_out"] in (12, 24)
 

@@ -69,8 +69,8 @@ def test_kill_9_of_one_rank_ends_the_job_and_the_same_command_resumes(start_trai
     process.wait(timeout=LIMIT_S)
     assert process.returncode != 0
     saved = checkpoint.complete_steps(tmp_path / "run")[-1]
-    again = run_ranks(2, [*HVDLM, "train", tmp_path / "config.yaml", f"train.steps={saved + 4}", f"world={world}",
-                          "train.eval_every=20000"])  # fmt: skip
+    options = (f"train.steps={saved + 4}", f"world={world}", "train.eval_every=20000")
+    again = run_ranks(2, [*HVDLM, "train", tmp_path / "config.yaml", *options])
     assert again.returncode == 0, again.stderr
     assert f"resuming from {tmp_path}/run/checkpoints/step_{saved:08d}" in again.stderr
     steps = [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl", "train")]

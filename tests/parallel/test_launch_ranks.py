@@ -5,11 +5,10 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from harness import HVDLM, ROOT, fresh_environment, job_environment, run_values, write_config
+from harness import HVDLM, LONG, ROOT, fresh_environment, job_environment, run_command, run_values, write_config
 from processes import find_processes, rank_of, until
 
 from hvdlm import checkpoint
@@ -19,15 +18,12 @@ from hvdlm.session.metrics import read_metrics
 
 def by_user():
     """The environment of a person who has set nothing for root or threads."""
-    return {name: value for name, value in fresh_environment().items()
-            if not name.startswith(("OMPI_", "OMP_", "SLURM_"))}  # fmt: skip
+    preset = ("OMPI_", "OMP_", "SLURM_")
+    return {name: value for name, value in fresh_environment().items() if not name.startswith(preset)}
 
 
-def launch(*words, timeout_s=120):
-    return subprocess.run(
-        [*HVDLM, "launch", *map(str, words)], env=by_user(), cwd=ROOT, capture_output=True, text=True,
-        timeout=timeout_s, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+def launch(*words, **environment):
+    return run_command([*HVDLM, "launch", *words], env={**by_user(), **environment})
 
 
 @pytest.fixture
@@ -90,8 +86,8 @@ def started(config, tmp_path):
 
 
 def start_training(config, tmp_path, *options):
-    words = [*HVDLM, "launch", "-np", "2", *options, "--", "train", str(config), "train.steps=20000",
-             "train.eval_every=20000", "checkpoint.every=20000", "log.every=5"]  # fmt: skip
+    training = ["train", str(config), *LONG, "checkpoint.every=20000", "log.every=5"]
+    words = [*HVDLM, "launch", "-np", "2", *options, "--", *training]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(words, env=by_user(), cwd=ROOT, stderr=log, stdout=log, stdin=subprocess.DEVNULL)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -145,18 +141,14 @@ def test_a_second_signal_ends_the_job_at_once(started, tmp_path):
 
 def test_horovod_that_counts_otherwise_than_mpi_is_refused(config):
     """Its Gloo controller without a rendezvous: each rank would be rank 0 of 1 for Horovod, and train alone."""
-    done = subprocess.run(
-        [*HVDLM, "launch", "-np", "2", "--", "train", str(config), "train.steps=3"], cwd=ROOT, capture_output=True,
-        env={**by_user(), "HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}, text=True, timeout=60,
-    )  # fmt: skip
+    gloo = {"HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}
+    done = launch("-np", "2", "--", "train", config, "train.steps=3", **gloo)
     assert done.returncode == 2
     assert "of 2 for MPI but 0 of 1 for Horovod; unset HOROVOD_CONTROLLER" in done.stderr
 
 
 def test_mpirun_with_another_number_than_the_slurm_job_is_refused(config):
-    done = subprocess.run(
-        ["mpirun", "-np", "2", "--oversubscribe", sys.executable, "-m", "hvdlm", "train", str(config)], cwd=ROOT,
-        env={**job_environment(), "SLURM_NTASKS": "4"}, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    command = ["mpirun", "-np", "2", "--oversubscribe", *HVDLM, "train", config]
+    done = run_command(command, env={**job_environment(), "SLURM_NTASKS": "4"})
     assert done.returncode == 2
     assert "the launcher started 2 ranks in a SLURM job of 4 tasks; leave its -np out" in done.stderr

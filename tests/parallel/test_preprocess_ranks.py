@@ -15,6 +15,7 @@ from pathlib import Path
 
 import h5py
 import pytest
+import yaml
 from harness import HVDLM, ROOT, job_environment, make_text, preprocess, preprocess_values, write_config
 from processes import ranks_of, until
 
@@ -45,12 +46,18 @@ def mixed_corpus(corpus, made_once):
     return made_once("mixed", lambda folder: mix(corpus, folder))
 
 
-EVERYTHING = {
-    "tokenizer": {"kind": "bpe", "vocab_size": 500, "sample_mb": 0.5}, "shard_tokens": 5_000,
-    "id_key": "id", "label_key": "label", "dropped": True, "on_error": "skip",
-    "clean": {"unicode": "NFKC", "control": True, "whitespace": True, "repeated_lines": "consecutive"},
-    "pii": {"email": True, "phone": True}, "filter": {"min_chars": 200}, "dedup": {"near": True, "threshold": 0.7},
-}  # fmt: skip
+EVERYTHING = yaml.safe_load("""
+    tokenizer: {kind: bpe, vocab_size: 500, sample_mb: 0.5}
+    shard_tokens: 5000
+    id_key: id
+    label_key: label
+    dropped: true
+    on_error: skip
+    clean: {unicode: NFKC, control: true, whitespace: true, repeated_lines: consecutive}
+    pii: {email: true, phone: true}
+    filter: {min_chars: 200}
+    dedup: {near: true, threshold: 0.7}
+""")
 
 
 def files_of(folder):

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import ROOT, job_environment
+from harness import ROOT, job_environment, run_command
 from test_documents import readme_blocks, readme_commands
 
 from hvdlm.session.metrics import read_metrics
@@ -24,10 +24,8 @@ SMALL = [
 
 def test_the_quickstart_from_text_to_report(corpus, tmp_path):
     settings = {"RUN": str(tmp_path / "run"), "CORPUS": str(corpus), "REPEATS": "1"}
-    done = subprocess.run(
-        [ROOT / "scripts" / "quickstart.sh", *SMALL], cwd=tmp_path, capture_output=True, text=True, timeout=280,
-        env={**job_environment(), **settings}, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    command = [ROOT / "scripts" / "quickstart.sh", *SMALL]
+    done = run_command(command, 280, cwd=tmp_path, env={**job_environment(), **settings})
     assert done.returncode == 0, done.stderr
     report = Path(done.stdout.splitlines()[-1])
     assert report == tmp_path / "run" / "scaling" / "report.html"
@@ -45,10 +43,7 @@ def test_the_quickstart_from_text_to_report(corpus, tmp_path):
 
 
 def run_in(folder, command):
-    done = subprocess.run(
-        command, shell=True, cwd=folder, env=job_environment(), capture_output=True, text=True, timeout=200,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    done = run_command(["sh", "-c", command], 200, cwd=folder)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done
 

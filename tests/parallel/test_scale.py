@@ -13,21 +13,8 @@ from hvdlm.perf.sweep import Effort, plan_study
 
 def test_scale_measures_both_modes_and_the_report_can_be_written_again(job, data_dir, tmp_path):
     config = write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
-    options = [
-        "--ranks",
-        "1,2",
-        "--mode",
-        "both",
-        "--steps",
-        "6",
-        "--warmup",
-        "2",
-        "--repeats",
-        "1",
-        "--out",
-        tmp_path / "s",
-    ]
-    done = job(0, "scale", config, *options, "--json")
+    options = ["--ranks", "1,2", "--mode", "both", "--steps", "6", "--warmup", "2", "--repeats", "1", "--json", "--out"]
+    done = job(0, "scale", config, *options, tmp_path / "s")
     assert json.loads(done.stdout.splitlines()[-1])["report"] == f"{tmp_path}/s/report.html"
     records = read_all(tmp_path / "s")
     assert [(r.ranks, r.global_batch, r.repeat) for r in records] == [
@@ -57,10 +44,8 @@ def test_a_point_that_cannot_run_says_why(job, data_dir, tmp_path):
 @pytest.mark.on_ranks(2, kind="horovod")
 def test_a_planned_point_that_runs_again_replaces_its_own_record(world, data_dir, tmp_path):
     config = make_config(data_dir, tmp_path / "run")
-    planned = plan_study(
-        config, tmp_path / "s", ranks=[1, 2], modes=("strong", "weak"), effort=Effort(steps=3, warmup=1, repeats=2),
-        threads=1, records=tmp_path / "s" / "records",
-    )  # fmt: skip
+    points = {"ranks": [1, 2], "modes": ("strong", "weak"), "effort": Effort(steps=3, warmup=1, repeats=2)}
+    planned = plan_study(config, tmp_path / "s", **points, threads=1, records=tmp_path / "s" / "records")
     assert [path.name for path in planned[2].specs] == ["r00002-b24-0.json", "r00002-b24-1.json"]
     assert not (tmp_path / "s").exists()
     world.barrier()

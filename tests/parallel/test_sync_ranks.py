@@ -15,10 +15,8 @@ from hvdlm.world.serial import SerialWorld
 
 MICRO_BATCHES = 12  # divides for 1, 2, 3 and 4 ranks; with 1 and 2 a block is no node
 STEPS = 5
-COMPRESSORS = [
-    CompressConfig(name="bf16"), CompressConfig(name="int8"), CompressConfig(name="topk", density=0.05),
-    CompressConfig(name="powersgd", rank=2),
-]  # fmt: skip
+COMPRESSORS = [CompressConfig(name="bf16"), CompressConfig(name="int8")]
+COMPRESSORS += [CompressConfig(name="topk", density=0.05), CompressConfig(name="powersgd", rank=2)]
 
 
 def draw(*shape, seed):

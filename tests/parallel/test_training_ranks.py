@@ -148,8 +148,7 @@ def test_accumulation_equals_one_large_micro_batch(train):
 @on_two_of_horovod
 def test_tree_trains_to_the_same_bits_on_any_number_of_ranks(train, alone):
     """Weights and optimizer state; 8 micro-batches on 1, 2, 4 and 8 ranks, with clipping and dropout."""
-    options = ("sync=tree", "train.global_batch=16", "train.micro_batch=2", "train.steps=6", "model.dropout=0.1",
-               "optim.clip=0.5")  # fmt: skip
+    options = ("sync=tree", "train.global_batch=16", "train.steps=6", "model.dropout=0.1", "optim.clip=0.5")
     expected, found = alone(*options), train("run", *options)
     assert weights(found) == weights(expected)
     assert losses(found)["grad_norm"] == losses(expected)["grad_norm"]

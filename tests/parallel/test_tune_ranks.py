@@ -26,10 +26,9 @@ def tuning(data_dir, tmp_path):
     """`hvdlm tune` on 2 ranks whose only choice at first is the sync."""
     config = write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
     options = ["--ranks", "2", "--steps", "3", "--warmup", "1", "--repeats", "2", "--out", tmp_path / "t.yaml"]
-    process = subprocess.Popen(
-        [*HVDLM, "tune", config, "train.global_batch=2", "train.micro_batch=1", *options],
-        cwd=ROOT, env=job_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    command = [*HVDLM, "tune", config, "train.global_batch=2", "train.micro_batch=1", *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, env=job_environment(), **pipes)
     yield process
     process.kill()
     process.communicate()
@@ -45,9 +44,8 @@ def test_an_interrupted_search_leaves_a_config_that_trains_and_no_rank(tuning, j
     until(lambda: not any(Path(f"/proc/{rank}").exists() for rank in ranks))
     raw = json.loads((tmp_path / "t.json").read_text())
     first = raw["stages"][0]
-    assert [row["settings"] for row in first["candidates"]] == [
-        "micro_batch 1, threads 1, horovod", "micro_batch 1, threads 1, allreduce"
-    ]  # fmt: skip
+    expected = [f"micro_batch 1, threads 1, {sync}" for sync in ("horovod", "allreduce")]
+    assert [row["settings"] for row in first["candidates"]] == expected
     assert sum(run["stage"] == first["stage"] for run in raw["runs"]) >= 3  # one may be hopeless after its first
     assert all(run["record"]["workload"]["sync"] in run["settings"]["kind"] for run in raw["runs"])
     assert load(RunConfig, tmp_path / "t.yaml").train.global_batch == 2

@@ -92,12 +92,9 @@ def test_several_sums_are_under_way_at_once(world):
     test_a_sum_is_everybodys(world)
 
 
-@pytest.mark.parametrize(
-    "test", [test_a_sum_is_everybodys, test_rank_0_hands_out_any_dtype, test_bytes_are_gathered_and_exchanged,
-             test_rows_are_exchanged_and_gathered, test_several_sums_are_under_way_at_once],
-)  # fmt: skip
-def test_threads_are_ranks_too(test):
-    run_on_threads(3, test)
+@pytest.mark.parametrize("name", [name for name in globals() if name.startswith("test_") and "pieces" not in name])
+def test_threads_are_ranks_too(name):
+    run_on_threads(3, globals()[name])
 
 
 @on_mpi

@@ -1,13 +1,12 @@
 """hvdlm as SLURM jobs, on a real SLURM: what the README says about srun and sbatch."""
 
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from harness import HVDLM, ROOT, run_values, write_config
+from harness import HVDLM, ROOT, run_command, run_values, write_config
 from mini_slurm import own_shared_memory
 from processes import find_processes, until
 
@@ -15,10 +14,7 @@ from hvdlm.session.metrics import read_metrics
 
 
 def run(slurm, *words, timeout_s=120):
-    return subprocess.run(
-        list(map(str, words)), env=slurm, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    return run_command(words, timeout_s, env=slurm)
 
 
 @pytest.fixture

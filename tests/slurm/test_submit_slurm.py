@@ -8,15 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import HVDLM, ROOT, run_ranks, run_values, write_config
+from harness import HVDLM, ROOT, run_command, run_ranks, run_values, write_config
 from processes import until
 
 from hvdlm import checkpoint
 from hvdlm.session.metrics import read_metrics
 
 FINISHED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE", "OUT_OF_MEMORY", "ENDED")
-QUICK = ("--set", "signal_lead_s=10", "--set", "environment.OMPI_ALLOW_RUN_AS_ROOT=\"1\"",
-         "--set", "environment.OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=\"1\"")  # fmt: skip
+AS_ROOT = [f'environment.OMPI_ALLOW_RUN_AS_ROOT{which}="1"' for which in ("", "_CONFIRM")]
+QUICK = [word for setting in ("signal_lead_s=10", *AS_ROOT) for word in ("--set", setting)]
+TWO_RANKS = ("--ranks-per-node", "2", "--time", "5")
 
 
 class Cluster:
@@ -26,10 +27,7 @@ class Cluster:
         self.environment, self.jobs_dir = environment, jobs_dir
 
     def run(self, *words, code=0, timeout_s=60):
-        done = subprocess.run(
-            list(map(str, words)), env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        done = run_command(words, timeout_s, env=self.environment)
         assert done.returncode == code, f"exit {done.returncode}, not {code}:\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -95,8 +93,8 @@ def weights(run_dir):
 
 def test_a_submitted_training_is_the_training(cluster, config, tmp_path):
     start = time.monotonic()
-    [job] = cluster.submit("train", config, "train.steps=5", f"run_dir={tmp_path}/it's mine", "--site", "generic-cpu",
-                           "--nodes", "1", "--ranks-per-node", "2", "--time", "5")  # fmt: skip
+    words = ("train", config, "train.steps=5", f"run_dir={tmp_path}/it's mine")
+    [job] = cluster.submit(*words, "--site", "generic-cpu", "--nodes", "1", *TWO_RANKS)
     assert time.monotonic() - start < 30, "it returns once the job is queued"
     row = cluster.wait(job)
     assert row["state"] == "COMPLETED", cluster.log(job)
@@ -126,12 +124,12 @@ def test_what_is_wrong_is_said_before_the_queue(cluster, config):
 @pytest.mark.parametrize("site", ["generic-cpu", pytest.param("generic-mpirun", marks=pytest.mark.long)])
 def test_a_preempted_job_saves_and_is_queued_again(cluster, config, tmp_path, site):
     run_dir = tmp_path / "run"
-    [job] = cluster.submit("train", config, *LONG, "--site", site, "--ranks-per-node", "2", "--time", "5")
+    [job] = cluster.submit("train", config, *LONG, "--site", site, *TWO_RANKS)
     cluster.until(lambda: newest(run_dir) >= 20, job)
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     cluster.until(lambda: "restart=1 start" in cluster.history(job), job)
-    assert cluster.history(job)[:3] == ["restart=0 start", "restart=0 end 75",
-                                       "restart=0 stopped and saved: queued again"]  # fmt: skip
+    first = ["restart=0 start", "restart=0 end 75", "restart=0 stopped and saved: queued again"]
+    assert cluster.history(job)[:3] == first
     saved = newest(run_dir)
     cluster.until(lambda: newest(run_dir) > saved, job)
     done = cluster.hvdlm("cancel", job, "--jobs-dir", cluster.jobs_dir)
@@ -161,8 +159,8 @@ def test_time_limits_do_not_change_the_weights(cluster, data_dir, tmp_path):
     assert probe.returncode == 0, probe.stderr
     state = checkpoint.read_state(checkpoint.newest(tmp_path / "probe"))
     steps = f"train.steps={round(75 / (state['seconds'] / 400))}"
-    [job] = cluster.submit("train", config, steps, "--site", "generic-cpu", "--ranks-per-node", "2", "--time", "1",
-                           "--set", "signal_lead_s=49")  # fmt: skip
+    words = ("--site", "generic-cpu", "--ranks-per-node", "2", "--time", "1", "--set", "signal_lead_s=49")
+    [job] = cluster.submit("train", config, steps, *words)
     row = cluster.wait(job, timeout_s=500)
     assert row["state"] == "COMPLETED", cluster.log(job)
     assert row["restarts"] >= 2, cluster.history(job)
@@ -175,7 +173,7 @@ def test_a_job_that_gets_nowhere_is_not_queued_again(cluster, config, tmp_path):
     """A KILL file ends each start before its first step; the script must not requeue for ever."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "KILL").touch()
-    [job] = cluster.submit("train", config, *LONG, "--site", "generic-cpu", "--ranks-per-node", "2", "--time", "5")
+    [job] = cluster.submit("train", config, *LONG, "--site", "generic-cpu", *TWO_RANKS)
     row = cluster.wait(job)
     assert row["state"] == "FAILED"
     assert row["restarts"] == 0
@@ -183,7 +181,7 @@ def test_a_job_that_gets_nowhere_is_not_queued_again(cluster, config, tmp_path):
 
 
 def test_a_cancelled_chain_ends_as_a_whole_and_the_run_is_saved(cluster, config, tmp_path):
-    words = ("--chain", "2", "--site", "generic-cpu", "--ranks-per-node", "2", "--time", "5", "--set", "requeue=false")
+    words = ("--chain", "2", "--site", "generic-cpu", *TWO_RANKS, "--set", "requeue=false")
     jobs = cluster.submit("train", config, *LONG, "checkpoint.every=100000", *words)
     cluster.until(lambda: len(read_metrics(tmp_path / "run" / "metrics.jsonl")) > 20, jobs[0])
     done = cluster.hvdlm("cancel", jobs[0], "--jobs-dir", cluster.jobs_dir)
@@ -195,8 +193,8 @@ def test_a_cancelled_chain_ends_as_a_whole_and_the_run_is_saved(cluster, config,
 
 @pytest.mark.long
 def test_a_chain_ends_within_seconds_once_the_run_is_done(cluster, config, tmp_path):
-    jobs = cluster.submit("train", config, "train.steps=5", "--chain", "3", "--site", "generic-cpu",
-                          "--ranks-per-node", "2", "--time", "5", "--set", "requeue=false")  # fmt: skip
+    words = ("--chain", "3", "--site", "generic-cpu", *TWO_RANKS, "--set", "requeue=false")
+    jobs = cluster.submit("train", config, "train.steps=5", *words)
     assert len(jobs) == 3
     assert [cluster.wait(job)["state"] for job in jobs] == ["COMPLETED"] * 3
     last = (cluster.jobs_dir / "train-003" / f"{jobs[2]}.r0.log").read_text()
@@ -207,7 +205,7 @@ def test_a_chain_ends_within_seconds_once_the_run_is_done(cluster, config, tmp_p
 def test_a_signal_to_the_ranks_alone_is_a_preemption_too(cluster, config, tmp_path):
     """`scancel --signal=USR1` without --batch: srun hands it to the ranks, the script hears nothing."""
     run_dir = tmp_path / "run"
-    [job] = cluster.submit("train", config, *LONG, "--site", "generic-cpu", "--ranks-per-node", "2", "--time", "5")
+    [job] = cluster.submit("train", config, *LONG, "--site", "generic-cpu", *TWO_RANKS)
     cluster.until(lambda: newest(run_dir) >= 20, job)
     cluster.run("scancel", "--signal=USR1", job)
     cluster.until(lambda: "restart=1 start" in cluster.history(job), job)
@@ -219,8 +217,8 @@ def test_a_signal_to_the_ranks_alone_is_a_preemption_too(cluster, config, tmp_pa
 def test_a_job_of_higher_priority_takes_the_nodes_and_gives_them_back(cluster, config, tmp_path, site, every):
     """SLURM's own preemption: under srun TERM makes the ranks save; under mpirun it ends them, the last save holds."""
     run_dir = tmp_path / "run"
-    [job] = cluster.submit("train", config, *LONG, f"checkpoint.every={every}", "--partition", "low",
-                           "--site", site, "--nodes", "2", "--ranks-per-node", "1", "--time", "5")  # fmt: skip
+    words = ("--partition", "low", "--site", site, "--nodes", "2", "--ranks-per-node", "1", "--time", "5")
+    [job] = cluster.submit("train", config, *LONG, f"checkpoint.every={every}", *words)
     cluster.until(lambda: len(read_metrics(run_dir / "metrics.jsonl")) > 20, job)
     cluster.run("srun", "-p", "high", "-N2", "-n2", "--exclusive", "sleep", "2")
     saved = newest(run_dir)
@@ -234,7 +232,7 @@ def test_a_job_of_higher_priority_takes_the_nodes_and_gives_them_back(cluster, c
 def test_a_lost_node_costs_no_step(cluster, slurm_nodes, config, tmp_path, lost):
     """If only its slurmd dies, the old ranks run on beside the new ones, until they see that the run is not theirs."""
     run_dir = tmp_path / "run"
-    [job] = cluster.submit("train", config, *LONG, "--site", "generic-cpu", "--ranks-per-node", "2", "--time", "5")
+    [job] = cluster.submit("train", config, *LONG, "--site", "generic-cpu", *TWO_RANKS)
     cluster.until(lambda: newest(run_dir) >= 20, job)
     node = cluster.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
     old = json.loads((run_dir / "owner").read_text())["pid"]
@@ -259,7 +257,7 @@ def test_a_lost_node_costs_no_step(cluster, slurm_nodes, config, tmp_path, lost)
 def test_a_requeued_point_of_a_scaling_study_is_measured_again(cluster, config, tmp_path):
     out = tmp_path / "study"
     words = ("scale", config, "--ranks", "1,2", "--mode", "strong", "--steps", "5", "--warmup", "2", "--repeats", "2")
-    jobs = cluster.submit(*words, "--out", out, "--site", "generic-cpu", "--ranks-per-node", "2", "--time", "5")
+    jobs = cluster.submit(*words, "--out", out, "--site", "generic-cpu", *TWO_RANKS)
     assert len(jobs) == 3, "a job array a point, and the report"
     cluster.until(lambda: any("start" in line for line in cluster.history(f"{jobs[0]}_1")), jobs[0])
     cluster.run("scontrol", "requeue", f"{jobs[0]}_1")
@@ -290,12 +288,9 @@ def test_the_pipeline_goes_from_text_to_report_and_survives_a_preemption(slurm, 
     environment = {**slurm, "RUN": str(tmp_path / "demo"), "SITE": "generic-cpu"}
     for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"):
         environment[name] = os.environ.get(name, "1")
-    done = subprocess.run(
-        ["bash", str(ROOT / "scripts" / "slurm_demo.sh"), f"preprocess.input={corpus}", "preprocess.split.val=0.2",
-         "preprocess.tokenizer.vocab_size=512", "model.layers=1", "model.width=32", "data.seq_len=32",
-         "train.steps=500"],
-        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=800, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    settings = "preprocess.split.val=0.2 preprocess.tokenizer.vocab_size=512 model.layers=1 model.width=32"
+    words = [f"preprocess.input={corpus}", *settings.split(), "data.seq_len=32", "train.steps=500"]
+    done = run_command(["bash", ROOT / "scripts" / "slurm_demo.sh", *words], 800, env=environment)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert re.search(r"train-001/history:\S+ job=\d+ restart=1 end 0", done.stdout) or "restart=1 end 0" in done.stdout
     assert (tmp_path / "demo" / "train" / "scaling" / "report.html").exists()
