@@ -92,7 +92,7 @@ class RunConfig(Section):
         return self
 
     def _check_contiguous(self) -> None:
-        if self.model.family != "lstm":
+        if not self.model.carries_state:
             raise ValueError(
                 f"data.order: contiguous carries a recurrent state; model.family: {self.model.family} has none"
             )

@@ -21,7 +21,7 @@ from hvdlm.data.manifest import Manifest
 from hvdlm.data.orders import ContiguousBatches, MixedStreams, order_over
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
-from hvdlm.models import build_model, is_random
+from hvdlm.models import build_model
 from hvdlm.optim import build_optimizer, lr_at, set_lr
 from hvdlm.optim.ema import Ema
 from hvdlm.partition import slice_of
@@ -64,8 +64,9 @@ class Engine:
         self.plan = BatchPlan(train.global_batch, train.ramp)
         self.plan.check(train.micro_batch, world.size)
         self.device = prepare_device(train.device, place, threads=train.threads)
-        if train.precision == "fp16" and config.model.family == "lstm" and self.device.type == "cpu":
-            raise UserError("train.precision: fp16 is not there for an LSTM on CPUs; use bf16 or fp32")
+        lacking = config.model.without_cpu_fp16
+        if lacking and train.precision == "fp16" and self.device.type == "cpu":
+            raise UserError(f"train.precision: fp16 is not there for {lacking} on CPUs; use bf16 or fp32")
         self.batches: Any = order_over(
             source, seq_len=config.data.seq_len, global_batch=train.global_batch, seed=config.seed,
             order=config.data.order,
@@ -87,7 +88,7 @@ class Engine:
         # On a GPU the norm is looked at only where somebody must know it: that waits for all that was started.
         looks = self.guard.is_needed or self.scaler is not None or self.device.type == "cpu"
         self._judges = looks and (self.sync.reduces_to_mean or not self.sync.replicas_are_equal)
-        self._is_random = is_random(config.model) or config.noise.is_on
+        self._is_random = config.model.is_random or config.noise.is_on
         self._reader = Prefetch(self._read)
         self._trace = Trace(config.log.trace, config.run_dir / "trace" / f"rank{world.rank}.json")
 
