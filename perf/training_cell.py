@@ -99,11 +99,10 @@ def opened(spec: CellSpec, rank: int, size: int) -> Iterator[Any]:
 
         yield EngineProgram(config, SerialWorld())
     elif spec.program in ("mpi", "horovod"):
-        from hvdlm.sync import world_environment
         from hvdlm.world.connect import connected
 
         kind: Literal["mpi", "horovod"] = "mpi" if spec.program == "mpi" else "horovod"
-        with connected(kind, environment=world_environment(config.sync)) as world:
+        with connected(kind, environment=config.sync.environment) as world:
             yield EngineProgram(config, world)
     else:
         from .peers import PEERS

@@ -87,7 +87,7 @@ class Engine:
         self.val_losses: list[float] = []
         # On a GPU the norm is looked at only where somebody must know it: that waits for all that was started.
         looks = self.guard.is_needed or self.scaler is not None or self.device.type == "cpu"
-        self._judges = looks and (self.sync.reduces_to_mean or not self.sync.replicas_are_equal)
+        self._judges = looks and (config.sync.reduces_to_mean or not config.sync.keeps_replicas_equal)
         self._is_random = config.model.is_random or config.noise.is_on
         self._reader = Prefetch(self._read)
         self._trace = Trace(config.log.trace, config.run_dir / "trace" / f"rank{world.rank}.json")
@@ -135,7 +135,8 @@ class Engine:
         set_lr(self.sync.optimizer, self.lr_of(step))
         with Timed("sync.begin") as begin:
             self.sync.begin(step, passes)
-        if step == end - 1 and self.sync.replicas_are_equal and self.sync.reduces_to_mean:
+        facts = self.config.sync
+        if step == end - 1 and facts.keeps_replicas_equal and facts.reduces_to_mean:
             self.noise_scale.arm()
         with Timed("forward and backward"):
             loss_sum = self._accumulate(step, part, windows)
@@ -218,7 +219,7 @@ class Engine:
         if self.ema is not None:
             with self.ema.swapped():
                 yield
-        elif self.sync.replicas_are_equal:
+        elif self.config.sync.keeps_replicas_equal:
             yield
         else:
             own = [parameter.detach().clone() for parameter in self.sync.parameters]
