@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticKnownError
 
-from hvdlm.config import Section
+from hvdlm.config import Section, choice_of
 from hvdlm.data.mixture import Mixture
+from hvdlm.data.orders import ORDERS
 
 
 class CorpusConfig(Section):
@@ -27,7 +28,7 @@ class DataConfig(Section):
         None, strict=False, validate_default=True, description="folder with manifest.json: the only corpus"
     )
     seq_len: int = Field(256, ge=1, description="tokens a sequence, T")
-    order: Literal["random", "contiguous"] = Field(
+    order: Annotated[str, choice_of(ORDERS)] = Field(
         "random", description="contiguous: each sequence of a batch goes on where the one of the last step ended"
     )
 
