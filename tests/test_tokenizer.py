@@ -32,7 +32,7 @@ def sample():
 
 
 def make(kind, **values):
-    return TOKENIZERS[kind](TokenizerConfig.model_validate({"kind": kind, **values}), sample)
+    return TOKENIZERS[kind].make(TokenizerConfig.model_validate({"kind": kind, **values}), sample)
 
 
 def write_ranks(path):
@@ -152,7 +152,7 @@ def test_unknown_characters_and_only_they_are_lost(made, text):
 
 
 def test_characters_of_chinese_are_tokens():
-    chinese = TOKENIZERS["char"](TokenizerConfig(kind="char"), lambda: iter(SENTENCES))
+    chinese = TOKENIZERS["char"].make(TokenizerConfig(kind="char"), lambda: iter(SENTENCES))
     ids = chinese.encode(SENTENCES[0])
     assert chinese.decode(ids) == SENTENCES[0]
     assert len(ids) == 16 and chinese.unk_id not in ids
@@ -160,7 +160,7 @@ def test_characters_of_chinese_are_tokens():
 
 def test_rare_and_surplus_characters_are_unknown():
     config = {"kind": "char", "min_frequency": 2, "vocab_size": 4}
-    char = TOKENIZERS["char"](TokenizerConfig.model_validate(config), lambda: iter(["aaabbbccd"]))
+    char = TOKENIZERS["char"].make(TokenizerConfig.model_validate(config), lambda: iter(["aaabbbccd"]))
     assert char.encode("abcd").tolist() == [2, 3, 0, 0]
     assert char.vocab_size == 4
 
@@ -221,7 +221,7 @@ def test_penn_treebank_reads_as_its_papers_count_it(tmp_path):
 
 
 def test_words_by_a_pattern():
-    word = TOKENIZERS["word"](
+    word = TOKENIZERS["word"].make(
         TokenizerConfig(kind="word", words="regex", pattern="(c|b)at|<unk>x"), lambda: iter(["cat bat, cat"])
     )
     assert word.encode("bat<unk>cats").tolist() == [3, 0, 2]
