@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvdlm.data.bridges import FORMATS, convert, folder, interface
-from hvdlm.data.bridges.interface import Wishes
+from hvdlm.data.bridges.interface import ConvertOptions
 from hvdlm.data.manifest import read_manifest
 from hvdlm.data.shards import doc_column, doc_offsets
 from hvdlm.data.stream import TokenStream
@@ -76,7 +76,7 @@ def same_data(one, other):
 @pytest.mark.parametrize("form", ["megatron", "nanogpt", "jsonl", "hvdlm"])
 def test_preprocessed_data_comes_back_the_same(form, data_dir, tmp_path):
     convert(data_dir, tmp_path / "there", to=form)
-    back = convert(tmp_path / "there", tmp_path / "back", to="hvdlm", wishes=Wishes(shard_tokens=20_000))
+    back = convert(tmp_path / "there", tmp_path / "back", to="hvdlm", options=ConvertOptions(shard_tokens=20_000))
     assert back["from"] == form
     same_data(data_dir, tmp_path / "back")
     assert verify(tmp_path / "back") == []
@@ -100,7 +100,7 @@ def test_megatron_comes_back_byte_for_byte(tokenizer_file, train, val, code, sha
     with tempfile.TemporaryDirectory() as name:
         room = Path(name)
         source = write_megatron(room / "a", code, train=train, **({} if val is None else {"val": val}))
-        convert(source, room / "b", to="hvdlm", tokenizer=tokenizer_file, wishes=Wishes(shard_tokens=shard))
+        convert(source, room / "b", to="hvdlm", tokenizer=tokenizer_file, options=ConvertOptions(shard_tokens=shard))
         assert documents_of(room / "b", "train") == train
         assert documents_of(room / "b", "val") == (val or [])
         convert(room / "b", room / "c", to="megatron")
@@ -139,7 +139,7 @@ def test_nanogpt_gets_what_it_gives_back_and_nothing_else(documents, tokenizer_f
         if not is_regular:
             with pytest.raises(UserError, match=r"document \d+ does not end with its one end-of-text id 256"):
                 convert(room / "b", room / "c", to="nanogpt")
-            convert(room / "b", room / "c", to="nanogpt", wishes=Wishes(is_lossy=True))
+            convert(room / "b", room / "c", to="nanogpt", options=ConvertOptions(is_lossy=True))
         else:
             convert(room / "b", room / "c", to="nanogpt")
             convert(room / "c", room / "d", to="hvdlm")
@@ -175,7 +175,7 @@ def test_ids_that_no_text_has_do_not_go_to_jsonl(document, tmp_path, tokenizer_f
     with pytest.raises(UserError, match=r"train.bin: document 1 has other ids than its text has"):
         convert(source, tmp_path / "b", to="jsonl", tokenizer=tokenizer_file)
     assert not (tmp_path / "b").exists()
-    convert(source, tmp_path / "b", to="jsonl", tokenizer=tokenizer_file, wishes=Wishes(is_lossy=True))
+    convert(source, tmp_path / "b", to="jsonl", tokenizer=tokenizer_file, options=ConvertOptions(is_lossy=True))
     assert json.loads((tmp_path / "b" / "train.jsonl").read_text().splitlines()[0]) == {"text": "hi"}
 
 

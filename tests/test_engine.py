@@ -14,7 +14,7 @@ from hvdlm.data.manifest import read_manifest
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
 from hvdlm.inference.evaluate import evaluate_checkpoint
-from hvdlm.inference.load import restore
+from hvdlm.inference.load import load_checkpoint_model
 from hvdlm.session.metrics import read_metrics
 from hvdlm.sync import build_sync
 from hvdlm.train import setup as stage
@@ -230,7 +230,7 @@ def test_a_run_ends_by_tokens_epochs_patience_or_target(data_dir, tmp_path):
 def test_the_mean_of_the_weights_is_evaluated_and_restored(data_dir, tmp_path):
     config = make_config(data_dir, tmp_path / "ema", "ema.decay=0.9", "optim.lr=1e-2")
     result = stage.train(config, SerialWorld())
-    model, _, _ = restore(checkpoint.resolve(tmp_path / "ema"), (), Place(0, 1, 1))
+    model, _, _ = load_checkpoint_model(checkpoint.resolve(tmp_path / "ema"), (), Place(0, 1, 1))
     raw = checkpoint.load_tensors(checkpoint.resolve(tmp_path / "ema"))
     name, parameter = next(iter(model.named_parameters()))
     assert torch.equal(parameter, raw[f"ema/{name}"])

@@ -71,7 +71,7 @@ class AsyncSync(Sync):
             )  # fmt: skip
         self._weights = flatten(self.parameters)
         self._pulled = torch.empty(len(self._weights))  # in host memory, as windows are
-        self._opened: tuple[Shards, TaskOrder] | None = None  # opening is collective, so not while building
+        self._opened: tuple[WeightShards, TaskOrder] | None = None  # opening is collective, so not while building
         self._staleness = np.zeros(0, dtype=np.int64)  # [s]: tasks of all ranks that ended with staleness s
         self._tasks = np.zeros(world.size, dtype=np.int64)  # of each rank
 
@@ -88,7 +88,7 @@ class AsyncSync(Sync):
             tasks[self.world.rank] += 1
         self._meet(shards, staleness, tasks)
 
-    def _open(self) -> tuple[Shards, TaskOrder]:
+    def _open(self) -> tuple[WeightShards, TaskOrder]:
         """The shared memory, holding this rank's weights (which are everybody's) and no task."""
         if self._opened is None:
             length, size = len(self._weights), self.world.size
@@ -96,7 +96,7 @@ class AsyncSync(Sync):
             counters = self.world.counters(BEGUN_AT + size)
             assert window is not None and counters is not None
             self._opened = (
-                Shards(window, self.world.rank, size, length),
+                WeightShards(window, self.world.rank, size, length),
                 TaskOrder(counters, self.world.rank, self._max_staleness),
             )
         shards, order = self._opened
@@ -107,7 +107,7 @@ class AsyncSync(Sync):
         self.world.barrier()
         return shards, order
 
-    def _meet(self, shards: Shards, staleness: np.ndarray, tasks: np.ndarray) -> None:
+    def _meet(self, shards: WeightShards, staleness: np.ndarray, tasks: np.ndarray) -> None:
         """Wait for the last update, take the final weights, and count what all ranks did."""
         counts = np.concatenate([tasks, staleness])
         self.world.sum_(counts)  # also the barrier
@@ -117,7 +117,7 @@ class AsyncSync(Sync):
         longer[: len(shorter)] += shorter
         self._staleness = longer
 
-    def _pull(self, shards: Shards) -> None:
+    def _pull(self, shards: WeightShards) -> None:
         shards.pull(self._pulled.numpy())
         self._weights.copy_(self._pulled)
 
@@ -159,7 +159,7 @@ class AsyncSync(Sync):
             self._opened = None
 
 
-class Shards:
+class WeightShards:
     """Flat weights, float32 (n,), of which each rank's window holds a contiguous slice.
 
     Every rank begins with its own slice: ranks that start together do not all ask the same one.

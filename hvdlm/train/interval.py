@@ -1,8 +1,8 @@
 """Where the ranks meet besides the gradients: one small sum an interval, with everything that all must know.
 
-Between two pulses no rank waits for another's numbers and nothing is copied from a GPU. An interval ends at
+Between two such sums no rank waits for another's numbers and nothing is copied from a GPU. An interval ends at
 the next validation, checkpoint or digest, after `log.every` steps, or after about a second, whichever is first; its
-length follows from the last pulse's own numbers, so all ranks agree on it without a word.
+length follows from the last one's own numbers, so all ranks agree on it without a word.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class StepFacts:
 
 @dataclass(frozen=True)
 class Interval:
-    """What all ranks know after a pulse; the same numbers on each, but for the peak that MFU is measured against."""
+    """What all ranks know after an interval; the same numbers on each, but for the peak that MFU is measured against."""
 
     end: int
     steps: list[StepFacts]
@@ -69,7 +69,7 @@ class Interval:
 
 @dataclass
 class _Row:
-    """What one rank says in a pulse; one number a field."""
+    """What one rank says of an interval; one number a field."""
 
     seconds: float
     busy_s: float  # computing
@@ -84,7 +84,7 @@ class _Row:
     has_small: float
 
 
-class Pulse:
+class IntervalMeter:
     """Collects an interval's results and shares them."""
 
     def __init__(self, engine: Engine, every: int) -> None:

@@ -20,7 +20,7 @@ from hvdlm.session.watchdog import watchdog
 from hvdlm.tasks.evaluate import Evaluation, SplitEvaluation
 from hvdlm.train.config import RunConfig, TrainConfig
 from hvdlm.train.guard import Verdict
-from hvdlm.train.interval import Interval, Pulse
+from hvdlm.train.interval import Interval, IntervalMeter
 from hvdlm.train.replicas import name_stray
 from hvdlm.train.step import Engine
 
@@ -52,24 +52,24 @@ class Loop:
             log.info("%s is at step %d of %d already%s", self.config.run_dir, first, self.engine.total_steps,
                      self.ending and f": {self.ending}")  # fmt: skip
             return
-        pulse = Pulse(self.engine, self.config.log.every)
+        meter = IntervalMeter(self.engine, self.config.log.every)
         with watchdog(self.engine.world, self.config.guard.stall_s):
-            self._train(pulse, progress)
+            self._train(meter, progress)
 
-    def _train(self, pulse: Pulse, progress: Progress) -> None:
+    def _train(self, meter: IntervalMeter, progress: Progress) -> None:
         while self.step < self.engine.total_steps and not self.ending and not self.is_stopped:
-            end = pulse.next_end(self.step)
+            end = meter.next_end(self.step)
             results = self.engine.run(self.step, end)
-            interval = pulse.agree(self.step, end, results, wish=self.stop.look())
+            interval = meter.agree(self.step, end, results, wish=self.stop.look())
             self._obey(interval)
             if self._judge(interval):
                 progress.reach(self.step, f"rewound to step {self.step}")
-                pulse.restart_clock()
+                meter.restart_clock()
                 continue
             self._log(interval)
             progress.reach(end, interval.line)
             self._after(interval)
-            pulse.restart_clock()
+            meter.restart_clock()
             self.is_stopped = interval.wish >= Wish.STOP and not self.ending and end < self.engine.total_steps
 
     def _obey(self, interval: Interval) -> None:

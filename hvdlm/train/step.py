@@ -33,7 +33,7 @@ from hvdlm.train.guard import Guard, Verdict
 from hvdlm.train.loss_scale import LossScaler
 from hvdlm.train.noise_scale import NoiseScale
 from hvdlm.train.prefetch import Prefetch
-from hvdlm.train.recurrent_state import CarriedState
+from hvdlm.train.recurrent_state import RecurrentState
 from hvdlm.world.interface import World
 from hvdlm.world.place import Place
 
@@ -79,8 +79,8 @@ class Engine:
         self.ema = Ema(self.model, config.ema) if config.ema.decay else None
         self.guard = Guard(config.guard)
         self.scaler = LossScaler() if train.precision == "fp16" else None
-        self.carried = (
-            CarriedState(self.model, train.global_batch, world, self.device)
+        self.recurrent_state = (
+            RecurrentState(self.model, train.global_batch, world, self.device)
             if isinstance(self.batches, ContiguousBatches) else None
         )  # fmt: skip
         self.left_out = 0  # samples that a rewind has passed over
@@ -166,10 +166,10 @@ class Engine:
                 draws = draws_for(self.config.seed, step, positions[rows]).to(self.device)
             inputs = noisy_inputs(ids[rows, :-1], self.config.noise, self.eos_id, draws)
             with autocast(self.device, train.precision):
-                if self.carried is None:
+                if self.recurrent_state is None:
                     logits = self.forward(inputs, draws)
                 else:
-                    logits = self.carried.forward(self.model, inputs, draws, rows, anew=self.batches.starts_anew(step))
+                    logits = self.recurrent_state.forward(self.model, inputs, draws, rows, anew=self.batches.starts_anew(step))
             aim, nll = objective(logits, ids[rows, 1:], self.config.objective)
             (aim * (weight * self._scale)).backward()
             loss_sum += nll.detach()
@@ -236,8 +236,8 @@ class Engine:
         tensors = {f"sync/{name}": tensor for name, tensor in self.sync.state().items()}
         if self.ema is not None:
             tensors |= {f"ema/{name}": tensor for name, tensor in self.ema.state().items()}
-        if self.carried is not None:
-            tensors["carried"] = self.carried.gather()
+        if self.recurrent_state is not None:
+            tensors["carried"] = self.recurrent_state.gather()
         scalars = {
             "sync": self.sync.kind, "guard": self.guard.to_dict(), "left_out": self.left_out,
             "val_losses": self.val_losses, "scaler": self.scaler.to_dict() if self.scaler else None,
@@ -254,8 +254,8 @@ class Engine:
             self.sync.load_state(_under("sync/", tensors))
         if self.ema is not None and any(name.startswith("ema/") for name in tensors):
             self.ema.load_state(_under("ema/", tensors))
-        if self.carried is not None and "carried" in tensors:
-            self.carried.load(tensors["carried"])
+        if self.recurrent_state is not None and "carried" in tensors:
+            self.recurrent_state.load(tensors["carried"])
         if self.scaler is not None and scalars.get("scaler"):
             self.scaler.load(scalars["scaler"])
         if "guard" in scalars:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hvdlm.data.bridges.interface import Corpus, TokenSplit, Wishes
+from hvdlm.data.bridges.interface import ConvertOptions, SourceCorpus, TokenSplit
 from hvdlm.data.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -37,7 +37,7 @@ def is_there(source: Path) -> bool:
     return (source / MANIFEST).is_file()
 
 
-def read(source: Path, tokenizer: Tokenizer, work: Path, wishes: Wishes) -> dict[str, TokenSplit]:
+def read(source: Path, tokenizer: Tokenizer, work: Path, options: ConvertOptions) -> dict[str, TokenSplit]:
     """Splits that have shards; one that came from an empty file has a shard without tokens."""
     manifest = read_manifest(source)
     if manifest.tokenizer_digest != digest(tokenizer):
@@ -78,20 +78,20 @@ def dtypes_of(source: Path) -> dict[str, str]:
     return json.loads(path.read_text(encoding="utf-8"))["dtypes"] if path.is_file() else {}
 
 
-def write(folder: Path, corpus: Corpus, wishes: Wishes) -> None:
+def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
     """The manifest comes last; tokenizer.json is there before."""
-    shards = {name: _write_shards(folder, name, corpus, wishes) for name in corpus.splits}
+    shards = {name: _write_shards(folder, name, corpus, options) for name in corpus.splits}
     note = {"format": corpus.format, "source": str(corpus.source), "dtypes": corpus.dtypes}
     write_text_durably(folder / CONVERTED, json.dumps(note, indent=1) + "\n")
     write_manifest(folder, _describe(folder, corpus, shards))
 
 
-def _write_shards(folder: Path, name: str, corpus: Corpus, wishes: Wishes) -> tuple[ShardEntry, ...]:
+def _write_shards(folder: Path, name: str, corpus: SourceCorpus, options: ConvertOptions) -> tuple[ShardEntry, ...]:
     """Documents whose first tokens are in the same `shard_tokens` share a shard, as `hvdlm preprocess` has it."""
     split, tokenizer = corpus.splits[name], corpus.tokenizer
     labels = ShardLabels(name, tokenizer.vocab_size, tokenizer.eos_id, digest(tokenizer))
     offsets = split.offsets()
-    windows = offsets[:-1] // wishes.shard_tokens
+    windows = offsets[:-1] // options.shard_tokens
     cuts = [0, *(np.flatnonzero(np.diff(windows)) + 1).tolist(), len(windows)]
     return tuple(
         write_shard(
@@ -105,7 +105,7 @@ def _write_shards(folder: Path, name: str, corpus: Corpus, wishes: Wishes) -> tu
     )
 
 
-def _describe(folder: Path, corpus: Corpus, shards: dict[str, tuple[ShardEntry, ...]]) -> Manifest:
+def _describe(folder: Path, corpus: SourceCorpus, shards: dict[str, tuple[ShardEntry, ...]]) -> Manifest:
     """The manifest of the shards written."""
     tokenizer = corpus.tokenizer
     entries = {

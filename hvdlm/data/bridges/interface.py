@@ -51,7 +51,7 @@ class TokenSplit:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class ConvertOptions:
     """What a conversion was asked for beside source and destination."""
 
     shard_tokens: int = 64_000_000  # tokens after which the next shard of a data folder begins
@@ -59,7 +59,7 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class SourceCorpus:
     """A whole source: its splits and the vocabulary they are in."""
 
     source: Path

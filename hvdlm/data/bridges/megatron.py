@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from hvdlm.data.bridges.interface import Corpus, TokenSplit, Wishes, map_file, split_files, write_array
+from hvdlm.data.bridges.interface import ConvertOptions, SourceCorpus, TokenSplit, map_file, split_files, write_array
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import Tokenizer
 
@@ -29,17 +29,17 @@ def is_there(source: Path) -> bool:
     return bool(split_files(source, ".idx"))
 
 
-def read(source: Path, tokenizer: Tokenizer, work: Path, wishes: Wishes) -> dict[str, TokenSplit]:
+def read(source: Path, tokenizer: Tokenizer, work: Path, options: ConvertOptions) -> dict[str, TokenSplit]:
     indices = split_files(source, ".idx")
     for split, path in split_files(source, ".bin").items():
         if split not in indices:
             raise UserError(f"{path.with_suffix('.idx')}: is missing beside {path.name}; {_AGAIN}")
-    return {split: _read_split(path, tokenizer.vocab_size, wishes) for split, path in indices.items()}
+    return {split: _read_split(path, tokenizer.vocab_size, options) for split, path in indices.items()}
 
 
-def _read_split(path: Path, vocab_size: int, wishes: Wishes) -> TokenSplit:
+def _read_split(path: Path, vocab_size: int, options: ConvertOptions) -> TokenSplit:
     dtype, sizes, documents = _read_index(path)
-    if not wishes.is_lossy and not np.array_equal(documents, np.arange(len(sizes) + 1)):
+    if not options.is_lossy and not np.array_equal(documents, np.arange(len(sizes) + 1)):
         raise UserError(
             f"{path}: has {len(sizes)} sequences in {len(documents) - 1} documents, and sequences would be joined; "
             "make it again without --split-sentences, or pass --lossy"
@@ -92,7 +92,7 @@ def _take(file: BinaryIO, count: int, kind: str) -> np.ndarray:
     return np.frombuffer(file.read(count * np.dtype(kind).itemsize), kind).astype(np.int64)
 
 
-def write(folder: Path, corpus: Corpus, wishes: Wishes) -> None:
+def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
     for name, split in corpus.splits.items():
         dtype = _dtype_for(corpus, name)
         if split.lengths.max(initial=0) >= 2**31:
@@ -109,7 +109,7 @@ def write(folder: Path, corpus: Corpus, wishes: Wishes) -> None:
             write_array(file, np.arange(num + 1), "<i8")
 
 
-def _dtype_for(corpus: Corpus, name: str) -> np.dtype:
+def _dtype_for(corpus: SourceCorpus, name: str) -> np.dtype:
     """What the tokens were in when they came from Megatron, else what Megatron chooses for the vocabulary."""
     vocab_size = corpus.tokenizer.vocab_size
     if vocab_size > 2**31:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hvdlm.data.bridges.interface import Corpus, TokenSplit, Wishes, map_file, split_files, write_array
+from hvdlm.data.bridges.interface import ConvertOptions, SourceCorpus, TokenSplit, map_file, split_files, write_array
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
@@ -19,7 +19,7 @@ def is_there(source: Path) -> bool:
     return bool(split_files(source, ".bin"))
 
 
-def read(source: Path, tokenizer: Tokenizer, work: Path, wishes: Wishes) -> dict[str, TokenSplit]:
+def read(source: Path, tokenizer: Tokenizer, work: Path, options: ConvertOptions) -> dict[str, TokenSplit]:
     return {split: _read_split(path, tokenizer) for split, path in split_files(source, ".bin").items()}
 
 
@@ -52,10 +52,10 @@ def _places(split: TokenSplit, token: int) -> list[np.ndarray]:
     return places
 
 
-def write(folder: Path, corpus: Corpus, wishes: Wishes) -> None:
+def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
     dtype, eos_id = dtype_for(corpus.tokenizer.vocab_size), corpus.tokenizer.eos_id
     for name, split in corpus.splits.items():
-        if not wishes.is_lossy:
+        if not options.is_lossy:
             _check_ends(split, eos_id)
         with (folder / f"{name}.bin").open("wb") as file:
             for piece in split.pieces():
