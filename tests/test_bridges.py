@@ -12,7 +12,7 @@ from harness import preprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvdlm.data.bridges import FORMATS, convert, folder, interface
+from hvdlm.data.bridges import convert, folder, interface
 from hvdlm.data.bridges.interface import ConvertOptions
 from hvdlm.data.manifest import read_manifest
 from hvdlm.data.shards import doc_column, doc_offsets
@@ -294,8 +294,3 @@ def test_a_bad_line_is_named(line, tmp_path, tokenizer_file):
     (tmp_path / "x.jsonl").write_bytes(b'{"text": "a"}\n\n' + line.encode("latin-1") + b"\n")
     with pytest.raises(UserError, match=r"x.jsonl:3: not a JSON object with \"text\""):
         convert(tmp_path / "x.jsonl", tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
-
-
-def test_every_format_has_the_same_three_functions():
-    for module in FORMATS.values():
-        assert all(callable(getattr(module, name)) for name in ("is_there", "read", "write"))

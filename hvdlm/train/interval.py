@@ -37,7 +37,7 @@ class StepFacts:
 
 @dataclass(frozen=True)
 class Interval:
-    """What all ranks know after an interval; the same numbers on each, but for the peak that MFU is measured against."""
+    """What all ranks know at its end; the same numbers on each, but for the peak that MFU is measured against."""
 
     end: int
     steps: list[StepFacts]

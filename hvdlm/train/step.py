@@ -169,7 +169,8 @@ class Engine:
                 if self.recurrent_state is None:
                     logits = self.forward(inputs, draws)
                 else:
-                    logits = self.recurrent_state.forward(self.model, inputs, draws, rows, anew=self.batches.starts_anew(step))
+                    anew = self.batches.starts_anew(step)
+                    logits = self.recurrent_state.forward(self.model, inputs, draws, rows, anew=anew)
             aim, nll = objective(logits, ids[rows, 1:], self.config.objective)
             (aim * (weight * self._scale)).backward()
             loss_sum += nll.detach()

@@ -10,11 +10,9 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from types import ModuleType
-from typing import Literal
 
 from hvdlm.data.bridges import folder, jsonl, megatron, nanogpt
-from hvdlm.data.bridges.interface import ConvertOptions, SourceCorpus
+from hvdlm.data.bridges.interface import Bridge, ConvertOptions, SourceCorpus
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.files import replace_durably, sync_folder, write_text_durably
@@ -22,14 +20,12 @@ from hvdlm.tokenizer import Tokenizer, load
 
 log = logging.getLogger("hvdlm")
 
-Format = Literal["hvdlm", "megatron", "nanogpt", "jsonl"]
-
 # In the order in which a source is tried: .bin alone is nanoGPT's, with .idx Megatron's.
-FORMATS: dict[str, ModuleType] = {"hvdlm": folder, "megatron": megatron, "nanogpt": nanogpt, "jsonl": jsonl}
+FORMATS: dict[str, Bridge] = {"hvdlm": folder, "megatron": megatron, "nanogpt": nanogpt, "jsonl": jsonl}
 
 
 def convert(
-    source: Path, destination: Path, *, to: Format, tokenizer: Path | None = None, options: ConvertOptions | None = None
+    source: Path, destination: Path, *, to: str, tokenizer: Path | None = None, options: ConvertOptions | None = None
 ) -> dict:
     """Write `source` (a folder, a file or a prefix) as the folder `destination`; returns what it holds by split.
 
@@ -47,7 +43,7 @@ def convert(
         spool.mkdir(parents=True)
         corpus = _open(source, name, vocabulary, spool, options)
         kept = sorted({column for split in corpus.splits.values() for column in split.columns})
-        if kept and to in ("megatron", "nanogpt") and not options.is_lossy:
+        if kept and not FORMATS[to].KEEPS_COLUMNS and not options.is_lossy:
             raise UserError(f"{source}: has {' and '.join(kept)}, for which {to} has no place; --lossy leaves them out")
         write_text_durably(aside / TOKENIZER, vocabulary.to_json())
         FORMATS[to].write(aside, corpus, options)
@@ -85,10 +81,7 @@ def _tokenizer_beside(source: Path) -> Path:
 
 def _open(source: Path, name: str, tokenizer: Tokenizer, spool: Path, options: ConvertOptions) -> SourceCorpus:
     splits = FORMATS[name].read(source, tokenizer, spool, options)
-    dtypes = folder.dtypes_of(source) if name == "hvdlm" else {}
-    if name == "megatron":
-        dtypes = {split: found.dtype for split, found in splits.items()}
-    return SourceCorpus(source, name, tokenizer, splits, dtypes)
+    return SourceCorpus(source, name, tokenizer, splits, FORMATS[name].original_dtypes(source, splits))
 
 
 def _publish(aside: Path, destination: Path) -> None:

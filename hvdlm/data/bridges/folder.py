@@ -30,6 +30,7 @@ from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.serial import SerialWorld
 
 CONVERTED = "converted.json"  # where the tokens came from; their dtype there makes the way back exact
+KEEPS_COLUMNS = True
 TEXT_TOKENS = 1 << 16
 
 
@@ -66,13 +67,11 @@ def _read_split(source: Path, name: str, manifest: Manifest) -> TokenSplit:
                 for part, shard in zip(parts, entry.shards, strict=True)
                 for string in part or [""] * shard.num_documents
             ]
-    return TokenSplit(
-        source / MANIFEST, lengths, read_tokens, manifest.dtype, manifest.vocab_size,
-        text_bytes=entry.text_bytes, columns=columns,
-    )  # fmt: skip
+    file, size = source / MANIFEST, manifest.vocab_size
+    return TokenSplit(file, lengths, read_tokens, manifest.dtype, size, text_bytes=entry.text_bytes, columns=columns)
 
 
-def dtypes_of(source: Path) -> dict[str, str]:
+def original_dtypes(source: Path, splits: dict[str, TokenSplit]) -> dict[str, str]:
     """What `write` noted of the files that a folder came from."""
     path = source / CONVERTED
     return json.loads(path.read_text(encoding="utf-8"))["dtypes"] if path.is_file() else {}
