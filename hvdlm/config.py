@@ -31,6 +31,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+T = TypeVar("T")
 ModelT = TypeVar("ModelT", bound=Section)
 
 
@@ -76,6 +77,21 @@ def sections_of(field: FieldInfo) -> list[type[Section]]:
     union = next((part for part in field.metadata if isinstance(part, _TaggedUnion)), None)
     candidates = union.sections if union else typing.get_args(field.annotation) or (field.annotation,)
     return [option for option in candidates if isinstance(option, type) and issubclass(option, Section)]
+
+
+FREE = "free on resume"
+Free = Annotated[T, FREE]  # a field that may have another value when a run is resumed; of a section, all of it
+
+
+def free_on_resume(section: type[Section]) -> set[str]:
+    """The keys, as `train.steps`, of the fields below that are Free, which may differ when a run is resumed."""
+    found = set()
+    for name, field in section.model_fields.items():
+        if FREE in field.metadata:
+            found.add(name)
+        else:
+            found |= {f"{name}.{key}" for option in sections_of(field) for key in free_on_resume(option)}
+    return found
 
 
 class _Loader(yaml.SafeLoader):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hvdlm.config import load, to_yaml
+from hvdlm.config import free_on_resume, load, to_yaml
 from hvdlm.errors import UserError
 from hvdlm.preprocessing.plan import PreprocessConfig
 from hvdlm.train.config import RunConfig
@@ -117,6 +117,13 @@ def test_a_mistake_is_one_clear_line(case, write):
     with pytest.raises(UserError, match=pattern) as caught:
         load(RunConfig, write(text), overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_what_may_differ_when_a_run_is_resumed():
+    sections = "checkpoint data.mixture data.path guard log model.activation_checkpointing run_dir sync world"
+    train = "compile device digest_every epochs eval_every eval_tokens micro_batch minutes patience steps target_loss"
+    expected = {*sections.split(), *(f"train.{key}" for key in f"{train} threads tokens".split())}
+    assert free_on_resume(RunConfig) == expected
 
 
 def test_a_missing_file_is_named():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hvdlm.compute.draws import Draws, dropout
+from hvdlm.config import Free
 from hvdlm.models.interface import FamilyConfig
 
 ROTARY_BASE = 10_000.0
@@ -31,7 +32,7 @@ class TransformerConfig(FamilyConfig):
     embed_dropout: float | None = Field(None, ge=0, lt=1, description="after the embedding")
     residual_dropout: float | None = Field(None, ge=0, lt=1, description="of what a block adds to the stream")
     attention_dropout: float | None = Field(None, ge=0, lt=1, description="of attention weights; slow, all are built")
-    activation_checkpointing: bool = Field(
+    activation_checkpointing: Free[bool] = Field(
         False, description="keep each block's input alone and compute the rest again in the backward pass"
     )
     tie_embeddings: bool = Field(True, description="the output layer shares the input embedding")

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from hvdlm import checkpoint
-from hvdlm.config import to_yaml
+from hvdlm.config import free_on_resume, to_yaml
 from hvdlm.data.corpora import Corpora, open_corpora
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import StoppedOnRequest, UserError
@@ -39,12 +39,9 @@ from hvdlm.world.place import find_place
 
 log = logging.getLogger("hvdlm")
 
-# What may differ when a run is resumed: none of it changes a number of the steps already made. Folders may
-# move; that their tokens and weights are the same is known by digest.
-FREE_ON_RESUME = {"run_dir", "log", "checkpoint", "world", "sync", "guard", "train.steps", "train.tokens",
-                  "train.epochs", "train.minutes", "train.target_loss", "train.patience", "train.eval_every",
-                  "train.eval_tokens", "train.digest_every", "train.threads", "train.device", "train.compile",
-                  "train.micro_batch", "data.path", "data.mixture", "model.activation_checkpointing"}  # fmt: skip
+# None of these changes a number of the steps already made. Folders may move: that their tokens and weights are the
+# same is known by digest.
+FREE_ON_RESUME = free_on_resume(RunConfig)
 
 
 def build_engine(config: RunConfig, world: World) -> tuple[Engine, Corpora]:
