@@ -53,9 +53,9 @@ def test_config_show_resolves_defaults_and_overrides(data_dir, tmp_path):
 
 
 def test_config_schema_describes_every_key():
-    schema = json.loads(call("config", "schema", "train").stdout)
+    schema = json.loads(call("config", "schema", "train", "--json").stdout)
     assert schema["$defs"]["TrainConfig"]["properties"]["global_batch"]["description"]
-    assert "input" in json.loads(call("config", "schema", "preprocess").stdout)["properties"]
+    assert call("config", "schema", "preprocess").stdout.startswith("# A preprocess config: raw text in")
 
 
 @pytest.mark.parametrize(
