@@ -33,9 +33,10 @@ class AsyncConfig(StrategyConfig):
 
     kind: Literal["async"] = "async"
     max_staleness: int | None = Field(
-        None, ge=0,
+        None,
+        ge=0,
         description="most updates by others while one is computed; below ranks - 1 some always wait; null: 8 x ranks",
-    )  # fmt: skip
+    )
 
     keeps_replicas_equal: ClassVar[bool] = False
     steps_together: ClassVar[bool] = False
@@ -63,12 +64,11 @@ class AsyncSync(Sync):
         super().__init__(model, optimizer, world)
         if type(world).window is World.window:
             raise UserError(f"sync.kind: async needs world: mpi, this is {world.kind}; set world=mpi")
-        self._max_staleness = 8 * world.size if config.max_staleness is None else config.max_staleness
-        if self._max_staleness < world.size - 1 and world.rank == 0:
-            log.warning(
-                "sync.max_staleness %d lets %d of %d ranks work at a time; %d lets all",
-                self._max_staleness, self._max_staleness + 1, world.size, world.size - 1,
-            )  # fmt: skip
+        most = 8 * world.size if config.max_staleness is None else config.max_staleness
+        self._max_staleness, size = most, world.size
+        if most < size - 1 and world.rank == 0:
+            text = "sync.max_staleness %d lets %d of %d ranks work at a time; %d lets all"
+            log.warning(text, most, most + 1, size, size - 1)
         self._weights = flatten(self.parameters)
         self._pulled = torch.empty(len(self._weights))  # in host memory, as windows are
         self._opened: tuple[WeightShards, TaskOrder] | None = None  # opening is collective, so not while building

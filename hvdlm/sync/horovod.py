@@ -85,10 +85,8 @@ class HorovodSync(Sync):
         compression = {"none": hvd.Compression.none, "fp16": hvd.Compression.fp16}[config.compression]
         self._passes = 1
         self._step_bytes = ring_bytes(self.parameters, world.size) // (2 if config.compression == "fp16" else 1)
-        self.optimizer: Any = hvd.DistributedOptimizer(
-            optimizer, named_parameters=self.named, compression=compression, op=op,
-            gradient_predivide_factor=config.predivide or 1.0, groups=config.groups or None,
-        )  # fmt: skip
+        options = {"gradient_predivide_factor": config.predivide or 1.0, "groups": config.groups or None}
+        self.optimizer: Any = hvd.DistributedOptimizer(optimizer, self.named, compression=compression, op=op, **options)
 
     def begin(self, step: int, passes: int) -> None:
         if passes != self._passes:

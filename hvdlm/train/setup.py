@@ -149,30 +149,24 @@ def _changes(before: dict, now: dict, prefix: str = "") -> list[str]:
 
 
 def _announce(engine: Engine, config: RunConfig, corpora: Corpora, world: World) -> None:
+    train, batch = config.train, config.train.global_batch
+    names = ", ".join(corpus.name for corpus in corpora.corpora)
+    epochs = ", ".join(f"{samples / batch:,.1f}" for samples in engine.batches.epoch_samples)
     log.info(
-        "%s world of %d, sync %s, %s, %d threads a rank, %s | %s of %s parameters | %d x %d sequences of %d a step | "
-        "%d steps, an epoch of %s is %s",
-        world.kind, world.size, engine.sync.kind, engine.device, torch.get_num_threads(), config.train.precision,
-        config.model.family, f"{num_parameters(engine.model):,}", config.train.global_batch // config.train.micro_batch,
-        config.train.micro_batch, config.data.seq_len, engine.total_steps,
-        ", ".join(corpus.name for corpus in corpora.corpora),
-        ", ".join(f"{samples / config.train.global_batch:,.1f}" for samples in engine.batches.epoch_samples),
-    )  # fmt: skip
+        f"{world.kind} world of {world.size}, sync {engine.sync.kind}, {engine.device},"
+        f" {torch.get_num_threads()} threads a rank, {train.precision}"
+        f" | {config.model.family} of {num_parameters(engine.model):,} parameters"
+        f" | {batch // train.micro_batch} x {train.micro_batch} sequences of {config.data.seq_len} a step"
+        f" | {engine.total_steps} steps, an epoch of {names} is {epochs}"
+    )
     memory = "as the user's malloc settings say" if memory_is_tuned() else "kept by the process (mallopt)"
     log.info("%s, freed memory %s", ", ".join(world.settings()) or "no MPI", memory)
-    if (
-        engine.device.type == "cpu"
-        and len(affinity()) < (os.cpu_count() or 1) // world.size
-        and not config.train.threads
-    ):
-        log.warning(
-            "this rank may use %d of %d cores; start with `mpirun --bind-to none`, or srun --cpus-per-task",
-            len(affinity()),
-            os.cpu_count(),
-        )
-    bindings = world.gather(
-        Binding(world.rank, socket.gethostname(), affinity(), torch.get_num_threads(), str(engine.device))
-    )
+    cores, total = affinity(), os.cpu_count() or 1
+    if engine.device.type == "cpu" and len(cores) < total // world.size and not train.threads:
+        remedy = "start with `mpirun --bind-to none`, or srun --cpus-per-task"
+        log.warning("this rank may use %d of %d cores; %s", len(cores), total, remedy)
+    own = Binding(world.rank, socket.gethostname(), cores, torch.get_num_threads(), str(engine.device))
+    bindings = world.gather(own)
     for line in binding_map(bindings).splitlines() if world.size > 1 else ():
         log.info("%s", line)
     unigram = corpora.unigram_loss("val")

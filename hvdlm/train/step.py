@@ -67,11 +67,11 @@ class Engine:
         lacking = config.model.without_cpu_fp16
         if lacking and train.precision == "fp16" and self.device.type == "cpu":
             raise UserError(f"train.precision: fp16 is not there for {lacking} on CPUs; use bf16 or fp32")
+        data, seed = config.data, config.seed
         self.batches: Any = order_over(
-            source, seq_len=config.data.seq_len, global_batch=train.global_batch, seed=config.seed,
-            order=config.data.order,
-        )  # fmt: skip
-        self.total_steps = total_steps(train, self.plan, self.batches.epoch_samples, config.data.seq_len)
+            source, seq_len=data.seq_len, global_batch=train.global_batch, seed=seed, order=data.order
+        )
+        self.total_steps = total_steps(train, self.plan, self.batches.epoch_samples, data.seq_len)
         self.model = build_model(config.model, manifest.vocab_size, config.seed).to(self.device)
         self.forward = torch.compile(self.model) if train.compile else self.model
         self.noise_scale = NoiseScale(self.model)  # its hooks must run before those of the sync
@@ -79,10 +79,9 @@ class Engine:
         self.ema = Ema(self.model, config.ema) if config.ema.decay else None
         self.guard = Guard(config.guard)
         self.scaler = LossScaler() if train.precision == "fp16" else None
-        self.recurrent_state = (
-            RecurrentState(self.model, train.global_batch, world, self.device)
-            if isinstance(self.batches, ContiguousBatches) else None
-        )  # fmt: skip
+        self.recurrent_state: RecurrentState | None = None
+        if isinstance(self.batches, ContiguousBatches):
+            self.recurrent_state = RecurrentState(self.model, train.global_batch, world, self.device)
         self.left_out = 0  # samples that a rewind has passed over
         self.val_losses: list[float] = []
         # On a GPU the norm is looked at only where somebody must know it: that waits for all that was started.
@@ -108,10 +107,8 @@ class Engine:
 
     def lr_of(self, step: int) -> float:
         """Learning rate of a step, the same at any number of ranks."""
-        return lr_at(
-            step, self.total_steps, self.config.optim,
-            global_batch=self.plan.batch_at(step), val_losses=self.val_losses,
-        )  # fmt: skip
+        total, optim, batch = self.total_steps, self.config.optim, self.plan.batch_at(step)
+        return lr_at(step, total, optim, global_batch=batch, val_losses=self.val_losses)
 
     def tokens_before(self, step: int) -> int:
         """Tokens trained on before a step, over all ranks."""
@@ -239,11 +236,9 @@ class Engine:
             tensors |= {f"ema/{name}": tensor for name, tensor in self.ema.state().items()}
         if self.recurrent_state is not None:
             tensors["carried"] = self.recurrent_state.gather()
-        scalars = {
-            "sync": self.sync.kind, "guard": self.guard.to_dict(), "left_out": self.left_out,
-            "val_losses": self.val_losses, "scaler": self.scaler.to_dict() if self.scaler else None,
-        }  # fmt: skip
-        return tensors, scalars
+        scalars = {"sync": self.sync.kind, "guard": self.guard.to_dict(), "left_out": self.left_out}
+        scaler = self.scaler.to_dict() if self.scaler else None
+        return tensors, {**scalars, "val_losses": self.val_losses, "scaler": scaler}
 
     def restore(self, path: Path) -> int:
         """Load a checkpoint; every rank reads the same files. Returns the step to go on with."""
