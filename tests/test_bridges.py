@@ -214,21 +214,20 @@ def test_text_bytes_are_counted_across_pieces(data_dir, tmp_path, monkeypatch, t
     monkeypatch.setattr(folder, "TEXT_TOKENS", 64)
     monkeypatch.setattr(interface, "PIECE_TOKENS", 50)
     document = [*("é€😀x" * 300).encode(), EOS]
-    convert(write_megatron(tmp_path / "a", train=[document, document]), tmp_path / "b", to="hvdlm",
-            tokenizer=tokenizer_file)  # fmt: skip
+    source = write_megatron(tmp_path / "a", train=[document, document])
+    convert(source, tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
     assert read_manifest(tmp_path / "b").splits["train"].text_bytes == 2 * (len(document) - 1)
     assert documents_of(tmp_path / "b", "train") == [document, document]
 
 
 def test_a_wide_vocabulary_is_int32_in_megatron_and_uint32_in_nanogpt(tmp_path):
     vocabulary = {f"t{number}": number for number in range(70_000)} | {"<|endoftext|>": 70_000}
-    text = json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": vocabulary,
-                                                                      "unk_token": "t0"}})  # fmt: skip
-    (tmp_path / "tokenizer.json").write_text(text)
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "t0"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
     assert load(tmp_path / "tokenizer.json").vocab_size == 70_001
     ids = [1, 69_999, 70_000]
-    convert(write_megatron(tmp_path / "a", 5, train=[ids]), tmp_path / "n", to="nanogpt",
-            tokenizer=tmp_path / "tokenizer.json")  # fmt: skip
+    source = write_megatron(tmp_path / "a", 5, train=[ids])
+    convert(source, tmp_path / "n", to="nanogpt", tokenizer=tmp_path / "tokenizer.json")
     assert np.fromfile(tmp_path / "n" / "train.bin", "<u4").tolist() == ids
     convert(tmp_path / "n", tmp_path / "m", to="megatron")
     assert np.fromfile(tmp_path / "m" / "train.bin", "<i4").tolist() == ids

@@ -87,13 +87,11 @@ def test_a_step_reduces_every_gradient_once_and_nothing_else(data_dir, tmp_path,
 
 def test_ranks_with_equal_gradients_train_like_one(data_dir, tmp_path):
     """Overlapped or not, bucket by bucket: the mean of two equal gradients is the gradient."""
-    alone = make_engine(data_dir, tmp_path, "model.width=512", "train.global_batch=4", "sync=allreduce")
+    common = ("model.width=512", "sync=allreduce")
+    alone = make_engine(data_dir, tmp_path, *common, "train.global_batch=4")
     expected = run(alone, 0, 3)
     for overlaps in (False, True):
-        engine = make_engine(
-            data_dir, tmp_path, "model.width=512", "train.global_batch=8", "sync=allreduce",
-            world=CountingWorld(overlaps),
-        )  # fmt: skip
+        engine = make_engine(data_dir, tmp_path, *common, "train.global_batch=8", world=CountingWorld(overlaps))
         engine._positions = alone._positions
         assert np.array(run(engine, 0, 3)) == pytest.approx(np.array(expected), rel=1e-5)
 
