@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hvdlm.errors import UserError
 
-from .checks import Facts
+from .lint import Facts
 from .render import Job, Shell, StageIn, quote
 from .site import Site
 from .submit import Order, Size

@@ -89,7 +89,7 @@ class Job:
 
 
 def render(job: Job, site: Site) -> str:
-    """The script. Raises nothing: what is wrong with it is for `checks.check` to find in the text."""
+    """The script. Raises nothing: what is wrong with it is for `lint.check` to find in the text."""
     log = _log_of(job)
     values: dict[str, Any] = {
         "job": job,

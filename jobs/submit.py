@@ -13,7 +13,7 @@ from pathlib import Path
 from hvdlm.errors import UserError
 
 from . import ledger, slurm
-from .checks import Facts, Finding, check
+from .lint import Facts, Finding, check
 from .render import ALONE, RESUMABLE, Job, Stage, render
 from .site import Site
 

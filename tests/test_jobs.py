@@ -10,7 +10,7 @@ from hvdlm.config import load
 from hvdlm.errors import UserError
 from hvdlm.jobs import ledger, orders, site, watch
 from hvdlm.jobs.budget import Measured, estimate, jobs_needed, total
-from hvdlm.jobs.checks import check
+from hvdlm.jobs.lint import check
 from hvdlm.jobs.render import Job, Shell, StageIn, render
 from hvdlm.jobs.submit import Desk, Size, static_complaint, submit
 from hvdlm.train.batch_plan import BatchPlan

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvdlm.jobs import site
-from hvdlm.jobs.checks import RULES, Facts, check
+from hvdlm.jobs.lint import RULES, Facts, check
+from hvdlm.jobs.lint.sbatch import OPTIONS, SHORT, parse, parse_megabytes, parse_minutes, parse_signal
+from hvdlm.jobs.lint.shell import read_body
 from hvdlm.jobs.render import Job, Shell, StageIn, render
-from hvdlm.jobs.sbatch import OPTIONS, SHORT, parse, parse_megabytes, parse_minutes, parse_signal
-from hvdlm.jobs.shell import read_body
 
 RESUMABLE = r"""#!/bin/bash
 #SBATCH --job-name=hvdlm-train

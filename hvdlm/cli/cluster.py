@@ -63,7 +63,7 @@ def cancel(names: tuple[str, ...], jobs_dir: Path, now: bool) -> None:
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
 def lint(files: tuple[Path, ...]) -> int:
     """Check sbatch scripts that somebody wrote by hand, with the checks of `hvdlm submit`. Exit 2 for an error."""
-    from hvdlm.jobs.checks import check
+    from hvdlm.jobs.lint import check
     from hvdlm.jobs.submit import static_complaint
 
     failed = False

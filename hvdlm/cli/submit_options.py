@@ -198,7 +198,7 @@ def train_order(
 ) -> tuple[Order, RunConfig]:
     from hvdlm.config import load
     from hvdlm.jobs import orders
-    from hvdlm.jobs.checks import Facts
+    from hvdlm.jobs.lint import Facts
     from hvdlm.train.batch_plan import BatchPlan
     from hvdlm.train.config import RunConfig
 

@@ -8,21 +8,21 @@ from collections.abc import Iterator
 from .findings import Facts, Finding, error, warning
 from .launch_lines import launch_lines
 from .sbatch import SIGNALS, Script
-from .shell import Command, unquote
+from .shell import ShellCommand, unquote
 from .sizes import signal_of
 
 # Files that set up a shell and trap nothing.
 _SETUP_FILES = re.compile(r"activate|profile|bashrc|conda|modul|lmod|setvars|init|env", re.IGNORECASE)
 
 
-def traps_of(script: Script, name: str) -> list[Command]:
+def traps_of(script: Script, name: str) -> list[ShellCommand]:
     """The `trap` commands that catch this signal."""
     wanted = {name, f"SIG{name}", str(SIGNALS[name])}
     found = script.body.named("trap")
     return [trap for trap in found if wanted & {unquote(word).upper() for word in trap.words[2:]}]
 
 
-def handler_text(script: Script, traps: list[Command]) -> str:
+def handler_text(script: Script, traps: list[ShellCommand]) -> str:
     """What the traps run: their own text and the functions they name."""
     texts = [unquote(trap.words[1]) for trap in traps]
     called = set(re.findall(r"[\w-]+", " ".join(texts)))

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from .sbatch import OPTIONS, SHORT, Script
-from .shell import Command, unquote
+from .shell import ShellCommand, unquote
 
 MPIRUN = ("mpirun", "mpiexec", "mpiexec.hydra", "orterun", "prterun")
 LAUNCHERS = ("srun", *MPIRUN, "horovodrun")
@@ -50,7 +50,7 @@ _MPI_TRACES = re.compile(
 class LaunchLine:
     """A command that starts ranks; values as written, without quotes."""
 
-    command: Command
+    command: ShellCommand
     launcher: str
     options: dict[str, str]
     program: tuple[str, ...]
@@ -94,7 +94,7 @@ def _starts_ranks(line: LaunchLine, has_traces_of_mpi: bool) -> bool:
     return line.launcher != "srun" or line.is_hvdlm or has_traces_of_mpi
 
 
-def _read(command: Command) -> LaunchLine:
+def _read(command: ShellCommand) -> LaunchLine:
     launcher, *words = [unquote(word) for word in command.arguments]
     launcher = launcher.rpartition("/")[2]
     options: dict[str, str] = {}

@@ -1,0 +1,29 @@
+"""Checks of batch scripts, rendered or written by hand: `check` finds what would fail or waste the job. Pure.
+
+One small function a rule, each naming the trap that it guards against. A rule that cannot know is silent: what is
+right is never reported, and values that only the job's shell knows count as right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from .findings import Facts, Finding
+from .header_rules import HEADER_RULES
+from .launch_rules import LAUNCH_RULES
+from .sbatch import Script, parse
+from .size_rules import SIZE_RULES
+from .stop_rules import STOP_RULES
+
+Rule = Callable[[Script, Facts], Iterator[Finding]]
+JOB_RULES: tuple[Rule, ...] = (*SIZE_RULES, *LAUNCH_RULES, *STOP_RULES)
+RULES: tuple[Rule, ...] = (*HEADER_RULES, *JOB_RULES)
+
+
+def check(text: str, facts: Facts | None = None) -> list[Finding]:
+    """All findings on a batch script's text, in the order of its lines."""
+    script = parse(text)
+    found = [finding for rule in HEADER_RULES for finding in rule(script, facts or Facts())]
+    if script.num_components == 1:  # what the parts of a heterogeneous job ask for cannot be told apart here
+        found += [finding for rule in JOB_RULES for finding in rule(script, facts or Facts())]
+    return sorted(dict.fromkeys(found), key=lambda finding: finding.line)
