@@ -163,7 +163,7 @@ def _draft(desk: Desk, order: Order, folder: Path) -> Submitted:
         )
     )  # fmt: skip
     text = render(job, site)
-    findings = check(text, order.facts) if site.scheduler == "slurm" else []
+    findings = check(text, order.facts or Facts()) if site.scheduler == "slurm" else []
     errors = [finding for finding in findings if finding.level == "error"]
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

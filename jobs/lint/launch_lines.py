@@ -5,18 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .sbatch import OPTIONS, SHORT, Script
+from .sbatch import OPTIONS, SHORT, Script, named
 from .shell import ShellCommand, unquote
 
 MPIRUN = ("mpirun", "mpiexec", "mpiexec.hydra", "orterun", "prterun")
 LAUNCHERS = ("srun", *MPIRUN, "horovodrun")
 
-_SRUN_SHORT = {**SHORT, "K": "kill-on-bad-exit", "T": "threads", "W": "wait", "j": "jobid", "l": "label",
-               "r": "relative", "u": "unbuffered"}  # fmt: skip
-_SRUN_VALUES = {name for name, wants in OPTIONS.items() if wants == "yes"} | {
-    "accel-bind", "bcast", "cpu-bind", "epilog", "het-group", "jobid", "mpi", "msg-timeout", "prolog", "relative",
-    "task-epilog", "task-prolog", "threads", "wait",
-}  # fmt: skip
+_SRUN_SHORT = SHORT | named("K kill-on-bad-exit T threads W wait j jobid l label r relative u unbuffered")
+_SRUN_OWN = "accel-bind bcast cpu-bind epilog het-group jobid mpi msg-timeout prolog relative task-epilog task-prolog"
+_SRUN_VALUES = {name for name, wants in OPTIONS.items() if wants == "yes"} | {*_SRUN_OWN.split(), "threads", "wait"}
 # mpirun's of Open MPI 4 and 5, MPICH and Intel MPI, and horovodrun's: option -> how many words follow it
 _ONE_WORD = """
     app am bind-to bootstrap c configfile cpu-list cpu-set display envlist f genvlist H host hostfile hosts
@@ -30,8 +27,8 @@ _MPIRUN_VALUES = {
     **dict.fromkeys(("mca", "gmca", "genv", "env", "prtemca", "pmixmca"), 2),
     **dict.fromkeys(_ONE_WORD.split(), 1),
 }
-_SAME = {"np": "ntasks", "n": "ntasks", "c": "ntasks", "num-proc": "ntasks", "H": "host", "hosts": "host",
-         "machinefile": "hostfile", "f": "hostfile", "rf": "rankfile"}  # fmt: skip
+_SAME = dict.fromkeys(("np", "n", "c", "num-proc"), "ntasks")
+_SAME |= named("H host hosts host machinefile hostfile f hostfile rf rankfile")
 
 # Steps of these prepare or look; they take no part in a parallel run.
 _SYSTEM = """

@@ -6,24 +6,23 @@ right is never reported, and values that only the job's shell knows count as rig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from .findings import Facts, Finding
+from .findings import UNKNOWN, Facts, Finding, Findings
 from .header_rules import HEADER_RULES
 from .launch_rules import LAUNCH_RULES
 from .sbatch import Script, parse
 from .size_rules import SIZE_RULES
 from .stop_rules import STOP_RULES
 
-Rule = Callable[[Script, Facts], Iterator[Finding]]
-JOB_RULES: tuple[Rule, ...] = (*SIZE_RULES, *LAUNCH_RULES, *STOP_RULES)
-RULES: tuple[Rule, ...] = (*HEADER_RULES, *JOB_RULES)
+JOB_RULES = (*SIZE_RULES, *LAUNCH_RULES, *STOP_RULES)
+RULES: tuple[Callable[[Script], Findings], ...] = (*HEADER_RULES, *JOB_RULES)
 
 
-def check(text: str, facts: Facts | None = None) -> list[Finding]:
+def check(text: str, facts: Facts = UNKNOWN) -> list[Finding]:
     """All findings on a batch script's text, in the order of its lines."""
-    script = parse(text)
-    found = [finding for rule in HEADER_RULES for finding in rule(script, facts or Facts())]
-    if script.num_components == 1:  # what the parts of a heterogeneous job ask for cannot be told apart here
-        found += [finding for rule in JOB_RULES for finding in rule(script, facts or Facts())]
-    return sorted(dict.fromkeys(found), key=lambda finding: finding.line)
+    script = parse(text, facts)
+    # What the parts of a heterogeneous job ask for cannot be told apart here.
+    rules = RULES if script.num_components == 1 else HEADER_RULES
+    found = dict.fromkeys(finding for rule in rules for finding in rule(script))
+    return sorted(found, key=lambda finding: finding.line)

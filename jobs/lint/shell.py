@@ -230,11 +230,9 @@ class _Reader:
         if self._words or self._targets:
             in_loop = self._is_condition or any(block.kind == "do" for block in self._blocks)
             function = next((block.function for block in reversed(self._blocks) if block.function), "")
-            command = ShellCommand(
-                self._line, tuple(self._words), tuple(self._targets), in_loop=in_loop,
-                is_tested=self._is_tested or goes_on, function=function,
-            )  # fmt: skip
-            self.commands.append(command)
+            command = ShellCommand(self._line, tuple(self._words), tuple(self._targets))
+            is_tested = self._is_tested or goes_on
+            self.commands.append(replace(command, in_loop=in_loop, is_tested=is_tested, function=function))
             self._is_tested = False
         self._words, self._targets = [], []
         if goes_on:
