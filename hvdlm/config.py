@@ -9,11 +9,14 @@ from __future__ import annotations
 import difflib
 import re
 import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import CoreSchema, core_schema
 
 from hvdlm.errors import UserError
 
@@ -28,6 +31,22 @@ class Section(BaseModel):
 
 
 ModelT = TypeVar("ModelT", bound=Section)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    names: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> CoreSchema:
+        return core_schema.literal_schema(list(self.names))
+
+
+def choice_of(names: Iterable[str]) -> Any:
+    """What makes a `str` one of `names`, the keys of a registry: `name: Annotated[str, choice_of(OPTIMIZERS)]`.
+
+    Errors and JSON schema are those of a Literal of these names.
+    """
+    return _Choice(tuple(names))
 
 
 class _Loader(yaml.SafeLoader):

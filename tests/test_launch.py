@@ -10,9 +10,9 @@ from harness import HVDLM, ROOT
 
 from hvdlm.errors import UserError
 from hvdlm.launch import plan as launch
-from hvdlm.launch.hosts import allocated_hosts, expand, expand_counts
-from hvdlm.launch.launchers import KINDS, Launch, launch_environment, launch_words
-from hvdlm.launch.plan import Asked, count_ranks, mpi_kind, parse_hosts, read_hostfile, srun_plugin, threads_of_a_rank
+from hvdlm.launch.hosts import allocated_hosts, expand, expand_counts, parse_hosts, read_hostfile
+from hvdlm.launch.launchers import LAUNCHERS, Launch, launch_environment, launch_words
+from hvdlm.launch.plan import Asked, count_ranks, mpi_kind, srun_plugin, threads_of_a_rank
 from hvdlm.launch.slurm_tasks import check_tasks
 from hvdlm.world.bindings import Binding, binding_map
 
@@ -43,7 +43,7 @@ def rendered(kind):
     return "\n\n".join(blocks) + "\n"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAUNCHERS)
 def test_each_launcher_is_told_what_the_golden_file_says(kind, request):
     """Renew with `pytest tests/test_launch.py --renew-golden`, and review the diff."""
     path = GOLDEN / f"{kind}.txt"
@@ -53,14 +53,14 @@ def test_each_launcher_is_told_what_the_golden_file_says(kind, request):
     assert rendered(kind) == path.read_text()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAUNCHERS)
 def test_nothing_is_said_that_was_not_asked_for(kind):
     text = " ".join([*launch_words(kind, Launch(2)), *launch_environment(kind, Launch(2))])
     for word in ("root", "oversub", "overcommit", "vader", "smsc", "ob1", "openib", "if_include", "IFNAME", "tag"):
         assert word not in text
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAUNCHERS)
 def test_a_rank_with_threads_is_never_put_on_one_core(kind):
     """Whatever binds has as many cores as the rank has threads, and without an order nothing binds."""
     bound, free = (" ".join(launch_words(kind, Launch(2, threads=8, cpu_bind=bind))) for bind in ("cores", "none"))
@@ -69,7 +69,7 @@ def test_a_rank_with_threads_is_never_put_on_one_core(kind):
     assert "core" not in free.replace("per-core", "")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAUNCHERS)
 def test_one_interface_is_told_to_all_that_open_sockets(kind):
     found = launch_environment(kind, Launch(2, interface="ib0"))
     assert found["NCCL_SOCKET_IFNAME"] == found["HOROVOD_GLOO_IFACE"] == "ib0"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from hvdlm.launch.launchers import MPIRUN_PROGRAMS
+
 from .sbatch import OPTIONS, SHORT, Script, named
 from .shell import ShellCommand, unquote
-
-MPIRUN = ("mpirun", "mpiexec", "mpiexec.hydra", "orterun", "prterun")
-LAUNCHERS = ("srun", *MPIRUN, "horovodrun")
 
 _SRUN_SHORT = SHORT | named("K kill-on-bad-exit T threads W wait j jobid l label r relative u unbuffered")
 _SRUN_OWN = "accel-bind bcast cpu-bind epilog het-group jobid mpi msg-timeout prolog relative task-epilog task-prolog"
@@ -64,7 +63,7 @@ class LaunchLine:
 
     @property
     def is_mpirun(self) -> bool:
-        return self.launcher in MPIRUN
+        return self.launcher in MPIRUN_PROGRAMS
 
     @property
     def is_hvdlm(self) -> bool:
@@ -74,7 +73,7 @@ class LaunchLine:
 def launch_lines(script: Script) -> list[LaunchLine]:
     """Every launch of ranks in the script; steps of system tools and of one task are none."""
     traces = any(_MPI_TRACES.search(word) for command in script.body.commands for word in command.words)
-    found = [_read(command) for command in script.body.named(*LAUNCHERS)]
+    found = [_read(command) for command in script.body.named("srun", *MPIRUN_PROGRAMS, "horovodrun")]
     return [line for line in found if _starts_ranks(line, traces)]
 
 
