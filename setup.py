@@ -16,7 +16,12 @@ setup(
     python_requires=">=3.10",
     packages=[*ROOMS, *(f"hvdlm.{stage}" for stage in STAGES)],
     package_dir={"hvdlm": "hvdlm", **{f"hvdlm.{stage}": stage.replace(".", "/") for stage in STAGES}},
-    package_data={"hvdlm.jobs": ["sites/*.yaml", "templates/*.j2"], "hvdlm.perf": ["*.j2"], "hvdlm.world": ["*.rules"]},
+    package_data={
+        "hvdlm.launch": ["*.yaml"],
+        "hvdlm.jobs": ["sites/*.yaml", "templates/*.j2"],
+        "hvdlm.perf": ["*.j2"],
+        "hvdlm.world": ["*.rules"],
+    },
     # Horovod is not listed: as published it does not build with a current torch. scripts/setup_env.py
     # builds it; `hvdlm doctor` says so where it is missing, and world: mpi works without it.
     install_requires=[
