@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvdlm.jobs import site
+from hvdlm.jobs.job import JOB_KINDS, Job
 from hvdlm.jobs.lint import RULES, Facts, check
 from hvdlm.jobs.lint.sbatch import OPTIONS, SHORT, parse, parse_megabytes, parse_minutes, parse_signal
 from hvdlm.jobs.lint.shell import read_body
-from hvdlm.jobs.render import Job, Shell, StageIn, render
+from hvdlm.jobs.render import render
 
 RESUMABLE = r"""#!/bin/bash
 #SBATCH --job-name=hvdlm-train
@@ -386,14 +388,13 @@ def test_the_nearest_option_is_named():
 
 
 @pytest.mark.parametrize("name", [name for name in site.names() if site.find(name).scheduler == "slurm"])
-@pytest.mark.parametrize("stage", ["preprocess", "train", "eval", "generate", "measure", "report"])
+@pytest.mark.parametrize("stage", JOB_KINDS)
 def test_rendered_scripts_are_right(name, stage, tmp_path):
     place = site.find(name)
     for nodes, ranks in ((1, 1), (2, place.ranks_per_node)):
-        job = Job(
-            stage, (stage, "a config.yaml"), nodes, ranks, 2, 30, tmp_path, tmp_path / "run", tmp_path / "jobs/a b",
-            array=3 * (stage == "measure"), stage_in=StageIn(tmp_path, Shell('"$TMPDIR/x"')),
-        )  # fmt: skip
+        job = Job(stage, (stage, "a config.yaml"), nodes, ranks, threads=2, minutes=30, cwd=tmp_path)
+        where = {"run_dir": tmp_path / "run", "folder": tmp_path / "jobs/a b", "stage_in": tmp_path}
+        job = replace(job, **where, array=3 * (stage == "measure"))
         idle = "some stay idle"
         assert [found for found in check(render(job, place)) if idle not in found.message] == []
 

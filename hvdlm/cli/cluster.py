@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from hvdlm.cli.options import Command, result
-from hvdlm.cli.submit_options import JOBS_DIR, submission_environment
+from hvdlm.cli.options import Command, json_option, result
+from hvdlm.cli.submit_options import jobs_dir_option, submission_environment
 
 
 @click.command(cls=Command, epilog="hvdlm sites")
@@ -19,14 +19,9 @@ def sites() -> None:
         print(f"{name:16} {site.find(name).description}")
 
 
-jobs_dir_option = click.option(
-    "--jobs-dir", type=click.Path(path_type=Path), default=JOBS_DIR, show_default=True
-)  # fmt: skip
-
-
 @click.command(cls=Command, epilog="hvdlm jobs")
 @jobs_dir_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
+@json_option
 def jobs(jobs_dir: Path, as_json: bool) -> None:
     """The jobs submitted from here: state, how far their runs are, and when they will be done."""
     from hvdlm.jobs import watch
@@ -63,14 +58,13 @@ def cancel(names: tuple[str, ...], jobs_dir: Path, now: bool) -> None:
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
 def lint(files: tuple[Path, ...]) -> int:
     """Check sbatch scripts that somebody wrote by hand, with the checks of `hvdlm submit`. Exit 2 for an error."""
-    from hvdlm.jobs.lint import check
-    from hvdlm.jobs.submit import static_complaint
+    from hvdlm.jobs.lint import check, syntax_complaint
 
     failed = False
     for path in files:
         text = path.read_text(encoding="utf-8", errors="replace")
         findings = check(text)
-        complaint = static_complaint(text)
+        complaint = syntax_complaint(text)
         if complaint:
             print(f"{path}: error: {complaint}")
         for finding in findings:
