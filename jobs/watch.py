@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hvdlm.errors import UserError
-from hvdlm.tables import table
+from hvdlm.tables import clock, table
 
 from . import ledger, slurm
 from .job import JOB_KINDS
@@ -79,16 +79,18 @@ def to_text(rows: list[Row]) -> str:
     cells = []
     for row in rows:
         counts = (str(row.nodes), str(row.ranks), str(row.restarts))
-        cells.append((row.id, row.stage, row.state, *counts, row.progress, _clock(row.left_s), row.note))
+        cells.append(
+            (
+                row.id,
+                row.stage,
+                row.state,
+                *counts,
+                row.progress,
+                "" if row.left_s is None else clock(row.left_s),
+                row.note,
+            )
+        )
     return table(head, cells, num_left=len(head))
-
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def log_lines(jobs_dir: Path, name: str, environment: Mapping[str, str], *, follow: bool) -> Iterator[str]:
