@@ -11,10 +11,11 @@ from pathlib import Path
 from hvdlm.errors import UserError
 
 from . import ledger, slurm
+from .demand import check_demand
 from .job import Job
 from .lint import Finding, check, syntax_complaint
 from .render import render
-from .request import Request, check_demand
+from .request import Request
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,9 @@ def submit(request: Request, jobs: Sequence[Job]) -> list[Submitted]:
 
     Jobs that need no other of this submission wait for the jobs `request.after` to end well.
     """
-    if not request.dry_run:
-        _check_cluster(request)
+    _check(request, jobs)
     folders: list[Path] = []
     for job in jobs:
-        check_demand(job, request.site)
         folders.append(ledger.new_folder(request.jobs_dir, job.stage, taken=folders, make=not request.dry_run))
     queued: list[Submitted] = []
     try:
@@ -59,14 +58,17 @@ def submit(request: Request, jobs: Sequence[Job]) -> list[Submitted]:
     return queued
 
 
-def _check_cluster(request: Request) -> None:
-    if not request.site.is_slurm:
+def _check(request: Request, jobs: Sequence[Job]) -> None:
+    """UserError for what can be known before anything is made."""
+    if not request.site.is_slurm and not request.dry_run:
         raise UserError(
             f"this site has {request.site.scheduler.upper()}, for which scripts are only rendered: add --dry-run, look "
             "the script over, and submit it by hand"
         )
-    if not slurm.is_here(request.environment):
+    if not request.dry_run and not slurm.is_here(request.environment):
         raise UserError("no sbatch on PATH: submit from a login node of a cluster; --dry-run shows the script")
+    for job in jobs:
+        check_demand(job, request.site)
 
 
 def _draft(request: Request, job: Job, folder: Path) -> Submitted:

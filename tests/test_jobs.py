@@ -10,10 +10,11 @@ from hvdlm.config import load
 from hvdlm.errors import UserError
 from hvdlm.jobs import ledger, orders, site, watch
 from hvdlm.jobs.budget import Measured, estimate, jobs_needed, total
+from hvdlm.jobs.demand import check_demand
 from hvdlm.jobs.job import Job, ShellText
-from hvdlm.jobs.lint import check, syntax_complaint
+from hvdlm.jobs.lint import Facts, check, syntax_complaint
 from hvdlm.jobs.render import render
-from hvdlm.jobs.request import Request, check_demand
+from hvdlm.jobs.request import Request
 from hvdlm.jobs.submit import submit
 from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig
@@ -162,6 +163,25 @@ def ask(place, nodes, ranks_per_node, minutes=60, cores_per_rank=0, **more):
 def test_what_a_site_cannot_give_is_refused_before_the_queue(request_, message):
     with pytest.raises(UserError, match=message):
         check_demand(orders.evaluate(request_, RUN, (), "val"), request_.site)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "facts", "overrides", "message"),
+    [
+        (2, Facts(), (), "--time 2: the job is asked to stop 120 s before its end, which is at once"),
+        (30, Facts(step_s=80.0), (), "a step takes 80.0 s; use --set signal_lead_s=160 or more"),
+        (30, Facts(threads=4), (), "train.threads=4: a rank has 1 core; use --cores-per-rank 4"),
+        (30, Facts(), ("directives.acount=x",), "directives.acount: sbatch has no option --acount; did you mean --acc"),
+        (30, Facts(), ("directives.account=$ME",), "directives.account: --account=$ME: sbatch expands no variables"),
+    ],
+)
+def test_what_was_asked_wrongly_is_said_in_the_words_of_the_request(minutes, facts, overrides, message):
+    place = site.find("generic-cpu", overrides)
+    wanted = orders.train(Request(place, 1, 2, minutes), Path("c.yaml"), (), RUN, facts=facts)
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_demand(wanted, place)
+    findings = [found for found in check(render(wanted, place), facts) if found.level == "error"]
+    assert findings, "the check of the text says it too"
 
 
 def test_all_starts_count_where_nothing_was_measured():
