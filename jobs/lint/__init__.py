@@ -2,6 +2,7 @@
 
 from .findings import UNKNOWN, Facts, Finding
 from .rules import RULES, check
-from .syntax import syntax_complaint
+from .syntax import find_shellcheck, shellcheck_findings, syntax_complaint, syntax_findings
 
-__all__ = ["RULES", "UNKNOWN", "Facts", "Finding", "check", "syntax_complaint"]
+__all__ = ["RULES", "UNKNOWN", "Facts", "Finding", "check"]
+__all__ += ["find_shellcheck", "shellcheck_findings", "syntax_complaint", "syntax_findings"]
