@@ -10,10 +10,9 @@ from harness import ROOT, run_values, write_config
 from hvdlm import cli
 from hvdlm.errors import EXIT_STOPPED, StoppedOnRequest, UserError
 
-COMMANDS = [
-    ("doctor",), ("preprocess",), ("data", "inspect"), ("data", "verify"), ("train",), ("eval",), ("generate",),
-    ("scale",), ("report",), ("config", "show"), ("config", "schema"),
-]  # fmt: skip
+ALONE = ("doctor", "preprocess", "train", "eval", "generate", "scale", "report", "jobs", "lint")
+COMMANDS = [(name,) for name in ALONE] + [("data", "inspect"), ("data", "verify"), ("config", "show")]
+COMMANDS += [("config", "schema"), *(("submit", stage) for stage in ("train", "eval", "scale", "pipeline"))]
 
 
 def call(*words, cwd=ROOT):
