@@ -330,14 +330,14 @@ def test_a_signal_during_the_wait_is_not_taken_for_the_end(tmp_path):
     """The script with a launcher that saves for a while after STOP: the end is waited for, then it is requeued once."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    saves = f"sleep 1; ln -s step_1 {run}/checkpoints/latest; exit 75"
-    for name, body in {
-        "mpirun": f"touch {tmp_path}/up\nfor i in $(seq 100); do sleep 0.1; [ ! -e {run}/STOP ] || break; done\n"
-        f"{saves}",
+    waits = f"touch {tmp_path}/up; for i in $(seq 100); do sleep 0.1; [ ! -e {run}/STOP ] || break; done"
+    programs = {
+        "mpirun": f"{waits}; sleep 1; ln -s step_1 {run}/checkpoints/latest; exit 75",
         "scontrol": f'echo "$@" >>{tmp_path}/requeued; kill -9 $PPID',
         "squeue": "echo 2099-01-01T00:00:00",
         "hvdlm": "exit 0",
-    }.items():
+    }
+    for name, body in programs.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     wanted = job(run_dir=run, cwd=tmp_path, folder=tmp_path)
