@@ -41,7 +41,7 @@ class SplitEntry(_Entry):
     num_documents: int
     text_bytes: int  # UTF-8 bytes of the documents, for bits per byte
     unigram_loss: float | None  # nats per token under the train split's smoothed token frequencies
-    digest: str  # of the tokens alone, however they lie in files: see shards.stream_digest
+    digest: str  # of the tokens alone, however they lie in files: see verify.stream_digest
 
 
 class Manifest(_Entry):
