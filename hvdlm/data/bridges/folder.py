@@ -56,10 +56,8 @@ def _read_split(source: Path, name: str, manifest: Manifest) -> TokenSplit:
                 for part, shard in zip(parts, entry.shards, strict=True)
                 for string in part or [""] * shard.num_documents
             ]
-    return TokenSplit(
-        source / MANIFEST, lengths, read_tokens, manifest.dtype, manifest.vocab_size,
-        text_bytes=entry.text_bytes, columns=columns,
-    )  # fmt: skip
+    path, dtype, vocab_size = source / MANIFEST, manifest.dtype, manifest.vocab_size
+    return TokenSplit(path, lengths, read_tokens, dtype, vocab_size, text_bytes=entry.text_bytes, columns=columns)
 
 
 def dtypes_of(source: Path) -> dict[str, str]:
