@@ -30,7 +30,7 @@ setup(
         "h5py>=3.11,<4",
         "jinja2>=3.1,<4",
         "matplotlib>=3.8,<4",
-        "mpi4py>=4.0,<5",
+        "mpi4py>=4.1,<5",  # the first with wheels: an MPI is needed when it is used, not to install it
         "numpy>=1.26,<3",
         "orjson>=3.9,<4",
         "pydantic>=2.6,<3",

@@ -35,10 +35,8 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
 
-            columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(self._unit),
-                TextColumn("{task.fields[note]}"), TimeRemainingColumn(),
-            )  # fmt: skip
+            title, unit, note = map(TextColumn, ("{task.description}", self._unit, "{task.fields[note]}"))
+            columns = (title, BarColumn(), MofNCompleteColumn(), unit, note, TimeRemainingColumn())
             self._bar = RichProgress(*columns, console=Console(stderr=True))
             self._task = self._bar.add_task(self._title, total=int(self._total), completed=int(self._done), note="")
             self._bar.start()
