@@ -32,6 +32,10 @@ from .readers import FORMATS, can_split
 MIN_UNIT_BYTES = 4 << 20
 MAX_UNIT_BYTES = 64 << 20
 UNITS_WANTED = 4096  # enough to balance any cluster, few enough to list
+LIBRARIES = (
+    "tokenizers numpy h5py gigatoken ftfy trafilatura jieba tiktoken sentencepiece datasketch xxhash orjson "
+    "pyarrow zstandard"
+)  # the libraries whose version may change a shard
 
 
 class SplitConfig(Section):
@@ -127,14 +131,14 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkPlan:
     """What all ranks agree on before the first unit."""
 
     config: PreprocessConfig
     units: list[Unit]
     digest: str
     work: Path  # folder of the spool
-    todo: tuple[int, ...] = ()  # units without a spool file when the job began, the largest first
+    todo: tuple[int, ...] = ()  # units without a spool file at the start, the largest first
     spools: tuple[Path, ...] = ()  # once all units are done
 
     @property
@@ -218,22 +222,7 @@ def plan_digest(config: PreprocessConfig, files: list[tuple[str, int]]) -> str:
 def versions() -> dict[str, str]:
     """What makes the shards: goes into provenance.json."""
     found = {"hvdlm": __version__, "python": platform.python_version()}
-    for name in (
-        "tokenizers",
-        "numpy",
-        "h5py",
-        "gigatoken",
-        "ftfy",
-        "trafilatura",
-        "jieba",
-        "tiktoken",
-        "sentencepiece",
-        "datasketch",
-        "xxhash",
-        "orjson",
-        "pyarrow",
-        "zstandard",
-    ):
+    for name in LIBRARIES.split():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

@@ -10,16 +10,17 @@ from harness import ROOT, run_values, write_config
 from hvdlm import cli
 from hvdlm.errors import EXIT_STOPPED, StoppedOnRequest, UserError
 
-COMMANDS = "doctor preprocess data-inspect data-verify train eval generate scale report config-show config-schema"
+ALONE = ("doctor", "preprocess", "train", "eval", "generate", "scale", "report", "jobs", "lint")
+COMMANDS = [(name,) for name in ALONE] + [("data", "inspect"), ("data", "verify"), ("config", "show")]
+COMMANDS += [("config", "schema"), *(("submit", stage) for stage in ("train", "eval", "scale", "pipeline"))]
 
 
 def call(*words, cwd=ROOT):
     return subprocess.run([sys.executable, "-m", "hvdlm", *map(str, words)], capture_output=True, text=True, cwd=cwd)
 
 
-@pytest.mark.parametrize("name", COMMANDS.split())
-def test_every_command_has_help_with_an_example_and_json(name, capsys):
-    command = name.split("-")
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example_and_json(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([*command, "--help"])
     assert caught.value.code == 0

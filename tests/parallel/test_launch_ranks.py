@@ -13,7 +13,7 @@ import pytest
 from harness import HVDLM, ROOT, fresh_environment, job_environment, run_values, write_config
 
 from hvdlm import checkpoint
-from hvdlm.launch.known_errors import KNOWN_ERRORS
+from hvdlm.launch.known_errors import known_errors
 from hvdlm.session.metrics import read_metrics
 
 START_LIMIT_S = 60
@@ -72,7 +72,7 @@ def test_a_known_error_is_explained_once_at_the_end():
     done = launch("-np", "1", "--hosts", "no-such-host.invalid", "--", "doctor")
     assert done.returncode not in (0, 2, 75)
     assert "Could not resolve hostname" in done.stderr  # passed through as it was
-    (known,) = (known for known in KNOWN_ERRORS if known.name == "unknown-host")
+    (known,) = (known for known in known_errors() if known.name == "unknown-host")
     assert done.stderr.count(known.cure) == 1
     assert done.stderr.rstrip().splitlines()[-1].startswith("hvdlm: ")
 
