@@ -55,7 +55,7 @@ NOT_STOCK = ("HOROVOD_", "OMPI_MCA_mpi_yield_when_idle", "MALLOC_", "GLIBC_TUNAB
 
 
 @dataclass(frozen=True)
-class Workload:
+class BenchWorkload:
     """A model with its batch; `micro_batch` sequences of 256 tokens a rank and step."""
 
     model: dict
@@ -65,11 +65,11 @@ class Workload:
 
 
 WORKLOADS = {
-    "tiny": Workload(GPT_TINY),
-    "small": Workload(GPT_SMALL),
-    "small-bf16": Workload(GPT_SMALL, "bf16"),
-    "vocab50k": Workload(GPT_SMALL, "bf16", vocab_size=50304, micro_batch=4),
-    "lstm": Workload({"family": "lstm", "layers": 2, "width": 256}),
+    "tiny": BenchWorkload(GPT_TINY),
+    "small": BenchWorkload(GPT_SMALL),
+    "small-bf16": BenchWorkload(GPT_SMALL, "bf16"),
+    "vocab50k": BenchWorkload(GPT_SMALL, "bf16", vocab_size=50304, micro_batch=4),
+    "lstm": BenchWorkload({"family": "lstm", "layers": 2, "width": 256}),
 }
 
 
@@ -140,11 +140,11 @@ def _threads(options: TrainBenchOptions) -> int:
     return max(1, physical_cores() // options.ranks)
 
 
-def _data(workload: Workload, options: TrainBenchOptions) -> Path:
+def _data(workload: BenchWorkload, options: TrainBenchOptions) -> Path:
     return options.out / f"data-{workload.vocab_size}"
 
 
-def run_config(workload: Workload, options: TrainBenchOptions, *, run_dir: Path, ranks: int, sync: dict) -> dict:
+def run_config(workload: BenchWorkload, options: TrainBenchOptions, *, run_dir: Path, ranks: int, sync: dict) -> dict:
     """The RunConfig of a job as plain values."""
     values = {
         "run_dir": str(run_dir), "seed": 1, "sync": sync, "model": workload.model,
@@ -175,7 +175,7 @@ def _measure(name: str, variants: dict[str, tuple[str, dict]], options: TrainBen
             jobs[variant].steps = paired.steps_for(options.block_seconds, ready[0]["step_s"])
             if variant == LIMIT:
                 num_parameters = ready[0]["num_parameters"]
-        blocks: list[paired.Block] = []
+        blocks: list[paired.TimedBlock] = []
         loader: list[float] = []
         for number in range(options.rounds):
             log.info("%s: round %d of %d", name, number + 1, options.rounds)
@@ -192,7 +192,7 @@ def _measure(name: str, variants: dict[str, tuple[str, dict]], options: TrainBen
     }  # fmt: skip
 
 
-def _blocks(job: CellJob, variant: str, number: int) -> list[paired.Block]:
+def _blocks(job: CellJob, variant: str, number: int) -> list[paired.TimedBlock]:
     """What a variant does in a round, alone on the machine.
 
     The limit runs twice, with the loader and without it: one first in one round and the other in the next.
@@ -204,7 +204,7 @@ def _blocks(job: CellJob, variant: str, number: int) -> list[paired.Block]:
     blocks = []
     for name, order in orders:
         answers = job.order(do="block", steps=job.steps, **order)
-        blocks.append(paired.Block(number, name, tuple(paired.RankBlock(**answer) for answer in answers)))
+        blocks.append(paired.TimedBlock(number, name, tuple(paired.RankBlock(**answer) for answer in answers)))
     job.stop()
     return blocks
 
@@ -274,7 +274,7 @@ def _bare_start(ranks: int) -> float:
     return max(float(part) for part in output.split(";") if part.strip()) - launched  # mpirun may lose a line end
 
 
-def _first_step(workload: Workload, options: TrainBenchOptions) -> float:
+def _first_step(workload: BenchWorkload, options: TrainBenchOptions) -> float:
     """Until the row of step 1 stands in metrics.jsonl."""
     run_dir = options.out / "start"
     shutil.rmtree(run_dir, ignore_errors=True)

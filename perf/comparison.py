@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from .scaling import Interval
+from .scaling import ConfidenceInterval
 
 T = TypeVar("T")
 
@@ -32,18 +32,18 @@ class Comparison(Generic[T]):
     def fastest(self) -> T:
         return self.candidates[int(np.argmin(self.log_seconds))]
 
-    def ratio(self, one: T, other: T, *, error_rate: float = 0.05) -> Interval:
+    def ratio(self, one: T, other: T, *, error_rate: float = 0.05) -> ConfidenceInterval:
         """Seconds of `one` over those of `other`; the interval holds for all comparisons with one candidate at once."""
         i, j = self.candidates.index(one), self.candidates.index(other)
         difference = float(self.log_seconds[i] - self.log_seconds[j])
         if i == j:
-            return Interval(1.0, 1.0, 1.0)
+            return ConfidenceInterval(1.0, 1.0, 1.0)
         if self.degrees < 1:
-            return Interval(math.exp(difference), 0.0, math.inf)
+            return ConfidenceInterval(math.exp(difference), 0.0, math.inf)
         variance = self.covariance[i, i] + self.covariance[j, j] - 2 * self.covariance[i, j]
         tail = error_rate / 2 / max(1, len(self.candidates) - 1)
         half = t_quantile(1 - tail, self.degrees) * math.sqrt(max(0.0, float(variance)))
-        return Interval(*(math.exp(min(difference + sign * half, 700)) for sign in (0, -1, 1)))
+        return ConfidenceInterval(*(math.exp(min(difference + sign * half, 700)) for sign in (0, -1, 1)))
 
 
 def compare(seconds: Mapping[T, Mapping[int, float]]) -> Comparison[T]:

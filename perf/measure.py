@@ -18,11 +18,11 @@ from hvdlm.world.interface import World
 from hvdlm.world.mpi import library_version
 
 from . import record as records
-from .record import Record, Workload
+from .record import RunRecord, Workload
 
 
 @dataclass(frozen=True)
-class Spec:
+class MeasurementSpec:
     """What to measure; `config` is a RunConfig as plain values."""
 
     config: dict
@@ -34,7 +34,7 @@ class Spec:
     is_weak: bool
 
 
-def measure(spec: Spec, world: World, job: str) -> Record:
+def measure(spec: MeasurementSpec, world: World, job: str) -> RunRecord:
     """Run warm-up and timed steps of the real training step; the same record on every rank."""
     config = RunConfig.model_validate(spec.config)
     started, load_before = datetime.datetime.now(datetime.timezone.utc), os.getloadavg()[0]
@@ -45,7 +45,7 @@ def measure(spec: Spec, world: World, job: str) -> Record:
     times = world.gather([result.step_s for result in results])
     waits = world.gather([result.data_wait_s for result in results])
     hosts = world.gather(socket.gethostname())
-    return Record(
+    return RunRecord(
         schema_version=1,
         ranks=world.size,
         repeat=spec.repeat,
@@ -78,7 +78,7 @@ def measure(spec: Spec, world: World, job: str) -> Record:
     )
 
 
-def measure_and_write(spec: Spec, world: World, job: str) -> None:
+def measure_and_write(spec: MeasurementSpec, world: World, job: str) -> None:
     """Measure with all ranks of a SLURM job (or none: ""); rank 0 writes the record into `spec.folder`."""
     record = measure(spec, world, job)
     world.on_root(lambda: records.write(Path(spec.folder), record))

@@ -48,7 +48,7 @@ class Environment(_Frozen):
     load_after: float
 
 
-class Record(_Frozen):
+class RunRecord(_Frozen):
     """One run of the real training step at one number of ranks.
 
     `step_s[rank][i]` is the wall time of timed step i on a rank's monotonic clock, data wait included.
@@ -117,19 +117,19 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def write(folder: Path, record: Record) -> Path:
+def write(folder: Path, record: RunRecord) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"r{record.ranks:05d}-b{record.global_batch}-{record.repeat}.json"
     write_text_durably(path, record.model_dump_json(indent=1) + "\n")
     return path
 
 
-def read_all(folder: Path) -> list[Record]:
+def read_all(folder: Path) -> list[RunRecord]:
     """Every record below FOLDER/records, by ranks, batch and repeat; UserError names a file that is not one."""
     records = []
     for path in sorted((folder / "records").glob("*.json")):
         try:
-            records.append(Record.model_validate_json(path.read_text(encoding="utf-8")))
+            records.append(RunRecord.model_validate_json(path.read_text(encoding="utf-8")))
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(

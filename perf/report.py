@@ -24,8 +24,8 @@ from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
 
 from . import scaling
-from .record import Record, Workload, read_all
-from .scaling import Interval, Mode, Sample, ScalingPoint
+from .record import RunRecord, Workload, read_all
+from .scaling import ConfidenceInterval, Mode, ScalingPoint, StepTimes
 
 matplotlib.use("Agg")
 
@@ -43,7 +43,7 @@ STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": Fal
 class Study:
     """All records of a folder, and their statistics by mode."""
 
-    records: list[Record]
+    records: list[RunRecord]
     series: dict[Mode, list[ScalingPoint]]
 
     @property
@@ -66,12 +66,12 @@ def read_study(folder: Path) -> Study:
     return Study(records, series)
 
 
-def _samples(records: Sequence[Record]) -> list[Sample]:
-    by_ranks: dict[int, list[Record]] = {}
+def _samples(records: Sequence[RunRecord]) -> list[StepTimes]:
+    by_ranks: dict[int, list[RunRecord]] = {}
     for record in records:
         by_ranks.setdefault(record.ranks, []).append(record)
     return [
-        Sample(
+        StepTimes(
             ranks=ranks,
             tokens_per_step=group[0].tokens_per_step,
             runs=tuple(tuple(record.slowest_s) for record in group),
@@ -124,7 +124,7 @@ def _render(template: str, study: Study, plots: dict[str, bytes]) -> str:
     return environment.get_template(template).render(**_facts(study, plots))
 
 
-def _bracketed(x: Interval, form: str, scale: float = 1, unit: str = "") -> str:
+def _bracketed(x: ConfidenceInterval, form: str, scale: float = 1, unit: str = "") -> str:
     """`value [low, high]`, without brackets where there is no interval."""
     value = form.format(scale * x.value) + unit
     is_known = math.isfinite(x.high)

@@ -28,7 +28,7 @@ ACCEPTED_EFFICIENCY = 0.75  # what CSC and others ask of a proposal: 1.5 x for t
 
 
 @dataclass(frozen=True)
-class Interval:
+class ConfidenceInterval:
     """A value with its 95 % confidence interval, which is infinite where one run says nothing of others."""
 
     value: float
@@ -38,9 +38,13 @@ class Interval:
     def contains(self, number: float) -> bool:
         return self.low <= number <= self.high
 
+    def rate_of(self, amount: float) -> ConfidenceInterval:
+        """How much of `amount` a second, where the interval is the seconds that it takes."""
+        return ConfidenceInterval(amount / self.value, amount / self.high, amount / self.low if self.low else math.inf)
+
 
 @dataclass(frozen=True)
-class Sample:
+class StepTimes:
     """Step times of one point: `runs[i]` are the timed steps of repeat i, in seconds."""
 
     ranks: int
@@ -62,12 +66,12 @@ class ScalingPoint:
     tokens_per_step: int
     num_runs: int
     num_steps: int
-    step_s: Interval
+    step_s: ConfidenceInterval
     p95_s: float
     max_s: float
-    tokens_per_s: Interval
-    speedup: Interval
-    efficiency: Interval
+    tokens_per_s: ConfidenceInterval
+    speedup: ConfidenceInterval
+    efficiency: ConfidenceInterval
     karp_flatt: float | None
     is_base: bool
     is_oversubscribed: bool
@@ -104,15 +108,15 @@ class LogEstimate:
         """The logarithm of a ratio; with the smaller of the two degrees, which is on the safe side."""
         return LogEstimate(self.mean - other.mean, self.variance + other.variance, min(self.degrees, other.degrees))
 
-    def interval(self, scale: float = 1.0) -> Interval:
+    def interval(self, scale: float = 1.0) -> ConfidenceInterval:
         """`scale` x exp of the mean, with its 95 % interval."""
         if self.degrees < 1:
-            return Interval(scale * math.exp(self.mean), 0.0, math.inf)
+            return ConfidenceInterval(scale * math.exp(self.mean), 0.0, math.inf)
         half = t_quantile(self.degrees) * math.sqrt(self.variance)
-        return Interval(*(scale * math.exp(self.mean + sign * half) for sign in (0, -1, 1)))
+        return ConfidenceInterval(*(scale * math.exp(self.mean + sign * half) for sign in (0, -1, 1)))
 
 
-def estimate(sample: Sample) -> LogEstimate:
+def estimate(sample: StepTimes) -> LogEstimate:
     """The step time of a point: each run counts once, by the median of its steps."""
     logs = np.log([np.median(run) for run in sample.runs])
     variance = float(logs.var(ddof=1)) / len(logs) if len(logs) > 1 else math.inf
@@ -132,18 +136,18 @@ def karp_flatt(speedup: float, ranks: float) -> float | None:
     return round((1 / speedup - 1 / ranks) / (1 - 1 / ranks), 12)
 
 
-def analyse(samples: Sequence[Sample], mode: Mode) -> list[ScalingPoint]:
+def analyse(samples: Sequence[StepTimes], mode: Mode) -> list[ScalingPoint]:
     """The rows of one series, smallest number of ranks first; that one is the base."""
     samples = sorted(samples, key=lambda sample: sample.ranks)
     return [_point(sample, samples[0], mode) for sample in samples]
 
 
-def _point(sample: Sample, base: Sample, mode: Mode) -> ScalingPoint:
+def _point(sample: StepTimes, base: StepTimes, mode: Mode) -> ScalingPoint:
     seconds = estimate(sample)
     step = seconds.interval()
     tokens = sample.tokens_per_step
     relative_ranks = sample.ranks / base.ranks
-    speedup = Interval(1.0, 1.0, 1.0)
+    speedup = ConfidenceInterval(1.0, 1.0, 1.0)
     if sample is not base:
         speedup = (estimate(base) - seconds).interval(tokens / base.tokens_per_step)
     return ScalingPoint(
@@ -155,9 +159,11 @@ def _point(sample: Sample, base: Sample, mode: Mode) -> ScalingPoint:
         step_s=step,
         p95_s=float(np.quantile(sample.steps, 0.95)),
         max_s=float(sample.steps.max()),
-        tokens_per_s=Interval(tokens / step.value, tokens / step.high, tokens / step.low if step.low else math.inf),
+        tokens_per_s=ConfidenceInterval(
+            tokens / step.value, tokens / step.high, tokens / step.low if step.low else math.inf
+        ),
         speedup=speedup,
-        efficiency=Interval(*(x / relative_ranks for x in (speedup.value, speedup.low, speedup.high))),
+        efficiency=ConfidenceInterval(*(x / relative_ranks for x in (speedup.value, speedup.low, speedup.high))),
         karp_flatt=karp_flatt(speedup.value, relative_ranks) if mode == "strong" else None,
         is_base=sample is base,
         is_oversubscribed=sample.is_oversubscribed,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from .comparison import Comparison, compare
-from .scaling import Interval
+from .scaling import ConfidenceInterval
 
 # What each sync lets one choose without a change of its result; the first value is the default. Horovod's own
 # defaults are 128 MiB and 1 ms, so these are not tried again.
@@ -63,7 +63,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Task:
+class Trial:
     """One run to be made. `left` runs of this round come after it."""
 
     stage: str
@@ -72,11 +72,11 @@ class Task:
     left: int
 
 
-Measure = Callable[[Task], float]  # seconds a step; raises Failed, OutOfTime
+Measure = Callable[[Trial], float]  # seconds a step; raises Failed, OutOfTime
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """What is searched, around the settings as they are configured."""
 
     base: Candidate
@@ -139,23 +139,23 @@ class Race:
             order = sorted(self.alive, key=lambda c: c.micro_batch)  # the first to run out of memory spares the others
             for place, candidate in enumerate(order):
                 if candidate not in self.failed:
-                    self._measure(measure, Task(self.stage, number, candidate, len(order) - place - 1))
+                    self._measure(measure, Trial(self.stage, number, candidate, len(order) - place - 1))
             if keep_all:
                 continue
             self._drop()
             if len(self.alive) < 2:
                 return
 
-    def _measure(self, measure: Measure, task: Task) -> None:
+    def _measure(self, measure: Measure, trial: Trial) -> None:
         try:
-            self.seconds.setdefault(task.candidate, {})[task.round] = measure(task)
+            self.seconds.setdefault(trial.candidate, {})[trial.round] = measure(trial)
         except Failed as error:
-            self.failed[task.candidate] = str(error)
-            self.seconds.pop(task.candidate, None)
+            self.failed[trial.candidate] = str(error)
+            self.seconds.pop(trial.candidate, None)
             if error.for_memory:
                 for other in self.alive:
-                    if other.micro_batch > task.candidate.micro_batch:
-                        self.failed[other] = f"not tried: micro_batch {task.candidate.micro_batch} ran out of memory"
+                    if other.micro_batch > trial.candidate.micro_batch:
+                        self.failed[other] = f"not tried: micro_batch {trial.candidate.micro_batch} ran out of memory"
                         self.seconds.pop(other, None)
 
     def _drop(self) -> None:
@@ -181,7 +181,7 @@ class Race:
 class Search:
     """The stages, and the best settings so far; valid whenever it is interrupted."""
 
-    space: Space
+    space: SearchSpace
     measure: Measure
     rounds: int
     races: list[Race] = field(default_factory=list)
@@ -216,7 +216,7 @@ class Search:
         except OutOfTime:
             return
 
-    def verdict(self) -> tuple[Candidate, Interval | None, str]:
+    def verdict(self) -> tuple[Candidate, ConfidenceInterval | None, str]:
         """What to keep, how many times as fast as the config it is, and one sentence that says how sure that is."""
         base, best, last = self.space.base, self.best, self.races[-1]
         if base == best:

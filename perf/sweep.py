@@ -25,13 +25,13 @@ from hvdlm.launch.plan import fresh_environment, start_command
 from hvdlm.partition import micro_batches_per_rank
 from hvdlm.train.config import RunConfig
 
-from .measure import Spec
+from .measure import MeasurementSpec
 
 log = logging.getLogger("hvdlm")
 
 
 @dataclass(frozen=True)
-class Point:
+class StudyPoint:
     """One number of ranks with one global batch; the base belongs to both series."""
 
     ranks: int
@@ -51,7 +51,7 @@ def parse_ranks(text: str) -> list[int]:
     return ranks
 
 
-def plan_points(ranks: list[int], modes: tuple[str, ...], global_batch: int, micro_batch: int) -> list[Point]:
+def plan_points(ranks: list[int], modes: tuple[str, ...], global_batch: int, micro_batch: int) -> list[StudyPoint]:
     """The points of a study, smallest first; UserError if the batch does not divide at some of them.
 
     >>> [(p.ranks, p.global_batch) for p in plan_points([1, 2], ("strong", "weak"), 24, 4)]
@@ -69,7 +69,7 @@ def plan_points(ranks: list[int], modes: tuple[str, ...], global_batch: int, mic
     for count in ranks:
         for mode in modes:
             points.setdefault((count, global_batch if mode == "strong" else per_rank * count), set()).add(mode)
-    return [Point(count, batch, "strong" in of, "weak" in of) for (count, batch), of in sorted(points.items())]
+    return [StudyPoint(count, batch, "strong" in of, "weak" in of) for (count, batch), of in sorted(points.items())]
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A point and the measurements of it, each a Spec for `hvdlm measure` in a file of its own."""
+class PlannedPoint:
+    """A point and the measurements of it, each a MeasurementSpec for `hvdlm measure` in a file of its own."""
 
-    point: Point
-    specs: dict[Path, Spec]  # in the order of the repeats
+    point: StudyPoint
+    specs: dict[Path, MeasurementSpec]  # in the order of the repeats
 
     def write(self) -> None:
         for path, spec in self.specs.items():
@@ -97,7 +97,7 @@ class Planned:
 def plan_study(  # noqa: PLR0913 - what a study is
     config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str, ...], effort: Effort, threads: int,
     records: Path,
-) -> list[Planned]:  # fmt: skip
+) -> list[PlannedPoint]:  # fmt: skip
     """Every measurement of a study as FOLDER/points/r00002-b24-0.json; nothing is written.
 
     The same spec measured again, by a job that was requeued, replaces its own record in the folder `records`.
@@ -109,13 +109,13 @@ def plan_study(  # noqa: PLR0913 - what a study is
             (f"train.global_batch={point.global_batch}", f"train.threads={threads}"),
         )  # fmt: skip
         specs = {
-            folder / "points" / f"r{point.ranks:05d}-b{point.global_batch}-{repeat}.json": Spec(
+            folder / "points" / f"r{point.ranks:05d}-b{point.global_batch}-{repeat}.json": MeasurementSpec(
                 config=settings.model_dump(mode="json"), folder=str(records), repeat=repeat, steps=effort.steps,
                 warmup=effort.warmup, is_strong=point.is_strong, is_weak=point.is_weak,
             )
             for repeat in range(effort.repeats)
         }  # fmt: skip
-        planned.append(Planned(point, specs))
+        planned.append(PlannedPoint(point, specs))
     return planned
 
 
@@ -149,7 +149,7 @@ def sweep(config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str
     fresh.rename(folder / "records")
 
 
-def _run(spec: Path, point: Point) -> None:
+def _run(spec: Path, point: StudyPoint) -> None:
     """One measurement by an mpirun of its own. Its user errors are ours; anything else shows its output."""
     done = subprocess.run(
         start_command(point.ranks, [sys.executable, "-m", "hvdlm", "measure", str(spec)]),

@@ -26,8 +26,8 @@ from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig
 
 from .job import JobFailed, run_job
-from .measure import Spec
-from .record import Record
+from .measure import MeasurementSpec
+from .record import RunRecord
 from .search import (
     CONFIRMATION,
     KNOBS,
@@ -35,8 +35,8 @@ from .search import (
     Failed,
     OutOfTime,
     Search,
-    Space,
-    Task,
+    SearchSpace,
+    Trial,
     micro_batch_choices,
     thread_choices,
 )
@@ -63,7 +63,7 @@ class TuneOptions:
     command: str  # as it was typed, for the header
 
 
-def space_of(config: RunConfig, ranks: int, kinds: tuple[str, ...]) -> Space:
+def space_of(config: RunConfig, ranks: int, kinds: tuple[str, ...]) -> SearchSpace:
     """What may be changed about this config on this machine; UserError if the batch cannot be shared."""
     batch = config.train.global_batch
     if batch % ranks:
@@ -80,7 +80,7 @@ def space_of(config: RunConfig, ranks: int, kinds: tuple[str, ...]) -> Space:
         kinds = ("horovod", "allreduce") if config.sync.kind in EXCHANGEABLE and not others else (kind,)
     knobs = tuple(sorted((name, value) for name, value in sync.items() if name in tuned))
     base = Candidate(config.train.micro_batch, config.train.threads, kind, knobs)
-    return Space(base, micro_batch_choices(batch // ranks), _threads(base.threads, ranks), kinds)
+    return SearchSpace(base, micro_batch_choices(batch // ranks), _threads(base.threads, ranks), kinds)
 
 
 def _threads(configured: int, ranks: int) -> tuple[int, ...]:
@@ -114,43 +114,43 @@ class _Runs:
 
     def __init__(self, config: RunConfig, base: Candidate, options: TuneOptions) -> None:
         self._config, self._base, self._options = config, base, options
-        self.done: list[tuple[Task, Record]] = []
+        self.done: list[tuple[Trial, RunRecord]] = []
         self._durations: list[float] = []
         self._deadline = time.monotonic() + 60 * options.minutes
 
-    def __call__(self, task: Task) -> float:
-        left_s = self._left_s(task)
+    def __call__(self, trial: Trial) -> float:
+        left_s = self._left_s(trial)
         if left_s <= 0:
             raise OutOfTime
         start = time.monotonic()
         try:
-            record = self._run(task, left_s)
+            record = self._run(trial, left_s)
         except Failed as error:
-            log.info("%s: %s does not run: %s", task.stage, task.candidate, error)
+            log.info("%s: %s does not run: %s", trial.stage, trial.candidate, error)
             raise
         self._durations.append(time.monotonic() - start)
-        self.done.append((task, record))
+        self.done.append((trial, record))
         seconds = statistics.median(record.slowest_s)
         minutes, rest = divmod(max(0, round(self._deadline - time.monotonic())), 60)
         log.info(
             "%s, round %d: %s: %s tokens/s | %d runs to the end of the round, %d:%02d to that of the time",
-            task.stage, task.round + 1, task.candidate, f"{record.tokens_per_step / seconds:,.0f}", task.left,
+            trial.stage, trial.round + 1, trial.candidate, f"{record.tokens_per_step / seconds:,.0f}", trial.left,
             minutes, rest,
         )  # fmt: skip
         return seconds
 
-    def _left_s(self, task: Task) -> float:
+    def _left_s(self, trial: Trial) -> float:
         """Until the deadline, less what the confirmation will need."""
         reserve_s = 0.0
-        if task.stage != CONFIRMATION and self._durations:
+        if trial.stage != CONFIRMATION and self._durations:
             reserve_s = min(
                 2 * CONFIRMATIONS * statistics.median(self._durations), CONFIRMING_SHARE * 60 * self._options.minutes
             )
         return self._deadline - reserve_s - time.monotonic()
 
-    def _run(self, task: Task, left_s: float) -> Record:
+    def _run(self, trial: Trial, left_s: float) -> RunRecord:
         try:
-            settings = settings_of(self._config, self._base, task.candidate)
+            settings = settings_of(self._config, self._base, trial.candidate)
             BatchPlan(settings.train.global_batch, settings.train.ramp).check(
                 settings.train.micro_batch, self._options.ranks
             )
@@ -159,8 +159,8 @@ class _Runs:
         values = settings.model_dump(mode="json")
         values["train"]["ramp"] = None  # the steps of the full batch are what counts
         with tempfile.TemporaryDirectory(prefix="hvdlm-tune-") as folder:
-            spec = Spec(
-                config=values, folder=folder, repeat=task.round, steps=self._options.steps,
+            spec = MeasurementSpec(
+                config=values, folder=folder, repeat=trial.round, steps=self._options.steps,
                 warmup=self._options.warmup, is_strong=False, is_weak=False,
             )  # fmt: skip
             path = Path(folder) / "spec"
@@ -172,7 +172,7 @@ class _Runs:
             except subprocess.TimeoutExpired:
                 raise OutOfTime from None
             (found,) = Path(folder).glob("*.json")
-            return Record.model_validate_json(found.read_text(encoding="utf-8"))
+            return RunRecord.model_validate_json(found.read_text(encoding="utf-8"))
 
 
 def tune(config: RunConfig, options: TuneOptions) -> dict[str, Any]:

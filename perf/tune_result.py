@@ -13,11 +13,11 @@ from hvdlm.config import to_yaml
 from hvdlm.files import write_text_durably
 from hvdlm.train.config import RunConfig
 
-from .record import Record
-from .scaling import Interval, Sample, estimate
-from .search import CONFIRMATION, Candidate, Race, Search, Task
+from .record import RunRecord
+from .scaling import ConfidenceInterval, StepTimes, estimate
+from .search import CONFIRMATION, Candidate, Race, Search, Trial
 
-Runs = Sequence[tuple[Task, Record]]
+Runs = Sequence[tuple[Trial, RunRecord]]
 
 
 def summarise(search: Search, runs: Runs) -> dict[str, Any]:
@@ -35,15 +35,15 @@ def summarise(search: Search, runs: Runs) -> dict[str, Any]:
 def write(out: Path, settings: RunConfig, summary: dict[str, Any], runs: Runs) -> None:
     """The config with its header into `out`, and everything into the JSON beside it."""
     raw = [
-        {"stage": task.stage, "round": task.round, "settings": asdict(task.candidate), "record": record.model_dump()}
-        for task, record in runs
+        {"stage": trial.stage, "round": trial.round, "settings": asdict(trial.candidate), "record": record.model_dump()}
+        for trial, record in runs
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text_durably(Path(summary["measurements"]), json.dumps({**summary, "runs": raw}, indent=1) + "\n")
     write_text_durably(out, _header(summary, runs[0][1]) + to_yaml(settings))
 
 
-def plain(interval: Interval) -> dict[str, float | None]:
+def plain(interval: ConfidenceInterval) -> dict[str, float | None]:
     """JSON has no infinity: None where there is no interval."""
     if math.isinf(interval.high):
         return {"value": interval.value, "low": None, "high": None}
@@ -52,16 +52,15 @@ def plain(interval: Interval) -> dict[str, float | None]:
 
 def _last_rate(runs: Runs, candidate: Candidate) -> dict[str, Any] | None:
     """Tokens/s over the last stage in which a candidate ran; None if it never did."""
-    stages = [task.stage for task, _ in runs if task.candidate == candidate]
+    stages = [trial.stage for trial, _ in runs if trial.candidate == candidate]
     return _rate(runs, stages[-1], candidate) if stages else None
 
 
 def _rate(runs: Runs, stage: str, candidate: Candidate) -> dict[str, Any]:
-    records = [record for task, record in runs if (task.stage, task.candidate) == (stage, candidate)]
+    records = [record for trial, record in runs if (trial.stage, trial.candidate) == (stage, candidate)]
     tokens = records[0].tokens_per_step
-    step = estimate(Sample(records[0].ranks, tokens, tuple(tuple(r.slowest_s) for r in records))).interval()
-    fast = tokens / step.low if step.low else math.inf
-    return {**plain(Interval(tokens / step.value, tokens / step.high, fast)), "runs": len(records)}
+    step = estimate(StepTimes(records[0].ranks, tokens, tuple(tuple(r.slowest_s) for r in records))).interval()
+    return {**plain(step.rate_of(tokens)), "runs": len(records)}
 
 
 def _stage(race: Race, runs: Runs) -> dict[str, Any]:
@@ -91,7 +90,7 @@ def _outcome(race: Race, candidate: Candidate) -> str:
     return "kept" if candidate == race.preferred() else "not distinguishable"
 
 
-def _header(summary: dict[str, Any], record: Record) -> str:
+def _header(summary: dict[str, Any], record: RunRecord) -> str:
     where = record.environment
     versions = ", ".join(f"{name} {version}" for name, version in where.versions.items())
     lines = [

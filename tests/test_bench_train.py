@@ -13,8 +13,8 @@ from hvdlm.errors import UserError
 from hvdlm.perf import bench_train
 from hvdlm.perf.bench_train import CONSTANT, LIMIT, PEERS, WORKLOADS, TrainBenchOptions
 from hvdlm.perf.paired import (
-    Block,
     RankBlock,
+    TimedBlock,
     disturbed,
     median_interval,
     order_of_round,
@@ -24,12 +24,12 @@ from hvdlm.perf.paired import (
     summarise,
 )
 from hvdlm.perf.random_shards import write_random_shards
-from hvdlm.perf.scaling import Interval
+from hvdlm.perf.scaling import ConfidenceInterval
 
 
 def make_block(number, variant, rate, *, cores=1.0, ranks=2, seconds=2.0):
     """A block in which each rank makes `rate` tokens a second, the ranks starting one after the other."""
-    return Block(
+    return TimedBlock(
         number,
         variant,
         tuple(
@@ -118,7 +118,7 @@ def test_the_interval_holds_the_true_median_often_enough(num):
 def test_plain_numbers_leave_out_an_interval_that_is_not_there():
     assert plain([2.0, 1.0, 3.0]) == {"median": 2.0, "low": None, "high": None, "rounds": 3}
     assert plain([1.0] * 6)["low"] == 1.0
-    assert median_interval([1.0]) == Interval(1.0, 0.0, float("inf"))
+    assert median_interval([1.0]) == ConfidenceInterval(1.0, 0.0, float("inf"))
 
 
 def test_a_block_is_as_long_as_asked_and_at_most_a_step_longer():

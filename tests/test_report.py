@@ -6,7 +6,7 @@ import re
 import pytest
 
 from hvdlm.errors import UserError
-from hvdlm.perf.record import Environment, Record, Workload, read_all, write
+from hvdlm.perf.record import Environment, RunRecord, Workload, read_all, write
 from hvdlm.perf.report import write_report
 from hvdlm.perf.sweep import parse_ranks, plan_points
 
@@ -30,7 +30,7 @@ def make_record(ranks, global_batch, repeat, seconds, **changes):
         "step_s": times, "data_wait_s": tuple((0.001,) * 10 for _ in times), "first_loss": 5.0,
         "workload": workload, "environment": environment, **changes,
     }  # fmt: skip
-    return Record(**values)
+    return RunRecord(**values)
 
 
 @pytest.fixture

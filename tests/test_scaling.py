@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from hvdlm.perf import scaling
-from hvdlm.perf.scaling import Sample, analyse, diagnose, karp_flatt
+from hvdlm.perf.scaling import StepTimes, analyse, diagnose, karp_flatt
 
 
 def sample(ranks, step_s, tokens=1000, noise=0.0, runs=3, steps=20, **options):
     random = np.random.default_rng(ranks)
     times = step_s * (1 + noise * random.standard_normal((runs, steps)))
-    return Sample(ranks, tokens, tuple(map(tuple, times)), **options)
+    return StepTimes(ranks, tokens, tuple(map(tuple, times)), **options)
 
 
 def test_strong_scaling_by_its_formula():
@@ -60,7 +60,7 @@ def test_the_efficiency_interval_covers_as_often_as_it_says(runs):
         for ranks, step_s in ((1, 1.0), (2, 0.55)):
             luck = step_s * (1 + 0.02 * random.standard_normal((runs, 1)))
             times = luck * (1 + 0.02 * random.standard_normal((runs, 15)))
-            samples.append(Sample(ranks, 1000, tuple(map(tuple, times))))
+            samples.append(StepTimes(ranks, 1000, tuple(map(tuple, times))))
         hits += analyse(samples, "strong")[1].efficiency.contains(1 / 1.1)
     assert hits / 400 >= 0.93
 
@@ -76,7 +76,7 @@ def test_one_run_has_no_interval():
 
 def test_the_median_of_a_run_ignores_its_outliers():
     times = ((1.0,) * 9 + (50.0,),) * 3
-    (point,) = analyse([Sample(1, 1000, times)], "strong")
+    (point,) = analyse([StepTimes(1, 1000, times)], "strong")
     assert point.step_s.value == pytest.approx(1.0)
     assert point.max_s == 50
 

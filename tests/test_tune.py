@@ -21,7 +21,7 @@ from hvdlm.perf.search import (
     OutOfTime,
     Race,
     Search,
-    Space,
+    SearchSpace,
     micro_batch_choices,
     thread_choices,
 )
@@ -30,7 +30,7 @@ from hvdlm.perf.tune_result import to_text
 from hvdlm.train.config import RunConfig
 
 BASE = Candidate(4, 0, "horovod")
-SPACE = Space(BASE, (12, 6, 4, 2, 1), (0,), ("horovod", "allreduce"))
+SPACE = SearchSpace(BASE, (12, 6, 4, 2, 1), (0,), ("horovod", "allreduce"))
 
 
 class Machine:
@@ -39,14 +39,14 @@ class Machine:
     def __init__(self, true, noise=0.01, drift=0.2, seed=0, runs=math.inf):
         self.true, self.noise, self.drift, self.runs = true, noise, drift, runs
         self.random = np.random.default_rng(seed)
-        self.drifts, self.tasks = {}, []
+        self.drifts, self.trials = {}, []
 
-    def __call__(self, task):
-        if len(self.tasks) >= self.runs:
+    def __call__(self, trial):
+        if len(self.trials) >= self.runs:
             raise OutOfTime
-        self.tasks.append(task)
-        drift = self.drifts.setdefault((task.stage, task.round), math.exp(self.drift * self.random.standard_normal()))
-        return self.true(task.candidate) * drift * math.exp(self.noise * self.random.standard_normal())
+        self.trials.append(trial)
+        drift = self.drifts.setdefault((trial.stage, trial.round), math.exp(self.drift * self.random.standard_normal()))
+        return self.true(trial.candidate) * drift * math.exp(self.noise * self.random.standard_normal())
 
 
 def search(machine, space=SPACE, rounds=5):
@@ -77,10 +77,10 @@ def test_what_is_clearly_slower_costs_few_runs():
     """A factor of 1.6 is seen in one run, of 1.25 in a few; the close ones get the time."""
     machine = Machine(by_micro_batch)
     search(machine, rounds=8)
-    runs = [task.candidate.micro_batch for task in machine.tasks if task.stage == "micro-batch and sync"]
+    runs = [trial.candidate.micro_batch for trial in machine.trials if trial.stage == "micro-batch and sync"]
     assert runs.count(1) == 2  # one run with each sync
     assert runs.count(2) <= 6
-    assert runs.count(12) == len({task.round for task in machine.tasks if task.stage == "micro-batch and sync"}) * 2
+    assert runs.count(12) == len({trial.round for trial in machine.trials if trial.stage == "micro-batch and sync"}) * 2
 
 
 def test_where_nothing_differs_the_config_stays_in_nearly_all_cases():
@@ -92,7 +92,7 @@ def test_a_config_that_stays_is_not_confirmed_against_itself():
     machine = Machine(lambda c: 1.0 if c == BASE else 1.3, noise=0.001)
     found = search(machine)
     assert found.verdict() == (BASE, None, "nothing was clearly faster than the config as it is")
-    assert CONFIRMATION not in {task.stage for task in machine.tasks}
+    assert CONFIRMATION not in {trial.stage for trial in machine.trials}
 
 
 def test_of_settings_that_are_faster_alike_the_nearest_to_the_config_wins():
@@ -102,9 +102,9 @@ def test_of_settings_that_are_faster_alike_the_nearest_to_the_config_wins():
 
 def test_a_gain_that_the_last_runs_do_not_confirm_is_not_claimed():
     class Lucky(Machine):
-        def __call__(self, task):
-            seconds = super().__call__(task)
-            return seconds * (0.8 if task.stage != CONFIRMATION and task.candidate.micro_batch == 12 else 1)
+        def __call__(self, trial):
+            seconds = super().__call__(trial)
+            return seconds * (0.8 if trial.stage != CONFIRMATION and trial.candidate.micro_batch == 12 else 1)
 
     best, gain, sentence = search(Lucky(lambda c: 1.0)).verdict()
     assert best == BASE
@@ -117,7 +117,7 @@ def test_knobs_are_set_one_after_the_other_and_add_up():
         knobs = dict(candidate.knobs)
         return (0.9 if knobs.get("fusion_mb") == 8 else 1.0) * (0.9 if knobs.get("cycle_ms") == 2.5 else 1.0)
 
-    found = search(Machine(true, noise=0.005), Space(BASE, (4,), (0,), ("horovod",)))
+    found = search(Machine(true, noise=0.005), SearchSpace(BASE, (4,), (0,), ("horovod",)))
     assert found.best == Candidate(4, 0, "horovod", (("cycle_ms", 2.5), ("fusion_mb", 8)))
     assert [race.stage for race in found.races] == [
         "micro-batch and sync", "horovod fusion_mb", "horovod cycle_ms", "horovod groups", CONFIRMATION
@@ -127,7 +127,7 @@ def test_knobs_are_set_one_after_the_other_and_add_up():
 @pytest.mark.parametrize(("slower", "is_tried"), [(1.02, True), (1.1, False)])
 def test_a_sync_gets_its_knobs_set_if_it_is_close_to_the_fastest(slower, is_tried):
     machine = Machine(lambda c: slower if c.kind == "horovod" else 1.0, noise=0.001)
-    found = search(machine, Space(Candidate(4, 0, "allreduce"), (4,), (0,), ("horovod", "allreduce")))
+    found = search(machine, SearchSpace(Candidate(4, 0, "allreduce"), (4,), (0,), ("horovod", "allreduce")))
     assert ("horovod fusion_mb" in [race.stage for race in found.races]) == is_tried
     assert "allreduce overlap" in [race.stage for race in found.races]
 
@@ -139,7 +139,7 @@ def test_a_sync_that_is_slower_by_default_can_win_by_a_knob():
         return 0.8 if dict(candidate.knobs).get("cycle_ms") == 5 else 1.02
 
     found = search(
-        Machine(true, noise=0.001), Space(Candidate(4, 0, "allreduce"), (4,), (0,), ("horovod", "allreduce"))
+        Machine(true, noise=0.001), SearchSpace(Candidate(4, 0, "allreduce"), (4,), (0,), ("horovod", "allreduce"))
     )
     assert found.best == Candidate(4, 0, "horovod", (("cycle_ms", 5),))
 
@@ -148,24 +148,24 @@ def test_threads_are_searched_with_the_micro_batch_that_won():
     def true(candidate):
         return by_micro_batch(candidate) * (0.8 if candidate.threads == 3 else 1)
 
-    found = search(Machine(true), Space(BASE, (12, 6, 4), (0, 4, 3, 2), ("horovod",)))
+    found = search(Machine(true), SearchSpace(BASE, (12, 6, 4), (0, 4, 3, 2), ("horovod",)))
     assert (found.best.micro_batch, found.best.threads) == (12, 3)
 
 
 def test_what_cannot_run_is_left_out_with_its_reason_and_larger_ones_are_not_tried():
     class Small(Machine):
-        def __call__(self, task):
-            if task.candidate.micro_batch >= 6:
-                self.tasks.append(task)
+        def __call__(self, trial):
+            if trial.candidate.micro_batch >= 6:
+                self.trials.append(trial)
                 raise Failed("out of memory", for_memory=True)
-            if task.candidate.kind == "allreduce":
+            if trial.candidate.kind == "allreduce":
                 raise Failed("no such thing")
-            return super().__call__(task)
+            return super().__call__(trial)
 
     machine = Small(by_micro_batch)
     found = search(machine)
     assert found.best == BASE
-    assert not [task for task in machine.tasks if task.candidate.micro_batch == 12]
+    assert not [trial for trial in machine.trials if trial.candidate.micro_batch == 12]
     failed = found.races[0].failed
     assert failed[Candidate(6, 0, "horovod")] == "out of memory"
     assert failed[Candidate(12, 0, "horovod")] == "not tried: micro_batch 6 ran out of memory"
@@ -174,10 +174,10 @@ def test_what_cannot_run_is_left_out_with_its_reason_and_larger_ones_are_not_tri
 
 def test_a_config_that_does_not_run_itself_is_replaced():
     class Picky(Machine):
-        def __call__(self, task):
-            if task.candidate == BASE:
+        def __call__(self, trial):
+            if trial.candidate == BASE:
                 raise Failed("does not divide")
-            return super().__call__(task)
+            return super().__call__(trial)
 
     best, gain, sentence = search(Picky(by_micro_batch)).verdict()
     assert (best.micro_batch, gain) == (12, None)
@@ -196,10 +196,10 @@ def test_whenever_time_is_out_the_best_so_far_stands(runs):
 
 def test_an_interrupt_in_a_stage_leaves_what_the_stage_has_shown():
     class Interrupted(Machine):
-        def __call__(self, task):
-            if len(self.tasks) == 30:
+        def __call__(self, trial):
+            if len(self.trials) == 30:
                 raise KeyboardInterrupt
-            return super().__call__(task)
+            return super().__call__(trial)
 
     found = Search(SPACE, Interrupted(by_micro_batch), 5)
     with pytest.raises(KeyboardInterrupt):
@@ -211,7 +211,7 @@ def test_an_interrupt_in_a_stage_leaves_what_the_stage_has_shown():
 def test_rounds_are_interleaved():
     machine = Machine(lambda c: 1.0)
     Race("race", [Candidate(m, 0, "tree") for m in (1, 2, 3)]).run(machine, 2)
-    assert [(task.round, task.candidate.micro_batch, task.left) for task in machine.tasks] == [
+    assert [(trial.round, trial.candidate.micro_batch, trial.left) for trial in machine.trials] == [
         (0, 1, 2), (0, 2, 1), (0, 3, 0), (1, 1, 2), (1, 2, 1), (1, 3, 0)
     ]  # fmt: skip
 
