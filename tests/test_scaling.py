@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from hvdlm.perf import scaling
 from hvdlm.perf.scaling import StepTimes, analyse, diagnose, karp_flatt
 
 
@@ -41,13 +40,6 @@ def test_a_base_of_more_than_one_rank():
 @pytest.mark.parametrize("ranks", [2, 8, 64])
 def test_karp_flatt_recovers_amdahls_serial_fraction(serial, ranks):
     assert karp_flatt(1 / (serial + (1 - serial) / ranks), ranks) == pytest.approx(serial)
-
-
-@pytest.mark.parametrize(
-    ("degrees", "expected"), [(1, 12.706), (3, 3.182), (5, 2.571), (7, 2.365), (20, 2.086), (1000, 1.962)]
-)
-def test_t_quantiles_equal_the_tables(degrees, expected):
-    assert scaling.t_quantile(degrees) == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize("runs", [2, 3, 8])

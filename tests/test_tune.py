@@ -11,7 +11,7 @@ from harness import run_values
 from hvdlm.config import load, validate
 from hvdlm.errors import UserError
 from hvdlm.perf import tune as tuning
-from hvdlm.perf.comparison import compare, t_quantile
+from hvdlm.perf.comparison import compare
 from hvdlm.perf.job import JobFailed
 from hvdlm.perf.search import (
     CONFIRMATION,
@@ -232,14 +232,6 @@ def test_the_comparison_equals_a_paired_t_test():
 def test_one_run_of_each_says_nothing():
     ratio = compare({BASE: {0: 1.0}, Candidate(6, 0, "horovod"): {0: 1.2}}).ratio(BASE, Candidate(6, 0, "horovod"))
     assert (ratio.low, ratio.high) == (0, math.inf)
-
-
-@pytest.mark.parametrize(
-    ("probability", "degrees", "expected"),
-    [(0.975, 1, 12.706), (0.975, 2, 4.303), (0.975, 10, 2.228), (0.995, 5, 4.032), (0.9995, 30, 3.646)],
-)
-def test_t_quantiles_equal_the_tables(probability, degrees, expected):
-    assert t_quantile(probability, degrees) == pytest.approx(expected, abs=6e-4)
 
 
 @pytest.mark.parametrize("per_rank", [1, 7, 12, 64, 360])
