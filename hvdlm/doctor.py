@@ -25,6 +25,7 @@ from hvdlm.host import affinity
 from hvdlm.launch.environment import launched_as, met_over_gloo
 from hvdlm.launch.known_errors import explain
 from hvdlm.launch.plan import find_mpirun, fresh_environment, start_command
+from hvdlm.tables import table
 from hvdlm.world.connect import WorldKind, connect
 from hvdlm.world.horovod import load_horovod
 from hvdlm.world.mpi import library_version
@@ -65,14 +66,13 @@ def examine(*, is_job: bool = False) -> list[Check]:
 
 def to_text(checks: list[Check]) -> str:
     """A line a check, problems with their remedy below, and the verdict last."""
-    width = max(len(check.name) for check in checks)
-    lines = []
+    rows = []
     for check in checks:
-        lines.append(f"{'ok ' if check.ok else 'BAD'}  {check.name:<{width}}  {check.detail}")
+        rows.append(["ok" if check.ok else "BAD", check.name, check.detail])
         if not check.ok:
-            lines.append(f"     {'':<{width}}  remedy: {check.remedy}")
+            rows.append(["", "", f"remedy: {check.remedy}"])
     bad = sum(not check.ok for check in checks)
-    return "\n".join([*lines, "all is well" if not bad else f"{bad} of {len(checks)} checks failed"])
+    return f"{table([], rows, num_left=3)}\n" + (f"{bad} of {len(checks)} checks failed" if bad else "all is well")
 
 
 def _python() -> Iterator[Check]:

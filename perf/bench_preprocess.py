@@ -25,6 +25,7 @@ from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
 from hvdlm.host import physical_cores
 from hvdlm.launch.plan import fresh_environment, start_command
+from hvdlm.tables import table
 
 log = logging.getLogger("hvdlm")
 
@@ -236,9 +237,7 @@ def _datatrove(options: BenchOptions, corpus: Path, tokenizer: Path, workers: in
 
 def to_text(result: dict) -> str:
     """The medians and ratios as plain columns."""
-    rows = [("", "MB/s", "without start-up")]
-    for name, rates in result["median_mb_per_s"].items():
-        rows.append((name, f"{rates['whole']:.1f}", f"{rates.get('without start-up', '')}"))
-    lines = [f"{a:<44}{b:>10}{c:>20}" for a, b, c in rows]
-    lines += ["", *[f"{name:<54}{ratio:>10.2f}" for name, ratio in result["ratios"].items()]]
-    return "\n".join(lines)
+    medians = result["median_mb_per_s"].items()
+    rates = [[name, f"{row['whole']:.1f}", str(row.get("without start-up", ""))] for name, row in medians]
+    ratios = [[name, f"{ratio:.2f}"] for name, ratio in result["ratios"].items()]
+    return "\n\n".join([table(["", "MB/s", "without start-up"], rates), table([], ratios)])

@@ -15,6 +15,7 @@ from hvdlm.data.manifest import FORMAT_VERSION, SPLITS, Manifest, SplitEntry
 from hvdlm.data.shards import ShardLabels, write_shard
 from hvdlm.data.stream import TokenStream
 from hvdlm.host import keep_freed_memory
+from hvdlm.tables import table
 from hvdlm.tokenizer import ByteTokenizer
 
 NUM_TOKENS = 64_000_000
@@ -99,13 +100,17 @@ def _slices_by_h5py(path: Path, starts: np.ndarray, length: int) -> None:
 
 
 def to_text(result: dict) -> str:
-    lines = [f"{'batch of ' + str(result['batch']) + ' windows of ' + str(result['seq_len']):<40}{'us':>10}"]
-    lines += [f"{name:<40}{us:>10.1f}" for name, us in result["us_per_batch"].items()]
-    lines += [
-        f"h5py slices take {result['h5py_slices_to_hvdlm']} times as long, "
-        f"a gather from a plain memory map {result['memmap_gather_to_hvdlm']} times",
-        "",
-        *[f"{name:<40}{rate:>10,} MB/s" for name, rate in result["mb_per_s"].items()],
-        f"the byte tokenizer runs at {result['byte_tokenizer_to_memcpy']} of memcpy",
-    ]
-    return "\n".join(lines)
+    """Times of a batch and rates as plain columns, and below each what follows from them."""
+    heads = [f"batch of {result['batch']} windows of {result['seq_len']}", "us"]
+    times = [[name, f"{us:.1f}"] for name, us in result["us_per_batch"].items()]
+    rates = [[name, f"{rate:,}"] for name, rate in result["mb_per_s"].items()]
+    return "\n".join(
+        [
+            table(heads, times),
+            f"h5py slices take {result['h5py_slices_to_hvdlm']} times as long, "
+            f"a gather from a plain memory map {result['memmap_gather_to_hvdlm']} times",
+            "",
+            table(["", "MB/s"], rates),
+            f"the byte tokenizer runs at {result['byte_tokenizer_to_memcpy']} of memcpy",
+        ]
+    )

@@ -23,8 +23,10 @@ from hvdlm.data.manifest import MANIFEST
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
 from hvdlm.session.metrics import read_metrics
+from hvdlm.tables import table
 from hvdlm.train.config import RunConfig
 
+from .confidence import bracketed
 from .job import JobFailed, run_job
 
 log = logging.getLogger("hvdlm")
@@ -207,37 +209,32 @@ def _spread(
 HEADS = ("", "validation loss", "more than allreduce", "tokens/s", "to allreduce", "MB a step and rank")
 
 
-def cells(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The table's rows as text; a way that failed has its reason in place of numbers."""
+def cells(result: dict[str, Any]) -> list[list[str]]:
+    """The table's rows as text."""
     rows = []
     for kind, row in result["rows"].items():
-        more, speed = row["val_loss_more"], row["speed"]
-        is_reference = kind == REFERENCE
-        rows.append((
-            kind, f"{row['val_loss']:.4f}",
-            "" if is_reference else f"{more['median']:+.4f} [{more['low']:+.4f}, {more['high']:+.4f}]",
-            f"{row['tokens_per_s']:,.0f}",
-            "" if is_reference else f"{speed['median']:.2f} [{speed['low']:.2f}, {speed['high']:.2f}]",
-            f"{row['bytes_per_step'] / 1e6:.2f}",
-        ))  # fmt: skip
-    return [*rows, *((kind, f"failed: {reason}", "", "", "", "") for kind, reason in result["failed"].items())]
+        more, speed = _shown(row["val_loss_more"], "{:+.4f}"), _shown(row["speed"], "{:.2f}")
+        if kind == REFERENCE:
+            more = speed = ""
+        num_mb = row["bytes_per_step"] / 1e6
+        rows.append([kind, f"{row['val_loss']:.4f}", more, f"{row['tokens_per_s']:,.0f}", speed, f"{num_mb:.2f}"])
+    return rows
+
+
+def _shown(spread: dict[str, float], form: str) -> str:
+    return bracketed(spread["median"], spread["low"], spread["high"], form=form)
 
 
 def to_text(result: dict[str, Any]) -> str:
-    """The table as columns."""
-    rows = [HEADS, *cells(result)]
-    widths = [max(len(row[n]) for row in rows if not row[1].startswith("failed")) for n in range(len(HEADS))]
-    lines = [
-        f"{row[0]:<{max(widths[0], len(row[0]))}}  "
-        + "  ".join(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
-        for row in rows
-    ]
+    """The table as columns, below it the ways that failed."""
     head = f"{result['ranks']} ranks, {result['steps']} steps, {result['tokens']:,} tokens, {result['repeats']} rounds"
-    return "\n".join([head, *(line.rstrip() for line in lines)])
+    failed = [f"{kind} failed: {reason}" for kind, reason in result["failed"].items()]
+    return "\n".join([head, table(HEADS, cells(result)), *failed])
 
 
 def to_markdown(result: dict[str, Any]) -> str:
-    """The table for docs/sync.md."""
+    """The table for docs/sync.md; a way that failed has its reason in place of numbers."""
+    failed = [[kind, f"failed: {reason}", "", "", "", ""] for kind, reason in result["failed"].items()]
     lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
-    lines += [f"| {' | '.join((f'`{row[0]}`', *row[1:]))} |" for row in cells(result)]
+    lines += [f"| {' | '.join((f'`{row[0]}`', *row[1:]))} |" for row in [*cells(result), *failed]]
     return "\n".join(lines) + "\n"

@@ -28,11 +28,13 @@ from hvdlm.files import write_text_durably
 from hvdlm.host import physical_cores
 from hvdlm.launch.plan import find_mpirun, fresh_environment
 from hvdlm.session.metrics import read_metrics
+from hvdlm.tables import table
 from hvdlm.train.config import RunConfig
 
 from . import paired
 from . import record as records
 from .cell_job import CellJob, end_job, start_job
+from .confidence import bracketed
 from .random_shards import write_random_shards
 from .training_cell import CellSpec
 
@@ -302,17 +304,19 @@ def _mpi_version() -> str:
     return (done.stdout.splitlines() or [""])[0]
 
 
+HEADS = ("", "", "tokens/s", "of the limit", "x stock hvd", "x stock DDP", "CPU", "n")
+
+
 def to_text(result: dict) -> str:
     """One line a variant, then what the loader and a start take."""
-    lines = [f"{'':<27}{'tokens/s':>10}{'of the limit':>22}{'x stock hvd':>13}{'x stock DDP':>13}{'CPU':>6}{'n':>4}"]
-    notes = []
+    lines, notes = [], []
     for name, found in result["workloads"].items():
         rows = found["rows"]
-        lines += [_line(name, variant, row) for variant, row in rows.items() if variant != CONSTANT]
+        lines += [_cells(name, variant, row) for variant, row in rows.items() if variant != CONSTANT]
         notes.append(
             f"{name}: the loader gives {found['loader_to_limit']:,.0f} times what the limit takes, "
             f"{100 * (rows[LIMIT]['data_wait'] or 0):.2f} % of a step waits for it, "
-            f"constant data: {_interval(rows[CONSTANT]['to'].get(LIMIT))}"
+            f"constant data: {_ratio(rows[CONSTANT], LIMIT)}"
         )
         if len(rows[LIMIT]["disturbed_rounds"]) == result["rounds"]:
             notes.append(f"{name}: somebody else was computing in every round, so there is no ratio to the limit")
@@ -322,21 +326,17 @@ def to_text(result: dict) -> str:
             f"the first step is done {start['median_more']:.2f} s after torch and Horovod alone are ready "
             f"({statistics.median(start['first step']):.2f} s after launch, n = {len(start['first step'])})"
         )
-    return "\n".join(lines + notes)
+    return "\n".join([table(HEADS, lines, num_left=2), *notes])
 
 
-def _line(workload: str, variant: str, row: dict) -> str:
+def _cells(workload: str, variant: str, row: dict) -> list[str]:
     found = row["to"]
     beside = [f"{found[peer]['median']:.2f}" if peer in found else "" for peer in PEERS]
-    rounds = min((ratio["rounds"] for ratio in found.values()), default="")
-    return (
-        f"{workload:<12}{variant:<15}{row['tokens_per_s']:>10,.0f}{_interval(found.get(LIMIT)):>22}"
-        f"{beside[0]:>13}{beside[1]:>13}{row['cpu_per_wall']:>6.2f}{rounds:>4}"
-    )
+    rounds = str(min((ratio["rounds"] for ratio in found.values()), default=""))
+    speed, cores = f"{row['tokens_per_s']:,.0f}", f"{row['cpu_per_wall']:.2f}"
+    return [workload, variant, speed, _ratio(row, LIMIT), *beside, cores, rounds]
 
 
-def _interval(ratio: dict | None) -> str:
-    if ratio is None:
-        return ""
-    spread = f" [{ratio['low']:.3f}, {ratio['high']:.3f}]" if ratio["low"] is not None else ""
-    return f"{ratio['median']:.3f}{spread}"
+def _ratio(row: dict, base: str) -> str:
+    ratio = row["to"].get(base)
+    return bracketed(ratio["median"], ratio["low"], ratio["high"]) if ratio else ""

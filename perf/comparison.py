@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from .scaling import ConfidenceInterval, t_quantile
+from .confidence import ConfidenceInterval, t_quantile
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .scaling import ConfidenceInterval
+from .confidence import ConfidenceInterval
 
 LEAST_CPU = 0.93  # of the expected CPU share: below it somebody else was computing too
 
@@ -149,13 +149,7 @@ def summarise(blocks: Sequence[TimedBlock], bases: Sequence[str], cores: Mapping
 def plain(values: Sequence[float]) -> dict[str, float | int | None]:
     """Median, interval (None where there is none) and number of rounds, as JSON has them."""
     found = median_interval(values)
-    is_known = math.isfinite(found.high)
-    return {
-        "median": found.value,
-        "low": found.low if is_known else None,
-        "high": found.high if is_known else None,
-        "rounds": len(values),
-    }
+    return {"median": found.value, **found.bounds, "rounds": len(values)}
 
 
 def _median_share(blocks: Sequence[TimedBlock], what: str) -> float | None:

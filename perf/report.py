@@ -9,8 +9,8 @@ import base64
 import csv
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
 
 from . import scaling
+from .confidence import ConfidenceInterval, bracketed
 from .record import RunRecord, Workload, read_all
-from .scaling import ConfidenceInterval, Mode, ScalingPoint, StepTimes
+from .scaling import Mode, ScalingPoint, StepTimes
 
 matplotlib.use("Agg")
 
@@ -117,18 +118,17 @@ def _render(template: str, study: Study, plots: dict[str, bytes]) -> str:
         loader=jinja2.PackageLoader("hvdlm.perf", "."), autoescape=template.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters["percent"] = lambda x: _bracketed(x, "{:.1f}", 100, " %")
-    environment.filters["times"] = lambda x: _bracketed(x, "{:.2f}")
-    environment.filters["ms"] = lambda x: _bracketed(x, "{:.1f}", 1000)
-    environment.filters["rate"] = lambda x: _bracketed(x, "{:,.0f}")
+    environment.filters |= {
+        "percent": _shown("{:.1f}", 100, " %"),
+        "times": _shown("{:.2f}"),
+        "ms": _shown("{:.1f}", 1000),
+        "rate": _shown("{:,.0f}"),
+    }
     return environment.get_template(template).render(**_facts(study, plots))
 
 
-def _bracketed(x: ConfidenceInterval, form: str, scale: float = 1, unit: str = "") -> str:
-    """`value [low, high]`, without brackets where there is no interval."""
-    value = form.format(scale * x.value) + unit
-    is_known = math.isfinite(x.high)
-    return f"{value} [{form.format(scale * x.low)}, {form.format(scale * x.high)}]" if is_known else value
+def _shown(form: str, scale: float = 1, unit: str = "") -> Callable[[ConfidenceInterval], str]:
+    return lambda interval: bracketed(*(scale * number for number in astuple(interval)), form=form, unit=unit)
 
 
 def _facts(study: Study, plots: dict[str, bytes]) -> dict[str, Any]:

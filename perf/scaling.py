@@ -16,30 +16,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 import numpy as np
 
+from .confidence import ConfidenceInterval, bracketed, t_quantile
+
 Mode = Literal["strong", "weak"]
 
 ACCEPTED_EFFICIENCY = 0.75  # what CSC and others ask of a proposal: 1.5 x for twice the ranks
-
-
-@dataclass(frozen=True)
-class ConfidenceInterval:
-    """A value with its 95 % confidence interval, which is infinite where one run says nothing of others."""
-
-    value: float
-    low: float
-    high: float
-
-    def contains(self, number: float) -> bool:
-        return self.low <= number <= self.high
-
-    def rate_of(self, amount: float) -> ConfidenceInterval:
-        """How much of `amount` a second, where the interval is the seconds that it takes."""
-        return ConfidenceInterval(amount / self.value, amount / self.high, amount / self.low if self.low else math.inf)
 
 
 @dataclass(frozen=True)
@@ -74,17 +60,6 @@ class ScalingPoint:
     karp_flatt: float | None
     is_base: bool
     is_oversubscribed: bool
-
-
-def t_quantile(probability: float, degrees: int) -> float:
-    """The quantile of Student's t for at least one degree of freedom.
-
-    >>> round(t_quantile(0.975, 4), 3), round(t_quantile(0.995, 9), 3)
-    (2.776, 3.25)
-    """
-    from scipy.special import stdtrit  # takes a second to import, so `hvdlm --help` shall not
-
-    return float(stdtrit(degrees, probability))
 
 
 @dataclass(frozen=True)
@@ -176,7 +151,5 @@ def diagnose(points: Sequence[ScalingPoint]) -> str:
         verdict = f"not distinguishable from ideal, above the {accepted} that proposals ask for"
     else:
         verdict = f"above the {accepted} that proposals ask for"
-    percent = f"{100 * last.efficiency.value:.0f} %"
-    if math.isfinite(last.efficiency.high):
-        percent += f" [{100 * last.efficiency.low:.0f}, {100 * last.efficiency.high:.0f}]"
+    percent = bracketed(*(100 * number for number in astuple(last.efficiency)), form="{:.0f}", unit=" %")
     return f"{last.mode.capitalize()} scaling to {last.ranks} ranks: efficiency {percent}, {verdict}."

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 
 from .comparison import Comparison, compare
-from .scaling import ConfidenceInterval
+from .confidence import ConfidenceInterval, bracketed
 
 # What each sync lets one choose without a change of its result; the first value is the default. Horovod's own
 # defaults are 128 MiB and 1 ms, so these are not tried again.
@@ -227,7 +227,7 @@ class Search:
         if last.stage != CONFIRMATION or pairs < 2:
             return best, None, "not confirmed: there was no time for runs in turn with the config as it is"
         gain = last.comparison().ratio(base, best)
-        times = f"{gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}] times as fast ({pairs} pairs of runs, 95 %)"
+        times = f"{bracketed(*astuple(gain))} times as fast ({pairs} pairs of runs, 95 %)"
         if gain.low > 1:
             return best, gain, times
         return base, gain, f"not distinguishable from the config as it is: {best}: {times}"

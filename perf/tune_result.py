@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Any
 
 from hvdlm.config import to_yaml
 from hvdlm.files import write_text_durably
+from hvdlm.tables import table
 from hvdlm.train.config import RunConfig
 
+from .confidence import ConfidenceInterval, bracketed
 from .record import RunRecord
-from .scaling import ConfidenceInterval, StepTimes, estimate
+from .scaling import StepTimes, estimate
 from .search import CONFIRMATION, Candidate, Race, Search, Trial
 
 Runs = Sequence[tuple[Trial, RunRecord]]
@@ -25,7 +26,7 @@ def summarise(search: Search, runs: Runs) -> dict[str, Any]:
     chosen, gain, sentence = search.verdict()
     return {
         "verdict": sentence,
-        "gain": plain(gain) if gain else None,
+        "gain": _plain(gain) if gain else None,
         "config": {"settings": str(search.space.base), "tokens_per_s": _last_rate(runs, search.space.base)},
         "winner": {"settings": str(chosen), "tokens_per_s": _last_rate(runs, chosen)},
         "stages": [_stage(race, runs) for race in search.races],
@@ -43,11 +44,8 @@ def write(out: Path, settings: RunConfig, summary: dict[str, Any], runs: Runs) -
     write_text_durably(out, _header(summary, runs[0][1]) + to_yaml(settings))
 
 
-def plain(interval: ConfidenceInterval) -> dict[str, float | None]:
-    """JSON has no infinity: None where there is no interval."""
-    if math.isinf(interval.high):
-        return {"value": interval.value, "low": None, "high": None}
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
+def _plain(interval: ConfidenceInterval) -> dict[str, float | None]:
+    return {"value": interval.value, **interval.bounds}
 
 
 def _last_rate(runs: Runs, candidate: Candidate) -> dict[str, Any] | None:
@@ -60,7 +58,7 @@ def _rate(runs: Runs, stage: str, candidate: Candidate) -> dict[str, Any]:
     records = [record for trial, record in runs if (trial.stage, trial.candidate) == (stage, candidate)]
     tokens = records[0].tokens_per_step
     step = estimate(StepTimes(records[0].ranks, tokens, tuple(tuple(r.slowest_s) for r in records))).interval()
-    return {**plain(step.rate_of(tokens)), "runs": len(records)}
+    return {**_plain(step.rate_of(tokens)), "runs": len(records)}
 
 
 def _stage(race: Race, runs: Runs) -> dict[str, Any]:
@@ -72,7 +70,7 @@ def _stage(race: Race, runs: Runs) -> dict[str, Any]:
         rows.append({
             "settings": str(candidate),
             "tokens_per_s": _rate(runs, race.stage, candidate) if has_run else None,
-            "to_fastest": plain(comparison.ratio(candidate, comparison.fastest)) if comparison and has_run else None,
+            "to_fastest": _plain(comparison.ratio(candidate, comparison.fastest)) if comparison and has_run else None,
             "outcome": _outcome(race, candidate),
         })  # fmt: skip
     return {"stage": race.stage, "candidates": rows}
@@ -109,19 +107,22 @@ def _line(part: dict[str, Any]) -> str:
     rate = part["tokens_per_s"]
     if rate is None:
         return f"{part['settings']}: not measured"
-    spread = f" [{rate['low']:,.0f}, {rate['high']:,.0f}]" if rate["high"] else ""
-    return f"{part['settings']}: {rate['value']:,.0f}{spread} tokens/s ({rate['runs']} runs)"
+    speed = bracketed(rate["value"], rate["low"], rate["high"], form="{:,.0f}")
+    return f"{part['settings']}: {speed} tokens/s ({rate['runs']} runs)"
 
 
 def to_text(summary: dict[str, Any]) -> str:
-    """The stages as plain columns, then the verdict and where it was written."""
+    """A table a stage, below it who did not run and why, then the verdict and where it was written."""
     lines = []
     for stage in summary["stages"]:
-        lines.append(f"{stage['stage']:<54}{'tokens/s':>12}{'time, fastest = 1':>22}")
-        for row in stage["candidates"]:
-            rate, ratio = row["tokens_per_s"], row["to_fastest"]
-            speed = f"{rate['value']:,.0f}" if rate else ""
-            spread = f" [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio and ratio["high"] else ""
-            relative = f"{ratio['value']:.3f}{spread}" if ratio else ""
-            lines.append(f"  {row['settings']:<52}{speed:>12}{relative:>22}  {row['outcome']}".rstrip())
+        heads = [stage["stage"], "", "tokens/s", "time, fastest = 1"]
+        ran = [row for row in stage["candidates"] if row["tokens_per_s"]]
+        lines.append(table(heads, [_cells(row) for row in ran], num_left=2))
+        lines += [f"{row['settings']}: {row['outcome']}" for row in stage["candidates"] if row not in ran]
     return "\n".join([*lines, "", f"{summary['winner']['settings']}: {summary['verdict']}", summary["out"]])
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    ratio = row["to_fastest"]
+    spread = f" [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio["high"] else ""
+    return [row["settings"], row["outcome"], f"{row['tokens_per_s']['value']:,.0f}", f"{ratio['value']:.3f}{spread}"]

@@ -12,6 +12,7 @@ from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
 from hvdlm.perf import bench_train
 from hvdlm.perf.bench_train import CONSTANT, LIMIT, PEERS, WORKLOADS, TrainBenchOptions
+from hvdlm.perf.confidence import ConfidenceInterval
 from hvdlm.perf.paired import (
     RankBlock,
     TimedBlock,
@@ -24,7 +25,6 @@ from hvdlm.perf.paired import (
     summarise,
 )
 from hvdlm.perf.random_shards import write_random_shards
-from hvdlm.perf.scaling import ConfidenceInterval
 
 
 def make_block(number, variant, rate, *, cores=1.0, ranks=2, seconds=2.0):
