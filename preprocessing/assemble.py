@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from hvdlm import tokenizer as tokenizers
-from hvdlm.data.manifest import FORMAT_VERSION, SPLITS, Manifest, ShardEntry, SplitEntry
+from hvdlm.data.manifest import SPLITS, Manifest, ShardEntry, manifest_of
 from hvdlm.data.shards import COLUMNS, ShardLabels, pack_strings, write_shard
 from hvdlm.data.shared_file import SharedSizes, check_parallel, write_shared
 from hvdlm.data.verify import read_back
 from hvdlm.errors import UserError
 from hvdlm.files import sha256_of, write_text_durably
 from hvdlm.tokenizer import Tokenizer
-from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.interface import World
 
 from .plan import Job, ShardPlan, shard_plans, windows_of
@@ -30,8 +28,7 @@ Entries = dict[str, tuple[ShardEntry, ...]]
 
 def assemble(job: Job, tokenizer: Tokenizer, duplicates: dict[str, int], turns: Turns) -> Manifest:
     """Shards from spool files: offsets by a prefix sum over units, each shard by one rank or, mpio, by all."""
-    digest = tokenizers.digest(tokenizer)
-    labels = {split: ShardLabels(split, tokenizer.vocab_size, tokenizer.eos_id, digest) for split in SPLITS}
+    labels = {split: ShardLabels.of(split, tokenizer) for split in SPLITS}
     with turns.clock.phase("offsets"):
         totals = _of_all(job, turns.world, _totals)
         statistics = Counter(duplicates)
@@ -42,20 +39,8 @@ def assemble(job: Job, tokenizer: Tokenizer, duplicates: dict[str, int], turns: 
             raise UserError.shared(f"input {job.config.input!r}: no document is left ({found or 'there was none'})")
     write = _write_shared_files if job.config.layout == "mpio" else _write_shards
     entries = write(job, totals, labels, turns)
-    statistics["documents"] = sum(shard.num_documents for shards in entries.values() for shard in shards)
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        tokenizer_digest=digest,
-        tokenizer_kind=tokenizer.kind,
-        vocab_size=tokenizer.vocab_size,
-        eos_id=tokenizer.eos_id,
-        dtype=dtype_for(tokenizer.vocab_size).name,
-        splits={split: _split_entry(split, entries[split], totals) for split in SPLITS},
-        num_tokens=sum(shard.num_tokens for shards in entries.values() for shard in shards),
-        num_documents=statistics["documents"],
-        statistics=dict(sorted(statistics.items())),
-        plan=job.digest,
-    )
+    text_bytes = {split: sum(unit[split]["text_bytes"] for unit in totals) for split in SPLITS}
+    manifest = manifest_of(tokenizer, entries, text_bytes=text_bytes, statistics=statistics, plan=job.digest)
     turns.check_together()
     with turns.clock.phase("read back"):
         return read_back(job.config.output, manifest, turns.world)
@@ -201,14 +186,3 @@ def _shared_pieces(job: Job, totals: list[Any], split: str, world: World) -> Ite
                 data, offsets = pack_strings(spool.column(name, split, 0, count) or [""] * count)
                 yield name, starts[name][unit], data
                 yield f"{name}_offsets", behind, starts[name][unit] + offsets[1:]
-
-
-def _split_entry(split: str, shards: tuple[ShardEntry, ...], totals: list[Any]) -> SplitEntry:
-    return SplitEntry(
-        shards=shards,
-        num_tokens=sum(shard.num_tokens for shard in shards),
-        num_documents=sum(shard.num_documents for shard in shards),
-        text_bytes=sum(unit[split]["text_bytes"] for unit in totals),
-        unigram_loss=None,
-        digest="",
-    )

@@ -10,23 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from hvdlm.data.bridges.interface import Corpus, TokenSplit, Wishes
-from hvdlm.data.manifest import (
-    FORMAT_VERSION,
-    MANIFEST,
-    SPLITS,
-    Manifest,
-    ShardEntry,
-    SplitEntry,
-    read_manifest,
-    write_manifest,
-)
+from hvdlm.data.manifest import MANIFEST, Manifest, ShardEntry, manifest_of, read_manifest, write_manifest
 from hvdlm.data.shards import COLUMNS, ShardLabels, doc_column, doc_offsets, write_shard
 from hvdlm.data.stream import TokenStream
-from hvdlm.data.verify import join_digests, read_back
+from hvdlm.data.verify import read_back
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
 from hvdlm.tokenizer import Tokenizer, digest
-from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.serial import SerialWorld
 
 CONVERTED = "converted.json"  # where the tokens came from; their dtype there makes the way back exact
@@ -88,8 +78,7 @@ def write(folder: Path, corpus: Corpus, wishes: Wishes) -> None:
 
 def _write_shards(folder: Path, name: str, corpus: Corpus, wishes: Wishes) -> tuple[ShardEntry, ...]:
     """Documents whose first tokens are in the same `shard_tokens` share a shard, as `hvdlm preprocess` has it."""
-    split, tokenizer = corpus.splits[name], corpus.tokenizer
-    labels = ShardLabels(name, tokenizer.vocab_size, tokenizer.eos_id, digest(tokenizer))
+    split, labels = corpus.splits[name], ShardLabels.of(name, corpus.tokenizer)
     offsets = split.offsets()
     windows = offsets[:-1] // wishes.shard_tokens
     cuts = [0, *(np.flatnonzero(np.diff(windows)) + 1).tolist(), len(windows)]
@@ -108,30 +97,8 @@ def _write_shards(folder: Path, name: str, corpus: Corpus, wishes: Wishes) -> tu
 def _describe(folder: Path, corpus: Corpus, shards: dict[str, tuple[ShardEntry, ...]]) -> Manifest:
     """The manifest of the shards written."""
     tokenizer = corpus.tokenizer
-    entries = {
-        name: SplitEntry(
-            shards=shards.get(name, ()),
-            num_tokens=sum(shard.num_tokens for shard in shards.get(name, ())),
-            num_documents=sum(shard.num_documents for shard in shards.get(name, ())),
-            text_bytes=_text_bytes(corpus.splits[name], tokenizer) if name in shards else 0,
-            unigram_loss=None,
-            digest=join_digests([]),
-        )
-        for name in SPLITS
-    }
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        tokenizer_digest=digest(tokenizer),
-        tokenizer_kind=tokenizer.kind,
-        vocab_size=tokenizer.vocab_size,
-        eos_id=tokenizer.eos_id,
-        dtype=dtype_for(tokenizer.vocab_size).name,
-        splits=entries,
-        num_tokens=sum(entry.num_tokens for entry in entries.values()),
-        num_documents=sum(entry.num_documents for entry in entries.values()),
-        statistics={"documents": sum(entry.num_documents for entry in entries.values())},
-        plan="",
-    )
+    text_bytes = {name: _text_bytes(corpus.splits[name], tokenizer) for name in shards}
+    manifest = manifest_of(tokenizer, shards, text_bytes=text_bytes)
     manifest = read_back(folder, manifest, SerialWorld())
     digests = [entry.digest for entry in manifest.splits.values()]
     plan = hashlib.sha256(json.dumps([corpus.format, digest(tokenizer), digests]).encode()).hexdigest()[:16]
