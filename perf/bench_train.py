@@ -7,10 +7,8 @@ a block of each, and ratios are taken within a round (see `paired`).
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import logging
-import os
 import shutil
 import socket
 import statistics
@@ -32,10 +30,11 @@ from hvdlm.tables import table
 from hvdlm.train.config import RunConfig
 
 from . import paired
-from . import record as records
-from .cell_job import CellJob, end_job, start_job
+from .cell_job import CellJob
 from .confidence import bracketed
+from .job import HVDLM, end_job, start_job
 from .random_shards import write_random_shards
+from .record import Start, environment
 from .training_cell import CellSpec
 
 log = logging.getLogger("hvdlm")
@@ -97,7 +96,7 @@ def bench(options: TrainBenchOptions) -> dict:
     if options.ranks > physical_cores():
         log.warning("%d ranks on %d cores: they will take turns", options.ranks, physical_cores())
     options.out.mkdir(parents=True, exist_ok=True)
-    began = datetime.datetime.now(datetime.timezone.utc), os.getloadavg()[0]
+    start = Start.now()
     for name in options.workloads:
         for _, sync in variants.values():  # a mistake in any of them is said before a job starts
             run_config(WORKLOADS[name], options, run_dir=options.out, ranks=options.ranks, sync=sync)
@@ -105,17 +104,15 @@ def bench(options: TrainBenchOptions) -> dict:
     result["workloads"] = {}
     for name in options.workloads:
         result["workloads"][name] = _measure(name, variants, options)
-        _write(result, options, began)  # what was measured is not lost by what fails later
+        _write(result, options, start)  # what was measured is not lost by what fails later
     result["start_s"] = _starts(options)
-    _write(result, options, began)
+    _write(result, options, start)
     return result
 
 
-def _write(result: dict, options: TrainBenchOptions, began: tuple[datetime.datetime, float]) -> None:
-    result["environment"] = records.environment(
-        hosts=[socket.gethostname()] * options.ranks, cores=physical_cores(), mpi=_mpi_version(), job="",
-        started=began[0], load_before=began[1],
-    ).model_dump()  # fmt: skip
+def _write(result: dict, options: TrainBenchOptions, start: Start) -> None:
+    hosts = [socket.gethostname()] * options.ranks
+    result["environment"] = environment(start, hosts=hosts, mpi=_mpi_version()).model_dump()
     write_text_durably(options.out / "train.json", json.dumps(result, indent=1) + "\n")
 
 
@@ -148,14 +145,11 @@ def _data(workload: BenchWorkload, options: TrainBenchOptions) -> Path:
 
 def run_config(workload: BenchWorkload, options: TrainBenchOptions, *, run_dir: Path, ranks: int, sync: dict) -> dict:
     """The RunConfig of a job as plain values."""
-    values = {
-        "run_dir": str(run_dir), "seed": 1, "sync": sync, "model": workload.model,
-        "data": {"path": str(_data(workload, options)), "seq_len": SEQ_LEN},
-        "train": {
-            "steps": MANY_STEPS, "global_batch": workload.micro_batch * ranks, "micro_batch": workload.micro_batch,
-            "precision": workload.precision, "device": "cpu", "threads": _threads(options),
-        },
-    }  # fmt: skip
+    train = {name: getattr(workload, name) for name in ("micro_batch", "precision")}
+    train |= {"global_batch": workload.micro_batch * ranks, "steps": MANY_STEPS}
+    train |= {"device": "cpu", "threads": _threads(options)}
+    data = {"path": str(_data(workload, options)), "seq_len": SEQ_LEN}
+    values = {"run_dir": str(run_dir), "seed": 1, "sync": sync, "model": workload.model, "data": data, "train": train}
     return validate(RunConfig, values, Path("bench")).model_dump(mode="json")
 
 
@@ -187,11 +181,13 @@ def _measure(name: str, variants: dict[str, tuple[str, dict]], options: TrainBen
     cores = dict.fromkeys((LIMIT, CONSTANT), float(_threads(options)))
     rows = paired.summarise(blocks, BASES, cores)
     return {
-        "num_parameters": num_parameters, "steps_per_block": {variant: job.steps for variant, job in jobs.items()},
-        "rows": rows, "loader_tokens_per_s": loader,
+        "num_parameters": num_parameters,
+        "steps_per_block": {variant: job.steps for variant, job in jobs.items()},
+        "rows": rows,
+        "loader_tokens_per_s": loader,
         "loader_to_limit": statistics.median(loader) / rows[LIMIT]["tokens_per_s"],
         "blocks": [asdict(block) for block in blocks],
-    }  # fmt: skip
+    }
 
 
 def _blocks(job: CellJob, variant: str, number: int) -> list[paired.TimedBlock]:
@@ -269,7 +265,7 @@ def _starts(options: TrainBenchOptions) -> dict | None:
 
 def _bare_start(ranks: int) -> float:
     launched = time.monotonic()
-    job = start_job(ranks, [sys.executable, "-c", BARE_START], fresh_environment(), stdout=subprocess.PIPE, text=True)
+    job = start_job(ranks, [sys.executable, "-c", BARE_START], stdout=subprocess.PIPE, text=True)
     output, _ = job.communicate()
     if job.returncode:
         raise UserError("bench: Horovod does not start; see `hvdlm doctor`")
@@ -285,10 +281,8 @@ def _first_step(workload: BenchWorkload, options: TrainBenchOptions) -> float:
     config = options.out / "start.yaml"
     config.write_text(json.dumps(values))
     launched = time.monotonic()
-    job = start_job(
-        options.ranks, [sys.executable, "-m", "hvdlm", "train", str(config)], fresh_environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    silent = subprocess.DEVNULL
+    job = start_job(options.ranks, [*HVDLM, "train", str(config)], stdout=silent, stderr=silent)
     try:
         while not read_metrics(run_dir / "metrics.jsonl", "train"):
             if job.poll() is not None:

@@ -88,11 +88,8 @@ def disturbed(blocks: Sequence[TimedBlock], cores: Mapping[str, float]) -> set[t
     for block in blocks:
         expected[block.variant] = max(expected.get(block.variant, 0.0), block.cpu_per_wall)
     expected |= {variant: cores[variant] for variant in expected if variant in cores}
-    return {
-        (block.variant, block.round)
-        for block in blocks
-        if block.cpu_per_wall < LEAST_CPU * expected[block.variant]
-    }  # fmt: skip
+    found = [block for block in blocks if block.cpu_per_wall < LEAST_CPU * expected[block.variant]]
+    return {(block.variant, block.round) for block in found}
 
 
 def median_interval(values: Sequence[float]) -> ConfidenceInterval:

@@ -25,7 +25,7 @@ from hvdlm.files import write_text_durably
 
 from . import scaling
 from .confidence import ConfidenceInterval, bracketed
-from .record import RunRecord, Workload, read_all
+from .record import RunRecord, Workload, read_all, step_times
 from .scaling import Mode, ScalingPoint, StepTimes
 
 matplotlib.use("Agg")
@@ -36,8 +36,10 @@ MEANING = {
     "strong": "the global batch stays the same, more ranks share it",
     "weak": "the batch of each rank stays the same, the global batch grows with the ranks",
 }
-STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-         "grid.alpha": 0.3, "figure.dpi": 150, "legend.frameon": False}  # fmt: skip
+SWITCHES = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "legend.frameon": False}
+STYLE: Any = {"font.size": 9, "grid.alpha": 0.3, "figure.dpi": 150, **SWITCHES}
+IDEAL: Any = {"color": "0.5", "linestyle": "--", "linewidth": 1, "label": "ideal"}
+ACCEPTED: Any = {**IDEAL, "linestyle": ":", "label": "accepted"}
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,7 @@ def _samples(records: Sequence[RunRecord]) -> list[StepTimes]:
     by_ranks: dict[int, list[RunRecord]] = {}
     for record in records:
         by_ranks.setdefault(record.ranks, []).append(record)
-    return [
-        StepTimes(
-            ranks=ranks,
-            tokens_per_step=group[0].tokens_per_step,
-            runs=tuple(tuple(record.slowest_s) for record in group),
-            is_oversubscribed=any(record.is_oversubscribed for record in group),
-        )
-        for ranks, group in sorted(by_ranks.items())
-    ]
+    return [step_times(group) for _, group in sorted(by_ranks.items())]
 
 
 def write_report(folder: Path) -> Path:
@@ -115,9 +109,13 @@ def to_csv(study: Study) -> str:
 
 def _render(template: str, study: Study, plots: dict[str, bytes]) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hvdlm.perf", "."), autoescape=template.endswith(".html.j2"),
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
+        loader=jinja2.PackageLoader("hvdlm.perf", "."),
+        autoescape=template.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {
         "percent": _shown("{:.1f}", 100, " %"),
         "times": _shown("{:.2f}"),
@@ -175,21 +173,18 @@ def _rank_axis(axes: Axes, study: Study) -> None:
 
 def _points_with_intervals(axes: Axes, points: Sequence[ScalingPoint], quantity: str, mode: Mode) -> None:
     """Measured points with 95 % intervals; open markers where cores were oversubscribed."""
+    marks: Any = {"fmt": "o" if mode == "strong" else "s", "color": COLORS[mode], "capsize": 3, "markersize": 6}
     for point in points:
         interval = getattr(point, quantity)
-        bars = (
-            [[interval.value - interval.low], [interval.high - interval.value]]
-            if math.isfinite(interval.high)
-            else None
-        )
-        shift = 0.985 if mode == "strong" else 1.015  # so that equal points of both series stay visible
+        bars = [[interval.value - interval.low], [interval.high - interval.value]]
+        fill = "white" if point.is_oversubscribed else COLORS[mode]
+        label = mode if point is points[0] else None
         axes.errorbar(
-            point.ranks * shift, interval.value,
-            bars,
-            fmt="o" if mode == "strong" else "s", color=COLORS[mode], capsize=3, markersize=6,
-            markerfacecolor="white" if point.is_oversubscribed else COLORS[mode],
-            label=f"{mode}" if point is points[0] else None,
-        )  # fmt: skip
+            point.ranks * (0.985 if mode == "strong" else 1.015),  # so that equal points of both series stay visible
+            interval.value,
+            bars if math.isfinite(interval.high) else None,
+            **{**marks, "markerfacecolor": fill, "label": label},
+        )
 
 
 def draw_scaling(study: Study) -> bytes:
@@ -199,15 +194,9 @@ def draw_scaling(study: Study) -> bytes:
         left, right = figure.subplots(1, 2)
         all_points = [point for points in study.series.values() for point in points]
         base, top = min(p.ranks for p in all_points), max(p.ranks for p in all_points)
-        left.plot([base, top], [1, top / base], color="0.5", linestyle="--", linewidth=1, label="ideal")
-        right.axhline(1, color="0.5", linestyle="--", linewidth=1, label="ideal")
-        right.axhline(
-            scaling.ACCEPTED_EFFICIENCY,
-            color="0.5",
-            linestyle=":",
-            linewidth=1,
-            label="accepted",
-        )
+        left.plot([base, top], [1, top / base], **IDEAL)
+        right.axhline(1, **IDEAL)
+        right.axhline(scaling.ACCEPTED_EFFICIENCY, **ACCEPTED)
         for mode, points in study.series.items():
             _points_with_intervals(left, points, "speedup", mode)
             _points_with_intervals(right, points, "efficiency", mode)
@@ -216,9 +205,8 @@ def draw_scaling(study: Study) -> bytes:
         left.yaxis.set_major_formatter(ScalarFormatter())
         right.set_title("Parallel efficiency", loc="left")
         right.yaxis.set_major_formatter(PercentFormatter(1.0))
-        right.set_ylim(
-            0, max(1.15, 1.05 * max(p.efficiency.high for p in all_points if math.isfinite(p.efficiency.high)))
-        )
+        highest = max(p.efficiency.high for p in all_points if math.isfinite(p.efficiency.high))
+        right.set_ylim(0, max(1.15, 1.05 * highest))
         for axes in (left, right):
             _rank_axis(axes, study)
             axes.legend()

@@ -12,9 +12,8 @@ import logging
 import re
 import shutil
 import subprocess
-import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from hvdlm.config import validate
@@ -25,6 +24,7 @@ from hvdlm.launch.plan import fresh_environment, start_command
 from hvdlm.partition import micro_batches_per_rank
 from hvdlm.train.config import RunConfig
 
+from .job import HVDLM
 from .measure import MeasurementSpec
 
 log = logging.getLogger("hvdlm")
@@ -95,27 +95,35 @@ class PlannedPoint:
 
 
 def plan_study(  # noqa: PLR0913 - what a study is
-    config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str, ...], effort: Effort, threads: int,
+    config: RunConfig,
+    folder: Path,
+    *,
+    ranks: list[int],
+    modes: tuple[str, ...],
+    effort: Effort,
+    threads: int,
     records: Path,
-) -> list[PlannedPoint]:  # fmt: skip
+) -> list[PlannedPoint]:
     """Every measurement of a study as FOLDER/points/r00002-b24-0.json; nothing is written.
 
     The same spec measured again, by a job that was requeued, replaces its own record in the folder `records`.
     """
     planned = []
     for point in plan_points(ranks, modes, config.train.global_batch, config.train.micro_batch):
-        settings = validate(
-            RunConfig, config.model_dump(mode="json"), Path("scale"),
-            (f"train.global_batch={point.global_batch}", f"train.threads={threads}"),
-        )  # fmt: skip
-        specs = {
-            folder / "points" / f"r{point.ranks:05d}-b{point.global_batch}-{repeat}.json": MeasurementSpec(
-                config=settings.model_dump(mode="json"), folder=str(records), repeat=repeat, steps=effort.steps,
-                warmup=effort.warmup, is_strong=point.is_strong, is_weak=point.is_weak,
-            )
-            for repeat in range(effort.repeats)
-        }  # fmt: skip
-        planned.append(PlannedPoint(point, specs))
+        changes = (f"train.global_batch={point.global_batch}", f"train.threads={threads}")
+        settings = validate(RunConfig, config.model_dump(mode="json"), Path("scale"), changes)
+        spec = MeasurementSpec(
+            config=settings.model_dump(mode="json"),
+            folder=str(records),
+            repeat=0,
+            steps=effort.steps,
+            warmup=effort.warmup,
+            is_strong=point.is_strong,
+            is_weak=point.is_weak,
+        )
+        name = f"r{point.ranks:05d}-b{point.global_batch}"
+        paths = {folder / "points" / f"{name}-{repeat}.json": repeat for repeat in range(effort.repeats)}
+        planned.append(PlannedPoint(point, {path: replace(spec, repeat=repeat) for path, repeat in paths.items()}))
     return planned
 
 
@@ -137,24 +145,17 @@ def sweep(config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str
         repeat, each = number // len(planned), planned[number % len(planned)]
         _run(list(each.specs)[repeat], each.point)
         left_s = (time.monotonic() - started) / (number + 1) * (total - number - 1)
-        log.info(
-            "measured %d/%d: %d ranks, global batch %d | %.0f s left",
-            number + 1,
-            total,
-            each.point.ranks,
-            each.point.global_batch,
-            left_s,
-        )
+        which = f"{each.point.ranks} ranks, global batch {each.point.global_batch}"
+        log.info("measured %d/%d: %s | %.0f s left", number + 1, total, which, left_s)
     shutil.rmtree(folder / "records", ignore_errors=True)
     fresh.rename(folder / "records")
 
 
 def _run(spec: Path, point: StudyPoint) -> None:
     """One measurement by an mpirun of its own. Its user errors are ours; anything else shows its output."""
-    done = subprocess.run(
-        start_command(point.ranks, [sys.executable, "-m", "hvdlm", "measure", str(spec)]),
-        capture_output=True, text=True, stdin=subprocess.DEVNULL, env=fresh_environment(),
-    )  # fmt: skip
+    command = start_command(point.ranks, [*HVDLM, "measure", str(spec)])
+    own, nothing = fresh_environment(), subprocess.DEVNULL
+    done = subprocess.run(command, env=own, stdin=nothing, capture_output=True, text=True)
     if done.returncode == EXIT_USER_ERROR:
         reason = re.search(r"hvdlm: error: (.*)", done.stderr)
         raise UserError(f"measuring {point.ranks} ranks failed: {reason.group(1) if reason else done.stderr}")

@@ -19,7 +19,7 @@ import numpy as np
 from hvdlm.config import validate
 from hvdlm.host import memory_bytes
 
-from .cell_job import end_with_parent
+from .job import end_with_parent
 
 if TYPE_CHECKING:  # a rank says hello before it imports torch
     from hvdlm.data.orders import Batches
@@ -123,10 +123,8 @@ def serve(spec: CellSpec, rank: int, size: int) -> None:
             program.run(0, 1)  # allocates, so it says nothing of the steps to come
             times = program.run(1, 1 + spec.warmup)
             _give_back_memory()
-            _say(
-                link, step_s=times["step_s"], memory_bytes=memory_bytes("VmRSS"),
-                num_parameters=getattr(program, "num_parameters", None),
-            )  # fmt: skip
+            num_parameters = getattr(program, "num_parameters", None)
+            _say(link, step_s=times["step_s"], memory_bytes=memory_bytes("VmRSS"), num_parameters=num_parameters)
             step = 1 + spec.warmup
             for line in orders:
                 order = json.loads(line)

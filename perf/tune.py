@@ -131,38 +131,32 @@ class _Runs:
         self._durations.append(time.monotonic() - start)
         self.done.append((trial, record))
         seconds = statistics.median(record.slowest_s)
+        speed = f"{record.tokens_per_step / seconds:,.0f} tokens/s"
         minutes, rest = divmod(max(0, round(self._deadline - time.monotonic())), 60)
-        log.info(
-            "%s, round %d: %s: %s tokens/s | %d runs to the end of the round, %d:%02d to that of the time",
-            trial.stage, trial.round + 1, trial.candidate, f"{record.tokens_per_step / seconds:,.0f}", trial.left,
-            minutes, rest,
-        )  # fmt: skip
+        left = f"{trial.left} runs to the end of the round, {minutes}:{rest:02d} to that of the time"
+        log.info("%s, round %d: %s: %s | %s", trial.stage, trial.round + 1, trial.candidate, speed, left)
         return seconds
 
     def _left_s(self, trial: Trial) -> float:
         """Until the deadline, less what the confirmation will need."""
         reserve_s = 0.0
         if trial.stage != CONFIRMATION and self._durations:
-            reserve_s = min(
-                2 * CONFIRMATIONS * statistics.median(self._durations), CONFIRMING_SHARE * 60 * self._options.minutes
-            )
+            expected_s = 2 * CONFIRMATIONS * statistics.median(self._durations)
+            reserve_s = min(expected_s, CONFIRMING_SHARE * 60 * self._options.minutes)
         return self._deadline - reserve_s - time.monotonic()
 
     def _run(self, trial: Trial, left_s: float) -> RunRecord:
         try:
             settings = settings_of(self._config, self._base, trial.candidate)
-            BatchPlan(settings.train.global_batch, settings.train.ramp).check(
-                settings.train.micro_batch, self._options.ranks
-            )
+            train = settings.train
+            BatchPlan(train.global_batch, train.ramp).check(train.micro_batch, self._options.ranks)
         except UserError as error:
             raise Failed(str(error)) from None
         values = settings.model_dump(mode="json")
         values["train"]["ramp"] = None  # the steps of the full batch are what counts
         with tempfile.TemporaryDirectory(prefix="hvdlm-tune-") as folder:
-            spec = MeasurementSpec(
-                config=values, folder=folder, repeat=trial.round, steps=self._options.steps,
-                warmup=self._options.warmup, is_strong=False, is_weak=False,
-            )  # fmt: skip
+            effort = {"steps": self._options.steps, "warmup": self._options.warmup}
+            spec = MeasurementSpec(values, folder, trial.round, **effort, is_strong=False, is_weak=False)
             path = Path(folder) / "spec"
             path.write_text(json.dumps(asdict(spec)))
             try:
@@ -202,10 +196,8 @@ def tune(config: RunConfig, options: TuneOptions) -> dict[str, Any]:
 
 
 def _write(config: RunConfig, options: TuneOptions, search: Search, runs: _Runs) -> dict[str, Any]:
-    head = {
-        "schema_version": 1, "command": options.command, "ranks": options.ranks, "out": str(options.out),
-        "measurements": str(options.out.with_suffix(".json")),
-    }  # fmt: skip
+    paths = {"out": str(options.out), "measurements": str(options.out.with_suffix(".json"))}
+    head = {"schema_version": 1, "command": options.command, "ranks": options.ranks, **paths}
     summary = {**head, **summarise(search, runs.done)}
     write(options.out, settings_of(config, search.space.base, search.verdict()[0]), summary, runs.done)
     return summary

@@ -14,8 +14,8 @@ from hvdlm.tables import table
 from hvdlm.train.config import RunConfig
 
 from .confidence import ConfidenceInterval, bracketed
-from .record import RunRecord
-from .scaling import StepTimes, estimate
+from .record import RunRecord, step_times
+from .scaling import estimate
 from .search import CONFIRMATION, Candidate, Race, Search, Trial
 
 Runs = Sequence[tuple[Trial, RunRecord]]
@@ -56,9 +56,8 @@ def _last_rate(runs: Runs, candidate: Candidate) -> dict[str, Any] | None:
 
 def _rate(runs: Runs, stage: str, candidate: Candidate) -> dict[str, Any]:
     records = [record for trial, record in runs if (trial.stage, trial.candidate) == (stage, candidate)]
-    tokens = records[0].tokens_per_step
-    step = estimate(StepTimes(records[0].ranks, tokens, tuple(tuple(r.slowest_s) for r in records))).interval()
-    return {**_plain(step.rate_of(tokens)), "runs": len(records)}
+    step = estimate(step_times(records)).interval()
+    return {**_plain(step.rate_of(records[0].tokens_per_step)), "runs": len(records)}
 
 
 def _stage(race: Race, runs: Runs) -> dict[str, Any]:
@@ -66,13 +65,11 @@ def _stage(race: Race, runs: Runs) -> dict[str, Any]:
     comparison = race.comparison() if race.seconds else None
     rows = []
     for candidate in race.candidates:
-        has_run = comparison is not None and candidate in race.seconds
-        rows.append({
-            "settings": str(candidate),
-            "tokens_per_s": _rate(runs, race.stage, candidate) if has_run else None,
-            "to_fastest": _plain(comparison.ratio(candidate, comparison.fastest)) if comparison and has_run else None,
-            "outcome": _outcome(race, candidate),
-        })  # fmt: skip
+        row: dict[str, Any] = {"settings": str(candidate), "tokens_per_s": None, "to_fastest": None}
+        if comparison and candidate in race.seconds:
+            row["tokens_per_s"] = _rate(runs, race.stage, candidate)
+            row["to_fastest"] = _plain(comparison.ratio(candidate, comparison.fastest))
+        rows.append({**row, "outcome": _outcome(race, candidate)})
     return {"stage": race.stage, "candidates": rows}
 
 

@@ -44,7 +44,7 @@ def test_every_way_differs_from_the_config_in_its_sync_alone(kind, tmp_path):
     assert other.model_dump(exclude={"sync", "run_dir", "world"}) == plain.model_dump(
         exclude={"sync", "run_dir", "world"}
     )
-    assert other.sync.kind == WAYS[kind][0]["kind"]
+    assert other.sync.kind == WAYS[kind].sync["kind"]
     assert (other.train.steps, other.train.tokens, other.train.patience) == (8, None, None)
     assert other.seed == config.seed + 1
     assert other.optim == config.optim

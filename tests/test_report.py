@@ -6,7 +6,7 @@ import re
 import pytest
 
 from hvdlm.errors import UserError
-from hvdlm.perf.record import Environment, RunRecord, Workload, read_all, write
+from hvdlm.perf.record import Environment, RunRecord, Workload, read_all, write_record
 from hvdlm.perf.report import write_report
 from hvdlm.perf.sweep import parse_ranks, plan_points
 
@@ -38,7 +38,7 @@ def folder(tmp_path):
     (tmp_path / "records").mkdir()
     for repeat in range(3):
         for ranks, batch, step_s in ((1, 24, 1.0), (2, 24, 0.52), (2, 48, 1.04), (4, 24, 0.6)):
-            write(tmp_path / "records", make_record(ranks, batch, repeat, step_s))
+            write_record(tmp_path / "records", make_record(ranks, batch, repeat, step_s))
     return tmp_path
 
 
@@ -79,7 +79,8 @@ def test_oversubscribed_points_are_marked(folder):
 
 def test_records_of_different_workloads_do_not_mix(folder):
     record = make_record(1, 24, 5, 1.0)
-    write(folder / "records", record.model_copy(update={"workload": record.workload.model_copy(update={"seq_len": 7})}))
+    other = record.workload.model_copy(update={"seq_len": 7})
+    write_record(folder / "records", record.model_copy(update={"workload": other}))
     with pytest.raises(UserError, match="records differ in seq_len; a report needs one workload"):
         write_report(folder)
 
