@@ -32,6 +32,7 @@ class JobFailed(Exception):
     def __init__(self, code: int, stderr: str) -> None:
         found = next((match for reason in REASONS if (match := reason.search(stderr))), None)
         super().__init__(found.group(1) if found else f"exit code {code}")
+        self.code, self.stderr = code, stderr
         self.for_memory = bool(NO_MEMORY.search(stderr))
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
-import subprocess
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,11 +18,10 @@ from hvdlm.config import validate
 from hvdlm.errors import EXIT_USER_ERROR, UserError
 from hvdlm.files import write_text_durably
 from hvdlm.host import physical_cores
-from hvdlm.launch.plan import fresh_environment, start_command
 from hvdlm.partition import micro_batches_per_rank
 from hvdlm.train.config import RunConfig
 
-from .job import HVDLM
+from .job import JobFailed, run_job
 from .measure import MeasurementSpec
 
 log = logging.getLogger("hvdlm")
@@ -153,11 +150,10 @@ def sweep(config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str
 
 def _run(spec: Path, point: StudyPoint) -> None:
     """One measurement by an mpirun of its own. Its user errors are ours; anything else shows its output."""
-    command = start_command(point.ranks, [*HVDLM, "measure", str(spec)])
-    own, nothing = fresh_environment(), subprocess.DEVNULL
-    done = subprocess.run(command, env=own, stdin=nothing, capture_output=True, text=True)
-    if done.returncode == EXIT_USER_ERROR:
-        reason = re.search(r"hvdlm: error: (.*)", done.stderr)
-        raise UserError(f"measuring {point.ranks} ranks failed: {reason.group(1) if reason else done.stderr}")
-    if done.returncode:
-        raise RuntimeError(f"measuring {point.ranks} ranks ended with exit code {done.returncode}:\n{done.stderr}")
+    try:
+        run_job(point.ranks, ["measure", str(spec)])
+    except JobFailed as error:
+        if error.code == EXIT_USER_ERROR:
+            raise UserError(f"measuring {point.ranks} ranks failed: {error}") from None
+        told = f"measuring {point.ranks} ranks ended with exit code {error.code}"
+        raise RuntimeError(f"{told}:\n{error.stderr}") from None
