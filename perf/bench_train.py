@@ -16,18 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hvdlm.config import validate
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
 from hvdlm.host import physical_cores
 from hvdlm.launch.plan import find_mpirun, fresh_environment
 from hvdlm.session.metrics import read_metrics
 from hvdlm.tables import table
-from hvdlm.train.config import RunConfig
 
 from . import paired
 from .cell_job import CellJob
@@ -35,56 +33,29 @@ from .confidence import bracketed
 from .job import HVDLM, end_job, start_job
 from .random_shards import write_random_shards
 from .record import Start, environment
+from .train_cases import (
+    CONSTANT,
+    LIMIT,
+    PEERS,
+    SEQ_LEN,
+    WORKLOADS,
+    BenchWorkload,
+    TrainBenchOptions,
+    Variant,
+    run_config,
+    stock_environment,
+    variant_of,
+)
 from .training_cell import CellSpec
 
 log = logging.getLogger("hvdlm")
 
-SEQ_LEN = 256
 NUM_TOKENS = 4_000_000
+BASES = (LIMIT, *PEERS)
 WARM_UP = 3  # steps of a new job, after its first
 LOADER_S = 0.3
-MANY_STEPS = 1_000_000  # so that the schedule never ends
-LIMIT, CONSTANT = "limit", "limit, constant data"
-PEERS = ("stock-horovod", "stock-ddp")
-BASES = (LIMIT, *PEERS)
-GPT_TINY = {"family": "transformer", "layers": 4, "heads": 4, "width": 128}
-GPT_SMALL = {"family": "transformer", "layers": 6, "heads": 6, "width": 384}
 # What starts before any line of ours is reached: the comparison of `starts`.
 BARE_START = "import time, horovod.torch as hvd; hvd.init(); print(f'{time.monotonic():.3f};', flush=True)"
-# A user's own settings of these would make the peers no longer stock.
-NOT_STOCK = ("HOROVOD_", "OMPI_MCA_mpi_yield_when_idle", "MALLOC_", "GLIBC_TUNABLES")
-
-
-@dataclass(frozen=True)
-class BenchWorkload:
-    """A model with its batch; `micro_batch` sequences of 256 tokens a rank and step."""
-
-    model: dict
-    precision: str = "fp32"
-    vocab_size: int = 65
-    micro_batch: int = 8
-
-
-WORKLOADS = {
-    "tiny": BenchWorkload(GPT_TINY),
-    "small": BenchWorkload(GPT_SMALL),
-    "small-bf16": BenchWorkload(GPT_SMALL, "bf16"),
-    "vocab50k": BenchWorkload(GPT_SMALL, "bf16", vocab_size=50304, micro_batch=4),
-    "lstm": BenchWorkload({"family": "lstm", "layers": 2, "width": 256}),
-}
-
-
-@dataclass(frozen=True)
-class TrainBenchOptions:
-    """What is measured, and for how long."""
-
-    out: Path
-    workloads: tuple[str, ...]
-    variants: tuple[str, ...]
-    ranks: int
-    rounds: int
-    block_seconds: float
-    starts: int
 
 
 def bench(options: TrainBenchOptions) -> dict:
@@ -92,15 +63,15 @@ def bench(options: TrainBenchOptions) -> dict:
     for name in options.workloads:
         if name not in WORKLOADS:
             raise UserError(f"--workloads {name}: there is none of this name; choose from {', '.join(WORKLOADS)}")
-    variants = {name: program_of(name) for name in dict.fromkeys((LIMIT, *options.variants))}
+    variants = {name: variant_of(name) for name in dict.fromkeys((LIMIT, *options.variants))}
     if options.ranks > physical_cores():
         log.warning("%d ranks on %d cores: they will take turns", options.ranks, physical_cores())
     options.out.mkdir(parents=True, exist_ok=True)
     start = Start.now()
     for name in options.workloads:
-        for _, sync in variants.values():  # a mistake in any of them is said before a job starts
-            run_config(WORKLOADS[name], options, run_dir=options.out, ranks=options.ranks, sync=sync)
-    result: dict[str, Any] = {"ranks": options.ranks, "threads": _threads(options), "rounds": options.rounds}
+        for variant in variants.values():  # a mistake in any of them is said before a job starts
+            run_config(WORKLOADS[name], options, run_dir=options.out, ranks=options.ranks, sync=variant.sync)
+    result: dict[str, Any] = {"ranks": options.ranks, "threads": options.threads, "rounds": options.rounds}
     result["workloads"] = {}
     for name in options.workloads:
         result["workloads"][name] = _measure(name, variants, options)
@@ -116,56 +87,13 @@ def _write(result: dict, options: TrainBenchOptions, start: Start) -> None:
     write_text_durably(options.out / "train.json", json.dumps(result, indent=1) + "\n")
 
 
-def program_of(variant: str) -> tuple[str, dict]:
-    """(program of a `CellSpec`, its sync section) of a variant's name.
-
-    >>> program_of("tree"), program_of("allreduce+int8")
-    (('mpi', {'kind': 'tree'}), ('mpi', {'kind': 'allreduce', 'compress': {'name': 'int8'}}))
-    """
-    kind, plus, compression = variant.partition("+")
-    if variant in PEERS:
-        return variant, {"kind": "auto"}
-    if variant == LIMIT:
-        return "alone", {"kind": "allreduce"}
-    if kind == "horovod":
-        return "horovod", {"kind": kind, **({"compression": compression} if plus else {})}
-    if kind == "allreduce" or variant == "tree":
-        return "mpi", {"kind": kind, **({"compress": {"name": compression}} if plus else {})}
-    names = ", ".join((LIMIT, "horovod", "allreduce", "tree", *PEERS))
-    raise UserError(f"--variants {variant}: there is none of this name; choose from {names}")
-
-
-def _threads(options: TrainBenchOptions) -> int:
-    return max(1, physical_cores() // options.ranks)
-
-
-def _data(workload: BenchWorkload, options: TrainBenchOptions) -> Path:
-    return options.out / f"data-{workload.vocab_size}"
-
-
-def run_config(workload: BenchWorkload, options: TrainBenchOptions, *, run_dir: Path, ranks: int, sync: dict) -> dict:
-    """The RunConfig of a job as plain values."""
-    train = {name: getattr(workload, name) for name in ("micro_batch", "precision")}
-    train |= {"global_batch": workload.micro_batch * ranks, "steps": MANY_STEPS}
-    train |= {"device": "cpu", "threads": _threads(options)}
-    data = {"path": str(_data(workload, options)), "seq_len": SEQ_LEN}
-    values = {"run_dir": str(run_dir), "seed": 1, "sync": sync, "model": workload.model, "data": data, "train": train}
-    return validate(RunConfig, values, Path("bench")).model_dump(mode="json")
-
-
-def stock_environment() -> dict[str, str]:
-    """This environment without tuning: Open MPI waits by spinning, as it does where nobody asks it not to."""
-    kept = {name: value for name, value in fresh_environment().items() if not name.startswith(NOT_STOCK)}
-    return {**kept, "OMPI_MCA_mpi_yield_when_idle": "0"}
-
-
-def _measure(name: str, variants: dict[str, tuple[str, dict]], options: TrainBenchOptions) -> dict:
+def _measure(name: str, variants: dict[str, Variant], options: TrainBenchOptions) -> dict:
     """One workload: all its jobs, the rounds, and what they say."""
-    write_random_shards(_data(WORKLOADS[name], options), WORKLOADS[name].vocab_size, NUM_TOKENS)
+    write_random_shards(options.data_of(WORKLOADS[name]), WORKLOADS[name].vocab_size, NUM_TOKENS)
     with contextlib.ExitStack() as stack:
         jobs = {}
-        for variant, program in variants.items():
-            jobs[variant], ready = _start(stack, name, variant, program, options)
+        for variant, found in variants.items():
+            jobs[variant], ready = _start(stack, name, variant, found, options)
             log.info("%s: %s is ready, %d MB a rank", name, variant, ready[0]["memory_bytes"] >> 20)
             _check_memory(ready, len(variants) - len(jobs))
             jobs[variant].steps = paired.steps_for(options.block_seconds, ready[0]["step_s"])
@@ -178,7 +106,7 @@ def _measure(name: str, variants: dict[str, tuple[str, dict]], options: TrainBen
             for variant in paired.order_of_round(list(variants), number):
                 blocks += _blocks(jobs[variant], variant, number)
             loader.append(_loader_rate(jobs[LIMIT]))
-    cores = dict.fromkeys((LIMIT, CONSTANT), float(_threads(options)))
+    cores = dict.fromkeys((LIMIT, CONSTANT), float(options.threads))
     rows = paired.summarise(blocks, BASES, cores)
     return {
         "num_parameters": num_parameters,
@@ -216,18 +144,17 @@ def _loader_rate(job: CellJob) -> float:
 
 
 def _start(
-    stack: contextlib.ExitStack, name: str, variant: str, program: tuple[str, dict], options: TrainBenchOptions
+    stack: contextlib.ExitStack, workload: str, name: str, variant: Variant, options: TrainBenchOptions
 ) -> tuple[CellJob, list[dict]]:
     """A stopped job that the stack will end, and what its ranks said; its folder is OUT/WORKLOAD-VARIANT."""
-    kind, sync = program
-    run_dir = options.out / f"{name}-{variant}"
+    run_dir = options.out / f"{workload}-{name}"
     shutil.rmtree(run_dir, ignore_errors=True)
     run_dir.mkdir()
-    ranks = 1 if kind == "alone" else options.ranks
-    config = run_config(WORKLOADS[name], options, run_dir=run_dir, ranks=ranks, sync=sync)
-    environment = stock_environment() if kind in PEERS else fresh_environment()
+    ranks = 1 if variant.program == "alone" else options.ranks
+    config = run_config(WORKLOADS[workload], options, run_dir=run_dir, ranks=ranks, sync=variant.sync)
+    environment = stock_environment() if variant.is_stock else fresh_environment()
     with tempfile.TemporaryDirectory(prefix="hvdlm-") as folder:  # a socket's path must be short; met once is enough
-        spec = CellSpec(program=kind, socket=f"{folder}/socket", warmup=WARM_UP, config=config)
+        spec = CellSpec(program=variant.program, socket=f"{folder}/socket", warmup=WARM_UP, config=config)
         job = stack.enter_context(
             CellJob(run_dir.name, asdict(spec), folder=run_dir, ranks=options.ranks, environment=environment)
         )
@@ -253,7 +180,7 @@ def _starts(options: TrainBenchOptions) -> dict | None:
     if not options.starts:
         return None
     workload = WORKLOADS["tiny"]
-    write_random_shards(_data(workload, options), workload.vocab_size, NUM_TOKENS)
+    write_random_shards(options.data_of(workload), workload.vocab_size, NUM_TOKENS)
     bare, ours = [], []
     for number in range(options.starts):
         log.info("start %d of %d", number + 1, options.starts)

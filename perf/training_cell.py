@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -93,24 +93,24 @@ def opened(spec: CellSpec, rank: int, size: int) -> Iterator[Any]:
     """The program of this rank, and its world around it."""
     from hvdlm.train.config import RunConfig
 
+    from .peers import PEERS
+
     config = validate(RunConfig, spec.config, Path("bench"))
     if spec.program == "alone":
         from hvdlm.world.serial import SerialWorld
 
         yield EngineProgram(config, SerialWorld())
-    elif spec.program in ("mpi", "horovod"):
-        from hvdlm.sync import world_environment
-        from hvdlm.world.connect import connected
-
-        kind: Literal["mpi", "horovod"] = "mpi" if spec.program == "mpi" else "horovod"
-        with connected(kind, environment=world_environment(config.sync)) as world:
-            yield EngineProgram(config, world)
-    else:
-        from .peers import PEERS
-
+    elif spec.program in PEERS:
         peer = PEERS[spec.program](config, rank, size)
         yield peer
         peer.close()
+    else:
+        from hvdlm.sync import world_environment
+        from hvdlm.world.connect import connected
+
+        kind: Any = spec.program
+        with connected(kind, environment=world_environment(config.sync)) as world:
+            yield EngineProgram(config, world)
 
 
 def serve(spec: CellSpec, rank: int, size: int) -> None:

@@ -11,7 +11,6 @@ from hvdlm.data.corpora import open_corpora
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
 from hvdlm.perf import bench_train
-from hvdlm.perf.bench_train import CONSTANT, LIMIT, PEERS, WORKLOADS, TrainBenchOptions
 from hvdlm.perf.confidence import ConfidenceInterval
 from hvdlm.perf.paired import (
     RankBlock,
@@ -25,6 +24,15 @@ from hvdlm.perf.paired import (
     summarise,
 )
 from hvdlm.perf.random_shards import write_random_shards
+from hvdlm.perf.train_cases import (
+    CONSTANT,
+    LIMIT,
+    PEERS,
+    WORKLOADS,
+    TrainBenchOptions,
+    run_config,
+    stock_environment,
+)
 
 
 def make_block(number, variant, rate, *, cores=1.0, ranks=2, seconds=2.0):
@@ -156,9 +164,7 @@ def make_options(tmp_path, **changes):
 
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_every_workload_is_a_valid_run(tmp_path, name):
-    values = bench_train.run_config(
-        WORKLOADS[name], make_options(tmp_path), run_dir=tmp_path, ranks=2, sync={"kind": "horovod"}
-    )
+    values = run_config(WORKLOADS[name], make_options(tmp_path), run_dir=tmp_path, ranks=2, sync={"kind": "horovod"})
     assert values["train"]["global_batch"] == 2 * values["train"]["micro_batch"]
 
 
@@ -180,7 +186,7 @@ def test_the_peers_get_none_of_our_settings(monkeypatch):
     for name in ("HOROVOD_CYCLE_TIME", "OMPI_MCA_mpi_yield_when_idle", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("OMPI_MCA_btl", "self,vader")
-    found = bench_train.stock_environment()
+    found = stock_environment()
     assert found["OMPI_MCA_mpi_yield_when_idle"] == "0"
     assert found["OMPI_MCA_btl"] == "self,vader"
     assert not {"HOROVOD_CYCLE_TIME", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"} & set(found)

@@ -69,10 +69,11 @@ def bench_train(workloads: str, variants: str, out: Path, as_json: bool, **count
     """
     refuse_a_launcher("hvdlm bench")
     from hvdlm.perf import bench_train as stage
+    from hvdlm.perf.train_cases import TrainBenchOptions
     from hvdlm.session.logs import setup_logging
 
     setup_logging(0)
-    options = stage.TrainBenchOptions(
+    options = TrainBenchOptions(
         out=out, workloads=tuple(workloads.split(",")), variants=tuple(variants.split(",")), **counts
     )
     found = stage.bench(options)
