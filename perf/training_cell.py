@@ -105,11 +105,10 @@ def opened(spec: CellSpec, rank: int, size: int) -> Iterator[Any]:
         yield peer
         peer.close()
     else:
-        from hvdlm.sync import world_environment
         from hvdlm.world.connect import connected
 
         kind: Any = spec.program
-        with connected(kind, environment=world_environment(config.sync)) as world:
+        with connected(kind, environment=config.sync.environment) as world:
             yield EngineProgram(config, world)
 
 

@@ -16,9 +16,6 @@ from typing import BinaryIO, Literal, NamedTuple, cast
 
 from hvdlm.errors import UserError
 
-FormatName = Literal[
-    "auto", "txt", "paragraphs", "separated", "wikitext", "md", "jsonl", "csv", "tsv", "parquet", "html", "warc", "wet"
-]
 ErrorPolicy = Literal["strict", "replace"]
 
 # A longer document is cut into several, so that memory is bounded whatever the input holds; so is what a
@@ -46,7 +43,7 @@ class Part:
 class ReadOptions:
     """How files become documents."""
 
-    format: FormatName = "auto"
+    format: str = "auto"
     text_key: str = "text"
     id_key: str | None = None
     label_key: str | None = None

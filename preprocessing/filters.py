@@ -6,31 +6,56 @@ import functools
 import re
 import unicodedata
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from hvdlm.config import Section
+from hvdlm.config import Section, choice_of
 
-ScriptName = Literal[
-    "latin",
-    "greek",
-    "cyrillic",
-    "armenian",
-    "hebrew",
-    "arabic",
-    "devanagari",
-    "bengali",
-    "tamil",
-    "telugu",
-    "thai",
-    "georgian",
-    "han",
-    "kana",
-    "hangul",
-    "cjk",
-]
+_CJK = ("han", "kana", "hangul")
+_OTHER = "other"
+
+# First and last code points of blocks (Unicode 15). Only letters in them count, so blocks may be taken whole.
+_BLOCKS: dict[str, list[tuple[int, int]]] = {
+    "latin": [
+        (0x41, 0x2AF),
+        (0x1D00, 0x1D25),
+        (0x1D2C, 0x1D5C),
+        (0x1D62, 0x1D65),
+        (0x1D6B, 0x1DBE),
+        (0x1E00, 0x1EFF),
+        (0x2071, 0x209C),
+        (0x212A, 0x212B),
+        (0x2C60, 0x2C7F),
+        (0xA722, 0xA7FF),
+        (0xAB30, 0xAB6F),
+        (0xFB00, 0xFB06),
+        (0xFF21, 0xFF5A),
+    ],
+    "greek": [(0x370, 0x3FF), (0x1F00, 0x1FFF)],
+    "cyrillic": [(0x400, 0x52F), (0x1C80, 0x1C8F), (0xA640, 0xA69F)],
+    "armenian": [(0x530, 0x58F), (0xFB13, 0xFB17)],
+    "hebrew": [(0x590, 0x5FF), (0xFB1D, 0xFB4F)],
+    "arabic": [(0x600, 0x6FF), (0x750, 0x77F), (0x870, 0x8FF), (0xFB50, 0xFDFF), (0xFE70, 0xFEFE)],
+    "devanagari": [(0x900, 0x97F), (0xA8E0, 0xA8FF)],
+    "bengali": [(0x980, 0x9FF)],
+    "tamil": [(0xB80, 0xBFF)],
+    "telugu": [(0xC00, 0xC7F)],
+    "thai": [(0xE00, 0xE7F)],
+    "georgian": [(0x10A0, 0x10FF), (0x1C90, 0x1CBF), (0x2D00, 0x2D2F)],
+    "han": [
+        (0x3005, 0x3007),
+        (0x3021, 0x3029),
+        (0x3400, 0x4DBF),
+        (0x4E00, 0x9FFF),
+        (0xF900, 0xFAFF),
+        (0x20000, 0x3FFFF),
+    ],
+    "kana": [(0x3031, 0x30FF), (0x31F0, 0x31FF), (0xFF66, 0xFF9F), (0x1AFF0, 0x1B16F)],
+    "hangul": [(0x1100, 0x11FF), (0x3131, 0x318E), (0xA960, 0xA97F), (0xAC00, 0xD7FF), (0xFFA0, 0xFFDC)],
+}
+_SCRIPTS = ["", _OTHER, *_BLOCKS]  # "" is what is no letter
 
 
 class FilterConfig(Section):
@@ -53,7 +78,7 @@ class FilterConfig(Section):
     max_repeated_paragraph_ratio: float | None = Field(
         None, ge=0, le=1, description="largest part of the paragraphs that repeat one before; Gopher: 0.3"
     )
-    scripts: list[ScriptName] = Field(
+    scripts: list[Annotated[str, choice_of([*_BLOCKS, "cjk"])]] = Field(
         [], description="scripts that min_script_ratio adds up; cjk is han, kana and hangul"
     )
     min_script_ratio: float | None = Field(
@@ -165,49 +190,6 @@ def repeated_ratio(items: list[str]) -> float:
 
 # --- Scripts --------------------------------------------------------------------------------------------------
 
-_CJK = ("han", "kana", "hangul")
-_OTHER = "other"
-
-# First and last code points of blocks (Unicode 15). Only letters in them count, so blocks may be taken whole.
-_BLOCKS: dict[str, list[tuple[int, int]]] = {
-    "latin": [
-        (0x41, 0x2AF),
-        (0x1D00, 0x1D25),
-        (0x1D2C, 0x1D5C),
-        (0x1D62, 0x1D65),
-        (0x1D6B, 0x1DBE),
-        (0x1E00, 0x1EFF),
-        (0x2071, 0x209C),
-        (0x212A, 0x212B),
-        (0x2C60, 0x2C7F),
-        (0xA722, 0xA7FF),
-        (0xAB30, 0xAB6F),
-        (0xFB00, 0xFB06),
-        (0xFF21, 0xFF5A),
-    ],
-    "greek": [(0x370, 0x3FF), (0x1F00, 0x1FFF)],
-    "cyrillic": [(0x400, 0x52F), (0x1C80, 0x1C8F), (0xA640, 0xA69F)],
-    "armenian": [(0x530, 0x58F), (0xFB13, 0xFB17)],
-    "hebrew": [(0x590, 0x5FF), (0xFB1D, 0xFB4F)],
-    "arabic": [(0x600, 0x6FF), (0x750, 0x77F), (0x870, 0x8FF), (0xFB50, 0xFDFF), (0xFE70, 0xFEFE)],
-    "devanagari": [(0x900, 0x97F), (0xA8E0, 0xA8FF)],
-    "bengali": [(0x980, 0x9FF)],
-    "tamil": [(0xB80, 0xBFF)],
-    "telugu": [(0xC00, 0xC7F)],
-    "thai": [(0xE00, 0xE7F)],
-    "georgian": [(0x10A0, 0x10FF), (0x1C90, 0x1CBF), (0x2D00, 0x2D2F)],
-    "han": [
-        (0x3005, 0x3007),
-        (0x3021, 0x3029),
-        (0x3400, 0x4DBF),
-        (0x4E00, 0x9FFF),
-        (0xF900, 0xFAFF),
-        (0x20000, 0x3FFFF),
-    ],
-    "kana": [(0x3031, 0x30FF), (0x31F0, 0x31FF), (0xFF66, 0xFF9F), (0x1AFF0, 0x1B16F)],
-    "hangul": [(0x1100, 0x11FF), (0x3131, 0x318E), (0xA960, 0xA97F), (0xAC00, 0xD7FF), (0xFFA0, 0xFFDC)],
-}
-_SCRIPTS = ["", _OTHER, *_BLOCKS]  # "" is what is no letter
 _CHUNK = 1 << 16  # characters; a chunk's arrays stay in the cache
 
 

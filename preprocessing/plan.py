@@ -11,23 +11,23 @@ import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from hvdlm import __version__
-from hvdlm.config import Section
+from hvdlm.config import Section, choice_of
 from hvdlm.data.manifest import SPLITS
 from hvdlm.files import sha256_of
 from hvdlm.partition import fraction_of
 from hvdlm.tokenizer import TokenizerConfig
 
 from .clean import CleanConfig
-from .documents import ErrorPolicy, FormatName, Part, ReadOptions
+from .documents import ErrorPolicy, Part, ReadOptions
 from .filters import FilterConfig
 from .pii import PiiConfig
-from .readers import can_split
+from .readers import FORMATS, can_split
 
 MIN_UNIT_BYTES = 4 << 20
 MAX_UNIT_BYTES = 64 << 20
@@ -64,7 +64,7 @@ class PreprocessConfig(Section):
     """A preprocess config: raw text in, tokenized shards out."""
 
     input: str | list[str] = Field(description="file, folder, glob, list of these, or python-stdlib")
-    format: FormatName = Field(
+    format: Annotated[str, choice_of(["auto", *FORMATS])] = Field(
         "auto",
         description="auto goes by suffix (.txt .md .jsonl .csv .tsv .parquet .html .warc .wet .tokens, also .gz .bz2 "
         ".xz .zst); of .txt, paragraphs cuts at blank lines and separated at `separator`",

@@ -20,13 +20,13 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Train, or resume the run in run_dir from its newest complete checkpoint."""
     from hvdlm.config import load
     from hvdlm.session.logs import setup_logging
-    from hvdlm.sync import preferred_world, world_environment
+    from hvdlm.sync import preferred_world
     from hvdlm.train import setup as stage
     from hvdlm.train.config import RunConfig
 
     settings = load(RunConfig, config, overrides)
     with connected(
-        settings.world, prefer=preferred_world(settings.sync), environment=world_environment(settings.sync)
+        settings.world, prefer=preferred_world(settings.sync), environment=settings.sync.environment
     ) as world:
         setup_logging(world.rank)
         summary = stage.train(settings, world, batch_job())

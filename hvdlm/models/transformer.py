@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hvdlm.compute.draws import Draws, dropout
-from hvdlm.config import Section
+from hvdlm.models.interface import FamilyConfig
 
 ROTARY_BASE = 10_000.0
 
 
-class TransformerConfig(Section):
+class TransformerConfig(FamilyConfig):
     """`model: {family: transformer, …}`."""
 
     family: Literal["transformer"] = "transformer"
@@ -41,6 +41,12 @@ class TransformerConfig(Section):
         if self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} is not a multiple of 2 x heads {self.heads} (rotary pairs)")
         return self
+
+    def build(self, vocab_size: int) -> nn.Module:
+        return Transformer(self, vocab_size)
+
+    def attention_flops(self, seq_len: int) -> int:
+        return 12 * self.layers * self.width * seq_len
 
 
 class Transformer(nn.Module):

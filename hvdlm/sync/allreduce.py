@@ -9,15 +9,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from hvdlm.config import Section
-from hvdlm.sync.compress import CompressConfig
-from hvdlm.sync.interface import Sync, ring_bytes
+from hvdlm.sync.compress import CompressConfig, CompressedSync
+from hvdlm.sync.interface import StrategyConfig, Sync, ring_bytes
 from hvdlm.world.interface import Pending, World
 
 ALONE_BYTES = 1 << 20  # a gradient of this size travels as it lies; copying smaller ones together costs nothing
 
 
-class AllreduceConfig(Section):
+class AllreduceConfig(StrategyConfig):
     """`sync: {kind: allreduce, …}`."""
 
     kind: Literal["allreduce"] = "allreduce"
@@ -30,6 +29,11 @@ class AllreduceConfig(Section):
             raise ValueError("compress encodes the whole gradient at once; leave overlap out")
         return self
 
+    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+        if self.compress is not None:
+            return CompressedSync(self.compress, model, optimizer, world)
+        return AllreduceSync(self, model, optimizer, world)
+
 
 class AllreduceSync(Sync):
     """Each gradient is summed once a step. Where it overlaps, a bucket leaves as soon as its last gradient is there.
@@ -37,8 +41,6 @@ class AllreduceSync(Sync):
     Buckets are filled and leave in reverse order of the parameters, the order in which backward finishes
     them, and never overtake one another: so all ranks start the same sums in the same order.
     """
-
-    kind = "allreduce"
 
     def __init__(
         self, config: AllreduceConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World

@@ -9,17 +9,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
 
-from hvdlm.config import Section
 from hvdlm.errors import UserError
 from hvdlm.partition import slice_of
-from hvdlm.sync.interface import Sync
+from hvdlm.sync.interface import StrategyConfig, Sync
 from hvdlm.sync.local_sgd import average_state, flatten
 from hvdlm.world.interface import Counters, Window, World
 
@@ -29,7 +28,7 @@ NAP_S = (0.0002, 0.001)  # between two looks of a waiting rank: the first, and t
 DRAWN, STARTED, FINISHED, BEGUN_AT = range(4)  # counters; the last is one for each rank
 
 
-class AsyncConfig(Section):
+class AsyncConfig(StrategyConfig):
     """`sync: {kind: async, …}`."""
 
     kind: Literal["async"] = "async"
@@ -37,6 +36,13 @@ class AsyncConfig(Section):
         None, ge=0,
         description="most updates by others while one is computed; below ranks - 1 some always wait; null: 8 x ranks",
     )  # fmt: skip
+
+    keeps_replicas_equal: ClassVar[bool] = False
+    steps_together: ClassVar[bool] = False
+    preferred_world: ClassVar[Literal["mpi", "horovod"] | None] = "mpi"  # it alone has one-sided memory
+
+    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+        return AsyncSync(self, model, optimizer, world)
 
 
 class AsyncSync(Sync):
@@ -51,9 +57,7 @@ class AsyncSync(Sync):
     same weights. `bytes_sent` counts what is added to other ranks' slices; as much and more is read from them.
     """
 
-    kind = "async"
     sums_ranks = False
-    replicas_are_equal = False
 
     def __init__(self, config: AsyncConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
         super().__init__(model, optimizer, world)

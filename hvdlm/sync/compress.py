@@ -46,8 +46,6 @@ class CompressedSync(Sync):
     it will be left out, and its own error would never be finite again.
     """
 
-    kind = "allreduce"
-
     def __init__(
         self, config: CompressConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World
     ) -> None:

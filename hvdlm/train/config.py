@@ -73,33 +73,32 @@ class RunConfig(Section):
     def _check(self) -> RunConfig:
         if self.data.order == "contiguous":
             self._check_contiguous()
-        if self.sync.kind in ("local_sgd", "diloco", "async"):
+        if not self.sync.keeps_replicas_equal:
             if self.train.precision == "fp16":
-                raise ValueError(
-                    f"train.precision: fp16 scales all ranks alike, sync: {self.sync.kind} does not; use bf16"
-                )
+                raise ValueError(f"train.precision: fp16 scales all ranks alike, {self.sync.label} does not; use bf16")
             if self.ema.decay:
-                raise ValueError(f"ema needs equal replicas, sync: {self.sync.kind} has none between averages")
-        if self.sync.kind == "horovod" and self.sync.op == "adasum":
+                raise ValueError(f"ema needs equal replicas, {self.sync.label} has none between averages")
+        if not self.sync.reduces_before_step:
             if self.optim.clip:
                 raise ValueError(
-                    "sync.op: adasum reduces inside the optimizer, where nothing can be clipped; set optim.clip: 0"
+                    f"{self.sync.label} reduces inside the optimizer, where nothing can be clipped; set optim.clip: 0"
                 )
             if self.train.precision == "fp16" or self.guard.nonfinite != "stop" or self.guard.spike != "off":
                 raise ValueError(
-                    "sync.op: adasum cannot leave a step out; no fp16, guard.nonfinite: stop, guard.spike: off"
+                    f"{self.sync.label} cannot leave a step out; no fp16, guard.nonfinite: stop, guard.spike: off"
                 )
         return self
 
     def _check_contiguous(self) -> None:
-        if self.model.family != "lstm":
+        if not self.model.carries_state:
             raise ValueError(
                 f"data.order: contiguous carries a recurrent state; model.family: {self.model.family} has none"
             )
         if self.train.ramp is not None:
             raise ValueError("data.order: contiguous has as many streams as sequences a step; leave out train.ramp")
-        if self.sync.kind == "async":
-            raise ValueError("data.order: contiguous needs ranks that keep their streams; sync: async moves them")
+        sync = self.sync
+        if not sync.steps_together:
+            raise ValueError(f"data.order: contiguous needs ranks that keep their streams; {sync.label} moves them")
         if self.guard.nonfinite == "rewind" or self.guard.spike == "rewind":
             raise ValueError("data.order: contiguous cannot pass over samples; use guard: skip or stop")
         if self.train.compile:

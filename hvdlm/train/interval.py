@@ -100,7 +100,7 @@ class Pulse:
     def next_end(self, step: int) -> int:
         """Where the interval that begins at `step` ends."""
         boundary = min(step + number - step % number for number in self._stops)
-        length = self._every if self._engine.sync.kind == "async" else self._length  # there the ranks wait at its end
+        length = self._length if self._engine.config.sync.steps_together else self._every
         return min(boundary, step + length, self._engine.total_steps)
 
     def restart_clock(self) -> None:
@@ -126,7 +126,7 @@ class Pulse:
     def _checks(self, end: int) -> bool:
         """Whether replicas are compared: every `digest_every` steps, and before a checkpoint keeps what is wrong."""
         every, saves = self._engine.config.train.digest_every, self._engine.config.checkpoint.every
-        return every > 0 and self._engine.sync.replicas_are_equal and (end % every == 0 or end % saves == 0)
+        return every > 0 and self._engine.config.sync.keeps_replicas_equal and (end % every == 0 or end % saves == 0)
 
     def _row(self, results: list[StepResult], wish: Wish, digest: tuple[int, int]) -> _Row:
         now = time.perf_counter()

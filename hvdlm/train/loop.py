@@ -234,7 +234,7 @@ class Validation:
     def __init__(self, config: RunConfig, engine: Engine, corpora: Corpora) -> None:
         self._train, self._engine = config.train, engine
         self._split: SplitEvaluation | None = None
-        judges = config.train.patience or config.train.target_loss is not None or config.optim.schedule == "plateau"
+        judges = config.train.patience or config.train.target_loss is not None or config.optim.needs_validation
         if judges and not corpora.having("val"):
             raise UserError(
                 f"{corpora}: has no validation split, which train.patience, train.target_loss and optim.schedule: "

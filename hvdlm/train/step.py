@@ -21,7 +21,7 @@ from hvdlm.data.manifest import Manifest
 from hvdlm.data.orders import ContiguousBatches, MixedStreams, order_over
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
-from hvdlm.models import build_model, is_random
+from hvdlm.models import build_model
 from hvdlm.optim import build_optimizer, lr_at, set_lr
 from hvdlm.optim.ema import Ema
 from hvdlm.partition import slice_of
@@ -64,8 +64,9 @@ class Engine:
         self.plan = BatchPlan(train.global_batch, train.ramp)
         self.plan.check(train.micro_batch, world.size)
         self.device = prepare_device(train.device, place, threads=train.threads)
-        if train.precision == "fp16" and config.model.family == "lstm" and self.device.type == "cpu":
-            raise UserError("train.precision: fp16 is not there for an LSTM on CPUs; use bf16 or fp32")
+        lacking = config.model.without_cpu_fp16
+        if lacking and train.precision == "fp16" and self.device.type == "cpu":
+            raise UserError(f"train.precision: fp16 is not there for {lacking} on CPUs; use bf16 or fp32")
         self.batches: Any = order_over(
             source, seq_len=config.data.seq_len, global_batch=train.global_batch, seed=config.seed,
             order=config.data.order,
@@ -86,8 +87,8 @@ class Engine:
         self.val_losses: list[float] = []
         # On a GPU the norm is looked at only where somebody must know it: that waits for all that was started.
         looks = self.guard.is_needed or self.scaler is not None or self.device.type == "cpu"
-        self._judges = looks and (self.sync.reduces_to_mean or not self.sync.replicas_are_equal)
-        self._is_random = is_random(config.model) or config.noise.is_on
+        self._judges = looks and (config.sync.reduces_to_mean or not config.sync.keeps_replicas_equal)
+        self._is_random = config.model.is_random or config.noise.is_on
         self._reader = Prefetch(self._read)
         self._trace = Trace(config.log.trace, config.run_dir / "trace" / f"rank{world.rank}.json")
 
@@ -134,7 +135,8 @@ class Engine:
         set_lr(self.sync.optimizer, self.lr_of(step))
         with Timed("sync.begin") as begin:
             self.sync.begin(step, passes)
-        if step == end - 1 and self.sync.replicas_are_equal and self.sync.reduces_to_mean:
+        facts = self.config.sync
+        if step == end - 1 and facts.keeps_replicas_equal and facts.reduces_to_mean:
             self.noise_scale.arm()
         with Timed("forward and backward"):
             loss_sum = self._accumulate(step, part, windows)
@@ -217,7 +219,7 @@ class Engine:
         if self.ema is not None:
             with self.ema.swapped():
                 yield
-        elif self.sync.replicas_are_equal:
+        elif self.config.sync.keeps_replicas_equal:
             yield
         else:
             own = [parameter.detach().clone() for parameter in self.sync.parameters]

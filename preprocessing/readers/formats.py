@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 
 from hvdlm.errors import UserError
 
-from ..documents import BadRecord, Document, FormatName, Part, ReadOptions, is_compressed, open_plain, plain_suffix
+from ..documents import BadRecord, Document, Part, ReadOptions, is_compressed, open_plain, plain_suffix
 from . import jsonl, tables, text, web
 
 Reader = Callable[[BinaryIO, Part, ReadOptions], Iterator[Document | BadRecord]]
@@ -46,7 +46,7 @@ FORMATS: dict[str, Format] = {
 SUFFIXES = {suffix: name for name, format_ in FORMATS.items() for suffix in format_.suffixes}
 
 
-def format_of(path: str, asked: FormatName) -> str:
+def format_of(path: str, asked: str) -> str:
     """The format of a file: as asked, else by its suffix before that of a compression."""
     if asked != "auto":
         return asked
