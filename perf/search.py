@@ -9,19 +9,14 @@ must be clearly faster, at 99 % for all comparisons of a round together, to take
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, field, replace
 
 from .comparison import Comparison, compare
 from .confidence import ConfidenceInterval, bracketed
 
-# What each sync lets one choose without a change of its result; the first value is the default. Horovod's own
-# defaults are 128 MiB and 1 ms, so these are not tried again.
 Knob = float | bool | None
-KNOBS: dict[str, dict[str, tuple[Knob, ...]]] = {
-    "horovod": {"fusion_mb": (None, 0, 2, 8, 32), "cycle_ms": (None, 0.5, 2.5, 5), "groups": (0, 1, 4)},
-    "allreduce": {"overlap": (None, False, True)},
-}
+Knobs = Mapping[str, tuple[Knob, ...]]  # the values of each that are tried; the first is the default
 
 CONFIRMATION = "confirmation"
 HOPELESS = 1.5  # times the fastest: leaves after a single run, which says nothing of the noise
@@ -51,9 +46,9 @@ class Candidate:
     kind: str
     knobs: tuple[tuple[str, Knob], ...] = ()
 
-    def with_knob(self, name: str, value: Knob) -> Candidate:
+    def with_knob(self, name: str, value: Knob, *, default: Knob) -> Candidate:
         kept = {key: old for key, old in self.knobs if key != name}
-        if value != KNOBS[self.kind][name][0]:
+        if value != default:
             kept[name] = value
         return replace(self, knobs=tuple(sorted(kept.items())))
 
@@ -82,11 +77,11 @@ class SearchSpace:
     base: Candidate
     micro_batches: tuple[int, ...]
     threads: tuple[int, ...]
-    kinds: tuple[str, ...]
+    knobs: Mapping[str, Knobs]  # of each kind of sync that is tried
 
     def first_stage(self) -> list[Candidate]:
         """Every micro-batch with every sync, the configured one first, then what is nearest to it."""
-        kinds = sorted(self.kinds, key=lambda kind: kind != self.base.kind)
+        kinds = sorted(self.knobs, key=lambda kind: kind != self.base.kind)
         micros = sorted(self.micro_batches, key=lambda micro: abs(math.log(micro / self.base.micro_batch)))
         found = [
             Candidate(micro, self.base.threads, kind, self.base.knobs if kind == self.base.kind else ())
@@ -199,7 +194,7 @@ class Search:
             threads = [replace(self.best, threads=number) for number in self.space.threads]
             if len(_unique([self.best, *threads])) > 1:
                 yield self._race("threads", [self.best, *threads])
-            for kind in self.space.kinds:
+            for kind in self.space.knobs:
                 yield from self._tune_knobs(kind, first)
         except OutOfTime:
             return
@@ -237,8 +232,9 @@ class Search:
         rival = before = self._rival(kind, first)
         if rival is None:
             return
-        for name, values in KNOBS.get(kind, {}).items():
-            race = self._race(f"{kind} {name}", [rival, *(rival.with_knob(name, value) for value in values)])
+        for name, values in self.space.knobs[kind].items():
+            changed = [rival.with_knob(name, value, default=values[0]) for value in values]
+            race = self._race(f"{kind} {name}", [rival, *changed])
             yield race
             rival = race.preferred() or rival
         if rival not in (before, self.best):

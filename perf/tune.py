@@ -22,6 +22,7 @@ from hvdlm.config import validate
 from hvdlm.data.corpora import open_corpora
 from hvdlm.errors import UserError
 from hvdlm.host import affinity, physical_cores
+from hvdlm.sync import SYNCS
 from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig
 
@@ -30,7 +31,6 @@ from .measure import MeasurementSpec
 from .record import RunRecord
 from .search import (
     CONFIRMATION,
-    KNOBS,
     Candidate,
     Failed,
     OutOfTime,
@@ -46,12 +46,11 @@ log = logging.getLogger("hvdlm")
 
 CONFIRMATIONS = 5  # pairs of runs
 CONFIRMING_SHARE = 0.4  # of the time at most is kept for them
-EXCHANGEABLE = ("auto", "horovod", "allreduce")  # the same mean of the same gradients
 
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """How the search is done; `kinds` empty: horovod and allreduce, where that changes no number."""
+    """How the search is done; `kinds` empty: all that give the plain mean, where that changes no number."""
 
     ranks: int
     minutes: float
@@ -69,18 +68,20 @@ def space_of(config: RunConfig, ranks: int, kinds: tuple[str, ...]) -> SearchSpa
     if batch % ranks:
         raise UserError(f"global_batch {batch} is not a multiple of {ranks} ranks; change it or --ranks")
     sync = config.sync.model_dump(exclude_defaults=True)
+    if not config.sync.steps_together:
+        raise UserError(f"{config.sync.label} has no steps that all ranks share, so there is no time of one to tune")
     kind = _resolved_kind(config)
-    if kind == "async":
-        raise UserError("sync: async has no steps that all ranks share, so there is no time of one to tune")
-    tuned = KNOBS.get(kind, {})
+    tuned = SYNCS[kind].knobs
     others = sorted(sync.keys() - tuned.keys() - {"kind"})
     if kinds and others:
         raise UserError(f"--kinds: the config sets sync.{others[0]}, which another sync has not; leave --kinds out")
     if not kinds:
-        kinds = ("horovod", "allreduce") if config.sync.kind in EXCHANGEABLE and not others else (kind,)
-    knobs = tuple(sorted((name, value) for name, value in sync.items() if name in tuned))
-    base = Candidate(config.train.micro_batch, config.train.threads, kind, knobs)
-    return SearchSpace(base, micro_batch_choices(batch // ranks), _threads(base.threads, ranks), kinds)
+        is_plain = config.sync.gives_plain_mean and not others
+        kinds = tuple(name for name, sync in SYNCS.items() if sync.gives_plain_mean) if is_plain else (kind,)
+    chosen = tuple(sorted((name, value) for name, value in sync.items() if name in tuned))
+    base = Candidate(config.train.micro_batch, config.train.threads, kind, chosen)
+    knobs = {name: SYNCS[name].knobs for name in kinds}
+    return SearchSpace(base, micro_batch_choices(batch // ranks), _threads(base.threads, ranks), knobs)
 
 
 def _threads(configured: int, ranks: int) -> tuple[int, ...]:
@@ -92,10 +93,8 @@ def _threads(configured: int, ranks: int) -> tuple[int, ...]:
 
 def _resolved_kind(config: RunConfig) -> str:
     """What `auto` will be under mpirun."""
-    if config.sync.kind != "auto":
-        return config.sync.kind
-    is_there = importlib.util.find_spec("horovod") is not None
-    return "horovod" if config.world in ("auto", "horovod") and is_there else "allreduce"
+    can_be_horovod = config.world in ("auto", "horovod") and importlib.util.find_spec("horovod") is not None
+    return config.sync.resolved("horovod" if can_be_horovod else "mpi").kind
 
 
 def settings_of(config: RunConfig, base: Candidate, candidate: Candidate) -> RunConfig:
@@ -104,7 +103,7 @@ def settings_of(config: RunConfig, base: Candidate, candidate: Candidate) -> Run
     values["train"].update(micro_batch=candidate.micro_batch, threads=candidate.threads)
     if (candidate.kind, candidate.knobs) != (base.kind, base.knobs):
         own = values["sync"] if values["sync"]["kind"] == candidate.kind else {}
-        kept = {name: value for name, value in own.items() if name not in KNOBS.get(candidate.kind, {})}
+        kept = {name: value for name, value in own.items() if name not in SYNCS[candidate.kind].knobs}
         values["sync"] = {**kept, "kind": candidate.kind, **dict(candidate.knobs)}
     return validate(RunConfig, values, Path("tune"))
 
