@@ -61,9 +61,7 @@ def test_one_run_has_no_interval():
     _, two = analyse([sample(1, 1.0, runs=1), sample(2, 0.5, runs=1)], "strong")
     assert two.efficiency.value == pytest.approx(1)
     assert (two.efficiency.low, two.efficiency.high) == (0, math.inf)
-    assert diagnose([two]).endswith(
-        "efficiency 100 %, but the interval includes 75 %: more repeats are needed to tell."
-    )
+    assert diagnose([two]).endswith("100 %, but the interval includes 75 %: more repeats are needed to tell.")
 
 
 def test_the_median_of_a_run_ignores_its_outliers():
