@@ -23,7 +23,7 @@ from typing import Any
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
 from hvdlm.host import physical_cores
-from hvdlm.launch.plan import find_mpirun, fresh_environment
+from hvdlm.launch.plan import find_mpirun
 from hvdlm.session.metrics import read_metrics
 from hvdlm.tables import table
 
@@ -33,19 +33,7 @@ from .confidence import bracketed
 from .job import HVDLM, end_job, start_job
 from .random_shards import write_random_shards
 from .record import Start, environment
-from .train_cases import (
-    CONSTANT,
-    LIMIT,
-    PEERS,
-    SEQ_LEN,
-    WORKLOADS,
-    BenchWorkload,
-    TrainBenchOptions,
-    Variant,
-    run_config,
-    stock_environment,
-    variant_of,
-)
+from .train_cases import CONSTANT, LIMIT, PEERS, SEQ_LEN, WORKLOADS, TrainBenchOptions, Variant, run_config, variant_of
 from .training_cell import CellSpec
 
 log = logging.getLogger("hvdlm")
@@ -152,11 +140,10 @@ def _start(
     run_dir.mkdir()
     ranks = 1 if variant.program == "alone" else options.ranks
     config = run_config(WORKLOADS[workload], options, run_dir=run_dir, ranks=ranks, sync=variant.sync)
-    environment = stock_environment() if variant.is_stock else fresh_environment()
     with tempfile.TemporaryDirectory(prefix="hvdlm-") as folder:  # a socket's path must be short; met once is enough
         spec = CellSpec(program=variant.program, socket=f"{folder}/socket", warmup=WARM_UP, config=config)
         job = stack.enter_context(
-            CellJob(run_dir.name, asdict(spec), folder=run_dir, ranks=options.ranks, environment=environment)
+            CellJob(run_dir.name, asdict(spec), folder=run_dir, ranks=options.ranks, environment=variant.environment())
         )
         ready = job.meet()
     job.stop()
@@ -185,7 +172,7 @@ def _starts(options: TrainBenchOptions) -> dict | None:
     for number in range(options.starts):
         log.info("start %d of %d", number + 1, options.starts)
         bare.append(_bare_start(options.ranks))
-        ours.append(_first_step(workload, options))
+        ours.append(_first_step(options))
     more = [a - b for a, b in zip(ours, bare, strict=True)]
     return {"torch and hvd.init": bare, "first step": ours, "median_more": statistics.median(more)}
 
@@ -199,11 +186,11 @@ def _bare_start(ranks: int) -> float:
     return max(float(part) for part in output.split(";") if part.strip()) - launched  # mpirun may lose a line end
 
 
-def _first_step(workload: BenchWorkload, options: TrainBenchOptions) -> float:
+def _first_step(options: TrainBenchOptions) -> float:
     """Until the row of step 1 stands in metrics.jsonl."""
     run_dir = options.out / "start"
     shutil.rmtree(run_dir, ignore_errors=True)
-    values = run_config(workload, options, run_dir=run_dir, ranks=options.ranks, sync={"kind": "horovod"})
+    values = run_config(WORKLOADS["tiny"], options, run_dir=run_dir, ranks=options.ranks, sync={"kind": "horovod"})
     values["train"]["steps"], values["log"]["every"] = 1, 1
     config = options.out / "start.yaml"
     config.write_text(json.dumps(values))

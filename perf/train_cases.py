@@ -50,6 +50,14 @@ class Variant:
     compressed: Callable[[str], dict] | None = None
     is_stock: bool = False  # gets none of our settings of the environment
 
+    def environment(self) -> dict[str, str]:
+        """Stock is without tuning: Open MPI waits by spinning, as it does where nobody asks it not to."""
+        own = fresh_environment()
+        if not self.is_stock:
+            return own
+        kept = {name: value for name, value in own.items() if not name.startswith(NOT_STOCK)}
+        return {**kept, "OMPI_MCA_mpi_yield_when_idle": "0"}
+
 
 VARIANTS = {
     LIMIT: Variant("alone", {"kind": "allreduce"}),
@@ -104,9 +112,3 @@ def run_config(workload: BenchWorkload, options: TrainBenchOptions, *, run_dir: 
     data = {"path": str(options.data_of(workload)), "seq_len": SEQ_LEN}
     values = {"run_dir": str(run_dir), "seed": 1, "sync": sync, "model": workload.model, "data": data, "train": train}
     return validate(RunConfig, values, Path("bench")).model_dump(mode="json")
-
-
-def stock_environment() -> dict[str, str]:
-    """This environment without tuning: Open MPI waits by spinning, as it does where nobody asks it not to."""
-    kept = {name: value for name, value in fresh_environment().items() if not name.startswith(NOT_STOCK)}
-    return {**kept, "OMPI_MCA_mpi_yield_when_idle": "0"}

@@ -163,7 +163,7 @@ def test_the_peers_get_none_of_our_settings(monkeypatch):
     for name in ("HOROVOD_CYCLE_TIME", "OMPI_MCA_mpi_yield_when_idle", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("OMPI_MCA_btl", "self,vader")
-    found = train_cases.stock_environment()
+    found = train_cases.VARIANTS["stock-ddp"].environment()
     assert found["OMPI_MCA_mpi_yield_when_idle"] == "0"
     assert found["OMPI_MCA_btl"] == "self,vader"
     assert not {"HOROVOD_CYCLE_TIME", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"} & set(found)

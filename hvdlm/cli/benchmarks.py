@@ -97,6 +97,6 @@ def bench_cell(spec: Path) -> None:
 @click.argument("size", type=int)
 def bench_encoder(**task: Any) -> None:
     """What a process of `hvdlm bench preprocess` runs."""
-    from hvdlm.perf.encoder_rate import measure
+    from hvdlm.perf.bench_preprocess import encoder_rate
 
-    print(measure(**task))
+    print(encoder_rate(**task))
