@@ -37,6 +37,7 @@ setup(
         "pyyaml>=6.0,<7",
         "rich>=13,<16",
         "safetensors>=0.4.3,<1",
+        "scipy>=1.10,<2",
         "tensorboardX>=2.6.2,<3",
         "tokenizers>=0.20,<0.24",
         "torch>=2.1",

@@ -15,7 +15,7 @@ import pytest
 from harness import ROOT, make_text, preprocess_values, run_values, write_config
 from test_report import make_record
 
-from hvdlm.perf.record import write
+from hvdlm.perf.record import write_record
 
 SOURCES = ("hvdlm", "preprocessing", "perf", "jobs", "tests", "setup.py", "pyproject.toml")
 HIDDEN = ("mpi4py", "horovod", "hvdlm", "__editable__")
@@ -105,7 +105,7 @@ def test_one_process_does_the_whole_way(plain, folder):
     assert json.loads(trained.stdout)["step"] == 4
     (folder / "records").mkdir()
     for ranks in (1, 2):
-        write(folder / "records", make_record(ranks, 24, 0, 1.0))
+        write_record(folder / "records", make_record(ranks, 24, 0, 1.0))
     hvdlm(plain, folder, "report", ".")
     assert (folder / "report.html").stat().st_size > 1000
     assert "generic-cpu" in hvdlm(plain, folder, "sites").stdout

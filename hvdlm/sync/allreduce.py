@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -22,6 +22,9 @@ class AllreduceConfig(StrategyConfig):
     kind: Literal["allreduce"] = "allreduce"
     compress: CompressConfig | None = Field(None, description="send less than float32, with error feedback")
     overlap: bool | None = Field(None, description="reduce during backward; None: where the world has a thread for it")
+
+    gives_plain_mean: ClassVar[bool] = True
+    knobs: ClassVar[dict[str, tuple[float | bool | None, ...]]] = {"overlap": (None, False, True)}
 
     @model_validator(mode="after")
     def _check(self) -> AllreduceConfig:

@@ -27,6 +27,13 @@ class HorovodConfig(StrategyConfig):
     cycle_ms: float | None = Field(None, gt=0, description="ms between two looks for ready tensors; None: 1")
 
     preferred_world: ClassVar[Literal["mpi", "horovod"] | None] = "horovod"
+    gives_plain_mean: ClassVar[bool] = True
+    # Horovod's own defaults are 128 MiB and 1 ms, so these are not tried again.
+    knobs: ClassVar[dict[str, tuple[float | bool | None, ...]]] = {
+        "fusion_mb": (None, 0, 2, 8, 32),
+        "cycle_ms": (None, 0.5, 2.5, 5),
+        "groups": (0, 1, 4),
+    }
 
     @model_validator(mode="after")
     def _check(self) -> HorovodConfig:

@@ -25,6 +25,10 @@ class StrategyConfig(Section, ABC):
     steps_together: ClassVar[bool] = True
     # What `world: auto` shall be; None: Horovod's where it sums over NCCL, for GPUs, else MPI's.
     preferred_world: ClassVar[Literal["mpi", "horovod"] | None] = None
+    # The same mean of the same gradients as of every kind of which this is true, unless settings say otherwise.
+    gives_plain_mean: ClassVar[bool] = False
+    # Values of settings that change the speed and no result, the default first; `hvdlm tune` tries them.
+    knobs: ClassVar[dict[str, tuple[float | bool | None, ...]]] = {}
 
     @property
     def reduces_to_mean(self) -> bool:
@@ -46,8 +50,8 @@ class StrategyConfig(Section, ABC):
         """Variables that the world reads when it starts; the user's own win."""
         return {}
 
-    def resolved(self, world: World) -> StrategyConfig:
-        """This config, or the one that it stands for in this world."""
+    def resolved(self, world_kind: str) -> StrategyConfig:
+        """This config, or the one that it stands for in such a world."""
         return self
 
     @abstractmethod

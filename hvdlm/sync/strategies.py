@@ -35,12 +35,13 @@ class AutoConfig(StrategyConfig):
     kind: Literal["auto"] = "auto"
 
     preferred_world: ClassVar[Literal["mpi", "horovod"] | None] = "horovod"
+    gives_plain_mean: ClassVar[bool] = True
 
-    def resolved(self, world: World) -> StrategyConfig:
-        return HorovodConfig() if world.kind == "horovod" else AllreduceConfig()
+    def resolved(self, world_kind: str) -> StrategyConfig:
+        return HorovodConfig() if world_kind == "horovod" else AllreduceConfig()
 
     def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
-        return self.resolved(world).build(model, optimizer, world)
+        return self.resolved(world.kind).build(model, optimizer, world)
 
 
 def _by_name(value: Any) -> Any:
@@ -59,7 +60,7 @@ def build_sync(config: StrategyConfig, model: nn.Module, optimizer: torch.optim.
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise UserError(f"parameter {name} is {parameter.dtype}; keep float32 and set train.precision: bf16")
-    config = config.resolved(world)
+    config = config.resolved(world.kind)
     sync = config.build(model, optimizer, world)
     sync.kind = config.kind
     return sync
