@@ -44,10 +44,8 @@ def preprocess(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         keep_freed_memory()
         os.environ.setdefault("RAYON_NUM_THREADS", str(find_place(world).threads))  # the tokenizers library's threads
         manifest = build(settings, world, batch_job())
-        value = {
-            "output": str(settings.output), "num_tokens": manifest.num_tokens, "num_documents": manifest.num_documents,
-            "vocab_size": manifest.vocab_size, "tokenizer_digest": manifest.tokenizer_digest,
-        }  # fmt: skip
+        facts = ("num_tokens", "num_documents", "vocab_size", "tokenizer_digest")
+        value = {"output": str(settings.output), **{name: getattr(manifest, name) for name in facts}}
         text = f"{settings.output}: {manifest.num_tokens:,} tokens of {manifest.num_documents:,} documents"
         result(value, as_json, text, world.rank)
 
