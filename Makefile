@@ -3,7 +3,10 @@ PYTHON ?= python3
 CORPUS ?=
 export CORPUS
 
-.PHONY: help setup setup-system quickstart slurm-demo test lint unit parallel format clean
+TIER ?= -m "not long"
+PYTEST = .venv/bin/python -m pytest --durations=15 $(TIER)
+
+.PHONY: help setup setup-system quickstart slurm-demo test test-all lint unit parallel format clean
 
 help:                   ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
@@ -21,7 +24,11 @@ slurm-demo: setup       ## a real SLURM on this machine: one command from raw te
 	@rm -rf runs/slurm-demo
 	@.venv/bin/python scripts/mini_slurm.py -- scripts/slurm_demo.sh
 
-test: setup lint unit parallel  ## everything that CI runs
+test: setup lint unit parallel  ## what a change can break: linters, types, units, ranks, the core of SLURM and hosts
+	@echo "Left out: tests marked long (benches, tuning, the README's tour, long chains on SLURM); make test-all has them."
+
+test-all: setup lint    ## all tests, as CI runs them
+	@$(MAKE) unit parallel TIER=
 
 lint: setup             ## ruff and mypy
 	.venv/bin/ruff check .
@@ -31,11 +38,11 @@ lint: setup             ## ruff and mypy
 	MYPYPATH=build/types .venv/bin/mypy -p hvdlm
 	.venv/bin/mypy scripts
 
-unit: setup             ## tests of one process, seconds each
-	.venv/bin/python -m pytest tests --ignore=tests/parallel --ignore=tests/slurm --ignore=tests/hosts
+unit: setup             ## tests of one process, two at a time
+	$(PYTEST) -n 2 --dist worksteal tests --ignore=tests/parallel --ignore=tests/slurm --ignore=tests/hosts
 
-parallel: setup         ## tests on 2 and 3 MPI ranks, Horovod included; on a real SLURM and on separate hosts where they can be had
-	.venv/bin/python -m pytest tests/parallel tests/slurm tests/hosts --durations=10
+parallel: setup         ## tests on 1 to 8 MPI ranks, Horovod included; on a real SLURM and on separate hosts where they can be had
+	$(PYTEST) tests/parallel tests/slurm tests/hosts
 
 format: setup           ## let ruff rewrite the sources
 	.venv/bin/ruff check --fix .

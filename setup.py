@@ -62,6 +62,7 @@ setup(
             "hypothesis>=6.100,<7",
             "pytest>=8,<10",
             "pytest-timeout>=2.3,<3",
+            "pytest-xdist>=3.5,<4",
             "ruff>=0.9,<0.18",
             "mypy>=1.14,<3",
             "types-PyYAML",

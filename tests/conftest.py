@@ -9,27 +9,29 @@ from pathlib import Path
 import pytest
 from harness import HVDLM, make_text, preprocess, run_ranks
 
+pytest_plugins = ["rank_sessions"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--renew-golden", action="store_true", help="write the golden files anew; review them as a diff")
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def corpus(made_once: Callable[..., Path]) -> Path:
     """A folder of 40 text files of different lengths, some empty."""
-    folder = tmp_path_factory.mktemp("corpus")
-    for number in range(40):
-        text = "" if number % 13 == 12 else make_text(number, 30 + 37 * number)
-        (folder / f"text-{number:03d}.txt").write_text(text, encoding="utf-8")
-    return folder
+
+    def write(folder: Path) -> None:
+        for number in range(40):
+            text = "" if number % 13 == 12 else make_text(number, 30 + 37 * number)
+            (folder / f"text-{number:03d}.txt").write_text(text, encoding="utf-8")
+
+    return made_once("corpus", write)
 
 
 @pytest.fixture(scope="session")
-def data_dir(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_dir(corpus: Path, made_once: Callable[..., Path]) -> Path:
     """Byte-level shards of the corpus, several a split."""
-    folder = tmp_path_factory.mktemp("data")
-    preprocess(corpus, folder)
-    return folder
+    return made_once("data", lambda folder: preprocess(corpus, folder))
 
 
 Job = Callable[..., subprocess.CompletedProcess[str]]

@@ -83,18 +83,3 @@ def run_ranks(ranks: int, command: Sequence[str | Path], timeout_s: float = 120)
         start_command(ranks, words) if ranks else words, cwd=ROOT, env=job_environment(),
         capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL,
     )  # fmt: skip
-
-
-def ranks_of(mpirun: int) -> list[int]:
-    """Process ids of the ranks below an mpirun, in rank order."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            environment = (folder / "environ").read_bytes().split(b"\0") if folder.name.isdigit() else []
-            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1]) if environment else 0
-        except OSError:
-            continue
-        rank = next((part for part in environment if part.startswith(b"OMPI_COMM_WORLD_RANK=")), None)
-        if rank and parent == mpirun:
-            found[int(rank.split(b"=")[1])] = int(folder.name)
-    return [found[rank] for rank in sorted(found)]

@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated import on_ranks
 from torch import nn
 
 from hvdlm.sync import topk
@@ -15,6 +14,7 @@ from hvdlm.sync.interface import Sync, ring_bytes
 from hvdlm.sync.topk import largest
 from hvdlm.sync.traffic import Traffic
 from hvdlm.world.serial import SerialWorld
+from hvdlm.world.threads import run_on_threads
 
 SIZE = 3
 CONFIGS = [
@@ -65,7 +65,7 @@ def test_all_ranks_hold_one_total_and_it_is_the_sum_of_what_each_has_sent(config
         gradient[: layout.numel] = draw(layout.numel, seed=world.rank)
         return [compressor.reduce(gradient, Traffic(world)) for _ in range(3)]
 
-    for of_step in zip(*on_ranks(SIZE, work), strict=True):
+    for of_step in zip(*run_on_threads(SIZE, work), strict=True):
         totals, sent = zip(*of_step, strict=True)
         assert all(torch.equal(total, totals[0]) for total in totals)
         assert torch.allclose(sum(sent), totals[0], atol=1e-5)
@@ -92,10 +92,10 @@ def test_what_is_not_finite_reaches_all_ranks_and_is_forgotten_after(config, val
                 assert not torch.isfinite(flat_gradient(sync)).all()
         return flat_gradient(sync)
 
-    spoilt = on_ranks(SIZE, lambda world: work(world, True))
+    spoilt = run_on_threads(SIZE, lambda world: work(world, True))
     assert all(torch.isfinite(gradient).all() for gradient in spoilt)
     if config.name != "powersgd" or place[0] == 0:  # its matrices have learnt from a step with a spoilt vector
-        assert torch.equal(spoilt[0], on_ranks(SIZE, lambda world: work(world, False))[0])
+        assert torch.equal(spoilt[0], run_on_threads(SIZE, lambda world: work(world, False))[0])
 
 
 @every_compressor
@@ -118,7 +118,7 @@ def test_more_ranks_than_blocks_and_parameters_without_gradient(config):
         sync.reduce()
         return flat_gradient(sync)
 
-    for gradient in on_ranks(8, work):
+    for gradient in run_on_threads(8, work):
         assert (gradient[15:] == 0).all()
         assert gradient[:15].sum() > 0
 
@@ -133,7 +133,7 @@ def test_what_is_sent_is_counted():
             sync.reduce()
             return sync.bytes_sent
 
-        return on_ranks(SIZE, work)[0]
+        return run_on_threads(SIZE, work)[0]
 
     bf16, int8, top, power = (sent(config) for config in CONFIGS)
     assert bf16 == ring_bytes([torch.empty(padded)], SIZE) // 2
@@ -209,7 +209,7 @@ def test_powersgd_is_exact_for_a_sum_of_its_rank():
         sync.reduce()
         return torch.allclose(model.weight.grad, left @ right * 6, atol=1e-3)
 
-    assert all(on_ranks(SIZE, work))
+    assert all(run_on_threads(SIZE, work))
 
 
 def test_powersgd_learns_the_subspace_and_survives_zeros():
@@ -228,7 +228,7 @@ def test_powersgd_learns_the_subspace_and_survives_zeros():
             errors.append((model.weight.grad - gradient).norm())
         return errors
 
-    errors = on_ranks(2, work)[0]
+    errors = run_on_threads(2, work)[0]
     assert errors[0] > 1.05 * best
     assert errors[9] < 1.01 * best
     assert errors[11] < 1.01 * best
@@ -258,7 +258,7 @@ def distance_left(config):
         left = sum((p.detach() - goal).square().sum() for p, goal in zip(sync.parameters, target, strict=True))
         return float(left / sum(goal.square().sum() for goal in target))
 
-    return on_ranks(2, work)[0]
+    return run_on_threads(2, work)[0]
 
 
 @pytest.mark.parametrize("name", ["bf16", "int8", "topk", "powersgd"])
@@ -301,8 +301,8 @@ def test_training_comes_close_to_uncompressed(config):
     def plain(world, model):
         return Uncompressed(model, torch.optim.SGD(model.parameters(), lr=0.5), world)
 
-    exact, _ = on_ranks(SIZE, lambda world: classify(world, plain))[0]
-    results = on_ranks(SIZE, lambda world: classify(world, lambda w, m: make_sync(config, w, m, lr=0.5)))
+    exact, _ = run_on_threads(SIZE, lambda world: classify(world, plain))[0]
+    results = run_on_threads(SIZE, lambda world: classify(world, lambda w, m: make_sync(config, w, m, lr=0.5)))
     assert all(torch.equal(weights, results[0][1]) for _, weights in results)
     assert exact < 0.6
     assert results[0][0] < 1.15 * exact + 0.02, (results[0][0], exact)
@@ -322,7 +322,7 @@ def test_settle_makes_states_equal_and_keeps_the_sum_of_errors(config):
         sync.settle()
         return before, sync.state()
 
-    befores, states = zip(*on_ranks(SIZE, work), strict=True)
+    befores, states = zip(*run_on_threads(SIZE, work), strict=True)
     assert not torch.equal(befores[0], befores[1])
     for state in states:
         assert all(torch.equal(state[name], states[0][name]) for name in state)
@@ -345,7 +345,7 @@ def test_resuming_changes_no_bit(config):
                 one.reduce()
             assert torch.equal(flat_gradient(sync), flat_gradient(resumed))
 
-    on_ranks(SIZE, work)
+    run_on_threads(SIZE, work)
 
 
 @every_compressor
@@ -357,7 +357,7 @@ def test_another_number_of_ranks_takes_over_the_sum_of_errors(config):
         sync.settle()
         return {name: tensor.clone() for name, tensor in sync.state().items()}
 
-    state = on_ranks(SIZE, leave)[0]
+    state = run_on_threads(SIZE, leave)[0]
     alone = make_sync(config, SerialWorld())
     alone.load_state(state)
     for parameter in alone.parameters:
@@ -387,4 +387,4 @@ def test_errors_follow_the_loss_scale():
             sync.reduce()
         return flat_gradient(sync)
 
-    assert torch.equal(on_ranks(2, lambda w: work(w, 2.0))[0], 2 * on_ranks(2, lambda w: work(w, 1.0))[0])
+    assert torch.equal(run_on_threads(2, lambda w: work(w, 2.0))[0], 2 * run_on_threads(2, lambda w: work(w, 1.0))[0])

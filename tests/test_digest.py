@@ -1,26 +1,14 @@
 """A replica that differs in one bit is found and named."""
 
-import pickle
-
 import torch
 from torch import nn
 
 from hvdlm.train.replicas import fold, name_stray, tensor_digests
-from hvdlm.world.serial import SerialWorld
+from hvdlm.world.threads import run_on_threads
 
 
 def flip(tensor, position, bit):
     tensor.detach().view(torch.int32).view(-1)[position] ^= 1 << bit
-
-
-class Ranks(SerialWorld):
-    """A world whose other ranks hold copies of the models given."""
-
-    def __init__(self, models):
-        self.models, self.size = models, len(models)
-
-    def gather_bytes(self, data):
-        return [pickle.dumps(tensor_digests(model)) for model in self.models]
 
 
 def models(count):
@@ -51,5 +39,5 @@ def test_the_digest_has_halves_that_a_float64_holds():
 def test_the_stray_rank_and_its_tensor_are_named():
     replicas = models(3)
     flip(replicas[1][1].bias, 3, 12)
-    assert name_stray(replicas[0], Ranks(replicas)) == "rank 1 differs from the others in 1.bias"
-    assert name_stray(replicas[0], Ranks(replicas[:2])) == "ranks 0 and 1 differ in 1.bias"
+    for size, named in ((3, "rank 1 differs from the others in 1.bias"), (2, "ranks 0 and 1 differ in 1.bias")):
+        assert run_on_threads(size, lambda world: name_stray(replicas[world.rank], world)) == [named] * size

@@ -23,6 +23,7 @@ from hvdlm.train.noise_scale import NoiseScale
 from hvdlm.train.step import Engine
 from hvdlm.world.place import Place
 from hvdlm.world.serial import SerialWorld
+from hvdlm.world.threads import thread_worlds
 
 
 def make_engine(data_dir, tmp_path, *overrides, world=None):
@@ -130,11 +131,8 @@ def test_horovod_sync_needs_a_horovod_world(data_dir, tmp_path):
 
 
 def test_a_batch_that_does_not_divide_is_named(data_dir, tmp_path):
-    class TwoRanks(SerialWorld):
-        size = 2
-
     with pytest.raises(UserError, match="global_batch 10 is not a multiple of micro_batch 2 x 2 ranks = 4; change"):
-        make_engine(data_dir, tmp_path, "train.global_batch=10", world=TwoRanks())
+        make_engine(data_dir, tmp_path, "train.global_batch=10", world=thread_worlds(2)[0])
 
 
 def test_dropout_follows_seed_and_step(data_dir, tmp_path):

@@ -10,10 +10,7 @@ import pytest
 from hvdlm.errors import StoppedOnRequest
 from hvdlm.session.stop import BatchJob, StopFlag, Wish, stop_flag
 from hvdlm.world.serial import SerialWorld
-
-
-class SecondRank(SerialWorld):
-    rank = 1
+from hvdlm.world.threads import thread_worlds
 
 
 @pytest.fixture
@@ -33,7 +30,7 @@ def test_a_file_is_a_wish(flag, tmp_path, name, wish):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_is_heard_on_any_rank_and_means_what_it_meant_afterwards(tmp_path, number):
     before = signal.getsignal(number)
-    with stop_flag(tmp_path, SecondRank()) as flag:
+    with stop_flag(tmp_path, thread_worlds(2)[1]) as flag:
         os.kill(os.getpid(), number)
         assert (flag.look(), flag.reason) == (Wish.STOP, signal.Signals(number).name)
     assert signal.getsignal(number) == before
@@ -43,7 +40,7 @@ def test_a_rank_that_was_asked_to_end_is_deaf_while_it_leaves(tmp_path):
     """srun sends TERM to the others as soon as the first rank has left with code 75."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        with pytest.raises(StoppedOnRequest), stop_flag(tmp_path, SecondRank()):
+        with pytest.raises(StoppedOnRequest), stop_flag(tmp_path, thread_worlds(2)[1]):
             raise StoppedOnRequest
         os.kill(os.getpid(), signal.SIGTERM)
     finally:
@@ -52,7 +49,7 @@ def test_a_rank_that_was_asked_to_end_is_deaf_while_it_leaves(tmp_path):
 
 
 def test_files_are_rank_0s_to_watch(tmp_path):
-    with stop_flag(tmp_path, SecondRank()) as flag:
+    with stop_flag(tmp_path, thread_worlds(2)[1]) as flag:
         (tmp_path / "STOP").touch()
         assert flag.look() == Wish.NONE
     assert (tmp_path / "STOP").exists()

@@ -10,8 +10,8 @@ from torch import nn
 from hvdlm.errors import UserError
 from hvdlm.sync import async_sgd
 from hvdlm.sync.async_sgd import AsyncConfig, AsyncSync, TaskOrder
-from hvdlm.world.interface import World
 from hvdlm.world.serial import LocalCounters, SerialWorld
+from hvdlm.world.threads import thread_worlds
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.1),
@@ -159,16 +159,9 @@ def test_one_rank_is_plain_training(name, max_staleness):
     sync.close()
 
 
-class Unreachable(SerialWorld):
-    """A world whose ranks cannot reach each other's memory."""
-
-    kind = "horovod"
-    window = World.window
-
-
 def test_a_world_without_shared_memory_is_refused():
-    with pytest.raises(UserError, match="async needs world: mpi, this is horovod; set world=mpi"):
-        make("sgd", Unreachable())
+    with pytest.raises(UserError, match="async needs world: mpi, this is threads; set world=mpi"):
+        make("sgd", thread_worlds(1)[0])
 
 
 def test_a_bound_that_keeps_ranks_waiting_is_told(caplog):

@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated import on_ranks
 from torch import nn
 
 from hvdlm.sync import tree
 from hvdlm.sync.interface import ring_bytes
 from hvdlm.sync.tree import Node, TreeConfig, TreeSync, add_slices, fold, nodes_of, push
 from hvdlm.world.serial import SerialWorld
+from hvdlm.world.threads import run_on_threads
 
 
 def reference(leaves):
@@ -105,7 +105,7 @@ def test_weights_are_the_same_bits_for_every_number_of_ranks(micro_batches, size
     expected, sent = train(SerialWorld(), micro_batches)
     assert sent == 0
     for size in sizes:
-        for weights, _ in on_ranks(size, lambda world: train(world, micro_batches)):
+        for weights, _ in run_on_threads(size, lambda world: train(world, micro_batches)):
             assert torch.equal(weights, expected), size
 
 
@@ -123,7 +123,7 @@ def test_the_gradient_is_the_mean_over_micro_batches():
 
 def test_aligned_blocks_send_what_a_ring_sends():
     numel = -(-(7 * 7 + 7 + 3 * 7) // 1024) * 1024  # padded to 256 floats for each of 4 ranks
-    for _, sent in on_ranks(4, lambda world: train(world, 16, steps=5)):
+    for _, sent in run_on_threads(4, lambda world: train(world, 16, steps=5)):
         assert sent == 5 * ring_bytes([torch.empty(numel)], 4)
 
 
@@ -142,6 +142,6 @@ def test_buffers_grow_with_the_logarithm_of_the_passes():
 @settings(max_examples=10)
 @given(st.integers(1, 12), st.integers(1, 4))
 def test_simulated_ranks_agree_for_any_number_of_passes(passes, size):
-    weights = on_ranks(size, lambda world: train(world, passes * size, steps=1)[0])
+    weights = run_on_threads(size, lambda world: train(world, passes * size, steps=1)[0])
     expected, _ = train(SerialWorld(), passes * size, steps=1)
     assert all(torch.equal(theirs, expected) for theirs in weights)

@@ -160,11 +160,13 @@ class _Started:
 
 
 class MpiWorld(World):
+    """The ranks of an mpi4py communicator, or of the whole job."""
+
     kind = "mpi"
 
-    def __init__(self) -> None:
+    def __init__(self, comm: Any = None) -> None:
         self._mpi = load_mpi()
-        self._comm = self._mpi.COMM_WORLD.Dup()  # our own traffic, whatever else uses COMM_WORLD
+        self._comm = (comm or self._mpi.COMM_WORLD).Dup()  # our own traffic, whatever else uses it
         self.rank = self._comm.Get_rank()
         self.size = self._comm.Get_size()
         self._background: tuple[Any, ThreadPoolExecutor] | None = None

@@ -14,13 +14,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from harness import ROOT, job_environment
+from processes import find_processes, until
 
 from hvdlm.launch.plan import find_mpirun
 
@@ -86,12 +86,7 @@ class Host:
         """Every process in this host's network, but the one that holds it."""
         own = Path(f"/proc/{self.holder.pid}/ns/net").readlink()
         assert own != Path("/proc/self/ns/net").readlink(), "everything on this machine would be meant"
-        found = set()
-        for path in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if path.name.isdigit() and (path / "ns" / "net").readlink() == own:
-                    found.add(int(path.name))
-        return found - {self.holder.pid}
+        return set(find_processes(lambda process: (process / "ns" / "net").readlink() == own)) - {self.holder.pid}
 
     def kill(self) -> None:
         """Its processes die all at once, sshd too."""
@@ -115,13 +110,11 @@ class Host:
         config = folder / f"sshd-{self.name}"
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         config.write_text(SSHD.format(address=self.address, folder=folder, path=path))
-        with (folder / f"sshd-{self.name}.log").open("w") as log:
+        log = folder / f"sshd-{self.name}.log"
+        with log.open("w") as file:
             command = self.command(shutil.which("sshd"), "-D", "-e", "-f", config)
-            self.sshd = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        deadline = time.monotonic() + 30
-        while self.run("ssh", "-o", "ConnectTimeout=5", self.name, "true").returncode:
-            assert time.monotonic() < deadline, (folder / f"sshd-{self.name}.log").read_text()
-            time.sleep(0.05)
+            self.sshd = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        until(lambda: self.run("ssh", "-o", "ConnectTimeout=5", self.name, "true").returncode == 0, 30, log=log)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from harness import HVDLM, make_config, preprocess_values, run_ranks, run_values, write_config
+from processes import until
 
 from hvdlm import checkpoint
 from hvdlm.data.manifest import MANIFEST
@@ -50,7 +51,10 @@ def hosts_of(messages):
     return re.findall(r"\d +(h\d) +\S+ +\d+ +cpu", messages)
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher",
+    ["mpirun", "hvdlm launch", *(pytest.param(name, marks=pytest.mark.long) for name in ("rsh agent", "horovodrun"))],
+)
 def test_hosts_train_as_one_process_does(network, config, tmp_path, serial_losses, launcher):
     words, hosts = LAUNCHERS[launcher]
     done = network.hosts[0].run(*words, "train", config, "train.steps=5")
@@ -71,11 +75,7 @@ def started(network, config, tmp_path):
     """A run on h1 and h2 that lasts for minutes, at its first checkpoint."""
     words = ("train", config, "train.steps=20000", "train.eval_every=20000", "checkpoint.every=5", "guard.stall_s=4")
     process = network.hosts[0].start(tmp_path / "log", *HVDLM, "launch", "--hosts", "h1,h2", "--", *words)
-    deadline = time.monotonic() + 60
-    while not checkpoint.complete_steps(tmp_path / "run"):
-        assert process.poll() is None, (tmp_path / "log").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: checkpoint.complete_steps(tmp_path / "run"), 60, process, tmp_path / "log")
     yield process
     process.kill()
     process.wait()
@@ -136,6 +136,7 @@ def fast_s(session_network, data_dir, tmp_path_factory):
     return median_step_s(session_network, data_dir, tmp_path_factory.mktemp("fast"))[0]
 
 
+@pytest.mark.long
 def test_a_narrow_network_shows_in_a_scaling_point(network, data_dir, tmp_path, fast_s):
     network.limit_rate(megabits_per_s=40)
     slow_s, record = median_step_s(network, data_dir, tmp_path / "slow")
@@ -144,6 +145,7 @@ def test_a_narrow_network_shows_in_a_scaling_point(network, data_dir, tmp_path, 
     assert slow_s > 2 * fast_s
 
 
+@pytest.mark.long
 def test_a_distant_network_shows_in_a_scaling_point(network, data_dir, tmp_path, fast_s):
     network.delay(milliseconds=50)
     slow_s, _ = median_step_s(network, data_dir, tmp_path / "slow")

@@ -1,10 +1,10 @@
 """Fixtures of the tests on ranks."""
 
 import subprocess
-import time
 
 import pytest
 from harness import HVDLM, ROOT, job_environment, run_values, write_config
+from processes import until
 
 from hvdlm import checkpoint
 from hvdlm.launch.plan import start_command
@@ -28,11 +28,8 @@ def start_training(data_dir, tmp_path):
             stderr=subprocess.PIPE,
         )
         started.append(process)
-        deadline = time.monotonic() + 60
-        while wait and not checkpoint.complete_steps(tmp_path / "run"):
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        if wait:
+            until(lambda: checkpoint.complete_steps(tmp_path / "run"), process=process)
         return process
 
     yield start

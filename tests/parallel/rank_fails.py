@@ -17,13 +17,18 @@ def fail(kind: str, world) -> None:
         raise UserError("the last rank's own mistake")
     if kind == "elsewhere" and last:
         time.sleep(60)
+    fail_together(kind, world)
+    world.barrier()
+    time.sleep(60)  # a rank that is alone here would wait longer than the test
+
+
+def fail_together(kind: str, world) -> None:
+    last = world.rank == world.size - 1
     with world.together():
         if kind == "agreed" and last:
             raise UserError("found by the last rank")
         if kind == "lost" and last:
             Path("/nowhere/file").read_text()
-    world.barrier()
-    time.sleep(60)  # a rank that is alone here would wait longer than the test
 
 
 def run(kind: str, world_kind: str) -> None:

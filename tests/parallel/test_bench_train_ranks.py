@@ -5,17 +5,19 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from harness import HVDLM, ROOT, job_environment
+from processes import find_processes, until
 
 from hvdlm.errors import UserError
 from hvdlm.perf import bench_train
 from hvdlm.perf.train_cases import CONSTANT, LIMIT, PEERS, TrainBenchOptions
 
 VARIANTS = (LIMIT, "horovod", "allreduce", *PEERS)
+
+pytestmark = pytest.mark.long
 
 
 def options_for(out, **changes):
@@ -25,22 +27,12 @@ def options_for(out, **changes):
 
 def processes_of(out):
     """State letters of the processes whose command line names this folder, by process id."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit() and str(out).encode() in (folder / "cmdline").read_bytes():
-                found[int(folder.name)] = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:
-            continue
-    found.pop(os.getpid(), None)
-    return found
 
+    def state(folder):
+        named = str(out).encode() in (folder / "cmdline").read_bytes() and folder.name != str(os.getpid())
+        return named and (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
 
-def wait_until(holds, limit_s=30):
-    deadline = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    return find_processes(state)
 
 
 def test_every_variant_measures_in_every_round_and_no_process_is_left(tmp_path):
@@ -93,16 +85,11 @@ def test_no_process_outlives_a_bench_that_is_interrupted(tmp_path, number):
             if "round 1 of 1000" in line:
                 break
         assert len(processes_of(tmp_path)) == 1 + 2 * (1 + 2)  # the bench, and of each job mpirun and its ranks
-        wait_until(lambda: list(processes_of(tmp_path).values()).count("T") >= 2)
+        until(lambda: list(processes_of(tmp_path).values()).count("T") >= 2)
         bench.send_signal(number)
         assert bench.wait(60) == (130 if number == signal.SIGINT else -number)
-        wait_until(lambda: not processes_of(tmp_path))
+        until(lambda: not processes_of(tmp_path))
     finally:
         bench.kill()
         bench.wait()
         bench.stderr.close()
-
-
-def test_a_bench_is_not_started_under_a_launcher(job, tmp_path):
-    done = job(2, "bench", "train", "--out", tmp_path, code=2)
-    assert done.stderr.count("`hvdlm bench` starts its own ranks; call it without mpirun") == 1

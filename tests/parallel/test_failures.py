@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import HVDLM, ranks_of, run_ranks
+from harness import HVDLM, run_ranks
+from processes import ranks_of, until
+from rank_fails import fail_together
 
 from hvdlm import checkpoint
+from hvdlm.errors import UserError
 from hvdlm.session.metrics import read_metrics
 
 SCRIPT = Path(__file__).parent / "rank_fails.py"
@@ -24,8 +27,7 @@ def fail(kind, ranks, world):
     return done, time.monotonic() - start
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-@pytest.mark.parametrize("world", ["mpi", "horovod"])
+@pytest.mark.parametrize(("ranks", "world"), [(3, "mpi"), (2, "horovod")])
 def test_a_crash_on_one_rank_ends_all_with_its_traceback_once(ranks, world):
     done, seconds = fail("crash", ranks, world)
     assert done.returncode == 1
@@ -34,21 +36,27 @@ def test_a_crash_on_one_rank_ends_all_with_its_traceback_once(ranks, world):
     assert f"rank {ranks - 1} of {ranks} failed" in done.stderr
 
 
-@pytest.mark.parametrize("world", ["mpi", "horovod"])
 @pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("mistake", "the last rank's own mistake"),
-        ("agreed", "found by the last rank"),
-        ("lost", "/nowhere/file: No such file"),
-    ],
+    ("kind", "world", "message"),
+    [("mistake", "mpi", "the last rank's own mistake"), ("agreed", "horovod", "found by the last rank")],
 )
-def test_a_mistake_that_one_rank_finds_is_one_line_and_exit_2(world, kind, message):
+def test_a_mistake_that_one_rank_finds_is_one_line_and_exit_2(kind, world, message):
+    """Alone, or together with the others."""
     done, seconds = fail(kind, 2, world)
     assert done.returncode == 2, done.stderr
     assert seconds < LIMIT_S
     assert done.stderr.count(f"hvdlm: error: {message}") == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.on_ranks(2, 3)
+@pytest.mark.on_ranks(2, kind="horovod")
+@pytest.mark.parametrize("kind", ["agreed", "lost"])
+def test_what_one_rank_finds_is_raised_on_all(world, kind):
+    message = {"agreed": "found by the last rank", "lost": "/nowhere/file: No such file"}[kind]
+    with pytest.raises(UserError, match=message) as caught:
+        fail_together(kind, world)
+    assert caught.value.on_all_ranks
 
 
 @pytest.mark.parametrize("world", ["mpi", "horovod"])
@@ -78,10 +86,7 @@ def test_a_rank_that_does_not_answer_ends_the_job(start_training, world):
     _, errors = process.communicate(timeout=4 + LIMIT_S)
     assert process.returncode == 1
     assert errors.count("hvdlm: error: rank 0 of 2 has waited 4 s for a rank that does not answer;") == 1
-    deadline = time.monotonic() + LIMIT_S
-    while Path(f"/proc/{rank}").exists():  # mpirun ends before it has killed a stopped one
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: not Path(f"/proc/{rank}").exists(), LIMIT_S)  # mpirun ends before it has killed a stopped one
 
 
 def test_horovod_names_the_rank_that_is_elsewhere_and_the_tensor(monkeypatch):
@@ -93,14 +98,10 @@ def test_horovod_names_the_rank_that_is_elsewhere_and_the_tensor(monkeypatch):
     assert re.search(r"1: \[allreduce\.hvdlm\.sum\.", done.stderr), done.stderr
 
 
-@pytest.mark.parametrize("how", ["USR1 to rank 1", "TERM to rank 0", "STOP file"])
-def test_a_run_that_is_asked_to_stop_saves_exits_75_and_resumes(start_training, tmp_path, how):
+def test_a_run_that_is_asked_to_stop_saves_exits_75_and_resumes(start_training, tmp_path):
+    """More ways to ask, without an exit, are in test_stop_ranks.py."""
     process = start_training()
-    ranks = ranks_of(process.pid)
-    if how == "STOP file":
-        (tmp_path / "run" / "STOP").touch()
-    else:
-        os.kill(ranks[int(how[-1])], signal.SIGUSR1 if how.startswith("USR1") else signal.SIGTERM)
+    os.kill(ranks_of(process.pid)[1], signal.SIGUSR1)
     _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 75, errors
     assert re.search(r"hvdlm: stopped at step (\d+) of 20000 by .+, saved; the same command resumes", errors)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from harness import ROOT, job_environment
+from test_documents import readme_blocks, readme_commands
 
 from hvdlm.session.metrics import read_metrics
 
+pytestmark = pytest.mark.long
 SMALL = [
     "train.steps=12",
     "train.eval_tokens=2000",
@@ -40,17 +42,6 @@ def test_the_quickstart_from_text_to_report(corpus, tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path / "run" / "train" / "metrics.jsonl", "train")] == list(
         range(1, 13)
     )
-
-
-def readme_blocks():
-    """Of each of the README's `console` blocks the lines that start with `$ `."""
-    blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return [[line[2:] for line in block.splitlines() if line.startswith("$ ")] for block in blocks]
-
-
-def readme_commands():
-    """All but those about the corpora that have to be fetched."""
-    return [command for block in readme_blocks() if "apt-get" not in block[0] for command in block]
 
 
 def run_in(folder, command):
@@ -90,20 +81,3 @@ def test_the_readmes_chinese_and_english_corpora(tmp_path):
     assert re.search(r"cjk +15", done[3].stdout)
     assert (tmp_path / "lengths.png").stat().st_size > 5000
     assert (tmp_path / "runs" / "zh-en-megatron" / "train.idx").exists()
-
-
-def test_the_readmes_make_commands_exist():
-    makefile = (ROOT / "Makefile").read_text()
-    targets = {word for command in readme_commands() if command.startswith("make ") for word in command.split()[1:2]}
-    assert {"quickstart", "test"} <= targets
-    for target in targets:
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
-
-
-@pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda path: path.name
-)
-def test_links_in_the_documents_lead_somewhere(path):
-    for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", path.read_text()):
-        if not link.startswith(("http://", "https://")):
-            assert (path.parent / link).exists(), f"{path.name}: {link}"

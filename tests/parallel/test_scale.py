@@ -5,6 +5,8 @@ import json
 import pytest
 from harness import make_config, run_values, write_config
 
+from hvdlm.cli import main
+from hvdlm.perf.measure import MeasurementSpec, measure_and_write
 from hvdlm.perf.record import read_all
 from hvdlm.perf.sweep import Effort, plan_study
 
@@ -52,7 +54,8 @@ def test_a_point_that_cannot_run_says_why(job, data_dir, tmp_path):
     assert "hvdlm: error: measuring 1 ranks failed: /nowhere/manifest.json: there is none" in done.stderr
 
 
-def test_a_planned_point_is_a_job_and_one_that_runs_again_replaces_its_own_record(job, data_dir, tmp_path):
+@pytest.mark.on_ranks(2, kind="horovod")
+def test_a_planned_point_that_runs_again_replaces_its_own_record(world, data_dir, tmp_path):
     config = make_config(data_dir, tmp_path / "run")
     planned = plan_study(
         config, tmp_path / "s", ranks=[1, 2], modes=("strong", "weak"), effort=Effort(steps=3, warmup=1, repeats=2),
@@ -60,16 +63,22 @@ def test_a_planned_point_is_a_job_and_one_that_runs_again_replaces_its_own_recor
     )  # fmt: skip
     assert [path.name for path in planned[2].specs] == ["r00002-b24-0.json", "r00002-b24-1.json"]
     assert not (tmp_path / "s").exists()
-    planned[2].write()
-    for spec in [*planned[2].specs, next(iter(planned[2].specs))]:
-        job(2, "measure", spec)
+    world.barrier()
+    world.on_root(planned[2].write)
+    for path in [*planned[2].specs, next(iter(planned[2].specs))]:
+        measure_and_write(MeasurementSpec(**json.loads(path.read_text())), world, job="")
     records = read_all(tmp_path / "s")
     assert [(r.ranks, r.global_batch, r.repeat, r.is_weak) for r in records] == [(2, 24, 0, True), (2, 24, 1, True)]
     assert records[0].environment.started >= records[1].environment.started
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["points", "records"]
 
 
-def test_a_sweep_is_not_started_under_a_launcher(job, data_dir, tmp_path):
+@pytest.mark.parametrize("words", [["scale", "CONFIG"], ["bench", "train"]])
+def test_what_starts_its_own_ranks_is_not_started_under_a_launcher(words, monkeypatch, data_dir, tmp_path, capsys):
     config = write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
-    done = job(2, "scale", config, "--out", tmp_path / "s", code=2)
-    assert done.stderr.count("`hvdlm scale` starts its own ranks; call it without mpirun") == 1
+    for variable, value in (("SIZE", "2"), ("RANK", "0")):
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{variable}", value)
+    with pytest.raises(SystemExit) as caught:
+        main([word.replace("CONFIG", str(config)) for word in words] + ["--out", str(tmp_path / "s")])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.count(f"`hvdlm {words[0]}` starts its own ranks; call it without mpirun") == 1

@@ -1,54 +1,77 @@
 """The numbers of a run do not depend on who computes them: worlds, rank counts, accumulation, interruption."""
 
+import hashlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from harness import HVDLM, run_ranks, run_values, write_config
+from harness import HVDLM, make_config, run_ranks, run_values, write_config
 from safetensors.torch import load_file
 
 from hvdlm import checkpoint
 from hvdlm.config import validate
+from hvdlm.errors import UserError
+from hvdlm.inference.evaluate import evaluate_checkpoint
 from hvdlm.session.metrics import read_metrics
-from hvdlm.train import setup as stage
+from hvdlm.train import setup
 from hvdlm.train.config import RunConfig
 from hvdlm.world.serial import SerialWorld
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "losses.json"
-JOBS = [(0, "serial"), (1, "mpi"), (2, "mpi"), (3, "mpi"), (4, "mpi"), (1, "horovod"), (2, "horovod"),
-        (3, "horovod")]  # fmt: skip
-MODELS = {
-    "transformer": {},
-    "lstm": {
-        "model": {"family": "lstm", "layers": 2, "width": 32},
-        "optim": {"name": "sgd", "lr": 0.5, "warmup_steps": 5},
-    },
+LSTM = {
+    "model": {"family": "lstm", "layers": 2, "width": 32},
+    "optim": {"name": "sgd", "lr": 0.5, "warmup_steps": 5},
 }
+MODELS = {"transformer": {}, "lstm": LSTM}
+on_two = pytest.mark.on_ranks(2)
+on_three = pytest.mark.on_ranks(3)
+on_two_of_horovod = pytest.mark.on_ranks(2, kind="horovod")
+on_three_of_horovod = pytest.mark.on_ranks(3, kind="horovod")
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def family(request):
-    return request.param
+def config_of(data, run_dir, *overrides, family="transformer"):
+    return validate(RunConfig, {**run_values(data, run_dir), **MODELS[family]}, Path("test"), overrides)
 
 
 @pytest.fixture
-def train(job, data_dir, tmp_path):
-    """Train in a folder of its own; returns the folder."""
+def alone(data_dir, made_once):
+    """The folder of a run of one process; each is made once, for all tests and ranks that ask for it."""
 
-    def train(name, ranks, world, *overrides, family="transformer"):
-        run_dir = tmp_path / name
-        values = {**run_values(data_dir, run_dir), **MODELS[family]}
-        if ranks == 0:
-            stage.train(validate(RunConfig, values, tmp_path, overrides), SerialWorld())
-        else:
-            share = ("train.micro_batch=1",) if ranks == 4 else ()
-            job(ranks, "train", write_config(tmp_path / f"{name}.yaml", values), f"world={world}", *share, *overrides)
-        return run_dir
+    def alone(*overrides, family="transformer"):
+        name = hashlib.blake2b(repr((family, overrides)).encode(), digest_size=8).hexdigest()
+        return made_once(
+            f"alone-{name}",
+            lambda folder: setup.train(config_of(data_dir, folder, *overrides, family=family), SerialWorld()),
+        )
+
+    return alone
+
+
+@pytest.fixture
+def train(world, data_dir, tmp_path):
+    """Train in a folder of its own, with all ranks or with those of another world; returns the folder."""
+
+    def train(name, *overrides, family="transformer", by=world):
+        if by is not None:
+            setup.train(config_of(data_dir, tmp_path / name, *overrides, family=family), by)
+        world.barrier()  # rank 0 has written all
+        return tmp_path / name
 
     return train
+
+
+@pytest.fixture
+def forget(world):
+    """Remove checkpoints of a run, as if it was killed before them, with rows of later steps in the log."""
+
+    def forget(run_dir, *steps):
+        world.on_root(lambda: [shutil.rmtree(run_dir / "checkpoints" / f"step_{step:08d}") for step in steps])
+
+    return forget
 
 
 def losses(run_dir):
@@ -63,9 +86,8 @@ def losses(run_dir):
 
 def tensors(run_dir):
     """All weights of the newest checkpoint as one vector."""
-    return torch.cat(
-        [tensor.flatten() for tensor in load_file(checkpoint.resolve(run_dir) / "model.safetensors").values()]
-    )
+    saved = load_file(checkpoint.resolve(run_dir) / "model.safetensors")
+    return torch.cat([tensor.flatten() for tensor in saved.values()])
 
 
 def weights(run_dir):
@@ -73,184 +95,220 @@ def weights(run_dir):
     return {name: facts["sha256"] for name, facts in files.items()}
 
 
-def test_losses_are_golden_and_equal_for_every_world_and_rank_count(train, family, request):
+def assert_golden(found, family):
+    golden = json.loads(GOLDEN.read_text())[family]
+    for name, expected in golden.items():
+        assert found[name] == pytest.approx(expected, rel=1e-5 if name != "grad_norm" else 1e-3), name
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_losses_of_one_process_are_golden(alone, family, request):
     """20 steps with one global batch. Renew with: pytest tests/parallel --renew-golden"""
-    jobs = JOBS if family == "transformer" else [(0, "serial"), (2, "mpi"), (3, "horovod")]
-    folders = {job: train(f"{job[1]}{job[0]}", *job, family=family) for job in jobs}
-    found = {job: losses(folder) for job, folder in folders.items()}
-    expected_weights = tensors(folders[0, "serial"])
-    for job, folder in folders.items():
-        assert torch.allclose(tensors(folder), expected_weights, rtol=1e-5, atol=1e-5), job
-    serial = found[0, "serial"]
-    assert len(serial["train"]) == 20
-    assert serial["train"][-1] < serial["train"][0] - 0.5
-    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    found = losses(alone(family=family))
+    assert len(found["train"]) == 20
+    assert found["train"][-1] < found["train"][0] - 0.5
     if request.config.getoption("--renew-golden"):
-        GOLDEN.write_text(json.dumps({**golden, family: serial}, indent=1) + "\n")
-        golden[family] = serial
-    for job, values in found.items():
-        for name, expected in serial.items():
-            assert values[name] == pytest.approx(expected, rel=1e-5 if name != "grad_norm" else 1e-4), (job, name)
-            assert values[name] == pytest.approx(golden[family][name], rel=1e-5 if name != "grad_norm" else 1e-3), (
-                job,
-                name,
-            )
+        golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+        GOLDEN.write_text(json.dumps({**golden, family: found}, indent=1) + "\n")
+    assert_golden(found, family)
 
 
-@pytest.mark.parametrize("world", ["mpi", "horovod"])
-def test_accumulation_equals_one_large_micro_batch(train, world):
+def assert_as_alone(run_dir, alone, family):
+    found, expected = losses(run_dir), losses(alone(family=family))
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=1e-5 if name != "grad_norm" else 1e-4), name
+    assert torch.allclose(tensors(run_dir), tensors(alone(family=family)), rtol=1e-5, atol=1e-5)
+    assert_golden(found, family)
+
+
+@pytest.mark.on_ranks(1, 2, 3, 4)
+@pytest.mark.on_ranks(1, 2, 3, kind="horovod")
+def test_losses_are_equal_for_every_world_and_rank_count(train, world, alone):
+    share = ("train.micro_batch=1",) if world.size == 4 else ()
+    assert_as_alone(train("run", *share), alone, "transformer")
+
+
+@on_two
+@on_three_of_horovod
+def test_losses_of_a_recurrent_model_are_equal_too(train, alone):
+    assert_as_alone(train("run", family="lstm"), alone, "lstm")
+
+
+@on_two
+@on_two_of_horovod
+def test_accumulation_equals_one_large_micro_batch(train):
     """8 sequences a rank as 4 x 2 and as 1 x 8."""
-    one, other = (
-        losses(train(f"micro{micro}", 2, world, "train.global_batch=16", f"train.micro_batch={micro}"))
-        for micro in (2, 8)
-    )
+    runs = [train(f"micro{micro}", "train.global_batch=16", f"train.micro_batch={micro}") for micro in (2, 8)]
+    one, other = map(losses, runs)
     assert one["train"] == pytest.approx(other["train"], rel=1e-5)
     assert one["val"] == pytest.approx(other["val"], rel=1e-5)
 
 
-def test_tree_trains_to_the_same_bits_on_any_number_of_ranks(train):
+@pytest.mark.on_ranks(1, 4, 8)
+@on_two_of_horovod
+def test_tree_trains_to_the_same_bits_on_any_number_of_ranks(train, alone):
     """Weights and optimizer state; 8 micro-batches on 1, 2, 4 and 8 ranks, with clipping and dropout."""
     options = ("sync=tree", "train.global_batch=16", "train.micro_batch=2", "train.steps=6", "model.dropout=0.1",
                "optim.clip=0.5")  # fmt: skip
-    serial = train("serial", 0, "serial", *options)
-    for ranks, world in ((1, "mpi"), (2, "horovod"), (4, "mpi"), (8, "mpi")):
-        found = train(f"{world}{ranks}", ranks, world, *options, *(("train.micro_batch=2",) if ranks == 4 else ()))
-        assert weights(found) == weights(serial), (ranks, world)
-        assert losses(found)["grad_norm"] == losses(serial)["grad_norm"]
+    expected, found = alone(*options), train("run", *options)
+    assert weights(found) == weights(expected)
+    assert losses(found)["grad_norm"] == losses(expected)["grad_norm"]
 
 
+@on_two_of_horovod
 def test_horovod_sync_equals_allreduce_sync_over_horovod(train):
-    one, other = (losses(train(kind, 2, "horovod", f"sync.kind={kind}")) for kind in ("horovod", "allreduce"))
+    one, other = (losses(train(kind, f"sync.kind={kind}")) for kind in ("horovod", "allreduce"))
     assert one["train"] == pytest.approx(other["train"], rel=1e-5)
 
 
+def check_resume(train, forget, sync):
+    options = ("checkpoint.every=5", "model.dropout=0.1", f"sync={sync}")
+    whole = train("whole", *options)
+    half = train("half", *options, "train.steps=20", "checkpoint.keep=9")
+    forget(half, 10, 15, 20)
+    train("half", *options)
+    assert weights(half) == weights(whole)
+    assert losses(half) == losses(whole)
+
+
+@on_two_of_horovod
+@on_three
+def test_resume_equals_no_interruption_bit_for_bit(train, forget):
+    check_resume(train, forget, "auto")
+
+
+@on_two
 @pytest.mark.parametrize(
-    ("ranks", "world", "sync"),
+    "sync",
     [
-        (2, "horovod", "auto"),
-        (3, "mpi", "auto"),
-        (2, "mpi", "{kind: local_sgd, every: 4}"),
-        (2, "mpi", "{kind: diloco, every: 3}"),
-        (2, "mpi", "{kind: allreduce, compress: {name: topk, density: 0.1}}"),
+        "{kind: local_sgd, every: 4}",
+        "{kind: diloco, every: 3}",
+        "{kind: allreduce, compress: {name: topk, density: 0.1}}",
     ],
 )
-def test_resume_equals_no_interruption_bit_for_bit(train, ranks, world, sync):
-    options = ("checkpoint.every=5", "model.dropout=0.1", f"sync={sync}")
-    whole = train("whole", ranks, world, *options)
-    half = train("half", ranks, world, *options, "train.steps=20", "checkpoint.keep=9")
-    for step in (10, 15, 20):  # as if killed after step 5, with rows of later steps in the log
-        shutil.rmtree(half / "checkpoints" / f"step_{step:08d}")
-    resumed = train("half", ranks, world, *options)
-    assert weights(resumed) == weights(whole)
-    assert losses(resumed) == losses(whole)
+def test_resume_of_other_ways_to_combine(train, forget, sync):
+    check_resume(train, forget, sync)
 
 
-def test_asynchronous_training_is_saved_and_goes_on_with_another_number_of_ranks(train):
-    part = train("async", 3, "mpi", "sync=async", "checkpoint.every=10", "checkpoint.keep=9")
-    shutil.rmtree(part / "checkpoints" / "step_00000020")
-    resumed = train("async", 2, "mpi", "sync=async", "checkpoint.every=10")
-    rows = read_metrics(resumed / "metrics.jsonl", "train")
+@on_three
+def test_asynchronous_training_is_saved_and_goes_on_with_another_number_of_ranks(train, forget, pair):
+    run_dir = train("async", "sync=async", "checkpoint.every=10", "checkpoint.keep=9")
+    forget(run_dir, 20)
+    train("async", "sync=async", "checkpoint.every=10", by=pair)
+    rows = read_metrics(run_dir / "metrics.jsonl", "train")
     assert [row["step"] for row in rows] == list(range(1, 21))
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
     assert any("staleness_mean" in row for row in rows)
 
 
-def test_horovodrun_over_gloo_trains_the_same(train, data_dir, tmp_path):
-    expected = losses(train("serial", 0, "serial"))
-    config = write_config(tmp_path / "gloo.yaml", run_values(data_dir, tmp_path / "gloo"))
-    horovodrun = Path(sys.executable).parent / "horovodrun"
-    done = run_ranks(0, [horovodrun, "--gloo", "-np", "2", *HVDLM, "train", config])
-    assert done.returncode == 0, done.stderr
-    assert losses(tmp_path / "gloo")["train"] == pytest.approx(expected["train"], rel=1e-5)
+@on_three_of_horovod
+def test_a_run_goes_on_with_another_number_of_ranks(train, forget, pair, alone):
+    run_dir = train("part", "checkpoint.every=10", "checkpoint.keep=9")
+    forget(run_dir, 20)
+    train("part", by=pair)
+    assert losses(run_dir)["train"] == pytest.approx(losses(alone())["train"], rel=1e-5)
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(train):
-    whole = train("whole", 0, "serial")
-    part = train("part", 3, "horovod", "checkpoint.every=10", "checkpoint.keep=9")
-    shutil.rmtree(part / "checkpoints" / "step_00000020")
-    resumed = train("part", 2, "mpi")
-    assert losses(resumed)["train"] == pytest.approx(losses(whole)["train"], rel=1e-5)
+@on_three
+def test_dropout_does_not_depend_on_the_rank_count(train, alone):
+    expected = losses(alone("model.dropout=0.3"))
+    assert losses(train("run", "model.dropout=0.3"))["train"] == pytest.approx(expected["train"], rel=1e-5)
 
 
-def test_dropout_does_not_depend_on_the_rank_count(train):
-    one, three = (
-        losses(train(f"r{ranks}", ranks, world, "model.dropout=0.3")) for ranks, world in ((0, "serial"), (3, "mpi"))
-    )
-    assert one["train"] == pytest.approx(three["train"], rel=1e-5)
-
-
-def test_streams_carry_their_state_on_any_number_of_ranks_and_over_an_interruption(train):
+@on_three_of_horovod
+def test_streams_carry_their_state_on_any_number_of_ranks_and_over_an_interruption(train, forget, pair, alone):
     """Truncated backpropagation through time: 12 streams, two epochs and more, in micro-batches of 1, 2 and 4."""
     options = ("data.order=contiguous", "model.dropout=0.2", "checkpoint.every=7", "checkpoint.keep=9")
-    whole = train("serial", 0, "serial", *options, family="lstm")
-    assert losses(whole)["train"] != pytest.approx(
-        losses(train("random", 0, "serial", "model.dropout=0.2", family="lstm"))["train"], rel=1e-3
-    )
-    part = train("three", 3, "horovod", *options, "train.micro_batch=4", family="lstm")
-    assert losses(part)["train"] == pytest.approx(losses(whole)["train"], rel=1e-5)
-    for step in (14, 20):
-        shutil.rmtree(part / "checkpoints" / f"step_{step:08d}")
-    resumed = train("three", 2, "mpi", *options, "train.micro_batch=1", family="lstm")
-    assert losses(resumed)["train"] == pytest.approx(losses(whole)["train"], rel=1e-5)
+    expected = losses(alone(*options, family="lstm"))["train"]
+    assert expected != pytest.approx(losses(alone("model.dropout=0.2", family="lstm"))["train"], rel=1e-3)
+    run_dir = train("three", *options, "train.micro_batch=4", family="lstm")
+    assert losses(run_dir)["train"] == pytest.approx(expected, rel=1e-5)
+    forget(run_dir, 14, 20)
+    train("three", *options, "train.micro_batch=1", family="lstm", by=pair)
+    assert losses(run_dir)["train"] == pytest.approx(expected, rel=1e-5)
 
 
+@on_two_of_horovod
 def test_bf16_trains_on_two_ranks(train):
-    found = losses(train("bf16", 2, "horovod", "train.precision=bf16"))
+    found = losses(train("bf16", "train.precision=bf16"))
     assert found["train"][-1] < found["train"][0] - 0.5
 
 
-def test_evaluation_is_the_same_on_any_number_of_ranks(train, job):
-    run_dir = train("run", 0, "serial")
-    results = [json.loads(job(ranks, "eval", run_dir, "--json").stdout.splitlines()[-1]) for ranks in (0, 2, 3)]
-    for result in results:
-        assert result["num_tokens"] == results[0]["num_tokens"]
-        assert result["loss"] == pytest.approx(results[0]["loss"], rel=1e-6)
-        assert result["loss"] == pytest.approx(losses(run_dir)["val"][-1], rel=1e-6)
-        assert result["bits_per_byte"] > 0
+@pytest.mark.on_ranks(1, 2, 3)
+def test_evaluation_is_the_same_on_any_number_of_ranks(world, alone):
+    run_dir = alone()
+    expected, found = (evaluate_checkpoint(run_dir, (), "val", by) for by in (SerialWorld(), world))
+    assert found["num_tokens"] == expected["num_tokens"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    assert found["loss"] == pytest.approx(losses(run_dir)["val"][-1], rel=1e-6)
+    assert found["bits_per_byte"] > 0
 
 
-def test_generation_under_a_launcher_is_that_of_one_process(train, job):
-    run_dir = train("run", 0, "serial", "train.steps=2")
-    texts = [job(ranks, "generate", run_dir, "--prompt", "the ", "--max-tokens", "20").stdout for ranks in (0, 2)]
-    assert texts[0] == texts[1]
-    assert texts[0].startswith("the ")
-
-
-BAD = {
-    "batch": (("train.global_batch=14",), "global_batch 14 is not a multiple of micro_batch 2 x 2 ranks = 4"),
-    "data": (("data.path=/nowhere",), "/nowhere/manifest.json: there is none, so this is no finished data set"),
-    "sync": (("sync.kind=horovod", "world=mpi"), "sync: horovod needs world: horovod"),
-    "serial": (("world=serial",), "the launcher started 2 processes but the serial world has 1"),
-    "key": (("train.stepz=3",), "unknown key 'train.stepz'; did you mean 'steps'?"),
-    "seq_len": (("data.seq_len=99999999",), "fewer than one sequence of 99999999 + 1"),
+WRONG = {
+    "batch": ("train.global_batch=14", "global_batch 14 is not a multiple of micro_batch 2 x 2 ranks = 4"),
+    "data": ("data.path=/nowhere", "/nowhere/manifest.json: there is none, so this is no finished data set"),
+    "sync": ("sync.kind=horovod", "sync: horovod needs world: horovod"),
+    "seq_len": ("data.seq_len=99999999", "fewer than one sequence of 99999999 + 1"),
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_what_a_user_must_mend_is_one_line_and_exit_2(job, data_dir, tmp_path, case):
-    overrides, message = BAD[case]
+@on_two
+@pytest.mark.parametrize("case", WRONG)
+def test_what_a_user_must_mend_is_raised_on_all_ranks(world, data_dir, tmp_path, case):
+    override, message = WRONG[case]
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        setup.train(make_config(data_dir, tmp_path / "run", override), world)
+    assert caught.value.on_all_ranks
+
+
+def damage(data, part):
+    """What is wrong then."""
+    if part == "tokenizer":
+        (data / "tokenizer.json").write_text('{"hvdlm": "byte", "vocab_size": 257, "eos_id": 256} \n')
+        manifest = (data / "manifest.json").read_text()
+        (data / "manifest.json").write_text(manifest.replace('"tokenizer_digest": "', '"tokenizer_digest": "0'))
+        return "tokenizer.json: is tokenizer"
+    path = data / f"{part}-00000.h5"
+    path.write_bytes(path.read_bytes()[:-100])
+    return f"{path.name}: has"
+
+
+@on_two
+@pytest.mark.parametrize("part", ["tokenizer", "train", "val"])
+def test_data_that_does_not_fit_together_is_refused(world, data_dir, tmp_path, part):
+    data = tmp_path / "data"
+    message = world.on_root(lambda: damage(shutil.copytree(data_dir, data), part))
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        setup.train(make_config(data, tmp_path / "run"), world)
+    assert caught.value.on_all_ranks
+
+
+# --- jobs of their own: a launcher, exit codes
+
+
+@pytest.mark.parametrize(
+    ("override", "message"), [WRONG["batch"], ("train.stepz=3", "unknown key 'train.stepz'; did you mean 'steps'?")]
+)
+def test_what_a_user_must_mend_is_one_line_and_exit_2(job, data_dir, tmp_path, override, message):
+    """Whether ranks find it together, or each for itself."""
     config = write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
-    done = job(2, "train", config, *overrides, code=2, timeout_s=30)
+    done = job(2, "train", config, override, code=2, timeout_s=30)
     lines = [line for line in done.stderr.splitlines() if "hvdlm: error:" in line]
     assert len(lines) == 1, done.stderr
     assert message in lines[0]
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("damage", ["tokenizer", "train", "val"])
-def test_data_that_does_not_fit_together_is_refused(job, data_dir, tmp_path, damage):
-    shutil.copytree(data_dir, tmp_path / "data")
-    if damage == "tokenizer":
-        (tmp_path / "data" / "tokenizer.json").write_text('{"hvdlm": "byte", "vocab_size": 257, "eos_id": 256} \n')
-        (tmp_path / "data" / "manifest.json").write_text(
-            (tmp_path / "data" / "manifest.json").read_text().replace('"tokenizer_digest": "', '"tokenizer_digest": "0')
-        )
-        message = "tokenizer.json: is tokenizer"
-    else:
-        path = tmp_path / "data" / f"{damage}-00000.h5"
-        path.write_bytes(path.read_bytes()[:-100])
-        message = f"{path.name}: has"
-    config = write_config(tmp_path / "config.yaml", run_values(tmp_path / "data", tmp_path / "run"))
-    done = job(2, "train", config, code=2)
-    assert done.stderr.count("hvdlm: error:") == 1
-    assert message in done.stderr
+def test_horovodrun_over_gloo_trains_the_same(alone, data_dir, tmp_path):
+    config = write_config(tmp_path / "gloo.yaml", run_values(data_dir, tmp_path / "gloo"))
+    horovodrun = Path(sys.executable).parent / "horovodrun"
+    done = run_ranks(0, [horovodrun, "--gloo", "-np", "2", *HVDLM, "train", config])
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "gloo")["train"] == pytest.approx(losses(alone())["train"], rel=1e-5)
+
+
+def test_generation_under_a_launcher_is_that_of_one_process(alone, job):
+    run_dir = alone("train.steps=2")
+    texts = [job(ranks, "generate", run_dir, "--prompt", "the ", "--max-tokens", "20").stdout for ranks in (0, 2)]
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("the ")

@@ -3,24 +3,16 @@
 import json
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
-from harness import HVDLM, ROOT, job_environment, ranks_of, run_values, write_config
+from harness import HVDLM, ROOT, job_environment, run_values, write_config
+from processes import ranks_of, until
 
 from hvdlm.config import load
 from hvdlm.train.config import RunConfig
 
-
-def until(what, process=None):
-    """Wait for `what()` to be true, while a process lives."""
-    deadline = time.monotonic() + 180
-    while not (found := what()):
-        assert process is None or process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found
+pytestmark = pytest.mark.long
 
 
 def mpirun_of(pid):
@@ -44,8 +36,8 @@ def tuning(data_dir, tmp_path):
 
 
 def test_an_interrupted_search_leaves_a_config_that_trains_and_no_rank(tuning, job, tmp_path):
-    until((tmp_path / "t.yaml").exists, tuning)
-    ranks = until(lambda: mpirun_of(tuning.pid), tuning)
+    until((tmp_path / "t.yaml").exists, 180, tuning)
+    ranks = until(lambda: mpirun_of(tuning.pid), 180, tuning)
     tuning.send_signal(signal.SIGINT)
     _, stderr = tuning.communicate(timeout=60)
     assert tuning.returncode == 130, stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from harness import HVDLM, ROOT, run_values, write_config
 from mini_slurm import own_shared_memory
+from processes import find_processes, until
 
 from hvdlm.session.metrics import read_metrics
 
@@ -79,14 +80,7 @@ def test_each_node_has_a_shared_memory_of_its_own(slurm):
 
 def processes_below(folder):
     """Daemons, steps and their tasks know the SLURM in `folder` by their environment."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if str(folder).encode() in path.read_bytes():
-                found.append(path.parent.name)
-        except OSError:
-            continue  # it has ended
-    return found
+    return find_processes(lambda process: str(folder).encode() in (process / "environ").read_bytes())
 
 
 BUSY = "sbatch -o /dev/null -N2 --exclusive --wrap 'srun sleep 600'; "
@@ -105,8 +99,5 @@ def test_a_private_slurm_goes_down_with_its_program(slurm, tmp_path, command, co
     assert done.returncode == code, done.stderr
     folder = Path(re.search(r"SLURM_CONF=(\S+)/slurm.conf", done.stderr).group(1))
     assert folder.parent == tmp_path
-    deadline = time.monotonic() + 10
-    while processes_below(folder):
-        assert time.monotonic() < deadline, processes_below(folder)
-        time.sleep(0.2)
+    until(lambda: not processes_below(folder), 10)
     assert folder.exists() == (code == -9)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from harness import HVDLM, ROOT, run_ranks, run_values, write_config
+from processes import until
 
 from hvdlm import checkpoint
 from hvdlm.session.metrics import read_metrics
@@ -46,21 +47,15 @@ class Cluster:
 
     def wait(self, job, timeout_s=120):
         """The job's row once it has ended."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            row = self.row(job)
-            if row["state"] in FINISHED:
-                return row
-            time.sleep(1)
-        pytest.fail(f"job {job} is {row} after {timeout_s} s\n{self.log(job)}")
-        return None
+        self.until(lambda: self.row(job)["state"] in FINISHED, job, timeout_s)
+        return self.row(job)
 
     def until(self, what, job, timeout_s=60):
-        """Wait for a fact about a running job."""
-        deadline = time.monotonic() + timeout_s
-        while not what():
-            assert time.monotonic() < deadline, self.log(job)
-            time.sleep(0.2)
+        """Wait for a fact about a job."""
+        try:
+            until(what, timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"job {job}: {self.row(job)}\n{self.log(job)}") from error
 
     def log(self, job):
         paths = sorted(path for path in Path(self.jobs_dir).glob("*/*.log") if path.name.startswith(str(job)))
@@ -128,7 +123,7 @@ def test_what_is_wrong_is_said_before_the_queue(cluster, config):
     assert not list(cluster.jobs_dir.glob("*")), "a refused job leaves nothing"
 
 
-@pytest.mark.parametrize("site", ["generic-cpu", "generic-mpirun"])
+@pytest.mark.parametrize("site", ["generic-cpu", pytest.param("generic-mpirun", marks=pytest.mark.long)])
 def test_a_preempted_job_saves_and_is_queued_again(cluster, config, tmp_path, site):
     run_dir = tmp_path / "run"
     [job] = cluster.submit("train", config, *LONG, "--site", site, "--ranks-per-node", "2", "--time", "5")
@@ -154,6 +149,7 @@ def test_a_preempted_job_saves_and_is_queued_again(cluster, config, tmp_path, si
     )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_time_limits_do_not_change_the_weights(cluster, data_dir, tmp_path):
     """Two limits are hit: SLURM signals at most 30 s after a start here, the run takes longer than twice that."""
@@ -197,6 +193,7 @@ def test_a_cancelled_chain_ends_as_a_whole_and_the_run_is_saved(cluster, config,
     assert cluster.wait(jobs[1])["state"] == "CANCELLED"
 
 
+@pytest.mark.long
 def test_a_chain_ends_within_seconds_once_the_run_is_done(cluster, config, tmp_path):
     jobs = cluster.submit("train", config, "train.steps=5", "--chain", "3", "--site", "generic-cpu",
                           "--ranks-per-node", "2", "--time", "5", "--set", "requeue=false")  # fmt: skip
@@ -206,6 +203,7 @@ def test_a_chain_ends_within_seconds_once_the_run_is_done(cluster, config, tmp_p
     assert "is at step 5 of 5 already" in last
 
 
+@pytest.mark.long
 def test_a_signal_to_the_ranks_alone_is_a_preemption_too(cluster, config, tmp_path):
     """`scancel --signal=USR1` without --batch: srun hands it to the ranks, the script hears nothing."""
     run_dir = tmp_path / "run"
@@ -216,6 +214,7 @@ def test_a_signal_to_the_ranks_alone_is_a_preemption_too(cluster, config, tmp_pa
     assert cluster.history(job)[1:3] == ["restart=0 end 75", "restart=0 stopped and saved: queued again"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("site", "every"), [("generic-cpu", 100_000), ("generic-mpirun", 20)])
 def test_a_job_of_higher_priority_takes_the_nodes_and_gives_them_back(cluster, config, tmp_path, site, every):
     """SLURM's own preemption: under srun TERM makes the ranks save; under mpirun it ends them, the last save holds."""
@@ -230,6 +229,7 @@ def test_a_job_of_higher_priority_takes_the_nodes_and_gives_them_back(cluster, c
     cluster.until(lambda: resumed in cluster.log(job), job)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lost", ["node", "slurmd"])
 def test_a_lost_node_costs_no_step(cluster, slurm_nodes, config, tmp_path, lost):
     """If only its slurmd dies, the old ranks run on beside the new ones, until they see that the run is not theirs."""
@@ -255,6 +255,7 @@ def test_a_lost_node_costs_no_step(cluster, slurm_nodes, config, tmp_path, lost)
     assert steps == list(range(1, newest(run_dir) + 1))
 
 
+@pytest.mark.long
 def test_a_requeued_point_of_a_scaling_study_is_measured_again(cluster, config, tmp_path):
     out = tmp_path / "study"
     words = ("scale", config, "--ranks", "1,2", "--mode", "strong", "--steps", "5", "--warmup", "2", "--repeats", "2")
@@ -278,6 +279,7 @@ def test_the_examples_are_accepted_by_sbatch(cluster):
         cluster.run("sbatch", "--test-only", path)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_pipeline_goes_from_text_to_report_and_survives_a_preemption(slurm, tmp_path):
     """What `make slurm-demo` runs, on a smaller text."""

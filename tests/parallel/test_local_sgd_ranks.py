@@ -1,90 +1,29 @@
-"""Run by every rank of test_sync_loose_ranks.py: local SGD and DiLoCo against one process that plays all ranks."""
+"""Local SGD and DiLoCo against one process that plays all ranks."""
 
 import copy
-import sys
 
 import numpy as np
+import pytest
 import torch
-from torch import nn
+from tied_network import (
+    adamw,
+    backward,
+    build,
+    close,
+    flat,
+    loss_of,
+    plain,
+    same_on_all,
+    sgd,
+    state_tensors,
+    train,
+)
 
-from hvdlm.partition import slice_of
 from hvdlm.sync.diloco import DilocoConfig, DilocoSync
 from hvdlm.sync.interface import ring_bytes
 from hvdlm.sync.local_sgd import LocalSgdConfig, LocalSgdSync, average, average_state
-from hvdlm.world.connect import connected
 
-BATCH = 24
-
-
-class Tied(nn.Module):
-    """(B, 8) -> (B, 1), with a weight that is used twice and a vector."""
-
-    def __init__(self):
-        super().__init__()
-        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
-        self.out = nn.Linear(8, 1)
-        self.two.weight = self.one.weight
-
-    def forward(self, x):
-        return self.out(torch.tanh(self.two(torch.tanh(self.one(x)))))
-
-
-def build(seed=0):
-    torch.manual_seed(seed)
-    return Tied()
-
-
-def batch(step, part=0, size=1):
-    """The part's rows of the step's global batch: inputs (n, 8) and the teacher's targets (n, 1)."""
-    inputs = torch.randn(BATCH, 8, generator=torch.Generator().manual_seed(step))
-    rows = slice_of(part, size, BATCH)
-    return inputs[rows.start : rows.stop], inputs[rows.start : rows.stop].mean(1, keepdim=True).mul(3).tanh()
-
-
-def backward(model, step, part=0, size=1):
-    inputs, targets = batch(step, part, size)
-    loss = nn.functional.mse_loss(model(inputs), targets)
-    loss.backward()
-    return loss.item()
-
-
-def loss_of(model):
-    """Over 40 batches that are not trained on."""
-    with torch.no_grad():
-        return np.mean([float(nn.functional.mse_loss(model(x), y)) for x, y in (batch(1000 + i) for i in range(40))])
-
-
-def train(sync, model, first, end, *, skips=()):
-    """The engine's loop; (step, rank) in `skips` leaves `step` out. Losses of this rank's tasks."""
-    losses = []
-    for step, part in sync.work(first, end):
-        sync.begin(step, 1)
-        losses.append(backward(model, step, part, sync.world.size))
-        sync.accumulated()
-        sync.reduce()
-        if (step, sync.world.rank) not in skips:
-            sync.step()
-        sync.zero_grad()
-    return losses
-
-
-def sgd(model):
-    return torch.optim.SGD(model.parameters(), lr=0.05)
-
-
-def adamw(model):
-    return torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
-
-
-def plain(steps, optimizer_of):
-    """Synchronous training in one process."""
-    model = build()
-    optimizer = optimizer_of(model)
-    for step in range(steps):
-        optimizer.zero_grad()
-        backward(model, step)
-        optimizer.step()
-    return model
+pytestmark = pytest.mark.on_ranks(2, 3)
 
 
 def play(steps, size, optimizer_of, every, outer_of=None):
@@ -119,23 +58,7 @@ def make(world, config, optimizer_of):
     return model, kind(config, model, optimizer_of(model), world)
 
 
-def flat(model):
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
-
-
-def same_on_all(world, *tensors):
-    return len(set(world.gather(b"".join(t.detach().numpy().tobytes() for t in tensors)))) == 1
-
-
-def close(one, other, tolerance=1e-5):
-    return torch.allclose(flat(one), flat(other), rtol=tolerance, atol=tolerance)
-
-
-def state_tensors(optimizer):
-    return [value for state in optimizer.state.values() for _, value in sorted(state.items())]
-
-
-def check_every_step_is_synchronous_training(world):
+def test_averaging_at_every_step_is_synchronous_training(world):
     model, sync = make(world, LocalSgdConfig(every=1), sgd)
     train(sync, model, 0, 30)
     assert close(model, plain(30, sgd))
@@ -145,7 +68,7 @@ def check_every_step_is_synchronous_training(world):
     assert close(outer, model, 1e-6)
 
 
-def check_against_one_process(world):
+def test_ranks_are_where_their_own_steps_led_them_and_equal_after_an_averaging(world):
     """At an averaging all ranks are equal; between two, each is where its own steps led it."""
     nesterov = lambda model: torch.optim.SGD(model.parameters(), lr=0.7, momentum=0.9, nesterov=True)  # noqa: E731
     cases = [(LocalSgdConfig(every=4), None), (DilocoConfig(every=4), nesterov)]
@@ -156,28 +79,28 @@ def check_against_one_process(world):
                 train(sync, model, 0, steps)
                 expected = play(steps, world.size, optimizer_of, 4, outer_of)
                 assert close(model, expected[world.rank]), (config, steps)
-                assert same_on_all(world, flat(model)) == (steps % 4 == 0 or world.size == 1)
+                assert same_on_all(world, flat(model)) == (steps % 4 == 0)
                 own = flat(model)
                 sync.average_weights()
                 assert same_on_all(world, flat(model))
                 mean = torch.stack([flat(replica) for replica in expected]).mean(0)
                 assert torch.allclose(flat(model), mean, atol=1e-5)
-                assert steps % 4 == 0 or world.size == 1 or not torch.equal(own, flat(model))
+                assert steps % 4 == 0 or not torch.equal(own, flat(model))
 
 
-def check_warmup(world):
+def test_the_warmup_is_synchronous(world):
     """Synchronous, AdamW's state included, up to the last warm-up step; local from then on."""
     model, sync = make(world, LocalSgdConfig(every=4, warmup_steps=6), adamw)
     train(sync, model, 0, 6)
     assert same_on_all(world, flat(model), *state_tensors(sync.optimizer))
     assert close(model, plain(6, adamw))
     train(sync, model, 6, 7)
-    assert world.size == 1 or not same_on_all(world, flat(model))
+    assert not same_on_all(world, flat(model))
     train(sync, model, 7, 8)
     assert same_on_all(world, flat(model))
 
 
-def check_unused_parameter(world):
+def test_a_rank_whose_batch_did_not_reach_a_parameter_takes_part(world):
     """In the warm-up a rank whose batch did not reach a parameter takes part in the sum of its gradients."""
     model, sync = make(world, LocalSgdConfig(warmup_steps=1), sgd)
     before = model.out.bias.item()
@@ -190,7 +113,7 @@ def check_unused_parameter(world):
     assert abs(model.out.bias.item() - (before - 0.05 / world.size)) < 1e-6
 
 
-def check_a_skipped_step(world):
+def test_a_rank_that_leaves_a_step_out_takes_part_in_the_averaging(world):
     """A rank that leaves out the very step before an averaging takes part in the averaging."""
     for config in (LocalSgdConfig(every=2), DilocoConfig(every=2)):
         model, sync = make(world, config, sgd)
@@ -198,7 +121,7 @@ def check_a_skipped_step(world):
         assert same_on_all(world, flat(model))
 
 
-def check_resume(world):
+def test_a_run_settled_between_averagings_goes_on_as_the_whole_run(world):
     """Settled in the middle of an interval, all is equal on all ranks, and a resumed run is the whole run."""
     for config in (LocalSgdConfig(every=4), DilocoConfig(every=4)):
         whole, sync = make(world, config, adamw)
@@ -221,9 +144,7 @@ def check_resume(world):
         assert all(float(value) == 11 for value in state_tensors(sync.optimizer) if value.dim() == 0)
 
 
-def check_state_of_a_rank_that_never_stepped(world):
-    if world.size == 1:
-        return
+def test_a_rank_that_never_stepped_gets_the_others_state(world):
     model = build()
     for optimizer_of in (adamw, lambda model: torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)):
         optimizer = optimizer_of(model)
@@ -241,7 +162,7 @@ def check_state_of_a_rank_that_never_stepped(world):
             assert np.allclose(value.numpy(), mean if value.dim() else np.round(mean), rtol=1e-5, atol=1e-8)
 
 
-def check_average_of_many_tensors(world):
+def test_an_average_takes_tensors_of_any_size_dtype_and_layout(world):
     """Larger than a piece, of another dtype, not contiguous, empty: all become the mean."""
     shapes = [(17 << 20,), (3, 5), (0,), ()]
     tensors = [torch.full(shape, float(world.rank)) for shape in shapes]
@@ -255,25 +176,10 @@ def check_average_of_many_tensors(world):
     assert torch.all(tensors[5] == 1 + mean)
 
 
-def check_convergence(world):
+def test_it_converges(world):
     start, reference = loss_of(build()), loss_of(plain(200, sgd))
     assert reference < 0.5 * start
     for config in (LocalSgdConfig(every=8), DilocoConfig(every=8)):
         model, sync = make(world, config, sgd)
         train(sync, model, 0, 200)
         assert loss_of(model) < 1.15 * reference, (config, loss_of(model), reference)
-
-
-def run_checks(names: dict) -> None:
-    """Every function of a script that is called check_…, in the world whose size the command line gives."""
-    torch.set_num_threads(1)
-    with connected("mpi") as world:
-        assert world.size == int(sys.argv[1])
-        for name, check in list(names.items()):
-            if name.startswith("check_"):
-                check(world)
-        print(f"rank {world.rank} passed", flush=True)
-
-
-if __name__ == "__main__":
-    run_checks(globals())
