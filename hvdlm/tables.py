@@ -1,4 +1,4 @@
-"""Rows as a table of plain text, for terminals, logs and reports."""
+"""Values as people read them in terminals, logs and reports: tables of plain text, times."""
 
 from __future__ import annotations
 
@@ -24,10 +24,21 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, num_left: int 
     cells = [list(row) for row in rows]
     grid = Table(box=None, pad_edge=False, padding=(0, 1), show_header=bool(heads), header_style="")
     for column in range(len(heads) or max(map(len, cells), default=0)):
-        justify = "left" if column < num_left else "right"
-        grid.add_column(Text(heads[column]) if heads else "", justify=justify, no_wrap=True)
+        head = Text(heads[column]) if heads else ""
+        grid.add_column(head, justify="left" if column < num_left else "right", no_wrap=True)
     for row in cells:
         grid.add_row(*map(Text, row))
     file = io.StringIO()
     Console(file=file, width=10_000, color_system=None).print(grid)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+def clock(seconds: float) -> str:
+    """A time as people read it.
+
+    >>> clock(125), clock(3725)
+    ('2:05', '1:02:05')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from hvdlm.config import Section
 from hvdlm.errors import UserError
@@ -27,7 +27,7 @@ HISTORY = "history"
 TAIL_BYTES = 1 << 16
 
 
-class Entry(Section):
+class LedgerEntry(Section):
     """A submitted job."""
 
     id: str
@@ -38,14 +38,7 @@ class Entry(Section):
     minutes: int
     submitted: str  # ISO 8601, local time
     after: list[str]  # ids of the jobs that it waits for
-
-
-@dataclass(frozen=True)
-class Filed:
-    """An entry and its folder."""
-
-    folder: Path
-    entry: Entry
+    folder: Path = Field(Path(), exclude=True)  # where this stands
 
     def said(self) -> tuple[int, str]:
         """How often the job was started again, and its last words: `start`, `end 0`, `stopped and saved …`."""
@@ -56,12 +49,12 @@ class Filed:
 
     def is_done(self) -> bool:
         """Whether the job itself has said that it ended well, so that nobody need be asked. An array's tasks vary."""
-        return self.entry.stage != "measure" and self.said()[1] == "end 0"
+        return self.stage != "measure" and self.said()[1] == "end 0"
 
     def logs(self) -> list[Path]:
         """The ranks' output, a file for each start and task of an array, oldest first; else what the script said."""
-        starts = sorted(self.folder.glob(f"{self.entry.id}*.r*.log"), key=lambda path: (_restart_of(path), path.name))
-        return starts or sorted(self.folder.glob(f"{self.entry.id}*.log"))
+        starts = sorted(self.folder.glob(f"{self.id}*.r*.log"), key=lambda path: (_restart_of(path), path.name))
+        return starts or sorted(self.folder.glob(f"{self.id}*.log"))
 
 
 def _restart_of(path: Path) -> int:
@@ -87,33 +80,34 @@ def new_folder(root: Path, stage: str, *, taken: Sequence[Path] = (), make: bool
     raise AssertionError("numbers do not end")
 
 
-def write(folder: Path, entry: Entry) -> None:
+def write(folder: Path, entry: LedgerEntry) -> None:
     write_text_durably(folder / FACTS, entry.model_dump_json(indent=1) + "\n")
 
 
-def read_all(root: Path) -> list[Filed]:
+def read_all(root: Path) -> list[LedgerEntry]:
     """All jobs below a folder of jobs, oldest first."""
     found = []
     for path in root.glob(f"*/{FACTS}"):
         try:
-            found.append(Filed(path.parent, Entry.model_validate_json(path.read_text(encoding="utf-8"))))
+            entry = LedgerEntry.model_validate_json(path.read_text(encoding="utf-8"))
+            found.append(entry.model_copy(update={"folder": path.parent}))
         except ValidationError as error:
             raise UserError(f"{path}: no job of `hvdlm submit`: {error.errors()[0]['msg']}; remove it") from None
-    return sorted(found, key=lambda filed: (filed.entry.submitted, len(filed.entry.id), filed.entry.id))
+    return sorted(found, key=lambda entry: (entry.submitted, len(entry.id), entry.id))
 
 
-def find(root: Path, name: str) -> Filed:
+def find(root: Path, name: str) -> LedgerEntry:
     """A job by its id or the name of its folder."""
     jobs = read_all(root)
-    for filed in reversed(jobs):
-        if name in (filed.entry.id, filed.folder.name, str(filed.folder)):
-            return filed
-    known = ", ".join(filed.entry.id for filed in jobs[-5:]) or "none"
+    for entry in reversed(jobs):
+        if name in (entry.id, entry.folder.name, str(entry.folder)):
+            return entry
+    known = ", ".join(entry.id for entry in jobs[-5:]) or "none"
     raise UserError(f"{name}: no job of {root}; the last ones there: {known}")
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """How far a training run is."""
 
     step: int
@@ -127,7 +121,7 @@ class Progress:
         return ", ".join(parts)
 
 
-def progress_of(run_dir: Path) -> Progress | None:
+def progress_of(run_dir: Path) -> RunProgress | None:
     """From the last rows of RUN/metrics.jsonl and the length of the run in RUN/owner; None before the first step."""
     rows = [row for row in _last_rows(run_dir / "metrics.jsonl") if row.get("split") == "train"]
     if not rows:
@@ -138,7 +132,7 @@ def progress_of(run_dir: Path) -> Progress | None:
     if total and timed and last["step"] > rows[0]["step"]:
         tokens_a_step = (last["tokens"] - rows[0]["tokens"]) / (last["step"] - rows[0]["step"])
         left_s = max(0, total - last["step"]) * tokens_a_step / timed[-1]["tokens_per_s"]
-    return Progress(last["step"], total, last.get("loss"), left_s)
+    return RunProgress(last["step"], total, last.get("loss"), left_s)
 
 
 def _last_rows(path: Path) -> list[dict]:

@@ -8,96 +8,88 @@ from pathlib import Path
 
 from hvdlm.errors import UserError
 
-from .checks import Facts
-from .render import Job, Shell, StageIn, quote
-from .site import Site
-from .submit import Order, Size
+from .budget import Budget
+from .job import Job, ShellText
+from .lint import UNKNOWN, Facts
+from .render import quote
+from .request import Request
 
 
-def preprocess(config: Path, overrides: Sequence[str], size: Size, output: Path) -> Order:
-    return Order(
-        "preprocess", lambda folder: ("preprocess", str(folder / config.name), *overrides), size, output, config
-    )
+def preprocess(request: Request, config: Path, overrides: Sequence[str], output: Path) -> Job:
+    return request.job("preprocess", ("preprocess", str(config), *overrides), output, config=config)
 
 
 def train(
-    config: Path, overrides: Sequence[str], size: Size, run_dir: Path, *, facts: Facts, stage_in: StageIn | None = None
-) -> Order:
-    moved = (Shell(f"data.path={stage_in.to}"),) if stage_in else ()
-    return Order(
-        "train", lambda folder: ("train", str(folder / config.name), *overrides, *moved), size, run_dir, config, facts,
-        template=lambda job: replace(job, stage_in=stage_in),
-    )  # fmt: skip
+    request: Request,
+    config: Path,
+    overrides: Sequence[str],
+    run_dir: Path,
+    *,
+    facts: Facts = UNKNOWN,
+    cost: Budget | None = None,
+) -> Job:
+    return request.job("train", ("train", str(config), *overrides), run_dir, config=config, facts=facts, cost=cost)
 
 
-def chain(order: Order, links: int) -> list[Order]:
+def with_local_copy(job: Job, request: Request, data: Path) -> Job:
+    """A training with its shards on each node's own disk; UserError if the site names none."""
+    if not request.site.node_local:
+        raise UserError("--stage-in: this site names no node_local disk; set node_local in its file")
+    return replace(job, stage_in=data)
+
+
+def chain(job: Job, links: int) -> list[Job]:
     """The same job so many times, each after the one before: for sites that do not requeue.
 
     A link that finds the run finished ends at once and well, so the last link's end is the run's.
     """
-    return [replace(order, after_any=(number - 1,) if number else ()) for number in range(links)]
+    return [replace(job, after_any=(number - 1,) if number else ()) for number in range(links)]
 
 
-def follow(*groups: Sequence[Order]) -> list[Order]:
-    """Groups one after the other: what waits for nothing in its own group waits for the last order of the one before.
+def follow(*groups: Sequence[Job]) -> list[Job]:
+    """Groups one after the other: what waits for nothing in its own group waits for the last job of the one before.
 
-    >>> size = Size(1, 1, 10)
-    >>> jobs = follow([report(Path("a"), size)], [report(Path("b"), size), report(Path("c"), size)])
-    >>> [job.after for job in jobs]
+    >>> one = Job("report", ("report", "a"), nodes=1, ranks_per_node=1, threads=1, minutes=10)
+    >>> [job.after for job in follow([one], [one, one])]
     [(), (0,), (0,)]
     """
-    joined: list[Order] = []
+    joined: list[Job] = []
     for group in groups:
         first = len(joined)
         before = (first - 1,) if joined else ()
-        joined += [
-            replace(
-                order, after=tuple(first + number for number in order.after) or before,
-                after_any=tuple(first + number for number in order.after_any),
-            )
-            for order in group
-        ]  # fmt: skip
+        for job in group:
+            well, ended = (tuple(first + number for number in numbers) for numbers in (job.after, job.after_any))
+            joined.append(replace(job, after=well or before, after_any=ended))
     return joined
 
 
-def local_copy(site: Site, data: Path) -> StageIn:
-    """Shards on each node's own disk; UserError if the site names none."""
-    if not site.node_local:
-        raise UserError("--stage-in: this site names no node_local disk; set node_local in its file")
-    return StageIn(data, Shell(f'"{site.node_local}/hvdlm-data"'))
-
-
-def evaluate(run: Path, overrides: Sequence[str], size: Size, split: str) -> Order:
+def evaluate(request: Request, run: Path, overrides: Sequence[str], split: str) -> Job:
     out = run / f"eval-{split}.json"
-    words = ("eval", str(run), *overrides, "--split", split, "--out", str(out))
-    return Order("eval", lambda folder: words, size, run)
+    return request.job("eval", ("eval", str(run), *overrides, "--split", split, "--out", str(out)), run)
 
 
-def generate(run: Path, words: Sequence[str], size: Size) -> Order:
-    return Order("generate", lambda folder: ("generate", str(run), *words), size, run)
+def generate(request: Request, run: Path, words: Sequence[str]) -> Job:
+    return request.job("generate", ("generate", str(run), *words), run)
 
 
-def size_of_point(ranks: int, size: Size, site: Site) -> Size:
+def request_of_point(request: Request, ranks: int) -> Request:
     """Nodes for so many ranks, as full as the largest point's, and ranks as large as its ranks."""
-    if ranks > size.ranks_per_node and ranks % size.ranks_per_node:
-        raise UserError(f"--ranks {ranks} does not fill nodes of {size.ranks_per_node} ranks; use multiples of that")
-    per_node = min(ranks, size.ranks_per_node)
-    return replace(size, nodes=ranks // per_node, ranks_per_node=per_node, cores_per_rank=size.threads(site))
+    if ranks > request.ranks_per_node and ranks % request.ranks_per_node:
+        raise UserError(f"--ranks {ranks} does not fill nodes of {request.ranks_per_node} ranks; use multiples of that")
+    per_node = min(ranks, request.ranks_per_node)
+    return replace(request, nodes=ranks // per_node, ranks_per_node=per_node, cores_per_rank=request.threads)
 
 
-def measurement(size: Size, specs: Sequence[Path], out: Path, prepare: Callable[[], None] = lambda: None) -> Order:
+def measurement(request: Request, specs: Sequence[Path], out: Path, prepare: Callable[[], None] = lambda: None) -> Job:
     """One point of a scaling study as a job array whose tasks are its repeats.
 
     `specs` end in -0.json, -1.json …: a task's number is its repeat's. `prepare` writes them.
     """
     prefix = str(specs[0]).removesuffix("-0.json")
-    words = ("measure", Shell(f'{quote(prefix)}-"$SLURM_ARRAY_TASK_ID".json'))
-
-    def as_array(job: Job) -> Job:  # neighbours on a node would be measured too
-        return replace(job, array=len(specs), options=(("exclusive", ""),))
-
-    return Order("measure", lambda folder: words, size, out, template=as_array, tasks=len(specs), prepare=prepare)
+    words = ("measure", ShellText(f'{quote(prefix)}-"$SLURM_ARRAY_TASK_ID".json'))
+    exclusive = (("exclusive", ""),)  # neighbours on a node would be measured too
+    return request.job("measure", words, out, array=len(specs), options=exclusive, prepare=prepare)
 
 
-def report(out: Path, size: Size) -> Order:
-    return Order("report", lambda folder: ("report", str(out)), size, out)
+def report(request: Request, out: Path) -> Job:
+    return request.job("report", ("report", str(out)), out)

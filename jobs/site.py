@@ -5,25 +5,25 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hvdlm.config import Section, load
+from hvdlm.config import Section, choice_of, load
 from hvdlm.errors import UserError
+from hvdlm.launch.launchers import LAUNCHERS
 
 FOLDER = Path(__file__).parent / "sites"
 
-Scheduler = Literal["slurm", "pbs", "lsf"]
-LauncherKind = Literal["srun", "openmpi4", "openmpi5", "hydra", "horovodrun"]
+SCHEDULERS = ("slurm", "pbs", "lsf")  # each has its templates/NAME.sh.j2
 
 
 class Site(Section):
     """One cluster, or one partition of it."""
 
     description: str = ""
-    scheduler: Scheduler = "slurm"
-    launcher: LauncherKind = Field(
+    scheduler: Annotated[str, choice_of(SCHEDULERS)] = "slurm"
+    launcher: Annotated[str, choice_of(LAUNCHERS)] = Field(
         "srun", description="srun; or mpirun of openmpi4, openmpi5, hydra (MPICH, Intel MPI); or horovodrun"
     )
     srun_mpi: str = Field("pmix", description="srun --mpi=…; `srun --mpi=list` names what there is")
@@ -54,18 +54,21 @@ class Site(Section):
     max_minutes: int = Field(0, ge=0, description="the longest time limit; 0: not known")
 
     @property
+    def is_slurm(self) -> bool:
+        return self.scheduler == "slurm"
+
+    @property
     def cores_per_mask(self) -> int:
         """Cores of the smallest mask; 0 where ranks are not bound by masks."""
         return min(int(mask, 16).bit_count() for mask in self.cpu_bind) if isinstance(self.cpu_bind, list) else 0
 
     @model_validator(mode="after")
     def _check(self) -> Site:
-        if self.scheduler != "slurm" and self.launcher == "srun":
-            raise ValueError(f"launcher: srun belongs to SLURM, this site has {self.scheduler}")
-        if self.scheduler != "slurm" and self.launcher == "horovodrun":
-            raise ValueError(f"launcher: horovodrun is told its hosts in SLURM only, this site has {self.scheduler}")
+        launcher = LAUNCHERS[self.launcher]
+        if launcher.only_in_slurm and not self.is_slurm:
+            raise ValueError(f"launcher: {self.launcher} {launcher.only_in_slurm}, this site has {self.scheduler}")
         if isinstance(self.cpu_bind, list):
-            if self.launcher != "srun":
+            if not launcher.takes_masks:
                 raise ValueError(f"cpu_bind: masks are srun's, this site has launcher: {self.launcher}")
             bad = next((mask for mask in self.cpu_bind if not re.fullmatch(r"0x[0-9a-fA-F]+", mask)), None)
             if bad is not None:

@@ -84,8 +84,8 @@ def _ended(job: str, environment: Mapping[str, str]) -> State | None:
     facts = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
     if facts:
         worst = next((fact for fact in facts if fact.get("JobState") != "COMPLETED"), facts[0])
-        return State(worst["JobState"], restarts=max(int(fact.get("Restarts", 0)) for fact in facts),
-                     exit_code=worst.get("ExitCode", ""))  # fmt: skip
+        restarts = max(int(fact.get("Restarts", 0)) for fact in facts)
+        return State(worst["JobState"], restarts=restarts, exit_code=worst.get("ExitCode", ""))
     if not shutil.which("sacct", path=environment.get("PATH")):
         return None
     done = _run(["sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode"], environment)
@@ -104,10 +104,7 @@ def cancel(ids: Sequence[str], environment: Mapping[str, str]) -> None:
 
 def _run(words: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(
-            list(words), env=dict(environment), capture_output=True, text=True, timeout=TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        return subprocess.run(words, env=environment, input="", capture_output=True, text=True, timeout=TIMEOUT_S)
     except FileNotFoundError:
         raise UserError(f"no {words[0]} on PATH: is this a login node of a SLURM cluster?") from None
     except subprocess.TimeoutExpired:

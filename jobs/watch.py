@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hvdlm.errors import UserError
+from hvdlm.tables import clock, table
 
 from . import ledger, slurm
-from .render import RESUMABLE
+from .job import JOB_KINDS
 
 POLL_S = 1.0  # of a log
 ASK_S = 15.0  # of SLURM: its controller serves everybody
@@ -39,25 +40,31 @@ class Row:
 
 def overview(jobs_dir: Path, environment: Mapping[str, str]) -> list[Row]:
     """All jobs of a folder, oldest first."""
-    filed = ledger.read_all(jobs_dir)
-    if not filed:
+    entries = ledger.read_all(jobs_dir)
+    if not entries:
         raise UserError(f"{jobs_dir}: no jobs were submitted from here; see `hvdlm submit --help`, or give --jobs-dir")
-    done = {job.entry.id: slurm.State("COMPLETED") for job in filed if job.is_done()}
-    states = done | slurm.states([job.entry.id for job in filed if job.entry.id not in done], environment)
-    return [_row(job, states.get(job.entry.id)) for job in filed]
+    done = {entry.id: slurm.State("COMPLETED") for entry in entries if entry.is_done()}
+    states = done | slurm.states([entry.id for entry in entries if entry.id not in done], environment)
+    return [_row(entry, states.get(entry.id)) for entry in entries]
 
 
-def _row(job: ledger.Filed, known: slurm.State | None) -> Row:
-    entry, (restarts, words) = job.entry, job.said()
+def _row(entry: ledger.LedgerEntry, known: slurm.State | None) -> Row:
+    restarts, words = entry.said()
     state = known or slurm.State("ENDED" if words else "UNKNOWN")
     progress = ledger.progress_of(Path(entry.run_dir)) if entry.stage == "train" else None
+    is_running = state.state == "RUNNING"
     return Row(
-        id=entry.id, stage=entry.stage, state=state.state, nodes=entry.nodes,
-        ranks=entry.nodes * entry.ranks_per_node, restarts=max(state.restarts, restarts),
-        progress=str(progress) if progress and (words or state.state == "RUNNING") else "",
-        left_s=progress.seconds_left if progress and state.state == "RUNNING" else None,
-        note=_note(state, words), folder=str(job.folder),
-    )  # fmt: skip
+        entry.id,
+        entry.stage,
+        state.state,
+        entry.nodes,
+        entry.nodes * entry.ranks_per_node,
+        restarts=max(state.restarts, restarts),
+        progress=str(progress) if progress and (words or is_running) else "",
+        left_s=progress.seconds_left if progress and is_running else None,
+        note=_note(state, words),
+        folder=str(entry.folder),
+    )
 
 
 def _note(state: slurm.State, words: str) -> str:
@@ -69,21 +76,21 @@ def _note(state: slurm.State, words: str) -> str:
 def to_text(rows: list[Row]) -> str:
     """A line a job, in columns as wide as they need to be."""
     head = ("JOB", "STAGE", "STATE", "NODES", "RANKS", "RESTARTS", "PROGRESS", "LEFT", "NOTE")
-    table = [head, *(
-        (row.id, row.stage, row.state, str(row.nodes), str(row.ranks), str(row.restarts), row.progress,
-         _clock(row.left_s), row.note) for row in rows
-    )]  # fmt: skip
-    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
-    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
-                     for line in table)  # fmt: skip
-
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+    cells = []
+    for row in rows:
+        counts = (str(row.nodes), str(row.ranks), str(row.restarts))
+        cells.append(
+            (
+                row.id,
+                row.stage,
+                row.state,
+                *counts,
+                row.progress,
+                "" if row.left_s is None else clock(row.left_s),
+                row.note,
+            )
+        )
+    return table(head, cells, num_left=len(head))
 
 
 def log_lines(jobs_dir: Path, name: str, environment: Mapping[str, str], *, follow: bool) -> Iterator[str]:
@@ -94,7 +101,7 @@ def log_lines(jobs_dir: Path, name: str, environment: Mapping[str, str], *, foll
     while True:
         if follow and time.monotonic() - asked >= ASK_S:
             asked = time.monotonic()
-            state = slurm.states([job.entry.id], environment).get(job.entry.id)
+            state = slurm.states([job.id], environment).get(job.id)
             ended = state is None or not state.is_active
         for path in job.logs():
             with path.open(encoding="utf-8", errors="replace") as file:
@@ -108,14 +115,13 @@ def log_lines(jobs_dir: Path, name: str, environment: Mapping[str, str], *, foll
 
 def cancel(jobs_dir: Path, name: str, environment: Mapping[str, str], *, now: bool) -> str:
     """End a job, a running resumable one by its STOP file, so that it saves; what was done, as a line."""
-    job = ledger.find(jobs_dir, name)
-    entry = job.entry
+    entry = ledger.find(jobs_dir, name)
     state = slurm.states([entry.id], environment).get(entry.id)
     if state is None or not state.is_active:
         return f"job {entry.id} has ended already{f': {state.state}' if state else ''}"
     run_dir, links = Path(entry.run_dir), _later_links(jobs_dir, entry)
     too = f", and so are the later jobs of its chain ({', '.join(links)})" if links else ""
-    if state.state == "RUNNING" and entry.stage in RESUMABLE and not now and run_dir.is_dir():
+    if state.state == "RUNNING" and JOB_KINDS[entry.stage].progress and not now and run_dir.is_dir():
         (run_dir / STOP).write_text("")  # empty: a person's
         if links:
             slurm.cancel(links, environment)
@@ -125,11 +131,10 @@ def cancel(jobs_dir: Path, name: str, environment: Mapping[str, str], *, now: bo
     return f"job {entry.id} is cancelled{too}"
 
 
-def _later_links(jobs_dir: Path, first: ledger.Entry) -> list[str]:
+def _later_links(jobs_dir: Path, first: ledger.LedgerEntry) -> list[str]:
     """Ids of the jobs that follow in the same chain of trainings."""
     found = [first.id]
-    for filed in ledger.read_all(jobs_dir):
-        entry = filed.entry
+    for entry in ledger.read_all(jobs_dir):
         if entry.stage == first.stage == "train" and entry.run_dir == first.run_dir and set(entry.after) & set(found):
             found.append(entry.id)
     return found[1:]

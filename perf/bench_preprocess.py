@@ -14,7 +14,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
@@ -25,15 +24,18 @@ from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
 from hvdlm.host import physical_cores
 from hvdlm.launch.plan import fresh_environment, start_command
+from hvdlm.tables import table
+
+from .job import HVDLM
 
 log = logging.getLogger("hvdlm")
 
 SUFFIXES = {".py", ".pyi", ".txt", ".md", ".rst", ".h"}
 MAX_FILE_BYTES = 1 << 20
 SHARD_TOKENS = 8_000_000  # several shards a rank, as a real corpus has
+BATCH_BYTES = 1 << 20  # of text that an encoder gets at once
 SLOW_MB = 20  # of text for the encoders that need many seconds for it
 DATATROVE = """
-import sys
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.tokens import DocumentTokenizer
@@ -86,14 +88,14 @@ def bench(options: BenchOptions) -> dict:
         log.info("round %d of %d", number + 1, options.repeats)
         rounds.append({name: _on_a_quiet_disk(row) for name, row in rows.items()})
     result = {
-        "corpus_mb": round(corpus.stat().st_size / 1e6, 1), "text_mb": round(texts_mb, 1),
-        "vocab_size": options.vocab_size, "repeats": options.repeats, "rounds": rounds,
-        "median_mb_per_s": {
-            name: {key: round(statistics.median(r[name][key] for r in rounds), 1) for key in rounds[0][name]}
-            for name in rows
-        },
+        "corpus_mb": round(corpus.stat().st_size / 1e6, 1),
+        "text_mb": round(texts_mb, 1),
+        "vocab_size": options.vocab_size,
+        "repeats": options.repeats,
+        "rounds": rounds,
+        "median_mb_per_s": {name: _medians([each[name] for each in rounds]) for name in rows},
         "ratios": ratios_of(rounds, options.ranks),
-    }  # fmt: skip
+    }
     write_text_durably(options.out / "bench.json", json.dumps(result, indent=1) + "\n")
     return result
 
@@ -104,27 +106,25 @@ def _on_a_quiet_disk(row: Callable[[], dict[str, float]]) -> dict[str, float]:
     return row()
 
 
+def _medians(found: list[dict[str, float]]) -> dict[str, float]:
+    return {key: round(statistics.median(rates[key] for rates in found), 1) for key in found[0]}
+
+
 def ratios_of(rounds: list[dict[str, dict[str, float]]], ranks: tuple[int, ...]) -> dict[str, float]:
     """Medians over rounds of ratios within a round."""
     most, least = max(ranks), min(ranks)
-    ours = f"hvdlm preprocess, {most} ranks"
-    pairs: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
-        f"without start-up, to the encoder alone ({most})": (
-            (ours, "without start-up"), (f"encoder alone, {most} processes", "whole"),
-        ),
-        f"whole process, {most} ranks to {least}": ((ours, "whole"), (f"hvdlm preprocess, {least} ranks", "whole")),
-        f"without start-up, {most} ranks to {least}": (
-            (ours, "without start-up"), (f"hvdlm preprocess, {least} ranks", "without start-up"),
-        ),
-        "whole process, to tokenizers encode_batch": (
-            (ours, "whole"), (f"tokenizers encode_batch, {most} threads", "whole"),
-        ),
-        "whole process, to datatrove": ((ours, "whole"), (f"datatrove, {most} workers", "whole")),
-    }  # fmt: skip
+    ours, fewest = (f"hvdlm preprocess, {number} ranks" for number in (most, least))
+    others = {
+        f"without start-up, to the encoder alone ({most})": ("without start-up", f"encoder alone, {most} processes"),
+        f"whole process, {most} ranks to {least}": ("whole", fewest),
+        f"without start-up, {most} ranks to {least}": ("without start-up", fewest),
+        "whole process, to tokenizers encode_batch": ("whole", f"tokenizers encode_batch, {most} threads"),
+        "whole process, to datatrove": ("whole", f"datatrove, {most} workers"),
+    }
     return {
-        name: round(statistics.median(r[a][x] / r[b][y] for r in rounds), 2)
-        for name, ((a, x), (b, y)) in pairs.items()
-        if b in rounds[0] and a != b
+        name: round(statistics.median(r[ours][what] / r[row].get(what, r[row]["whole"]) for r in rounds), 2)
+        for name, (what, row) in others.items()
+        if row in rounds[0] and row != ours
     }
 
 
@@ -195,12 +195,9 @@ def _timed(command: list[str]) -> float:
 def _preprocess(out: Path, corpus: Path, tokenizer: Path, ranks: int, text_mb: float) -> dict[str, float]:
     output, config = out / "shards", out / "preprocess.yaml"
     shutil.rmtree(output, ignore_errors=True)
-    values = {
-        "input": str(corpus), "output": str(output), "tokenizer": {"kind": "bpe", "path": str(tokenizer)},
-        "split": {"val": 0.01}, "shard_tokens": SHARD_TOKENS,
-    }  # fmt: skip
-    config.write_text(json.dumps(values))
-    command = [sys.executable, "-m", "hvdlm", "preprocess", str(config)]
+    values = {"input": str(corpus), "output": str(output), "split": {"val": 0.01}, "shard_tokens": SHARD_TOKENS}
+    config.write_text(json.dumps({**values, "tokenizer": {"kind": "bpe", "path": str(tokenizer)}}))
+    command = [*HVDLM, "preprocess", str(config)]
     wall_s = _timed(start_command(ranks, command) if ranks > 1 else command)
     summary = json.loads((output / "preprocess.json").read_text())
     start_up_s = max(map(sum, zip(summary["seconds"]["plan"], summary["seconds"]["vocabulary"], strict=True)))
@@ -209,16 +206,36 @@ def _preprocess(out: Path, corpus: Path, tokenizer: Path, ranks: int, text_mb: f
 
 def _encoder(kind: str, corpus: Path, tokenizer: Path, processes: int, threads: int = 1) -> dict[str, float]:
     """The sum of the rates of processes that encode their shares at the same time."""
-    commands = [
-        [sys.executable, "-m", "hvdlm", "bench", "encoder", kind, str(corpus), str(tokenizer), str(n), str(processes)]
-        for n in range(processes)
-    ]
+    words = [*HVDLM, "bench", "encoder", kind, str(corpus), str(tokenizer)]
+    commands = [[*words, str(number), str(processes)] for number in range(processes)]
     environment = {**fresh_environment(), "RAYON_NUM_THREADS": str(threads)}
     running = [subprocess.Popen(c, env=environment, stdout=subprocess.PIPE, text=True) for c in commands]
     rates = [process.communicate()[0] for process in running]
     if any(process.returncode for process in running):
         raise UserError(f"bench: {' '.join(commands[0][2:])} failed, see above")
     return {"whole": sum(map(float, rates))}
+
+
+def encoder_rate(kind: str, corpus: Path, path: Path, rank: int, size: int) -> float:
+    """What one process of the row does: MB of text a second from cold, reading and imports left out."""
+    from hvdlm import tokenizer as tokenizers
+
+    texts = [text for number, text in enumerate(texts_of(corpus)) if number % size == rank]
+    tokenizer = tokenizers.load(path)
+    if kind == "fast":
+        tokenizer = tokenizers.make_fast(tokenizer, texts[:1])
+    num_bytes = sum(len(text.encode()) for text in texts)
+    start = time.perf_counter()
+    batch: list[str] = []
+    held = 0
+    for text in texts:
+        batch.append(text)
+        held += len(text)
+        if held >= BATCH_BYTES:
+            tokenizer.encode_documents(batch)
+            batch, held = [], 0
+    tokenizer.encode_documents(batch)
+    return num_bytes / 1e6 / (time.perf_counter() - start)
 
 
 def _datatrove(options: BenchOptions, corpus: Path, tokenizer: Path, workers: int, text_mb: float) -> dict[str, float]:
@@ -236,9 +253,7 @@ def _datatrove(options: BenchOptions, corpus: Path, tokenizer: Path, workers: in
 
 def to_text(result: dict) -> str:
     """The medians and ratios as plain columns."""
-    rows = [("", "MB/s", "without start-up")]
-    for name, rates in result["median_mb_per_s"].items():
-        rows.append((name, f"{rates['whole']:.1f}", f"{rates.get('without start-up', '')}"))
-    lines = [f"{a:<44}{b:>10}{c:>20}" for a, b, c in rows]
-    lines += ["", *[f"{name:<54}{ratio:>10.2f}" for name, ratio in result["ratios"].items()]]
-    return "\n".join(lines)
+    medians = result["median_mb_per_s"].items()
+    rates = [[name, f"{row['whole']:.1f}", str(row.get("without start-up", ""))] for name, row in medians]
+    ratios = [[name, f"{ratio:.2f}"] for name, ratio in result["ratios"].items()]
+    return "\n\n".join([table(["", "MB/s", "without start-up"], rates), table([], ratios)])

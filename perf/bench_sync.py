@@ -23,27 +23,37 @@ from hvdlm.data.manifest import MANIFEST
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
 from hvdlm.session.metrics import read_metrics
+from hvdlm.tables import table
 from hvdlm.train.config import RunConfig
 
+from .confidence import bracketed
 from .job import JobFailed, run_job
 
 log = logging.getLogger("hvdlm")
 
 REFERENCE = "allreduce"
 
-# The `sync` section of each way, and the world it needs where that is not the config's own.
-WAYS: dict[str, tuple[dict[str, Any], str | None]] = {
-    "allreduce": ({"kind": "allreduce"}, None),
-    "horovod": ({"kind": "horovod"}, None),
-    "horovod+fp16": ({"kind": "horovod", "compression": "fp16"}, None),
-    "tree": ({"kind": "tree"}, None),
-    "allreduce+bf16": ({"kind": "allreduce", "compress": {"name": "bf16"}}, None),
-    "allreduce+int8": ({"kind": "allreduce", "compress": {"name": "int8"}}, None),
-    "allreduce+topk": ({"kind": "allreduce", "compress": {"name": "topk"}}, None),
-    "allreduce+powersgd": ({"kind": "allreduce", "compress": {"name": "powersgd"}}, None),
-    "local_sgd": ({"kind": "local_sgd", "every": 8}, None),
-    "diloco": ({"kind": "diloco", "every": 32}, None),
-    "async": ({"kind": "async"}, "mpi"),
+
+@dataclass(frozen=True)
+class Way:
+    """A `sync` section, and the world it needs where that is not the config's own."""
+
+    sync: dict[str, Any]
+    needs_world: str | None = None
+
+
+WAYS: dict[str, Way] = {
+    "allreduce": Way({"kind": "allreduce"}),
+    "horovod": Way({"kind": "horovod"}),
+    "horovod+fp16": Way({"kind": "horovod", "compression": "fp16"}),
+    "tree": Way({"kind": "tree"}),
+    "allreduce+bf16": Way({"kind": "allreduce", "compress": {"name": "bf16"}}),
+    "allreduce+int8": Way({"kind": "allreduce", "compress": {"name": "int8"}}),
+    "allreduce+topk": Way({"kind": "allreduce", "compress": {"name": "topk"}}),
+    "allreduce+powersgd": Way({"kind": "allreduce", "compress": {"name": "powersgd"}}),
+    "local_sgd": Way({"kind": "local_sgd", "every": 8}),
+    "diloco": Way({"kind": "diloco", "every": 32}),
+    "async": Way({"kind": "async"}, needs_world="mpi"),
 }
 
 WARMUP_SHARE = 0.1  # of the steps, without which speeds are taken
@@ -87,8 +97,8 @@ def parse_kinds(text: str) -> tuple[str, ...]:
 def settings_of(config: RunConfig, kind: str, options: SyncBenchOptions, repeat: int) -> RunConfig:
     """The config of one run: another sync, its own folder, the seed of the round; one validation, at the end."""
     values = config.model_dump(mode="json")
-    sync, world = WAYS[kind]
-    values |= {"sync": sync, "world": world or values["world"], "seed": config.seed + repeat}
+    way = WAYS[kind]
+    values |= {"sync": way.sync, "world": way.needs_world or values["world"], "seed": config.seed + repeat}
     values["run_dir"] = str(options.out / "runs" / f"{kind}-{repeat}")
     values["train"] |= {"steps": options.steps, "eval_every": options.steps, **dict.fromkeys(OTHER_ENDS)}
     values["checkpoint"] |= {"every": options.steps, "keep": 1}
@@ -115,11 +125,14 @@ def bench(config: RunConfig, options: SyncBenchOptions) -> dict[str, Any]:
         left_s = (time.monotonic() - started) / (number + 1) * (options.repeats - number - 1)
         log.info("round %d of %d done | %.0f s left", number + 1, options.repeats, left_s)
     result = {
-        "ranks": options.ranks, "steps": options.steps, "repeats": options.repeats,
+        "ranks": options.ranks,
+        "steps": options.steps,
+        "repeats": options.repeats,
         "tokens": options.steps * config.train.global_batch * config.data.seq_len,
-        "rows": summarise(rounds), "failed": failed,
+        "rows": summarise(rounds),
+        "failed": failed,
         "rounds": [{kind: asdict(outcome) for kind, outcome in row.items()} for row in rounds],
-    }  # fmt: skip
+    }
     write_text_durably(options.out / "sync.json", json.dumps(result, indent=1) + "\n")
     write_text_durably(options.out / "sync.md", to_markdown(result))
     return result
@@ -146,8 +159,9 @@ def _round(plan: dict[str, RunConfig], ranks: int, failed: dict[str, str]) -> di
             failed[kind] = str(error)
             log.info("%s failed: %s", kind, error)
             continue
-        log.info("%s: validation loss %.4f, %s tokens/s | %d of %d runs of this round",
-                 kind, outcome.val_loss, f"{outcome.tokens_per_s:,.0f}", number + 1, len(plan))  # fmt: skip
+        speed = f"{outcome.tokens_per_s:,.0f} tokens/s"
+        done = f"{number + 1} of {len(plan)} runs of this round"
+        log.info("%s: validation loss %.4f, %s | %s", kind, outcome.val_loss, speed, done)
     return found
 
 
@@ -207,37 +221,32 @@ def _spread(
 HEADS = ("", "validation loss", "more than allreduce", "tokens/s", "to allreduce", "MB a step and rank")
 
 
-def cells(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The table's rows as text; a way that failed has its reason in place of numbers."""
+def cells(result: dict[str, Any]) -> list[list[str]]:
+    """The table's rows as text."""
     rows = []
     for kind, row in result["rows"].items():
-        more, speed = row["val_loss_more"], row["speed"]
-        is_reference = kind == REFERENCE
-        rows.append((
-            kind, f"{row['val_loss']:.4f}",
-            "" if is_reference else f"{more['median']:+.4f} [{more['low']:+.4f}, {more['high']:+.4f}]",
-            f"{row['tokens_per_s']:,.0f}",
-            "" if is_reference else f"{speed['median']:.2f} [{speed['low']:.2f}, {speed['high']:.2f}]",
-            f"{row['bytes_per_step'] / 1e6:.2f}",
-        ))  # fmt: skip
-    return [*rows, *((kind, f"failed: {reason}", "", "", "", "") for kind, reason in result["failed"].items())]
+        more, speed = _shown(row["val_loss_more"], "{:+.4f}"), _shown(row["speed"], "{:.2f}")
+        if kind == REFERENCE:
+            more = speed = ""
+        num_mb = row["bytes_per_step"] / 1e6
+        rows.append([kind, f"{row['val_loss']:.4f}", more, f"{row['tokens_per_s']:,.0f}", speed, f"{num_mb:.2f}"])
+    return rows
+
+
+def _shown(spread: dict[str, float], form: str) -> str:
+    return bracketed(spread["median"], spread["low"], spread["high"], form=form)
 
 
 def to_text(result: dict[str, Any]) -> str:
-    """The table as columns."""
-    rows = [HEADS, *cells(result)]
-    widths = [max(len(row[n]) for row in rows if not row[1].startswith("failed")) for n in range(len(HEADS))]
-    lines = [
-        f"{row[0]:<{max(widths[0], len(row[0]))}}  "
-        + "  ".join(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
-        for row in rows
-    ]
+    """The table as columns, below it the ways that failed."""
     head = f"{result['ranks']} ranks, {result['steps']} steps, {result['tokens']:,} tokens, {result['repeats']} rounds"
-    return "\n".join([head, *(line.rstrip() for line in lines)])
+    failed = [f"{kind} failed: {reason}" for kind, reason in result["failed"].items()]
+    return "\n".join([head, table(HEADS, cells(result)), *failed])
 
 
 def to_markdown(result: dict[str, Any]) -> str:
-    """The table for docs/sync.md."""
+    """The table for docs/sync.md; a way that failed has its reason in place of numbers."""
+    failed = [[kind, f"failed: {reason}", "", "", "", ""] for kind, reason in result["failed"].items()]
     lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
-    lines += [f"| {' | '.join((f'`{row[0]}`', *row[1:]))} |" for row in cells(result)]
+    lines += [f"| {' | '.join((f'`{row[0]}`', *row[1:]))} |" for row in [*cells(result), *failed]]
     return "\n".join(lines) + "\n"

@@ -7,10 +7,8 @@ a block of each, and ratios are taken within a round (see `paired`).
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import logging
-import os
 import shutil
 import socket
 import statistics
@@ -18,72 +16,34 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hvdlm.config import validate
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
 from hvdlm.host import physical_cores
-from hvdlm.launch.plan import find_mpirun, fresh_environment
+from hvdlm.launch.plan import find_mpirun
 from hvdlm.session.metrics import read_metrics
-from hvdlm.train.config import RunConfig
+from hvdlm.tables import table
 
 from . import paired
-from . import record as records
-from .cell_job import CellJob, end_job, start_job
+from .cell_job import CellJob
+from .confidence import bracketed
+from .job import HVDLM, end_job, start_job
 from .random_shards import write_random_shards
+from .record import Start, environment
+from .train_cases import CONSTANT, LIMIT, PEERS, SEQ_LEN, WORKLOADS, TrainBenchOptions, Variant, run_config, variant_of
 from .training_cell import CellSpec
 
 log = logging.getLogger("hvdlm")
 
-SEQ_LEN = 256
 NUM_TOKENS = 4_000_000
+BASES = (LIMIT, *PEERS)
 WARM_UP = 3  # steps of a new job, after its first
 LOADER_S = 0.3
-MANY_STEPS = 1_000_000  # so that the schedule never ends
-LIMIT, CONSTANT = "limit", "limit, constant data"
-PEERS = ("stock-horovod", "stock-ddp")
-BASES = (LIMIT, *PEERS)
-GPT_TINY = {"family": "transformer", "layers": 4, "heads": 4, "width": 128}
-GPT_SMALL = {"family": "transformer", "layers": 6, "heads": 6, "width": 384}
 # What starts before any line of ours is reached: the comparison of `starts`.
 BARE_START = "import time, horovod.torch as hvd; hvd.init(); print(f'{time.monotonic():.3f};', flush=True)"
-# A user's own settings of these would make the peers no longer stock.
-NOT_STOCK = ("HOROVOD_", "OMPI_MCA_mpi_yield_when_idle", "MALLOC_", "GLIBC_TUNABLES")
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A model with its batch; `micro_batch` sequences of 256 tokens a rank and step."""
-
-    model: dict
-    precision: str = "fp32"
-    vocab_size: int = 65
-    micro_batch: int = 8
-
-
-WORKLOADS = {
-    "tiny": Workload(GPT_TINY),
-    "small": Workload(GPT_SMALL),
-    "small-bf16": Workload(GPT_SMALL, "bf16"),
-    "vocab50k": Workload(GPT_SMALL, "bf16", vocab_size=50304, micro_batch=4),
-    "lstm": Workload({"family": "lstm", "layers": 2, "width": 256}),
-}
-
-
-@dataclass(frozen=True)
-class TrainBenchOptions:
-    """What is measured, and for how long."""
-
-    out: Path
-    workloads: tuple[str, ...]
-    variants: tuple[str, ...]
-    ranks: int
-    rounds: int
-    block_seconds: float
-    starts: int
 
 
 def bench(options: TrainBenchOptions) -> dict:
@@ -91,108 +51,62 @@ def bench(options: TrainBenchOptions) -> dict:
     for name in options.workloads:
         if name not in WORKLOADS:
             raise UserError(f"--workloads {name}: there is none of this name; choose from {', '.join(WORKLOADS)}")
-    variants = {name: program_of(name) for name in dict.fromkeys((LIMIT, *options.variants))}
+    variants = {name: variant_of(name) for name in dict.fromkeys((LIMIT, *options.variants))}
     if options.ranks > physical_cores():
         log.warning("%d ranks on %d cores: they will take turns", options.ranks, physical_cores())
     options.out.mkdir(parents=True, exist_ok=True)
-    began = datetime.datetime.now(datetime.timezone.utc), os.getloadavg()[0]
+    start = Start.now()
     for name in options.workloads:
-        for _, sync in variants.values():  # a mistake in any of them is said before a job starts
-            run_config(WORKLOADS[name], options, run_dir=options.out, ranks=options.ranks, sync=sync)
-    result: dict[str, Any] = {"ranks": options.ranks, "threads": _threads(options), "rounds": options.rounds}
+        for variant in variants.values():  # a mistake in any of them is said before a job starts
+            run_config(WORKLOADS[name], options, run_dir=options.out, ranks=options.ranks, sync=variant.sync)
+    result: dict[str, Any] = {"ranks": options.ranks, "threads": options.threads, "rounds": options.rounds}
     result["workloads"] = {}
     for name in options.workloads:
         result["workloads"][name] = _measure(name, variants, options)
-        _write(result, options, began)  # what was measured is not lost by what fails later
+        _write(result, options, start)  # what was measured is not lost by what fails later
     result["start_s"] = _starts(options)
-    _write(result, options, began)
+    _write(result, options, start)
     return result
 
 
-def _write(result: dict, options: TrainBenchOptions, began: tuple[datetime.datetime, float]) -> None:
-    result["environment"] = records.environment(
-        hosts=[socket.gethostname()] * options.ranks, cores=physical_cores(), mpi=_mpi_version(), job="",
-        started=began[0], load_before=began[1],
-    ).model_dump()  # fmt: skip
+def _write(result: dict, options: TrainBenchOptions, start: Start) -> None:
+    hosts = [socket.gethostname()] * options.ranks
+    result["environment"] = environment(start, hosts=hosts, mpi=_mpi_version()).model_dump()
     write_text_durably(options.out / "train.json", json.dumps(result, indent=1) + "\n")
 
 
-def program_of(variant: str) -> tuple[str, dict]:
-    """(program of a `CellSpec`, its sync section) of a variant's name.
-
-    >>> program_of("tree"), program_of("allreduce+int8")
-    (('mpi', {'kind': 'tree'}), ('mpi', {'kind': 'allreduce', 'compress': {'name': 'int8'}}))
-    """
-    kind, plus, compression = variant.partition("+")
-    if variant in PEERS:
-        return variant, {"kind": "auto"}
-    if variant == LIMIT:
-        return "alone", {"kind": "allreduce"}
-    if kind == "horovod":
-        return "horovod", {"kind": kind, **({"compression": compression} if plus else {})}
-    if kind == "allreduce" or variant == "tree":
-        return "mpi", {"kind": kind, **({"compress": {"name": compression}} if plus else {})}
-    names = ", ".join((LIMIT, "horovod", "allreduce", "tree", *PEERS))
-    raise UserError(f"--variants {variant}: there is none of this name; choose from {names}")
-
-
-def _threads(options: TrainBenchOptions) -> int:
-    return max(1, physical_cores() // options.ranks)
-
-
-def _data(workload: Workload, options: TrainBenchOptions) -> Path:
-    return options.out / f"data-{workload.vocab_size}"
-
-
-def run_config(workload: Workload, options: TrainBenchOptions, *, run_dir: Path, ranks: int, sync: dict) -> dict:
-    """The RunConfig of a job as plain values."""
-    values = {
-        "run_dir": str(run_dir), "seed": 1, "sync": sync, "model": workload.model,
-        "data": {"path": str(_data(workload, options)), "seq_len": SEQ_LEN},
-        "train": {
-            "steps": MANY_STEPS, "global_batch": workload.micro_batch * ranks, "micro_batch": workload.micro_batch,
-            "precision": workload.precision, "device": "cpu", "threads": _threads(options),
-        },
-    }  # fmt: skip
-    return validate(RunConfig, values, Path("bench")).model_dump(mode="json")
-
-
-def stock_environment() -> dict[str, str]:
-    """This environment without tuning: Open MPI waits by spinning, as it does where nobody asks it not to."""
-    kept = {name: value for name, value in fresh_environment().items() if not name.startswith(NOT_STOCK)}
-    return {**kept, "OMPI_MCA_mpi_yield_when_idle": "0"}
-
-
-def _measure(name: str, variants: dict[str, tuple[str, dict]], options: TrainBenchOptions) -> dict:
+def _measure(name: str, variants: dict[str, Variant], options: TrainBenchOptions) -> dict:
     """One workload: all its jobs, the rounds, and what they say."""
-    write_random_shards(_data(WORKLOADS[name], options), WORKLOADS[name].vocab_size, NUM_TOKENS)
+    write_random_shards(options.data_of(WORKLOADS[name]), WORKLOADS[name].vocab_size, NUM_TOKENS)
     with contextlib.ExitStack() as stack:
         jobs = {}
-        for variant, program in variants.items():
-            jobs[variant], ready = _start(stack, name, variant, program, options)
+        for variant, found in variants.items():
+            jobs[variant], ready = _start(stack, name, variant, found, options)
             log.info("%s: %s is ready, %d MB a rank", name, variant, ready[0]["memory_bytes"] >> 20)
             _check_memory(ready, len(variants) - len(jobs))
             jobs[variant].steps = paired.steps_for(options.block_seconds, ready[0]["step_s"])
             if variant == LIMIT:
                 num_parameters = ready[0]["num_parameters"]
-        blocks: list[paired.Block] = []
+        blocks: list[paired.TimedBlock] = []
         loader: list[float] = []
         for number in range(options.rounds):
             log.info("%s: round %d of %d", name, number + 1, options.rounds)
             for variant in paired.order_of_round(list(variants), number):
                 blocks += _blocks(jobs[variant], variant, number)
             loader.append(_loader_rate(jobs[LIMIT]))
-    cores = dict.fromkeys((LIMIT, CONSTANT), float(_threads(options)))
+    cores = dict.fromkeys((LIMIT, CONSTANT), float(options.threads))
     rows = paired.summarise(blocks, BASES, cores)
     return {
-        "num_parameters": num_parameters, "steps_per_block": {variant: job.steps for variant, job in jobs.items()},
-        "rows": rows, "loader_tokens_per_s": loader,
+        "num_parameters": num_parameters,
+        "steps_per_block": {variant: job.steps for variant, job in jobs.items()},
+        "rows": rows,
+        "loader_tokens_per_s": loader,
         "loader_to_limit": statistics.median(loader) / rows[LIMIT]["tokens_per_s"],
         "blocks": [asdict(block) for block in blocks],
-    }  # fmt: skip
+    }
 
 
-def _blocks(job: CellJob, variant: str, number: int) -> list[paired.Block]:
+def _blocks(job: CellJob, variant: str, number: int) -> list[paired.TimedBlock]:
     """What a variant does in a round, alone on the machine.
 
     The limit runs twice, with the loader and without it: one first in one round and the other in the next.
@@ -204,7 +118,7 @@ def _blocks(job: CellJob, variant: str, number: int) -> list[paired.Block]:
     blocks = []
     for name, order in orders:
         answers = job.order(do="block", steps=job.steps, **order)
-        blocks.append(paired.Block(number, name, tuple(paired.RankBlock(**answer) for answer in answers)))
+        blocks.append(paired.TimedBlock(number, name, tuple(paired.RankBlock(**answer) for answer in answers)))
     job.stop()
     return blocks
 
@@ -218,20 +132,18 @@ def _loader_rate(job: CellJob) -> float:
 
 
 def _start(
-    stack: contextlib.ExitStack, name: str, variant: str, program: tuple[str, dict], options: TrainBenchOptions
+    stack: contextlib.ExitStack, workload: str, name: str, variant: Variant, options: TrainBenchOptions
 ) -> tuple[CellJob, list[dict]]:
     """A stopped job that the stack will end, and what its ranks said; its folder is OUT/WORKLOAD-VARIANT."""
-    kind, sync = program
-    run_dir = options.out / f"{name}-{variant}"
+    run_dir = options.out / f"{workload}-{name}"
     shutil.rmtree(run_dir, ignore_errors=True)
     run_dir.mkdir()
-    ranks = 1 if kind == "alone" else options.ranks
-    config = run_config(WORKLOADS[name], options, run_dir=run_dir, ranks=ranks, sync=sync)
-    environment = stock_environment() if kind in PEERS else fresh_environment()
+    ranks = 1 if variant.program == "alone" else options.ranks
+    config = run_config(WORKLOADS[workload], options, run_dir=run_dir, ranks=ranks, sync=variant.sync)
     with tempfile.TemporaryDirectory(prefix="hvdlm-") as folder:  # a socket's path must be short; met once is enough
-        spec = CellSpec(program=kind, socket=f"{folder}/socket", warmup=WARM_UP, config=config)
+        spec = CellSpec(program=variant.program, socket=f"{folder}/socket", warmup=WARM_UP, config=config)
         job = stack.enter_context(
-            CellJob(run_dir.name, asdict(spec), folder=run_dir, ranks=options.ranks, environment=environment)
+            CellJob(run_dir.name, asdict(spec), folder=run_dir, ranks=options.ranks, environment=variant.environment())
         )
         ready = job.meet()
     job.stop()
@@ -255,38 +167,36 @@ def _starts(options: TrainBenchOptions) -> dict | None:
     if not options.starts:
         return None
     workload = WORKLOADS["tiny"]
-    write_random_shards(_data(workload, options), workload.vocab_size, NUM_TOKENS)
+    write_random_shards(options.data_of(workload), workload.vocab_size, NUM_TOKENS)
     bare, ours = [], []
     for number in range(options.starts):
         log.info("start %d of %d", number + 1, options.starts)
         bare.append(_bare_start(options.ranks))
-        ours.append(_first_step(workload, options))
+        ours.append(_first_step(options))
     more = [a - b for a, b in zip(ours, bare, strict=True)]
     return {"torch and hvd.init": bare, "first step": ours, "median_more": statistics.median(more)}
 
 
 def _bare_start(ranks: int) -> float:
     launched = time.monotonic()
-    job = start_job(ranks, [sys.executable, "-c", BARE_START], fresh_environment(), stdout=subprocess.PIPE, text=True)
+    job = start_job(ranks, [sys.executable, "-c", BARE_START], stdout=subprocess.PIPE, text=True)
     output, _ = job.communicate()
     if job.returncode:
         raise UserError("bench: Horovod does not start; see `hvdlm doctor`")
     return max(float(part) for part in output.split(";") if part.strip()) - launched  # mpirun may lose a line end
 
 
-def _first_step(workload: Workload, options: TrainBenchOptions) -> float:
+def _first_step(options: TrainBenchOptions) -> float:
     """Until the row of step 1 stands in metrics.jsonl."""
     run_dir = options.out / "start"
     shutil.rmtree(run_dir, ignore_errors=True)
-    values = run_config(workload, options, run_dir=run_dir, ranks=options.ranks, sync={"kind": "horovod"})
+    values = run_config(WORKLOADS["tiny"], options, run_dir=run_dir, ranks=options.ranks, sync={"kind": "horovod"})
     values["train"]["steps"], values["log"]["every"] = 1, 1
     config = options.out / "start.yaml"
     config.write_text(json.dumps(values))
     launched = time.monotonic()
-    job = start_job(
-        options.ranks, [sys.executable, "-m", "hvdlm", "train", str(config)], fresh_environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    silent = subprocess.DEVNULL
+    job = start_job(options.ranks, [*HVDLM, "train", str(config)], stdout=silent, stderr=silent)
     try:
         while not read_metrics(run_dir / "metrics.jsonl", "train"):
             if job.poll() is not None:
@@ -302,17 +212,19 @@ def _mpi_version() -> str:
     return (done.stdout.splitlines() or [""])[0]
 
 
+HEADS = ("", "", "tokens/s", "of the limit", "x stock hvd", "x stock DDP", "CPU", "n")
+
+
 def to_text(result: dict) -> str:
     """One line a variant, then what the loader and a start take."""
-    lines = [f"{'':<27}{'tokens/s':>10}{'of the limit':>22}{'x stock hvd':>13}{'x stock DDP':>13}{'CPU':>6}{'n':>4}"]
-    notes = []
+    lines, notes = [], []
     for name, found in result["workloads"].items():
         rows = found["rows"]
-        lines += [_line(name, variant, row) for variant, row in rows.items() if variant != CONSTANT]
+        lines += [_cells(name, variant, row) for variant, row in rows.items() if variant != CONSTANT]
         notes.append(
             f"{name}: the loader gives {found['loader_to_limit']:,.0f} times what the limit takes, "
             f"{100 * (rows[LIMIT]['data_wait'] or 0):.2f} % of a step waits for it, "
-            f"constant data: {_interval(rows[CONSTANT]['to'].get(LIMIT))}"
+            f"constant data: {_ratio(rows[CONSTANT], LIMIT)}"
         )
         if len(rows[LIMIT]["disturbed_rounds"]) == result["rounds"]:
             notes.append(f"{name}: somebody else was computing in every round, so there is no ratio to the limit")
@@ -322,21 +234,17 @@ def to_text(result: dict) -> str:
             f"the first step is done {start['median_more']:.2f} s after torch and Horovod alone are ready "
             f"({statistics.median(start['first step']):.2f} s after launch, n = {len(start['first step'])})"
         )
-    return "\n".join(lines + notes)
+    return "\n".join([table(HEADS, lines, num_left=2), *notes])
 
 
-def _line(workload: str, variant: str, row: dict) -> str:
+def _cells(workload: str, variant: str, row: dict) -> list[str]:
     found = row["to"]
     beside = [f"{found[peer]['median']:.2f}" if peer in found else "" for peer in PEERS]
-    rounds = min((ratio["rounds"] for ratio in found.values()), default="")
-    return (
-        f"{workload:<12}{variant:<15}{row['tokens_per_s']:>10,.0f}{_interval(found.get(LIMIT)):>22}"
-        f"{beside[0]:>13}{beside[1]:>13}{row['cpu_per_wall']:>6.2f}{rounds:>4}"
-    )
+    rounds = str(min((ratio["rounds"] for ratio in found.values()), default=""))
+    speed, cores = f"{row['tokens_per_s']:,.0f}", f"{row['cpu_per_wall']:.2f}"
+    return [workload, variant, speed, _ratio(row, LIMIT), *beside, cores, rounds]
 
 
-def _interval(ratio: dict | None) -> str:
-    if ratio is None:
-        return ""
-    spread = f" [{ratio['low']:.3f}, {ratio['high']:.3f}]" if ratio["low"] is not None else ""
-    return f"{ratio['median']:.3f}{spread}"
+def _ratio(row: dict, base: str) -> str:
+    ratio = row["to"].get(base)
+    return bracketed(ratio["median"], ratio["low"], ratio["high"]) if ratio else ""

@@ -8,8 +8,6 @@ with mpirun, however these end.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import json
 import os
 import re
@@ -17,45 +15,17 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
 from hvdlm.errors import UserError
-from hvdlm.launch.plan import start_command
+
+from .job import HVDLM, QUIT_LIMIT_S, end_job, start_job
 
 POLL_S = 0.2
 ANSWER_LIMIT_S = 600.0
-QUIT_LIMIT_S = 15.0
-
-
-def end_with_parent(signal_number: int) -> None:
-    """Let Linux send this process a signal when its parent ends; elsewhere it does nothing."""
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal_number, 0, 0, 0)
-
-
-def start_job(ranks: int, command: Sequence[str], environment: dict[str, str], **streams: Any) -> subprocess.Popen:
-    """mpirun in a session of its own (Ctrl-C is the parent's, which cleans up), ended with the parent."""
-    return subprocess.Popen(
-        start_command(ranks, list(command)), env=environment, stdin=subprocess.DEVNULL, start_new_session=True,
-        preexec_fn=functools.partial(end_with_parent, signal.SIGTERM), **streams,
-    )  # fmt: skip
-
-
-def end_job(mpirun: subprocess.Popen, patience_s: float) -> None:
-    """Wait for a job that is about to end by itself, then terminate it, then kill it."""
-    for urge in (mpirun.terminate, mpirun.kill, None):
-        try:
-            mpirun.wait(patience_s)
-            return
-        except subprocess.TimeoutExpired:
-            assert urge is not None, "a killed process can be waited for"
-            urge()
 
 
 class CellJob:
@@ -73,8 +43,8 @@ class CellJob:
         self._log = folder / f"{name}.log"
         path = folder / f"{name}.json"
         path.write_text(json.dumps(spec))
-        command = [sys.executable, "-m", "hvdlm", "bench", "cell", str(path)]
         with self._log.open("wb") as log:
+            command = [*HVDLM, "bench", "cell", str(path)]
             self._mpirun = start_job(ranks, command, environment, stdout=log, stderr=log)
 
     def __enter__(self) -> CellJob:

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from .scaling import Interval
+from .confidence import ConfidenceInterval, t_quantile
 
 T = TypeVar("T")
 
@@ -32,18 +32,18 @@ class Comparison(Generic[T]):
     def fastest(self) -> T:
         return self.candidates[int(np.argmin(self.log_seconds))]
 
-    def ratio(self, one: T, other: T, *, error_rate: float = 0.05) -> Interval:
+    def ratio(self, one: T, other: T, *, error_rate: float = 0.05) -> ConfidenceInterval:
         """Seconds of `one` over those of `other`; the interval holds for all comparisons with one candidate at once."""
         i, j = self.candidates.index(one), self.candidates.index(other)
         difference = float(self.log_seconds[i] - self.log_seconds[j])
         if i == j:
-            return Interval(1.0, 1.0, 1.0)
+            return ConfidenceInterval(1.0, 1.0, 1.0)
         if self.degrees < 1:
-            return Interval(math.exp(difference), 0.0, math.inf)
+            return ConfidenceInterval(math.exp(difference), 0.0, math.inf)
         variance = self.covariance[i, i] + self.covariance[j, j] - 2 * self.covariance[i, j]
         tail = error_rate / 2 / max(1, len(self.candidates) - 1)
         half = t_quantile(1 - tail, self.degrees) * math.sqrt(max(0.0, float(variance)))
-        return Interval(*(math.exp(min(difference + sign * half, 700)) for sign in (0, -1, 1)))
+        return ConfidenceInterval(*(math.exp(min(difference + sign * half, 700)) for sign in (0, -1, 1)))
 
 
 def compare(seconds: Mapping[T, Mapping[int, float]]) -> Comparison[T]:
@@ -65,29 +65,3 @@ def compare(seconds: Mapping[T, Mapping[int, float]]) -> Comparison[T]:
     count = len(candidates)
     covariance = inverse[:count, :count] * noise if degrees else np.full((count, count), math.inf)
     return Comparison(candidates, effects[:count], covariance, degrees)
-
-
-def t_quantile(probability: float, degrees: int) -> float:
-    """The quantile of Student's t above 0.5, by bisection.
-
-    >>> round(t_quantile(0.975, 4), 3), round(t_quantile(0.995, 9), 3)
-    (2.776, 3.25)
-    """
-    low, high = 0.0, 1e6
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_cdf(middle, degrees) < probability else (low, middle)
-    return low
-
-
-def _t_cdf(t: float, degrees: int) -> float:
-    """Abramowitz and Stegun, 26.7.3 and 26.7.4: finite sums for whole degrees of freedom."""
-    angle = math.atan(t / math.sqrt(degrees))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    term = cosine if degrees % 2 else 1.0
-    total = term if degrees > 1 else 0.0
-    for k in range(2 + degrees % 2, degrees - 1, 2):
-        term *= cosine**2 * (k - 1) / k
-        total += term
-    inside = 2 / math.pi * (angle + sine * total) if degrees % 2 else sine * total
-    return 0.5 + inside / 2

@@ -1,15 +1,20 @@
-"""One mpirun of `hvdlm`, started by a bench: what it printed, or in one line why it failed. It does not outlive us."""
+"""One mpirun of a bench: started, ended, and, where it failed, the reason in one line. It does not outlive us."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from hvdlm.launch.plan import fresh_environment
+from hvdlm.launch.plan import fresh_environment, start_command
 
-from .cell_job import end_job, start_job
-
+HVDLM = (sys.executable, "-m", "hvdlm")
 QUIT_LIMIT_S = 15.0
 
 # In this order: our own one-line error, a library's exception, what mpirun says of a rank that was killed.
@@ -27,18 +32,44 @@ class JobFailed(Exception):
     def __init__(self, code: int, stderr: str) -> None:
         found = next((match for reason in REASONS if (match := reason.search(stderr))), None)
         super().__init__(found.group(1) if found else f"exit code {code}")
+        self.code, self.stderr = code, stderr
         self.for_memory = bool(NO_MEMORY.search(stderr))
 
 
-def run_job(ranks: int, words: list[str], *, timeout_s: float | None = None) -> str:
+def end_with_parent(signal_number: int) -> None:
+    """Let Linux send this process a signal when its parent ends; elsewhere it does nothing."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal_number, 0, 0, 0)
+
+
+def start_job(
+    ranks: int, command: Sequence[str], environment: Mapping[str, str] | None = None, **streams: Any
+) -> subprocess.Popen:
+    """mpirun in a session of its own (Ctrl-C is the parent's, which cleans up), ended with the parent."""
+    streams |= {"stdin": subprocess.DEVNULL, "env": environment or fresh_environment(), "start_new_session": True}
+    end = functools.partial(end_with_parent, signal.SIGTERM)
+    return subprocess.Popen(start_command(ranks, list(command)), preexec_fn=end, **streams)
+
+
+def end_job(mpirun: subprocess.Popen, patience_s: float) -> None:
+    """Wait for a job that is about to end by itself, then terminate it, then kill it."""
+    for urge in (mpirun.terminate, mpirun.kill, None):
+        try:
+            mpirun.wait(patience_s)
+            return
+        except subprocess.TimeoutExpired:
+            assert urge is not None, "a killed process can be waited for"
+            urge()
+
+
+def run_job(ranks: int, words: Sequence[str], *, timeout_s: float | None = None) -> str:
     """`hvdlm WORDS` on so many ranks of this machine; returns its stdout.
 
     Raises JobFailed, or subprocess.TimeoutExpired. However this is left, mpirun has ended, and its ranks with it.
     """
-    process = start_job(
-        ranks, [sys.executable, "-m", "hvdlm", *words], fresh_environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    pipe = subprocess.PIPE
+    process = start_job(ranks, [*HVDLM, *words], stdout=pipe, stderr=pipe, text=True)
     try:
         stdout, stderr = process.communicate(timeout=timeout_s)
     except BaseException:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import datetime
-import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from hvdlm.host import physical_cores
 from hvdlm.models import num_parameters
 from hvdlm.train.config import RunConfig
 from hvdlm.train.setup import build_engine
 from hvdlm.world.interface import World
 from hvdlm.world.mpi import library_version
 
-from . import record as records
-from .record import Record, Workload
+from .record import RunRecord, Start, Workload, environment, write_record
 
 
 @dataclass(frozen=True)
-class Spec:
+class MeasurementSpec:
     """What to measure; `config` is a RunConfig as plain values."""
 
     config: dict
@@ -34,10 +30,10 @@ class Spec:
     is_weak: bool
 
 
-def measure(spec: Spec, world: World, job: str) -> Record:
+def measure(spec: MeasurementSpec, world: World, job: str) -> RunRecord:
     """Run warm-up and timed steps of the real training step; the same record on every rank."""
     config = RunConfig.model_validate(spec.config)
-    started, load_before = datetime.datetime.now(datetime.timezone.utc), os.getloadavg()[0]
+    start = Start.now()
     engine, _ = build_engine(config, world)
     results = engine.run(0, spec.warmup + spec.steps)
     first_loss = np.array([float(results[0].loss_sum), results[0].micro_batches])
@@ -45,7 +41,7 @@ def measure(spec: Spec, world: World, job: str) -> Record:
     times = world.gather([result.step_s for result in results])
     waits = world.gather([result.data_wait_s for result in results])
     hosts = world.gather(socket.gethostname())
-    return Record(
+    return RunRecord(
         schema_version=1,
         ranks=world.size,
         repeat=spec.repeat,
@@ -67,18 +63,11 @@ def measure(spec: Spec, world: World, job: str) -> Record:
             device=engine.device.type,
             threads=config.train.threads,
         ),
-        environment=records.environment(
-            hosts=hosts,
-            cores=physical_cores(),
-            mpi=library_version(),
-            job=job,
-            started=started,
-            load_before=load_before,
-        ),
+        environment=environment(start, hosts=hosts, mpi=library_version(), job=job),
     )
 
 
-def measure_and_write(spec: Spec, world: World, job: str) -> None:
+def measure_and_write(spec: MeasurementSpec, world: World, job: str) -> None:
     """Measure with all ranks of a SLURM job (or none: ""); rank 0 writes the record into `spec.folder`."""
     record = measure(spec, world, job)
-    world.on_root(lambda: records.write(Path(spec.folder), record))
+    world.on_root(lambda: write_record(Path(spec.folder), record))

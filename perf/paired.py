@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .scaling import Interval
+from .confidence import ConfidenceInterval
 
 LEAST_CPU = 0.93  # of the expected CPU share: below it somebody else was computing too
 
@@ -36,7 +36,7 @@ class RankBlock:
 
 
 @dataclass(frozen=True)
-class Block:
+class TimedBlock:
     """A few steps of one variant, between those of the other variants of its round."""
 
     round: int
@@ -78,7 +78,7 @@ def order_of_round(names: Sequence[str], number: int) -> list[str]:
     return [*names[shift:], *names[:shift]]
 
 
-def disturbed(blocks: Sequence[Block], cores: Mapping[str, float]) -> set[tuple[str, int]]:
+def disturbed(blocks: Sequence[TimedBlock], cores: Mapping[str, float]) -> set[tuple[str, int]]:
     """(variant, round) of the blocks in which the ranks had clearly less CPU than they should.
 
     `cores` says how many a rank of a variant that never waits must have. Of others only their best round is
@@ -88,32 +88,29 @@ def disturbed(blocks: Sequence[Block], cores: Mapping[str, float]) -> set[tuple[
     for block in blocks:
         expected[block.variant] = max(expected.get(block.variant, 0.0), block.cpu_per_wall)
     expected |= {variant: cores[variant] for variant in expected if variant in cores}
-    return {
-        (block.variant, block.round)
-        for block in blocks
-        if block.cpu_per_wall < LEAST_CPU * expected[block.variant]
-    }  # fmt: skip
+    found = [block for block in blocks if block.cpu_per_wall < LEAST_CPU * expected[block.variant]]
+    return {(block.variant, block.round) for block in found}
 
 
-def median_interval(values: Sequence[float]) -> Interval:
+def median_interval(values: Sequence[float]) -> ConfidenceInterval:
     """The median and at least 95 % confidence in it; infinite for fewer than six values.
 
     Of n values the k-th smallest and largest hold the median unless fewer than k fall on one side of it:
     coverage is 1 - 2 P(B < k) for B binomial with n and 1/2.
 
     >>> median_interval([3, 1, 2, 5, 4, 7, 6, 9, 8])
-    Interval(value=5, low=2, high=8)
+    ConfidenceInterval(value=5, low=2, high=8)
     """
     ordered, n = sorted(values), len(values)
     rank, tail = 0, 0.0
     while (tail := tail + math.comb(n, rank) / 2**n) <= 0.025:
         rank += 1
     if rank == 0:
-        return Interval(statistics.median(ordered), 0.0, math.inf)
-    return Interval(statistics.median(ordered), ordered[rank - 1], ordered[n - rank])
+        return ConfidenceInterval(statistics.median(ordered), 0.0, math.inf)
+    return ConfidenceInterval(statistics.median(ordered), ordered[rank - 1], ordered[n - rank])
 
 
-def ratios(blocks: Sequence[Block], variant: str, base: str) -> list[float]:
+def ratios(blocks: Sequence[TimedBlock], variant: str, base: str) -> list[float]:
     """Rate of `variant` to that of `base` in each round that has both."""
     rates = {(block.variant, block.round): block.tokens_per_s for block in blocks}
     return [
@@ -123,7 +120,7 @@ def ratios(blocks: Sequence[Block], variant: str, base: str) -> list[float]:
     ]
 
 
-def summarise(blocks: Sequence[Block], bases: Sequence[str], cores: Mapping[str, float]) -> dict[str, dict]:
+def summarise(blocks: Sequence[TimedBlock], bases: Sequence[str], cores: Mapping[str, float]) -> dict[str, dict]:
     """A row for each variant: its median rate, and its ratios to those of `bases` that were measured.
 
     Blocks that were disturbed do not count, unless a variant has no other; then it has no ratio.
@@ -149,15 +146,9 @@ def summarise(blocks: Sequence[Block], bases: Sequence[str], cores: Mapping[str,
 def plain(values: Sequence[float]) -> dict[str, float | int | None]:
     """Median, interval (None where there is none) and number of rounds, as JSON has them."""
     found = median_interval(values)
-    is_known = math.isfinite(found.high)
-    return {
-        "median": found.value,
-        "low": found.low if is_known else None,
-        "high": found.high if is_known else None,
-        "rounds": len(values),
-    }
+    return {"median": found.value, **found.bounds, "rounds": len(values)}
 
 
-def _median_share(blocks: Sequence[Block], what: str) -> float | None:
+def _median_share(blocks: Sequence[TimedBlock], what: str) -> float | None:
     shares = [share for block in blocks if (share := block.share_of_time(what)) is not None]
     return statistics.median(shares) if shares else None

@@ -31,10 +31,8 @@ class PlainLoop:
         self._rank, self._size, self._is_bf16 = rank, size, config.train.precision == "bf16"
         self._global_batch = config.train.global_batch
         corpora = open_corpora(config.data)
-        self._batches = order_over(
-            corpora.train_source(), seq_len=config.data.seq_len, global_batch=config.train.global_batch,
-            seed=config.seed,
-        )  # fmt: skip
+        source, seq_len = corpora.train_source(), config.data.seq_len
+        self._batches = order_over(source, seq_len=seq_len, global_batch=self._global_batch, seed=config.seed)
         model = build_model(config.model, corpora.manifest.vocab_size, config.seed)
         self._model, self._optimizer = self.distribute(
             model, torch.optim.AdamW(model.parameters(), lr=config.optim.lr, fused=True)

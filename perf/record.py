@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -13,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
+from hvdlm.host import physical_cores
+
+from .scaling import StepTimes
 
 
 class _Frozen(BaseModel):
@@ -48,7 +53,7 @@ class Environment(_Frozen):
     load_after: float
 
 
-class Record(_Frozen):
+class RunRecord(_Frozen):
     """One run of the real training step at one number of ranks.
 
     `step_s[rank][i]` is the wall time of timed step i on a rank's monotonic clock, data wait included.
@@ -83,21 +88,31 @@ class Record(_Frozen):
         return per_host * self.workload.threads > self.environment.cores
 
 
-def environment(
-    *, hosts: list[str], cores: int, mpi: str, job: str, started: datetime.datetime, load_before: float
-) -> Environment:
-    """The facts of this process's machine; call it after the measurement."""
+@dataclass(frozen=True)
+class Start:
+    """The moment before a measurement."""
+
+    time: datetime.datetime
+    load: float
+
+    @classmethod
+    def now(cls) -> Start:
+        return cls(datetime.datetime.now(datetime.timezone.utc), os.getloadavg()[0])
+
+
+def environment(start: Start, *, hosts: Sequence[str], mpi: str, job: str = "") -> Environment:
+    """The facts of this process's machine; call it after the measurement, `hosts` name the host of each rank."""
     names = ("hvdlm", "torch", "horovod", "mpi4py", "numpy")
     return Environment(
         hosts=tuple(hosts),
-        cores=cores,
+        cores=physical_cores(),
         cpu=_cpu_name(),
         system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         versions={name: _version(name) for name in names},
         mpi=mpi,
         job=job,
-        started=started.isoformat(timespec="seconds"),
-        load_before=load_before,
+        started=start.time.isoformat(timespec="seconds"),
+        load_before=start.load,
         load_after=os.getloadavg()[0],
     )
 
@@ -117,19 +132,26 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def write(folder: Path, record: Record) -> Path:
+def step_times(records: Sequence[RunRecord]) -> StepTimes:
+    """What the statistics of a point need of its repeats."""
+    runs = tuple(tuple(record.slowest_s) for record in records)
+    is_oversubscribed = any(record.is_oversubscribed for record in records)
+    return StepTimes(records[0].ranks, records[0].tokens_per_step, runs, is_oversubscribed)
+
+
+def write_record(folder: Path, record: RunRecord) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"r{record.ranks:05d}-b{record.global_batch}-{record.repeat}.json"
     write_text_durably(path, record.model_dump_json(indent=1) + "\n")
     return path
 
 
-def read_all(folder: Path) -> list[Record]:
+def read_all(folder: Path) -> list[RunRecord]:
     """Every record below FOLDER/records, by ranks, batch and repeat; UserError names a file that is not one."""
     records = []
     for path in sorted((folder / "records").glob("*.json")):
         try:
-            records.append(Record.model_validate_json(path.read_text(encoding="utf-8")))
+            records.append(RunRecord.model_validate_json(path.read_text(encoding="utf-8")))
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(

@@ -9,8 +9,8 @@ import base64
 import csv
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
 
 from . import scaling
-from .record import Record, Workload, read_all
-from .scaling import Interval, Mode, Sample, ScalingPoint
+from .confidence import ConfidenceInterval, bracketed
+from .record import RunRecord, Workload, read_all, step_times
+from .scaling import Mode, ScalingPoint, StepTimes
 
 matplotlib.use("Agg")
 
@@ -35,15 +36,17 @@ MEANING = {
     "strong": "the global batch stays the same, more ranks share it",
     "weak": "the batch of each rank stays the same, the global batch grows with the ranks",
 }
-STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-         "grid.alpha": 0.3, "figure.dpi": 150, "legend.frameon": False}  # fmt: skip
+SWITCHES = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "legend.frameon": False}
+STYLE: Any = {"font.size": 9, "grid.alpha": 0.3, "figure.dpi": 150, **SWITCHES}
+IDEAL: Any = {"color": "0.5", "linestyle": "--", "linewidth": 1, "label": "ideal"}
+ACCEPTED: Any = {**IDEAL, "linestyle": ":", "label": "accepted"}
 
 
 @dataclass(frozen=True)
 class Study:
     """All records of a folder, and their statistics by mode."""
 
-    records: list[Record]
+    records: list[RunRecord]
     series: dict[Mode, list[ScalingPoint]]
 
     @property
@@ -66,19 +69,11 @@ def read_study(folder: Path) -> Study:
     return Study(records, series)
 
 
-def _samples(records: Sequence[Record]) -> list[Sample]:
-    by_ranks: dict[int, list[Record]] = {}
+def _samples(records: Sequence[RunRecord]) -> list[StepTimes]:
+    by_ranks: dict[int, list[RunRecord]] = {}
     for record in records:
         by_ranks.setdefault(record.ranks, []).append(record)
-    return [
-        Sample(
-            ranks=ranks,
-            tokens_per_step=group[0].tokens_per_step,
-            runs=tuple(tuple(record.slowest_s) for record in group),
-            is_oversubscribed=any(record.is_oversubscribed for record in group),
-        )
-        for ranks, group in sorted(by_ranks.items())
-    ]
+    return [step_times(group) for _, group in sorted(by_ranks.items())]
 
 
 def write_report(folder: Path) -> Path:
@@ -114,21 +109,24 @@ def to_csv(study: Study) -> str:
 
 def _render(template: str, study: Study, plots: dict[str, bytes]) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hvdlm.perf", "."), autoescape=template.endswith(".html.j2"),
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters["percent"] = lambda x: _bracketed(x, "{:.1f}", 100, " %")
-    environment.filters["times"] = lambda x: _bracketed(x, "{:.2f}")
-    environment.filters["ms"] = lambda x: _bracketed(x, "{:.1f}", 1000)
-    environment.filters["rate"] = lambda x: _bracketed(x, "{:,.0f}")
+        loader=jinja2.PackageLoader("hvdlm.perf", "."),
+        autoescape=template.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": _shown("{:.1f}", 100, " %"),
+        "times": _shown("{:.2f}"),
+        "ms": _shown("{:.1f}", 1000),
+        "rate": _shown("{:,.0f}"),
+    }
     return environment.get_template(template).render(**_facts(study, plots))
 
 
-def _bracketed(x: Interval, form: str, scale: float = 1, unit: str = "") -> str:
-    """`value [low, high]`, without brackets where there is no interval."""
-    value = form.format(scale * x.value) + unit
-    is_known = math.isfinite(x.high)
-    return f"{value} [{form.format(scale * x.low)}, {form.format(scale * x.high)}]" if is_known else value
+def _shown(form: str, scale: float = 1, unit: str = "") -> Callable[[ConfidenceInterval], str]:
+    return lambda interval: bracketed(*(scale * number for number in astuple(interval)), form=form, unit=unit)
 
 
 def _facts(study: Study, plots: dict[str, bytes]) -> dict[str, Any]:
@@ -175,21 +173,18 @@ def _rank_axis(axes: Axes, study: Study) -> None:
 
 def _points_with_intervals(axes: Axes, points: Sequence[ScalingPoint], quantity: str, mode: Mode) -> None:
     """Measured points with 95 % intervals; open markers where cores were oversubscribed."""
+    marks: Any = {"fmt": "o" if mode == "strong" else "s", "color": COLORS[mode], "capsize": 3, "markersize": 6}
     for point in points:
         interval = getattr(point, quantity)
-        bars = (
-            [[interval.value - interval.low], [interval.high - interval.value]]
-            if math.isfinite(interval.high)
-            else None
-        )
-        shift = 0.985 if mode == "strong" else 1.015  # so that equal points of both series stay visible
+        bars = [[interval.value - interval.low], [interval.high - interval.value]]
+        fill = "white" if point.is_oversubscribed else COLORS[mode]
+        label = mode if point is points[0] else None
         axes.errorbar(
-            point.ranks * shift, interval.value,
-            bars,
-            fmt="o" if mode == "strong" else "s", color=COLORS[mode], capsize=3, markersize=6,
-            markerfacecolor="white" if point.is_oversubscribed else COLORS[mode],
-            label=f"{mode}" if point is points[0] else None,
-        )  # fmt: skip
+            point.ranks * (0.985 if mode == "strong" else 1.015),  # so that equal points of both series stay visible
+            interval.value,
+            bars if math.isfinite(interval.high) else None,
+            **{**marks, "markerfacecolor": fill, "label": label},
+        )
 
 
 def draw_scaling(study: Study) -> bytes:
@@ -199,15 +194,9 @@ def draw_scaling(study: Study) -> bytes:
         left, right = figure.subplots(1, 2)
         all_points = [point for points in study.series.values() for point in points]
         base, top = min(p.ranks for p in all_points), max(p.ranks for p in all_points)
-        left.plot([base, top], [1, top / base], color="0.5", linestyle="--", linewidth=1, label="ideal")
-        right.axhline(1, color="0.5", linestyle="--", linewidth=1, label="ideal")
-        right.axhline(
-            scaling.ACCEPTED_EFFICIENCY,
-            color="0.5",
-            linestyle=":",
-            linewidth=1,
-            label="accepted",
-        )
+        left.plot([base, top], [1, top / base], **IDEAL)
+        right.axhline(1, **IDEAL)
+        right.axhline(scaling.ACCEPTED_EFFICIENCY, **ACCEPTED)
         for mode, points in study.series.items():
             _points_with_intervals(left, points, "speedup", mode)
             _points_with_intervals(right, points, "efficiency", mode)
@@ -216,9 +205,8 @@ def draw_scaling(study: Study) -> bytes:
         left.yaxis.set_major_formatter(ScalarFormatter())
         right.set_title("Parallel efficiency", loc="left")
         right.yaxis.set_major_formatter(PercentFormatter(1.0))
-        right.set_ylim(
-            0, max(1.15, 1.05 * max(p.efficiency.high for p in all_points if math.isfinite(p.efficiency.high)))
-        )
+        highest = max(p.efficiency.high for p in all_points if math.isfinite(p.efficiency.high))
+        right.set_ylim(0, max(1.15, 1.05 * highest))
         for axes in (left, right):
             _rank_axis(axes, study)
             axes.legend()

@@ -16,31 +16,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 import numpy as np
 
+from .confidence import ConfidenceInterval, bracketed, t_quantile
+
 Mode = Literal["strong", "weak"]
 
-T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # two-sided 95 % quantiles of Student's t
 ACCEPTED_EFFICIENCY = 0.75  # what CSC and others ask of a proposal: 1.5 x for twice the ranks
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A value with its 95 % confidence interval, which is infinite where one run says nothing of others."""
-
-    value: float
-    low: float
-    high: float
-
-    def contains(self, number: float) -> bool:
-        return self.low <= number <= self.high
-
-
-@dataclass(frozen=True)
-class Sample:
+class StepTimes:
     """Step times of one point: `runs[i]` are the timed steps of repeat i, in seconds."""
 
     ranks: int
@@ -62,34 +51,15 @@ class ScalingPoint:
     tokens_per_step: int
     num_runs: int
     num_steps: int
-    step_s: Interval
+    step_s: ConfidenceInterval
     p95_s: float
     max_s: float
-    tokens_per_s: Interval
-    speedup: Interval
-    efficiency: Interval
+    tokens_per_s: ConfidenceInterval
+    speedup: ConfidenceInterval
+    efficiency: ConfidenceInterval
     karp_flatt: float | None
     is_base: bool
     is_oversubscribed: bool
-
-
-def t_quantile(degrees: int) -> float:
-    """The 0.975 quantile of Student's t: by table up to 4 degrees, then within 0.01 by expansion.
-
-    Abramowitz and Stegun, 26.7.5, around the normal quantile.
-
-    >>> [round(t_quantile(n), 2) for n in (2, 5, 10, 100)]
-    [4.3, 2.57, 2.23, 1.98]
-    """
-    if degrees < 1:
-        return math.inf
-    z, n = 1.959964, degrees
-    terms = (
-        (z**3 + z) / (4 * n),
-        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2),
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3),
-    )
-    return T_975.get(n, z + sum(terms))
 
 
 @dataclass(frozen=True)
@@ -104,15 +74,15 @@ class LogEstimate:
         """The logarithm of a ratio; with the smaller of the two degrees, which is on the safe side."""
         return LogEstimate(self.mean - other.mean, self.variance + other.variance, min(self.degrees, other.degrees))
 
-    def interval(self, scale: float = 1.0) -> Interval:
+    def interval(self, scale: float = 1.0) -> ConfidenceInterval:
         """`scale` x exp of the mean, with its 95 % interval."""
         if self.degrees < 1:
-            return Interval(scale * math.exp(self.mean), 0.0, math.inf)
-        half = t_quantile(self.degrees) * math.sqrt(self.variance)
-        return Interval(*(scale * math.exp(self.mean + sign * half) for sign in (0, -1, 1)))
+            return ConfidenceInterval(scale * math.exp(self.mean), 0.0, math.inf)
+        half = t_quantile(0.975, self.degrees) * math.sqrt(self.variance)
+        return ConfidenceInterval(*(scale * math.exp(self.mean + sign * half) for sign in (0, -1, 1)))
 
 
-def estimate(sample: Sample) -> LogEstimate:
+def estimate(sample: StepTimes) -> LogEstimate:
     """The step time of a point: each run counts once, by the median of its steps."""
     logs = np.log([np.median(run) for run in sample.runs])
     variance = float(logs.var(ddof=1)) / len(logs) if len(logs) > 1 else math.inf
@@ -132,18 +102,18 @@ def karp_flatt(speedup: float, ranks: float) -> float | None:
     return round((1 / speedup - 1 / ranks) / (1 - 1 / ranks), 12)
 
 
-def analyse(samples: Sequence[Sample], mode: Mode) -> list[ScalingPoint]:
+def analyse(samples: Sequence[StepTimes], mode: Mode) -> list[ScalingPoint]:
     """The rows of one series, smallest number of ranks first; that one is the base."""
     samples = sorted(samples, key=lambda sample: sample.ranks)
     return [_point(sample, samples[0], mode) for sample in samples]
 
 
-def _point(sample: Sample, base: Sample, mode: Mode) -> ScalingPoint:
+def _point(sample: StepTimes, base: StepTimes, mode: Mode) -> ScalingPoint:
     seconds = estimate(sample)
     step = seconds.interval()
     tokens = sample.tokens_per_step
     relative_ranks = sample.ranks / base.ranks
-    speedup = Interval(1.0, 1.0, 1.0)
+    speedup = ConfidenceInterval(1.0, 1.0, 1.0)
     if sample is not base:
         speedup = (estimate(base) - seconds).interval(tokens / base.tokens_per_step)
     return ScalingPoint(
@@ -155,9 +125,11 @@ def _point(sample: Sample, base: Sample, mode: Mode) -> ScalingPoint:
         step_s=step,
         p95_s=float(np.quantile(sample.steps, 0.95)),
         max_s=float(sample.steps.max()),
-        tokens_per_s=Interval(tokens / step.value, tokens / step.high, tokens / step.low if step.low else math.inf),
+        tokens_per_s=ConfidenceInterval(
+            tokens / step.value, tokens / step.high, tokens / step.low if step.low else math.inf
+        ),
         speedup=speedup,
-        efficiency=Interval(*(x / relative_ranks for x in (speedup.value, speedup.low, speedup.high))),
+        efficiency=ConfidenceInterval(*(x / relative_ranks for x in (speedup.value, speedup.low, speedup.high))),
         karp_flatt=karp_flatt(speedup.value, relative_ranks) if mode == "strong" else None,
         is_base=sample is base,
         is_oversubscribed=sample.is_oversubscribed,
@@ -179,7 +151,5 @@ def diagnose(points: Sequence[ScalingPoint]) -> str:
         verdict = f"not distinguishable from ideal, above the {accepted} that proposals ask for"
     else:
         verdict = f"above the {accepted} that proposals ask for"
-    percent = f"{100 * last.efficiency.value:.0f} %"
-    if math.isfinite(last.efficiency.high):
-        percent += f" [{100 * last.efficiency.low:.0f}, {100 * last.efficiency.high:.0f}]"
+    percent = bracketed(*(100 * number for number in astuple(last.efficiency)), form="{:.0f}", unit=" %")
     return f"{last.mode.capitalize()} scaling to {last.ranks} ranks: efficiency {percent}, {verdict}."

@@ -9,19 +9,14 @@ must be clearly faster, at 99 % for all comparisons of a round together, to take
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import astuple, dataclass, field, replace
 
 from .comparison import Comparison, compare
-from .scaling import Interval
+from .confidence import ConfidenceInterval, bracketed
 
-# What each sync lets one choose without a change of its result; the first value is the default. Horovod's own
-# defaults are 128 MiB and 1 ms, so these are not tried again.
 Knob = float | bool | None
-KNOBS: dict[str, dict[str, tuple[Knob, ...]]] = {
-    "horovod": {"fusion_mb": (None, 0, 2, 8, 32), "cycle_ms": (None, 0.5, 2.5, 5), "groups": (0, 1, 4)},
-    "allreduce": {"overlap": (None, False, True)},
-}
+Knobs = Mapping[str, tuple[Knob, ...]]  # the values of each that are tried; the first is the default
 
 CONFIRMATION = "confirmation"
 HOPELESS = 1.5  # times the fastest: leaves after a single run, which says nothing of the noise
@@ -51,9 +46,9 @@ class Candidate:
     kind: str
     knobs: tuple[tuple[str, Knob], ...] = ()
 
-    def with_knob(self, name: str, value: Knob) -> Candidate:
+    def with_knob(self, name: str, value: Knob, *, default: Knob) -> Candidate:
         kept = {key: old for key, old in self.knobs if key != name}
-        if value != KNOBS[self.kind][name][0]:
+        if value != default:
             kept[name] = value
         return replace(self, knobs=tuple(sorted(kept.items())))
 
@@ -63,7 +58,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Task:
+class Trial:
     """One run to be made. `left` runs of this round come after it."""
 
     stage: str
@@ -72,21 +67,21 @@ class Task:
     left: int
 
 
-Measure = Callable[[Task], float]  # seconds a step; raises Failed, OutOfTime
+Measure = Callable[[Trial], float]  # seconds a step; raises Failed, OutOfTime
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """What is searched, around the settings as they are configured."""
 
     base: Candidate
     micro_batches: tuple[int, ...]
     threads: tuple[int, ...]
-    kinds: tuple[str, ...]
+    knobs: Mapping[str, Knobs]  # of each kind of sync that is tried
 
     def first_stage(self) -> list[Candidate]:
         """Every micro-batch with every sync, the configured one first, then what is nearest to it."""
-        kinds = sorted(self.kinds, key=lambda kind: kind != self.base.kind)
+        kinds = sorted(self.knobs, key=lambda kind: kind != self.base.kind)
         micros = sorted(self.micro_batches, key=lambda micro: abs(math.log(micro / self.base.micro_batch)))
         found = [
             Candidate(micro, self.base.threads, kind, self.base.knobs if kind == self.base.kind else ())
@@ -139,23 +134,23 @@ class Race:
             order = sorted(self.alive, key=lambda c: c.micro_batch)  # the first to run out of memory spares the others
             for place, candidate in enumerate(order):
                 if candidate not in self.failed:
-                    self._measure(measure, Task(self.stage, number, candidate, len(order) - place - 1))
+                    self._measure(measure, Trial(self.stage, number, candidate, len(order) - place - 1))
             if keep_all:
                 continue
             self._drop()
             if len(self.alive) < 2:
                 return
 
-    def _measure(self, measure: Measure, task: Task) -> None:
+    def _measure(self, measure: Measure, trial: Trial) -> None:
         try:
-            self.seconds.setdefault(task.candidate, {})[task.round] = measure(task)
+            self.seconds.setdefault(trial.candidate, {})[trial.round] = measure(trial)
         except Failed as error:
-            self.failed[task.candidate] = str(error)
-            self.seconds.pop(task.candidate, None)
+            self.failed[trial.candidate] = str(error)
+            self.seconds.pop(trial.candidate, None)
             if error.for_memory:
                 for other in self.alive:
-                    if other.micro_batch > task.candidate.micro_batch:
-                        self.failed[other] = f"not tried: micro_batch {task.candidate.micro_batch} ran out of memory"
+                    if other.micro_batch > trial.candidate.micro_batch:
+                        self.failed[other] = f"not tried: micro_batch {trial.candidate.micro_batch} ran out of memory"
                         self.seconds.pop(other, None)
 
     def _drop(self) -> None:
@@ -181,7 +176,7 @@ class Race:
 class Search:
     """The stages, and the best settings so far; valid whenever it is interrupted."""
 
-    space: Space
+    space: SearchSpace
     measure: Measure
     rounds: int
     races: list[Race] = field(default_factory=list)
@@ -199,7 +194,7 @@ class Search:
             threads = [replace(self.best, threads=number) for number in self.space.threads]
             if len(_unique([self.best, *threads])) > 1:
                 yield self._race("threads", [self.best, *threads])
-            for kind in self.space.kinds:
+            for kind in self.space.knobs:
                 yield from self._tune_knobs(kind, first)
         except OutOfTime:
             return
@@ -216,7 +211,7 @@ class Search:
         except OutOfTime:
             return
 
-    def verdict(self) -> tuple[Candidate, Interval | None, str]:
+    def verdict(self) -> tuple[Candidate, ConfidenceInterval | None, str]:
         """What to keep, how many times as fast as the config it is, and one sentence that says how sure that is."""
         base, best, last = self.space.base, self.best, self.races[-1]
         if base == best:
@@ -227,7 +222,7 @@ class Search:
         if last.stage != CONFIRMATION or pairs < 2:
             return best, None, "not confirmed: there was no time for runs in turn with the config as it is"
         gain = last.comparison().ratio(base, best)
-        times = f"{gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}] times as fast ({pairs} pairs of runs, 95 %)"
+        times = f"{bracketed(*astuple(gain))} times as fast ({pairs} pairs of runs, 95 %)"
         if gain.low > 1:
             return best, gain, times
         return base, gain, f"not distinguishable from the config as it is: {best}: {times}"
@@ -237,8 +232,9 @@ class Search:
         rival = before = self._rival(kind, first)
         if rival is None:
             return
-        for name, values in KNOBS.get(kind, {}).items():
-            race = self._race(f"{kind} {name}", [rival, *(rival.with_knob(name, value) for value in values)])
+        for name, values in self.space.knobs[kind].items():
+            changed = [rival.with_knob(name, value, default=values[0]) for value in values]
+            race = self._race(f"{kind} {name}", [rival, *changed])
             yield race
             rival = race.preferred() or rival
         if rival not in (before, self.best):

@@ -9,29 +9,26 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
-import subprocess
-import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from hvdlm.config import validate
 from hvdlm.errors import EXIT_USER_ERROR, UserError
 from hvdlm.files import write_text_durably
 from hvdlm.host import physical_cores
-from hvdlm.launch.plan import fresh_environment, start_command
 from hvdlm.partition import micro_batches_per_rank
 from hvdlm.train.config import RunConfig
 
-from .measure import Spec
+from .job import JobFailed, run_job
+from .measure import MeasurementSpec
 
 log = logging.getLogger("hvdlm")
 
 
 @dataclass(frozen=True)
-class Point:
+class StudyPoint:
     """One number of ranks with one global batch; the base belongs to both series."""
 
     ranks: int
@@ -51,7 +48,7 @@ def parse_ranks(text: str) -> list[int]:
     return ranks
 
 
-def plan_points(ranks: list[int], modes: tuple[str, ...], global_batch: int, micro_batch: int) -> list[Point]:
+def plan_points(ranks: list[int], modes: tuple[str, ...], global_batch: int, micro_batch: int) -> list[StudyPoint]:
     """The points of a study, smallest first; UserError if the batch does not divide at some of them.
 
     >>> [(p.ranks, p.global_batch) for p in plan_points([1, 2], ("strong", "weak"), 24, 4)]
@@ -69,7 +66,7 @@ def plan_points(ranks: list[int], modes: tuple[str, ...], global_batch: int, mic
     for count in ranks:
         for mode in modes:
             points.setdefault((count, global_batch if mode == "strong" else per_rank * count), set()).add(mode)
-    return [Point(count, batch, "strong" in of, "weak" in of) for (count, batch), of in sorted(points.items())]
+    return [StudyPoint(count, batch, "strong" in of, "weak" in of) for (count, batch), of in sorted(points.items())]
 
 
 @dataclass(frozen=True)
@@ -82,11 +79,11 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A point and the measurements of it, each a Spec for `hvdlm measure` in a file of its own."""
+class PlannedPoint:
+    """A point and the measurements of it, each a MeasurementSpec for `hvdlm measure` in a file of its own."""
 
-    point: Point
-    specs: dict[Path, Spec]  # in the order of the repeats
+    point: StudyPoint
+    specs: dict[Path, MeasurementSpec]  # in the order of the repeats
 
     def write(self) -> None:
         for path, spec in self.specs.items():
@@ -95,27 +92,35 @@ class Planned:
 
 
 def plan_study(  # noqa: PLR0913 - what a study is
-    config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str, ...], effort: Effort, threads: int,
+    config: RunConfig,
+    folder: Path,
+    *,
+    ranks: list[int],
+    modes: tuple[str, ...],
+    effort: Effort,
+    threads: int,
     records: Path,
-) -> list[Planned]:  # fmt: skip
+) -> list[PlannedPoint]:
     """Every measurement of a study as FOLDER/points/r00002-b24-0.json; nothing is written.
 
     The same spec measured again, by a job that was requeued, replaces its own record in the folder `records`.
     """
     planned = []
     for point in plan_points(ranks, modes, config.train.global_batch, config.train.micro_batch):
-        settings = validate(
-            RunConfig, config.model_dump(mode="json"), Path("scale"),
-            (f"train.global_batch={point.global_batch}", f"train.threads={threads}"),
-        )  # fmt: skip
-        specs = {
-            folder / "points" / f"r{point.ranks:05d}-b{point.global_batch}-{repeat}.json": Spec(
-                config=settings.model_dump(mode="json"), folder=str(records), repeat=repeat, steps=effort.steps,
-                warmup=effort.warmup, is_strong=point.is_strong, is_weak=point.is_weak,
-            )
-            for repeat in range(effort.repeats)
-        }  # fmt: skip
-        planned.append(Planned(point, specs))
+        changes = (f"train.global_batch={point.global_batch}", f"train.threads={threads}")
+        settings = validate(RunConfig, config.model_dump(mode="json"), Path("scale"), changes)
+        spec = MeasurementSpec(
+            config=settings.model_dump(mode="json"),
+            folder=str(records),
+            repeat=0,
+            steps=effort.steps,
+            warmup=effort.warmup,
+            is_strong=point.is_strong,
+            is_weak=point.is_weak,
+        )
+        name = f"r{point.ranks:05d}-b{point.global_batch}"
+        paths = {folder / "points" / f"{name}-{repeat}.json": repeat for repeat in range(effort.repeats)}
+        planned.append(PlannedPoint(point, {path: replace(spec, repeat=repeat) for path, repeat in paths.items()}))
     return planned
 
 
@@ -137,26 +142,18 @@ def sweep(config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str
         repeat, each = number // len(planned), planned[number % len(planned)]
         _run(list(each.specs)[repeat], each.point)
         left_s = (time.monotonic() - started) / (number + 1) * (total - number - 1)
-        log.info(
-            "measured %d/%d: %d ranks, global batch %d | %.0f s left",
-            number + 1,
-            total,
-            each.point.ranks,
-            each.point.global_batch,
-            left_s,
-        )
+        which = f"{each.point.ranks} ranks, global batch {each.point.global_batch}"
+        log.info("measured %d/%d: %s | %.0f s left", number + 1, total, which, left_s)
     shutil.rmtree(folder / "records", ignore_errors=True)
     fresh.rename(folder / "records")
 
 
-def _run(spec: Path, point: Point) -> None:
+def _run(spec: Path, point: StudyPoint) -> None:
     """One measurement by an mpirun of its own. Its user errors are ours; anything else shows its output."""
-    done = subprocess.run(
-        start_command(point.ranks, [sys.executable, "-m", "hvdlm", "measure", str(spec)]),
-        capture_output=True, text=True, stdin=subprocess.DEVNULL, env=fresh_environment(),
-    )  # fmt: skip
-    if done.returncode == EXIT_USER_ERROR:
-        reason = re.search(r"hvdlm: error: (.*)", done.stderr)
-        raise UserError(f"measuring {point.ranks} ranks failed: {reason.group(1) if reason else done.stderr}")
-    if done.returncode:
-        raise RuntimeError(f"measuring {point.ranks} ranks ended with exit code {done.returncode}:\n{done.stderr}")
+    try:
+        run_job(point.ranks, ["measure", str(spec)])
+    except JobFailed as error:
+        if error.code == EXIT_USER_ERROR:
+            raise UserError(f"measuring {point.ranks} ranks failed: {error}") from None
+        told = f"measuring {point.ranks} ranks ended with exit code {error.code}"
+        raise RuntimeError(f"{told}:\n{error.stderr}") from None

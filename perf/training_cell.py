@@ -12,14 +12,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hvdlm.config import validate
 from hvdlm.host import memory_bytes
 
-from .cell_job import end_with_parent
+from .job import end_with_parent
 
 if TYPE_CHECKING:  # a rank says hello before it imports torch
     from hvdlm.data.orders import Batches
@@ -93,24 +93,23 @@ def opened(spec: CellSpec, rank: int, size: int) -> Iterator[Any]:
     """The program of this rank, and its world around it."""
     from hvdlm.train.config import RunConfig
 
+    from .peers import PEERS
+
     config = validate(RunConfig, spec.config, Path("bench"))
     if spec.program == "alone":
         from hvdlm.world.serial import SerialWorld
 
         yield EngineProgram(config, SerialWorld())
-    elif spec.program in ("mpi", "horovod"):
-        from hvdlm.sync import world_environment
-        from hvdlm.world.connect import connected
-
-        kind: Literal["mpi", "horovod"] = "mpi" if spec.program == "mpi" else "horovod"
-        with connected(kind, environment=world_environment(config.sync)) as world:
-            yield EngineProgram(config, world)
-    else:
-        from .peers import PEERS
-
+    elif spec.program in PEERS:
         peer = PEERS[spec.program](config, rank, size)
         yield peer
         peer.close()
+    else:
+        from hvdlm.world.connect import connected
+
+        kind: Any = spec.program
+        with connected(kind, environment=config.sync.environment) as world:
+            yield EngineProgram(config, world)
 
 
 def serve(spec: CellSpec, rank: int, size: int) -> None:
@@ -123,10 +122,8 @@ def serve(spec: CellSpec, rank: int, size: int) -> None:
             program.run(0, 1)  # allocates, so it says nothing of the steps to come
             times = program.run(1, 1 + spec.warmup)
             _give_back_memory()
-            _say(
-                link, step_s=times["step_s"], memory_bytes=memory_bytes("VmRSS"),
-                num_parameters=getattr(program, "num_parameters", None),
-            )  # fmt: skip
+            num_parameters = getattr(program, "num_parameters", None)
+            _say(link, step_s=times["step_s"], memory_bytes=memory_bytes("VmRSS"), num_parameters=num_parameters)
             step = 1 + spec.warmup
             for line in orders:
                 order = json.loads(line)

@@ -22,21 +22,21 @@ from hvdlm.config import validate
 from hvdlm.data.corpora import open_corpora
 from hvdlm.errors import UserError
 from hvdlm.host import affinity, physical_cores
+from hvdlm.sync import SYNCS
 from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig
 
 from .job import JobFailed, run_job
-from .measure import Spec
-from .record import Record
+from .measure import MeasurementSpec
+from .record import RunRecord
 from .search import (
     CONFIRMATION,
-    KNOBS,
     Candidate,
     Failed,
     OutOfTime,
     Search,
-    Space,
-    Task,
+    SearchSpace,
+    Trial,
     micro_batch_choices,
     thread_choices,
 )
@@ -46,12 +46,11 @@ log = logging.getLogger("hvdlm")
 
 CONFIRMATIONS = 5  # pairs of runs
 CONFIRMING_SHARE = 0.4  # of the time at most is kept for them
-EXCHANGEABLE = ("auto", "horovod", "allreduce")  # the same mean of the same gradients
 
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """How the search is done; `kinds` empty: horovod and allreduce, where that changes no number."""
+    """How the search is done; `kinds` empty: all that give the plain mean, where that changes no number."""
 
     ranks: int
     minutes: float
@@ -63,24 +62,26 @@ class TuneOptions:
     command: str  # as it was typed, for the header
 
 
-def space_of(config: RunConfig, ranks: int, kinds: tuple[str, ...]) -> Space:
+def space_of(config: RunConfig, ranks: int, kinds: tuple[str, ...]) -> SearchSpace:
     """What may be changed about this config on this machine; UserError if the batch cannot be shared."""
     batch = config.train.global_batch
     if batch % ranks:
         raise UserError(f"global_batch {batch} is not a multiple of {ranks} ranks; change it or --ranks")
     sync = config.sync.model_dump(exclude_defaults=True)
+    if not config.sync.steps_together:
+        raise UserError(f"{config.sync.label} has no steps that all ranks share, so there is no time of one to tune")
     kind = _resolved_kind(config)
-    if kind == "async":
-        raise UserError("sync: async has no steps that all ranks share, so there is no time of one to tune")
-    tuned = KNOBS.get(kind, {})
+    tuned = SYNCS[kind].knobs
     others = sorted(sync.keys() - tuned.keys() - {"kind"})
     if kinds and others:
         raise UserError(f"--kinds: the config sets sync.{others[0]}, which another sync has not; leave --kinds out")
     if not kinds:
-        kinds = ("horovod", "allreduce") if config.sync.kind in EXCHANGEABLE and not others else (kind,)
-    knobs = tuple(sorted((name, value) for name, value in sync.items() if name in tuned))
-    base = Candidate(config.train.micro_batch, config.train.threads, kind, knobs)
-    return Space(base, micro_batch_choices(batch // ranks), _threads(base.threads, ranks), kinds)
+        is_plain = config.sync.gives_plain_mean and not others
+        kinds = tuple(name for name, sync in SYNCS.items() if sync.gives_plain_mean) if is_plain else (kind,)
+    chosen = tuple(sorted((name, value) for name, value in sync.items() if name in tuned))
+    base = Candidate(config.train.micro_batch, config.train.threads, kind, chosen)
+    knobs = {name: SYNCS[name].knobs for name in kinds}
+    return SearchSpace(base, micro_batch_choices(batch // ranks), _threads(base.threads, ranks), knobs)
 
 
 def _threads(configured: int, ranks: int) -> tuple[int, ...]:
@@ -92,10 +93,8 @@ def _threads(configured: int, ranks: int) -> tuple[int, ...]:
 
 def _resolved_kind(config: RunConfig) -> str:
     """What `auto` will be under mpirun."""
-    if config.sync.kind != "auto":
-        return config.sync.kind
-    is_there = importlib.util.find_spec("horovod") is not None
-    return "horovod" if config.world in ("auto", "horovod") and is_there else "allreduce"
+    can_be_horovod = config.world in ("auto", "horovod") and importlib.util.find_spec("horovod") is not None
+    return config.sync.resolved("horovod" if can_be_horovod else "mpi").kind
 
 
 def settings_of(config: RunConfig, base: Candidate, candidate: Candidate) -> RunConfig:
@@ -104,7 +103,7 @@ def settings_of(config: RunConfig, base: Candidate, candidate: Candidate) -> Run
     values["train"].update(micro_batch=candidate.micro_batch, threads=candidate.threads)
     if (candidate.kind, candidate.knobs) != (base.kind, base.knobs):
         own = values["sync"] if values["sync"]["kind"] == candidate.kind else {}
-        kept = {name: value for name, value in own.items() if name not in KNOBS.get(candidate.kind, {})}
+        kept = {name: value for name, value in own.items() if name not in SYNCS[candidate.kind].knobs}
         values["sync"] = {**kept, "kind": candidate.kind, **dict(candidate.knobs)}
     return validate(RunConfig, values, Path("tune"))
 
@@ -114,55 +113,49 @@ class _Runs:
 
     def __init__(self, config: RunConfig, base: Candidate, options: TuneOptions) -> None:
         self._config, self._base, self._options = config, base, options
-        self.done: list[tuple[Task, Record]] = []
+        self.done: list[tuple[Trial, RunRecord]] = []
         self._durations: list[float] = []
         self._deadline = time.monotonic() + 60 * options.minutes
 
-    def __call__(self, task: Task) -> float:
-        left_s = self._left_s(task)
+    def __call__(self, trial: Trial) -> float:
+        left_s = self._left_s(trial)
         if left_s <= 0:
             raise OutOfTime
         start = time.monotonic()
         try:
-            record = self._run(task, left_s)
+            record = self._run(trial, left_s)
         except Failed as error:
-            log.info("%s: %s does not run: %s", task.stage, task.candidate, error)
+            log.info("%s: %s does not run: %s", trial.stage, trial.candidate, error)
             raise
         self._durations.append(time.monotonic() - start)
-        self.done.append((task, record))
+        self.done.append((trial, record))
         seconds = statistics.median(record.slowest_s)
+        speed = f"{record.tokens_per_step / seconds:,.0f} tokens/s"
         minutes, rest = divmod(max(0, round(self._deadline - time.monotonic())), 60)
-        log.info(
-            "%s, round %d: %s: %s tokens/s | %d runs to the end of the round, %d:%02d to that of the time",
-            task.stage, task.round + 1, task.candidate, f"{record.tokens_per_step / seconds:,.0f}", task.left,
-            minutes, rest,
-        )  # fmt: skip
+        left = f"{trial.left} runs to the end of the round, {minutes}:{rest:02d} to that of the time"
+        log.info("%s, round %d: %s: %s | %s", trial.stage, trial.round + 1, trial.candidate, speed, left)
         return seconds
 
-    def _left_s(self, task: Task) -> float:
+    def _left_s(self, trial: Trial) -> float:
         """Until the deadline, less what the confirmation will need."""
         reserve_s = 0.0
-        if task.stage != CONFIRMATION and self._durations:
-            reserve_s = min(
-                2 * CONFIRMATIONS * statistics.median(self._durations), CONFIRMING_SHARE * 60 * self._options.minutes
-            )
+        if trial.stage != CONFIRMATION and self._durations:
+            expected_s = 2 * CONFIRMATIONS * statistics.median(self._durations)
+            reserve_s = min(expected_s, CONFIRMING_SHARE * 60 * self._options.minutes)
         return self._deadline - reserve_s - time.monotonic()
 
-    def _run(self, task: Task, left_s: float) -> Record:
+    def _run(self, trial: Trial, left_s: float) -> RunRecord:
         try:
-            settings = settings_of(self._config, self._base, task.candidate)
-            BatchPlan(settings.train.global_batch, settings.train.ramp).check(
-                settings.train.micro_batch, self._options.ranks
-            )
+            settings = settings_of(self._config, self._base, trial.candidate)
+            train = settings.train
+            BatchPlan(train.global_batch, train.ramp).check(train.micro_batch, self._options.ranks)
         except UserError as error:
             raise Failed(str(error)) from None
         values = settings.model_dump(mode="json")
         values["train"]["ramp"] = None  # the steps of the full batch are what counts
         with tempfile.TemporaryDirectory(prefix="hvdlm-tune-") as folder:
-            spec = Spec(
-                config=values, folder=folder, repeat=task.round, steps=self._options.steps,
-                warmup=self._options.warmup, is_strong=False, is_weak=False,
-            )  # fmt: skip
+            effort = {"steps": self._options.steps, "warmup": self._options.warmup}
+            spec = MeasurementSpec(values, folder, trial.round, **effort, is_strong=False, is_weak=False)
             path = Path(folder) / "spec"
             path.write_text(json.dumps(asdict(spec)))
             try:
@@ -172,7 +165,7 @@ class _Runs:
             except subprocess.TimeoutExpired:
                 raise OutOfTime from None
             (found,) = Path(folder).glob("*.json")
-            return Record.model_validate_json(found.read_text(encoding="utf-8"))
+            return RunRecord.model_validate_json(found.read_text(encoding="utf-8"))
 
 
 def tune(config: RunConfig, options: TuneOptions) -> dict[str, Any]:
@@ -202,10 +195,8 @@ def tune(config: RunConfig, options: TuneOptions) -> dict[str, Any]:
 
 
 def _write(config: RunConfig, options: TuneOptions, search: Search, runs: _Runs) -> dict[str, Any]:
-    head = {
-        "schema_version": 1, "command": options.command, "ranks": options.ranks, "out": str(options.out),
-        "measurements": str(options.out.with_suffix(".json")),
-    }  # fmt: skip
+    paths = {"out": str(options.out), "measurements": str(options.out.with_suffix(".json"))}
+    head = {"schema_version": 1, "command": options.command, "ranks": options.ranks, **paths}
     summary = {**head, **summarise(search, runs.done)}
     write(options.out, settings_of(config, search.space.base, search.verdict()[0]), summary, runs.done)
     return summary

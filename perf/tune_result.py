@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,13 +10,15 @@ from typing import Any
 
 from hvdlm.config import to_yaml
 from hvdlm.files import write_text_durably
+from hvdlm.tables import table
 from hvdlm.train.config import RunConfig
 
-from .record import Record
-from .scaling import Interval, Sample, estimate
-from .search import CONFIRMATION, Candidate, Race, Search, Task
+from .confidence import ConfidenceInterval, bracketed
+from .record import RunRecord, step_times
+from .scaling import estimate
+from .search import CONFIRMATION, Candidate, Race, Search, Trial
 
-Runs = Sequence[tuple[Task, Record]]
+Runs = Sequence[tuple[Trial, RunRecord]]
 
 
 def summarise(search: Search, runs: Runs) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def summarise(search: Search, runs: Runs) -> dict[str, Any]:
     chosen, gain, sentence = search.verdict()
     return {
         "verdict": sentence,
-        "gain": plain(gain) if gain else None,
+        "gain": _plain(gain) if gain else None,
         "config": {"settings": str(search.space.base), "tokens_per_s": _last_rate(runs, search.space.base)},
         "winner": {"settings": str(chosen), "tokens_per_s": _last_rate(runs, chosen)},
         "stages": [_stage(race, runs) for race in search.races],
@@ -35,33 +36,28 @@ def summarise(search: Search, runs: Runs) -> dict[str, Any]:
 def write(out: Path, settings: RunConfig, summary: dict[str, Any], runs: Runs) -> None:
     """The config with its header into `out`, and everything into the JSON beside it."""
     raw = [
-        {"stage": task.stage, "round": task.round, "settings": asdict(task.candidate), "record": record.model_dump()}
-        for task, record in runs
+        {"stage": trial.stage, "round": trial.round, "settings": asdict(trial.candidate), "record": record.model_dump()}
+        for trial, record in runs
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text_durably(Path(summary["measurements"]), json.dumps({**summary, "runs": raw}, indent=1) + "\n")
     write_text_durably(out, _header(summary, runs[0][1]) + to_yaml(settings))
 
 
-def plain(interval: Interval) -> dict[str, float | None]:
-    """JSON has no infinity: None where there is no interval."""
-    if math.isinf(interval.high):
-        return {"value": interval.value, "low": None, "high": None}
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
+def _plain(interval: ConfidenceInterval) -> dict[str, float | None]:
+    return {"value": interval.value, **interval.bounds}
 
 
 def _last_rate(runs: Runs, candidate: Candidate) -> dict[str, Any] | None:
     """Tokens/s over the last stage in which a candidate ran; None if it never did."""
-    stages = [task.stage for task, _ in runs if task.candidate == candidate]
+    stages = [trial.stage for trial, _ in runs if trial.candidate == candidate]
     return _rate(runs, stages[-1], candidate) if stages else None
 
 
 def _rate(runs: Runs, stage: str, candidate: Candidate) -> dict[str, Any]:
-    records = [record for task, record in runs if (task.stage, task.candidate) == (stage, candidate)]
-    tokens = records[0].tokens_per_step
-    step = estimate(Sample(records[0].ranks, tokens, tuple(tuple(r.slowest_s) for r in records))).interval()
-    fast = tokens / step.low if step.low else math.inf
-    return {**plain(Interval(tokens / step.value, tokens / step.high, fast)), "runs": len(records)}
+    records = [record for trial, record in runs if (trial.stage, trial.candidate) == (stage, candidate)]
+    step = estimate(step_times(records)).interval()
+    return {**_plain(step.rate_of(records[0].tokens_per_step)), "runs": len(records)}
 
 
 def _stage(race: Race, runs: Runs) -> dict[str, Any]:
@@ -69,13 +65,11 @@ def _stage(race: Race, runs: Runs) -> dict[str, Any]:
     comparison = race.comparison() if race.seconds else None
     rows = []
     for candidate in race.candidates:
-        has_run = comparison is not None and candidate in race.seconds
-        rows.append({
-            "settings": str(candidate),
-            "tokens_per_s": _rate(runs, race.stage, candidate) if has_run else None,
-            "to_fastest": plain(comparison.ratio(candidate, comparison.fastest)) if comparison and has_run else None,
-            "outcome": _outcome(race, candidate),
-        })  # fmt: skip
+        row: dict[str, Any] = {"settings": str(candidate), "tokens_per_s": None, "to_fastest": None}
+        if comparison and candidate in race.seconds:
+            row["tokens_per_s"] = _rate(runs, race.stage, candidate)
+            row["to_fastest"] = _plain(comparison.ratio(candidate, comparison.fastest))
+        rows.append({**row, "outcome": _outcome(race, candidate)})
     return {"stage": race.stage, "candidates": rows}
 
 
@@ -91,7 +85,7 @@ def _outcome(race: Race, candidate: Candidate) -> str:
     return "kept" if candidate == race.preferred() else "not distinguishable"
 
 
-def _header(summary: dict[str, Any], record: Record) -> str:
+def _header(summary: dict[str, Any], record: RunRecord) -> str:
     where = record.environment
     versions = ", ".join(f"{name} {version}" for name, version in where.versions.items())
     lines = [
@@ -110,19 +104,22 @@ def _line(part: dict[str, Any]) -> str:
     rate = part["tokens_per_s"]
     if rate is None:
         return f"{part['settings']}: not measured"
-    spread = f" [{rate['low']:,.0f}, {rate['high']:,.0f}]" if rate["high"] else ""
-    return f"{part['settings']}: {rate['value']:,.0f}{spread} tokens/s ({rate['runs']} runs)"
+    speed = bracketed(rate["value"], rate["low"], rate["high"], form="{:,.0f}")
+    return f"{part['settings']}: {speed} tokens/s ({rate['runs']} runs)"
 
 
 def to_text(summary: dict[str, Any]) -> str:
-    """The stages as plain columns, then the verdict and where it was written."""
+    """A table a stage, below it who did not run and why, then the verdict and where it was written."""
     lines = []
     for stage in summary["stages"]:
-        lines.append(f"{stage['stage']:<54}{'tokens/s':>12}{'time, fastest = 1':>22}")
-        for row in stage["candidates"]:
-            rate, ratio = row["tokens_per_s"], row["to_fastest"]
-            speed = f"{rate['value']:,.0f}" if rate else ""
-            spread = f" [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio and ratio["high"] else ""
-            relative = f"{ratio['value']:.3f}{spread}" if ratio else ""
-            lines.append(f"  {row['settings']:<52}{speed:>12}{relative:>22}  {row['outcome']}".rstrip())
+        heads = [stage["stage"], "", "tokens/s", "time, fastest = 1"]
+        ran = [row for row in stage["candidates"] if row["tokens_per_s"]]
+        lines.append(table(heads, [_cells(row) for row in ran], num_left=2))
+        lines += [f"{row['settings']}: {row['outcome']}" for row in stage["candidates"] if row not in ran]
     return "\n".join([*lines, "", f"{summary['winner']['settings']}: {summary['verdict']}", summary["out"]])
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    ratio = row["to_fastest"]
+    spread = f" [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio["high"] else ""
+    return [row["settings"], row["outcome"], f"{row['tokens_per_s']['value']:,.0f}", f"{ratio['value']:.3f}{spread}"]

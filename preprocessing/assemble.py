@@ -9,67 +9,53 @@ from typing import Any
 
 import numpy as np
 
-from hvdlm import tokenizer as tokenizers
-from hvdlm.data.manifest import FORMAT_VERSION, SPLITS, Manifest, ShardEntry, SplitEntry
+from hvdlm.data.manifest import SPLITS, Manifest, ShardEntry, manifest_of
 from hvdlm.data.shards import COLUMNS, ShardLabels, pack_strings, write_shard
 from hvdlm.data.shared_file import SharedSizes, check_parallel, write_shared
 from hvdlm.data.verify import read_back
 from hvdlm.errors import UserError
 from hvdlm.files import sha256_of, write_text_durably
 from hvdlm.tokenizer import Tokenizer
-from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.interface import World
 
-from .plan import Job, ShardPlan, shard_plans, windows_of
+from .plan import ShardPlan, WorkPlan, shard_plans, windows_of
 from .spool import Spool
-from .work_queue import Stage, Turns
+from .work_queue import Tasks, WorkQueue
 
 Labels = dict[str, ShardLabels]
 Entries = dict[str, tuple[ShardEntry, ...]]
+Piece = tuple[str, int, np.ndarray]  # dataset, start, what stands there
 
 
-def assemble(job: Job, tokenizer: Tokenizer, duplicates: dict[str, int], turns: Turns) -> Manifest:
+def assemble(plan: WorkPlan, tokenizer: Tokenizer, duplicates: dict[str, int], queue: WorkQueue) -> Manifest:
     """Shards from spool files: offsets by a prefix sum over units, each shard by one rank or, mpio, by all."""
-    digest = tokenizers.digest(tokenizer)
-    labels = {split: ShardLabels(split, tokenizer.vocab_size, tokenizer.eos_id, digest) for split in SPLITS}
-    with turns.clock.phase("offsets"):
-        totals = _of_all(job, turns.world, _totals)
+    labels = {split: ShardLabels.of(split, tokenizer) for split in SPLITS}
+    with queue.timer.phase("offsets"):
+        totals = _of_all(plan, queue.world, _totals)
         statistics = Counter(duplicates)
         for unit in totals:
             statistics.update(unit["statistics"])
         if not sum(unit[split]["tokens"] for unit in totals for split in SPLITS):
             found = ", ".join(f"{name} {count}" for name, count in sorted(statistics.items()) if count)
-            raise UserError.shared(f"input {job.config.input!r}: no document is left ({found or 'there was none'})")
-    write = _write_shared_files if job.config.layout == "mpio" else _write_shards
-    entries = write(job, totals, labels, turns)
-    statistics["documents"] = sum(shard.num_documents for shards in entries.values() for shard in shards)
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        tokenizer_digest=digest,
-        tokenizer_kind=tokenizer.kind,
-        vocab_size=tokenizer.vocab_size,
-        eos_id=tokenizer.eos_id,
-        dtype=dtype_for(tokenizer.vocab_size).name,
-        splits={split: _split_entry(split, entries[split], totals) for split in SPLITS},
-        num_tokens=sum(shard.num_tokens for shards in entries.values() for shard in shards),
-        num_documents=statistics["documents"],
-        statistics=dict(sorted(statistics.items())),
-        plan=job.digest,
-    )
-    turns.check_together()
-    with turns.clock.phase("read back"):
-        return read_back(job.config.output, manifest, turns.world)
+            raise UserError.shared(f"input {plan.config.input!r}: no document is left ({found or 'there was none'})")
+    write = _write_shared_files if plan.config.layout == "mpio" else _write_shards
+    entries = write(plan, totals, labels, queue)
+    text_bytes = {split: sum(unit[split]["text_bytes"] for unit in totals) for split in SPLITS}
+    manifest = manifest_of(tokenizer, entries, text_bytes=text_bytes, statistics=statistics, plan=plan.digest)
+    queue.check_together()
+    with queue.timer.phase("read back"):
+        return read_back(plan.config.output, manifest, queue.world)
 
 
-def _of_all(job: Job, world: World, look: Callable[[int, Spool], Any]) -> list[Any]:
+def _of_all(plan: WorkPlan, world: World, look: Callable[[int, Spool], Any]) -> list[Any]:
     """`look(number, spool)` for each spool file, in order, on all ranks; each rank opens its share."""
     mine = []
     with world.together():
-        for number in range(world.rank, len(job.spools), world.size):
-            with Spool(job.spools[number]) as spool:
+        for number in range(world.rank, len(plan.spools), world.size):
+            with Spool(plan.spools[number]) as spool:
                 mine.append((number, look(number, spool)))
     found = dict(pair for pairs in world.gather(mine) for pair in pairs)
-    return [found[number] for number in range(len(job.spools))]
+    return [found[number] for number in range(len(plan.spools))]
 
 
 def _totals(number: int, spool: Spool) -> dict[str, Any]:
@@ -98,101 +84,102 @@ def _starts(totals: list[Any], split: str, of: str) -> list[int]:
     return np.cumsum([0] + [unit[split][of] or 0 for unit in totals]).tolist()
 
 
-def _write_shards(job: Job, totals: list[Any], labels: Labels, turns: Turns) -> Entries:
+def _write_shards(plan: WorkPlan, totals: list[Any], labels: Labels, queue: WorkQueue) -> Entries:
     """Shards of about `shard_tokens`, each by one rank; those that an interrupted run finished are kept."""
     starts = {split: _starts(totals, split, "tokens") for split in SPLITS}
 
     def windows(number: int, spool: Spool) -> dict[str, list[int]]:
         return {
             split: np.unique(
-                windows_of(spool.of_split("lengths", split), starts[split][number], job.config.shard_tokens)
+                windows_of(spool.of_split("lengths", split), starts[split][number], plan.config.shard_tokens)
             ).tolist()
             for split in SPLITS
         }
 
-    with turns.clock.phase("offsets"):
-        plans = shard_plans(_of_all(job, turns.world, windows))
+    with queue.timer.phase("offsets"):
+        planned = shard_plans(_of_all(plan, queue.world, windows))
     columns = _columns(totals)
 
     def write(number: int) -> int:
-        plan = plans[number]
-        if _finished(job, plan) is None:
-            entry = _write(job, plan, starts[plan.split], labels[plan.split], columns)
-            write_text_durably(_note(job, plan), entry.model_dump_json())
+        shard = planned[number]
+        if _finished(plan, shard) is None:
+            entry = _write(plan, shard, starts[shard.split], labels[shard.split], columns)
+            write_text_durably(_note(plan, shard), entry.model_dump_json())
         return 1
 
-    turns.run(Stage("shards", range(len(plans)), write, len(plans), "shards"))
-    entries = turns.world.on_root(
-        lambda: [ShardEntry.model_validate_json(_note(job, plan).read_text()) for plan in plans]
+    queue.run(Tasks("shards", range(len(planned)), write, len(planned), "shards"))
+    entries = queue.world.on_root(
+        lambda: [ShardEntry.model_validate_json(_note(plan, shard).read_text()) for shard in planned]
     )
-    return {split: tuple(e for e, plan in zip(entries, plans, strict=True) if plan.split == split) for split in SPLITS}
+    found = list(zip(planned, entries, strict=True))
+    return {split: tuple(entry for shard, entry in found if shard.split == split) for split in SPLITS}
 
 
-def _path(job: Job, plan: ShardPlan) -> Path:
-    return job.config.output / f"{plan.split}-{plan.number:05d}.h5"
+def _path(plan: WorkPlan, shard: ShardPlan) -> Path:
+    return plan.config.output / f"{shard.split}-{shard.number:05d}.h5"
 
 
-def _note(job: Job, plan: ShardPlan) -> Path:
+def _note(plan: WorkPlan, shard: ShardPlan) -> Path:
     """Where the manifest's entry of a finished shard is kept."""
-    return job.work / f"{_path(job, plan).name}.json"
+    return plan.work / f"{_path(plan, shard).name}.json"
 
 
-def _finished(job: Job, plan: ShardPlan) -> ShardEntry | None:
-    if not (_note(job, plan).exists() and _path(job, plan).exists()):
+def _finished(plan: WorkPlan, shard: ShardPlan) -> ShardEntry | None:
+    if not (_note(plan, shard).exists() and _path(plan, shard).exists()):
         return None
-    entry = ShardEntry.model_validate_json(_note(job, plan).read_text())
-    return entry if sha256_of(_path(job, plan)) == entry.checksum else None
+    entry = ShardEntry.model_validate_json(_note(plan, shard).read_text())
+    return entry if sha256_of(_path(plan, shard)) == entry.checksum else None
 
 
-def _write(job: Job, plan: ShardPlan, starts: list[int], labels: ShardLabels, columns: list[str]) -> ShardEntry:
+def _write(plan: WorkPlan, shard: ShardPlan, starts: list[int], labels: ShardLabels, columns: list[str]) -> ShardEntry:
     """Assemble one shard."""
     lengths: list[np.ndarray] = []
     strings: dict[str, list[str]] = {name: [] for name in columns}
     spans: list[tuple[int, int, int]] = []
-    for unit in plan.units:
-        with Spool(job.spools[unit]) as spool:
-            of_unit = spool.of_split("lengths", plan.split)
-            inside = np.flatnonzero(windows_of(of_unit, starts[unit], job.config.shard_tokens) == plan.window)
+    for unit in shard.units:
+        with Spool(plan.spools[unit]) as spool:
+            of_unit = spool.of_split("lengths", shard.split)
+            inside = np.flatnonzero(windows_of(of_unit, starts[unit], plan.config.shard_tokens) == shard.window)
             first, last = int(inside[0]), int(inside[-1]) + 1
             lengths.append(of_unit[first:last])
             spans.append((unit, first, last))
             for name in columns:
-                strings[name] += spool.column(name, plan.split, first, last) or [""] * (last - first)
+                strings[name] += spool.column(name, shard.split, first, last) or [""] * (last - first)
 
     def pieces() -> Iterator[np.ndarray]:
         for unit, first, last in spans:
-            with Spool(job.spools[unit]) as spool:
-                yield spool.tokens(plan.split, first, last)
+            with Spool(plan.spools[unit]) as spool:
+                yield spool.tokens(shard.split, first, last)
 
-    return write_shard(_path(job, plan), pieces(), np.concatenate(lengths), labels, strings)
+    return write_shard(_path(plan, shard), pieces(), np.concatenate(lengths), labels, strings)
 
 
-def _write_shared_files(job: Job, totals: list[Any], labels: Labels, turns: Turns) -> Entries:
+def _write_shared_files(plan: WorkPlan, totals: list[Any], labels: Labels, queue: WorkQueue) -> Entries:
     """One file a split, by all ranks; each writes what its units hold."""
-    check_parallel(turns.world)
+    check_parallel(queue.world)
     entries: Entries = {}
-    with turns.clock.phase("shards"):
+    with queue.timer.phase("shards"):
         for split in SPLITS:
             sizes = SharedSizes(
                 _starts(totals, split, "tokens")[-1],
                 _starts(totals, split, "documents")[-1],
                 {name: _starts(totals, split, name)[-1] for name in _columns(totals)},
             )
-            path = job.config.output / f"{split}.h5"
-            pieces = _shared_pieces(job, totals, split, turns.world)
+            path = plan.config.output / f"{split}.h5"
+            pieces = _shared_pieces(plan, totals, split, queue.world)
             has_any = sizes.num_tokens > 0
-            entries[split] = (write_shared(path, turns.world, labels[split], sizes, pieces),) if has_any else ()
+            entries[split] = (write_shared(path, queue.world, labels[split], sizes, pieces),) if has_any else ()
     return entries
 
 
-def _shared_pieces(job: Job, totals: list[Any], split: str, world: World) -> Iterator[tuple[str, int, np.ndarray]]:
+def _shared_pieces(plan: WorkPlan, totals: list[Any], split: str, world: World) -> Iterator[Piece]:
     """(dataset, start, array) for this rank's spool files."""
     starts = {of: _starts(totals, split, of) for of in ("tokens", "documents", *_columns(totals))}
     if world.rank == 0:
         for name in ("doc_offsets", *[f"{name}_offsets" for name in _columns(totals)]):
             yield name, 0, np.zeros(1, np.int64)
-    for unit in range(world.rank, len(job.spools), world.size):
-        with Spool(job.spools[unit]) as spool:
+    for unit in range(world.rank, len(plan.spools), world.size):
+        with Spool(plan.spools[unit]) as spool:
             count = totals[unit][split]["documents"]
             behind = starts["documents"][unit] + 1  # offset 0 stands before the first document's end
             yield "tokens", starts["tokens"][unit], spool.tokens(split, 0, count)
@@ -201,14 +188,3 @@ def _shared_pieces(job: Job, totals: list[Any], split: str, world: World) -> Ite
                 data, offsets = pack_strings(spool.column(name, split, 0, count) or [""] * count)
                 yield name, starts[name][unit], data
                 yield f"{name}_offsets", behind, starts[name][unit] + offsets[1:]
-
-
-def _split_entry(split: str, shards: tuple[ShardEntry, ...], totals: list[Any]) -> SplitEntry:
-    return SplitEntry(
-        shards=shards,
-        num_tokens=sum(shard.num_tokens for shard in shards),
-        num_documents=sum(shard.num_documents for shard in shards),
-        text_bytes=sum(unit[split]["text_bytes"] for unit in totals),
-        unigram_loss=None,
-        digest="",
-    )

@@ -35,12 +35,12 @@ from .assemble import assemble
 from .dedup import Signer, find_duplicates
 from .documents import find_files
 from .pipeline import Pipeline
-from .plan import Job, PreprocessConfig, Unit, make_units, plan_digest, split_of, work_name
+from .plan import PreprocessConfig, Unit, WorkPlan, make_units, plan_digest, split_of, work_name
 from .readers import format_of
 from .records import DROPPED, PROVENANCE, digest_of, write_dropped, write_provenance
 from .spool import Batch, UnitResult
 from .vocabulary import make_vocabulary, with_fast_encoder
-from .work_queue import Clock, Stage, Turns
+from .work_queue import PhaseTimer, Tasks, WorkQueue
 
 log = logging.getLogger("hvdlm")
 
@@ -56,7 +56,7 @@ def build(config: PreprocessConfig, world: World, batch_job: BatchJob = BatchJob
 
     Raises StoppedOnRequest on all ranks when one was asked to stop; finished units stay.
     """
-    clock = Clock()
+    timer = PhaseTimer()
     gc.freeze()  # the modules' objects need not be looked through again and again
     with ExitStack() as stack:
         with world.together():
@@ -64,33 +64,33 @@ def build(config: PreprocessConfig, world: World, batch_job: BatchJob = BatchJob
             if world.rank == 0:
                 stack.enter_context(locked(config.output / LOCK))
         stop = stack.enter_context(stop_flag(config.output, world, batch_job))
-        with clock.phase("plan"):
-            job = world.on_root(lambda: _prepare(config))
-        if isinstance(job, Manifest):
-            log.info("%s is complete already: %s tokens", config.output, f"{job.num_tokens:,}")
-            return job
-        return _build(job, Turns(job, world, stop, clock))
+        with timer.phase("plan"):
+            plan = world.on_root(lambda: _prepare(config))
+        if isinstance(plan, Manifest):
+            log.info("%s is complete already: %s tokens", config.output, f"{plan.num_tokens:,}")
+            return plan
+        return _build(plan, WorkQueue(plan, world, stop, timer))
 
 
-def _build(job: Job, turns: Turns) -> Manifest:
-    world, clock = turns.world, turns.clock
-    with clock.phase("vocabulary"):
-        tokenizer = _find_tokenizer(job, world)
-    turns.check_together()
-    worker = Worker(job, tokenizer, turns)
-    total = sum(job.units[number].num_bytes for number in job.todo)
-    turns.run(Stage("tokenize", job.todo, worker.tokenize, total, "MB", 1_000_000, worker.finish))
-    with clock.phase("dedup"):
-        job = replace(job, spools=world.on_root(job.find_spools))
-        duplicates = find_duplicates(job.config.dedup, job.spools, world)
-    turns.check_together()
-    manifest = assemble(job, tokenizer, duplicates, turns)
-    turns.write_summary(job.config.output / SUMMARY, manifest)
-    world.on_root(lambda: _finish(job, tokenizer, manifest, list(duplicates)))
+def _build(plan: WorkPlan, queue: WorkQueue) -> Manifest:
+    world, timer = queue.world, queue.timer
+    with timer.phase("vocabulary"):
+        tokenizer = _find_tokenizer(plan, world)
+    queue.check_together()
+    worker = Worker(plan, tokenizer, queue)
+    total = sum(plan.units[number].num_bytes for number in plan.todo)
+    queue.run(Tasks("tokenize", plan.todo, worker.tokenize, total, "MB", 1_000_000, worker.finish))
+    with timer.phase("dedup"):
+        plan = replace(plan, spools=world.on_root(plan.find_spools))
+        duplicates = find_duplicates(plan.config.dedup, plan.spools, world)
+    queue.check_together()
+    manifest = assemble(plan, tokenizer, duplicates, queue)
+    queue.write_summary(plan.config.output / SUMMARY, manifest)
+    world.on_root(lambda: _finish(plan, tokenizer, manifest, list(duplicates)))
     return manifest
 
 
-def _prepare(config: PreprocessConfig) -> Job | Manifest:
+def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
     """On rank 0: list the input, fix the plan, make the folders; or the manifest if all is done."""
     files = find_files(config.sources)
     if not sum(size for _, size in files):
@@ -122,53 +122,52 @@ def _prepare(config: PreprocessConfig) -> Job | Manifest:
     asides = [path for name in names for path in config.output.glob(f".{name}")]
     for leftover in [*asides, *work.glob(".*"), config.output / STOPPED]:
         leftover.unlink(missing_ok=True)
-    job = Job(config, units, digest, work)
-    todo = [unit for unit in units if not job.spool(unit.number).exists()]
+    plan = WorkPlan(config, units, digest, work)
+    todo = [unit for unit in units if not plan.spool(unit.number).exists()]
     todo.sort(key=lambda unit: -unit.num_bytes)  # a large one at the end would keep the others waiting
-    log.info(
-        "plan %s: %d files, %.1f MB, %d units%s", job.digest, len(files), sum(s for _, s in files) / 1e6, len(units),
-        f", {len(units) - len(todo)} of them done" if len(todo) < len(units) else "",
-    )  # fmt: skip
-    return replace(job, todo=tuple(unit.number for unit in todo))
+    size_mb = sum(size for _, size in files) / 1e6
+    done_before = f", {len(units) - len(todo)} of them done" if len(todo) < len(units) else ""
+    log.info("plan %s: %d files, %.1f MB, %d units%s", digest, len(files), size_mb, len(units), done_before)
+    return replace(plan, todo=tuple(unit.number for unit in todo))
 
 
-def _find_tokenizer(job: Job, world: World) -> Tokenizer:
+def _find_tokenizer(plan: WorkPlan, world: World) -> Tokenizer:
     """The vocabulary, or what an interrupted run made, with its fastest exact encoder."""
-    kept = job.work / TOKENIZER
+    kept = plan.work / TOKENIZER
     if not world.on_root(kept.exists):
-        text = make_vocabulary(job.config, job.units, world)
+        text = make_vocabulary(plan.config, plan.units, world)
         world.on_root(lambda: write_text_durably(kept, text))
     tokenizer = tokenizers.from_json(world.on_root(lambda: kept.read_text(encoding="utf-8")))
-    return with_fast_encoder(tokenizer, job.config, job.units, world)
+    return with_fast_encoder(tokenizer, plan.config, plan.units, world)
 
 
 class Worker:
     """Tokenizes units, one at a time; the last one is being saved while the next one is read."""
 
-    def __init__(self, job: Job, tokenizer: Tokenizer, turns: Turns) -> None:
-        self._job, self._tokenizer, self._turns = job, tokenizer, turns
-        self._pipeline, self._signer = Pipeline(job.config), Signer(job.config.dedup)
+    def __init__(self, plan: WorkPlan, tokenizer: Tokenizer, queue: WorkQueue) -> None:
+        self._plan, self._tokenizer, self._queue = plan, tokenizer, queue
+        self._pipeline, self._signer = Pipeline(plan.config), Signer(plan.config.dedup)
         self._writer = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
         self._result, self._number, self._num_segments = UnitResult(), 0, 0
 
     def tokenize(self, number: int) -> int:
         """One unit into its spool file, or into several if it is long; returns its bytes."""
-        unit, statistics = self._job.units[number], Counter[str]()
+        unit, statistics = self._plan.units[number], Counter[str]()
         self._result, self._number, self._num_segments = UnitResult(), number, 0
         inputs = [vars(part) | {"xxh3_128": digest_of(part)} for part in unit.parts]
         for batch in self._batches(unit, statistics):
             ids, lengths = self._tokenizer.encode_documents([document.text for document in batch.documents])
             self._result.add(batch, ids, lengths)
-            self._turns.count(documents=len(batch), tokens=len(ids))
+            self._queue.count(documents=len(batch), tokens=len(ids))
             self._save_segment_if_due()
         self._result.inputs, self._result.statistics = inputs, statistics
-        self._save(self._job.spool(number))
+        self._save(self._plan.spool(number))
         return unit.num_bytes
 
     def _save_segment_if_due(self) -> None:
         if self._result.num_bytes >= SEGMENT_BYTES:
-            self._save(self._job.segment(self._number, self._num_segments))
+            self._save(self._plan.segment(self._number, self._num_segments))
             self._num_segments += 1
 
     def _save(self, path: Path) -> None:
@@ -188,7 +187,7 @@ class Worker:
         batch = Batch()
         for document in self._pipeline.documents(unit, statistics, self._drop):
             data = document.text.encode()
-            split = SPLITS.index(split_of(data, self._job.config))
+            split = SPLITS.index(split_of(data, self._plan.config))
             batch.append(document, split, len(data), self._signer.sign(document.text, data))
             if batch.num_bytes >= ENCODE_BYTES:
                 yield batch
@@ -197,7 +196,7 @@ class Worker:
             yield batch
 
     def _drop(self, line: dict[str, Any]) -> None:
-        if self._job.config.dropped:
+        if self._plan.config.dropped:
             self._result.drop(line)
             self._save_segment_if_due()
 
@@ -207,8 +206,8 @@ def _shards_in(output: Path) -> list[Path]:
     return [path for path in output.glob("*.h5") if SHARD_NAME.fullmatch(path.name)]
 
 
-def _finish(job: Job, tokenizer: Tokenizer, manifest: Manifest, kinds: list[str]) -> None:
-    output, config = job.config.output, job.config.split
+def _finish(plan: WorkPlan, tokenizer: Tokenizer, manifest: Manifest, kinds: list[str]) -> None:
+    output, config = plan.config.output, plan.config.split
     listed = {shard.file for split in manifest.splits.values() for shard in split.shards}
     for path in _shards_in(output):
         if path.name not in listed:
@@ -217,13 +216,13 @@ def _finish(job: Job, tokenizer: Tokenizer, manifest: Manifest, kinds: list[str]
         if fraction and not manifest.splits[split].num_tokens:
             log.warning("no document fell into %s (a share of %g of %d)", split, fraction, manifest.num_documents)
     shard = next(shard for split in manifest.splits.values() for shard in split.shards)  # all have the same columns
-    for key, name in ((job.config.id_key, "doc_ids"), (job.config.label_key, "doc_labels")):
+    for key, name in ((plan.config.id_key, "doc_ids"), (plan.config.label_key, "doc_labels")):
         if key is not None and doc_column(output, shard, name) is None:
             log.warning("no document has %r, so there are no %s", key, name)
     write_text_durably(output / TOKENIZER, tokenizer.to_json())
-    write_provenance(job)
-    if job.config.dropped:
-        write_dropped(job, kinds)
+    write_provenance(plan)
+    if plan.config.dropped:
+        write_dropped(plan, kinds)
     write_manifest(output, manifest)
     shutil.rmtree(output / ".work", ignore_errors=True)
     shards = {

@@ -9,16 +9,13 @@ import io
 import lzma
 import os
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, cast
 
 from hvdlm.errors import UserError
 
-FormatName = Literal[
-    "auto", "txt", "paragraphs", "separated", "wikitext", "md", "jsonl", "csv", "tsv", "parquet", "html", "warc", "wet"
-]
 ErrorPolicy = Literal["strict", "replace"]
 
 # A longer document is cut into several, so that memory is bounded whatever the input holds; so is what a
@@ -46,7 +43,7 @@ class Part:
 class ReadOptions:
     """How files become documents."""
 
-    format: FormatName = "auto"
+    format: str = "auto"
     text_key: str = "text"
     id_key: str | None = None
     label_key: str | None = None
@@ -123,40 +120,47 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-class _Zstd(io.RawIOBase):
-    """The content of a .zst file. zstandard's own reader takes a truncated file for a complete one."""
+class ChunkStream(io.RawIOBase):
+    """A stream of the bytes that an iterator gives piece by piece; an empty piece is not the end."""
 
-    def __init__(self, path: str) -> None:
-        try:
-            import zstandard
-        except ImportError:
-            raise UserError(f"{path}: reading .zst needs zstandard; pip install 'hvdlm[text]'") from None
-        self._file = Path(path).open("rb")  # noqa: SIM115 - closed by close()
-        self._fresh = zstandard.ZstdDecompressor().decompressobj
-        self._frame, self._is_inside, self._ready = self._fresh(), False, b""
+    def __init__(self, chunks: Generator[bytes, None, None]) -> None:
+        self._chunks, self._ready = chunks, b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         while not self._ready:
-            block = self._frame.unused_data or self._file.read(ZSTD_BLOCK_BYTES)
-            if not block:
-                if self._is_inside:
-                    raise EOFError("it ends inside a frame")
+            chunk = next(self._chunks, None)
+            if chunk is None:
                 return 0
-            if not self._is_inside:
-                self._frame = self._fresh()
-            self._ready = self._frame.decompress(block)
-            self._is_inside = not self._frame.eof
+            self._ready = chunk
         taken = self._ready[: len(buffer)]
         buffer[: len(taken)] = taken
         self._ready = self._ready[len(taken) :]
         return len(taken)
 
     def close(self) -> None:
-        self._file.close()
+        self._chunks.close()  # and the file that it reads
         super().close()
+
+
+def _zstd_chunks(path: str) -> Generator[bytes, None, None]:
+    """The content of a .zst file. zstandard's own reader takes a truncated file for a complete one."""
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError(f"{path}: reading .zst needs zstandard; pip install 'hvdlm[text]'") from None
+    fresh = zstandard.ZstdDecompressor().decompressobj
+    frame, is_inside = fresh(), False
+    with Path(path).open("rb") as file:
+        while block := frame.unused_data or file.read(ZSTD_BLOCK_BYTES):
+            if not is_inside:
+                frame = fresh()
+            yield frame.decompress(block)
+            is_inside = not frame.eof
+    if is_inside:
+        raise EOFError("it ends inside a frame")
 
 
 # suffix -> how to open it. Decompression is streamed; nothing is expanded as a whole.
@@ -164,7 +168,7 @@ COMPRESSIONS: dict[str, Callable[[str], BinaryIO]] = {
     ".gz": lambda path: cast(BinaryIO, gzip.open(path, "rb")),  # noqa: SIM115 - the caller closes
     ".bz2": lambda path: cast(BinaryIO, bz2.open(path, "rb")),  # noqa: SIM115
     ".xz": lambda path: cast(BinaryIO, lzma.open(path, "rb")),  # noqa: SIM115
-    ".zst": lambda path: cast(BinaryIO, io.BufferedReader(_Zstd(path), 1 << 17)),
+    ".zst": lambda path: cast(BinaryIO, io.BufferedReader(ChunkStream(_zstd_chunks(path)), 1 << 17)),
 }
 
 

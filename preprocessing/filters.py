@@ -6,31 +6,36 @@ import functools
 import re
 import unicodedata
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from hvdlm.config import Section
+from hvdlm.config import Section, choice_of
 
-ScriptName = Literal[
-    "latin",
-    "greek",
-    "cyrillic",
-    "armenian",
-    "hebrew",
-    "arabic",
-    "devanagari",
-    "bengali",
-    "tamil",
-    "telugu",
-    "thai",
-    "georgian",
-    "han",
-    "kana",
-    "hangul",
-    "cjk",
-]
+_CJK = ("han", "kana", "hangul")
+_OTHER = "other"
+
+# First and last code points of blocks (Unicode 15). Only letters in them count, so blocks may be taken whole.
+_BLOCKS = {
+    "latin": "41-2AF 1D00-1D25 1D2C-1D5C 1D62-1D65 1D6B-1DBE 1E00-1EFF 2071-209C 212A-212B 2C60-2C7F A722-A7FF "
+    "AB30-AB6F FB00-FB06 FF21-FF5A",
+    "greek": "370-3FF 1F00-1FFF",
+    "cyrillic": "400-52F 1C80-1C8F A640-A69F",
+    "armenian": "530-58F FB13-FB17",
+    "hebrew": "590-5FF FB1D-FB4F",
+    "arabic": "600-6FF 750-77F 870-8FF FB50-FDFF FE70-FEFE",
+    "devanagari": "900-97F A8E0-A8FF",
+    "bengali": "980-9FF",
+    "tamil": "B80-BFF",
+    "telugu": "C00-C7F",
+    "thai": "E00-E7F",
+    "georgian": "10A0-10FF 1C90-1CBF 2D00-2D2F",
+    "han": "3005-3007 3021-3029 3400-4DBF 4E00-9FFF F900-FAFF 20000-3FFFF",
+    "kana": "3031-30FF 31F0-31FF FF66-FF9F 1AFF0-1B16F",
+    "hangul": "1100-11FF 3131-318E A960-A97F AC00-D7FF FFA0-FFDC",
+}
+_SCRIPTS = ["", _OTHER, *_BLOCKS]  # "" is what is no letter
 
 
 class FilterConfig(Section):
@@ -53,7 +58,7 @@ class FilterConfig(Section):
     max_repeated_paragraph_ratio: float | None = Field(
         None, ge=0, le=1, description="largest part of the paragraphs that repeat one before; Gopher: 0.3"
     )
-    scripts: list[ScriptName] = Field(
+    scripts: list[Annotated[str, choice_of([*_BLOCKS, "cjk"])]] = Field(
         [], description="scripts that min_script_ratio adds up; cjk is han, kana and hangul"
     )
     min_script_ratio: float | None = Field(
@@ -72,44 +77,22 @@ class FilterConfig(Section):
         return self
 
 
-def _is_too_short(text: str, config: FilterConfig) -> bool:
-    return config.min_chars is not None and len(text) < config.min_chars
-
-
-def _is_too_long(text: str, config: FilterConfig) -> bool:
-    return config.max_chars is not None and len(text) > config.max_chars
-
-
-def _has_too_many_symbols(text: str, config: FilterConfig) -> bool:
-    return config.max_symbol_ratio is not None and symbol_ratio(text) > config.max_symbol_ratio
-
-
-def _repeats_lines(text: str, config: FilterConfig) -> bool:
-    limit = config.max_repeated_line_ratio
-    return limit is not None and repeated_ratio(text.split("\n")) > limit
-
-
-def _repeats_paragraphs(text: str, config: FilterConfig) -> bool:
-    limit = config.max_repeated_paragraph_ratio
-    return limit is not None and repeated_ratio(_PARAGRAPH_BREAK.split(text)) > limit
-
-
-def _is_in_other_scripts(text: str, config: FilterConfig) -> bool:
-    if config.min_script_ratio is None:
-        return False
+def _is_in_other_scripts(text: str, least: float, config: FilterConfig) -> bool:
     shares = script_shares(text)
     wanted = {part for script in config.scripts for part in (_CJK if script == "cjk" else (script,))}
     # A sum of quotients can miss 1 by rounding, and min_script_ratio 1 means all letters.
-    return round(sum(share for script, share in shares.items() if script in wanted), 9) < config.min_script_ratio
+    return round(sum(share for script, share in shares.items() if script in wanted), 9) < least
 
 
-# The key of the config that a document breaks names the reason.
-FILTERS: dict[str, Callable[[str, FilterConfig], bool]] = {
-    "min_chars": _is_too_short,
-    "max_chars": _is_too_long,
-    "max_symbol_ratio": _has_too_many_symbols,
-    "max_repeated_line_ratio": _repeats_lines,
-    "max_repeated_paragraph_ratio": _repeats_paragraphs,
+_PARAGRAPH_BREAK = re.compile(r"\n\s*\n")
+
+# Whether a text breaks the rule of a key of the config, by the key's value; the key names the reason.
+FILTERS: dict[str, Callable[[str, float, FilterConfig], bool]] = {
+    "min_chars": lambda text, least, _: len(text) < least,
+    "max_chars": lambda text, most, _: len(text) > most,
+    "max_symbol_ratio": lambda text, most, _: symbol_ratio(text) > most,
+    "max_repeated_line_ratio": lambda text, most, _: repeated_ratio(text.split("\n")) > most,
+    "max_repeated_paragraph_ratio": lambda text, most, _: repeated_ratio(_PARAGRAPH_BREAK.split(text)) > most,
     "min_script_ratio": _is_in_other_scripts,
 }
 
@@ -121,17 +104,16 @@ def make_filter(config: FilterConfig) -> Callable[[str], str | None]:
     >>> [drop_reason(text) for text in ("汉", "Latin", "汉字ひら")]
     ['filter_min_chars', 'filter_min_script_ratio', None]
     """
-    chosen = [(f"filter_{key}", breaks) for key, breaks in FILTERS.items() if getattr(config, key) is not None]
+    rules = [(key, getattr(config, key), breaks) for key, breaks in FILTERS.items()]
+    chosen = [rule for rule in rules if rule[1] is not None]
 
     def drop_reason(text: str) -> str | None:
-        return next((reason for reason, breaks in chosen if breaks(text, config)), None)
+        return next((f"filter_{key}" for key, limit, breaks in chosen if breaks(text, limit, config)), None)
 
     return drop_reason
 
 
 # --- What the rules measure -----------------------------------------------------------------------------------
-
-_PARAGRAPH_BREAK = re.compile(r"\n\s*\n")
 
 
 def symbol_ratio(text: str) -> float:
@@ -165,49 +147,6 @@ def repeated_ratio(items: list[str]) -> float:
 
 # --- Scripts --------------------------------------------------------------------------------------------------
 
-_CJK = ("han", "kana", "hangul")
-_OTHER = "other"
-
-# First and last code points of blocks (Unicode 15). Only letters in them count, so blocks may be taken whole.
-_BLOCKS: dict[str, list[tuple[int, int]]] = {
-    "latin": [
-        (0x41, 0x2AF),
-        (0x1D00, 0x1D25),
-        (0x1D2C, 0x1D5C),
-        (0x1D62, 0x1D65),
-        (0x1D6B, 0x1DBE),
-        (0x1E00, 0x1EFF),
-        (0x2071, 0x209C),
-        (0x212A, 0x212B),
-        (0x2C60, 0x2C7F),
-        (0xA722, 0xA7FF),
-        (0xAB30, 0xAB6F),
-        (0xFB00, 0xFB06),
-        (0xFF21, 0xFF5A),
-    ],
-    "greek": [(0x370, 0x3FF), (0x1F00, 0x1FFF)],
-    "cyrillic": [(0x400, 0x52F), (0x1C80, 0x1C8F), (0xA640, 0xA69F)],
-    "armenian": [(0x530, 0x58F), (0xFB13, 0xFB17)],
-    "hebrew": [(0x590, 0x5FF), (0xFB1D, 0xFB4F)],
-    "arabic": [(0x600, 0x6FF), (0x750, 0x77F), (0x870, 0x8FF), (0xFB50, 0xFDFF), (0xFE70, 0xFEFE)],
-    "devanagari": [(0x900, 0x97F), (0xA8E0, 0xA8FF)],
-    "bengali": [(0x980, 0x9FF)],
-    "tamil": [(0xB80, 0xBFF)],
-    "telugu": [(0xC00, 0xC7F)],
-    "thai": [(0xE00, 0xE7F)],
-    "georgian": [(0x10A0, 0x10FF), (0x1C90, 0x1CBF), (0x2D00, 0x2D2F)],
-    "han": [
-        (0x3005, 0x3007),
-        (0x3021, 0x3029),
-        (0x3400, 0x4DBF),
-        (0x4E00, 0x9FFF),
-        (0xF900, 0xFAFF),
-        (0x20000, 0x3FFFF),
-    ],
-    "kana": [(0x3031, 0x30FF), (0x31F0, 0x31FF), (0xFF66, 0xFF9F), (0x1AFF0, 0x1B16F)],
-    "hangul": [(0x1100, 0x11FF), (0x3131, 0x318E), (0xA960, 0xA97F), (0xAC00, 0xD7FF), (0xFFA0, 0xFFDC)],
-}
-_SCRIPTS = ["", _OTHER, *_BLOCKS]  # "" is what is no letter
 _CHUNK = 1 << 16  # characters; a chunk's arrays stay in the cache
 
 
@@ -220,8 +159,8 @@ def _script_of() -> np.ndarray:
             table[code] = _SCRIPTS.index(_OTHER)
     table[0x20000:0x40000] = _SCRIPTS.index(_OTHER)
     for script, blocks in _BLOCKS.items():
-        for first, last in blocks:
-            block = table[first : last + 1]
+        for first, last in (block.split("-") for block in blocks.split()):
+            block = table[int(first, 16) : int(last, 16) + 1]
             block[block > 0] = _SCRIPTS.index(script)
     return table
 

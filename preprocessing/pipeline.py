@@ -26,9 +26,8 @@ class Pipeline:
 
     def __init__(self, config: PreprocessConfig, is_quiet: bool = False) -> None:
         self._config, self._is_quiet = config, is_quiet  # quiet about bad records: another reading reports them
-        self._clean, self._mask, self._filter = (
-            make_cleaner(config.clean), make_masker(config.pii), make_filter(config.filter),
-        )  # fmt: skip
+        self._clean, self._mask = make_cleaner(config.clean), make_masker(config.pii)
+        self._filter = make_filter(config.filter)
         self._shown = 0
 
     def documents(

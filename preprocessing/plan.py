@@ -11,27 +11,31 @@ import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from hvdlm import __version__
-from hvdlm.config import Section
+from hvdlm.config import Section, choice_of
 from hvdlm.data.manifest import SPLITS
 from hvdlm.files import sha256_of
 from hvdlm.partition import fraction_of
 from hvdlm.tokenizer import TokenizerConfig
 
 from .clean import CleanConfig
-from .documents import ErrorPolicy, FormatName, Part, ReadOptions
+from .documents import ErrorPolicy, Part, ReadOptions
 from .filters import FilterConfig
 from .pii import PiiConfig
-from .readers import can_split
+from .readers import FORMATS, can_split
 
 MIN_UNIT_BYTES = 4 << 20
 MAX_UNIT_BYTES = 64 << 20
 UNITS_WANTED = 4096  # enough to balance any cluster, few enough to list
+LIBRARIES = (
+    "tokenizers numpy h5py gigatoken ftfy trafilatura jieba tiktoken sentencepiece datasketch xxhash orjson "
+    "pyarrow zstandard"
+)  # the libraries whose version may change a shard
 
 
 class SplitConfig(Section):
@@ -64,7 +68,7 @@ class PreprocessConfig(Section):
     """A preprocess config: raw text in, tokenized shards out."""
 
     input: str | list[str] = Field(description="file, folder, glob, list of these, or python-stdlib")
-    format: FormatName = Field(
+    format: Annotated[str, choice_of(["auto", *FORMATS])] = Field(
         "auto",
         description="auto goes by suffix (.txt .md .jsonl .csv .tsv .parquet .html .warc .wet .tokens, also .gz .bz2 "
         ".xz .zst); of .txt, paragraphs cuts at blank lines and separated at `separator`",
@@ -127,14 +131,14 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkPlan:
     """What all ranks agree on before the first unit."""
 
     config: PreprocessConfig
     units: list[Unit]
     digest: str
     work: Path  # folder of the spool
-    todo: tuple[int, ...] = ()  # units without a spool file when the job began, the largest first
+    todo: tuple[int, ...] = ()  # units without a spool file at the start, the largest first
     spools: tuple[Path, ...] = ()  # once all units are done
 
     @property
@@ -218,22 +222,7 @@ def plan_digest(config: PreprocessConfig, files: list[tuple[str, int]]) -> str:
 def versions() -> dict[str, str]:
     """What makes the shards: goes into provenance.json."""
     found = {"hvdlm": __version__, "python": platform.python_version()}
-    for name in (
-        "tokenizers",
-        "numpy",
-        "h5py",
-        "gigatoken",
-        "ftfy",
-        "trafilatura",
-        "jieba",
-        "tiktoken",
-        "sentencepiece",
-        "datasketch",
-        "xxhash",
-        "orjson",
-        "pyarrow",
-        "zstandard",
-    ):
+    for name in LIBRARIES.split():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

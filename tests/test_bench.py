@@ -27,18 +27,14 @@ def test_ratios_are_taken_within_a_round():
 
 def test_the_preprocess_bench_runs_and_leaves_out_a_peer_that_is_not_there(job, tmp_path):
     corpus = tmp_path / "mine.jsonl"
-    corpus.write_text(
-        "".join(json.dumps({"text": f"line {n} of a small corpus, {n * n}"}) + "\n" for n in range(30_000))
-    )
-    done = job(
-        0, "bench", "preprocess", "--corpus", corpus, "--vocab-size", "300", "--ranks", "1", "--repeats", "1",
-        "--out", tmp_path / "bench", "--json",
-    )  # fmt: skip
+    texts = [f"line {n} of a small corpus, {n * n}" for n in range(30_000)]
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    options = ["--vocab-size", "300", "--ranks", "1", "--repeats", "1", "--out", tmp_path / "bench"]
+    done = job(0, "bench", "preprocess", "--corpus", corpus, *options, "--json")
     found = json.loads(done.stdout.splitlines()[-1])
     assert found == json.loads((tmp_path / "bench" / "bench.json").read_text())
-    assert set(found["median_mb_per_s"]) == {
-        "hvdlm preprocess, 1 ranks", "encoder alone, 1 processes", "tokenizers encode_batch, 1 threads"
-    }  # fmt: skip
+    rows = {"hvdlm preprocess, 1 ranks", "encoder alone, 1 processes", "tokenizers encode_batch, 1 threads"}
+    assert set(found["median_mb_per_s"]) == rows
     assert all(rate > 0 for row in found["median_mb_per_s"].values() for rate in row.values())
 
 
@@ -47,7 +43,6 @@ def test_the_reading_bench_reads_the_same_windows(monkeypatch):
         monkeypatch.setattr(bench_reading, name, value)
     found = bench_reading.bench(repeats=1)
     assert set(found["us_per_batch"]) == {"hvdlm", "numpy.memmap gather", "h5py slices"}
-    assert found["byte_tokenizer_to_memcpy"] == pytest.approx(
-        found["mb_per_s"]["byte tokenizer"] / found["mb_per_s"]["memcpy"], abs=0.02
-    )
+    rates = found["mb_per_s"]
+    assert found["byte_tokenizer_to_memcpy"] == pytest.approx(rates["byte tokenizer"] / rates["memcpy"], abs=0.02)
     assert "times as long" in bench_reading.to_text(found)

@@ -41,10 +41,9 @@ def options_of(tmp_path, **changes):
 def test_every_way_differs_from_the_config_in_its_sync_alone(kind, tmp_path):
     config, options = config_of("data", tmp_path, steps=None, tokens=10**6, patience=3), options_of(tmp_path)
     plain, other = (settings_of(config, k, options, repeat=1) for k in (REFERENCE, kind))
-    assert other.model_dump(exclude={"sync", "run_dir", "world"}) == plain.model_dump(
-        exclude={"sync", "run_dir", "world"}
-    )
-    assert other.sync.kind == WAYS[kind][0]["kind"]
+    own = {"sync", "run_dir", "world"}
+    assert other.model_dump(exclude=own) == plain.model_dump(exclude=own)
+    assert other.sync.kind == WAYS[kind].sync["kind"]
     assert (other.train.steps, other.train.tokens, other.train.patience) == (8, None, None)
     assert other.seed == config.seed + 1
     assert other.optim == config.optim
@@ -72,10 +71,8 @@ def outcomes(loss, rate, **others):
 
 def test_differences_are_taken_within_a_round():
     """Another seed and a slower machine in the second round change no comparison."""
-    rows = summarise([
-        outcomes(2.0, 100.0, tree=Outcome(2.5, 90.0, 4e6)),
-        outcomes(3.0, 50.0, tree=Outcome(3.5, 45.0, 4e6)),
-    ])  # fmt: skip
+    first, second = Outcome(2.5, 90.0, 4e6), Outcome(3.5, 45.0, 4e6)
+    rows = summarise([outcomes(2.0, 100.0, tree=first), outcomes(3.0, 50.0, tree=second)])
     assert rows["tree"]["val_loss_more"] == {"median": 0.5, "low": 0.5, "high": 0.5}
     assert rows["tree"]["speed"] == pytest.approx({"median": 0.9, "low": 0.9, "high": 0.9})
     assert rows["tree"]["val_loss"] == 3.0

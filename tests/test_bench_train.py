@@ -10,37 +10,20 @@ from hvdlm.data.config import DataConfig
 from hvdlm.data.corpora import open_corpora
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
-from hvdlm.perf import bench_train
-from hvdlm.perf.bench_train import CONSTANT, LIMIT, PEERS, WORKLOADS, TrainBenchOptions
-from hvdlm.perf.paired import (
-    Block,
-    RankBlock,
-    disturbed,
-    median_interval,
-    order_of_round,
-    plain,
-    ratios,
-    steps_for,
-    summarise,
-)
+from hvdlm.perf import bench_train, paired, train_cases
+from hvdlm.perf.confidence import ConfidenceInterval
+from hvdlm.perf.paired import RankBlock, TimedBlock, disturbed, median_interval, ratios, summarise
 from hvdlm.perf.random_shards import write_random_shards
-from hvdlm.perf.scaling import Interval
+from hvdlm.perf.train_cases import CONSTANT, LIMIT, PEERS, WORKLOADS, TrainBenchOptions
 
 
 def make_block(number, variant, rate, *, cores=1.0, ranks=2, seconds=2.0):
     """A block in which each rank makes `rate` tokens a second, the ranks starting one after the other."""
-    return Block(
-        number,
-        variant,
-        tuple(
-            RankBlock(
-                start=100.0 * number + rank, end=100.0 * number + rank + seconds, cpu_s=cores * seconds,
-                tokens=round(rate * seconds), step_s=[seconds / 2] * 2, data_wait_s=[0.0, seconds / 100],
-                comm_s=[] if variant in PEERS else [seconds / 20] * 2,
-            )
-            for rank in range(ranks)
-        ),
-    )  # fmt: skip
+    comm_s = [] if variant in PEERS else [seconds / 20] * 2
+    steps = {"step_s": [seconds / 2] * 2, "data_wait_s": [0.0, seconds / 100], "comm_s": comm_s}
+    spent = {"cpu_s": cores * seconds, "tokens": round(rate * seconds), **steps}
+    starts = [100.0 * number + rank for rank in range(ranks)]
+    return TimedBlock(number, variant, tuple(RankBlock(start=s, end=s + seconds, **spent) for s in starts))
 
 
 def make_rounds(rates, num_rounds=7, slow=()):
@@ -90,11 +73,8 @@ def test_a_load_that_never_ends_is_seen_by_the_limit_and_leaves_no_ratio():
     rows = summarise(blocks, (LIMIT,), {LIMIT: 1.0})
     assert rows["horovod"]["to"] == {}
     assert rows[LIMIT]["tokens_per_s"] == 1000
-
-
-def test_a_variant_that_sleeps_while_it_waits_is_not_disturbed():
-    blocks = [make_block(n, "stock-ddp", 500, cores=0.8) for n in range(3)]
-    assert disturbed(blocks, {LIMIT: 1.0}) == set()
+    sleeping = [make_block(n, "stock-ddp", 500, cores=0.8) for n in range(3)]  # while it waits, by right
+    assert disturbed(sleeping, {LIMIT: 1.0}) == set()
 
 
 @pytest.mark.parametrize(
@@ -116,47 +96,50 @@ def test_the_interval_holds_the_true_median_often_enough(num):
 
 
 def test_plain_numbers_leave_out_an_interval_that_is_not_there():
-    assert plain([2.0, 1.0, 3.0]) == {"median": 2.0, "low": None, "high": None, "rounds": 3}
-    assert plain([1.0] * 6)["low"] == 1.0
-    assert median_interval([1.0]) == Interval(1.0, 0.0, float("inf"))
+    assert paired.plain([2.0, 1.0, 3.0]) == {"median": 2.0, "low": None, "high": None, "rounds": 3}
+    assert paired.plain([1.0] * 6)["low"] == 1.0
+    assert median_interval([1.0]) == ConfidenceInterval(1.0, 0.0, float("inf"))
 
 
 def test_a_block_is_as_long_as_asked_and_at_most_a_step_longer():
     for step_s in (0.0013, 0.08, 0.6, 1.4, 5.0):
-        steps = steps_for(1.5, [step_s] * 3)
+        steps = paired.steps_for(1.5, [step_s] * 3)
         assert 1.5 <= steps * step_s < 1.5 + step_s or steps == 1
-    assert steps_for(1.5, [9.0, 0.1, 0.1]) == 15  # one slow step is no usual one
+    assert paired.steps_for(1.5, [9.0, 0.1, 0.1]) == 15  # one slow step is no usual one
 
 
 def test_every_variant_has_every_place_of_a_round_equally_often():
     names = ["a", "b", "c", "d"]
-    places = [order_of_round(names, number) for number in range(8)]
+    places = [paired.order_of_round(names, number) for number in range(8)]
     for name in names:
         assert sorted(order.index(name) for order in places) == sorted([0, 1, 2, 3] * 2)
 
 
 @pytest.mark.parametrize("vocab_size", [65, 70_000])
 def test_random_shards_have_exactly_the_vocabulary_that_was_asked_for(tmp_path, vocab_size):
-    write_random_shards(tmp_path / "data", vocab_size, 200_000)
-    corpora = open_corpora(DataConfig(path=tmp_path / "data"))
-    assert corpora.manifest.vocab_size == vocab_size
-    tokens = TokenStream(tmp_path / "data", "train").read(0, 200_000)
-    assert tokens.min() >= 0
-    assert vocab_size * 0.98 <= tokens.max() < vocab_size
-    before = (tmp_path / "data" / "manifest.json").stat().st_mtime_ns
-    write_random_shards(tmp_path / "data", vocab_size, 200_000)
-    assert (tmp_path / "data" / "manifest.json").stat().st_mtime_ns == before
+    write_random_shards(tmp_path, vocab_size, 200_000)
+    assert open_corpora(DataConfig(path=tmp_path)).manifest.vocab_size == vocab_size
+    tokens = TokenStream(tmp_path, "train").read(0, 200_000)
+    counts = np.bincount(tokens, minlength=vocab_size)
+    assert len(counts) == vocab_size
+    if vocab_size < 100:  # uniform, so that no part of a vocabulary is left out
+        assert counts.min() > 0.8 * 200_000 / vocab_size
+        assert counts.max() < 1.2 * 200_000 / vocab_size
+    assert tokens.max() >= vocab_size * 0.98
+    before = (tmp_path / "manifest.json").stat().st_mtime_ns
+    write_random_shards(tmp_path, vocab_size, 200_000)
+    assert (tmp_path / "manifest.json").stat().st_mtime_ns == before
 
 
 def make_options(tmp_path, **changes):
-    values = {"workloads": ("tiny",), "variants": ("horovod",), "ranks": 2, "rounds": 2, "block_seconds": 0.1,
-              "starts": 0}  # fmt: skip
-    return TrainBenchOptions(out=tmp_path, **{**values, **changes})
+    names = {"workloads": ("tiny",), "variants": ("horovod",)}
+    counts = {"ranks": 2, "rounds": 2, "block_seconds": 0.1, "starts": 0}
+    return TrainBenchOptions(out=tmp_path, **{**names, **counts, **changes})
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_every_workload_is_a_valid_run(tmp_path, name):
-    values = bench_train.run_config(
+    values = train_cases.run_config(
         WORKLOADS[name], make_options(tmp_path), run_dir=tmp_path, ranks=2, sync={"kind": "horovod"}
     )
     assert values["train"]["global_batch"] == 2 * values["train"]["micro_batch"]
@@ -180,24 +163,23 @@ def test_the_peers_get_none_of_our_settings(monkeypatch):
     for name in ("HOROVOD_CYCLE_TIME", "OMPI_MCA_mpi_yield_when_idle", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("OMPI_MCA_btl", "self,vader")
-    found = bench_train.stock_environment()
+    found = train_cases.VARIANTS["stock-ddp"].environment()
     assert found["OMPI_MCA_mpi_yield_when_idle"] == "0"
     assert found["OMPI_MCA_btl"] == "self,vader"
     assert not {"HOROVOD_CYCLE_TIME", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"} & set(found)
 
 
+RATES = {LIMIT: 13_000, CONSTANT: 13_010, "horovod": 12_500, "allreduce": 12_700, "tree": 12_000}
+PEER_RATES = {"stock-horovod": 8_000, "stock-ddp": 12_100}
+
+
 def make_result(num_rounds=7, cores=1.0):
-    rates = {LIMIT: 13_000, CONSTANT: 13_010, "horovod": 12_500, "allreduce": 12_700, "tree": 12_000,
-             "stock-horovod": 8_000, "stock-ddp": 12_100}  # fmt: skip
+    rates = RATES | PEER_RATES
     blocks = [make_block(n, v, rate, cores=cores) for n in range(num_rounds) for v, rate in rates.items()]
-    workload = {
-        "rows": summarise(blocks, (LIMIT, *PEERS), {LIMIT: 1.0, CONSTANT: 1.0}),
-        "loader_to_limit": 3000.0, "blocks": [],
-    }  # fmt: skip
-    return {
-        "ranks": 2, "rounds": num_rounds, "workloads": dict.fromkeys(WORKLOADS, workload),
-        "start_s": {"torch and hvd.init": [1.7] * 5, "first step": [3.0] * 5, "median_more": 1.3},
-    }  # fmt: skip
+    rows = summarise(blocks, (LIMIT, *PEERS), {LIMIT: 1.0, CONSTANT: 1.0})
+    workloads = {name: {"rows": rows, "loader_to_limit": 3000.0} for name in WORKLOADS}
+    start_s = {"torch and hvd.init": [1.7] * 5, "first step": [3.0] * 5, "median_more": 1.3}
+    return {"ranks": 2, "rounds": num_rounds, "workloads": workloads, "start_s": start_s}
 
 
 def test_the_whole_table_fits_a_screen():
@@ -223,10 +205,3 @@ def test_jobs_that_do_not_fit_into_memory_are_refused():
     with pytest.raises(UserError, match=r"2 more jobs need \d+ MB"):
         bench_train._check_memory([{"memory_bytes": 1 << 50}], 2)
     bench_train._check_memory([{"memory_bytes": 1 << 50}], 0)
-
-
-def test_ids_are_uniform_so_that_no_part_of_a_vocabulary_is_left_out(tmp_path):
-    write_random_shards(tmp_path / "data", 65, 65_000)
-    counts = np.bincount(TokenStream(tmp_path / "data", "train").read(0, 65_000), minlength=65)
-    assert counts.min() > 800
-    assert counts.max() < 1200

@@ -12,8 +12,8 @@ from harness import preprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvdlm.data.bridges import FORMATS, convert, folder, interface
-from hvdlm.data.bridges.interface import Wishes
+from hvdlm.data.bridges import convert, folder, interface
+from hvdlm.data.bridges.interface import ConvertOptions
 from hvdlm.data.manifest import read_manifest
 from hvdlm.data.shards import doc_column, doc_offsets
 from hvdlm.data.stream import TokenStream
@@ -76,7 +76,7 @@ def same_data(one, other):
 @pytest.mark.parametrize("form", ["megatron", "nanogpt", "jsonl", "hvdlm"])
 def test_preprocessed_data_comes_back_the_same(form, data_dir, tmp_path):
     convert(data_dir, tmp_path / "there", to=form)
-    back = convert(tmp_path / "there", tmp_path / "back", to="hvdlm", wishes=Wishes(shard_tokens=20_000))
+    back = convert(tmp_path / "there", tmp_path / "back", to="hvdlm", options=ConvertOptions(shard_tokens=20_000))
     assert back["from"] == form
     same_data(data_dir, tmp_path / "back")
     assert verify(tmp_path / "back") == []
@@ -100,7 +100,7 @@ def test_megatron_comes_back_byte_for_byte(tokenizer_file, train, val, code, sha
     with tempfile.TemporaryDirectory() as name:
         room = Path(name)
         source = write_megatron(room / "a", code, train=train, **({} if val is None else {"val": val}))
-        convert(source, room / "b", to="hvdlm", tokenizer=tokenizer_file, wishes=Wishes(shard_tokens=shard))
+        convert(source, room / "b", to="hvdlm", tokenizer=tokenizer_file, options=ConvertOptions(shard_tokens=shard))
         assert documents_of(room / "b", "train") == train
         assert documents_of(room / "b", "val") == (val or [])
         convert(room / "b", room / "c", to="megatron")
@@ -139,7 +139,7 @@ def test_nanogpt_gets_what_it_gives_back_and_nothing_else(documents, tokenizer_f
         if not is_regular:
             with pytest.raises(UserError, match=r"document \d+ does not end with its one end-of-text id 256"):
                 convert(room / "b", room / "c", to="nanogpt")
-            convert(room / "b", room / "c", to="nanogpt", wishes=Wishes(is_lossy=True))
+            convert(room / "b", room / "c", to="nanogpt", options=ConvertOptions(is_lossy=True))
         else:
             convert(room / "b", room / "c", to="nanogpt")
             convert(room / "c", room / "d", to="hvdlm")
@@ -175,7 +175,7 @@ def test_ids_that_no_text_has_do_not_go_to_jsonl(document, tmp_path, tokenizer_f
     with pytest.raises(UserError, match=r"train.bin: document 1 has other ids than its text has"):
         convert(source, tmp_path / "b", to="jsonl", tokenizer=tokenizer_file)
     assert not (tmp_path / "b").exists()
-    convert(source, tmp_path / "b", to="jsonl", tokenizer=tokenizer_file, wishes=Wishes(is_lossy=True))
+    convert(source, tmp_path / "b", to="jsonl", tokenizer=tokenizer_file, options=ConvertOptions(is_lossy=True))
     assert json.loads((tmp_path / "b" / "train.jsonl").read_text().splitlines()[0]) == {"text": "hi"}
 
 
@@ -214,21 +214,20 @@ def test_text_bytes_are_counted_across_pieces(data_dir, tmp_path, monkeypatch, t
     monkeypatch.setattr(folder, "TEXT_TOKENS", 64)
     monkeypatch.setattr(interface, "PIECE_TOKENS", 50)
     document = [*("é€😀x" * 300).encode(), EOS]
-    convert(write_megatron(tmp_path / "a", train=[document, document]), tmp_path / "b", to="hvdlm",
-            tokenizer=tokenizer_file)  # fmt: skip
+    source = write_megatron(tmp_path / "a", train=[document, document])
+    convert(source, tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
     assert read_manifest(tmp_path / "b").splits["train"].text_bytes == 2 * (len(document) - 1)
     assert documents_of(tmp_path / "b", "train") == [document, document]
 
 
 def test_a_wide_vocabulary_is_int32_in_megatron_and_uint32_in_nanogpt(tmp_path):
     vocabulary = {f"t{number}": number for number in range(70_000)} | {"<|endoftext|>": 70_000}
-    text = json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": vocabulary,
-                                                                      "unk_token": "t0"}})  # fmt: skip
-    (tmp_path / "tokenizer.json").write_text(text)
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "t0"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
     assert load(tmp_path / "tokenizer.json").vocab_size == 70_001
     ids = [1, 69_999, 70_000]
-    convert(write_megatron(tmp_path / "a", 5, train=[ids]), tmp_path / "n", to="nanogpt",
-            tokenizer=tmp_path / "tokenizer.json")  # fmt: skip
+    source = write_megatron(tmp_path / "a", 5, train=[ids])
+    convert(source, tmp_path / "n", to="nanogpt", tokenizer=tmp_path / "tokenizer.json")
     assert np.fromfile(tmp_path / "n" / "train.bin", "<u4").tolist() == ids
     convert(tmp_path / "n", tmp_path / "m", to="megatron")
     assert np.fromfile(tmp_path / "m" / "train.bin", "<i4").tolist() == ids
@@ -294,8 +293,3 @@ def test_a_bad_line_is_named(line, tmp_path, tokenizer_file):
     (tmp_path / "x.jsonl").write_bytes(b'{"text": "a"}\n\n' + line.encode("latin-1") + b"\n")
     with pytest.raises(UserError, match=r"x.jsonl:3: not a JSON object with \"text\""):
         convert(tmp_path / "x.jsonl", tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
-
-
-def test_every_format_has_the_same_three_functions():
-    for module in FORMATS.values():
-        assert all(callable(getattr(module, name)) for name in ("is_there", "read", "write"))

@@ -196,9 +196,8 @@ def test_a_checkpoint_that_is_not_permitted_never_appears(tmp_path, parts):
     assert checkpoint.complete_steps(tmp_path) == [10]
     assert checkpoint.resolve(tmp_path).name == "step_00000010"
     save(tmp_path, 20, parts)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
-        "latest", "step_00000010", "step_00000020",
-    ]  # fmt: skip
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["latest", "step_00000010", "step_00000020"]
 
 
 def test_two_writers_of_one_step_do_not_mix_their_files(tmp_path, parts):

@@ -1,10 +1,11 @@
 """Configs are validated once, and a mistake is one line with file, line, key and the nearest valid name."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from hvdlm.config import load, to_yaml
+from hvdlm.config import free_on_resume, load, to_yaml
 from hvdlm.errors import UserError
 from hvdlm.preprocessing.plan import PreprocessConfig
 from hvdlm.train.config import RunConfig
@@ -54,69 +55,56 @@ def test_a_config_cannot_be_changed(write):
         load(RunConfig, write(GOOD)).seed = 3
 
 
-BAD = {
-    "unknown key": (
-        GOOD.replace("width", "witdh"),
-        (),
-        r"config.yaml:6: unknown key 'model.witdh'; did you mean 'width'\?",
-    ),
-    "unknown section": (
-        GOOD + "optimizer: {}\n",
-        (),
-        r"config.yaml:13: unknown key 'optimizer'; did you mean 'optim'\?",
-    ),
-    "far from any key": (GOOD + "zzz: 1\n", (), r"unknown key 'zzz'; valid keys: .*train"),
-    "wrong type": (GOOD.replace("1e-4", "fast"), (), r"config.yaml:8: optim.lr: .*number.*got 'fast'"),
-    "out of range": (
-        GOOD.replace("steps: 10", "steps: 0"),
-        (),
-        r"config.yaml:10: train.steps: .*greater than or equal to 1",
-    ),
-    "missing": (GOOD.replace("  path: data", "  seq_len: 8"), (), r"config.yaml:2: the key 'data.path' is required"),
-    "bad choice": (GOOD.replace("transformer", "transfomer"), (), r"config.yaml:\d: model: .*'transformer', 'lstm'"),
-    "a number in quotes": (
-        GOOD.replace("steps: 10", "steps: '7'"),
-        (),
-        r"config.yaml:10: train.steps: .*valid integer, got '7'",
-    ),
-    "true for a number": (
-        GOOD.replace("steps: 10", "steps: true"),
-        (),
-        r"config.yaml:10: train.steps: .*integer, got True",
-    ),
-    "1 for a switch": (
-        GOOD,
-        ("log.tensorboard=1",),
-        r"override 'log.tensorboard=1': log.tensorboard: .*boolean, got 1",
-    ),
-    "infinite": (GOOD.replace("1e-4", ".inf"), (), r"config.yaml:8: optim.lr: .*finite"),
-    "beta": (GOOD, ("optim.betas=[1.5, 0.9]",), r"optim.betas.*less than 1, got 1.5"),
-    "batches": (
-        GOOD.replace("micro_batch: 4", "micro_batch: 3"),
-        (),
-        r"config.yaml:9: train: global_batch 8 is not a multiple of micro_batch 3",
-    ),
-    "rates": (GOOD, ("optim.min_lr=1",), r"optim: min_lr 1.0 is above lr 0.0001"),
-    "impossible": (
-        GOOD.replace("width: 64", "width: 6"),
-        (),
-        r"config.yaml:4: model: width 6 is not a multiple of 2 x heads 4",
-    ),
-    "override": (GOOD, ("optim.ler=1",), r"override 'optim.ler=1': unknown key 'optim.ler'; did you mean 'lr'\?"),
-    "no value": (GOOD, ("optim.lr",), r"override 'optim.lr': write key.sub=value"),
-    "into a value": (GOOD, ("seed.x=1",), r"override 'seed.x=1': seed: .*valid integer"),
-    "twice": (GOOD + "seed: 1\nseed: 2\n", (), r"config.yaml:14: .*'seed' is given twice"),
-    "not YAML": ("a: [1\n", (), r"config.yaml:2: not valid YAML"),
-    "not a mapping": ("- 1\n", (), r"is a mapping of keys to values"),
-}
+# What of GOOD is replaced (nothing: it is appended to), by what, and the message that this gives.
+BAD = [
+    ("width", "witdh", r"config.yaml:6: unknown key 'model.witdh'; did you mean 'width'\?"),
+    ("", "optimizer: {}\n", r"config.yaml:13: unknown key 'optimizer'; did you mean 'optim'\?"),
+    ("", "zzz: 1\n", r"unknown key 'zzz'; valid keys: .*train"),
+    ("1e-4", "fast", r"config.yaml:8: optim.lr: .*number.*got 'fast'"),
+    ("steps: 10", "steps: 0", r"config.yaml:10: train.steps: .*greater than or equal to 1"),
+    ("  path: data", "  seq_len: 8", r"config.yaml:2: the key 'data.path' is required"),
+    ("transformer", "transfomer", r"config.yaml:\d: model: .*'transformer', 'lstm'"),
+    ("steps: 10", "steps: '7'", r"config.yaml:10: train.steps: .*valid integer, got '7'"),
+    ("steps: 10", "steps: true", r"config.yaml:10: train.steps: .*integer, got True"),
+    ("1e-4", ".inf", r"config.yaml:8: optim.lr: .*finite"),
+    ("micro_batch: 4", "micro_batch: 3", r"config.yaml:9: train: global_batch 8 is not a multiple of micro_batch 3"),
+    ("width: 64", "width: 6", r"config.yaml:4: model: width 6 is not a multiple of 2 x heads 4"),
+    ("", "seed: 1\nseed: 2\n", r"config.yaml:14: .*'seed' is given twice"),
+    (GOOD, "a: [1\n", r"config.yaml:2: not valid YAML"),
+    (GOOD, "- 1\n", r"is a mapping of keys to values"),
+]
+BAD_OVERRIDES = [
+    ("log.tensorboard=1", r"override 'log.tensorboard=1': log.tensorboard: .*boolean, got 1"),
+    ("optim.betas=[1.5, 0.9]", r"optim.betas.*less than 1, got 1.5"),
+    ("optim.min_lr=1", r"optim: min_lr 1.0 is above lr 0.0001"),
+    ("optim.ler=1", r"override 'optim.ler=1': unknown key 'optim.ler'; did you mean 'lr'\?"),
+    ("optim.lr", r"override 'optim.lr': write key.sub=value"),
+    ("seed.x=1", r"override 'seed.x=1': seed: .*valid integer"),
+]
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_a_mistake_is_one_clear_line(case, write):
-    text, overrides, pattern = BAD[case]
-    with pytest.raises(UserError, match=pattern) as caught:
-        load(RunConfig, write(text), overrides)
+def problem_of(path, *overrides):
+    with pytest.raises(UserError) as caught:
+        load(RunConfig, path, overrides)
     assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("old", "new", "pattern"), BAD, ids=[new.strip() for _, new, _ in BAD])
+def test_a_mistake_is_one_clear_line(old, new, pattern, write):
+    assert re.search(pattern, problem_of(write(GOOD.replace(old, new) if old else GOOD + new)))
+
+
+@pytest.mark.parametrize(("override", "pattern"), BAD_OVERRIDES)
+def test_a_mistake_in_an_override_is_one_clear_line(override, pattern, write):
+    assert re.search(pattern, problem_of(write(GOOD), override))
+
+
+def test_what_may_differ_when_a_run_is_resumed():
+    sections = "checkpoint data.mixture data.path guard log model.activation_checkpointing run_dir sync world"
+    train = "compile device digest_every epochs eval_every eval_tokens micro_batch minutes patience steps target_loss"
+    expected = {*sections.split(), *(f"train.{key}" for key in f"{train} threads tokens".split())}
+    assert free_on_resume(RunConfig) == expected
 
 
 def test_a_missing_file_is_named():

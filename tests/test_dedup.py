@@ -42,12 +42,8 @@ def test_exact_duplicates_go_and_the_first_stays(tmp_path):
     assert manifest.splits["train"].text_bytes == sum(len(texts[n].encode()) for n in (0, 1, 3))
     lines = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
     position = sum(len(json.dumps({"text": text})) + 1 for text in texts[:2])
-    assert lines[0] == {
-        "path": str(tmp_path / "a.jsonl"),
-        "position": position,
-        "id": None,
-        "reason": "duplicate_documents",
-    }
+    place = {"path": str(tmp_path / "a.jsonl"), "position": position}
+    assert lines[0] == {**place, "id": None, "reason": "duplicate_documents"}
     assert len(lines) == 3
 
 

@@ -41,10 +41,8 @@ def test_any_split_of_a_batch_has_its_masks():
 def test_draws_are_frozen():
     """Changed draws would silently change every resumed run that has dropout or noise."""
     values = draws_for(1, 2, np.array([3, 2**40])).uniform_bits(4, (2, 3)).tolist()
-    assert values == [
-        [[983137517, 538435088, 1901611280], [829207784, -840366549, -1176394349]],
-        [[1128353745, 1555511953, 519538668], [1562626841, -1949155568, -1166507713]],
-    ]  # fmt: skip
+    assert values[0] == [[983137517, 538435088, 1901611280], [829207784, -840366549, -1176394349]]
+    assert values[1] == [[1128353745, 1555511953, 519538668], [1562626841, -1949155568, -1166507713]]
 
 
 @pytest.mark.parametrize("change", ["seed", "step", "first", "site"])

@@ -14,7 +14,7 @@ from hvdlm.data.manifest import read_manifest
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
 from hvdlm.inference.evaluate import evaluate_checkpoint
-from hvdlm.inference.load import restore
+from hvdlm.inference.load import load_checkpoint_model
 from hvdlm.session.metrics import read_metrics
 from hvdlm.sync import build_sync
 from hvdlm.train import setup as stage
@@ -88,13 +88,11 @@ def test_a_step_reduces_every_gradient_once_and_nothing_else(data_dir, tmp_path,
 
 def test_ranks_with_equal_gradients_train_like_one(data_dir, tmp_path):
     """Overlapped or not, bucket by bucket: the mean of two equal gradients is the gradient."""
-    alone = make_engine(data_dir, tmp_path, "model.width=512", "train.global_batch=4", "sync=allreduce")
+    common = ("model.width=512", "sync=allreduce")
+    alone = make_engine(data_dir, tmp_path, *common, "train.global_batch=4")
     expected = run(alone, 0, 3)
     for overlaps in (False, True):
-        engine = make_engine(
-            data_dir, tmp_path, "model.width=512", "train.global_batch=8", "sync=allreduce",
-            world=CountingWorld(overlaps),
-        )  # fmt: skip
+        engine = make_engine(data_dir, tmp_path, *common, "train.global_batch=8", world=CountingWorld(overlaps))
         engine._positions = alone._positions
         assert np.array(run(engine, 0, 3)) == pytest.approx(np.array(expected), rel=1e-5)
 
@@ -228,7 +226,7 @@ def test_a_run_ends_by_tokens_epochs_patience_or_target(data_dir, tmp_path):
 def test_the_mean_of_the_weights_is_evaluated_and_restored(data_dir, tmp_path):
     config = make_config(data_dir, tmp_path / "ema", "ema.decay=0.9", "optim.lr=1e-2")
     result = stage.train(config, SerialWorld())
-    model, _, _ = restore(checkpoint.resolve(tmp_path / "ema"), (), Place(0, 1, 1))
+    model, _, _ = load_checkpoint_model(checkpoint.resolve(tmp_path / "ema"), (), Place(0, 1, 1))
     raw = checkpoint.load_tensors(checkpoint.resolve(tmp_path / "ema"))
     name, parameter = next(iter(model.named_parameters()))
     assert torch.equal(parameter, raw[f"ema/{name}"])

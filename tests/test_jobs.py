@@ -10,9 +10,12 @@ from hvdlm.config import load
 from hvdlm.errors import UserError
 from hvdlm.jobs import ledger, orders, site, watch
 from hvdlm.jobs.budget import Measured, estimate, jobs_needed, total
-from hvdlm.jobs.checks import check
-from hvdlm.jobs.render import Job, Shell, StageIn, render
-from hvdlm.jobs.submit import Desk, Size, static_complaint, submit
+from hvdlm.jobs.demand import check_demand
+from hvdlm.jobs.job import Job, ShellText
+from hvdlm.jobs.lint import Facts, check, syntax_complaint
+from hvdlm.jobs.render import render
+from hvdlm.jobs.request import Request
+from hvdlm.jobs.submit import submit
 from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig
 
@@ -21,43 +24,41 @@ EXAMPLES = ROOT / "jobs" / "examples"
 VENV = "source .venv/bin/activate"
 TRAIN = ("train", "configs/quickstart.yaml")
 RUN = Path("runs/quickstart/train")
-GPT, GPT_RUN = ("train", "configs/gpt-124m.yaml"), Path("runs/gpt-124m")
 
 
 def job(stage="train", words=TRAIN, run_dir=RUN, **changes):
     size = {"nodes": 2, "ranks_per_node": 1, "threads": 1, "minutes": 30, **changes}
-    return Job(stage, words, cwd=None, run_dir=run_dir, activate=VENV, **size)
+    return Job(stage, words, run_dir=run_dir, activate=VENV, **size)
 
 
+def gpt(ranks_per_node, threads, **changes):
+    run = Path("runs/gpt-124m")
+    size = {"ranks_per_node": ranks_per_node, "threads": threads, "minutes": 720}
+    return job(words=("train", "configs/gpt-124m.yaml"), run_dir=run, **size, **changes)
+
+
+DATA = Path("runs/quickstart/data")
+POINT = 'runs/quickstart/train/scaling/points/r00002-b24-"$SLURM_ARRAY_TASK_ID".json'
+ARRAY = {"array": 3, "options": (("exclusive", ""),)}
+GENERATE = ("generate", str(RUN), "--prompt", "def __init__(self")
 # What stands in jobs/examples; `pytest tests/test_jobs.py --renew-golden` writes it anew.
 EXAMPLE_JOBS = {
-    "preprocess-cpu.sbatch": ("generic-cpu", job("preprocess", ("preprocess", "configs/quickstart-data.yaml"),
-                                                 Path("runs/quickstart/data"))),
+    "preprocess-cpu.sbatch": ("generic-cpu", job("preprocess", ("preprocess", "configs/quickstart-data.yaml"), DATA)),
     "train-cpu.sbatch": ("generic-cpu", job()),
     "train-mpirun.sbatch": ("generic-mpirun", job()),
     "eval-cpu.sbatch": ("generic-cpu", job("eval", ("eval", str(RUN), "--out", f"{RUN}/eval-val.json"))),
-    "generate-cpu.sbatch": ("generic-cpu", job("generate", ("generate", str(RUN), "--prompt", "def __init__(self"),
-                                               nodes=1, ranks_per_node=1, minutes=5)),
+    "generate-cpu.sbatch": ("generic-cpu", job("generate", GENERATE, minutes=5)),
     "scale-mpirun.sbatch": ("generic-mpirun", job("scale", ("scale", "configs/quickstart.yaml", "--ranks", "1,2"))),
-    "measure-cpu.sbatch": ("generic-cpu", job("measure", (
-        "measure", Shell('runs/quickstart/train/scaling/points/r00002-b24-"$SLURM_ARRAY_TASK_ID".json')),
-        minutes=10, array=3, options=(("exclusive", ""),))),
-    "report-cpu.sbatch": ("generic-cpu", job("report", ("report", f"{RUN}/scaling"), nodes=1, minutes=10)),
-    "train-gpu.sbatch": ("generic-gpu", job(words=GPT, run_dir=GPT_RUN,
-                                            ranks_per_node=4, threads=8, minutes=720)),
-    "train-lumi-g.sbatch": ("lumi-g", job(words=GPT, run_dir=GPT_RUN,
-                                          ranks_per_node=8, threads=7, minutes=720)),
-    "train-nersc-gpu.sbatch": ("nersc-gpu", job(words=GPT, run_dir=GPT_RUN, ranks_per_node=4, threads=16, minutes=720)),
-    "train-csc-cpu.sbatch": ("csc-cpu", job(run_dir=GPT_RUN, ranks_per_node=16, threads=8, minutes=720,
-                                            stage_in=StageIn(
-        Path("data/web"), Shell('"$LOCAL_SCRATCH/hvdlm-data"')),
-        words=(*GPT, Shell('data.path="$LOCAL_SCRATCH/hvdlm-data"')))),
-    "train-booster-gpu.sbatch": ("booster-gpu", job(words=GPT, run_dir=GPT_RUN,
-                                                    ranks_per_node=4, threads=8, minutes=720)),
-    "train-pbs-cpu.pbs": ("pbs-cpu", job(words=GPT, run_dir=GPT_RUN, ranks_per_node=16, threads=2, minutes=720)),
-    "train-lsf-gpu.lsf": ("lsf-gpu", job(words=GPT, run_dir=GPT_RUN,
-                                         ranks_per_node=4, threads=10, minutes=720)),
-}  # fmt: skip
+    "measure-cpu.sbatch": ("generic-cpu", job("measure", ("measure", ShellText(POINT)), minutes=10, **ARRAY)),
+    "report-cpu.sbatch": ("generic-cpu", job("report", ("report", f"{RUN}/scaling"), minutes=10)),
+    "train-gpu.sbatch": ("generic-gpu", gpt(4, 8)),
+    "train-lumi-g.sbatch": ("lumi-g", gpt(8, 7)),
+    "train-nersc-gpu.sbatch": ("nersc-gpu", gpt(4, 16)),
+    "train-csc-cpu.sbatch": ("csc-cpu", gpt(16, 8, stage_in=Path("data/web"))),
+    "train-booster-gpu.sbatch": ("booster-gpu", gpt(4, 8)),
+    "train-pbs-cpu.pbs": ("pbs-cpu", gpt(16, 2)),
+    "train-lsf-gpu.lsf": ("lsf-gpu", gpt(4, 10)),
+}
 
 
 @pytest.mark.parametrize("name", EXAMPLE_JOBS)
@@ -80,7 +81,7 @@ def test_an_example_passes_our_own_checks(name):
 
 @pytest.mark.parametrize("name", EXAMPLE_JOBS)
 def test_an_example_is_good_shell(name):
-    assert static_complaint((EXAMPLES / name).read_text()) == ""
+    assert syntax_complaint((EXAMPLES / name).read_text()) == ""
 
 
 @pytest.mark.parametrize("name", [name for name, (_, wanted) in EXAMPLE_JOBS.items() if wanted.stage == "train"])
@@ -97,15 +98,7 @@ def test_every_site_that_comes_with_hvdlm_is_in_an_example():
 
 def test_words_reach_the_job_unchanged(tmp_path):
     """Through the shell of the script, with everything in them that a shell could take for its own."""
-    words = (
-        "train",
-        "a config.yaml",
-        'run_dir=runs/it\'s "mine" $HOME `x` *',
-        "a=b\nc",
-        "data.path=ü/é",
-        "x=-1e-3",
-        "",
-    )
+    words = ("train", "a config.yaml", 'run_dir=it\'s "mine" $HOME `x` *', "a=b\nc", "data.path=ü/é", "x=-1e-3", "")
     text = render(job(words=words), site.find("generic-mpirun"))
     line = text[text.index("\nmpirun ") + 1 : text.index("&\nlauncher")]
     stub = tmp_path / "mpirun"
@@ -118,8 +111,8 @@ def test_words_reach_the_job_unchanged(tmp_path):
 @pytest.mark.parametrize("folder", ["runs/jobs/a b", "runs/50%", "runs/it's"])
 def test_a_folder_may_have_any_name(folder, tmp_path):
     place = site.find("generic-cpu")
-    text = render(Job("train", TRAIN, 1, 2, 1, 10, cwd=tmp_path / folder, run_dir=RUN, folder=tmp_path / folder), place)
-    assert static_complaint(text) == ""
+    text = render(job(ranks_per_node=2, cwd=tmp_path / folder, folder=tmp_path / folder), place)
+    assert syntax_complaint(text) == ""
     assert not [finding for finding in check(text) if finding.level == "error"]
 
 
@@ -141,105 +134,126 @@ def test_a_new_site_is_a_file(tmp_path):
         ("nowhere", (), "there are booster-gpu"),
         ("/no/such.yaml", (), "cannot read"),
         ("generic-cpu", ("launcer=srun",), "did you mean 'launcher'"),
-        ("generic-cpu", ("cpu_bind=[\"0xff\"]",), "1 masks for ranks_per_node: 2"),
+        ("generic-cpu", ('cpu_bind=["0xff"]',), "1 masks for ranks_per_node: 2"),
         ("pbs-cpu", ("launcher=srun",), "srun belongs to SLURM"),
         ("generic-gpu", ("ranks_per_node=8",), "more than gpus_per_node"),
         ("lumi-g", ('cpu_bind=["0-7"]',), "no hexadecimal mask"),
         ("generic-mpirun", ('cpu_bind=["0xf", "0xf"]',), "masks are srun's"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_site_is_one_line_with_the_remedy(name, overrides, message):
     with pytest.raises(UserError, match=re.escape(message)) as error:
         site.find(name, overrides)
     assert "\n" not in str(error.value)
 
 
+def ask(place, nodes, ranks_per_node, minutes=60, cores_per_rank=0, **more):
+    return Request(site.find(place), nodes, ranks_per_node, minutes, cores_per_rank, **more)
+
+
 @pytest.mark.parametrize(
-    ("size", "place", "message"),
+    ("request_", "message"),
     [
-        (Size(1, 2, 3000), "csc-cpu", "limit is 2160 minutes"),
-        (Size(1, 16, 60, 16), "csc-cpu", "16 ranks a node x 16 cores are 256"),
-        (Size(1, 8, 60), "generic-gpu", "has 4 GPUs"),
+        (ask("csc-cpu", 1, 2, 3000), "limit is 2160 minutes"),
+        (ask("csc-cpu", 1, 16, 60, 16), "16 ranks a node x 16 cores are 256"),
+        (ask("generic-gpu", 1, 8), "has 4 GPUs"),
+        (ask("lumi-g", 1, 4, 60, 14), "masks of cpu_bind have 7 cores"),
     ],
 )
-def test_what_a_site_cannot_give_is_refused_before_the_queue(size, place, message):
+def test_what_a_site_cannot_give_is_refused_before_the_queue(request_, message):
     with pytest.raises(UserError, match=message):
-        size.check(site.find(place))
+        check_demand(orders.evaluate(request_, RUN, (), "val"), request_.site)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "facts", "overrides", "message"),
+    [
+        (2, Facts(), (), "--time 2: the job is asked to stop 120 s before its end, which is at once"),
+        (30, Facts(step_s=80.0), (), "a step takes 80.0 s; use --set signal_lead_s=160 or more"),
+        (30, Facts(threads=4), (), "train.threads=4: a rank has 1 core; use --cores-per-rank 4"),
+        (30, Facts(), ("directives.acount=x",), "directives.acount: sbatch has no option --acount; did you mean --acc"),
+        (30, Facts(), ("directives.account=$ME",), "directives.account: --account=$ME: sbatch expands no variables"),
+    ],
+)
+def test_what_was_asked_wrongly_is_said_in_the_words_of_the_request(minutes, facts, overrides, message):
+    place = site.find("generic-cpu", overrides)
+    wanted = orders.train(Request(place, 1, 2, minutes), Path("c.yaml"), (), RUN, facts=facts)
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_demand(wanted, place)
+    findings = [found for found in check(render(wanted, place), facts) if found.level == "error"]
+    assert findings, "the check of the text says it too"
 
 
 def test_all_starts_count_where_nothing_was_measured():
-    train = orders.train(Path("c.yaml"), (), Size(2, 2, 30), RUN, facts=None)
-    assert train.ceiling_hours(site.find("generic-cpu")) == pytest.approx(2 * 0.5 * 11)
-    assert train.ceiling_hours(site.find("booster-gpu")) == pytest.approx(1.0)
-    assert orders.report(RUN, Size(2, 2, 30)).ceiling_hours(site.find("generic-cpu")) == pytest.approx(0.5)
+    requeues, does_not = ask("generic-cpu", 2, 2, 30), ask("booster-gpu", 2, 2, 30)
+    train = orders.train(requeues, Path("c.yaml"), (), RUN)
+    assert train.ceiling_hours(requeues.site) == pytest.approx(2 * 0.5 * 11)
+    assert train.ceiling_hours(does_not.site) == pytest.approx(1.0)
+    assert orders.report(requeues, RUN).ceiling_hours(requeues.site) == pytest.approx(0.5)
 
 
 def test_a_rank_gets_its_share_of_the_node():
-    lumi = site.find("lumi-g")
-    assert Size(1, 4, 60).threads(lumi) == orders.size_of_point(1, Size(2, 8, 60), lumi).threads(lumi) == 7
-    with pytest.raises(UserError, match="masks of cpu_bind have 7 cores"):
-        Size(1, 4, 60, 14).check(lumi)
-    assert Size(1, 16, 60).threads(site.find("csc-cpu")) == 8
-    assert Size(1, 2, 60, 3).threads(site.find("csc-cpu")) == 3
-    assert Size(1, 2, 60).threads(site.find("generic-cpu")) == 1
+    assert ask("lumi-g", 1, 4).threads == orders.request_of_point(ask("lumi-g", 2, 8), 1).threads == 7
+    assert [ask("csc-cpu", 1, 16).threads, ask("csc-cpu", 1, 2, 60, 3).threads] == [8, 3]
+    assert ask("generic-cpu", 1, 2).threads == 1
 
 
-def dry(tmp_path, wanted, place="generic-cpu", **options):
-    desk = Desk(site.find(place), tmp_path / "jobs", tmp_path, VENV, {"PATH": "/usr/bin:/bin"}, dry_run=True)
-    return submit(desk, wanted, **options)
+def here(tmp_path, nodes=2, ranks_per_node=2, place="generic-cpu", dry_run=True):
+    """A request of ten minutes a job."""
+    where = {"jobs_dir": tmp_path / "jobs", "cwd": tmp_path, "activate": VENV, "environment": {"PATH": "/usr/bin:/bin"}}
+    return ask(place, nodes, ranks_per_node, 10, dry_run=dry_run, **where)
 
 
 def test_a_dry_run_writes_nothing_and_gives_each_job_its_own_folder(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text("a: 1\n")
-    done = dry(tmp_path, orders.chain(orders.train(config, ("x=1",), Size(1, 2, 10), tmp_path / "run", facts=None), 3))
+    request = here(tmp_path)
+    done = submit(request, orders.chain(orders.train(request, config, ("x=1",), tmp_path / "run"), 3))
     assert [each.folder.name for each in done] == ["train-001", "train-002", "train-003"]
     assert not (tmp_path / "jobs").exists()
     assert f"hvdlm train {tmp_path}/jobs/train-002/c.yaml x=1" in done[1].text
 
 
 def test_orders_of_a_pipeline_follow_each_other():
-    size = Size(2, 2, 10)
-    config = Path("c.yaml")
-    study = [orders.report(Path("out"), size)] * 2
+    request, config = here(Path()), Path("c.yaml")
     joined = orders.follow(
-        [orders.preprocess(config, (), size, Path("data"))],
-        orders.chain(orders.train(config, (), size, RUN, facts=None), 3),
-        [orders.evaluate(RUN, (), size, "val")],
-        study,
+        [orders.preprocess(request, config, (), Path("data"))],
+        orders.chain(orders.train(request, config, (), RUN), 3),
+        [orders.evaluate(request, RUN, (), "val")],
+        [orders.report(request, Path("out"))] * 2,
     )
     assert [order.after for order in joined] == [(), (0,), (0,), (0,), (3,), (4,), (4,)]
     assert [order.after_any for order in joined] == [(), (), (1,), (2,), (), (), ()]
 
 
 def test_points_of_a_scaling_study_are_arrays_on_just_their_nodes(tmp_path):
-    place = site.find("generic-cpu")
+    request = here(tmp_path, nodes=4)
     specs = [tmp_path / f"r00002-b24-{repeat}.json" for repeat in range(3)]
-    done = dry(tmp_path, [orders.measurement(orders.size_of_point(2, Size(4, 2, 10), place), specs, tmp_path)])
+    done = submit(request, [orders.measurement(orders.request_of_point(request, 2), specs, tmp_path)])
     assert "#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=2\n" in done[0].text
     assert "#SBATCH --array=0-2\n" in done[0].text
     assert f'hvdlm measure {tmp_path}/r00002-b24-"$SLURM_ARRAY_TASK_ID".json' in done[0].text
     with pytest.raises(UserError, match="does not fill nodes of 2"):
-        orders.size_of_point(3, Size(4, 2, 10), place)
+        orders.request_of_point(request, 3)
 
 
 def test_a_script_with_a_fault_is_not_queued(tmp_path):
     place = tmp_path / "bad.yaml"
-    place.write_text("directives: {acount: x}\n")
-    with pytest.raises(UserError, match="acount.*account"):
-        dry(tmp_path, [orders.report(tmp_path, Size(1, 1, 10))], str(place))
-    place.write_text("setup: ['if true']\n")
-    with pytest.raises(UserError, match="syntax error"):
-        dry(tmp_path, [orders.report(tmp_path, Size(1, 1, 10))], str(place))
+    for text, message in {
+        "directives: {acount: x}\n": "acount.*account",
+        "setup: ['if true']\n": "syntax error",
+    }.items():
+        place.write_text(text)
+        request = here(tmp_path, place=str(place))
+        with pytest.raises(UserError, match=message):
+            submit(request, [orders.report(request, tmp_path)])
 
 
 def test_pbs_and_lsf_are_only_rendered(tmp_path):
-    assert (
-        "#PBS -l select=2:ncpus=" in dry(tmp_path, [orders.evaluate(RUN, (), Size(2, 2, 10), "val")], "pbs-cpu")[0].text
-    )
-    desk = Desk(site.find("lsf-gpu"), tmp_path / "jobs", tmp_path, VENV, {"PATH": "/usr/bin:/bin"})
+    pbs, lsf = here(tmp_path, place="pbs-cpu"), here(tmp_path, place="lsf-gpu", dry_run=False)
+    assert "#PBS -l select=2:ncpus=" in submit(pbs, [orders.evaluate(pbs, RUN, (), "val")])[0].text
     with pytest.raises(UserError, match="LSF, for which scripts are only rendered: add --dry-run"):
-        submit(desk, [orders.report(tmp_path, Size(1, 1, 10))])
+        submit(lsf, [orders.report(lsf, tmp_path)])
     assert not (tmp_path / "jobs").exists()
 
 
@@ -257,8 +271,8 @@ def test_a_budget_is_steps_times_time_times_nodes():
 
 
 def entry(**changes):
-    return ledger.Entry(**{"id": "12", "stage": "train", "run_dir": "r", "nodes": 1, "ranks_per_node": 2, "minutes": 5,
-                           "submitted": "2026-01-02T03:04:05+00:00", "after": [], **changes})  # fmt: skip
+    values = {"id": "12", "stage": "train", "run_dir": "r", "nodes": 1, "ranks_per_node": 2, "minutes": 5}
+    return ledger.LedgerEntry(**{**values, "submitted": "2026-01-02T03:04:05+00:00", "after": [], **changes})
 
 
 def test_a_job_is_found_by_id_or_folder_and_a_stranger_is_named(tmp_path):
@@ -316,16 +330,17 @@ def test_a_signal_during_the_wait_is_not_taken_for_the_end(tmp_path):
     """The script with a launcher that saves for a while after STOP: the end is waited for, then it is requeued once."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    for name, body in {
-        "mpirun": f"touch {tmp_path}/up\nfor i in $(seq 100); do sleep 0.1; [ ! -e {run}/STOP ] || break; done\n"
-                  f"sleep 1; ln -s step_1 {run}/checkpoints/latest; exit 75",
-        "scontrol": f"echo \"$@\" >>{tmp_path}/requeued; kill -9 $PPID",
+    waits = f"touch {tmp_path}/up; for i in $(seq 100); do sleep 0.1; [ ! -e {run}/STOP ] || break; done"
+    programs = {
+        "mpirun": f"{waits}; sleep 1; ln -s step_1 {run}/checkpoints/latest; exit 75",
+        "scontrol": f'echo "$@" >>{tmp_path}/requeued; kill -9 $PPID',
         "squeue": "echo 2099-01-01T00:00:00",
         "hvdlm": "exit 0",
-    }.items():  # fmt: skip
+    }
+    for name, body in programs.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    wanted = Job("train", TRAIN, 1, 2, 1, 10, cwd=tmp_path, run_dir=run, folder=tmp_path)
+    wanted = job(run_dir=run, cwd=tmp_path, folder=tmp_path)
     script = tmp_path / "job.sh"
     script.write_text(render(wanted, site.find("generic-mpirun")))
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
@@ -336,8 +351,5 @@ def test_a_signal_during_the_wait_is_not_taken_for_the_end(tmp_path):
     started.communicate(timeout=20)
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
     said = (tmp_path / "history").read_text()
-    assert [line.split(" ", 3)[3] for line in said.splitlines()] == [
-        "start",
-        "end 75",
-        "stopped and saved: queued again",
-    ]
+    ends = [line.split(" ", 3)[3] for line in said.splitlines()]
+    assert ends == ["start", "end 75", "stopped and saved: queued again"]

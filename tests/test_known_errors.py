@@ -11,7 +11,7 @@ import h5py
 import pytest
 from harness import HVDLM, ROOT, fresh_environment, job_environment
 
-from hvdlm.launch.known_errors import KNOWN_ERRORS, explain, to_markdown, to_text
+from hvdlm.launch.known_errors import explain, known_errors, to_markdown, to_text
 from hvdlm.launch.plan import find_mpirun, kind_of
 
 MPIRUN = str(find_mpirun())
@@ -25,20 +25,18 @@ def names(text):
 
 def said(*words, env=None, timeout_s=60):
     """All that a command prints; it must fail."""
-    done = subprocess.run(
-        list(map(str, words)), env=env or job_environment(), cwd=ROOT, capture_output=True, text=True,
-        timeout=timeout_s, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    options = {"capture_output": True, "text": True, "timeout": timeout_s, "stdin": subprocess.DEVNULL}
+    done = subprocess.run(list(map(str, words)), env=env or job_environment(), cwd=ROOT, **options)
     assert done.returncode != 0, done.stdout
     return done.stdout + done.stderr
 
 
 def test_there_are_twenty_of_different_names():
-    assert len(KNOWN_ERRORS) == 20
-    assert len({known.name for known in KNOWN_ERRORS}) == 20
+    assert len(known_errors()) == 20
+    assert len({known.name for known in known_errors()}) == 20
 
 
-@pytest.mark.parametrize("known", KNOWN_ERRORS, ids=lambda known: known.name)
+@pytest.mark.parametrize("known", known_errors(), ids=lambda known: known.name)
 def test_an_error_is_known_by_its_own_text_alone(known):
     assert names(f"before\n{known.example}\nafter") == [known.name]
     assert known.cause
@@ -58,7 +56,7 @@ def test_what_is_well_is_no_error():
 
 
 def test_errors_come_once_and_in_the_order_of_the_log():
-    by_name = {known.name: known.example for known in KNOWN_ERRORS}
+    by_name = {known.name: known.example for known in known_errors()}
     assert names("\n".join([by_name["stall"], by_name["cma"], by_name["stall"]])) == ["stall", "cma"]
 
 
@@ -69,19 +67,21 @@ def test_the_table_has_a_row_for_each_and_three_columns():
 
 
 def test_the_documentation_has_this_table():
-    """Renew with `python -c 'from hvdlm.known_errors import to_markdown; print(to_markdown())'`."""
+    """Renew with `python -c 'from hvdlm.launch.known_errors import to_markdown; print(to_markdown())'`."""
     assert to_markdown() in (ROOT / "docs" / "cluster.md").read_text()
 
 
 def test_doctor_explains_a_log(tmp_path):
     log = tmp_path / "job.log"
     log.write_bytes(b"\xff\xfe\n[n1:00042] Read -1, expected 16384, errno = 1\n")
-    done = subprocess.run([*HVDLM, "doctor", "--log", log, "--json"], capture_output=True, text=True, cwd=ROOT)
-    assert [known["name"] for known in json.loads(done.stdout)["known_errors"]] == ["cma"]
-    done = subprocess.run([*HVDLM, "doctor", "--log", "-"], input="fine\n", capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stdout) == (0, "no known error in it\n")
-    done = subprocess.run([*HVDLM, "doctor", "--log", "/nowhere"], capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stderr) == (2, "hvdlm: error: /nowhere: No such file or directory\n")
+
+    def doctor(*words, **options):
+        return subprocess.run([*HVDLM, "doctor", "--log", *words], capture_output=True, text=True, cwd=ROOT, **options)
+
+    assert [known["name"] for known in json.loads(doctor(log, "--json").stdout)["known_errors"]] == ["cma"]
+    fine, missing = doctor("-", input="fine\n"), doctor("/nowhere")
+    assert (fine.returncode, fine.stdout) == (0, "no known error in it\n")
+    assert (missing.returncode, missing.stderr) == (2, "hvdlm: error: /nowhere: No such file or directory\n")
 
 
 # --- really provoked
@@ -113,10 +113,8 @@ def test_a_program_that_is_not_there():
 @needs_open_mpi
 def test_an_interface_that_is_not_there():
     """Two ranks that may use TCP alone, over a network that this host does not have."""
-    env = {
-        **job_environment(), "OMPI_MCA_btl_tcp_if_include": "nosuch0", "OMPI_MCA_btl": "tcp,self",
-        "OMPI_MCA_pml": "ob1",
-    }  # fmt: skip
+    tcp_alone = {"OMPI_MCA_btl_tcp_if_include": "nosuch0", "OMPI_MCA_btl": "tcp,self", "OMPI_MCA_pml": "ob1"}
+    env = job_environment() | tcp_alone
     command = [MPIRUN, "-np", "2", "--oversubscribe", sys.executable, "-c", "from mpi4py import MPI"]
     for _ in range(6):  # Open MPI 4.1.4 loses the text of a message now and then: "Data unpack would read past end"
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)

@@ -10,9 +10,9 @@ from harness import HVDLM, ROOT
 
 from hvdlm.errors import UserError
 from hvdlm.launch import plan as launch
-from hvdlm.launch.hosts import allocated_hosts, expand, expand_counts
-from hvdlm.launch.launchers import KINDS, Launch, launch_environment, launch_words
-from hvdlm.launch.plan import Asked, count_ranks, mpi_kind, parse_hosts, read_hostfile, srun_plugin, threads_of_a_rank
+from hvdlm.launch.hosts import allocated_hosts, expand, expand_counts, parse_hosts, read_hostfile
+from hvdlm.launch.launchers import LAUNCHERS, Launch, launch_environment, launch_words
+from hvdlm.launch.plan import Asked, count_ranks, mpi_kind, srun_plugin, threads_of_a_rank
 from hvdlm.launch.slurm_tasks import check_tasks
 from hvdlm.world.bindings import Binding, binding_map
 
@@ -43,7 +43,7 @@ def rendered(kind):
     return "\n\n".join(blocks) + "\n"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAUNCHERS)
 def test_each_launcher_is_told_what_the_golden_file_says(kind, request):
     """Renew with `pytest tests/test_launch.py --renew-golden`, and review the diff."""
     path = GOLDEN / f"{kind}.txt"
@@ -53,23 +53,22 @@ def test_each_launcher_is_told_what_the_golden_file_says(kind, request):
     assert rendered(kind) == path.read_text()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAUNCHERS)
 def test_nothing_is_said_that_was_not_asked_for(kind):
     text = " ".join([*launch_words(kind, Launch(2)), *launch_environment(kind, Launch(2))])
     for word in ("root", "oversub", "overcommit", "vader", "smsc", "ob1", "openib", "if_include", "IFNAME", "tag"):
         assert word not in text
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAUNCHERS)
 def test_a_rank_with_threads_is_never_put_on_one_core(kind):
     """Whatever binds has as many cores as the rank has threads, and without an order nothing binds."""
     bound, free = (" ".join(launch_words(kind, Launch(2, threads=8, cpu_bind=bind))) for bind in ("cores", "none"))
-    assert {"openmpi4": "slot:PE=8", "openmpi5": "slot:PE=8", "hydra": "core:8", "srun": "--cpus-per-task=8",
-            "horovodrun": "slot:PE=8"}[kind] in bound  # fmt: skip
+    assert {"hydra": "core:8", "srun": "--cpus-per-task=8"}.get(kind, "slot:PE=8") in bound
     assert "core" not in free.replace("per-core", "")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAUNCHERS)
 def test_one_interface_is_told_to_all_that_open_sockets(kind):
     found = launch_environment(kind, Launch(2, interface="ib0"))
     assert found["NCCL_SOCKET_IFNAME"] == found["HOROVOD_GLOO_IFACE"] == "ib0"
@@ -127,18 +126,14 @@ def test_host_lists_are_expanded_as_scontrol_does(hostlist, tmp_path):
     if not shutil.which("scontrol"):
         pytest.skip("no scontrol here; `sudo make setup-system` installs SLURM")
     (tmp_path / "slurm.conf").write_text("ClusterName=x\nSlurmctldHost=localhost\n")
-    done = subprocess.run(
-        ["scontrol", "show", "hostnames", hostlist], capture_output=True, text=True,
-        env={**os.environ, "SLURM_CONF": str(tmp_path / "slurm.conf")},
-    )  # fmt: skip
+    env = {**os.environ, "SLURM_CONF": str(tmp_path / "slurm.conf")}
+    done = subprocess.run(["scontrol", "show", "hostnames", hostlist], capture_output=True, text=True, env=env)
     assert expand(hostlist) == done.stdout.split()
 
 
 def test_host_lists_with_a_suffix():
     """Newer SLURMs have them, 22.05 does not."""
-    assert expand("node-[42,49-51],x[001-003]-ib") == [
-        "node-42", "node-49", "node-50", "node-51", "x001-ib", "x002-ib", "x003-ib",
-    ]  # fmt: skip
+    assert " ".join(expand("node-[42,49-50],x[001-003]-ib")) == "node-42 node-49 node-50 x001-ib x002-ib x003-ib"
 
 
 @pytest.mark.parametrize("broken", ["n[1", "n1]", "n[x]", "n[3-1]", "n[1-2-3]", "n[]"])
@@ -167,22 +162,18 @@ def test_hosts_by_hand_and_in_a_file(tmp_path):
     assert read_hostfile(path) == (("a", 4), ("b", 2), ("c", 1))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("a:x", "'a:x': is no host"), ("a:", "'a:': is no host"), (":3", "':3'"), ("a:0", "'a:0'"), ("a,a", "twice")],
-)  # fmt: skip
-def test_wrong_hosts_are_refused(text, message, tmp_path):
-    with pytest.raises(UserError, match=message):
-        parse_hosts(text)
+BAD_HOSTS = {"a:x": "'a:x': is no host", "a:": "'a:': is no host", ":3": "':3'", "a:0": "'a:0'", "a,a": "twice"}
+BAD_FILES = {"a b": ":1: 'a b' is no host", "#": "names no host", "a\na:2": "twice"}
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [("a b", ":1: 'a b' is no host"), ("#", "names no host"), ("a\na:2", "twice")]
-)
-def test_wrong_host_files_are_refused(text, message, tmp_path):
-    (tmp_path / "hosts").write_text(text)
-    with pytest.raises(UserError, match=message):
-        read_hostfile(tmp_path / "hosts")
+def test_wrong_hosts_and_host_files_are_refused(tmp_path):
+    for text, message in BAD_HOSTS.items():
+        with pytest.raises(UserError, match=message):
+            parse_hosts(text)
+    for text, message in BAD_FILES.items():
+        (tmp_path / "hosts").write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_hostfile(tmp_path / "hosts")
 
 
 def test_ranks_must_fit_the_slots():

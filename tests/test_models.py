@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from hvdlm.compute.draws import Draws, draws_for
-from hvdlm.models import MODELS, build_model, is_random, num_parameters
+from hvdlm.config import tagged_union
+from hvdlm.models import MODELS, build_model, num_parameters
 from hvdlm.models.recurrent import LstmConfig
 from hvdlm.models.transformer import TransformerConfig, rotary, rotate
 
@@ -52,6 +53,11 @@ def model(request):
 
 def test_every_family_is_tested():
     assert {config.family for config in CONFIGS} == set(MODELS)
+
+
+def test_a_family_is_registered_under_its_own_name():
+    with pytest.raises(ValueError, match="LstmConfig has family: lstm, not gru"):
+        tagged_union({"gru": LstmConfig}, "family")
 
 
 def test_logits_have_the_shape_of_the_interface(model):
@@ -107,7 +113,7 @@ def test_rotation_keeps_lengths_and_depends_on_distance_alone():
 @pytest.mark.parametrize("config", DROPOUTS)
 def test_dropout_follows_its_draws_alone(config):
     model, ids = build_model(config, 50, seed=0).train(), torch.randint(50, (4, 9))
-    assert is_random(config)
+    assert config.is_random
     assert torch.equal(model(ids), model(ids))  # none without draws
     assert not torch.equal(model(ids, draws(4)), model(ids))
     assert torch.equal(model(ids, draws(4)), model(ids, draws(4)))
@@ -126,7 +132,7 @@ def test_no_two_dropouts_have_the_same_draws(config, monkeypatch):
 
 @pytest.mark.parametrize("config", [TransformerConfig(), LstmConfig(), TransformerConfig(dropout=0.5, embed_dropout=0)])
 def test_a_model_takes_draws_where_some_dropout_is_on(config):
-    assert is_random(config) == (config.dropout > 0)
+    assert config.is_random == (config.dropout > 0)
 
 
 def test_each_kind_of_dropout_is_as_dropout_unless_it_is_said():

@@ -125,9 +125,8 @@ def test_without_noise_or_draws_the_ids_stay_and_are_never_written_to():
 
 
 def test_noise_is_on_where_some_kind_is():
-    assert [NoiseConfig(**{kind: p}).is_on for kind in ("word_dropout", "token_masking") for p in (0.0, 0.1)] == [
-        False, True, False, True,
-    ]  # fmt: skip
+    for kind in ("word_dropout", "token_masking"):
+        assert [NoiseConfig(**{kind: p}).is_on for p in (0.0, 0.1)] == [False, True]
 
 
 @pytest.mark.parametrize("values", [{"word_dropout": 1.0}, {"token_masking": -0.1}])

@@ -331,7 +331,3 @@ def test_an_older_torch_without_fused_kernels_does_without(monkeypatch):
     monkeypatch.delattr(torch, "_fused_sgd_")
     optimizer = build_optimizer(Tiny(), config_of("sgd"))
     assert not any(group["fused"] for group in optimizer.param_groups)
-
-
-def test_the_registry_and_the_config_name_the_same_optimizers():
-    assert set(OPTIMIZERS) == set(OptimConfig.model_fields["name"].annotation.__args__)

@@ -7,19 +7,14 @@ import pytest
 
 from hvdlm.preprocessing import plan
 from hvdlm.preprocessing.documents import ReadOptions
-from hvdlm.preprocessing.plan import make_units, sample_units, shard_plans, windows_of
+from hvdlm.preprocessing.plan import ShardPlan, make_units, sample_units, shard_plans, windows_of
 
 OPTIONS = ReadOptions()
 
 
 def test_units_cover_every_byte_in_order(tmp_path):
-    files = [
-        ("a.txt", 3_000_000),
-        ("b.txt", 2_000_000),
-        ("big.jsonl", 11_000_000),
-        ("big.jsonl.gz", 9_000_000),
-        ("c.txt", 10),
-    ]
+    names = ("a.txt", "b.txt", "big.jsonl", "big.jsonl.gz", "c.txt")
+    files = list(zip(names, (3_000_000, 2_000_000, 11_000_000, 9_000_000, 10), strict=True))
     units = make_units(files, OPTIONS)
     assert [unit.number for unit in units] == list(range(len(units)))
     assert sum(unit.num_bytes for unit in units) == sum(size for _, size in files)
@@ -54,6 +49,6 @@ def test_a_document_is_in_the_shard_where_it_starts():
 def test_shards_are_numbered_without_gaps():
     """A document longer than a shard leaves windows in which none starts."""
     plans = shard_plans([{"train": [0, 3], "val": []}, {"train": [3, 4], "val": [0]}])
-    assert [(p.split, p.number, p.window, p.units) for p in plans] == [
-        ("train", 0, 0, (0,)), ("train", 1, 3, (0, 1)), ("train", 2, 4, (1,)), ("val", 0, 0, (1,)),
-    ]  # fmt: skip
+    *train, val = plans
+    assert train == [ShardPlan("train", n, w, u) for n, w, u in ((0, 0, (0,)), (1, 3, (0, 1)), (2, 4, (1,)))]
+    assert val == ShardPlan("val", 0, 0, (1,))

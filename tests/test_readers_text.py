@@ -74,10 +74,8 @@ def test_other_encodings(write):
     (bad,) = found(write("b.txt", "中文".encode("gb18030") + b"\xff\xff"), options)
     assert bad == BadRecord(bad.place, "is not gb18030; set another encoding, or errors: replace")
     assert bad.place.endswith("byte 4")
-    assert read(write("c.jsonl", '{"text": "é"}\n{"text": "b"}'.encode("utf-16")), ReadOptions(encoding="utf-16")) == [
-        "é",
-        "b",
-    ]
+    path = write("c.jsonl", '{"text": "é"}\n{"text": "b"}'.encode("utf-16"))
+    assert read(path, ReadOptions(encoding="utf-16")) == ["é", "b"]
 
 
 def test_a_byte_order_mark_is_no_text(write):
@@ -173,16 +171,13 @@ def test_a_long_line_without_the_key_is_one_bad_record(tmp_path, monkeypatch):
     assert good.text == "z"
 
 
+NO_KEY = "no key 'text'"
 FAULTS = {
-    "missing key": (
-        "a.jsonl",
-        b'{"text": "a"}\n{"body": "b", "id": 1}\n',
-        14,
-        "no key 'text' (it has: body, id); set text_key",
-    ),
+    "missing key": ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', 14, f"{NO_KEY} (it has: body); set text_key"),
+    "many keys": ("a.jsonl", b'{"body": "b", "id": 1}\n', 0, f"{NO_KEY} (it has: body, id); set text_key"),
     "not JSON": ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', 15, "not valid JSON"),
     "nested too deeply": ("a.jsonl", b"[" * 200_000, 0, "not valid JSON"),
-    "not an object": ("a.jsonl", b"[1]\n", 0, "no key 'text' (it has: list)"),
+    "not an object": ("a.jsonl", b"[1]\n", 0, f"{NO_KEY} (it has: list)"),
     "not text": ("a.jsonl", b'{"text": 5}\n', 0, "'text' is int, not text"),
     "not UTF-8 in jsonl": ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', 24, "is not UTF-8"),
     "not UTF-8": ("a.txt", b"abc\xe9def", 3, "is not UTF-8; set encoding, or errors: replace"),

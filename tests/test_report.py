@@ -6,39 +6,41 @@ import re
 import pytest
 
 from hvdlm.errors import UserError
-from hvdlm.perf.record import Environment, Record, Workload, read_all, write
+from hvdlm.perf.record import Environment, RunRecord, Workload, read_all, write_record
 from hvdlm.perf.report import write_report
 from hvdlm.perf.sweep import parse_ranks, plan_points
 
+WORKLOAD = Workload(
+    family="transformer",
+    num_parameters=1234,
+    seq_len=128,
+    micro_batch=4,
+    precision="fp32",
+    sync="horovod",
+    world="horovod",
+    device="cpu",
+    threads=1,
+)
+WHERE = {"cores": 2, "cpu": "Some CPU", "system": "Linux", "versions": {"torch": "2"}, "mpi": "Some MPI", "job": ""}
+POINTS = ((1, 24, 1.0), (2, 24, 0.52), (2, 48, 1.04), (4, 24, 0.6))  # ranks, global batch, seconds a step
+
 
 def make_record(ranks, global_batch, repeat, seconds, **changes):
-    workload = Workload(
-        family="transformer", num_parameters=1234, seq_len=128, micro_batch=4, precision="fp32", sync="horovod",
-        world="horovod", device="cpu", threads=1,
-    )  # fmt: skip
-    environment = Environment(
-        hosts=("<node>",) * ranks, cores=2, cpu="Some CPU", system="Linux", versions={"torch": "2"}, mpi="Some MPI",
-        job="", started=f"2026-01-0{repeat + 1}T00:00:00+00:00", load_before=0.1, load_after=0.2,
-    )  # fmt: skip
-    times = tuple(
-        tuple(seconds * (1 + 0.01 * ((i * 7 + rank + repeat) % 5)) for i in range(10)) for rank in range(ranks)
-    )
-    values = {
-        "schema_version": 1, "ranks": ranks, "repeat": repeat, "global_batch": global_batch,
-        "is_strong": global_batch == 24, "is_weak": global_batch == 24 * ranks,
-        "warmup_s": tuple((9.0,) for _ in times),
-        "step_s": times, "data_wait_s": tuple((0.001,) * 10 for _ in times), "first_loss": 5.0,
-        "workload": workload, "environment": environment, **changes,
-    }  # fmt: skip
-    return Record(**values)
+    started = f"2026-01-0{repeat + 1}T00:00:00+00:00"
+    where = Environment(hosts=("<node>",) * ranks, started=started, load_before=0.1, load_after=0.2, **WHERE)
+    steps = [[seconds * (1 + 0.01 * ((7 * i + rank + repeat) % 5)) for i in range(10)] for rank in range(ranks)]
+    times = {"warmup_s": ((9.0,),) * ranks, "step_s": steps, "data_wait_s": ((0.001,) * 10,) * ranks}
+    series = {"is_strong": global_batch == 24, "is_weak": global_batch == 24 * ranks}
+    point = {"schema_version": 1, "ranks": ranks, "repeat": repeat, "global_batch": global_batch, "first_loss": 5.0}
+    return RunRecord(**{**point, **series, **times, "workload": WORKLOAD, "environment": where, **changes})
 
 
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "records").mkdir()
     for repeat in range(3):
-        for ranks, batch, step_s in ((1, 24, 1.0), (2, 24, 0.52), (2, 48, 1.04), (4, 24, 0.6)):
-            write(tmp_path / "records", make_record(ranks, batch, repeat, step_s))
+        for ranks, batch, step_s in POINTS:
+            write_record(tmp_path / "records", make_record(ranks, batch, repeat, step_s))
     return tmp_path
 
 
@@ -63,23 +65,19 @@ def test_the_report_has_every_form_and_is_the_same_again(folder):
     assert not re.search(r'(src|href)="(?!data:)', html)  # nothing is fetched
     assert "&lt;node&gt;" in html
     assert "<node>" not in html
+    assert "| 4 † |" in first["report.md"].decode()
+    assert "more threads than cores" in html
     assert re.search(r"<td>9\d\.\d % \[", html)
     rows = list(csv.DictReader(first["report.csv"].decode().splitlines()))
-    assert [(row["mode"], row["ranks"], row["is_oversubscribed"]) for row in rows] == [
-        ("strong", "1", "0"), ("strong", "2", "0"), ("strong", "4", "1"), ("weak", "1", "0"), ("weak", "2", "0"),
-    ]  # fmt: skip
+    found = [f"{row['mode']} {row['ranks']} {row['is_oversubscribed']}" for row in rows]
+    assert found == ["strong 1 0", "strong 2 0", "strong 4 1", "weak 1 0", "weak 2 0"]
     assert float(rows[1]["efficiency"]) == pytest.approx(1 / 1.04, rel=0.02)
-
-
-def test_oversubscribed_points_are_marked(folder):
-    write_report(folder)
-    assert "| 4 † |" in (folder / "report.md").read_text()
-    assert "more threads than cores" in (folder / "report.html").read_text()
 
 
 def test_records_of_different_workloads_do_not_mix(folder):
     record = make_record(1, 24, 5, 1.0)
-    write(folder / "records", record.model_copy(update={"workload": record.workload.model_copy(update={"seq_len": 7})}))
+    other = record.workload.model_copy(update={"seq_len": 7})
+    write_record(folder / "records", record.model_copy(update={"workload": other}))
     with pytest.raises(UserError, match="records differ in seq_len; a report needs one workload"):
         write_report(folder)
 
@@ -94,9 +92,10 @@ def test_what_is_no_record_is_named(folder):
 
 def test_points_share_their_base_and_keep_the_arithmetic():
     points = plan_points([1, 2, 3], ("strong", "weak"), 24, 4)
-    assert [(p.ranks, p.global_batch, p.is_strong, p.is_weak) for p in points] == [
-        (1, 24, True, True), (2, 24, True, False), (2, 48, False, True), (3, 24, True, False), (3, 72, False, True),
-    ]  # fmt: skip
+    strong, weak = ([(p.ranks, p.global_batch) for p in points if getattr(p, f"is_{m}")] for m in ("strong", "weak"))
+    assert strong == [(1, 24), (2, 24), (3, 24)]
+    assert weak == [(1, 24), (2, 48), (3, 72)]
+    assert len(points) == 5
     assert [(p.ranks, p.global_batch) for p in plan_points([2, 5], ("weak",), 24, 4)] == [(2, 24), (5, 60)]
     with pytest.raises(UserError, match="global_batch 24 is not a multiple of micro_batch 4 x 5 ranks"):
         plan_points([1, 5], ("strong",), 24, 4)

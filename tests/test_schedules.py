@@ -47,12 +47,12 @@ def test_warmup_then_cosine():
     [
         (
             {"min_lr": 3e-5},
-            [4.2857142857142856e-05, 0.00017142857142857143, 0.0003, 0.0003, 0.00029963985829457943,
-             0.0002435509536003236, 0.00012141114535585477, 3.0360141705420527e-05, 3e-05, 3e-05],
+            [4.2857142857142856e-05, 0.00017142857142857143, 0.0003, 0.0003, 0.00029963985829457943]
+            + [0.0002435509536003236, 0.00012141114535585477, 3.0360141705420527e-05, 3e-05, 3e-05],
         ),
         ({"min_lr": 1e-5, "schedule": "constant"}, [4.2857142857142856e-05, 0.00017142857142857143] + [0.0003] * 8),
     ],
-)  # fmt: skip
+)
 def test_rates_of_the_first_version_are_the_same_to_the_bit(options, golden):
     config = OptimConfig(lr=3e-4, warmup_steps=7, **options)
     assert [lr_at(step, 50, config) for step in (0, 3, 6, 7, 8, 20, 33, 49, 50, 60)] == golden
@@ -150,10 +150,6 @@ def test_every_schedule_peaks_after_the_warmup_and_stays_between_its_ends(schedu
     assert all(0.05 <= rate <= 1.0 for rate in found[10:])
     assert all(a >= b for a, b in itertools.pairwise(found[10:]))
     assert lr_at(0, 1, OptimConfig(**{**options, "warmup_steps": 0})) == 1.0
-
-
-def test_the_registry_and_the_config_name_the_same_schedules():
-    assert set(SCHEDULES) == set(OptimConfig.model_fields["schedule"].annotation.__args__)
 
 
 @pytest.mark.parametrize(("rule", "factor"), [("linear", 4.0), ("sqrt", 2.0)])

@@ -41,10 +41,10 @@ def test_horovod_is_patched_where_it_must_be(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     setup_env.patch_horovod(tmp_path, 20)
-    assert [(tmp_path / name).read_text() for name in files] == [
-        "set(CMAKE_CXX_STANDARD 20)\n", "set(CMAKE_CXX_STANDARD 20)\n", "set(CMAKE_CUDA_STANDARD 17)\n",
-        "_NO_BINDING_ARGS = ['--bind-to none', '--map-by slot']\n",
-    ]  # fmt: skip
+    *cxx, cuda, runner = [(tmp_path / name).read_text() for name in files]
+    assert cxx == ["set(CMAKE_CXX_STANDARD 20)\n"] * 2
+    assert cuda == "set(CMAKE_CUDA_STANDARD 17)\n"
+    assert runner == "_NO_BINDING_ARGS = ['--bind-to none', '--map-by slot']\n"
 
 
 def test_another_horovod_is_not_patched_silently(tmp_path):

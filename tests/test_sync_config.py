@@ -6,7 +6,7 @@ from harness import make_config
 from torch import nn
 
 from hvdlm.errors import UserError
-from hvdlm.sync import SYNCS, build_sync, preferred_world, world_environment
+from hvdlm.sync import SYNCS, build_sync, preferred_world
 from hvdlm.sync.allreduce import AllreduceConfig
 from hvdlm.sync.horovod import HorovodConfig
 from hvdlm.world.serial import SerialWorld
@@ -24,8 +24,8 @@ def test_a_name_stands_for_its_defaults(tmp_path, kind):
 def test_options_reach_their_section(tmp_path):
     sync = config(tmp_path, "sync={kind: horovod, compression: fp16, groups: 2, fusion_mb: 8, cycle_ms: 2.5}").sync
     assert sync == HorovodConfig(compression="fp16", groups=2, fusion_mb=8.0, cycle_ms=2.5)
-    assert world_environment(sync) == {"HOROVOD_FUSION_THRESHOLD": "8388608", "HOROVOD_CYCLE_TIME": "2.5"}
-    assert world_environment(config(tmp_path).sync) == {}
+    assert sync.environment == {"HOROVOD_FUSION_THRESHOLD": "8388608", "HOROVOD_CYCLE_TIME": "2.5"}
+    assert config(tmp_path).sync.environment == {}
     compressed = config(tmp_path, "sync={kind: allreduce, compress: {name: topk, density: 0.05}}").sync
     assert isinstance(compressed, AllreduceConfig)
     assert compressed.compress.density == 0.05

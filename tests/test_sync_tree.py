@@ -53,9 +53,7 @@ def test_every_number_of_ranks_gives_the_bits_of_the_recursive_tree(passes, size
     assert torch.equal(fold(pushed(0, list(leaves)), lambda x, y: x + y), expected)
     stacks = [pushed(rank * passes, list(leaves[rank * passes : (rank + 1) * passes])) for rank in range(size)]
     rounds = max(map(len, stacks))
-    received = [
-        torch.stack([stack[min(k, len(stack) - 1)][1] for stack in stacks]).clone() for k in range(rounds)
-    ]  # fmt: skip
+    received = [torch.stack([stack[min(k, len(stack) - 1)][1] for stack in stacks]).clone() for k in range(rounds)]
     nodes = [nodes_of(rank * passes, (rank + 1) * passes) for rank in range(size)]
     assert torch.equal(add_slices(received, nodes), expected)
 

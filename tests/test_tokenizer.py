@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def sample():
 
 
 def make(kind, **values):
-    return TOKENIZERS[kind](TokenizerConfig.model_validate({"kind": kind, **values}), sample)
+    return TOKENIZERS[kind].make(TokenizerConfig.model_validate({"kind": kind, **values}), sample)
 
 
 def write_ranks(path):
@@ -113,9 +114,8 @@ def test_the_name_of_the_unknown_token_is_text_but_in_closed_vocabularies(made, 
 def test_json_restores_the_same_tokenizer(tokenizer):
     again = from_json(tokenizer.to_json())
     assert tokenizers.digest(again) == tokenizers.digest(tokenizer)
-    assert (again.kind, again.vocab_size, again.eos_id, again.unk_id) == (
-        tokenizer.kind, tokenizer.vocab_size, tokenizer.eos_id, tokenizer.unk_id,
-    )  # fmt: skip
+    for name in ("kind", "vocab_size", "eos_id", "unk_id"):
+        assert getattr(again, name) == getattr(tokenizer, name)
     for ours, its in zip(tokenizer.encode_documents(TEXTS), again.encode_documents(TEXTS), strict=True):
         assert ours.tolist() == its.tolist()
 
@@ -152,7 +152,7 @@ def test_unknown_characters_and_only_they_are_lost(made, text):
 
 
 def test_characters_of_chinese_are_tokens():
-    chinese = TOKENIZERS["char"](TokenizerConfig(kind="char"), lambda: iter(SENTENCES))
+    chinese = TOKENIZERS["char"].make(TokenizerConfig(kind="char"), lambda: iter(SENTENCES))
     ids = chinese.encode(SENTENCES[0])
     assert chinese.decode(ids) == SENTENCES[0]
     assert len(ids) == 16 and chinese.unk_id not in ids
@@ -160,7 +160,7 @@ def test_characters_of_chinese_are_tokens():
 
 def test_rare_and_surplus_characters_are_unknown():
     config = {"kind": "char", "min_frequency": 2, "vocab_size": 4}
-    char = TOKENIZERS["char"](TokenizerConfig.model_validate(config), lambda: iter(["aaabbbccd"]))
+    char = TOKENIZERS["char"].make(TokenizerConfig.model_validate(config), lambda: iter(["aaabbbccd"]))
     assert char.encode("abcd").tolist() == [2, 3, 0, 0]
     assert char.vocab_size == 4
 
@@ -195,17 +195,12 @@ def test_jieba_is_silent_and_leaves_no_cache(tmp_path, monkeypatch, capfd):
 
 
 def test_a_missing_library_is_named(monkeypatch, tmp_path):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "jieba", None)
-    monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    monkeypatch.setitem(sys.modules, "tiktoken", None)
-    (tmp_path / "a.model").write_bytes(b"")
-    ranks = write_ranks(tmp_path / "r50k_base.tiktoken")
-    for kind, values in (
-        ("word", {"words": "jieba"}), ("sentencepiece", {"path": tmp_path / "a.model"}), ("tiktoken", {"path": ranks}),
-    ):  # fmt: skip
-        with pytest.raises(UserError, match=r"needs (jieba|sentencepiece|tiktoken); pip install 'hvdlm\[text\]'"):
+    ranks, model = write_ranks(tmp_path / "r50k_base.tiktoken"), tmp_path / "a.model"
+    model.write_bytes(b"")
+    needing = {"jieba": ("word", {"words": "jieba"}), "sentencepiece": ("sentencepiece", {"path": model})}
+    for library, (kind, values) in {**needing, "tiktoken": ("tiktoken", {"path": ranks})}.items():
+        monkeypatch.setitem(sys.modules, library, None)
+        with pytest.raises(UserError, match=rf"needs {library}; pip install 'hvdlm\[text\]'"):
             make(kind, **values)
 
 
@@ -221,7 +216,7 @@ def test_penn_treebank_reads_as_its_papers_count_it(tmp_path):
 
 
 def test_words_by_a_pattern():
-    word = TOKENIZERS["word"](
+    word = TOKENIZERS["word"].make(
         TokenizerConfig(kind="word", words="regex", pattern="(c|b)at|<unk>x"), lambda: iter(["cat bat, cat"])
     )
     assert word.encode("bat<unk>cats").tolist() == [3, 0, 2]

@@ -8,45 +8,52 @@ import numpy as np
 import pytest
 from harness import run_values
 
+from hvdlm.cli.tuning import tune as tune_command
 from hvdlm.config import load, validate
 from hvdlm.errors import UserError
 from hvdlm.perf import tune as tuning
-from hvdlm.perf.comparison import compare, t_quantile
+from hvdlm.perf.comparison import compare
 from hvdlm.perf.job import JobFailed
 from hvdlm.perf.search import (
     CONFIRMATION,
-    KNOBS,
     Candidate,
     Failed,
     OutOfTime,
     Race,
     Search,
-    Space,
+    SearchSpace,
     micro_batch_choices,
     thread_choices,
 )
 from hvdlm.perf.tune import TuneOptions, settings_of, space_of
 from hvdlm.perf.tune_result import to_text
+from hvdlm.sync import SYNCS
 from hvdlm.train.config import RunConfig
 
 BASE = Candidate(4, 0, "horovod")
-SPACE = Space(BASE, (12, 6, 4, 2, 1), (0,), ("horovod", "allreduce"))
+BY_MICRO_BATCH = {1: 1.6, 2: 1.25, 4: 1.0, 6: 0.9, 12: 0.8}
+
+
+def space_around(base=BASE, micro_batches=(4,), threads=(0,), kinds=("horovod",)):
+    return SearchSpace(base, micro_batches, threads, {kind: SYNCS[kind].knobs for kind in kinds})
+
+
+SPACE = space_around(micro_batches=(12, 6, 4, 2, 1), kinds=("horovod", "allreduce"))
 
 
 class Machine:
-    """A synthetic one: `true(candidate)` seconds, noise of a run, drift of a round; fails and ends as told."""
+    """A synthetic one: `true(candidate)` seconds, noise of a run, drift of a round; `before(trial)` may raise."""
 
-    def __init__(self, true, noise=0.01, drift=0.2, seed=0, runs=math.inf):
-        self.true, self.noise, self.drift, self.runs = true, noise, drift, runs
+    def __init__(self, true, noise=0.01, drift=0.2, seed=0, before=lambda trial: None):
+        self.true, self.noise, self.drift, self.before = true, noise, drift, before
         self.random = np.random.default_rng(seed)
-        self.drifts, self.tasks = {}, []
+        self.drifts, self.trials = {}, []
 
-    def __call__(self, task):
-        if len(self.tasks) >= self.runs:
-            raise OutOfTime
-        self.tasks.append(task)
-        drift = self.drifts.setdefault((task.stage, task.round), math.exp(self.drift * self.random.standard_normal()))
-        return self.true(task.candidate) * drift * math.exp(self.noise * self.random.standard_normal())
+    def __call__(self, trial):
+        self.trials.append(trial)
+        self.before(trial)
+        drift = self.drifts.setdefault((trial.stage, trial.round), math.exp(self.drift * self.random.standard_normal()))
+        return self.true(trial.candidate) * drift * math.exp(self.noise * self.random.standard_normal())
 
 
 def search(machine, space=SPACE, rounds=5):
@@ -58,9 +65,19 @@ def search(machine, space=SPACE, rounds=5):
 
 
 def by_micro_batch(candidate):
-    return {1: 1.6, 2: 1.25, 4: 1.0, 6: 0.9, 12: 0.8}[candidate.micro_batch] * (
-        1.05 if candidate.kind == "allreduce" else 1
-    )
+    return BY_MICRO_BATCH[candidate.micro_batch] * (1.05 if candidate.kind == "allreduce" else 1)
+
+
+def ending_after(runs, error):
+    """What a machine does before each run, to end in the one after so many."""
+    left = [None] * runs
+
+    def before(trial):
+        if not left:
+            raise error
+        left.pop()
+
+    return before
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -77,10 +94,11 @@ def test_what_is_clearly_slower_costs_few_runs():
     """A factor of 1.6 is seen in one run, of 1.25 in a few; the close ones get the time."""
     machine = Machine(by_micro_batch)
     search(machine, rounds=8)
-    runs = [task.candidate.micro_batch for task in machine.tasks if task.stage == "micro-batch and sync"]
+    first = [trial for trial in machine.trials if trial.stage == "micro-batch and sync"]
+    runs = [trial.candidate.micro_batch for trial in first]
     assert runs.count(1) == 2  # one run with each sync
     assert runs.count(2) <= 6
-    assert runs.count(12) == len({task.round for task in machine.tasks if task.stage == "micro-batch and sync"}) * 2
+    assert runs.count(12) == len({trial.round for trial in first}) * 2
 
 
 def test_where_nothing_differs_the_config_stays_in_nearly_all_cases():
@@ -92,7 +110,7 @@ def test_a_config_that_stays_is_not_confirmed_against_itself():
     machine = Machine(lambda c: 1.0 if c == BASE else 1.3, noise=0.001)
     found = search(machine)
     assert found.verdict() == (BASE, None, "nothing was clearly faster than the config as it is")
-    assert CONFIRMATION not in {task.stage for task in machine.tasks}
+    assert CONFIRMATION not in {trial.stage for trial in machine.trials}
 
 
 def test_of_settings_that_are_faster_alike_the_nearest_to_the_config_wins():
@@ -101,12 +119,12 @@ def test_of_settings_that_are_faster_alike_the_nearest_to_the_config_wins():
 
 
 def test_a_gain_that_the_last_runs_do_not_confirm_is_not_claimed():
-    class Lucky(Machine):
-        def __call__(self, task):
-            seconds = super().__call__(task)
-            return seconds * (0.8 if task.stage != CONFIRMATION and task.candidate.micro_batch == 12 else 1)
+    def true(candidate):
+        is_lucky = machine.trials[-1].stage != CONFIRMATION and candidate.micro_batch == 12
+        return 0.8 if is_lucky else 1.0
 
-    best, gain, sentence = search(Lucky(lambda c: 1.0)).verdict()
+    machine = Machine(true)
+    best, gain, sentence = search(machine).verdict()
     assert best == BASE
     assert gain.contains(1)
     assert sentence.startswith("not distinguishable from the config as it is: micro_batch 12, horovod")
@@ -117,17 +135,16 @@ def test_knobs_are_set_one_after_the_other_and_add_up():
         knobs = dict(candidate.knobs)
         return (0.9 if knobs.get("fusion_mb") == 8 else 1.0) * (0.9 if knobs.get("cycle_ms") == 2.5 else 1.0)
 
-    found = search(Machine(true, noise=0.005), Space(BASE, (4,), (0,), ("horovod",)))
+    found = search(Machine(true, noise=0.005), space_around())
     assert found.best == Candidate(4, 0, "horovod", (("cycle_ms", 2.5), ("fusion_mb", 8)))
-    assert [race.stage for race in found.races] == [
-        "micro-batch and sync", "horovod fusion_mb", "horovod cycle_ms", "horovod groups", CONFIRMATION
-    ]  # fmt: skip
+    knobs = [f"horovod {name}" for name in ("fusion_mb", "cycle_ms", "groups")]
+    assert [race.stage for race in found.races] == ["micro-batch and sync", *knobs, CONFIRMATION]
 
 
 @pytest.mark.parametrize(("slower", "is_tried"), [(1.02, True), (1.1, False)])
 def test_a_sync_gets_its_knobs_set_if_it_is_close_to_the_fastest(slower, is_tried):
     machine = Machine(lambda c: slower if c.kind == "horovod" else 1.0, noise=0.001)
-    found = search(machine, Space(Candidate(4, 0, "allreduce"), (4,), (0,), ("horovod", "allreduce")))
+    found = search(machine, space_around(Candidate(4, 0, "allreduce"), kinds=("horovod", "allreduce")))
     assert ("horovod fusion_mb" in [race.stage for race in found.races]) == is_tried
     assert "allreduce overlap" in [race.stage for race in found.races]
 
@@ -138,9 +155,8 @@ def test_a_sync_that_is_slower_by_default_can_win_by_a_knob():
             return 1.0
         return 0.8 if dict(candidate.knobs).get("cycle_ms") == 5 else 1.02
 
-    found = search(
-        Machine(true, noise=0.001), Space(Candidate(4, 0, "allreduce"), (4,), (0,), ("horovod", "allreduce"))
-    )
+    space = space_around(Candidate(4, 0, "allreduce"), kinds=("horovod", "allreduce"))
+    found = search(Machine(true, noise=0.001), space)
     assert found.best == Candidate(4, 0, "horovod", (("cycle_ms", 5),))
 
 
@@ -148,24 +164,21 @@ def test_threads_are_searched_with_the_micro_batch_that_won():
     def true(candidate):
         return by_micro_batch(candidate) * (0.8 if candidate.threads == 3 else 1)
 
-    found = search(Machine(true), Space(BASE, (12, 6, 4), (0, 4, 3, 2), ("horovod",)))
+    found = search(Machine(true), space_around(micro_batches=(12, 6, 4), threads=(0, 4, 3, 2)))
     assert (found.best.micro_batch, found.best.threads) == (12, 3)
 
 
 def test_what_cannot_run_is_left_out_with_its_reason_and_larger_ones_are_not_tried():
-    class Small(Machine):
-        def __call__(self, task):
-            if task.candidate.micro_batch >= 6:
-                self.tasks.append(task)
-                raise Failed("out of memory", for_memory=True)
-            if task.candidate.kind == "allreduce":
-                raise Failed("no such thing")
-            return super().__call__(task)
+    def before(trial):
+        if trial.candidate.micro_batch >= 6:
+            raise Failed("out of memory", for_memory=True)
+        if trial.candidate.kind == "allreduce":
+            raise Failed("no such thing")
 
-    machine = Small(by_micro_batch)
+    machine = Machine(by_micro_batch, before=before)
     found = search(machine)
     assert found.best == BASE
-    assert not [task for task in machine.tasks if task.candidate.micro_batch == 12]
+    assert not [trial for trial in machine.trials if trial.candidate.micro_batch == 12]
     failed = found.races[0].failed
     assert failed[Candidate(6, 0, "horovod")] == "out of memory"
     assert failed[Candidate(12, 0, "horovod")] == "not tried: micro_batch 6 ran out of memory"
@@ -173,20 +186,18 @@ def test_what_cannot_run_is_left_out_with_its_reason_and_larger_ones_are_not_tri
 
 
 def test_a_config_that_does_not_run_itself_is_replaced():
-    class Picky(Machine):
-        def __call__(self, task):
-            if task.candidate == BASE:
-                raise Failed("does not divide")
-            return super().__call__(task)
+    def before(trial):
+        if trial.candidate == BASE:
+            raise Failed("does not divide")
 
-    best, gain, sentence = search(Picky(by_micro_batch)).verdict()
+    best, gain, sentence = search(Machine(by_micro_batch, before=before)).verdict()
     assert (best.micro_batch, gain) == (12, None)
     assert sentence == "the config as it is does not run: does not divide"
 
 
 @pytest.mark.parametrize("runs", [1, 7, 14, 25, 40, 60])
 def test_whenever_time_is_out_the_best_so_far_stands(runs):
-    found = search(Machine(by_micro_batch, runs=runs))
+    found = search(Machine(by_micro_batch, before=ending_after(runs, OutOfTime)))
     best, gain, _ = found.verdict()
     assert by_micro_batch(best) <= by_micro_batch(BASE)
     assert gain is None or gain.low > 1
@@ -195,13 +206,7 @@ def test_whenever_time_is_out_the_best_so_far_stands(runs):
 
 
 def test_an_interrupt_in_a_stage_leaves_what_the_stage_has_shown():
-    class Interrupted(Machine):
-        def __call__(self, task):
-            if len(self.tasks) == 30:
-                raise KeyboardInterrupt
-            return super().__call__(task)
-
-    found = Search(SPACE, Interrupted(by_micro_batch), 5)
+    found = Search(SPACE, Machine(by_micro_batch, before=ending_after(30, KeyboardInterrupt)), 5)
     with pytest.raises(KeyboardInterrupt):
         list(found.stages())
     assert found.best.micro_batch == 12
@@ -211,9 +216,8 @@ def test_an_interrupt_in_a_stage_leaves_what_the_stage_has_shown():
 def test_rounds_are_interleaved():
     machine = Machine(lambda c: 1.0)
     Race("race", [Candidate(m, 0, "tree") for m in (1, 2, 3)]).run(machine, 2)
-    assert [(task.round, task.candidate.micro_batch, task.left) for task in machine.tasks] == [
-        (0, 1, 2), (0, 2, 1), (0, 3, 0), (1, 1, 2), (1, 2, 1), (1, 3, 0)
-    ]  # fmt: skip
+    found = [(trial.round, trial.candidate.micro_batch, trial.left) for trial in machine.trials]
+    assert found == [(round_, micro, 3 - micro) for round_ in (0, 1) for micro in (1, 2, 3)]
 
 
 def test_the_comparison_equals_a_paired_t_test():
@@ -221,25 +225,14 @@ def test_the_comparison_equals_a_paired_t_test():
     logs = {one: [0.1, 0.5, -0.2, 0.3], other: [0.3, 0.6, 0.1, 0.4]}
     found = compare({c: {n: math.exp(value) for n, value in enumerate(values)} for c, values in logs.items()})
     differences = np.array(logs[other]) - np.array(logs[one])
-    half = 3.182446 * differences.std(ddof=1) / 2
+    middle, half = differences.mean(), 3.182446 * differences.std(ddof=1) / 2
     ratio = found.ratio(other, one)
-    assert math.log(ratio.value) == pytest.approx(differences.mean())
-    assert (math.log(ratio.low), math.log(ratio.high)) == pytest.approx(
-        (differences.mean() - half, differences.mean() + half)
-    )
+    assert np.log([ratio.value, ratio.low, ratio.high]) == pytest.approx([middle, middle - half, middle + half])
 
 
 def test_one_run_of_each_says_nothing():
     ratio = compare({BASE: {0: 1.0}, Candidate(6, 0, "horovod"): {0: 1.2}}).ratio(BASE, Candidate(6, 0, "horovod"))
     assert (ratio.low, ratio.high) == (0, math.inf)
-
-
-@pytest.mark.parametrize(
-    ("probability", "degrees", "expected"),
-    [(0.975, 1, 12.706), (0.975, 2, 4.303), (0.975, 10, 2.228), (0.995, 5, 4.032), (0.9995, 30, 3.646)],
-)
-def test_t_quantiles_equal_the_tables(probability, degrees, expected):
-    assert t_quantile(probability, degrees) == pytest.approx(expected, abs=6e-4)
 
 
 @pytest.mark.parametrize("per_rank", [1, 7, 12, 64, 360])
@@ -263,9 +256,9 @@ def config_of(tmp_path, data="data", **sections):
 
 
 def test_every_knob_is_one_of_its_sync_and_none_is_the_default(tmp_path):
-    for kind, knobs in KNOBS.items():
+    for kind, sync in SYNCS.items():
         plain = config_of(tmp_path, sync={"kind": kind}).sync
-        for name, values in knobs.items():
+        for name, values in sync.knobs.items():
             assert getattr(plain, name) == values[0]
             for value in values[1:]:
                 changed = config_of(tmp_path, sync={"kind": kind, name: value}).sync
@@ -273,15 +266,30 @@ def test_every_knob_is_one_of_its_sync_and_none_is_the_default(tmp_path):
 
 
 def test_only_what_changes_no_number_is_exchanged(tmp_path):
-    assert space_of(config_of(tmp_path), 2, ()).kinds == ("horovod", "allreduce")
+    assert [*space_of(config_of(tmp_path), 2, ()).knobs] == ["horovod", "allreduce"]
     fp16 = space_of(config_of(tmp_path, sync={"kind": "horovod", "compression": "fp16", "cycle_ms": 5.0}), 2, ())
-    assert fp16.kinds == ("horovod",)
+    assert [*fp16.knobs] == ["horovod"]
     assert fp16.base.knobs == (("cycle_ms", 5.0),)
-    assert space_of(config_of(tmp_path, sync={"kind": "local_sgd", "every": 4}), 2, ()).kinds == ("local_sgd",)
-    with pytest.raises(UserError, match="leave --kinds out"):
-        space_of(config_of(tmp_path, sync={"kind": "horovod", "compression": "fp16"}), 2, ("allreduce",))
-    with pytest.raises(UserError, match="global_batch 12 is not a multiple of 5 ranks"):
-        space_of(config_of(tmp_path), 5, ())
+    local = config_of(tmp_path, sync={"kind": "local_sgd", "every": 4})
+    assert [*space_of(local, 2, ()).knobs] == ["local_sgd"]
+
+
+@pytest.mark.parametrize(
+    ("sync", "ranks", "kinds", "message"),
+    [
+        ({"kind": "horovod", "compression": "fp16"}, 2, ("allreduce",), "leave --kinds out"),
+        ({"kind": "async"}, 2, (), "sync: async has no steps that all ranks share"),
+        ({}, 5, (), "global_batch 12 is not a multiple of 5 ranks"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(tmp_path, sync, ranks, kinds, message):
+    with pytest.raises(UserError, match=message):
+        space_of(config_of(tmp_path, sync=sync or {"kind": "auto"}), ranks, kinds)
+
+
+def test_the_command_offers_every_sync_that_keeps_replicas_equal():
+    (kinds,) = (option for option in tune_command.params if option.name == "kinds")
+    assert list(kinds.type.choices) == [kind for kind, sync in SYNCS.items() if sync.keeps_replicas_equal]
 
 
 def test_settings_keep_everything_else(tmp_path):
@@ -298,11 +306,8 @@ def test_settings_keep_everything_else(tmp_path):
 
 
 def options_of(tmp_path, **changes):
-    values = {
-        "ranks": 2, "minutes": 5.0, "steps": 3, "warmup": 1, "repeats": 3, "kinds": (), "out": tmp_path / "t.yaml",
-        "command": "hvdlm tune config.yaml", **changes,
-    }  # fmt: skip
-    return TuneOptions(**values)
+    values = {"ranks": 2, "minutes": 5.0, "steps": 3, "warmup": 1, "repeats": 3, "kinds": ()}
+    return TuneOptions(out=tmp_path / "t.yaml", command="hvdlm tune config.yaml", **{**values, **changes})
 
 
 def fake_job(make_record, true, fails=()):
@@ -336,8 +341,8 @@ def test_tuning_leaves_a_config_with_its_measurements(monkeypatch, tmp_path, dat
     raw = json.loads((tmp_path / "t.json").read_text())
     runs = raw.pop("runs")
     assert raw == summary
-    assert len(runs) == sum(row["tokens_per_s"]["runs"] for stage in summary["stages"] for row in stage["candidates"]
-                            if row["tokens_per_s"])  # fmt: skip
+    rates = [row["tokens_per_s"] for stage in summary["stages"] for row in stage["candidates"]]
+    assert len(runs) == sum(rate["runs"] for rate in rates if rate)
     assert "exited on signal 9 (Killed)" in to_text(summary)
     outcomes = {row["settings"]: row["outcome"] for row in summary["stages"][0]["candidates"]}
     assert outcomes["micro_batch 1, threads 1, horovod"] == "slower"

@@ -1,15 +1,10 @@
 """The state of a run on disk."""
 
 from hvdlm.checkpoint.store import (
-    ENGINE,
-    LATEST,
-    MODEL,
-    OPTIMIZER,
     STATE,
     CheckpointConfig,
     complete_steps,
     damage,
-    folder_of,
     load_model,
     load_optimizer,
     load_tensors,
@@ -20,15 +15,10 @@ from hvdlm.checkpoint.store import (
 )
 
 __all__ = [
-    "ENGINE",
-    "LATEST",
-    "MODEL",
-    "OPTIMIZER",
     "STATE",
     "CheckpointConfig",
     "complete_steps",
     "damage",
-    "folder_of",
     "load_model",
     "load_optimizer",
     "load_tensors",

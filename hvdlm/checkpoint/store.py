@@ -49,9 +49,16 @@ def folder_of(run_dir: Path) -> Path:
 
 
 def save(  # noqa: PLR0913 - what a checkpoint is made of
-    run_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *,
-    keep: int, tensors: dict[str, torch.Tensor] | None = None, permit: Callable[[], None] = lambda: None,
-) -> Path:  # fmt: skip
+    run_dir: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    tensors: dict[str, torch.Tensor] | None = None,
+    *,
+    keep: int,
+    permit: Callable[[], None] = lambda: None,
+) -> Path:
     """Write the checkpoint of `step` (rank 0 calls this alone), then drop all but the newest `keep`.
 
     `tensors` is what else must be kept, such as a running mean of the weights. `permit` is called when all is written

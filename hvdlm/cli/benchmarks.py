@@ -11,6 +11,10 @@ import click
 from hvdlm.cli.options import Group, json_option, refuse_a_launcher, result
 from hvdlm.launch.environment import launched_as
 
+FILE = click.Path(path_type=Path)
+VARIANTS = "limit,horovod,allreduce,tree,stock-horovod,stock-ddp"
+VARIANTS_HELP = "Also allreduce+NAME and horovod+fp16: with that compression."
+
 
 @click.group(cls=Group)
 def bench() -> None:
@@ -18,15 +22,13 @@ def bench() -> None:
 
 
 @bench.command("preprocess", epilog="hvdlm bench preprocess --megabytes 200 --out runs/bench")
-@click.option(
-    "--corpus", type=click.Path(path_type=Path), default=None, help="Your .jsonl; default: text of this Python."
-)
+@click.option("--corpus", type=FILE, default=None, help="Your .jsonl; default: text of this Python.")
 @click.option("--megabytes", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--vocab-size", type=click.IntRange(257), default=32768, show_default=True)
 @click.option("--ranks", default="1,2", show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--datatrove-python", default=None, help="An interpreter that has datatrove, to measure it too.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True)
+@click.option("--out", type=FILE, default=Path("runs/bench"), show_default=True)
 @json_option
 def bench_preprocess(ranks: str, out: Path, as_json: bool, **choices: Any) -> None:
     """Raw jsonl to shards as a whole process, the encoder alone, the tokenizers library, and datatrove."""
@@ -54,14 +56,11 @@ def bench_reading(repeats: int, as_json: bool) -> None:
 @bench.command("train", epilog="hvdlm bench train --workloads tiny,small-bf16 --rounds 7")
 @click.option("--ranks", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--workloads", default="tiny,small,small-bf16,vocab50k,lstm", show_default=True)
-@click.option(
-    "--variants", default="limit,horovod,allreduce,tree,stock-horovod,stock-ddp", show_default=True,
-    help="Also allreduce+NAME and horovod+fp16: with that compression.",
-)  # fmt: skip
+@click.option("--variants", default=VARIANTS, show_default=True, help=VARIANTS_HELP)
 @click.option("--rounds", type=click.IntRange(2), default=7, show_default=True, help="Six or more have an interval.")
 @click.option("--block-seconds", type=click.FloatRange(0.01), default=1.5, show_default=True, help="Of one variant.")
 @click.option("--starts", type=click.IntRange(0), default=5, show_default=True, help="Starts of a run that are timed.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench-train"), show_default=True)
+@click.option("--out", type=FILE, default=Path("runs/bench-train"), show_default=True)
 @json_option
 def bench_train(workloads: str, variants: str, out: Path, as_json: bool, **counts: Any) -> None:
     """Training by every way of combining gradients, by stock Horovod and by stock DDP, against ranks that never talk.
@@ -70,10 +69,11 @@ def bench_train(workloads: str, variants: str, out: Path, as_json: bool, **count
     """
     refuse_a_launcher("hvdlm bench")
     from hvdlm.perf import bench_train as stage
+    from hvdlm.perf.train_cases import TrainBenchOptions
     from hvdlm.session.logs import setup_logging
 
     setup_logging(0)
-    options = stage.TrainBenchOptions(
+    options = TrainBenchOptions(
         out=out, workloads=tuple(workloads.split(",")), variants=tuple(variants.split(",")), **counts
     )
     found = stage.bench(options)
@@ -81,7 +81,7 @@ def bench_train(workloads: str, variants: str, out: Path, as_json: bool, **count
 
 
 @bench.command("cell", hidden=True)
-@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("spec", type=FILE)
 def bench_cell(spec: Path) -> None:
     """What every rank of a job of `hvdlm bench train` runs."""
     from hvdlm.perf.training_cell import CellSpec, serve
@@ -91,12 +91,12 @@ def bench_cell(spec: Path) -> None:
 
 @bench.command("encoder", hidden=True)
 @click.argument("kind", type=click.Choice(["fast", "tokenizers"]))
-@click.argument("corpus", type=click.Path(path_type=Path))
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("corpus", type=FILE)
+@click.argument("path", type=FILE)
 @click.argument("rank", type=int)
 @click.argument("size", type=int)
 def bench_encoder(**task: Any) -> None:
     """What a process of `hvdlm bench preprocess` runs."""
-    from hvdlm.perf.encoder_rate import measure
+    from hvdlm.perf.bench_preprocess import encoder_rate
 
-    print(measure(**task))
+    print(encoder_rate(**task))

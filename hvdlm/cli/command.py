@@ -72,11 +72,12 @@ def cli() -> None:
     """
 
 
-for command in (
-    settings.doctor, data.preprocess, data.data, data.tokenizer, training.train, training.evaluate, training.generate,
-    launching.launch,
-    scaling.scale, scaling.measure, scaling.report, tuning.tune, benchmarks.bench, settings.config_group,
-    submission.submit, cluster.jobs, cluster.logs, cluster.cancel, cluster.lint, cluster.sites,
-):  # fmt: skip
-    cli.add_command(command)
+for group in (
+    (settings.doctor, data.preprocess, data.data, data.tokenizer, training.train, training.evaluate),
+    (training.generate, launching.launch, scaling.scale, scaling.measure, scaling.report, tuning.tune),
+    (benchmarks.bench, settings.config_group, submission.submit),
+    (cluster.jobs, cluster.logs, cluster.cancel, cluster.lint, cluster.sites),
+):
+    for command in group:
+        cli.add_command(command)
 benchmarks.bench.add_command(tuning.bench_sync)

@@ -44,10 +44,8 @@ def preprocess(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         keep_freed_memory()
         os.environ.setdefault("RAYON_NUM_THREADS", str(find_place(world).threads))  # the tokenizers library's threads
         manifest = build(settings, world, batch_job())
-        value = {
-            "output": str(settings.output), "num_tokens": manifest.num_tokens, "num_documents": manifest.num_documents,
-            "vocab_size": manifest.vocab_size, "tokenizer_digest": manifest.tokenizer_digest,
-        }  # fmt: skip
+        facts = ("num_tokens", "num_documents", "vocab_size", "tokenizer_digest")
+        value = {"output": str(settings.output), **{name: getattr(manifest, name) for name in facts}}
         text = f"{settings.output}: {manifest.num_tokens:,} tokens of {manifest.num_documents:,} documents"
         result(value, as_json, text, world.rank)
 
@@ -99,11 +97,11 @@ def data_verify(folder: Path, as_json: bool) -> None:
 @by_rank_0
 def data_convert(source: Path, destination: Path, to: Any, tokenizer: Path | None, lossy: bool, as_json: bool) -> None:
     """To and from Megatron's .bin/.idx, nanoGPT's .bin and jsonl; the source's format is recognized."""
-    from hvdlm.data.bridges import Wishes, convert
+    from hvdlm.data.bridges import ConvertOptions, convert
     from hvdlm.session.logs import setup_logging
 
     setup_logging(0)
-    found = convert(source, destination, to=to, tokenizer=tokenizer, wishes=Wishes(is_lossy=lossy))
+    found = convert(source, destination, to=to, tokenizer=tokenizer, options=ConvertOptions(is_lossy=lossy))
     result(found, as_json, f"{destination}: {to}, from {found['from']}")
 
 

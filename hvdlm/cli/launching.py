@@ -11,15 +11,17 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import IO, Any
 
 import click
 
 from hvdlm.cli.options import Command, refuse_a_launcher
 from hvdlm.errors import EXIT_STOPPED, UserError
 from hvdlm.launch import plan as starting
+from hvdlm.launch.hosts import parse_hosts, read_hostfile
 from hvdlm.launch.known_errors import KnownError, explain
-from hvdlm.launch.plan import Asked, Choice, Plan
+from hvdlm.launch.launchers import LAUNCHERS, MPIRUN_PROGRAMS
+from hvdlm.launch.plan import CHOICES, Asked, LaunchPlan
 
 RANK_ENDED = re.compile(rb"hvdlm: (error: |rank \d+ of \d+ failed)")
 PATIENCE_S = 8.0  # for a launcher after a rank's end: mpirun waits for minutes for a host whose cable was pulled
@@ -35,7 +37,7 @@ LAST_WORDS_S = 5.0  # a process that outlived its launcher may hold the pipe of 
 @click.option("-np", "ranks", type=click.IntRange(1), default=None, help="Ranks. Default: all slots there are.")
 @click.option("--hosts", default="", help="Hosts with their slots: a:4,b:4 or node[1-2]:4.")
 @click.option("--hostfile", type=click.Path(path_type=Path), default=None, help="The same in a file: `a slots=4`.")
-@click.option("--launcher", type=click.Choice(list(get_args(Choice))), default="auto", show_default=True)
+@click.option("--launcher", type=click.Choice(CHOICES), default="auto", show_default=True)
 @click.option("--interface", default="", help="Network interface for MPI, NCCL and Gloo, such as ib0.")
 @click.option("--print", "only_print", is_flag=True, help="Print the command; start nothing.")
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND ...")
@@ -47,7 +49,7 @@ def launch(words: tuple[str, ...], hosts: str, hostfile: Path | None, only_print
     refuse_a_launcher("hvdlm launch")
     if hosts and hostfile:
         raise UserError("--hosts and --hostfile both name hosts; give one of them")
-    named = starting.read_hostfile(hostfile) if hostfile else starting.parse_hosts(hosts)
+    named = read_hostfile(hostfile) if hostfile else parse_hosts(hosts)
     asked = Asked(hosts=named, **chosen)
     plan = starting.plan(asked, [sys.executable, "-m", "hvdlm", *words])
     if only_print:
@@ -57,17 +59,17 @@ def launch(words: tuple[str, ...], hosts: str, hostfile: Path | None, only_print
     return Running(plan).wait()
 
 
-def shell_line(plan: Plan) -> str:
+def shell_line(plan: LaunchPlan) -> str:
     """The command as a person would type it, with the variables that are added."""
-    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()),
-                     shlex.join(plan.words)])  # fmt: skip
+    variables = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()]
+    return " ".join([*variables, shlex.join(plan.words)])
 
 
 class Running:
     """A launcher at work: its messages pass through unchanged, and what is known about them is kept."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._kind = plan.kind
+    def __init__(self, plan: LaunchPlan) -> None:
+        self._passes_signals = LAUNCHERS[plan.kind].passes_signals
         self._asked_by = 0  # the first signal
         self._met: dict[str, KnownError] = {}
         self._deadline: threading.Timer | None = None
@@ -76,10 +78,13 @@ class Running:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # until there is somebody to pass them to
         # In a session of its own: a terminal's Ctrl-C would reach mpirun at once, which kills what could be saved.
         self._job = subprocess.Popen(
-            plan.words, env={**starting.fresh_environment(), **plan.environment}, stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, start_new_session=True,
+            plan.words,
+            env={**starting.fresh_environment(), **plan.environment},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),
-        )  # fmt: skip
+        )
         for number in numbers:
             signal.signal(number, self._pass_on)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -107,7 +112,7 @@ class Running:
         """USR1 is the one signal that every launcher hands to all ranks before it ends them; TERM ends the job."""
         is_first, self._asked_by = not self._asked_by, self._asked_by or number
         wanted = signal.SIGUSR1 if is_first or number == signal.SIGUSR1 else signal.SIGTERM
-        target = self._job.pid if self._kind != "horovodrun" else _mpirun_below(self._job.pid)
+        target = self._job.pid if self._passes_signals else _mpirun_below(self._job.pid)
         if self._job.poll() is not None:
             return
         if target is None and wanted == signal.SIGUSR1:  # it is still starting, or met over Gloo, and would die of it
@@ -151,6 +156,6 @@ def _mpirun_below(pid: int) -> int | None:
             name, rest = stat.read_text().split("(", 1)[1].rsplit(")", 1)
         except OSError:  # it has ended
             continue
-        if name in ("mpirun", "mpiexec", "orterun", "prterun", "mpiexec.hydra") and int(rest.split()[1]) == pid:
+        if name in MPIRUN_PROGRAMS and int(rest.split()[1]) == pid:
             return int(stat.parent.name)
     return None

@@ -54,14 +54,14 @@ def scale(
 @click.argument("spec", type=click.Path(path_type=Path))
 def measure(spec: Path) -> None:
     """What every rank of one measurement of `hvdlm scale` runs."""
-    from hvdlm.perf.measure import Spec, measure_and_write
-    from hvdlm.sync import preferred_world, world_environment
+    from hvdlm.perf.measure import MeasurementSpec, measure_and_write
+    from hvdlm.sync import preferred_world
     from hvdlm.train.config import RunConfig
 
-    task = Spec(**json.loads(spec.read_text()))
+    task = MeasurementSpec(**json.loads(spec.read_text()))
     settings = RunConfig.model_validate(task.config)
     with connected(
-        settings.world, prefer=preferred_world(settings.sync), environment=world_environment(settings.sync)
+        settings.world, prefer=preferred_world(settings.sync), environment=settings.sync.environment
     ) as world:
         measure_and_write(task, world, job=os.environ.get("SLURM_JOB_ID", ""))
 

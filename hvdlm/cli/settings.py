@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -63,9 +63,15 @@ def config_show(config: Path, overrides: tuple[str, ...], as_json: bool) -> None
 @json_option
 @by_rank_0
 def config_schema(kind: str, as_json: bool) -> None:
-    """JSON Schema of a config: every key with type, default and meaning (editors can check against it)."""
+    """Every key of a config with its default, meaning, choices and range, as YAML to start from.
+
+    With --json the JSON Schema, which editors can check a config against.
+    """
+    from hvdlm.cli.config_reference import commented_yaml
+
     schema = _models()[kind].model_json_schema()
-    result(schema, as_json, json.dumps(schema, indent=1))
+    width = min(max(80, shutil.get_terminal_size((100, 0)).columns), 120)
+    result(schema, as_json, commented_yaml(schema, width))
 
 
 def _models() -> dict[str, Any]:

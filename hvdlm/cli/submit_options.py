@@ -6,22 +6,26 @@ import functools
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hvdlm.cli.options import result
+from hvdlm.cli.options import json_option, result
 from hvdlm.errors import UserError
 from hvdlm.launch.environment import launched_as
 from hvdlm.launch.plan import fresh_environment
 
 if TYPE_CHECKING:
     from hvdlm.jobs.budget import Measured
-    from hvdlm.jobs.submit import Desk, Order, Size, Submitted
+    from hvdlm.jobs.job import Job
+    from hvdlm.jobs.request import Request
+    from hvdlm.jobs.submit import Submitted
     from hvdlm.train.config import RunConfig
 
 JOBS_DIR = Path("runs/jobs")
+jobs_dir_option = click.option("--jobs-dir", type=click.Path(path_type=Path), default=JOBS_DIR, show_default=True)
 
 
 def submission_environment() -> dict[str, str]:
@@ -30,23 +34,6 @@ def submission_environment() -> dict[str, str]:
     return {name: told[name] for name in told if not name.startswith("SLURM_") or name == "SLURM_CONF"}
 
 
-def job_options(function: Any) -> Any:
-    """The options of every `hvdlm submit`; the function gets them as one `Ask`."""
-
-    @functools.wraps(function)
-    def collected(*args: Any, **options: Any) -> Any:
-        if (launched_as() or (0, 1))[1] > 1:
-            raise UserError("`hvdlm submit` queues jobs; call it without a launcher")
-        ask = Ask(**{name: options.pop(name) for name in ASKED})
-        return function(*args, ask=ask, **options)
-
-    for option in reversed(OPTIONS):
-        collected = option(collected)
-    return collected
-
-
-ASKED = ("site", "nodes", "ranks_per_node", "cores_per_rank", "minutes", "account", "partition", "settings", "after",
-         "max_node_hours", "jobs_dir", "dry_run", "as_json")  # fmt: skip
 OPTIONS = (
     click.option("--site", required=True, help="A name of `hvdlm sites`, or a YAML file of yours."),
     click.option("--nodes", type=click.IntRange(1), default=1, show_default=True),
@@ -58,100 +45,129 @@ OPTIONS = (
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A value of the site, for this job."),
     click.option("--after", multiple=True, metavar="JOB", help="Start when that job has ended well."),
     click.option("--max-node-hours", type=click.FloatRange(0), default=None, help="Refuse what would cost more."),
-    click.option("--jobs-dir", type=click.Path(path_type=Path), default=JOBS_DIR, show_default=True),
+    jobs_dir_option,
     click.option("--dry-run", is_flag=True, help="Print the script; queue nothing, write nothing."),
-    click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout."),
+    json_option,
 )
 
 
-class Ask:
-    """What a person asks of a site, from the command line."""
+def submission(plan: Callable[..., list[Job]]) -> Any:
+    """A command that queues the jobs that `plan` returns. It has the options of every `hvdlm submit`.
 
-    def __init__(self, *, site: str, settings: tuple[str, ...], **options: Any) -> None:
-        from hvdlm.jobs.site import find
+    `plan` gets them as one `request`, beside its own.
+    """
 
-        named = [f'directives.{name}="{options[name]}"' for name in ("account", "partition") if options[name]]
-        self.site = find(site, (*named, *settings))
-        if named and self.site.scheduler != "slurm":
-            raise UserError(f"--account and --partition are SLURM's; this site has {self.site.scheduler.upper()}: "
-                            "use --set directives.…=…")  # fmt: skip
-        self._options = options
-        self.after: tuple[str, ...] = options["after"]
+    @functools.wraps(plan)
+    def command(*args: Any, max_node_hours: float | None, as_json: bool, **options: Any) -> None:
+        if (launched_as() or (0, 1))[1] > 1:
+            raise UserError("`hvdlm submit` queues jobs; call it without a launcher")
+        request = _request(options)
+        jobs = plan(*args, request=request, **options)
+        _check_budget(request, jobs, max_node_hours)
+        _hand_in(request, jobs, as_json)
 
-    @property
-    def size(self) -> Size:
-        from hvdlm.jobs.submit import Size
-
-        options = self._options
-        per_node = options["ranks_per_node"] or self.site.ranks_per_node
-        return Size(options["nodes"], per_node, options["minutes"], options["cores_per_rank"] or 0)
-
-    @property
-    def desk(self) -> Desk:
-        from hvdlm.jobs.submit import Desk
-
-        programs = shlex.quote(str(Path(sys.executable).parent))  # where this hvdlm was called from
-        activate = f'export PATH={programs}:"$PATH"'
-        return Desk(
-            self.site, self._options["jobs_dir"], Path.cwd(), activate, submission_environment(),
-            self._options["dry_run"],
-        )  # fmt: skip
-
-    @property
-    def dry_run(self) -> bool:
-        return self._options["dry_run"]
-
-    def need(self, path: Path, remedy: str) -> None:
-        """UserError if the job would find nothing to work on; not for one that waits for another or is only shown."""
-        if not self.dry_run and not self.after and not path.exists():
-            raise UserError(f"{path} is not there yet; {remedy}, or say --after JOB if a job will make it")
-
-    def need_shards(self, settings: RunConfig) -> None:
-        from hvdlm.data.manifest import MANIFEST
-
-        for folder in (settings.data.path, *(corpus.path for corpus in settings.data.mixture)):
-            if folder is not None:
-                self.need(folder / MANIFEST, "preprocess first")
-
-    def hand_in(self, orders: list[Order], training: RunConfig | None = None) -> None:
-        """Submit and print: the job's id, or in a dry run its script. `training` is what the orders train."""
-        from hvdlm.jobs.submit import submit
-
-        self._check_budget(orders, training)
-        done = submit(self.desk, orders, after=self.after)
-        for job in done:
-            for finding in job.findings:
-                print(f"hvdlm: warning: {job.folder.name}: {finding.message}; {finding.remedy}", file=sys.stderr)
-        value = {"jobs": [{"id": job.id, "stage": job.stage, "folder": str(job.folder)} for job in done]}
-        result(value, self._options["as_json"], "\n".join(map(_line, done)))
-
-    def warn_of_slow_folder(self, folder: Path) -> None:
-        """Runs belong on the site's fast file system; homes are small and slow."""
-        scratch = os.path.expandvars(self.site.scratch)
-        if scratch and "$" not in scratch and not folder.absolute().is_relative_to(scratch):
-            print(f"hvdlm: warning: {folder} is not on this site's scratch ({scratch})", file=sys.stderr)
-
-    def _check_budget(self, orders: list[Order], training: RunConfig | None) -> None:
-        """Say what all jobs may cost; UserError above --max-node-hours. A training counts as it was measured."""
-        from hvdlm.jobs import budget
-
-        measured = _measured(training, self.size) if training else None
-        steps = _steps_left(training) if training else None
-        known = None
-        if measured and steps is not None:
-            known = budget.estimate(steps, measured, ranks=self.size.ranks, nodes=self.size.nodes)
-        rest = [order for order in orders if not (known and order.stage == "train")]
-        found = budget.total(known, [(order.stage, order.ceiling_hours(self.site)) for order in rest])
-        found.check(self._options["max_node_hours"])
-        print(f"hvdlm: budget: {found.text}", file=sys.stderr)
-        if known and known.minutes > self.size.minutes:
-            needed = budget.jobs_needed(known.minutes, self.size.minutes)
-            print(f"hvdlm: budget: {known.minutes:.0f} minutes in jobs of {self.size.minutes} are about {needed} "
-                  "starts", file=sys.stderr)  # fmt: skip
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
 
 
-def _line(job: Submitted) -> str:
-    return f"job {job.id} ({job.stage}): {job.folder}" if job.id else job.text.rstrip("\n")
+def _request(options: dict[str, Any]) -> Request:
+    """Takes its own out of the options."""
+    from hvdlm.jobs.request import Request
+    from hvdlm.jobs.site import find
+
+    named = {name: options.pop(name) for name in ("account", "partition")}
+    directives = [f'directives.{name}="{value}"' for name, value in named.items() if value]
+    site = find(options.pop("site"), (*directives, *options.pop("settings")))
+    if directives and not site.is_slurm:
+        raise UserError(
+            f"--account and --partition are SLURM's; this site has {site.scheduler.upper()}: use --set directives.…=…"
+        )
+    programs = shlex.quote(str(Path(sys.executable).parent))  # where this hvdlm was called from
+    return Request(
+        site,
+        options.pop("nodes"),
+        options.pop("ranks_per_node") or site.ranks_per_node,
+        options.pop("minutes"),
+        options.pop("cores_per_rank") or 0,
+        cwd=Path.cwd(),
+        activate=f'export PATH={programs}:"$PATH"',
+        environment=submission_environment(),
+        **{name: options.pop(name) for name in ("jobs_dir", "after", "dry_run")},
+    )
+
+
+def _check_budget(request: Request, jobs: list[Job], max_node_hours: float | None) -> None:
+    """Say what all jobs may cost; UserError above --max-node-hours. A training counts as it was measured."""
+    from hvdlm.jobs import budget
+
+    measured = next((job.cost for job in jobs if job.cost), None)
+    ceilings = [(job.stage, job.ceiling_hours(request.site)) for job in jobs if not job.cost]
+    found = budget.total(measured, ceilings)
+    found.check(max_node_hours)
+    print(f"hvdlm: budget: {found.text}", file=sys.stderr)
+    if measured and measured.minutes > request.minutes:
+        needed = budget.jobs_needed(measured.minutes, request.minutes)
+        text = f"{measured.minutes:.0f} minutes in jobs of {request.minutes} are about {needed} starts"
+        print(f"hvdlm: budget: {text}", file=sys.stderr)
+
+
+def _hand_in(request: Request, jobs: list[Job], as_json: bool) -> None:
+    """Submit and print: the job's id, or in a dry run its script."""
+    from hvdlm.jobs.submit import submit
+
+    done = submit(request, jobs)
+    for each in done:
+        for finding in each.findings:
+            text = f"{each.folder.name}: {finding.message}; {finding.remedy}"
+            print(f"hvdlm: warning: {text}", file=sys.stderr)
+    value = {"jobs": [{"id": each.id, "stage": each.job.stage, "folder": str(each.folder)} for each in done]}
+    result(value, as_json, "\n".join(map(_line, done)))
+
+
+def _line(done: Submitted) -> str:
+    return f"job {done.id} ({done.job.stage}): {done.folder}" if done.id else done.text.rstrip("\n")
+
+
+def need(request: Request, path: Path, remedy: str) -> None:
+    """UserError if a job would find nothing to work on; not for one that waits for another or is only shown."""
+    if not request.dry_run and not request.after and not path.exists():
+        raise UserError(f"{path} is not there yet; {remedy}, or say --after JOB if a job will make it")
+
+
+def need_shards(request: Request, settings: RunConfig) -> None:
+    from hvdlm.data.manifest import MANIFEST
+
+    for folder in (settings.data.path, *(corpus.path for corpus in settings.data.mixture)):
+        if folder is not None:
+            need(request, folder / MANIFEST, "preprocess first")
+
+
+def training_job(request: Request, config: Path, overrides: tuple[str, ...]) -> tuple[Job, RunConfig]:
+    """The job that trains as a config says, with what is known of its steps, and the config."""
+    from hvdlm.config import load
+    from hvdlm.jobs import budget, orders
+    from hvdlm.jobs.lint import Facts
+    from hvdlm.train.batch_plan import BatchPlan
+    from hvdlm.train.config import RunConfig
+
+    settings = load(RunConfig, config, overrides)
+    BatchPlan(settings.train.global_batch, settings.train.ramp).check(settings.train.micro_batch, request.ranks)
+    _warn_of_slow_folder(request, settings.run_dir)
+    measured, steps = _measured(settings, request.ranks), _steps_left(settings)
+    step_s = measured.step_s * measured.ranks / request.ranks if measured else None
+    facts = Facts(threads=settings.train.threads or None, step_s=step_s, checkpoint_every=settings.checkpoint.every)
+    cost = None
+    if measured and steps is not None:
+        cost = budget.estimate(steps, measured, ranks=request.ranks, nodes=request.nodes)
+    return orders.train(request, config, overrides, settings.run_dir, facts=facts, cost=cost), settings
+
+
+def _warn_of_slow_folder(request: Request, folder: Path) -> None:
+    """Runs belong on the site's fast file system; homes are small and slow."""
+    scratch = os.path.expandvars(request.site.scratch)
+    if scratch and "$" not in scratch and not folder.absolute().is_relative_to(scratch):
+        print(f"hvdlm: warning: {folder} is not on this site's scratch ({scratch})", file=sys.stderr)
 
 
 def _steps_left(settings: RunConfig) -> int | None:
@@ -168,7 +184,7 @@ def _steps_left(settings: RunConfig) -> int | None:
     return max(0, total - (done[-1] if done else 0))
 
 
-def _measured(settings: RunConfig, size: Size) -> Measured | None:
+def _measured(settings: RunConfig, ranks: int) -> Measured | None:
     """The time of a step: of this run so far, else of a scaling study of it, at the nearest number of ranks."""
     import statistics
 
@@ -188,29 +204,6 @@ def _measured(settings: RunConfig, size: Size) -> Measured | None:
     records = [record for record in read_all(study) if record.global_batch == batch]
     if not records:
         return None
-    ranks = min({record.ranks for record in records}, key=lambda count: abs(count - size.ranks))
-    steps = [second for record in records if record.ranks == ranks for second in record.slowest_s]
-    return Measured(statistics.median(steps), ranks, str(study))
-
-
-def train_order(
-    config: Path, overrides: tuple[str, ...], ask: Ask, *, stage_in: bool = False
-) -> tuple[Order, RunConfig]:
-    from hvdlm.config import load
-    from hvdlm.jobs import orders
-    from hvdlm.jobs.checks import Facts
-    from hvdlm.train.batch_plan import BatchPlan
-    from hvdlm.train.config import RunConfig
-
-    settings = load(RunConfig, config, overrides)
-    BatchPlan(settings.train.global_batch, settings.train.ramp).check(settings.train.micro_batch, ask.size.ranks)
-    ask.warn_of_slow_folder(settings.run_dir)
-    measured = _measured(settings, ask.size)
-    step_s = measured.step_s * measured.ranks / ask.size.ranks if measured else None
-    facts = Facts(threads=settings.train.threads or None, step_s=step_s, checkpoint_every=settings.checkpoint.every)
-    copy = None
-    if stage_in:
-        if settings.data.path is None:
-            raise UserError("--stage-in copies one folder of shards; data.mixture has several")
-        copy = orders.local_copy(ask.site, settings.data.path)
-    return orders.train(config, overrides, ask.size, settings.run_dir, facts=facts, stage_in=copy), settings
+    nearest = min({record.ranks for record in records}, key=lambda count: abs(count - ranks))
+    steps = [second for record in records if record.ranks == nearest for second in record.slowest_s]
+    return Measured(statistics.median(steps), nearest, str(study))

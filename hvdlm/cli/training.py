@@ -20,13 +20,13 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Train, or resume the run in run_dir from its newest complete checkpoint."""
     from hvdlm.config import load
     from hvdlm.session.logs import setup_logging
-    from hvdlm.sync import preferred_world, world_environment
+    from hvdlm.sync import preferred_world
     from hvdlm.train import setup as stage
     from hvdlm.train.config import RunConfig
 
     settings = load(RunConfig, config, overrides)
     with connected(
-        settings.world, prefer=preferred_world(settings.sync), environment=world_environment(settings.sync)
+        settings.world, prefer=preferred_world(settings.sync), environment=settings.sync.environment
     ) as world:
         setup_logging(world.rank)
         summary = stage.train(settings, world, batch_job())
@@ -51,8 +51,9 @@ def evaluate(checkpoint: Path, overrides: tuple[str, ...], split: str, out: Path
     with connected() as world:
         setup_logging(world.rank)
         found = evaluate_checkpoint(checkpoint, overrides, split, world)
-        text = "  ".join(f"{name} {value:,.4f}" if isinstance(value, float) else f"{name} {value:,}"
-                         for name, value in found.items() if isinstance(value, int | float))  # fmt: skip
+        numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
+        shown = {name: f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" for name, value in numbers.items()}
+        text = "  ".join(f"{name} {value}" for name, value in shown.items())
         if out is not None:
             world.on_root(lambda: write_text_durably(out, json.dumps(found, indent=1) + "\n"))
         result(found, as_json, text, world.rank)

@@ -11,6 +11,8 @@ import click
 
 from hvdlm.cli.options import Command, config_argument, json_option, overrides_argument, refuse_a_launcher, result
 
+KINDS = "Give it for each sync to try. Default: horovod and allreduce, or the config's own where they differ from it."
+
 
 @click.command(cls=Command, epilog="hvdlm tune configs/quickstart.yaml --ranks 2 --minutes 10 --out configs/mine.yaml")
 @config_argument
@@ -20,10 +22,7 @@ from hvdlm.cli.options import Command, config_argument, json_option, overrides_a
 @click.option("--steps", type=click.IntRange(3), default=15, show_default=True, help="Timed steps of one run.")
 @click.option("--warmup", type=click.IntRange(1), default=3, show_default=True, help="Steps before them, discarded.")
 @click.option("--repeats", type=click.IntRange(2), default=4, show_default=True, help="Rounds of a stage, at most.")
-@click.option(
-    "--kinds", type=click.Choice(["horovod", "allreduce", "tree"]), multiple=True,
-    help="Give it for each sync to try. Default: horovod and allreduce, or the config's own where they differ from it.",
-)  # fmt: skip
+@click.option("--kinds", type=click.Choice(["horovod", "allreduce", "tree"]), multiple=True, help=KINDS)
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Default: RUN_DIR/tuned.yaml.")
 @json_option
 def tune(config: Path, overrides: tuple[str, ...], out: Path | None, as_json: bool, **choices: Any) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticKnownError
 
-from hvdlm.config import Section
+from hvdlm.config import Free, Section, choice_of
 from hvdlm.data.mixture import Mixture
+from hvdlm.data.orders import ORDERS
 
 
 class CorpusConfig(Section):
@@ -22,12 +23,14 @@ class CorpusConfig(Section):
 class DataConfig(Section):
     """The `data` section: which shards, and how long a sequence is. Either `path` or `mixture`."""
 
-    mixture: tuple[CorpusConfig, ...] = Field((), strict=False, description="several corpora, each path with a weight")
-    path: Path | None = Field(
+    mixture: Free[tuple[CorpusConfig, ...]] = Field(
+        (), strict=False, description="several corpora, each path with a weight"
+    )
+    path: Free[Path | None] = Field(
         None, strict=False, validate_default=True, description="folder with manifest.json: the only corpus"
     )
     seq_len: int = Field(256, ge=1, description="tokens a sequence, T")
-    order: Literal["random", "contiguous"] = Field(
+    order: Annotated[str, choice_of(ORDERS)] = Field(
         "random", description="contiguous: each sequence of a batch goes on where the one of the last step ended"
     )
 

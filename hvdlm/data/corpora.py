@@ -17,7 +17,7 @@ from hvdlm.tokenizer import digest, load
 
 
 @dataclass(frozen=True)
-class Corpus:
+class OpenCorpus:
     """A data folder that takes part in training."""
 
     name: str
@@ -30,7 +30,7 @@ class Corpus:
 class Corpora:
     """The corpora of a run, all of one tokenizer; one is a mixture of one."""
 
-    corpora: tuple[Corpus, ...]
+    corpora: tuple[OpenCorpus, ...]
 
     @property
     def manifest(self) -> Manifest:
@@ -56,7 +56,7 @@ class Corpora:
         names, weights = zip(*((corpus.name, corpus.weight) for corpus in self.corpora), strict=True)
         return MixedStreams(tuple(streams), weights, names)
 
-    def having(self, split: str) -> list[Corpus]:
+    def having(self, split: str) -> list[OpenCorpus]:
         """The corpora with tokens in this split."""
         return [
             corpus
@@ -66,14 +66,14 @@ class Corpora:
 
     def unigram_loss(self, split: str) -> float | None:
         """What each corpus's own token frequencies reach on the split."""
-        return mean_by_tokens([(c.manifest.splits[split].unigram_loss, c.manifest.splits[split].num_tokens)
-                      for c in self.having(split)])  # fmt: skip
+        entries = [corpus.manifest.splits[split] for corpus in self.having(split)]
+        return mean_by_tokens([(entry.unigram_loss, entry.num_tokens) for entry in entries])
 
 
 def open_corpora(data: DataConfig) -> Corpora:
     """Read and check the manifests of all corpora; UserError names the two folders that do not fit together."""
     opened = [
-        Corpus(name, corpus.path, corpus.weight, _open(corpus.path))
+        OpenCorpus(name, corpus.path, corpus.weight, _open(corpus.path))
         for name, corpus in zip(data.names, data.corpora, strict=True)
     ]
     first = opened[0]

@@ -27,10 +27,9 @@ def inspect(folder: Path, num_samples: int = 1) -> dict:
         for name, entry in manifest.splits.items()
         if entry.num_tokens
     }
-    return {
-        "folder": str(folder), "tokenizer": manifest.tokenizer_kind, "tokenizer_digest": manifest.tokenizer_digest,
-        "vocab_size": manifest.vocab_size, "dtype": manifest.dtype, "statistics": manifest.statistics, "splits": splits,
-    }  # fmt: skip
+    facts = {"folder": str(folder), "tokenizer": manifest.tokenizer_kind}
+    copied = manifest.model_dump(include={"tokenizer_digest", "vocab_size", "dtype", "statistics"})
+    return {**facts, **copied, "splits": splits}
 
 
 def _split(

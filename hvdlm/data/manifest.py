@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
+from hvdlm.tokenizer import Tokenizer, digest, dtype_for
 
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -39,7 +41,7 @@ class SplitEntry(_Entry):
     num_documents: int
     text_bytes: int  # UTF-8 bytes of the documents, for bits per byte
     unigram_loss: float | None  # nats per token under the train split's smoothed token frequencies
-    digest: str  # of the tokens alone, however they lie in files: see shards.stream_digest
+    digest: str  # of the tokens alone, however they lie in files: see verify.stream_digest
 
 
 class Manifest(_Entry):
@@ -61,6 +63,46 @@ class Manifest(_Entry):
     def train_digest(self) -> str:
         """Names the training tokens: the same tokens have the same name, in whatever shards and wherever."""
         return self.splits["train"].digest
+
+
+def manifest_of(
+    tokenizer: Tokenizer,
+    shards: Mapping[str, Sequence[ShardEntry]],
+    *,
+    text_bytes: Mapping[str, int] | None = None,
+    statistics: Mapping[str, int] | None = None,
+    plan: str = "",
+) -> Manifest:
+    """The manifest of shards just written, by split; `verify.read_back` adds their digests and unigram losses.
+
+    `text_bytes` are UTF-8 bytes by split; the number of documents is always among the statistics.
+    """
+    by_split = {split: tuple(shards.get(split, ())) for split in SPLITS}
+    splits = {
+        split: SplitEntry(
+            shards=entries,
+            num_tokens=sum(entry.num_tokens for entry in entries),
+            num_documents=sum(entry.num_documents for entry in entries),
+            text_bytes=(text_bytes or {}).get(split, 0),
+            unigram_loss=None,
+            digest="",
+        )
+        for split, entries in by_split.items()
+    }
+    num_documents = sum(entry.num_documents for entry in splits.values())
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        tokenizer_digest=digest(tokenizer),
+        tokenizer_kind=tokenizer.kind,
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
+        dtype=dtype_for(tokenizer.vocab_size).name,
+        splits=splits,
+        num_tokens=sum(entry.num_tokens for entry in splits.values()),
+        num_documents=num_documents,
+        statistics=dict(sorted({**(statistics or {}), "documents": num_documents}.items())),
+        plan=plan,
+    )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -119,20 +120,22 @@ class MixedStreams:
     names: tuple[str, ...]
 
 
+# Over one corpus: a function of (stream, seq_len, global_batch, seed).
+ORDERS: dict[str, Callable[[TokenStream, int, int, int], Batches]] = {
+    "random": lambda stream, seq_len, global_batch, seed: TrainBatches(stream, seq_len=seq_len, seed=seed),
+    "contiguous": lambda stream, seq_len, global_batch, seed: ContiguousBatches(
+        stream, seq_len=seq_len, global_batch=global_batch
+    ),
+}
+
+
 def order_over(
-    source: TokenStream | MixedStreams,
-    *,
-    seq_len: int,
-    global_batch: int,
-    seed: int,
-    order: Literal["random", "contiguous"] = "random",
+    source: TokenStream | MixedStreams, *, seq_len: int, global_batch: int, seed: int, order: str = "random"
 ) -> Batches:
     """The training order over one corpus or several; only the contiguous one depends on the global batch."""
     if not isinstance(source, TokenStream):
         return MixedBatches(source, seq_len=seq_len, seed=seed)
-    if order == "contiguous":
-        return ContiguousBatches(source, seq_len=seq_len, global_batch=global_batch)
-    return TrainBatches(source, seq_len=seq_len, seed=seed)
+    return ORDERS[order](source, seq_len, global_batch, seed)
 
 
 def _num_windows(stream: TokenStream, seq_len: int, name: str) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 
 from hvdlm.data.manifest import FORMAT_VERSION, ShardEntry
 from hvdlm.files import naming, replace_durably, reserve, sha256_of
-from hvdlm.tokenizer.interface import dtype_for
+from hvdlm.tokenizer import Tokenizer, digest, dtype_for
 
 BLOCK_BYTES = 1 << 20  # of tokens under one checksum
 COLUMNS = ("doc_ids", "doc_labels")
@@ -35,6 +35,10 @@ class ShardLabels:
     vocab_size: int
     eos_id: int
     tokenizer_digest: str
+
+    @classmethod
+    def of(cls, split: str, tokenizer: Tokenizer) -> ShardLabels:
+        return cls(split, tokenizer.vocab_size, tokenizer.eos_id, digest(tokenizer))
 
 
 def write_shard(

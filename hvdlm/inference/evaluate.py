@@ -7,7 +7,7 @@ from pathlib import Path
 from hvdlm import checkpoint
 from hvdlm.data.corpora import open_corpora
 from hvdlm.errors import UserError
-from hvdlm.inference.load import restore
+from hvdlm.inference.load import load_checkpoint_model
 from hvdlm.tasks.evaluate import SplitEvaluation
 from hvdlm.world.interface import World
 from hvdlm.world.place import find_place
@@ -20,7 +20,7 @@ def evaluate_checkpoint(target: Path, overrides: tuple[str, ...], split: str, wo
     path = world.on_root(lambda: checkpoint.resolve(target))
     place = find_place(world)
     with world.together():
-        model, config, state = restore(path, overrides, place)
+        model, config, state = load_checkpoint_model(path, overrides, place)
         corpora = open_corpora(config.data)
         found = corpora.manifest.tokenizer_digest
         if found != state["tokenizer_digest"]:

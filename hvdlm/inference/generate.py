@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hvdlm import checkpoint
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
-from hvdlm.inference.load import restore
+from hvdlm.inference.load import load_checkpoint_model
 from hvdlm.tokenizer import Tokenizer, digest, load
 from hvdlm.world.place import find_place
 from hvdlm.world.serial import SerialWorld
@@ -66,7 +66,7 @@ def generate(
 def continue_text(target: Path, overrides: tuple[str, ...], prompt: str, sampling: Sampling, max_tokens: int) -> str:
     """The text that a checkpoint's model writes after `prompt`."""
     path = checkpoint.resolve(target)
-    model, config, state = restore(path, overrides, find_place(SerialWorld()))
+    model, config, state = load_checkpoint_model(path, overrides, find_place(SerialWorld()))
     tokenizer = _tokenizer_of(path, state)
     ids = [state["eos_id"], *tokenizer.encode(prompt).tolist()]
     written = generate(model, ids, sampling, seq_len=config.data.seq_len, max_tokens=max_tokens, eos_id=state["eos_id"])

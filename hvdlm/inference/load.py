@@ -18,7 +18,7 @@ from hvdlm.world.place import Place
 log = logging.getLogger("hvdlm")
 
 
-def restore(path: Path, overrides: tuple[str, ...], place: Place) -> tuple[nn.Module, RunConfig, dict]:
+def load_checkpoint_model(path: Path, overrides: tuple[str, ...], place: Place) -> tuple[nn.Module, RunConfig, dict]:
     """The model of a checkpoint on this rank's device, its config with overrides, its state.
 
     Where the run kept a running mean of the weights, that is the model.

@@ -1,10 +1,12 @@
-"""SLURM's short forms written out: lists of host names, and of tasks a node."""
+"""Hosts and their slots: by hand, from a file, or from SLURM, whose short forms are written out."""
 
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Mapping
 from itertools import product
+from pathlib import Path
 
 from hvdlm.errors import UserError
 
@@ -50,6 +52,65 @@ def allocated_hosts(env: Mapping[str, str]) -> Hosts:
             f" {len(slots)}; start this outside the step"
         )
     return tuple(zip(names, slots, strict=True))
+
+
+def fill(hosts: Hosts, ranks: int) -> Hosts:
+    """Hosts with the slots that `ranks` take, the first ones first.
+
+    >>> fill((("a", 4), ("b", 4), ("c", 4)), 6)
+    (('a', 4), ('b', 2))
+    """
+    filled, left = [], ranks
+    for name, slots in hosts:
+        if left > 0:
+            filled.append((name, min(slots, left)))
+            left -= slots
+    return tuple(filled)
+
+
+def is_here(name: str) -> bool:
+    """Whether a host is this machine."""
+    own = socket.gethostname()
+    return name in ("localhost", "127.0.0.1", own, own.split(".")[0])
+
+
+def parse_hosts(text: str) -> Hosts:
+    """`a:4,b` or `node[1-2]:4` as hosts with slots, one where none are said.
+
+    >>> parse_hosts("node[1-2]:4,b")
+    (('node1', 4), ('node2', 4), ('b', 1))
+    """
+    found: list[tuple[str, int]] = []
+    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\]|\[)+", text):
+        name, _, slots = part.strip().partition(":")
+        if not name or (slots and not slots.isdigit()) or slots == "0" or (":" in part and not slots):
+            raise UserError(f"--hosts {part!r}: is no host with its slots, such as node1:4")
+        found += [(each, int(slots or 1)) for each in expand(name)]
+    _refuse_doubles(found, "--hosts")
+    return tuple(found)
+
+
+def read_hostfile(path: Path) -> Hosts:
+    """A host a line: `a slots=4`, `a:4` or `a`; `#` starts a comment."""
+    found: list[tuple[str, int]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        text = line.split("#")[0].strip()
+        match = re.fullmatch(r"([^\s:]+)(?:\s*:\s*(\d+)|\s+slots\s*=\s*(\d+)(?:\s+max[-_]slots\s*=\s*\d+)?)?", text)
+        if text and match is None:
+            raise UserError(f"{path}:{number}: {text!r} is no host with its slots, such as `node1 slots=4`")
+        if match:
+            found.append((match.group(1), int(match.group(2) or match.group(3) or 1)))
+    if not found:
+        raise UserError(f"{path}: names no host")
+    _refuse_doubles(found, str(path))
+    return tuple(found)
+
+
+def _refuse_doubles(hosts: list[tuple[str, int]], place: str) -> None:
+    names = [name for name, _ in hosts]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{place}: {name} is named twice; give it all its slots once")
 
 
 def _split(hostlist: str) -> list[str]:

@@ -6,15 +6,11 @@ Horovod 0.28.1. Nothing here chooses a transport: what a site configured holds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
-Kind = Literal["openmpi4", "openmpi5", "hydra", "srun", "horovodrun"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-PROGRAMS: dict[Kind, str] = {
-    "openmpi4": "mpirun", "openmpi5": "mpirun", "hydra": "mpiexec", "srun": "srun", "horovodrun": "horovodrun",
-}  # fmt: skip
+MPIRUN_PROGRAMS = ("mpirun", "mpiexec", "mpiexec.hydra", "orterun", "prterun")
 
 
 @dataclass(frozen=True)
@@ -38,46 +34,29 @@ class Launch:
     pass_on: tuple[str, ...] = ()  # variables that are set here and that ranks on other hosts need
     program: str = ""  # its path; "": found on PATH
 
+    @property
+    def binds_cores(self) -> bool:
+        return self.cpu_bind == "cores" and not self.oversubscribe
 
-def launch_words(kind: Kind, launch: Launch) -> list[str]:
+
+def launch_words(kind: str, launch: Launch) -> list[str]:
     """The command line before the program that each rank runs. ValueError where the launcher has no such thing."""
-    if isinstance(launch.cpu_bind, list) and kind != "srun":
+    launcher = LAUNCHERS[kind]
+    if isinstance(launch.cpu_bind, list) and not launcher.takes_masks:
         raise ValueError(f"CPU masks are srun's, {kind} has none")
-    return [launch.program or PROGRAMS[kind], *_WORDS[kind](launch)]
+    return [launch.program or launcher.program, *launcher.words(launch)]
 
 
-def launch_environment(kind: Kind, launch: Launch) -> dict[str, str]:
+def launch_environment(kind: str, launch: Launch) -> dict[str, str]:
     """Variables that are set where the launcher is called; it hands them to all ranks itself."""
+    launcher = LAUNCHERS[kind]
     found: dict[str, str] = {}
     if launch.interface:
-        names = (*_INTERFACE[kind], "NCCL_SOCKET_IFNAME", "HOROVOD_GLOO_IFACE")
+        names = (*launcher.interface_variables, "NCCL_SOCKET_IFNAME", "HOROVOD_GLOO_IFACE")
         found |= dict.fromkeys(names, launch.interface)
     if launch.in_container:
-        found |= _CONTAINER[kind]
-    if kind == "hydra":  # Intel MPI binds by its own variables and does as it likes with -bind-to; MPICH knows none
-        found |= {"I_MPI_PIN": "off"} if launch.cpu_bind == "none" else {"I_MPI_PIN_DOMAIN": "omp"}
-    return found
-
-
-# Which variable tells it the one interface: MPI's own traffic, and the launcher's with its daemons.
-_INTERFACE: dict[Kind, tuple[str, ...]] = {
-    "openmpi4": ("OMPI_MCA_btl_tcp_if_include", "OMPI_MCA_oob_tcp_if_include"),
-    "openmpi5": ("OMPI_MCA_btl_tcp_if_include", "PRTE_MCA_prte_if_include"),
-    "hydra": ("FI_TCP_IFACE",),
-    "srun": ("OMPI_MCA_btl_tcp_if_include", "OMPI_MCA_oob_tcp_if_include"),
-    "horovodrun": ("OMPI_MCA_btl_tcp_if_include", "OMPI_MCA_oob_tcp_if_include"),
-}
-
-# Reading another process's memory (CMA) is forbidden in most containers; "Read -1, expected N, errno = 1".
-_NO_CMA_4 = {"OMPI_MCA_btl_vader_single_copy_mechanism": "none"}
-_NO_CMA_5 = {"OMPI_MCA_smsc": "^cma"}
-_CONTAINER: dict[Kind, dict[str, str]] = {
-    "openmpi4": _NO_CMA_4,
-    "openmpi5": _NO_CMA_5,
-    "hydra": {},
-    "srun": _NO_CMA_4 | _NO_CMA_5,
-    "horovodrun": _NO_CMA_4 | _NO_CMA_5,
-}
+        found |= launcher.in_container
+    return found | launcher.binding(launch)
 
 
 def _option(name: str, value: int | str | None) -> list[str]:
@@ -85,6 +64,10 @@ def _option(name: str, value: int | str | None) -> list[str]:
     if value is None or value == "":
         return []
     return [name, value if isinstance(value, str) else str(value)]
+
+
+def _flag(name: str, is_wanted: bool) -> list[str]:
+    return name.split() if is_wanted else []
 
 
 def _hosts_with_slots(launch: Launch) -> str:
@@ -101,21 +84,13 @@ def _per_host(launch: Launch) -> tuple[list[str], int | None]:
     return [name for name, _ in launch.hosts], slots.pop() if len(slots) == 1 else None
 
 
-def _open_mpi_binding(launch: Launch, *, allow: str) -> list[str]:
-    """Without a word Open MPI would put each rank on one core, whatever its number of threads."""
-    if launch.oversubscribe:
-        return ["--bind-to", "none", *allow.split()]
-    if launch.cpu_bind == "cores":
-        return ["--map-by", f"slot:PE={launch.threads}", "--bind-to", "core"]
-    return ["--bind-to", "none"]
-
-
 def _open_mpi(launch: Launch, *, allow: str, tag: str) -> list[str]:
-    return [
-        *_option("-np", launch.ranks), *_option("--host", _hosts_with_slots(launch)),
-        *_open_mpi_binding(launch, allow=allow), *(["--allow-run-as-root"] if launch.is_root else []),
-        *(tag.split() if launch.label else []), *(word for name in launch.pass_on for word in ("-x", name)),
-    ]  # fmt: skip
+    """Without a word Open MPI would put each rank on one core, whatever its number of threads."""
+    binding = f"--map-by slot:PE={launch.threads} --bind-to core" if launch.binds_cores else "--bind-to none"
+    words = [*_option("-np", launch.ranks), *_option("--host", _hosts_with_slots(launch)), *binding.split()]
+    words += _flag(allow, launch.oversubscribe) + _flag("--allow-run-as-root", launch.is_root)
+    words += _flag(tag, launch.label)
+    return [*words, *(word for name in launch.pass_on for word in ("-x", name))]
 
 
 def _open_mpi_4(launch: Launch) -> list[str]:
@@ -135,22 +110,24 @@ def _hydra(launch: Launch) -> list[str]:
     names, slots = _per_host(launch)
     if launch.hosts and slots:
         hosts = ["-hosts", ",".join(names), "-ppn", str(slots)]
-    bind = f"core:{launch.threads}" if launch.cpu_bind == "cores" and not launch.oversubscribe else "none"
-    return [
-        *_option("-n", launch.ranks), *hosts, *_option("-iface", launch.interface), "-bind-to", bind,
-        *(["-l"] if launch.label else []),
-    ]  # fmt: skip
+    bind = ["-bind-to", f"core:{launch.threads}" if launch.binds_cores else "none"]
+    interface = _option("-iface", launch.interface)
+    return [*_option("-n", launch.ranks), *hosts, *interface, *bind, *_flag("-l", launch.label)]
+
+
+def _hydra_binding(launch: Launch) -> dict[str, str]:
+    """Intel MPI binds by its own variables and does as it likes with -bind-to; MPICH knows none of them."""
+    return {"I_MPI_PIN": "off"} if launch.cpu_bind == "none" else {"I_MPI_PIN_DOMAIN": "omp"}
 
 
 def _srun(launch: Launch) -> list[str]:
     """A step of the allocation; one failed task ends the others, which srun by itself would let wait for ever."""
+    words = [*_flag(f"--mpi={launch.srun_mpi}", bool(launch.srun_mpi)), "--kill-on-bad-exit=1", "--wait=60"]
+    if launch.ranks is not None:
+        words += [f"--ntasks={launch.ranks}", f"--cpus-per-task={launch.threads}"]
     bind = launch.cpu_bind if isinstance(launch.cpu_bind, str) else "mask_cpu:" + ",".join(launch.cpu_bind)
-    return [
-        *([f"--mpi={launch.srun_mpi}"] if launch.srun_mpi else []), "--kill-on-bad-exit=1", "--wait=60",
-        *([f"--ntasks={launch.ranks}", f"--cpus-per-task={launch.threads}"] if launch.ranks is not None else []),
-        *_srun_hosts(launch), f"--cpu-bind={bind}", *(["--gpu-bind=none"] if launch.gpus else []),
-        *(["--overcommit"] if launch.oversubscribe else []), *(["--label"] if launch.label else []),
-    ]  # fmt: skip
+    words += [*_srun_hosts(launch), f"--cpu-bind={bind}", *_flag("--gpu-bind=none", launch.gpus)]
+    return words + _flag("--overcommit", launch.oversubscribe) + _flag("--label", launch.label)
 
 
 def _srun_hosts(launch: Launch) -> list[str]:
@@ -168,12 +145,56 @@ def _srun_hosts(launch: Launch) -> list[str]:
 def _horovodrun(launch: Launch) -> list[str]:
     """It adds root, tags and every variable itself, and calls mpirun on TCP alone; so it is the last choice."""
     binding = "--bind-to none --map-by slot"  # its own, said so that a change of it does not bind
-    if launch.cpu_bind == "cores" and not launch.oversubscribe:
+    if launch.binds_cores:
         binding = f"--bind-to core --map-by slot:PE={launch.threads}"
-    return [
-        *_option("-np", launch.ranks), *_option("-H", _hosts_with_slots(launch)),
-        *_option("--network-interfaces", launch.interface), "--binding-args", binding,
-    ]  # fmt: skip
+    words = [*_option("-np", launch.ranks), *_option("-H", _hosts_with_slots(launch))]
+    return [*words, *_option("--network-interfaces", launch.interface), "--binding-args", binding]
 
 
-_WORDS = {"openmpi4": _open_mpi_4, "openmpi5": _open_mpi_5, "hydra": _hydra, "srun": _srun, "horovodrun": _horovodrun}
+# Reading another process's memory (CMA) is forbidden in most containers; "Read -1, expected N, errno = 1".
+_NO_CMA_4 = {"OMPI_MCA_btl_vader_single_copy_mechanism": "none"}
+_NO_CMA_5 = {"OMPI_MCA_smsc": "^cma"}
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """One of the programs that start ranks, and what the rest of the house has to know about it."""
+
+    program: str
+    words: Callable[[Launch], list[str]]
+    in_container: Mapping[str, str] = field(default_factory=lambda: _NO_CMA_4 | _NO_CMA_5)
+    # Variables that tell it the one interface: MPI's own traffic, and the launcher's with its daemons.
+    interface_variables: tuple[str, ...] = ("OMPI_MCA_btl_tcp_if_include", "OMPI_MCA_oob_tcp_if_include")
+    binding: Callable[[Launch], dict[str, str]] = lambda launch: {}  # variables beside the words that bind
+    asked_as: str = "mpirun"  # the word for it in `hvdlm launch --launcher`
+    srun_plugins: tuple[str, ...] = ("pmix",)  # by which srun starts ranks of its MPI, the best first
+    only_in_slurm: str = ""  # why no other scheduler can have it
+    in_slurm_job: Mapping[str, str] = field(default_factory=dict)  # exported by a batch script
+    takes_masks: bool = False  # a CPU mask for each rank
+    starts_a_step: bool = False  # whose tasks SLURM counts by themselves
+    knows_allocation: bool = True  # else it is told the job's ranks and hosts
+    passes_signals: bool = True  # to all ranks
+
+
+LAUNCHERS = {
+    "openmpi4": Launcher("mpirun", _open_mpi_4, _NO_CMA_4),
+    "openmpi5": Launcher("mpirun", _open_mpi_5, _NO_CMA_5, ("OMPI_MCA_btl_tcp_if_include", "PRTE_MCA_prte_if_include")),
+    "hydra": Launcher("mpiexec", _hydra, {}, ("FI_TCP_IFACE",), _hydra_binding, srun_plugins=("cray_shasta", "pmi2")),
+    "srun": Launcher(
+        "srun",
+        _srun,
+        asked_as="srun",
+        only_in_slurm="belongs to SLURM",
+        in_slurm_job={"SRUN_CPUS_PER_TASK": "$SLURM_CPUS_PER_TASK"},  # it no longer takes it from the job by itself
+        takes_masks=True,
+        starts_a_step=True,
+    ),
+    "horovodrun": Launcher(
+        "horovodrun",
+        _horovodrun,
+        asked_as="horovodrun",
+        only_in_slurm="is told its hosts in SLURM only",
+        knows_allocation=False,
+        passes_signals=False,
+    ),
+}

@@ -7,20 +7,18 @@ import errno
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from hvdlm.errors import UserError
 from hvdlm.host import affinity, physical_cores
-from hvdlm.launch.hosts import Hosts, allocated_hosts, expand, expand_counts
-from hvdlm.launch.launchers import Kind, Launch, launch_environment, launch_words
+from hvdlm.launch.hosts import Hosts, allocated_hosts, expand_counts, fill, is_here
+from hvdlm.launch.launchers import LAUNCHERS, Launch, launch_environment, launch_words
 
-Choice = Literal["auto", "mpirun", "srun", "horovodrun"]
+CHOICES = ("auto", *dict.fromkeys(launcher.asked_as for launcher in LAUNCHERS.values()))
 
 # What of this environment ranks on other hosts need; Open MPI hands on its own alone.
 PASSED_ON = re.compile(
@@ -40,8 +38,8 @@ def find_mpirun() -> Path:
     return Path(on_path)
 
 
-def mpi_kind(version: str) -> Kind:
-    """Which family an mpirun is of, from what it prints for --version. UserError for one that nobody knows.
+def mpi_kind(version: str) -> str:
+    """Which of LAUNCHERS an mpirun is, from what it prints for --version. UserError for one that nobody knows.
 
     >>> mpi_kind("mpirun (Open MPI) 4.1.4")
     'openmpi4'
@@ -51,23 +49,26 @@ def mpi_kind(version: str) -> Kind:
         return "openmpi5" if int(open_mpi.group(1)) >= 5 else "openmpi4"
     if re.search(r"HYDRA|MPICH|Intel\(R\) MPI", version):
         return "hydra"
-    said = version.strip().splitlines()
-    raise UserError(f"mpirun --version says {said[0] if said else 'nothing'!r}: neither Open MPI, MPICH nor Intel MPI; "
-                    "use srun, or the mpirun of an MPI that hvdlm knows")  # fmt: skip
+    said, *_ = [*version.strip().splitlines(), "nothing"]
+    raise UserError(
+        f"mpirun --version says {said!r}: neither Open MPI, MPICH nor Intel MPI; use srun, or the mpirun of an MPI "
+        "that hvdlm knows"
+    )
 
 
-def srun_plugin(mpi: Kind, listed: str) -> str:
+def srun_plugin(mpi: str, listed: str) -> str:
     """The plugin of `srun --mpi=list` (its output) that this MPI speaks; "" where there is none.
 
     >>> srun_plugin("openmpi4", "MPI plugin types are... pmix none cray_shasta pmi2")
     'pmix'
     """
-    wanted = ("pmix",) if mpi != "hydra" else ("cray_shasta", "pmi2") if "CRAY_MPICH_DIR" in os.environ else ("pmi2",)
     there = set(re.findall(r"[\w.]+", listed))
-    return next((name for name in wanted if name in there), "")
+    if "CRAY_MPICH_DIR" not in os.environ:
+        there.discard("cray_shasta")  # speaks with Cray's own MPICH alone
+    return next((name for name in LAUNCHERS[mpi].srun_plugins if name in there), "")
 
 
-def kind_of(mpirun: Path) -> Kind:
+def kind_of(mpirun: Path) -> str:
     done = subprocess.run([str(mpirun), "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     return mpi_kind(done.stdout + done.stderr)
 
@@ -75,9 +76,7 @@ def kind_of(mpirun: Path) -> Kind:
 def start_command(ranks: int, command: list[str]) -> list[str]:
     """`command` on `ranks` ranks by this machine's mpirun. Inside a SLURM job it knows its hosts and slots itself."""
     mpirun = find_mpirun()
-    launch = Launch(
-        ranks, program=str(mpirun), is_root=os.geteuid() == 0, oversubscribe=ranks > physical_cores(),
-    )  # fmt: skip
+    launch = Launch(ranks, program=str(mpirun), is_root=os.geteuid() == 0, oversubscribe=ranks > physical_cores())
     return [*launch_words(kind_of(mpirun), launch), *with_own_count(ranks, command, os.environ)]
 
 
@@ -94,9 +93,9 @@ def with_own_count(ranks: int, command: list[str], env: Mapping[str, str]) -> li
 def fresh_environment() -> dict[str, str]:
     """This process's environment for a job of its own: what an enclosing launcher said is left out."""
     prefixes = ("OMPI_COMM_WORLD_", "OMPI_UNIVERSE", "PMIX_", "PMI_", "PRTE_", "HOROVOD_RANK", "HOROVOD_SIZE")
-    kept = ("PRTE_MCA_", "PMIX_MCA_")  # settings of the user's, not words of a launcher
-    return {name: value for name, value in os.environ.items()
-            if not name.startswith(prefixes) or name.startswith(kept)}  # fmt: skip
+    settings = ("PRTE_MCA_", "PMIX_MCA_")  # of the user's, not words of a launcher
+    told = {name for name in os.environ if name.startswith(prefixes) and not name.startswith(settings)}
+    return {name: value for name, value in os.environ.items() if name not in told}
 
 
 @dataclass(frozen=True)
@@ -105,21 +104,21 @@ class Asked:
 
     ranks: int | None
     hosts: Hosts
-    launcher: Choice = "auto"
+    launcher: str = "auto"  # one of CHOICES
     interface: str = ""
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchPlan:
     """A command that starts ranks, and the variables that it wants set."""
 
-    kind: Kind
+    kind: str  # of LAUNCHERS
     words: list[str]
     environment: dict[str, str]
     ranks: int
 
 
-def plan(asked: Asked, command: list[str]) -> Plan:
+def plan(asked: Asked, command: list[str]) -> LaunchPlan:
     """How `command` is started as asked on this machine. UserError where it cannot be."""
     in_job = "SLURM_JOB_ID" in os.environ
     allocation = allocated_hosts(os.environ) if in_job else ()
@@ -127,19 +126,22 @@ def plan(asked: Asked, command: list[str]) -> Plan:
     hosts = fill(asked.hosts, ranks) if asked.hosts else ()
     kind, program, plugin = choose(asked.launcher, in_job=in_job)
     local = max((slots for _, slots in hosts or fill(allocation, ranks)), default=ranks)
-    launch = Launch(
-        ranks, hosts=hosts, threads=threads_of_a_rank(local, os.environ), interface=asked.interface,
-        srun_mpi=plugin, program=program, is_root=os.geteuid() == 0,
+    launch = Launch(ranks, hosts, threads_of_a_rank(local, os.environ), asked.interface, plugin, program=program)
+    launch = replace(
+        launch,
+        is_root=os.geteuid() == 0,
         oversubscribe=not hosts and not allocation and ranks > physical_cores(),
         in_container=not can_read_other_processes(),
-    )  # fmt: skip
+    )
     added = {"OMP_NUM_THREADS": str(launch.threads)} if "OMP_NUM_THREADS" not in os.environ else {}
     added |= launch_environment(kind, launch)
     added = {name: value for name, value in added.items() if os.environ.get(name) != value}
     if any(not is_here(name) for name, _ in hosts):
         launch = replace(launch, pass_on=tuple(sorted(filter(PASSED_ON.fullmatch, {**os.environ, **added}))))
-    words = [*launch_words(kind, launch), *(command if kind == "srun" else with_own_count(ranks, command, os.environ))]
-    return Plan(kind, words, added, ranks)
+    if not LAUNCHERS[kind].starts_a_step:
+        command = with_own_count(ranks, command, os.environ)
+    words = [*launch_words(kind, launch), *command]
+    return LaunchPlan(kind, words, added, ranks)
 
 
 def count_ranks(asked: Asked, allocation: Hosts, *, told: str | None) -> int:
@@ -159,21 +161,7 @@ def count_ranks(asked: Asked, allocation: Hosts, *, told: str | None) -> int:
     return ranks
 
 
-def fill(hosts: Hosts, ranks: int) -> Hosts:
-    """Hosts with the slots that `ranks` take, the first ones first.
-
-    >>> fill((("a", 4), ("b", 4), ("c", 4)), 6)
-    (('a', 4), ('b', 2))
-    """
-    filled, left = [], ranks
-    for name, slots in hosts:
-        if left > 0:
-            filled.append((name, min(slots, left)))
-            left -= slots
-    return tuple(filled)
-
-
-def choose(choice: Choice, *, in_job: bool) -> tuple[Kind, str, str]:
+def choose(choice: str, *, in_job: bool) -> tuple[str, str, str]:
     """(kind, program, srun's plugin): srun inside a SLURM job if it speaks with the MPI at hand, else mpirun."""
     mpirun = None if choice == "horovodrun" else _mpirun_or_none()
     kind = kind_of(mpirun) if mpirun else "openmpi4"  # Horovod's builds without an mpirun are for srun of Open MPI
@@ -211,51 +199,6 @@ def threads_of_a_rank(local_ranks: int, env: Mapping[str, str]) -> int:
     if "SLURM_JOB_CPUS_PER_NODE" in env:
         cores = min(expand_counts(env["SLURM_JOB_CPUS_PER_NODE"]))
     return max(1, cores // local_ranks)
-
-
-def is_here(name: str) -> bool:
-    """Whether a host is this machine."""
-    own = socket.gethostname()
-    return name in ("localhost", "127.0.0.1", own, own.split(".")[0])
-
-
-def parse_hosts(text: str) -> Hosts:
-    """`a:4,b` or `node[1-2]:4` as hosts with slots, one where none are said.
-
-    >>> parse_hosts("node[1-2]:4,b")
-    (('node1', 4), ('node2', 4), ('b', 1))
-    """
-    found: list[tuple[str, int]] = []
-    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\]|\[)+", text):
-        name, _, slots = part.strip().partition(":")
-        if not name or (slots and not slots.isdigit()) or slots == "0" or (":" in part and not slots):
-            raise UserError(f"--hosts {part!r}: is no host with its slots, such as node1:4")
-        found += [(each, int(slots or 1)) for each in expand(name)]
-    _refuse_doubles(found, "--hosts")
-    return tuple(found)
-
-
-def read_hostfile(path: Path) -> Hosts:
-    """A host a line: `a slots=4`, `a:4` or `a`; `#` starts a comment."""
-    found: list[tuple[str, int]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        text = line.split("#")[0].strip()
-        match = re.fullmatch(r"([^\s:]+)(?:\s*:\s*(\d+)|\s+slots\s*=\s*(\d+)(?:\s+max[-_]slots\s*=\s*\d+)?)?", text)
-        if text and match is None:
-            raise UserError(f"{path}:{number}: {text!r} is no host with its slots, such as `node1 slots=4`")
-        if match:
-            found.append((match.group(1), int(match.group(2) or match.group(3) or 1)))
-    if not found:
-        raise UserError(f"{path}: names no host")
-    _refuse_doubles(found, str(path))
-    return tuple(found)
-
-
-def _refuse_doubles(hosts: list[tuple[str, int]], place: str) -> None:
-    names = [name for name, _ in hosts]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{place}: {name} is named twice; give it all its slots once")
 
 
 def can_read_other_processes() -> bool:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from hvdlm.models import ModelConfig
-from hvdlm.models.transformer import TransformerConfig
+from hvdlm.models import FamilyConfig
 
 
-def flops_per_token(model: nn.Module, config: ModelConfig, seq_len: int) -> int:
+def flops_per_token(model: nn.Module, config: FamilyConfig, seq_len: int) -> int:
     """FLOPs of one token's forward and backward pass in sequences of `seq_len`.
 
     6 for each weight of a matrix that the token is multiplied with: the output layer counts though it may be tied,
@@ -16,7 +15,7 @@ def flops_per_token(model: nn.Module, config: ModelConfig, seq_len: int) -> int:
     et al. 2022, "PaLM", appendix B). What activation checkpointing computes again does not count.
     """
     matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 2)
-    if not config.tie_embeddings:
-        matrices -= model.get_parameter("embed.weight").numel()
-    attention = 12 * config.layers * config.width * seq_len if isinstance(config, TransformerConfig) else 0
-    return 6 * matrices + attention
+    embedding = model.get_parameter("embed.weight")
+    if embedding is not model.get_parameter("head.weight"):
+        matrices -= embedding.numel()
+    return 6 * matrices + config.attention_flops(seq_len)

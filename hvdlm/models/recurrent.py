@@ -6,17 +6,17 @@ through time: Zaremba et al. 2014, Merity et al. 2018).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from hvdlm.compute.draws import Draws, dropout
-from hvdlm.config import Section
+from hvdlm.models.interface import FamilyConfig
 
 
-class LstmConfig(Section):
+class LstmConfig(FamilyConfig):
     """`model: {family: lstm, …}`."""
 
     family: Literal["lstm"] = "lstm"
@@ -26,6 +26,12 @@ class LstmConfig(Section):
     embed_dropout: float | None = Field(None, ge=0, lt=1, description="after the embedding; null: as dropout")
     variational: bool = Field(False, description="one dropout mask for all time steps of a window")
     tie_embeddings: bool = Field(True, description="the output layer shares the input embedding")
+
+    carries_state: ClassVar[bool] = True
+    without_cpu_fp16: ClassVar[str] = "an LSTM"
+
+    def build(self, vocab_size: int) -> nn.Module:
+        return Lstm(self, vocab_size)
 
 
 class Lstm(nn.Module):

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hvdlm.compute.draws import Draws, dropout
-from hvdlm.config import Section
+from hvdlm.config import Free
+from hvdlm.models.interface import FamilyConfig
 
 ROTARY_BASE = 10_000.0
 
 
-class TransformerConfig(Section):
+class TransformerConfig(FamilyConfig):
     """`model: {family: transformer, …}`."""
 
     family: Literal["transformer"] = "transformer"
@@ -31,7 +32,7 @@ class TransformerConfig(Section):
     embed_dropout: float | None = Field(None, ge=0, lt=1, description="after the embedding")
     residual_dropout: float | None = Field(None, ge=0, lt=1, description="of what a block adds to the stream")
     attention_dropout: float | None = Field(None, ge=0, lt=1, description="of attention weights; slow, all are built")
-    activation_checkpointing: bool = Field(
+    activation_checkpointing: Free[bool] = Field(
         False, description="keep each block's input alone and compute the rest again in the backward pass"
     )
     tie_embeddings: bool = Field(True, description="the output layer shares the input embedding")
@@ -41,6 +42,12 @@ class TransformerConfig(Section):
         if self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} is not a multiple of 2 x heads {self.heads} (rotary pairs)")
         return self
+
+    def build(self, vocab_size: int) -> nn.Module:
+        return Transformer(self, vocab_size)
+
+    def attention_flops(self, seq_len: int) -> int:
+        return 12 * self.layers * self.width * seq_len
 
 
 class Transformer(nn.Module):

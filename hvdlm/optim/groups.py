@@ -1,20 +1,19 @@
-"""Which parameters share options: weight decay for matrices alone, exceptions by name, Muon's matrices."""
+"""The optimizer over groups of parameters that share options: weight decay for matrices alone, exceptions by name."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from hvdlm.errors import UserError
-from hvdlm.optim.config import OptimConfig
-
-HEAD = "head"  # the attribute that every model family has its output layer in
+from hvdlm.optim.optimizers import OPTIMIZERS, OptimConfig
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """The groups that OPTIMIZERS take: `params`, `weight_decay`, `lr_scale`, and `algorithm` for muon.
+    """The groups that OPTIMIZERS take: `params`, `weight_decay`, `lr_scale`, and the optimizer's own options.
 
     Gains and biases (fewer than two dimensions) do not decay. UserError if a rule of `config.groups` is no
     parameter's first match.
@@ -28,8 +27,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
         is_embedding = id(parameter) in embeddings
         decays = parameter.dim() >= 2 and (config.decay_embeddings or not is_embedding)
         options = {"weight_decay": config.weight_decay if decays else 0.0, "lr_scale": 1.0}
-        if config.name == "muon":
-            options |= _muon_options(name, parameter, is_embedding, config)
+        options |= OPTIMIZERS[config.name].parameter_options(name, parameter, is_embedding, config)
         number = next((number for number, pattern in enumerate(patterns) if pattern.search(name)), None)
         if number is not None:
             used.add(number)
@@ -41,13 +39,6 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     return list(groups.values())
 
 
-def _muon_options(name: str, parameter: Tensor, is_embedding: bool, config: OptimConfig) -> dict[str, Any]:
-    is_head = name.split(".")[-2:-1] == [HEAD]
-    if parameter.dim() == 2 and not is_embedding and not is_head:
-        return {"algorithm": "muon"}
-    return {"algorithm": "adamw", "lr_scale": config.muon.adamw_lr_scale}
-
-
 def _check_rules(config: OptimConfig, used: set[int], names: list[str]) -> None:
     for number, rule in enumerate(config.groups):
         if number not in used:
@@ -56,3 +47,21 @@ def _check_rules(config: OptimConfig, used: set[int], names: list[str]) -> None:
                 f"optim.groups.{number}: match {rule.match!r} finds no parameter{earlier};"
                 f" names are {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
             )
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer over the model's `parameter_groups`, at the peak learning rate.
+
+    Every option is in its groups, so `type(optimizer)(optimizer.param_groups)` is the same optimizer without
+    its state, which is how Horovod wraps it.
+    """
+    groups = parameter_groups(model, config)
+    for group in groups:
+        group["lr"] = config.lr * group["lr_scale"]
+    return OPTIMIZERS[config.name].build(groups, config)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group `lr` times its `lr_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)

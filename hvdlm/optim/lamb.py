@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvdlm.optim.tensors import gradients, loss_of, trust_ratios, updated_together
+from hvdlm.optim.tensors import Betas, gradients, loss_of, trust_ratios, updated_together
 
 
 class Lamb(torch.optim.Optimizer):
     """u = Adam's direction + weight_decay * w, then w -= lr * |w| / |u| * u; plain lr * u for gains and biases."""
 
     def __init__(
-        self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6,
-        weight_decay: float = 0.0,
-    ) -> None:  # fmt: skip
+        self, params: Any, lr: float = 1e-3, betas: Betas = (0.9, 0.999), eps: float = 1e-6, weight_decay: float = 0.0
+    ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -17,9 +17,13 @@ class Lars(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Any, lr: float = 1.0, momentum: float = 0.9, weight_decay: float = 0.0,
+        self,
+        params: Any,
+        lr: float = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
         trust_coefficient: float = 0.001,
-    ) -> None:  # fmt: skip
+    ) -> None:
         options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient}
         super().__init__(params, options)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hvdlm.optim.tensors import gradients, loss_of, updated_together
+from hvdlm.optim.tensors import Betas, gradients, loss_of, updated_together
 
 
 class Lion(torch.optim.Optimizer):
@@ -16,9 +16,7 @@ class Lion(torch.optim.Optimizer):
     The paper takes betas (0.9, 0.99), and a learning rate 3 to 10 times smaller than AdamW's.
     """
 
-    def __init__(
-        self, params: Any, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
-    ) -> None:
+    def __init__(self, params: Any, lr: float = 1e-4, betas: Betas = (0.9, 0.99), weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Learning-rate SCHEDULES as pure functions of the step, the config and the validation losses so far."""
+"""SCHEDULES: shapes of the learning rate as pure functions of the step, the settings and the validation losses."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hvdlm.optim.config import OptimConfig
-
 
 @dataclass(frozen=True)
 class Moment:
-    """A step (from 0) after the warm-up, and what a schedule may know about it."""
+    """A step (from 0) after the warm-up, and what a schedule may know about it; settings as in OptimConfig."""
 
     step: int
     total_steps: int
-    config: OptimConfig
-    val_losses: Sequence[float] = ()
+    val_losses: Sequence[float]  # one a validation, oldest first
+    warmup_steps: int
+    power: float
+    milestones: tuple[float, ...]
+    factor: float
+    patience: int
+    threshold: float
+    decay_fraction: float
+    decay_shape: str
 
     @property
     def progress(self) -> float:
         """From 0 at the end of the warm-up to 1 at the end of the run."""
-        warmup_steps = self.config.warmup_steps
-        return min(1.0, (self.step - warmup_steps) / max(1, self.total_steps - warmup_steps))
+        return min(1.0, (self.step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
 
 
 def constant(at: Moment) -> float:
@@ -39,7 +43,13 @@ def cosine(at: Moment) -> float:
 
 
 def polynomial(at: Moment) -> float:
-    return (1.0 - at.progress) ** at.config.power
+    return (1.0 - at.progress) ** at.power
+
+
+DECAY_SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: 1.0 - progress,
+    "1-sqrt": lambda progress: 1.0 - math.sqrt(progress),
+}
 
 
 def wsd(at: Moment) -> float:
@@ -48,25 +58,25 @@ def wsd(at: Moment) -> float:
     Hu et al. 2024 (MiniCPM); the shape 1 - sqrt is from Hägele et al. 2024. A run may be continued from a
     checkpoint before the decay with more steps, as if it had been planned so.
     """
-    decay_steps = max(1, round(at.config.decay_fraction * at.total_steps))
-    start = max(at.config.warmup_steps, at.total_steps - decay_steps)
+    decay_steps = max(1, round(at.decay_fraction * at.total_steps))
+    start = max(at.warmup_steps, at.total_steps - decay_steps)
     progress = min(1.0, max(0, at.step - start) / max(1, at.total_steps - start))
-    return 1.0 - (progress if at.config.decay_shape == "linear" else math.sqrt(progress))
+    return DECAY_SHAPES[at.decay_shape](progress)
 
 
 def inverse_sqrt(at: Moment) -> float:
     """Falls as 1 / sqrt(step) from the end of the warm-up on (Vaswani et al. 2017); knows no end."""
-    return math.sqrt(max(1, at.config.warmup_steps) / (at.step + 1))
+    return math.sqrt(max(1, at.warmup_steps) / (at.step + 1))
 
 
 def step(at: Moment) -> float:
     """Multiplied by `factor` at each milestone."""
-    milestones = (milestone * at.total_steps if milestone < 1 else milestone for milestone in at.config.milestones)
-    return at.config.factor ** sum(at.step >= milestone for milestone in milestones)
+    milestones = (milestone * at.total_steps if milestone < 1 else milestone for milestone in at.milestones)
+    return at.factor ** sum(at.step >= milestone for milestone in milestones)
 
 
 def plateau(at: Moment) -> float:
-    return plateau_factor(at.val_losses, at.config.patience, at.config.factor, at.config.threshold)
+    return plateau_factor(at.val_losses, at.patience, at.factor, at.threshold)
 
 
 def plateau_factor(losses: Sequence[float], patience: int, factor: float, threshold: float) -> float:
@@ -85,41 +95,23 @@ def plateau_factor(losses: Sequence[float], patience: int, factor: float, thresh
     return factor**reductions
 
 
-# 1 is the peak. 0 is `min_lr` for those of INTERPOLATED; it is the floor of the others, which end anywhere.
-SCHEDULES: dict[str, Callable[[Moment], float]] = {
-    "constant": constant,
-    "cosine": cosine,
-    "inverse_sqrt": inverse_sqrt,
-    "linear": linear,
-    "plateau": plateau,
-    "polynomial": polynomial,
-    "step": step,
-    "wsd": wsd,
+@dataclass(frozen=True)
+class Schedule:
+    """A shape, of which 1 is the peak, and 0 is `min_lr` if it `spans_min_lr`. Others end anywhere, not below it."""
+
+    shape: Callable[[Moment], float]
+    spans_min_lr: bool = True
+    needs_milestones: bool = False
+    needs_validation: bool = False
+
+
+SCHEDULES = {
+    "constant": Schedule(constant),
+    "cosine": Schedule(cosine),
+    "inverse_sqrt": Schedule(inverse_sqrt, spans_min_lr=False),
+    "linear": Schedule(linear),
+    "plateau": Schedule(plateau, spans_min_lr=False, needs_validation=True),
+    "polynomial": Schedule(polynomial),
+    "step": Schedule(step, spans_min_lr=False, needs_milestones=True),
+    "wsd": Schedule(wsd),
 }
-INTERPOLATED = ("constant", "cosine", "linear", "polynomial", "wsd")
-
-
-def lr_at(
-    step: int, total_steps: int, config: OptimConfig, *, global_batch: int = 0, val_losses: Sequence[float] = ()
-) -> float:
-    """Learning rate of a step (from 0): linear warm-up to `lr`, then the schedule, down to `min_lr` at the lowest.
-
-    `global_batch` (sequences) is for `lr_scaling`, `val_losses` (one a validation, oldest first) for the plateau.
-    """
-    scale = lr_scale(config, global_batch)
-    if step < config.warmup_steps:
-        return scale * (config.lr * (step + 1) / config.warmup_steps)
-    factor = SCHEDULES[config.schedule](Moment(step, total_steps, config, val_losses))
-    if config.schedule in INTERPOLATED:
-        return scale * (config.min_lr + (config.lr - config.min_lr) * factor)
-    return scale * max(config.min_lr, config.lr * factor)
-
-
-def lr_scale(config: OptimConfig, global_batch: int) -> float:
-    """What the batch does to the learning rate: linear (Goyal et al. 2017) or by its root (Krizhevsky 2014)."""
-    if config.lr_scaling == "none":
-        return 1.0
-    if global_batch < 1:
-        raise ValueError(f"lr_scaling {config.lr_scaling} needs the global batch, got {global_batch}")
-    ratio = global_batch / config.lr_reference_batch
-    return ratio if config.lr_scaling == "linear" else math.sqrt(ratio)

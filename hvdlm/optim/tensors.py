@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Betas = tuple[float, float]
+
 
 def updated_together(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
     """Lists, for `torch._foreach_*`, of the parameters that have a gradient.

@@ -8,6 +8,7 @@ import time
 from types import TracebackType
 from typing import Any
 
+from hvdlm.tables import clock
 from hvdlm.world.interface import World
 
 LINE_INTERVAL_S = 30.0
@@ -34,10 +35,8 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
 
-            columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(self._unit),
-                TextColumn("{task.fields[note]}"), TimeRemainingColumn(),
-            )  # fmt: skip
+            title, unit, note = map(TextColumn, ("{task.description}", self._unit, "{task.fields[note]}"))
+            columns = (title, BarColumn(), MofNCompleteColumn(), unit, note, TimeRemainingColumn())
             self._bar = RichProgress(*columns, console=Console(stderr=True))
             self._task = self._bar.add_task(self._title, total=int(self._total), completed=int(self._done), note="")
             self._bar.start()
@@ -79,13 +78,7 @@ class Progress:
         rate = (self._done - self._first) / spent_s if spent_s else 0.0
         left_s = (self._total - self._done) / rate if rate else 0.0
         note = f" | {self._note}" if self._note else f" | {rate:.3g} {self._unit}/s"
-        eta = f" | {_clock(left_s)} left" if left_s >= 1 else ""
+        eta = f" | {clock(left_s)} left" if left_s >= 1 else ""
         logging.getLogger("hvdlm").info(
             "%s %.6g/%.6g %s%s%s", self._title, self._done, self._total, self._unit, note, eta
         )
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -86,9 +86,9 @@ class StopFlag:
     def own(self, **facts: object) -> None:
         """Make the folder this job's. Rank 0 calls it."""
         self._token = uuid.uuid4().hex
-        who = {"token": self._token, "host": socket.gethostname(), "pid": os.getpid(), "job": self._job.id,
-               "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}  # fmt: skip
-        write_text_durably(self._folder / OWNER, json.dumps({**who, **facts}, indent=1) + "\n")
+        who = {"token": self._token, "host": socket.gethostname(), "pid": os.getpid(), "job": self._job.id}
+        started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        write_text_durably(self._folder / OWNER, json.dumps({**who, "started": started, **facts}, indent=1) + "\n")
 
     def ouster(self) -> str:
         """Who has taken the folder over, or nothing; a file that cannot be read says nothing new."""

@@ -36,10 +36,10 @@ def _watch(world: World, limit_s: float, over: threading.Event) -> None:
         looks = looks + 1 if world.beats == beats else 0
         beats = world.beats
         if looks > LOOKS:
-            print(
+            message = (
                 f"hvdlm: error: rank {world.rank} of {world.size} has waited {limit_s:g} s for a rank that does not "
                 "answer; the same command resumes from the last checkpoint (raise guard.stall_s if a step or a "
-                "checkpoint can take so long)",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+                "checkpoint can take so long)"
+            )
+            print(message, file=sys.stderr, flush=True)
             world.abort(1)

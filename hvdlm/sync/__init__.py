@@ -1,5 +1,6 @@
 """How the ranks' gradients or weights become one."""
 
-from hvdlm.sync.ways import SYNCS, AutoConfig, SyncConfig, build_sync, preferred_world, world_environment
+from hvdlm.sync.interface import StrategyConfig
+from hvdlm.sync.strategies import SYNCS, AutoConfig, SyncConfig, build_sync, preferred_world
 
-__all__ = ["SYNCS", "AutoConfig", "SyncConfig", "build_sync", "preferred_world", "world_environment"]
+__all__ = ["SYNCS", "AutoConfig", "StrategyConfig", "SyncConfig", "build_sync", "preferred_world"]

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from hvdlm.config import Section
-from hvdlm.sync.compress import CompressConfig
-from hvdlm.sync.interface import Sync, ring_bytes
+from hvdlm.sync.compress import CompressConfig, CompressedSync
+from hvdlm.sync.interface import StrategyConfig, Sync, ring_bytes
 from hvdlm.world.interface import Pending, World
 
 ALONE_BYTES = 1 << 20  # a gradient of this size travels as it lies; copying smaller ones together costs nothing
 
 
-class AllreduceConfig(Section):
+class AllreduceConfig(StrategyConfig):
     """`sync: {kind: allreduce, …}`."""
 
     kind: Literal["allreduce"] = "allreduce"
     compress: CompressConfig | None = Field(None, description="send less than float32, with error feedback")
     overlap: bool | None = Field(None, description="reduce during backward; None: where the world has a thread for it")
 
+    gives_plain_mean: ClassVar[bool] = True
+    knobs: ClassVar[dict[str, tuple[float | bool | None, ...]]] = {"overlap": (None, False, True)}
+
     @model_validator(mode="after")
     def _check(self) -> AllreduceConfig:
         if self.compress is not None and self.overlap:
             raise ValueError("compress encodes the whole gradient at once; leave overlap out")
         return self
+
+    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+        if self.compress is not None:
+            return CompressedSync(self.compress, model, optimizer, world)
+        return AllreduceSync(self, model, optimizer, world)
 
 
 class AllreduceSync(Sync):
@@ -37,8 +44,6 @@ class AllreduceSync(Sync):
     Buckets are filled and leave in reverse order of the parameters, the order in which backward finishes
     them, and never overtake one another: so all ranks start the same sums in the same order.
     """
-
-    kind = "allreduce"
 
     def __init__(
         self, config: AllreduceConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World

@@ -9,17 +9,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
 
-from hvdlm.config import Section
 from hvdlm.errors import UserError
 from hvdlm.partition import slice_of
-from hvdlm.sync.interface import Sync
+from hvdlm.sync.interface import StrategyConfig, Sync
 from hvdlm.sync.local_sgd import average_state, flatten
 from hvdlm.world.interface import Counters, Window, World
 
@@ -29,14 +28,22 @@ NAP_S = (0.0002, 0.001)  # between two looks of a waiting rank: the first, and t
 DRAWN, STARTED, FINISHED, BEGUN_AT = range(4)  # counters; the last is one for each rank
 
 
-class AsyncConfig(Section):
+class AsyncConfig(StrategyConfig):
     """`sync: {kind: async, …}`."""
 
     kind: Literal["async"] = "async"
     max_staleness: int | None = Field(
-        None, ge=0,
+        None,
+        ge=0,
         description="most updates by others while one is computed; below ranks - 1 some always wait; null: 8 x ranks",
-    )  # fmt: skip
+    )
+
+    keeps_replicas_equal: ClassVar[bool] = False
+    steps_together: ClassVar[bool] = False
+    preferred_world: ClassVar[Literal["mpi", "horovod"] | None] = "mpi"  # it alone has one-sided memory
+
+    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+        return AsyncSync(self, model, optimizer, world)
 
 
 class AsyncSync(Sync):
@@ -51,23 +58,20 @@ class AsyncSync(Sync):
     same weights. `bytes_sent` counts what is added to other ranks' slices; as much and more is read from them.
     """
 
-    kind = "async"
     sums_ranks = False
-    replicas_are_equal = False
 
     def __init__(self, config: AsyncConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
         super().__init__(model, optimizer, world)
         if type(world).window is World.window:
             raise UserError(f"sync.kind: async needs world: mpi, this is {world.kind}; set world=mpi")
-        self._max_staleness = 8 * world.size if config.max_staleness is None else config.max_staleness
-        if self._max_staleness < world.size - 1 and world.rank == 0:
-            log.warning(
-                "sync.max_staleness %d lets %d of %d ranks work at a time; %d lets all",
-                self._max_staleness, self._max_staleness + 1, world.size, world.size - 1,
-            )  # fmt: skip
+        most = 8 * world.size if config.max_staleness is None else config.max_staleness
+        self._max_staleness, size = most, world.size
+        if most < size - 1 and world.rank == 0:
+            text = "sync.max_staleness %d lets %d of %d ranks work at a time; %d lets all"
+            log.warning(text, most, most + 1, size, size - 1)
         self._weights = flatten(self.parameters)
         self._pulled = torch.empty(len(self._weights))  # in host memory, as windows are
-        self._opened: tuple[Shards, TaskOrder] | None = None  # opening is collective, so not while building
+        self._opened: tuple[WeightShards, TaskOrder] | None = None  # opening is collective, so not while building
         self._staleness = np.zeros(0, dtype=np.int64)  # [s]: tasks of all ranks that ended with staleness s
         self._tasks = np.zeros(world.size, dtype=np.int64)  # of each rank
 
@@ -84,7 +88,7 @@ class AsyncSync(Sync):
             tasks[self.world.rank] += 1
         self._meet(shards, staleness, tasks)
 
-    def _open(self) -> tuple[Shards, TaskOrder]:
+    def _open(self) -> tuple[WeightShards, TaskOrder]:
         """The shared memory, holding this rank's weights (which are everybody's) and no task."""
         if self._opened is None:
             length, size = len(self._weights), self.world.size
@@ -92,7 +96,7 @@ class AsyncSync(Sync):
             counters = self.world.counters(BEGUN_AT + size)
             assert window is not None and counters is not None
             self._opened = (
-                Shards(window, self.world.rank, size, length),
+                WeightShards(window, self.world.rank, size, length),
                 TaskOrder(counters, self.world.rank, self._max_staleness),
             )
         shards, order = self._opened
@@ -103,7 +107,7 @@ class AsyncSync(Sync):
         self.world.barrier()
         return shards, order
 
-    def _meet(self, shards: Shards, staleness: np.ndarray, tasks: np.ndarray) -> None:
+    def _meet(self, shards: WeightShards, staleness: np.ndarray, tasks: np.ndarray) -> None:
         """Wait for the last update, take the final weights, and count what all ranks did."""
         counts = np.concatenate([tasks, staleness])
         self.world.sum_(counts)  # also the barrier
@@ -113,7 +117,7 @@ class AsyncSync(Sync):
         longer[: len(shorter)] += shorter
         self._staleness = longer
 
-    def _pull(self, shards: Shards) -> None:
+    def _pull(self, shards: WeightShards) -> None:
         shards.pull(self._pulled.numpy())
         self._weights.copy_(self._pulled)
 
@@ -155,7 +159,7 @@ class AsyncSync(Sync):
             self._opened = None
 
 
-class Shards:
+class WeightShards:
     """Flat weights, float32 (n,), of which each rank's window holds a contiguous slice.
 
     Every rank begins with its own slice: ranks that start together do not all ask the same one.

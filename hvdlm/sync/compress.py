@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hvdlm.config import Section
+from hvdlm.config import Section, choice_of
 from hvdlm.sync.codecs import Bf16, Compressor, Int8, Uncompressed
 from hvdlm.sync.flat import FlatLayout
 from hvdlm.sync.interface import Sync
@@ -17,11 +18,18 @@ from hvdlm.sync.topk import TopK
 from hvdlm.sync.traffic import Traffic
 from hvdlm.world.interface import World
 
+COMPRESSORS: dict[str, Callable[[CompressConfig, FlatLayout], Compressor]] = {
+    "bf16": lambda config, layout: Bf16(),
+    "int8": lambda config, layout: Int8(),
+    "topk": lambda config, layout: TopK(layout.numel, config.density),
+    "powersgd": lambda config, layout: PowerSgd(layout, config.rank),
+}
+
 
 class CompressConfig(Section):
     """The `sync.compress` section."""
 
-    name: Literal["bf16", "int8", "topk", "powersgd"] = Field(description="how a gradient is made smaller")
+    name: Annotated[str, choice_of(COMPRESSORS)] = Field(description="how a gradient is made smaller")
     density: float = Field(0.01, gt=0, le=1, description="topk: the part of the elements that is sent")
     rank: int = Field(4, ge=1, description="powersgd: columns of the thin matrices")
     error_feedback: bool = Field(True, description="add to the next gradient what this one lost")
@@ -29,13 +37,7 @@ class CompressConfig(Section):
 
 def build_compressor(config: CompressConfig, layout: FlatLayout) -> Compressor:
     """The compressor of a config; in a world of one there is nothing to compress for."""
-    if layout.size == 1:
-        return Uncompressed()
-    if config.name == "topk":
-        return TopK(layout.numel, config.density)
-    if config.name == "powersgd":
-        return PowerSgd(layout, config.rank)
-    return {"bf16": Bf16, "int8": Int8}[config.name]()
+    return Uncompressed() if layout.size == 1 else COMPRESSORS[config.name](config, layout)
 
 
 class CompressedSync(Sync):
@@ -45,8 +47,6 @@ class CompressedSync(Sync):
     compression converge. A step whose total is infinite or NaN, which all ranks see alike, changes no error:
     it will be left out, and its own error would never be finite again.
     """
-
-    kind = "allreduce"
 
     def __init__(
         self, config: CompressConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World

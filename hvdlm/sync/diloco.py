@@ -5,26 +5,30 @@ Source: Douillard et al. 2023 (DiLoCo: Distributed low-communication training of
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hvdlm.config import Section
 from hvdlm.errors import UserError
-from hvdlm.sync.interface import Sync
+from hvdlm.sync.interface import StrategyConfig, Sync
 from hvdlm.sync.local_sgd import average, average_state, flatten
 from hvdlm.world.interface import World
 
 
-class DilocoConfig(Section):
+class DilocoConfig(StrategyConfig):
     """`sync: {kind: diloco, …}`; the inner optimizer is the one of the `optim` section."""
 
     kind: Literal["diloco"] = "diloco"
     every: int = Field(32, ge=1, description="local steps between outer steps, H")
     outer_lr: float = Field(0.7, gt=0, description="1 with outer_momentum 0 is local SGD")
     outer_momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov's; 0 is plain SGD")
+
+    keeps_replicas_equal: ClassVar[bool] = False
+
+    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+        return DilocoSync(self, model, optimizer, world)
 
 
 class DilocoSync(Sync):
@@ -36,9 +40,7 @@ class DilocoSync(Sync):
     mean of the ranks' present weights: the latest, while the global ones are up to `every` steps old.
     """
 
-    kind = "diloco"
     sums_ranks = False
-    replicas_are_equal = False
 
     def __init__(self, config: DilocoConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
         super().__init__(model, optimizer, world)

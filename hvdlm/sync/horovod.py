@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from hvdlm.config import Section
 from hvdlm.errors import UserError
-from hvdlm.sync.interface import Sync, ring_bytes
+from hvdlm.sync.interface import StrategyConfig, Sync, ring_bytes
 from hvdlm.sync.local_sgd import average_state
 from hvdlm.world.horovod import load_horovod, wait_for
 from hvdlm.world.interface import World
 
 
-class HorovodConfig(Section):
+class HorovodConfig(StrategyConfig):
     """`sync: {kind: horovod, …}`: everything that Horovod lets one choose; None is Horovod's own default."""
 
     kind: Literal["horovod"] = "horovod"
@@ -26,6 +25,15 @@ class HorovodConfig(Section):
     groups: int = Field(0, ge=0, description="reduce gradients in so many groups; 0: as they come")
     fusion_mb: float | None = Field(None, ge=0, description="fuse tensors up to so many MiB; None: 128")
     cycle_ms: float | None = Field(None, gt=0, description="ms between two looks for ready tensors; None: 1")
+
+    preferred_world: ClassVar[Literal["mpi", "horovod"] | None] = "horovod"
+    gives_plain_mean: ClassVar[bool] = True
+    # Horovod's own defaults are 128 MiB and 1 ms, so these are not tried again.
+    knobs: ClassVar[dict[str, tuple[float | bool | None, ...]]] = {
+        "fusion_mb": (None, 0, 2, 8, 32),
+        "cycle_ms": (None, 0.5, 2.5, 5),
+        "groups": (0, 1, 4),
+    }
 
     @model_validator(mode="after")
     def _check(self) -> HorovodConfig:
@@ -38,14 +46,30 @@ class HorovodConfig(Section):
         return self
 
     @property
+    def reduces_to_mean(self) -> bool:
+        return self.op == "average"
+
+    @property
+    def reduces_before_step(self) -> bool:
+        return self.op != "adasum"
+
+    @property
+    def label(self) -> str:
+        return super().label if self.reduces_before_step else f"sync.op: {self.op}"
+
+    @property
     def environment(self) -> dict[str, str]:
-        """What Horovod reads when it starts."""
         found = {}
         if self.fusion_mb is not None:
             found["HOROVOD_FUSION_THRESHOLD"] = str(round(self.fusion_mb * 2**20))
         if self.cycle_ms is not None:
             found["HOROVOD_CYCLE_TIME"] = str(self.cycle_ms)
         return found
+
+    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+        if world.kind != "horovod":
+            raise UserError(f"sync: horovod needs world: horovod, this is {world.kind}; or use sync: allreduce")
+        return HorovodSync(self, model, optimizer, world)
 
 
 class HorovodSync(Sync):
@@ -57,24 +81,19 @@ class HorovodSync(Sync):
     or everything would be reduced again. Adasum combines the updates, not the gradients: inside `step`.
     """
 
-    kind = "horovod"
-
     def __init__(self, config: HorovodConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
         super().__init__(model, optimizer, world)
         hvd = self._hvd = load_horovod()
         self._is_adasum = config.op == "adasum"
         if self._is_adasum and world.size & (world.size - 1):
             raise UserError(f"sync.op: adasum needs a power of two ranks, these are {world.size}; use op: average")
-        self.reduces_to_mean = config.op == "average"
         self.sums_ranks = config.op == "average" and config.predivide is None
         op = {"average": hvd.Sum if self.sums_ranks else hvd.Average, "sum": hvd.Sum, "adasum": hvd.Adasum}[config.op]
         compression = {"none": hvd.Compression.none, "fp16": hvd.Compression.fp16}[config.compression]
         self._passes = 1
         self._step_bytes = ring_bytes(self.parameters, world.size) // (2 if config.compression == "fp16" else 1)
-        self.optimizer: Any = hvd.DistributedOptimizer(
-            optimizer, named_parameters=self.named, compression=compression, op=op,
-            gradient_predivide_factor=config.predivide or 1.0, groups=config.groups or None,
-        )  # fmt: skip
+        options = {"gradient_predivide_factor": config.predivide or 1.0, "groups": config.groups or None}
+        self.optimizer: Any = hvd.DistributedOptimizer(optimizer, self.named, compression=compression, op=op, **options)
 
     def begin(self, step: int, passes: int) -> None:
         if passes != self._passes:

@@ -1,15 +1,62 @@
-"""What the training step asks of a way to combine gradients; each way is a subclass in a file of its own."""
+"""What the training step asks of a way to combine gradients: a config that says what it can, and the sync it builds."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from hvdlm.config import Section
 from hvdlm.world.interface import World
+
+
+class StrategyConfig(Section, ABC):
+    """`sync: {kind: …, …}`; each kind is a subclass in a file of its own, beside the sync that it builds."""
+
+    kind: str
+
+    # After every step all ranks hold the same weights, bit for bit.
+    keeps_replicas_equal: ClassVar[bool] = True
+    # All ranks are in the same step, each with its own part of every batch. Otherwise a rank that is free takes the
+    # next part, and the ranks wait for each other at the end of an interval alone.
+    steps_together: ClassVar[bool] = True
+    # What `world: auto` shall be; None: Horovod's where it sums over NCCL, for GPUs, else MPI's.
+    preferred_world: ClassVar[Literal["mpi", "horovod"] | None] = None
+    # The same mean of the same gradients as of every kind of which this is true, unless settings say otherwise.
+    gives_plain_mean: ClassVar[bool] = False
+    # Values of settings that change the speed and no result, the default first; `hvdlm tune` tries them.
+    knobs: ClassVar[dict[str, tuple[float | bool | None, ...]]] = {}
+
+    @property
+    def reduces_to_mean(self) -> bool:
+        """`reduce` leaves the mean gradient, so that its norm says what the step is like."""
+        return True
+
+    @property
+    def reduces_before_step(self) -> bool:
+        """`step` is for this rank alone, so that gradients may be clipped before, and it may be left out."""
+        return True
+
+    @property
+    def label(self) -> str:
+        """As the user has written it, for messages."""
+        return f"sync: {self.kind}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that the world reads when it starts; the user's own win."""
+        return {}
+
+    def resolved(self, world_kind: str) -> StrategyConfig:
+        """This config, or the one that it stands for in such a world."""
+        return self
+
+    @abstractmethod
+    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+        """Wrap an optimizer that has no state yet; UserError if this world or number of ranks does not do."""
 
 
 class Sync(ABC):
@@ -20,14 +67,9 @@ class Sync(ABC):
     step), `zero_grad` makes ready for the next. Every rank calls all of them in the same order.
     """
 
-    kind: str
+    kind = ""  # that of the config; `build_sync` sets it
     # `reduce` adds up the ranks' gradients, so the loss is divided by their number beforehand. Otherwise it averages.
     sums_ranks = True
-    # After every step all ranks hold the same weights, bit for bit.
-    replicas_are_equal = True
-
-    # `reduce` leaves the mean gradient, so that its norm says what the step is like, and `step` may be left out.
-    reduces_to_mean = True
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
         self.optimizer: Any = optimizer  # its state is saved, its learning rate set; a wrapper replaces it

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hvdlm.config import Section
-from hvdlm.sync.interface import Sync, ring_bytes
+from hvdlm.sync.interface import StrategyConfig, Sync, ring_bytes
 from hvdlm.world.interface import World
 
 PIECE = 16 << 20  # elements that are copied together for one sum: 64 MiB
 
 
-class LocalSgdConfig(Section):
+class LocalSgdConfig(StrategyConfig):
     """`sync: {kind: local_sgd, …}`."""
 
     kind: Literal["local_sgd"] = "local_sgd"
     every: int = Field(8, ge=1, description="steps between averagings of the weights, H")
     warmup_steps: int = Field(0, ge=0, description="first steps, in which gradients are averaged at every step")
+
+    keeps_replicas_equal: ClassVar[bool] = False
+
+    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+        return LocalSgdSync(self, model, optimizer, world)
 
 
 class LocalSgdSync(Sync):
@@ -37,9 +41,7 @@ class LocalSgdSync(Sync):
     gradient is not finite. The optimizer's state stays each rank's own until `settle`.
     """
 
-    kind = "local_sgd"
     sums_ranks = False
-    replicas_are_equal = False
 
     def __init__(
         self, config: LocalSgdConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World

@@ -14,9 +14,8 @@ from typing import Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hvdlm.config import Section
 from hvdlm.sync.flat import ROW_MULTIPLE, FlatLayout
-from hvdlm.sync.interface import Sync
+from hvdlm.sync.interface import StrategyConfig, Sync
 from hvdlm.sync.traffic import Traffic
 from hvdlm.world.interface import World
 
@@ -27,10 +26,13 @@ PIECE_FLOATS = 2 << 20
 T = TypeVar("T")
 
 
-class TreeConfig(Section):
+class TreeConfig(StrategyConfig):
     """`sync: tree`."""
 
     kind: Literal["tree"] = "tree"
+
+    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+        return TreeSync(self, model, optimizer, world)
 
 
 class Node(NamedTuple):
@@ -107,8 +109,6 @@ class TreeSync(Sync):
     A block whose length is a power of two is one node, as the engine's blocks mostly are: then each rank sends
     what a ring allreduce sends. Otherwise it sends each of its up to 2 log2(passes) nodes.
     """
-
-    kind = "tree"
 
     def __init__(self, config: TreeConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
         super().__init__(model, optimizer, world)

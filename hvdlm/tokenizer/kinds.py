@@ -1,108 +1,33 @@
-"""Text to token ids and back; TOKENIZERS names the kinds.
-
-Every tokenizer is saved as one `tokenizer.json`, and its digest travels with the shards, so that no
-consumer can pair shards with another vocabulary.
-"""
+"""The `tokenizer` section: which of TOKENIZERS, and what it is made from."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-from hvdlm.errors import UserError
-from hvdlm.tokenizer.backend import BackendTokenizer
+from pydantic import Field, model_validator
+
+from hvdlm.config import Section, choice_of
 from hvdlm.tokenizer.bytes_utf8 import ByteTokenizer
-from hvdlm.tokenizer.char import CharTokenizer, count_chars
-from hvdlm.tokenizer.config import TokenizerConfig
-from hvdlm.tokenizer.fast import FastTokenizer, make_fast, may_be_fast
-from hvdlm.tokenizer.interface import END_OF_TEXT, Tokenizer, dtype_for
-from hvdlm.tokenizer.sentencepiece_model import SentencePieceTokenizer, read_model
-from hvdlm.tokenizer.tiktoken_ranks import TiktokenTokenizer, read_ranks
+from hvdlm.tokenizer.char import count_chars
+from hvdlm.tokenizer.interface import Tokenizer
+from hvdlm.tokenizer.json_file import load
+from hvdlm.tokenizer.sentencepiece_model import read_model
+from hvdlm.tokenizer.tiktoken_ranks import read_ranks
 from hvdlm.tokenizer.training import train_bpe, train_unigram, train_wordpiece
-from hvdlm.tokenizer.word import WordRule, WordTokenizer, count_words, read_vocabulary
+from hvdlm.tokenizer.word import CUTTERS, WordRule, count_words, read_vocabulary
 
-__all__ = [
-    "END_OF_TEXT",
-    "TOKENIZERS",
-    "BackendTokenizer",
-    "ByteTokenizer",
-    "CharTokenizer",
-    "FastTokenizer",
-    "SentencePieceTokenizer",
-    "TiktokenTokenizer",
-    "Tokenizer",
-    "TokenizerConfig",
-    "WordRule",
-    "WordTokenizer",
-    "digest",
-    "dtype_for",
-    "from_json",
-    "load",
-    "make_fast",
-    "may_be_fast",
-    "train_bpe",
-    "train_unigram",
-    "train_wordpiece",
-]
-
-# "hvdlm" in a tokenizer.json -> the tokenizer of its content; a file of the tokenizers library has no such key.
-FORMATS: dict[str, Callable[[dict[str, Any], str], Tokenizer]] = {
-    "byte": lambda content, origin: ByteTokenizer(),
-    "char": lambda content, origin: CharTokenizer(content["characters"], origin),
-    "word": lambda content, origin: WordTokenizer(
-        content["vocabulary"], WordRule(content["words"], content["pattern"], content["line_ends"]), origin
-    ),
-    "tiktoken": lambda content, origin: TiktokenTokenizer(content["ranks"], content["pattern"], origin),
-    "sentencepiece": lambda content, origin: SentencePieceTokenizer(base64.b64decode(content["model"]), origin),
-    "tokenizers": lambda content, origin: BackendTokenizer(content["tokenizer_json"], origin, content["eos"]),
-}
+SampleTexts = Callable[[], Iterator[str]]
 
 
-def from_json(text: str, origin: str = "tokenizer.json") -> Tokenizer:
-    """The tokenizer that `to_json` wrote (how ranks hand it on), or any of the `tokenizers` library."""
-    try:
-        content = json.loads(text)
-        name = content.get("hvdlm")
-    except (ValueError, AttributeError):
-        raise UserError(f"{origin}: not a tokenizer.json") from None
-    if name is None:
-        return BackendTokenizer(text, origin)
-    if name not in FORMATS:
-        raise UserError(f"{origin}: holds a tokenizer of kind {name!r}, this version reads {', '.join(FORMATS)}")
-    try:
-        return FORMATS[name](content, origin)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{origin}: not a tokenizer.json of kind {name} ({error})") from None
-
-
-def load(path: Path, eos: str | None = None) -> Tokenizer:
-    """The tokenizer in a `tokenizer.json`; `eos` names the end of text of a file that has no well-known one."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot read this tokenizer ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a tokenizer.json (a .model needs kind: sentencepiece)") from None
-    return from_json(text, str(path)) if eos is None else BackendTokenizer(text, str(path), eos)
-
-
-def digest(tokenizer: Tokenizer) -> str:
-    """16 hex digits that name a vocabulary; stored in every shard."""
-    return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()[:16]
-
-
-Sample = Callable[[], Iterator[str]]
-
-
-def _char(config: TokenizerConfig, sample: Sample) -> Tokenizer:
+def _char(config: TokenizerConfig, sample: SampleTexts) -> Tokenizer:
     return load(config.path) if config.path else count_chars(sample(), config.vocab_size, config.min_frequency)
 
 
-def _word(config: TokenizerConfig, sample: Sample) -> Tokenizer:
+def _word(config: TokenizerConfig, sample: SampleTexts) -> Tokenizer:
     rule = WordRule(config.words, config.pattern, config.line_ends)
     if config.path:
         return load(config.path)
@@ -111,8 +36,8 @@ def _word(config: TokenizerConfig, sample: Sample) -> Tokenizer:
     return count_words(sample(), rule, config.vocab_size, config.min_frequency)
 
 
-def _trained(train: Callable[[Iterator[str], int], Tokenizer]) -> Callable[[TokenizerConfig, Sample], Tokenizer]:
-    def make(config: TokenizerConfig, sample: Sample) -> Tokenizer:
+def _trained(train: Callable[[Iterator[str], int], Tokenizer]) -> Callable[[TokenizerConfig, SampleTexts], Tokenizer]:
+    def make(config: TokenizerConfig, sample: SampleTexts) -> Tokenizer:
         return load(config.path, config.eos) if config.path else train(sample(), config.vocab_size)
 
     return make
@@ -123,14 +48,104 @@ def _file_of(config: TokenizerConfig) -> Path:
     return config.path
 
 
-# How each kind comes to be, given its config and a function that yields sample texts.
-TOKENIZERS: dict[str, Callable[[TokenizerConfig, Sample], Tokenizer]] = {
-    "byte": lambda config, sample: ByteTokenizer(),
-    "char": _char,
-    "word": _word,
-    "bpe": _trained(train_bpe),
-    "unigram": _trained(train_unigram),
-    "wordpiece": _trained(train_wordpiece),
-    "tiktoken": lambda config, sample: read_ranks(_file_of(config), config.pattern),
-    "sentencepiece": lambda config, sample: read_model(_file_of(config)),
+@dataclass(frozen=True)
+class TokenizerKind:
+    """How a kind comes to be, given its section and a function that yields sample texts."""
+
+    make: Callable[[TokenizerConfig, SampleTexts], Tokenizer]
+    source: Literal["fixed", "counted", "trained", "file"]
+    keys: tuple[str, ...] = ()  # of the section, beside those that concern every kind that is learnt
+    min_vocab_size: int = 0
+
+
+TOKENIZERS = {
+    "byte": TokenizerKind(lambda config, sample: ByteTokenizer(), "fixed"),
+    "char": TokenizerKind(_char, "counted", ("min_frequency",)),
+    "word": TokenizerKind(_word, "counted", ("min_frequency", "words", "vocabulary", "line_ends", "pattern")),
+    "bpe": TokenizerKind(_trained(train_bpe), "trained", ("eos",), min_vocab_size=257),  # 256 bytes and end of text
+    "unigram": TokenizerKind(_trained(train_unigram), "trained", ("eos",)),
+    "wordpiece": TokenizerKind(_trained(train_wordpiece), "trained", ("eos",)),
+    "tiktoken": TokenizerKind(
+        lambda config, sample: read_ranks(_file_of(config), config.pattern), "file", ("pattern",)
+    ),
+    "sentencepiece": TokenizerKind(lambda config, sample: read_model(_file_of(config)), "file"),
 }
+OWN_KEYS = dict.fromkeys(key for kind in TOKENIZERS.values() for key in kind.keys)
+
+
+class TokenizerConfig(Section):
+    """The `tokenizer` section: trained on a sample of the input unless `path` or `vocabulary` names a file."""
+
+    kind: Annotated[str, choice_of(TOKENIZERS)] = Field(
+        "bpe",
+        description="bpe (byte-level), unigram and wordpiece are trained; char and word are counted; byte is fixed; "
+        "tiktoken and sentencepiece read the file in path",
+    )
+    path: Path | None = Field(
+        None,
+        strict=False,
+        description="instead of training: a tokenizer.json (any kind is inside), the rank file of tiktoken, the .model "
+        "of sentencepiece",
+    )
+    vocab_size: int = Field(
+        8192, ge=3, description="ids to train, special ones included (bpe: from 257); of char and word at most"
+    )
+    sample_mb: float = Field(16.0, gt=0, description="text to train on or to count, in MB, spread over the input")
+    min_frequency: int = Field(1, ge=1, description="char, word: rarer ones become <unk>")
+    words: Annotated[str, choice_of(CUTTERS)] = Field(
+        "whitespace", description="word: between spaces, matches of pattern, or Chinese words by jieba"
+    )
+    pattern: str | None = Field(
+        None,
+        description="word with words: regex: what a word is; tiktoken: gpt2, cl100k, o200k or a regular expression "
+        "that cuts the text, by default told from the file's name",
+    )
+    vocabulary: Path | None = Field(
+        None,
+        strict=False,
+        description="word: a file of one word a line, the only words there are; the others are <unk>",
+    )
+    line_ends: bool = Field(False, description="word: each line end is an <eos>, as in PTB and WikiText")
+    eos: str | None = Field(
+        None, description="token of the tokenizer.json in path that ends a document; by default a well-known one"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> TokenizerConfig:
+        kind = TOKENIZERS[self.kind]
+        for key in OWN_KEYS:
+            if key not in kind.keys and getattr(self, key) != type(self).model_fields[key].default:
+                readers = [name for name, other in TOKENIZERS.items() if key in other.keys]
+                raise ValueError(f"{key} is for kind: {' or '.join(readers)}, not {self.kind}")
+        if kind.source == "fixed" and self.path is not None:
+            raise ValueError(f"the {self.kind} tokenizer has no file; remove path or use kind: bpe")
+        if self.path is None and self.vocab_size < kind.min_vocab_size:
+            raise ValueError(f"vocab_size: {self.kind} needs {kind.min_vocab_size} ids at least, got {self.vocab_size}")
+        if kind.source == "file" and self.path is None:
+            raise ValueError(f"kind: {self.kind} reads a file; set path")
+        if self.eos is not None and self.path is None:
+            raise ValueError(f"eos names a token of the file in path; a trained {self.kind} has its own")
+        if "words" in kind.keys:
+            self._check_word()
+        return self
+
+    def _check_word(self) -> None:
+        if self.vocabulary is not None and self.path is not None:
+            raise ValueError("vocabulary and path both name the words; remove one")
+        if self.pattern is not None and self.words != "regex":
+            raise ValueError(f"pattern is for words: regex, not {self.words}")
+        try:
+            if self.pattern is not None and re.compile(self.pattern).fullmatch(""):
+                raise ValueError(f"pattern {self.pattern!r} also matches nothing, so words would be empty")
+        except re.error as error:
+            raise ValueError(f"pattern {self.pattern!r} is not a regular expression ({error})") from None
+
+    @property
+    def is_learnt(self) -> bool:
+        """Whether the vocabulary comes from a sample of the input."""
+        return TOKENIZERS[self.kind].source in ("counted", "trained") and self.path is None and self.vocabulary is None
+
+    @property
+    def fills_vocab_size(self) -> bool:
+        """Whether it is learnt to have just `vocab_size` ids, not at most so many."""
+        return self.is_learnt and TOKENIZERS[self.kind].source == "trained"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hvdlm.tables import table
 from hvdlm.tokenizer import digest
 from hvdlm.tokenizer.interface import Tokenizer
 
@@ -128,16 +129,8 @@ def to_text(rows: list[dict]) -> str:
     byte       latin      1      7       7             1.00       3.50         0.00%
     byte       cjk        1      6       6             1.00       3.00         0.00%
     """
-    table = [list(rows[0])] if rows else []
-    table += [[_cell(key, value) for key, value in row.items()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in table
-    )
+    cells = [[_cell(key, value) for key, value in row.items()] for row in rows]
+    return table(list(rows[0]) if rows else [], cells, num_left=2)
 
 
 def _cell(key: str, value: str | int | float | None) -> str:

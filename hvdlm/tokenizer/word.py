@@ -92,20 +92,6 @@ class WordTokenizer:
         return json.dumps({"hvdlm": "word", **asdict(self._rule), "vocabulary": self._words}, ensure_ascii=False) + "\n"
 
 
-def cutter(rule: WordRule) -> Cut:
-    """The function from a text to its words.
-
-    >>> list(cutter(WordRule("regex"))("don't <unk>!"))
-    ['don', "'", 't', '<unk>', '!']
-    """
-    if rule.words == "whitespace":
-        return str.split
-    if rule.words == "jieba":
-        return _jieba_cut()
-    pattern = re.compile(f"{UNKNOWN}|(?:{rule.pattern or DEFAULT_PATTERN})")
-    return lambda text: (match[0] for match in pattern.finditer(text))
-
-
 def _jieba_cut() -> Cut:
     """jieba's cut, without its cache.
 
@@ -123,6 +109,27 @@ def _jieba_cut() -> Cut:
             yield from [part] if part == UNKNOWN else segmenter.cut(part)
 
     return cut
+
+
+def _regex_cut(rule: WordRule) -> Cut:
+    pattern = re.compile(f"{UNKNOWN}|(?:{rule.pattern or DEFAULT_PATTERN})")
+    return lambda text: (match[0] for match in pattern.finditer(text))
+
+
+CUTTERS: dict[str, Callable[[WordRule], Cut]] = {
+    "whitespace": lambda rule: str.split,
+    "regex": _regex_cut,
+    "jieba": lambda rule: _jieba_cut(),
+}
+
+
+def cutter(rule: WordRule) -> Cut:
+    """The function from a text to its words.
+
+    >>> list(cutter(WordRule("regex"))("don't <unk>!"))
+    ['don', "'", 't', '<unk>', '!']
+    """
+    return CUTTERS[rule.words](rule)
 
 
 def count_words(texts: Iterable[str], rule: WordRule, vocab_size: int, min_frequency: int) -> WordTokenizer:

@@ -24,7 +24,7 @@ class RampConfig(Section):
 
 
 @dataclass(frozen=True)
-class Stage:
+class RampStage:
     """Steps [first, end) have global batches of `batch` sequences; the last stage has no end."""
 
     first: int
@@ -76,9 +76,9 @@ class BatchPlan:
                 )
 
 
-def _stages(global_batch: int, ramp: RampConfig | None) -> tuple[Stage, ...]:
+def _stages(global_batch: int, ramp: RampConfig | None) -> tuple[RampStage, ...]:
     if ramp is None:
-        return (Stage(0, None, global_batch),)
+        return (RampStage(0, None, global_batch),)
     if ramp.start >= global_batch:
         raise UserError(
             f"train.ramp: start {ramp.start} is not below train.global_batch {global_batch}; leave the ramp out"
@@ -88,10 +88,10 @@ def _stages(global_batch: int, ramp: RampConfig | None) -> tuple[Stage, ...]:
         raise UserError(
             f"train.ramp: {ramp.steps} steps are fewer than its {len(batches)} stages; raise steps or increment"
         )
-    return (*_growing(batches, ramp.steps), Stage(ramp.steps, None, global_batch))
+    return (*_growing(batches, ramp.steps), RampStage(ramp.steps, None, global_batch))
 
 
-def _growing(batches: range, steps: int) -> Iterator[Stage]:
+def _growing(batches: range, steps: int) -> Iterator[RampStage]:
     """One stage a batch, together range(steps), of lengths that differ by at most one."""
     for number, batch in enumerate(batches):
-        yield Stage(number * steps // len(batches), (number + 1) * steps // len(batches), batch)
+        yield RampStage(number * steps // len(batches), (number + 1) * steps // len(batches), batch)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from hvdlm.checkpoint import CheckpointConfig
 from hvdlm.compute.device import DeviceChoice, Precision
-from hvdlm.config import Section
+from hvdlm.config import Free, Section
 from hvdlm.data.config import DataConfig
 from hvdlm.models import ModelConfig
 from hvdlm.models.transformer import TransformerConfig
@@ -25,22 +25,26 @@ from hvdlm.world.connect import WorldKind
 class TrainConfig(Section):
     """The `train` section. `global_batch` and `micro_batch` count sequences. The first of the ends that comes holds."""
 
-    steps: int | None = Field(None, ge=1, description="end: optimizer steps; the schedule's length too")
-    tokens: int | None = Field(None, ge=1, description="end: tokens trained on")
-    epochs: float | None = Field(None, gt=0, description="end: passes over the corpus (the longest of a mixture)")
-    minutes: float | None = Field(None, gt=0, description="end: training time, over all resumptions")
-    target_loss: float | None = Field(None, description="end: a validation loss of at most this")
-    patience: int | None = Field(None, ge=1, description="end: so many validations in a row without a better loss")
+    steps: Free[int | None] = Field(None, ge=1, description="end: optimizer steps; the schedule's length too")
+    tokens: Free[int | None] = Field(None, ge=1, description="end: tokens trained on")
+    epochs: Free[float | None] = Field(None, gt=0, description="end: passes over the corpus (the longest of a mixture)")
+    minutes: Free[float | None] = Field(None, gt=0, description="end: training time, over all resumptions")
+    target_loss: Free[float | None] = Field(None, description="end: a validation loss of at most this")
+    patience: Free[int | None] = Field(
+        None, ge=1, description="end: so many validations in a row without a better loss"
+    )
     global_batch: int = Field(ge=1, description="sequences a step, over all ranks")
     ramp: RampConfig | None = Field(None, description="begin with smaller batches")
-    micro_batch: int = Field(ge=1, description="sequences a rank puts through the model at once")
+    micro_batch: Free[int] = Field(ge=1, description="sequences a rank puts through the model at once")
     precision: Precision = "fp32"
-    compile: bool = Field(False, description="torch.compile the model")
-    eval_every: int = Field(100, ge=1, description="steps between validations; the last step always has one")
-    eval_tokens: int = Field(0, ge=0, description="validate on the first so many tokens of each corpus; 0 is all")
-    digest_every: int = Field(100, ge=0, description="steps between checks that replicas are equal; 0 is never")
-    device: DeviceChoice = "auto"
-    threads: int = Field(0, ge=0, description="torch threads a rank; 0: OMP_NUM_THREADS, or a fair share of the node")
+    compile: Free[bool] = Field(False, description="torch.compile the model")
+    eval_every: Free[int] = Field(100, ge=1, description="steps between validations; the last step always has one")
+    eval_tokens: Free[int] = Field(0, ge=0, description="validate on the first so many tokens of each corpus; 0 is all")
+    digest_every: Free[int] = Field(100, ge=0, description="steps between checks that replicas are equal; 0 is never")
+    device: Free[DeviceChoice] = "auto"
+    threads: Free[int] = Field(
+        0, ge=0, description="torch threads a rank; 0: OMP_NUM_THREADS, or a fair share of the node"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -54,7 +58,7 @@ class TrainConfig(Section):
 class RunConfig(Section):
     """Everything that `hvdlm train` does, in one file."""
 
-    run_dir: Path = Field(strict=False, description="folder of this run; an existing one is resumed")
+    run_dir: Free[Path] = Field(strict=False, description="folder of this run; an existing one is resumed")
     seed: int = 0
     data: DataConfig
     model: ModelConfig = TransformerConfig()
@@ -63,43 +67,42 @@ class RunConfig(Section):
     optim: OptimConfig = OptimConfig()
     ema: EmaConfig = EmaConfig()
     train: TrainConfig
-    guard: GuardConfig = GuardConfig()
-    sync: SyncConfig = AutoConfig()
-    world: WorldKind = "auto"
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log: LogConfig = LogConfig()
+    guard: Free[GuardConfig] = GuardConfig()
+    sync: Free[SyncConfig] = AutoConfig()
+    world: Free[WorldKind] = "auto"
+    checkpoint: Free[CheckpointConfig] = CheckpointConfig()
+    log: Free[LogConfig] = LogConfig()
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
         if self.data.order == "contiguous":
             self._check_contiguous()
-        if self.sync.kind in ("local_sgd", "diloco", "async"):
+        if not self.sync.keeps_replicas_equal:
             if self.train.precision == "fp16":
-                raise ValueError(
-                    f"train.precision: fp16 scales all ranks alike, sync: {self.sync.kind} does not; use bf16"
-                )
+                raise ValueError(f"train.precision: fp16 scales all ranks alike, {self.sync.label} does not; use bf16")
             if self.ema.decay:
-                raise ValueError(f"ema needs equal replicas, sync: {self.sync.kind} has none between averages")
-        if self.sync.kind == "horovod" and self.sync.op == "adasum":
+                raise ValueError(f"ema needs equal replicas, {self.sync.label} has none between averages")
+        if not self.sync.reduces_before_step:
             if self.optim.clip:
                 raise ValueError(
-                    "sync.op: adasum reduces inside the optimizer, where nothing can be clipped; set optim.clip: 0"
+                    f"{self.sync.label} reduces inside the optimizer, where nothing can be clipped; set optim.clip: 0"
                 )
             if self.train.precision == "fp16" or self.guard.nonfinite != "stop" or self.guard.spike != "off":
                 raise ValueError(
-                    "sync.op: adasum cannot leave a step out; no fp16, guard.nonfinite: stop, guard.spike: off"
+                    f"{self.sync.label} cannot leave a step out; no fp16, guard.nonfinite: stop, guard.spike: off"
                 )
         return self
 
     def _check_contiguous(self) -> None:
-        if self.model.family != "lstm":
+        if not self.model.carries_state:
             raise ValueError(
                 f"data.order: contiguous carries a recurrent state; model.family: {self.model.family} has none"
             )
         if self.train.ramp is not None:
             raise ValueError("data.order: contiguous has as many streams as sequences a step; leave out train.ramp")
-        if self.sync.kind == "async":
-            raise ValueError("data.order: contiguous needs ranks that keep their streams; sync: async moves them")
+        sync = self.sync
+        if not sync.steps_together:
+            raise ValueError(f"data.order: contiguous needs ranks that keep their streams; {sync.label} moves them")
         if self.guard.nonfinite == "rewind" or self.guard.spike == "rewind":
             raise ValueError("data.order: contiguous cannot pass over samples; use guard: skip or stop")
         if self.train.compile:

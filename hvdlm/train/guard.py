@@ -9,13 +9,11 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from hvdlm.config import Section
-
-Action = Literal["skip", "rewind", "stop"]
+from hvdlm.config import Section, choice_of
 
 
 class Verdict(enum.IntEnum):
@@ -27,11 +25,14 @@ class Verdict(enum.IntEnum):
     STOP = 3
 
 
+ACTIONS = [verdict.name.lower() for verdict in Verdict if verdict]
+
+
 class GuardConfig(Section):
     """The `guard` section: skip leaves one update out; rewind goes back to the last checkpoint, past those samples."""
 
-    nonfinite: Action = Field("stop", description="for a gradient with inf or nan")
-    spike: Literal["off", "skip", "rewind", "stop"] = Field("off", description="for a norm far above the usual")
+    nonfinite: Annotated[str, choice_of(ACTIONS)] = Field("stop", description="for a gradient with inf or nan")
+    spike: Annotated[str, choice_of(["off", *ACTIONS])] = Field("off", description="for a norm far above the usual")
     spike_factor: float = Field(10.0, gt=1, description="a spike is so many times the running mean of the norm")
     spike_warmup: int = Field(100, ge=1, description="steps before the running mean counts")
     max_skips: int = Field(10, ge=1, description="so many skipped steps in a row, or rewinds in a run, stop it")

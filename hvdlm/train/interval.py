@@ -1,8 +1,8 @@
 """Where the ranks meet besides the gradients: one small sum an interval, with everything that all must know.
 
-Between two pulses no rank waits for another's numbers and nothing is copied from a GPU. An interval ends at
+Between two such sums no rank waits for another's numbers and nothing is copied from a GPU. An interval ends at
 the next validation, checkpoint or digest, after `log.every` steps, or after about a second, whichever is first; its
-length follows from the last pulse's own numbers, so all ranks agree on it without a word.
+length follows from the last one's own numbers, so all ranks agree on it without a word.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class StepFacts:
 
 @dataclass(frozen=True)
 class Interval:
-    """What all ranks know after a pulse; the same numbers on each, but for the peak that MFU is measured against."""
+    """What all ranks know at its end; the same numbers on each, but for the peak that MFU is measured against."""
 
     end: int
     steps: list[StepFacts]
@@ -56,20 +56,18 @@ class Interval:
     def line(self) -> str:
         """For a person: what matters, in a few words."""
         last, live = self.steps[-1], self.live
-        parts = [f"loss {last.loss:.4f}", f"ppl {live['perplexity']:.4g}", f"lr {last.lr:.2e}",
-                 f"norm {last.grad_norm:.3g}", f"{self.tokens_per_s:,.0f} tokens/s"]  # fmt: skip
-        parts += [f"MFU {live['mfu']:.0%}"] if "mfu" in live else []
-        parts.append(
-            f"data {live['data_wait']:.1%} comm {live['exposed_comm']:.1%} spread {live['straggler_spread']:.1%}"
+        mfu = f" | MFU {live['mfu']:.0%}" if "mfu" in live else ""
+        noise = f" | noise scale {live['noise_scale']:.3g}" if "noise_scale" in live else ""
+        return (
+            f"loss {last.loss:.4f} | ppl {live['perplexity']:.4g} | lr {last.lr:.2e} | norm {last.grad_norm:.3g}"
+            f" | {self.tokens_per_s:,.0f} tokens/s{mfu} | data {live['data_wait']:.1%} comm {live['exposed_comm']:.1%}"
+            f" spread {live['straggler_spread']:.1%} | {live['memory_gb']:.2f} GB{noise}"
         )
-        parts.append(f"{live['memory_gb']:.2f} GB")
-        parts += [f"noise scale {live['noise_scale']:.3g}"] if "noise_scale" in live else []
-        return " | ".join(parts)
 
 
 @dataclass
 class _Row:
-    """What one rank says in a pulse; one number a field."""
+    """What one rank says of an interval; one number a field."""
 
     seconds: float
     busy_s: float  # computing
@@ -84,7 +82,7 @@ class _Row:
     has_small: float
 
 
-class Pulse:
+class IntervalMeter:
     """Collects an interval's results and shares them."""
 
     def __init__(self, engine: Engine, every: int) -> None:
@@ -100,7 +98,7 @@ class Pulse:
     def next_end(self, step: int) -> int:
         """Where the interval that begins at `step` ends."""
         boundary = min(step + number - step % number for number in self._stops)
-        length = self._every if self._engine.sync.kind == "async" else self._length  # there the ranks wait at its end
+        length = self._length if self._engine.config.sync.steps_together else self._every
         return min(boundary, step + length, self._engine.total_steps)
 
     def restart_clock(self) -> None:
@@ -126,7 +124,7 @@ class Pulse:
     def _checks(self, end: int) -> bool:
         """Whether replicas are compared: every `digest_every` steps, and before a checkpoint keeps what is wrong."""
         every, saves = self._engine.config.train.digest_every, self._engine.config.checkpoint.every
-        return every > 0 and self._engine.sync.replicas_are_equal and (end % every == 0 or end % saves == 0)
+        return every > 0 and self._engine.config.sync.keeps_replicas_equal and (end % every == 0 or end % saves == 0)
 
     def _row(self, results: list[StepResult], wish: Wish, digest: tuple[int, int]) -> _Row:
         now = time.perf_counter()
@@ -135,10 +133,10 @@ class Pulse:
         small = self._engine.noise_scale.small
         device = self._engine.device
         memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory_bytes("VmHWM")
-        return _Row(
-            seconds, sum(r.step_s for r in results) - comm_s - wait_s, wait_s, comm_s, memory, wish,
-            max((r.verdict for r in results), default=Verdict.APPLY), *digest, small or 0.0, small is not None,
-        )  # fmt: skip
+        busy_s = sum(r.step_s for r in results) - comm_s - wait_s
+        verdict = max((r.verdict for r in results), default=Verdict.APPLY)
+        noise = small or 0.0, small is not None
+        return _Row(seconds, busy_s, wait_s, comm_s, memory, wish, verdict, *digest, *noise)
 
     def _interval(self, first: int, end: int, sums: np.ndarray, rows: np.ndarray) -> Interval:
         engine = self._engine
@@ -150,12 +148,10 @@ class Pulse:
         ]
         seconds = ranks[0].seconds
         self._length = max(1, min(self._every, round(TARGET_S / max(seconds / (end - first), 1e-6))))
-        interval = Interval(
-            end=end, steps=facts, wish=Wish(int(max(row.wish for row in ranks))),
-            verdict=Verdict(int(max(row.verdict for row in ranks))),
-            replicas_equal=len({(row.digest_high, row.digest_low) for row in ranks}) == 1,
-            seconds=seconds, tokens=engine.tokens_before(end) - engine.tokens_before(first),
-        )  # fmt: skip
+        wish, verdict = Wish(int(max(row.wish for row in ranks))), Verdict(int(max(row.verdict for row in ranks)))
+        replicas_equal = len({(row.digest_high, row.digest_low) for row in ranks}) == 1
+        tokens = engine.tokens_before(end) - engine.tokens_before(first)
+        interval = Interval(end, facts, wish, verdict, replicas_equal, seconds, tokens)
         interval.live.update(self._live(interval, ranks))
         return interval
 
@@ -164,10 +160,9 @@ class Pulse:
         engine = self._engine
         worked = [row.busy_s + row.comm_s + row.data_wait_s for row in ranks]
         busy = [row.busy_s for row in ranks]
+        loss = interval.steps[-1].loss
         live = {
-            "perplexity": math.exp(min(interval.steps[-1].loss, 700.0))
-            if math.isfinite(interval.steps[-1].loss)
-            else math.nan,
+            "perplexity": math.exp(min(loss, 700.0)) if math.isfinite(loss) else math.nan,
             "tokens_per_s": interval.tokens_per_s,
             "data_wait": sum(row.data_wait_s for row in ranks) / sum(worked),
             "exposed_comm": sum(row.comm_s for row in ranks) / sum(worked),
@@ -177,10 +172,8 @@ class Pulse:
         }
         if self._peak:
             live["mfu"] = interval.tokens_per_s * self._flops / (self._peak * engine.world.size)
-        if all(row.has_small for row in ranks) and engine.noise_scale.large is not None:
-            small = sum(row.small for row in ranks) / len(ranks)
-            scale = engine.noise_scale.estimate(
-                small, engine.noise_scale.large, engine.config.train.micro_batch, engine.plan.batch_at(interval.end - 1)
-            )
+        noise, batches = engine.noise_scale, (engine.config.train.micro_batch, engine.plan.batch_at(interval.end - 1))
+        if all(row.has_small for row in ranks) and noise.large is not None:
+            scale = noise.estimate(sum(row.small for row in ranks) / len(ranks), noise.large, *batches)
             live |= {"noise_scale": scale} if scale is not None else {}
         return live

@@ -20,7 +20,7 @@ from hvdlm.session.watchdog import watchdog
 from hvdlm.tasks.evaluate import Evaluation, SplitEvaluation
 from hvdlm.train.config import RunConfig, TrainConfig
 from hvdlm.train.guard import Verdict
-from hvdlm.train.interval import Interval, Pulse
+from hvdlm.train.interval import Interval, IntervalMeter
 from hvdlm.train.replicas import name_stray
 from hvdlm.train.step import Engine
 
@@ -49,35 +49,36 @@ class Loop:
         self.step = self.first = first
         self.ending = ending(self.config.train, self.engine.val_losses, self.spent_s)
         if first >= self.engine.total_steps or self.ending:
-            log.info("%s is at step %d of %d already%s", self.config.run_dir, first, self.engine.total_steps,
-                     self.ending and f": {self.ending}")  # fmt: skip
+            why = self.ending and f": {self.ending}"
+            log.info("%s is at step %d of %d already%s", self.config.run_dir, first, self.engine.total_steps, why)
             return
-        pulse = Pulse(self.engine, self.config.log.every)
+        meter = IntervalMeter(self.engine, self.config.log.every)
         with watchdog(self.engine.world, self.config.guard.stall_s):
-            self._train(pulse, progress)
+            self._train(meter, progress)
 
-    def _train(self, pulse: Pulse, progress: Progress) -> None:
+    def _train(self, meter: IntervalMeter, progress: Progress) -> None:
         while self.step < self.engine.total_steps and not self.ending and not self.is_stopped:
-            end = pulse.next_end(self.step)
+            end = meter.next_end(self.step)
             results = self.engine.run(self.step, end)
-            interval = pulse.agree(self.step, end, results, wish=self.stop.look())
+            interval = meter.agree(self.step, end, results, wish=self.stop.look())
             self._obey(interval)
             if self._judge(interval):
                 progress.reach(self.step, f"rewound to step {self.step}")
-                pulse.restart_clock()
+                meter.restart_clock()
                 continue
             self._log(interval)
             progress.reach(end, interval.line)
             self._after(interval)
-            pulse.restart_clock()
+            meter.restart_clock()
             self.is_stopped = interval.wish >= Wish.STOP and not self.ending and end < self.engine.total_steps
 
     def _obey(self, interval: Interval) -> None:
         """End at once where nothing may be written any more."""
         run_dir, world = self.config.run_dir, self.engine.world
         if interval.wish == Wish.KILL:
-            raise StoppedOnRequest(f"ended before step {interval.end} by {run_dir}/KILL; remove it to go on from the "
-                                   "last checkpoint")  # fmt: skip
+            raise StoppedOnRequest(
+                f"ended before step {interval.end} by {run_dir}/KILL; remove it to go on from the last checkpoint"
+            )
         if interval.wish == Wish.OUSTED:
             world.on_root(self._check_owner)
 
@@ -159,10 +160,9 @@ class Loop:
     def _log(self, interval: Interval) -> None:
         for facts in interval.steps:
             live = interval.live if facts.step == interval.end else {}
-            self.run_log.write(
-                facts.step, "train", loss=facts.loss, lr=facts.lr, grad_norm=facts.grad_norm,
-                tokens=self.engine.tokens_before(facts.step), **live,
-            )  # fmt: skip
+            values = {"loss": facts.loss, "lr": facts.lr, "grad_norm": facts.grad_norm}
+            tokens = self.engine.tokens_before(facts.step)
+            self.run_log.write(facts.step, "train", **values, tokens=tokens, **live)
 
     def _save(self) -> None:
         """Rank 0 writes; a full disk or a lost folder ends the run on all ranks, older checkpoints stay."""
@@ -188,11 +188,10 @@ class Loop:
 
     def _write(self, state: dict, tensors: dict[str, torch.Tensor]) -> Path:
         self._check_owner()
+        parts = self.engine.model, self.engine.sync.optimizer, state, tensors
+        keep, permit = self.config.checkpoint.keep, self._check_owner
         try:
-            path = checkpoint.save(
-                self.config.run_dir, self.step, self.engine.model, self.engine.sync.optimizer, state,
-                keep=self.config.checkpoint.keep, tensors=tensors, permit=self._check_owner,
-            )  # fmt: skip
+            path = checkpoint.save(self.config.run_dir, self.step, *parts, keep=keep, permit=permit)
         except Exception:  # the new owner removes what the old one left half written
             self._check_owner()
             raise
@@ -234,7 +233,7 @@ class Validation:
     def __init__(self, config: RunConfig, engine: Engine, corpora: Corpora) -> None:
         self._train, self._engine = config.train, engine
         self._split: SplitEvaluation | None = None
-        judges = config.train.patience or config.train.target_loss is not None or config.optim.schedule == "plateau"
+        judges = config.train.patience or config.train.target_loss is not None or config.optim.needs_validation
         if judges and not corpora.having("val"):
             raise UserError(
                 f"{corpora}: has no validation split, which train.patience, train.target_loss and optim.schedule: "
@@ -248,10 +247,8 @@ class Validation:
     def run(self, step: int, run_log: RunLog) -> Evaluation | None:
         if self._split is None:
             return None
-        result, by_corpus = self._split.run(
-            self._engine.model, batch=self._train.micro_batch, precision=self._train.precision,
-            world=self._engine.world,
-        )  # fmt: skip
+        train, model, world = self._train, self._engine.model, self._engine.world
+        result, by_corpus = self._split.run(model, batch=train.micro_batch, precision=train.precision, world=world)
         values = {k: v for k, v in result.to_dict().items() if v is not None and k != "unigram_loss"}
         run_log.write(step, "val", **values, **{f"loss/{name}": part.loss for name, part in by_corpus.items()})
         log.info("step %d: validation loss %.4f, perplexity %.2f", step, result.loss, result.perplexity)

@@ -11,7 +11,7 @@ from hvdlm.partition import slice_of
 from hvdlm.world.interface import World
 
 
-class CarriedState:
+class RecurrentState:
     """State of this rank's streams, (…, streams, C) along dimension 1, detached between steps."""
 
     def __init__(self, model: Any, global_batch: int, world: World, device: torch.device) -> None:

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from hvdlm import checkpoint
-from hvdlm.config import to_yaml
+from hvdlm.config import free_on_resume, to_yaml
 from hvdlm.data.corpora import Corpora, open_corpora
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import StoppedOnRequest, UserError
@@ -39,12 +39,9 @@ from hvdlm.world.place import find_place
 
 log = logging.getLogger("hvdlm")
 
-# What may differ when a run is resumed: none of it changes a number of the steps already made. Folders may
-# move; that their tokens and weights are the same is known by digest.
-FREE_ON_RESUME = {"run_dir", "log", "checkpoint", "world", "sync", "guard", "train.steps", "train.tokens",
-                  "train.epochs", "train.minutes", "train.target_loss", "train.patience", "train.eval_every",
-                  "train.eval_tokens", "train.digest_every", "train.threads", "train.device", "train.compile",
-                  "train.micro_batch", "data.path", "data.mixture", "model.activation_checkpointing"}  # fmt: skip
+# None of these changes a number of the steps already made. Folders may move: that their tokens and weights are the
+# same is known by digest.
+FREE_ON_RESUME = free_on_resume(RunConfig)
 
 
 def build_engine(config: RunConfig, world: World) -> tuple[Engine, Corpora]:
@@ -152,30 +149,24 @@ def _changes(before: dict, now: dict, prefix: str = "") -> list[str]:
 
 
 def _announce(engine: Engine, config: RunConfig, corpora: Corpora, world: World) -> None:
+    train, batch = config.train, config.train.global_batch
+    names = ", ".join(corpus.name for corpus in corpora.corpora)
+    epochs = ", ".join(f"{samples / batch:,.1f}" for samples in engine.batches.epoch_samples)
     log.info(
-        "%s world of %d, sync %s, %s, %d threads a rank, %s | %s of %s parameters | %d x %d sequences of %d a step | "
-        "%d steps, an epoch of %s is %s",
-        world.kind, world.size, engine.sync.kind, engine.device, torch.get_num_threads(), config.train.precision,
-        config.model.family, f"{num_parameters(engine.model):,}", config.train.global_batch // config.train.micro_batch,
-        config.train.micro_batch, config.data.seq_len, engine.total_steps,
-        ", ".join(corpus.name for corpus in corpora.corpora),
-        ", ".join(f"{samples / config.train.global_batch:,.1f}" for samples in engine.batches.epoch_samples),
-    )  # fmt: skip
+        f"{world.kind} world of {world.size}, sync {engine.sync.kind}, {engine.device},"
+        f" {torch.get_num_threads()} threads a rank, {train.precision}"
+        f" | {config.model.family} of {num_parameters(engine.model):,} parameters"
+        f" | {batch // train.micro_batch} x {train.micro_batch} sequences of {config.data.seq_len} a step"
+        f" | {engine.total_steps} steps, an epoch of {names} is {epochs}"
+    )
     memory = "as the user's malloc settings say" if memory_is_tuned() else "kept by the process (mallopt)"
     log.info("%s, freed memory %s", ", ".join(world.settings()) or "no MPI", memory)
-    if (
-        engine.device.type == "cpu"
-        and len(affinity()) < (os.cpu_count() or 1) // world.size
-        and not config.train.threads
-    ):
-        log.warning(
-            "this rank may use %d of %d cores; start with `mpirun --bind-to none`, or srun --cpus-per-task",
-            len(affinity()),
-            os.cpu_count(),
-        )
-    bindings = world.gather(
-        Binding(world.rank, socket.gethostname(), affinity(), torch.get_num_threads(), str(engine.device))
-    )
+    cores, total = affinity(), os.cpu_count() or 1
+    if engine.device.type == "cpu" and len(cores) < total // world.size and not train.threads:
+        remedy = "start with `mpirun --bind-to none`, or srun --cpus-per-task"
+        log.warning("this rank may use %d of %d cores; %s", len(cores), total, remedy)
+    own = Binding(world.rank, socket.gethostname(), cores, torch.get_num_threads(), str(engine.device))
+    bindings = world.gather(own)
     for line in binding_map(bindings).splitlines() if world.size > 1 else ():
         log.info("%s", line)
     unigram = corpora.unigram_loss("val")

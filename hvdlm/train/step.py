@@ -21,7 +21,7 @@ from hvdlm.data.manifest import Manifest
 from hvdlm.data.orders import ContiguousBatches, MixedStreams, order_over
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
-from hvdlm.models import build_model, is_random
+from hvdlm.models import build_model
 from hvdlm.optim import build_optimizer, lr_at, set_lr
 from hvdlm.optim.ema import Ema
 from hvdlm.partition import slice_of
@@ -33,7 +33,7 @@ from hvdlm.train.guard import Guard, Verdict
 from hvdlm.train.loss_scale import LossScaler
 from hvdlm.train.noise_scale import NoiseScale
 from hvdlm.train.prefetch import Prefetch
-from hvdlm.train.recurrent_state import CarriedState
+from hvdlm.train.recurrent_state import RecurrentState
 from hvdlm.world.interface import World
 from hvdlm.world.place import Place
 
@@ -64,13 +64,14 @@ class Engine:
         self.plan = BatchPlan(train.global_batch, train.ramp)
         self.plan.check(train.micro_batch, world.size)
         self.device = prepare_device(train.device, place, threads=train.threads)
-        if train.precision == "fp16" and config.model.family == "lstm" and self.device.type == "cpu":
-            raise UserError("train.precision: fp16 is not there for an LSTM on CPUs; use bf16 or fp32")
+        lacking = config.model.without_cpu_fp16
+        if lacking and train.precision == "fp16" and self.device.type == "cpu":
+            raise UserError(f"train.precision: fp16 is not there for {lacking} on CPUs; use bf16 or fp32")
+        data, seed = config.data, config.seed
         self.batches: Any = order_over(
-            source, seq_len=config.data.seq_len, global_batch=train.global_batch, seed=config.seed,
-            order=config.data.order,
-        )  # fmt: skip
-        self.total_steps = total_steps(train, self.plan, self.batches.epoch_samples, config.data.seq_len)
+            source, seq_len=data.seq_len, global_batch=train.global_batch, seed=seed, order=data.order
+        )
+        self.total_steps = total_steps(train, self.plan, self.batches.epoch_samples, data.seq_len)
         self.model = build_model(config.model, manifest.vocab_size, config.seed).to(self.device)
         self.forward = torch.compile(self.model) if train.compile else self.model
         self.noise_scale = NoiseScale(self.model)  # its hooks must run before those of the sync
@@ -78,16 +79,15 @@ class Engine:
         self.ema = Ema(self.model, config.ema) if config.ema.decay else None
         self.guard = Guard(config.guard)
         self.scaler = LossScaler() if train.precision == "fp16" else None
-        self.carried = (
-            CarriedState(self.model, train.global_batch, world, self.device)
-            if isinstance(self.batches, ContiguousBatches) else None
-        )  # fmt: skip
+        self.recurrent_state: RecurrentState | None = None
+        if isinstance(self.batches, ContiguousBatches):
+            self.recurrent_state = RecurrentState(self.model, train.global_batch, world, self.device)
         self.left_out = 0  # samples that a rewind has passed over
         self.val_losses: list[float] = []
         # On a GPU the norm is looked at only where somebody must know it: that waits for all that was started.
         looks = self.guard.is_needed or self.scaler is not None or self.device.type == "cpu"
-        self._judges = looks and (self.sync.reduces_to_mean or not self.sync.replicas_are_equal)
-        self._is_random = is_random(config.model) or config.noise.is_on
+        self._judges = looks and (config.sync.reduces_to_mean or not config.sync.keeps_replicas_equal)
+        self._is_random = config.model.is_random or config.noise.is_on
         self._reader = Prefetch(self._read)
         self._trace = Trace(config.log.trace, config.run_dir / "trace" / f"rank{world.rank}.json")
 
@@ -107,10 +107,8 @@ class Engine:
 
     def lr_of(self, step: int) -> float:
         """Learning rate of a step, the same at any number of ranks."""
-        return lr_at(
-            step, self.total_steps, self.config.optim,
-            global_batch=self.plan.batch_at(step), val_losses=self.val_losses,
-        )  # fmt: skip
+        total, optim, batch = self.total_steps, self.config.optim, self.plan.batch_at(step)
+        return lr_at(step, total, optim, global_batch=batch, val_losses=self.val_losses)
 
     def tokens_before(self, step: int) -> int:
         """Tokens trained on before a step, over all ranks."""
@@ -134,7 +132,8 @@ class Engine:
         set_lr(self.sync.optimizer, self.lr_of(step))
         with Timed("sync.begin") as begin:
             self.sync.begin(step, passes)
-        if step == end - 1 and self.sync.replicas_are_equal and self.sync.reduces_to_mean:
+        facts = self.config.sync
+        if step == end - 1 and facts.keeps_replicas_equal and facts.reduces_to_mean:
             self.noise_scale.arm()
         with Timed("forward and backward"):
             loss_sum = self._accumulate(step, part, windows)
@@ -164,10 +163,11 @@ class Engine:
                 draws = draws_for(self.config.seed, step, positions[rows]).to(self.device)
             inputs = noisy_inputs(ids[rows, :-1], self.config.noise, self.eos_id, draws)
             with autocast(self.device, train.precision):
-                if self.carried is None:
+                if self.recurrent_state is None:
                     logits = self.forward(inputs, draws)
                 else:
-                    logits = self.carried.forward(self.model, inputs, draws, rows, anew=self.batches.starts_anew(step))
+                    anew = self.batches.starts_anew(step)
+                    logits = self.recurrent_state.forward(self.model, inputs, draws, rows, anew=anew)
             aim, nll = objective(logits, ids[rows, 1:], self.config.objective)
             (aim * (weight * self._scale)).backward()
             loss_sum += nll.detach()
@@ -217,7 +217,7 @@ class Engine:
         if self.ema is not None:
             with self.ema.swapped():
                 yield
-        elif self.sync.replicas_are_equal:
+        elif self.config.sync.keeps_replicas_equal:
             yield
         else:
             own = [parameter.detach().clone() for parameter in self.sync.parameters]
@@ -234,13 +234,11 @@ class Engine:
         tensors = {f"sync/{name}": tensor for name, tensor in self.sync.state().items()}
         if self.ema is not None:
             tensors |= {f"ema/{name}": tensor for name, tensor in self.ema.state().items()}
-        if self.carried is not None:
-            tensors["carried"] = self.carried.gather()
-        scalars = {
-            "sync": self.sync.kind, "guard": self.guard.to_dict(), "left_out": self.left_out,
-            "val_losses": self.val_losses, "scaler": self.scaler.to_dict() if self.scaler else None,
-        }  # fmt: skip
-        return tensors, scalars
+        if self.recurrent_state is not None:
+            tensors["carried"] = self.recurrent_state.gather()
+        scalars = {"sync": self.sync.kind, "guard": self.guard.to_dict(), "left_out": self.left_out}
+        scaler = self.scaler.to_dict() if self.scaler else None
+        return tensors, {**scalars, "val_losses": self.val_losses, "scaler": scaler}
 
     def restore(self, path: Path) -> int:
         """Load a checkpoint; every rank reads the same files. Returns the step to go on with."""
@@ -252,8 +250,8 @@ class Engine:
             self.sync.load_state(_under("sync/", tensors))
         if self.ema is not None and any(name.startswith("ema/") for name in tensors):
             self.ema.load_state(_under("ema/", tensors))
-        if self.carried is not None and "carried" in tensors:
-            self.carried.load(tensors["carried"])
+        if self.recurrent_state is not None and "carried" in tensors:
+            self.recurrent_state.load(tensors["carried"])
         if self.scaler is not None and scalars.get("scaler"):
             self.scaler.load(scalars["scaler"])
         if "guard" in scalars:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hvdlm.tables import table
+
 MAX_LINES = 16
 
 
@@ -36,11 +38,9 @@ def ranges(cores: Iterable[int]) -> str:
 
 def binding_map(bindings: list[Binding]) -> str:
     """A line a rank, at most MAX_LINES and how many more there are; then what is wrong with them, if anything is."""
-    rows = [("rank", "host", "cores", "threads", "device")]
-    rows += [(str(each.rank), each.host, ranges(each.cores), str(each.threads), each.device)
-             for each in bindings[:MAX_LINES]]  # fmt: skip
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    shown = bindings[:MAX_LINES]
+    rows = [[str(each.rank), each.host, ranges(each.cores), str(each.threads), each.device] for each in shown]
+    lines = [table(["rank", "host", "cores", "threads", "device"], rows, num_left=5)]
     if len(bindings) > MAX_LINES:
         lines.append(f"and {len(bindings) - MAX_LINES} ranks more on {len({each.host for each in bindings})} hosts")
     return "\n".join([*lines, *complaints(bindings)])
@@ -59,8 +59,8 @@ def complaints(bindings: list[Binding]) -> list[str]:
     crowded = {host: demand for host, demand in _demands(bindings).items() if demand[0] > demand[1]}
     if crowded and not narrow:
         host, (threads, cores) = next(iter(crowded.items()))
-        found.append(f"{len(crowded)} hosts have more threads than cores ({host}: {threads} on {cores}); "
-                     "use fewer ranks or threads")  # fmt: skip
+        more = f"{len(crowded)} hosts have more threads than cores ({host}: {threads} on {cores})"
+        found.append(f"{more}; use fewer ranks or threads")
     return found
 
 

@@ -35,7 +35,8 @@ def load_mpi() -> Any:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise UserError(f"mpi4py cannot load an MPI ({error}); `make setup` installs one") from None
+        why = "; ".join(str(error).splitlines())
+        raise UserError(f"mpi4py cannot load an MPI ({why}); `make setup` installs one, or load its module") from None
     if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
         raise UserError("this MPI gives no MPI_THREAD_MULTIPLE, which Horovod needs; rebuild it with threads")
     return MPI

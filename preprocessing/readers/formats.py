@@ -6,14 +6,23 @@ import codecs
 import io
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from hvdlm.errors import UserError
 
-from ..documents import BadRecord, Document, FormatName, Part, ReadOptions, is_compressed, open_plain, plain_suffix
+from ..documents import (
+    BadRecord,
+    ChunkStream,
+    Document,
+    Part,
+    ReadOptions,
+    is_compressed,
+    open_plain,
+    plain_suffix,
+)
 from . import jsonl, tables, text, web
 
 Reader = Callable[[BinaryIO, Part, ReadOptions], Iterator[Document | BadRecord]]
@@ -46,7 +55,7 @@ FORMATS: dict[str, Format] = {
 SUFFIXES = {suffix: name for name, format_ in FORMATS.items() for suffix in format_.suffixes}
 
 
-def format_of(path: str, asked: FormatName) -> str:
+def format_of(path: str, asked: str) -> str:
     """The format of a file: as asked, else by its suffix before that of a compression."""
     if asked != "auto":
         return asked
@@ -77,7 +86,7 @@ def read_documents(part: Part, options: ReadOptions) -> Iterator[Document | BadR
     try:
         with open_plain(part.path) as file:
             if format_.is_text and codecs.lookup(options.encoding).name != "utf-8":
-                file = cast(BinaryIO, io.BufferedReader(_Utf8(file, options)))
+                file = cast(BinaryIO, io.BufferedReader(ChunkStream(_utf8_chunks(file, options))))
             yield from format_.read(file, part, options)
     except UnicodeError as error:  # of another encoding: what follows cannot be read
         place = f"{part.path}: byte {error.start}" if isinstance(error, UnicodeDecodeError) else part.path
@@ -99,31 +108,16 @@ def _broken(part: Part, error: Exception) -> BadRecord:
     return BadRecord(part.path, f"broken {kind} ({error}); fetch or compress it again")
 
 
-class _Utf8(io.RawIOBase):
+def _utf8_chunks(file: BinaryIO, options: ReadOptions) -> Generator[bytes, None, None]:
     """A stream in another encoding, as UTF-8. A wrong byte is UnicodeDecodeError with its place in the stream."""
-
-    def __init__(self, file: BinaryIO, options: ReadOptions) -> None:
-        self._file = file
-        self._decoder = codecs.getincrementaldecoder(options.encoding)(options.errors)
-        self._ready = b""
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        while not self._ready:
-            block = self._file.read(1 << 16)
-            pending = len(self._decoder.getstate()[0])
-            try:
-                self._ready = self._decoder.decode(block, final=not block).encode("utf-8", "replace")
-            except UnicodeDecodeError as error:
-                error.start += self._position - pending
-                raise
-            self._position += len(block)
-            if not block:
-                break
-        taken = self._ready[: len(buffer)]
-        buffer[: len(taken)] = taken
-        self._ready = self._ready[len(taken) :]
-        return len(taken)
+    decoder = codecs.getincrementaldecoder(options.encoding)(options.errors)
+    position, is_last = 0, False
+    while not is_last:
+        block = file.read(1 << 16)
+        is_last, num_pending = not block, len(decoder.getstate()[0])
+        try:
+            yield decoder.decode(block, final=is_last).encode("utf-8", "replace")
+        except UnicodeDecodeError as error:
+            error.start += position - num_pending
+            raise
+        position += len(block)

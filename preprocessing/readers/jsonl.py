@@ -11,7 +11,7 @@ import orjson
 
 from .. import documents
 from ..documents import BadRecord, Document, Part, ReadOptions
-from .text import LINES, Record, character_start, decode, records
+from .text import LINES, RawRecord, character_start, decode, records
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 HIGH_SURROGATE = re.compile(rb"\\u[dD][89abAB]")
@@ -68,7 +68,7 @@ def whole_characters(text: str) -> str:
 
 
 def _long_line(
-    first: Record, rest: Iterator[Record], part: Part, options: ReadOptions
+    first: RawRecord, rest: Iterator[RawRecord], part: Part, options: ReadOptions
 ) -> Iterator[Document | BadRecord]:
     """Documents from the pieces of one line that is longer than a document may be.
 
@@ -113,7 +113,7 @@ def _long_line(
         )
 
 
-def _pieces(first: Record, rest: Iterator[Record]) -> Iterator[bytes]:
+def _pieces(first: RawRecord, rest: Iterator[RawRecord]) -> Iterator[bytes]:
     yield first.data
     for piece in rest:
         yield piece.data

@@ -28,7 +28,7 @@ class Boundary(NamedTuple):
     lead: re.Pattern[bytes] | None = None  # what may still stand before a record, and is none of it
 
 
-class Record(NamedTuple):
+class RawRecord(NamedTuple):
     """A piece of the file; a record over MAX_DOCUMENT_BYTES comes in several, all but the last `is_cut`."""
 
     position: int
@@ -44,7 +44,7 @@ BLANK_LINES = Boundary(re.compile(rb"(\n(?:[ \t\r]{0,80}\n){1,256})"), 82, re.co
 ARTICLES = Boundary(re.compile(rb"(\n)(?= = [^=\n]{1,500} = ?\r?\n)"), 512)
 
 
-def records(file: BinaryIO, part: Part, boundary: Boundary) -> Iterator[Record]:
+def records(file: BinaryIO, part: Part, boundary: Boundary) -> Iterator[RawRecord]:
     """The records that start in a part, in file order, in bounded memory."""
     position = max(0, part.start - boundary.reach)
     if position:
@@ -60,7 +60,7 @@ def records(file: BinaryIO, part: Part, boundary: Boundary) -> Iterator[Record]:
             if not (is_foreign or is_cut) and part.stop is not None and start >= part.stop:
                 return
             if not is_foreign and (is_cut or start >= part.start):
-                yield from _cut(Record(start, data, False))
+                yield from _cut(RawRecord(start, data, False))
             is_foreign = is_cut = False
         held, position = held[used:], position + used
         if not block or _is_over(part, position, len(held) - boundary.reach if is_foreign else 0, is_cut):
@@ -70,7 +70,7 @@ def records(file: BinaryIO, part: Part, boundary: Boundary) -> Iterator[Record]:
             is_cut = not is_foreign and (is_cut or position >= part.start)
             is_foreign = not is_cut
             if is_cut:
-                yield Record(position, held[:end], True)
+                yield RawRecord(position, held[:end], True)
             held, position = held[end:], position + end
 
 
@@ -105,11 +105,11 @@ def _block_bytes(part: Part, position: int, held: int) -> int:
     return min(BLOCK_BYTES, max(left, held, SMALL_BLOCK_BYTES))
 
 
-def _cut(record: Record) -> Iterator[Record]:
+def _cut(record: RawRecord) -> Iterator[RawRecord]:
     while len(record.data) > documents.MAX_DOCUMENT_BYTES:
         end = place_to_cut(record.data)
-        yield Record(record.position, record.data[:end], True)
-        record = Record(record.position + end, record.data[end:], False)
+        yield RawRecord(record.position, record.data[:end], True)
+        record = RawRecord(record.position + end, record.data[end:], False)
     yield record
 
 

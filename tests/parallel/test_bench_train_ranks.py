@@ -13,7 +13,7 @@ from processes import find_processes, until
 
 from hvdlm.errors import UserError
 from hvdlm.perf import bench_train
-from hvdlm.perf.bench_train import CONSTANT, LIMIT, PEERS, TrainBenchOptions
+from hvdlm.perf.train_cases import CONSTANT, LIMIT, PEERS, TrainBenchOptions
 
 VARIANTS = (LIMIT, "horovod", "allreduce", *PEERS)
 

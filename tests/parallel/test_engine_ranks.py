@@ -16,7 +16,7 @@ from hvdlm.session.progress import Progress
 from hvdlm.session.stop import BatchJob, StopFlag, Wish
 from hvdlm.train import setup
 from hvdlm.train.guard import Verdict
-from hvdlm.train.interval import Pulse
+from hvdlm.train.interval import IntervalMeter
 from hvdlm.train.loop import Loop
 
 on_horovod = pytest.mark.on_ranks(2, kind="horovod")
@@ -188,14 +188,14 @@ def test_a_flipped_bit_stops_the_job(world, engine_of, tmp_path):
 @in_any_world
 def test_an_interval_is_the_same_on_all_ranks(world, engine_of):
     engine, _ = engine_of()
-    pulse = Pulse(engine, 5)
-    assert pulse.next_end(0) == 1
-    interval = pulse.agree(0, 2, engine.run(0, 2), wish=Wish.STOP if world.rank == world.size - 1 else Wish.NONE)
+    meter = IntervalMeter(engine, 5)
+    assert meter.next_end(0) == 1
+    interval = meter.agree(0, 2, engine.run(0, 2), wish=Wish.STOP if world.rank == world.size - 1 else Wish.NONE)
     assert interval.wish == Wish.STOP
     assert len(interval.steps) == 2
     assert interval.tokens == 2 * 12 * 32
     assert 0 <= interval.live["exposed_comm"] < 1
     assert len(set(world.gather((*interval.steps, interval.tokens_per_s, interval.live["straggler_spread"])))) == 1
-    ends = world.gather(pulse.next_end(2))
+    ends = world.gather(meter.next_end(2))
     assert len(set(ends)) == 1
     assert ends[0] <= 5

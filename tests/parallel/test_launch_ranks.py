@@ -12,7 +12,7 @@ from harness import HVDLM, LONG, ROOT, fresh_environment, job_environment, run_c
 from processes import find_processes, rank_of, until
 
 from hvdlm import checkpoint
-from hvdlm.launch.known_errors import KNOWN_ERRORS
+from hvdlm.launch.known_errors import known_errors
 from hvdlm.session.metrics import read_metrics
 
 
@@ -62,7 +62,7 @@ def test_a_known_error_is_explained_once_at_the_end():
     done = launch("-np", "1", "--hosts", "no-such-host.invalid", "--", "doctor")
     assert done.returncode not in (0, 2, 75)
     assert "Could not resolve hostname" in done.stderr  # passed through as it was
-    (known,) = (known for known in KNOWN_ERRORS if known.name == "unknown-host")
+    (known,) = (known for known in known_errors() if known.name == "unknown-host")
     assert done.stderr.count(known.cure) == 1
     assert done.stderr.rstrip().splitlines()[-1].startswith("hvdlm: ")
 

@@ -6,7 +6,7 @@ import pytest
 from harness import make_config, run_values, write_config
 
 from hvdlm.cli import main
-from hvdlm.perf.measure import Spec, measure_and_write
+from hvdlm.perf.measure import MeasurementSpec, measure_and_write
 from hvdlm.perf.record import read_all
 from hvdlm.perf.sweep import Effort, plan_study
 
@@ -51,7 +51,7 @@ def test_a_planned_point_that_runs_again_replaces_its_own_record(world, data_dir
     world.barrier()
     world.on_root(planned[2].write)
     for path in [*planned[2].specs, next(iter(planned[2].specs))]:
-        measure_and_write(Spec(**json.loads(path.read_text())), world, job="")
+        measure_and_write(MeasurementSpec(**json.loads(path.read_text())), world, job="")
     records = read_all(tmp_path / "s")
     assert [(r.ranks, r.global_batch, r.repeat, r.is_weak) for r in records] == [(2, 24, 0, True), (2, 24, 1, True)]
     assert records[0].environment.started >= records[1].environment.started

@@ -10,11 +10,9 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from types import ModuleType
-from typing import Literal
 
 from hvdlm.data.bridges import folder, jsonl, megatron, nanogpt
-from hvdlm.data.bridges.interface import Corpus, Wishes
+from hvdlm.data.bridges.interface import Bridge, ConvertOptions, SourceCorpus
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.files import replace_durably, sync_folder, write_text_durably
@@ -22,21 +20,19 @@ from hvdlm.tokenizer import Tokenizer, load
 
 log = logging.getLogger("hvdlm")
 
-Format = Literal["hvdlm", "megatron", "nanogpt", "jsonl"]
-
 # In the order in which a source is tried: .bin alone is nanoGPT's, with .idx Megatron's.
-FORMATS: dict[str, ModuleType] = {"hvdlm": folder, "megatron": megatron, "nanogpt": nanogpt, "jsonl": jsonl}
+FORMATS: dict[str, Bridge] = {"hvdlm": folder, "megatron": megatron, "nanogpt": nanogpt, "jsonl": jsonl}
 
 
 def convert(
-    source: Path, destination: Path, *, to: Format, tokenizer: Path | None = None, wishes: Wishes | None = None
+    source: Path, destination: Path, *, to: str, tokenizer: Path | None = None, options: ConvertOptions | None = None
 ) -> dict:
     """Write `source` (a folder, a file or a prefix) as the folder `destination`; returns what it holds by split.
 
     `tokenizer` is a tokenizer.json, needed where none stands beside the source. The destination appears whole or
     not at all. UserError for a source that is damaged, of no known format, or would not come back exactly.
     """
-    wishes = wishes or Wishes()
+    options = options or ConvertOptions()
     if destination.exists():
         raise UserError(f"{destination}: exists already; remove it or give another destination")
     name = format_of(source)
@@ -45,12 +41,12 @@ def convert(
     spool = aside / ".spool"
     try:
         spool.mkdir(parents=True)
-        corpus = _open(source, name, vocabulary, spool, wishes)
+        corpus = _open(source, name, vocabulary, spool, options)
         kept = sorted({column for split in corpus.splits.values() for column in split.columns})
-        if kept and to in ("megatron", "nanogpt") and not wishes.is_lossy:
+        if kept and not FORMATS[to].KEEPS_COLUMNS and not options.is_lossy:
             raise UserError(f"{source}: has {' and '.join(kept)}, for which {to} has no place; --lossy leaves them out")
         write_text_durably(aside / TOKENIZER, vocabulary.to_json())
-        FORMATS[to].write(aside, corpus, wishes)
+        FORMATS[to].write(aside, corpus, options)
         shutil.rmtree(spool)
         _publish(aside, destination)
     except OSError as error:
@@ -83,12 +79,9 @@ def _tokenizer_beside(source: Path) -> Path:
     return path
 
 
-def _open(source: Path, name: str, tokenizer: Tokenizer, spool: Path, wishes: Wishes) -> Corpus:
-    splits = FORMATS[name].read(source, tokenizer, spool, wishes)
-    dtypes = folder.dtypes_of(source) if name == "hvdlm" else {}
-    if name == "megatron":
-        dtypes = {split: found.dtype for split, found in splits.items()}
-    return Corpus(source, name, tokenizer, splits, dtypes)
+def _open(source: Path, name: str, tokenizer: Tokenizer, spool: Path, options: ConvertOptions) -> SourceCorpus:
+    splits = FORMATS[name].read(source, tokenizer, spool, options)
+    return SourceCorpus(source, name, tokenizer, splits, FORMATS[name].original_dtypes(source, splits))
 
 
 def _publish(aside: Path, destination: Path) -> None:

@@ -9,27 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from hvdlm.data.bridges.interface import Corpus, TokenSplit, Wishes
-from hvdlm.data.manifest import (
-    FORMAT_VERSION,
-    MANIFEST,
-    SPLITS,
-    Manifest,
-    ShardEntry,
-    SplitEntry,
-    read_manifest,
-    write_manifest,
-)
+from hvdlm.data.bridges.interface import ConvertOptions, SourceCorpus, TokenSplit
+from hvdlm.data.manifest import MANIFEST, Manifest, ShardEntry, manifest_of, read_manifest, write_manifest
 from hvdlm.data.shards import COLUMNS, ShardLabels, doc_column, doc_offsets, write_shard
 from hvdlm.data.stream import TokenStream
-from hvdlm.data.verify import join_digests, read_back
+from hvdlm.data.verify import read_back
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
 from hvdlm.tokenizer import Tokenizer, digest
-from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.serial import SerialWorld
 
 CONVERTED = "converted.json"  # where the tokens came from; their dtype there makes the way back exact
+KEEPS_COLUMNS = True
 TEXT_TOKENS = 1 << 16
 
 
@@ -37,7 +28,7 @@ def is_there(source: Path) -> bool:
     return (source / MANIFEST).is_file()
 
 
-def read(source: Path, tokenizer: Tokenizer, work: Path, wishes: Wishes) -> dict[str, TokenSplit]:
+def read(source: Path, tokenizer: Tokenizer, work: Path, options: ConvertOptions) -> dict[str, TokenSplit]:
     """Splits that have shards; one that came from an empty file has a shard without tokens."""
     manifest = read_manifest(source)
     if manifest.tokenizer_digest != digest(tokenizer):
@@ -66,32 +57,29 @@ def _read_split(source: Path, name: str, manifest: Manifest) -> TokenSplit:
                 for part, shard in zip(parts, entry.shards, strict=True)
                 for string in part or [""] * shard.num_documents
             ]
-    return TokenSplit(
-        source / MANIFEST, lengths, read_tokens, manifest.dtype, manifest.vocab_size,
-        text_bytes=entry.text_bytes, columns=columns,
-    )  # fmt: skip
+    path, dtype, vocab_size = source / MANIFEST, manifest.dtype, manifest.vocab_size
+    return TokenSplit(path, lengths, read_tokens, dtype, vocab_size, text_bytes=entry.text_bytes, columns=columns)
 
 
-def dtypes_of(source: Path) -> dict[str, str]:
+def original_dtypes(source: Path, splits: dict[str, TokenSplit]) -> dict[str, str]:
     """What `write` noted of the files that a folder came from."""
     path = source / CONVERTED
     return json.loads(path.read_text(encoding="utf-8"))["dtypes"] if path.is_file() else {}
 
 
-def write(folder: Path, corpus: Corpus, wishes: Wishes) -> None:
+def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
     """The manifest comes last; tokenizer.json is there before."""
-    shards = {name: _write_shards(folder, name, corpus, wishes) for name in corpus.splits}
+    shards = {name: _write_shards(folder, name, corpus, options) for name in corpus.splits}
     note = {"format": corpus.format, "source": str(corpus.source), "dtypes": corpus.dtypes}
     write_text_durably(folder / CONVERTED, json.dumps(note, indent=1) + "\n")
     write_manifest(folder, _describe(folder, corpus, shards))
 
 
-def _write_shards(folder: Path, name: str, corpus: Corpus, wishes: Wishes) -> tuple[ShardEntry, ...]:
+def _write_shards(folder: Path, name: str, corpus: SourceCorpus, options: ConvertOptions) -> tuple[ShardEntry, ...]:
     """Documents whose first tokens are in the same `shard_tokens` share a shard, as `hvdlm preprocess` has it."""
-    split, tokenizer = corpus.splits[name], corpus.tokenizer
-    labels = ShardLabels(name, tokenizer.vocab_size, tokenizer.eos_id, digest(tokenizer))
+    split, labels = corpus.splits[name], ShardLabels.of(name, corpus.tokenizer)
     offsets = split.offsets()
-    windows = offsets[:-1] // wishes.shard_tokens
+    windows = offsets[:-1] // options.shard_tokens
     cuts = [0, *(np.flatnonzero(np.diff(windows)) + 1).tolist(), len(windows)]
     return tuple(
         write_shard(
@@ -105,33 +93,11 @@ def _write_shards(folder: Path, name: str, corpus: Corpus, wishes: Wishes) -> tu
     )
 
 
-def _describe(folder: Path, corpus: Corpus, shards: dict[str, tuple[ShardEntry, ...]]) -> Manifest:
+def _describe(folder: Path, corpus: SourceCorpus, shards: dict[str, tuple[ShardEntry, ...]]) -> Manifest:
     """The manifest of the shards written."""
     tokenizer = corpus.tokenizer
-    entries = {
-        name: SplitEntry(
-            shards=shards.get(name, ()),
-            num_tokens=sum(shard.num_tokens for shard in shards.get(name, ())),
-            num_documents=sum(shard.num_documents for shard in shards.get(name, ())),
-            text_bytes=_text_bytes(corpus.splits[name], tokenizer) if name in shards else 0,
-            unigram_loss=None,
-            digest=join_digests([]),
-        )
-        for name in SPLITS
-    }
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        tokenizer_digest=digest(tokenizer),
-        tokenizer_kind=tokenizer.kind,
-        vocab_size=tokenizer.vocab_size,
-        eos_id=tokenizer.eos_id,
-        dtype=dtype_for(tokenizer.vocab_size).name,
-        splits=entries,
-        num_tokens=sum(entry.num_tokens for entry in entries.values()),
-        num_documents=sum(entry.num_documents for entry in entries.values()),
-        statistics={"documents": sum(entry.num_documents for entry in entries.values())},
-        plan="",
-    )
+    text_bytes = {name: _text_bytes(corpus.splits[name], tokenizer) for name in shards}
+    manifest = manifest_of(tokenizer, shards, text_bytes=text_bytes)
     manifest = read_back(folder, manifest, SerialWorld())
     digests = [entry.digest for entry in manifest.splits.values()]
     plan = hashlib.sha256(json.dumps([corpus.format, digest(tokenizer), digests]).encode()).hexdigest()[:16]

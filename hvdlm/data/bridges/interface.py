@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class TokenSplit:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class ConvertOptions:
     """What a conversion was asked for beside source and destination."""
 
     shard_tokens: int = 64_000_000  # tokens after which the next shard of a data folder begins
@@ -59,7 +59,7 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class SourceCorpus:
     """A whole source: its splits and the vocabulary they are in."""
 
     source: Path
@@ -67,6 +67,24 @@ class Corpus:
     tokenizer: Tokenizer
     splits: dict[str, TokenSplit]
     dtypes: dict[str, str]  # of the foreign files that the tokens first came from, by split
+
+
+class Bridge(Protocol):
+    """What a module of a format has; FORMATS lists them."""
+
+    KEEPS_COLUMNS: bool  # has a place for ids and labels of documents
+
+    def is_there(self, source: Path) -> bool:
+        """Whether `source` is in this format."""
+
+    def read(self, source: Path, tokenizer: Tokenizer, work: Path, options: ConvertOptions) -> dict[str, TokenSplit]:
+        """The splits of a source; `work` is a folder for what must be spooled until they are written."""
+
+    def original_dtypes(self, source: Path, splits: dict[str, TokenSplit]) -> dict[str, str]:
+        """`SourceCorpus.dtypes`, where the way back shall have them."""
+
+    def write(self, folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
+        """Write all splits into `folder`, in which tokenizer.json is already."""
 
 
 def split_files(source: Path, suffix: str) -> dict[str, Path]:
@@ -81,6 +99,11 @@ def split_files(source: Path, suffix: str) -> dict[str, Path]:
         if not any(path.is_file() for path in found.values()):
             found = {"train": Path(f"{prefix}{suffix}")}
     return {split: path for split, path in found.items() if path.is_file()}
+
+
+def reader_of(tokens: np.ndarray) -> Callable[[int, int], np.ndarray]:
+    """`TokenSplit.read` of tokens that lie in one array."""
+    return lambda start, stop: tokens[start:stop]
 
 
 def write_array(file: BinaryIO, values: np.ndarray, dtype: np.dtype | str) -> None:

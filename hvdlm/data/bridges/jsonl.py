@@ -9,11 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from hvdlm.data.bridges.interface import Corpus, TokenSplit, Wishes, map_file, split_files, write_array
+from hvdlm.data.bridges.interface import (
+    ConvertOptions,
+    SourceCorpus,
+    TokenSplit,
+    map_file,
+    reader_of,
+    split_files,
+    write_array,
+)
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
 
+KEEPS_COLUMNS = True
 BATCH_BYTES = 1 << 20  # text that meets the tokenizer at once
 BATCH_TOKENS = 1 << 18
 COLUMNS = {"id": "doc_ids", "label": "doc_labels"}
@@ -23,7 +32,7 @@ def is_there(source: Path) -> bool:
     return bool(split_files(source, ".jsonl"))
 
 
-def read(source: Path, tokenizer: Tokenizer, work: Path, wishes: Wishes) -> dict[str, TokenSplit]:
+def read(source: Path, tokenizer: Tokenizer, work: Path, options: ConvertOptions) -> dict[str, TokenSplit]:
     return {
         split: _read_split(path, tokenizer, work / f"{split}.ids")
         for split, path in split_files(source, ".jsonl").items()
@@ -44,12 +53,10 @@ def _read_split(path: Path, tokenizer: Tokenizer, spool: Path) -> TokenSplit:
             text_bytes += sum(len(record["text"].encode()) for record in records)
             for key, name in COLUMNS.items():
                 columns[name] += [record[key] for record in records]
-    tokens = map_file(spool, dtype)
-    return TokenSplit(
-        path, np.concatenate(lengths), lambda start, stop: tokens[start:stop], dtype.name,
-        vocab_size=tokenizer.vocab_size, text_bytes=text_bytes,
-        columns={name: values for name, values in columns.items() if any(values)},
-    )  # fmt: skip
+    kept = {name: values for name, values in columns.items() if any(values)}
+    read_tokens = reader_of(map_file(spool, dtype))
+    size = tokenizer.vocab_size
+    return TokenSplit(path, np.concatenate(lengths), read_tokens, dtype.name, size, text_bytes=text_bytes, columns=kept)
 
 
 def _batches(path: Path) -> Iterator[list[dict[str, str]]]:
@@ -82,17 +89,21 @@ def _record(line: bytes, place: str) -> dict[str, str]:
     return {"text": text, **{key: "" if value.get(key) is None else str(value[key]) for key in COLUMNS}}
 
 
-def write(folder: Path, corpus: Corpus, wishes: Wishes) -> None:
+def original_dtypes(source: Path, splits: dict[str, TokenSplit]) -> dict[str, str]:
+    return {}
+
+
+def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
     for name, split in corpus.splits.items():
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
-            for first, texts in _texts(split, corpus.tokenizer, wishes):
+            for first, texts in _texts(split, corpus.tokenizer, options):
                 for document, text in enumerate(texts, first):
-                    labels = {key: split.columns[name][document] for key, name in COLUMNS.items()
-                              if name in split.columns and split.columns[name][document]}  # fmt: skip
+                    columns = {key: split.columns.get(name) for key, name in COLUMNS.items()}
+                    labels = {key: values[document] for key, values in columns.items() if values and values[document]}
                     file.write(json.dumps({"text": text, **labels}, ensure_ascii=False) + "\n")
 
 
-def _texts(split: TokenSplit, tokenizer: Tokenizer, wishes: Wishes) -> Iterator[tuple[int, list[str]]]:
+def _texts(split: TokenSplit, tokenizer: Tokenizer, options: ConvertOptions) -> Iterator[tuple[int, list[str]]]:
     """(number of the first document, texts) in batches; UserError for one that would come back as other ids."""
     offsets = split.offsets()
     first = 0
@@ -107,7 +118,7 @@ def _texts(split: TokenSplit, tokenizer: Tokenizer, wishes: Wishes) -> Iterator[
             tokenizer.decode(document[:-1] if document.size and document[-1] == tokenizer.eos_id else document)
             for document in documents
         ]
-        if not wishes.is_lossy:
+        if not options.is_lossy:
             _check_texts(split, first, documents, texts, tokenizer)
         yield first, texts
         first = last

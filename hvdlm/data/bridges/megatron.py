@@ -15,10 +15,19 @@ from typing import BinaryIO
 
 import numpy as np
 
-from hvdlm.data.bridges.interface import Corpus, TokenSplit, Wishes, map_file, split_files, write_array
+from hvdlm.data.bridges.interface import (
+    ConvertOptions,
+    SourceCorpus,
+    TokenSplit,
+    map_file,
+    reader_of,
+    split_files,
+    write_array,
+)
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import Tokenizer
 
+KEEPS_COLUMNS = False
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
@@ -29,17 +38,17 @@ def is_there(source: Path) -> bool:
     return bool(split_files(source, ".idx"))
 
 
-def read(source: Path, tokenizer: Tokenizer, work: Path, wishes: Wishes) -> dict[str, TokenSplit]:
+def read(source: Path, tokenizer: Tokenizer, work: Path, options: ConvertOptions) -> dict[str, TokenSplit]:
     indices = split_files(source, ".idx")
     for split, path in split_files(source, ".bin").items():
         if split not in indices:
             raise UserError(f"{path.with_suffix('.idx')}: is missing beside {path.name}; {_AGAIN}")
-    return {split: _read_split(path, tokenizer.vocab_size, wishes) for split, path in indices.items()}
+    return {split: _read_split(path, tokenizer.vocab_size, options) for split, path in indices.items()}
 
 
-def _read_split(path: Path, vocab_size: int, wishes: Wishes) -> TokenSplit:
+def _read_split(path: Path, vocab_size: int, options: ConvertOptions) -> TokenSplit:
     dtype, sizes, documents = _read_index(path)
-    if not wishes.is_lossy and not np.array_equal(documents, np.arange(len(sizes) + 1)):
+    if not options.is_lossy and not np.array_equal(documents, np.arange(len(sizes) + 1)):
         raise UserError(
             f"{path}: has {len(sizes)} sequences in {len(documents) - 1} documents, and sequences would be joined; "
             "make it again without --split-sentences, or pass --lossy"
@@ -52,9 +61,7 @@ def _read_split(path: Path, vocab_size: int, wishes: Wishes) -> TokenSplit:
         raise UserError(f"{data}: has {data.stat().st_size} bytes, {path.name} says {num_bytes}; {_AGAIN}")
     tokens = map_file(data, dtype)
     ends = np.concatenate([[0], np.cumsum(sizes)])
-    return TokenSplit(
-        data, np.diff(ends[documents]), lambda start, stop: tokens[start:stop], dtype.name, vocab_size=vocab_size
-    )
+    return TokenSplit(data, np.diff(ends[documents]), reader_of(tokens), dtype.name, vocab_size)
 
 
 def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
@@ -76,10 +83,8 @@ def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
             raise UserError(f"{path}: has a mode for each sequence, so it is multimodal; only text can be converted")
         if found != expected:
             raise UserError(f"{path}: has {found} bytes, its header says {expected}; {_AGAIN}")
-        sizes, pointers, documents = (
-            _take(file, count, kind) for count, kind in ((num_sequences, "<i4"), (num_sequences, "<i8"),
-                                                        (num_indices, "<i8"))
-        )  # fmt: skip
+        sizes, pointers = _take(file, num_sequences, "<i4"), _take(file, num_sequences, "<i8")
+        documents = _take(file, num_indices, "<i8")
     dtype = np.dtype(DTYPES[code]).newbyteorder("<")
     if (sizes < 0).any() or not np.array_equal(pointers, (np.cumsum(sizes) - sizes) * dtype.itemsize):
         raise UserError(f"{path}: its sequences do not stand one behind the other in .bin; {_AGAIN}")
@@ -92,7 +97,11 @@ def _take(file: BinaryIO, count: int, kind: str) -> np.ndarray:
     return np.frombuffer(file.read(count * np.dtype(kind).itemsize), kind).astype(np.int64)
 
 
-def write(folder: Path, corpus: Corpus, wishes: Wishes) -> None:
+def original_dtypes(source: Path, splits: dict[str, TokenSplit]) -> dict[str, str]:
+    return {split: found.dtype for split, found in splits.items()}
+
+
+def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
     for name, split in corpus.splits.items():
         dtype = _dtype_for(corpus, name)
         if split.lengths.max(initial=0) >= 2**31:
@@ -109,7 +118,7 @@ def write(folder: Path, corpus: Corpus, wishes: Wishes) -> None:
             write_array(file, np.arange(num + 1), "<i8")
 
 
-def _dtype_for(corpus: Corpus, name: str) -> np.dtype:
+def _dtype_for(corpus: SourceCorpus, name: str) -> np.dtype:
     """What the tokens were in when they came from Megatron, else what Megatron chooses for the vocabulary."""
     vocab_size = corpus.tokenizer.vocab_size
     if vocab_size > 2**31:

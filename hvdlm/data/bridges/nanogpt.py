@@ -5,21 +5,32 @@ There is nothing else in these files: a document ends where the end-of-text id s
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
-from hvdlm.data.bridges.interface import Corpus, TokenSplit, Wishes, map_file, split_files, write_array
+from hvdlm.data.bridges.interface import (
+    ConvertOptions,
+    SourceCorpus,
+    TokenSplit,
+    map_file,
+    reader_of,
+    split_files,
+    write_array,
+)
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
+
+KEEPS_COLUMNS = False
 
 
 def is_there(source: Path) -> bool:
     return bool(split_files(source, ".bin"))
 
 
-def read(source: Path, tokenizer: Tokenizer, work: Path, wishes: Wishes) -> dict[str, TokenSplit]:
+def read(source: Path, tokenizer: Tokenizer, work: Path, options: ConvertOptions) -> dict[str, TokenSplit]:
     return {split: _read_split(path, tokenizer) for split, path in split_files(source, ".bin").items()}
 
 
@@ -32,15 +43,12 @@ def _read_split(path: Path, tokenizer: Tokenizer) -> TokenSplit:
             "copy it again, or give the tokenizer.json that made it"
         )
     tokens = map_file(path, dtype)
-    whole = TokenSplit(
-        path, np.array([len(tokens)]), lambda start, stop: tokens[start:stop], dtype.name,
-        vocab_size=tokenizer.vocab_size,
-    )  # fmt: skip
+    whole = TokenSplit(path, np.array([len(tokens)]), reader_of(tokens), dtype.name, tokenizer.vocab_size)
     ends = [ends + 1 for ends in _places(whole, tokenizer.eos_id)]
     offsets = np.concatenate([[0], *ends])
     if offsets[-1] != len(tokens):  # the last document has no end: it is one all the same
         offsets = np.append(offsets, len(tokens))
-    return TokenSplit(path, np.diff(offsets), whole.read, dtype.name, vocab_size=tokenizer.vocab_size)
+    return dataclasses.replace(whole, lengths=np.diff(offsets))
 
 
 def _places(split: TokenSplit, token: int) -> list[np.ndarray]:
@@ -52,10 +60,14 @@ def _places(split: TokenSplit, token: int) -> list[np.ndarray]:
     return places
 
 
-def write(folder: Path, corpus: Corpus, wishes: Wishes) -> None:
+def original_dtypes(source: Path, splits: dict[str, TokenSplit]) -> dict[str, str]:
+    return {}
+
+
+def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
     dtype, eos_id = dtype_for(corpus.tokenizer.vocab_size), corpus.tokenizer.eos_id
     for name, split in corpus.splits.items():
-        if not wishes.is_lossy:
+        if not options.is_lossy:
             _check_ends(split, eos_id)
         with (folder / f"{name}.bin").open("wb") as file:
             for piece in split.pieces():

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
-from .findings import Facts, Finding, counted, error, warning
+from .findings import Findings, counted, error, warning
 from .launch_lines import LaunchLine, launch_lines
 from .sbatch import Script
 from .shell import expanded_names, unquote
@@ -14,7 +13,7 @@ from .sizes import cores_per_rank, num_nodes, num_tasks, threads_set
 _OF_A_TASK = {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"}
 
 
-def tasks_of_launch(script: Script, facts: Facts) -> Iterator[Finding]:
+def tasks_of_launch(script: Script) -> Findings:
     """S1, S11: the launch line starts another number of ranks than the header asks for."""
     tasks, lines = num_tasks(script), launch_lines(script)
     if tasks is None or "SLURM_NTASKS" in script.body.exports:
@@ -23,16 +22,15 @@ def tasks_of_launch(script: Script, facts: Facts) -> Iterator[Finding]:
         if line.tasks is None or line.tasks == tasks:
             continue
         message = f"{line.launcher} starts {counted(line.tasks, 'rank')}, the job has {counted(tasks, 'task')}"
-        remedy = (
-            f'write {"-n" if line.launcher == "srun" else "-np"} "$SLURM_NTASKS", and the number in the header alone'
-        )
+        option = "-n" if line.launcher == "srun" else "-np"
+        remedy = f'write {option} "$SLURM_NTASKS", and the number in the header alone'
         if line.tasks > tasks or (line.is_hvdlm and line.launcher != "srun"):  # a step has a count of its own
             yield error(line.line, message, remedy)
         elif len(lines) == 1 and not line.command.in_loop:
             yield warning(line.line, message, remedy)
 
 
-def cores_of_step(script: Script, facts: Facts) -> Iterator[Finding]:
+def cores_of_step(script: Script) -> Findings:
     """S7: since 22.05 srun does not take cpus-per-task from the job, and gives each rank one core."""
     cores = cores_per_rank(script)
     if not script.has("cpus-per-task") or cores == 1 or "SRUN_CPUS_PER_TASK" in script.body.exports:
@@ -44,13 +42,10 @@ def cores_of_step(script: Script, facts: Facts) -> Iterator[Finding]:
             yield warning(line.line, "srun does not take --cpus-per-task from the job (since 22.05)", remedy)
 
 
-def variables_of_header(script: Script, facts: Facts) -> Iterator[Finding]:
+def variables_of_header(script: Script) -> Findings:
     """SLURM_CPUS_PER_TASK is set only where --cpus-per-task is given; SLURM_NTASKS only where tasks are."""
-    sets = {
-        "SLURM_CPUS_PER_TASK": ("cpus-per-task",),
-        "SLURM_NTASKS": ("ntasks", "ntasks-per-node", "ntasks-per-gpu"),
-    }
-    for name, keys in sets.items():
+    tasks = ("ntasks", "ntasks-per-node", "ntasks-per-gpu")
+    for name, keys in (("SLURM_CPUS_PER_TASK", ("cpus-per-task",)), ("SLURM_NTASKS", tasks)):
         if not script.directives or any(map(script.has, keys)) or name in script.body.exports:
             continue
         for command in script.body.commands:
@@ -60,9 +55,9 @@ def variables_of_header(script: Script, facts: Facts) -> Iterator[Finding]:
                 break
 
 
-def one_core_a_rank(script: Script, facts: Facts) -> Iterator[Finding]:
+def one_core_a_rank(script: Script) -> Findings:
     """H34: all threads of a rank bound to one core."""
-    threads = max(facts.threads or 1, threads_set(script) or 1, cores_per_rank(script) or 1)
+    threads = max(script.facts.threads or 1, threads_set(script) or 1, cores_per_rank(script) or 1)
     if threads == 1:
         return
     for line in launch_lines(script):
@@ -86,21 +81,20 @@ def _binds_by_default(script: Script, line: LaunchLine) -> bool:
     return bool(line.is_mpirun and is_open_mpi and not decides and not decides_elsewhere and tasks == 2)
 
 
-def affinity_of_threads(script: Script, facts: Facts) -> Iterator[Finding]:
+def affinity_of_threads(script: Script) -> Findings:
     """H34: importing torch with these set shrinks the process's affinity to one core."""
     is_torch = any(line.is_hvdlm for line in launch_lines(script)) or "torch" in script.body.text
     if not is_torch or not launch_lines(script) or cores_per_rank(script) == 1:
         return
     for command in script.body.commands:
         for name, value in command.assignments.items():
-            if name in ("OMP_PROC_BIND", "KMP_AFFINITY") and unquote(value).lower() not in (
-                "", "false", "disabled", "none",
-            ):  # fmt: skip
+            is_off = unquote(value).lower() in ("", "false", "disabled", "none")
+            if name in ("OMP_PROC_BIND", "KMP_AFFINITY") and not is_off:
                 message = f"{name}={unquote(value)}: importing torch then binds the rank to one core"
                 yield warning(command.line, message, f"leave {name} out; the launcher binds ranks to cores")
 
 
-def plugin_of_srun(script: Script, facts: Facts) -> Iterator[Finding]:
+def plugin_of_srun(script: Script) -> Findings:
     """S1: without the right plugin srun starts N separate processes, each "rank 0 of 1"."""
     if "SLURM_MPI_TYPE" in script.body.exports:
         return
@@ -112,18 +106,17 @@ def plugin_of_srun(script: Script, facts: Facts) -> Iterator[Finding]:
             yield warning(line.line, message, "write srun --mpi=pmix, or what `srun --mpi=list` offers for your MPI")
 
 
-def end_of_step(script: Script, facts: Facts) -> Iterator[Finding]:
+def end_of_step(script: Script) -> Findings:
     """S8: one rank dies and the others wait until the time limit."""
     if "SLURM_KILL_BAD_EXIT" in script.body.exports:
         return
     for line in launch_lines(script):
         if line.launcher == "srun" and line.options.get("kill-on-bad-exit", "0") == "0":
-            yield warning(
-                line.line, "when one rank fails, srun leaves the others waiting", "write srun --kill-on-bad-exit=1"
-            )
+            message = "when one rank fails, srun leaves the others waiting"
+            yield warning(line.line, message, "write srun --kill-on-bad-exit=1")
 
 
-def early_expansion(script: Script, facts: Facts) -> Iterator[Finding]:
+def early_expansion(script: Script) -> Findings:
     """S11: the batch shell expands a rank's variable, so that all ranks get the batch shell's own."""
     by_line = {id(line.command): line for line in launch_lines(script)}
     starts = [line.line for line in by_line.values()]
@@ -140,7 +133,7 @@ def _exported(words: tuple[str, ...]) -> list[str]:
     return [word for word in words if "=" in word] if words[:1] == ("export",) else []
 
 
-def fixed_hosts(script: Script, facts: Facts) -> Iterator[Finding]:
+def fixed_hosts(script: Script) -> Findings:
     """S10: a job gets other nodes each time."""
     if script.has("nodelist"):
         return
@@ -153,7 +146,7 @@ def fixed_hosts(script: Script, facts: Facts) -> Iterator[Finding]:
         yield warning(line.line, f"the hosts {hosts} are fixed, but each job gets other nodes", remedy)
 
 
-def hosts_of_horovodrun(script: Script, facts: Facts) -> Iterator[Finding]:
+def hosts_of_horovodrun(script: Script) -> Findings:
     """H33: horovodrun knows nothing of SLURM and starts all ranks on the first node."""
     nodes, tasks = num_nodes(script), num_tasks(script)
     for line in launch_lines(script):
@@ -166,6 +159,14 @@ def hosts_of_horovodrun(script: Script, facts: Facts) -> Iterator[Finding]:
 
 
 LAUNCH_RULES = (
-    tasks_of_launch, cores_of_step, variables_of_header, one_core_a_rank, affinity_of_threads, plugin_of_srun,
-    end_of_step, early_expansion, fixed_hosts, hosts_of_horovodrun,
-)  # fmt: skip
+    tasks_of_launch,
+    cores_of_step,
+    variables_of_header,
+    one_core_a_rank,
+    affinity_of_threads,
+    plugin_of_srun,
+    end_of_step,
+    early_expansion,
+    fixed_hosts,
+    hosts_of_horovodrun,
+)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .findings import UNKNOWN, Facts, Finding, error
 from .shell import Body, read_body
 
 PREFIX = "#SBATCH"
@@ -38,21 +40,30 @@ OPTIONS = {
     for wants, names in (("yes", _WANT_VALUE), ("maybe", _MAY_HAVE_VALUE), ("no", _FLAGS))
     for name in names.split()
 }
-SHORT = {
-    "A": "account", "B": "extra-node-info", "C": "constraint", "D": "chdir", "F": "nodefile", "G": "gpus", "H": "hold",
-    "J": "job-name", "L": "licenses", "M": "clusters", "N": "nodes", "O": "overcommit", "Q": "quiet", "S": "core-spec",
-    "V": "version", "W": "wait", "a": "array", "b": "begin", "c": "cpus-per-task", "d": "dependency", "e": "error",
-    "h": "help", "i": "input", "k": "no-kill", "m": "distribution", "n": "ntasks", "o": "output", "p": "partition",
-    "q": "qos", "s": "oversubscribe", "t": "time", "v": "verbose", "w": "nodelist", "x": "exclude",
-}  # fmt: skip
+
+
+def named(pairs: str) -> dict[str, str]:
+    """Short and long names in turn.
+
+    >>> named("N nodes n ntasks")
+    {'N': 'nodes', 'n': 'ntasks'}
+    """
+    words = pairs.split()
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+SHORT = named("""
+    A account B extra-node-info C constraint D chdir F nodefile G gpus H hold J job-name L licenses M clusters
+    N nodes O overcommit Q quiet S core-spec V version W wait a array b begin c cpus-per-task d dependency
+    e error h help i input k no-kill m distribution n ntasks o output p partition q qos s oversubscribe t time
+    v verbose w nodelist x exclude
+""")
 
 _ALIASES = {"tasks-per-node": "ntasks-per-node"}  # sbatch knows it, its manual does not
 
 # What --signal takes, by name or number; SLURM knows no others.
-SIGNALS = {
-    "HUP": 1, "INT": 2, "QUIT": 3, "ABRT": 6, "KILL": 9, "USR1": 10, "USR2": 12, "ALRM": 14, "TERM": 15, "CONT": 18,
-    "STOP": 19, "TSTP": 20, "TTIN": 21, "TTOU": 22, "URG": 23, "XCPU": 24,
-}  # fmt: skip
+_SIGNALS = "HUP INT QUIT ABRT KILL USR1 USR2 ALRM TERM CONT STOP TSTP TTIN TTOU URG XCPU"
+SIGNALS = {name: int(signal.Signals[f"SIG{name}"]) for name in _SIGNALS.split()}  # Linux's numbers are SLURM's
 
 
 @dataclass(frozen=True)
@@ -66,25 +77,17 @@ class Directive:
 
 
 @dataclass(frozen=True)
-class Fault:
-    """Something in the #SBATCH lines that sbatch refuses."""
-
-    line: int
-    message: str
-    remedy: str
-
-
-@dataclass(frozen=True)
 class Script:
     """A batch script, taken apart. Lines count from 1."""
 
     text: str
     shebang: str  # "" if the first line is none
     directives: tuple[Directive, ...]
-    faults: tuple[Fault, ...]
+    faults: tuple[Finding, ...]  # what sbatch refuses in these
     unread: tuple[tuple[int, str], ...]  # lines that look like directives and are none for sbatch
     num_components: int  # more than one: a heterogeneous job
     body: Body  # the commands; empty if the script is no shell script
+    facts: Facts  # what is known besides
 
     def directive(self, key: str) -> Directive | None:
         """The one that counts: sbatch lets the last of several win."""
@@ -108,12 +111,12 @@ class Script:
         return next((found.line for key in keys if (found := self.directive(key))), 1)
 
 
-def parse(text: str) -> Script:
+def parse(text: str, facts: Facts = UNKNOWN) -> Script:
     """Take a batch script apart; faults are reported in it and never raised."""
     lines = text.replace("\r\n", "\n").split("\n")
     shebang = lines[0].rstrip() if lines[0].startswith("#!") else ""
     directives: list[Directive] = []
-    faults: list[Fault] = []
+    faults: list[Finding] = []
     unread: list[tuple[int, str]] = []
     num_components = 1
     first_command = len(lines) + 1
@@ -125,7 +128,7 @@ def parse(text: str) -> Script:
                 for key, value in _options(words):
                     directives.append(Directive(number, _ALIASES.get(key, key), value, line))
             except _Refused as refusal:
-                faults.append(Fault(number, *refusal.args))
+                faults.append(error(number, *refusal.args))
         elif _looks_like_directive(line):
             unread.append((number, line.strip()))
         elif line.strip() and not line.startswith("#"):
@@ -134,7 +137,7 @@ def parse(text: str) -> Script:
     is_shell = not shebang or re.search(r"\b(ba|z|k|da)?sh\b", shebang) is not None
     body = read_body("\n".join(lines[first_command - 1 :]), first_command) if is_shell else Body()
     unread += [(number, line) for number, line in body.comments if _looks_like_directive(line)]
-    return Script(text, shebang, tuple(directives), tuple(faults), tuple(unread), num_components, body)
+    return Script(text, shebang, tuple(directives), tuple(faults), tuple(unread), num_components, body, facts)
 
 
 class _Refused(Exception):

@@ -5,18 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .sbatch import OPTIONS, SHORT, Script
-from .shell import Command, unquote
+from hvdlm.launch.launchers import MPIRUN_PROGRAMS
 
-MPIRUN = ("mpirun", "mpiexec", "mpiexec.hydra", "orterun", "prterun")
-LAUNCHERS = ("srun", *MPIRUN, "horovodrun")
+from .sbatch import OPTIONS, SHORT, Script, named
+from .shell import ShellCommand, unquote
 
-_SRUN_SHORT = {**SHORT, "K": "kill-on-bad-exit", "T": "threads", "W": "wait", "j": "jobid", "l": "label",
-               "r": "relative", "u": "unbuffered"}  # fmt: skip
-_SRUN_VALUES = {name for name, wants in OPTIONS.items() if wants == "yes"} | {
-    "accel-bind", "bcast", "cpu-bind", "epilog", "het-group", "jobid", "mpi", "msg-timeout", "prolog", "relative",
-    "task-epilog", "task-prolog", "threads", "wait",
-}  # fmt: skip
+_SRUN_SHORT = SHORT | named("K kill-on-bad-exit T threads W wait j jobid l label r relative u unbuffered")
+_SRUN_OWN = "accel-bind bcast cpu-bind epilog het-group jobid mpi msg-timeout prolog relative task-epilog task-prolog"
+_SRUN_VALUES = {name for name, wants in OPTIONS.items() if wants == "yes"} | {*_SRUN_OWN.split(), "threads", "wait"}
 # mpirun's of Open MPI 4 and 5, MPICH and Intel MPI, and horovodrun's: option -> how many words follow it
 _ONE_WORD = """
     app am bind-to bootstrap c configfile cpu-list cpu-set display envlist f genvlist H host hostfile hosts
@@ -30,8 +26,8 @@ _MPIRUN_VALUES = {
     **dict.fromkeys(("mca", "gmca", "genv", "env", "prtemca", "pmixmca"), 2),
     **dict.fromkeys(_ONE_WORD.split(), 1),
 }
-_SAME = {"np": "ntasks", "n": "ntasks", "c": "ntasks", "num-proc": "ntasks", "H": "host", "hosts": "host",
-         "machinefile": "hostfile", "f": "hostfile", "rf": "rankfile"}  # fmt: skip
+_SAME = dict.fromkeys(("np", "n", "c", "num-proc"), "ntasks")
+_SAME |= named("H host hosts host machinefile hostfile f hostfile rf rankfile")
 
 # Steps of these prepare or look; they take no part in a parallel run.
 _SYSTEM = """
@@ -50,7 +46,7 @@ _MPI_TRACES = re.compile(
 class LaunchLine:
     """A command that starts ranks; values as written, without quotes."""
 
-    command: Command
+    command: ShellCommand
     launcher: str
     options: dict[str, str]
     program: tuple[str, ...]
@@ -67,7 +63,7 @@ class LaunchLine:
 
     @property
     def is_mpirun(self) -> bool:
-        return self.launcher in MPIRUN
+        return self.launcher in MPIRUN_PROGRAMS
 
     @property
     def is_hvdlm(self) -> bool:
@@ -77,7 +73,7 @@ class LaunchLine:
 def launch_lines(script: Script) -> list[LaunchLine]:
     """Every launch of ranks in the script; steps of system tools and of one task are none."""
     traces = any(_MPI_TRACES.search(word) for command in script.body.commands for word in command.words)
-    found = [_read(command) for command in script.body.named(*LAUNCHERS)]
+    found = [_read(command) for command in script.body.named("srun", *MPIRUN_PROGRAMS, "horovodrun")]
     return [line for line in found if _starts_ranks(line, traces)]
 
 
@@ -94,7 +90,7 @@ def _starts_ranks(line: LaunchLine, has_traces_of_mpi: bool) -> bool:
     return line.launcher != "srun" or line.is_hvdlm or has_traces_of_mpi
 
 
-def _read(command: Command) -> LaunchLine:
+def _read(command: ShellCommand) -> LaunchLine:
     launcher, *words = [unquote(word) for word in command.arguments]
     launcher = launcher.rpartition("/")[2]
     options: dict[str, str] = {}

@@ -19,7 +19,7 @@ _REDIRECTION = re.compile(r"(?:\d*|&)(<<<|<<-?|>>|[<>]&|<>|>\||[<>])")
 
 
 @dataclass(frozen=True)
-class Command:
+class ShellCommand:
     """One simple command, words as written (quotes and `$` kept)."""
 
     line: int
@@ -64,10 +64,10 @@ class Body:
     """A script below its #SBATCH lines."""
 
     text: str = ""
-    commands: tuple[Command, ...] = ()
+    commands: tuple[ShellCommand, ...] = ()
     comments: tuple[tuple[int, str], ...] = ()
 
-    def named(self, *names: str) -> list[Command]:
+    def named(self, *names: str) -> list[ShellCommand]:
         return [command for command in self.commands if command.name in names]
 
     @property
@@ -130,7 +130,7 @@ class _Block:
 class _Reader:
     text: str
     first_line: int
-    commands: list[Command] = field(default_factory=list)
+    commands: list[ShellCommand] = field(default_factory=list)
     comments: list[tuple[int, str]] = field(default_factory=list)
     _blocks: list[_Block] = field(default_factory=lambda: [_Block("")])
     _words: list[str] = field(default_factory=list)
@@ -230,11 +230,9 @@ class _Reader:
         if self._words or self._targets:
             in_loop = self._is_condition or any(block.kind == "do" for block in self._blocks)
             function = next((block.function for block in reversed(self._blocks) if block.function), "")
-            command = Command(
-                self._line, tuple(self._words), tuple(self._targets), in_loop=in_loop,
-                is_tested=self._is_tested or goes_on, function=function,
-            )  # fmt: skip
-            self.commands.append(command)
+            command = ShellCommand(self._line, tuple(self._words), tuple(self._targets))
+            is_tested = self._is_tested or goes_on
+            self.commands.append(replace(command, in_loop=in_loop, is_tested=is_tested, function=function))
             self._is_tested = False
         self._words, self._targets = [], []
         if goes_on:

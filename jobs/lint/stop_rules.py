@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
-from .findings import Facts, Finding, error, warning
+from .findings import Findings, error, warning
 from .launch_lines import launch_lines
 from .sbatch import SIGNALS, Script
-from .shell import Command, unquote
+from .shell import ShellCommand, unquote
 from .sizes import signal_of
 
 # Files that set up a shell and trap nothing.
 _SETUP_FILES = re.compile(r"activate|profile|bashrc|conda|modul|lmod|setvars|init|env", re.IGNORECASE)
 
 
-def traps_of(script: Script, name: str) -> list[Command]:
+def traps_of(script: Script, name: str) -> list[ShellCommand]:
     """The `trap` commands that catch this signal."""
     wanted = {name, f"SIG{name}", str(SIGNALS[name])}
     found = script.body.named("trap")
     return [trap for trap in found if wanted & {unquote(word).upper() for word in trap.words[2:]}]
 
 
-def handler_text(script: Script, traps: list[Command]) -> str:
+def handler_text(script: Script, traps: list[ShellCommand]) -> str:
     """What the traps run: their own text and the functions they name."""
     texts = [unquote(trap.words[1]) for trap in traps]
     called = set(re.findall(r"[\w-]+", " ".join(texts)))
@@ -30,7 +29,7 @@ def handler_text(script: Script, traps: list[Command]) -> str:
     return "\n".join(texts)
 
 
-def signal_reaches_ranks(script: Script, facts: Facts) -> Iterator[Finding]:
+def signal_reaches_ranks(script: Script) -> Findings:
     """S2: without B: SLURM signals the steps, and mpirun's ranks are none; the batch shell gets nothing either."""
     signal = signal_of(script)
     if signal is None or signal.to_batch_shell:
@@ -45,7 +44,7 @@ def signal_reaches_ranks(script: Script, facts: Facts) -> Iterator[Finding]:
         yield error(line, f"without B: {signal.name} reaches no rank that mpirun or horovodrun started", remedy)
 
 
-def signal_is_trapped(script: Script, facts: Facts) -> Iterator[Finding]:
+def signal_is_trapped(script: Script) -> Findings:
     """B: sends the signal to the batch shell, which dies of it unless it is trapped."""
     signal = signal_of(script)
     if signal is None or not signal.to_batch_shell or traps_of(script, signal.name):
@@ -59,7 +58,7 @@ def signal_is_trapped(script: Script, facts: Facts) -> Iterator[Finding]:
     yield error(script.line_of("signal"), message, remedy)
 
 
-def trap_can_run(script: Script, facts: Facts) -> Iterator[Finding]:
+def trap_can_run(script: Script) -> Findings:
     """S3: bash runs a trap only when the command in the foreground has ended."""
     signal = signal_of(script)
     traps = traps_of(script, signal.name) if signal and signal.to_batch_shell else []
@@ -76,7 +75,7 @@ def trap_can_run(script: Script, facts: Facts) -> Iterator[Finding]:
             yield error(launch.line, message, 'end the line with &, then: launcher=$!; wait "$launcher"')
 
 
-def launcher_is_awaited(script: Script, facts: Facts) -> Iterator[Finding]:
+def launcher_is_awaited(script: Script) -> Findings:
     """A job ends with its batch script, and takes what runs in the background along."""
     launches = [launch for launch in launch_lines(script) if launch.command.in_background]
     polls = re.search(r"kill -0|--pid|/proc/", script.body.text)
@@ -86,7 +85,7 @@ def launcher_is_awaited(script: Script, facts: Facts) -> Iterator[Finding]:
         yield error(launch.line, message, 'add: wait "$!"')
 
 
-def second_wait(script: Script, facts: Facts) -> Iterator[Finding]:
+def second_wait(script: Script) -> Findings:
     """S3: a trapped signal ends `wait`; the script goes on, and its end takes the ranks along before they saved."""
     signal = signal_of(script)
     traps = traps_of(script, signal.name) if signal and signal.to_batch_shell else []
@@ -98,7 +97,7 @@ def second_wait(script: Script, facts: Facts) -> Iterator[Finding]:
         yield error(waits[0].line, message, "wait again, best in a loop until the launcher has ended")
 
 
-def comes_back(script: Script, facts: Facts) -> Iterator[Finding]:
+def comes_back(script: Script) -> Findings:
     """S6, S12: what stops before its end must be started again by somebody."""
     signal = signal_of(script)
     texts = " ".join(" ".join(command.words) for command in script.body.commands)
@@ -118,7 +117,7 @@ def comes_back(script: Script, facts: Facts) -> Iterator[Finding]:
         yield warning(script.line_of("signal"), message, remedy)
 
 
-def script_outlives_its_launcher(script: Script, facts: Facts) -> Iterator[Finding]:
+def script_outlives_its_launcher(script: Script) -> Findings:
     """S6: under `set -e` an exit code of 75, and a `wait` that a signal ended, end the script before it can requeue."""
     body = script.body
     switches = [word for command in body.named("set") for word in command.words[1:]]
@@ -134,7 +133,7 @@ def script_outlives_its_launcher(script: Script, facts: Facts) -> Iterator[Findi
         yield error(command.line, message, f"write: code=0; {command.name} … || code=$?")
 
 
-def logs_are_kept(script: Script, facts: Facts) -> Iterator[Finding]:
+def logs_are_kept(script: Script) -> Findings:
     """S13: a requeued job has the same number, and its log would begin anew."""
     line = next((command.line for command in script.body.named("scontrol") if "requeue" in command.words), None)
     if not script.has("requeue") and line is None:
@@ -146,6 +145,12 @@ def logs_are_kept(script: Script, facts: Facts) -> Iterator[Finding]:
 
 
 STOP_RULES = (
-    signal_reaches_ranks, signal_is_trapped, trap_can_run, launcher_is_awaited, second_wait, comes_back,
-    script_outlives_its_launcher, logs_are_kept,
-)  # fmt: skip
+    signal_reaches_ranks,
+    signal_is_trapped,
+    trap_can_run,
+    launcher_is_awaited,
+    second_wait,
+    comes_back,
+    script_outlives_its_launcher,
+    logs_are_kept,
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,9 @@ class Facts:
     checkpoint_every: int | None = None  # steps
 
 
+UNKNOWN = Facts()
+
+
 @dataclass(frozen=True)
 class Finding:
     """One fault of a script. An error fails or wastes the job; a warning does so on some sites or on some days."""
@@ -24,6 +28,9 @@ class Finding:
     level: Literal["error", "warning"]
     message: str
     remedy: str
+
+
+Findings = Iterator[Finding]
 
 
 def error(line: int, message: str, remedy: str) -> Finding:

@@ -1,0 +1,71 @@
+"""How the ranks' gradients become one: each way is a small file and a line in SYNCS."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import BeforeValidator
+from torch import nn
+
+from hvdlm.config import tagged_union
+from hvdlm.errors import UserError
+from hvdlm.sync.allreduce import AllreduceConfig
+from hvdlm.sync.async_sgd import AsyncConfig
+from hvdlm.sync.diloco import DilocoConfig
+from hvdlm.sync.horovod import HorovodConfig
+from hvdlm.sync.interface import StrategyConfig, Sync
+from hvdlm.sync.local_sgd import LocalSgdConfig
+from hvdlm.sync.tree import TreeConfig
+from hvdlm.world.interface import World
+
+SYNCS: dict[str, type[StrategyConfig]] = {
+    "horovod": HorovodConfig,
+    "allreduce": AllreduceConfig,
+    "tree": TreeConfig,
+    "local_sgd": LocalSgdConfig,
+    "diloco": DilocoConfig,
+    "async": AsyncConfig,
+}
+
+
+class AutoConfig(StrategyConfig):
+    """`sync: auto`: horovod in a horovod world and allreduce in any other."""
+
+    kind: Literal["auto"] = "auto"
+
+    preferred_world: ClassVar[Literal["mpi", "horovod"] | None] = "horovod"
+    gives_plain_mean: ClassVar[bool] = True
+
+    def resolved(self, world_kind: str) -> StrategyConfig:
+        return HorovodConfig() if world_kind == "horovod" else AllreduceConfig()
+
+    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+        return self.resolved(world.kind).build(model, optimizer, world)
+
+
+def _by_name(value: Any) -> Any:
+    """`sync: tree` for `sync: {kind: tree}`."""
+    kind = value if isinstance(value, str) else value.get("kind") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind not in (*SYNCS, "auto"):
+        raise ValueError(f"{kind!r} is none of auto, {', '.join(SYNCS)}")
+    return {"kind": value} if isinstance(value, str) else value
+
+
+SyncConfig = Annotated[StrategyConfig, tagged_union({"auto": AutoConfig, **SYNCS}, "kind"), BeforeValidator(_by_name)]
+
+
+def build_sync(config: StrategyConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+    """Wrap an optimizer that has no state yet."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise UserError(f"parameter {name} is {parameter.dtype}; keep float32 and set train.precision: bf16")
+    config = config.resolved(world.kind)
+    sync = config.build(model, optimizer, world)
+    sync.kind = config.kind
+    return sync
+
+
+def preferred_world(config: StrategyConfig) -> Literal["mpi", "horovod"]:
+    """The world that `world: auto` shall be: on hosts MPI sums in pieces and in this thread, which is faster."""
+    return config.preferred_world or ("horovod" if torch.cuda.is_available() else "mpi")

@@ -1,0 +1,105 @@
+"""A batch job as a value: what runs, on how much of a site, and what it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .budget import Budget
+from .lint import UNKNOWN, Facts
+from .site import Site
+
+
+@dataclass(frozen=True)
+class JobKind:
+    """What a stage is to the batch system."""
+
+    # Shell that prints how far a run is, as one word of any kind: the same word after a job as before it means that
+    # it got nowhere. Stages that have one save and exit 75 when they are asked to stop.
+    progress: str = ""
+    is_alone: bool = False  # one process, no ranks
+    starts_ranks_itself: bool = False
+
+
+JOB_KINDS = {
+    "preprocess": JobKind("find \"$run_dir\" -type f ! -name '.*' ! -name 'STOP*' 2>/dev/null | wc -l"),
+    "train": JobKind('readlink "$run_dir/checkpoints/latest"'),
+    "eval": JobKind(),
+    "generate": JobKind(is_alone=True),
+    "measure": JobKind(),
+    "scale": JobKind(starts_ranks_itself=True),
+    "report": JobKind(is_alone=True),
+}
+
+
+class ShellText(str):
+    """A word that the shell of the job shall expand; all others are quoted."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One script: what runs, on how much of a site, and where its text goes."""
+
+    stage: str  # of JOB_KINDS
+    words: tuple[str, ...]  # hvdlm's own, without `hvdlm`
+    nodes: int
+    ranks_per_node: int
+    threads: int  # cores of a rank
+    minutes: int
+    cwd: Path | None = None  # None: where the script is submitted
+    activate: str = ""  # a shell line for sites that say nothing of their own
+    run_dir: Path | None = None  # what the job fills; of a resumable one: where STOP is looked for
+    config: Path | None = None  # the second of the words, copied into the job's folder
+    folder: Path | None = None  # where logs go; None: where the script is submitted
+    array: int = 0  # tasks of a job array
+    options: tuple[tuple[str, str], ...] = ()  # more directives
+    stage_in: Path | None = None  # shards that are copied to a disk of each node before the job's work
+    facts: Facts = UNKNOWN
+    cost: Budget | None = None  # of the whole run, where a step was measured
+    after: tuple[int, ...] = ()  # earlier jobs of the same submission that must have ended well, by number
+    after_any: tuple[int, ...] = ()  # and those that must have ended, well or not
+    prepare: Callable[[], None] = lambda: None  # writes what it reads, once nothing speaks against it any more
+
+    @property
+    def kind(self) -> JobKind:
+        return JOB_KINDS[self.stage]
+
+    @property
+    def is_resumable(self) -> bool:
+        return bool(self.kind.progress)
+
+    @property
+    def name(self) -> str:
+        return f"hvdlm-{self.stage}"
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def cores_per_node(self) -> int:
+        return self.ranks_per_node * self.threads
+
+    @property
+    def title(self) -> str:
+        if self.kind.is_alone:
+            return f"hvdlm {self.stage}, one process"
+        where = f"{self.nodes} node{'s' * (self.nodes > 1)} x {self.ranks_per_node}"
+        cores = f"{self.threads} core{'s' * (self.threads > 1)} each"
+        return f"hvdlm {self.stage} on {where} rank{'s' * (self.ranks_per_node > 1)}, {cores}"
+
+    def ceiling_hours(self, site: Site) -> float:
+        """Node-hours if all its starts take all their time."""
+        starts = 1 + site.max_restarts if self.is_resumable and site.requeue else 1
+        nodes = 1 if self.kind.is_alone else self.nodes
+        return nodes * self.minutes / 60 * max(1, self.array) * starts
+
+    def placed(self, folder: Path) -> Job:
+        """The job with its logs in a folder, and its config too: later edits of the user's do not change it."""
+        if self.config is None:
+            return replace(self, folder=folder)
+        stage, _, *rest = self.words
+        return replace(self, folder=folder, words=(stage, str(folder / self.config.name), *rest))

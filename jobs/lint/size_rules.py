@@ -1,0 +1,101 @@
+"""Checks of what a job asks for: tasks, cores, GPUs and time that do not fit each other. Pure."""
+
+from __future__ import annotations
+
+import math
+
+from .findings import Findings, counted, error, warning
+from .launch_lines import launch_lines
+from .sbatch import Script
+from .sizes import cores_per_rank, gpus_per_node, num_tasks, ranks_per_node, signal_of, threads_set, time_limit
+
+
+def tasks_against_nodes(script: Script) -> Findings:
+    """S11: nodes, ntasks and ntasks-per-node that contradict each other."""
+    nodes, ntasks, per_node = (script.number(key) for key in ("nodes", "ntasks", "ntasks-per-node"))
+    line = script.line_of("ntasks")
+    if nodes is None or ntasks is None:
+        return
+    if ntasks < nodes:
+        yield error(line, f"{counted(ntasks, 'task')} cannot fill {nodes} nodes", "ask for fewer nodes or more tasks")
+    elif per_node is not None and ntasks != nodes * per_node:
+        most = nodes * per_node
+        message = f"--ntasks={ntasks}, but {counted(nodes, 'node')} x {counted(per_node, 'task')} are {most}"
+        report = error if ntasks > most else warning  # fewer are allowed: ntasks-per-node is then a limit
+        yield report(line, message, f"write --ntasks={most}, or leave --ntasks out")
+
+
+def threads_against_cores(script: Script) -> Findings:
+    """H34: more threads than cores a rank, so that ranks take the cores from each other."""
+    cores = cores_per_rank(script)
+    line = script.line_of("cpus-per-task", "ntasks-per-node", "ntasks")
+    exported, configured = threads_set(script) or 0, script.facts.threads or 0
+    source, threads = ("OMP_NUM_THREADS", exported) if exported >= configured else ("the config's threads", configured)
+    if cores is None or threads <= cores:
+        return
+    remedy = f"write --cpus-per-task={threads}, or set OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK"
+    report = error if script.has("cpus-per-task") else warning  # SLURM may be set up to give whole cores
+    yield report(line, f"{source}: {threads} threads a rank on {counted(cores, 'core')}", remedy)
+
+
+def gpus_against_ranks(script: Script) -> Findings:
+    """A GPU for each rank: NCCL refuses two ranks on one, and one without a rank is idle."""
+    gpus, ranks = gpus_per_node(script), ranks_per_node(script)
+    line = script.line_of("gpus-per-node", "gres", "gpus")
+    if gpus is None or ranks is None or not launch_lines(script):
+        return
+    if ranks > gpus:
+        message = f"{ranks} ranks a node share {counted(gpus, 'GPU')}"
+        yield error(line, message, f"ask for {ranks} GPUs or {gpus} ranks a node")
+    elif ranks < gpus and any(launch.is_hvdlm for launch in launch_lines(script)):
+        message = f"{counted(ranks, 'rank')} a node, {gpus} GPUs: some stay idle"
+        yield warning(line, message, f"start {gpus} ranks a node")
+
+
+def gpu_of_each_task(script: Script) -> Findings:
+    """S9: with --gpus-per-task each rank sees one GPU, called 0, and NCCL cannot reach its neighbours' directly."""
+    unbound = any("gpu-bind" in line.options for line in launch_lines(script)) or script.get("gpu-bind") == "none"
+    if script.has("gpus-per-task") and not unbound and launch_lines(script) and num_tasks(script) != 1:
+        remedy = "use --gpus-per-node, and --gpu-bind=none for srun"
+        yield warning(script.line_of("gpus-per-task"), "--gpus-per-task hides the other ranks' GPUs from NCCL", remedy)
+
+
+def time_against_signal(script: Script) -> Findings:
+    """S5: a signal that comes at once, or too late to save."""
+    limit, signal = time_limit(script), signal_of(script)
+    line, remedy = script.line_of("signal"), "raise --time or lower the lead"
+    if signal is None:
+        return
+    if limit <= signal.lead_s:
+        yield error(line, f"the signal comes {signal.lead_s} s before the end of {limit:.0f} s", remedy)
+    elif limit <= signal.lead_s + 60:
+        message = f"SLURM may send the signal 60 s early, which is at once: the limit is {limit:.0f} s"
+        yield warning(line, message, remedy)
+    step_s, save_s = script.facts.step_s or 0.0, script.facts.save_s or 0.0
+    need_s = 2 * (step_s + save_s)
+    if signal.lead_s < need_s:
+        message = f"{signal.lead_s} s are too short to stop and save: a step takes {step_s:.1f} s"
+        message += f", a save {save_s:.1f} s" if save_s else ""
+        yield error(line, message, f"write @{math.ceil(need_s)} or more")
+
+
+def time_against_checkpoints(script: Script) -> Findings:
+    """A job that ends before its first checkpoint gets nowhere, however often it is started."""
+    step_s, every = script.facts.step_s or 0.0, script.facts.checkpoint_every or 0
+    limit, interval = time_limit(script), step_s * every
+    if not interval or limit > interval:
+        return
+    message = f"the limit of {limit:.0f} s ends before the first checkpoint, after {interval:.0f} s"
+    remedy = f"raise --time, or set checkpoint.every to {max(1, int(limit / step_s / 2))} or less"
+    saves_at_end = script.has("signal") or "HVDLM_JOB_END" in script.body.exports
+    yield (warning if saves_at_end else error)(script.line_of("time"), message, remedy)
+
+
+SIZE_RULES = (
+    tasks_against_nodes,
+    threads_against_cores,
+    gpus_against_ranks,
+    gpu_of_each_task,
+    time_against_signal,
+    time_against_checkpoints,
+)
