@@ -41,8 +41,8 @@ LIBRARIES = (
 class SplitConfig(Section):
     """The `split` section: fractions of documents; the rest is train."""
 
-    val: float = Field(0.01, ge=0, lt=1)
-    test: float = Field(0.0, ge=0, lt=1)
+    val: float = Field(0.01, ge=0, lt=1, description="share of the documents for validation")
+    test: float = Field(0.0, ge=0, lt=1, description="share of the documents for the final test")
 
     @model_validator(mode="after")
     def _check(self) -> SplitConfig:

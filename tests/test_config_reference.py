@@ -38,6 +38,16 @@ def test_the_keys_without_a_value_are_the_required_ones_and_say_so(model):
     assert all(mark for _, mark in empty)
 
 
+@pytest.mark.parametrize("model", REQUIRED)
+def test_every_key_has_a_meaning(model):
+    """But for sections, which have theirs above them, and for the tag of a union."""
+    schema = model.model_json_schema()
+    for section in (schema, *schema["$defs"].values()):
+        for key, value in section.get("properties", {}).items():
+            says_it = {"description", "$ref", "discriminator", "const"} & value.keys()
+            assert says_it or key in ("kind", "family"), (section["title"], key)
+
+
 @pytest.mark.parametrize("kind", SYNCS)
 def test_another_kind_than_the_default_can_be_taken_in(kind, tmp_path):
     lines = reference(RunConfig).splitlines()

@@ -133,8 +133,8 @@ class MuonConfig(Section):
     fits both. `original` (Jordan et al. 2024) wants a learning rate near 0.02 and an `adamw_lr_scale` near 0.02.
     """
 
-    momentum: float = Field(0.95, ge=0, lt=1)
-    nesterov: bool = True
+    momentum: float = Field(0.95, ge=0, lt=1, description="of the gradients, before they are made orthogonal")
+    nesterov: bool = Field(True, description="look one momentum step ahead")
     newton_schulz_steps: int = Field(5, ge=1, lt=100, description="iterations that make the update orthogonal")
     scale: Literal["match_rms_adamw", "original"] = Field("match_rms_adamw", description="size of the update")
     adamw_lr_scale: float = Field(1.0, gt=0, description="the AdamW part's learning rate is so many times optim.lr")
@@ -143,7 +143,7 @@ class MuonConfig(Section):
 class OptimConfig(Section):
     """The `optim` section. The learning rate depends on what is written here and the step, never on the ranks."""
 
-    name: Annotated[str, choice_of(OPTIMIZERS)] = "adamw"
+    name: Annotated[str, choice_of(OPTIMIZERS)] = Field("adamw", description="how weights follow from gradients")
     lr: float = Field(1e-3, gt=0, description="peak learning rate; adafactor: the largest relative step")
     min_lr: float = Field(0.0, ge=0, description="where linear, cosine, polynomial and wsd end; else never below it")
     weight_decay: float = Field(
@@ -158,10 +158,10 @@ class OptimConfig(Section):
     )
     eps: float = Field(1e-8, gt=0, description="adagrad, adam, adamw, lamb, and the AdamW part of muon")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd and lars")
-    nesterov: bool = Field(False, description="sgd")
+    nesterov: bool = Field(False, description="sgd: look one momentum step ahead")
     trust_coefficient: float = Field(0.001, gt=0, description="lars: size of an update relative to the weights")
     muon: MuonConfig = MuonConfig()
-    schedule: Annotated[str, choice_of(SCHEDULES)] = "cosine"
+    schedule: Annotated[str, choice_of(SCHEDULES)] = Field("cosine", description="the learning rate after warm-up")
     warmup_steps: int = Field(100, ge=0, description="linear, from lr / warmup_steps to lr")
     power: float = Field(2.0, gt=0, description="polynomial: lr falls as (1 - progress)^power")
     milestones: tuple[Milestone, ...] = Field(

@@ -36,12 +36,12 @@ class TrainConfig(Section):
     global_batch: int = Field(ge=1, description="sequences a step, over all ranks")
     ramp: RampConfig | None = Field(None, description="begin with smaller batches")
     micro_batch: Free[int] = Field(ge=1, description="sequences a rank puts through the model at once")
-    precision: Precision = "fp32"
+    precision: Precision = Field("fp32", description="of matrix products; parameters and sums stay fp32")
     compile: Free[bool] = Field(False, description="torch.compile the model")
     eval_every: Free[int] = Field(100, ge=1, description="steps between validations; the last step always has one")
     eval_tokens: Free[int] = Field(0, ge=0, description="validate on the first so many tokens of each corpus; 0 is all")
     digest_every: Free[int] = Field(100, ge=0, description="steps between checks that replicas are equal; 0 is never")
-    device: Free[DeviceChoice] = "auto"
+    device: Free[DeviceChoice] = Field("auto", description="auto: a GPU a rank where there are any")
     threads: Free[int] = Field(
         0, ge=0, description="torch threads a rank; 0: OMP_NUM_THREADS, or a fair share of the node"
     )
@@ -59,7 +59,7 @@ class RunConfig(Section):
     """Everything that `hvdlm train` does, in one file."""
 
     run_dir: Free[Path] = Field(strict=False, description="folder of this run; an existing one is resumed")
-    seed: int = 0
+    seed: int = Field(0, description="of initial weights, data order and every random draw")
     data: DataConfig
     model: ModelConfig = TransformerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -69,7 +69,7 @@ class RunConfig(Section):
     train: TrainConfig
     guard: Free[GuardConfig] = GuardConfig()
     sync: Free[SyncConfig] = AutoConfig()
-    world: Free[WorldKind] = "auto"
+    world: Free[WorldKind] = Field("auto", description="how ranks talk; auto: by launcher and sync, serial by hand")
     checkpoint: Free[CheckpointConfig] = CheckpointConfig()
     log: Free[LogConfig] = LogConfig()
 
