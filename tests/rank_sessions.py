@@ -43,7 +43,8 @@ PASSED_ON = ("tbstyle", "showlocals", "verbose", "fulltrace")  # options that ra
 
 @pytest.hookimpl(trylast=True)  # after pytest knows where temporary folders lie
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ.setdefault(FOLDER, str(config._tmp_path_factory.mktemp("shared")))
+    if FOLDER not in os.environ:
+        os.environ[FOLDER] = str(config._tmp_path_factory.mktemp("shared"))
     config.addinivalue_line("markers", "on_ranks(*sizes, kind='mpi'): the test takes a `world` of each of these sizes")
     if ADDRESS in os.environ:
         from rank_worker import Worker
