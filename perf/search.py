@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 from .comparison import Comparison, compare
-from .confidence import ConfidenceInterval, bracketed
+from .confidence import ConfidenceInterval
 
 Knob = float | bool | None
 Knobs = Mapping[str, tuple[Knob, ...]]  # the values of each that are tried; the first is the default
@@ -145,13 +145,12 @@ class Race:
         try:
             self.seconds.setdefault(trial.candidate, {})[trial.round] = measure(trial)
         except Failed as error:
-            self.failed[trial.candidate] = str(error)
-            self.seconds.pop(trial.candidate, None)
-            if error.for_memory:
-                for other in self.alive:
-                    if other.micro_batch > trial.candidate.micro_batch:
-                        self.failed[other] = f"not tried: micro_batch {trial.candidate.micro_batch} ran out of memory"
-                        self.seconds.pop(other, None)
+            micro_batch = trial.candidate.micro_batch
+            larger = [c for c in self.alive if error.for_memory and c.micro_batch > micro_batch]
+            reason = f"not tried: micro_batch {micro_batch} ran out of memory"
+            self.failed |= {trial.candidate: str(error), **dict.fromkeys(larger, reason)}
+            for candidate in (trial.candidate, *larger):
+                self.seconds.pop(candidate, None)
 
     def _drop(self) -> None:
         if not self.seconds:
@@ -222,7 +221,7 @@ class Search:
         if last.stage != CONFIRMATION or pairs < 2:
             return best, None, "not confirmed: there was no time for runs in turn with the config as it is"
         gain = last.comparison().ratio(base, best)
-        times = f"{bracketed(*astuple(gain))} times as fast ({pairs} pairs of runs, 95 %)"
+        times = f"{gain.shown()} times as fast ({pairs} pairs of runs, 95 %)"
         if gain.low > 1:
             return best, gain, times
         return base, gain, f"not distinguishable from the config as it is: {best}: {times}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -163,7 +164,9 @@ def count_ranks(asked: Asked, allocation: Hosts, *, told: str | None) -> int:
 
 def choose(choice: str, *, in_job: bool) -> tuple[str, str, str]:
     """(kind, program, srun's plugin): srun inside a SLURM job if it speaks with the MPI at hand, else mpirun."""
-    mpirun = None if choice == "horovodrun" else _mpirun_or_none()
+    mpirun = None
+    with contextlib.suppress(UserError):
+        mpirun = find_mpirun() if choice != "horovodrun" else None
     kind = kind_of(mpirun) if mpirun else "openmpi4"  # Horovod's builds without an mpirun are for srun of Open MPI
     if choice in ("auto", "srun") and (in_job or choice == "srun") and shutil.which("srun"):
         listed = subprocess.run(["srun", "--mpi=list"], capture_output=True, text=True)
@@ -180,13 +183,6 @@ def choose(choice: str, *, in_job: bool) -> tuple[str, str, str]:
     if choice in ("auto", "horovodrun") and horovodrun.exists():
         return "horovodrun", str(horovodrun), ""
     raise UserError(f"--launcher {choice}: not found here; load the MPI module that `make setup` used, or run it")
-
-
-def _mpirun_or_none() -> Path | None:
-    try:
-        return find_mpirun()
-    except UserError:
-        return None
 
 
 def threads_of_a_rank(local_ranks: int, env: Mapping[str, str]) -> int:

@@ -156,17 +156,3 @@ def hosts_of_horovodrun(script: Script) -> Findings:
         where = f"the first of {nodes} nodes" if nodes else "the first node"
         remedy = "write -H with the nodes of the job and their slots, or use srun or mpirun"
         yield (error if nodes else warning)(line.line, f"horovodrun without -H starts all ranks on {where}", remedy)
-
-
-LAUNCH_RULES = (
-    tasks_of_launch,
-    cores_of_step,
-    variables_of_header,
-    one_core_a_rank,
-    affinity_of_threads,
-    plugin_of_srun,
-    end_of_step,
-    early_expansion,
-    fixed_hosts,
-    hosts_of_horovodrun,
-)

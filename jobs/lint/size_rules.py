@@ -89,13 +89,3 @@ def time_against_checkpoints(script: Script) -> Findings:
     remedy = f"raise --time, or set checkpoint.every to {max(1, int(limit / step_s / 2))} or less"
     saves_at_end = script.has("signal") or "HVDLM_JOB_END" in script.body.exports
     yield (warning if saves_at_end else error)(script.line_of("time"), message, remedy)
-
-
-SIZE_RULES = (
-    tasks_against_nodes,
-    threads_against_cores,
-    gpus_against_ranks,
-    gpu_of_each_task,
-    time_against_signal,
-    time_against_checkpoints,
-)
