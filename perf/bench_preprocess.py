@@ -86,7 +86,11 @@ def bench(options: BenchOptions) -> dict:
     rounds = []
     for number in range(options.repeats):
         log.info("round %d of %d", number + 1, options.repeats)
-        rounds.append({name: _on_a_quiet_disk(row) for name, row in rows.items()})
+        found = {}
+        for name, row in rows.items():
+            os.sync()  # what the row before left to be written shall not slow this one
+            found[name] = row()
+        rounds.append(found)
     result = {
         "corpus_mb": round(corpus.stat().st_size / 1e6, 1),
         "text_mb": round(texts_mb, 1),
@@ -98,12 +102,6 @@ def bench(options: BenchOptions) -> dict:
     }
     write_text_durably(options.out / "bench.json", json.dumps(result, indent=1) + "\n")
     return result
-
-
-def _on_a_quiet_disk(row: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What the row before left to be written shall not slow this one."""
-    os.sync()
-    return row()
 
 
 def _medians(found: list[dict[str, float]]) -> dict[str, float]:

@@ -201,7 +201,7 @@ def test_inside_a_job_srun_is_taken_if_it_speaks_with_the_mpi(in_job, tmp_path):
     in_job.setenv("PATH", fake_srun(tmp_path, "none", "pmix", "pmi2"))
     in_job.setattr(launch, "kind_of", lambda mpirun: "openmpi4")
     plan = launch.plan(Asked(None, ()), ["prog"])
-    assert (plan.kind, plan.ranks) == ("srun", 4)
+    assert plan.kind == "srun"
     assert " ".join(plan.words).startswith("srun --mpi=pmix --kill-on-bad-exit=1 --wait=60 --ntasks=4")
     in_job.setenv("PATH", fake_srun(tmp_path, "none"))
     assert launch.plan(Asked(None, ()), ["prog"]).kind == "openmpi4"

@@ -48,7 +48,7 @@ def test_each_fault_is_found_alone_and_on_its_line(base, old, new, level, messag
 
 def test_every_rule_has_a_bad_script():
     texts = [GOOD[base].replace(old, new, 1) for base, old, new, *_ in BAD] + [text for text, _, _ in OTHERS]
-    facts = [Facts(), Facts(threads=99, step_s=60.0, save_s=30.0, checkpoint_every=1000)]
+    facts = [Facts(), Facts(threads=99, step_s=90.0, checkpoint_every=1000)]
     cases = [parse(text, fact) for text in texts for fact in facts]
     assert [rule.__name__ for rule in RULES if not any(list(rule(case)) for case in cases)] == []
 
@@ -67,7 +67,7 @@ OTHERS = [
     (HIDDEN, Facts(), "hides the other ranks"),
     (ENDS, Facts(), "nothing starts the job again"),
     (MPIRUN, Facts(threads=4), "4 threads a rank on 2 cores"),
-    (RESUMABLE, Facts(step_s=50.0, save_s=20.0), "120 s are too short to stop and save"),
+    (RESUMABLE, Facts(step_s=70.0), "120 s are too short to stop and save"),
     (RESUMABLE, Facts(step_s=2.0, checkpoint_every=1000), "1800 s ends before the first checkpoint, after 2000 s"),
 ]
 

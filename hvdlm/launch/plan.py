@@ -69,9 +69,14 @@ def srun_plugin(mpi: str, listed: str) -> str:
     return next((name for name in LAUNCHERS[mpi].srun_plugins if name in there), "")
 
 
-def kind_of(mpirun: Path) -> str:
+def version_of(mpirun: Path) -> str:
+    """All that it prints for --version."""
     done = subprocess.run([str(mpirun), "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    return mpi_kind(done.stdout + done.stderr)
+    return done.stdout + done.stderr
+
+
+def kind_of(mpirun: Path) -> str:
+    return mpi_kind(version_of(mpirun))
 
 
 def start_command(ranks: int, command: list[str]) -> list[str]:
@@ -116,7 +121,6 @@ class LaunchPlan:
     kind: str  # of LAUNCHERS
     words: list[str]
     environment: dict[str, str]
-    ranks: int
 
 
 def plan(asked: Asked, command: list[str]) -> LaunchPlan:
@@ -141,8 +145,7 @@ def plan(asked: Asked, command: list[str]) -> LaunchPlan:
         launch = replace(launch, pass_on=tuple(sorted(filter(PASSED_ON.fullmatch, {**os.environ, **added}))))
     if not LAUNCHERS[kind].starts_a_step:
         command = with_own_count(ranks, command, os.environ)
-    words = [*launch_words(kind, launch), *command]
-    return LaunchPlan(kind, words, added, ranks)
+    return LaunchPlan(kind, [*launch_words(kind, launch), *command], added)
 
 
 def count_ranks(asked: Asked, allocation: Hosts, *, told: str | None) -> int:
