@@ -23,7 +23,8 @@ from hvdlm.jobs.lint.shell import read_body
 from hvdlm.jobs.render import render
 
 CASES = yaml.safe_load((Path(__file__).parent / "lint_cases.yaml").read_text())
-GOOD, BAD = CASES["good"], CASES["bad"]
+GOOD = CASES["good"]
+BAD = [(base, *case) for base, cases in CASES["bad"].items() for case in cases]
 RESUMABLE, MPIRUN, GPU = GOOD["resumable"], GOOD["mpirun"], GOOD["gpu"]
 
 
