@@ -143,10 +143,8 @@ def _last_rows(path: Path) -> list[dict]:
         lines = file.read().decode("utf-8", errors="replace").splitlines()
     rows = []
     for line in lines[1 if size > TAIL_BYTES else 0 :]:
-        try:
+        with contextlib.suppress(ValueError):  # torn by a crash, or being written
             rows.append(json.loads(line))
-        except ValueError:  # torn by a crash, or being written
-            continue
     return rows
 
 

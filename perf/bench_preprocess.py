@@ -74,10 +74,9 @@ def bench(options: BenchOptions) -> dict:
     slow_corpus = options.out / "corpus-slow.jsonl"
     slow_mb = _head(corpus, slow_corpus, SLOW_MB)
     rows: dict[str, Callable[[], dict[str, float]]] = {}
+    whole = functools.partial(_preprocess, options.out, corpus, tokenizer)
     for ranks in options.ranks:
-        rows[f"hvdlm preprocess, {ranks} ranks"] = functools.partial(
-            _preprocess, options.out, corpus, tokenizer, ranks, texts_mb
-        )
+        rows[f"hvdlm preprocess, {ranks} ranks"] = functools.partial(whole, ranks, texts_mb)
         rows[f"encoder alone, {ranks} processes"] = functools.partial(_encoder, "fast", corpus, tokenizer, ranks)
     most = max(options.ranks)
     rows[f"tokenizers encode_batch, {most} threads"] = lambda: _encoder("tokenizers", slow_corpus, tokenizer, 1, most)

@@ -8,6 +8,7 @@ must be clearly faster, at 99 % for all comparisons of a round together, to take
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -185,7 +186,7 @@ class Search:
 
     def stages(self) -> Iterator[Race]:
         """Run the stages; yields each when it is done. Ends early when time is out."""
-        try:
+        with contextlib.suppress(OutOfTime):
             yield self._race("micro-batch and sync", self.space.first_stage())
             first = self.races[0]
             if first.preferred() is None:
@@ -195,8 +196,6 @@ class Search:
                 yield self._race("threads", [self.best, *threads])
             for kind in self.space.knobs:
                 yield from self._tune_knobs(kind, first)
-        except OutOfTime:
-            return
 
     def confirm(self, rounds: int) -> None:
         """Config and winner in turn: the fastest of many looks faster than it is, and here it is one of two."""
@@ -205,10 +204,8 @@ class Search:
             return
         race = Race(CONFIRMATION, [best] if base in self.races[0].failed else [base, best])
         self.races.append(race)
-        try:
+        with contextlib.suppress(OutOfTime):
             race.run(self.measure, rounds, keep_all=True)
-        except OutOfTime:
-            return
 
     def verdict(self) -> tuple[Candidate, ConfidenceInterval | None, str]:
         """What to keep, how many times as fast as the config it is, and one sentence that says how sure that is."""
