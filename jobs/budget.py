@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from hvdlm.errors import UserError
 
+from .lint.findings import counted
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -48,7 +50,7 @@ def estimate(steps: int, measured: Measured, *, ranks: int, nodes: int) -> Budge
     stretched = f", taken as perfect scaling to {ranks}" if measured.ranks != ranks else ""
     text = (
         f"{steps:,} steps x {step_s:.3g} s (measured with {measured.ranks} ranks in {measured.source}{stretched}) "
-        f"x {nodes} node{'s' * (nodes > 1)} = {hours * nodes:.3g} node-hours"
+        f"x {counted(nodes, 'node')} = {hours * nodes:.3g} node-hours"
     )
     return Budget(hours * nodes, text, hours * 60)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .budget import Budget
 from .lint import UNKNOWN, Facts
+from .lint.findings import counted
 from .site import Site
 
 
@@ -87,9 +88,8 @@ class Job:
     def title(self) -> str:
         if self.kind.is_alone:
             return f"hvdlm {self.stage}, one process"
-        where = f"{self.nodes} node{'s' * (self.nodes > 1)} x {self.ranks_per_node}"
-        cores = f"{self.threads} core{'s' * (self.threads > 1)} each"
-        return f"hvdlm {self.stage} on {where} rank{'s' * (self.ranks_per_node > 1)}, {cores}"
+        nodes, ranks = counted(self.nodes, "node"), counted(self.ranks_per_node, "rank")
+        return f"hvdlm {self.stage} on {nodes} x {ranks}, {counted(self.threads, 'core')} each"
 
     def ceiling_hours(self, site: Site) -> float:
         """Node-hours if all its starts take all their time."""

@@ -8,6 +8,7 @@ forgotten it. Logs are appended to; each start has a file of its own for what th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -69,14 +70,11 @@ def new_folder(root: Path, stage: str, *, taken: Sequence[Path] = (), make: bool
     """
     for number in count(1):
         folder = root / f"{stage}-{number:03d}"
-        if folder in taken or folder.exists():
-            continue
-        try:
-            if make:
-                folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
+        if folder not in taken and not folder.exists():
+            with contextlib.suppress(FileExistsError):  # somebody else was quicker
+                if make:
+                    folder.mkdir(parents=True)
+                return folder
     raise AssertionError("numbers do not end")
 
 
@@ -145,10 +143,8 @@ def _last_rows(path: Path) -> list[dict]:
         lines = file.read().decode("utf-8", errors="replace").splitlines()
     rows = []
     for line in lines[1 if size > TAIL_BYTES else 0 :]:
-        try:
+        with contextlib.suppress(ValueError):  # torn by a crash, or being written
             rows.append(json.loads(line))
-        except ValueError:  # torn by a crash, or being written
-            continue
     return rows
 
 

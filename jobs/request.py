@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,5 +39,5 @@ class Request:
 
     def job(self, stage: str, words: tuple[str, ...], run_dir: Path, **more: Any) -> Job:
         """A job of this size; `more` are fields of `Job`."""
-        plain = Job(stage, words, self.nodes, self.ranks_per_node, self.threads, self.minutes)
-        return replace(plain, cwd=self.cwd, activate=self.activate, run_dir=run_dir, **more)
+        size = (self.nodes, self.ranks_per_node, self.threads, self.minutes)
+        return Job(stage, words, *size, self.cwd, self.activate, run_dir, **more)

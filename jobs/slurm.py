@@ -79,21 +79,23 @@ def states(ids: Sequence[str], environment: Mapping[str, str]) -> dict[str, Stat
 
 def _ended(job: str, environment: Mapping[str, str]) -> State | None:
     """A job that has left the queue: from the controller's memory, else from accounting where there is some."""
-    done = _run(["scontrol", "-o", "show", "job", job], environment)
-    lines = done.stdout.splitlines() if done.returncode == 0 else []
-    facts = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
-    if facts:
-        worst = next((fact for fact in facts if fact.get("JobState") != "COMPLETED"), facts[0])
-        restarts = max(int(fact.get("Restarts", 0)) for fact in facts)
-        return State(worst["JobState"], restarts=restarts, exit_code=worst.get("ExitCode", ""))
-    if not shutil.which("sacct", path=environment.get("PATH")):
+    known = _lines_of(["scontrol", "-o", "show", "job", job], environment)
+    tasks = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in known]
+    if not tasks and shutil.which("sacct", path=environment.get("PATH")):
+        known = _lines_of(["sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode"], environment)
+        rows = [line.split("|") for line in known if "|" in line]
+        tasks = [{"JobState": state.split()[0], "ExitCode": code} for state, code, *_ in rows]
+    if not tasks:
         return None
-    done = _run(["sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode"], environment)
-    rows = [line.split("|") for line in done.stdout.splitlines() if "|" in line] if done.returncode == 0 else []
-    if not rows:
-        return None
-    state, code = next((row for row in rows if row[0] != "COMPLETED"), rows[0])[:2]
-    return State(state.split()[0], exit_code=code)
+    worst = next((task for task in tasks if task["JobState"] != "COMPLETED"), tasks[0])
+    restarts = max(int(task.get("Restarts", 0)) for task in tasks)
+    return State(worst["JobState"], restarts=restarts, exit_code=worst.get("ExitCode", ""))
+
+
+def _lines_of(words: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """What a command prints; nothing where it fails."""
+    done = _run(words, environment)
+    return [] if done.returncode else done.stdout.splitlines()
 
 
 def cancel(ids: Sequence[str], environment: Mapping[str, str]) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hvdlm.errors import UserError
 from hvdlm.tables import clock, table
@@ -33,9 +32,6 @@ class Row:
     left_s: float | None
     note: str  # why it waits, how it ended
     folder: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def overview(jobs_dir: Path, environment: Mapping[str, str]) -> list[Row]:
@@ -78,18 +74,9 @@ def to_text(rows: list[Row]) -> str:
     head = ("JOB", "STAGE", "STATE", "NODES", "RANKS", "RESTARTS", "PROGRESS", "LEFT", "NOTE")
     cells = []
     for row in rows:
-        counts = (str(row.nodes), str(row.ranks), str(row.restarts))
-        cells.append(
-            (
-                row.id,
-                row.stage,
-                row.state,
-                *counts,
-                row.progress,
-                "" if row.left_s is None else clock(row.left_s),
-                row.note,
-            )
-        )
+        counts = map(str, (row.nodes, row.ranks, row.restarts))
+        left = "" if row.left_s is None else clock(row.left_s)
+        cells.append((row.id, row.stage, row.state, *counts, row.progress, left, row.note))
     return table(head, cells, num_left=len(head))
 
 

@@ -74,10 +74,9 @@ def bench(options: BenchOptions) -> dict:
     slow_corpus = options.out / "corpus-slow.jsonl"
     slow_mb = _head(corpus, slow_corpus, SLOW_MB)
     rows: dict[str, Callable[[], dict[str, float]]] = {}
+    whole = functools.partial(_preprocess, options.out, corpus, tokenizer)
     for ranks in options.ranks:
-        rows[f"hvdlm preprocess, {ranks} ranks"] = functools.partial(
-            _preprocess, options.out, corpus, tokenizer, ranks, texts_mb
-        )
+        rows[f"hvdlm preprocess, {ranks} ranks"] = functools.partial(whole, ranks, texts_mb)
         rows[f"encoder alone, {ranks} processes"] = functools.partial(_encoder, "fast", corpus, tokenizer, ranks)
     most = max(options.ranks)
     rows[f"tokenizers encode_batch, {most} threads"] = lambda: _encoder("tokenizers", slow_corpus, tokenizer, 1, most)
@@ -86,7 +85,11 @@ def bench(options: BenchOptions) -> dict:
     rounds = []
     for number in range(options.repeats):
         log.info("round %d of %d", number + 1, options.repeats)
-        rounds.append({name: _on_a_quiet_disk(row) for name, row in rows.items()})
+        found = {}
+        for name, row in rows.items():
+            os.sync()  # what the row before left to be written shall not slow this one
+            found[name] = row()
+        rounds.append(found)
     result = {
         "corpus_mb": round(corpus.stat().st_size / 1e6, 1),
         "text_mb": round(texts_mb, 1),
@@ -98,12 +101,6 @@ def bench(options: BenchOptions) -> dict:
     }
     write_text_durably(options.out / "bench.json", json.dumps(result, indent=1) + "\n")
     return result
-
-
-def _on_a_quiet_disk(row: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What the row before left to be written shall not slow this one."""
-    os.sync()
-    return row()
 
 
 def _medians(found: list[dict[str, float]]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from typing import Any
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
 from hvdlm.host import physical_cores
-from hvdlm.launch.plan import find_mpirun
+from hvdlm.launch.plan import find_mpirun, version_of
 from hvdlm.session.metrics import read_metrics
 from hvdlm.tables import table
 
@@ -71,7 +71,8 @@ def bench(options: TrainBenchOptions) -> dict:
 
 def _write(result: dict, options: TrainBenchOptions, start: Start) -> None:
     hosts = [socket.gethostname()] * options.ranks
-    result["environment"] = environment(start, hosts=hosts, mpi=_mpi_version()).model_dump()
+    mpi, *_ = version_of(find_mpirun()).splitlines()
+    result["environment"] = environment(start, hosts=hosts, mpi=mpi).model_dump()
     write_text_durably(options.out / "train.json", json.dumps(result, indent=1) + "\n")
 
 
@@ -205,11 +206,6 @@ def _first_step(options: TrainBenchOptions) -> float:
         return time.monotonic() - launched
     finally:
         end_job(job, patience_s=60)
-
-
-def _mpi_version() -> str:
-    done = subprocess.run([str(find_mpirun()), "--version"], capture_output=True, text=True)
-    return (done.stdout.splitlines() or [""])[0]
 
 
 HEADS = ("", "", "tokens/s", "of the limit", "x stock hvd", "x stock DDP", "CPU", "n")

@@ -17,7 +17,6 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 from hvdlm.errors import UserError
@@ -50,9 +49,7 @@ class CellJob:
     def __enter__(self) -> CellJob:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.resume()
         for link in self._links.values():
             with contextlib.suppress(OSError):

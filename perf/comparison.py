@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from .confidence import ConfidenceInterval, t_quantile
+from .confidence import ConfidenceInterval, of_logarithm
 
 T = TypeVar("T")
 
@@ -38,12 +38,9 @@ class Comparison(Generic[T]):
         difference = float(self.log_seconds[i] - self.log_seconds[j])
         if i == j:
             return ConfidenceInterval(1.0, 1.0, 1.0)
-        if self.degrees < 1:
-            return ConfidenceInterval(math.exp(difference), 0.0, math.inf)
-        variance = self.covariance[i, i] + self.covariance[j, j] - 2 * self.covariance[i, j]
-        tail = error_rate / 2 / max(1, len(self.candidates) - 1)
-        half = t_quantile(1 - tail, self.degrees) * math.sqrt(max(0.0, float(variance)))
-        return ConfidenceInterval(*(math.exp(min(difference + sign * half, 700)) for sign in (0, -1, 1)))
+        variance = float(self.covariance[i, i] + self.covariance[j, j] - 2 * self.covariance[i, j])
+        rate_of_each = error_rate / max(1, len(self.candidates) - 1)
+        return of_logarithm(difference, variance, self.degrees, error_rate=rate_of_each)
 
 
 def compare(seconds: Mapping[T, Mapping[int, float]]) -> Comparison[T]:
@@ -63,5 +60,5 @@ def compare(seconds: Mapping[T, Mapping[int, float]]) -> Comparison[T]:
     degrees = len(logs) - int(np.linalg.matrix_rank(design))
     noise = float(np.sum((logs - design @ effects) ** 2)) / degrees if degrees else math.inf
     count = len(candidates)
-    covariance = inverse[:count, :count] * noise if degrees else np.full((count, count), math.inf)
+    covariance = inverse[:count, :count] * noise if degrees else np.diag(np.full(count, math.inf))
     return Comparison(candidates, effects[:count], covariance, degrees)

@@ -21,6 +21,12 @@ class ConfidenceInterval:
         """How much of `amount` a second, where the interval is the seconds that it takes."""
         return ConfidenceInterval(amount / self.value, amount / self.high, amount / self.low if self.low else math.inf)
 
+    def scaled(self, factor: float) -> ConfidenceInterval:
+        return ConfidenceInterval(factor * self.value, factor * self.low, factor * self.high)
+
+    def shown(self, form: str = "{:.3f}", unit: str = "") -> str:
+        return bracketed(self.value, self.low, self.high, form=form, unit=unit)
+
     @property
     def bounds(self) -> dict[str, float | None]:
         """`low` and `high` for JSON, which has no infinity: None where there is no interval."""
@@ -37,6 +43,14 @@ def bracketed(value: float, low: float | None, high: float | None, *, form: str 
     if low is None or high is None or math.isinf(high):
         return text
     return f"{text} [{form.format(low)}, {form.format(high)}]"
+
+
+def of_logarithm(mean: float, variance: float, degrees: int, *, error_rate: float = 0.05) -> ConfidenceInterval:
+    """The number whose logarithm has this mean and variance, by Student's t; infinite without a degree of freedom."""
+    if degrees < 1:
+        return ConfidenceInterval(math.exp(mean), 0.0, math.inf)
+    half = t_quantile(1 - error_rate / 2, degrees) * math.sqrt(max(0.0, variance))
+    return ConfidenceInterval(*(math.exp(min(mean + sign * half, 700)) for sign in (0, -1, 1)))
 
 
 def t_quantile(probability: float, degrees: int) -> float:

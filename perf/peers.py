@@ -6,7 +6,9 @@ combined and how the process is set up. There is no clipping, schedule or log.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,13 @@ from hvdlm.partition import slice_of
 from hvdlm.train.config import RunConfig
 from hvdlm.world.horovod import load_horovod
 
+Distribute = Callable[[nn.Module, torch.optim.Optimizer], tuple[nn.Module, Any]]  # says how the ranks meet
+
 
 class PlainLoop:
-    """A loop of forward, backward and step; subclasses say how the ranks meet."""
+    """A loop of forward, backward and step."""
 
-    def __init__(self, config: RunConfig, rank: int, size: int) -> None:
+    def __init__(self, config: RunConfig, rank: int, size: int, distribute: Distribute) -> None:
         torch.set_num_threads(config.train.threads)
         self._rank, self._size, self._is_bf16 = rank, size, config.train.precision == "bf16"
         self._global_batch = config.train.global_batch
@@ -34,12 +38,8 @@ class PlainLoop:
         source, seq_len = corpora.train_source(), config.data.seq_len
         self._batches = order_over(source, seq_len=seq_len, global_batch=self._global_batch, seed=config.seed)
         model = build_model(config.model, corpora.manifest.vocab_size, config.seed)
-        self._model, self._optimizer = self.distribute(
-            model, torch.optim.AdamW(model.parameters(), lr=config.optim.lr, fused=True)
-        )
-
-    def distribute(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        raise NotImplementedError
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.lr, fused=True)
+        self._model, self._optimizer = distribute(model, optimizer)
 
     def run(self, first: int, end: int) -> dict[str, Any]:
         """Run steps [first, end); this rank's tokens, and the seconds of each step."""
@@ -61,40 +61,30 @@ class PlainLoop:
         positions = step * self._global_batch + np.arange(mine.start, mine.stop, dtype=np.int64)
         return self._batches.windows(positions, step)
 
-    def close(self) -> None:
-        raise NotImplementedError
 
-
-class StockHorovod(PlainLoop):
+@contextlib.contextmanager
+def stock_horovod(config: RunConfig, rank: int, size: int) -> Iterator[PlainLoop]:
     """As on https://github.com/horovod/horovod: init, DistributedOptimizer, broadcast_parameters."""
+    hvd = load_horovod()
+    hvd.init()
 
-    def __init__(self, config: RunConfig, rank: int, size: int) -> None:
-        self._hvd = load_horovod()
-        self._hvd.init()
-        super().__init__(config, rank, size)
-
-    def distribute(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        optimizer = self._hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
-        self._hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+    def distribute(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
+        hvd.broadcast_parameters(model.state_dict(), root_rank=0)
         return model, optimizer
 
-    def close(self) -> None:
-        self._hvd.shutdown()
+    yield PlainLoop(config, rank, size, distribute)
+    hvd.shutdown()
 
 
-class StockDdp(PlainLoop):
+@contextlib.contextmanager
+def stock_ddp(config: RunConfig, rank: int, size: int) -> Iterator[PlainLoop]:
     """As in torch's tutorial: DistributedDataParallel over gloo; the ranks find one another by a file."""
-
-    def __init__(self, config: RunConfig, rank: int, size: int) -> None:
-        meeting = Path(config.run_dir).resolve() / "ddp"  # a relative path would be taken for a host
-        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
-        super().__init__(config, rank, size)
-
-    def distribute(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        return nn.parallel.DistributedDataParallel(model), optimizer
-
-    def close(self) -> None:
-        torch.distributed.destroy_process_group()
+    meeting = Path(config.run_dir).resolve() / "ddp"  # a relative path would be taken for a host
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    wrap = nn.parallel.DistributedDataParallel
+    yield PlainLoop(config, rank, size, lambda model, optimizer: (wrap(model), optimizer))
+    torch.distributed.destroy_process_group()
 
 
-PEERS = {"stock-horovod": StockHorovod, "stock-ddp": StockDdp}
+PEERS = {"stock-horovod": stock_horovod, "stock-ddp": stock_ddp}

@@ -11,6 +11,8 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,9 @@ from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
 
 from . import scaling
-from .confidence import ConfidenceInterval, bracketed
+from .confidence import ConfidenceInterval
 from .record import RunRecord, Workload, read_all, step_times
-from .scaling import Mode, ScalingPoint, StepTimes
+from .scaling import Mode, ScalingPoint
 
 matplotlib.use("Agg")
 
@@ -63,17 +65,11 @@ def read_study(folder: Path) -> Study:
             raise UserError(f"{folder}/records: records differ in {', '.join(differing)}; a report needs one workload")
     series: dict[Mode, list[ScalingPoint]] = {}
     for mode in MODES:
-        samples = _samples([r for r in records if (r.is_strong if mode == "strong" else r.is_weak)])
+        own = [record for record in records if getattr(record, f"is_{mode}")]
+        samples = [step_times(list(group)) for _, group in groupby(own, key=attrgetter("ranks"))]  # they are sorted
         if samples:
             series[mode] = scaling.analyse(samples, mode)
     return Study(records, series)
-
-
-def _samples(records: Sequence[RunRecord]) -> list[StepTimes]:
-    by_ranks: dict[int, list[RunRecord]] = {}
-    for record in records:
-        by_ranks.setdefault(record.ranks, []).append(record)
-    return [step_times(group) for _, group in sorted(by_ranks.items())]
 
 
 def write_report(folder: Path) -> Path:
@@ -101,8 +97,7 @@ def to_csv(study: Study) -> str:
         [*plain, "is_oversubscribed", *(f"{name}{end}" for name in measured for end in ("", "_low", "_high"))]
     )
     for point in (point for points in study.series.values() for point in points):
-        intervals = [getattr(point, name) for name in measured]
-        values = [number for interval in intervals for number in (interval.value, interval.low, interval.high)]
+        values = [number for name in measured for number in astuple(getattr(point, name))]
         writer.writerow([*(getattr(point, name) for name in plain), int(point.is_oversubscribed), *values])
     return out.getvalue()
 
@@ -126,7 +121,7 @@ def _render(template: str, study: Study, plots: dict[str, bytes]) -> str:
 
 
 def _shown(form: str, scale: float = 1, unit: str = "") -> Callable[[ConfidenceInterval], str]:
-    return lambda interval: bracketed(*(scale * number for number in astuple(interval)), form=form, unit=unit)
+    return lambda interval: interval.scaled(scale).shown(form, unit)
 
 
 def _facts(study: Study, plots: dict[str, bytes]) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from .confidence import ConfidenceInterval, bracketed, t_quantile
+from .confidence import ConfidenceInterval, of_logarithm
 
 Mode = Literal["strong", "weak"]
 
@@ -76,10 +76,7 @@ class LogEstimate:
 
     def interval(self, scale: float = 1.0) -> ConfidenceInterval:
         """`scale` x exp of the mean, with its 95 % interval."""
-        if self.degrees < 1:
-            return ConfidenceInterval(scale * math.exp(self.mean), 0.0, math.inf)
-        half = t_quantile(0.975, self.degrees) * math.sqrt(self.variance)
-        return ConfidenceInterval(*(scale * math.exp(self.mean + sign * half) for sign in (0, -1, 1)))
+        return of_logarithm(self.mean, self.variance, self.degrees).scaled(scale)
 
 
 def estimate(sample: StepTimes) -> LogEstimate:
@@ -125,9 +122,7 @@ def _point(sample: StepTimes, base: StepTimes, mode: Mode) -> ScalingPoint:
         step_s=step,
         p95_s=float(np.quantile(sample.steps, 0.95)),
         max_s=float(sample.steps.max()),
-        tokens_per_s=ConfidenceInterval(
-            tokens / step.value, tokens / step.high, tokens / step.low if step.low else math.inf
-        ),
+        tokens_per_s=step.rate_of(tokens),
         speedup=speedup,
         efficiency=ConfidenceInterval(*(x / relative_ranks for x in (speedup.value, speedup.low, speedup.high))),
         karp_flatt=karp_flatt(speedup.value, relative_ranks) if mode == "strong" else None,
@@ -151,5 +146,5 @@ def diagnose(points: Sequence[ScalingPoint]) -> str:
         verdict = f"not distinguishable from ideal, above the {accepted} that proposals ask for"
     else:
         verdict = f"above the {accepted} that proposals ask for"
-    percent = bracketed(*(100 * number for number in astuple(last.efficiency)), form="{:.0f}", unit=" %")
+    percent = last.efficiency.scaled(100).shown("{:.0f}", " %")
     return f"{last.mode.capitalize()} scaling to {last.ranks} ranks: efficiency {percent}, {verdict}."

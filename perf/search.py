@@ -8,12 +8,13 @@ must be clearly faster, at 99 % for all comparisons of a round together, to take
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 from .comparison import Comparison, compare
-from .confidence import ConfidenceInterval, bracketed
+from .confidence import ConfidenceInterval
 
 Knob = float | bool | None
 Knobs = Mapping[str, tuple[Knob, ...]]  # the values of each that are tried; the first is the default
@@ -145,13 +146,12 @@ class Race:
         try:
             self.seconds.setdefault(trial.candidate, {})[trial.round] = measure(trial)
         except Failed as error:
-            self.failed[trial.candidate] = str(error)
-            self.seconds.pop(trial.candidate, None)
-            if error.for_memory:
-                for other in self.alive:
-                    if other.micro_batch > trial.candidate.micro_batch:
-                        self.failed[other] = f"not tried: micro_batch {trial.candidate.micro_batch} ran out of memory"
-                        self.seconds.pop(other, None)
+            micro_batch = trial.candidate.micro_batch
+            larger = [c for c in self.alive if error.for_memory and c.micro_batch > micro_batch]
+            reason = f"not tried: micro_batch {micro_batch} ran out of memory"
+            self.failed |= {trial.candidate: str(error), **dict.fromkeys(larger, reason)}
+            for candidate in (trial.candidate, *larger):
+                self.seconds.pop(candidate, None)
 
     def _drop(self) -> None:
         if not self.seconds:
@@ -186,7 +186,7 @@ class Search:
 
     def stages(self) -> Iterator[Race]:
         """Run the stages; yields each when it is done. Ends early when time is out."""
-        try:
+        with contextlib.suppress(OutOfTime):
             yield self._race("micro-batch and sync", self.space.first_stage())
             first = self.races[0]
             if first.preferred() is None:
@@ -196,8 +196,6 @@ class Search:
                 yield self._race("threads", [self.best, *threads])
             for kind in self.space.knobs:
                 yield from self._tune_knobs(kind, first)
-        except OutOfTime:
-            return
 
     def confirm(self, rounds: int) -> None:
         """Config and winner in turn: the fastest of many looks faster than it is, and here it is one of two."""
@@ -206,10 +204,8 @@ class Search:
             return
         race = Race(CONFIRMATION, [best] if base in self.races[0].failed else [base, best])
         self.races.append(race)
-        try:
+        with contextlib.suppress(OutOfTime):
             race.run(self.measure, rounds, keep_all=True)
-        except OutOfTime:
-            return
 
     def verdict(self) -> tuple[Candidate, ConfidenceInterval | None, str]:
         """What to keep, how many times as fast as the config it is, and one sentence that says how sure that is."""
@@ -222,7 +218,7 @@ class Search:
         if last.stage != CONFIRMATION or pairs < 2:
             return best, None, "not confirmed: there was no time for runs in turn with the config as it is"
         gain = last.comparison().ratio(base, best)
-        times = f"{bracketed(*astuple(gain))} times as fast ({pairs} pairs of runs, 95 %)"
+        times = f"{gain.shown()} times as fast ({pairs} pairs of runs, 95 %)"
         if gain.low > 1:
             return best, gain, times
         return base, gain, f"not distinguishable from the config as it is: {best}: {times}"

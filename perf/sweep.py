@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hvdlm.config import validate
@@ -109,18 +109,12 @@ def plan_study(  # noqa: PLR0913 - what a study is
     for point in plan_points(ranks, modes, config.train.global_batch, config.train.micro_batch):
         changes = (f"train.global_batch={point.global_batch}", f"train.threads={threads}")
         settings = validate(RunConfig, config.model_dump(mode="json"), Path("scale"), changes)
-        spec = MeasurementSpec(
-            config=settings.model_dump(mode="json"),
-            folder=str(records),
-            repeat=0,
-            steps=effort.steps,
-            warmup=effort.warmup,
-            is_strong=point.is_strong,
-            is_weak=point.is_weak,
-        )
-        name = f"r{point.ranks:05d}-b{point.global_batch}"
-        paths = {folder / "points" / f"{name}-{repeat}.json": repeat for repeat in range(effort.repeats)}
-        planned.append(PlannedPoint(point, {path: replace(spec, repeat=repeat) for path, repeat in paths.items()}))
+        values, counts = settings.model_dump(mode="json"), (effort.steps, effort.warmup)
+        specs = {}
+        for repeat in range(effort.repeats):
+            path = folder / "points" / f"r{point.ranks:05d}-b{point.global_batch}-{repeat}.json"
+            specs[path] = MeasurementSpec(values, str(records), repeat, *counts, point.is_strong, point.is_weak)
+        planned.append(PlannedPoint(point, specs))
     return planned
 
 

@@ -101,9 +101,8 @@ def opened(spec: CellSpec, rank: int, size: int) -> Iterator[Any]:
 
         yield EngineProgram(config, SerialWorld())
     elif spec.program in PEERS:
-        peer = PEERS[spec.program](config, rank, size)
-        yield peer
-        peer.close()
+        with PEERS[spec.program](config, rank, size) as peer:
+            yield peer
     else:
         from hvdlm.world.connect import connected
 

@@ -66,6 +66,12 @@ def write_config(path: Path, values: dict) -> Path:
     return path
 
 
+def write_program(path: Path, body: str) -> None:
+    """A shell script that stands in for another program."""
+    path.write_text(f"#!/bin/bash\n{body}\n")
+    path.chmod(0o755)
+
+
 def job_environment() -> dict[str, str]:
     """The environment of a test job: this Python's tools first, root and oversubscription allowed."""
     return {

@@ -11,7 +11,6 @@ from hvdlm.data.corpora import open_corpora
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
 from hvdlm.perf import bench_train, paired, train_cases
-from hvdlm.perf.confidence import ConfidenceInterval
 from hvdlm.perf.paired import RankBlock, TimedBlock, disturbed, median_interval, ratios, summarise
 from hvdlm.perf.random_shards import write_random_shards
 from hvdlm.perf.train_cases import CONSTANT, LIMIT, PEERS, WORKLOADS, TrainBenchOptions
@@ -93,12 +92,6 @@ def test_the_interval_holds_the_true_median_often_enough(num):
     samples = [[source.lognormvariate(0, 1) for _ in range(num)] for _ in range(2000)]
     held = sum(median_interval(sample).contains(1.0) for sample in samples) / len(samples)
     assert held > 0.94
-
-
-def test_plain_numbers_leave_out_an_interval_that_is_not_there():
-    assert paired.plain([2.0, 1.0, 3.0]) == {"median": 2.0, "low": None, "high": None, "rounds": 3}
-    assert paired.plain([1.0] * 6)["low"] == 1.0
-    assert median_interval([1.0]) == ConfidenceInterval(1.0, 0.0, float("inf"))
 
 
 def test_a_block_is_as_long_as_asked_and_at_most_a_step_longer():

@@ -3,15 +3,12 @@
 import json
 
 import pytest
-from harness import HVDLM, run_ranks
 
 from hvdlm import doctor
 
 
-def test_this_installation_is_well():
-    done = run_ranks(0, [*HVDLM, "doctor", "--json"])
-    report = json.loads(done.stdout.splitlines()[-1])
-    assert done.returncode == 0, done.stdout
+def test_this_installation_is_well(job):
+    report = json.loads(job(0, "doctor", "--json").stdout.splitlines()[-1])
     assert report["ok"]
     checks = {check["name"]: check for check in report["checks"]}
     assert "allreduce over mpi4py (2 ranks) and horovod (2 ranks)" in checks["2 ranks"]["detail"]

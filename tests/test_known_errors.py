@@ -3,13 +3,12 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import h5py
 import pytest
-from harness import HVDLM, ROOT, fresh_environment, job_environment
+from harness import HVDLM, ROOT, fresh_environment, job_environment, run_command
 
 from hvdlm.launch.known_errors import explain, known_errors, to_markdown, to_text
 from hvdlm.launch.plan import find_mpirun, kind_of
@@ -23,25 +22,25 @@ def names(text):
     return [known.name for known in explain(text)]
 
 
-def said(*words, env=None, timeout_s=60):
-    """All that a command prints; it must fail."""
-    options = {"capture_output": True, "text": True, "timeout": timeout_s, "stdin": subprocess.DEVNULL}
-    done = subprocess.run(list(map(str, words)), env=env or job_environment(), cwd=ROOT, **options)
+def names_said(*words, env=None):
+    """The errors that are known in all that a command prints; it must fail."""
+    done = run_command(words, env=env or job_environment())
     assert done.returncode != 0, done.stdout
-    return done.stdout + done.stderr
+    return names(done.stdout + done.stderr)
+
+
+def python(program, env=None):
+    return names_said(sys.executable, "-c", program, env=env)
 
 
 def test_there_are_twenty_of_different_names():
-    assert len(known_errors()) == 20
-    assert len({known.name for known in known_errors()}) == 20
+    assert len(known_errors()) == len({known.name for known in known_errors()}) == 20
 
 
 @pytest.mark.parametrize("known", known_errors(), ids=lambda known: known.name)
 def test_an_error_is_known_by_its_own_text_alone(known):
     assert names(f"before\n{known.example}\nafter") == [known.name]
-    assert known.cause
-    assert known.cure
-    assert known.source
+    assert all([known.cause, known.cure, known.source])
 
 
 def test_what_is_well_is_no_error():
@@ -76,10 +75,12 @@ def test_doctor_explains_a_log(tmp_path):
     log.write_bytes(b"\xff\xfe\n[n1:00042] Read -1, expected 16384, errno = 1\n")
 
     def doctor(*words, **options):
-        return subprocess.run([*HVDLM, "doctor", "--log", *words], capture_output=True, text=True, cwd=ROOT, **options)
+        return run_command([*HVDLM, "doctor", "--log", *words], **options)
 
     assert [known["name"] for known in json.loads(doctor(log, "--json").stdout)["known_errors"]] == ["cma"]
-    fine, missing = doctor("-", input="fine\n"), doctor("/nowhere")
+    log.write_text("fine\n")
+    with log.open() as stdin:
+        fine, missing = doctor("-", stdin=stdin), doctor("/nowhere")
     assert (fine.returncode, fine.stdout) == (0, "no known error in it\n")
     assert (missing.returncode, missing.stderr) == (2, "hvdlm: error: /nowhere: No such file or directory\n")
 
@@ -89,35 +90,33 @@ def test_doctor_explains_a_log(tmp_path):
 
 @needs_open_mpi
 def test_more_ranks_than_slots():
-    assert names(said(MPIRUN, "-np", 3, "--host", "localhost:2", "true")) == ["slots"]
+    assert names_said(MPIRUN, "-np", 3, "--host", "localhost:2", "true") == ["slots"]
 
 
 @needs_open_mpi
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root is refused")
 def test_root():
     env = {name: value for name, value in job_environment().items() if not name.startswith("OMPI_ALLOW")}
-    assert names(said(MPIRUN, "-np", 1, "true", env=env)) == ["root"]
+    assert names_said(MPIRUN, "-np", 1, "true", env=env) == ["root"]
 
 
 @needs_open_mpi
 @pytest.mark.skipif(not shutil.which("ssh"), reason="no ssh here")
 def test_an_unknown_host():
-    found = names(said(MPIRUN, "-np", 1, "--host", "no-such-host.invalid", "true"))
-    assert sorted(found) == ["daemons", "unknown-host"]
+    assert set(names_said(MPIRUN, "-np", 1, "--host", "no-such-host.invalid", "true")) == {"daemons", "unknown-host"}
 
 
 def test_a_program_that_is_not_there():
-    assert names(said(MPIRUN, "-np", 1, "/nowhere/program")) == ["no-program"]
+    assert names_said(MPIRUN, "-np", 1, "/nowhere/program") == ["no-program"]
 
 
 @needs_open_mpi
 def test_an_interface_that_is_not_there():
     """Two ranks that may use TCP alone, over a network that this host does not have."""
     tcp_alone = {"OMPI_MCA_btl_tcp_if_include": "nosuch0", "OMPI_MCA_btl": "tcp,self", "OMPI_MCA_pml": "ob1"}
-    env = job_environment() | tcp_alone
     command = [MPIRUN, "-np", "2", "--oversubscribe", sys.executable, "-c", "from mpi4py import MPI"]
     for _ in range(6):  # Open MPI 4.1.4 loses the text of a message now and then: "Data unpack would read past end"
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+        done = run_command(command, env=job_environment() | tcp_alone)
         printed = done.stdout + done.stderr
         if "show_help.c" not in printed:
             break
@@ -128,27 +127,22 @@ def test_an_interface_that_is_not_there():
 def test_a_plugin_that_srun_does_not_have(tmp_path):
     (tmp_path / "slurm.conf").write_text("ClusterName=x\nSlurmctldHost=localhost\n")
     env = {**fresh_environment(), "SLURM_CONF": str(tmp_path / "slurm.conf")}
-    assert names(said("srun", "--mpi=pmix_v9", "true", env=env)) == ["srun-plugin"]
+    assert names_said("srun", "--mpi=pmix_v9", "true", env=env) == ["srun-plugin"]
 
 
 def test_ranks_that_do_not_know_of_each_other():
     env = {**fresh_environment(), "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
-    assert names(said(*HVDLM, "train", "configs/quickstart.yaml", "world=mpi", env=env)) == ["singletons"]
+    assert names_said(*HVDLM, "train", "configs/quickstart.yaml", "world=mpi", env=env) == ["singletons"]
 
 
-def test_a_truncated_file(tmp_path):
+def test_a_locked_file_and_a_truncated_one(tmp_path):
     path = tmp_path / "a.h5"
-    with h5py.File(path, "w") as file:
+    opened = f"import h5py; h5py.File({str(path)!r}, locking=True)"
+    with h5py.File(path, "w", locking=True) as file:
         file["x"] = range(1000)
+        assert python(opened) == ["hdf5-lock"]
     path.write_bytes(path.read_bytes()[:-500])
-    assert names(said(sys.executable, "-c", f"import h5py; h5py.File({str(path)!r})")) == ["hdf5-truncated"]
-
-
-def test_a_locked_file(tmp_path):
-    path = tmp_path / "a.h5"
-    with h5py.File(path, "w", locking=True):
-        opened = f"import h5py; h5py.File({str(path)!r}, locking=True)"
-        assert names(said(sys.executable, "-c", opened)) == ["hdf5-lock"]
+    assert python(opened) == ["hdf5-truncated"]
 
 
 def test_a_horovod_without_its_extension(tmp_path):
@@ -157,8 +151,7 @@ def test_a_horovod_without_its_extension(tmp_path):
 
     shutil.copytree(Path(horovod.__file__).parent, tmp_path / "horovod", ignore=shutil.ignore_patterns("*.so", "*.pyc"))
     env = {**fresh_environment(), "PYTHONPATH": str(tmp_path)}
-    found = names(said(sys.executable, "-c", "import horovod.torch as hvd; hvd.init()", env=env))
-    assert found == ["horovod-extension"]
+    assert python("import horovod.torch as hvd; hvd.init()", env) == ["horovod-extension"]
 
 
 def test_a_missing_mpi_library(tmp_path):
@@ -168,18 +161,16 @@ def test_a_missing_mpi_library(tmp_path):
     (tmp_path / "lib.c").write_text("int f(void) { return 0; }\n")
     (tmp_path / "main.c").write_text("int f(void); int main(void) { return f(); }\n")
     library = tmp_path / "libmpi.so.99"
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-Wl,-soname,libmpi.so.99", "-o", library, "lib.c"], cwd=tmp_path, check=True
-    )
-    subprocess.run([compiler, "-o", "program", "main.c", library], cwd=tmp_path, check=True)
+    for words in (f"-shared -fPIC -Wl,-soname,{library.name} -o {library.name} lib.c", f"-o program main.c {library}"):
+        assert run_command([compiler, *words.split()], cwd=tmp_path).returncode == 0
     library.unlink()
-    assert names(said(tmp_path / "program")) == ["no-libmpi"]
+    assert names_said(tmp_path / "program") == ["no-libmpi"]
 
 
 def test_a_full_disk():
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    assert names(said(sys.executable, "-c", "open('/dev/full', 'w').write('x' * 100_000)")) == ["no-space"]
+    assert python("open('/dev/full', 'w').write('x' * 100_000)") == ["no-space"]
 
 
 def test_a_rank_that_others_wait_for():
@@ -189,7 +180,7 @@ def test_a_rank_that_others_wait_for():
         "hvd.allreduce(torch.ones(1), name='x')\n"
     )
     env = {**job_environment(), "HOROVOD_STALL_CHECK_TIME_SECONDS": "1", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "2"}
-    assert names(said(MPIRUN, "-np", 2, sys.executable, "-c", program, env=env))[:1] == ["stall"]
+    assert names_said(MPIRUN, "-np", 2, sys.executable, "-c", program, env=env)[:1] == ["stall"]
 
 
 def test_a_compiler_that_is_asked_for_too_little(tmp_path):
@@ -199,7 +190,5 @@ def test_a_compiler_that_is_asked_for_too_little(tmp_path):
     if not (compiler := shutil.which("c++") or shutil.which("g++")):
         pytest.skip("no C++ compiler here")
     (tmp_path / "a.cc").write_text("#include <ATen/ATen.h>\n")
-    headers = Path(torch.__file__).parent / "include"
-    assert names(
-        said(compiler, "-std=c++14", "-fmax-errors=1", "-fsyntax-only", f"-I{headers}", tmp_path / "a.cc")
-    ) == ["horovod-build"]
+    words = ["-std=c++14", "-fmax-errors=1", "-fsyntax-only", "-I", Path(torch.__file__).parent / "include"]
+    assert names_said(compiler, *words, tmp_path / "a.cc") == ["horovod-build"]

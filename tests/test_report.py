@@ -10,17 +10,8 @@ from hvdlm.perf.record import Environment, RunRecord, Workload, read_all, write_
 from hvdlm.perf.report import write_report
 from hvdlm.perf.sweep import parse_ranks, plan_points
 
-WORKLOAD = Workload(
-    family="transformer",
-    num_parameters=1234,
-    seq_len=128,
-    micro_batch=4,
-    precision="fp32",
-    sync="horovod",
-    world="horovod",
-    device="cpu",
-    threads=1,
-)
+KINDS = {"family": "transformer", "precision": "fp32", "sync": "horovod", "world": "horovod", "device": "cpu"}
+WORKLOAD = Workload(num_parameters=1234, seq_len=128, micro_batch=4, threads=1, **KINDS)
 WHERE = {"cores": 2, "cpu": "Some CPU", "system": "Linux", "versions": {"torch": "2"}, "mpi": "Some MPI", "job": ""}
 POINTS = ((1, 24, 1.0), (2, 24, 0.52), (2, 48, 1.04), (4, 24, 0.6))  # ranks, global batch, seconds a step
 
@@ -63,10 +54,8 @@ def test_the_report_has_every_form_and_is_the_same_again(folder):
     assert {name: (folder / name).read_bytes() for name in names} == first
     html = first["report.html"].decode()
     assert not re.search(r'(src|href)="(?!data:)', html)  # nothing is fetched
-    assert "&lt;node&gt;" in html
-    assert "<node>" not in html
-    assert "| 4 † |" in first["report.md"].decode()
-    assert "more threads than cores" in html
+    assert "&lt;node&gt;" in html and "<node>" not in html
+    assert "more threads than cores" in html and "| 4 † |" in first["report.md"].decode()
     assert re.search(r"<td>9\d\.\d % \[", html)
     rows = list(csv.DictReader(first["report.csv"].decode().splitlines()))
     found = [f"{row['mode']} {row['ranks']} {row['is_oversubscribed']}" for row in rows]
@@ -75,9 +64,7 @@ def test_the_report_has_every_form_and_is_the_same_again(folder):
 
 
 def test_records_of_different_workloads_do_not_mix(folder):
-    record = make_record(1, 24, 5, 1.0)
-    other = record.workload.model_copy(update={"seq_len": 7})
-    write_record(folder / "records", record.model_copy(update={"workload": other}))
+    write_record(folder / "records", make_record(1, 24, 5, 1.0, workload=WORKLOAD.model_copy(update={"seq_len": 7})))
     with pytest.raises(UserError, match="records differ in seq_len; a report needs one workload"):
         write_report(folder)
 

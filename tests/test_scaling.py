@@ -14,26 +14,20 @@ def sample(ranks, step_s, tokens=1000, noise=0.0, runs=3, steps=20, **options):
     return StepTimes(ranks, tokens, tuple(map(tuple, times)), **options)
 
 
-def test_strong_scaling_by_its_formula():
-    one, two, four = analyse([sample(4, 0.3), sample(1, 1.0), sample(2, 0.5)], "strong")
-    assert (one.is_base, one.speedup.value, one.efficiency.value) == (True, 1, 1)
-    assert two.speedup.value == pytest.approx(2)
-    assert two.efficiency.value == pytest.approx(1)
-    assert four.speedup.value == pytest.approx(1 / 0.3)
-    assert four.efficiency.value == pytest.approx(1 / (4 * 0.3))
-    assert four.tokens_per_s.value == pytest.approx(1000 / 0.3)
-
-
-def test_weak_scaling_by_its_formula():
-    _, two = analyse([sample(1, 1.0), sample(2, 1.25, tokens=2000)], "weak")
-    assert two.efficiency.value == pytest.approx(1 / 1.25)
-    assert two.speedup.value == pytest.approx(1.6)
-
-
-def test_a_base_of_more_than_one_rank():
-    _, point = analyse([sample(4, 1.0), sample(16, 0.5)], "strong")
-    assert point.speedup.value == pytest.approx(2)
-    assert point.efficiency.value == pytest.approx(0.5)
+@pytest.mark.parametrize(
+    ("mode", "samples", "expected"),  # of each point: speedup, efficiency, tokens/s
+    [
+        ("strong", {4: (0.4, 1000), 1: (1.0, 1000), 2: (0.5, 1000)}, [(1, 1, 1e3), (2, 1, 2e3), (2.5, 0.625, 2500)]),
+        ("strong", {4: (1.0, 1000), 16: (0.5, 1000)}, [(1, 1, 1e3), (2, 0.5, 2e3)]),
+        ("weak", {1: (1.0, 1000), 2: (1.25, 2000)}, [(1, 1, 1e3), (1.6, 0.8, 1.6e3)]),
+    ],
+    ids=["strong", "from a base of more than one rank", "weak"],
+)
+def test_speedup_and_efficiency_are_what_their_formulas_say(mode, samples, expected):
+    points = analyse([sample(ranks, *times) for ranks, times in samples.items()], mode)
+    assert [point.is_base for point in points] == [True, *[False] * (len(points) - 1)]
+    found = [(point.speedup.value, point.efficiency.value, point.tokens_per_s.value) for point in points]
+    assert found == [pytest.approx(values) for values in expected]
 
 
 @pytest.mark.parametrize("serial", [0.01, 0.1, 0.5])

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import run_values
+from harness import make_config
 
 from hvdlm.cli.tuning import tune as tune_command
-from hvdlm.config import load, validate
+from hvdlm.config import load
 from hvdlm.errors import UserError
 from hvdlm.perf import tune as tuning
 from hvdlm.perf.comparison import compare
@@ -120,8 +120,7 @@ def test_of_settings_that_are_faster_alike_the_nearest_to_the_config_wins():
 
 def test_a_gain_that_the_last_runs_do_not_confirm_is_not_claimed():
     def true(candidate):
-        is_lucky = machine.trials[-1].stage != CONFIRMATION and candidate.micro_batch == 12
-        return 0.8 if is_lucky else 1.0
+        return 0.8 if machine.trials[-1].stage != CONFIRMATION and candidate.micro_batch == 12 else 1.0
 
     machine = Machine(true)
     best, gain, sentence = search(machine).verdict()
@@ -161,10 +160,8 @@ def test_a_sync_that_is_slower_by_default_can_win_by_a_knob():
 
 
 def test_threads_are_searched_with_the_micro_batch_that_won():
-    def true(candidate):
-        return by_micro_batch(candidate) * (0.8 if candidate.threads == 3 else 1)
-
-    found = search(Machine(true), space_around(micro_batches=(12, 6, 4), threads=(0, 4, 3, 2)))
+    machine = Machine(lambda c: by_micro_batch(c) * (0.8 if c.threads == 3 else 1))
+    found = search(machine, space_around(micro_batches=(12, 6, 4), threads=(0, 4, 3, 2)))
     assert (found.best.micro_batch, found.best.threads) == (12, 3)
 
 
@@ -248,30 +245,24 @@ def test_threads_leave_one_core_to_the_waiting_thread_where_there_are_several():
     assert thread_choices(cores=1, cpus=1, ranks=4) == (0,)
 
 
-def config_of(tmp_path, data="data", **sections):
-    values = run_values(Path(data), tmp_path / "run")
-    for name, section in sections.items():
-        values[name] = {**values.get(name, {}), **section}
-    return validate(RunConfig, values, Path("test"))
+def config_of(tmp_path, data="data", **sync):
+    return make_config(Path(data), tmp_path / "run", *(f"sync.{name}={json.dumps(sync[name])}" for name in sync))
 
 
 def test_every_knob_is_one_of_its_sync_and_none_is_the_default(tmp_path):
     for kind, sync in SYNCS.items():
-        plain = config_of(tmp_path, sync={"kind": kind}).sync
+        plain = config_of(tmp_path, kind=kind).sync
         for name, values in sync.knobs.items():
             assert getattr(plain, name) == values[0]
             for value in values[1:]:
-                changed = config_of(tmp_path, sync={"kind": kind, name: value}).sync
-                assert getattr(changed, name) == value != values[0]
+                assert getattr(config_of(tmp_path, kind=kind, **{name: value}).sync, name) == value != values[0]
 
 
 def test_only_what_changes_no_number_is_exchanged(tmp_path):
     assert [*space_of(config_of(tmp_path), 2, ()).knobs] == ["horovod", "allreduce"]
-    fp16 = space_of(config_of(tmp_path, sync={"kind": "horovod", "compression": "fp16", "cycle_ms": 5.0}), 2, ())
-    assert [*fp16.knobs] == ["horovod"]
-    assert fp16.base.knobs == (("cycle_ms", 5.0),)
-    local = config_of(tmp_path, sync={"kind": "local_sgd", "every": 4})
-    assert [*space_of(local, 2, ()).knobs] == ["local_sgd"]
+    fp16 = space_of(config_of(tmp_path, kind="horovod", compression="fp16", cycle_ms=5.0), 2, ())
+    assert ([*fp16.knobs], fp16.base.knobs) == (["horovod"], (("cycle_ms", 5.0),))
+    assert [*space_of(config_of(tmp_path, kind="local_sgd", every=4), 2, ()).knobs] == ["local_sgd"]
 
 
 @pytest.mark.parametrize(
@@ -284,7 +275,7 @@ def test_only_what_changes_no_number_is_exchanged(tmp_path):
 )
 def test_what_cannot_be_searched_is_refused(tmp_path, sync, ranks, kinds, message):
     with pytest.raises(UserError, match=message):
-        space_of(config_of(tmp_path, sync=sync or {"kind": "auto"}), ranks, kinds)
+        space_of(config_of(tmp_path, **sync), ranks, kinds)
 
 
 def test_the_command_offers_every_sync_that_keeps_replicas_equal():
@@ -293,13 +284,12 @@ def test_the_command_offers_every_sync_that_keeps_replicas_equal():
 
 
 def test_settings_keep_everything_else(tmp_path):
-    config = config_of(tmp_path, sync={"kind": "horovod", "compression": "fp16", "fusion_mb": 2.0})
+    config = config_of(tmp_path, kind="horovod", compression="fp16", fusion_mb=2.0)
     base = space_of(config, 2, ()).base
     assert settings_of(config, base, base) == config
     changed = settings_of(config, base, Candidate(6, 2, "horovod", (("groups", 4),)))
     assert (changed.train.micro_batch, changed.train.threads) == (6, 2)
-    sync = changed.sync
-    assert (sync.compression, sync.fusion_mb, sync.groups) == ("fp16", None, 4)
+    assert (changed.sync.compression, changed.sync.fusion_mb, changed.sync.groups) == ("fp16", None, 4)
     assert changed.train.global_batch == config.train.global_batch
     plain = config_of(tmp_path)  # sync: auto stays auto where nothing better was found
     assert settings_of(plain, space_of(plain, 2, ()).base, Candidate(6, 0, "horovod")).sync.kind == "auto"

@@ -8,10 +8,9 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.options import Group, json_option, refuse_a_launcher, result
+from hvdlm.cli.options import PATH, Group, json_option, refuse_a_launcher, result
 from hvdlm.launch.environment import launched_as
 
-FILE = click.Path(path_type=Path)
 VARIANTS = "limit,horovod,allreduce,tree,stock-horovod,stock-ddp"
 VARIANTS_HELP = "Also allreduce+NAME and horovod+fp16: with that compression."
 
@@ -22,13 +21,13 @@ def bench() -> None:
 
 
 @bench.command("preprocess", epilog="hvdlm bench preprocess --megabytes 200 --out runs/bench")
-@click.option("--corpus", type=FILE, default=None, help="Your .jsonl; default: text of this Python.")
+@click.option("--corpus", type=PATH, default=None, help="Your .jsonl; default: text of this Python.")
 @click.option("--megabytes", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--vocab-size", type=click.IntRange(257), default=32768, show_default=True)
 @click.option("--ranks", default="1,2", show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--datatrove-python", default=None, help="An interpreter that has datatrove, to measure it too.")
-@click.option("--out", type=FILE, default=Path("runs/bench"), show_default=True)
+@click.option("--out", type=PATH, default=Path("runs/bench"), show_default=True)
 @json_option
 def bench_preprocess(ranks: str, out: Path, as_json: bool, **choices: Any) -> None:
     """Raw jsonl to shards as a whole process, the encoder alone, the tokenizers library, and datatrove."""
@@ -60,7 +59,7 @@ def bench_reading(repeats: int, as_json: bool) -> None:
 @click.option("--rounds", type=click.IntRange(2), default=7, show_default=True, help="Six or more have an interval.")
 @click.option("--block-seconds", type=click.FloatRange(0.01), default=1.5, show_default=True, help="Of one variant.")
 @click.option("--starts", type=click.IntRange(0), default=5, show_default=True, help="Starts of a run that are timed.")
-@click.option("--out", type=FILE, default=Path("runs/bench-train"), show_default=True)
+@click.option("--out", type=PATH, default=Path("runs/bench-train"), show_default=True)
 @json_option
 def bench_train(workloads: str, variants: str, out: Path, as_json: bool, **counts: Any) -> None:
     """Training by every way of combining gradients, by stock Horovod and by stock DDP, against ranks that never talk.
@@ -81,7 +80,7 @@ def bench_train(workloads: str, variants: str, out: Path, as_json: bool, **count
 
 
 @bench.command("cell", hidden=True)
-@click.argument("spec", type=FILE)
+@click.argument("spec", type=PATH)
 def bench_cell(spec: Path) -> None:
     """What every rank of a job of `hvdlm bench train` runs."""
     from hvdlm.perf.training_cell import CellSpec, serve
@@ -91,8 +90,8 @@ def bench_cell(spec: Path) -> None:
 
 @bench.command("encoder", hidden=True)
 @click.argument("kind", type=click.Choice(["fast", "tokenizers"]))
-@click.argument("corpus", type=FILE)
-@click.argument("path", type=FILE)
+@click.argument("corpus", type=PATH)
+@click.argument("path", type=PATH)
 @click.argument("rank", type=int)
 @click.argument("size", type=int)
 def bench_encoder(**task: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from hvdlm.cli.options import Command, json_option, result
+from hvdlm.cli.options import PATH, Command, json_option, result
 from hvdlm.cli.submit_options import jobs_dir_option, submission_environment
 
 
@@ -29,7 +29,7 @@ def jobs(jobs_dir: Path, as_json: bool) -> None:
     from hvdlm.jobs import watch
 
     rows = watch.overview(jobs_dir, submission_environment())
-    result({"jobs": [row.to_dict() for row in rows]}, as_json, watch.to_text(rows))
+    result({"jobs": [asdict(row) for row in rows]}, as_json, watch.to_text(rows))
 
 
 @click.command(cls=Command, epilog="hvdlm logs 1234 --follow")
@@ -57,7 +57,7 @@ def cancel(names: tuple[str, ...], jobs_dir: Path, now: bool) -> None:
 
 
 @click.command(cls=Command, epilog="hvdlm lint jobs/examples/train-cpu.sbatch")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
 @json_option
 def lint(files: tuple[Path, ...], as_json: bool) -> int:
     """Check sbatch scripts that somebody wrote by hand, with the checks of `hvdlm submit`. Exit 2 for an error.

@@ -8,16 +8,7 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.options import (
-    Command,
-    Group,
-    batch_job,
-    by_rank_0,
-    config_argument,
-    json_option,
-    overrides_argument,
-    result,
-)
+from hvdlm.cli.options import PATH, Command, Group, batch_job, by_rank_0, config_arguments, json_option, result
 from hvdlm.errors import UserError
 from hvdlm.world.connect import connected
 
@@ -26,8 +17,7 @@ from hvdlm.world.connect import connected
     cls=Command,
     epilog="mpirun -np 4 hvdlm preprocess configs/quickstart-data.yaml output=data/mine input='texts/*.jsonl.gz'",
 )
-@config_argument
-@overrides_argument
+@config_arguments
 @json_option
 def preprocess(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Turn raw text into tokenized HDF5 shards; the same bytes at any number of ranks."""
@@ -56,9 +46,9 @@ def data() -> None:
 
 
 @data.command("inspect", epilog="hvdlm data inspect runs/quickstart/data --samples 3 --picture lengths.png")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 @click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Documents of a split to decode.")
-@click.option("--picture", type=click.Path(path_type=Path), default=None, help="Draw the lengths (.png, .svg, .pdf).")
+@click.option("--picture", type=PATH, default=None, help="Draw the lengths (.png, .svg, .pdf).")
 @json_option
 @by_rank_0
 def data_inspect(folder: Path, samples: int, picture: Path | None, as_json: bool) -> None:
@@ -72,7 +62,7 @@ def data_inspect(folder: Path, samples: int, picture: Path | None, as_json: bool
 
 
 @data.command("verify", epilog="hvdlm data verify runs/quickstart/data")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 @json_option
 @by_rank_0
 def data_verify(folder: Path, as_json: bool) -> None:
@@ -88,10 +78,10 @@ def data_verify(folder: Path, as_json: bool) -> None:
 
 
 @data.command("convert", epilog="hvdlm data convert runs/quickstart/data runs/megatron --to megatron")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("destination", type=click.Path(path_type=Path))
+@click.argument("source", type=PATH)
+@click.argument("destination", type=PATH)
 @click.option("--to", type=click.Choice(["hvdlm", "megatron", "nanogpt", "jsonl"]), required=True)
-@click.option("--tokenizer", type=click.Path(path_type=Path), default=None, help="tokenizer.json, if none is beside.")
+@click.option("--tokenizer", type=PATH, default=None, help="tokenizer.json, if none is beside.")
 @click.option("--lossy", is_flag=True, help="Write even what would not come back exactly.")
 @json_option
 @by_rank_0
@@ -114,9 +104,8 @@ def tokenizer() -> None:
     "train",
     epilog="mpirun -np 2 hvdlm tokenizer train configs/quickstart-data.yaml tokenizer.vocab_size=8192 --out bpe.json",
 )
-@config_argument
-@overrides_argument
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The tokenizer.json to write.")
+@config_arguments
+@click.option("--out", type=PATH, required=True, help="The tokenizer.json to write.")
 @json_option
 def tokenizer_train(config: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Learn the vocabulary of a preprocess config from a sample of its input, without the shards."""
@@ -148,7 +137,7 @@ def _check_out(out: Path) -> None:
 
 
 @tokenizer.command("show", epilog="hvdlm tokenizer show runs/quickstart/data/tokenizer.json --text 'def main():'")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
 @click.option("--text", default="", help="A text to cut into tokens.")
 @json_option
 @by_rank_0
@@ -162,7 +151,7 @@ def tokenizer_show(path: Path, text: str, as_json: bool) -> None:
 
 
 @tokenizer.command("compare", epilog="hvdlm tokenizer compare a.json b.json --input texts.jsonl --input chinese.txt")
-@click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("paths", type=PATH, nargs=-1, required=True)
 @click.option("--input", "sources", multiple=True, required=True, help="Files, folders or globs of text.")
 @click.option("--megabytes", type=click.FloatRange(0, min_open=True), default=4.0, show_default=True)
 @json_option

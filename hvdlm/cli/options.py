@@ -16,6 +16,7 @@ from hvdlm.launch.environment import launched_as
 
 if TYPE_CHECKING:
     from hvdlm.session.stop import BatchJob
+    from hvdlm.train.config import RunConfig
 
 
 def result(value: dict[str, Any], as_json: bool, text: str, rank: int = 0) -> None:
@@ -50,8 +51,13 @@ def by_rank_0(function: Any) -> Any:
     return alone
 
 
-config_argument = click.argument("config", type=click.Path(path_type=Path))
+PATH = click.Path(path_type=Path)
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
+
+
+def config_arguments(function: Any) -> Any:
+    """A config, and overrides of its values."""
+    return click.argument("config", type=PATH)(overrides_argument(function))
 
 
 def batch_job() -> BatchJob:
@@ -67,3 +73,14 @@ def refuse_a_launcher(command: str) -> None:
     """For commands that start their own jobs."""
     if (launched_as() or (0, 1))[1] > 1:
         raise UserError(f"`{command}` starts its own ranks; call it without mpirun")
+
+
+def config_of_study(command: str, config: Path, overrides: tuple[str, ...]) -> RunConfig:
+    """The config that a command trains by in jobs of its own, under no launcher; it logs as rank 0 does."""
+    refuse_a_launcher(command)
+    from hvdlm.config import load
+    from hvdlm.session.logs import setup_logging
+    from hvdlm.train.config import RunConfig
+
+    setup_logging(0)
+    return load(RunConfig, config, overrides)

@@ -8,41 +8,27 @@ from pathlib import Path
 
 import click
 
-from hvdlm.cli.options import (
-    Command,
-    by_rank_0,
-    config_argument,
-    json_option,
-    overrides_argument,
-    refuse_a_launcher,
-    result,
-)
+from hvdlm.cli.options import PATH, Command, by_rank_0, config_arguments, config_of_study, json_option, result
 from hvdlm.world.connect import connected
 
 
 @click.command(cls=Command, epilog="hvdlm scale configs/quickstart.yaml --ranks 1,2 --mode both --out runs/scaling")
-@config_argument
-@overrides_argument
+@config_arguments
 @click.option("--ranks", default="1,2", show_default=True, help="Rank counts, smallest first.")
 @click.option("--mode", type=click.Choice(["strong", "weak", "both"]), default="both", show_default=True)
 @click.option("--steps", type=click.IntRange(3), default=20, show_default=True, help="Timed steps of one measurement.")
 @click.option("--warmup", type=click.IntRange(1), default=5, show_default=True, help="Steps before them, discarded.")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Measurements of each point.")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Default: RUN_DIR/scaling.")
+@click.option("--out", type=PATH, default=None, help="Default: RUN_DIR/scaling.")
 @json_option
 def scale(
     config: Path, overrides: tuple[str, ...], ranks: str, mode: str, out: Path | None, as_json: bool, **counts: int
 ) -> None:
     """Measure weak and strong scaling of the real training step; leaves DIR/records and the report."""
-    refuse_a_launcher("hvdlm scale")
-    from hvdlm.config import load
+    settings = config_of_study("hvdlm scale", config, overrides)
     from hvdlm.perf.report import write_report
     from hvdlm.perf.sweep import Effort, parse_ranks, sweep
-    from hvdlm.session.logs import setup_logging
-    from hvdlm.train.config import RunConfig
 
-    setup_logging(0)
-    settings = load(RunConfig, config, overrides)
     folder = out or settings.run_dir / "scaling"
     modes = ("strong", "weak") if mode == "both" else (mode,)
     sweep(settings, folder, ranks=parse_ranks(ranks), modes=modes, effort=Effort(**counts))
@@ -51,7 +37,7 @@ def scale(
 
 
 @click.command(cls=Command, hidden=True)
-@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("spec", type=PATH)
 def measure(spec: Path) -> None:
     """What every rank of one measurement of `hvdlm scale` runs."""
     from hvdlm.perf.measure import MeasurementSpec, measure_and_write
@@ -67,7 +53,7 @@ def measure(spec: Path) -> None:
 
 
 @click.command(cls=Command, epilog="hvdlm report runs/quickstart/scaling")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 @json_option
 @by_rank_0
 def report(folder: Path, as_json: bool) -> None:

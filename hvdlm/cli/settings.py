@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.options import Command, Group, by_rank_0, config_argument, json_option, overrides_argument, result
+from hvdlm.cli.options import Command, Group, by_rank_0, config_arguments, json_option, result
 from hvdlm.launch.environment import launched_as
 
 
@@ -36,7 +36,7 @@ def doctor(hello: bool, log: str | None, as_json: bool) -> int:
         return 0
     checks = stage.examine(is_job=size > 1)
     is_well = all(check.ok for check in checks)
-    result({"ok": is_well, "checks": [check.to_dict() for check in checks]}, as_json, stage.to_text(checks), rank)
+    result({"ok": is_well, "checks": [asdict(check) for check in checks]}, as_json, stage.to_text(checks), rank)
     return 0 if is_well else 1
 
 
@@ -46,8 +46,7 @@ def config_group() -> None:
 
 
 @config_group.command("show", epilog="hvdlm config show configs/quickstart.yaml optim.lr=3e-4")
-@config_argument
-@overrides_argument
+@config_arguments
 @json_option
 @by_rank_0
 def config_show(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:

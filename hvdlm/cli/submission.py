@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hvdlm.cli.options import Group, config_argument, overrides_argument
+from hvdlm.cli.options import PATH, Group, config_arguments, overrides_argument
 from hvdlm.cli.submit_options import need, need_shards, submission, training_job
 from hvdlm.errors import UserError
 
@@ -33,8 +33,7 @@ def submit() -> None:
 @submit.command(
     "preprocess", epilog="hvdlm submit preprocess configs/quickstart-data.yaml --site generic-cpu --time 30"
 )
-@config_argument
-@overrides_argument
+@config_arguments
 @submission
 def submit_preprocess(config: Path, overrides: tuple[str, ...], request: Request) -> list[Job]:
     """Raw text to shards."""
@@ -50,8 +49,7 @@ def submit_preprocess(config: Path, overrides: tuple[str, ...], request: Request
     "train",
     epilog="hvdlm submit train configs/quickstart.yaml train.steps=50 --site generic-cpu --ranks-per-node 2 --time 30",
 )
-@config_argument
-@overrides_argument
+@config_arguments
 @chain_option("Queue so many jobs, each after the one before: for sites that do not requeue.")
 @click.option("--stage-in", is_flag=True, help="Copy the shards to each node's own disk first.")
 @submission
@@ -69,7 +67,7 @@ def submit_train(config: Path, overrides: tuple[str, ...], chain: int, stage_in:
 
 
 @submit.command("eval", epilog="hvdlm submit eval runs/quickstart/train --site generic-cpu --time 10")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @overrides_argument
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True)
 @submission
@@ -84,7 +82,7 @@ def submit_eval(run: Path, overrides: tuple[str, ...], split: str, request: Requ
 @submit.command(
     "generate", epilog="hvdlm submit generate runs/quickstart/train --site generic-cpu --time 5 -- --prompt 'def '"
 )
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.argument("words", nargs=-1, metavar="[-- OPTIONS OF GENERATE]")
 @submission
 def submit_generate(run: Path, words: tuple[str, ...], request: Request) -> list[Job]:
@@ -99,14 +97,13 @@ def submit_generate(run: Path, words: tuple[str, ...], request: Request) -> list
     "scale",
     epilog="hvdlm submit scale configs/quickstart.yaml --ranks 1,2 --site generic-cpu --ranks-per-node 2 --time 10",
 )
-@config_argument
-@overrides_argument
+@config_arguments
 @click.option("--ranks", default=None, help="Rank counts. Default: 1, 2, 4 … up to nodes x ranks a node.")
 @click.option("--mode", type=click.Choice(["strong", "weak", "both"]), default="both", show_default=True)
 @click.option("--steps", type=click.IntRange(3), default=20, show_default=True)
 @click.option("--warmup", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Default: RUN_DIR/scaling.")
+@click.option("--out", type=PATH, default=None, help="Default: RUN_DIR/scaling.")
 @submission
 def submit_scale(
     config: Path, overrides: tuple[str, ...], ranks: str | None, out: Path | None, request: Request, **effort: Any
@@ -149,9 +146,8 @@ def _study(
     "pipeline",
     epilog="hvdlm submit pipeline configs/quickstart-data.yaml configs/quickstart.yaml --site generic-cpu --time 30",
 )
-@click.argument("data_config", type=click.Path(path_type=Path))
-@config_argument
-@overrides_argument
+@click.argument("data_config", type=PATH)
+@config_arguments
 @chain_option("Training jobs in a row.")
 @click.option("--ranks", default=None, help="Rank counts of the report. Default: 1, 2, 4 … up to the job's own.")
 @submission

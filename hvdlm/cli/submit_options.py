@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hvdlm.cli.options import json_option, result
+from hvdlm.cli.options import PATH, json_option, result
 from hvdlm.errors import UserError
 from hvdlm.launch.environment import launched_as
 from hvdlm.launch.plan import fresh_environment
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hvdlm.train.config import RunConfig
 
 JOBS_DIR = Path("runs/jobs")
-jobs_dir_option = click.option("--jobs-dir", type=click.Path(path_type=Path), default=JOBS_DIR, show_default=True)
+jobs_dir_option = click.option("--jobs-dir", type=PATH, default=JOBS_DIR, show_default=True)
 
 
 def submission_environment() -> dict[str, str]:

@@ -8,13 +8,12 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.options import Command, batch_job, config_argument, json_option, overrides_argument, result
+from hvdlm.cli.options import Command, batch_job, config_arguments, json_option, overrides_argument, result
 from hvdlm.world.connect import connected
 
 
 @click.command(cls=Command, epilog="mpirun -np 2 hvdlm train configs/quickstart.yaml train.steps=50 run_dir=runs/short")
-@config_argument
-@overrides_argument
+@config_arguments
 @json_option
 def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Train, or resume the run in run_dir from its newest complete checkpoint."""

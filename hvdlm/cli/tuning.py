@@ -9,59 +9,48 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.options import Command, config_argument, json_option, overrides_argument, refuse_a_launcher, result
+from hvdlm.cli.options import PATH, Command, config_arguments, config_of_study, json_option, overrides_argument, result
 
 KINDS = "Give it for each sync to try. Default: horovod and allreduce, or the config's own where they differ from it."
 
 
 @click.command(cls=Command, epilog="hvdlm tune configs/quickstart.yaml --ranks 2 --minutes 10 --out configs/mine.yaml")
-@config_argument
-@overrides_argument
+@config_arguments
 @click.option("--ranks", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), default=15, show_default=True, help="At most.")
 @click.option("--steps", type=click.IntRange(3), default=15, show_default=True, help="Timed steps of one run.")
 @click.option("--warmup", type=click.IntRange(1), default=3, show_default=True, help="Steps before them, discarded.")
 @click.option("--repeats", type=click.IntRange(2), default=4, show_default=True, help="Rounds of a stage, at most.")
 @click.option("--kinds", type=click.Choice(["horovod", "allreduce", "tree"]), multiple=True, help=KINDS)
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Default: RUN_DIR/tuned.yaml.")
+@click.option("--out", type=PATH, default=None, help="Default: RUN_DIR/tuned.yaml.")
 @json_option
 def tune(config: Path, overrides: tuple[str, ...], out: Path | None, as_json: bool, **choices: Any) -> None:
     """Find the fastest micro-batch, threads and sync for this machine; global batch, precision and model stay.
 
     Leaves a config that `hvdlm train` takes, with the measurements in its header and all runs as JSON beside it.
     """
-    refuse_a_launcher("hvdlm tune")
-    from hvdlm.config import load
+    settings = config_of_study("hvdlm tune", config, overrides)
     from hvdlm.perf.tune import TuneOptions, tune
     from hvdlm.perf.tune_result import to_text
-    from hvdlm.session.logs import setup_logging
-    from hvdlm.train.config import RunConfig
 
-    setup_logging(0)
-    settings = load(RunConfig, config, overrides)
     command = shlex.join(["hvdlm", *sys.argv[1:]])
     found = tune(settings, TuneOptions(out=out or settings.run_dir / "tuned.yaml", command=command, **choices))
     result(found, as_json, to_text(found))
 
 
 @click.command("sync", cls=Command, epilog="hvdlm bench sync configs/quickstart.yaml --steps 200 --out runs/bench-sync")
-@click.argument("config", type=click.Path(path_type=Path), default=Path("configs/quickstart.yaml"))
+@click.argument("config", type=PATH, default=Path("configs/quickstart.yaml"))
 @overrides_argument
 @click.option("--ranks", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--steps", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Rounds, each from another seed.")
 @click.option("--kinds", default="", help="Names with commas, for example allreduce,local_sgd; default: all.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench-sync"), show_default=True)
+@click.option("--out", type=PATH, default=Path("runs/bench-sync"), show_default=True)
 @json_option
 def bench_sync(config: Path, overrides: tuple[str, ...], kinds: str, as_json: bool, **choices: Any) -> None:
     """Train one model on the same tokens by every way of combining gradients: loss, speed, bytes sent."""
-    refuse_a_launcher("hvdlm bench")
-    from hvdlm.config import load
+    settings = config_of_study("hvdlm bench", config, overrides)
     from hvdlm.perf.bench_sync import SyncBenchOptions, bench, parse_kinds, to_text
-    from hvdlm.session.logs import setup_logging
-    from hvdlm.train.config import RunConfig
 
-    setup_logging(0)
-    settings = load(RunConfig, config, overrides)
     found = bench(settings, SyncBenchOptions(kinds=parse_kinds(kinds), **choices))
     result(found, as_json, to_text(found))

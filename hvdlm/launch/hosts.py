@@ -22,7 +22,8 @@ def expand(hostlist: str) -> list[str]:
     >>> expand("node-[08-10],x[1,3]-ib")
     ['node-08', 'node-09', 'node-10', 'x1-ib', 'x3-ib']
     """
-    return [name for part in _split(hostlist) for name in _expand_one(part)]
+    parts = re.findall(r"(?:[^,\[]|\[[^\]]*\]?)+", hostlist.strip())  # at the commas outside brackets
+    return [name for part in parts for name in _expand_one(part)]
 
 
 def expand_counts(counts: str) -> list[int]:
@@ -111,11 +112,6 @@ def _refuse_doubles(hosts: list[tuple[str, int]], place: str) -> None:
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{place}: {name} is named twice; give it all its slots once")
-
-
-def _split(hostlist: str) -> list[str]:
-    """At the commas outside brackets."""
-    return [part for part in re.findall(r"(?:[^,\[]|\[[^\]]*\]?)+", hostlist.strip()) if part]
 
 
 def _expand_one(part: str) -> list[str]:

@@ -6,6 +6,7 @@ Horovod 0.28.1. Nothing here chooses a transport: what a site configured holds.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -93,12 +94,8 @@ def _open_mpi(launch: Launch, *, allow: str, tag: str) -> list[str]:
     return [*words, *(word for name in launch.pass_on for word in ("-x", name))]
 
 
-def _open_mpi_4(launch: Launch) -> list[str]:
-    return _open_mpi(launch, allow="--oversubscribe", tag="--tag-output")
-
-
-def _open_mpi_5(launch: Launch) -> list[str]:
-    return _open_mpi(launch, allow="--map-by slot:OVERSUBSCRIBE", tag="--output tag")
+_open_mpi_4 = functools.partial(_open_mpi, allow="--oversubscribe", tag="--tag-output")
+_open_mpi_5 = functools.partial(_open_mpi, allow="--map-by slot:OVERSUBSCRIBE", tag="--output tag")
 
 
 def _hydra(launch: Launch) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -68,9 +69,14 @@ def srun_plugin(mpi: str, listed: str) -> str:
     return next((name for name in LAUNCHERS[mpi].srun_plugins if name in there), "")
 
 
-def kind_of(mpirun: Path) -> str:
+def version_of(mpirun: Path) -> str:
+    """All that it prints for --version."""
     done = subprocess.run([str(mpirun), "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    return mpi_kind(done.stdout + done.stderr)
+    return done.stdout + done.stderr
+
+
+def kind_of(mpirun: Path) -> str:
+    return mpi_kind(version_of(mpirun))
 
 
 def start_command(ranks: int, command: list[str]) -> list[str]:
@@ -115,7 +121,6 @@ class LaunchPlan:
     kind: str  # of LAUNCHERS
     words: list[str]
     environment: dict[str, str]
-    ranks: int
 
 
 def plan(asked: Asked, command: list[str]) -> LaunchPlan:
@@ -140,8 +145,7 @@ def plan(asked: Asked, command: list[str]) -> LaunchPlan:
         launch = replace(launch, pass_on=tuple(sorted(filter(PASSED_ON.fullmatch, {**os.environ, **added}))))
     if not LAUNCHERS[kind].starts_a_step:
         command = with_own_count(ranks, command, os.environ)
-    words = [*launch_words(kind, launch), *command]
-    return LaunchPlan(kind, words, added, ranks)
+    return LaunchPlan(kind, [*launch_words(kind, launch), *command], added)
 
 
 def count_ranks(asked: Asked, allocation: Hosts, *, told: str | None) -> int:
@@ -163,7 +167,9 @@ def count_ranks(asked: Asked, allocation: Hosts, *, told: str | None) -> int:
 
 def choose(choice: str, *, in_job: bool) -> tuple[str, str, str]:
     """(kind, program, srun's plugin): srun inside a SLURM job if it speaks with the MPI at hand, else mpirun."""
-    mpirun = None if choice == "horovodrun" else _mpirun_or_none()
+    mpirun = None
+    with contextlib.suppress(UserError):
+        mpirun = find_mpirun() if choice != "horovodrun" else None
     kind = kind_of(mpirun) if mpirun else "openmpi4"  # Horovod's builds without an mpirun are for srun of Open MPI
     if choice in ("auto", "srun") and (in_job or choice == "srun") and shutil.which("srun"):
         listed = subprocess.run(["srun", "--mpi=list"], capture_output=True, text=True)
@@ -180,13 +186,6 @@ def choose(choice: str, *, in_job: bool) -> tuple[str, str, str]:
     if choice in ("auto", "horovodrun") and horovodrun.exists():
         return "horovodrun", str(horovodrun), ""
     raise UserError(f"--launcher {choice}: not found here; load the MPI module that `make setup` used, or run it")
-
-
-def _mpirun_or_none() -> Path | None:
-    try:
-        return find_mpirun()
-    except UserError:
-        return None
 
 
 def threads_of_a_rank(local_ranks: int, env: Mapping[str, str]) -> int:

@@ -13,7 +13,6 @@ class Facts:
 
     threads: int | None = None  # of a rank
     step_s: float | None = None
-    save_s: float | None = None
     checkpoint_every: int | None = None  # steps
 
 

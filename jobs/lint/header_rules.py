@@ -118,15 +118,3 @@ def values(script: Script) -> Findings:
                 form(directive.value or "")
             except ValueError as problem:
                 yield error(directive.line, f"--{directive.key}: {problem}", remedy)
-
-
-HEADER_RULES = (
-    first_line,
-    line_breaks,
-    options,
-    unread_directives,
-    repeated,
-    exclusive_options,
-    shell_variables,
-    values,
-)

@@ -13,6 +13,12 @@ from .sizes import cores_per_rank, num_nodes, num_tasks, threads_set
 _OF_A_TASK = {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"}
 
 
+def _steps(script: Script, *, unless_set: str) -> list[LaunchLine]:
+    """What srun starts, unless the script sets this variable, which then holds for all of them."""
+    lines = [] if unless_set in script.body.exports else launch_lines(script)
+    return [line for line in lines if line.launcher == "srun"]
+
+
 def tasks_of_launch(script: Script) -> Findings:
     """S1, S11: the launch line starts another number of ranks than the header asks for."""
     tasks, lines = num_tasks(script), launch_lines(script)
@@ -32,12 +38,11 @@ def tasks_of_launch(script: Script) -> Findings:
 
 def cores_of_step(script: Script) -> Findings:
     """S7: since 22.05 srun does not take cpus-per-task from the job, and gives each rank one core."""
-    cores = cores_per_rank(script)
-    if not script.has("cpus-per-task") or cores == 1 or "SRUN_CPUS_PER_TASK" in script.body.exports:
+    if not script.has("cpus-per-task") or cores_per_rank(script) == 1:
         return
-    for line in launch_lines(script):
+    for line in _steps(script, unless_set="SRUN_CPUS_PER_TASK"):
         places_itself = line.options.get("cpu-bind", "").partition(":")[0] in ("mask_cpu", "map_cpu")
-        if line.launcher == "srun" and "cpus-per-task" not in line.options and not places_itself:
+        if "cpus-per-task" not in line.options and not places_itself:
             remedy = "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK before it"
             yield warning(line.line, "srun does not take --cpus-per-task from the job (since 22.05)", remedy)
 
@@ -96,22 +101,18 @@ def affinity_of_threads(script: Script) -> Findings:
 
 def plugin_of_srun(script: Script) -> Findings:
     """S1: without the right plugin srun starts N separate processes, each "rank 0 of 1"."""
-    if "SLURM_MPI_TYPE" in script.body.exports:
-        return
-    lines = launch_lines(script)
+    lines = _steps(script, unless_set="SLURM_MPI_TYPE")
     says_so_elsewhere = any("mpi" in line.options for line in lines)  # then other programs need none, it seems
     for line in lines:
-        if line.launcher == "srun" and "mpi" not in line.options and (line.is_hvdlm or not says_so_elsewhere):
+        if "mpi" not in line.options and (line.is_hvdlm or not says_so_elsewhere):
             message = "srun without --mpi starts each rank alone where the site's default is another"
             yield warning(line.line, message, "write srun --mpi=pmix, or what `srun --mpi=list` offers for your MPI")
 
 
 def end_of_step(script: Script) -> Findings:
     """S8: one rank dies and the others wait until the time limit."""
-    if "SLURM_KILL_BAD_EXIT" in script.body.exports:
-        return
-    for line in launch_lines(script):
-        if line.launcher == "srun" and line.options.get("kill-on-bad-exit", "0") == "0":
+    for line in _steps(script, unless_set="SLURM_KILL_BAD_EXIT"):
+        if line.options.get("kill-on-bad-exit", "0") == "0":
             message = "when one rank fails, srun leaves the others waiting"
             yield warning(line.line, message, "write srun --kill-on-bad-exit=1")
 
@@ -156,17 +157,3 @@ def hosts_of_horovodrun(script: Script) -> Findings:
         where = f"the first of {nodes} nodes" if nodes else "the first node"
         remedy = "write -H with the nodes of the job and their slots, or use srun or mpirun"
         yield (error if nodes else warning)(line.line, f"horovodrun without -H starts all ranks on {where}", remedy)
-
-
-LAUNCH_RULES = (
-    tasks_of_launch,
-    cores_of_step,
-    variables_of_header,
-    one_core_a_rank,
-    affinity_of_threads,
-    plugin_of_srun,
-    end_of_step,
-    early_expansion,
-    fixed_hosts,
-    hosts_of_horovodrun,
-)

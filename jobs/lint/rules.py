@@ -6,17 +6,25 @@ right is never reported, and values that only the job's shell knows count as rig
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from types import ModuleType
 
+from . import header_rules, launch_rules, size_rules, stop_rules
 from .findings import UNKNOWN, Facts, Finding, Findings
-from .header_rules import HEADER_RULES
-from .launch_rules import LAUNCH_RULES
 from .sbatch import Script, parse
-from .size_rules import SIZE_RULES
-from .stop_rules import STOP_RULES
 
-JOB_RULES = (*SIZE_RULES, *LAUNCH_RULES, *STOP_RULES)
-RULES: tuple[Callable[[Script], Findings], ...] = (*HEADER_RULES, *JOB_RULES)
+Rules = tuple[Callable[[Script], Findings], ...]
+
+
+def _rules_of(module: ModuleType) -> Rules:
+    """Every function of a module that returns Findings, in their order: none can be forgotten."""
+    functions = [each for each in vars(module).values() if inspect.isfunction(each)]
+    return tuple(each for each in functions if each.__annotations__.get("return") == "Findings")
+
+
+HEADER_RULES = _rules_of(header_rules)
+RULES: Rules = sum(map(_rules_of, (size_rules, launch_rules, stop_rules)), HEADER_RULES)
 
 
 def check(text: str, facts: Facts = UNKNOWN) -> list[Finding]:

@@ -71,12 +71,10 @@ def time_against_signal(script: Script) -> Findings:
     elif limit <= signal.lead_s + 60:
         message = f"SLURM may send the signal 60 s early, which is at once: the limit is {limit:.0f} s"
         yield warning(line, message, remedy)
-    step_s, save_s = script.facts.step_s or 0.0, script.facts.save_s or 0.0
-    need_s = 2 * (step_s + save_s)
-    if signal.lead_s < need_s:
+    step_s = script.facts.step_s or 0.0
+    if signal.lead_s < 2 * step_s:
         message = f"{signal.lead_s} s are too short to stop and save: a step takes {step_s:.1f} s"
-        message += f", a save {save_s:.1f} s" if save_s else ""
-        yield error(line, message, f"write @{math.ceil(need_s)} or more")
+        yield error(line, message, f"write @{math.ceil(2 * step_s)} or more")
 
 
 def time_against_checkpoints(script: Script) -> Findings:
@@ -89,13 +87,3 @@ def time_against_checkpoints(script: Script) -> Findings:
     remedy = f"raise --time, or set checkpoint.every to {max(1, int(limit / step_s / 2))} or less"
     saves_at_end = script.has("signal") or "HVDLM_JOB_END" in script.body.exports
     yield (warning if saves_at_end else error)(script.line_of("time"), message, remedy)
-
-
-SIZE_RULES = (
-    tasks_against_nodes,
-    threads_against_cores,
-    gpus_against_ranks,
-    gpu_of_each_task,
-    time_against_signal,
-    time_against_checkpoints,
-)

@@ -21,6 +21,12 @@ def traps_of(script: Script, name: str) -> list[ShellCommand]:
     return [trap for trap in found if wanted & {unquote(word).upper() for word in trap.words[2:]}]
 
 
+def _traps_of_batch_shell(script: Script) -> list[ShellCommand]:
+    """Those of the signal that B: sends to the batch shell alone."""
+    signal = signal_of(script)
+    return traps_of(script, signal.name) if signal and signal.to_batch_shell else []
+
+
 def handler_text(script: Script, traps: list[ShellCommand]) -> str:
     """What the traps run: their own text and the functions they name."""
     texts = [unquote(trap.words[1]) for trap in traps]
@@ -60,8 +66,7 @@ def signal_is_trapped(script: Script) -> Findings:
 
 def trap_can_run(script: Script) -> Findings:
     """S3: bash runs a trap only when the command in the foreground has ended."""
-    signal = signal_of(script)
-    traps = traps_of(script, signal.name) if signal and signal.to_batch_shell else []
+    traps = _traps_of_batch_shell(script)
     if not traps:
         return
     launches = launch_lines(script)
@@ -87,8 +92,7 @@ def launcher_is_awaited(script: Script) -> Findings:
 
 def second_wait(script: Script) -> Findings:
     """S3: a trapped signal ends `wait`; the script goes on, and its end takes the ranks along before they saved."""
-    signal = signal_of(script)
-    traps = traps_of(script, signal.name) if signal and signal.to_batch_shell else []
+    traps = _traps_of_batch_shell(script)
     waits = script.body.named("wait")
     if not traps or len(waits) != 1 or waits[0].in_loop or re.search(r"\bwait\b", handler_text(script, traps)):
         return
@@ -142,15 +146,3 @@ def logs_are_kept(script: Script) -> Findings:
     if not keeps:
         message = "when the job is queued again, its log is overwritten"
         yield warning(script.line_of("open-mode", "requeue", "output"), message, "add #SBATCH --open-mode=append")
-
-
-STOP_RULES = (
-    signal_reaches_ranks,
-    signal_is_trapped,
-    trap_can_run,
-    launcher_is_awaited,
-    second_wait,
-    comes_back,
-    script_outlives_its_launcher,
-    logs_are_kept,
-)
