@@ -64,7 +64,11 @@ class LocalSgdSync(Sync):
     def zero_grad(self) -> None:
         super().zero_grad()
         if self._step >= self._config.warmup_steps and (self._step + 1) % self._config.every == 0:
-            self.average_weights()
+            self.meet()
+
+    def meet(self) -> None:
+        """Collective: what is due every `every` steps."""
+        self.average_weights()
 
     def average_weights(self) -> None:
         self.bytes_sent += average(self.world, [self._weights])
