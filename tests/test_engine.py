@@ -16,7 +16,6 @@ from hvdlm.errors import UserError
 from hvdlm.inference.evaluate import evaluate_checkpoint
 from hvdlm.inference.load import load_checkpoint_model
 from hvdlm.session.metrics import read_metrics
-from hvdlm.sync import build_sync
 from hvdlm.train import setup as stage
 from hvdlm.train.guard import Verdict
 from hvdlm.train.noise_scale import NoiseScale
@@ -116,13 +115,6 @@ def test_bf16_keeps_float32_weights_and_nearly_the_loss(data_dir, tmp_path):
     fp32, bf16 = (make_engine(data_dir, tmp_path, f"train.precision={name}") for name in ("fp32", "bf16"))
     assert {p.dtype for p in bf16.model.parameters()} == {torch.float32}
     assert run(bf16, 0, 1)[0][0] == pytest.approx(run(fp32, 0, 1)[0][0], rel=1e-2)
-
-
-def test_a_bf16_parameter_is_refused_before_any_collective(data_dir, tmp_path):
-    config = make_config(data_dir, tmp_path)
-    model = torch.nn.Linear(2, 2, dtype=torch.bfloat16)
-    with pytest.raises(UserError, match=r"parameter weight is torch.bfloat16; keep float32 and set train.precision"):
-        build_sync(config.sync, model, torch.optim.SGD(model.parameters(), 1), SerialWorld())
 
 
 def test_horovod_sync_needs_a_horovod_world(data_dir, tmp_path):
