@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetPydanticSchema, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
@@ -35,20 +35,13 @@ T = TypeVar("T")
 ModelT = TypeVar("ModelT", bound=Section)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    names: tuple[str, ...]
-
-    def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> CoreSchema:
-        return core_schema.literal_schema(list(self.names))
-
-
 def choice_of(names: Iterable[str]) -> Any:
     """What makes a `str` one of `names`, the keys of a registry: `name: Annotated[str, choice_of(OPTIMIZERS)]`.
 
     Errors and JSON schema are those of a Literal of these names.
     """
-    return _Choice(tuple(names))
+    schema = core_schema.literal_schema(list(names))
+    return GetPydanticSchema(lambda _source, _handler: schema)
 
 
 @dataclass(frozen=True)

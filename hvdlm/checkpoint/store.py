@@ -173,15 +173,12 @@ def load_model(path: Path, model: nn.Module) -> None:
 
 def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Restore the optimizer's state by parameter name; call it after the optimizer was wrapped."""
-    saved = load_file(path / OPTIMIZER)
-    scalars = read_state(path)["optimizer_scalars"]
     parameters = dict(model.named_parameters())
-    for key, tensor in saved.items():
+    scalars = read_state(path)["optimizer_scalars"]
+    for key, value in {**load_file(path / OPTIMIZER), **scalars}.items():
         name, _, entry = key.rpartition("/")
-        optimizer.state[parameters[name]][entry] = tensor.to(parameters[name].device)
-    for key, value in scalars.items():
-        name, _, entry = key.rpartition("/")
-        optimizer.state[parameters[name]][entry] = value
+        is_tensor = isinstance(value, torch.Tensor)
+        optimizer.state[parameters[name]][entry] = value.to(parameters[name].device) if is_tensor else value
 
 
 def _model_state(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from hvdlm.sync.compress import CompressConfig, CompressedSync
-from hvdlm.sync.interface import StrategyConfig, Sync, ring_bytes
+from hvdlm.sync.interface import StrategyConfig, Sync, gradients, ring_bytes
 from hvdlm.world.interface import Pending, World
 
 ALONE_BYTES = 1 << 20  # a gradient of this size travels as it lies; copying smaller ones together costs nothing
@@ -111,24 +111,17 @@ class _Bucket:
 
     def collect(self) -> Tensor:
         """The gradients as one contiguous tensor."""
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        grads = gradients(self.parameters)
         if self._flat is None:
-            gradient = self.parameters[0].grad
-            assert gradient is not None
-            self.parameters[0].grad = gradient.contiguous()
+            self.parameters[0].grad = grads[0].contiguous()
             return self.parameters[0].grad.view(-1)
-        torch.cat([p.grad.reshape(-1) for p in self.parameters if p.grad is not None], out=self._flat)
-        return self._flat
+        return torch.cat([grad.reshape(-1) for grad in grads], out=self._flat)
 
     def spread(self) -> None:
         if self._flat is not None:
-            parts = self._flat.split([p.numel() for p in self.parameters])
-            torch._foreach_copy_(
-                [p.grad for p in self.parameters if p.grad is not None],
-                [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)],
-            )
+            grads = gradients(self.parameters)
+            parts = self._flat.split([grad.numel() for grad in grads])
+            torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])
 
 
 def _fill_buckets(parameters: list[nn.Parameter]) -> list[_Bucket]:

@@ -118,6 +118,3 @@ class HorovodSync(Sync):
     def settle(self) -> None:
         if self._is_adasum:  # each rank's optimizer has followed its own gradients
             self.bytes_sent += average_state(self.world, self.optimizer, self.parameters)
-
-    def zero_grad(self) -> None:
-        self.optimizer.zero_grad()  # Horovod's takes no argument

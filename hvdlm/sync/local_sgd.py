@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hvdlm.sync.interface import StrategyConfig, Sync, ring_bytes
+from hvdlm.sync.interface import StrategyConfig, Sync, gradients, ring_bytes
 from hvdlm.world.interface import World
 
 PIECE = 16 << 20  # elements that are copied together for one sum: 64 MiB
@@ -56,10 +56,7 @@ class LocalSgdSync(Sync):
 
     def reduce(self) -> None:
         if self._step < self._config.warmup_steps:
-            for parameter in self.parameters:  # a parameter that this rank's batch did not reach
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            self.bytes_sent += average(self.world, [p.grad for p in self.parameters if p.grad is not None])
+            self.bytes_sent += average(self.world, gradients(self.parameters))
 
     def zero_grad(self) -> None:
         super().zero_grad()
