@@ -23,6 +23,7 @@ import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim import Optimizer
 
 from hvdlm.config import Section
 from hvdlm.errors import UserError
@@ -52,7 +53,7 @@ def save(  # noqa: PLR0913 - what a checkpoint is made of
     run_dir: Path,
     step: int,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     state: dict[str, Any],
     tensors: dict[str, torch.Tensor] | None = None,
     *,
@@ -171,7 +172,7 @@ def load_model(path: Path, model: nn.Module) -> None:
             tensor.copy_(saved[name])
 
 
-def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def load_optimizer(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
     """Restore the optimizer's state by parameter name; call it after the optimizer was wrapped."""
     parameters = dict(model.named_parameters())
     scalars = read_state(path)["optimizer_scalars"]
@@ -186,9 +187,7 @@ def _model_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
 
 
-def _optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The optimizer's tensors and its plain values, both keyed `parameter/entry`."""
     tensors, scalars = {}, {}
     for name, parameter in model.named_parameters():

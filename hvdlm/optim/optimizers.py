@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
+from torch.optim import Optimizer
 
 from hvdlm.config import Section, choice_of
 from hvdlm.optim.lamb import Lamb
@@ -22,26 +23,26 @@ from hvdlm.optim.torch_classes import from_torch, fused
 
 HEAD = "head"  # the attribute that every model family has its output layer in
 Groups = list[dict[str, Any]]
-Build = Callable[[Groups, "OptimConfig"], torch.optim.Optimizer]
+Build = Callable[[Groups, "OptimConfig"], Optimizer]
 
 
-def _adafactor(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
+def _adafactor(groups: Groups, config: OptimConfig) -> Optimizer:
     # torch's first eps bounds a mean square from below in one place and its root in another. At its default, 1e-7,
     # the estimate is too small for gradients of an RMS below 3e-4; 1e-15 is near the paper's 1e-30 for squares.
     return from_torch("Adafactor", "2.5")(groups, eps=(1e-15, 1e-3))
 
 
-def _built(of: Callable[..., torch.optim.Optimizer], *keys: str, kernel: str = "") -> Build:
+def _built(of: Callable[..., Optimizer], *keys: str, kernel: str = "") -> Build:
     """`of` over the groups; the settings `keys` are its options of the same name, `kernel` torch's fused one."""
 
-    def build(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
+    def build(groups: Groups, config: OptimConfig) -> Optimizer:
         options = {key: getattr(config, key) for key in keys}
         return of(groups, **options, **(fused(kernel, groups) if kernel else {}))
 
     return build
 
 
-def _muon(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
+def _muon(groups: Groups, config: OptimConfig) -> Optimizer:
     muon: dict[str, Any] = {"momentum": config.muon.momentum, "nesterov": config.muon.nesterov}
     muon |= {"ns_steps": config.muon.newton_schulz_steps, "adjust_lr_fn": config.muon.scale}
     adamw = {"betas": config.betas, "eps": config.eps, **fused("adamw", groups)}

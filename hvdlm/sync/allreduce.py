@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from hvdlm.sync.compress import CompressConfig, CompressedSync
 from hvdlm.sync.interface import StrategyConfig, Sync, gradients, ring_bytes
@@ -23,7 +24,7 @@ class AllreduceConfig(StrategyConfig):
     compress: CompressConfig | None = Field(None, description="send less than float32, with error feedback")
     overlap: bool | None = Field(None, description="reduce during backward; None: where the world has a thread for it")
 
-    gives_plain_mean: ClassVar[bool] = True
+    gives_plain_mean = True
     knobs: ClassVar[dict[str, tuple[float | bool | None, ...]]] = {"overlap": (None, False, True)}
 
     @model_validator(mode="after")
@@ -32,7 +33,7 @@ class AllreduceConfig(StrategyConfig):
             raise ValueError("compress encodes the whole gradient at once; leave overlap out")
         return self
 
-    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+    def build(self, model: nn.Module, optimizer: Optimizer, world: World) -> Sync:
         if self.compress is not None:
             return CompressedSync(self.compress, model, optimizer, world)
         return AllreduceSync(self, model, optimizer, world)
@@ -45,9 +46,7 @@ class AllreduceSync(Sync):
     them, and never overtake one another: so all ranks start the same sums in the same order.
     """
 
-    def __init__(
-        self, config: AllreduceConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World
-    ) -> None:
+    def __init__(self, config: AllreduceConfig, model: nn.Module, optimizer: Optimizer, world: World) -> None:
         super().__init__(model, optimizer, world)
         self._buckets = _fill_buckets(self.parameters)
         self._step_bytes = ring_bytes(self.parameters, world.size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,9 +38,9 @@ class AsyncConfig(StrategyConfig):
         description="most updates by others while one is computed; below ranks - 1 some always wait; null: 8 x ranks",
     )
 
-    keeps_replicas_equal: ClassVar[bool] = False
-    steps_together: ClassVar[bool] = False
-    preferred_world: ClassVar[Literal["mpi", "horovod"] | None] = "mpi"  # it alone has one-sided memory
+    keeps_replicas_equal = False
+    steps_together = False
+    preferred_world = "mpi"  # it alone has one-sided memory
 
     def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
         return AsyncSync(self, model, optimizer, world)

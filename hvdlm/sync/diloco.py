@@ -5,7 +5,7 @@ Source: Douillard et al. 2023 (DiLoCo: Distributed low-communication training of
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -25,7 +25,7 @@ class DilocoConfig(StrategyConfig):
     outer_lr: float = Field(0.7, gt=0, description="1 with outer_momentum 0 is local SGD")
     outer_momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov's; 0 is plain SGD")
 
-    keeps_replicas_equal: ClassVar[bool] = False
+    keeps_replicas_equal = False
 
     def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
         return DilocoSync(self, model, optimizer, world)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from hvdlm.sync.interface import StrategyConfig, Sync, gradients, ring_bytes
 from hvdlm.world.interface import World
@@ -27,9 +28,9 @@ class LocalSgdConfig(StrategyConfig):
     every: int = Field(8, ge=1, description="steps between averagings of the weights, H")
     warmup_steps: int = Field(0, ge=0, description="first steps, in which gradients are averaged at every step")
 
-    keeps_replicas_equal: ClassVar[bool] = False
+    keeps_replicas_equal = False
 
-    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+    def build(self, model: nn.Module, optimizer: Optimizer, world: World) -> Sync:
         return LocalSgdSync(self, model, optimizer, world)
 
 
@@ -43,9 +44,7 @@ class LocalSgdSync(Sync):
 
     sums_ranks = False
 
-    def __init__(
-        self, config: LocalSgdConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World
-    ) -> None:
+    def __init__(self, config: LocalSgdConfig, model: nn.Module, optimizer: Optimizer, world: World) -> None:
         super().__init__(model, optimizer, world)
         self._config = config
         self._weights = flatten(self.parameters)
@@ -132,7 +131,7 @@ class _Entry:
         return cls(None, (), value)
 
 
-def average_state(world: World, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> int:
+def average_state(world: World, optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> int:
     """Make the optimizer's state the mean of the ranks' states, bit-equal on all; returns bytes sent. Collective.
 
     A scalar that is whole on all ranks (a number of steps) stays whole. A rank that has no state yet, since it
