@@ -139,8 +139,7 @@ def damage(path: Path) -> str | None:
 def resolve(path: Path) -> Path:
     """The checkpoint that a user means by a checkpoint folder, `latest`, or a run folder."""
     if (path / STATE).exists():
-        fault = damage(path)
-        if fault:
+        if fault := damage(path):
             raise UserError(f"{path}: {fault}; use another checkpoint of this run")
         return path
     found = newest(path)
