@@ -25,7 +25,11 @@ CONFIGS = [
     CompressConfig(name="topk", density=0.02),
     CompressConfig(name="powersgd", rank=2),
 ]
-every_compressor = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda config: config.name)
+def config(request):
+    return request.param
 
 
 def draw(*shape, seed):
@@ -70,7 +74,6 @@ def copied_state(sync):
 # What every compressor promises
 
 
-@every_compressor
 def test_all_ranks_hold_one_total_and_it_is_the_sum_of_what_each_has_sent(config):
     def work(world):
         layout = FlatLayout(list(make_model().parameters()), world.size)
@@ -86,7 +89,6 @@ def test_all_ranks_hold_one_total_and_it_is_the_sum_of_what_each_has_sent(config
         assert totals[0].abs().sum() > 0
 
 
-@every_compressor
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("place", [(0, 7), (1, 3)], ids=["matrix", "vector"])
 def test_what_is_not_finite_reaches_all_ranks_and_is_forgotten_after(config, value, place):
@@ -110,7 +112,6 @@ def test_what_is_not_finite_reaches_all_ranks_and_is_forgotten_after(config, val
         assert torch.equal(spoilt[0], run_on_threads(SIZE, lambda world: work(world, False))[0])
 
 
-@every_compressor
 def test_one_rank_keeps_exact_gradients_and_sends_nothing(config):
     sync = make_sync(config, SerialWorld())
     for step in range(2):
@@ -121,7 +122,6 @@ def test_one_rank_keeps_exact_gradients_and_sends_nothing(config):
     assert sync.bytes_sent == 0
 
 
-@every_compressor
 def test_more_ranks_than_blocks_and_parameters_without_gradient(config):
     def work(world):
         model = nn.Linear(5, 3)
@@ -300,7 +300,6 @@ def classify(world, sync_of, steps=150):
     return float(loss.detach()), parameters_to_vector(model.parameters()).detach()
 
 
-@every_compressor
 def test_training_comes_close_to_uncompressed(config):
     def plain(world, model):
         return AllreduceSync(AllreduceConfig(), model, torch.optim.SGD(model.parameters(), lr=0.5), world)
@@ -315,7 +314,6 @@ def test_training_comes_close_to_uncompressed(config):
 # Checkpoints
 
 
-@every_compressor
 def test_settle_makes_states_equal_and_keeps_the_sum_of_errors(config):
     def work(world):
         sync = make_sync(config, world)
@@ -332,7 +330,6 @@ def test_settle_makes_states_equal_and_keeps_the_sum_of_errors(config):
     assert befores[0].abs().sum() > 0
 
 
-@every_compressor
 def test_resuming_changes_no_bit(config):
     def work(world):
         sync, resumed = make_sync(config, world), make_sync(config, world)
@@ -345,7 +342,6 @@ def test_resuming_changes_no_bit(config):
     run_on_threads(SIZE, work)
 
 
-@every_compressor
 def test_another_number_of_ranks_takes_over_the_sum_of_errors(config):
     def leave(world):
         sync = make_sync(config, world)

@@ -14,8 +14,12 @@ from hvdlm import checkpoint
 from hvdlm.errors import UserError
 from hvdlm.optim import OPTIMIZERS, OptimConfig, build_optimizer, set_lr
 
-NAMES = sorted(OPTIMIZERS)
 LR, DECAY, BETAS, EPS, STEPS = 0.02, 0.1, (0.8, 0.9), 1e-6, 4
+
+
+@pytest.fixture(params=sorted(OPTIMIZERS))
+def name(request):
+    return request.param
 
 
 class Tiny(nn.Module):
@@ -190,7 +194,6 @@ def test_muon_equals_torchs_two_optimizers():
     assert_same_bits(weights, dict(theirs.named_parameters()))
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_an_optimizer_is_made_anew_from_its_class_and_groups_alone(name):
     """So does Horovod, in a class of its own below it."""
     ours, theirs = Tiny(), Tiny()
@@ -200,7 +203,6 @@ def test_an_optimizer_is_made_anew_from_its_class_and_groups_alone(name):
     assert_same_bits(weights_after(ours, optimizer, range(STEPS)), weights_after(theirs, wrapped, range(STEPS)))
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_steps_after_a_restored_checkpoint_have_the_same_bits(name, tmp_path):
     config = config_of(name, groups=({"match": "embed", "lr_scale": 0.1},))
     ours, theirs = Tiny(), Tiny(seed=1)
@@ -215,7 +217,6 @@ def test_steps_after_a_restored_checkpoint_have_the_same_bits(name, tmp_path):
     assert_same_bits(weights_after(theirs, restored, range(2, 5)), expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_state_dict_round_trip(name):
     ours, theirs = Tiny(), Tiny()
     optimizer, restored = (build_optimizer(model, config_of(name)) for model in (ours, theirs))
@@ -224,7 +225,6 @@ def test_state_dict_round_trip(name):
     assert_same_bits(weights_after(theirs, restored, range(2, 4)), weights_after(ours, optimizer, range(2, 4)))
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_each_optimizer_learns(name):
     """Which token follows which of eleven; chance is log 11 = 2.4."""
     model, ids = Tiny(), torch.arange(11)
@@ -241,7 +241,6 @@ def test_each_optimizer_learns(name):
     assert losses[-1] < 0.5
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_parameters_without_a_gradient_stay(name):
     model = Tiny()
     optimizer = build_optimizer(model, config_of(name))
@@ -258,7 +257,6 @@ def test_parameters_without_a_gradient_stay(name):
 
 
 @pytest.mark.parametrize("decay", [0.0, DECAY])
-@pytest.mark.parametrize("name", NAMES)
 def test_weights_begin_at_zero_and_gradients_may_be_zero(name, decay):
     model = Tiny()
     optimizer = build_optimizer(model, OptimConfig(name=name, weight_decay=decay))
