@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetPydanticSchema, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
@@ -35,20 +35,13 @@ T = TypeVar("T")
 ModelT = TypeVar("ModelT", bound=Section)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    names: tuple[str, ...]
-
-    def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> CoreSchema:
-        return core_schema.literal_schema(list(self.names))
-
-
 def choice_of(names: Iterable[str]) -> Any:
     """What makes a `str` one of `names`, the keys of a registry: `name: Annotated[str, choice_of(OPTIMIZERS)]`.
 
     Errors and JSON schema are those of a Literal of these names.
     """
-    return _Choice(tuple(names))
+    schema = core_schema.literal_schema(list(names))
+    return GetPydanticSchema(lambda _source, _handler: schema)
 
 
 @dataclass(frozen=True)
@@ -141,11 +134,7 @@ def load(model: type[ModelT], path: str | Path, overrides: tuple[str, ...] = ())
 
 
 def validate(
-    model: type[ModelT],
-    values: dict,
-    origin: Path,
-    overrides: tuple[str, ...] = (),
-    node: yaml.Node | None = None,
+    model: type[ModelT], values: dict, origin: Path, overrides: tuple[str, ...] = (), node: yaml.Node | None = None
 ) -> ModelT:
     """Apply overrides to plain values and validate; `node` gives error messages their line."""
     overridden = {}
@@ -217,10 +206,8 @@ def _place(path: Path, node: yaml.Node | None, loc: tuple[str, ...], overridden:
             return f"override {override!r}"
     line = None
     for part in loc:
-        child = next(
-            ((k, v) for k, v in node.value if k.value == part) if isinstance(node, yaml.MappingNode) else iter(()),
-            None,
-        )
+        children = node.value if isinstance(node, yaml.MappingNode) else ()
+        child = next((pair for pair in children if pair[0].value == part), None)
         if child is None:
             break
         line, node = child[0].start_mark.line + 1, child[1]
@@ -233,22 +220,16 @@ def _section_of(model: type[Section], loc: tuple[str, ...]) -> tuple[type[Sectio
     options: list[type[Section]] = []
     for part in loc:
         field = model.model_fields.get(part)
-        if field is None and part.isdigit():  # a place in a list of sections
+        tagged = (option for option in options if part in {other.default for other in option.model_fields.values()})
+        if field is not None:
             key.append(part)
-            continue
-        if field is None:
-            tagged = [option for option in options if part in _tags(option)]
-            if not tagged:
-                key.append(part)
-                break
-            model = tagged[0]
-            continue
-        key.append(part)
-        options = sections_of(field)
-        if len(options) == 1:
-            model = options[0]
+            options = sections_of(field)
+            model = options[0] if len(options) == 1 else model
+        elif part.isdigit():  # a place in a list of sections
+            key.append(part)
+        elif (found := next(tagged, None)) is not None:
+            model = found
+        else:
+            key.append(part)
+            break
     return model, tuple(key)
-
-
-def _tags(model: type[Section]) -> set[Any]:
-    return {field.default for field in model.model_fields.values()}

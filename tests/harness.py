@@ -16,6 +16,7 @@ from hvdlm.launch.plan import fresh_environment, start_command
 from hvdlm.preprocessing.build import build
 from hvdlm.preprocessing.plan import PreprocessConfig
 from hvdlm.train.config import RunConfig
+from hvdlm.train.setup import train
 from hvdlm.world.serial import SerialWorld
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +60,11 @@ def run_values(data: Path, run_dir: Path) -> dict:
 
 def make_config(data: Path, run_dir: Path, *overrides: str) -> RunConfig:
     return validate(RunConfig, run_values(data, run_dir), Path("test"), overrides)
+
+
+def run_training(data: Path, run_dir: Path, *overrides: str) -> dict:
+    """The summary of a run by one process."""
+    return train(make_config(data, run_dir, *overrides), SerialWorld())
 
 
 def write_config(path: Path, values: dict) -> Path:

@@ -19,6 +19,11 @@ def call(*words, cwd=ROOT):
     return subprocess.run([sys.executable, "-m", "hvdlm", *map(str, words)], capture_output=True, text=True, cwd=cwd)
 
 
+def answer(*words):
+    """The JSON that `hvdlm WORDS --json` prints."""
+    return json.loads(call(*words, "--json").stdout)
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_has_help_with_an_example_and_json(command, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -45,14 +50,14 @@ def test_version():
 
 def test_config_show_resolves_defaults_and_overrides(data_dir, tmp_path):
     config = write_config(tmp_path / "c.yaml", run_values(data_dir, tmp_path / "run"))
-    shown = json.loads(call("config", "show", config, "optim.lr=5e-4", "--json").stdout)
+    shown = answer("config", "show", config, "optim.lr=5e-4")
     assert shown["optim"]["lr"] == 5e-4
     assert shown["optim"]["betas"] == [0.9, 0.95]
     assert call("config", "show", ROOT / "configs/quickstart-data.yaml").stdout.startswith("input: python-stdlib")
 
 
 def test_config_schema_describes_every_key():
-    schema = json.loads(call("config", "schema", "train", "--json").stdout)
+    schema = answer("config", "schema", "train")
     assert schema["$defs"]["TrainConfig"]["properties"]["global_batch"]["description"]
     assert call("config", "schema", "preprocess").stdout.startswith("# A preprocess config: raw text in")
 
@@ -91,10 +96,10 @@ def test_exit_codes(monkeypatch, capsys, error, code):
 
 
 def test_inspect_and_verify(data_dir, tmp_path):
-    facts = json.loads(call("data", "inspect", data_dir, "--json").stdout)
-    assert facts["splits"]["train"]["num_documents"] + facts["splits"]["val"]["num_documents"] == 37
+    splits = answer("data", "inspect", data_dir)["splits"]
+    assert splits["train"]["num_documents"] + splits["val"]["num_documents"] == 37
     assert "tokens a document" in call("data", "inspect", data_dir).stdout
-    assert json.loads(call("data", "verify", data_dir, "--json").stdout)["ok"] is True
+    assert answer("data", "verify", data_dir)["ok"] is True
 
 
 def test_train_eval_and_generate_as_one_process(data_dir, tmp_path):
@@ -104,11 +109,9 @@ def test_train_eval_and_generate_as_one_process(data_dir, tmp_path):
     assert summary["step"] == 20
     assert "validation loss to beat" in trained.stderr
     assert list((tmp_path / "run" / "tensorboard").iterdir())
-    evaluated = json.loads(call("eval", tmp_path / "run", "--json").stdout)
+    evaluated = answer("eval", tmp_path / "run")
     assert evaluated["loss"] == pytest.approx(summary["val_loss"], rel=1e-6)
     assert evaluated["step"] == 20
     latest = tmp_path / "run" / "checkpoints" / "latest"
-    written = [
-        json.loads(call("generate", latest, "--max-tokens", "8", "--seed", seed, "--json").stdout) for seed in "001"
-    ]
+    written = [answer("generate", latest, "--max-tokens", "8", "--seed", seed) for seed in "001"]
     assert written[0] == written[1] != written[2]

@@ -23,6 +23,7 @@ import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim import Optimizer
 
 from hvdlm.config import Section
 from hvdlm.errors import UserError
@@ -52,7 +53,7 @@ def save(  # noqa: PLR0913 - what a checkpoint is made of
     run_dir: Path,
     step: int,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     state: dict[str, Any],
     tensors: dict[str, torch.Tensor] | None = None,
     *,
@@ -138,8 +139,7 @@ def damage(path: Path) -> str | None:
 def resolve(path: Path) -> Path:
     """The checkpoint that a user means by a checkpoint folder, `latest`, or a run folder."""
     if (path / STATE).exists():
-        fault = damage(path)
-        if fault:
+        if fault := damage(path):
             raise UserError(f"{path}: {fault}; use another checkpoint of this run")
         return path
     found = newest(path)
@@ -171,17 +171,14 @@ def load_model(path: Path, model: nn.Module) -> None:
             tensor.copy_(saved[name])
 
 
-def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def load_optimizer(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
     """Restore the optimizer's state by parameter name; call it after the optimizer was wrapped."""
-    saved = load_file(path / OPTIMIZER)
-    scalars = read_state(path)["optimizer_scalars"]
     parameters = dict(model.named_parameters())
-    for key, tensor in saved.items():
+    scalars = read_state(path)["optimizer_scalars"]
+    for key, value in {**load_file(path / OPTIMIZER), **scalars}.items():
         name, _, entry = key.rpartition("/")
-        optimizer.state[parameters[name]][entry] = tensor.to(parameters[name].device)
-    for key, value in scalars.items():
-        name, _, entry = key.rpartition("/")
-        optimizer.state[parameters[name]][entry] = value
+        is_tensor = isinstance(value, torch.Tensor)
+        optimizer.state[parameters[name]][entry] = value.to(parameters[name].device) if is_tensor else value
 
 
 def _model_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -189,9 +186,7 @@ def _model_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
 
 
-def _optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The optimizer's tensors and its plain values, both keyed `parameter/entry`."""
     tensors, scalars = {}, {}
     for name, parameter in model.named_parameters():

@@ -6,7 +6,7 @@ through time: Zaremba et al. 2014, Merity et al. 2018).
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -27,8 +27,8 @@ class LstmConfig(FamilyConfig):
     variational: bool = Field(False, description="one dropout mask for all time steps of a window")
     tie_embeddings: bool = Field(True, description="the output layer shares the input embedding")
 
-    carries_state: ClassVar[bool] = True
-    without_cpu_fp16: ClassVar[str] = "an LSTM"
+    carries_state = True
+    without_cpu_fp16 = "an LSTM"
 
     def build(self, vocab_size: int) -> nn.Module:
         return Lstm(self, vocab_size)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from hvdlm.errors import UserError
 from hvdlm.optim.optimizers import OPTIMIZERS, OptimConfig
@@ -49,7 +49,7 @@ def _check_rules(config: OptimConfig, used: set[int], names: list[str]) -> None:
             )
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     """The optimizer over the model's `parameter_groups`, at the peak learning rate.
 
     Every option is in its groups, so `type(optimizer)(optimizer.param_groups)` is the same optimizer without
@@ -61,7 +61,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     return OPTIMIZERS[config.name].build(groups, config)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Give every group `lr` times its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)

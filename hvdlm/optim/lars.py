@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from hvdlm.optim.tensors import gradients, loss_of, trust_ratios, updated_together
+from hvdlm.optim.tensors import GroupOptimizer, trust_ratios
 
 
-class Lars(torch.optim.Optimizer):
+class Lars(GroupOptimizer):
     """u = momentum * u + lr * ratio * (g + weight_decay * w), then w -= u.
 
     ratio = trust_coefficient * |w| / (|g| + weight_decay * |w|) for matrices, and 1 for gains and biases, as usual.
@@ -27,23 +27,13 @@ class Lars(torch.optim.Optimizer):
         options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient}
         super().__init__(params, options)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = loss_of(closure)
-        for group in self.param_groups:
-            decay = group["weight_decay"]
-            for weights in updated_together(group["params"]):
-                grads = gradients(weights)
-                for weight in weights:
-                    if not self.state[weight]:
-                        self.state[weight]["update"] = torch.zeros_like(weight)
-                updates = [self.state[weight]["update"] for weight in weights]
-                sizes = torch._foreach_norm(weights)
-                limits = torch._foreach_add(torch._foreach_norm(grads), sizes, alpha=decay)
-                scaled = torch._foreach_mul(sizes, group["trust_coefficient"])
-                steps = torch._foreach_add(grads, weights, alpha=decay)
-                torch._foreach_mul_(steps, trust_ratios(weights, scaled, limits))
-                torch._foreach_mul_(updates, group["momentum"])
-                torch._foreach_add_(updates, steps, alpha=group["lr"])
-                torch._foreach_sub_(weights, updates)
-        return loss
+    def update(self, weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        decay, updates = group["weight_decay"], self.entries(weights, "update")
+        sizes = torch._foreach_norm(weights)
+        limits = torch._foreach_add(torch._foreach_norm(grads), sizes, alpha=decay)
+        scaled = torch._foreach_mul(sizes, group["trust_coefficient"])
+        steps = torch._foreach_add(grads, weights, alpha=decay)
+        torch._foreach_mul_(steps, trust_ratios(weights, scaled, limits))
+        torch._foreach_mul_(updates, group["momentum"])
+        torch._foreach_add_(updates, steps, alpha=group["lr"])
+        torch._foreach_sub_(weights, updates)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
+from torch.optim import Optimizer
 
 from hvdlm.config import Section, choice_of
 from hvdlm.optim.lamb import Lamb
@@ -22,39 +23,26 @@ from hvdlm.optim.torch_classes import from_torch, fused
 
 HEAD = "head"  # the attribute that every model family has its output layer in
 Groups = list[dict[str, Any]]
+Build = Callable[[Groups, "OptimConfig"], Optimizer]
 
 
-def _adafactor(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
+def _adafactor(groups: Groups, config: OptimConfig) -> Optimizer:
     # torch's first eps bounds a mean square from below in one place and its root in another. At its default, 1e-7,
     # the estimate is too small for gradients of an RMS below 3e-4; 1e-15 is near the paper's 1e-30 for squares.
     return from_torch("Adafactor", "2.5")(groups, eps=(1e-15, 1e-3))
 
 
-def _adagrad(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
-    return torch.optim.Adagrad(groups, eps=config.eps, **fused("adagrad", groups))
+def _built(of: Callable[..., Optimizer], *keys: str, kernel: str = "") -> Build:
+    """`of` over the groups; the settings `keys` are its options of the same name, `kernel` torch's fused one."""
+
+    def build(groups: Groups, config: OptimConfig) -> Optimizer:
+        options = {key: getattr(config, key) for key in keys}
+        return of(groups, **options, **(fused(kernel, groups) if kernel else {}))
+
+    return build
 
 
-def _adam(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
-    return torch.optim.Adam(groups, betas=config.betas, eps=config.eps, **fused("adam", groups))
-
-
-def _adamw(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, **fused("adamw", groups))
-
-
-def _lamb(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
-    return Lamb(groups, betas=config.betas, eps=config.eps)
-
-
-def _lars(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
-    return Lars(groups, momentum=config.momentum, trust_coefficient=config.trust_coefficient)
-
-
-def _lion(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
-    return Lion(groups, betas=config.betas)
-
-
-def _muon(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
+def _muon(groups: Groups, config: OptimConfig) -> Optimizer:
     muon: dict[str, Any] = {"momentum": config.muon.momentum, "nesterov": config.muon.nesterov}
     muon |= {"ns_steps": config.muon.newton_schulz_steps, "adjust_lr_fn": config.muon.scale}
     adamw = {"betas": config.betas, "eps": config.eps, **fused("adamw", groups)}
@@ -68,10 +56,6 @@ def _muon_options(name: str, parameter: Tensor, is_embedding: bool, config: Opti
     return {"algorithm": "adamw", "lr_scale": config.muon.adamw_lr_scale}
 
 
-def _sgd(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, **fused("sgd", groups))
-
-
 def _no_options(name: str, parameter: Tensor, is_embedding: bool, config: OptimConfig) -> dict[str, Any]:
     return {}
 
@@ -80,20 +64,20 @@ def _no_options(name: str, parameter: Tensor, is_embedding: bool, config: OptimC
 class OptimizerChoice:
     """How an optimizer is built from `parameter_groups`, and what it wants to know of each parameter beside them."""
 
-    build: Callable[[Groups, OptimConfig], torch.optim.Optimizer]
+    build: Build
     parameter_options: Callable[[str, Tensor, bool, OptimConfig], dict[str, Any]] = _no_options
 
 
 OPTIMIZERS = {
     "adafactor": OptimizerChoice(_adafactor),
-    "adagrad": OptimizerChoice(_adagrad),
-    "adam": OptimizerChoice(_adam),
-    "adamw": OptimizerChoice(_adamw),
-    "lamb": OptimizerChoice(_lamb),
-    "lars": OptimizerChoice(_lars),
-    "lion": OptimizerChoice(_lion),
+    "adagrad": OptimizerChoice(_built(torch.optim.Adagrad, "eps", kernel="adagrad")),
+    "adam": OptimizerChoice(_built(torch.optim.Adam, "betas", "eps", kernel="adam")),
+    "adamw": OptimizerChoice(_built(torch.optim.AdamW, "betas", "eps", kernel="adamw")),
+    "lamb": OptimizerChoice(_built(Lamb, "betas", "eps")),
+    "lars": OptimizerChoice(_built(Lars, "momentum", "trust_coefficient")),
+    "lion": OptimizerChoice(_built(Lion, "betas")),
     "muon": OptimizerChoice(_muon, _muon_options),
-    "sgd": OptimizerChoice(_sgd),
+    "sgd": OptimizerChoice(_built(torch.optim.SGD, "momentum", "nesterov", kernel="sgd")),
 }
 
 # What lr is multiplied by where the global batch is so many times lr_reference_batch.

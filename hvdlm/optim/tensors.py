@@ -1,4 +1,4 @@
-"""Which tensors an update takes at once, and the ratio of norms that layer-wise optimizers scale it by."""
+"""What the optimizers that torch lacks share: the step over groups, its tensors, the ratio of layer-wise ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,29 @@ import torch
 from torch import Tensor
 
 Betas = tuple[float, float]
+
+
+class GroupOptimizer(torch.optim.Optimizer):
+    """An optimizer that is its `update` of some weights by their gradients, under the options of their group."""
+
+    def update(self, weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        """Change `weights` in place."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = loss_of(closure)
+        for group in self.param_groups:
+            for weights in updated_together(group["params"]):
+                self.update(weights, [weight.grad for weight in weights if weight.grad is not None], group)
+        return loss
+
+    def entries(self, weights: list[Tensor], name: str) -> list[Tensor]:
+        """The state `name` of each weight, zeros of its shape at first."""
+        for weight in weights:
+            if name not in self.state[weight]:
+                self.state[weight][name] = torch.zeros_like(weight)
+        return [self.state[weight][name] for weight in weights]
 
 
 def updated_together(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
@@ -22,10 +45,6 @@ def updated_together(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
         yield from ([parameter] for parameter in having)
     elif having:
         yield having
-
-
-def gradients(parameters: list[Tensor]) -> list[Tensor]:
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def loss_of(closure: Callable[[], Any] | None) -> Any:

@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from hvdlm.sync.compress import CompressConfig, CompressedSync
-from hvdlm.sync.interface import StrategyConfig, Sync, ring_bytes
+from hvdlm.sync.interface import StrategyConfig, Sync, gradients, ring_bytes
 from hvdlm.world.interface import Pending, World
 
 ALONE_BYTES = 1 << 20  # a gradient of this size travels as it lies; copying smaller ones together costs nothing
@@ -23,7 +24,7 @@ class AllreduceConfig(StrategyConfig):
     compress: CompressConfig | None = Field(None, description="send less than float32, with error feedback")
     overlap: bool | None = Field(None, description="reduce during backward; None: where the world has a thread for it")
 
-    gives_plain_mean: ClassVar[bool] = True
+    gives_plain_mean = True
     knobs: ClassVar[dict[str, tuple[float | bool | None, ...]]] = {"overlap": (None, False, True)}
 
     @model_validator(mode="after")
@@ -32,7 +33,7 @@ class AllreduceConfig(StrategyConfig):
             raise ValueError("compress encodes the whole gradient at once; leave overlap out")
         return self
 
-    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+    def build(self, model: nn.Module, optimizer: Optimizer, world: World) -> Sync:
         if self.compress is not None:
             return CompressedSync(self.compress, model, optimizer, world)
         return AllreduceSync(self, model, optimizer, world)
@@ -45,9 +46,7 @@ class AllreduceSync(Sync):
     them, and never overtake one another: so all ranks start the same sums in the same order.
     """
 
-    def __init__(
-        self, config: AllreduceConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World
-    ) -> None:
+    def __init__(self, config: AllreduceConfig, model: nn.Module, optimizer: Optimizer, world: World) -> None:
         super().__init__(model, optimizer, world)
         self._buckets = _fill_buckets(self.parameters)
         self._step_bytes = ring_bytes(self.parameters, world.size)
@@ -111,24 +110,17 @@ class _Bucket:
 
     def collect(self) -> Tensor:
         """The gradients as one contiguous tensor."""
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        grads = gradients(self.parameters)
         if self._flat is None:
-            gradient = self.parameters[0].grad
-            assert gradient is not None
-            self.parameters[0].grad = gradient.contiguous()
+            self.parameters[0].grad = grads[0].contiguous()
             return self.parameters[0].grad.view(-1)
-        torch.cat([p.grad.reshape(-1) for p in self.parameters if p.grad is not None], out=self._flat)
-        return self._flat
+        return torch.cat([grad.reshape(-1) for grad in grads], out=self._flat)
 
     def spread(self) -> None:
         if self._flat is not None:
-            parts = self._flat.split([p.numel() for p in self.parameters])
-            torch._foreach_copy_(
-                [p.grad for p in self.parameters if p.grad is not None],
-                [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)],
-            )
+            grads = gradients(self.parameters)
+            parts = self._flat.split([grad.numel() for grad in grads])
+            torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])
 
 
 def _fill_buckets(parameters: list[nn.Parameter]) -> list[_Bucket]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,9 +38,9 @@ class AsyncConfig(StrategyConfig):
         description="most updates by others while one is computed; below ranks - 1 some always wait; null: 8 x ranks",
     )
 
-    keeps_replicas_equal: ClassVar[bool] = False
-    steps_together: ClassVar[bool] = False
-    preferred_world: ClassVar[Literal["mpi", "horovod"] | None] = "mpi"  # it alone has one-sided memory
+    keeps_replicas_equal = False
+    steps_together = False
+    preferred_world = "mpi"  # it alone has one-sided memory
 
     def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
         return AsyncSync(self, model, optimizer, world)
@@ -139,14 +139,11 @@ class AsyncSync(Sync):
 
     def facts(self) -> dict[str, Any]:
         """Over all ranks since the last call: staleness, its histogram, and each rank's number of tasks."""
-        num_tasks = int(self._tasks.sum())
-        seen = np.flatnonzero(self._staleness)
+        counts = np.trim_zeros(self._staleness, "b")
         facts = {
-            "staleness_mean": float(self._staleness @ np.arange(len(self._staleness))) / num_tasks
-            if num_tasks
-            else 0.0,
-            "staleness_max": int(seen[-1]) if len(seen) else 0,
-            "staleness_counts": self._staleness[: seen[-1] + 1].tolist() if len(seen) else [],
+            "staleness_mean": float(counts @ np.arange(len(counts))) / max(1, int(self._tasks.sum())),
+            "staleness_max": max(0, len(counts) - 1),
+            "staleness_counts": counts.tolist(),
             "tasks": self._tasks.tolist(),
         }
         self._staleness, self._tasks = np.zeros(0, dtype=np.int64), np.zeros_like(self._tasks)

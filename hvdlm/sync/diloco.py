@@ -5,7 +5,7 @@ Source: Douillard et al. 2023 (DiLoCo: Distributed low-communication training of
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hvdlm.errors import UserError
 from hvdlm.sync.interface import StrategyConfig, Sync
-from hvdlm.sync.local_sgd import average, average_state, flatten
+from hvdlm.sync.local_sgd import LocalSgdConfig, LocalSgdSync
 from hvdlm.world.interface import World
 
 
@@ -25,13 +25,13 @@ class DilocoConfig(StrategyConfig):
     outer_lr: float = Field(0.7, gt=0, description="1 with outer_momentum 0 is local SGD")
     outer_momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov's; 0 is plain SGD")
 
-    keeps_replicas_equal: ClassVar[bool] = False
+    keeps_replicas_equal = False
 
     def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
         return DilocoSync(self, model, optimizer, world)
 
 
-class DilocoSync(Sync):
+class DilocoSync(LocalSgdSync):
     """After step s, if `every` divides s + 1, all ranks take the outer step and go on from its weights.
 
     The outer gradient is the global weights less the mean of the ranks' weights; Nesterov's SGD applies it to
@@ -40,36 +40,21 @@ class DilocoSync(Sync):
     mean of the ranks' present weights: the latest, while the global ones are up to `every` steps old.
     """
 
-    sums_ranks = False
-
     def __init__(self, config: DilocoConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
-        super().__init__(model, optimizer, world)
-        self._config = config
-        self._weights = flatten(self.parameters)
+        super().__init__(LocalSgdConfig(every=config.every), model, optimizer, world)
+        self._lr, self._momentum = config.outer_lr, config.outer_momentum
         self._outer: Outer | None = None  # until the first step: weights are still to be agreed on, or loaded
-        self._step = 0
 
     def begin(self, step: int, passes: int) -> None:
-        self._step = step
+        super().begin(step, passes)
         if self._outer is None:
             self._outer = Outer(self._weights.clone(), torch.zeros_like(self._weights))
 
-    def reduce(self) -> None:
-        """A rank's own mean gradient is what its optimizer shall apply."""
-
-    def zero_grad(self) -> None:
-        super().zero_grad()
-        if self._outer is not None and (self._step + 1) % self._config.every == 0:
-            self.average_weights()
-            self._outer.step_towards(self._weights, self._config.outer_lr, self._config.outer_momentum)
-            self._weights.copy_(self._outer.weights)
-
-    def average_weights(self) -> None:
-        self.bytes_sent += average(self.world, [self._weights])
-
-    def settle(self) -> None:
-        self.average_weights()
-        self.bytes_sent += average_state(self.world, self.optimizer, self.parameters)
+    def meet(self) -> None:
+        super().meet()
+        assert self._outer is not None, "a step has begun"
+        self._outer.step_towards(self._weights, self._lr, self._momentum)
+        self._weights.copy_(self._outer.weights)
 
     def state(self) -> dict[str, Tensor]:
         return {} if self._outer is None else {"weights": self._outer.weights, "momentum": self._outer.momentum}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import nn
+from torch.optim import Optimizer
 
 from hvdlm.errors import UserError
 from hvdlm.sync.interface import StrategyConfig, Sync, ring_bytes
@@ -26,8 +26,8 @@ class HorovodConfig(StrategyConfig):
     fusion_mb: float | None = Field(None, ge=0, description="fuse tensors up to so many MiB; None: 128")
     cycle_ms: float | None = Field(None, gt=0, description="ms between two looks for ready tensors; None: 1")
 
-    preferred_world: ClassVar[Literal["mpi", "horovod"] | None] = "horovod"
-    gives_plain_mean: ClassVar[bool] = True
+    preferred_world = "horovod"
+    gives_plain_mean = True
     # Horovod's own defaults are 128 MiB and 1 ms, so these are not tried again.
     knobs: ClassVar[dict[str, tuple[float | bool | None, ...]]] = {
         "fusion_mb": (None, 0, 2, 8, 32),
@@ -66,7 +66,7 @@ class HorovodConfig(StrategyConfig):
             found["HOROVOD_CYCLE_TIME"] = str(self.cycle_ms)
         return found
 
-    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+    def build(self, model: nn.Module, optimizer: Optimizer, world: World) -> Sync:
         if world.kind != "horovod":
             raise UserError(f"sync: horovod needs world: horovod, this is {world.kind}; or use sync: allreduce")
         return HorovodSync(self, model, optimizer, world)
@@ -81,7 +81,7 @@ class HorovodSync(Sync):
     or everything would be reduced again. Adasum combines the updates, not the gradients: inside `step`.
     """
 
-    def __init__(self, config: HorovodConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
+    def __init__(self, config: HorovodConfig, model: nn.Module, optimizer: Optimizer, world: World) -> None:
         super().__init__(model, optimizer, world)
         hvd = self._hvd = load_horovod()
         self._is_adasum = config.op == "adasum"
@@ -118,6 +118,3 @@ class HorovodSync(Sync):
     def settle(self) -> None:
         if self._is_adasum:  # each rank's optimizer has followed its own gradients
             self.bytes_sent += average_state(self.world, self.optimizer, self.parameters)
-
-    def zero_grad(self) -> None:
-        self.optimizer.zero_grad()  # Horovod's takes no argument

@@ -127,6 +127,14 @@ class Sync(ABC):
         """Collective; gives back what the world lent."""
 
 
+def gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Every `p.grad`; a parameter that took no part in the backward gets zeros."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
 def ring_bytes(tensors: Sequence[Tensor], size: int) -> int:
     """Bytes that a rank sends in a ring allreduce of these tensors (Patarasuk and Yuan 2009)."""
     return 2 * (size - 1) * sum(tensor.numel() * tensor.element_size() for tensor in tensors) // size

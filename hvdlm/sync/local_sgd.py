@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from hvdlm.sync.interface import StrategyConfig, Sync, ring_bytes
+from hvdlm.sync.interface import StrategyConfig, Sync, gradients, ring_bytes
 from hvdlm.world.interface import World
 
 PIECE = 16 << 20  # elements that are copied together for one sum: 64 MiB
@@ -27,9 +28,9 @@ class LocalSgdConfig(StrategyConfig):
     every: int = Field(8, ge=1, description="steps between averagings of the weights, H")
     warmup_steps: int = Field(0, ge=0, description="first steps, in which gradients are averaged at every step")
 
-    keeps_replicas_equal: ClassVar[bool] = False
+    keeps_replicas_equal = False
 
-    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+    def build(self, model: nn.Module, optimizer: Optimizer, world: World) -> Sync:
         return LocalSgdSync(self, model, optimizer, world)
 
 
@@ -43,9 +44,7 @@ class LocalSgdSync(Sync):
 
     sums_ranks = False
 
-    def __init__(
-        self, config: LocalSgdConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World
-    ) -> None:
+    def __init__(self, config: LocalSgdConfig, model: nn.Module, optimizer: Optimizer, world: World) -> None:
         super().__init__(model, optimizer, world)
         self._config = config
         self._weights = flatten(self.parameters)
@@ -56,15 +55,16 @@ class LocalSgdSync(Sync):
 
     def reduce(self) -> None:
         if self._step < self._config.warmup_steps:
-            for parameter in self.parameters:  # a parameter that this rank's batch did not reach
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            self.bytes_sent += average(self.world, [p.grad for p in self.parameters if p.grad is not None])
+            self.bytes_sent += average(self.world, gradients(self.parameters))
 
     def zero_grad(self) -> None:
         super().zero_grad()
         if self._step >= self._config.warmup_steps and (self._step + 1) % self._config.every == 0:
-            self.average_weights()
+            self.meet()
+
+    def meet(self) -> None:
+        """Collective: what is due every `every` steps."""
+        self.average_weights()
 
     def average_weights(self) -> None:
         self.bytes_sent += average(self.world, [self._weights])
@@ -131,7 +131,7 @@ class _Entry:
         return cls(None, (), value)
 
 
-def average_state(world: World, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> int:
+def average_state(world: World, optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> int:
     """Make the optimizer's state the mean of the ranks' states, bit-equal on all; returns bytes sent. Collective.
 
     A scalar that is whole on all ranks (a number of steps) stays whole. A rank that has no state yet, since it

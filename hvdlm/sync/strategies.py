@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator
@@ -34,8 +34,8 @@ class AutoConfig(StrategyConfig):
 
     kind: Literal["auto"] = "auto"
 
-    preferred_world: ClassVar[Literal["mpi", "horovod"] | None] = "horovod"
-    gives_plain_mean: ClassVar[bool] = True
+    preferred_world = "horovod"
+    gives_plain_mean = True
 
     def resolved(self, world_kind: str) -> StrategyConfig:
         return HorovodConfig() if world_kind == "horovod" else AllreduceConfig()

@@ -38,13 +38,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
-    windows: EvaluationWindows,
-    entry: SplitEntry,
-    *,
-    batch: int,
-    precision: str,
-    world: World,
+    model: nn.Module, windows: EvaluationWindows, entry: SplitEntry, *, batch: int, precision: str, world: World
 ) -> Evaluation:
     """Evaluate the split that `entry` describes, `batch` windows at once; the result is equal on all ranks."""
     model.eval()
@@ -61,14 +55,15 @@ def evaluate(
         world.beats += 1
     world.sum_(total)
     nats, num_tokens = float(total[0]), int(total[1])
-    is_whole = num_tokens == entry.num_tokens
-    return Evaluation(
-        loss=nats / num_tokens,
-        perplexity=math.exp(min(nats / num_tokens, 700.0)),
-        bits_per_byte=nats / math.log(2) / entry.text_bytes if is_whole else None,
-        num_tokens=num_tokens,
-        unigram_loss=entry.unigram_loss,
-    )
+    text_bytes = entry.text_bytes if num_tokens == entry.num_tokens else None
+    return _evaluation(nats, nats / num_tokens, num_tokens, text_bytes, entry.unigram_loss)
+
+
+def _evaluation(
+    nats: float, loss: float, num_tokens: int, text_bytes: int | None, unigram_loss: float | None
+) -> Evaluation:
+    bits_per_byte = None if text_bytes is None else nats / math.log(2) / text_bytes
+    return Evaluation(loss, math.exp(min(loss, 700.0)), bits_per_byte, num_tokens, unigram_loss)
 
 
 class SplitEvaluation:
@@ -105,11 +100,6 @@ def pool(results: list[Evaluation], entries: list[SplitEntry]) -> Evaluation:
     num_tokens = sum(result.num_tokens for result in results)
     loss = sum(result.loss * result.num_tokens for result in results) / num_tokens
     is_whole = all(result.bits_per_byte is not None for result in results)
-    text_bytes = sum(entry.text_bytes for entry in entries)
-    return Evaluation(
-        loss=loss,
-        perplexity=math.exp(min(loss, 700.0)),
-        bits_per_byte=loss * num_tokens / math.log(2) / text_bytes if is_whole else None,
-        num_tokens=num_tokens,
-        unigram_loss=mean_by_tokens([(result.unigram_loss, result.num_tokens) for result in results]),
-    )
+    text_bytes = sum(entry.text_bytes for entry in entries) if is_whole else None
+    unigram_loss = mean_by_tokens([(result.unigram_loss, result.num_tokens) for result in results])
+    return _evaluation(loss * num_tokens, loss, num_tokens, text_bytes, unigram_loss)

@@ -49,6 +49,7 @@ class FastTokenizer:
         self._resident = memory_bytes("VmRSS")
         self.kind, self.vocab_size = exact.kind, exact.vocab_size
         self.eos_id, self.unk_id = exact.eos_id, exact.unk_id
+        self.encode, self.decode, self.to_json = exact.encode, exact.decode, exact.to_json
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if memory_bytes("VmRSS") - self._resident > CACHE_BYTES:
@@ -57,15 +58,6 @@ class FastTokenizer:
         rows = self._encoder.encode_batch(texts, parallel=self._threads > 1).layout
         offsets = np.asarray(rows.offsets.data)
         return insert_eos(np.asarray(rows.content.data)[offsets[0] : offsets[-1]], np.diff(offsets), self)
-
-    def encode(self, text: str) -> np.ndarray:
-        return self._exact.encode(text)
-
-    def decode(self, ids: np.ndarray) -> str:
-        return self._exact.decode(ids)
-
-    def to_json(self) -> str:
-        return self._exact.to_json()
 
 
 def may_be_fast(tokenizer: Tokenizer) -> bool:
