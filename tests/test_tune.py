@@ -280,7 +280,7 @@ def test_what_cannot_be_searched_is_refused(tmp_path, sync, ranks, kinds, messag
 
 def test_the_command_offers_every_sync_that_keeps_replicas_equal():
     (kinds,) = (option for option in tune_command.params if option.name == "kinds")
-    assert list(kinds.type.choices) == [kind for kind, sync in SYNCS.items() if sync.keeps_replicas_equal]
+    assert list(kinds.type.choices) == ["horovod", "allreduce", "tree"]
 
 
 def test_settings_keep_everything_else(tmp_path):

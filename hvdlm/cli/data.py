@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hvdlm.cli.options import PATH, Command, Group, batch_job, by_rank_0, config_arguments, json_option, result
+from hvdlm.cli.options import PATH, Command, Group, Names, batch_job, by_rank_0, config_arguments, json_option, result
 from hvdlm.errors import UserError
 from hvdlm.world.connect import connected
 
@@ -77,10 +78,16 @@ def data_verify(folder: Path, as_json: bool) -> None:
     result({"ok": True, "num_shards": num_shards}, as_json, f"{folder}: {num_shards} shards, all as written")
 
 
+def _bridges() -> Iterable[str]:
+    from hvdlm.data.bridges import FORMATS
+
+    return FORMATS
+
+
 @data.command("convert", epilog="hvdlm data convert runs/quickstart/data runs/megatron --to megatron")
 @click.argument("source", type=PATH)
 @click.argument("destination", type=PATH)
-@click.option("--to", type=click.Choice(["hvdlm", "megatron", "nanogpt", "jsonl"]), required=True)
+@click.option("--to", type=Names(_bridges), required=True)
 @click.option("--tokenizer", type=PATH, default=None, help="tokenizer.json, if none is beside.")
 @click.option("--lossy", is_flag=True, help="Write even what would not come back exactly.")
 @json_option

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,23 @@ class Group(click.Group):
     command_class = Command
 
 
+class Names(click.Choice):
+    """The names of a registry, which is loaded when they are asked for: `hvdlm --help` shall load nothing heavy."""
+
+    def __init__(self, load: Callable[[], Iterable[str]]) -> None:
+        self._load, self.case_sensitive = load, True
+
+    @functools.cached_property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(self._load())
+
+
+def splits() -> Iterable[str]:
+    from hvdlm.data.manifest import SPLITS
+
+    return SPLITS
+
+
 def json_option(function: Any) -> Any:
     return click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")(function)
 
@@ -52,6 +70,7 @@ def by_rank_0(function: Any) -> Any:
 
 
 PATH = click.Path(path_type=Path)
+MODE = click.Choice(["strong", "weak", "both"])  # of a scaling study
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import click
 
-from hvdlm.cli.options import PATH, Command, by_rank_0, config_arguments, config_of_study, json_option, result
+from hvdlm.cli.options import MODE, PATH, Command, by_rank_0, config_arguments, config_of_study, json_option, result
 from hvdlm.world.connect import connected
 
 
 @click.command(cls=Command, epilog="hvdlm scale configs/quickstart.yaml --ranks 1,2 --mode both --out runs/scaling")
 @config_arguments
 @click.option("--ranks", default="1,2", show_default=True, help="Rank counts, smallest first.")
-@click.option("--mode", type=click.Choice(["strong", "weak", "both"]), default="both", show_default=True)
+@click.option("--mode", type=MODE, default="both", show_default=True)
 @click.option("--steps", type=click.IntRange(3), default=20, show_default=True, help="Timed steps of one measurement.")
 @click.option("--warmup", type=click.IntRange(1), default=5, show_default=True, help="Steps before them, discarded.")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Measurements of each point.")

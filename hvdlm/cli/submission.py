@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hvdlm.cli.options import PATH, Group, config_arguments, overrides_argument
+from hvdlm.cli.options import MODE, PATH, Group, Names, config_arguments, overrides_argument, splits
 from hvdlm.cli.submit_options import need, need_shards, submission, training_job
 from hvdlm.errors import UserError
 
@@ -69,7 +69,7 @@ def submit_train(config: Path, overrides: tuple[str, ...], chain: int, stage_in:
 @submit.command("eval", epilog="hvdlm submit eval runs/quickstart/train --site generic-cpu --time 10")
 @click.argument("run", type=PATH)
 @overrides_argument
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True)
+@click.option("--split", type=Names(splits), default="val", show_default=True)
 @submission
 def submit_eval(run: Path, overrides: tuple[str, ...], split: str, request: Request) -> list[Job]:
     """Perplexity of a run's newest checkpoint, into RUN/eval-SPLIT.json."""
@@ -99,7 +99,7 @@ def submit_generate(run: Path, words: tuple[str, ...], request: Request) -> list
 )
 @config_arguments
 @click.option("--ranks", default=None, help="Rank counts. Default: 1, 2, 4 … up to nodes x ranks a node.")
-@click.option("--mode", type=click.Choice(["strong", "weak", "both"]), default="both", show_default=True)
+@click.option("--mode", type=MODE, default="both", show_default=True)
 @click.option("--steps", type=click.IntRange(3), default=20, show_default=True)
 @click.option("--warmup", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)

@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.options import Command, batch_job, config_arguments, json_option, overrides_argument, result
+from hvdlm.cli.options import (
+    Command,
+    Names,
+    batch_job,
+    config_arguments,
+    json_option,
+    overrides_argument,
+    result,
+    splits,
+)
 from hvdlm.world.connect import connected
 
 
@@ -38,7 +47,7 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.command("eval", cls=Command, epilog="mpirun -np 2 hvdlm eval runs/quickstart/train --split val --json")
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN|CHECKPOINT")
 @overrides_argument
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True)
+@click.option("--split", type=Names(splits), default="val", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Also write the result as JSON there.")
 @json_option
 def evaluate(checkpoint: Path, overrides: tuple[str, ...], split: str, out: Path | None, as_json: bool) -> None:

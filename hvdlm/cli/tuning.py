@@ -9,9 +9,25 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.options import PATH, Command, config_arguments, config_of_study, json_option, overrides_argument, result
+from hvdlm.cli.options import (
+    PATH,
+    Command,
+    Names,
+    config_arguments,
+    config_of_study,
+    json_option,
+    overrides_argument,
+    result,
+)
 
 KINDS = "Give it for each sync to try. Default: horovod and allreduce, or the config's own where they differ from it."
+
+
+def _tunable() -> list[str]:
+    """Syncs that change no number of the training but the speed."""
+    from hvdlm.sync import SYNCS
+
+    return [kind for kind, sync in SYNCS.items() if sync.keeps_replicas_equal]
 
 
 @click.command(cls=Command, epilog="hvdlm tune configs/quickstart.yaml --ranks 2 --minutes 10 --out configs/mine.yaml")
@@ -21,7 +37,7 @@ KINDS = "Give it for each sync to try. Default: horovod and allreduce, or the co
 @click.option("--steps", type=click.IntRange(3), default=15, show_default=True, help="Timed steps of one run.")
 @click.option("--warmup", type=click.IntRange(1), default=3, show_default=True, help="Steps before them, discarded.")
 @click.option("--repeats", type=click.IntRange(2), default=4, show_default=True, help="Rounds of a stage, at most.")
-@click.option("--kinds", type=click.Choice(["horovod", "allreduce", "tree"]), multiple=True, help=KINDS)
+@click.option("--kinds", type=Names(_tunable), multiple=True, help=KINDS)
 @click.option("--out", type=PATH, default=None, help="Default: RUN_DIR/tuned.yaml.")
 @json_option
 def tune(config: Path, overrides: tuple[str, ...], out: Path | None, as_json: bool, **choices: Any) -> None:

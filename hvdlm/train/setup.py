@@ -167,7 +167,7 @@ def _announce(engine: Engine, config: RunConfig, corpora: Corpora, world: World)
         log.warning("this rank may use %d of %d cores; %s", len(cores), total, remedy)
     own = Binding(world.rank, socket.gethostname(), cores, torch.get_num_threads(), str(engine.device))
     bindings = world.gather(own)
-    for line in binding_map(bindings).splitlines() if world.size > 1 else ():
+    for line in binding_map(bindings).splitlines() if world.rank == 0 and world.size > 1 else ():
         log.info("%s", line)
     unigram = corpora.unigram_loss("val")
     if unigram is not None:
