@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 from hvdlm.errors import UserError
 
 from .. import documents
-from ..documents import BadRecord, Document, Part, ReadOptions
+from ..documents import NOT_UTF8, BadRecord, Document, Part, ReadOptions
 
 BLOCK_BYTES = 4 << 20
 SMALL_BLOCK_BYTES = 64 << 10
@@ -134,9 +134,7 @@ def decode(data: bytes, position: int, part: Part, options: ReadOptions) -> str 
     try:
         return data.decode("utf-8", options.errors)
     except UnicodeDecodeError as error:
-        return BadRecord(
-            f"{part.path}: byte {position + error.start}", "is not UTF-8; set encoding, or errors: replace"
-        )
+        return BadRecord(f"{part.path}: byte {position + error.start}", NOT_UTF8)
 
 
 def _delimited(file: BinaryIO, part: Part, options: ReadOptions, boundary: Boundary) -> Iterator[Document | BadRecord]:
