@@ -264,9 +264,8 @@ def test_extracted_text_stands_as_it_is(tmp_path, name):
     archive = conversions(texts)
     info = Archive().add(b"software: x\r\n", "warcinfo", record="application/warc-fields")
     archive.records = info.records + archive.records
-    assert read(archive.write(tmp_path / name)) == [
-        Document(text, i + 1, f"http://{i}/") for i, text in enumerate(texts)
-    ]
+    found = read(archive.write(tmp_path / name))
+    assert found == [Document(text, i + 1, f"http://{i}/") for i, text in enumerate(texts)]
 
 
 def test_wrong_bytes_of_extracted_text_follow_the_error_policy(tmp_path):
