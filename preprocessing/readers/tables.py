@@ -24,17 +24,8 @@ def larger_than_limit() -> str:
     return f"larger than {documents.MAX_DOCUMENT_BYTES / 2**20:g} MiB"
 
 
-def read_csv(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
-    """A document a row of comma-separated values, quoted by RFC 4180; the first row names the columns."""
-    return _read_delimited(file, part, options, ",")
-
-
-def read_tsv(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
-    """A document a row of tab-separated values, quoted as CSV is; the first row names the columns."""
-    return _read_delimited(file, part, options, "\t")
-
-
-def _read_delimited(file: BinaryIO, part: Part, options: ReadOptions, delimiter: str) -> Iterator[Document | BadRecord]:
+def read_rows(file: BinaryIO, part: Part, options: ReadOptions, *, delimiter: str) -> Iterator[Document | BadRecord]:
+    """A document a row of values between delimiters, quoted by RFC 4180; the first row names the columns."""
     rows = _rows(_Lines(file, options), delimiter)
     header = next(rows, "is empty; its first row must name the columns")
     if isinstance(header, str):

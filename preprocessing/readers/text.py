@@ -137,21 +137,14 @@ def decode(data: bytes, position: int, part: Part, options: ReadOptions) -> str 
         return BadRecord(f"{part.path}: byte {position + error.start}", NOT_UTF8)
 
 
-def _delimited(file: BinaryIO, part: Part, options: ReadOptions, boundary: Boundary) -> Iterator[Document | BadRecord]:
+def read_between(
+    file: BinaryIO, part: Part, options: ReadOptions, *, boundary: Boundary
+) -> Iterator[Document | BadRecord]:
+    """A document a piece of text between boundaries; blank ones are none."""
     for record in records(file, part, boundary):
         if not record.data.isspace() and record.data:
             text = decode(record.data, record.position, part, options)
             yield text if isinstance(text, BadRecord) else Document(text.strip("\r\n"), record.position)
-
-
-def read_paragraphs(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
-    """A document a block between blank lines."""
-    yield from _delimited(file, part, options, BLANK_LINES)
-
-
-def read_wikitext(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
-    """A document an article of the WikiText layout."""
-    yield from _delimited(file, part, options, ARTICLES)
 
 
 def read_separated(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
@@ -162,7 +155,7 @@ def read_separated(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator
     if any(separator.startswith(separator[-n:]) for n in range(1, len(separator))):
         raise UserError(f"separator {options.separator!r} overlaps itself, so a cut is not certain; choose another")
     boundary = Boundary(re.compile(b"(" + re.escape(separator) + b")"), len(separator))
-    yield from _delimited(file, part, options, boundary)
+    yield from read_between(file, part, options, boundary=boundary)
 
 
 def read_file(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
