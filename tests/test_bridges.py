@@ -5,6 +5,7 @@ import json
 import struct
 import tempfile
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ from hvdlm.tokenizer import load
 EOS = 256
 CODES = {4: "<i4", 8: "<u2", 5: "<i8"}
 
-byte_texts = st.lists(st.text(st.characters(codec="utf-8"), max_size=12), max_size=8)
+utf8_text = partial(st.text, st.characters(codec="utf-8"))
+NAMES = {key: utf8_text(min_size=1, max_size=3) for key in ("id", "label")}
 sixty = settings(max_examples=60, deadline=None)
 any_documents = st.lists(st.lists(st.integers(0, 256), max_size=8), max_size=8)
 
@@ -145,19 +147,15 @@ def test_nanogpt_gets_what_it_gives_back_and_nothing_else(documents, tokenizer_f
 
 
 @sixty
-@given(texts=byte_texts, data=st.data())
-def test_jsonl_comes_back_with_ids_and_labels(texts, data, tokenizer_file):
-    names = st.one_of(st.none(), st.text(st.characters(codec="utf-8"), min_size=1, max_size=3))
-    records = []
-    for text in texts:
-        extra = {"id": data.draw(names), "label": data.draw(names)}
-        records.append({"text": text, **{key: value for key, value in extra.items() if value is not None}})
+@given(records=st.lists(st.fixed_dictionaries({"text": utf8_text(max_size=12)}, optional=NAMES), max_size=8))
+def test_jsonl_comes_back_with_ids_and_labels(records, tokenizer_file):
+    records = [{key: record[key] for key in ("text", "id", "label") if key in record} for record in records]
     with new_folder() as room:
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         (room / "mine.jsonl").write_bytes(lines.encode())
         convert(room / "mine.jsonl", room / "b", to="hvdlm", tokenizer=tokenizer_file)
         entry = read_manifest(room / "b").splits["train"]
-        assert entry.text_bytes == sum(len(text.encode()) for text in texts)
+        assert entry.text_bytes == sum(len(record["text"].encode()) for record in records)
         for key, column in (("id", "doc_ids"), ("label", "doc_labels")):
             expected = [record.get(key, "") for record in records]
             assert doc_column(room / "b", entry.shards[0], column) == (expected if any(expected) else None)

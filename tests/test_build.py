@@ -1,6 +1,8 @@
 """Preprocessing as one process: complete or absent, resumable, every document once."""
 
+import itertools
 import json
+from unittest.mock import Mock, create_autospec
 
 import numpy as np
 import pytest
@@ -10,6 +12,13 @@ from hvdlm.data.manifest import SPLITS, read_manifest
 from hvdlm.data.verify import unigram_loss
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import assemble, build
+
+
+def spy_on(monkeypatch, owner, name):
+    """A mock that does what the function of this name does, in its place."""
+    spy = create_autospec(getattr(owner, name), side_effect=getattr(owner, name))
+    monkeypatch.setattr(owner, name, spy)
+    return spy
 
 
 @pytest.mark.parametrize("tokenizer", [{"kind": "byte"}, {"kind": "bpe", "vocab_size": 400}])
@@ -50,27 +59,23 @@ def test_an_interrupted_run_is_no_data_set_and_continues_to_the_same_bytes(
     monkeypatch.setattr(build, "ENCODE_BYTES", 1000)
     monkeypatch.setattr("hvdlm.preprocessing.plan.MIN_UNIT_BYTES", 20_000)
     preprocess(corpus, tmp_path / "whole", shard_tokens=5_000)
-    real, calls = getattr(*stage), []
+    real, done = getattr(*stage), itertools.count()
 
     def dies(*arguments):
-        calls.append(arguments)
-        if len(calls) > units_before_the_end:
+        if next(done) == units_before_the_end:
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(*stage, dies)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*stage, dies)
         preprocess(corpus, tmp_path / "resumed", shard_tokens=5_000)
     with pytest.raises(UserError, match="no finished data set"):
         read_manifest(tmp_path / "resumed")
-    tokenized = []
-    monkeypatch.setattr(*stage, real)
-    tokenize = build.Worker.tokenize
-    monkeypatch.setattr(build.Worker, "tokenize", lambda *a: (tokenized.append(a), tokenize(*a))[1])
+    tokenize = spy_on(monkeypatch, build.Worker, "tokenize")
     preprocess(corpus, tmp_path / "resumed", shard_tokens=5_000)
     assert files_of(tmp_path / "resumed") == files_of(tmp_path / "whole")
     if stage[0] is assemble:
-        assert not tokenized  # nothing is done twice
+        tokenize.assert_not_called()  # nothing is done twice
 
 
 def test_a_finished_run_is_not_repeated(corpus, tmp_path, monkeypatch):
@@ -122,11 +127,9 @@ def test_a_split_that_stays_empty_is_said(tmp_path, caplog):
 
 
 def test_a_run_that_was_abandoned_leaves_no_shards_behind(corpus, tmp_path, monkeypatch):
-    real = build._finish
-    monkeypatch.setattr(build, "_finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(build, "_finish", Mock(side_effect=KeyboardInterrupt))
         preprocess(corpus, tmp_path, shard_tokens=5_000)
-    monkeypatch.setattr(build, "_finish", real)
     manifest = preprocess(corpus, tmp_path, shard_tokens=50_000)
     assert {path.name for path in tmp_path.glob("*.h5")} == {s.file for e in manifest.splits.values() for s in e.shards}
 
@@ -136,11 +139,9 @@ def test_a_unit_that_cannot_be_split_is_spooled_in_segments(corpus, tmp_path, mo
     whole = preprocess(corpus, tmp_path / "whole", dedup={"exact": True}, dropped=True)
     monkeypatch.setattr(build, "SEGMENT_BYTES", 3_000)
     monkeypatch.setattr(build, "ENCODE_BYTES", 1_000)
-    segments = []
-    real = build.find_duplicates
-    monkeypatch.setattr(build, "find_duplicates", lambda c, spools, w: (segments.extend(spools), real(c, spools, w))[1])
+    find_duplicates = spy_on(monkeypatch, build, "find_duplicates")
     assert preprocess(corpus, tmp_path / "parts", dedup={"exact": True}, dropped=True) == whole
-    assert len(segments) > 5
+    assert len(find_duplicates.call_args.args[1]) > 5
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
 
 

@@ -79,7 +79,6 @@ class World(ABC):
     def abort(self, code: int) -> None:
         """End the whole job now, from any one rank; does not return."""
 
-    @abstractmethod
     def close(self) -> None:
         """Leave; no other method may be called after it."""
 
