@@ -19,6 +19,7 @@ import xxhash
 
 from hvdlm.errors import UserError
 from hvdlm.partition import mix
+from hvdlm.tokenizer.interface import require
 from hvdlm.world.interface import World
 
 from .plan import DedupConfig
@@ -46,11 +47,8 @@ class Signer:
 
     @cached_property
     def _fresh(self) -> Any:
-        try:
-            from datasketch import MinHash
-        except ImportError:
-            raise UserError("dedup.near needs datasketch; pip install 'hvdlm[text]'") from None
-        return MinHash(num_perm=self._config.num_hashes, seed=MINHASH_SEED, hashfunc=lambda number: number)
+        min_hash = require("datasketch", "dedup.near").MinHash
+        return min_hash(num_perm=self._config.num_hashes, seed=MINHASH_SEED, hashfunc=lambda number: number)
 
     @cached_property
     def bands(self) -> tuple[int, int]:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, cast
 
 from hvdlm.errors import UserError
+from hvdlm.tokenizer.interface import require
 
 ErrorPolicy = Literal["strict", "replace"]
+NOT_UTF8 = "is not UTF-8; set encoding, or errors: replace"
 
 # A longer document is cut into several, so that memory is bounded whatever the input holds; so is what a
 # page, a cell or a record of an archive may expand to.
@@ -147,11 +149,7 @@ class ChunkStream(io.RawIOBase):
 
 def _zstd_chunks(path: str) -> Generator[bytes, None, None]:
     """The content of a .zst file. zstandard's own reader takes a truncated file for a complete one."""
-    try:
-        import zstandard
-    except ImportError:
-        raise UserError(f"{path}: reading .zst needs zstandard; pip install 'hvdlm[text]'") from None
-    fresh = zstandard.ZstdDecompressor().decompressobj
+    fresh = require("zstandard", f"{path}: reading .zst").ZstdDecompressor().decompressobj
     frame, is_inside = fresh(), False
     with Path(path).open("rb") as file:
         while block := frame.unused_data or file.read(ZSTD_BLOCK_BYTES):

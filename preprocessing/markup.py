@@ -5,6 +5,7 @@ These are for crawled text. In source code they would take templates (`vector<p>
 
 from __future__ import annotations
 
+import functools
 import html
 import re
 from collections.abc import Callable
@@ -15,50 +16,19 @@ from html.entities import name2codepoint
 MAX_PASSES = 16
 
 
-def _until_stable(one_pass: Callable[[str], str], text: str) -> str:
-    """Repeat `one_pass` until it changes nothing; `text` itself where MAX_PASSES are too few."""
-    current = text
-    for _ in range(MAX_PASSES):
-        before, current = current, one_pass(current)
-        if current == before:
-            return current
-    return text
+def _until_stable(one_pass: Callable[[str], str]) -> Callable[[str], str]:
+    """Repeat `one_pass` until it changes nothing; the text itself where MAX_PASSES are too few."""
 
-
-def strip_html(text: str) -> str:
-    """Remove tags, comments, declarations, scripts and styles; decode entities.
-
-    A tag is removed if HTML knows its name, or if it closes, has attributes or closes itself; of unknown names
-    (`<T>`) only when the text closes them too. So `a < b > c` and `List<Integer>` stay. Block tags and <br>
-    become a newline, cells a space, others nothing. Entities are those of HTML 4 and numbers, with their
-    semicolon. Escaped tags go like others: `&lt;b&gt;` is how XML dumps hold markup.
-
-    >>> strip_html("<p>Fish &amp; <b class='x'>chips</b><br/>1 < 2</p>")
-    '\\nFish & chips\\n1 < 2\\n'
-    """
-    if "&" not in text and "<" not in text:
+    @functools.wraps(one_pass)
+    def strip(text: str) -> str:
+        current = text
+        for _ in range(MAX_PASSES):
+            before, current = current, one_pass(current)
+            if current == before:
+                return current
         return text
-    return _until_stable(_strip_html_once, text)
 
-
-def strip_wiki(text: str) -> str:
-    """Remove MediaWiki markup: `[[target|label]]` and `[[target]]` (their last part stays; files and categories
-    go), `''italic''` and `'''bold'''`, `== heading ==`, `{{template}}`, `<ref>...</ref>`. Tables stay.
-
-    >>> strip_wiki("== Mozart ==\\n'''Mozart''' was born in [[Salzburg|the city]].<ref>A</ref>{{cn}}")
-    'Mozart\\nMozart was born in the city.'
-    """
-    return _until_stable(_strip_wiki_once, text)
-
-
-def strip_markdown(text: str) -> str:
-    """`![alt](url)` and `[text](url)` become alt and text, `**bold**` becomes bold. Headings, lists, tables and
-    code stay: their signs mean other things elsewhere, or carry the structure.
-
-    >>> strip_markdown("**Read** [the docs](https://x.org/a) ![logo](a.png)")
-    'Read the docs logo'
-    """
-    return _until_stable(_strip_markdown_once, text)
+    return strip
 
 
 # --- HTML -----------------------------------------------------------------------------------------------------
@@ -90,7 +60,18 @@ _AMPERSANDS = re.compile(r"&(?:amp;|#0{0,5}38;|#[xX]0{0,5}26;)+")
 _ENTITY = re.compile(r"&(?:([A-Za-z][A-Za-z0-9]{1,7})|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});")
 
 
-def _strip_html_once(text: str) -> str:
+@_until_stable
+def strip_html(text: str) -> str:
+    """Remove tags, comments, declarations, scripts and styles; decode entities.
+
+    A tag is removed if HTML knows its name, or if it closes, has attributes or closes itself; of unknown names
+    (`<T>`) only when the text closes them too. So `a < b > c` and `List<Integer>` stay. Block tags and <br>
+    become a newline, cells a space, others nothing. Entities are those of HTML 4 and numbers, with their
+    semicolon. Escaped tags go like others: `&lt;b&gt;` is how XML dumps hold markup.
+
+    >>> strip_html("<p>Fish &amp; <b class='x'>chips</b><br/>1 < 2</p>")
+    '\\nFish & chips\\n1 < 2\\n'
+    """
     if "<!--" in text:
         text = _cut_comments(text)
     if "<" in text and ">" in text:
@@ -157,7 +138,14 @@ _QUOTED = re.compile(r"(?<!')('{2,3}|'{5})((?:[^'\n]|(?<!')'(?!'))+)\1(?!')")
 _HEADING = re.compile(r"^(={2,6})([^=\n]+)\1[ \t]*$", re.MULTILINE)
 
 
-def _strip_wiki_once(text: str) -> str:
+@_until_stable
+def strip_wiki(text: str) -> str:
+    """Remove MediaWiki markup: `[[target|label]]` and `[[target]]` (their last part stays; files and categories
+    go), `''italic''` and `'''bold'''`, `== heading ==`, `{{template}}`, `<ref>...</ref>`. Tables stay.
+
+    >>> strip_wiki("== Mozart ==\\n'''Mozart''' was born in [[Salzburg|the city]].<ref>A</ref>{{cn}}")
+    'Mozart\\nMozart was born in the city.'
+    """
     if "<ref" in text:
         text = _REFERENCE.sub("", text)
     if "{{" in text:
@@ -190,7 +178,14 @@ _MARKDOWN_LINK = re.compile(
 _MARKDOWN_BOLD = re.compile(r"(?<![\w*])\*\*(?=[^\s*])([^*\n]+)(?<!\s)\*\*(?![\w*])", re.ASCII)
 
 
-def _strip_markdown_once(text: str) -> str:
+@_until_stable
+def strip_markdown(text: str) -> str:
+    """`![alt](url)` and `[text](url)` become alt and text, `**bold**` becomes bold. Headings, lists, tables and
+    code stay: their signs mean other things elsewhere, or carry the structure.
+
+    >>> strip_markdown("**Read** [the docs](https://x.org/a) ![logo](a.png)")
+    'Read the docs logo'
+    """
     if "](" in text:
         text = _MARKDOWN_LINK.sub(r"\1", text)
     if "**" in text:

@@ -12,7 +12,7 @@ import datetime
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from pydantic import Field
 
@@ -59,15 +59,12 @@ def make_masker(config: PiiConfig) -> Callable[[str, Counter[str]], str]:
     return mask_all
 
 
-def _substitute(
-    matches: Iterable[re.Match[str]], accept: Callable[[re.Match[str]], bool], mask: str, text: str
-) -> tuple[str, int]:
-    """Put `mask` for the accepted matches; (`text` itself, 0) when there are none."""
+def _substitute(spans: Iterable[tuple[int, int]], mask: str, text: str) -> tuple[str, int]:
+    """Put `mask` for the spans [start, end), which ascend; (`text` itself, 0) when there are none."""
     pieces, position = [], 0
-    for match in matches:
-        if accept(match):
-            pieces += [text[position : match.start()], mask]
-            position = match.end()
+    for start, end in spans:
+        pieces += [text[position:start], mask]
+        position = end
     return ("".join(pieces) + text[position:], len(pieces) // 2) if pieces else (text, 0)
 
 
@@ -88,7 +85,7 @@ def mask_url(text: str) -> tuple[str, int]:
     """
     if "://" not in text and "www." not in text and "WWW." not in text:
         return text, 0
-    return _substitute(_URL.finditer(text), lambda match: True, "<URL>", text)
+    return _substitute((match.span() for match in _URL.finditer(text)), "<URL>", text)
 
 
 # From the @ on: sre finds one character far faster than a class that most of the text belongs to, and looking
@@ -104,14 +101,17 @@ def mask_email(text: str) -> tuple[str, int]:
     >>> mask_email("邮箱zhang.san+a@mail.example.cn。 @decorator x@2")
     ('邮箱<EMAIL>。 @decorator x@2', 1)
     """
-    pieces, position = [], 0
+    return _substitute(_emails(text), "<EMAIL>", text)
+
+
+def _emails(text: str) -> Iterator[tuple[int, int]]:
+    position = 0
     for match in _AT_DOMAIN.finditer(text):
         at = match.start()
         local = _LOCAL_PART_BACKWARDS.match(text[max(position, at - MAX_LOCAL_PART) : at][::-1])
         if local:
-            pieces += [text[position : at - local.end()], "<EMAIL>"]
             position = match.end()
-    return ("".join(pieces) + text[position:], len(pieces) // 2) if pieces else (text, 0)
+            yield at - local.end(), position
 
 
 # --- Addresses of machines ------------------------------------------------------------------------------------
@@ -138,10 +138,10 @@ def mask_ip(text: str) -> tuple[str, int]:
     >>> mask_ip("from 10.0.0.7:80 and 2001:db8::7, version 1.2.3.4, 12:30:45")
     ('from <IP>:80 and <IP>, version 1.2.3.4, 12:30:45', 2)
     """
-    num_ipv6 = num_ipv4 = 0
+    num_ipv6 = 0
     if _MAYBE_IPV6.search(text):
-        text, num_ipv6 = _substitute(_IPV6.finditer(text), _is_ipv6, "<IP>", text)
-    text, num_ipv4 = _substitute(_IPV4.finditer(text), _is_ipv4, "<IP>", text)
+        text, num_ipv6 = _substitute((m.span() for m in _IPV6.finditer(text) if _is_ipv6(m)), "<IP>", text)
+    text, num_ipv4 = _substitute((m.span() for m in _IPV4.finditer(text) if _is_ipv4(m)), "<IP>", text)
     return text, num_ipv6 + num_ipv4
 
 
@@ -186,7 +186,7 @@ def mask_id_number(text: str) -> tuple[str, int]:
     >>> mask_id_number("身份证11010519491231002X，编号110105194912310021")
     ('身份证<ID>，编号110105194912310021', 1)
     """
-    return _substitute(_ID_NUMBER.finditer(text), _is_id_number, "<ID>", text)
+    return _substitute((match.span() for match in _ID_NUMBER.finditer(text) if _is_id_number(match)), "<ID>", text)
 
 
 def _is_id_number(match: re.Match[str]) -> bool:
@@ -243,7 +243,7 @@ def mask_phone(text: str) -> tuple[str, int]:
     """
     runs = _PHONE_RUN.finditer(text)
     matches = (match for run in runs for match in _PHONE.finditer(text, run.start(), run.end()))
-    return _substitute(matches, _is_phone, "<PHONE>", text)
+    return _substitute((match.span() for match in matches if _is_phone(match)), "<PHONE>", text)
 
 
 def _is_phone(match: re.Match[str]) -> bool:

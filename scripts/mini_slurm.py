@@ -9,6 +9,7 @@ told GRACE_S before it is requeued. Nothing here is fit for other people's jobs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -22,6 +23,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil  # Horovod's launcher needs it too
 
 NEEDED = ("slurmctld", "slurmd", "munged", "srun", "sbatch", "sinfo", "setpriv")
 NODES = ("n1", "n2")
@@ -137,14 +140,19 @@ class MiniSlurm:
             daemon.wait()
 
     def _end_steps(self, node: str) -> None:
-        steps = self._step_daemons(node)
-        for pid in [*steps, *(child for root in steps for child in _descendants(root))]:
-            _kill(pid)
+        for process in self._step_processes(node):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
-    def _step_daemons(self, node: str) -> list[int]:
+    def _step_processes(self, node: str) -> list[psutil.Process]:
         """A slurmstepd is nobody's child; it is known by the log that it writes to."""
-        log = str(self.folder / f"slurmd-{node}.log")
-        return [pid for pid in _pids() if _read(pid, "cmdline").startswith(b"slurmstepd") and log in _open_files(pid)]
+        log, found = str(self.folder / f"slurmd-{node}.log"), []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):  # it has ended, or is not ours to see
+                is_step = "".join(process.cmdline()).startswith("slurmstepd")
+                if is_step and log in [file.path for file in process.open_files()]:
+                    found += [process, *process.children(recursive=True)]
+        return found
 
     def _wait_for_node(self, name: str) -> None:
         deadline = time.monotonic() + START_S
@@ -157,40 +165,6 @@ class MiniSlurm:
             time.sleep(0.3)
         logs = "\n".join(f"{path.name}: {path.read_text()[-1000:]}" for path in sorted(self.folder.glob("*.log")))
         raise RuntimeError(f"node {name} did not come up in {START_S} s: {done.stdout} {done.stderr}\n{logs}")
-
-
-def _pids() -> list[int]:
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-
-
-def _read(pid: int, name: str) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/{name}").read_bytes()
-    except OSError:
-        return b""
-
-
-def _open_files(pid: int) -> list[str]:
-    try:
-        return [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
-    except OSError:
-        return []
-
-
-def _descendants(root: int) -> list[int]:
-    parents = {pid: int((_read(pid, "stat").rsplit(b")", 1)[-1].split() or [b"0", b"0"])[1]) for pid in _pids()}
-    found, fresh = [], [root]
-    while fresh:
-        fresh = [pid for pid, parent in parents.items() if parent in fresh]
-        found += fresh
-    return found
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 def _free_ports(count: int) -> list[int]:

@@ -87,9 +87,9 @@ def ask(*code: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def has_module(python: str | Path, module: str) -> bool:
+def has_module(module: str) -> bool:
     code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
-    return subprocess.run([str(python), "-c", code]).returncode == 0
+    return subprocess.run([str(PYTHON), "-c", code]).returncode == 0
 
 
 def first_line(*command: str) -> str:
@@ -132,7 +132,7 @@ def check_machine() -> None:
 
 def make_venv() -> None:
     """Create .venv; it sees the packages of the base Python only when torch is among those."""
-    if PYTHON.exists() and has_module(PYTHON, "pip"):
+    if PYTHON.exists() and has_module("pip"):
         return
     options = ["--system-site-packages"] if importlib.util.find_spec("torch") else []
     say("creating .venv" + (" (with the torch that is installed here)" if options else ""))
@@ -142,12 +142,17 @@ def make_venv() -> None:
         raise SetupError("`python3 -m venv` failed; `apt-get install python3-venv`, then again")
 
 
-def install_tools(state: State, name: str, tools: list[str]) -> None:
-    key = digest({"tools": tools})
+def install_once(state: State, name: str, key: str, note: str, *words: str) -> None:
+    """`pip install WORDS`, unless the venv holds NAME under this key."""
     if not state.fits(name, key):
-        say(f"{name}: {', '.join(re.split('[<>=]', tool)[0] for tool in tools)}")
-        pip(name, "install", *tools)
+        say(f"{name}: {note}")
+        pip(name, "install", *words)
         state.set(name, key)
+
+
+def install_tools(state: State, name: str, tools: list[str]) -> None:
+    note = ", ".join(re.split("[<>=]", tool)[0] for tool in tools)
+    install_once(state, name, digest({"tools": tools}), note, *tools)
 
 
 def choose_mpi(state: State) -> dict[str, str]:
@@ -173,7 +178,7 @@ def choose_mpi(state: State) -> dict[str, str]:
 
 
 def install_torch() -> dict[str, str]:
-    if not has_module(PYTHON, "torch"):
+    if not has_module("torch"):
         say(f"torch: installing {TORCH}")
         pip("torch", "install", TORCH)
     version, cuda, headers = ask(
@@ -254,7 +259,7 @@ def install_built(state: State, name: str, facts: dict, build: Callable[[Path], 
     facts = {**facts, "python": ask("import sys", "print(sys.implementation.cache_tag)"), "machine": platform.machine()}
     facts |= {"libc": "-".join(platform.libc_ver()), "cxx": first_line("c++", "--version")}
     key = digest(facts)
-    if state.fits(name, key) and has_module(PYTHON, name):
+    if state.fits(name, key) and has_module(name):
         say(f"{name}: installed")
         return
     shelf = CACHE / f"{name}-{key}"
@@ -331,17 +336,6 @@ def install_h5py(state: State, mpi: dict[str, str]) -> None:
     install_built(state, "h5py", facts, build)
 
 
-def install_hvdlm(state: State) -> bool:
-    """Install hvdlm itself, editable; returns whether anything had to be done."""
-    key = digest({"setup": (ROOT / "setup.py").read_text()})
-    if state.fits("hvdlm", key):
-        return False
-    say("hvdlm: installing with its Python dependencies")
-    pip("hvdlm", "install", "--no-build-isolation", "-e", f"{ROOT}[text,test]")
-    state.set("hvdlm", key)
-    return True
-
-
 def set_up() -> None:
     check_machine()
     make_venv()
@@ -350,13 +344,12 @@ def set_up() -> None:
     install_tools(state, "base-tools", BASE_TOOLS)
     mpi = choose_mpi(state)
     torch = install_torch()
-    if not state.fits("mpi4py", MPI4PY):
-        say("mpi4py: installing its wheel")
-        pip("mpi4py", "install", MPI4PY)
-        state.set("mpi4py", MPI4PY)
+    install_once(state, "mpi4py", MPI4PY, "installing its wheel", MPI4PY)
     install_horovod(state, mpi, torch)
     install_h5py(state, mpi)
-    install_hvdlm(state)
+    editable = ("--no-build-isolation", "-e", f"{ROOT}[text,test]")
+    key = digest({"setup": (ROOT / "setup.py").read_text()})
+    install_once(state, "hvdlm", key, "installing with its Python dependencies", *editable)
     if state.keys != before:
         say("checking: hvdlm doctor")
         if subprocess.run([str(VENV / "bin" / "hvdlm"), "doctor"]).returncode:

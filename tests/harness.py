@@ -7,14 +7,20 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from hvdlm.config import validate
-from hvdlm.data.manifest import Manifest
+from hvdlm.data.manifest import Manifest, read_manifest
+from hvdlm.data.shards import doc_offsets
+from hvdlm.data.stream import TokenStream
 from hvdlm.launch.plan import fresh_environment, start_command
 from hvdlm.preprocessing.build import build
 from hvdlm.preprocessing.plan import PreprocessConfig
+from hvdlm.tokenizer import load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.setup import train
 from hvdlm.world.serial import SerialWorld
@@ -42,6 +48,36 @@ def preprocess(source: Path | str, output: Path, **changes: object) -> Manifest:
     """Shards made by one process."""
     config = validate(PreprocessConfig, preprocess_values(source, output, **changes), Path("test"))
     return build(config, SerialWorld())
+
+
+def documents_of(data: Path, split: str = "train") -> list[np.ndarray]:
+    """The ids of every document of a split, by way of its shards."""
+    manifest = read_manifest(data)
+    entry = manifest.splits[split]
+    lengths = [length for shard in entry.shards for length in np.diff(doc_offsets(data, shard))]
+    ids = TokenStream(data, split, manifest).read(0, entry.num_tokens) if entry.num_tokens else np.empty(0, np.int64)
+    return np.split(ids, np.cumsum(lengths)[:-1]) if lengths else []
+
+
+def texts_of(data: Path, split: str = "train") -> list[str]:
+    """Every document of a split as text; each must have its end."""
+    tokenizer = load(data / "tokenizer.json")
+    documents = documents_of(data, split)
+    assert all(ids[-1] == tokenizer.eos_id for ids in documents)
+    return [tokenizer.decode(ids[:-1]) for ids in documents]
+
+
+def files_of(data: Path) -> dict[str, bytes]:
+    """Every file but preprocess.json, which tells how long it took."""
+    return {p.name: p.read_bytes() for p in data.iterdir() if p.is_file() and p.name != "preprocess.json"}
+
+
+def check_time_is_linear(work: Callable[[str], object], pieces: Iterable[str]) -> None:
+    """5 s is 20 to 50 times what 1 MB takes; a quadratic search would take minutes to hours."""
+    for piece in pieces:
+        start = time.process_time()
+        work(piece * (1_000_000 // len(piece)))
+        assert time.process_time() - start < 5, piece
 
 
 def run_values(data: Path, run_dir: Path) -> dict:

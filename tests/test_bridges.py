@@ -4,19 +4,20 @@ import itertools
 import json
 import struct
 import tempfile
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import preprocess
+from harness import documents_of, preprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvdlm.data.bridges import convert, folder, interface
 from hvdlm.data.bridges.interface import ConvertOptions
 from hvdlm.data.manifest import read_manifest
-from hvdlm.data.shards import doc_column, doc_offsets
-from hvdlm.data.stream import TokenStream
+from hvdlm.data.shards import doc_column
 from hvdlm.data.verify import verify
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import load
@@ -24,13 +25,22 @@ from hvdlm.tokenizer import load
 EOS = 256
 CODES = {4: "<i4", 8: "<u2", 5: "<i8"}
 
-byte_texts = st.lists(st.text(st.characters(codec="utf-8"), max_size=12), max_size=8)
+utf8_text = partial(st.text, st.characters(codec="utf-8"))
+NAMES = {key: utf8_text(min_size=1, max_size=3) for key in ("id", "label")}
+sixty = settings(max_examples=60, deadline=None)
 any_documents = st.lists(st.lists(st.integers(0, 256), max_size=8), max_size=8)
 
 
 @pytest.fixture(scope="session")
 def tokenizer_file(data_dir):
     return data_dir / "tokenizer.json"
+
+
+@contextmanager
+def new_folder():
+    """One for each example; a fixture's would be the same for all."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
 
 
 def megatron_bytes(documents, code=8):
@@ -52,25 +62,17 @@ def write_megatron(where, code=8, **splits):
     return where
 
 
-def documents_of(data, split):
-    """The documents of a data folder's split as lists of ids, read by way of shards alone."""
-    manifest = read_manifest(data)
-    entries = manifest.splits[split].shards
-    lengths = [int(n) for entry in entries for n in np.diff(doc_offsets(data, entry))]
-    tokens = TokenStream(data, split).read(0, sum(lengths)).tolist() if sum(lengths) else []
-    ends = [0, *itertools.accumulate(lengths)]
-    return [tokens[start:stop] for start, stop in itertools.pairwise(ends)]
+def ids_of(data, split="train"):
+    return [ids.tolist() for ids in documents_of(data, split)]
 
 
 def same_data(one, other):
     """Splits with the same digests, documents and totals."""
     for split, entry in read_manifest(one).splits.items():
         again = read_manifest(other).splits[split]
-        assert entry.model_dump(exclude={"shards", "unigram_loss"}) == again.model_dump(
-            exclude={"shards", "unigram_loss"}
-        )
-        assert entry.unigram_loss == pytest.approx(again.unigram_loss)
-        assert documents_of(one, split) == documents_of(other, split)
+        facts, again_facts = (found.model_dump(exclude={"shards"}) for found in (entry, again))
+        assert facts == again_facts | {"unigram_loss": pytest.approx(again.unigram_loss)}
+        assert ids_of(one, split) == ids_of(other, split)
 
 
 @pytest.mark.parametrize("form", ["megatron", "nanogpt", "jsonl", "hvdlm"])
@@ -93,16 +95,15 @@ def test_a_trained_vocabulary_travels_along(form, corpus, tmp_path):
     same_data(tmp_path / "data", tmp_path / "back")
 
 
-@settings(max_examples=60, deadline=None)
+@sixty
 @given(any_documents, st.none() | any_documents, st.sampled_from(sorted(CODES)), st.integers(1, 20))
 def test_megatron_comes_back_byte_for_byte(tokenizer_file, train, val, code, shard):
     """Documents without an end, empty ones and empty files included, in the dtype that they had."""
-    with tempfile.TemporaryDirectory() as name:
-        room = Path(name)
+    with new_folder() as room:
         source = write_megatron(room / "a", code, train=train, **({} if val is None else {"val": val}))
         convert(source, room / "b", to="hvdlm", tokenizer=tokenizer_file, options=ConvertOptions(shard_tokens=shard))
-        assert documents_of(room / "b", "train") == train
-        assert documents_of(room / "b", "val") == (val or [])
+        assert ids_of(room / "b") == train
+        assert ids_of(room / "b", "val") == (val or [])
         convert(room / "b", room / "c", to="megatron")
         files = sorted(path.name for path in source.iterdir())
         assert sorted(path.name for path in (room / "c").iterdir()) == sorted([*files, "tokenizer.json"])
@@ -110,16 +111,15 @@ def test_megatron_comes_back_byte_for_byte(tokenizer_file, train, val, code, sha
             assert (room / "c" / file).read_bytes() == (source / file).read_bytes()
 
 
-@settings(max_examples=60, deadline=None)
+@sixty
 @given(train=any_documents, tail=st.lists(st.integers(0, 255), max_size=3))
 def test_nanogpt_comes_back_byte_for_byte(train, tail, tokenizer_file):
     ids = [*itertools.chain(*train), *tail]
-    with tempfile.TemporaryDirectory() as name:
-        room = Path(name)
+    with new_folder() as room:
         (room / "a").mkdir()
         np.array(ids, "<u2").tofile(room / "a" / "train.bin")
         convert(room / "a", room / "b", to="hvdlm", tokenizer=tokenizer_file)
-        documents = documents_of(room / "b", "train")
+        documents = ids_of(room / "b")
         assert list(itertools.chain(*documents)) == ids
         assert all(document[-1] == EOS for document in documents[:-1])
         assert all(EOS not in document[:-1] for document in documents)
@@ -127,11 +127,10 @@ def test_nanogpt_comes_back_byte_for_byte(train, tail, tokenizer_file):
         assert (room / "c" / "train.bin").read_bytes() == (room / "a" / "train.bin").read_bytes()
 
 
-@settings(max_examples=60, deadline=None)
+@sixty
 @given(documents=any_documents)
 def test_nanogpt_gets_what_it_gives_back_and_nothing_else(documents, tokenizer_file):
-    with tempfile.TemporaryDirectory() as name:
-        room = Path(name)
+    with new_folder() as room:
         convert(write_megatron(room / "a", train=documents), room / "b", to="hvdlm", tokenizer=tokenizer_file)
         is_regular = all(document and EOS not in document[:-1] for document in documents) and all(
             document[-1] == EOS for document in documents[:-1]
@@ -147,21 +146,16 @@ def test_nanogpt_gets_what_it_gives_back_and_nothing_else(documents, tokenizer_f
         assert np.fromfile(room / "c" / "train.bin", "<u2").tolist() == list(itertools.chain(*documents))
 
 
-@settings(max_examples=60, deadline=None)
-@given(texts=byte_texts, data=st.data())
-def test_jsonl_comes_back_with_ids_and_labels(texts, data, tokenizer_file):
-    names = st.one_of(st.none(), st.text(st.characters(codec="utf-8"), min_size=1, max_size=3))
-    records = []
-    for text in texts:
-        extra = {"id": data.draw(names), "label": data.draw(names)}
-        records.append({"text": text, **{key: value for key, value in extra.items() if value is not None}})
-    with tempfile.TemporaryDirectory() as name:
-        room = Path(name)
+@sixty
+@given(records=st.lists(st.fixed_dictionaries({"text": utf8_text(max_size=12)}, optional=NAMES), max_size=8))
+def test_jsonl_comes_back_with_ids_and_labels(records, tokenizer_file):
+    records = [{key: record[key] for key in ("text", "id", "label") if key in record} for record in records]
+    with new_folder() as room:
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         (room / "mine.jsonl").write_bytes(lines.encode())
         convert(room / "mine.jsonl", room / "b", to="hvdlm", tokenizer=tokenizer_file)
         entry = read_manifest(room / "b").splits["train"]
-        assert entry.text_bytes == sum(len(text.encode()) for text in texts)
+        assert entry.text_bytes == sum(len(record["text"].encode()) for record in records)
         for key, column in (("id", "doc_ids"), ("label", "doc_labels")):
             expected = [record.get(key, "") for record in records]
             assert doc_column(room / "b", entry.shards[0], column) == (expected if any(expected) else None)
@@ -193,7 +187,7 @@ def test_megatron_files_are_what_the_format_says(data_dir, tmp_path):
         tokens = np.fromfile(tmp_path / "there" / f"{split}.bin", "<u2")
         assert (version, code, indices.tolist()) == (1, 8, list(range(num + 1)))
         documents = [tokens[p // 2 : p // 2 + n].tolist() for p, n in zip(pointers, sizes, strict=True)]
-        assert documents == documents_of(data_dir, split)
+        assert documents == ids_of(data_dir, split)
 
 
 def test_a_prefix_and_a_single_prefix_are_found(tmp_path, tokenizer_file):
@@ -206,7 +200,7 @@ def test_a_prefix_and_a_single_prefix_are_found(tmp_path, tokenizer_file):
     ):
         told = convert(tmp_path / source, tmp_path / f"out{number}", to="hvdlm", tokenizer=tokenizer_file)
         assert list(told["splits"]) == splits
-        assert documents_of(tmp_path / f"out{number}", splits[-1]) == documents
+        assert ids_of(tmp_path / f"out{number}", splits[-1]) == documents
 
 
 def test_text_bytes_are_counted_across_pieces(data_dir, tmp_path, monkeypatch, tokenizer_file):
@@ -217,7 +211,7 @@ def test_text_bytes_are_counted_across_pieces(data_dir, tmp_path, monkeypatch, t
     source = write_megatron(tmp_path / "a", train=[document, document])
     convert(source, tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
     assert read_manifest(tmp_path / "b").splits["train"].text_bytes == 2 * (len(document) - 1)
-    assert documents_of(tmp_path / "b", "train") == [document, document]
+    assert ids_of(tmp_path / "b") == [document, document]
 
 
 def test_a_wide_vocabulary_is_int32_in_megatron_and_uint32_in_nanogpt(tmp_path):

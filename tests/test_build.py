@@ -1,50 +1,33 @@
 """Preprocessing as one process: complete or absent, resumable, every document once."""
 
+import itertools
 import json
+from unittest.mock import Mock, create_autospec
 
 import numpy as np
 import pytest
-from harness import make_text, preprocess
+from harness import files_of, make_text, preprocess, texts_of
 
-from hvdlm.data.manifest import read_manifest
-from hvdlm.data.shards import doc_offsets
-from hvdlm.data.stream import TokenStream
+from hvdlm.data.manifest import SPLITS, read_manifest
 from hvdlm.data.verify import unigram_loss
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import assemble, build
-from hvdlm.tokenizer import load
 
 
-def contents(folder):
-    """Every file but preprocess.json, which tells how long it took."""
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and p.name != build.SUMMARY}
-
-
-def documents_of(folder):
-    """Every document of a data folder decoded, by split."""
-    tokenizer, manifest = load(folder / "tokenizer.json"), read_manifest(folder)
-    found = {}
-    for split, entry in manifest.splits.items():
-        texts = []
-        start = 0
-        stream = TokenStream(folder, split, manifest) if entry.num_tokens else None
-        for shard in entry.shards:
-            for first, last in zip(*(lambda o: (o[:-1], o[1:]))(doc_offsets(folder, shard)), strict=True):
-                ids = stream.read(start + int(first), int(last - first))
-                assert ids[-1] == tokenizer.eos_id
-                texts.append(tokenizer.decode(ids[:-1]))
-            start += shard.num_tokens
-        found[split] = texts
-    return found
+def spy_on(monkeypatch, owner, name):
+    """A mock that does what the function of this name does, in its place."""
+    spy = create_autospec(getattr(owner, name), side_effect=getattr(owner, name))
+    monkeypatch.setattr(owner, name, spy)
+    return spy
 
 
 @pytest.mark.parametrize("tokenizer", [{"kind": "byte"}, {"kind": "bpe", "vocab_size": 400}])
 def test_every_document_comes_back_once(corpus, tmp_path, tokenizer):
     manifest = preprocess(corpus, tmp_path, tokenizer=tokenizer, split={"val": 0.2, "test": 0.2})
-    found = documents_of(tmp_path)
+    found = {split: texts_of(tmp_path, split) for split in SPLITS}
     texts = [path.read_text() for path in sorted(corpus.iterdir())]
     assert sorted(sum(found.values(), [])) == sorted(text for text in texts if text)
-    assert all(found[split] for split in ("train", "val", "test"))
+    assert all(found.values())
     assert [text for text in texts if text in found["train"]] == found["train"]  # input order
     assert manifest.statistics == {"documents": 37, "empty_documents": 3, "replaced_characters": 0}
     assert manifest.splits["val"].text_bytes == sum(len(text.encode()) for text in found["val"])
@@ -56,16 +39,15 @@ def test_a_document_never_changes_its_split_when_data_is_added(corpus, tmp_path)
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "new.txt").write_text(make_text(999, 500))
     preprocess(str(corpus), tmp_path / "after", input=[str(tmp_path / "more"), str(corpus)])
-    before, after = documents_of(tmp_path / "before"), documents_of(tmp_path / "after")
-    assert set(before["val"]) <= set(after["val"])
-    assert set(before["train"]) <= set(after["train"])
+    for split in ("val", "train"):
+        assert set(texts_of(tmp_path / "before", split)) <= set(texts_of(tmp_path / "after", split))
 
 
 def test_shards_hold_about_shard_tokens(corpus, tmp_path):
     manifest = preprocess(corpus, tmp_path, shard_tokens=10_000)
     sizes = [shard.num_tokens for shard in manifest.splits["train"].shards]
     assert len(sizes) > 5
-    longest = max(len(text) for text in documents_of(tmp_path)["train"])
+    longest = max(len(text) for text in texts_of(tmp_path))
     assert all(abs(size - 10_000) <= 2 * longest for size in sizes[:-1])
 
 
@@ -77,27 +59,23 @@ def test_an_interrupted_run_is_no_data_set_and_continues_to_the_same_bytes(
     monkeypatch.setattr(build, "ENCODE_BYTES", 1000)
     monkeypatch.setattr("hvdlm.preprocessing.plan.MIN_UNIT_BYTES", 20_000)
     preprocess(corpus, tmp_path / "whole", shard_tokens=5_000)
-    real, calls = getattr(*stage), []
+    real, done = getattr(*stage), itertools.count()
 
     def dies(*arguments):
-        calls.append(arguments)
-        if len(calls) > units_before_the_end:
+        if next(done) == units_before_the_end:
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(*stage, dies)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*stage, dies)
         preprocess(corpus, tmp_path / "resumed", shard_tokens=5_000)
     with pytest.raises(UserError, match="no finished data set"):
         read_manifest(tmp_path / "resumed")
-    tokenized = []
-    monkeypatch.setattr(*stage, real)
-    tokenize = build.Worker.tokenize
-    monkeypatch.setattr(build.Worker, "tokenize", lambda *a: (tokenized.append(a), tokenize(*a))[1])
+    tokenize = spy_on(monkeypatch, build.Worker, "tokenize")
     preprocess(corpus, tmp_path / "resumed", shard_tokens=5_000)
-    assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
+    assert files_of(tmp_path / "resumed") == files_of(tmp_path / "whole")
     if stage[0] is assemble:
-        assert not tokenized  # nothing is done twice
+        tokenize.assert_not_called()  # nothing is done twice
 
 
 def test_a_finished_run_is_not_repeated(corpus, tmp_path, monkeypatch):
@@ -149,11 +127,9 @@ def test_a_split_that_stays_empty_is_said(tmp_path, caplog):
 
 
 def test_a_run_that_was_abandoned_leaves_no_shards_behind(corpus, tmp_path, monkeypatch):
-    real = build._finish
-    monkeypatch.setattr(build, "_finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(build, "_finish", Mock(side_effect=KeyboardInterrupt))
         preprocess(corpus, tmp_path, shard_tokens=5_000)
-    monkeypatch.setattr(build, "_finish", real)
     manifest = preprocess(corpus, tmp_path, shard_tokens=50_000)
     assert {path.name for path in tmp_path.glob("*.h5")} == {s.file for e in manifest.splits.values() for s in e.shards}
 
@@ -163,12 +139,10 @@ def test_a_unit_that_cannot_be_split_is_spooled_in_segments(corpus, tmp_path, mo
     whole = preprocess(corpus, tmp_path / "whole", dedup={"exact": True}, dropped=True)
     monkeypatch.setattr(build, "SEGMENT_BYTES", 3_000)
     monkeypatch.setattr(build, "ENCODE_BYTES", 1_000)
-    segments = []
-    real = build.find_duplicates
-    monkeypatch.setattr(build, "find_duplicates", lambda c, spools, w: (segments.extend(spools), real(c, spools, w))[1])
+    find_duplicates = spy_on(monkeypatch, build, "find_duplicates")
     assert preprocess(corpus, tmp_path / "parts", dedup={"exact": True}, dropped=True) == whole
-    assert len(segments) > 5
-    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    assert len(find_duplicates.call_args.args[1]) > 5
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
 
 
 def test_the_cut_into_units_changes_no_byte_of_the_data(tmp_path, monkeypatch):
@@ -180,6 +154,6 @@ def test_the_cut_into_units_changes_no_byte_of_the_data(tmp_path, monkeypatch):
         monkeypatch.setattr("hvdlm.preprocessing.plan.MIN_UNIT_BYTES", size)
         output = tmp_path / str(size)
         preprocess(tmp_path / "a.jsonl", output, id_key="id", dedup={"exact": True}, dropped=True, shard_tokens=1_000)
-        found.append({name: data for name, data in contents(output).items() if name != "provenance.json"})
+        found.append({name: data for name, data in files_of(output).items() if name != "provenance.json"})
     assert found[0] == found[1] == found[2]
     assert len(found[0]) > 4

@@ -5,26 +5,15 @@ import random
 
 import numpy as np
 import pytest
-from harness import make_text, preprocess
+from harness import make_text, preprocess, texts_of
 
-from hvdlm.data.manifest import read_manifest
-from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
 from hvdlm.preprocessing.dedup import Signer, all_but_first, later_of_equal, shingles
 from hvdlm.preprocessing.plan import DedupConfig
-from hvdlm.tokenizer import load
 
 
 def write_jsonl(path, texts):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-
-
-def texts_of(folder):
-    tokenizer, manifest = load(folder / "tokenizer.json"), read_manifest(folder)
-    stream = TokenStream(folder, "train", manifest)
-    ids = stream.read(0, len(stream))
-    ends = np.flatnonzero(ids == tokenizer.eos_id)
-    return [tokenizer.decode(part) for part in np.split(ids, ends + 1)[:-1]]
 
 
 def change_words(text, share, seed):

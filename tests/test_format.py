@@ -4,10 +4,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from harness import texts_of
 
 from hvdlm.data.inspection import inspect, to_text
 from hvdlm.data.manifest import read_manifest
-from hvdlm.data.shards import doc_column, doc_offsets
+from hvdlm.data.shards import COLUMNS, doc_column
 from hvdlm.data.stream import TokenStream
 from hvdlm.data.verify import stream_digest, verify
 from hvdlm.tokenizer import digest, load
@@ -27,22 +28,13 @@ def text_of(number):
 def test_a_folder_of_version_1_is_read_whole():
     manifest, tokenizer = read_manifest(FOLDER), load(FOLDER / "tokenizer.json")
     assert digest(tokenizer) == manifest.tokenizer_digest
-    found = {}
+    found = []
     for split, entry in manifest.splits.items():
-        stream = TokenStream(FOLDER, split, manifest)
-        assert stream_digest(stream) == entry.digest == DIGESTS[split]
-        start = 0
-        for shard in entry.shards:
-            offsets = doc_offsets(FOLDER, shard)
-            labels = doc_column(FOLDER, shard, "doc_labels")
-            for d, name in enumerate(doc_column(FOLDER, shard, "doc_ids")):
-                ids = stream.read(start + int(offsets[d]), int(offsets[d + 1] - offsets[d]))
-                assert ids[-1] == tokenizer.eos_id
-                number = int(name.removeprefix("doc-"))
-                assert labels[d] == ("odd" if number % 2 else "even")
-                found[number] = tokenizer.decode(ids[:-1])
-            start += shard.num_tokens
-    assert found == {number: text_of(number) for number in range(30)}
+        assert stream_digest(TokenStream(FOLDER, split, manifest)) == entry.digest == DIGESTS[split]
+        names, labels = (sum((doc_column(FOLDER, shard, name) for shard in entry.shards), []) for name in COLUMNS)
+        found += zip(names, labels, texts_of(FOLDER, split), strict=True)
+    expected = [(f"doc-{number}", "odd" if number % 2 else "even", text_of(number)) for number in range(30)]
+    assert sorted(found) == sorted(expected)
 
 
 def test_its_checksums_hold_and_it_can_be_inspected():

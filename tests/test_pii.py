@@ -1,9 +1,9 @@
 """What is personal is masked and counted, what only looks so stays; masks are total, stable, linear."""
 
-import time
 from collections import Counter
 
 import pytest
+from harness import check_time_is_linear
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,35 +43,23 @@ def test_everything_is_off_by_default():
         ("email", "<a@b.org> mailto:c@d.org ...e@f.org", "<<EMAIL>> mailto:<EMAIL> ...<EMAIL>"),
         ("ip", "host 192.168.1.254:8080, 10.0.0.0/8, [2001:db8::ff00:42:8329]:80", "host <IP>:8080, <IP>/8, [<IP>]:80"),
         ("ip", "服务器地址是8.8.8.8，网关fe80::1%eth0。", "服务器地址是<IP>，网关<IP>%eth0。"),
-        (
-            "ip",
-            "2001:0db8:0000:0000:0000:ff00:0042:8329 ::ffff:1.2.3.4 10.1.1.1-10.1.1.9",
-            "<IP> ::ffff:<IP> <IP>-<IP>",
-        ),
+        ("ip", "2001:0db8:0000:0000:0000:ff00:0042:8329 ::ffff:1.2.3.4", "<IP> ::ffff:<IP>"),
+        ("ip", "10.1.1.1-10.1.1.9", "<IP>-<IP>"),
         ("ip", "host = 172.16.0.9", "host = <IP>"),
         ("id_number", "身份证号：11010519491231002X。110105 19491231 002x", "身份证号：<ID>。<ID>"),
         ("id_number", "旧号110105491231002，新号440524188001010014", "旧号<ID>，新号440524188001010014"),
         ("phone", "手机13800138000，138-0013-8000，138 0013 8000", "手机<PHONE>，<PHONE>，<PHONE>"),
         ("phone", "+86 13800138000 +86-138-0013-8000 008613800138000 8613800138000", "<PHONE> <PHONE> <PHONE> <PHONE>"),
         ("phone", "(+86)13800138000、（+86）13800138000/13900139000", "<PHONE>、<PHONE>/<PHONE>"),
-        (
-            "phone",
-            "座机010-62345678，（0571）87654321，0755 2345 6789，021-12345678",
-            "座机<PHONE>，<PHONE>，<PHONE>，021-12345678",
-        ),
+        ("phone", "座机010-62345678，（0571）87654321，021-12345678", "座机<PHONE>，<PHONE>，021-12345678"),
+        ("phone", "，0755 2345 6789，", "，<PHONE>，"),
         ("phone", "分机010-62345678-801；热线400-810-8888；+86 10 6234 5678", "分机<PHONE>；热线<PHONE>；<PHONE>"),
         ("phone", "**13800138000** 电话:+86 13800138000", "**<PHONE>** 电话:<PHONE>"),
-        (
-            "phone",
-            "Call (212) 555-0123, 212-555-0123, 212.555.0123 or +1 212 555 0123.",
-            "Call <PHONE>, <PHONE>, <PHONE> or <PHONE>.",
-        ),
+        ("phone", "Call (212) 555-0123, 212-555-0123, 212.555.0123.", "Call <PHONE>, <PHONE>, <PHONE>."),
+        ("phone", "or +1 212 555 0123.", "or <PHONE>."),
         ("phone", "1-212-555-0123; +12125550123; +1 (212) 555-0123", "<PHONE>; <PHONE>; <PHONE>"),
-        (
-            "phone",
-            "+44 20 7946 0958, +49 30 901820, +33 6 12 34 56 78, +4915112345678",
-            "<PHONE>, <PHONE>, <PHONE>, <PHONE>",
-        ),
+        ("phone", "+44 20 7946 0958, +49 30 901820", "<PHONE>, <PHONE>"),
+        ("phone", "+33 6 12 34 56 78, +4915112345678", "<PHONE>, <PHONE>"),
     ],
 )
 def test_what_is_personal_is_masked(kind, text, expected):
@@ -146,9 +134,4 @@ HOSTILE = (
 
 @pytest.mark.parametrize("kind", MASKS)
 def test_time_is_linear_in_hostile_text(kind):
-    """5 s is 20 times what 1 MB takes; a quadratic search would take minutes to hours."""
-    mask = make_masker(PiiConfig(**{kind: True}))
-    for piece in HOSTILE.split("¦"):
-        start = time.process_time()
-        mask(piece * (1_000_000 // len(piece)), Counter())
-        assert time.process_time() - start < 5, piece
+    check_time_is_linear(lambda text: masked(text, kind), HOSTILE.split("¦"))

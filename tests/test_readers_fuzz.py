@@ -1,11 +1,9 @@
 """Whatever the bytes, a reader gives documents or says what is wrong with them; ranges share a file without loss."""
 
-import bz2
 import gzip
 import io
 import itertools
 import json
-import lzma
 import random
 import subprocess
 import sys
@@ -13,14 +11,15 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from reading import COMPRESS
+from reading import read as read_range
 
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import documents
 from hvdlm.preprocessing.documents import BadRecord, Part, ReadOptions
-from hvdlm.preprocessing.readers import FORMATS, read_documents, text
+from hvdlm.preprocessing.readers import FORMATS, can_split, read_documents, text
 
 try:
     import trafilatura  # noqa: F401
@@ -30,7 +29,6 @@ except ImportError:
     PAGES = []
 NAMES = [name for name in FORMATS if name not in ("html", "warc")] + PAGES
 SPLITTABLE = [name for name, format_ in FORMATS.items() if format_.splittable]
-COMPRESS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard.compress}
 LIMIT, BLOCK = 4096, 1024  # instead of 4 MiB each, so that small files cross them
 
 
@@ -105,33 +103,35 @@ def test_any_partition_gives_what_the_whole_file_gives(name, content, data, erro
     whole = read(path, content, options)
     cuts = data.draw(st.lists(st.integers(0, len(content)), max_size=6))
     bounds = sorted({0, len(content), *cuts})
-    parts = [Part(str(path), start, stop) for start, stop in itertools.pairwise(bounds)]
-    assert [item for part in parts for item in read_documents(part, options)] == whole
+    assert sum((read_range(path, options, *cut) for cut in itertools.pairwise(bounds)), []) == whole
 
 
 SMALL = {
-    "txt": "\ufeffone\r\n\r\nzwei ü\n中文".encode(),
+    "txt": ("\ufeffone\r\n\r\nzwei ü\n" + "b中文c\n" * 4).encode(),
     "paragraphs": b"\n\none\nmore\r\n \t\r\n\ntwo\r\n\r\n\xe4\xb8\xad\n\n",
     "separated": b"<|end|>one<|end|><|end|>t<|en\xc3\xa9<|end|>\n",
     "wikitext": b" \n = A = \n text \n = = B = = \n more \n\n = C = \n x = y = \n",
-    "md": "# Title\n\n*é*\n\n---\nend".encode(),
+    "md": "# Title\n\n*é*\n\n---\n* one\n* two\nend".encode(),
     "jsonl": b'\xef\xbb\xbf{"text":"a"}\n\n{"text":"b\\ud83d"}\r\n{"text":}\n{"text":"c\xc3\xa9"}',
 }
 
 
 @pytest.mark.parametrize("name", SPLITTABLE)
-@pytest.mark.parametrize("small", [False, True], ids=["real limits", "small limits"])
-def test_every_cut_of_a_small_file(name, small, path, request):
-    if small:
-        request.getfixturevalue("small_limits")
+@pytest.mark.parametrize("limit", [32, documents.MAX_DOCUMENT_BYTES])
+def test_every_cut_of_a_small_file(name, limit, path, monkeypatch):
+    """A document belongs to the range in which it starts, wherever the cuts fall and blocks end."""
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", limit)
     options = options_for(name, errors="replace")
+    assert can_split(str(path), options)
     whole = read(path, SMALL[name], options)
-    assert len(whole) > 1 or name in ("txt", "md")
+    assert len(whole) > 1 or (name in ("txt", "md") and limit > 32)
     size = len(SMALL[name])
-    for first, second in itertools.combinations_with_replacement(range(size + 1), 2):
-        bounds = sorted({0, first, second, size})
-        parts = [Part(str(path), start, stop) for start, stop in itertools.pairwise(bounds)]
-        assert [item for part in parts for item in read_documents(part, options)] == whole, bounds
+    for block in (1, 5, text.BLOCK_BYTES):
+        monkeypatch.setattr(text, "BLOCK_BYTES", block)
+        assert read_range(path, options) == whole
+        for cuts in itertools.combinations_with_replacement(range(size + 1), 2) if block > 1 else [(7, 11)]:
+            bounds = sorted({0, *cuts, size})
+            assert sum((read_range(path, options, *cut) for cut in itertools.pairwise(bounds)), []) == whole, bounds
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,11 +154,14 @@ def test_any_bytes_are_read_or_refused(name, content, encoding, path, small_limi
 def test_a_damaged_compression_is_a_bad_record(suffix, name, path):
     noise = random.Random(1)
     packed = COMPRESS[suffix](VALID[name] * 20)
-    path = path.with_suffix("." + suffix)
-    options = options_for(name)
-    for cut in [0, 1, 3, 5, len(packed) // 2, len(packed) - 1]:
-        found = read(path, packed[:cut], options)
-        assert cut == 0 or isinstance(found[-1], BadRecord), cut
+    path, options = path.with_suffix(suffix), options_for(name)
+    whole = read(path, packed, options)
+    read(path, b"", options)
+    for damaged in (b"no archive at all", *(packed[:cut] for cut in (1, 3, 5, len(packed) // 2, len(packed) - 1))):
+        *good, bad = read(path, damaged, options)
+        assert good == whole[: len(good)]
+        assert bad.place == str(path)
+        assert bad.reason.startswith(f"broken {suffix[1:]} (")
     for _ in range(25):
         read(path, flipped(packed, noise), options)
     read(path, noise.randbytes(500), options)
@@ -241,17 +244,15 @@ def test_any_json_is_read_or_refused_line_by_line(records, ascii_only, path):
             assert item.text == expected if is_whole else "\ufffd" in item.text
 
 
+WORDS = ["a", "é", "中", "😀", " ", "\\", '"', "\n", "\1", "word " * 40, "x" * 700]
+
+
 @bounded(60)
-@given(
-    words=st.lists(
-        st.sampled_from(["a", "é", "中", "😀", " ", "\\", '"', "\n", "word " * 40, "x" * 700]),
-        min_size=900,
-        max_size=2000,
-    )
-)
-def test_a_long_json_text_comes_in_pieces_without_loss(words, path, small_limits):
+@given(words=st.lists(st.sampled_from(WORDS), min_size=900, max_size=2000), is_ascii=st.booleans())
+def test_a_long_json_text_comes_in_pieces_without_loss(words, is_ascii, path, small_limits):
     content = "".join(words)
-    line = json.dumps({"id": 7, "text": content, "rest": "z" * 9000}, ensure_ascii=False)
+    record = {"id": 7, "meta": {"text": "not this"}, "text": content, "rest": "z" * 9000}
+    line = json.dumps(record, ensure_ascii=is_ascii)
     found = read(path, f'{{"text":"before"}}\n{line}\n{{"text":"after"}}\n'.encode(), options_for("jsonl", id_key="id"))
     assert "".join(item.text for item in found[1:-1]) == content
     assert {item.id for item in found[1:-1]} == {"7"}
@@ -288,24 +289,15 @@ for item in read_documents(Part(sys.argv[1], 0, None), options):
     pass
 print(peak_kib() - before)
 """
-BOMBS = {
-    "zeros": (b"", b"\0"),
-    "a quote": (b'text\n"', b"x"),
-    "a line": (b'{"text": "', b"x"),
-    "line ends": (b"text\n", b"\n"),
-}
+# How it begins, and what it repeats.
+BOMBS = {"zeros": (b"", b"\0"), "a quote": (b'text\n"', b"x"), "a line": (b'{"text": "', b"x")}
+BOMBS["line ends"] = b"text\n", b"\n"
 
 
 # A line end is a record of its own to jsonl and csv, so a file of them takes time, not memory.
-BOMBED = [(name, "zeros") for name in NAMES] + [
-    *(
-        ("txt", "line ends"),
-        ("paragraphs", "line ends"),
-        ("paragraphs", "a line"),
-        ("jsonl", "a line"),
-        ("csv", "a quote"),
-    )
-]
+BOMBED = [(name, "zeros") for name in NAMES]
+BOMBED += [(name, "line ends") for name in ("txt", "paragraphs")]
+BOMBED += [("paragraphs", "a line"), ("jsonl", "a line"), ("csv", "a quote")]
 
 
 @pytest.mark.parametrize(("name", "bomb"), BOMBED)

@@ -9,13 +9,14 @@ import sys
 import zlib
 
 import pytest
+from reading import STRICT, only_bad, read, write_packed
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import documents
-from hvdlm.preprocessing.documents import BadRecord, Document, Part, ReadOptions
-from hvdlm.preprocessing.readers import read_documents, web
+from hvdlm.preprocessing.documents import BadRecord, Document, ReadOptions
+from hvdlm.preprocessing.readers import web
 
 STORY = [
     "The harbour of the old town was rebuilt after the great storm of 1953, when the sea broke through both dikes.",
@@ -43,90 +44,80 @@ def page(paragraphs, charset="utf-8", meta=True):
     return html.encode(charset, "ignore")
 
 
-def read(path, options=None):
-    return list(read_documents(Part(str(path), 0, None), options or ReadOptions()))
-
-
 @pytest.fixture
 def trafilatura():
     return pytest.importorskip("trafilatura", reason="trafilatura cannot be imported", exc_type=ImportError)
+
+
+@pytest.fixture
+def html(tmp_path, trafilatura):
+    """Write a page."""
+    return lambda content, suffix="": write_packed(tmp_path / f"a.html{suffix}", content)
 
 
 def is_story(text, story):
     return all(paragraph in text for paragraph in story) and not any(words in text for words in FRAME)
 
 
+def has_story(path, story, options=STRICT):
+    """Whether a file's one document is the story without its frame."""
+    (found,) = read(path, options)
+    return is_story(found.text, story)
+
+
 @pytest.mark.parametrize("story", [STORY, STORY_ZH], ids=["en", "zh"])
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_a_page_loses_its_frame(tmp_path, trafilatura, story, suffix):
-    path = tmp_path / f"a.html{suffix}"
-    path.write_bytes(gzip.compress(page(story)) if suffix else page(story))
-    (found,) = read(path)
-    assert is_story(found.text, story)
-    assert found.position == 0
-    assert read(path) == [found]  # what was read before leaves no trace
+def test_a_page_loses_its_frame(html, story, suffix):
+    path = html(page(story), suffix)
+    assert has_story(path, story)
+    assert [found.position for found in read(path)] == [0]
+    assert has_story(path, story)  # what was read before leaves no trace
 
 
 @pytest.mark.parametrize("charset", ["gb2312", "gbk", "gb18030", "big5", "utf-16-le"])
-def test_a_page_is_read_in_its_charset(tmp_path, trafilatura, charset):
-    bom = b"\xff\xfe" if charset == "utf-16-le" else b""
-    (tmp_path / "a.html").write_bytes(bom + page(STORY_ZH if charset != "big5" else STORY, charset))
-    (found,) = read(tmp_path / "a.html")
-    assert is_story(found.text, STORY_ZH if charset != "big5" else STORY)
+def test_a_page_is_read_in_its_charset(html, charset):
+    bom, story = b"\xff\xfe" if charset == "utf-16-le" else b"", STORY_ZH if charset != "big5" else STORY
+    assert has_story(html(bom + page(story, charset)), story)
 
 
-def test_a_page_without_a_charset_is_in_that_of_the_options(tmp_path, trafilatura):
-    (tmp_path / "a.html").write_bytes(page(STORY_ZH, "gb18030", meta=False))
-    (bad,) = read(tmp_path / "a.html")
-    assert isinstance(bad, BadRecord)
-    assert "is not utf-8; set encoding, or errors: replace" in bad.reason
-    (found,) = read(tmp_path / "a.html", ReadOptions(encoding="gb18030"))
-    assert is_story(found.text, STORY_ZH)
-    (replaced,) = read(tmp_path / "a.html", ReadOptions(errors="replace"))
+def test_a_page_without_a_charset_is_in_that_of_the_options(html):
+    path = html(page(STORY_ZH, "gb18030", meta=False))
+    assert "is not utf-8; set encoding, or errors: replace" in only_bad(path).reason
+    assert has_story(path, STORY_ZH, ReadOptions(encoding="gb18030"))
+    (replaced,) = read(path, ReadOptions(errors="replace"))
     assert "\ufffd" in replaced.text
 
 
 @pytest.mark.parametrize("label", ["no-such-charset", "hex", "idna", "undefined", "utf-16"])
-def test_a_charset_that_is_none_is_passed_over(tmp_path, trafilatura, label):
-    (tmp_path / "a.html").write_bytes(page(STORY).replace(b'charset="utf-8"', f'charset="{label}"'.encode()))
-    (found,) = read(tmp_path / "a.html")
-    assert is_story(found.text, STORY)
+def test_a_charset_that_is_none_is_passed_over(html, label):
+    assert has_story(html(page(STORY).replace(b'charset="utf-8"', f'charset="{label}"'.encode())), STORY)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"<html><body></body></html>", b"\0" * 1000, b"<" * 200_000, b"{}"])
-def test_a_page_without_text_is_a_bad_record(tmp_path, trafilatura, content, capfd, caplog):
-    (tmp_path / "a.html").write_bytes(content)
-    (found,) = read(tmp_path / "a.html")
-    assert isinstance(found, BadRecord)
-    assert found.place == str(tmp_path / "a.html")
+def test_a_page_without_text_is_a_bad_record(html, content, capfd, caplog):
+    path = html(content)
+    assert only_bad(path).place == str(path)
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
 
 
-def test_half_a_surrogate_pair_is_no_character(tmp_path, trafilatura):
-    (tmp_path / "a.html").write_bytes(
-        page([*STORY, "Half a pair &#xD800; and a whole one &#x1F600; in a sentence of a page."])
-    )
-    (found,) = read(tmp_path / "a.html")
+def test_half_a_surrogate_pair_is_no_character(html):
+    (found,) = read(html(page([*STORY, "Half a pair &#xD800; and a whole one &#x1F600; in a sentence of a page."])))
     assert "😀" in found.text.encode().decode()
 
 
-def test_a_large_page_is_not_read(tmp_path, trafilatura, monkeypatch):
+def test_a_large_page_is_not_read(html, monkeypatch):
     monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 500)
-    (tmp_path / "a.html").write_bytes(page(STORY))
-    (found,) = read(tmp_path / "a.html")
-    assert isinstance(found, BadRecord)
-    assert found.reason.startswith("larger than")
+    assert only_bad(html(page(STORY))).reason.startswith("larger than")
 
 
 def test_pages_without_trafilatura_name_the_remedy(tmp_path, monkeypatch):
     (tmp_path / "a.html").write_bytes(page(STORY))
     (tmp_path / "a.warc").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "trafilatura", None)
+    remedy = r"reading html needs trafilatura \(.*\); pip install 'hvdlm\[text\]'"
     for name in ("a.html", "a.warc"):
-        with pytest.raises(
-            UserError, match=rf"{name}: reading html needs trafilatura \(.*\); pip install 'hvdlm\[text\]'"
-        ):
+        with pytest.raises(UserError, match=f"{name}: {remedy}"):
             read(tmp_path / name)
 
 
@@ -139,12 +130,9 @@ class Archive:
     def add(self, content, kind="response", *, status="200 OK", uri="http://a.example/1", http=(), record=None):
         file = io.BytesIO()
         writer = WARCWriter(file, gzip=False)
-        headers = (
-            StatusAndHeaders(status, [("Content-Type", "text/html"), *http], "HTTP/1.1") if kind == "response" else None
-        )
-        written = writer.create_warc_record(
-            uri, kind, io.BytesIO(content), http_headers=headers, warc_content_type=record or ""
-        )
+        headers = StatusAndHeaders(status, [("Content-Type", "text/html"), *http], "HTTP/1.1")
+        options = {"http_headers": headers if kind == "response" else None, "warc_content_type": record or ""}
+        written = writer.create_warc_record(uri, kind, io.BytesIO(content), **options)
         writer.write_record(written)
         written.raw_stream.close()  # a temporary file of warcio's
         self.records.append(file.getvalue())
@@ -170,10 +158,8 @@ def test_pages_of_an_archive_have_their_address_and_number(tmp_path, trafilatura
 
 
 def chunked(data):
-    return (
-        b"".join(b"%x\r\n%s\r\n" % (len(data[i : i + 300]), data[i : i + 300]) for i in range(0, len(data), 300))
-        + b"0\r\n\r\n"
-    )
+    chunks = [data[i : i + 300] for i in range(0, len(data), 300)]
+    return b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in [*chunks, b""])
 
 
 def deflated(data, wbits):
@@ -195,8 +181,7 @@ CODINGS = {
 @pytest.mark.parametrize("coding", CODINGS)
 def test_the_codings_of_http_are_undone(tmp_path, trafilatura, coding):
     encode, http = CODINGS[coding]
-    (found,) = read(Archive().add(encode(page(STORY)), http=http).write(tmp_path / "a.warc"))
-    assert is_story(found.text, STORY)
+    assert has_story(Archive().add(encode(page(STORY)), http=http).write(tmp_path / "a.warc"), STORY)
 
 
 def test_the_charset_of_the_response_comes_before_that_of_the_page(tmp_path, trafilatura):
@@ -204,14 +189,17 @@ def test_the_charset_of_the_response_comes_before_that_of_the_page(tmp_path, tra
     archive = Archive().add(content)
     archive.records[0] = archive.records[0].replace(b"text/html", b"text/html;charset=GBK")
     archive.records[0] = archive.records[0].replace(*length_of(archive.records[0], 12))
-    (found,) = read(archive.write(tmp_path / "a.warc"))
-    assert is_story(found.text, STORY_ZH)
+    assert has_story(archive.write(tmp_path / "a.warc"), STORY_ZH)
 
 
 def length_of(record, more):
     """The Content-Length line of a record, and one that says `more`."""
     line = next(line for line in record.split(b"\r\n") if line.startswith(b"Content-Length"))
     return line, b"Content-Length: %d" % (int(line.split()[1]) + more)
+
+
+def encoded(content, encoding):
+    return Archive().add(content, http=[("Content-Encoding", encoding)]).records[0]
 
 
 DAMAGES = {
@@ -223,11 +211,9 @@ DAMAGES = {
     "headers without end": lambda r: b"WARC/1.0\r\n" + b"x: y\r\n" * 20_000 + b"\r\n",
     "no HTTP": lambda r: r.replace(b"HTTP/1.1 200", b"PTTH/1.1 200"),
     "a page that is too large": lambda r: Archive().add(b" " * 9000).records[0],
-    "a page that expands": lambda r: (
-        Archive().add(gzip.compress(bytes(9000)), http=[("Content-Encoding", "gzip")]).records[0]
-    ),
-    "broken gzip": lambda r: Archive().add(b"\x1f\x8b rest", http=[("Content-Encoding", "gzip")]).records[0],
-    "brotli": lambda r: Archive().add(b"rest", http=[("Content-Encoding", "br")]).records[0],
+    "a page that expands": lambda r: encoded(gzip.compress(bytes(9000)), "gzip"),
+    "broken gzip": lambda r: encoded(b"\x1f\x8b rest", "gzip"),
+    "brotli": lambda r: encoded(b"rest", "br"),
     "an empty page": lambda r: Archive().add(b"").records[0],
 }
 
@@ -236,27 +222,23 @@ DAMAGES = {
 @pytest.mark.parametrize("name", ["a.warc", "a.warc.gz"])
 def test_a_damaged_record_does_not_lose_those_after_it(tmp_path, trafilatura, monkeypatch, damage, name, capfd):
     monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 8000)
-    archive = Archive().add(page(STORY), uri="http://a/").add(page(STORY), uri="http://b/")
-    for uri in ("http://c/", "http://d/"):
-        archive.add(page(STORY_ZH), uri=uri)
+    archive = Archive()
+    for site, story in zip("abcd", (STORY, STORY, STORY_ZH, STORY_ZH), strict=True):
+        archive.add(page(story), uri=f"http://{site}/")
     archive.records[1] = DAMAGES[damage](archive.records[1])
-    found = read(archive.write(tmp_path / name))
-    assert found[0].id == "http://a/"
-    assert isinstance(found[1], BadRecord)
-    assert found[1].place == f"{tmp_path / name}: record 1"
-    assert found[-1].id == "http://d/"
-    assert sum(isinstance(f, BadRecord) for f in found) == 1
-    assert len(found) == (3 if damage == "length too large" else 4)  # which takes the start of the next one
+    first, bad, *others = read(archive.write(tmp_path / name))
+    assert isinstance(bad, BadRecord)
+    assert bad.place == f"{tmp_path / name}: record 1"
+    others = [found.id for found in [first, *others]]
+    lost = {"http://c/"} if damage == "length too large" else set()  # which takes the start of the next one
+    assert others == [f"http://{site}/" for site in "acd" if f"http://{site}/" not in lost]
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("length", [99, 10**17])
 def test_the_last_record_may_be_cut_short(tmp_path, length):
-    (tmp_path / "a.wet").write_bytes(
-        b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\nsome" % length
-    )
-    (found,) = read(tmp_path / "a.wet")
-    assert isinstance(found, BadRecord)
+    head = b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % length
+    assert only_bad(write_packed(tmp_path / "a.wet", head + b"some"))
 
 
 def test_a_broken_member_in_the_middle_of_an_archive_ends_it(tmp_path):
@@ -264,10 +246,9 @@ def test_a_broken_member_in_the_middle_of_an_archive_ends_it(tmp_path):
     damaged = bytearray(members[1])
     damaged[-6] ^= 255  # of the checksum
     (tmp_path / "a.wet.gz").write_bytes(members[0] + damaged + members[2])
-    found = read(tmp_path / "a.wet.gz")
-    assert found[0].text == "one"
-    assert isinstance(found[-1], BadRecord)
-    assert "broken gz" in found[-1].reason
+    first, *_, bad = read(tmp_path / "a.wet.gz")
+    assert first.text == "one"
+    assert "broken gz" in bad.reason
 
 
 def conversions(texts):
@@ -281,9 +262,8 @@ def conversions(texts):
 def test_extracted_text_stands_as_it_is(tmp_path, name):
     texts = ["one\n\ntwo\r\n", "\n".join(STORY_ZH), "", "WARC/1.0 is a format\n"]
     archive = conversions(texts)
-    archive.records.insert(
-        0, Archive().add(b"software: x\r\n", "warcinfo", record="application/warc-fields").records[0]
-    )
+    info = Archive().add(b"software: x\r\n", "warcinfo", record="application/warc-fields")
+    archive.records = info.records + archive.records
     found = read(archive.write(tmp_path / name))
     assert found == [Document(text, i + 1, f"http://{i}/") for i, text in enumerate(texts)]
 

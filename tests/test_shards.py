@@ -1,8 +1,10 @@
 """The shard format: what is written is read, and what is damaged is noticed and named."""
 
 import json
+import shutil
 import zlib
 from dataclasses import asdict
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -79,9 +81,7 @@ def test_windows_equal_slices_of_the_whole_across_shards(data_dir):
 
 @pytest.fixture
 def copy(data_dir, tmp_path):
-    for path in data_dir.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    return tmp_path
+    return Path(shutil.copytree(data_dir, tmp_path / "copy"))
 
 
 def test_any_flipped_byte_is_found_and_named(copy):

@@ -1,12 +1,11 @@
 """The choice of a world, its checks, and what one rank can show of the common interface."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from harness import HVDLM, run_command
 
 from hvdlm import host
 from hvdlm.errors import UserError
@@ -15,6 +14,8 @@ from hvdlm.launch.plan import fresh_environment
 from hvdlm.world import place
 from hvdlm.world.connect import connect, connected
 from hvdlm.world.serial import SerialWorld
+
+OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
 
 
 @pytest.fixture
@@ -30,15 +31,7 @@ def by_hand(monkeypatch):
     ("env", "expected"),
     [
         ({}, None),
-        (
-            {
-                "OMPI_COMM_WORLD_SIZE": "4",
-                "OMPI_COMM_WORLD_RANK": "3",
-                "SLURM_STEP_NUM_TASKS": "1",
-                "SLURM_PROCID": "0",
-            },
-            (3, 4),
-        ),
+        (OPEN_MPI | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, (3, 4)),
         ({"PMI_SIZE": "2", "PMI_RANK": "0"}, (0, 2)),
         ({"HOROVOD_SIZE": "2", "HOROVOD_RANK": "1"}, (1, 2)),
         ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5"}, (5, 8)),
@@ -53,29 +46,19 @@ def test_a_process_started_by_hand_is_serial(by_hand):
     assert connect().kind == "serial"
 
 
-@pytest.mark.parametrize(
-    ("env", "hint"),
-    [
-        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, "use `srun --mpi=pmix`"),
-        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "use world=auto, or start one process"),
-    ],
-)
-def test_singletons_under_a_launcher_are_refused(by_hand, env, hint):
+def test_a_serial_process_under_a_launcher_is_refused(by_hand):
     """Otherwise each of N processes does the whole work into the same folder."""
-    for name, value in env.items():
+    for name, value in OPEN_MPI.items():
         by_hand.setenv(name, value)
-    kind = "serial" if "OMPI_COMM_WORLD_SIZE" in env else "mpi"
-    if kind == "mpi":  # a real singleton, in a process of its own
-        code = "from hvdlm.cli import main; main(['train', 'configs/quickstart.yaml', 'world=mpi'])"
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent
-        )
-        assert done.returncode == 2
-        assert "the launcher started 2 processes but the mpi world has 1" in done.stderr
-        assert hint in done.stderr
-        return
-    with pytest.raises(UserError, match=f"started 2 processes but the serial world has 1; {hint}"):
-        connect(kind)
+    with pytest.raises(UserError, match="started 4 processes but the serial world has 1; use world=auto, or start one"):
+        connect("serial")
+
+
+def test_an_mpi_singleton_under_a_launcher_is_refused(by_hand):
+    environment = {**os.environ, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
+    done = run_command([*HVDLM, "train", "configs/quickstart.yaml", "world=mpi"], env=environment)
+    assert done.returncode == 2
+    assert "the launcher started 2 processes but the mpi world has 1; use `srun --mpi=pmix`" in done.stderr
 
 
 def test_the_serial_world_is_the_identity():

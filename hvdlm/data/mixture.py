@@ -51,12 +51,6 @@ class Mixture:
         extra = set(by_remainder[:missing])
         return [count + (corpus in extra) for corpus, (count, _) in enumerate(quotas)]
 
-    def totals_before(self, position: int) -> list[int]:
-        """How many samples of each corpus come before a position of the order."""
-        block, slot = divmod(position, self.block)
-        inside = np.bincount(self._of_block(block)[0][:slot], minlength=len(self.shares))
-        return [before + int(count) for before, count in zip(self.totals(block), inside, strict=True)]
-
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(corpus, number) of ascending positions: the sample is the corpus's number-th. All int64 (n,)."""
         blocks, slots = np.divmod(positions, self.block)

@@ -69,7 +69,7 @@ class StopFlag:
 
     def look(self) -> Wish:
         """What is asked for now."""
-        wish, self.reason = self._heard()
+        wish, self.reason = next(self._heard(), (Wish.NONE, ""))
         return wish
 
     def is_set(self) -> bool:
@@ -104,22 +104,21 @@ class StopFlag:
         self._ouster = f"{job}{owner.get('host')}, process {owner.get('pid')}, since {owner.get('started')}"
         return self._ouster
 
-    def _heard(self) -> tuple[Wish, str]:
+    def _heard(self) -> Iterator[tuple[Wish, str]]:
+        """All wishes with their reasons, the gravest first."""
         if self._is_root:
             if self.ouster():
-                return Wish.OUSTED, ""
-            if (self._folder / KILL).exists():
-                return Wish.KILL, str(self._folder / KILL)
-            if (self._folder / STOP).exists():
-                return Wish.STOP, str(self._folder / STOP)
+                yield Wish.OUSTED, ""
+            yield from self._asked_by_file(KILL, STOP)
         if self._signalled:
-            return Wish.STOP, self._signalled
+            yield Wish.STOP, self._signalled
         if self._is_root:
             if self._is_late():
-                return Wish.STOP, "the end of the job's time"
-            if (self._folder / SAVE).exists():
-                return Wish.SAVE, str(self._folder / SAVE)
-        return Wish.NONE, ""
+                yield Wish.STOP, "the end of the job's time"
+            yield from self._asked_by_file(SAVE)
+
+    def _asked_by_file(self, *names: str) -> Iterator[tuple[Wish, str]]:
+        return ((Wish[name], str(self._folder / name)) for name in names if (self._folder / name).exists())
 
     def _is_late(self) -> bool:
         """Whether the time left is less than twice what a save and the longest time between two looks have taken."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +50,6 @@ def wait_for(hvd: Any, handle: int) -> None:
     """
     while not hvd.poll(handle):
         time.sleep(POLL_S)
-
-
-class _Started:
-    """A sum in Horovod's background thread."""
-
-    def __init__(self, wait: Callable[[int], Any], handle: int) -> None:
-        self._wait, self._handle = wait, handle
-
-    def wait(self) -> None:
-        self._wait(self._handle)
 
 
 def check_same_place(mpi: Any, rank: int, size: int) -> None:
@@ -109,7 +98,8 @@ class HorovodWorld(World):
     def start_sum(self, buffer: Any) -> Pending:
         name = f"hvdlm.start_sum.{self._under_way}"  # the same names at each step: Horovod knows them again
         self._under_way += 1
-        return _Started(self._finish, self._hvd.allreduce_async_(buffer, op=self._hvd.Sum, name=name))
+        handle = self._hvd.allreduce_async_(buffer, op=self._hvd.Sum, name=name)
+        return Pending(lambda: self._finish(handle))
 
     def _synchronize(self, handle: int) -> None:
         wait_for(self._hvd, handle)

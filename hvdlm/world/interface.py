@@ -7,6 +7,7 @@ import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,17 +28,11 @@ class Counters(Protocol):
         """Collective."""
 
 
-class Pending(Protocol):
+@dataclass(frozen=True)
+class Pending:
     """A sum under way; its buffer may be touched again after `wait`."""
 
-    def wait(self) -> None: ...
-
-
-class Done:
-    """A sum that was finished when it was asked for."""
-
-    def wait(self) -> None:
-        """Nothing is left to do."""
+    wait: Callable[[], object]
 
 
 class Window(Protocol):
@@ -84,7 +79,6 @@ class World(ABC):
     def abort(self, code: int) -> None:
         """End the whole job now, from any one rank; does not return."""
 
-    @abstractmethod
     def close(self) -> None:
         """Leave; no other method may be called after it."""
 
@@ -99,7 +93,7 @@ class World(ABC):
         No other method may be called before every started sum was waited for.
         """
         self.sum_(buffer)
-        return Done()
+        return Pending(lambda: None)
 
     @abstractmethod
     def exchange_rows(self, rows: Any) -> Any:

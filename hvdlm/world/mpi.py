@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -94,12 +94,24 @@ def shared_memory(mpi: Any, comm: Any, num_items: int, item_bytes: int) -> Any:
     return window
 
 
-class MpiCounters:
+class _OneSided:
+    """A window onto each rank's `shared_memory`."""
+
+    def __init__(self, mpi: Any, comm: Any, num_items: int, item_bytes: int) -> None:
+        self._mpi, self._comm = mpi, comm
+        self._window = shared_memory(mpi, comm, num_items, item_bytes)
+
+    def close(self) -> None:
+        self._window.Unlock_all()
+        self._window.Free()
+
+
+class MpiCounters(_OneSided):
     """Counters in rank 0's memory, reached by one-sided fetch-and-add."""
 
     def __init__(self, mpi: Any, comm: Any, length: int) -> None:
-        self._mpi, self._comm, self._length = mpi, comm, length
-        self._window = shared_memory(mpi, comm, length if comm.rank == 0 else 0, 8)
+        super().__init__(mpi, comm, length if comm.rank == 0 else 0, 8)
+        self._length = length
 
     def add(self, index: int, amount: int) -> int:
         before = np.zeros(1, dtype=np.int64)
@@ -115,12 +127,8 @@ class MpiCounters:
         self._comm.Iprobe()  # as in add: a rank that waits may do no more than read
         return values.tolist()
 
-    def close(self) -> None:
-        self._window.Unlock_all()
-        self._window.Free()
 
-
-class MpiWindow:
+class MpiWindow(_OneSided):
     """Memory of each rank, reached by one-sided get and accumulate (atomic for each element).
 
     Pieces of a MiB are all under way before one flush waits for them: the lock that an accumulate holds is
@@ -128,8 +136,7 @@ class MpiWindow:
     """
 
     def __init__(self, mpi: Any, comm: Any, length: int) -> None:
-        self._mpi, self._comm = mpi, comm
-        self._window = shared_memory(mpi, comm, length, 4)
+        super().__init__(mpi, comm, length, 4)
         self.local = np.frombuffer(self._window.tomemory(), dtype=np.float32)
 
     def get(self, rank: int, out: np.ndarray) -> None:
@@ -143,20 +150,6 @@ class MpiWindow:
             self._window.Accumulate(piece, rank, target=start, op=self._mpi.SUM)
         self._window.Flush(rank)
         self._comm.Iprobe()  # as for counters
-
-    def close(self) -> None:
-        self._window.Unlock_all()
-        self._window.Free()
-
-
-class _Started:
-    """A sum in the background thread."""
-
-    def __init__(self, future: Future) -> None:
-        self._future = future
-
-    def wait(self) -> None:
-        self._future.result()
 
 
 class MpiWorld(World):
@@ -186,7 +179,7 @@ class MpiWorld(World):
         if self._background is None:
             self._background = self._comm.Dup(), ThreadPoolExecutor(1, "hvdlm-sum")
         comm, thread = self._background
-        return _Started(thread.submit(self._sum_over, comm, buffer))
+        return Pending(thread.submit(self._sum_over, comm, buffer).result)
 
     def broadcast_(self, buffer: Any) -> None:
         if isinstance(buffer, np.ndarray):

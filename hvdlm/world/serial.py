@@ -73,6 +73,3 @@ class SerialWorld(World):
     def abort(self, code: int) -> None:
         sys.stderr.flush()
         os._exit(code)
-
-    def close(self) -> None:
-        """Nothing is held."""

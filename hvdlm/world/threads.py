@@ -58,9 +58,6 @@ class ThreadWorld(World):
         self.exit_code = code
         self._barrier.abort()
 
-    def close(self) -> None:
-        """Nothing is held."""
-
 
 def thread_worlds(size: int) -> list[ThreadWorld]:
     """The ranks of one job, each for a thread of its own."""

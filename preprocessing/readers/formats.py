@@ -8,21 +8,13 @@ import lzma
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from hvdlm.errors import UserError
 
-from ..documents import (
-    BadRecord,
-    ChunkStream,
-    Document,
-    Part,
-    ReadOptions,
-    is_compressed,
-    open_plain,
-    plain_suffix,
-)
+from ..documents import BadRecord, ChunkStream, Document, Part, ReadOptions, is_compressed, open_plain, plain_suffix
 from . import jsonl, tables, text, web
 
 Reader = Callable[[BinaryIO, Part, ReadOptions], Iterator[Document | BadRecord]]
@@ -40,13 +32,13 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "txt": Format(text.read_file, (".txt",), splittable=True),
-    "paragraphs": Format(text.read_paragraphs, splittable=True),
+    "paragraphs": Format(partial(text.read_between, boundary=text.BLANK_LINES), splittable=True),
     "separated": Format(text.read_separated, splittable=True),
-    "wikitext": Format(text.read_wikitext, (".tokens",), splittable=True),
+    "wikitext": Format(partial(text.read_between, boundary=text.ARTICLES), (".tokens",), splittable=True),
     "md": Format(text.read_file, (".md", ".markdown"), splittable=True),
     "jsonl": Format(jsonl.read_json_lines, (".jsonl", ".ndjson"), splittable=True),
-    "csv": Format(tables.read_csv, (".csv",)),
-    "tsv": Format(tables.read_tsv, (".tsv",)),
+    "csv": Format(partial(tables.read_rows, delimiter=","), (".csv",)),
+    "tsv": Format(partial(tables.read_rows, delimiter="\t"), (".tsv",)),
     "parquet": Format(tables.read_parquet, (".parquet",), is_text=False),
     "html": Format(web.read_html, (".html", ".htm", ".xhtml"), is_text=False),
     "warc": Format(web.read_warc, (".warc",), is_text=False),

@@ -8,15 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hvdlm.errors import UserError
+from hvdlm.tokenizer.interface import require
 
 from .. import documents
-from ..documents import BadRecord, Document, Part, ReadOptions, is_compressed
+from ..documents import NOT_UTF8, BadRecord, Document, Part, ReadOptions, is_compressed
 
 if TYPE_CHECKING:
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
 BOM = "\ufeff"
-NOT_UTF8 = "is not UTF-8; set encoding, or errors: replace"
 
 
 def larger_than_limit() -> str:
@@ -24,17 +24,8 @@ def larger_than_limit() -> str:
     return f"larger than {documents.MAX_DOCUMENT_BYTES / 2**20:g} MiB"
 
 
-def read_csv(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
-    """A document a row of comma-separated values, quoted by RFC 4180; the first row names the columns."""
-    return _read_delimited(file, part, options, ",")
-
-
-def read_tsv(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
-    """A document a row of tab-separated values, quoted as CSV is; the first row names the columns."""
-    return _read_delimited(file, part, options, "\t")
-
-
-def _read_delimited(file: BinaryIO, part: Part, options: ReadOptions, delimiter: str) -> Iterator[Document | BadRecord]:
+def read_rows(file: BinaryIO, part: Part, options: ReadOptions, *, delimiter: str) -> Iterator[Document | BadRecord]:
+    """A document a row of values between delimiters, quoted by RFC 4180; the first row names the columns."""
     rows = _rows(_Lines(file, options), delimiter)
     header = next(rows, "is empty; its first row must name the columns")
     if isinstance(header, str):
@@ -148,20 +139,16 @@ def _listed(names: Iterable[str]) -> str:
 
 def read_parquet(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
     """A document a row of a Parquet file; where a row group is damaged, the next is read."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"{part.path}: reading parquet needs pyarrow; pip install 'hvdlm[text]'") from None
+    pyarrow = require("pyarrow", f"{part.path}: reading parquet")
+    from pyarrow.parquet import ParquetFile
+
     faults = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
     source = _seekable(file, part)
     if isinstance(source, BadRecord):
         yield source
         return
     try:
-        table = pyarrow.parquet.ParquetFile(
-            source, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
-        )
+        table = ParquetFile(source, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
         columns = _wanted(table.schema_arrow.names, part, options)
         _check_is_text(table.schema_arrow.field(options.text_key).type, part, options)
     except faults as error:
@@ -195,14 +182,14 @@ def _seekable(file: BinaryIO, part: Part) -> BinaryIO | BadRecord:
 
 
 def _check_is_text(kind: Any, part: Part, options: ReadOptions) -> None:
-    from pyarrow import types
+    from pyarrow import types  # type: ignore[import-untyped]
 
     value_kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(value_kind) or types.is_large_string(value_kind)):
         raise UserError(f"{part.path}: column {options.text_key!r} is {_listed([str(kind)])}, not string; set text_key")
 
 
-def _expands(table: pyarrow.parquet.ParquetFile, group: int, file_bytes: int) -> bool:
+def _expands(table: ParquetFile, group: int, file_bytes: int) -> bool:
     """Whether a row group is large out of all proportion to the file.
 
     Not told by its columns: to ask pyarrow 26 for a damaged one's size is a C++ exception, which ends the process.
@@ -212,12 +199,7 @@ def _expands(table: pyarrow.parquet.ParquetFile, group: int, file_bytes: int) ->
 
 
 def _row_group(
-    table: pyarrow.parquet.ParquetFile,
-    group: int,
-    columns: list[str | None],
-    position: int,
-    part: Part,
-    options: ReadOptions,
+    table: ParquetFile, group: int, columns: list[str | None], position: int, part: Part, options: ReadOptions
 ) -> Iterator[Document | BadRecord]:
     """Rows of one group, so few at a time that even equal cells, stored once, do not fill memory."""
     names = sorted({name for name in columns if name is not None})

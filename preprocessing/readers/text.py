@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 from hvdlm.errors import UserError
 
 from .. import documents
-from ..documents import BadRecord, Document, Part, ReadOptions
+from ..documents import NOT_UTF8, BadRecord, Document, Part, ReadOptions
 
 BLOCK_BYTES = 4 << 20
 SMALL_BLOCK_BYTES = 64 << 10
@@ -134,26 +134,17 @@ def decode(data: bytes, position: int, part: Part, options: ReadOptions) -> str 
     try:
         return data.decode("utf-8", options.errors)
     except UnicodeDecodeError as error:
-        return BadRecord(
-            f"{part.path}: byte {position + error.start}", "is not UTF-8; set encoding, or errors: replace"
-        )
+        return BadRecord(f"{part.path}: byte {position + error.start}", NOT_UTF8)
 
 
-def _delimited(file: BinaryIO, part: Part, options: ReadOptions, boundary: Boundary) -> Iterator[Document | BadRecord]:
+def read_between(
+    file: BinaryIO, part: Part, options: ReadOptions, *, boundary: Boundary
+) -> Iterator[Document | BadRecord]:
+    """A document a piece of text between boundaries; blank ones are none."""
     for record in records(file, part, boundary):
         if not record.data.isspace() and record.data:
             text = decode(record.data, record.position, part, options)
             yield text if isinstance(text, BadRecord) else Document(text.strip("\r\n"), record.position)
-
-
-def read_paragraphs(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
-    """A document a block between blank lines."""
-    yield from _delimited(file, part, options, BLANK_LINES)
-
-
-def read_wikitext(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
-    """A document an article of the WikiText layout."""
-    yield from _delimited(file, part, options, ARTICLES)
 
 
 def read_separated(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
@@ -164,7 +155,7 @@ def read_separated(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator
     if any(separator.startswith(separator[-n:]) for n in range(1, len(separator))):
         raise UserError(f"separator {options.separator!r} overlaps itself, so a cut is not certain; choose another")
     boundary = Boundary(re.compile(b"(" + re.escape(separator) + b")"), len(separator))
-    yield from _delimited(file, part, options, boundary)
+    yield from read_between(file, part, options, boundary=boundary)
 
 
 def read_file(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:

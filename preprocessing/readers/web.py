@@ -74,12 +74,7 @@ def read_wet(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Docum
     yield from _read_archive(file, part, options, _text_of_conversion)
 
 
-def _read_archive(
-    file: BinaryIO,
-    part: Part,
-    options: ReadOptions,
-    text_of: Callable[[_Archive, dict[str, str], ReadOptions], str | None],
-) -> Iterator[Document | BadRecord]:
+def _read_archive(file: BinaryIO, part: Part, options: ReadOptions, text_of: TextOf) -> Iterator[Document | BadRecord]:
     archive = _Archive(file)
     for number in itertools.count():
         try:
@@ -102,7 +97,7 @@ class _Archive:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._ahead: bytes | None = None  # a line that was read to see where a record ends
-        self._num_left = 0  # bytes of the record under way
+        self.num_left = 0  # bytes of the record under way
 
     def begin_record(self) -> dict[str, str] | None:
         """The headers of the next record, names in lower case; None at the end."""
@@ -126,22 +121,19 @@ class _Archive:
         if not re.fullmatch("[0-9]{1,18}", length):
             self._find_record()
             raise _Refused("a WARC record without a Content-Length")
-        self._num_left = int(length)
+        self.num_left = int(length)
         return headers
 
-    def num_left(self) -> int:
-        return self._num_left
-
     def read(self, size: int) -> bytes:
-        data = self._file.read(min(size, self._num_left))
-        self._num_left -= len(data)
+        data = self._file.read(min(size, self.num_left))
+        self.num_left -= len(data)
         return data
 
     def end_record(self) -> None:
         """Goes past what is left of a record, to the next one."""
-        while self._num_left:
+        while self.num_left:
             if not self.read(1 << 20):
-                num_missing, self._num_left = self._num_left, 0
+                num_missing, self.num_left = self.num_left, 0
                 raise _Refused(f"cut short: its last {num_missing} bytes are missing; fetch the file again")
         line = self._read_line()
         if line.startswith(b"WARC/"):
@@ -160,6 +152,10 @@ class _Archive:
         while line and not line.startswith(b"WARC/"):
             line = self._read_line()
         self._ahead = line or None
+
+
+# The text of a record with these headers, or None where it is none of interest.
+TextOf = Callable[[_Archive, dict[str, str], ReadOptions], str | None]
 
 
 def _headers(head: bytes) -> dict[str, str]:
@@ -197,9 +193,9 @@ def _text_of_response(archive: _Archive, headers: dict[str, str], options: ReadO
 
 def _whole_block(archive: _Archive, start: bytes) -> bytes:
     """All of a record, of which `start` was read before."""
-    if len(start) + archive.num_left() > documents.MAX_DOCUMENT_BYTES:
+    if len(start) + archive.num_left > documents.MAX_DOCUMENT_BYTES:
         raise _Refused(larger_than_limit())
-    return start + archive.read(archive.num_left())
+    return start + archive.read(archive.num_left)
 
 
 class _ContentType(NamedTuple):

@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import pytest
 import yaml
-from harness import HVDLM, ROOT, job_environment, make_text, preprocess, preprocess_values, write_config
+from harness import HVDLM, ROOT, files_of, job_environment, make_text, preprocess, preprocess_values, write_config
 from processes import ranks_of, until
 
 from hvdlm.config import validate
@@ -58,11 +58,6 @@ EVERYTHING = yaml.safe_load("""
     filter: {min_chars: 200}
     dedup: {near: true, threshold: 0.7}
 """)
-
-
-def files_of(folder):
-    """Every file but preprocess.json, which tells how long it took."""
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != "preprocess.json"}
 
 
 @pytest.fixture(scope="session")

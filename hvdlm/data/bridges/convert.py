@@ -16,7 +16,7 @@ from hvdlm.data.bridges.interface import Bridge, ConvertOptions, SourceCorpus
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.files import replace_durably, sync_folder, write_text_durably
-from hvdlm.tokenizer import Tokenizer, load
+from hvdlm.tokenizer import load
 
 log = logging.getLogger("hvdlm")
 
@@ -41,7 +41,7 @@ def convert(
     spool = aside / ".spool"
     try:
         spool.mkdir(parents=True)
-        corpus = _open(source, name, vocabulary, spool, options)
+        corpus = SourceCorpus(source, name, vocabulary, FORMATS[name].read(source, vocabulary, spool, options))
         kept = sorted({column for split in corpus.splits.values() for column in split.columns})
         if kept and not FORMATS[to].KEEPS_COLUMNS and not options.is_lossy:
             raise UserError(f"{source}: has {' and '.join(kept)}, for which {to} has no place; --lossy leaves them out")
@@ -77,11 +77,6 @@ def _tokenizer_beside(source: Path) -> Path:
     if not path.is_file():
         raise UserError(f"{source}: has no {TOKENIZER} beside it; give the one that its ids belong to (--tokenizer)")
     return path
-
-
-def _open(source: Path, name: str, tokenizer: Tokenizer, spool: Path, options: ConvertOptions) -> SourceCorpus:
-    splits = FORMATS[name].read(source, tokenizer, spool, options)
-    return SourceCorpus(source, name, tokenizer, splits, FORMATS[name].original_dtypes(source, splits))
 
 
 def _publish(aside: Path, destination: Path) -> None:

@@ -36,10 +36,13 @@ def read(source: Path, tokenizer: Tokenizer, work: Path, options: ConvertOptions
             f"{source}: was made with tokenizer {manifest.tokenizer_digest}, the given one is {digest(tokenizer)}; "
             "leave it out, the folder has its own"
         )
-    return {name: _read_split(source, name, manifest) for name, entry in manifest.splits.items() if entry.shards}
+    noted = source / CONVERTED
+    dtypes = json.loads(noted.read_text(encoding="utf-8"))["dtypes"] if noted.is_file() else {}
+    splits = [name for name, entry in manifest.splits.items() if entry.shards]
+    return {name: _read_split(source, name, manifest, dtypes.get(name)) for name in splits}
 
 
-def _read_split(source: Path, name: str, manifest: Manifest) -> TokenSplit:
+def _read_split(source: Path, name: str, manifest: Manifest, foreign_dtype: str | None) -> TokenSplit:
     entry = manifest.splits[name]
     stream = TokenStream(source, name, manifest) if entry.num_tokens else None
     lengths = np.concatenate([np.diff(doc_offsets(source, shard)) for shard in entry.shards])
@@ -57,20 +60,15 @@ def _read_split(source: Path, name: str, manifest: Manifest) -> TokenSplit:
                 for part, shard in zip(parts, entry.shards, strict=True)
                 for string in part or [""] * shard.num_documents
             ]
-    path, dtype, vocab_size = source / MANIFEST, manifest.dtype, manifest.vocab_size
-    return TokenSplit(path, lengths, read_tokens, dtype, vocab_size, text_bytes=entry.text_bytes, columns=columns)
-
-
-def original_dtypes(source: Path, splits: dict[str, TokenSplit]) -> dict[str, str]:
-    """What `write` noted of the files that a folder came from."""
-    path = source / CONVERTED
-    return json.loads(path.read_text(encoding="utf-8"))["dtypes"] if path.is_file() else {}
+    of_manifest = source / MANIFEST, lengths, read_tokens, manifest.dtype, manifest.vocab_size
+    return TokenSplit(*of_manifest, entry.text_bytes, columns, foreign_dtype)
 
 
 def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
     """The manifest comes last; tokenizer.json is there before."""
     shards = {name: _write_shards(folder, name, corpus, options) for name in corpus.splits}
-    note = {"format": corpus.format, "source": str(corpus.source), "dtypes": corpus.dtypes}
+    dtypes = {name: split.foreign_dtype for name, split in corpus.splits.items() if split.foreign_dtype}
+    note = {"format": corpus.format, "source": str(corpus.source), "dtypes": dtypes}
     write_text_durably(folder / CONVERTED, json.dumps(note, indent=1) + "\n")
     write_manifest(folder, _describe(folder, corpus, shards))
 

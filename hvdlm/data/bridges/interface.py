@@ -27,6 +27,7 @@ class TokenSplit:
     vocab_size: int
     text_bytes: int | None = None  # UTF-8 bytes of the documents, where the source knows
     columns: dict[str, list[str]] = field(default_factory=dict)  # strings by document, names of shards.COLUMNS
+    foreign_dtype: str | None = None  # of the foreign file that the tokens came from, for the way back
 
     @property
     def num_tokens(self) -> int:
@@ -66,7 +67,6 @@ class SourceCorpus:
     format: str
     tokenizer: Tokenizer
     splits: dict[str, TokenSplit]
-    dtypes: dict[str, str]  # of the foreign files that the tokens first came from, by split
 
 
 class Bridge(Protocol):
@@ -79,9 +79,6 @@ class Bridge(Protocol):
 
     def read(self, source: Path, tokenizer: Tokenizer, work: Path, options: ConvertOptions) -> dict[str, TokenSplit]:
         """The splits of a source; `work` is a folder for what must be spooled until they are written."""
-
-    def original_dtypes(self, source: Path, splits: dict[str, TokenSplit]) -> dict[str, str]:
-        """`SourceCorpus.dtypes`, where the way back shall have them."""
 
     def write(self, folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
         """Write all splits into `folder`, in which tokenizer.json is already."""
@@ -101,16 +98,12 @@ def split_files(source: Path, suffix: str) -> dict[str, Path]:
     return {split: path for split, path in found.items() if path.is_file()}
 
 
-def reader_of(tokens: np.ndarray) -> Callable[[int, int], np.ndarray]:
-    """`TokenSplit.read` of tokens that lie in one array."""
+def reader_of(path: Path, dtype: np.dtype) -> Callable[[int, int], np.ndarray]:
+    """`TokenSplit.read` of a file of bare numbers, by memory map; it may be empty."""
+    tokens = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
     return lambda start, stop: tokens[start:stop]
 
 
 def write_array(file: BinaryIO, values: np.ndarray, dtype: np.dtype | str) -> None:
     """The bare numbers, 1-D, in another type where need be."""
     file.write(np.ascontiguousarray(values, dtype).data)
-
-
-def map_file(path: Path, dtype: np.dtype) -> np.ndarray:
-    """Memory map (1-D) of a file of numbers, which may be empty."""
-    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)

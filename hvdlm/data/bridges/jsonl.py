@@ -9,15 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hvdlm.data.bridges.interface import (
-    ConvertOptions,
-    SourceCorpus,
-    TokenSplit,
-    map_file,
-    reader_of,
-    split_files,
-    write_array,
-)
+from hvdlm.data.bridges.interface import ConvertOptions, SourceCorpus, TokenSplit, reader_of, split_files, write_array
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
@@ -54,9 +46,8 @@ def _read_split(path: Path, tokenizer: Tokenizer, spool: Path) -> TokenSplit:
             for key, name in COLUMNS.items():
                 columns[name] += [record[key] for record in records]
     kept = {name: values for name, values in columns.items() if any(values)}
-    read_tokens = reader_of(map_file(spool, dtype))
-    size = tokenizer.vocab_size
-    return TokenSplit(path, np.concatenate(lengths), read_tokens, dtype.name, size, text_bytes=text_bytes, columns=kept)
+    read_tokens, all_lengths = reader_of(spool, dtype), np.concatenate(lengths)
+    return TokenSplit(path, all_lengths, read_tokens, dtype.name, tokenizer.vocab_size, text_bytes, kept)
 
 
 def _batches(path: Path) -> Iterator[list[dict[str, str]]]:
@@ -87,10 +78,6 @@ def _record(line: bytes, place: str) -> dict[str, str]:
             f'{place}: not a JSON object with "text" in valid characters; mend or remove this line'
         ) from None
     return {"text": text, **{key: "" if value.get(key) is None else str(value[key]) for key in COLUMNS}}
-
-
-def original_dtypes(source: Path, splits: dict[str, TokenSplit]) -> dict[str, str]:
-    return {}
 
 
 def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:

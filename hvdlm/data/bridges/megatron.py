@@ -15,15 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from hvdlm.data.bridges.interface import (
-    ConvertOptions,
-    SourceCorpus,
-    TokenSplit,
-    map_file,
-    reader_of,
-    split_files,
-    write_array,
-)
+from hvdlm.data.bridges.interface import ConvertOptions, SourceCorpus, TokenSplit, reader_of, split_files, write_array
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import Tokenizer
 
@@ -59,9 +51,8 @@ def _read_split(path: Path, vocab_size: int, options: ConvertOptions) -> TokenSp
         raise UserError(f"{data}: is missing beside {path.name}; {_AGAIN}")
     if data.stat().st_size != num_bytes:
         raise UserError(f"{data}: has {data.stat().st_size} bytes, {path.name} says {num_bytes}; {_AGAIN}")
-    tokens = map_file(data, dtype)
-    ends = np.concatenate([[0], np.cumsum(sizes)])
-    return TokenSplit(data, np.diff(ends[documents]), reader_of(tokens), dtype.name, vocab_size)
+    lengths = np.diff(np.concatenate([[0], np.cumsum(sizes)])[documents])
+    return TokenSplit(data, lengths, reader_of(data, dtype), dtype.name, vocab_size, foreign_dtype=dtype.name)
 
 
 def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
@@ -97,13 +88,9 @@ def _take(file: BinaryIO, count: int, kind: str) -> np.ndarray:
     return np.frombuffer(file.read(count * np.dtype(kind).itemsize), kind).astype(np.int64)
 
 
-def original_dtypes(source: Path, splits: dict[str, TokenSplit]) -> dict[str, str]:
-    return {split: found.dtype for split, found in splits.items()}
-
-
 def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
     for name, split in corpus.splits.items():
-        dtype = _dtype_for(corpus, name)
+        dtype = _dtype_for(corpus, split)
         if split.lengths.max(initial=0) >= 2**31:
             raise UserError(f"{split.file}: has a document of {split.lengths.max()} tokens; Megatron takes 2^31 - 1")
         with (folder / f"{name}.bin").open("wb") as file:
@@ -118,10 +105,10 @@ def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
             write_array(file, np.arange(num + 1), "<i8")
 
 
-def _dtype_for(corpus: SourceCorpus, name: str) -> np.dtype:
+def _dtype_for(corpus: SourceCorpus, split: TokenSplit) -> np.dtype:
     """What the tokens were in when they came from Megatron, else what Megatron chooses for the vocabulary."""
     vocab_size = corpus.tokenizer.vocab_size
     if vocab_size > 2**31:
         raise UserError(f"{corpus.source}: has {vocab_size} ids, Megatron's files hold at most 2^31")
-    chosen = corpus.dtypes.get(name) or ("uint16" if vocab_size < 65500 else "int32")
+    chosen = split.foreign_dtype or ("uint16" if vocab_size < 65500 else "int32")
     return np.dtype(chosen).newbyteorder("<")

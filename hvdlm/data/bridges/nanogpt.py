@@ -10,15 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hvdlm.data.bridges.interface import (
-    ConvertOptions,
-    SourceCorpus,
-    TokenSplit,
-    map_file,
-    reader_of,
-    split_files,
-    write_array,
-)
+from hvdlm.data.bridges.interface import ConvertOptions, SourceCorpus, TokenSplit, reader_of, split_files, write_array
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
@@ -42,12 +34,12 @@ def _read_split(path: Path, tokenizer: Tokenizer) -> TokenSplit:
             f"{path}: has {num_bytes} bytes, no whole number of {dtype.name} for {tokenizer.vocab_size} ids; "
             "copy it again, or give the tokenizer.json that made it"
         )
-    tokens = map_file(path, dtype)
-    whole = TokenSplit(path, np.array([len(tokens)]), reader_of(tokens), dtype.name, tokenizer.vocab_size)
+    num_tokens = num_bytes // dtype.itemsize
+    whole = TokenSplit(path, np.array([num_tokens]), reader_of(path, dtype), dtype.name, tokenizer.vocab_size)
     ends = [ends + 1 for ends in _places(whole, tokenizer.eos_id)]
     offsets = np.concatenate([[0], *ends])
-    if offsets[-1] != len(tokens):  # the last document has no end: it is one all the same
-        offsets = np.append(offsets, len(tokens))
+    if offsets[-1] != num_tokens:  # the last document has no end: it is one all the same
+        offsets = np.append(offsets, num_tokens)
     return dataclasses.replace(whole, lengths=np.diff(offsets))
 
 
@@ -58,10 +50,6 @@ def _places(split: TokenSplit, token: int) -> list[np.ndarray]:
         places.append(np.flatnonzero(piece == token) + start)
         start += len(piece)
     return places
-
-
-def original_dtypes(source: Path, splits: dict[str, TokenSplit]) -> dict[str, str]:
-    return {}
 
 
 def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
