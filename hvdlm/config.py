@@ -194,6 +194,10 @@ def _explain(
         return f"{place}: unknown key {key!r}; {hint}{more}"
     if first["type"] == "missing":
         return f"{place}: the key {key!r} is required{more}"
+    if first["input"] is None:  # `run_dir:` alone; of a union, loc ends with a type and not with the key
+        name = next((part for part in reversed(loc) if part in section.model_fields), None)
+        if name is not None and section.model_fields[name].is_required():
+            return f"{place}: the key {key[: key.rindex(name) + len(name)]!r} is required{more}"
     message = first["msg"].removeprefix("Value error, ")
     got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
     return f"{place}: {key + ': ' if key else ''}{message}{got}{more}"

@@ -32,6 +32,7 @@ from rank_reports import Answers, Report, report_of
 
 ADDRESS, KIND = "HVDLM_RANK_SESSION", "HVDLM_RANK_KIND"  # in the environment of a session's ranks
 FOLDER = "HVDLM_TEST_FOLDER"  # of this whole run: its ranks, and the workers of pytest-xdist, know it too
+KINDS = ("mpi", "horovod", "gloo")
 SESSION_SIZE = 4  # of MPI; a test takes the first ranks of it
 START_LIMIT_S = 120
 ITEM_LIMIT_S = 120  # unless the item has a `timeout` mark
@@ -57,6 +58,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marks = list(metafunc.definition.iter_markers("on_ranks"))
     worlds = [(mark.kwargs.get("kind", "mpi"), size) for mark in reversed(marks) for size in mark.args]
+    if any(not mark.args or mark.kwargs.get("kind", "mpi") not in KINDS for mark in marks):
+        place = metafunc.definition.nodeid
+        raise pytest.UsageError(f"{place}: write on_ranks(SIZE, ...[, kind=KIND]) with a kind of {', '.join(KINDS)}")
     if worlds:
         metafunc.parametrize("world", worlds, indirect=True, ids=[f"{kind}-{size}" for kind, size in worlds])
 

@@ -63,6 +63,7 @@ BAD = [
     ("1e-4", "fast", r"config.yaml:8: optim.lr: .*number.*got 'fast'"),
     ("steps: 10", "steps: 0", r"config.yaml:10: train.steps: .*greater than or equal to 1"),
     ("  path: data", "  seq_len: 8", r"config.yaml:2: the key 'data.path' is required"),
+    ("  global_batch: 8", "  global_batch:", r"config.yaml:11: the key 'train.global_batch' is required"),
     ("transformer", "transfomer", r"config.yaml:\d: model: .*'transformer', 'lstm'"),
     ("steps: 10", "steps: '7'", r"config.yaml:10: train.steps: .*valid integer, got '7'"),
     ("steps: 10", "steps: true", r"config.yaml:10: train.steps: .*integer, got True"),

@@ -77,7 +77,8 @@ def test_imports_only_go_down(path):
     for module in house_imports(path):
         room = module.split(".")[0]
         is_down = room == own or FLOORS[room] < FLOORS[own]
-        assert is_down, f"{name_of(path)} imports {module}: {own} stands on floor {FLOORS.get(own)} of LAYERS"
+        floors = f"of LAYERS {own} stands on floor {FLOORS[own]}, {room} on {FLOORS[room]}"
+        assert is_down, f"{name_of(path)} imports {module}: {floors}"
 
 
 def test_no_imports_run_in_a_circle():

@@ -139,6 +139,13 @@ def lint(path):
     return done, said
 
 
+def test_the_command_sees_line_breaks_of_dos(tmp_path):
+    (tmp_path / "a.sbatch").write_bytes(b"#!/bin/bash\r\n#SBATCH --ntasks=1\r\ntrue\r\n")
+    done, said = lint(tmp_path / "a.sbatch")
+    assert done.returncode == 2
+    assert any("DOS line breaks" in finding["message"] for finding in said["findings"])
+
+
 @pytest.fixture
 def shellcheck():
     if (found := find_shellcheck()) is None:

@@ -1,4 +1,4 @@
-"""Asynchronous SGD in one process; tests/parallel/rank_async.py has it on real ranks."""
+"""Asynchronous SGD in one process; tests/parallel/test_async_sgd_ranks.py has it on real ranks."""
 
 import random
 import threading

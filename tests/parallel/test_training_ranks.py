@@ -103,7 +103,7 @@ def assert_golden(found, family):
 
 @pytest.mark.parametrize("family", MODELS)
 def test_losses_of_one_process_are_golden(alone, family, request):
-    """20 steps with one global batch. Renew with: pytest tests/parallel --renew-golden"""
+    """20 steps with one global batch. Renew with: pytest tests/parallel/test_training_ranks.py --renew-golden"""
     found = losses(alone(family=family))
     assert len(found["train"]) == 20
     assert found["train"][-1] < found["train"][0] - 0.5
