@@ -18,10 +18,11 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from hvdlm.config.reading import LARGEST, READERS, number
+from hvdlm.config.reading import READERS
 from hvdlm.config.sections import Section, options_of, sections_of, union_of
 from hvdlm.config.words import choices, demand, one_of
 from hvdlm.config.written import Written
+from hvdlm.numerals import LARGEST, number
 
 Key = tuple[str, ...]
 

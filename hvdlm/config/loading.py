@@ -52,7 +52,7 @@ def validate(
 
 def to_yaml(config: Section) -> str:
     """The resolved config as YAML; reading it back gives an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _parse(override: str) -> tuple[Key, Written]:
