@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hvdlm.errors import UserError
 
@@ -35,6 +38,22 @@ def write_text_durably(path: Path, text: str) -> None:
     with naming(path):
         aside.write_text(text, encoding="utf-8")
         replace_durably(aside, path)
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """`value` as JSON (RFC 8259), which has no NaN and no infinity: such a number becomes null.
+
+    Example: `to_json({"loss": math.nan})` is `{"loss": null}`.
+    """
+    return json.dumps(_without_nan(value), indent=indent, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvdlm.errors import UserError
-from hvdlm.files import write_text_durably
+from hvdlm.files import to_json, write_text_durably
 from hvdlm.host import physical_cores
 from hvdlm.launch.plan import fresh_environment, start_command
 from hvdlm.tables import table
@@ -99,7 +99,7 @@ def bench(options: BenchOptions) -> dict:
         "median_mb_per_s": {name: _medians([each[name] for each in rounds]) for name in rows},
         "ratios": ratios_of(rounds, options.ranks),
     }
-    write_text_durably(options.out / "bench.json", json.dumps(result, indent=1) + "\n")
+    write_text_durably(options.out / "bench.json", to_json(result, indent=1) + "\n")
     return result
 
 

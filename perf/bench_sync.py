@@ -21,7 +21,7 @@ from hvdlm.config import to_yaml, validate
 from hvdlm.data.corpora import open_corpora
 from hvdlm.data.manifest import MANIFEST
 from hvdlm.errors import UserError
-from hvdlm.files import write_text_durably
+from hvdlm.files import to_json, write_text_durably
 from hvdlm.session.metrics import read_metrics
 from hvdlm.tables import table
 from hvdlm.train.config import RunConfig
@@ -133,7 +133,7 @@ def bench(config: RunConfig, options: SyncBenchOptions) -> dict[str, Any]:
         "failed": failed,
         "rounds": [{kind: asdict(outcome) for kind, outcome in row.items()} for row in rounds],
     }
-    write_text_durably(options.out / "sync.json", json.dumps(result, indent=1) + "\n")
+    write_text_durably(options.out / "sync.json", to_json(result, indent=1) + "\n")
     write_text_durably(options.out / "sync.md", to_markdown(result))
     return result
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hvdlm.errors import UserError
-from hvdlm.files import write_text_durably
+from hvdlm.files import to_json, write_text_durably
 from hvdlm.host import physical_cores
 from hvdlm.launch.plan import find_mpirun, version_of
 from hvdlm.session.metrics import read_metrics
@@ -73,7 +73,7 @@ def _write(result: dict, options: TrainBenchOptions, start: Start) -> None:
     hosts = [socket.gethostname()] * options.ranks
     mpi, *_ = version_of(find_mpirun()).splitlines()
     result["environment"] = environment(start, hosts=hosts, mpi=mpi).model_dump()
-    write_text_durably(options.out / "train.json", json.dumps(result, indent=1) + "\n")
+    write_text_durably(options.out / "train.json", to_json(result, indent=1) + "\n")
 
 
 def _measure(name: str, variants: dict[str, Variant], options: TrainBenchOptions) -> dict:

@@ -18,6 +18,7 @@ from hvdlm.config import validate
 from hvdlm.errors import EXIT_USER_ERROR, UserError
 from hvdlm.files import write_text_durably
 from hvdlm.host import physical_cores
+from hvdlm.numerals import whole_number
 from hvdlm.partition import micro_batches_per_rank
 from hvdlm.train.config import RunConfig
 
@@ -25,6 +26,8 @@ from .job import JobFailed, run_job
 from .measure import MeasurementSpec
 
 log = logging.getLogger("hvdlm")
+
+MOST_RANKS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,13 @@ class StudyPoint:
 
 def parse_ranks(text: str) -> list[int]:
     """`1,2,4` to a sorted list of distinct rank counts."""
-    try:
-        ranks = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise UserError(f"--ranks {text!r}: write numbers with commas, for example 1,2,4") from None
-    if ranks[0] < 1:
-        raise UserError(f"--ranks {text!r}: a job has at least one rank")
-    return ranks
+    ranks = {whole_number(part.strip()) for part in text.split(",")}
+    if None in ranks:
+        raise UserError(f"--ranks {text!r}: write numbers with commas, for example 1,2,4")
+    counts = sorted(count for count in ranks if count is not None)
+    if counts[0] < 1 or counts[-1] > MOST_RANKS:
+        raise UserError(f"--ranks {text!r}: a job has 1 to {MOST_RANKS:,} ranks")
+    return counts
 
 
 def plan_points(ranks: list[int], modes: tuple[str, ...], global_batch: int, micro_batch: int) -> list[StudyPoint]:

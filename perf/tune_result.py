@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hvdlm.config import to_yaml
-from hvdlm.files import write_text_durably
+from hvdlm.files import to_json, write_text_durably
 from hvdlm.tables import table
 from hvdlm.train.config import RunConfig
 
@@ -40,7 +39,7 @@ def write(out: Path, settings: RunConfig, summary: dict[str, Any], runs: Runs) -
         for trial, record in runs
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text_durably(Path(summary["measurements"]), json.dumps({**summary, "runs": raw}, indent=1) + "\n")
+    write_text_durably(Path(summary["measurements"]), to_json({**summary, "runs": raw}, indent=1) + "\n")
     write_text_durably(out, _header(summary, runs[0][1]) + to_yaml(settings))
 
 

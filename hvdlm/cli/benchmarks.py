@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.options import PATH, Group, json_option, refuse_a_launcher, result
+from hvdlm.cli.options import PATH, RANKS, REPEATS, Group, Number, WholeNumber, json_option, refuse_a_launcher, result
 from hvdlm.launch.environment import launched_as
 
 VARIANTS = "limit,horovod,allreduce,tree,stock-horovod,stock-ddp"
@@ -22,10 +22,10 @@ def bench() -> None:
 
 @bench.command("preprocess", epilog="hvdlm bench preprocess --megabytes 200 --out runs/bench")
 @click.option("--corpus", type=PATH, default=None, help="Your .jsonl; default: text of this Python.")
-@click.option("--megabytes", type=click.IntRange(1), default=200, show_default=True)
-@click.option("--vocab-size", type=click.IntRange(257), default=32768, show_default=True)
+@click.option("--megabytes", type=WholeNumber(1), default=200, show_default=True)
+@click.option("--vocab-size", type=WholeNumber(257), default=32768, show_default=True)
 @click.option("--ranks", default="1,2", show_default=True)
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--repeats", type=REPEATS, default=3, show_default=True)
 @click.option("--datatrove-python", default=None, help="An interpreter that has datatrove, to measure it too.")
 @click.option("--out", type=PATH, default=Path("runs/bench"), show_default=True)
 @json_option
@@ -42,7 +42,7 @@ def bench_preprocess(ranks: str, out: Path, as_json: bool, **choices: Any) -> No
 
 
 @bench.command("reading", epilog="hvdlm bench reading")
-@click.option("--repeats", type=click.IntRange(1), default=7, show_default=True)
+@click.option("--repeats", type=REPEATS, default=7, show_default=True)
 @json_option
 def bench_reading(repeats: int, as_json: bool) -> None:
     """Windows from shards against h5py slices and a plain memory map; the byte tokenizer against memcpy."""
@@ -53,12 +53,12 @@ def bench_reading(repeats: int, as_json: bool) -> None:
 
 
 @bench.command("train", epilog="hvdlm bench train --workloads tiny,small-bf16 --rounds 7")
-@click.option("--ranks", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--ranks", type=RANKS, default=2, show_default=True)
 @click.option("--workloads", default="tiny,small,small-bf16,vocab50k,lstm", show_default=True)
 @click.option("--variants", default=VARIANTS, show_default=True, help=VARIANTS_HELP)
-@click.option("--rounds", type=click.IntRange(2), default=7, show_default=True, help="Six or more have an interval.")
-@click.option("--block-seconds", type=click.FloatRange(0.01), default=1.5, show_default=True, help="Of one variant.")
-@click.option("--starts", type=click.IntRange(0), default=5, show_default=True, help="Starts of a run that are timed.")
+@click.option("--rounds", type=WholeNumber(2), default=7, show_default=True, help="Six or more have an interval.")
+@click.option("--block-seconds", type=Number(0.01), default=1.5, show_default=True, help="Of one variant.")
+@click.option("--starts", type=WholeNumber(0), default=5, show_default=True, help="Starts of a run that are timed.")
 @click.option("--out", type=PATH, default=Path("runs/bench-train"), show_default=True)
 @json_option
 def bench_train(workloads: str, variants: str, out: Path, as_json: bool, **counts: Any) -> None:
@@ -92,8 +92,8 @@ def bench_cell(spec: Path) -> None:
 @click.argument("kind", type=click.Choice(["fast", "tokenizers"]))
 @click.argument("corpus", type=PATH)
 @click.argument("path", type=PATH)
-@click.argument("rank", type=int)
-@click.argument("size", type=int)
+@click.argument("rank", type=WholeNumber())
+@click.argument("size", type=WholeNumber())
 def bench_encoder(**task: Any) -> None:
     """What a process of `hvdlm bench preprocess` runs."""
     from hvdlm.perf.bench_preprocess import encoder_rate

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import click
 
-from hvdlm.cli.options import PATH, Command, refuse_a_launcher
+from hvdlm.cli.options import PATH, RANKS, Command, refuse_a_launcher
 from hvdlm.errors import EXIT_STOPPED, UserError
 from hvdlm.launch import plan as starting
 from hvdlm.launch.hosts import parse_hosts, read_hostfile
@@ -34,7 +34,7 @@ LAST_WORDS_S = 5.0  # a process that outlived its launcher may hold the pipe of 
     epilog="hvdlm launch -np 2 -- train configs/quickstart.yaml run_dir=runs/two\n"
     "hvdlm launch --hosts node1:4,node2:4 --interface ib0 --print -- train configs/quickstart.yaml",
 )
-@click.option("-np", "ranks", type=click.IntRange(1), default=None, help="Ranks. Default: all slots there are.")
+@click.option("-np", "ranks", type=RANKS, default=None, help="Ranks. Default: all slots there are.")
 @click.option("--hosts", default="", help="Hosts with their slots: a:4,b:4 or node[1-2]:4.")
 @click.option("--hostfile", type=PATH, default=None, help="The same in a file: `a slots=4`.")
 @click.option("--launcher", type=click.Choice(CHOICES), default="auto", show_default=True)

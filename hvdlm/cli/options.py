@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hvdlm.errors import UserError
+from hvdlm.files import naming, to_json
 from hvdlm.launch.environment import launched_as
+from hvdlm.numerals import LARGEST, number, whole_number
 
 if TYPE_CHECKING:
     from hvdlm.session.stop import BatchJob
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 def result(value: dict[str, Any], as_json: bool, text: str, rank: int = 0) -> None:
     """The command's result as the last line of stdout, on rank 0."""
     if rank == 0:
-        print(json.dumps(value) if as_json else text, flush=True)
+        with naming(Path("stdout")):
+            print(to_json(value) if as_json else text, flush=True)
 
 
 class Command(click.Command):
@@ -49,6 +52,35 @@ class Names(click.Choice):
         return tuple(self._load())
 
 
+class WholeNumber(click.IntRange):
+    """A whole number of 64 bits within bounds, written as in a config: `1e3` and `1_000` too."""
+
+    def __init__(self, least: int | None = None, most: int = LARGEST) -> None:
+        super().__init__(-LARGEST if least is None else least, most)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = whole_number(value.strip()) if isinstance(value, str) else value
+        if found is None:
+            self.fail(f"{value[:60]!r} is no whole number{self._bounds()}", param, ctx)
+        return super().convert(found, param, ctx)
+
+    def _describe_range(self) -> str:
+        return f"x>={self.min}" if self.max == LARGEST else super()._describe_range()
+
+    def _bounds(self) -> str:
+        return "" if self.min == -LARGEST else f" from {self.min} on"
+
+
+class Number(click.FloatRange):
+    """A finite number within bounds, written as in a config."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = number(value.strip()) if isinstance(value, str) else value
+        if found is None or not math.isfinite(found):
+            self.fail(f"{str(value)[:60]!r} is no finite number", param, ctx)
+        return super().convert(found, param, ctx)
+
+
 def splits() -> Iterable[str]:
     from hvdlm.data.manifest import SPLITS
 
@@ -69,6 +101,8 @@ def by_rank_0(function: Any) -> Any:
     return alone
 
 
+RANKS = WholeNumber(1, 1_000_000)  # more are a slip of the hand, and lists of them fill the memory
+REPEATS = WholeNumber(1, 10_000)
 PATH = click.Path(path_type=Path)
 MODE = click.Choice(["strong", "weak", "both"])  # of a scaling study
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")

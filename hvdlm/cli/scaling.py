@@ -8,7 +8,18 @@ from pathlib import Path
 
 import click
 
-from hvdlm.cli.options import MODE, PATH, Command, by_rank_0, config_arguments, config_of_study, json_option, result
+from hvdlm.cli.options import (
+    MODE,
+    PATH,
+    REPEATS,
+    Command,
+    WholeNumber,
+    by_rank_0,
+    config_arguments,
+    config_of_study,
+    json_option,
+    result,
+)
 from hvdlm.world.connect import connected
 
 
@@ -16,9 +27,9 @@ from hvdlm.world.connect import connected
 @config_arguments
 @click.option("--ranks", default="1,2", show_default=True, help="Rank counts, smallest first.")
 @click.option("--mode", type=MODE, default="both", show_default=True)
-@click.option("--steps", type=click.IntRange(3), default=20, show_default=True, help="Timed steps of one measurement.")
-@click.option("--warmup", type=click.IntRange(1), default=5, show_default=True, help="Steps before them, discarded.")
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Measurements of each point.")
+@click.option("--steps", type=WholeNumber(3), default=20, show_default=True, help="Timed steps of one measurement.")
+@click.option("--warmup", type=WholeNumber(1), default=5, show_default=True, help="Steps before them, discarded.")
+@click.option("--repeats", type=REPEATS, default=3, show_default=True, help="Measurements of each point.")
 @click.option("--out", type=PATH, default=None, help="Default: RUN_DIR/scaling.")
 @json_option
 def scale(

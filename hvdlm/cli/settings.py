@@ -51,9 +51,12 @@ def config_group() -> None:
 @by_rank_0
 def config_show(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """The config as a command would see it, defaults and overrides included."""
-    from hvdlm.config import load, to_yaml
+    from hvdlm.config import to_yaml, validate
+    from hvdlm.config.written import read
 
-    settings = load(_config_model(config), config, overrides)
+    node, values = read(config)  # once: it may be a pipe
+    model = _models()["preprocess" if "input" in values else "train"]
+    settings = validate(model, values, config, overrides, node)
     result(settings.model_dump(mode="json"), as_json, to_yaml(settings).rstrip())
 
 
@@ -78,14 +81,3 @@ def _models() -> dict[str, Any]:
     from hvdlm.train.config import RunConfig
 
     return {"train": RunConfig, "preprocess": PreprocessConfig}
-
-
-def _config_model(path: Path) -> Any:
-    """A preprocess config is the one with an `input`."""
-    import re
-
-    try:
-        is_preprocess = re.search(r"^input\s*:", path.read_text(encoding="utf-8"), re.MULTILINE)
-    except (OSError, UnicodeDecodeError):
-        is_preprocess = None  # loading it will say what is wrong
-    return _models()["preprocess" if is_preprocess else "train"]

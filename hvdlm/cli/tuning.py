@@ -11,8 +11,12 @@ import click
 
 from hvdlm.cli.options import (
     PATH,
+    RANKS,
+    REPEATS,
     Command,
     Names,
+    Number,
+    WholeNumber,
     config_arguments,
     config_of_study,
     json_option,
@@ -32,11 +36,11 @@ def _tunable() -> list[str]:
 
 @click.command(cls=Command, epilog="hvdlm tune configs/quickstart.yaml --ranks 2 --minutes 10 --out configs/mine.yaml")
 @config_arguments
-@click.option("--ranks", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=15, show_default=True, help="At most.")
-@click.option("--steps", type=click.IntRange(3), default=15, show_default=True, help="Timed steps of one run.")
-@click.option("--warmup", type=click.IntRange(1), default=3, show_default=True, help="Steps before them, discarded.")
-@click.option("--repeats", type=click.IntRange(2), default=4, show_default=True, help="Rounds of a stage, at most.")
+@click.option("--ranks", type=RANKS, default=2, show_default=True)
+@click.option("--minutes", type=Number(0, min_open=True), default=15, show_default=True, help="At most.")
+@click.option("--steps", type=WholeNumber(3), default=15, show_default=True, help="Timed steps of one run.")
+@click.option("--warmup", type=WholeNumber(1), default=3, show_default=True, help="Steps before them, discarded.")
+@click.option("--repeats", type=WholeNumber(2), default=4, show_default=True, help="Rounds of a stage, at most.")
 @click.option("--kinds", type=Names(_tunable), multiple=True, help=KINDS)
 @click.option("--out", type=PATH, default=None, help="Default: RUN_DIR/tuned.yaml.")
 @json_option
@@ -57,9 +61,9 @@ def tune(config: Path, overrides: tuple[str, ...], out: Path | None, as_json: bo
 @click.command("sync", cls=Command, epilog="hvdlm bench sync configs/quickstart.yaml --steps 200 --out runs/bench-sync")
 @click.argument("config", type=PATH, default=Path("configs/quickstart.yaml"))
 @overrides_argument
-@click.option("--ranks", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--steps", type=click.IntRange(1), default=200, show_default=True)
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Rounds, each from another seed.")
+@click.option("--ranks", type=RANKS, default=2, show_default=True)
+@click.option("--steps", type=WholeNumber(1), default=200, show_default=True)
+@click.option("--repeats", type=REPEATS, default=3, show_default=True, help="Rounds, each from another seed.")
 @click.option("--kinds", default="", help="Names with commas, for example allreduce,local_sgd; default: all.")
 @click.option("--out", type=PATH, default=Path("runs/bench-sync"), show_default=True)
 @json_option
