@@ -197,8 +197,8 @@ def _settle_latest(root: Path) -> None:
 
 
 def complete_steps(run_dir: Path) -> list[int]:
-    """Steps of the finished checkpoints, oldest first."""
-    found = (STEP.fullmatch(path.parent.name) for path in folder_of(run_dir).glob(f"step_*/{STATE}"))
+    """Steps of the finished checkpoints, oldest first; `damage` tells what has happened to one since."""
+    found = (STEP.fullmatch(path.name) for path in folder_of(run_dir).glob("step_*"))
     return sorted(int(match.group(1)) for match in found if match)
 
 

@@ -39,8 +39,9 @@ class Wish(IntEnum):
     NONE = 0
     SAVE = 1
     STOP = 2
-    KILL = 3
-    OUSTED = 4  # another job has taken the folder over
+    FAULT = 3  # a rank cannot write what it must
+    KILL = 4
+    OUSTED = 5  # another job has taken the folder over
 
 
 @dataclass(frozen=True)
