@@ -202,19 +202,19 @@ def complete_steps(run_dir: Path) -> list[int]:
     return sorted(int(match.group(1)) for match in found if match)
 
 
-def newest(run_dir: Path) -> Path | None:
-    """The newest checkpoint that is whole (size and checksum of every file) and finite; None for a fresh run.
+def newest(run_dir: Path, *, before: int | None = None) -> Path | None:
+    """The newest checkpoint (before a step) that is whole (size and checksum of every file) and finite, or None.
 
     UserError if there are checkpoints and none is sound: to start anew must be the user's decision.
     """
-    steps = complete_steps(run_dir)
+    steps = [step for step in complete_steps(run_dir) if before is None or step < before]
     for step in reversed(steps):
         path = path_of(run_dir, step)
         fault = damage(path)
         if fault is None:
             return path
         log.warning("%s: %s; trying the checkpoint before it", path, fault)
-    if steps:
+    if steps and before is None:
         raise UserError(
             f"{folder_of(run_dir)}: every checkpoint is damaged; restore one, or remove them to start anew"
             f" (the oldest: {fault})"

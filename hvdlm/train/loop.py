@@ -183,17 +183,24 @@ class Loop:
         if verdict == Verdict.STOP:
             step = bad or interval.steps[-1]
             reason = engine.guard.reason or f"loss {step.loss}, gradient norm {step.grad_norm}"
-            raise UserError.shared(f"step {step.step}: {reason}: {DIVERGED}")
+            raise UserError.shared(f"step {step.step}: {reason}: {DIVERGED}{self._doubt()}")
         if verdict == Verdict.SKIP:
             log.warning("steps up to %d: left out an update (%s)", interval.end, engine.guard.reason or "fp16 overflow")
         engine.guard.reason = ""
         return False
 
+    def _doubt(self) -> str:
+        """What else may help, if no step since the checkpoint that was loaded has been sound."""
+        if self.is_proven or not self.first or self.step != self.first:
+            return ""
+        return f"; step {self.first} was loaded just before: remove that checkpoint to go on from the one before it"
+
     def _rewind(self, interval: Interval, reason: str) -> None:
         """Back to the last checkpoint, and past the samples since then: with them it would happen again."""
-        engine, world = self.engine, self.engine.world
+        engine, world, run_dir = self.engine, self.engine.world, self.config.run_dir
         self.rewinds += 1
-        path = world.on_root(lambda: checkpoint.newest(self.config.run_dir))
+        before = None if self.is_proven else self.step  # what broke in the first step after it may have broken it
+        path = world.on_root(lambda: checkpoint.newest(run_dir, before=before) or checkpoint.newest(run_dir))
         if path is None or self.rewinds > self.config.guard.max_skips:
             why = "there is no checkpoint yet" if path is None else f"{self.rewinds - 1} times already"
             raise UserError.shared(f"step {interval.end}: {reason}, and cannot rewind: {why}; lower optim.lr")
