@@ -22,7 +22,7 @@ from hvdlm.train.guard import Verdict
 from hvdlm.train.replicas import fold, tensor_digests
 from hvdlm.train.step import Engine, StepResult
 
-TARGET_S = 1.0  # a signal is heard after about this time
+TARGET_S = 0.25  # a signal is heard after about this time
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import torch
 import yaml
+from pydantic import ValidationError
 
 from hvdlm import checkpoint
 from hvdlm.config import free_on_resume, to_yaml
 from hvdlm.data.corpora import Corpora, open_corpora
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import StoppedOnRequest, UserError
-from hvdlm.files import write_text_durably
+from hvdlm.files import read_text, write_text_durably
 from hvdlm.host import affinity
 from hvdlm.launch.environment import memory_is_tuned
 from hvdlm.models import num_parameters
@@ -38,6 +39,8 @@ from hvdlm.world.interface import World
 from hvdlm.world.place import find_place
 
 log = logging.getLogger("hvdlm")
+
+CONFIG = "config.yaml"  # in a run's folder, for people and `hvdlm train RUN/config.yaml`
 
 # None of these changes a number of the steps already made. Folders may move: that their tokens and weights are the
 # same is known by digest.
@@ -72,17 +75,18 @@ def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
     with world.together():
         validation = Validation(config, engine, corpora)
     found = world.on_root(lambda: _claim_run_dir(config, corpora, stop, engine.total_steps))
-    first, spent_s = 0, 0.0
+    first, saved = 0, {}
     if found is not None:
         with world.together():
             first = engine.restore(found)
-            spent_s = checkpoint.read_state(found).get("seconds", 0.0)
+            saved = checkpoint.read_state(found)
         log.info("resuming from %s", found)
     _announce(engine, config, corpora, world)
     with world.together():
         run_log = RunLog(config.log, config.run_dir, world, step=first)
     stop.expect(3 * sum(parameter.nbytes for parameter in engine.model.parameters()))  # Adam keeps two more of each
-    loop = Loop(engine, corpora, validation, run_log, stop, spent_s)
+    loop = Loop(engine, corpora, validation, run_log, stop, saved.get("seconds", 0.0))
+    loop.fault = saved.get("fault", "")
     with (
         run_log,
         quiet_gc(),
@@ -118,20 +122,41 @@ def quiet_gc() -> Iterator[None]:
 def _claim_run_dir(config: RunConfig, corpora: Corpora, stop: StopFlag, total_steps: int) -> Path | None:
     """On rank 0: make the folder ours, write config.yaml and tokenizer.json, find the checkpoint to resume from."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    kept = config.run_dir / "config.yaml"
+    checkpoint.prepare(config.run_dir)
     found = checkpoint.newest(config.run_dir)
-    if found is not None and kept.exists():
-        changed = _changes(yaml.safe_load(kept.read_text()), config.model_dump(mode="json"))
-        if changed:
-            raise UserError(
-                f"{config.run_dir}: was started with other settings ({'; '.join(changed)}); set another run_dir"
-            )
-    if found is not None and checkpoint.read_state(found)["data_digest"] != corpora.digest:
-        raise UserError(f"{corpora}: is not the data that {found} was trained on; put that back or set another run_dir")
-    write_text_durably(kept, to_yaml(config))
+    if found is not None:
+        _check_same(config, corpora, found)
+    write_text_durably(config.run_dir / CONFIG, to_yaml(config))
     write_text_durably(config.run_dir / TOKENIZER, load(corpora.corpora[0].path / TOKENIZER).to_json())
     stop.own(total_steps=total_steps)
     return found
+
+
+def _check_same(config: RunConfig, corpora: Corpora, found: Path) -> None:
+    """UserError if a checkpoint was made with other settings or data; its own word counts, not that of config.yaml."""
+    state, now = checkpoint.read_state(found), config.model_dump(mode="json")
+    if changed := _changes(_completed(state["config"]), now):
+        raise UserError(
+            f"{config.run_dir}: was started with other settings ({'; '.join(changed)}); set another run_dir"
+        )
+    if state["data_digest"] != corpora.digest:
+        raise UserError(f"{corpora}: is not the data that {found} was trained on; put that back or set another run_dir")
+    kept = config.run_dir / CONFIG
+    try:
+        written = yaml.safe_load(read_text(kept))
+        edited = _changes(_completed(written), now) if isinstance(written, dict) else ["no settings"]
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        edited = ["missing or damaged"]
+    if edited:
+        log.warning("%s: is not what %s was trained with (%s): it is written anew", kept, found.name, "; ".join(edited))
+
+
+def _completed(values: dict) -> dict:
+    """Settings that were written down, with what later versions have added to them."""
+    try:
+        return RunConfig.model_validate(values).model_dump(mode="json")
+    except ValidationError:  # of a version that had other keys: all that differs is named
+        return values
 
 
 def _changes(before: dict, now: dict, prefix: str = "") -> list[str]:

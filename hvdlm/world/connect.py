@@ -112,6 +112,10 @@ def connected(
             world.abort(2)
         world.close()
         raise
+    except KeyboardInterrupt:
+        if world.size > 1:
+            world.abort(130)
+        raise
     except BaseException:
         if world.size == 1:
             raise
