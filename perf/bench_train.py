@@ -32,7 +32,7 @@ from .cell_job import CellJob
 from .confidence import bracketed
 from .job import HVDLM, end_job, start_job
 from .random_shards import write_random_shards
-from .record import Start, environment
+from .record import Machine, Start, cpu_name, environment
 from .train_cases import CONSTANT, LIMIT, PEERS, SEQ_LEN, WORKLOADS, TrainBenchOptions, Variant, run_config, variant_of
 from .training_cell import CellSpec
 
@@ -70,9 +70,10 @@ def bench(options: TrainBenchOptions) -> dict:
 
 
 def _write(result: dict, options: TrainBenchOptions, start: Start) -> None:
-    hosts = [socket.gethostname()] * options.ranks
+    hosts = (socket.gethostname(),) * options.ranks
     mpi, *_ = version_of(find_mpirun()).splitlines()
-    result["environment"] = environment(start, hosts=hosts, mpi=mpi).model_dump()
+    machine = Machine(hosts, physical_cores(), cpu_name(), mpi)
+    result["environment"] = environment(start, machine).model_dump()
     write_text_durably(options.out / "train.json", json.dumps(result, indent=1) + "\n")
 
 
