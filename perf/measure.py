@@ -21,7 +21,17 @@ from hvdlm.train.setup import build_engine
 from hvdlm.train.step import Engine
 from hvdlm.world.interface import World
 
-from .record import Machine, RunRecord, Start, Workload, cpu_name, environment, first_fault, write_record
+from .record import (
+    SCHEMA_VERSION,
+    Machine,
+    RunRecord,
+    Start,
+    Workload,
+    cpu_name,
+    environment,
+    first_fault,
+    write_record,
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ def measure(spec: MeasurementSpec, world: World, job: str) -> RunRecord:
         raise UserError.shared(f"the loss of the first step is {first_loss}: see optim and precision of the config")
     try:
         return RunRecord(
-            schema_version=1,
+            schema_version=SCHEMA_VERSION,
             ranks=world.size,
             repeat=spec.repeat,
             global_batch=config.train.global_batch,

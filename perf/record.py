@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,6 +20,7 @@ from hvdlm.tables import counted
 from .scaling import StepTimes
 
 SHORTEST_S, LONGEST_S = 1e-6, 86_400.0  # of a step: what lies outside came from no clock
+SCHEMA_VERSION = 1
 MAX_BYTES = 1 << 30  # of a record; 4,096 ranks x 1,000 steps are 0.2 GB
 
 
@@ -33,6 +34,7 @@ Count = Annotated[int, Field(ge=1, le=2**62)]
 Seconds = Annotated[float, Field(ge=SHORTEST_S, le=LONGEST_S)]
 Wait = Annotated[float, Field(ge=0, le=LONGEST_S)]
 Load = Annotated[float, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]  # one line, and nothing that a terminal obeys
 
 
 class _Frozen(BaseModel):
@@ -42,28 +44,28 @@ class _Frozen(BaseModel):
 class Workload(_Frozen):
     """What every measurement of one study has in common."""
 
-    family: str
+    family: Name
     num_parameters: Count
     seq_len: Count
     micro_batch: Count
-    precision: str
-    sync: str
-    world: str
-    device: str
+    precision: Name
+    sync: Name
+    world: Name
+    device: Name
     threads: Annotated[int, Field(ge=0)]  # torch threads a rank
 
 
 class Environment(_Frozen):
     """Where and with what it was measured."""
 
-    hosts: tuple[str, ...]  # one a rank
+    hosts: tuple[Name, ...]  # one a rank
     cores: Count  # physical ones that the ranks of a host may use together, on the host with the fewest
-    cpu: str  # joined by "and" where ranks have different ones; so is `gpu`
-    gpu: str = ""  # empty where the ranks computed on CPUs
-    system: str
-    versions: dict[str, str]
-    mpi: str
-    job: str  # SLURM job id, or empty
+    cpu: Name  # joined by "and" where ranks have different ones; so is `gpu`
+    gpu: Name = ""  # empty where the ranks computed on CPUs
+    system: Name
+    versions: dict[Name, Name]
+    mpi: Name
+    job: Name  # SLURM job id, or empty
     started: Annotated[str, AfterValidator(_is_a_moment)]  # UTC, ISO 8601
     load_before: Load  # 1-minute load average of rank 0's host
     load_after: Load
@@ -75,7 +77,7 @@ class RunRecord(_Frozen):
     `step_s[rank][i]` is the wall time of timed step i on a rank's monotonic clock, data wait included.
     """
 
-    schema_version: Literal[1]
+    schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
     ranks: Count
     repeat: Annotated[int, Field(ge=0, le=2**62)]
     global_batch: Count
@@ -207,10 +209,11 @@ def first_fault(error: ValidationError) -> str:
     """The first thing that is wrong with a record, in one line: its place in the record, and what it is."""
     first = error.errors()[0]
     place, found = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-    if place == "schema_version" and first["type"] == "literal_error":
-        return f"schema_version {first['input']!r}: this hvdlm reads 1; use the hvdlm that wrote it"
+    found = found.replace("Input should", "should")
     if first["type"] not in ("value_error", "missing", "extra_forbidden", "json_invalid"):
         found = f"{found}, it is {str(first['input'])[:40]!r}"
+    if place == "schema_version":
+        found += f" (of this hvdlm: {SCHEMA_VERSION}; another's record needs that one's `hvdlm report`)"
     return f"{place}: {found}" if place else found
 
 
@@ -244,7 +247,7 @@ def _no_records(folder: Path) -> str:
     """Why a folder holds none, and where they are if that can be seen."""
     if not folder.is_dir():
         return f"{folder}: there is no such folder; `hvdlm scale CONFIG --out {folder}` makes it"
-    for study in (folder / "scaling", folder.parent):
+    for study in (folder / "scaling", *([folder.parent] if folder.name in ("records", "points") else [])):
         if any((study / "records").glob("r*.json")):
             return f"{folder}/records: there is none; the records are in {study}, run `hvdlm report {study}`"
     if (folder / ".records").is_dir():

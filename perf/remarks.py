@@ -26,7 +26,7 @@ DRIFT = 1.05  # of a whole round against another
 SPREAD = 1.2  # of the repeats of a point
 WARMING = 1.1  # of the first third of a run's steps to its last
 OUTLIER = 20.0  # times the median step
-APART_S = 3600.0  # between the runs of a point and those of the base
+APART_S = 2 * 3600.0  # between runs that follow one another
 PICKUP_S = 1.0  # `started` is in whole seconds
 UNKNOWN = "unknown"
 
@@ -59,8 +59,12 @@ def _other_circumstances(study: Study) -> Iterator[str]:
 
 
 def _no_clock(study: Study) -> Iterator[str]:
+    seen: dict[tuple, RunRecord] = {}
     for record in study.records:
         times = [second for rank in record.step_s for second in rank]
+        other = seen.setdefault(record.step_s, record)
+        if other is not record:
+            yield f"{record.name} has the times of {other.name}, which no clock gives: was it measured?"
         if len(times) > 2 and len(set(times)) == 1:
             yield f"Every step of {record.name} took exactly {times[0]:g} s, which no clock gives: was it measured?"
 
@@ -164,16 +168,14 @@ def _at_the_same_time(study: Study) -> Iterator[str]:
 
 
 def _apart(study: Study) -> Iterator[str]:
-    """Points that took turns share the machine's good and bad hours."""
-    spans = {}
-    for point, records in study.points.items():
-        each = [_Span.of(record) for record in records]
-        spans[point] = _Span(min(span.start for span in each), max(span.end for span in each))
-    (base, first), *others = spans.items()
-    late = [point for point, span in others if max(span.start - first.end, first.start - span.end) > APART_S]
-    if late:
-        names = "; ".join(study.name_of(*point) for point in late[:3]) + (" and more" if len(late) > 3 else "")
-        yield f"More than an hour lies between the runs of {study.name_of(*base)} and those of: {names}."
+    """Points that took turns share the machine's good and bad hours; those before and after a pause do not."""
+    by_start = sorted(study.records, key=lambda record: _Span.of(record).start)
+    pauses = [(_Span.of(after).start - _Span.of(before).end, before, after) for before, after in pairwise(by_start)]
+    if pauses:
+        seconds, before, after = max(pauses, key=lambda pause: pause[0])
+        if seconds > APART_S:
+            hours = f"{seconds / 3600:.0f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
+            yield f"{hours} lie between {before.name} and {after.name}: the machine may have changed in between."
 
 
 def _drift(study: Study) -> Iterator[str]:

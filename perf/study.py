@@ -84,17 +84,17 @@ def _refuse_other_workloads(records: Sequence[RunRecord]) -> None:
     first = records[0]
     for record in records[1:]:
         mine, its = first.workload.model_dump(), record.workload.model_dump()
-        differing = [f"{key} ({mine[key]} in {first.name}, {its[key]} in {record.name})" for key in mine]
-        differing = [text for key, text in zip(mine, differing, strict=True) if mine[key] != its[key]]
+        differing = [key for key in mine if mine[key] != its[key]]
         if differing:
-            raise ValueError(f"records differ in {', '.join(differing)}; a report needs one workload: move one away")
+            found = ", ".join(f"{k} ({mine[k]} in {first.name}, {its[k]} in {record.name})" for k in differing)
+            raise ValueError(f"records differ in {found}; a report needs one workload, so move one study's away")
 
 
 def _refuse_copies(records: Sequence[RunRecord]) -> None:
     """Two runs never take the same nanoseconds in each step."""
     seen: dict[tuple, RunRecord] = {}
     for record in records:
-        other = seen.setdefault(record.step_s, record)
+        other = seen.setdefault((record.global_batch, record.step_s), record)
         if other is not record:
             raise ValueError(f"{record.name} has the times of {other.name}, so it is a copy and no repeat; remove one")
 
