@@ -12,6 +12,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from hvdlm.tables import counted
@@ -46,7 +47,11 @@ def circumstances(record: RunRecord) -> dict[str, str]:
 def points_by_circumstance(study: Study) -> dict[str, dict[str, str]]:
     """By the name of a circumstance its values, and of each the points that have it (none named where all do)."""
     names = dict.fromkeys(name for record in study.records for name in circumstances(record))
-    return {name: study.points_by(lambda record, name=name: circumstances(record).get(name, UNKNOWN)) for name in names}
+    return {name: study.points_by(partial(_circumstance, name)) for name in names}
+
+
+def _circumstance(name: str, record: RunRecord) -> str:
+    return circumstances(record).get(name, UNKNOWN)
 
 
 def _other_circumstances(study: Study) -> Iterator[str]:
@@ -97,8 +102,12 @@ def _few_repeats(study: Study) -> Iterator[str]:
             f"With two repeats an interval is {twice:.1f} standard errors to each side; "
             f"three need {thrice:.1f}, five {five:.1f}."
         )
-    for what, of in (("timed", lambda record: record.step_s), ("warm-up", lambda record: record.warmup_s)):
-        numbers = study.points_by(lambda record, of=of: counted(len(of(record)[0]), "step"))
+
+
+def _unlike_steps(study: Study) -> Iterator[str]:
+    timed = study.points_by(lambda record: counted(len(record.step_s[0]), "step"))
+    warmup = study.points_by(lambda record: counted(len(record.warmup_s[0]), "step"))
+    for what, numbers in (("timed", timed), ("warm-up", warmup)):
         if len(numbers) > 1:
             listed = "; ".join(f"{steps} ({points})" for steps, points in numbers.items())
             yield f"The runs have unlike numbers of {what} steps: {listed}."
@@ -204,7 +213,7 @@ def _unsteady_steps(study: Study) -> Iterator[str]:
     for point, records in study.points.items():
         third = min(len(record.slowest_s) for record in records) // 3
         if third > 1:
-            ratio = _mean_ratio(records, lambda steps, n=third: steps[:n], lambda steps, n=third: steps[-n:])
+            ratio = statistics.geometric_mean(_first_to_last(record.slowest_s, third) for record in records)
             if max(ratio, 1 / ratio) > WARMING:
                 change = f"{ratio - 1:.0%} slower" if ratio > 1 else f"{1 / ratio - 1:.0%} faster"
                 remedy = "give more --warmup" if ratio > 1 else "the machine slowed down"
@@ -214,13 +223,8 @@ def _unsteady_steps(study: Study) -> Iterator[str]:
             yield f"A step of {study.name_of(*point)} took {worst:.0f} times the median: a pause, or a clock jumped."
 
 
-def _mean_ratio(
-    records: Sequence[RunRecord],
-    above: Callable[[list[float]], list[float]],
-    below: Callable[[list[float]], list[float]],
-) -> float:
-    steps = [record.slowest_s for record in records]
-    return statistics.geometric_mean(statistics.median(above(s)) / statistics.median(below(s)) for s in steps)
+def _first_to_last(steps: Sequence[float], number: int) -> float:
+    return statistics.median(steps[:number]) / statistics.median(steps[-number:])
 
 
 FINDERS: tuple[Callable[[Study], Iterator[str]], ...] = (
@@ -228,6 +232,7 @@ FINDERS: tuple[Callable[[Study], Iterator[str]], ...] = (
     _no_clock,
     _other_training,
     _few_repeats,
+    _unlike_steps,
     _at_the_same_time,
     _load,
     _base,

@@ -44,15 +44,18 @@ class Study:
 
     def points_by(self, of: Callable[[RunRecord], str]) -> dict[str, str]:
         """Each value of a circumstance with the points that have it, in words; no points where there is one value."""
-        values = list(dict.fromkeys(map(of, self.records)))
-        if len(values) == 1:
-            return {values[0]: ""}
-        return {value: self._names(lambda record, value=value: of(record) == value) for value in values}
+        having: dict[str, list[RunRecord]] = {}
+        for record in self.records:
+            having.setdefault(of(record), []).append(record)
+        if len(having) == 1:
+            return dict.fromkeys(having, "")
+        return {value: self._names(records) for value, records in having.items()}
 
-    def _names(self, has: Callable[[RunRecord], bool]) -> str:
+    def _names(self, chosen: Sequence[RunRecord]) -> str:
+        """The points of some records, with the repeats where not all of a point's are among them."""
         names = []
         for point, records in self.points.items():
-            own = [record for record in records if has(record)]
+            own = [record for record in records if record in chosen]
             repeats = ", ".join(str(record.repeat + 1) for record in own) if len(own) < len(records) else ""
             if own:
                 names.append(self.name_of(*point) + (f", repeat {repeats}" if repeats else ""))

@@ -49,6 +49,14 @@ class Names(click.Choice):
         return tuple(self._load())
 
 
+class NameList(Names):
+    """Several of them, with commas; a tuple without repetitions."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        words = value.split(",") if isinstance(value, str) else value
+        return tuple(dict.fromkeys(super(NameList, self).convert(word.strip(), param, ctx) for word in words))
+
+
 def splits() -> Iterable[str]:
     from hvdlm.data.manifest import SPLITS
 
