@@ -1,4 +1,4 @@
-"""Values as people read them in terminals, logs and reports: tables of plain text, times."""
+"""Values as people read them in terminals, logs and reports: tables of plain text, times, counts."""
 
 from __future__ import annotations
 
@@ -42,3 +42,12 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun.
+
+    >>> counted(1, "rank"), counted(1234, "rank"), counted(2, "process", "processes")
+    ('1 rank', '1,234 ranks', '2 processes')
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

@@ -24,7 +24,7 @@ HOMES = {
     "horovod": {"hvdlm/world/horovod.py", "hvdlm/sync/horovod.py", "hvdlm/doctor.py"},
     "mpi4py": {"hvdlm/world/mpi.py"},
     "jinja2": {"perf/report.py", "jobs/render.py"},
-    "matplotlib": {"perf/report.py", "hvdlm/data/inspection.py"},
+    "matplotlib": {"perf/pictures.py", "hvdlm/data/inspection.py"},
 }
 FORBIDDEN_NAMES = ("utils", "common", "manager", "handler", "factory", "helper", "helpers", "base")
 

@@ -52,6 +52,14 @@ class Names(click.Choice):
         return tuple(self._load())
 
 
+class NameList(Names):
+    """Several of them, with commas; a tuple without repetitions."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        words = value.split(",") if isinstance(value, str) else value
+        return tuple(dict.fromkeys(super(NameList, self).convert(word.strip(), param, ctx) for word in words))
+
+
 class WholeNumber(click.IntRange):
     """A whole number of 64 bits within bounds, written as in a config: `1e3` and `1_000` too."""
 
