@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hvdlm.errors import UserError
-from hvdlm.launch.environment import launched_as
+from hvdlm.launch.environment import launched_as, launcher_waits_for_all
 
 if TYPE_CHECKING:
     from hvdlm.session.stop import BatchJob
@@ -90,8 +90,10 @@ def batch_job() -> BatchJob:
 
 def refuse_a_launcher(command: str) -> None:
     """For commands that start their own jobs."""
-    if (launched_as() or (0, 1))[1] > 1:
-        raise UserError(f"`{command}` starts its own ranks; call it without mpirun")
+    size = (launched_as() or (0, 1))[1]
+    if size > 1:
+        launcher = "srun" if launcher_waits_for_all() else "the launcher around it"
+        raise UserError.shared(f"`{command}` starts its own ranks, and {launcher} started {size} of it; call it once")
 
 
 def config_of_study(command: str, config: Path, overrides: tuple[str, ...]) -> RunConfig:

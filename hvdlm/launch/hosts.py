@@ -47,6 +47,8 @@ def allocated_hosts(env: Mapping[str, str]) -> Hosts:
         return ()
     names = expand(env["SLURM_JOB_NODELIST"])
     slots = expand_counts(env.get("SLURM_TASKS_PER_NODE", f"1(x{len(names)})"))
+    if len(slots) != len(names) and "SLURM_STEP_NODELIST" in env:  # a step on some nodes of the job
+        names = expand(env["SLURM_STEP_NODELIST"])
     if len(slots) != len(names):
         raise UserError(
             f"SLURM_JOB_NODELIST names {len(names)} nodes but SLURM_TASKS_PER_NODE={env['SLURM_TASKS_PER_NODE']} has"
