@@ -90,10 +90,14 @@ def batch_job() -> BatchJob:
 
 def refuse_a_launcher(command: str) -> None:
     """For commands that start their own jobs."""
-    size = (launched_as() or (0, 1))[1]
-    if size > 1:
-        launcher = "srun" if launcher_waits_for_all() else "the launcher around it"
-        raise UserError.shared(f"`{command}` starts its own ranks, and {launcher} started {size} of it; call it once")
+    launched = launched_as()
+    if launched is None or (launched[1] == 1 and launcher_waits_for_all()):  # one task of srun may start a step beside
+        return
+    launcher = "srun" if launcher_waits_for_all() else "mpirun or horovodrun"
+    raise UserError.shared(
+        f"`{command}` starts its own ranks, and it was itself started by {launcher} ({launched[1]} of it): call it"
+        " without a launcher"
+    )
 
 
 def config_of_study(command: str, config: Path, overrides: tuple[str, ...]) -> RunConfig:

@@ -17,7 +17,7 @@ from pathlib import Path
 from hvdlm.errors import UserError
 from hvdlm.host import affinity, physical_cores
 from hvdlm.launch.environment import is_in_step, is_word_of_pmi
-from hvdlm.launch.hosts import Hosts, allocated_hosts, expand_counts, fill, is_here
+from hvdlm.launch.hosts import Hosts, allocated_hosts, expand_counts, fill, hosts_of_job, is_here
 from hvdlm.launch.launchers import BESIDE_STEP, LAUNCHERS, Launch, launch_environment, launch_words
 
 CHOICES = ("auto", *dict.fromkeys(launcher.asked_as for launcher in LAUNCHERS.values()))
@@ -145,6 +145,8 @@ def plan(asked: Asked, command: list[str]) -> LaunchPlan:
     """How `command` is started as asked on this machine. UserError where it cannot be."""
     in_job = "SLURM_JOB_ID" in os.environ
     allocation = allocated_hosts(os.environ) if in_job else ()
+    if not in_job and not asked.hosts:
+        asked = replace(asked, hosts=hosts_of_job(os.environ, asked.ranks))
     in_step = is_in_step()
     ranks = count_ranks(asked, allocation, told=os.environ.get("SLURM_NTASKS"))
     hosts = fill(asked.hosts, ranks) if asked.hosts else ()
@@ -170,7 +172,7 @@ def plan(asked: Asked, command: list[str]) -> LaunchPlan:
 
 def count_ranks(asked: Asked, allocation: Hosts, *, told: str | None) -> int:
     """How many ranks are asked for, which the hosts or the SLURM job must have slots for."""
-    slots, where = sum(slots for _, slots in asked.hosts), "slots in --hosts"
+    slots, where = sum(slots for _, slots in asked.hosts), "slots on the hosts named"
     if not asked.hosts and allocation:
         slots, where = int(told or 0) or sum(slots for _, slots in allocation), "tasks of this SLURM job"
     ranks = asked.ranks or slots
