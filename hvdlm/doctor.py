@@ -64,7 +64,7 @@ def to_text(checks: list[Check]) -> str:
     """A line a check, problems with their remedy below, and the verdict last."""
     rows = []
     for check in checks:
-        rows.append(["ok" if check.ok else "BAD", check.name, check.detail])
+        rows.append(["ok " if check.ok else "BAD", check.name, check.detail])
         if not check.ok:
             rows.append(["", "", f"remedy: {check.remedy}"])
     bad = sum(not check.ok for check in checks)
@@ -158,7 +158,7 @@ def _is_up(interface: str) -> bool:
 
 def _hello_of_two() -> Iterator[Check]:
     """Two ranks meet through mpi4py and through Horovod, started by the mpirun found above."""
-    command = start_command(2, [sys.executable, "-m", "hvdlm", "doctor", "--hello"])
+    command = start_command(2, [sys.executable, "-m", "hvdlm", "doctor", "--hello"], is_small=True)
     streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     with tempfile.TemporaryDirectory() as folder:  # a folder without hvdlm's sources: what is installed counts
         try:

@@ -27,7 +27,7 @@ def test_a_horovod_of_another_torch_is_named(tmp_path, monkeypatch):
 
 
 def test_a_failed_hello_names_the_command(monkeypatch):
-    monkeypatch.setattr(doctor, "start_command", lambda ranks, command: ["false", "-np", "2"])
+    monkeypatch.setattr(doctor, "start_command", lambda ranks, command, **options: ["false", "-np", "2"])
     (check,) = list(doctor._hello_of_two())
     assert (check.ok, check.detail) == (False, "false -np 2 failed: no output")
 

@@ -96,4 +96,4 @@ def test_what_starts_its_own_ranks_is_not_started_under_a_launcher(words, monkey
     with pytest.raises(SystemExit) as caught:
         main([word.replace("CONFIG", str(config)) for word in words] + ["--out", str(tmp_path / "s")])
     assert caught.value.code == 2
-    assert capsys.readouterr().err.count(f"`hvdlm {words[0]}` starts its own ranks; call it without mpirun") == 1
+    assert capsys.readouterr().err.count(f"`hvdlm {words[0]}` starts its own ranks, and it was itself started") == 1
