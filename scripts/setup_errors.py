@@ -46,7 +46,7 @@ SIGNS = [
     Sign(r"^.*undefined reference to .*$"),
     Sign(r"^(CMake Error\b.*)$"),
     Sign(r"^.*(?:CERTIFICATE_VERIFY_FAILED).*$", "PIP_CERT=FILE names this site's certificates to pip"),
-    Sign(r"^.*(ProxyError\('[^']*).*$", NETWORK),
+    Sign(r"^.*ProxyError\('([^']*).*$", NETWORK),
     Sign(r"^.*connection broken by .*: ([^']+)'\).*$", NETWORK),
     Sign(r"^.*(Read timed out|ReadTimeoutError).*$", NETWORK),
     Sign(r"^.*(?:HTTP error |ERROR: .*\b)(?:401|403|407|5\d\d) .*$", NETWORK),

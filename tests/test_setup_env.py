@@ -192,7 +192,7 @@ OLD_GCC = 'c10.h:5:2: error: #error "We need GCC 9 or later."'
     ("log", "cause", "remedy"),
     [
         (NEW_CONNECTION, "[Errno -2] Name or service not known", "is the package index reachable"),
-        (PROXY, "ProxyError('Cannot connect to proxy.", "is the package index reachable"),
+        (PROXY, "Cannot connect to proxy.", "is the package index reachable"),
         ("ERROR: Could not find a version that satisfies the requirement torch==2.13.0 (from", "Could not find", ""),
         ("    The user requested (constraint) torch<=2.14.1", "The user requested (constraint)", "constraint file"),
         (COMPILER.format("a.cc:3:10: fatal error: mpi.h: No such file or directory"), "a.cc:3:10: fatal", "-dev"),
