@@ -69,7 +69,7 @@ def to_text(checks: list[Check]) -> str:
     """A line a check, problems with their remedy below, and the verdict last."""
     rows = []
     for check in checks:
-        rows.append(["ok" if check.ok else "BAD", check.name, check.detail])
+        rows.append(["ok " if check.ok else "BAD", check.name, check.detail])
         if not check.ok:
             rows.append(["", "", f"remedy: {check.remedy}"])
     bad = sum(not check.ok for check in checks)

@@ -494,3 +494,50 @@ def test_an_mpi_that_is_not_loaded_now_is_not_replaced_in_silence(state, monkeyp
     state.set("mpi", "system /apps/openmpi/bin/mpicc")
     with pytest.raises(SetupError, match="was built with /apps/openmpi/bin/mpicc, now no mpicc is on PATH"):
         setup_env.choose_mpi(state)
+
+
+MPICH = {"mpicc": "/mpich/bin/mpicc", "libmpi": "/mpich/lib/libmpi.so.12", "mpi": "MPICH (Hydra) 4.0.2"}
+
+
+@pytest.fixture
+def steps(monkeypatch, state, tmp_path):
+    """What would be run: pip's words by step; builds are called, and nothing is installed."""
+    ran = {}
+    monkeypatch.setattr(setup_env, "pip", lambda name, *words, **rest: ran.update({name: (words, rest)}))
+    monkeypatch.setattr(setup_env, "install_built", lambda state, name, facts, build: build(tmp_path))
+    monkeypatch.setattr(setup_env, "has_module", lambda python, module: False)
+    monkeypatch.setattr(setup_env, "ask", lambda *code: "2.0")
+    return ran
+
+
+@pytest.mark.parametrize(("loads", "is_built"), [(["/mpich/lib/libmpi.so.12"], False), (["/o/libmpi.so.40"], True)])
+def test_mpi4py_follows_the_mpicc_on_path(loads, is_built, steps, state, monkeypatch):
+    found = iter([*loads, MPICH["libmpi"]])
+    monkeypatch.setattr(setup_env, "mpi4py_loads", lambda: next(found))
+    setup_env.install_mpi4py(state, MPICH)
+    assert ("mpi4py-build" in steps) == is_built
+    if is_built:
+        words, rest = steps["mpi4py-build"]
+        assert "--no-cache-dir" in words  # pip does not know for which MPI it built what it kept
+        assert rest["env"]["MPICC"] == MPICH["mpicc"]
+        assert rest["env"]["PATH"].split(os.pathsep)[1] == "/mpich/bin"
+
+
+def test_an_mpi4py_that_still_loads_another_mpi_ends_the_set_up(steps, state, monkeypatch):
+    monkeypatch.setattr(setup_env, "mpi4py_loads", lambda: "/o/libmpi.so.40")
+    with pytest.raises(SetupError, match=r"mpi4py loads /o/libmpi.so.40, /mpich/bin/mpicc is of /mpich/lib"):
+        setup_env.install_mpi4py(state, MPICH)
+    assert not state.keys["mpi4py"]
+
+
+@pytest.mark.parametrize(("of_hdf5", "is_built"), [("/mpich/lib/libmpi.so.12", True), ("/o/libmpi.so.40", False)])
+def test_h5py_is_built_where_hdf5_is_of_the_same_mpi(of_hdf5, is_built, steps, state, monkeypatch, tmp_path, capsys):
+    script(tmp_path / "h5pcc", "echo HDF5 Version: 1.14")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(setup_env, "linked_mpi", lambda compiler: of_hdf5)
+    setup_env.install_h5py(state, MPICH)
+    assert list(steps) == (["h5py-build"] if is_built else ["h5py"])
+    if is_built:
+        assert "--no-cache-dir" in steps["h5py-build"][0]
+    else:
+        assert "is of another MPI, /o/libmpi.so.40" in capsys.readouterr().out
