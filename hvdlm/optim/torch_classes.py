@@ -40,7 +40,7 @@ def spare_dynamo() -> None:
     for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
         plain = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
         if plain is not None and not hasattr(plain, "__dynamo_disable"):
-            setattr(plain, "__dynamo_disable", plain)  # noqa: B010
+            setattr(plain, "__dynamo_disable", plain)
 
 
 def fused(kernel: str, groups: list[dict[str, Any]]) -> dict[str, bool]:
