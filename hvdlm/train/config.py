@@ -39,7 +39,9 @@ class TrainConfig(Section):
     precision: Precision = Field("fp32", description="of matrix products; parameters and sums stay fp32")
     compile: Free[bool] = Field(False, description="torch.compile the model")
     eval_every: Free[int] = Field(100, ge=1, description="steps between validations; the last step always has one")
-    eval_tokens: Free[int] = Field(0, ge=0, description="validate on the first so many tokens of each corpus; 0 is all")
+    eval_tokens: Free[int] = Field(
+        0, ge=0, description="validate on so many tokens of each corpus, spread over its split; 0 is all"
+    )
     digest_every: Free[int] = Field(100, ge=0, description="steps between checks that replicas are equal; 0 is never")
     device: Free[DeviceChoice] = Field("auto", description="auto: a GPU a rank where there are any")
     threads: Free[int] = Field(
