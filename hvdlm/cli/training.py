@@ -55,7 +55,9 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     "was trained so (data.order: contiguous).",
 )
 @click.option(
-    "--streams", type=click.IntRange(1), help="With --carry: parts of the split, each read without a break.  [default: 1]"
+    "--streams",
+    type=click.IntRange(1),
+    help="With --carry: parts of the split, each read through (1).",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Also write the result as JSON there.")
 @json_option

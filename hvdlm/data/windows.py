@@ -1,8 +1,8 @@
 """What of a split is read to evaluate on it: windows that stand alone, or streams that a recurrent state runs through.
 
 Either reads every token as a target exactly once, the first from an end of text, as each document's first is. Or, for
-an estimate, `max_tokens` of them spread over the whole split: a folder of text is often sorted, so that its beginning is
-not like the rest. What is read depends on the split and the settings alone, never on the number of ranks.
+an estimate, `max_tokens` of them spread over the whole split: a folder of text is often sorted, so that its
+beginning is not like the rest. What is read depends on the split and the settings alone, never on the number of ranks.
 """
 
 from __future__ import annotations

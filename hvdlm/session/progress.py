@@ -113,7 +113,7 @@ def arranged(width: int, *, title: str, counted: str, unit: str, parts: list[str
     >>> arranged(30, title="train", counted="9/1500", unit="steps", parts=["loss 4.1", "lr 1"], left="0:12 left")
     ('', 0, '9/1500 | loss 4.1 | 0:12 left')
     >>> arranged(60, title="train", counted="9/1500", unit="steps", parts=["loss 4.1", "lr 1"], left="0:12 left")
-    ('train ', 11, ' 9/1500 steps | loss 4.1 | 0:12 left | lr 1')
+    ('train ', 10, ' 9/1500 steps | loss 4.1 | 0:12 left | lr 1')
     """
     room = width - 1 - len(counted)  # the last column stays empty: some terminals wrap there
     kept = [counted]

@@ -64,9 +64,8 @@ def evaluate(
     model.eval()
     device = next(model.parameters()).device
     total = np.zeros(2)  # nats, tokens: float64
-    predict = _over_windows if isinstance(read, EvaluationWindows) else _over_streams
     with autocast(device, precision):
-        for logits, targets in predict(model, read, batch, device, world):
+        for logits, targets in _predictions(model, read, batch, device, world):
             expected = torch.from_numpy(targets).to(device).flatten()
             total[0] += float(
                 F.cross_entropy(logits.float().flatten(0, 1), expected, ignore_index=IGNORED, reduction="sum")
@@ -79,21 +78,17 @@ def evaluate(
     return _evaluation(nats, nats / num_tokens, num_tokens, entry.num_tokens, text_bytes, entry.unigram_loss)
 
 
-def _over_windows(
-    model: nn.Module, windows: EvaluationWindows, batch: int, device: torch.device, world: World
+def _predictions(
+    model: Any, read: EvaluationWindows | EvaluationStreams, batch: int, device: torch.device, world: World
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Logits (B, T, V) and targets (B, T) of this rank's windows."""
-    for inputs, targets in windows.batches(batch, rank=world.rank, size=world.size):
-        yield model(torch.from_numpy(inputs).to(device)), targets
-
-
-def _over_streams(
-    model: Any, streams: EvaluationStreams, batch: int, device: torch.device, world: World
-) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Logits (B, T, V) and targets (B, T) of this rank's streams; how long a piece is changes nothing but speed."""
-    for group in streams.groups(batch, rank=world.rank, size=world.size):
+    """Logits (B, T, V) and targets (B, T) of what this rank reads."""
+    if isinstance(read, EvaluationWindows):
+        for inputs, targets in read.batches(batch, rank=world.rank, size=world.size):
+            yield model(torch.from_numpy(inputs).to(device)), targets
+        return
+    for group in read.groups(batch, rank=world.rank, size=world.size):
         state = model.initial_state(len(group), device)
-        for inputs, targets in streams.chunks(group, streams.seq_len * (batch // len(group))):
+        for inputs, targets in read.chunks(group, read.seq_len * (batch // len(group))):  # any length is the same sum
             logits, state = model.forward_from(torch.from_numpy(inputs).to(device), None, state)
             yield logits, targets
 

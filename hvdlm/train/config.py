@@ -19,6 +19,7 @@ from hvdlm.sync import AutoConfig, SyncConfig
 from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig
 from hvdlm.train.batch_plan import BatchPlan, RampConfig
 from hvdlm.train.guard import GuardConfig
+from hvdlm.train.init_config import InitConfig
 from hvdlm.world.connect import WorldKind
 
 
@@ -62,6 +63,7 @@ class RunConfig(Section):
 
     run_dir: Free[Path] = Field(strict=False, description="folder of this run; an existing one is resumed")
     seed: int = Field(0, description="of initial weights, data order and every random draw")
+    init: InitConfig | None = Field(None, description="begin with the weights of another run")
     data: DataConfig
     model: ModelConfig = TransformerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()

@@ -96,11 +96,11 @@ def _of_intervals(config: RunConfig, total_steps: int) -> Iterator[str]:
 
 def _of_data(config: RunConfig, num_samples: int, epoch_samples: Sequence[float]) -> Iterator[str]:
     for name, samples in zip(config.data.names, epoch_samples, strict=True):
-        epochs = num_samples / samples
-        if samples < config.train.global_batch:
+        epochs, batch = num_samples / samples, config.train.global_batch
+        if samples < batch:
             yield (
-                f"{name}: all of it is {figure(samples, 1)} sequences of the order, fewer than train.global_batch"
-                f" {config.train.global_batch}: each step sees it {figure(config.train.global_batch / samples, 1)} times"
+                f"{name}: is but {figure(samples, 1)} sequences of the order, fewer than train.global_batch: {batch};"
+                f" each step sees it {figure(batch / samples, 1)} times"
             )
         elif epochs >= MANY_EPOCHS and config.train.epochs is None:
             yield f"{name}: is seen {figure(epochs, 1)} times in this run (train.epochs ends a run by that)"

@@ -32,6 +32,7 @@ from hvdlm.session.stop import KILL, BatchJob, StopFlag, stop_flag
 from hvdlm.tables import count, figure
 from hvdlm.tokenizer import load
 from hvdlm.train.config import RunConfig
+from hvdlm.train.initial_weights import begin_with, pinned
 from hvdlm.train.loop import Loop, Validation
 from hvdlm.train.remarks import remarks
 from hvdlm.train.step import Engine
@@ -70,8 +71,11 @@ def train(config: RunConfig, world: World, job: BatchJob = BatchJob()) -> dict: 
 def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
     if world.on_root((config.run_dir / KILL).exists):
         raise StoppedOnRequest(f"{config.run_dir / KILL} is there: nothing was started; remove it to go on")
+    config, source = world.on_root(lambda: pinned(config))
     engine, corpora = build_engine(config, world)
     with world.together():
+        if source is not None:
+            begin_with(source, engine, corpora.manifest.tokenizer_digest)
         validation = Validation(config, engine, corpora)
     found = world.on_root(lambda: _claim_run_dir(config, corpora, stop, engine.total_steps))
     first, state = 0, {}
@@ -79,7 +83,7 @@ def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
         with world.together():
             first = engine.restore(found)
             state = checkpoint.read_state(found)
-        log.info("resuming from %s", found)
+        log.info("resuming from %s%s", found, "; init.from is not read again" if config.init else "")
     _announce(engine, config, corpora, world)
     with world.together():
         run_log = RunLog(config.log, config.run_dir, world, step=first)
