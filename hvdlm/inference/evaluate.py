@@ -43,6 +43,10 @@ def evaluate_checkpoint(
                 f"{state['tokenizer_digest']}; set data.path to data of the same tokenizer"
             )
         evaluation = SplitEvaluation(corpora, split, seq_len=config.data.seq_len, streams=num_streams)
+        if num_streams > (most := evaluation.most_streams):
+            raise UserError(
+                f"--streams: {num_streams} are more than the {most} windows of {config.data.seq_len} tokens"
+            )
     batch = max(1, EVAL_BATCH_TOKENS // config.data.seq_len)
     result, by_corpus = evaluation.run(model, batch=batch, precision=config.train.precision, world=world)
     parts = {"corpora": {name: part.to_dict() for name, part in by_corpus.items()}} if by_corpus else {}

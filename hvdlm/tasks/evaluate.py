@@ -64,14 +64,13 @@ def evaluate(
     model.eval()
     device = next(model.parameters()).device
     total = np.zeros(2)  # nats, tokens: float64
-    with autocast(device, precision):
-        for logits, targets in _predictions(model, read, batch, device, world):
-            expected = torch.from_numpy(targets).to(device).flatten()
-            total[0] += float(
-                F.cross_entropy(logits.float().flatten(0, 1), expected, ignore_index=IGNORED, reduction="sum")
-            )
-            total[1] += int((targets >= 0).sum())
-            world.beats += 1
+    for logits, targets in _predictions(model, read, batch, precision, world):
+        expected = torch.from_numpy(targets).to(device).flatten()
+        total[0] += float(
+            F.cross_entropy(logits.float().flatten(0, 1), expected, ignore_index=IGNORED, reduction="sum")
+        )
+        total[1] += int((targets >= 0).sum())
+        world.beats += 1
     world.sum_(total)
     nats, num_tokens = float(total[0]), int(total[1])
     text_bytes = entry.text_bytes if num_tokens == entry.num_tokens else None
@@ -79,17 +78,21 @@ def evaluate(
 
 
 def _predictions(
-    model: Any, read: EvaluationWindows | EvaluationStreams, batch: int, device: torch.device, world: World
+    model: Any, read: EvaluationWindows | EvaluationStreams, batch: int, precision: str, world: World
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """Logits (B, T, V) and targets (B, T) of what this rank reads."""
+    device = next(model.parameters()).device
     if isinstance(read, EvaluationWindows):
         for inputs, targets in read.batches(batch, rank=world.rank, size=world.size):
-            yield model(torch.from_numpy(inputs).to(device)), targets
+            with autocast(device, precision):
+                logits = model(torch.from_numpy(inputs).to(device))
+            yield logits, targets
         return
     for group in read.groups(batch, rank=world.rank, size=world.size):
         state = model.initial_state(len(group), device)
         for inputs, targets in read.chunks(group, read.seq_len * (batch // len(group))):  # any length is the same sum
-            logits, state = model.forward_from(torch.from_numpy(inputs).to(device), None, state)
+            with autocast(device, precision):
+                logits, state = model.forward_from(torch.from_numpy(inputs).to(device), None, state)
             yield logits, targets
 
 
@@ -125,6 +128,11 @@ class SplitEvaluation:
             )
             self._parts.append((corpus.name, read, corpus.manifest.splits[split]))
         self._has_several = len(corpora.corpora) > 1
+
+    @property
+    def most_streams(self) -> int:
+        """As many as each split has windows."""
+        return min(-(-entry.num_tokens // read.seq_len) for _, read, entry in self._parts)
 
     @property
     def protocol(self) -> str:

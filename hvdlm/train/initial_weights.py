@@ -26,56 +26,67 @@ log = logging.getLogger("hvdlm")
 def pinned(config: RunConfig) -> tuple[RunConfig, Path | None]:
     """The config with `init.step` and `init.digest` filled in, and the checkpoint to begin with.
 
-    Rank 0 calls it. A run that has checkpoints of its own begins with none: what it once began with is filled in from
-    them, and the folder in `init.from` may be gone. UserError if there is no such checkpoint.
+    Rank 0 calls it. A run that has checkpoints of its own begins with none: its `init` is filled in from them, and the
+    folder that it names may be gone. UserError if there is no such checkpoint.
     """
+    if steps := checkpoint.complete_steps(config.run_dir):
+        _refuse_own(config)
+        return _as_noted(config, config.run_dir / "checkpoints" / f"step_{steps[-1]:08d}"), None
     if config.init is None:
         return config, None
-    init, run_dir = config.init, config.run_dir
-    if run_dir.resolve() in (init.source.resolve(), _run_of(init.source)):
-        raise UserError(
-            f"init.from: {init.source} is of this run itself, which goes on from its newest checkpoint; "
-            "set another run_dir, or leave init out"
-        )
-    if steps := checkpoint.complete_steps(run_dir):
-        return _filled(config, _noted(run_dir / "checkpoints" / f"step_{steps[-1]:08d}")), None
-    path = _find(init)
+    _refuse_own(config)
+    path = _find(config.init)
     state = checkpoint.read_state(path)
     digest = state["files"]["model.safetensors"]["sha256"]
-    if init.digest is not None and init.digest != digest:
+    if config.init.digest not in (None, digest):
         raise UserError(
-            f"init.digest: {init.digest}, but the weights of {path} have {digest}: it is another run, or was made anew;"
-            " set init.digest: null to take it"
+            f"init.digest: {config.init.digest}, but the weights of {path} have {digest}: it is another run, or was"
+            " made anew; set init.digest: null to take it"
         )
-    return _filled(config, {"from": str(init.source), "step": state["step"], "digest": digest}), path
+    return _with(config, {"step": state["step"], "digest": digest}), path
 
 
-def _run_of(source: Path) -> Path | None:
-    """The run that a checkpoint's folder, `latest` included, is in."""
-    return source.parent.resolve().parent if source.parent.name == "checkpoints" else None
+def _refuse_own(config: RunConfig) -> None:
+    if config.init is not None:
+        source = config.init.source
+        run_of = source.parent.resolve().parent if source.parent.name == "checkpoints" else source.resolve()
+        if run_of == config.run_dir.resolve():
+            raise UserError(
+                f"init.from: {source} is of this run itself, which goes on from its newest checkpoint; "
+                "set another run_dir, or leave init out"
+            )
 
 
-def _noted(path: Path) -> dict[str, Any]:
-    """`init` as a checkpoint's run had it; one that cannot be read is judged where it is loaded."""
+def _as_noted(config: RunConfig, path: Path) -> RunConfig:
+    """With the `init` of the run that wrote a checkpoint; what this config says of it otherwise stays, to be refused.
+
+    A checkpoint that cannot be read is judged where it is loaded.
+    """
     try:
-        return checkpoint.read_state(path)["config"]["init"] or {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _filled(config: RunConfig, noted: dict[str, Any]) -> RunConfig:
-    assert config.init is not None
-    if noted.get("from") != str(config.init.source):
+        noted = checkpoint.read_state(path)["config"].get("init")
+        source = Path(noted["from"]) if noted else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return config
-    missing = {key: noted.get(key) for key in ("step", "digest") if getattr(config.init, key) is None}
-    return config.model_copy(update={"init": config.init.model_copy(update=missing)})
+    if source is None:
+        return config
+    if config.init is None:
+        return config.model_copy(update={"init": InitConfig.model_validate(noted)})
+    known = {key: noted.get(key) for key in ("step", "digest") if getattr(config.init, key) is None}
+    if source.resolve() == config.init.source.resolve():
+        known["from"] = source
+    return _with(config, known)
+
+
+def _with(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+    assert config.init is not None
+    return config.model_copy(update={"init": config.init.model_copy(update=values)})
 
 
 def _find(init: InitConfig) -> Path:
     source = init.source
     if not source.is_dir():
         raise UserError(f"init.from: {source}: there is no such folder; give a run folder or RUN/checkpoints/step_…")
-    if init.step is not None and _run_of(source) is None:
+    if init.step is not None and source.parent.name != "checkpoints":
         source = source / "checkpoints" / f"step_{init.step:08d}"
         if not source.is_dir():
             have = ", ".join(map(str, checkpoint.complete_steps(init.source))) or "none"
