@@ -43,7 +43,8 @@ def test_the_bar_is_one_line_of_a_terminal(width):
     console.print(progress._row(width))
     (line,) = console.file.getvalue().rstrip("\n").split("\n")
     assert "1234/5000" in line
-    assert len(line) <= width
+    assert len(line) < width
+    assert not line.startswith(" ")
 
 
 @pytest.mark.parametrize(

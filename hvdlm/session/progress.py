@@ -98,9 +98,9 @@ class Progress:
         head, bar_width, tail = arranged(
             width, title=self._title, counted=self._counted, unit=self._unit, parts=self._parts(), left=self._left
         )
+        bar = [ProgressBar(total=max(self._total, 1e-9), completed=self._done, width=bar_width)] if bar_width else []
         row = Table.grid(padding=0)
-        bar = ProgressBar(total=max(self._total, 1e-9), completed=self._done, width=bar_width) if bar_width else ""
-        row.add_row(Text(head, no_wrap=True), bar, Text(tail, no_wrap=True))
+        row.add_row(*([Text(head, no_wrap=True)] if head else []), *bar, Text(tail, no_wrap=True))
         return row
 
 
