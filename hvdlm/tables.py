@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Sequence
 
 
@@ -31,6 +32,26 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, num_left: int 
     file = io.StringIO()
     Console(file=file, width=10_000, color_system=None).print(grid)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+def count(value: float) -> str:
+    """A number of things in all its digits, in groups where there are more than four.
+
+    >>> count(1500), count(1234567)
+    ('1500', '1,234,567')
+    """
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.0f}"
+
+
+def figure(value: float, decimals: int = 3) -> str:
+    """A measured number, without an exponent as long as a person can read it: whole from 1000 on.
+
+    >>> figure(3.14159), figure(0.5), figure(12345.6), figure(1e-7)
+    ('3.142', '0.500', '12,346', '1.00e-07')
+    """
+    if 0 < abs(value) < 10**-decimals or 1e12 <= abs(value) < math.inf:
+        return f"{value:.2e}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{decimals}f}"
 
 
 def clock(seconds: float) -> str:

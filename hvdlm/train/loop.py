@@ -17,6 +17,7 @@ from hvdlm.session.metrics import RunLog
 from hvdlm.session.progress import Progress
 from hvdlm.session.stop import SAVE, StopFlag, Wish
 from hvdlm.session.watchdog import watchdog
+from hvdlm.tables import figure
 from hvdlm.tasks.evaluate import Evaluation, SplitEvaluation
 from hvdlm.train.config import RunConfig, TrainConfig
 from hvdlm.train.guard import Verdict
@@ -52,6 +53,7 @@ class Loop:
         self.rewinds = 0
         self.loss: float | None = None
         self.evaluation: Evaluation | None = None
+        self.figures: dict = {}  # as of the last save; of a checkpoint that was resumed, its own
 
     def run(self, first: int, progress: Progress) -> None:
         """From step `first` to an end. Every decision follows from numbers that all ranks have."""
@@ -236,6 +238,7 @@ class Loop:
         start = time.monotonic()
         tensors, scalars = self.engine.collect()
         manifest = self.corpora.manifest
+        self.figures = self._figures()
         state = {
             "tokens": self.engine.tokens_before(self.step),
             "seconds": self.spent_s,
@@ -247,6 +250,7 @@ class Loop:
             "vocab_size": manifest.vocab_size,
             "eos_id": manifest.eos_id,
             "engine": scalars,
+            "figures": self.figures,
             "config": self.config.model_dump(mode="json"),
         }
         path, culprit = self.engine.world.on_root(lambda: self._write(state, tensors))
@@ -273,18 +277,25 @@ class Loop:
         return path, ""
 
     def summary(self) -> dict:
-        """What `hvdlm train --json` prints."""
-        steps = self.step - self.first
+        """What `hvdlm train --json` prints: of a run that had ended before, what it printed then."""
+        known = {name: self.figures.get(name, value) for name, value in self._figures().items()}
+        known["ending"] = self.ending or known["ending"]
+        return {"run_dir": str(self.config.run_dir), "step": self.step, **known, "sync": self.engine.sync.kind}
+
+    def _figures(self) -> dict:
+        """Speed and traffic are those of the process that made the last step."""
+        steps, found, losses = self.step - self.first, self.evaluation, self.engine.val_losses
         return {
-            "run_dir": str(self.config.run_dir),
-            "step": self.step,
             "ending": self.ending or "all steps",
             "loss": self.loss,
-            "val_loss": self.evaluation.loss if self.evaluation else None,
+            "val_loss": found.loss if found else losses[-1] if losses else None,
+            "val_tokens": found.num_tokens if found else None,
+            "val_split_tokens": found.split_tokens if found else None,
+            "best_val_loss": min(losses, default=None),
+            "tokens": self.engine.tokens_before(self.step),
             "seconds": round(self.seconds, 3),
             "tokens_per_s": self.tokens / self.seconds if self.seconds else None,
             "bytes_per_step": self.engine.sync.bytes_sent / steps if steps > 0 else None,
-            "sync": self.engine.sync.kind,
         }
 
 
@@ -307,6 +318,7 @@ class Validation:
     def __init__(self, config: RunConfig, engine: Engine, corpora: Corpora) -> None:
         self._train, self._engine = config.train, engine
         self._split: SplitEvaluation | None = None
+        self._how = ""
         judges = config.train.patience or config.train.target_loss is not None or config.optim.needs_validation
         if judges and not corpora.having("val"):
             raise UserError(
@@ -315,8 +327,14 @@ class Validation:
             )
         if corpora.having("val"):
             self._split = SplitEvaluation(
-                corpora, "val", seq_len=config.data.seq_len, max_tokens=config.train.eval_tokens
+                corpora,
+                "val",
+                seq_len=config.data.seq_len,
+                max_tokens=config.train.eval_tokens,
+                streams=config.train.global_batch if config.data.order == "contiguous" else 0,
             )
+            if config.data.order == "contiguous":
+                self._how = f", {self._split.protocol}"
 
     def run(self, step: int, run_log: RunLog) -> Evaluation | None:
         if self._split is None:
@@ -325,5 +343,8 @@ class Validation:
         result, by_corpus = self._split.run(model, batch=train.micro_batch, precision=train.precision, world=world)
         values = {k: v for k, v in result.to_dict().items() if v is not None and k != "unigram_loss"}
         run_log.write(step, "val", **values, **{f"loss/{name}": part.loss for name, part in by_corpus.items()})
-        log.info("step %d: validation loss %.4f, perplexity %.2f", step, result.loss, result.perplexity)
+        log.info(
+            "step %d: validation loss %.4f, perplexity %s, on %s%s",
+            *(step, result.loss, figure(result.perplexity, 2), result.coverage, self._how),
+        )
         return result

@@ -30,9 +30,12 @@ from hvdlm.models import num_parameters
 from hvdlm.session.metrics import RunLog
 from hvdlm.session.progress import Progress
 from hvdlm.session.stop import KILL, BatchJob, StopFlag, stop_flag
+from hvdlm.tables import count, figure
 from hvdlm.tokenizer import load
 from hvdlm.train.config import RunConfig
+from hvdlm.train.initial_weights import begin_with, pinned
 from hvdlm.train.loop import Loop, Validation
+from hvdlm.train.remarks import remarks
 from hvdlm.train.step import Engine
 from hvdlm.world.bindings import Binding, binding_map
 from hvdlm.world.interface import World
@@ -71,8 +74,11 @@ def train(config: RunConfig, world: World, job: BatchJob = BatchJob()) -> dict: 
 def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
     if world.on_root((config.run_dir / KILL).exists):
         raise StoppedOnRequest(f"{config.run_dir / KILL} is there: nothing was started; remove it to go on")
+    config, source = world.on_root(lambda: pinned(config))
     engine, corpora = build_engine(config, world)
     with world.together():
+        if source is not None:
+            begin_with(source, engine, corpora.manifest.tokenizer_digest)
         validation = Validation(config, engine, corpora)
     found = world.on_root(lambda: _claim_run_dir(config, corpora, stop, engine.total_steps))
     first, saved = 0, {}
@@ -80,13 +86,14 @@ def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
         with world.together():
             first = engine.restore(found)
             saved = checkpoint.read_state(found)
-        log.info("resuming from %s", found)
+        log.info("resuming from %s%s", found, "; init.from is not read again" if config.init else "")
     _announce(engine, config, corpora, world)
     with world.together():
         run_log = RunLog(config.log, config.run_dir, world, step=first)
     stop.expect(3 * sum(parameter.nbytes for parameter in engine.model.parameters()))  # Adam keeps two more of each
     loop = Loop(engine, corpora, validation, run_log, stop, saved.get("seconds", 0.0))
     loop.fault = saved.get("fault", "")
+    loop.figures = saved.get("figures", {})
     with (
         run_log,
         quiet_gc(),
@@ -102,7 +109,7 @@ def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
     if loop.is_stopped:
         reason = stop.reason or "a signal to another rank"
         raise StoppedOnRequest(
-            f"stopped at step {loop.step} of {engine.total_steps} by {reason}, saved; the same command resumes"
+            f"stopped at step {loop.step} of {count(engine.total_steps)} by {reason}, saved; the same command resumes"
         )
     return loop.summary()
 
@@ -176,13 +183,13 @@ def _changes(before: dict, now: dict, prefix: str = "") -> list[str]:
 def _announce(engine: Engine, config: RunConfig, corpora: Corpora, world: World) -> None:
     train, batch = config.train, config.train.global_batch
     names = ", ".join(corpus.name for corpus in corpora.corpora)
-    epochs = ", ".join(f"{samples / batch:,.1f}" for samples in engine.batches.epoch_samples)
+    epochs = ", ".join(f"{figure(samples / batch, 1)}" for samples in engine.batches.epoch_samples)
     log.info(
         f"{world.kind} world of {world.size}, sync {engine.sync.kind}, {engine.device},"
         f" {torch.get_num_threads()} threads a rank, {train.precision}"
         f" | {config.model.family} of {num_parameters(engine.model):,} parameters"
         f" | {batch // train.micro_batch} x {train.micro_batch} sequences of {config.data.seq_len} a step"
-        f" | {engine.total_steps} steps, an epoch of {names} is {epochs}"
+        f" | {count(engine.total_steps)} steps, an epoch of {names} is {epochs}"
     )
     memory = "as the user's malloc settings say" if memory_is_tuned() else "kept by the process (mallopt)"
     log.info("%s, freed memory %s", ", ".join(world.settings()) or "no MPI", memory)
@@ -196,4 +203,8 @@ def _announce(engine: Engine, config: RunConfig, corpora: Corpora, world: World)
         log.info("%s", line)
     unigram = corpora.unigram_loss("val")
     if unigram is not None:
-        log.info("validation loss to beat: %.4f (token frequencies alone)", unigram)
+        num_tokens = sum(corpus.manifest.splits["val"].num_tokens for corpus in corpora.having("val"))
+        text = "validation loss to beat: %.4f (token frequencies alone, on all %s tokens)"
+        log.info(text, unigram, f"{num_tokens:,}")
+    for remark in remarks(config, engine.plan, engine.total_steps, engine.batches.epoch_samples):
+        log.warning("%s", remark)
