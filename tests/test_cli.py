@@ -71,7 +71,7 @@ def test_config_schema_describes_every_key():
         (("data", "verify", "/nowhere"), "hvdlm: error: /nowhere/manifest.json: there is none"),
         (("eval", "/nowhere"), "hvdlm: error: /nowhere: holds no complete checkpoint"),
         (("generate", "/nowhere", "--top-p", "0"), "Invalid value for '--top-p'"),
-        (("report", "/nowhere"), "hvdlm: error: /nowhere/records: holds no records"),
+        (("report", "/nowhere"), "hvdlm: error: /nowhere: there is no such folder"),
         (("scale", "configs/quickstart.yaml", "--ranks", "x"), "hvdlm: error: --ranks 'x'"),
     ],
 )
