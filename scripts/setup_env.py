@@ -558,10 +558,13 @@ def other_mpi_of_hdf5(h5pcc: str, mpi: dict[str, str]) -> str:
     return found if found != mpi["libmpi"] else ""
 
 
-def install_hvdlm(state: State, torch: Torch) -> None:
+def install_hvdlm(state: State) -> None:
     """With its Python dependencies, none of which may bring another torch than the one Horovod was built for."""
+    # torch 2.13.0+cu130 calls its package 2.13.0; one that came without pip has no package.
+    packages = "[found.version for found in importlib.metadata.distributions(name='torch')]"
+    versions = ask("import importlib.metadata", f"print(*{packages}[:1])").split()
     limits = VENV / "setup-constraints.txt"
-    limits.write_text(f"torch=={torch.version}\n")
+    limits.write_text("".join(f"torch=={version}\n" for version in versions))
     editable = ("--no-build-isolation", "-c", str(limits), "-e", f"{ROOT}[text,test]")
     key = digest({"setup": (ROOT / "setup.py").read_text()})
     install_once(state, "hvdlm", key, "installing with its Python dependencies", *editable)
@@ -582,7 +585,7 @@ def set_up() -> None:
         install_mpi4py(state, mpi)
         install_horovod(state, mpi, torch, wanted)
         install_h5py(state, mpi)
-        install_hvdlm(state, torch)
+        install_hvdlm(state)
         if state.keys != before or "checked" not in before:
             state.set("checked", "")
             say("checking: hvdlm doctor")

@@ -541,3 +541,18 @@ def test_h5py_is_built_where_hdf5_is_of_the_same_mpi(of_hdf5, is_built, steps, s
         assert "--no-cache-dir" in steps["h5py-build"][0]
     else:
         assert "is of another MPI, /o/libmpi.so.40" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("has_package", [True, False], ids=["a wheel", "no package of that name"])
+def test_the_torch_that_horovod_was_built_for_stays(has_package, steps, state, monkeypatch, tmp_path):
+    """The wheel of torch 2.13.0+cu130 calls itself 2.13.0, and pip knows it by that."""
+    if has_package:
+        (tmp_path / "torch-2.13.0.dist-info").mkdir()
+        (tmp_path / "torch-2.13.0.dist-info" / "METADATA").write_text("Name: torch\nVersion: 2.13.0\n")
+    monkeypatch.setattr(setup_env, "VENV", tmp_path)
+    paths = f"sys.path[:] = ['{tmp_path}', *(folder for folder in sys.path if 'packages' not in folder)]"
+    asked = [sys.executable, "-c", f"import sys; {paths}; exec(sys.argv[1])"]
+    monkeypatch.setattr(setup_env, "ask", lambda *code: subprocess.check_output([*asked, "; ".join(code)], text=True))
+    setup_env.install_hvdlm(state)
+    assert (tmp_path / "setup-constraints.txt").read_text() == ("torch==2.13.0\n" if has_package else "")
+    assert str(tmp_path / "setup-constraints.txt") in steps["hvdlm"][0]
