@@ -107,7 +107,9 @@ def pip(
 ) -> None:
     """Run pip in the venv. Nothing is byte-compiled: Python does that for the few files it will import."""
     options = ["--no-compile"] if action == "install" else []
-    environment = {**(os.environ if env is None else env), "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    elsewhere = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER")
+    environment = {name: value for name, value in (env or os.environ).items() if name not in elsewhere}
+    environment |= {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     run(name, [str(PYTHON), "-m", "pip", action, *options, *arguments], remedy=remedy, env=environment)
 
 
@@ -177,14 +179,18 @@ def make_venv() -> None:
     # --system-site-packages shows those of the base Python and of ~/.local; a .pth those of an active environment.
     is_of_base = (site is not None and not site.is_relative_to(sys.prefix)) or sys.prefix == sys.base_prefix
     options = ["--system-site-packages"] if site and is_of_base else []
+    was_there = VENV.exists()  # half-made by a set-up that was killed, or somebody's own without pip: completed
+    if PYTHON.is_symlink() and not PYTHON.exists():
+        say("the Python of .venv is gone; it is made anew")
+        options = [*options, "--clear"]
     say("creating .venv" + (f" (with the torch that is installed in {site})" if site else ""))
     try:
-        shutil.rmtree(VENV, ignore_errors=True)
         _venv(options)
         if site and not has_module(PYTHON, "torch"):
             (site_packages() / "of_active_environment.pth").write_text(f"{site}\n")
     except BaseException:
-        shutil.rmtree(VENV, ignore_errors=True)
+        if not was_there:
+            shutil.rmtree(VENV, ignore_errors=True)
         raise
 
 
@@ -402,10 +408,10 @@ def install_built(state: State, name: str, facts: dict, build: Callable[[Path], 
         return
     shelf = CACHE / f"{name}-{key}"
     waits = f"{name}: another set-up builds the same; waiting for it"
-    with alone(CACHE / f".{name}-{key}.lock", lambda: say(waits)):
+    with alone(CACHE / f".{name}-{key}.lock", lambda: say(waits)) as is_alone:
         if not list(shelf.glob("*.whl")):
             start = time.monotonic()
-            build_wheel(state, shelf, build)
+            build_wheel(state, shelf, build, is_alone=is_alone)
             (shelf / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
             say(f"{name}: built in {time.monotonic() - start:.0f} s, kept in {shelf}")
     (wheel,) = shelf.glob("*.whl")
@@ -415,7 +421,7 @@ def install_built(state: State, name: str, facts: dict, build: Callable[[Path], 
     say(f"{name}: installed {wheel.name}")
 
 
-def build_wheel(state: State, shelf: Path, build: Callable[[Path], None]) -> None:
+def build_wheel(state: State, shelf: Path, build: Callable[[Path], None], *, is_alone: bool) -> None:
     """Build beside the shelf; it appears whole, or nothing is left."""
     headers = Path(sysconfig.get_path("include")) / "Python.h"
     if not headers.exists():
@@ -423,7 +429,8 @@ def build_wheel(state: State, shelf: Path, build: Callable[[Path], None]) -> Non
     install_tools(state, "compile-tools", COMPILE_TOOLS)
     aside = shelf.with_name(f".{shelf.name}.{platform.node()}.{os.getpid()}")
     for left in shelf.parent.glob(f".{shelf.name}.{platform.node()}.*"):  # of one that was killed here
-        shutil.rmtree(left, ignore_errors=True)
+        if is_alone:
+            shutil.rmtree(left, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
         build(aside)
@@ -440,7 +447,12 @@ FROM_SOURCE = ("--no-deps", "--no-build-isolation", "--no-cache-dir")
 def install_horovod(state: State, mpi: dict[str, str], torch: Torch, wanted: str) -> None:
     toolkit = find_toolkit(os.environ)
     was_cuda = state.keys.get("horovod-device") == "cuda"
-    device, lacks = horovod_device(wanted, torch, toolkit, has_gpu=has_nvidia_gpu(), was_cuda=was_cuda)
+    if torch.build == "rocm" and os.environ.get("HOROVOD_GPU") == "ROCM":
+        device, lacks = "rocm", ""  # by somebody who knows Horovod's own variables
+    else:
+        by_variable = any(name.startswith("HOROVOD_GPU") for name in os.environ)
+        wanted = wanted or ("cuda" if by_variable else "")
+        device, lacks = horovod_device(wanted, torch, toolkit, has_gpu=has_nvidia_gpu(), was_cuda=was_cuda)
     standard = cxx_standard((torch.home / "include/ATen/ATen.h").read_text())
     cuda = cuda_options(torch, toolkit) if device == "cuda" and toolkit else {"HOROVOD_WITHOUT_NVTX": "1"}
     if lacks:
@@ -456,7 +468,7 @@ def install_horovod(state: State, mpi: dict[str, str], torch: Torch, wanted: str
         environment = {name: value for name, value in environment.items() if not name.startswith("HOROVOD_GPU")}
 
     def build(aside: Path) -> None:
-        note = " with NCCL" if device == "cuda" else " for CPU tensors"
+        note = {"cuda": " with NCCL", "rocm": " for ROCm"}.get(device, " for CPU tensors")
         jobs = options["MAKEFLAGS"][2:]
         say(f"horovod: building {HOROVOD} as C++{standard}{note}, {jobs} compilers at a time (some minutes)")
         pip(
@@ -558,10 +570,13 @@ def other_mpi_of_hdf5(h5pcc: str, mpi: dict[str, str]) -> str:
     return found if found != mpi["libmpi"] else ""
 
 
-def install_hvdlm(state: State, torch: Torch) -> None:
+def install_hvdlm(state: State) -> None:
     """With its Python dependencies, none of which may bring another torch than the one Horovod was built for."""
+    # torch 2.13.0+cu130 calls its package 2.13.0; one that came without pip has no package.
+    packages = "[found.version for found in importlib.metadata.distributions(name='torch')]"
+    versions = ask("import importlib.metadata", f"print(*{packages}[:1])").split()
     limits = VENV / "setup-constraints.txt"
-    limits.write_text(f"torch=={torch.version}\n")
+    limits.write_text("".join(f"torch=={version}\n" for version in versions))
     editable = ("--no-build-isolation", "-c", str(limits), "-e", f"{ROOT}[text,test]")
     key = digest({"setup": (ROOT / "setup.py").read_text()})
     install_once(state, "hvdlm", key, "installing with its Python dependencies", *editable)
@@ -582,7 +597,7 @@ def set_up() -> None:
         install_mpi4py(state, mpi)
         install_horovod(state, mpi, torch, wanted)
         install_h5py(state, mpi)
-        install_hvdlm(state, torch)
+        install_hvdlm(state)
         if state.keys != before or "checked" not in before:
             state.set("checked", "")
             say("checking: hvdlm doctor")

@@ -51,7 +51,7 @@ SIGNS = [
     Sign(r"^.*(Read timed out|ReadTimeoutError).*$", NETWORK),
     Sign(r"^.*(?:HTTP error |ERROR: .*\b)(?:401|403|407|5\d\d) .*$", NETWORK),
     Sign(r"^ERROR: (.*THESE PACKAGES DO NOT MATCH THE HASHES.*)$", "the download was damaged; try again"),
-    Sign(r"^.*PermissionError: .*$", "that place belongs to somebody else; XDG_CACHE_HOME and TMPDIR may name others"),
+    Sign(r"^.*(?:PermissionError|Errno 13).*$", "that place is somebody else's; XDG_CACHE_HOME and TMPDIR name others"),
     Sign(r"^ERROR: (Could not find a version that satisfies the requirement [^(]*).*$"),
     Sign(r"^\s+(The user requested \(constraint\) .*)$", "pip's own constraint file excludes what is needed here"),
     Sign(r"^ *((?:\w+\.)*\w+(?:Error|Exception)\b: .*)$"),

@@ -204,6 +204,7 @@ OLD_GCC = 'c10.h:5:2: error: #error "We need GCC 9 or later."'
         (COMPILER.format("/usr/bin/ld: cannot find -lmpi: No such file"), "/usr/bin/ld: cannot find -lmpi", ""),
         (CMAKE, "CMake Error at CMakeLists.txt:230 (message): HOROVOD_GPU_OPERATIONS=X is invalid, supported", ""),
         ("ERROR: Could not install: [Errno 28] No space left on device", "ERROR: Could", "free space"),
+        ("OSError: [Errno 13] Permission denied: '/x'", "OSError: [Errno 13]", "XDG_CACHE_HOME"),
         ("Error: [Errno 30] Read-only file system: '/x/.venv'", "Error: [Errno 30]", "use a checkout"),
         (TRACEBACK, "ModuleNotFoundError: No module named 'packaging'", ""),
         ("$ pip install x\n\nsomething else\n", "something else", ""),
@@ -389,16 +390,16 @@ def test_a_failed_build_leaves_no_half_of_it(tmp_path, monkeypatch, state):
         raise SetupError("no")
 
     with pytest.raises(SetupError, match="no"):
-        setup_env.build_wheel(state, shelf, fails)
+        setup_env.build_wheel(state, shelf, fails, is_alone=True)
     assert list(shelf.parent.iterdir()) == []
-    setup_env.build_wheel(state, shelf, lambda aside: (aside / "a.whl").touch())
+    setup_env.build_wheel(state, shelf, lambda aside: (aside / "a.whl").touch(), is_alone=True)
     assert [path.name for path in shelf.iterdir()] == ["a.whl"]
 
 
 def test_a_python_without_headers_is_said_before_the_build(tmp_path, monkeypatch, state):
     monkeypatch.setattr(setup_env.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(SetupError, match=r"no .*Python\.h; `apt-get install python3-dev`"):
-        setup_env.build_wheel(state, tmp_path / "shelf", lambda aside: None)
+        setup_env.build_wheel(state, tmp_path / "shelf", lambda aside: None, is_alone=True)
 
 
 def test_a_torn_record_of_what_is_installed_means_nothing_is(state):
@@ -541,3 +542,34 @@ def test_h5py_is_built_where_hdf5_is_of_the_same_mpi(of_hdf5, is_built, steps, s
         assert "--no-cache-dir" in steps["h5py-build"][0]
     else:
         assert "is of another MPI, /o/libmpi.so.40" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("has_package", [True, False], ids=["a wheel", "no package of that name"])
+def test_the_torch_that_horovod_was_built_for_stays(has_package, steps, state, monkeypatch, tmp_path):
+    """The wheel of torch 2.13.0+cu130 calls itself 2.13.0, and pip knows it by that."""
+    if has_package:
+        (tmp_path / "torch-2.13.0.dist-info").mkdir()
+        (tmp_path / "torch-2.13.0.dist-info" / "METADATA").write_text("Name: torch\nVersion: 2.13.0\n")
+    monkeypatch.setattr(setup_env, "VENV", tmp_path)
+    paths = f"sys.path[:] = ['{tmp_path}', *(folder for folder in sys.path if 'packages' not in folder)]"
+    asked = [sys.executable, "-c", f"import sys; {paths}; exec(sys.argv[1])"]
+    monkeypatch.setattr(setup_env, "ask", lambda *code: subprocess.check_output([*asked, "; ".join(code)], text=True))
+    setup_env.install_hvdlm(state)
+    assert (tmp_path / "setup-constraints.txt").read_text() == ("torch==2.13.0\n" if has_package else "")
+    assert str(tmp_path / "setup-constraints.txt") in steps["hvdlm"][0]
+
+
+def test_somebody_s_own_venv_is_completed_and_never_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(setup_env, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(setup_env, "PYTHON", tmp_path / ".venv/bin/python")
+    monkeypatch.setattr(setup_env, "STATE", tmp_path / ".venv/setup.json")
+    venv.create(tmp_path / ".venv", symlinks=True)  # as `uv venv`: without pip
+    (tmp_path / ".venv" / "mine").touch()
+
+    def fails(options):
+        raise SetupError("no")
+
+    monkeypatch.setattr(setup_env, "_venv", fails)
+    with pytest.raises(SetupError):
+        setup_env.make_venv()
+    assert (tmp_path / ".venv" / "mine").exists()

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from harness import HVDLM, run_command
 
 from hvdlm import host
+from hvdlm.compute.device import prepare_device
 from hvdlm.errors import UserError
 from hvdlm.launch.environment import launched_as, memory_is_tuned, threads_wanted
 from hvdlm.launch.plan import fresh_environment
@@ -92,6 +94,17 @@ def test_threads_share_cores():
     assert place.threads_per_rank([frozenset({0, 1, 2}), frozenset({4})], 0) == 3
     assert place.find_place(SerialWorld()) == place.Place(0, 1, len(host.affinity()))
     assert 1 <= host.physical_cores() <= len(host.affinity())
+
+
+def test_a_gpu_that_horovod_cannot_use_is_not_used_in_silence(monkeypatch, caplog):
+    """On a machine with a GPU and without the CUDA toolkit Horovod is built for CPU tensors."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    without = place.Place(0, 1, torch.get_num_threads(), takes_gpu_tensors=False)
+    with caplog.at_level("WARNING", "hvdlm"):
+        assert prepare_device("auto", without).type == "cpu"
+    assert "this GPU is not used: Horovod here is built for CPU tensors" in caplog.text
+    with pytest.raises(UserError, match=r"train\.device: cuda: Horovod here is built for CPU tensors"):
+        prepare_device("cuda", without)
 
 
 def test_what_the_user_set_for_threads_and_memory_is_left_alone():

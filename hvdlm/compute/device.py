@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 import torch
@@ -14,6 +15,8 @@ from hvdlm.world.place import Place
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
+log = logging.getLogger("hvdlm")
+
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Matrix products in bf16 or fp16 over float32 parameters; nothing for fp32."""
@@ -21,11 +24,21 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
+def _without_gpu(wanted: DeviceChoice) -> DeviceChoice:
+    lacks = "Horovod here is built for CPU tensors (`make setup TORCH=cuda`: for GPUs; world: mpi does without)"
+    if wanted == "cuda":
+        raise UserError(f"train.device: cuda: {lacks}")
+    log.warning(f"this GPU is not used: {lacks}")
+    return "cpu"
+
+
 def prepare_device(wanted: DeviceChoice, place: Place, *, threads: int = 0) -> torch.device:
     """The rank's device, ready: its own GPU where there are enough, the only visible one, or the CPU's threads.
 
     `threads` is how many the CPU's work shall have; 0 takes OMP_NUM_THREADS, or the rank's fair share of the node.
     """
+    if not place.takes_gpu_tensors and torch.cuda.is_available() and wanted != "cpu":
+        wanted = _without_gpu(wanted)
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         if not memory_is_tuned():
             keep_freed_memory()

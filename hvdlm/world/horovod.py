@@ -73,6 +73,7 @@ class HorovodWorld(World):
         os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", "60")
         os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "300")
         self._hvd = load_horovod()
+        self.takes_gpu_tensors = bool(self._hvd.cuda_built() or self._hvd.rocm_built())
         # Under Gloo's own rendezvous (horovodrun --gloo) ranks are no MPI processes.
         if not met_over_gloo():
             reduce_large_buffers_in_segments()

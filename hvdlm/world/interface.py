@@ -60,6 +60,7 @@ class World(ABC):
     kind: str
     rank: int
     size: int
+    takes_gpu_tensors = True  # a Horovod that was built for CPU tensors does not
     overlaps = False  # a sum that was started goes on by itself while this rank computes
     beats = 0  # pieces of work that this rank has done: a watchdog looks whether it grows
 

@@ -23,11 +23,12 @@ def threads_per_rank(masks: list[frozenset[int]], rank: int) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank runs: its number among the ranks of its host, their number, and its fair threads."""
+    """Where a rank runs: its number among the ranks of its host, their number, its fair threads; may it use a GPU?"""
 
     local_rank: int
     local_size: int
     threads: int
+    takes_gpu_tensors: bool = True
 
 
 def find_place(world: World) -> Place:
@@ -35,4 +36,5 @@ def find_place(world: World) -> Place:
     hosts = world.gather((socket.gethostname(), affinity()))
     local = [rank for rank, (host, _) in enumerate(hosts) if host == hosts[world.rank][0]]
     local_rank = local.index(world.rank)
-    return Place(local_rank, len(local), threads_per_rank([hosts[rank][1] for rank in local], local_rank))
+    threads = threads_per_rank([hosts[rank][1] for rank in local], local_rank)
+    return Place(local_rank, len(local), threads, world.takes_gpu_tensors)
