@@ -11,7 +11,10 @@ from .values import FORMS, parse_minutes
 
 def first_line(script: Script) -> Findings:
     """sbatch: "This does not look like a batch script"."""
-    if not script.shebang:
+    if script.text.startswith("\ufeff"):
+        message = "the file begins with a byte order mark, so sbatch finds no interpreter in its first line"
+        yield error(1, message, "run: sed -i '1s/^\\xef\\xbb\\xbf//' FILE")
+    elif not script.shebang:
         yield error(1, "the first line names no interpreter, so sbatch refuses the script", "begin with #!/bin/bash")
 
 
@@ -148,6 +151,9 @@ def false_blanks(script: Script) -> Findings:
             is_launch = re.search(r"\b(srun|mpi\w+|horovodrun|hvdlm)\b", " ".join(bare)) is not None
             report = error if is_launch or _FALSE_BLANKS.search(bare[0]) else warning
             yield report(command.line, message, remedy)
+        if any(re.fullmatch(r"\\[ \t]", word) for word in command.words):
+            message = "a blank behind the \\ at the line's end: the command ends there, and the next line is another"
+            yield error(command.line, message, "delete the blanks behind it")
 
 
 def _outside_quotes(text: str) -> str:

@@ -79,6 +79,16 @@ def ranks_without_launcher(script: Script) -> Findings:
             )
 
 
+def launcher_without_program(script: Script) -> Findings:
+    """srun: "No command given to execute": a comment or an empty line within a command that goes on by `\\` ends it."""
+    asks = {"help", "h", "usage", "version", "V", "mpi", "app", "f", "hostfile", "configfile"}
+    for line in every_launch(script):
+        is_question = asks & line.options.keys() and line.options.get("mpi", "list") == "list"
+        if not line.program and not is_question and len(line.command.arguments) > 1:
+            message = f"{line.launcher} has no program: a comment or an empty line ends a command that goes on by \\"
+            yield error(line.line, message, "put the comment above the command")
+
+
 def launcher_in_launcher(script: Script) -> Findings:
     """`srun mpirun …` hangs (Open MPI 4.1 in SLURM 22.05) or starts N x N ranks."""
     outer = [(line.command, line, words) for line in every_launch(script) for words in started(line.program)]

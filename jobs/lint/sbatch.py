@@ -124,7 +124,7 @@ class Script:
 
 def parse(text: str, facts: Facts = UNKNOWN) -> Script:
     """Take a batch script apart; faults are reported in it and never raised."""
-    lines = text.replace("\r\n", "\n").split("\n")
+    lines = text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
     shebang = lines[0].rstrip() if lines[0].startswith("#!") else ""
     directives: list[Directive] = []
     faults: list[Finding] = []

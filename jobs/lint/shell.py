@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 KEYWORDS = {"if", "then", "elif", "else", "while", "until", "do", "!", "time", "{"}
 OPENING = {"{": "{", "do": "do", "then": "then", "(": "("}
@@ -31,7 +32,7 @@ class ShellCommand:
     is_tested: bool = False  # its status is looked at: by if, while, !, && or ||, or it is lost in a pipeline
     function: str = ""  # whose body it stands in
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The program or builtin, without its folder and what only sets it up; "" for bare assignments."""
         found = self.arguments
@@ -51,7 +52,7 @@ class ShellCommand:
             found[match[1]] = word[match.end() :]
         return found
 
-    @property
+    @cached_property
     def arguments(self) -> tuple[str, ...]:
         """The words from the program's name on."""
         for at, word in enumerate(self.words):

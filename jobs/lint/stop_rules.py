@@ -66,7 +66,8 @@ def second_wait(script: Script) -> Findings:
         return
     if any(launch.command.in_background for launch in launch_lines(script)):
         message = "the trapped signal ends this wait, and then the job, before the ranks have saved"
-        yield error(waits[0].line, message, "wait again, best in a loop until the launcher has ended")
+        report = error if re.search(r"\bkill\b|STOP|touch|scancel", handler_text(script, traps)) else warning
+        yield report(waits[0].line, message, "wait again, best in a loop until the launcher has ended")
 
 
 def comes_back(script: Script) -> Findings:

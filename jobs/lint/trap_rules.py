@@ -62,11 +62,11 @@ def trap_reaches_somebody(script: Script) -> Findings:
     handler = handler_text(script, traps)
     if re.search("STOP|scancel", handler):
         return
-    for target in re.findall(r"\bkill\b((?:\s+-\w+)*)\s+(?:--\s+)?\"?(\$\{?\w+|\$\$|0\b)", handler):
+    for target in re.findall(r"\bkill\b((?:\s+-\w+)*)\s+(?:--\s+)?\"?(\$\{?\w+|\$\$)", handler):
         name = target[1].strip("${")
         lines = _assigned_at(script, name) if name.isidentifier() else []
         values = [command.assignments.get(name, "") for command in script.body.commands]
-        is_own = target[1] in ("$$", "0") or name == "BASHPID" or (lines and all(v in ("", "$$") for v in values))
+        is_own = target[1] == "$$" or name == "BASHPID" or (lines and all(v in ("", "$$") for v in values))
         if is_own:
             yield error(traps[0].line, "kill sends the signal to this shell itself, and to no rank", 'kill "$launcher"')
         elif name.isidentifier() and not lines and name not in ("PPID",):

@@ -90,7 +90,10 @@ def early_expansion(script: Script) -> Findings:
             if not found or _LOCAL_FOLDER.match(value):
                 continue
             name = min(found)
-            matters = is_launch or re.fullmatch(r"[\"']?\$(\{\w+\}|\w+|\(\(.*\)\))[\"']?", value)
+            # with a rendezvous torchrun does not look at it
+            is_unread = name == "SLURM_NODEID" and re.search(r"rdzv[_-]backend", " ".join(words))
+            is_whole = re.fullmatch(r"[\"']?\$(\{\w+\}|\w+|\(\(.*\)\))[\"']?", value)
+            matters = (is_launch or is_whole) and not is_unread
             remedy = f"let each task do it: srun … bash -c '… ${name} …', in single quotes"
             report = error if matters else warning
             yield report(command.line, f"${name} is expanded once, by the batch shell, where it is 0", remedy)
