@@ -18,8 +18,9 @@ from hvdlm import cli
 from hvdlm.jobs import site
 from hvdlm.jobs.job import JOB_KINDS, Job
 from hvdlm.jobs.lint import RULES, Facts, check, find_shellcheck, shellcheck_findings, syntax_findings
-from hvdlm.jobs.lint.sbatch import OPTIONS, SHORT, parse, parse_megabytes, parse_minutes, parse_signal
+from hvdlm.jobs.lint.sbatch import OPTIONS, SHORT, parse
 from hvdlm.jobs.lint.shell import read_body
+from hvdlm.jobs.lint.values import parse_megabytes, parse_minutes, parse_signal
 from hvdlm.jobs.render import render
 
 CASES = yaml.safe_load((Path(__file__).parent / "lint_cases.yaml").read_text())
@@ -50,8 +51,10 @@ def test_each_fault_is_found_alone_and_on_its_line(base, old, new, level, messag
 def test_every_rule_has_a_bad_script():
     texts = [GOOD[base].replace(old, new, 1) for base, old, new, *_ in BAD] + [text for text, _, _ in OTHERS]
     facts = [Facts(), Facts(threads=99, step_s=90.0, checkpoint_every=1000)]
-    cases = [parse(text, fact) for text in texts for fact in facts]
-    assert [rule.__name__ for rule in RULES if not any(list(rule(case)) for case in cases)] == []
+    unseen = set(RULES)
+    for case in (parse(text, fact) for text in texts for fact in facts):
+        unseen -= {rule for rule in unseen if any(rule(case))}
+    assert {rule.__name__ for rule in unseen} == set()
 
 
 REQUEUES = """#!/bin/bash
@@ -109,6 +112,22 @@ def test_rendered_scripts_are_right(name, stage, tmp_path):
         assert [found for found in check(render(job, place)) if "some stay idle" not in found.message] == []
 
 
+@pytest.mark.parametrize(
+    ("output", "folders", "level"),
+    [
+        ("logs/%j.out", (), "warning"),
+        ("logs/%j.out", ("logs",), ""),
+        ("%j.out", (), ""),
+        ("/far/away/%j.out", (), ""),  # on another machine, as it seems
+        ("/far/away/%j.out", ("/far",), "warning"),
+        ("%x/out", (), ""),
+    ],
+)
+def test_the_folder_of_a_log_is_looked_for(output, folders, level):
+    found = check(f"#!/bin/bash\n#SBATCH --output={output}\ntrue\n", Facts(has_folder=lambda name: name in folders))
+    assert [finding.level for finding in found] == [level] * bool(level)
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(
@@ -144,6 +163,15 @@ def test_the_command_sees_line_breaks_of_dos(tmp_path):
     done, said = lint(tmp_path / "a.sbatch")
     assert done.returncode == 2
     assert any("DOS line breaks" in finding["message"] for finding in said["findings"])
+
+
+def test_the_command_looks_for_the_folder_of_the_log_beside_the_script(tmp_path):
+    (tmp_path / "a.sbatch").write_text("#!/bin/bash\n#SBATCH --output=logs/%j.out\ntrue\n")
+    done, said = lint(tmp_path / "a.sbatch")
+    assert done.returncode == 0
+    assert ["there is no folder logs" in finding["message"] for finding in said["findings"]] == [True]
+    (tmp_path / "logs").mkdir()
+    assert lint(tmp_path / "a.sbatch")[1]["findings"] == []
 
 
 @pytest.fixture
@@ -205,6 +233,20 @@ def test_times_are_slurms():
     for text in ("1h", ":30", "1.5", "1:2:3:4", "", "-"):
         with pytest.raises(ValueError, match="no time"):
             parse_minutes(text)
+
+
+VALUES = yaml.safe_load((Path(__file__).parent / "lint_values.yaml").read_text())
+
+
+@pytest.mark.parametrize("verdict", VALUES)
+def test_values_are_judged_as_sbatch_does(verdict):
+    refused = verdict in ("refused", "taken_but_refused_here")
+    wrong = []
+    for line in VALUES[verdict].splitlines():
+        found = [finding for finding in check(f"#!/bin/bash\n#SBATCH {line}\ntrue\n") if finding.level == "error"]
+        if bool(found) != refused:
+            wrong.append((line, found))
+    assert wrong == []
 
 
 def test_signals_and_sizes_are_slurms():
@@ -272,7 +314,7 @@ def test_the_table_of_options_is_sbatchs(sbatch):
     assert {letter for letter in letters if "invalid option" not in sbatch("", f"-{letter}", "--usage")} == set(SHORT)
 
 
-LINES = [*CASES["lines"].splitlines(), r"--ntasks=4 \ "]
+LINES = [*CASES["lines"].splitlines(), r"--ntasks=4 \ ", "\u00a0--nodes=2", "--nodes=2\u3000-n4", "--comment=x\t-n2"]
 
 
 @pytest.mark.parametrize("line", LINES)

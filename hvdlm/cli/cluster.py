@@ -64,7 +64,7 @@ def lint(files: tuple[Path, ...], as_json: bool) -> int:
 
     What shellcheck finds comes after them, where it is installed.
     """
-    from hvdlm.jobs.lint import check, find_shellcheck, shellcheck_findings, syntax_findings
+    from hvdlm.jobs.lint import Facts, check, find_shellcheck, shellcheck_findings, syntax_findings
 
     shellcheck = find_shellcheck()
     if shellcheck is None:
@@ -73,7 +73,9 @@ def lint(files: tuple[Path, ...], as_json: bool) -> int:
     for path in files:
         with path.open(encoding="utf-8", errors="replace", newline="") as file:  # with its line breaks: some are faults
             text = file.read()
-        found = {"bash": syntax_findings(text), "hvdlm": check(text)}
+        places = (path.parent, Path.cwd())  # where it is likely to be submitted
+        facts = Facts(has_folder=lambda name, places=places: any((place / name).is_dir() for place in places))
+        found = {"bash": syntax_findings(text), "hvdlm": check(text, facts)}
         if shellcheck is not None and not found["bash"]:  # it would only say again that it cannot read on
             found["shellcheck"] = shellcheck_findings(shellcheck, text)
         for source, findings in found.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,7 @@ class Facts:
     threads: int | None = None  # of a rank
     step_s: float | None = None
     checkpoint_every: int | None = None  # steps
+    has_folder: Callable[[str], bool] | None = None  # whether it is there, as seen from where the job is submitted
 
 
 UNKNOWN = Facts()

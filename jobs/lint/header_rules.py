@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from .findings import Findings, error, warning
-from .sbatch import Script, parse_megabytes, parse_minutes, parse_signal
+from .sbatch import OPTIONS, PREFIX, Script
+from .values import FORMS, parse_minutes
 
 
 def first_line(script: Script) -> Findings:
     """sbatch: "This does not look like a batch script"."""
-    if not script.shebang:
+    if script.text.startswith("\ufeff"):
+        message = "the file begins with a byte order mark, so sbatch finds no interpreter in its first line"
+        yield error(1, message, "run: sed -i '1s/^\\xef\\xbb\\xbf//' FILE")
+    elif not script.shebang:
         yield error(1, "the first line names no interpreter, so sbatch refuses the script", "begin with #!/bin/bash")
 
 
@@ -57,6 +60,12 @@ _EXCLUSIVE_OPTIONS = {
     "mem-per-cpu": "mem-per-gpu",
     "core-spec": "thread-spec",
     "ntasks-per-gpu": "gpus-per-task gpus-per-socket ntasks-per-node",
+    "cpus-per-gpu": "cpus-per-task",
+}
+# What one of these has to stand beside it, in the header or on sbatch's command line.
+_NEEDED = {
+    "gpus-per-socket": "sockets-per-node extra-node-info",
+    "gpus-per-task": "ntasks nodes ntasks-per-node gpus",
 }
 
 
@@ -68,53 +77,84 @@ def exclusive_options(script: Script) -> Findings:
                 yield error(script.line_of(other), f"sbatch refuses --{one} and --{other} together", "keep one of them")
 
 
-_NEVER_EXPANDED = ("output", "error", "input", "chdir", "partition", "account", "job-name", "nodes", "ntasks")
+def needed_options(script: Script) -> Findings:
+    """sbatch: "--gpus-per-socket option requires --sockets-per-node specification", and its like."""
+    for one, others in _NEEDED.items():
+        if script.has(one) and not any(map(script.has, others.split())):
+            message = f"sbatch refuses --{one} where nothing says --{others.split()[0]}"
+            yield warning(script.line_of(one), message, f"add --{others.split()[0]}=…")
+
+
+# What is written there is a word to sbatch and nobody's loss.
+_LITERAL = ("job-name", "mail-user", "wckey", "export", "bb", "extra")
+_PATHS = ("output", "error", "input", "chdir")
 
 
 def shell_variables(script: Script) -> Findings:
-    """sbatch expands %j and its like, but neither $VARIABLES nor ~; the job then dies without any log."""
+    """sbatch expands %j and its like, but neither $VARIABLES nor ~; a log in such a folder ends the job unseen."""
     for directive in script.directives:
-        if directive.key in _NEVER_EXPANDED and re.search(r"\$[\w{(]|^~", directive.value or ""):
-            remedy = f"write it out, use %j, %x or %u, or give --{directive.key} on sbatch's command line"
-            yield error(directive.line, f"--{directive.key}={directive.value}: sbatch expands no variables", remedy)
-
-
-def _count(text: str) -> None:
-    if not text.isdecimal() or int(text) == 0:
-        raise ValueError(f"{text!r} is no number above 0")
-
-
-def _nodes(text: str) -> None:
-    found = re.fullmatch(r"(\d+)[kKmM]?(?:-(\d+)[kKmM]?)?", text)
-    if found is None and not re.fullmatch(r"[\d,:-]*\d", text):  # lists of sizes came with 23.11
-        raise ValueError(f"{text!r} is no number of nodes")
-    if found and found[2] and text[-1].isdecimal() and int(found[2]) < int(found[1]):
-        raise ValueError(f"{text!r} ends before it begins")
-
-
-def _open_mode(text: str) -> None:
-    if text[:1] not in ("a", "t"):
-        raise ValueError(f"{text!r} is neither append nor truncate")
-
-
-# options, what reads their values or raises ValueError, and how they are written
-_FORMS: tuple[tuple[str, Callable[[str], object], str], ...] = (
-    ("time time-min", parse_minutes, "write minutes, hours:minutes:seconds or days-hours:minutes:seconds"),
-    ("signal", parse_signal, "write for example B:USR1@120"),
-    ("mem mem-per-cpu mem-per-gpu tmp", parse_megabytes, "write a whole number, perhaps with K, M, G or T"),
-    ("nodes", _nodes, "write a number, or from-to"),
-    ("ntasks ntasks-per-node cpus-per-task", _count, "write a whole number"),
-    ("open-mode", _open_mode, "write append or truncate"),
-)
+        key, value = directive.key, directive.value or ""
+        if key not in OPTIONS or not re.search(r"\$[\w{(]|^~", value) or key in ("comment", "wrap"):
+            continue
+        patterns = ", use %j, %x or %u" if key in _PATHS else ""
+        remedy = f"write it out{patterns}, or give --{key} on sbatch's command line"
+        is_harmless = key in _LITERAL or (key in _PATHS and "/" not in value and key != "chdir")
+        report = warning if is_harmless else error
+        yield report(directive.line, f"--{key}={value}: sbatch expands no variables", remedy)
 
 
 def values(script: Script) -> Findings:
     """Values that sbatch refuses."""
-    forms = {key: (form, remedy) for keys, form, remedy in _FORMS for key in keys.split()}
     for directive in script.directives:
-        if directive.key in forms and "$" not in (directive.value or ""):
-            form, remedy = forms[directive.key]
+        if directive.key in FORMS and "$" not in (directive.value or ""):
+            form, remedy = FORMS[directive.key]
             try:
                 form(directive.value or "")
             except ValueError as problem:
                 yield error(directive.line, f"--{directive.key}: {problem}", remedy)
+
+
+def shortened(script: Script) -> Findings:
+    """sbatch takes --tasks for --tasks-per-node, --cores for --cores-per-socket, --threads for --threads-per-core."""
+    for directive in script.directives:
+        for word, name in re.findall(r"--((tasks|cores|threads)[a-z-]*)", directive.raw):
+            full = {"tasks": "tasks-per-node", "cores": "cores-per-socket", "threads": "threads-per-core"}[name]
+            if word != full and full.startswith(word) and "-per-" not in word:
+                yield warning(directive.line, f"--{word} is --{full} to sbatch", "write the name out")
+
+
+def minimum_time(script: Script) -> Findings:
+    """sbatch: "Invalid time-min specification (exceeds job's time or other limits)"."""
+    try:
+        least, limit = (parse_minutes(script.get(key) or "") for key in ("time-min", "time"))
+    except ValueError:
+        return
+    if least > limit:
+        message = f"--time-min={script.get('time-min')} is more than --time={script.get('time')}"
+        yield error(script.line_of("time-min"), message, "write the shorter time as --time-min")
+
+
+# No-break and other wide spaces, zero-width letters: blanks to a reader, letters to sbatch and the shell.
+_FALSE_BLANKS = re.compile("[\u00a0\u1680\u2000-\u200d\u202f\u205f\u2060\u3000\ufeff]")
+
+
+def false_blanks(script: Script) -> Findings:
+    """Copied from a web page: `srun --mpi` with a no-break space is a program's name of eleven letters."""
+    remedy = "type the blank anew; to find them: grep -nP '[^\\x00-\\x7F]' FILE"
+    message = "what looks like a blank here is another character (a no-break space or its like)"
+    for number, line in enumerate(script.text.split("\n"), 1):
+        if line.startswith(PREFIX) and _FALSE_BLANKS.search(_outside_quotes(line.partition(" #")[0])):
+            yield error(number, message, remedy)
+    for command in script.body.commands:
+        bare = [_outside_quotes(word) for word in command.words]
+        if any(map(_FALSE_BLANKS.search, bare)):
+            is_launch = re.search(r"\b(srun|mpi\w+|horovodrun|hvdlm)\b", " ".join(bare)) is not None
+            report = error if is_launch or _FALSE_BLANKS.search(bare[0]) else warning
+            yield report(command.line, message, remedy)
+        if any(re.fullmatch(r"\\[ \t]", word) for word in command.words):
+            message = "a blank behind the \\ at the line's end: the command ends there, and the next line is another"
+            yield error(command.line, message, "delete the blanks behind it")
+
+
+def _outside_quotes(text: str) -> str:
+    return re.sub(r"\"[^\"]*\"|'[^']*'", "", text)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hvdlm.launch.launchers import MPIRUN_PROGRAMS
 
 from .sbatch import OPTIONS, SHORT, Script, named
-from .shell import ShellCommand, unquote
+from .shell import ShellCommand, base_name, behind_wrappers, inner_text, read_body, substitutions, unquote
 
 _SRUN_SHORT = SHORT | named("K kill-on-bad-exit T threads W wait j jobid l label r relative u unbuffered")
 _SRUN_OWN = "accel-bind bcast cpu-bind epilog het-group jobid mpi msg-timeout prolog relative task-epilog task-prolog"
@@ -36,6 +36,14 @@ _SYSTEM = """
     uname unsquashfs unzip uptime which zstd
 """
 _OWN_RENDEZVOUS = ("torchrun", "accelerate", "deepspeed", "torch.distributed.run", "torch.distributed.launch", "ray")
+LAUNCHERS = ("srun", *MPIRUN_PROGRAMS, "horovodrun")
+# What runs a program that is named somewhere behind it.
+_CARRIERS = """
+    apptainer singularity shifter podman podman-hpc docker enroot ch-run sarus uv conda mamba micromamba pixi poetry
+    python python3 xvfb-run
+"""
+# Commands of hvdlm that are refused where a SLURM job has another number of tasks than there are ranks.
+RANKED = ("train", "preprocess", "eval")
 _MPI_TRACES = re.compile(
     r"\b(hvdlm|horovod\w*|hvd|mpi4py|open-?mpi|mpich\d?|mvapich\d?|impi|intel-?mpi|hpcx|cray-mpich\w*"
     r"|(I_MPI|OMPI|MPICH|HOROVOD)_\w+)\b"
@@ -58,41 +66,83 @@ class LaunchLine:
     @property
     def tasks(self) -> int | None:
         """How many it asks for; None if it does not say, or not as a number."""
-        value = self.options.get("ntasks", "")
-        return int(value) if value.isdecimal() else None
+        return self.number("ntasks")
 
     @property
     def is_mpirun(self) -> bool:
         return self.launcher in MPIRUN_PROGRAMS
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """The program's, without quotes; those of the text for `bash -c '…'`."""
+        text = inner_text(self.program)
+        if text is None:
+            return self.program
+        return tuple(unquote(word) for command in read_body(text).commands for word in command.words)
+
+    @property
     def is_hvdlm(self) -> bool:
-        return any(word.rpartition("/")[2] == "hvdlm" for word in self.program)
+        return any(base_name(word) == "hvdlm" for word in self.words)
+
+    @property
+    def is_horovod(self) -> bool:
+        """Ranks that share a GPU there fail: NCCL refuses."""
+        return self.is_hvdlm or self.launcher == "horovodrun" or any("horovod" in word for word in self.words)
+
+    @property
+    def has_parts(self) -> bool:
+        """Several programs with a `:` between them, each with sizes of its own."""
+        return ":" in self.program
+
+    def number(self, key: str) -> int | None:
+        """An option's whole number; None for any other, and for none."""
+        value = self.options.get(key, "")
+        return int(value) if value.isdecimal() and not self.has_parts else None
+
+
+def started(words: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """What a command runs in the end, behind wrappers, containers and `bash -c`; each with its own words.
+
+    >>> started(("apptainer", "exec", "x.sif", "hvdlm", "train"))
+    [('hvdlm', 'train')]
+    """
+    words = tuple(map(unquote, behind_wrappers(words)))
+    text = inner_text(words)
+    if text is not None:
+        return [each for command in read_body(text).commands for each in started(command.words)]
+    if words and base_name(words[0]) in _CARRIERS.split():
+        known = ("hvdlm", *LAUNCHERS)
+        at = next((at for at, word in enumerate(words) if base_name(word) in known), 0)
+        words = words[at:]
+    return [(base_name(words[0]), *words[1:])] if words else []
+
+
+def every_launch(script: Script) -> list[LaunchLine]:
+    """All commands of launchers, whatever they start."""
+    commands = [each for command in script.body.commands for each in (command, *substitutions(command))]
+    return [_read(command) for command in commands if command.name in LAUNCHERS]
 
 
 def launch_lines(script: Script) -> list[LaunchLine]:
     """Every launch of ranks in the script; steps of system tools and of one task are none."""
     traces = any(_MPI_TRACES.search(word) for command in script.body.commands for word in command.words)
-    found = [_read(command) for command in script.body.named("srun", *MPIRUN_PROGRAMS, "horovodrun")]
-    return [line for line in found if _starts_ranks(line, traces)]
+    return [line for line in every_launch(script) if _starts_ranks(line, traces)]
 
 
 def _starts_ranks(line: LaunchLine, has_traces_of_mpi: bool) -> bool:
     if not line.program or (line.tasks == 1 and line.launcher == "srun"):
         return False
-    program = line.program
-    if program[0] in ("bash", "sh") and len(program) > 2:  # bash -c 'nvidia-smi -L'
-        program = tuple(program[2].split()) or program
-    if program[0].rpartition("/")[2] in _SYSTEM.split():
+    words = line.words or line.program
+    if base_name(words[0]) in _SYSTEM.split():
         return False
-    if any(word.rpartition("/")[2] in _OWN_RENDEZVOUS for word in line.program):
+    if any(base_name(word) in _OWN_RENDEZVOUS for word in words):
         return False
     return line.launcher != "srun" or line.is_hvdlm or has_traces_of_mpi
 
 
 def _read(command: ShellCommand) -> LaunchLine:
     launcher, *words = [unquote(word) for word in command.arguments]
-    launcher = launcher.rpartition("/")[2]
+    launcher = base_name(launcher)
     options: dict[str, str] = {}
     while words and words[0].startswith("-") and words[0] != "--":
         read = _read_srun_option if launcher == "srun" else _read_mpirun_option

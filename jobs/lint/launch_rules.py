@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from .findings import Findings, counted, error, warning
-from .launch_lines import LaunchLine, launch_lines
+from .launch_lines import LAUNCHERS, RANKED, LaunchLine, every_launch, launch_lines, started
+from .programs import own_commands
 from .sbatch import Script
-from .shell import expanded_names, unquote
-from .sizes import cores_per_rank, num_nodes, num_tasks, threads_set
-
-_OF_A_TASK = {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"}
+from .shell import base_name, unquote
+from .sizes import cores_of_step as _width
+from .sizes import cores_per_rank, has_whole_nodes, num_nodes, num_tasks, tasks_asked, threads_set
 
 
 def _steps(script: Script, *, unless_set: str) -> list[LaunchLine]:
@@ -21,7 +22,7 @@ def _steps(script: Script, *, unless_set: str) -> list[LaunchLine]:
 
 def tasks_of_launch(script: Script) -> Findings:
     """S1, S11: the launch line starts another number of ranks than the header asks for."""
-    tasks, lines = num_tasks(script), launch_lines(script)
+    tasks, lines = tasks_asked(script), launch_lines(script)
     if tasks is None or "SLURM_NTASKS" in script.body.exports:
         return
     for line in lines:
@@ -30,13 +31,82 @@ def tasks_of_launch(script: Script) -> Findings:
         message = f"{line.launcher} starts {counted(line.tasks, 'rank')}, the job has {counted(tasks, 'task')}"
         option = "-n" if line.launcher == "srun" else "-np"
         remedy = f'write {option} "$SLURM_NTASKS", and the number in the header alone'
-        if line.tasks > tasks or (line.is_hvdlm and line.launcher != "srun"):  # a step has a count of its own
+        if _is_refused(script, line, tasks):
             yield error(line.line, message, remedy)
-        elif len(lines) == 1 and not line.command.in_loop:
+        elif line.tasks > tasks or (len(lines) == 1 and not line.command.in_loop):
             yield warning(line.line, message, remedy)
 
 
-def cores_of_step(script: Script) -> Findings:
+def _is_refused(script: Script, line: LaunchLine, tasks: int) -> bool:
+    """By srun, which has not so many cores; by Open MPI, which has not so many slots; or by hvdlm itself."""
+    wanted, job_cores = line.tasks or 0, tasks * (script.number("cpus-per-task") or 1)
+    if line.launcher == "srun":  # a step has a count of its own
+        lifts = has_whole_nodes(script) or {"overcommit", "O"} & line.options.keys()
+        return wanted > tasks and not lifts and wanted * (_width(script, line) or 0) > job_cores
+    if line.is_hvdlm:
+        return any(word in RANKED for word in line.words)
+    is_oversubscribed = re.search("oversubscribe", " ".join([*line.options, *line.options.values()]), re.IGNORECASE)
+    return wanted > tasks and _is_open_mpi(script, line) and not is_oversubscribed
+
+
+def tasks_of_whole_nodes(script: Script) -> Findings:
+    """A header of nodes alone gives one core of each, unless --exclusive or the partition gives whole nodes."""
+    nodes, says_tasks = num_nodes(script), any(map(script.has, ("ntasks", "ntasks-per-node", "ntasks-per-gpu")))
+    if not script.has("nodes") or nodes is None or says_tasks or has_whole_nodes(script):
+        return
+    for line in launch_lines(script):
+        if line.tasks is not None and line.tasks > nodes:
+            message = f"{line.launcher} starts {line.tasks} ranks, and the header asks for no tasks or whole nodes"
+            remedy = f"add --ntasks={line.tasks}, or --exclusive where the partition does not give whole nodes anyway"
+            yield warning(line.line, message, remedy)
+
+
+def ranks_without_launcher(script: Script) -> Findings:
+    """One process in a job of many tasks: hvdlm refuses to do alone what the others are there for."""
+    tasks = tasks_asked(script)
+    for command, words in own_commands(script):
+        if words[1:2] == ("launch",):
+            counts = [number for option, number in pairwise(words) if option in ("-np", "-n", "--ranks")]
+            if tasks and counts and counts[0].isdecimal() and int(counts[0]) > tasks:
+                message = f"hvdlm launch starts {counts[0]} ranks, the job has {counted(tasks, 'task')}"
+                yield error(command.line, message, f"ask for --ntasks={counts[0]} in the header, or leave -np out")
+        elif "SLURM_NTASKS" in {**script.body.exports, **command.assignments} or "world=serial" in words:
+            continue
+        elif tasks and tasks > 1 and words[1:2] and words[1] in RANKED:
+            message = f"hvdlm {words[1]} runs as one process in a job of {tasks} tasks, and refuses that"
+            yield error(
+                command.line, message, f"write: hvdlm launch -- {words[1]} …, or srun --mpi=pmix hvdlm {words[1]} …"
+            )
+
+
+def launcher_without_program(script: Script) -> Findings:
+    """srun: "No command given to execute": a comment or an empty line within a command that goes on by `\\` ends it."""
+    asks = {"help", "h", "usage", "version", "V", "mpi", "app", "f", "hostfile", "configfile"}
+    for line in every_launch(script):
+        is_question = asks & line.options.keys() and line.options.get("mpi", "list") == "list"
+        if not line.program and not is_question and len(line.command.arguments) > 1:
+            message = f"{line.launcher} has no program: a comment or an empty line ends a command that goes on by \\"
+            yield error(line.line, message, "put the comment above the command")
+
+
+def launcher_in_launcher(script: Script) -> Findings:
+    """`srun mpirun …` hangs (Open MPI 4.1 in SLURM 22.05) or starts N x N ranks."""
+    outer = [(line.command, line, words) for line in every_launch(script) for words in started(line.program)]
+    for command, line, words in outer:
+        inner = "hvdlm launch" if words[:2] == ("hvdlm", "launch") else words[0]
+        if inner not in LAUNCHERS and inner != "hvdlm launch":
+            continue
+        message = f"{line.launcher} starts {inner}, a launcher in a launcher: it hangs or starts ranks many times over"
+        is_one = line.tasks == 1 and inner not in ("srun", "hvdlm launch", "horovodrun")
+        yield (warning if is_one else error)(command.line, message, f"leave {line.launcher} out, or {inner}")
+    for command, words in own_commands(script):
+        program = words[words.index("--") + 1 :] if "--" in words else words[2:]
+        if words[1:2] == ("launch",) and program and base_name(program[0]) in LAUNCHERS:
+            message = f"hvdlm launch starts {program[0]}, a launcher in a launcher"
+            yield error(command.line, message, "write: hvdlm launch -- train …")
+
+
+def cores_of_job(script: Script) -> Findings:
     """S7: since 22.05 srun does not take cpus-per-task from the job, and gives each rank one core."""
     if not script.has("cpus-per-task") or cores_per_rank(script) == 1:
         return
@@ -45,19 +115,6 @@ def cores_of_step(script: Script) -> Findings:
         if "cpus-per-task" not in line.options and not places_itself:
             remedy = "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK before it"
             yield warning(line.line, "srun does not take --cpus-per-task from the job (since 22.05)", remedy)
-
-
-def variables_of_header(script: Script) -> Findings:
-    """SLURM_CPUS_PER_TASK is set only where --cpus-per-task is given; SLURM_NTASKS only where tasks are."""
-    tasks = ("ntasks", "ntasks-per-node", "ntasks-per-gpu")
-    for name, keys in (("SLURM_CPUS_PER_TASK", ("cpus-per-task",)), ("SLURM_NTASKS", tasks)):
-        if not script.directives or any(map(script.has, keys)) or name in script.body.exports:
-            continue
-        for command in script.body.commands:
-            if any(re.search(rf"\${name}\b|\${{{name}}}", word) for word in command.words):
-                remedy = f"add #SBATCH --{keys[0]}=…, or write ${{{name}:-1}}"
-                yield warning(command.line, f"SLURM sets {name} only with --{keys[0]}", remedy)
-                break
 
 
 def one_core_a_rank(script: Script) -> Findings:
@@ -76,14 +133,19 @@ def one_core_a_rank(script: Script) -> Findings:
             yield warning(line.line, f"Open MPI binds two ranks to a core each, {threads} threads on it", remedy)
 
 
+def _is_open_mpi(script: Script, line: LaunchLine) -> bool:
+    text = " ".join(word for command in script.body.commands for word in command.words)
+    options = line.options.keys() & {"mca", "x", "map-by"}
+    return bool(re.search(r"OMPI_|\bopen-?mpi\b", text, re.IGNORECASE) or options)
+
+
 def _binds_by_default(script: Script, line: LaunchLine) -> bool:
     """Open MPI binds to a core for up to two ranks; nothing is known where the MPI is another, or not named."""
-    text = " ".join(word for command in script.body.commands for word in command.words)
-    is_open_mpi = re.search(r"OMPI_|\bopen-?mpi\b", text, re.IGNORECASE) or line.options.keys() & {"mca", "x", "map-by"}
     decides = {"bind-to", "map-by", "rankfile", "cpu-set", "cpu-list"} & line.options.keys()
+    text = " ".join(word for command in script.body.commands for word in command.words)
     decides_elsewhere = re.search(r"hwloc_base_binding|PRTE_MCA|rmaps_base|binding_policy", text)
     tasks = line.tasks or num_tasks(script)
-    return bool(line.is_mpirun and is_open_mpi and not decides and not decides_elsewhere and tasks == 2)
+    return bool(line.is_mpirun and _is_open_mpi(script, line) and not decides and not decides_elsewhere and tasks == 2)
 
 
 def affinity_of_threads(script: Script) -> Findings:
@@ -115,23 +177,6 @@ def end_of_step(script: Script) -> Findings:
         if line.options.get("kill-on-bad-exit", "0") == "0":
             message = "when one rank fails, srun leaves the others waiting"
             yield warning(line.line, message, "write srun --kill-on-bad-exit=1")
-
-
-def early_expansion(script: Script) -> Findings:
-    """S11: the batch shell expands a rank's variable, so that all ranks get the batch shell's own."""
-    by_line = {id(line.command): line for line in launch_lines(script)}
-    starts = [line.line for line in by_line.values()]
-    for command in script.body.commands:
-        words = [*command.words, *command.targets] if id(command) in by_line else _exported(command.words)
-        found = {name for word in words for name in expanded_names(word)} & _OF_A_TASK
-        if found and starts and command.line <= max(starts):
-            name = min(found)
-            remedy = f"let each task do it: srun … bash -c '… ${name} …', in single quotes"
-            yield error(command.line, f"${name} is expanded once, by the batch shell, where it is 0", remedy)
-
-
-def _exported(words: tuple[str, ...]) -> list[str]:
-    return [word for word in words if "=" in word] if words[:1] == ("export",) else []
 
 
 def fixed_hosts(script: Script) -> Findings:

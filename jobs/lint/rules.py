@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from types import ModuleType
 
-from . import header_rules, launch_rules, size_rules, stop_rules
+from . import header_rules, launch_rules, log_rules, size_rules, stop_rules, trap_rules, variable_rules
 from .findings import UNKNOWN, Facts, Finding, Findings
 from .sbatch import Script, parse
 
@@ -23,8 +23,8 @@ def _rules_of(module: ModuleType) -> Rules:
     return tuple(each for each in functions if each.__annotations__.get("return") == "Findings")
 
 
-HEADER_RULES = _rules_of(header_rules)
-RULES: Rules = sum(map(_rules_of, (size_rules, launch_rules, stop_rules)), HEADER_RULES)
+HEADER_RULES = _rules_of(header_rules) + _rules_of(log_rules)
+RULES: Rules = sum(map(_rules_of, (size_rules, launch_rules, variable_rules, stop_rules, trap_rules)), HEADER_RULES)
 
 
 def check(text: str, facts: Facts = UNKNOWN) -> list[Finding]:

@@ -8,13 +8,12 @@ Checked against sbatch 22.05; the options of later releases up to 24.11 are know
 from __future__ import annotations
 
 import difflib
-import math
 import re
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .findings import UNKNOWN, Facts, Finding, error
+from .findings import UNKNOWN, Facts, Finding, error, warning
+from .names import nearest
 from .shell import Body, read_body
 
 PREFIX = "#SBATCH"
@@ -61,9 +60,21 @@ SHORT = named("""
 
 _ALIASES = {"tasks-per-node": "ntasks-per-node"}  # sbatch knows it, its manual does not
 
-# What --signal takes, by name or number; SLURM knows no others.
-_SIGNALS = "HUP INT QUIT ABRT KILL USR1 USR2 ALRM TERM CONT STOP TSTP TTIN TTOU URG XCPU"
-SIGNALS = {name: int(signal.Signals[f"SIG{name}"]) for name in _SIGNALS.split()}  # Linux's numbers are SLURM's
+# srun's alone. (Other names that sbatch does not know may be a site's own: its plug-ins bring options to sbatch.)
+SRUN_OPTIONS = """
+    accel-bind bcast bcast-exclude compress cpu-bind disable-status epilog exact het-group immediate interactive
+    jobid join kill-on-bad-exit label launch-cmd mpi msg-timeout multi-prog overlap preserve-env prolog pty
+    quit-on-interrupt relative resv-ports send-libs slurmd-debug task-epilog task-prolog threads unbuffered
+"""
+# what people write for an option who know another release or scheduler, or guess
+_MEANT = named("""
+    workdir chdir cwd chdir share oversubscribe shared oversubscribe walltime time wall-time time timelimit time
+    time-limit time queue partition memory mem mem-per-node mem name job-name project account stdout output
+    stderr error stdin input log output ncpus cpus-per-task np ntasks nprocs ntasks processes ntasks email mail-user
+    mail-address mail-user mail-events mail-type notify mail-type hosts nodelist ppn ntasks-per-node
+    no-requeueing no-requeue rerun requeue
+""")
+_COUNTED = re.compile(r"(n?tasks?|procs?|cpus?|gpus?|cores?|threads?|sockets?|mem|nodes?)-per-\w+")
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,7 @@ class Script:
 
 def parse(text: str, facts: Facts = UNKNOWN) -> Script:
     """Take a batch script apart; faults are reported in it and never raised."""
-    lines = text.replace("\r\n", "\n").split("\n")
+    lines = text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
     shebang = lines[0].rstrip() if lines[0].startswith("#!") else ""
     directives: list[Directive] = []
     faults: list[Finding] = []
@@ -127,6 +138,9 @@ def parse(text: str, facts: Facts = UNKNOWN) -> Script:
                 num_components += words in (["hetjob"], ["packjob"])
                 for key, value in _options(words):
                     directives.append(Directive(number, _ALIASES.get(key, key), value, line))
+                    if key not in OPTIONS:
+                        message = f"sbatch itself has no option --{key}, and refuses it where no plug-in brings it"
+                        faults.append(warning(number, message, "see `sbatch --help` on your cluster"))
             except _Refused as refusal:
                 faults.append(error(number, *refusal.args))
         elif _looks_like_directive(line):
@@ -144,6 +158,9 @@ class _Refused(Exception):
     """What sbatch has against a line: message, remedy."""
 
 
+_BLANKS = " \t\n\v\f\r"  # what isspace() of C takes for one: no others, which word processors and web pages put in
+
+
 def split_words(rest: str) -> list[str]:
     """The words of a #SBATCH line, behind that word.
 
@@ -156,7 +173,7 @@ def split_words(rest: str) -> list[str]:
     words = [""]
     quote, escaped = "", False
     for char in rest:
-        if char.isspace() and not quote:
+        if char in _BLANKS and not quote:
             words.append("")
             escaped = False
         elif escaped:
@@ -199,6 +216,9 @@ def _options(words: list[str]) -> Iterator[tuple[str, str | None]]:
 def _long(word: str, rest: list[str]) -> tuple[str, str | None]:
     name, equals, value = word[2:].partition("=")
     key = _resolve(name)
+    if key not in OPTIONS:  # a plug-in's; whether it wants a value only the plug-in knows
+        takes_next = not equals and rest and not rest[0].startswith("-")
+        return key, rest.pop(0) if takes_next else value if equals else None
     if equals and OPTIONS[key] == "no":
         raise _Refused(f"--{key} takes no value", f"write --{key} alone")
     if equals or OPTIONS[key] != "yes":
@@ -209,13 +229,18 @@ def _long(word: str, rest: list[str]) -> tuple[str, str | None]:
 
 
 def _resolve(name: str) -> str:
-    """The option's full name, as getopt_long finds it."""
+    """The option's full name, as getopt_long finds it; the name itself where it can only be a plug-in's."""
     longer = [option for option in OPTIONS if name and option.startswith(name)]
     if name in OPTIONS or len(longer) == 1:
         return name if name in OPTIONS else longer[0]
-    near = longer or difflib.get_close_matches(name.lower().replace("_", "-"), OPTIONS, n=1, cutoff=0.6)
-    hint = "did you mean " + " or ".join(f"--{option}" for option in near[:4]) + "?" if near else "see man sbatch"
-    raise _Refused(f"sbatch has no option --{name}", hint)
+    if name in SRUN_OPTIONS.split():
+        raise _Refused(f"--{name} is an option of srun, sbatch has none", "write it on the srun line")
+    alike = name.lower().replace("_", "-")
+    near = longer or [found for found in (_MEANT.get(alike), nearest(alike, OPTIONS)) if found]
+    if near or not re.fullmatch(r"[A-Za-z]\S*", name) or _COUNTED.fullmatch(alike):
+        hint = f"did you mean {' or '.join(f'--{option}' for option in near[:4])}?" if near else "see man sbatch"
+        raise _Refused(f"sbatch has no option --{name}", hint)
+    return name
 
 
 def _short(word: str, rest: list[str]) -> Iterator[tuple[str, str | None]]:
@@ -236,65 +261,11 @@ def _short(word: str, rest: list[str]) -> Iterator[tuple[str, str | None]]:
 
 
 def _looks_like_directive(line: str) -> bool:
-    """`# SBATCH`, `##SBATCH`, an indented one, `#sbatch`, `#SBACTH`: with an option behind, and not sbatch's word."""
-    found = re.match(r"\s*##?\s*([A-Za-z]{4,9})\s+--?[A-Za-z]", line)
-    return found is not None and difflib.SequenceMatcher(None, found[1].upper(), "SBATCH").ratio() > 0.7
+    """`# SBATCH`, an indented one, `#sbatch`, `#SBACTH`, with an option behind: a slip.
 
-
-_TIME = re.compile(r"(?:(\d+)-)?(\d*)(?::(\d+))?(?::(\d+))?")
-
-
-def parse_minutes(text: str) -> float:
-    """Minutes of a SLURM time, rounded up to whole ones as SLURM does; `math.inf` for none; ValueError if it is none.
-
-    >>> [parse_minutes(text) for text in ("90", "90:30", "1:30:00", "1-12", "1-12:30", "1-12:30:00", "0")]
-    [90, 91, 90, 2160, 2190, 2190, inf]
+    `##SBATCH` puts one aside, `# sbatch -N 4 x.sbatch` says how the script is called: both are meant.
     """
-    if text in ("0", "-1") or text.lower() in ("unlimited", "infinite"):
-        return math.inf
-    found = _TIME.fullmatch(text)
-    if found is None or not (found[1] or found[2]) or (found[2] == "" and found[3]):
-        raise ValueError(f"{text!r} is no time of SLURM's")
-    days = found[1]
-    parts = [int(part) for part in found.groups()[1:] if part]
-    if days is None and len(parts) < 3:  # minutes, minutes:seconds
-        parts = [0, *parts]
-    hours, minutes, seconds = [*parts, 0, 0, 0][:3]
-    return math.ceil(int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60)
-
-
-@dataclass(frozen=True)
-class Signal:
-    """--signal: which, how many seconds before the end, and whether to the batch shell alone."""
-
-    name: str  # without SIG
-    lead_s: int
-    to_batch_shell: bool
-
-
-def parse_signal(text: str) -> Signal:
-    """`[{R|B}:]<name or number>[@<seconds>]`; ValueError if it is none.
-
-    >>> parse_signal("B:USR1@120")
-    Signal(name='USR1', lead_s=120, to_batch_shell=True)
-    """
-    found = re.fullmatch(r"(?:([RB]{1,2}):)?(?:SIG)?(\w+)(?:@(\d*))?", text.upper())
-    name = next((key for key, number in SIGNALS.items() if found and found[2] in (key, str(number))), None)
-    if found is None or name is None:
-        raise ValueError(f"{text!r} is no signal of SLURM's")
-    lead = 60 if found[3] is None else int(found[3] or 0)
-    if lead > 65535:
-        raise ValueError(f"{lead} s are more than SLURM's 65535")
-    return Signal(name, lead, "B" in (found[1] or ""))
-
-
-def parse_megabytes(text: str) -> float:
-    """A memory size of SLURM's, megabytes unless a unit says otherwise; ValueError if it is none.
-
-    >>> [parse_megabytes(text) for text in ("512", "4G", "4GB", "1T")]
-    [512, 4096, 4096, 1048576]
-    """
-    found = re.fullmatch(r"(\d+)([KMGT]?)B?", text.upper())
-    if found is None:
-        raise ValueError(f"{text!r} is no size of SLURM's")
-    return int(found[1]) * {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}[found[2]]
+    found = re.match(r"\s*#(\s*)([A-Za-z]{4,9})[:\s]\s*--?[A-Za-z]", line)
+    if found is None or (found[1] and found[2].islower()):
+        return False
+    return difflib.SequenceMatcher(None, found[2].upper(), "SBATCH").ratio() > 0.7

@@ -7,7 +7,9 @@ words as written, so that a check sees what the shell would expand. What it cann
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 KEYWORDS = {"if", "then", "elif", "else", "while", "until", "do", "!", "time", "{"}
 OPENING = {"{": "{", "do": "do", "then": "then", "(": "("}
@@ -30,11 +32,11 @@ class ShellCommand:
     is_tested: bool = False  # its status is looked at: by if, while, !, && or ||, or it is lost in a pipeline
     function: str = ""  # whose body it stands in
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The program or builtin, without its folder and what only sets it up; "" for bare assignments."""
         found = self.arguments
-        return unquote(found[0]).rpartition("/")[2] if found else ""
+        return base_name(found[0]) if found else ""
 
     @property
     def assignments(self) -> dict[str, str]:
@@ -50,12 +52,12 @@ class ShellCommand:
             found[match[1]] = word[match.end() :]
         return found
 
-    @property
+    @cached_property
     def arguments(self) -> tuple[str, ...]:
         """The words from the program's name on."""
         for at, word in enumerate(self.words):
             if not re.match(r"[A-Za-z_]\w*=", word):
-                return _without_wrappers(self.words[at:])
+                return behind_wrappers(self.words[at:])
         return ()
 
 
@@ -66,6 +68,7 @@ class Body:
     text: str = ""
     commands: tuple[ShellCommand, ...] = ()
     comments: tuple[tuple[int, str], ...] = ()
+    documents: tuple[tuple[int, str], ...] = ()  # here-documents that the shell expands: the first line, the text
 
     def named(self, *names: str) -> list[ShellCommand]:
         return [command for command in self.commands if command.name in names]
@@ -80,13 +83,32 @@ class Body:
         return found
 
 
-def _without_wrappers(words: tuple[str, ...]) -> tuple[str, ...]:
+# What starts another program in its own place, and which of its options are followed by a word of theirs.
+_WRAPPERS = dict.fromkeys(["nohup", "command", "setsid", "chrt", "catchsegv", "eval"], "") | {
+    "exec": "-a",
+    "env": "-u --unset -C --chdir",
+    "time": "-f -o",
+    "timeout": "-s --signal -k --kill-after",
+    "stdbuf": "-i -o -e",
+    "nice": "-n",
+    "ionice": "-c -n",
+    "numactl": "-N -m -C -p -i --cpunodebind --membind --physcpubind",
+    "taskset": "-c",
+}
+
+
+def base_name(word: str) -> str:
+    """A program's name without its folder and quotes."""
+    return unquote(word).rpartition("/")[2]
+
+
+def behind_wrappers(words: tuple[str, ...]) -> tuple[str, ...]:
     """Past exec, env, timeout and their like, whose own options and numbers are skipped too."""
     at = 0
-    while at < len(words) and words[at] in ("exec", "env", "nohup", "command", "time", "timeout", "stdbuf", "nice"):
+    while at < len(words) and (wrapper := base_name(words[at])) in _WRAPPERS:
         at += 1
-        while at < len(words) and re.match(r"-|\d+[smhd]?$|[A-Za-z_]\w*=", words[at]):
-            at += 1
+        while at < len(words) and re.match(r"-|(0x)?[\d,-]+[smhd]?$|[A-Za-z_]\w*=", words[at]):
+            at += 1 + (words[at] in _WRAPPERS[wrapper].split())
     return words[at:] or words[:1]
 
 
@@ -116,7 +138,29 @@ def read_body(text: str, first_line: int = 1) -> Body:
         replace(command, in_background=True) if command.function in backgrounded else command
         for command in reader.commands
     ]
-    return Body(text, tuple(commands), tuple(reader.comments))
+    return Body(text, tuple(commands), tuple(reader.comments), tuple(reader.documents))
+
+
+def inner_text(words: Sequence[str]) -> str | None:
+    """The script in `bash -c 'script'`, as the inner shell gets it; None for other commands."""
+    if not words or base_name(words[0]) not in ("bash", "sh", "zsh", "dash", "ksh"):
+        return None
+    at = next((at for at, word in enumerate(words) if re.fullmatch(r"-[a-z]*c", word)), len(words))
+    return unquote(words[at + 1]) if at + 1 < len(words) else None
+
+
+def substitutions(command: ShellCommand) -> list[ShellCommand]:
+    """The commands in `$(…)` of its words, with its line. The shell waits for them: none is in the background."""
+    found = []
+    for word in command.words:
+        at = -1 if word.startswith("'") else word.find("$(")
+        while at >= 0:
+            end = _parenthesis_end(word, at + 2)
+            inside = read_body(word[at + 2 : end - 1], command.line).commands
+            context = {"in_loop": command.in_loop, "function": command.function, "is_tested": True}
+            found += [replace(each, line=command.line, in_background=False, **context) for each in inside]
+            at = word.find("$(", end)
+    return found
 
 
 @dataclass
@@ -132,6 +176,7 @@ class _Reader:
     first_line: int
     commands: list[ShellCommand] = field(default_factory=list)
     comments: list[tuple[int, str]] = field(default_factory=list)
+    documents: list[tuple[int, str]] = field(default_factory=list)
     _blocks: list[_Block] = field(default_factory=lambda: [_Block("")])
     _words: list[str] = field(default_factory=list)
     _targets: list[str] = field(default_factory=list)
@@ -139,7 +184,7 @@ class _Reader:
     _is_condition: bool = False  # of a while or until
     _is_tested: bool = False
     _next_function: str = ""
-    _documents: list[tuple[str, bool]] = field(default_factory=list)  # here-documents that the next line starts
+    _due: list[tuple[str, bool, bool]] = field(default_factory=list)  # here-documents that begin on the next line
 
     def read(self) -> None:
         at, text = 0, self.text
@@ -172,7 +217,7 @@ class _Reader:
         end = _word_end(self.text, start)
         target = self.text[start:end]
         if found[1] in ("<<", "<<-"):
-            self._documents.append((unquote(target), found[1] == "<<-"))
+            self._due.append((unquote(target), found[1] == "<<-", unquote(target) == target))
         else:
             self._targets.append(target)
         return end
@@ -244,13 +289,16 @@ class _Reader:
         block.list_start = len(self.commands)
 
     def _skip_documents(self, at: int) -> int:
-        for delimiter, strips_tabs in self._documents:
+        for delimiter, strips_tabs, is_expanded in self._due:
+            start = at
             while at < len(self.text):
                 end = _find(self.text, "\n", at)
                 line, at = self.text[at:end], end + 1
                 if (line.lstrip("\t") if strips_tabs else line) == delimiter:
                     break
-        self._documents = []
+            if is_expanded:
+                self.documents.append((self._number(start), self.text[start:at]))
+        self._due = []
         return min(at, len(self.text))
 
 

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import math
+import re
 
 from .findings import Findings, counted, error, warning
-from .launch_lines import launch_lines
+from .launch_lines import every_launch, launch_lines
 from .sbatch import Script
-from .sizes import cores_per_rank, gpus_per_node, num_tasks, ranks_per_node, signal_of, threads_set, time_limit
+from .sizes import (
+    cores_of_step,
+    cores_per_rank,
+    gpus_in,
+    gpus_per_node,
+    has_whole_nodes,
+    num_nodes,
+    num_tasks,
+    ranks_per_node,
+    signal_of,
+    tasks_asked,
+    threads_set,
+    time_limit,
+)
+from .values import parse_megabytes
 
 
 def tasks_against_nodes(script: Script) -> Findings:
@@ -17,7 +32,8 @@ def tasks_against_nodes(script: Script) -> Findings:
     if nodes is None or ntasks is None:
         return
     if ntasks < nodes:
-        yield error(line, f"{counted(ntasks, 'task')} cannot fill {nodes} nodes", "ask for fewer nodes or more tasks")
+        message = f"{counted(ntasks, 'task')} cannot fill {nodes} nodes, and sbatch takes {counted(ntasks, 'node')}"
+        yield warning(line, message, "ask for fewer nodes or more tasks")
     elif per_node is not None and ntasks != nodes * per_node:
         most = nodes * per_node
         message = f"--ntasks={ntasks}, but {counted(nodes, 'node')} x {counted(per_node, 'task')} are {most}"
@@ -39,17 +55,77 @@ def threads_against_cores(script: Script) -> Findings:
 
 
 def gpus_against_ranks(script: Script) -> Findings:
-    """A GPU for each rank: NCCL refuses two ranks on one, and one without a rank is idle."""
-    gpus, ranks = gpus_per_node(script), ranks_per_node(script)
-    line = script.line_of("gpus-per-node", "gres", "gpus")
-    if gpus is None or ranks is None or not launch_lines(script):
-        return
-    if ranks > gpus:
-        message = f"{ranks} ranks a node share {counted(gpus, 'GPU')}"
-        yield error(line, message, f"ask for {ranks} GPUs or {gpus} ranks a node")
-    elif ranks < gpus and any(launch.is_hvdlm for launch in launch_lines(script)):
-        message = f"{counted(ranks, 'rank')} a node, {gpus} GPUs: some stay idle"
-        yield warning(line, message, f"start {gpus} ranks a node")
+    """A GPU for each rank: NCCL refuses two ranks on one, and one without a rank is idle. Other programs may share."""
+    gpus, line = gpus_per_node(script), script.line_of("gpus-per-node", "gres", "gpus")
+    for launch in launch_lines(script) if gpus else ():
+        ranks = ranks_per_node(script, launch)
+        if ranks is None or gpus is None or not launch.is_horovod:
+            continue
+        if ranks > gpus:
+            message = f"{ranks} ranks a node share {counted(gpus, 'GPU')}"
+            yield error(line, message, f"ask for {ranks} GPUs or {gpus} ranks a node")
+        elif ranks < gpus and launch.is_hvdlm:
+            message = f"{counted(ranks, 'rank')} a node, {gpus} GPUs: some stay idle"
+            yield warning(line, message, f"start {gpus} ranks a node")
+
+
+def step_against_nodes(script: Script) -> Findings:
+    """srun: "Only allocated 1 nodes asked for 4"."""
+    most = re.fullmatch(r"(?:\d+-)?(\d+)", script.get("nodes") or "")
+    nodes = int(most[1]) if most else num_nodes(script)
+    for line in every_launch(script):
+        wanted = re.match(r"(\d+)(?:-\d+)?$", line.options.get("nodes", ""))
+        if line.launcher != "srun" or nodes is None or wanted is None or int(wanted[1]) <= nodes or line.has_parts:
+            continue
+        tasks = line.tasks or tasks_asked(script) or int(wanted[1])
+        report = error if tasks >= int(wanted[1]) else warning  # for fewer tasks srun takes fewer nodes
+        message = f"the step asks for {wanted[1]} nodes, the job has {nodes}"
+        yield report(line.line, message, f"ask for --nodes={wanted[1]} in the header, or leave -N out")
+
+
+def step_against_cores(script: Script) -> Findings:
+    """srun: "More processors requested than permitted"."""
+    tasks, cores = tasks_asked(script), cores_per_rank(script)
+    for line in every_launch(script):
+        wanted, width = line.tasks or tasks, cores_of_step(script, line)
+        is_plain = not ({"overcommit", "O"} & line.options.keys() or line.has_parts)
+        if line.launcher != "srun" or not (tasks and wanted and width and is_plain) or wanted > tasks:
+            continue
+        if width == 1 or has_whole_nodes(script) or wanted * width <= tasks * (script.number("cpus-per-task") or 1):
+            continue
+        message = (
+            f"{counted(wanted, 'task')} x {width} cores of the step are more than the job's {tasks} x {cores or 1}"
+        )
+        remedy = "ask for as many --cpus-per-task in the header (or --exclusive, for whole nodes)"
+        yield (error if script.has("cpus-per-task") else warning)(line.line, message, remedy)
+
+
+def step_against_gpus(script: Script) -> Findings:
+    """srun: "Invalid generic resource (gres) specification"."""
+    gpus, nodes = gpus_per_node(script), num_nodes(script)
+    for line in every_launch(script) if gpus and nodes else ():
+        per_node = gpus_in(line.options.get("gpus-per-node") or line.options.get("gres") or "")
+        if "gres" in line.options and "gpu" not in line.options["gres"]:
+            per_node = None
+        total = gpus_in(line.options.get("gpus"))
+        wanted, has, where = (per_node, gpus, " a node") if per_node else (total, (gpus or 0) * (nodes or 0), "")
+        if line.launcher == "srun" and wanted and has and wanted > has and not line.has_parts:
+            message = f"the step asks for {counted(wanted, 'GPU')}{where}, the job has {has}"
+            report = warning if has_whole_nodes(script) else error
+            yield report(line.line, message, f"ask for {wanted} in the header")
+
+
+def step_against_memory(script: Script) -> Findings:
+    """srun: "Memory required by task is not available", where memory is counted."""
+    for line in every_launch(script):
+        for key in ("mem", "mem-per-cpu", "mem-per-gpu"):
+            try:
+                wanted, has = (parse_megabytes(value or "") for value in (line.options.get(key), script.get(key)))
+            except ValueError:
+                continue
+            if line.launcher == "srun" and wanted > has > 0:
+                message = f"the step asks for --{key}={line.options[key]}, the job has {script.get(key)}"
+                yield warning(line.line, message, f"raise --{key} in the header")
 
 
 def gpu_of_each_task(script: Script) -> Findings:

@@ -5,62 +5,100 @@ from __future__ import annotations
 import math
 import re
 
-from .launch_lines import launch_lines
-from .sbatch import Script, Signal, parse_minutes, parse_signal
+from .launch_lines import LaunchLine, launch_lines
+from .sbatch import Script
 from .shell import unquote
+from .values import Signal, parse_minutes, parse_signal
 
 
 def num_nodes(script: Script) -> int | None:
     """Nodes; without --nodes as few as hold the tasks, if the script says how many a node may have."""
-    tasks, per_node = script.number("ntasks"), script.number("ntasks-per-node")
+    tasks, per_node, nodes = (script.number(key) for key in ("ntasks", "ntasks-per-node", "nodes"))
     if script.has("nodes"):
-        return script.number("nodes")
+        return min(nodes, tasks) if nodes and tasks else nodes  # sbatch lowers the number to that of the tasks
     if script.has("ntasks"):
         return 1 if tasks == 1 else math.ceil(tasks / per_node) if tasks and per_node else None
     return 1 if per_node else None
 
 
-def num_tasks(script: Script) -> int | None:
-    """What SLURM_NTASKS will be. A script that says nothing of it may get it on sbatch's command line."""
+def tasks_asked(script: Script) -> int | None:
+    """What SLURM_NTASKS will be: SLURM sets it only where tasks are asked for, and not for nodes alone."""
     if script.has("ntasks"):
         return script.number("ntasks")
-    if script.has("ntasks-per-gpu") or not (script.has("nodes") or script.has("ntasks-per-node")):
-        return None
-    nodes = num_nodes(script)
-    per_node = script.number("ntasks-per-node") if script.has("ntasks-per-node") else 1
-    return nodes * per_node if nodes and per_node else None
+    nodes, per_node = num_nodes(script), script.number("ntasks-per-node")
+    return nodes * per_node if nodes and per_node and not script.has("ntasks-per-gpu") else None
 
 
-def ranks_per_node(script: Script) -> int | None:
-    if script.has("ntasks-per-node"):
+def num_tasks(script: Script) -> int | None:
+    """How many srun starts by itself. A script that says nothing of it may get it on sbatch's command line."""
+    says_tasks = any(map(script.has, ("ntasks", "ntasks-per-node", "ntasks-per-gpu")))
+    return tasks_asked(script) if says_tasks else num_nodes(script)  # one a node
+
+
+def has_whole_nodes(script: Script) -> bool:
+    """All cores of its nodes are the job's, however few tasks it names. A partition may see to that too."""
+    return script.directive("exclusive") is not None and (script.get("exclusive") or "exclusive") == "exclusive"
+
+
+def ranks_per_node(script: Script, line: LaunchLine) -> int | None:
+    """Those of a launch; the header's where it says nothing itself."""
+    if line.number("ntasks-per-node"):
+        return line.number("ntasks-per-node")
+    nodes = line.number("nodes") or num_nodes(script)
+    if line.tasks is None and script.has("ntasks-per-node"):
         return script.number("ntasks-per-node")
-    nodes, tasks = num_nodes(script), num_tasks(script)
+    tasks = line.tasks or num_tasks(script)
     return math.ceil(tasks / nodes) if nodes and tasks else None
+
+
+def gpus_in(text: str | None) -> int | None:
+    """The number in a value of --gpus… or --gres; one where a kind alone is named; None if there is none.
+
+    >>> gpus_in("a100:4"), gpus_in("nvme:10,gpu:a100:2"), gpus_in("gpu:1,gpu:v100:2"), gpus_in("$N")
+    (4, 2, 3, None)
+    """
+    items = [re.sub(r"\(.*", "", item) for item in (text or "").split(",")]
+    items = [item for item in items if item.startswith("gpu")] if "gpu" in (text or "") else items
+    counts = [
+        int(found[1] or found[2] or found[3] or 1) if (found := _GPUS.fullmatch(item)) else None for item in items
+    ]
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
+_GPUS = re.compile(r"(\d+)|[A-Za-z][^:$]*(?::[^:$]*)??(?::(\d+))?|\d[^:$]*:(\d+)")
 
 
 def gpus_per_node(script: Script) -> int | None:
     """By --gpus-per-node, --gres=gpu:… or --gpus over the nodes."""
-    found = None
     if script.has("gpus-per-node"):
-        found = re.fullmatch(r"(?:[^:]+:)?(\d+)", script.get("gpus-per-node") or "")
-    elif "gpu" in (script.get("gres") or ""):
-        found = re.fullmatch(r"(?:[^,]*,)*?gpu(?::[^:,]+)??:(\d+)(?:\(.*\))?(?:,(?!gpu).*)?", script.get("gres") or "")
-    elif script.has("gpus"):
-        found = re.fullmatch(r"(?:[^:]+:)?(\d+)", script.get("gpus") or "")
-        nodes = num_nodes(script)
-        return int(found[1]) // nodes if found and nodes and int(found[1]) % nodes == 0 else None
-    return int(found[1]) if found else None
+        return gpus_in(script.get("gpus-per-node"))
+    if "gpu" in (script.get("gres") or ""):
+        return gpus_in(script.get("gres"))
+    total, nodes = gpus_in(script.get("gpus")), num_nodes(script)
+    return total // nodes if total and nodes and total % nodes == 0 else None
 
 
 def cores_per_rank(script: Script) -> int | None:
     """cpus-per-task, or SLURM's default of one; None where whole nodes or sockets are given."""
     if script.has("cpus-per-task"):
         return script.number("cpus-per-task")
-    gives_more = ("exclusive", "cpus-per-gpu", "mincpus", "extra-node-info", "ntasks-per-core", "ntasks-per-socket")
-    if num_tasks(script) is None or any(map(script.has, gives_more)):
+    if has_whole_nodes(script) or not tasks_asked(script):
+        return None
+    gives_more = ("cpus-per-gpu", "mincpus", "extra-node-info", "ntasks-per-core", "ntasks-per-socket")
+    if any(map(script.has, gives_more)):
         return None
     asks_itself = any("cpus-per-task" in line.options for line in launch_lines(script))
     return None if asks_itself or "SRUN_CPUS_PER_TASK" in script.body.exports else 1
+
+
+def cores_of_step(script: Script, line: LaunchLine) -> int | None:
+    """Cores a rank of a step of srun's, which since 22.05 does not take them from the job; None if not known."""
+    if "cpus-per-task" in line.options:
+        return line.number("cpus-per-task")
+    if "SRUN_CPUS_PER_TASK" not in script.body.exports:
+        return 1
+    value = unquote(script.body.exports["SRUN_CPUS_PER_TASK"])
+    return script.number("cpus-per-task") if value.startswith("$") else int(value) if value.isdecimal() else None
 
 
 def threads_set(script: Script) -> int | None:

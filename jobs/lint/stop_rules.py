@@ -5,34 +5,11 @@ from __future__ import annotations
 import re
 
 from .findings import Findings, error, warning
-from .launch_lines import launch_lines
-from .sbatch import SIGNALS, Script
-from .shell import ShellCommand, unquote
+from .launch_lines import every_launch, launch_lines
+from .programs import is_setup, own_commands, programs, runs_other_scripts
+from .sbatch import Script
 from .sizes import signal_of
-
-# Files that set up a shell and trap nothing.
-_SETUP_FILES = re.compile(r"activate|profile|bashrc|conda|modul|lmod|setvars|init|env", re.IGNORECASE)
-
-
-def traps_of(script: Script, name: str) -> list[ShellCommand]:
-    """The `trap` commands that catch this signal."""
-    wanted = {name, f"SIG{name}", str(SIGNALS[name])}
-    found = script.body.named("trap")
-    return [trap for trap in found if wanted & {unquote(word).upper() for word in trap.words[2:]}]
-
-
-def _traps_of_batch_shell(script: Script) -> list[ShellCommand]:
-    """Those of the signal that B: sends to the batch shell alone."""
-    signal = signal_of(script)
-    return traps_of(script, signal.name) if signal and signal.to_batch_shell else []
-
-
-def handler_text(script: Script, traps: list[ShellCommand]) -> str:
-    """What the traps run: their own text and the functions they name."""
-    texts = [unquote(trap.words[1]) for trap in traps]
-    called = set(re.findall(r"[\w-]+", " ".join(texts)))
-    texts += [" ".join(command.words) for command in script.body.commands if command.function in called]
-    return "\n".join(texts)
+from .traps import handler_text, traps_of, traps_of_batch_shell
 
 
 def signal_reaches_ranks(script: Script) -> Findings:
@@ -48,6 +25,12 @@ def signal_reaches_ranks(script: Script) -> Findings:
         yield error(line, message, remedy)
     elif any(launch.launcher != "srun" for launch in launch_lines(script)):
         yield error(line, f"without B: {signal.name} reaches no rank that mpirun or horovodrun started", remedy)
+    elif not every_launch(script) and not runs_other_scripts(script):
+        found = programs(script)
+        report = error if any(words[:1] == ("hvdlm",) for words in found) else warning
+        if found:
+            message = f"without B: only steps of srun get {signal.name}, and this script starts none"
+            yield report(line, message, f"start it by: srun -n1 {' '.join(found[0][:2])} …, or {remedy}")
 
 
 def signal_is_trapped(script: Script) -> Findings:
@@ -55,29 +38,14 @@ def signal_is_trapped(script: Script) -> Findings:
     signal = signal_of(script)
     if signal is None or not signal.to_batch_shell or traps_of(script, signal.name):
         return
-    body = script.body
-    others = [command for command in body.named("source", ".") if not _SETUP_FILES.search(" ".join(command.words[1:]))]
-    if others or any(command.words[:1] == ("exec",) for command in body.commands) or not launch_lines(script):
+    commands = script.body.commands
+    others = any(not is_setup(command) for command in script.body.named("source", "."))
+    if others or not commands or any(command.words[:1] == ("exec",) for command in commands):
         return
     message = f"nothing traps {signal.name}, which therefore ends the batch shell"
     remedy = f"add: trap 'touch RUN/STOP; kill -{signal.name} \"$launcher\"' {signal.name}"
-    yield error(script.line_of("signal"), message, remedy)
-
-
-def trap_can_run(script: Script) -> Findings:
-    """S3: bash runs a trap only when the command in the foreground has ended."""
-    traps = _traps_of_batch_shell(script)
-    if not traps:
-        return
-    launches = launch_lines(script)
-    commands = script.body.commands
-    if not launches and not any(command.in_background or command.in_loop for command in commands):
-        message = "nothing runs in the background, so this trap waits until the running command has ended"
-        yield warning(traps[0].line, message, 'end the long command with &, then: wait "$!"')
-    for launch in launches:
-        if not launch.command.in_background:
-            message = f"{launch.launcher} runs in the foreground, so the trap waits until it has ended"
-            yield error(launch.line, message, 'end the line with &, then: launcher=$!; wait "$launcher"')
+    is_lost = launch_lines(script) or own_commands(script)
+    yield (error if is_lost else warning)(script.line_of("signal"), message, remedy)
 
 
 def launcher_is_awaited(script: Script) -> Findings:
@@ -92,13 +60,14 @@ def launcher_is_awaited(script: Script) -> Findings:
 
 def second_wait(script: Script) -> Findings:
     """S3: a trapped signal ends `wait`; the script goes on, and its end takes the ranks along before they saved."""
-    traps = _traps_of_batch_shell(script)
+    traps = traps_of_batch_shell(script)
     waits = script.body.named("wait")
     if not traps or len(waits) != 1 or waits[0].in_loop or re.search(r"\bwait\b", handler_text(script, traps)):
         return
     if any(launch.command.in_background for launch in launch_lines(script)):
         message = "the trapped signal ends this wait, and then the job, before the ranks have saved"
-        yield error(waits[0].line, message, "wait again, best in a loop until the launcher has ended")
+        report = error if re.search(r"\bkill\b|STOP|touch|scancel", handler_text(script, traps)) else warning
+        yield report(waits[0].line, message, "wait again, best in a loop until the launcher has ended")
 
 
 def comes_back(script: Script) -> Findings:
@@ -135,14 +104,3 @@ def script_outlives_its_launcher(script: Script) -> Findings:
     for command in ends[-1:]:
         message = f"set -e ends the script here when the ranks exit with 75, before line {requeue.line}"
         yield error(command.line, message, f"write: code=0; {command.name} … || code=$?")
-
-
-def logs_are_kept(script: Script) -> Findings:
-    """S13: a requeued job has the same number, and its log would begin anew."""
-    line = next((command.line for command in script.body.named("scontrol") if "requeue" in command.words), None)
-    if not script.has("requeue") and line is None:
-        return
-    keeps = (script.get("open-mode") or "t").startswith("a") or script.get("output") == "/dev/null"
-    if not keeps:
-        message = "when the job is queued again, its log is overwritten"
-        yield warning(script.line_of("open-mode", "requeue", "output"), message, "add #SBATCH --open-mode=append")

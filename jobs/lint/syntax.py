@@ -14,8 +14,9 @@ from .findings import Finding, error, warning
 
 WIKI = "https://www.shellcheck.net/wiki"
 _KNOWN_SHELL = re.compile(r"#!.*\b(ba|da|k)?sh\b")
-# What our own checks say better: DOS line breaks (a finding for each line), no shebang.
-_OURS = "SC1017,SC2148"
+# What our own checks say better: DOS line breaks (a finding for each line), no shebang, a trap in double quotes
+# (which is right where its variables are set already).
+_OURS = "SC1017,SC2148,SC2064"
 
 
 def syntax_complaint(text: str) -> str:
