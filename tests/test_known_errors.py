@@ -69,7 +69,7 @@ def test_an_error_is_known_by_its_own_text_alone(known):
 
 HARMLESS = """
 [01:34:07] serial world of 1, sync allreduce, cpu, 2 threads a rank, fp32 | killed 0 documents
-[17:22:17] train 1/4 steps | loss 5.5455 | ppl 256.1 | lr 1.00e-05 | norm 1.62 | 1,322 tokens/s | data 41.8% comm 0.8% spread 0.0%
+[17:22:17] train 1/4 steps | loss 5.5455 | ppl 256.1 | lr 1.00e-05 | norm 1.62 | 1,322 tokens/s | data 41.8% comm 0.8%
 hvdlm: stopped at step 40 on request (USR1); saved
 Primary job  terminated normally, but 1 process returned
 slurmstepd: error: *** STEP 3.0 ON n1 CANCELLED AT 2026-01-01T00:00:00 ***
@@ -111,7 +111,7 @@ def test_nothing_known_is_nothing_said():
 LOGS = {
     "out-of-memory": """
 slurmstepd: error: Detected 1 oom_kill event in StepId=42.0. Some of the step tasks have been OOM Killed.
-[n1][[62061,1],0][btl_tcp_frag.c:242:mca_btl_tcp_frag_recv] mca_btl_tcp_frag_recv: readv failed: Connection reset by peer (104)
+[n1][[62061,1],0][btl_tcp_frag.c:242] mca_btl_tcp_frag_recv: readv failed: Connection reset by peer (104)
 srun: error: n1: task 0: Killed""",
     "gpu-memory": """
 torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB
