@@ -1,7 +1,10 @@
 """Each known error is known by its text; those that can be had here are really provoked."""
 
+import gzip
+import io
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,7 +13,8 @@ import h5py
 import pytest
 from harness import HVDLM, ROOT, fresh_environment, job_environment, run_command
 
-from hvdlm.launch.known_errors import explain, known_errors, to_markdown, to_text
+from hvdlm.errors import UserError
+from hvdlm.launch.known_errors import PIECE_BYTES, explain, explain_stream, known_errors, to_markdown, to_text
 from hvdlm.launch.plan import find_mpirun, kind_of
 
 MPIRUN = str(find_mpirun())
@@ -33,35 +37,138 @@ def python(program, env=None):
     return names_said(sys.executable, "-c", program, env=env)
 
 
-def test_there_are_twenty_of_different_names():
-    assert len(known_errors()) == len({known.name for known in known_errors()}) == 20
+def test_their_names_are_different_and_their_patterns_right():
+    assert len(known_errors()) == len({known.name for known in known_errors()}) > 70
+    assert all(re.compile(known.pattern) for known in known_errors())
+
+
+def alternatives(pattern):
+    """The parts of a pattern between the bars that stand in no brackets."""
+    parts, depth = [""], 0
+    for piece in re.findall(r"\\.|\[[^\]]*\]|.", pattern):
+        depth += (piece == "(") - (piece == ")")
+        if piece == "|" and not depth:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return parts
 
 
 @pytest.mark.parametrize("known", known_errors(), ids=lambda known: known.name)
 def test_an_error_is_known_by_its_own_text_alone(known):
-    assert names(f"before\n{known.example}\nafter") == [known.name]
+    """And each form that its pattern has is shown by a line."""
+    lines = (known.example, *known.also)
+    for line in lines:
+        assert names(f"before\n{line}\nafter") == [known.name]
+        for prefix in ("1: ", "[1,3]<stderr>:", "[0]<stderr>:", "\x1b[31m"):
+            assert names(f"{prefix}{line}\r\n") == [known.name]
+    unseen = [part for part in alternatives(known.pattern) if not any(re.search(part, line) for line in lines)]
+    assert not unseen
     assert all([known.cause, known.cure, known.source])
 
 
-def test_what_is_well_is_no_error():
-    """The messages of a training, and of a job that was asked to stop."""
-    text = (
-        "[01:34:07] serial world of 1, sync allreduce, cpu, 2 threads a rank, fp32 | killed 0 documents\n"
-        "hvdlm: stopped at step 40 on request (USR1); saved\nPrimary job  terminated normally, but 1 process returned\n"
-        "slurmstepd: error: *** STEP 3.0 ON n1 CANCELLED AT 2026-01-01T00:00:00 ***\n"
-    )
-    assert names(text) == []
+HARMLESS = """
+[01:34:07] serial world of 1, sync allreduce, cpu, 2 threads a rank, fp32 | killed 0 documents
+[17:22:17] train 1/4 steps | loss 5.5455 | ppl 256.1 | lr 1.00e-05 | norm 1.62 | 1,322 tokens/s | data 41.8% comm 0.8%
+hvdlm: stopped at step 40 on request (USR1); saved
+Primary job  terminated normally, but 1 process returned
+slurmstepd: error: *** STEP 3.0 ON n1 CANCELLED AT 2026-01-01T00:00:00 ***
+srun: job 7 queued and waiting for resources
+srun: Job step aborted: Waiting up to 32 seconds for job step to finish.
+salloc: Relinquishing job allocation 11
+slurmstepd: error: Exceeded job memory limit at some point.
+A process has executed an operation involving a call to the
+"fork()" system call to create a child process.  Open MPI is currently
+WARNING: There was an error initializing an OpenFabrics device.
+WARNING: No preset parameters were found for the device that Open MPI
+By default, for Open MPI 4.0 and later, infiniband ports on a device
+[n1:00042] PMIX ERROR: ERROR in file gds_ds12_lock_pthread.c at line 168
+Error: OSC UCX component priority set inside component query failed
+[1699.123] [n1:42:0] ucp_context.c:1774 UCX  WARN  UCP API version is incompatible: required >= 1.15, actual 1.12.0
+UserWarning: CUDA initialization: CUDA unknown error - this may be due to an incorrectly set up environment
+begins: 'a disk is full when there is no space left on device, and a bus error or a core dumped are not far'
+begins: 'how to mend a stale file handle: out of memory, killed, time limit, permission denied, command not found'
+begins: 'Segmentation fault, illegal instruction, connection reset by peer: what they mean'
+  File "/x/train.py", line 3, in <module>
+NOTE: Redirects are currently not supported in Windows or MacOs.
+pip: No module named x is not what it says
+rm: cannot remove 'x': No such file or directory
+./configure: line 3: checking whether fork works... not found
+checking for module... no
+"""
+
+
+@pytest.mark.parametrize("line", HARMLESS.strip().splitlines())
+def test_what_is_no_error_is_not_named(line):
+    """The messages of a training and of a job that was asked to stop, warnings, and words in data."""
+    assert names(f"{line}\n") == []
+
+
+def test_nothing_known_is_nothing_said():
     assert to_text([]) == ""
+
+
+LOGS = {
+    "out-of-memory": """
+slurmstepd: error: Detected 1 oom_kill event in StepId=42.0. Some of the step tasks have been OOM Killed.
+[n1][[62061,1],0][btl_tcp_frag.c:242] mca_btl_tcp_frag_recv: readv failed: Connection reset by peer (104)
+srun: error: n1: task 0: Killed""",
+    "gpu-memory": """
+torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB
+RuntimeError: Horovod has been shut down. This was caused by an exception on one of the ranks
+srun: error: n1: task 1: Killed""",
+    "time-limit": """
+slurmstepd: error: *** STEP 42.0 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***
+KeyboardInterrupt
+mpirun noticed that process rank 0 with PID 77 on node n1 exited on signal 9 (Killed).""",
+    "no-package": """
+Traceback (most recent call last):
+ModuleNotFoundError: No module named 'torch'
+mpirun noticed that process rank 1 with PID 4242 on node n1 exited on signal 9 (Killed).""",
+    "unknown-host": """
+ssh: Could not resolve hostname node7: Name or service not known
+ORTE was unable to reliably start one or more daemons.""",
+    "bus-error": """
+[n1:03983] *** Process received signal ***
+[n1:03983] Signal: Bus error (7)
+[n1:03983] Signal code: Non-existant physical address (2)
+mpirun noticed that process rank 0 with PID 3983 on node n1 exited on signal 7 (Bus error).""",
+    "segfault": """
+[n1:03983] Signal: Segmentation fault (11)
+mpirun noticed that process rank 0 with PID 3983 on node n1 exited on signal 11 (Segmentation fault).""",
+}
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_the_cause_is_named_and_not_its_echoes(name):
+    assert names(LOGS[name]) == [name]
 
 
 def test_errors_come_once_and_in_the_order_of_the_log():
     by_name = {known.name: known.example for known in known_errors()}
     assert names("\n".join([by_name["stall"], by_name["cma"], by_name["stall"]])) == ["stall", "cma"]
+    assert names("\n".join([by_name["cma"], by_name["stall"]])) == ["cma"]  # a wait is an echo
+
+
+def test_a_log_may_be_long_without_line_ends_zipped_or_torn():
+    line = b"OSError: [Errno 28] No space left on device\n"
+    long = b"x" * (PIECE_BYTES - 20) + b"\r" + line  # over the border of two pieces, after a progress bar
+    zipped = gzip.compress(long)
+    logs = (long, zipped, zipped[:-9], gzip.compress(b"fine\n") + gzip.compress(line), b"\0" * 40 + b"\n" * 400 + line)
+    for log in logs:
+        assert [known.name for known in explain_stream(io.BytesIO(log))] == ["no-space"]
+    assert explain_stream(io.BytesIO(b"x" * 3 * PIECE_BYTES)) == explain_stream(io.BytesIO()) == []
+
+
+@pytest.mark.parametrize("log", [bytes(range(20)) * 99, b"\x1f\x8b" + b"x" * 99])
+def test_what_is_no_log_is_refused(log):
+    with pytest.raises(UserError, match="is no text|is damaged"):
+        explain_stream(io.BytesIO(log))
 
 
 def test_the_table_has_a_row_for_each_and_three_columns():
     lines = to_markdown().splitlines()
-    assert len(lines) == 22
+    assert len(lines) == 2 + len(known_errors())
     assert all(line.count("|") == 4 for line in lines)
 
 
@@ -83,9 +190,26 @@ def test_doctor_explains_a_log(tmp_path):
         fine, missing = doctor("-", stdin=stdin), doctor("/nowhere")
     assert (fine.returncode, fine.stdout) == (0, "no known error in it\n")
     assert (missing.returncode, missing.stderr) == (2, "hvdlm: error: /nowhere: No such file or directory\n")
+    log.write_bytes(bytes(range(20)) * 99)
+    assert doctor(log).stderr == f"hvdlm: error: {log}: is no text, so no log\n"
 
 
 # --- really provoked
+
+
+def test_scripts_that_bash_refuses(tmp_path):
+    """Its own words, whatever its version, for DOS line ends, a missing program, and an interpreter that is gone."""
+    script = tmp_path / "script"
+    for text, name in (
+        ("true\r\n\r\n", "dos-script"),
+        ("no-such-program x\n", "no-command"),
+        ("module load x\n", "no-module-command"),
+    ):
+        script.write_bytes(text.encode())
+        assert names_said("bash", "--norc", script) == [name]
+    script.write_text("#!/nowhere/bin/python\n")
+    script.chmod(0o755)
+    assert names_said("bash", "--norc", "-c", f"{script}; exit 1") == ["python-gone"]
 
 
 @needs_open_mpi
@@ -103,7 +227,7 @@ def test_root():
 @needs_open_mpi
 @pytest.mark.skipif(not shutil.which("ssh"), reason="no ssh here")
 def test_an_unknown_host():
-    assert set(names_said(MPIRUN, "-np", 1, "--host", "no-such-host.invalid", "true")) == {"daemons", "unknown-host"}
+    assert names_said(MPIRUN, "-np", 1, "--host", "no-such-host.invalid", "true") == ["unknown-host"]
 
 
 def test_a_program_that_is_not_there():

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from hvdlm.cli.options import Command, Group, by_rank_0, config_arguments, json_option, result
+from hvdlm.errors import UserError
 from hvdlm.launch.environment import launched_as
 
 
@@ -25,8 +26,11 @@ def doctor(as_rank: bool, alone: bool, log: str | None, as_json: bool) -> int:
     if log is not None:
         from hvdlm.launch import known_errors
 
-        text = sys.stdin.read() if log == "-" else Path(log).read_text(encoding="utf-8", errors="replace")
-        found = known_errors.explain(text)
+        try:
+            with sys.stdin.buffer if log == "-" else Path(log).open("rb") as file:
+                found = known_errors.explain_stream(file)
+        except UserError as error:
+            raise UserError(f"{log}: {error}") from None
         value = {"known_errors": [asdict(known) for known in found]}
         result(value, as_json, known_errors.to_text(found) or "no known error in it", rank)
         return 0
