@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from .lint.sbatch import OPTIONS, SHORT
@@ -74,3 +75,15 @@ def as_text(option: str, value: Any, *, is_slurm: bool) -> str | None:
         if wanted is not None:
             return "" if wanted else None
     return str(value)
+
+
+def directive_word(value: str) -> str:
+    """A value as sbatch reads it back from a #SBATCH line; one that somebody has quoted already stays as it is.
+
+    >>> directive_word("two words"), directive_word('"two words"'), directive_word("a[1-3]")
+    ('"two words"', '"two words"', 'a[1-3]')
+    """
+    is_quoted = re.fullmatch(r'"[^"\\]*"|\'[^\'\\]*\'', value) is not None
+    if is_quoted or not re.search(r"""[\s'"#\\]""", value):
+        return value
+    return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'

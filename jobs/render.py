@@ -7,7 +7,6 @@ same pieces; they are text that was never run.
 from __future__ import annotations
 
 import functools
-import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import jinja2
 
 from hvdlm.launch.launchers import LAUNCHERS, Launch, launch_environment, launch_words
 
+from .directives import directive_word
 from .job import Job, ShellText
 from .site import Site
 
@@ -93,18 +93,6 @@ def _slurm_directives(job: Job, site: Site) -> list[tuple[str, str]]:
     options.pop("time", None)  # the default of job.minutes
     found |= {key: options.pop(key) for key in list(found) if key in options}  # the site's word, at the same place
     return [(key, directive_word(value)) for key, value in {**found, **dict(sorted(options.items()))}.items()]
-
-
-def directive_word(value: str) -> str:
-    """A value as sbatch reads it back from a #SBATCH line; one that somebody has quoted already stays as it is.
-
-    >>> directive_word("two words"), directive_word('"two words"'), directive_word("a[1-3]")
-    ('"two words"', '"two words"', 'a[1-3]')
-    """
-    is_quoted = re.fullmatch(r'"[^"\\]*"|\'[^\'\\]*\'', value) is not None
-    if is_quoted or not re.search(r"""[\s'"#\\]""", value):
-        return value
-    return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
 
 
 def _output(job: Job) -> str:
