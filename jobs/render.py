@@ -100,7 +100,9 @@ def _output(job: Job) -> str:
     number = "%A_%a" if job.array else "%j"
     if job.folder is None:
         return f"%x-{number}.log"
-    return str((job.cwd or Path()) / job.folder).replace("%", "%%") + f"/{number}.log"
+    needs_all = job.cwd is not None and "%" in str(job.cwd)  # SLURM would read it as a sign in that part too
+    folder = job.cwd / job.folder if job.cwd and needs_all else job.folder
+    return str(folder).replace("%", "%%") + f"/{number}.log"
 
 
 def _log_of(job: Job) -> str:

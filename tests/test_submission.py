@@ -1,6 +1,7 @@
 """What people write when they ask for a job: times, options of their site, variables of their environment."""
 
 import json
+import os
 
 import pytest
 from harness import write_program
@@ -20,7 +21,7 @@ from hvdlm.jobs.times import minutes_of
 
 @pytest.fixture
 def ask(tmp_path, monkeypatch, capsys):
-    """`hvdlm submit report-like WORDS --dry-run` in a folder of its own: exit code, script and what was said."""
+    """`hvdlm submit eval … WORDS --dry-run` in a folder of its own: exit code, script and what was said."""
     for name in slurm_variables():
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -38,8 +39,6 @@ def ask(tmp_path, monkeypatch, capsys):
 
 
 def slurm_variables():
-    import os
-
     return [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))]
 
 
@@ -93,7 +92,7 @@ def test_the_time_limit_of_the_environment_counts_where_nobody_says_otherwise(as
     assert "no --time is given: 60 minutes" in ask()[2]
     assert "--time=1:30:00\n" in ask(SBATCH_TIMELIMIT="1:30:00")[1]
     assert "--time=3:00:00\n" in ask(site="mine.yaml")[1]
-    code, script, said = ask("--time", "20")
+    _, script, said = ask("--time", "20")
     assert "--time=0:20:00\n" in script
     assert "left out of your environment" in said
     assert ask(SBATCH_TIMELIMIT="UNLIMITED")[0] == 2
@@ -139,7 +138,7 @@ def test_an_option_that_is_no_site_s_says_where_it_belongs(options, message):
 
 def test_requeue_is_said_once_however_it_was_written(ask):
     for words in ("directives.no-requeue=", "directives.requeue=false", "requeue=false"):
-        code, script, _ = ask("--set", words)
+        _, script, _ = ask("--set", words)
         assert "#SBATCH --no-requeue\n" in script
         assert "#SBATCH --requeue\n" not in script
     with pytest.raises(UserError, match="contradict each other"):
@@ -171,7 +170,7 @@ def test_a_line_break_does_not_become_a_line_of_the_script(ask):
 def test_what_the_command_line_says_holds_against_the_environment(ask):
     environment = {"ACCOUNT": "other", "PARTITION": "low", "NO_REQUEUE": "", "ARRAY_INX": "0-9", "WAIT": "1"}
     given = {f"SBATCH_{name}": value for name, value in environment.items()}
-    code, script, said = ask("--account", "mine", "--set", "directives.mem=0", SBATCH_MEM_PER_CPU="3G", **given)
+    _, script, said = ask("--account", "mine", "--set", "directives.mem=0", SBATCH_MEM_PER_CPU="3G", **given)
     found = options_of(script)
     assert (found["account"], found["partition"], found["mem"]) == ("mine", "low", "0")
     assert not found.keys() & {"array", "wait", "no-requeue", "mem-per-cpu"}
@@ -227,6 +226,8 @@ def test_a_config_of_any_name_is_not_taken_for_another_file(tmp_path):
 
 
 def test_the_log_of_a_job_is_found_from_any_folder(tmp_path):
+    plain = Request(find("generic-cpu"), 1, 1, 10, cwd=tmp_path / "$x", dry_run=True)
+    assert "--output=runs/jobs/report-001/%j.log\n" in submit(plain, [orders.report(plain, tmp_path)])[0].text
     where = tmp_path / "50%j it's"
     request = Request(find("generic-cpu"), 1, 1, 10, cwd=where, dry_run=True)
     [done] = submit(request, [orders.report(request, where)])
@@ -252,7 +253,6 @@ def fake_slurm(folder, **programs):
 )
 def test_accounting_tells_what_the_controller_has_forgotten(tmp_path, rows, state, code):
     gone = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
-    sacct = f'[ "$*" = "-X -n -P -j 7 -o State,ExitCode" ] && printf "%s\\n" {rows!r} | sed "s/.n/\\n/"'
     sacct = f"cat <<'END'\n{rows}\nEND"
     environment = fake_slurm(tmp_path, squeue="exit 0", scontrol=gone, sacct=sacct)
     found = slurm.states(["7"], environment)["7"]
@@ -292,7 +292,8 @@ def test_strange_rows_among_the_metrics_are_passed_over(tmp_path):
 
 
 def test_a_refused_submission_leaves_nothing_and_takes_back_what_was_queued(tmp_path):
-    sbatch = f'case "$*" in *--test-only*) exit 0;; esac; [ ! -e {tmp_path}/second ] || exit 1; touch {tmp_path}/second; echo 7'
+    queues_one = f"[ ! -e {tmp_path}/second ] || exit 1; touch {tmp_path}/second; echo 7"
+    sbatch = f'case "$*" in *--test-only*) exit 0;; esac; {queues_one}'
     environment = fake_slurm(tmp_path, sbatch=sbatch, scancel=f'echo "$*" >>{tmp_path}/cancelled')
     where = {"cwd": tmp_path, "jobs_dir": tmp_path / "jobs", "environment": environment}
     request = Request(find("generic-cpu", ("directives.error=logs/%j.err",)), 1, 1, 10, **where)
