@@ -288,7 +288,7 @@ def test_corpora_of_two_tokenizers_are_refused(folders, corpus, tmp_path):
         ("seq_len: 8", r"config.yaml:2: the key 'data.path' is required"),
         ("path: a, mixture: [{path: b, weight: 1}]", r"config.yaml:2: data.path: path and mixture exclude each other"),
         ("mixture: [{path: a, weight: 1}, {path: a, weight: 2}]", r"data.mixture: a is given twice"),
-        ("mixture: [{path: a, weight: 0}]", r"config.yaml:2: data.mixture.0.weight: .*greater than 0, got 0"),
+        ("mixture: [{path: a, weight: 0}]", r"config.yaml:2: data.mixture.0.weight: .*number > 0, got 0"),
         ("mixture: [{path: a, weight: 1}, {path: b, weight: 1e-9}]", r"data.mixture: a share of 1e-09 is less"),
     ],
 )

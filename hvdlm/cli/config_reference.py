@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
+from hvdlm.config.words import alternatives, in_words, one_of, resolved
+
 COMMENT_COLUMN = 32
 SHORT = 36  # of a range, which then stays on one line
 NO_BREAK = "\0"  # a blank at which no line ends
-BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-TYPES = {"string": "text", "integer": "integer", "number": "number"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _key(name: str, field: dict[str, Any], defs: dict[str, Any], *, is_required:
     if "discriminator" in field:
         yield from _union(name, field, defs)
     elif "$ref" in field or "allOf" in field:
-        part = _resolved(field, defs)
+        part = resolved(field, defs)
         yield from (*_remark(_about(part)), _Line(f"{name}:"))
         yield from _shifted("  ", _keys(part, defs))
     else:
@@ -75,10 +75,10 @@ def _key(name: str, field: dict[str, Any], defs: dict[str, Any], *, is_required:
 def _union(name: str, field: dict[str, Any], defs: dict[str, Any]) -> Iterator[_Line]:
     """The keys of the default, then those of the others as comments."""
     tag = field["discriminator"]["propertyName"]
-    parts = [_resolved(option, defs) for option in field["oneOf"]]
+    parts = [resolved(option, defs) for option in field["oneOf"]]
     kinds = [part["properties"][tag]["const"] for part in parts]
     chosen = field["default"][tag]
-    yield from (_Line("", f"{tag} is {_one_of(kinds)}; each has its own keys."), _Line(f"{name}:"))
+    yield from (_Line("", f"{tag} is {one_of(kinds)}; each has its own keys."), _Line(f"{name}:"))
     for kind, part in sorted(zip(kinds, parts, strict=True), key=lambda pair: pair[0] != chosen):
         prefix, about = "  " if kind == chosen else "  # ", _about(part)
         if kind != chosen:
@@ -89,13 +89,13 @@ def _union(name: str, field: dict[str, Any], defs: dict[str, Any]) -> Iterator[_
 
 def _section_within(name: str, field: dict[str, Any], defs: dict[str, Any]) -> Iterator[_Line]:
     """The keys of a section that a field may hold instead of its default, alone or as an item of a list."""
-    for option in field.get("anyOf", [field]):
+    for option in alternatives(field):
         if "$ref" in option:
             yield _Line(f"{name}:")
-            yield from _shifted("  ", _keys(_resolved(option, defs), defs))
+            yield from _shifted("  ", _keys(resolved(option, defs), defs))
         elif "$ref" in option.get("items", {}):
             yield _Line(f"{name}:")
-            keys = list(_keys(_resolved(option["items"], defs), defs))
+            keys = list(_keys(resolved(option["items"], defs), defs))
             yield replace(keys[0], code=f"  - {keys[0].code}")
             yield from _shifted("    ", iter(keys[1:]))
 
@@ -106,11 +106,6 @@ def _shifted(prefix: str, lines: Iterator[_Line]) -> Iterator[_Line]:
 
 def _remark(text: str) -> list[_Line]:
     return [_Line("", text)] if text else []
-
-
-def _resolved(field: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
-    reference = field.get("$ref") or field["allOf"][0]["$ref"]  # older pydantic wraps it
-    return defs[reference.rpartition("/")[2]]
 
 
 def _about(section: dict[str, Any]) -> str:
@@ -130,25 +125,6 @@ def _range(field: dict[str, Any]) -> str:
     >>> _range({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}], "default": None}).replace(NO_BREAK, " ")
     '[integer >= 1]'
     """
-    options = [option for option in field.get("anyOf", [field]) if option.get("type") not in ("null", "boolean")]
-    words = " or ".join(map(_words, options))
+    options = [option for option in alternatives(field) if option.get("type") not in ("null", "boolean")]
+    words = " or ".join(map(in_words, options))
     return f"[{words}]".replace(" ", NO_BREAK if len(words) < SHORT else " ") if words else ""
-
-
-def _words(option: dict[str, Any]) -> str:
-    if "$ref" in option:
-        return "keys as below"
-    if "enum" in option:
-        return _one_of(option["enum"])
-    if option["type"] == "array":
-        items = option.get("prefixItems") or [option["items"]]
-        return f"list of {f'{len(items)}: ' if 'prefixItems' in option else ''}{_words(items[0])}"
-    if option.get("format") == "path":
-        return "path"
-    bounds = [f"{sign} {option[key]:g}" for key, sign in BOUNDS.items() if key in option]
-    return " ".join([TYPES[option["type"]], *" and ".join(bounds).split()])
-
-
-def _one_of(names: Sequence[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last

@@ -9,7 +9,19 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.options import PATH, Command, Group, Names, batch_job, by_rank_0, config_arguments, json_option, result
+from hvdlm.cli.options import (
+    PATH,
+    REPEATS,
+    Command,
+    Group,
+    Names,
+    Number,
+    batch_job,
+    by_rank_0,
+    config_arguments,
+    json_option,
+    result,
+)
 from hvdlm.errors import UserError
 from hvdlm.world.connect import connected
 
@@ -48,7 +60,7 @@ def data() -> None:
 
 @data.command("inspect", epilog="hvdlm data inspect runs/quickstart/data --samples 3 --picture lengths.png")
 @click.argument("folder", type=PATH)
-@click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Documents of a split to decode.")
+@click.option("--samples", type=REPEATS, default=1, show_default=True, help="Documents of a split to decode.")
 @click.option("--picture", type=PATH, default=None, help="Draw the lengths (.png, .svg, .pdf).")
 @json_option
 @by_rank_0
@@ -160,14 +172,20 @@ def tokenizer_show(path: Path, text: str, as_json: bool) -> None:
 @tokenizer.command("compare", epilog="hvdlm tokenizer compare a.json b.json --input texts.jsonl --input chinese.txt")
 @click.argument("paths", type=PATH, nargs=-1, required=True)
 @click.option("--input", "sources", multiple=True, required=True, help="Files, folders or globs of text.")
-@click.option("--megabytes", type=click.FloatRange(0, min_open=True), default=4.0, show_default=True)
+@click.option(
+    "--megabytes",
+    type=Number(0, min_open=True),
+    default=4.0,
+    show_default=True,
+    help="Of text, drawn from everywhere in the input.",
+)
 @json_option
 @by_rank_0
 def tokenizer_compare(paths: tuple[Path, ...], sources: tuple[str, ...], megabytes: float, as_json: bool) -> None:
     """Bytes a token, tokens a word and unknown tokens, in all and by script."""
-    from hvdlm.preprocessing.vocabulary import head_of
+    from hvdlm.preprocessing.vocabulary import sample_of
     from hvdlm.tokenizer import load
     from hvdlm.tokenizer.study import compare, to_text
 
-    rows = compare({str(path): load(path) for path in paths}, head_of(list(sources), megabytes))
+    rows = compare({str(path): load(path) for path in paths}, sample_of(list(sources), megabytes))
     result({"rows": rows}, as_json, to_text(rows))

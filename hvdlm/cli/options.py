@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hvdlm.errors import UserError
-from hvdlm.launch.environment import launched_as
+from hvdlm.files import naming, to_json
+from hvdlm.launch.environment import launched_as, launcher_waits_for_all
+from hvdlm.numerals import LARGEST, number, whole_number
 
 if TYPE_CHECKING:
     from hvdlm.session.stop import BatchJob
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 def result(value: dict[str, Any], as_json: bool, text: str, rank: int = 0) -> None:
     """The command's result as the last line of stdout, on rank 0."""
     if rank == 0:
-        print(json.dumps(value) if as_json else text, flush=True)
+        with naming(Path("stdout")):
+            print(to_json(value) if as_json else text, flush=True)
 
 
 class Command(click.Command):
@@ -49,6 +52,43 @@ class Names(click.Choice):
         return tuple(self._load())
 
 
+class NameList(Names):
+    """Several of them, with commas; a tuple without repetitions."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        words = value.split(",") if isinstance(value, str) else value
+        return tuple(dict.fromkeys(super(NameList, self).convert(word.strip(), param, ctx) for word in words))
+
+
+class WholeNumber(click.IntRange):
+    """A whole number of 64 bits within bounds, written as in a config: `1e3` and `1_000` too."""
+
+    def __init__(self, least: int | None = None, most: int = LARGEST) -> None:
+        super().__init__(-LARGEST if least is None else least, most)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = whole_number(value.strip()) if isinstance(value, str) else value
+        if found is None:
+            self.fail(f"{value[:60]!r} is no whole number{self._bounds()}", param, ctx)
+        return super().convert(found, param, ctx)
+
+    def _describe_range(self) -> str:
+        return f"x>={self.min}" if self.max == LARGEST else super()._describe_range()
+
+    def _bounds(self) -> str:
+        return "" if self.min == -LARGEST else f" from {self.min} on"
+
+
+class Number(click.FloatRange):
+    """A finite number within bounds, written as in a config."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = number(value.strip()) if isinstance(value, str) else value
+        if found is None or not math.isfinite(found):
+            self.fail(f"{str(value)[:60]!r} is no finite number", param, ctx)
+        return super().convert(found, param, ctx)
+
+
 def splits() -> Iterable[str]:
     from hvdlm.data.manifest import SPLITS
 
@@ -69,6 +109,8 @@ def by_rank_0(function: Any) -> Any:
     return alone
 
 
+RANKS = WholeNumber(1, 1_000_000)  # more are a slip of the hand, and lists of them fill the memory
+REPEATS = WholeNumber(1, 10_000)
 PATH = click.Path(path_type=Path)
 MODE = click.Choice(["strong", "weak", "both"])  # of a scaling study
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
@@ -90,8 +132,14 @@ def batch_job() -> BatchJob:
 
 def refuse_a_launcher(command: str) -> None:
     """For commands that start their own jobs."""
-    if (launched_as() or (0, 1))[1] > 1:
-        raise UserError(f"`{command}` starts its own ranks; call it without mpirun")
+    launched = launched_as()
+    if launched is None or (launched[1] == 1 and launcher_waits_for_all()):  # one task of srun may start a step beside
+        return
+    launcher = "srun" if launcher_waits_for_all() else "mpirun or horovodrun"
+    raise UserError.shared(
+        f"`{command}` starts its own ranks, and it was itself started by {launcher} ({launched[1]} of it): call it"
+        " without a launcher"
+    )
 
 
 def config_of_study(command: str, config: Path, overrides: tuple[str, ...]) -> RunConfig:

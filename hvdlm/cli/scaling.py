@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from hvdlm.cli.options import MODE, PATH, Command, by_rank_0, config_arguments, config_of_study, json_option, result
+from hvdlm.cli.options import (
+    MODE,
+    PATH,
+    REPEATS,
+    Command,
+    WholeNumber,
+    by_rank_0,
+    config_arguments,
+    config_of_study,
+    json_option,
+    result,
+)
 from hvdlm.world.connect import connected
+
+if TYPE_CHECKING:
+    from hvdlm.perf.report import Report
 
 
 @click.command(cls=Command, epilog="hvdlm scale configs/quickstart.yaml --ranks 1,2 --mode both --out runs/scaling")
 @config_arguments
 @click.option("--ranks", default="1,2", show_default=True, help="Rank counts, smallest first.")
 @click.option("--mode", type=MODE, default="both", show_default=True)
-@click.option("--steps", type=click.IntRange(3), default=20, show_default=True, help="Timed steps of one measurement.")
-@click.option("--warmup", type=click.IntRange(1), default=5, show_default=True, help="Steps before them, discarded.")
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Measurements of each point.")
+@click.option("--steps", type=WholeNumber(3), default=20, show_default=True, help="Timed steps of one measurement.")
+@click.option("--warmup", type=WholeNumber(1), default=5, show_default=True, help="Steps before them, discarded.")
+@click.option("--repeats", type=REPEATS, default=3, show_default=True, help="Measurements of each point.")
 @click.option("--out", type=PATH, default=None, help="Default: RUN_DIR/scaling.")
 @json_option
 def scale(
@@ -32,20 +47,20 @@ def scale(
     folder = out or settings.run_dir / "scaling"
     modes = ("strong", "weak") if mode == "both" else (mode,)
     sweep(settings, folder, ranks=parse_ranks(ranks), modes=modes, effort=Effort(**counts))
-    report_path = write_report(folder)
-    result({"out": str(folder), "report": str(report_path)}, as_json, str(report_path))
+    _told(write_report(folder), as_json, out=str(folder))
 
 
 @click.command(cls=Command, hidden=True)
 @click.argument("spec", type=PATH)
 def measure(spec: Path) -> None:
     """What every rank of one measurement of `hvdlm scale` runs."""
-    from hvdlm.perf.measure import MeasurementSpec, measure_and_write
+    from hvdlm.config import validate
+    from hvdlm.perf.measure import measure_and_write, read_spec
     from hvdlm.sync import preferred_world
     from hvdlm.train.config import RunConfig
 
-    task = MeasurementSpec(**json.loads(spec.read_text()))
-    settings = RunConfig.model_validate(task.config)
+    task = read_spec(spec)
+    settings = validate(RunConfig, task.config, spec)
     with connected(
         settings.world, prefer=preferred_world(settings.sync), environment=settings.sync.environment
     ) as world:
@@ -59,6 +74,18 @@ def measure(spec: Path) -> None:
 def report(folder: Path, as_json: bool) -> None:
     """Write report.html, report.md, report.csv and plots from the records of `hvdlm scale`."""
     from hvdlm.perf.report import write_report
+    from hvdlm.session.logs import setup_logging
 
-    path = write_report(folder)
-    result({"report": str(path)}, as_json, str(path))
+    setup_logging(0)
+    _told(write_report(folder), as_json)
+
+
+def _told(report: Report, as_json: bool, **more: str) -> None:
+    """Say what was found, and what stands against believing it; the path is the result."""
+    log = logging.getLogger("hvdlm")
+    for verdict in report.verdicts:
+        log.info("%s", verdict)
+    for remark in report.remarks:
+        log.warning("%s", remark)
+    value = {**more, "report": str(report.path), "verdicts": report.verdicts, "remarks": report.remarks}
+    result(value, as_json, str(report.path))

@@ -15,10 +15,11 @@ from hvdlm.launch.environment import launched_as
 
 
 @click.command(cls=Command, epilog="hvdlm doctor --json\nhvdlm doctor --log runs/jobs/train-001/1234.r0.log")
-@click.option("--hello", is_flag=True, hidden=True)
+@click.option("--as-rank", is_flag=True, hidden=True)
+@click.option("--alone", is_flag=True, hidden=True)
 @click.option("--log", default=None, metavar="FILE", help="Instead: name the known errors in a log (- for stdin).")
 @json_option
-def doctor(hello: bool, log: str | None, as_json: bool) -> int:
+def doctor(as_rank: bool, alone: bool, log: str | None, as_json: bool) -> int:
     """Check that torch, Horovod, MPI and HDF5 here fit together; each problem comes with its remedy."""
     rank, size = launched_as() or (0, 1)
     if log is not None:
@@ -31,8 +32,8 @@ def doctor(hello: bool, log: str | None, as_json: bool) -> int:
         return 0
     from hvdlm import doctor as stage
 
-    if hello:
-        result(stage.hello(), True, "", rank)
+    if as_rank or alone:
+        (stage.tell_as_rank if as_rank else stage.tell_alone)()
         return 0
     checks = stage.examine(is_job=size > 1)
     is_well = all(check.ok for check in checks)
@@ -51,9 +52,12 @@ def config_group() -> None:
 @by_rank_0
 def config_show(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """The config as a command would see it, defaults and overrides included."""
-    from hvdlm.config import load, to_yaml
+    from hvdlm.config import to_yaml, validate
+    from hvdlm.config.written import read
 
-    settings = load(_config_model(config), config, overrides)
+    node, values = read(config)  # once: it may be a pipe
+    model = _models()["preprocess" if "input" in values else "train"]
+    settings = validate(model, values, config, overrides, node)
     result(settings.model_dump(mode="json"), as_json, to_yaml(settings).rstrip())
 
 
@@ -78,14 +82,3 @@ def _models() -> dict[str, Any]:
     from hvdlm.train.config import RunConfig
 
     return {"train": RunConfig, "preprocess": PreprocessConfig}
-
-
-def _config_model(path: Path) -> Any:
-    """A preprocess config is the one with an `input`."""
-    import re
-
-    try:
-        is_preprocess = re.search(r"^input\s*:", path.read_text(encoding="utf-8"), re.MULTILINE)
-    except (OSError, UnicodeDecodeError):
-        is_preprocess = None  # loading it will say what is wrong
-    return _models()["preprocess" if is_preprocess else "train"]

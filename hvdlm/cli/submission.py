@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hvdlm.cli.options import MODE, PATH, Group, Names, config_arguments, overrides_argument, splits
+from hvdlm.cli.options import (
+    MODE,
+    PATH,
+    REPEATS,
+    Group,
+    Names,
+    WholeNumber,
+    config_arguments,
+    overrides_argument,
+    splits,
+)
 from hvdlm.cli.submit_options import need, need_shards, submission, training_job
 from hvdlm.errors import UserError
 
@@ -22,7 +32,7 @@ PREPROCESS = "preprocess."  # before an override: it goes to the data config of 
 
 
 def chain_option(text: str) -> Any:
-    return click.option("--chain", type=click.IntRange(1), default=1, show_default=True, help=text)
+    return click.option("--chain", type=REPEATS, default=1, show_default=True, help=text)
 
 
 @click.group(cls=Group)
@@ -100,9 +110,9 @@ def submit_generate(run: Path, words: tuple[str, ...], request: Request) -> list
 @config_arguments
 @click.option("--ranks", default=None, help="Rank counts. Default: 1, 2, 4 … up to nodes x ranks a node.")
 @click.option("--mode", type=MODE, default="both", show_default=True)
-@click.option("--steps", type=click.IntRange(3), default=20, show_default=True)
-@click.option("--warmup", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--steps", type=WholeNumber(3), default=20, show_default=True)
+@click.option("--warmup", type=WholeNumber(1), default=5, show_default=True)
+@click.option("--repeats", type=REPEATS, default=3, show_default=True)
 @click.option("--out", type=PATH, default=None, help="Default: RUN_DIR/scaling.")
 @submission
 def submit_scale(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hvdlm.cli.options import PATH, json_option, result
+from hvdlm.cli.options import PATH, RANKS, Number, json_option, result
 from hvdlm.errors import UserError
 from hvdlm.launch.environment import launched_as
 from hvdlm.launch.plan import fresh_environment
@@ -41,15 +41,15 @@ def submission_environment() -> dict[str, str]:
 
 OPTIONS = (
     click.option("--site", required=True, help="A name of `hvdlm sites`, or a YAML file of yours."),
-    click.option("--nodes", type=click.IntRange(1), default=1, show_default=True),
-    click.option("--ranks-per-node", type=click.IntRange(1), default=None, help="Default: the site's."),
-    click.option("--cores-per-rank", type=click.IntRange(1), default=None, help="Default: a share of the site's node."),
+    click.option("--nodes", type=RANKS, default=1, show_default=True),
+    click.option("--ranks-per-node", type=RANKS, default=None, help="Default: the site's."),
+    click.option("--cores-per-rank", type=RANKS, default=None, help="Default: a share of the site's node."),
     click.option("--time", default=None, help="Of a job: minutes, H:M:S or D-H:M:S. Default: the site's, or 60."),
     click.option("--account", default=None, help="As sbatch's."),
     click.option("--partition", default=None, help="As sbatch's."),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A value of the site, for this job."),
     click.option("--after", multiple=True, metavar="JOB", help="Start when that job has ended well."),
-    click.option("--max-node-hours", type=click.FloatRange(0), default=None, help="Refuse what would cost more."),
+    click.option("--max-node-hours", type=Number(0), default=None, help="Refuse what would cost more."),
     jobs_dir_option,
     click.option("--dry-run", is_flag=True, help="Print the script; queue nothing, write nothing."),
     json_option,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import click
 from hvdlm.cli.options import (
     Command,
     Names,
+    Number,
+    WholeNumber,
     batch_job,
     config_arguments,
     json_option,
@@ -48,22 +49,36 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN|CHECKPOINT")
 @overrides_argument
 @click.option("--split", type=Names(splits), default="val", show_default=True)
+@click.option(
+    "--carry/--no-carry",
+    default=None,
+    help="Carry a recurrent model's state from window to window, as the literature does; the default for a run that "
+    "was trained so (data.order: contiguous).",
+)
+@click.option(
+    "--streams",
+    type=click.IntRange(1),
+    help="With --carry: parts of the split, each read through (1).",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Also write the result as JSON there.")
 @json_option
-def evaluate(checkpoint: Path, overrides: tuple[str, ...], split: str, out: Path | None, as_json: bool) -> None:
+def evaluate(
+    checkpoint: Path, overrides: tuple[str, ...], split: str, out: Path | None, as_json: bool, **protocol: Any
+) -> None:
     """Perplexity and bits per byte over a whole split, each token exactly once over all ranks."""
-    from hvdlm.files import write_text_durably
+    from hvdlm.files import to_json, write_text_durably
     from hvdlm.inference.evaluate import evaluate_checkpoint
     from hvdlm.session.logs import setup_logging
 
     with connected() as world:
         setup_logging(world.rank)
-        found = evaluate_checkpoint(checkpoint, overrides, split, world)
-        numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
+        found = evaluate_checkpoint(checkpoint, overrides, split, world, **protocol)
+        hidden = {"streams", "seq_len", "split_tokens"}  # the protocol says them in words; all tokens are counted
+        numbers = {name: found[name] for name in found.keys() - hidden if isinstance(found[name], int | float)}
         shown = {name: f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" for name, value in numbers.items()}
-        text = "  ".join(f"{name} {value}" for name, value in shown.items())
+        text = "  ".join(f"{name} {shown[name]}" for name in found if name in shown) + f"  ({found['protocol']})"
         if out is not None:
-            world.on_root(lambda: write_text_durably(out, json.dumps(found, indent=1) + "\n"))
+            world.on_root(lambda: write_text_durably(out, to_json(found, indent=1) + "\n"))
         result(found, as_json, text, world.rank)
 
 
@@ -74,11 +89,11 @@ def evaluate(checkpoint: Path, overrides: tuple[str, ...], split: str, out: Path
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN|CHECKPOINT")
 @overrides_argument
 @click.option("--prompt", default="", help="Text to continue.")
-@click.option("--max-tokens", type=click.IntRange(1), default=200, show_default=True)
-@click.option("--temperature", type=click.FloatRange(0), default=0.8, show_default=True, help="0: the likeliest.")
-@click.option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="0: all.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--max-tokens", type=WholeNumber(1), default=200, show_default=True)
+@click.option("--temperature", type=Number(0), default=0.8, show_default=True, help="0: the likeliest.")
+@click.option("--top-k", type=WholeNumber(0), default=0, show_default=True, help="0: all.")
+@click.option("--top-p", type=Number(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--seed", type=WholeNumber(), default=0, show_default=True)
 @json_option
 def generate(
     checkpoint: Path, overrides: tuple[str, ...], prompt: str, max_tokens: int, as_json: bool, **options: Any

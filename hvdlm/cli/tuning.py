@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,13 @@ import click
 
 from hvdlm.cli.options import (
     PATH,
+    RANKS,
+    REPEATS,
     Command,
+    NameList,
     Names,
+    Number,
+    WholeNumber,
     config_arguments,
     config_of_study,
     json_option,
@@ -30,13 +36,19 @@ def _tunable() -> list[str]:
     return [kind for kind, sync in SYNCS.items() if sync.keeps_replicas_equal]
 
 
+def _ways() -> Iterable[str]:
+    from hvdlm.perf.bench_sync import WAYS
+
+    return WAYS
+
+
 @click.command(cls=Command, epilog="hvdlm tune configs/quickstart.yaml --ranks 2 --minutes 10 --out configs/mine.yaml")
 @config_arguments
-@click.option("--ranks", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=15, show_default=True, help="At most.")
-@click.option("--steps", type=click.IntRange(3), default=15, show_default=True, help="Timed steps of one run.")
-@click.option("--warmup", type=click.IntRange(1), default=3, show_default=True, help="Steps before them, discarded.")
-@click.option("--repeats", type=click.IntRange(2), default=4, show_default=True, help="Rounds of a stage, at most.")
+@click.option("--ranks", type=RANKS, default=2, show_default=True)
+@click.option("--minutes", type=Number(0, min_open=True), default=15, show_default=True, help="At most.")
+@click.option("--steps", type=WholeNumber(3), default=15, show_default=True, help="Timed steps of one run.")
+@click.option("--warmup", type=WholeNumber(1), default=3, show_default=True, help="Steps before them, discarded.")
+@click.option("--repeats", type=WholeNumber(2), default=4, show_default=True, help="Rounds of a stage, at most.")
 @click.option("--kinds", type=Names(_tunable), multiple=True, help=KINDS)
 @click.option("--out", type=PATH, default=None, help="Default: RUN_DIR/tuned.yaml.")
 @json_option
@@ -57,16 +69,18 @@ def tune(config: Path, overrides: tuple[str, ...], out: Path | None, as_json: bo
 @click.command("sync", cls=Command, epilog="hvdlm bench sync configs/quickstart.yaml --steps 200 --out runs/bench-sync")
 @click.argument("config", type=PATH, default=Path("configs/quickstart.yaml"))
 @overrides_argument
-@click.option("--ranks", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--steps", type=click.IntRange(1), default=200, show_default=True)
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Rounds, each from another seed.")
-@click.option("--kinds", default="", help="Names with commas, for example allreduce,local_sgd; default: all.")
+@click.option("--ranks", type=RANKS, default=2, show_default=True)
+@click.option("--steps", type=WholeNumber(1), default=200, show_default=True)
+@click.option("--repeats", type=REPEATS, default=3, show_default=True, help="Rounds, each from another seed.")
+@click.option("--kinds", type=NameList(_ways), default=None, help="Names with commas; default: all.")
 @click.option("--out", type=PATH, default=Path("runs/bench-sync"), show_default=True)
 @json_option
-def bench_sync(config: Path, overrides: tuple[str, ...], kinds: str, as_json: bool, **choices: Any) -> None:
+def bench_sync(
+    config: Path, overrides: tuple[str, ...], kinds: tuple[str, ...] | None, as_json: bool, **choices: Any
+) -> None:
     """Train one model on the same tokens by every way of combining gradients: loss, speed, bytes sent."""
     settings = config_of_study("hvdlm bench", config, overrides)
-    from hvdlm.perf.bench_sync import SyncBenchOptions, bench, parse_kinds, to_text
+    from hvdlm.perf.bench_sync import SyncBenchOptions, bench, kinds_with_reference, to_text
 
-    found = bench(settings, SyncBenchOptions(kinds=parse_kinds(kinds), **choices))
+    found = bench(settings, SyncBenchOptions(kinds=kinds_with_reference(kinds), **choices))
     result(found, as_json, to_text(found))

@@ -33,15 +33,17 @@ class Sampling:
 
 
 def choose(logits: Tensor, sampling: Sampling, random: torch.Generator) -> int:
-    """One id from logits (V,)."""
+    """One id from logits (V,), which must be finite."""
     if sampling.temperature == 0:
         return int(logits.argmax())
-    logits = logits.float() / sampling.temperature
+    # In float64, and with the largest at 0: then any temperature above 0 leaves it likely and overflows nowhere.
+    logits = (logits.double() - logits.max()) / sampling.temperature
     if 0 < sampling.top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], float("-inf"))
-    probabilities, ids = logits.softmax(-1).sort(descending=True)
-    before = probabilities.cumsum(-1) - probabilities
-    probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
+    probabilities, ids = logits.softmax(-1).float().sort(descending=True)
+    is_beyond = probabilities.cumsum(-1) - probabilities >= sampling.top_p
+    is_beyond[0] = False  # a top_p that is 0 in float32 keeps the likeliest
+    probabilities = probabilities.masked_fill(is_beyond, 0.0)
     return int(ids[torch.multinomial(probabilities, 1, generator=random)])
 
 
@@ -56,6 +58,8 @@ def generate(
     device = next(model.parameters()).device
     for _ in range(max_tokens):
         logits = model(torch.tensor([ids[-seq_len:]], device=device))[0, -1]  # (V,)
+        if not logits.isfinite().all():
+            raise UserError("the model's logits are not finite: it has diverged; use a checkpoint from before that")
         chosen = choose(logits.cpu(), sampling, random)
         if chosen == eos_id:
             return
@@ -65,6 +69,10 @@ def generate(
 
 def continue_text(target: Path, overrides: tuple[str, ...], prompt: str, sampling: Sampling, max_tokens: int) -> str:
     """The text that a checkpoint's model writes after `prompt`."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"--prompt: character {error.start} is not UTF-8") from None
     path = checkpoint.resolve(target)
     model, config, state = load_checkpoint_model(path, overrides, find_place(SerialWorld()))
     tokenizer = _tokenizer_of(path, state)

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from hvdlm.errors import UserError
 from hvdlm.optim.optimizers import OPTIMIZERS, OptimConfig
+from hvdlm.optim.torch_classes import spare_dynamo
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
@@ -55,6 +56,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     Every option is in its groups, so `type(optimizer)(optimizer.param_groups)` is the same optimizer without
     its state, which is how Horovod wraps it.
     """
+    spare_dynamo()
     groups = parameter_groups(model, config)
     for group in groups:
         group["lr"] = config.lr * group["lr_scale"]

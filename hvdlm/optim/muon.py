@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hvdlm.optim.tensors import loss_of
-from hvdlm.optim.torch_classes import from_torch
+from hvdlm.optim.torch_classes import eager, from_torch
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -37,6 +37,6 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 _CLASSES: dict[str, Callable[[], Callable[..., torch.optim.Optimizer]]] = {
-    "adamw": lambda: torch.optim.AdamW,
+    "adamw": lambda: eager(torch.optim.AdamW),
     "muon": lambda: from_torch("Muon", "2.9"),
 }

@@ -19,7 +19,7 @@ from hvdlm.optim.lars import Lars
 from hvdlm.optim.lion import Lion
 from hvdlm.optim.muon import MuonAdamW
 from hvdlm.optim.schedules import DECAY_SHAPES, SCHEDULES
-from hvdlm.optim.torch_classes import from_torch, fused
+from hvdlm.optim.torch_classes import eager, from_torch, fused
 
 HEAD = "head"  # the attribute that every model family has its output layer in
 Groups = list[dict[str, Any]]
@@ -70,14 +70,14 @@ class OptimizerChoice:
 
 OPTIMIZERS = {
     "adafactor": OptimizerChoice(_adafactor),
-    "adagrad": OptimizerChoice(_built(torch.optim.Adagrad, "eps", kernel="adagrad")),
-    "adam": OptimizerChoice(_built(torch.optim.Adam, "betas", "eps", kernel="adam")),
-    "adamw": OptimizerChoice(_built(torch.optim.AdamW, "betas", "eps", kernel="adamw")),
+    "adagrad": OptimizerChoice(_built(eager(torch.optim.Adagrad), "eps", kernel="adagrad")),
+    "adam": OptimizerChoice(_built(eager(torch.optim.Adam), "betas", "eps", kernel="adam")),
+    "adamw": OptimizerChoice(_built(eager(torch.optim.AdamW), "betas", "eps", kernel="adamw")),
     "lamb": OptimizerChoice(_built(Lamb, "betas", "eps")),
     "lars": OptimizerChoice(_built(Lars, "momentum", "trust_coefficient")),
     "lion": OptimizerChoice(_built(Lion, "betas")),
     "muon": OptimizerChoice(_muon, _muon_options),
-    "sgd": OptimizerChoice(_built(torch.optim.SGD, "momentum", "nesterov", kernel="sgd")),
+    "sgd": OptimizerChoice(_built(eager(torch.optim.SGD), "momentum", "nesterov", kernel="sgd")),
 }
 
 # What lr is multiplied by where the global batch is so many times lr_reference_batch.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +20,27 @@ def from_torch(name: str, since: str) -> Callable[..., torch.optim.Optimizer]:
             f"optim.name: {name.lower()} is part of torch from {since} on, this is torch {torch.__version__};"
             " update torch, or choose another optimizer"
         )
-    return found
+    return eager(found)
+
+
+@functools.cache
+def eager(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """The class with a `step` that does not load torch._dynamo; torch's own loads it to break compiled graphs there."""
+    step = torch.no_grad()(inspect.unwrap(optimizer.step))
+    return type(optimizer.__name__, (optimizer,), {"step": step, "__doc__": optimizer.__doc__})
+
+
+def spare_dynamo() -> None:
+    """Let optimizers be built and used without torch._dynamo, which takes a second of CPU to load and does nothing here.
+
+    torch wraps some methods to keep torch.compile out of them, and loads the compiler to do so at their first call
+    (`torch._compile._disable_dynamo`). We compile models and never a step of an optimizer. Where a torch has another
+    way, this changes nothing.
+    """
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        plain = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if plain is not None and not hasattr(plain, "__dynamo_disable"):
+            setattr(plain, "__dynamo_disable", plain)
 
 
 def fused(kernel: str, groups: list[dict[str, Any]]) -> dict[str, bool]:

@@ -46,9 +46,6 @@ class AutoConfig(StrategyConfig):
 
 def _by_name(value: Any) -> Any:
     """`sync: tree` for `sync: {kind: tree}`."""
-    kind = value if isinstance(value, str) else value.get("kind") if isinstance(value, dict) else None
-    if isinstance(kind, str) and kind not in (*SYNCS, "auto"):
-        raise ValueError(f"{kind!r} is none of auto, {', '.join(SYNCS)}")
     return {"kind": value} if isinstance(value, str) else value
 
 

@@ -1,0 +1,107 @@
+"""What a config is made of: frozen sections, choices by name, unions of sections told apart by a key."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, Union
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetPydanticSchema
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
+
+
+class Section(BaseModel):
+    """A frozen part of a config; unknown keys are errors, and so are "7" for a number and `1` for a bool.
+
+    YAML has no paths and tuples, so fields of these types say `strict=False`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+T = TypeVar("T")
+
+
+def choice_of(names: Iterable[str]) -> Any:
+    """What makes a `str` one of `names`, the keys of a registry: `name: Annotated[str, choice_of(OPTIMIZERS)]`.
+
+    Errors and JSON schema are those of a Literal of these names.
+    """
+    schema = core_schema.literal_schema(list(names))
+    return GetPydanticSchema(lambda _source, _handler: schema)
+
+
+@dataclass(frozen=True)
+class TaggedUnion:
+    """The sections that a field may hold, told apart by the value of their key `tag`."""
+
+    sections: tuple[type[Section], ...]
+    tag: str
+
+    def __get_pydantic_core_schema__(self, _source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return handler.generate_schema(Annotated[Union[self.sections], Field(discriminator=self.tag)])  # noqa: UP007
+
+    @property
+    def by_name(self) -> dict[str, type[Section]]:
+        return {section.model_fields[self.tag].default: section for section in self.sections}
+
+
+def tagged_union(sections: Mapping[str, type[Section]], tag: str) -> Any:
+    """What makes a section one of a registry's, told apart by the key `tag`: `Annotated[Shared, tagged_union(…)]`.
+
+    `Shared` is the class that all of them come from. ValueError for one that is registered under another name than
+    its own, the default of its field `tag`.
+    """
+    for name, section in sections.items():
+        if section.model_fields[tag].default != name:
+            raise ValueError(f"{section.__name__} has {tag}: {section.model_fields[tag].default}, not {name}")
+    return TaggedUnion(tuple(sections.values()), tag)
+
+
+def union_of(field: FieldInfo) -> TaggedUnion | None:
+    return next((part for part in field.metadata if isinstance(part, TaggedUnion)), None)
+
+
+def options_of(annotation: Any) -> list[Any]:
+    """The types that a value may have: of a union its members, without what pydantic is told beside them.
+
+    >>> options_of(Annotated[int | None, "meaning"])
+    [<class 'int'>, <class 'NoneType'>]
+    """
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return options_of(typing.get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [option for part in typing.get_args(annotation) for option in options_of(part)]
+    return [annotation]
+
+
+def is_section(option: Any) -> bool:
+    return isinstance(option, type) and issubclass(option, Section)
+
+
+def sections_of(field: FieldInfo) -> list[type[Section]]:
+    """The sections that a field may hold, alone, among others or as items; empty for a plain value."""
+    if union := union_of(field):
+        return list(union.sections)
+    options = options_of(field.annotation)
+    items = [item for option in options for part in typing.get_args(option) for item in options_of(part)]
+    return [option for option in (*options, *items) if is_section(option)]
+
+
+FREE = "free on resume"
+Free = Annotated[T, FREE]  # a field that may have another value when a run is resumed; of a section, all of it
+
+
+def free_on_resume(section: type[Section]) -> set[str]:
+    """The keys, as `train.steps`, of the fields below that are Free, which may differ when a run is resumed."""
+    found = set()
+    for name, field in section.model_fields.items():
+        if FREE in field.metadata:
+            found.add(name)
+        else:
+            found |= {f"{name}.{key}" for option in sections_of(field) for key in free_on_resume(option)}
+    return found

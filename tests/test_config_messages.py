@@ -1,0 +1,94 @@
+"""Whatever is written for a key of a config is taken or refused in one line of our own words that names the place."""
+
+import re
+from pathlib import Path
+
+import pytest
+from harness import preprocess_values, run_values
+
+from hvdlm.config import load, validate
+from hvdlm.config.sections import sections_of, union_of
+from hvdlm.errors import UserError
+from hvdlm.jobs.site import Site
+from hvdlm.preprocessing.plan import PreprocessConfig
+from hvdlm.train.config import RunConfig
+
+GOOD = {
+    RunConfig: run_values(Path("data"), Path("run")),
+    PreprocessConfig: preprocess_values("texts", Path("out")),
+    Site: {"description": "x"},
+}
+LIBRARY_WORDS = re.compile(
+    r"discriminator|Input should|Extra inputs|valid (integer|number|dictionary|list|tuple|string|boolean)"
+    r"|Field required|pydantic|type=|https?://|Value error|NoneType|<class|Unable to|Traceback|dict\b|PosixPath"
+    r"|\bNone\b",
+)
+WRONG = ["", "word", "-1", "0", "1.5", "nan", "inf", "1e400", "1e30", "9" * 5000, "yes", "[1]", "{a: 1}", "[[", "null"]
+WRONG += ["a\0b", "{a: [", "[]", "{}", "1:30", "2026-11-26", "é", "a b", "*x", "&x", "!x", "%", "`", "- a", "a: b"]
+
+
+def keys_of(section, prefix=()):
+    """(key, the overrides that make it a key) of all that a config may hold."""
+    for name, field in section.model_fields.items():
+        yield (*prefix, name), ()
+        union = union_of(field)
+        for option in sections_of(field) if not str(field.annotation).startswith(("tuple", "list")) else ():
+            choice = (
+                (f"{'.'.join((*prefix, name))}={{{union.tag}: {option.model_fields[union.tag].default}}}",)
+                if union
+                else ()
+            )
+            for key, more in keys_of(option, (*prefix, name)):
+                yield key, choice + more
+
+
+CASES = [(model, key, choice) for model in GOOD for key, choice in keys_of(model)]
+
+
+def refusal(model, *overrides):
+    try:
+        validate(model, GOOD[model], Path("config.yaml"), overrides)
+    except UserError as error:
+        assert "\n" not in str(error).replace("\\n", "")
+        return str(error)
+    return None
+
+
+REST = {
+    RunConfig: {"run_dir": "a", "data.path": "b", "train.global_batch": 8, "train.micro_batch": 4, "train.steps": 10},
+    PreprocessConfig: {"input": "a", "output": "b"},
+    Site: {},
+}
+BYSTANDERS = {RunConfig: "log.every=7", PreprocessConfig: "shard_tokens=70", Site: "max_restarts=7"}
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "choice"), CASES, ids=lambda part: ".".join(part) if type(part) is tuple else ""
+)
+def test_an_override_is_taken_or_refused_by_its_name(model, key, choice):
+    for wrong in WRONG:
+        override = f"{'.'.join(key)}={wrong}"
+        message = refusal(model, *choice, override, BYSTANDERS[model])
+        if message is not None and override.split("=")[0] not in BYSTANDERS[model]:
+            assert message.startswith(f"override {override!r}"), message
+            assert not LIBRARY_WORDS.search(message.removeprefix(f"override {override!r}")), message
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "choice"), CASES, ids=lambda part: ".".join(part) if type(part) is tuple else ""
+)
+def test_a_value_in_a_file_is_taken_or_refused_with_its_line(model, key, choice, tmp_path):
+    path = tmp_path / "config.yaml"
+    opened = "".join(f"{' ' * depth}{part}:\n" for depth, part in enumerate(key[:-1]))
+    below = " " * (len(key) - 1)
+    tag = re.search(r"{(.*)}", choice[-1])[1] if choice else ""
+    is_of_tag = choice and choice[-1].split("=")[0] == ".".join(key[:-1]) and not tag.startswith(key[-1])
+    more = f"{below}{tag}\n" if is_of_tag else ""
+    for wrong in ("word", "-1", "0x", "'7'", "[1, [2]]", "{a: 1}", "", "~", "2026-11-26", "1:30", "no", '"\\0"'):
+        path.write_text(f"{opened}{below}{key[-1]}: {wrong}\n{more}")
+        with_rest = [f"{name}={value}" for name, value in REST[model].items() if name != ".".join(key)]
+        try:
+            load(model, path, tuple(with_rest))
+        except UserError as error:
+            assert not LIBRARY_WORDS.search(str(error)), error
+            assert str(error).startswith((f"{path}:", "override")), error
