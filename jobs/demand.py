@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from hvdlm.errors import UserError
 
+from .directives import directive_word
 from .job import Job
 from .lint import check
 from .lint.findings import counted
@@ -65,7 +66,9 @@ def _time_faults(job: Job, site: Site) -> Iterator[str]:
 def _directive_faults(job: Job, site: Site) -> Iterator[str]:
     """The site's own options, each as the line that it becomes."""
     for key, value in site.directives.items() if site.is_slurm else ():
-        line = f"#SBATCH --{key}={value}" if value else f"#SBATCH --{key}"
+        if not key.isprintable() or not value.isprintable():
+            yield f"directives.{key}: {value!r} has a line break in it, or another sign that is none of a text"
+        line = f"#SBATCH --{key}={directive_word(value)}" if value else f"#SBATCH --{key}"
         for finding in check(f"#!/bin/bash\n{line}\n"):
             if finding.level == "error":
                 yield f"directives.{key}: {finding.message}; {finding.remedy}"

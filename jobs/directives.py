@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from .lint.sbatch import OPTIONS, SHORT
@@ -73,4 +74,24 @@ def as_text(option: str, value: Any, *, is_slurm: bool) -> str | None:
         wanted = as_flag(value)
         if wanted is not None:
             return "" if wanted else None
-    return str(value)
+    return unquoted(str(value))
+
+
+def unquoted(text: str) -> str:
+    """A text without the quotes that somebody has put around it for sbatch or for the shell of the job.
+
+    >>> unquoted('"two words"'), unquoted("'1'"), unquoted('"a" and "b"')
+    ('two words', '1', '"a" and "b"')
+    """
+    return text[1:-1] if re.fullmatch(r""" "[^"]*" | '[^']*' """, text, re.VERBOSE) else text
+
+
+def directive_word(value: str) -> str:
+    """A value as sbatch reads it back from a #SBATCH line.
+
+    >>> directive_word("two words"), directive_word('say "a"'), directive_word("a[1-3]")
+    ('"two words"', '"say \\\\"a\\\\""', 'a[1-3]')
+    """
+    if not re.search(r"""[\s'"#\\]""", value):
+        return value
+    return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'

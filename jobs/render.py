@@ -7,7 +7,6 @@ same pieces; they are text that was never run.
 from __future__ import annotations
 
 import functools
-import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import jinja2
 
 from hvdlm.launch.launchers import LAUNCHERS, Launch, launch_environment, launch_words
 
+from .directives import directive_word
 from .job import Job, ShellText
 from .site import Site
 
@@ -95,24 +95,14 @@ def _slurm_directives(job: Job, site: Site) -> list[tuple[str, str]]:
     return [(key, directive_word(value)) for key, value in {**found, **dict(sorted(options.items()))}.items()]
 
 
-def directive_word(value: str) -> str:
-    """A value as sbatch reads it back from a #SBATCH line; one that somebody has quoted already stays as it is.
-
-    >>> directive_word("two words"), directive_word('"two words"'), directive_word("a[1-3]")
-    ('"two words"', '"two words"', 'a[1-3]')
-    """
-    is_quoted = re.fullmatch(r'"[^"\\]*"|\'[^\'\\]*\'', value) is not None
-    if is_quoted or not re.search(r"""[\s'"#\\]""", value):
-        return value
-    return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
-
-
 def _output(job: Job) -> str:
     """The log of the batch script itself. A % means something to SLURM, in a path but not in the folder of a job."""
     number = "%A_%a" if job.array else "%j"
     if job.folder is None:
         return f"%x-{number}.log"
-    return str((job.cwd or Path()) / job.folder).replace("%", "%%") + f"/{number}.log"
+    needs_all = job.cwd is not None and "%" in str(job.cwd)  # SLURM would read it as a sign in that part too
+    folder = job.cwd / job.folder if job.cwd and needs_all else job.folder
+    return str(folder).replace("%", "%%") + f"/{number}.log"
 
 
 def _log_of(job: Job) -> str:

@@ -14,7 +14,7 @@ from hvdlm.config import Section, choice_of, load
 from hvdlm.errors import UserError
 from hvdlm.launch.launchers import LAUNCHERS
 
-from .directives import OWN, as_flag, as_text, long_name, without_requeue
+from .directives import OWN, as_flag, as_text, long_name, unquoted, without_requeue
 from .times import SCHEDULERS, minutes_of
 
 FOLDER = Path(__file__).parent / "sites"
@@ -124,7 +124,7 @@ class Site(Section):
         strange = next((name for name in values if not re.fullmatch(r"[A-Za-z_]\w*", str(name), re.ASCII)), None)
         if strange is not None:
             raise ValueError(f"{strange!r} is no name of a variable")
-        return {key: "" if value is None else value for key, value in values.items()}
+        return {key: unquoted(value) if isinstance(value, str) else value or "" for key, value in values.items()}
 
     @model_validator(mode="after")
     def _check(self) -> Site:

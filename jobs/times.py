@@ -9,6 +9,7 @@ from .lint.sbatch import parse_minutes
 
 SCHEDULERS = ("slurm", "pbs", "lsf")  # each has its templates/NAME.sh.j2
 
+MAX_MINUTES = (2**31 - 1) // 60  # SLURM counts seconds in 32 bits
 FORMS = "minutes, hours:minutes:seconds or days-hours:minutes:seconds"
 
 
@@ -31,6 +32,8 @@ def minutes_of(text: str, scheduler: str = "slurm") -> int:
         raise ValueError(f"{text!r} is no time; write {FORMS}") from None
     if math.isinf(minutes):
         raise ValueError(f"{text} is no limit, and a job needs one: its budget and its last save hang on it")
+    if minutes > MAX_MINUTES:
+        raise ValueError(f"{text} is longer than SLURM can count")
     if minutes < 1:
         raise ValueError(f"{text} is no time to work in; write {FORMS}")
     return int(minutes)

@@ -126,8 +126,9 @@ def _with_wishes(site: Site, time: str | None) -> tuple[Site, int, list[str]]:
         return site, _minutes("--time", time or DEFAULT_TIME, site), []
     found = wishes(os.environ, {**site.said, **({"time": time} if time else {})})
     if not time:
-        origin, time = ("SBATCH_TIMELIMIT", found.taken["time"]) if "time" in found.taken else ("--time", DEFAULT_TIME)
-    return site.with_options(found.taken), _minutes(origin, time, site), found.lines()
+        origin, time = "SBATCH_TIMELIMIT", found.taken.get("time")
+    lines = found.lines() if time else [*found.lines(), f"no --time is given: {DEFAULT_TIME} minutes a job"]
+    return site.with_options(found.taken), _minutes(origin, time or DEFAULT_TIME, site), lines
 
 
 def _minutes(origin: str, time: str, site: Site) -> int:

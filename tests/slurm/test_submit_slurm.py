@@ -15,7 +15,7 @@ from hvdlm import checkpoint
 from hvdlm.session.metrics import read_metrics
 
 FINISHED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE", "OUT_OF_MEMORY", "ENDED")
-AS_ROOT = [f'environment.OMPI_ALLOW_RUN_AS_ROOT{which}="1"' for which in ("", "_CONFIRM")]
+AS_ROOT = [f"environment.OMPI_ALLOW_RUN_AS_ROOT{which}=1" for which in ("", "_CONFIRM")]
 QUICK = [word for setting in ("signal_lead_s=10", *AS_ROOT) for word in ("--set", setting)]
 TWO_RANKS = ("--ranks-per-node", "2", "--time", "5")
 

@@ -1,0 +1,330 @@
+"""What people write when they ask for a job: times, options of their site, variables of their environment."""
+
+import json
+import os
+
+import pytest
+from harness import write_program
+
+from hvdlm import cli
+from hvdlm.config import validate
+from hvdlm.errors import UserError
+from hvdlm.jobs import ledger, orders, slurm
+from hvdlm.jobs.directives import directive_word
+from hvdlm.jobs.environment import for_slurm, wishes
+from hvdlm.jobs.lint.sbatch import parse, split_words
+from hvdlm.jobs.request import Request
+from hvdlm.jobs.site import Site, find
+from hvdlm.jobs.submit import submit
+from hvdlm.jobs.times import minutes_of
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch, capsys):
+    """`hvdlm submit eval … WORDS --dry-run` in a folder of its own: exit code, script and what was said."""
+    for name in slurm_variables():
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words, site="generic-cpu", **environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as end:
+            cli.main(["submit", "eval", "runs/x", "--site", site, *words, "--dry-run", "--json"])
+        said = capsys.readouterr()
+        script = json.loads(said.out)["jobs"][0]["script"] if said.out else ""
+        return end.value.code, script, said.err
+
+    return call
+
+
+def slurm_variables():
+    return [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))]
+
+
+def options_of(script):
+    return {found.key: found.value or "" for found in parse(script).directives}
+
+
+@pytest.mark.parametrize(
+    ("text", "scheduler", "minutes"),
+    [
+        ("45", "slurm", 45),
+        ("45:30", "slurm", 46),
+        ("02:00:00", "slurm", 120),
+        ("1-12", "slurm", 2160),
+        ("1-12:30", "slurm", 2190),
+        ("1-12:30:01", "slurm", 2191),
+        ("2:00", "slurm", 2),
+        ("2:00", "pbs", 2),
+        ("2:00", "lsf", 120),
+        ("02:00:00", "lsf", 120),
+        ("90", "lsf", 90),
+    ],
+)
+def test_a_time_is_what_its_scheduler_takes_it_for(text, scheduler, minutes):
+    assert minutes_of(text, scheduler) == minutes
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "UNLIMITED", "infinite", "00:00:00", "1h", "1:2:3:4", "", "-5", "9" * 12])
+def test_a_job_needs_a_limit_that_is_one(text, ask):
+    with pytest.raises(ValueError, match="time|limit|longer|less"):
+        minutes_of(text)
+    code, _, said = ask("--time", text)
+    assert code == 2
+    assert said.startswith("hvdlm: error: --time")
+    assert said.count("\n") == 1
+
+
+def test_every_place_of_a_time_reads_the_same_forms(ask, tmp_path):
+    (tmp_path / "mine.yaml").write_text('{directives: {time: "1-12:30"}, max_minutes: "2-00:00:00"}')
+    assert "--time=36:30:00\n" in ask(site="mine.yaml")[1]
+    assert "--time=2:00:00\n" in ask("--time", "02:00:00", site="mine.yaml")[1]
+    code, _, said = ask("--time", "2-00:01", site="mine.yaml")
+    assert code == 2
+    assert "this site's limit is 2880 minutes" in said
+    assert "walltime=36:30:00" in ask("--time", "1-12:30", site="pbs-cpu")[1]
+    assert "#BSUB -W 150\n" in ask("--time", "2:30", site="lsf-gpu")[1]
+
+
+def test_the_time_limit_of_the_environment_counts_where_nobody_says_otherwise(ask, tmp_path):
+    (tmp_path / "mine.yaml").write_text('{directives: {time: "3:00:00"}}')
+    assert "no --time is given: 60 minutes" in ask()[2]
+    assert "--time=1:30:00\n" in ask(SBATCH_TIMELIMIT="1:30:00")[1]
+    assert "--time=3:00:00\n" in ask(site="mine.yaml")[1]
+    _, script, said = ask("--time", "20")
+    assert "--time=0:20:00\n" in script
+    assert "left out of your environment" in said
+    assert ask(SBATCH_TIMELIMIT="UNLIMITED")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"mem": 0}, {"mem": "0"}),
+        ({"threads-per-core": 1, "nice": 100}, {"threads-per-core": "1", "nice": "100"}),
+        ({"exclusive": None}, {"exclusive": ""}),
+        ({"exclusive": True}, {"exclusive": ""}),
+        ({"exclusive": "user"}, {"exclusive": "user"}),
+        ({"overcommit": False, "contiguous": "yes"}, {"contiguous": ""}),
+        ({"gres": ["nvme:100", "fast:1"]}, {"gres": "nvme:100,fast:1"}),
+        ({"p": "gpu", "A": "p1"}, {"partition": "gpu", "account": "p1"}),
+        ({"account": "yes"}, {"account": "yes"}),
+        ({"image": "docker:me/lm:1"}, {"image": "docker:me/lm:1"}),
+    ],
+)
+def test_options_of_a_site_are_text_for_sbatch(options, wanted):
+    assert validate(Site, {"directives": options}, "x.yaml").directives == wanted
+
+
+AS_WRITTEN = {"account": "012345", "qos": "1e3", "partition": "on", "comment": "12_34", "reservation": "2026-11-26"}
+AS_WRITTEN |= {"licenses": "no", "time": "02:00:00", "constraint": "[a|b]"}
+
+
+def test_options_in_a_file_or_behind_set_are_the_text_that_was_written(tmp_path, ask):
+    plain = "".join(f"  {key}: {value}\n" for key, value in AS_WRITTEN.items() if key != "constraint")
+    more = "modules: [gcc/13, 3.10, 1:20]\nenvironment: {A: 010, B: yes, C: , D: 1:30}\ncpu_bind: [0xf0, 0x0f]\n"
+    path = tmp_path / "mine.yaml"
+    path.write_text(f'directives:\n{plain}  constraint: "[a|b]"\n  exclusive:\n{more}scratch: ~\n')
+    found = find(str(path))
+    assert found.directives == {**AS_WRITTEN, "exclusive": ""}
+    assert found.modules == ["gcc/13", "3.10", "1:20"]
+    assert found.environment == {"A": "010", "B": "yes", "C": "", "D": "1:30"}
+    assert found.cpu_bind == ["0xf0", "0x0f"]
+    assert found.scratch == ""
+    words = [f"directives.{key}={value}" for key, value in AS_WRITTEN.items()]
+    typed = find("generic-cpu", (*words, "directives.comment=a #b: c=d"))
+    assert typed.directives == {**AS_WRITTEN, "comment": "a #b: c=d"}
+    quoted = find("generic-cpu", ('environment.X="1"', "directives.time='2:00:00'"))
+    assert (quoted.environment["X"], quoted.directives["time"]) == ("1", "2:00:00")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nodes": 2}, "nodes is no option of a site: use --nodes"),
+        ({"c": 4}, "cpus-per-task is no option of a site: use --cores-per-rank"),
+        ({"signal": "TERM@30"}, "use signal_lead_s of the site"),
+        ({"wait": None}, "returns at once"),
+        ({"constraint": ["a", "b"]}, "constraint is one text, not a list"),
+        ({"gres": {"gpu": 2}}, "gres is a text, not a section"),
+        ({"p": "a", "partition": "b"}, "partition is given twice"),
+        ({"requeue": "maybe"}, "requeue takes no value"),
+    ],
+)
+def test_an_option_that_is_no_site_s_says_where_it_belongs(options, message):
+    with pytest.raises(UserError, match=message) as error:
+        validate(Site, {"directives": options}, "x.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_requeue_is_said_once_however_it_was_written(ask):
+    for words in ("directives.no-requeue=", "directives.requeue=false", "requeue=false"):
+        _, script, _ = ask("--set", words)
+        assert "#SBATCH --no-requeue\n" in script
+        assert "#SBATCH --requeue\n" not in script
+    with pytest.raises(UserError, match="contradict each other"):
+        find("booster-gpu", ("directives.requeue=true",))
+
+
+def test_the_site_s_word_takes_the_place_of_ours(ask, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "{directives: {job-name: my job, output: logs/%j.out}, description: 'a\n\n  b'}"
+    )
+    _, script, _ = ask(site="mine.yaml")
+    assert script.count("--job-name") == script.count("--output") == 1
+    assert options_of(script)["job-name"] == "my job"
+    assert "# --- this site: a b\n" in script
+
+
+@pytest.mark.parametrize("value", ["two words", "it's", 'a "b" c', "a\\b", "x#y", "[a|b]&c*2", "größe", '"a" "b"'])
+def test_sbatch_reads_a_value_as_it_was_meant(value):
+    [word] = split_words(f" --comment={directive_word(value)}")
+    assert word == f"--comment={value}"
+
+
+def test_a_line_break_does_not_become_a_line_of_the_script(ask):
+    code, _, said = ask(SBATCH_ACCOUNT="a\n#SBATCH --hold")
+    assert code == 2
+    assert said.count("\n") == 1
+
+
+def test_what_the_command_line_says_holds_against_the_environment(ask):
+    environment = {"ACCOUNT": "other", "PARTITION": "low", "NO_REQUEUE": "", "ARRAY_INX": "0-9", "WAIT": "1"}
+    given = {f"SBATCH_{name}": value for name, value in environment.items()}
+    _, script, said = ask("--account", "mine", "--set", "directives.mem=0", SBATCH_MEM_PER_CPU="3G", **given)
+    found = options_of(script)
+    assert (found["account"], found["partition"], found["mem"]) == ("mine", "low", "0")
+    assert not found.keys() & {"array", "wait", "no-requeue", "mem-per-cpu"}
+    assert "taken from your environment: --partition=low\n" in said
+    for name in given.keys() - {"SBATCH_PARTITION"} | {"SBATCH_MEM_PER_CPU"}:
+        assert f"{name}=" in said.split("left out")[1]
+
+
+def test_a_variable_is_a_wish_where_nothing_else_is_said():
+    given = {"SBATCH_QOS": "long", "SBATCH_EXCLUSIVE": "", "SBATCH_OVERCOMMIT": "0", "SBATCH_USE_MIN_NODES": "yes"}
+    assert dict(wishes(given, {}).taken) == {"qos": "long", "exclusive": "", "use-min-nodes": ""}
+    assert wishes({"SBATCH_ACCOUNT": "a"}, {"account": "a"}).lines() == []
+    assert wishes({"SBATCH_GPUS": "2"}, find("generic-gpu").said).left_out == ("SBATCH_GPUS=2",)
+
+
+def test_variables_that_slurm_sets_in_a_job_are_nobody_s_wish():
+    told = {"SBATCH_MEM_BIND": "local", "SLURM_HINT": "nomultithread", "SLURM_NTASKS": "4", "SRUN_CPUS_PER_TASK": "2"}
+    assert wishes({**told, "SLURM_JOB_ID": "1"}, {}).lines() == []
+    outside = wishes(told, {})
+    assert dict(outside.taken) == {"hint": "nomultithread", "mem-bind": "local"}
+    assert outside.left_out == ("SLURM_NTASKS=4", "SRUN_CPUS_PER_TASK=2")
+
+
+def test_nothing_of_an_enclosing_job_or_of_habits_reaches_sbatch():
+    kept = {"PATH": "/bin", "SLURM_CONF": "/x", "OMPI_MCA_btl": "tcp", "HOME": "/h"}
+    told = {"SLURM_JOB_ID": "1", "SLURM_MEM_PER_CPU": "9", "CUDA_VISIBLE_DEVICES": "0", "HVDLM_JOB_END": "5"}
+    told |= {"SBATCH_ACCOUNT": "a", "SRUN_EXPORT_ENV": "NONE", "SQUEUE_STATES": "PD", "SCANCEL_INTERACTIVE": "1"}
+    told |= {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_MCA_orte_hnp_uri": "x", "HOROVOD_GLOO_IFACE": "lo"}
+    assert for_slurm({**kept, **told}).keys() == kept.keys() | {"OMPI_COMM_WORLD_SIZE"}
+    outside = {"CUDA_VISIBLE_DEVICES": "0", "SLURM_ROOT": "/opt", "HOROVOD_GLOO_IFACE": "lo"}
+    assert for_slurm({**kept, **outside}) == {**kept, **outside}
+
+
+def test_a_clean_start_without_modules_is_remarked(ask):
+    assert "you have loaded gcc/13:openmpi/5" in ask(SBATCH_EXPORT="NONE", LOADEDMODULES="gcc/13:openmpi/5")[2]
+    assert "you have loaded" not in ask("--set", "modules=[gcc/13]")[2]
+    _, script, _ = ask("--set", "modules=[gcc/13]")
+    assert script.index("unset SLURM_EXPORT_ENV") < script.index(". /etc/profile") < script.index("module load gcc/13")
+
+
+def test_an_empty_option_is_no_option_left_out(ask):
+    for option in ("--account", "--partition", "--time"):
+        code, _, said = ask(option, "")
+        assert code == 2
+        assert f"{option} is empty" in said
+
+
+def test_a_config_of_any_name_is_not_taken_for_another_file(tmp_path):
+    request = Request(find("generic-cpu"), 1, 1, 10, cwd=tmp_path, jobs_dir=tmp_path / "jobs", dry_run=True)
+    for name in ("job.json", "history", "job.sbatch"):
+        done = submit(request, [orders.train(request, tmp_path / name, (), tmp_path / "run")])
+        assert f"jobs/train-001/{name}.yaml" in done[0].text
+
+
+def test_the_log_of_a_job_is_found_from_any_folder(tmp_path):
+    plain = Request(find("generic-cpu"), 1, 1, 10, cwd=tmp_path / "$x", dry_run=True)
+    assert "--output=runs/jobs/report-001/%j.log\n" in submit(plain, [orders.report(plain, tmp_path)])[0].text
+    where = tmp_path / "50%j it's"
+    request = Request(find("generic-cpu"), 1, 1, 10, cwd=where, dry_run=True)
+    [done] = submit(request, [orders.report(request, where)])
+    assert options_of(done.text)["output"] == f"{tmp_path}/50%%j it's/runs/jobs/report-001/%j.log"
+    with pytest.raises(UserError, match="SLURM writes no log into a folder of that name"):
+        submit(Request(find("generic-cpu"), 1, 1, 10, cwd=tmp_path / "a\\b", dry_run=True), [])
+
+
+def fake_slurm(folder, **programs):
+    for name, body in programs.items():
+        write_program(folder / name, body)
+    return {"PATH": f"{folder}:/usr/bin:/bin"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "state", "code"),
+    [
+        ("COMPLETED|0:0", "COMPLETED", "0:0"),
+        ("CANCELLED by 1000|0:15", "CANCELLED", "0:15"),
+        ("COMPLETED|0:0\nOUT_OF_MEMORY|0:125\nCOMPLETED|0:0", "OUT_OF_MEMORY", "0:125"),
+        ("TIMEOUT|0:0", "TIMEOUT", "0:0"),
+    ],
+)
+def test_accounting_tells_what_the_controller_has_forgotten(tmp_path, rows, state, code):
+    gone = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+    sacct = f"cat <<'END'\n{rows}\nEND"
+    environment = fake_slurm(tmp_path, squeue="exit 0", scontrol=gone, sacct=sacct)
+    found = slurm.states(["7"], environment)["7"]
+    assert (found.state, found.exit_code) == (state, code)
+
+
+def test_without_accounting_the_job_s_own_words_are_all_there_is(tmp_path):
+    off = "echo 'Slurm accounting storage is disabled' >&2; exit 1"
+    assert slurm.states(["7"], fake_slurm(tmp_path, squeue="exit 0", scontrol="exit 1", sacct=off)) == {}
+
+
+def test_a_reason_may_hold_any_sign(tmp_path):
+    line = "7|PENDING|N/A|Nodes required for job are DOWN, DRAINED or reserved | else"
+    found = slurm.states(["7"], fake_slurm(tmp_path, squeue=f"echo '{line}'"))["7"]
+    assert (found.state, found.start) == ("PENDING", "")
+    assert found.reason.endswith("reserved | else")
+
+
+@pytest.mark.parametrize("change", ['"id": "--user=me"', '"stage": "nothing"', '"nodes": "two"'])
+def test_an_edited_ledger_is_one_line(tmp_path, change):
+    values = {"id": "12", "stage": "train", "run_dir": "r", "nodes": 1, "ranks_per_node": 2, "minutes": 5}
+    values |= {"submitted": "2026-01-02T03:04:05+00:00", "after": []} | json.loads("{" + change + "}")
+    (tmp_path / "train-001").mkdir()
+    (tmp_path / "train-001" / ledger.FACTS).write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"train-001/job.json: no job of .*; move it away"):
+        ledger.read_all(tmp_path)
+    (tmp_path / "train-001" / ledger.FACTS).write_bytes(b'{"id": "\xff')
+    with pytest.raises(UserError, match="move it away"):
+        ledger.read_all(tmp_path)
+
+
+def test_strange_rows_among_the_metrics_are_passed_over(tmp_path):
+    good = '{"step": 1, "split": "train", "loss": null, "tokens": 5, "tokens_per_s": 1.0}'
+    strange = ('{"split": "train"}', "5", "[]", '{"split": "train", "step": "x", "tokens": 1}')
+    (tmp_path / "metrics.jsonl").write_text("\n".join((*strange[:2], good, *strange[2:])))
+    assert str(ledger.progress_of(tmp_path)) == "step 1"
+
+
+def test_a_refused_submission_leaves_nothing_and_takes_back_what_was_queued(tmp_path):
+    queues_one = f"[ ! -e {tmp_path}/second ] || exit 1; touch {tmp_path}/second; echo 7"
+    sbatch = f'case "$*" in *--test-only*) exit 0;; esac; {queues_one}'
+    environment = fake_slurm(tmp_path, sbatch=sbatch, scancel=f'echo "$*" >>{tmp_path}/cancelled')
+    where = {"cwd": tmp_path, "jobs_dir": tmp_path / "jobs", "environment": environment}
+    request = Request(find("generic-cpu", ("directives.error=logs/%j.err",)), 1, 1, 10, **where)
+    with pytest.raises(UserError, match="sbatch refuses it"):
+        submit(request, [orders.report(request, tmp_path), orders.report(request, tmp_path)])
+    assert (tmp_path / "cancelled").read_text() == "7\n"
+    assert not list((tmp_path / "jobs").iterdir())
+    assert (tmp_path / "logs").is_dir(), "SLURM makes none"
+    (tmp_path / "second").unlink()
+    write_program(tmp_path / "scancel", "exit 1")
+    with pytest.raises(UserError, match="still queued: scancel 7"):
+        submit(request, [orders.report(request, tmp_path), orders.report(request, tmp_path)])
