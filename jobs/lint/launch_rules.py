@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-from .findings import Findings, counted, error, warning
+from hvdlm.tables import counted
+
+from .findings import Findings, error, warning
 from .launch_lines import LaunchLine, launch_lines
 from .sbatch import Script
 from .shell import expanded_names, unquote

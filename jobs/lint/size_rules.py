@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-from .findings import Findings, counted, error, warning
+from hvdlm.tables import counted
+
+from .findings import Findings, error, warning
 from .launch_lines import launch_lines
 from .sbatch import Script
 from .sizes import cores_per_rank, gpus_per_node, num_tasks, ranks_per_node, signal_of, threads_set, time_limit
@@ -46,7 +48,7 @@ def gpus_against_ranks(script: Script) -> Findings:
         return
     if ranks > gpus:
         message = f"{ranks} ranks a node share {counted(gpus, 'GPU')}"
-        yield error(line, message, f"ask for {ranks} GPUs or {gpus} ranks a node")
+        yield error(line, message, f"ask for {ranks} GPUs or {counted(gpus, 'rank')} a node")
     elif ranks < gpus and any(launch.is_hvdlm for launch in launch_lines(script)):
         message = f"{counted(ranks, 'rank')} a node, {gpus} GPUs: some stay idle"
         yield warning(line, message, f"start {gpus} ranks a node")
