@@ -25,7 +25,7 @@ from hvdlm.host import affinity
 from hvdlm.launch.environment import launched_as, met_over_gloo
 from hvdlm.launch.known_errors import explain
 from hvdlm.launch.plan import find_mpirun, fresh_environment, start_command
-from hvdlm.tables import table
+from hvdlm.tables import counted, table
 from hvdlm.world.connect import WorldKind, connect
 from hvdlm.world.mpi import library_version
 
@@ -107,7 +107,7 @@ def _torch() -> Iterator[Check]:
         yield Check("torch", False, f"cannot be imported ({reason})", remedy)
         return
     gpus = torch.cuda.device_count()
-    yield Check("torch", True, f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {gpus} GPUs")
+    yield Check("torch", True, f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {counted(gpus, 'GPU')}")
     after = affinity()
     detail = f"{os.cpu_count()} on the node, {len(after)} for this process"
     if len(after) < len(before):
@@ -315,9 +315,9 @@ def _meeting_here() -> Iterator[Check]:
 
 
 def _meeting(sizes: dict[str, int], expected: int) -> Check:
-    met = " and ".join(f"{name} ({size} ranks)" for name, size in sizes.items())
+    met = " and ".join(f"{name} ({counted(size, 'rank')})" for name, size in sizes.items())
     remedy = "mpirun belongs to another MPI than the one Horovod and mpi4py use"
-    return Check(f"{expected} ranks", set(sizes.values()) == {expected}, f"allreduce over {met}", remedy)
+    return Check(counted(expected, "rank"), set(sizes.values()) == {expected}, f"allreduce over {met}", remedy)
 
 
 def hello() -> dict[str, int]:

@@ -68,7 +68,7 @@ def clock(seconds: float) -> str:
 def counted(number: int, noun: str, plural: str = "") -> str:
     """A number with its noun.
 
-    >>> counted(1, "rank"), counted(1234, "rank"), counted(2, "process", "processes")
-    ('1 rank', '1,234 ranks', '2 processes')
+    >>> counted(1, "rank"), counted(12345, "rank"), counted(2, "process", "processes")
+    ('1 rank', '12,345 ranks', '2 processes')
     """
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+    return f"{count(number)} {noun if number == 1 else plural or noun + 's'}"

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hvdlm.errors import UserError
-
-from .lint.findings import counted
+from hvdlm.tables import counted
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ def estimate(steps: int, measured: Measured, *, ranks: int, nodes: int) -> Budge
     hours = steps * step_s / 3600
     stretched = f", taken as perfect scaling to {ranks}" if measured.ranks != ranks else ""
     text = (
-        f"{steps:,} steps x {step_s:.3g} s (measured with {measured.ranks} ranks in {measured.source}{stretched}) "
-        f"x {counted(nodes, 'node')} = {hours * nodes:.3g} node-hours"
+        f"{steps:,} steps x {step_s:.3g} s (measured with {counted(measured.ranks, 'rank')} in "
+        f"{measured.source}{stretched}) x {counted(nodes, 'node')} = {hours * nodes:.3g} node-hours"
     )
     return Budget(hours * nodes, text, hours * 60)
 

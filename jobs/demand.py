@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterator
 
 from hvdlm.errors import UserError
+from hvdlm.tables import counted
 
 from .directives import directive_word
 from .job import Job
 from .lint import check
-from .lint.findings import counted
 from .site import Site
 
 
@@ -28,15 +28,16 @@ def _size_faults(job: Job, site: Site) -> Iterator[str]:
     threads, per_node, wanted = job.threads, job.ranks_per_node, job.facts.threads or 0
     if site.cores_per_node and per_node * threads > site.cores_per_node:
         yield (
-            f"{per_node} ranks a node x {threads} cores are {per_node * threads}, a node of this site has "
-            f"{site.cores_per_node}; lower --ranks-per-node or --cores-per-rank"
+            f"{counted(per_node, 'rank')} a node x {counted(threads, 'core')} are {per_node * threads}, a node of this "
+            f"site has {site.cores_per_node}; lower --ranks-per-node or --cores-per-rank"
         )
     if site.cores_per_mask and threads > site.cores_per_mask:
-        yield f"--cores-per-rank {threads}: the masks of cpu_bind have {site.cores_per_mask} cores each"
+        yield f"--cores-per-rank {threads}: the masks of cpu_bind have {counted(site.cores_per_mask, 'core')} each"
     if isinstance(site.cpu_bind, list) and per_node > len(site.cpu_bind):
-        yield f"--ranks-per-node {per_node}: cpu_bind has {len(site.cpu_bind)} masks"
+        yield f"--ranks-per-node {per_node}: cpu_bind has {counted(len(site.cpu_bind), 'mask')}"
     if site.gpus_per_node and per_node > site.gpus_per_node:
-        yield f"--ranks-per-node {per_node}: a node of this site has {site.gpus_per_node} GPUs, a rank takes one"
+        gpus = counted(site.gpus_per_node, "GPU")
+        yield f"--ranks-per-node {per_node}: a node of this site has {gpus}, a rank takes one"
     if wanted > threads:
         cores = counted(threads, "core")
         yield f"train.threads={wanted}: a rank has {cores}; use --cores-per-rank {wanted}, or lower train.threads"
@@ -46,8 +47,8 @@ def _time_faults(job: Job, site: Site) -> Iterator[str]:
     limit_s, lead_s, need_s = 60 * job.minutes, site.signal_lead_s, 2 * (job.facts.step_s or 0.0)
     if site.max_minutes and job.minutes > site.max_minutes:
         yield (
-            f"--time {job.minutes}: this site's limit is {site.max_minutes} minutes; a shorter job is queued again, or "
-            "continued by --chain"
+            f"--time {job.minutes}: this site's limit is {counted(site.max_minutes, 'minute')}; a shorter job is "
+            "queued again, or continued by --chain"
         )
     if not job.is_resumable or not site.is_slurm:  # nobody sends it a signal
         return

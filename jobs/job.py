@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hvdlm.tables import counted
+
 from .budget import Budget
 from .lint import UNKNOWN, Facts
-from .lint.findings import counted
 from .site import Site
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hvdlm.errors import UserError
+from hvdlm.tables import counted
 
 from .budget import Budget
 from .job import Job, ShellText
@@ -75,7 +76,9 @@ def generate(request: Request, run: Path, words: Sequence[str]) -> Job:
 def request_of_point(request: Request, ranks: int) -> Request:
     """Nodes for so many ranks, as full as the largest point's, and ranks as large as its ranks."""
     if ranks > request.ranks_per_node and ranks % request.ranks_per_node:
-        raise UserError(f"--ranks {ranks} does not fill nodes of {request.ranks_per_node} ranks; use multiples of that")
+        raise UserError(
+            f"--ranks {ranks} does not fill nodes of {counted(request.ranks_per_node, 'rank')}; use multiples of that"
+        )
     per_node = min(ranks, request.ranks_per_node)
     return replace(request, nodes=ranks // per_node, ranks_per_node=per_node, cores_per_rank=request.threads)
 

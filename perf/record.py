@@ -250,8 +250,9 @@ def _no_records(folder: Path) -> str:
     for study in (folder / "scaling", *([folder.parent] if folder.name in ("records", "points") else [])):
         if any((study / "records").glob("r*.json")):
             return f"{folder}/records: there is none; the records are in {study}, run `hvdlm report {study}`"
-    if (folder / ".records").is_dir():
-        return f"{folder}: a study that has not ended; wait for it, or run its `hvdlm scale` again"
+    for study in (folder, folder / "scaling"):
+        if (study / ".records").is_dir():
+            return f"{study}: a study that has not ended; wait for it, or run its `hvdlm scale` again"
     if (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists():
         into = folder / "scaling"
         return f"{folder}: a training run, no scaling study; `hvdlm scale CONFIG --out {into}` makes one of its config"

@@ -27,6 +27,7 @@ from hvdlm.data.shards import doc_column
 from hvdlm.errors import UserError
 from hvdlm.files import locked, write_text_durably
 from hvdlm.session.stop import STOPPED, BatchJob, stop_flag
+from hvdlm.tables import counted
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.interface import World
@@ -94,7 +95,7 @@ def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
     """On rank 0: list the input, fix the plan, make the folders; or the manifest if all is done."""
     files = find_files(config.sources)
     if not sum(size for _, size in files):
-        raise UserError(f"input {config.input!r}: its {len(files)} files are empty")
+        raise UserError(f"input {config.input!r}: nothing but empty files ({len(files)})")
     for path, _ in files:
         format_of(path, config.format)  # an unknown one is found now, not after hours
     units = make_units(files, config.read_options)
@@ -127,7 +128,8 @@ def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
     todo.sort(key=lambda unit: -unit.num_bytes)  # a large one at the end would keep the others waiting
     size_mb = sum(size for _, size in files) / 1e6
     done_before = f", {len(units) - len(todo)} of them done" if len(todo) < len(units) else ""
-    log.info("plan %s: %d files, %.1f MB, %d units%s", digest, len(files), size_mb, len(units), done_before)
+    num_files, num_units = counted(len(files), "file"), counted(len(units), "unit")
+    log.info("plan %s: %s, %.1f MB, %s%s", digest, num_files, size_mb, num_units, done_before)
     return replace(plan, todo=tuple(unit.number for unit in todo))
 
 
@@ -226,6 +228,8 @@ def _finish(plan: WorkPlan, tokenizer: Tokenizer, manifest: Manifest, kinds: lis
     write_manifest(output, manifest)
     shutil.rmtree(output / ".work", ignore_errors=True)
     shards = {
-        name: f"{s.num_tokens:,} tokens in {len(s.shards)} shards" for name, s in manifest.splits.items() if s.shards
+        name: f"{s.num_tokens:,} tokens in {counted(len(s.shards), 'shard')}"
+        for name, s in manifest.splits.items()
+        if s.shards
     }
     log.info("%s", json.dumps(shards))

@@ -92,7 +92,7 @@ def test_another_data_set_is_never_overwritten(corpus, tmp_path):
 
 def test_an_empty_corpus_is_an_error(tmp_path):
     (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(UserError, match="its 1 files are empty"):
+    with pytest.raises(UserError, match=r"nothing but empty files \(1\)"):
         preprocess(tmp_path / "empty.txt", tmp_path / "out")
     (tmp_path / "empty.txt").write_text("  \n")
     with pytest.raises(UserError, match=r"no document is left \(empty_documents 1\)"):

@@ -451,5 +451,5 @@ def test_the_binding_map_is_short_and_says_what_is_wrong():
     assert len(many) == 18
     assert many[-1] == "and 48 ranks more on 16 hosts"
     few, shared = (binding_map([rank(0, {0, 1}), rank(1, cores)]) for cores in ({2}, {0, 1}))
-    assert "1 of 2 ranks have fewer cores than threads (rank 1: 2 threads on 1)" in few
-    assert "1 hosts have more threads than cores (n0: 4 on 2)" in shared
+    assert "fewer cores than threads at 1 of 2 ranks (rank 1: 2 threads on 1)" in few
+    assert "more threads than cores on 1 host (n0: 4 on 2)" in shared

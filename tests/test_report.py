@@ -340,7 +340,10 @@ def test_where_there_are_no_records_the_way_to_them_is_named(folder, tmp_path):
     (run / "metrics.jsonl").touch()
     with pytest.raises(UserError, match=f"{run}: a training run, no scaling study; .*--out {run}/scaling"):
         read_study(run)
-    (run / "scaling").mkdir()
+    (run / "scaling" / ".records").mkdir(parents=True)
+    for unfinished in (run, run / "scaling"):
+        with pytest.raises(UserError, match=f"{run}/scaling: a study that has not ended; wait for it, or run its"):
+            read_study(unfinished)
     (folder / "records").rename(run / "scaling" / "records")
     for inside in (run, run / "scaling" / "records"):
         with pytest.raises(UserError, match=f"the records are in {run}/scaling, run `hvdlm report {run}/scaling`"):

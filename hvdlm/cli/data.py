@@ -23,6 +23,7 @@ from hvdlm.cli.options import (
     result,
 )
 from hvdlm.errors import UserError
+from hvdlm.tables import counted
 from hvdlm.world.connect import connected
 
 
@@ -49,7 +50,7 @@ def preprocess(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         manifest = build(settings, world, batch_job())
         facts = ("num_tokens", "num_documents", "vocab_size", "tokenizer_digest")
         value = {"output": str(settings.output), **{name: getattr(manifest, name) for name in facts}}
-        text = f"{settings.output}: {manifest.num_tokens:,} tokens of {manifest.num_documents:,} documents"
+        text = f"{settings.output}: {manifest.num_tokens:,} tokens of {counted(manifest.num_documents, 'document')}"
         result(value, as_json, text, world.rank)
 
 
@@ -87,7 +88,7 @@ def data_verify(folder: Path, as_json: bool) -> None:
     if faults:
         raise UserError("; ".join(faults) + "; copy these files again or rerun `hvdlm preprocess` into a new folder")
     num_shards = sum(len(split.shards) for split in read_manifest(folder).splits.values())
-    result({"ok": True, "num_shards": num_shards}, as_json, f"{folder}: {num_shards} shards, all as written")
+    result({"ok": True, "num_shards": num_shards}, as_json, f"{folder}: {counted(num_shards, 'shard')}, all as written")
 
 
 def _bridges() -> Iterable[str]:

@@ -17,6 +17,7 @@ from hvdlm.cli.options import PATH, RANKS, Number, json_option, result
 from hvdlm.errors import UserError
 from hvdlm.launch.environment import launched_as
 from hvdlm.launch.plan import fresh_environment
+from hvdlm.tables import counted
 
 if TYPE_CHECKING:
     from hvdlm.jobs.budget import Measured
@@ -162,8 +163,8 @@ def _costs(request: Request, jobs: list[Job], max_node_hours: float | None) -> l
     found.check(max_node_hours)
     lines = [f"budget: {found.text}"]
     if measured and measured.minutes > request.minutes:
-        needed = budget.jobs_needed(measured.minutes, request.minutes)
-        lines.append(f"budget: {measured.minutes:.0f} minutes in jobs of {request.minutes} are about {needed} starts")
+        needed = counted(budget.jobs_needed(measured.minutes, request.minutes), "start")
+        lines.append(f"budget: {measured.minutes:.0f} min in jobs of {request.minutes} are about {needed}")
     return lines
 
 

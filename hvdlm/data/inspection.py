@@ -11,6 +11,7 @@ from hvdlm.data.shards import doc_column, doc_offsets
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
 from hvdlm.partition import spread
+from hvdlm.tables import counted
 from hvdlm.tokenizer import Tokenizer, load
 
 SAMPLE_TOKENS = 60
@@ -99,9 +100,9 @@ def to_text(facts: dict) -> str:
         seen = "" if part == split["num_tokens"] else f" in a sample of {part:,} tokens"
         unknown = "" if split["unknown"] is None else f", {split['unknown']:.2%} unknown"
         lines += [
-            f"{name}: {split['num_tokens']:,} tokens, {split['num_documents']:,} documents, "
-            f"{split['num_shards']} shards, {split['bytes_per_token']:.2f} bytes a token, "
-            f"unigram loss {split['unigram_loss']:.4f}, {split['ids_used']:,} ids used{unknown}{seen}",
+            f"{name}: {split['num_tokens']:,} tokens, {counted(split['num_documents'], 'document')}, "
+            f"{counted(split['num_shards'], 'shard')}, {split['bytes_per_token']:.2f} bytes a token, "
+            f"unigram loss {split['unigram_loss']:.4f}, {counted(split['ids_used'], 'id')} used{unknown}{seen}",
             f"  digest {split['digest']}",
             "  frequent: "
             + "  ".join(f"{one['text']!r} ({one['id']}) {one['share']:.1%}" for one in split["frequent"]),
@@ -125,7 +126,7 @@ def draw(facts: dict, path: Path) -> None:
         axes = figure.add_subplot(1, len(facts["splits"]), place)
         starts, counts = zip(*split["histogram"], strict=True)
         axes.bar([f"{start:,}" for start in starts], counts, color="tab:blue")
-        axes.set_title(f"{name}: {split['num_documents']:,} documents")
+        axes.set_title(f"{name}: {counted(split['num_documents'], 'document')}")
         axes.set_xlabel("tokens a document, from")
         axes.set_ylabel("documents")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))

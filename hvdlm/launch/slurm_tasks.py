@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from hvdlm.errors import UserError
 from hvdlm.launch.ancestors import Starter
 from hvdlm.launch.environment import STEP_TASKS
+from hvdlm.tables import counted
 
 
 def tasks_of_job(env: Mapping[str, str]) -> int | None:
@@ -39,8 +40,8 @@ def check_tasks(
     size = launched[1] if launched else 1
     if has_mpirun_as_task and step is not None and int(step) > 1:
         raise UserError(
-            f"srun started {step} copies of mpirun, so {step} jobs of {size} ranks; use srun or mpirun alone (for"
-            f" {step} jobs with folders of their own: `env -u {STEP_TASKS} mpirun ...`)"
+            f"srun started {step} copies of mpirun, so {step} jobs of {counted(size, 'rank')}; use srun or mpirun alone"
+            f" (for {step} jobs with folders of their own: `env -u {STEP_TASKS} mpirun ...`)"
         )
     if launched is None and step is not None and starter == "terminal":
         return f"one process in a SLURM job of {tasks} tasks; `hvdlm launch` starts ranks here" if tasks != 1 else ""
@@ -49,8 +50,8 @@ def check_tasks(
         return ""
     if size > 1:
         raise UserError(
-            f"the launcher started {size} ranks in a SLURM job of {tasks} tasks; leave its -np out, or ask SLURM for"
-            f" {size} tasks, or use `hvdlm launch -np {size} -- ...`"
+            f"the launcher started {size} ranks in a SLURM job of {counted(tasks, 'task')}; leave its -np out, or ask"
+            f" SLURM for {size} tasks, or use `hvdlm launch -np {size} -- ...`"
         )
     raise UserError(
         f"one process in a SLURM job of {tasks} tasks; start it by `hvdlm launch -- ...` or `srun --mpi=pmix ...`, or"

@@ -30,7 +30,7 @@ from hvdlm.models import num_parameters
 from hvdlm.session.metrics import RunLog
 from hvdlm.session.progress import Progress
 from hvdlm.session.stop import KILL, BatchJob, StopFlag, stop_flag
-from hvdlm.tables import count, figure
+from hvdlm.tables import count, counted, figure
 from hvdlm.tokenizer import load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.initial_weights import begin_with, pinned
@@ -186,10 +186,10 @@ def _announce(engine: Engine, config: RunConfig, corpora: Corpora, world: World)
     epochs = ", ".join(f"{figure(samples / batch, 1)}" for samples in engine.batches.epoch_samples)
     log.info(
         f"{world.kind} world of {world.size}, sync {engine.sync.kind}, {engine.device},"
-        f" {torch.get_num_threads()} threads a rank, {train.precision}"
+        f" {counted(torch.get_num_threads(), 'thread')} a rank, {train.precision}"
         f" | {config.model.family} of {num_parameters(engine.model):,} parameters"
-        f" | {batch // train.micro_batch} x {train.micro_batch} sequences of {config.data.seq_len} a step"
-        f" | {count(engine.total_steps)} steps, an epoch of {names} is {epochs}"
+        f" | {batch // train.micro_batch} x {counted(train.micro_batch, 'sequence')} of {config.data.seq_len} a step"
+        f" | {counted(engine.total_steps, 'step')}, an epoch of {names} is {epochs}"
     )
     memory = "as the user's malloc settings say" if memory_is_tuned() else "kept by the process (mallopt)"
     log.info("%s, freed memory %s", ", ".join(world.settings()) or "no MPI", memory)

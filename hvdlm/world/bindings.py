@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hvdlm.tables import table
+from hvdlm.tables import counted, table
 
 MAX_LINES = 16
 
@@ -41,8 +41,9 @@ def binding_map(bindings: list[Binding]) -> str:
     shown = bindings[:MAX_LINES]
     rows = [[str(each.rank), each.host, ranges(each.cores), str(each.threads), each.device] for each in shown]
     lines = [table(["rank", "host", "cores", "threads", "device"], rows, num_left=5)]
+    hosts = {each.host for each in bindings}
     if len(bindings) > MAX_LINES:
-        lines.append(f"and {len(bindings) - MAX_LINES} ranks more on {len({each.host for each in bindings})} hosts")
+        lines.append(f"and {counted(len(bindings) - MAX_LINES, 'rank')} more on {counted(len(hosts), 'host')}")
     return "\n".join([*lines, *complaints(bindings)])
 
 
@@ -53,13 +54,14 @@ def complaints(bindings: list[Binding]) -> list[str]:
     if narrow:
         first = narrow[0]
         found.append(
-            f"{len(narrow)} of {len(bindings)} ranks have fewer cores than threads (rank {first.rank}:"
-            f" {first.threads} threads on {len(first.cores)}); bind to as many cores, or not (--bind-to none)"
+            f"fewer cores than threads at {len(narrow)} of {counted(len(bindings), 'rank')} (rank {first.rank}:"
+            f" {counted(first.threads, 'thread')} on {len(first.cores)});"
+            " bind to as many cores, or not (--bind-to none)"
         )
     crowded = {host: demand for host, demand in _demands(bindings).items() if demand[0] > demand[1]}
     if crowded and not narrow:
         host, (threads, cores) = next(iter(crowded.items()))
-        more = f"{len(crowded)} hosts have more threads than cores ({host}: {threads} on {cores})"
+        more = f"more threads than cores on {counted(len(crowded), 'host')} ({host}: {threads} on {cores})"
         found.append(f"{more}; use fewer ranks or threads")
     return found
 

@@ -15,6 +15,7 @@ from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.launch.ancestors import ancestors, has_mpirun_as_task, started_by
 from hvdlm.launch.environment import launched_as, launcher_waits_for_all, met_over_gloo
 from hvdlm.launch.slurm_tasks import check_tasks
+from hvdlm.tables import counted
 from hvdlm.world.interface import World
 
 WorldKind = Literal["auto", "serial", "mpi", "horovod"]
@@ -64,7 +65,8 @@ def _choose(prefer: Literal["mpi", "horovod"]) -> Literal["serial", "mpi", "horo
 
 
 def _size_mismatch(world: World, expected: int) -> str:
-    found = f"the launcher started {expected} processes but the {world.kind} world has {world.size}"
+    started = counted(expected, "process", "processes")
+    found = f"the launcher started {started} but the {world.kind} world has {world.size}"
     if world.kind == "serial":
         return f"{found}; use world=auto, or start one process"
     if launcher_waits_for_all():

@@ -39,12 +39,3 @@ def error(line: int, message: str, remedy: str) -> Finding:
 
 def warning(line: int, message: str, remedy: str) -> Finding:
     return Finding(line, "warning", message, remedy)
-
-
-def counted(number: int, what: str) -> str:
-    """A number with its noun.
-
-    >>> counted(1, "task"), counted(2, "task")
-    ('1 task', '2 tasks')
-    """
-    return f"{number} {what}{'s' * (number != 1)}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from .findings import Findings, counted, error, warning
+from hvdlm.tables import counted
+
+from .findings import Findings, error, warning
 from .launch_lines import LAUNCHERS, RANKED, LaunchLine, every_launch, launch_lines, started
 from .programs import own_commands
 from .sbatch import Script

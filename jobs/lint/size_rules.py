@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 
-from .findings import Findings, counted, error, warning
+from hvdlm.tables import counted
+
+from .findings import Findings, error, warning
 from .launch_lines import every_launch, launch_lines
 from .sbatch import Script
 from .sizes import (

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from hvdlm.errors import UserError
+from hvdlm.tables import counted
 
 from .. import documents
 from ..documents import BadRecord, Document, Part, ReadOptions
@@ -134,7 +135,7 @@ class _Archive:
         while self.num_left:
             if not self.read(1 << 20):
                 num_missing, self.num_left = self.num_left, 0
-                raise _Refused(f"cut short: its last {num_missing} bytes are missing; fetch the file again")
+                raise _Refused(f"cut short: {counted(num_missing, 'byte')} missing at its end; fetch the file again")
         line = self._read_line()
         if line.startswith(b"WARC/"):
             self._ahead = line

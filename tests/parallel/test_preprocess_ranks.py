@@ -143,7 +143,7 @@ def test_more_ranks_than_work(preprocess_on_ranks, tmp_path):
 
 
 CASES = {
-    "empty corpus": ("a.txt", b"", "its 1 files are empty"),
+    "empty corpus": ("a.txt", b"", "nothing but empty files (1)"),
     "not UTF-8": ("a.txt", b"abc\xff", "a.txt: byte 3: is not UTF-8; set encoding, or errors: replace"),
     "broken gzip": ("a.txt.gz", gzip.compress(b"text" * 999)[:-9], "a.txt.gz: broken gz ("),
     "missing key": (
