@@ -8,6 +8,7 @@
 
 A signal asks for the same as STOP: TERM and USR1 of a scheduler, INT (Ctrl-C), HUP of a terminal that was closed. One
 that was ignored when the process began stays so, as `nohup` and a shell's `&` want it. A second Ctrl-C ends at once.
+CONT asks for the same as SAVE: on Ctrl-C Open MPI's mpirun sends ranks CONT, a second later TERM, another later KILL.
 
 `owner` in a run folder names the job that writes there. A node that the scheduler takes for lost may run its ranks
 on while the requeued job trains elsewhere: whoever started last owns the folder, and the other ends.
@@ -36,7 +37,7 @@ from hvdlm.world.interface import World
 log = logging.getLogger("hvdlm")
 
 STOP, STOPPED, SAVE, KILL, OWNER = "STOP", "STOPPED", "SAVE", "KILL", "owner"
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGCONT)
 ONE_PRESS_S = 0.5  # a terminal and a launcher may both hand on one Ctrl-C
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 SPARE_S = 5.0  # for leaving MPI
@@ -69,6 +70,8 @@ class StopFlag:
         self._folder, self._job, self._is_root = folder, job, world.rank == 0
         self._signalled = ""
         self._interrupted: float | None = None  # when Ctrl-C came first
+        self._was_continued = False
+        self.saves_when_continued = True  # where one more save changes no number
         self._token = self._ouster = ""
         self._save_s = self._longest_s = self._guess_s = 0.0
         self._looked: float | None = None
@@ -77,6 +80,9 @@ class StopFlag:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: object) -> None:
+        if number == signal.SIGCONT:
+            self._was_continued = True
+            return
         self._signalled = signal.Signals(number).name  # no more here: ranks are at different points
         if number == signal.SIGHUP:
             _leave_terminal()
@@ -105,6 +111,7 @@ class StopFlag:
 
     def saved(self, seconds: float) -> None:
         """A save took so long: the next one may."""
+        self._was_continued = False
         self._save_s = max(self._save_s, seconds)
 
     def expect(self, num_bytes: int) -> None:
@@ -144,6 +151,8 @@ class StopFlag:
             if self._is_late():
                 yield Wish.STOP, "the end of the job's time"
             yield from self._asked_by_file(SAVE)
+        if self._was_continued and self.saves_when_continued:
+            yield Wish.SAVE, "SIGCONT"
 
     def _asked_by_file(self, *names: str) -> Iterator[tuple[Wish, str]]:
         return ((Wish[name], str(self._folder / name)) for name in names if (self._folder / name).exists())
@@ -159,7 +168,7 @@ class StopFlag:
 
 
 def _leave_terminal() -> None:
-    """Let what is said to a terminal that was closed go nowhere: to write there is an error, and work is still to do."""
+    """Let what is said to a terminal that was closed go nowhere: to write there is an error, and work is to be saved."""
     for stream in (1, 2):
         if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
             nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -40,6 +40,7 @@ class Loop:
         self, engine: Engine, corpora: Corpora, validation: Validation, run_log: RunLog, stop: StopFlag, spent_s: float
     ) -> None:
         self.engine, self.config, self.stop = engine, engine.config, stop
+        stop.saves_when_continued = engine.config.sync.keeps_replicas_equal
         self.corpora, self.validation, self.run_log = corpora, validation, run_log
         self.spent_s = spent_s  # training, over all resumptions; rank 0's clock
         self.step = self.first = 0

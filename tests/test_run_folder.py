@@ -1,0 +1,126 @@
+"""Whatever has happened to a file of a run folder: the run goes on as it would have, or one line says what to do."""
+
+import os
+import shutil
+
+import pytest
+from harness import run_training
+
+from hvdlm import checkpoint
+from hvdlm.errors import UserError
+from hvdlm.session.metrics import read_metrics
+
+WORDS = ("train.steps=6", "train.eval_every=6", "checkpoint.every=2", "ema={decay: 0.9}")
+
+
+@pytest.fixture(scope="module")
+def kept_run(data_dir, tmp_path_factory):
+    """A run at step 4 of 6."""
+    run_dir = tmp_path_factory.mktemp("kept") / "run"
+    run_training(data_dir, run_dir, *WORDS, "train.steps=4")
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def expected(data_dir, kept_run, tmp_path_factory):
+    """What an undamaged copy of it becomes."""
+    run_dir = tmp_path_factory.mktemp("expected") / "run"
+    shutil.copytree(kept_run, run_dir, symlinks=True)
+    run_training(data_dir, run_dir, *WORDS)
+    return result_of(run_dir)
+
+
+@pytest.fixture
+def run_dir(kept_run, tmp_path):
+    return shutil.copytree(kept_run, tmp_path / "run", symlinks=True)
+
+
+def result_of(run_dir):
+    files = checkpoint.read_state(checkpoint.resolve(run_dir))["files"]
+    numbers = ("step", "split", "loss", "lr", "grad_norm", "tokens")
+    rows = [[row.get(name) for name in numbers] for row in read_metrics(run_dir / "metrics.jsonl")]
+    return {name: facts["sha256"] for name, facts in files.items()}, [row for row in rows if row[1] == "train"]
+
+
+def make_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link_to_zeros(path):
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def make_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def halve(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+DAMAGES = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "torn": halve,
+    "binary": lambda path: path.write_bytes(bytes(range(256)) * 9),
+    "other JSON": lambda path: path.write_text('[{"step": "x"}, 1, null]'),
+    "deep": lambda path: path.write_text("[" * 100_000),
+    "a folder": make_folder,
+    "a pipe": make_pipe,
+    "a link to /dev/zero": link_to_zeros,
+}
+FILES = ("config.yaml", "metrics.jsonl", "owner", "tokenizer.json", "checkpoints/latest")
+OF_CHECKPOINT = ("state.json", "model.safetensors", "optimizer.safetensors", "engine.safetensors")
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGES.keys() - {"a folder"}))
+def test_damage_to_what_is_there_for_people_changes_no_number(data_dir, run_dir, expected, damage, caplog):
+    latest = run_dir / "checkpoints/latest"
+    latest.unlink()
+    latest.write_text("step_00000004\n")  # as in a copy made where there are no links
+    for name in FILES:
+        DAMAGES[damage](run_dir / name)
+    if damage in ("a pipe", "a link to /dev/zero"):  # the user's own history: not to be replaced unread
+        with pytest.raises(UserError, match=r"^\S+/metrics.jsonl: is no regular file$"):
+            run_training(data_dir, run_dir, *WORDS)
+        (run_dir / "metrics.jsonl").unlink()
+    run_training(data_dir, run_dir, *WORDS)
+    files, rows = result_of(run_dir)
+    assert files == expected[0]
+    assert [row for row in expected[1] if row in rows] == rows
+    assert [row[0] for row in rows[-2:]] == [5, 6]
+    assert f"{run_dir}/config.yaml: is not what" in caplog.text
+    assert f"{run_dir}/metrics.jsonl: " in caplog.text
+
+
+@pytest.mark.parametrize("name", FILES[:-1])
+def test_a_folder_in_a_files_place_is_named(data_dir, run_dir, name):
+    make_folder(run_dir / name)
+    with pytest.raises(UserError, match=rf"^{run_dir / name}: \D+$") as caught:
+        run_training(data_dir, run_dir, *WORDS)
+    assert caught.value.on_all_ranks
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", OF_CHECKPOINT)
+def test_a_checkpoint_with_a_damaged_file_is_passed_over(run_dir, name, damage, caplog):
+    DAMAGES[damage](run_dir / "checkpoints/step_00000004" / name)
+    assert checkpoint.newest(run_dir).name == "step_00000002"
+    assert f"{run_dir}/checkpoints/step_00000004: " in caplog.text
+    DAMAGES[damage](run_dir / "checkpoints/step_00000002" / name)
+    with pytest.raises(UserError, match="every checkpoint is damaged; restore one, or remove them to start anew"):
+        checkpoint.newest(run_dir)
+
+
+def test_the_settings_of_the_checkpoint_count_and_not_a_file_that_was_edited(data_dir, run_dir):
+    config = run_dir / "config.yaml"
+    config.write_text(config.read_text().replace("lr: 0.002", "lr: 0.5"))
+    with pytest.raises(UserError, match=r"other settings \(optim.lr: 0.002 -> 0.5\)"):
+        run_training(data_dir, run_dir, *WORDS, "optim.lr=0.5")
+    config.unlink()
+    with pytest.raises(UserError, match=r"other settings \(optim.lr: 0.002 -> 0.5\)"):
+        run_training(data_dir, run_dir, *WORDS, "optim.lr=0.5")
