@@ -8,12 +8,42 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hvdlm.errors import UserError
+
+TEXT_BYTES = 64 << 20  # more than any config, manifest or state of ours has
+NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of a file system that cannot do it
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; OSError for a folder, and for a pipe or a device, whose bytes may never end."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that nobody writes to would keep us waiting here
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return os.fdopen(file, "rb")
+
+
+def read_text(path: Path, *, limit: int = TEXT_BYTES) -> str:
+    """The UTF-8 text of a regular file of at most `limit` bytes; OSError, or ValueError that says what is wrong."""
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"larger than {limit:,} bytes")
+    return data.decode()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, null for NaN and infinity (as older versions wrote them); OSError or ValueError."""
+    try:
+        return json.loads(read_text(path), parse_constant=lambda _: None)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def replace_durably(aside: Path, final: Path) -> None:
@@ -29,15 +59,22 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SUCH_CALL:
+            raise
     finally:
         os.close(descriptor)
 
 
 def write_text_durably(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with naming(path):
-        aside.write_text(text, encoding="utf-8")
-        replace_durably(aside, path)
+    try:
+        with naming(path):
+            aside.write_text(text, encoding="utf-8")
+            replace_durably(aside, path)
+    except BaseException:  # half of it must not stay, nor take what is left of a full disk
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -58,11 +95,11 @@ def _without_nan(value: Any) -> Any:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Say which file it was when writing it fails: an error of write() or fsync() does not know."""
+    """Name the file that could not be written: write() and fsync() do not know it, others know a file aside."""
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
 
@@ -73,14 +110,14 @@ def reserve(path: Path, num_bytes: int) -> None:
         try:
             os.posix_fallocate(file.fileno(), 0, num_bytes)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot: writing will tell
+            if error.errno not in NO_SUCH_CALL:  # writing will tell
                 raise
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes, read in blocks."""
+    """Hex digest of a regular file's bytes, read in blocks."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

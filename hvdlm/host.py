@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -13,10 +14,10 @@ def affinity() -> frozenset[int]:
     return frozenset(os.sched_getaffinity(0))
 
 
-def physical_cores() -> int:
-    """Cores behind this process's affinity; two hardware threads of one core count once, as for Open MPI."""
+def physical_cores(cpus: Iterable[int] | None = None) -> int:
+    """Cores behind `cpus`, or behind this process's affinity; two hardware threads of one core count once."""
     cores = set()
-    for cpu in affinity():
+    for cpu in affinity() if cpus is None else cpus:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         cores.add(siblings.read_text().strip() if siblings.exists() else str(cpu))
     return len(cores)

@@ -1,4 +1,4 @@
-"""Who does what: ranges, a permutation in O(1) memory, a rank's slice. Pure integers, no rank state.
+"""Who does what: ranges, a permutation in O(1) memory, a rank's slice, a sample. Pure integers, no rank state.
 
 Three facts hold for every world size, and tests check them over grids:
 the ranges of all ranks tile the whole; an epoch visits each sample once; which sample stands at a
@@ -24,6 +24,20 @@ def slice_of(rank: int, size: int, total: int) -> range:
     [[0, 1], [2, 3], [4, 5, 6]]
     """
     return range(rank * total // size, (rank + 1) * total // size)
+
+
+def spread(places: np.ndarray, chosen: int, total: int) -> np.ndarray:
+    """The items at ascending `places` (int64 (n,), below `chosen`) of `chosen` ones spread over range(total).
+
+    Each lies in its own of `chosen` equal parts, at a place that is drawn for ever (a stratified sample): of
+    a sorted whole it takes from everywhere, of a periodic one it does not keep step. All of them are all, in order.
+
+    >>> spread(np.arange(4), 4, 100), spread(np.arange(4), 4, 4)
+    (array([10, 25, 54, 94]), array([0, 1, 2, 3]))
+    """
+    first, end = places * total // chosen, (places + 1) * total // chosen
+    drawn = mix((places.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
+    return first + (drawn % (end - first).astype(np.uint64)).astype(np.int64)
 
 
 def permute(index: np.ndarray, total: int, key: str) -> np.ndarray:

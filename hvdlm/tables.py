@@ -1,8 +1,9 @@
-"""Values as people read them in terminals, logs and reports: tables of plain text, times."""
+"""Values as people read them in terminals, logs and reports: tables of plain text, times, counts."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Sequence
 
 
@@ -33,6 +34,26 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, num_left: int 
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
+def count(value: float) -> str:
+    """A number of things in all its digits, in groups where there are more than four.
+
+    >>> count(1500), count(1234567)
+    ('1500', '1,234,567')
+    """
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.0f}"
+
+
+def figure(value: float, decimals: int = 3) -> str:
+    """A measured number, without an exponent as long as a person can read it: whole from 1000 on.
+
+    >>> figure(3.14159), figure(0.5), figure(12345.6), figure(1e-7)
+    ('3.142', '0.500', '12,346', '1.00e-07')
+    """
+    if 0 < abs(value) < 10**-decimals or 1e12 <= abs(value) < math.inf:
+        return f"{value:.2e}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{decimals}f}"
+
+
 def clock(seconds: float) -> str:
     """A time as people read it.
 
@@ -42,3 +63,12 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun.
+
+    >>> counted(1, "rank"), counted(1234, "rank"), counted(2, "process", "processes")
+    ('1 rank', '1,234 ranks', '2 processes')
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

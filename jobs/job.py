@@ -62,6 +62,7 @@ class Job:
     cost: Budget | None = None  # of the whole run, where a step was measured
     after: tuple[int, ...] = ()  # earlier jobs of the same submission that must have ended well, by number
     after_any: tuple[int, ...] = ()  # and those that must have ended, well or not
+    remarks: tuple[str, ...] = ()  # what the one who submits should know, and what speaks against nothing
     prepare: Callable[[], None] = lambda: None  # writes what it reads, once nothing speaks against it any more
 
     @property
@@ -102,4 +103,10 @@ class Job:
         if self.config is None:
             return replace(self, folder=folder)
         stage, _, *rest = self.words
-        return replace(self, folder=folder, words=(stage, str(folder / self.config.name), *rest))
+        return replace(self, folder=folder, words=(stage, str(folder / self.config_name), *rest))
+
+    @property
+    def config_name(self) -> str:
+        """Of the copy in the job's folder, where other files have names of their own: job.json, history, 12.log …"""
+        name = self.config.name if self.config else ""
+        return name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"

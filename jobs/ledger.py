@@ -15,12 +15,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from hvdlm.config import Section
+from hvdlm.config import Section, choice_of
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
+
+from .job import JOB_KINDS
 
 FACTS = "job.json"
 SCRIPT = "job.sbatch"
@@ -31,8 +34,8 @@ TAIL_BYTES = 1 << 16
 class LedgerEntry(Section):
     """A submitted job."""
 
-    id: str
-    stage: str
+    id: str = Field(pattern=r"^[0-9]+$")
+    stage: Annotated[str, choice_of(JOB_KINDS)]
     run_dir: str  # or the folder of shards, or of records
     nodes: int
     ranks_per_node: int
@@ -44,7 +47,7 @@ class LedgerEntry(Section):
     def said(self) -> tuple[int, str]:
         """How often the job was started again, and its last words: `start`, `end 0`, `stopped and saved …`."""
         path = self.folder / HISTORY
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         found = [match for line in lines if (match := re.match(r"\S+ job=\S+ restart=(\d+) (.*)", line))]
         return (max(int(match[1]) for match in found), found[-1][2]) if found else (0, "")
 
@@ -90,7 +93,12 @@ def read_all(root: Path) -> list[LedgerEntry]:
             entry = LedgerEntry.model_validate_json(path.read_text(encoding="utf-8"))
             found.append(entry.model_copy(update={"folder": path.parent}))
         except ValidationError as error:
-            raise UserError(f"{path}: no job of `hvdlm submit`: {error.errors()[0]['msg']}; remove it") from None
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            said = f"{key}: {first['msg']}" if key else first["msg"]
+            raise UserError(f"{path}: no job of `hvdlm submit`: {said}; move it away") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: no job of `hvdlm submit`: not UTF-8; move it away") from None
     return sorted(found, key=lambda entry: (entry.submitted, len(entry.id), entry.id))
 
 
@@ -121,7 +129,7 @@ class RunProgress:
 
 def progress_of(run_dir: Path) -> RunProgress | None:
     """From the last rows of RUN/metrics.jsonl and the length of the run in RUN/owner; None before the first step."""
-    rows = [row for row in _last_rows(run_dir / "metrics.jsonl") if row.get("split") == "train"]
+    rows = [row for row in _last_rows(run_dir / "metrics.jsonl") if _is_of_training(row)]
     if not rows:
         return None
     last, total = rows[-1], _total_steps(run_dir)
@@ -133,7 +141,15 @@ def progress_of(run_dir: Path) -> RunProgress | None:
     return RunProgress(last["step"], total, last.get("loss"), left_s)
 
 
-def _last_rows(path: Path) -> list[dict]:
+def _is_of_training(row: object) -> bool:
+    """A row that the trainer wrote; others are passed over, whoever put them there."""
+    if not isinstance(row, dict) or row.get("split") != "train":
+        return False
+    has_counts = all(isinstance(row.get(key), int) for key in ("step", "tokens"))
+    return has_counts and all(isinstance(row.get(key), int | float | None) for key in ("loss", "tokens_per_s"))
+
+
+def _last_rows(path: Path) -> list[object]:
     """The rows within the file's last 64 KiB: a run of a month has millions."""
     if not path.exists():
         return []
@@ -141,7 +157,7 @@ def _last_rows(path: Path) -> list[dict]:
         size = file.seek(0, 2)
         file.seek(max(0, size - TAIL_BYTES))
         lines = file.read().decode("utf-8", errors="replace").splitlines()
-    rows = []
+    rows: list[object] = []
     for line in lines[1 if size > TAIL_BYTES else 0 :]:
         with contextlib.suppress(ValueError):  # torn by a crash, or being written
             rows.append(json.loads(line))

@@ -7,6 +7,7 @@ same pieces; they are text that was never run.
 from __future__ import annotations
 
 import functools
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -76,33 +77,42 @@ def _notes(job: Job, site: Site) -> list[str]:
 
 def _slurm_directives(job: Job, site: Site) -> list[tuple[str, str]]:
     """SLURM's options in the order in which a person reads them; the site's and the job's own come last."""
+    found = {"job-name": job.name, "nodes": str(job.nodes)}
+    found |= {"ntasks-per-node": str(job.ranks_per_node), "cpus-per-task": str(job.threads)}
     options = {**site.directives, **dict(job.options)}
     gres = [options.pop("gres")] if "gres" in options else []
-    found = [("job-name", job.name), ("nodes", str(job.nodes))]
-    found += [("ntasks-per-node", str(job.ranks_per_node)), ("cpus-per-task", str(job.threads))]
     if site.gpus_per_node and site.gpu_request == "gres":
         gres.insert(0, f"gpu:{job.ranks_per_node}")
     elif site.gpus_per_node and site.gpu_request == "gpus-per-node":
-        found.append(("gpus-per-node", str(job.ranks_per_node)))
-    found += [("gres", ",".join(gres))] if gres else []
-    found.append(("time", f"{job.minutes // 60}:{job.minutes % 60:02d}:00"))
-    if job.array:
-        found.append(("array", f"0-{job.array - 1}"))
-    found += [("output", _directive_path(job)), ("open-mode", "append")]
-    found.append(("requeue" if site.requeue else "no-requeue", ""))
-    if job.is_resumable:
-        found.append(("signal", f"B:USR1@{site.signal_lead_s}"))
-    return found + sorted(options.items())
+        found["gpus-per-node"] = str(job.ranks_per_node)
+    found |= {"gres": ",".join(gres)} if gres else {}
+    found["time"] = f"{job.minutes // 60}:{job.minutes % 60:02d}:00"
+    found |= {"array": f"0-{job.array - 1}"} if job.array else {}
+    found |= {"output": _output(job), "open-mode": "append", "requeue" if site.requeue else "no-requeue": ""}
+    found |= {"signal": f"B:USR1@{site.signal_lead_s}"} if job.is_resumable else {}
+    options.pop("time", None)  # the default of job.minutes
+    found |= {key: options.pop(key) for key in list(found) if key in options}  # the site's word, at the same place
+    return [(key, directive_word(value)) for key, value in {**found, **dict(sorted(options.items()))}.items()]
 
 
-def _directive_path(job: Job) -> str:
-    """The log of the batch script itself; `%` means something to SLURM, and so do spaces, quotes and #."""
+def directive_word(value: str) -> str:
+    """A value as sbatch reads it back from a #SBATCH line; one that somebody has quoted already stays as it is.
+
+    >>> directive_word("two words"), directive_word('"two words"'), directive_word("a[1-3]")
+    ('"two words"', '"two words"', 'a[1-3]')
+    """
+    is_quoted = re.fullmatch(r'"[^"\\]*"|\'[^\'\\]*\'', value) is not None
+    if is_quoted or not re.search(r"""[\s'"#\\]""", value):
+        return value
+    return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
+
+
+def _output(job: Job) -> str:
+    """The log of the batch script itself. A % means something to SLURM, in a path but not in the folder of a job."""
     number = "%A_%a" if job.array else "%j"
     if job.folder is None:
         return f"%x-{number}.log"
-    path = str(job.folder).replace("%", "%%") + f"/{number}.log"
-    mark = "'" if '"' in path else '"'
-    return f"{mark}{path}{mark}" if any(sign in path for sign in " '\"#\\") else path
+    return str((job.cwd or Path()) / job.folder).replace("%", "%%") + f"/{number}.log"
 
 
 def _log_of(job: Job) -> str:

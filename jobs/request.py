@@ -26,6 +26,7 @@ class Request:
     environment: Mapping[str, str] = field(default_factory=dict)  # of sbatch
     after: tuple[str, ...] = ()  # ids of jobs that must have ended well
     dry_run: bool = False
+    notes: tuple[str, ...] = ()  # what is said of it, once it is accepted
 
     @property
     def ranks(self) -> int:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from hvdlm.config import Section, choice_of, load
 from hvdlm.errors import UserError
 from hvdlm.launch.launchers import LAUNCHERS
 
+from .directives import OWN, as_flag, as_text, long_name, without_requeue
+from .times import SCHEDULERS, minutes_of
+
 FOLDER = Path(__file__).parent / "sites"
 
-SCHEDULERS = ("slurm", "pbs", "lsf")  # each has its templates/NAME.sh.j2
+
+def _limit(value: Any) -> Any:
+    """A limit in minutes or as a time of SLURM's; 0 for none."""
+    if not isinstance(value, str) or value.isdecimal():
+        return value
+    return 0 if value.lower() in ("unlimited", "infinite") else minutes_of(value)
 
 
 class Site(Section):
@@ -28,7 +37,7 @@ class Site(Section):
     )
     srun_mpi: str = Field("pmix", description="srun --mpi=…; `srun --mpi=list` names what there is")
     directives: dict[str, str] = Field(
-        default_factory=dict, description="options of every job: account, partition, constraint …; sbatch's long names"
+        default_factory=dict, description="options of every job, as sbatch names them: account, partition, constraint …"
     )
     ranks_per_node: int = Field(1, ge=1, description="unless --ranks-per-node says otherwise")
     cores_per_node: int = Field(0, ge=0, description="physical cores that jobs may use; 0: not known")
@@ -51,16 +60,71 @@ class Site(Section):
     requeue: bool = Field(True, description="jobs may be requeued; else use `hvdlm submit train --chain N`")
     max_restarts: int = Field(10, ge=0, description="requeues of a job by itself, then it stays ended")
     signal_lead_s: int = Field(120, ge=1, description="how long before its end a job is told; SLURM: up to 60 s sooner")
-    max_minutes: int = Field(0, ge=0, description="the longest time limit; 0: not known")
+    max_minutes: Annotated[int, BeforeValidator(_limit)] = Field(
+        0, ge=0, description="the longest time limit, in minutes or as 1-12:30:00; 0: not known"
+    )
 
     @property
     def is_slurm(self) -> bool:
         return self.scheduler == "slurm"
 
     @property
+    def said(self) -> dict[str, str]:
+        """Options of sbatch that this site sets by whatever key."""
+        gpus = {"gpus-per-node": ""} if self.gpus_per_node else {}
+        return {**gpus, **self.directives}
+
+    def with_options(self, options: Mapping[str, str]) -> Site:
+        """The same site, these of its options set so."""
+        return self.model_copy(update={"directives": {**self.directives, **options}})
+
+    @property
     def cores_per_mask(self) -> int:
         """Cores of the smallest mask; 0 where ranks are not bound by masks."""
         return min(int(mask, 16).bit_count() for mask in self.cpu_bind) if isinstance(self.cpu_bind, list) else 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys(cls, values: Any) -> Any:
+        """A key without a value is as if it were not there; requeue has one place, whatever it was written as."""
+        if not isinstance(values, dict):
+            return values
+        found = {key: value for key, value in values.items() if value is not None}
+        if isinstance(found.get("directives"), dict) and found.get("scheduler", "slurm") == "slurm":
+            found["directives"], wanted = without_requeue(found["directives"])
+            if wanted is not None and as_flag(found.setdefault("requeue", wanted)) != wanted:
+                raise ValueError(f"requeue: {found['requeue']} and the option of directives contradict each other")
+        return found
+
+    @field_validator("directives", mode="before")
+    @classmethod
+    def _options(cls, values: Any, info: ValidationInfo) -> Any:
+        """Text for the scheduler, whatever YAML made of it; an option without a value is a flag."""
+        if not isinstance(values, dict):
+            return values
+        if info.data.get("scheduler") != "slurm":
+            return {str(key): as_text(str(key), value, is_slurm=False) for key, value in values.items()}
+        found: dict[str, str] = {}
+        for key, value in values.items():
+            name = long_name(str(key))
+            if name in OWN:
+                raise ValueError(f"{name} is no option of a site: {OWN[name]}")
+            if name in found:
+                raise ValueError(f"{name} is given twice, by its long name and its letter")
+            text = as_text(name, value, is_slurm=True)
+            if text is not None:
+                found[name] = text
+        return found
+
+    @field_validator("environment", mode="before")
+    @classmethod
+    def _variables(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        strange = next((name for name in values if not re.fullmatch(r"[A-Za-z_]\w*", str(name), re.ASCII)), None)
+        if strange is not None:
+            raise ValueError(f"{strange!r} is no name of a variable")
+        return {key: "" if value is None else value for key, value in values.items()}
 
     @model_validator(mode="after")
     def _check(self) -> Site:
@@ -86,7 +150,7 @@ def names() -> list[str]:
 
 
 def find(name: str, overrides: tuple[str, ...] = ()) -> Site:
-    """A site by its name, or by the path of a YAML file of yours."""
+    """A site by its name, or by the path of a YAML file of yours, with values of the user's."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.exists() and path.parent == FOLDER:
         near = difflib.get_close_matches(name, names(), n=1)

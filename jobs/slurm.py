@@ -50,7 +50,10 @@ def submit(
     done = _run([*words, str(script)], environment)
     if done.returncode:
         raise UserError(f"{script}: sbatch refuses it: {_first_line(done.stderr)}")
-    return done.stdout.strip().splitlines()[-1].split(";")[0]
+    number = (done.stdout.strip().splitlines() or [""])[-1].split(";")[0]
+    if not number.isdecimal():
+        raise UserError(f"{script}: sbatch accepts it, but prints no number of a job: {_first_line(done.stdout)}")
+    return number
 
 
 def test_only(script: Path, environment: Mapping[str, str]) -> str:
@@ -61,12 +64,12 @@ def test_only(script: Path, environment: Mapping[str, str]) -> str:
 
 def states(ids: Sequence[str], environment: Mapping[str, str]) -> dict[str, State]:
     """The state of each job that SLURM still knows. A job may have been gone from its memory for minutes."""
-    queue = _run(["squeue", "-h", "--me", "--array", "-o", "%F|%T|%r|%S"], environment)
+    queue = _run(["squeue", "-h", "--me", "--array", "-o", "%F|%T|%S|%r"], environment)
     if queue.returncode:
         raise UserError(f"squeue: {_first_line(queue.stderr)}; is this a login node of a SLURM cluster?")
     found: dict[str, State] = {}
     for line in queue.stdout.splitlines():
-        job, state, reason, start = line.split("|", 3)
+        job, state, start, reason, *_ = [*line.split("|", 3), "", "", ""]
         if job in ids and (job not in found or state == "RUNNING"):
             found[job] = State(state, "" if reason == "None" else reason, "" if start == "N/A" else start)
     for job in ids:
@@ -84,7 +87,7 @@ def _ended(job: str, environment: Mapping[str, str]) -> State | None:
     if not tasks and shutil.which("sacct", path=environment.get("PATH")):
         known = _lines_of(["sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode"], environment)
         rows = [line.split("|") for line in known if "|" in line]
-        tasks = [{"JobState": state.split()[0], "ExitCode": code} for state, code, *_ in rows]
+        tasks = [{"JobState": state.split()[0], "ExitCode": code} for state, code, *_ in rows if state.split()]
     if not tasks:
         return None
     worst = next((task for task in tasks if task["JobState"] != "COMPLETED"), tasks[0])

@@ -28,6 +28,10 @@ class Submitted:
     findings: tuple[Finding, ...]
     id: str = ""
 
+    @property
+    def warnings(self) -> list[str]:
+        return [f"{self.folder.name}: {finding.message}; {finding.remedy}" for finding in self.findings]
+
 
 def submit(request: Request, jobs: Sequence[Job]) -> list[Submitted]:
     """Hand in all jobs, or none: the scripts of all are checked before the first is queued.
@@ -36,26 +40,37 @@ def submit(request: Request, jobs: Sequence[Job]) -> list[Submitted]:
     """
     _check(request, jobs)
     folders: list[Path] = []
-    for job in jobs:
-        folders.append(ledger.new_folder(request.jobs_dir, job.stage, taken=folders, make=not request.dry_run))
     queued: list[Submitted] = []
     try:
+        for job in jobs:
+            folders.append(ledger.new_folder(request.jobs_dir, job.stage, taken=folders, make=not request.dry_run))
         drafts = [_draft(request, job, folder) for job, folder in zip(jobs, folders, strict=True)]
         if request.dry_run:
             return drafts
         for draft in drafts:
             _have_it_tested(request, draft.folder / ledger.SCRIPT)
+        _make_log_folders(request)
         for draft in drafts:
             draft.job.prepare()
             queued.append(_queue(request, draft, queued))
-    except BaseException:
+    except BaseException as error:
         if queued:
-            slurm.cancel([done.id for done in queued], request.environment)
+            _take_back(queued, request, error)
         if not request.dry_run:
             for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)
         raise
     return queued
+
+
+def _take_back(queued: Sequence[Submitted], request: Request, error: BaseException) -> None:
+    """Cancel what was queued before another job was refused; UserError that names what could not be cancelled."""
+    ids = [done.id for done in queued]
+    try:
+        slurm.cancel(ids, request.environment)
+    except UserError as complaint:
+        left = f"the jobs before it are still queued: scancel {' '.join(ids)} ({complaint})"
+        raise UserError(f"{error}; {left}") from error
 
 
 def _check(request: Request, jobs: Sequence[Job]) -> None:
@@ -67,6 +82,9 @@ def _check(request: Request, jobs: Sequence[Job]) -> None:
         )
     if not request.dry_run and not slurm.is_here(request.environment):
         raise UserError("no sbatch on PATH: submit from a login node of a cluster; --dry-run shows the script")
+    place = str(request.cwd / request.jobs_dir)
+    if request.site.is_slurm and ("\\" in place or "\n" in place):
+        raise UserError(f"{place!r}: SLURM writes no log into a folder of that name; use another --jobs-dir")
     for job in jobs:
         check_demand(job, request.site)
 
@@ -85,9 +103,17 @@ def _draft(request: Request, job: Job, folder: Path) -> Submitted:
         raise UserError(f"{folder.name}: {complaint}; look at the site's setup and modules (--dry-run)")
     if not request.dry_run:
         if job.config is not None:
-            shutil.copy(job.config, folder / job.config.name)
+            shutil.copyfile(job.config, folder / job.config_name)
         (folder / ledger.SCRIPT).write_text(text, encoding="utf-8")
     return Submitted(placed, folder, text, tuple(findings))
+
+
+def _make_log_folders(request: Request) -> None:
+    """SLURM makes none: without them a job ends at once, and nobody reads why."""
+    for option in ("output", "error"):
+        folder = Path(request.site.directives.get(option, "")).parent
+        if "%" not in str(folder):
+            (request.cwd / folder).mkdir(parents=True, exist_ok=True)
 
 
 def _have_it_tested(request: Request, script: Path) -> None:

@@ -24,9 +24,9 @@ from hvdlm.errors import UserError
 from hvdlm.files import to_json, write_text_durably
 from hvdlm.host import physical_cores
 from hvdlm.launch.plan import fresh_environment, start_command
-from hvdlm.tables import table
+from hvdlm.tables import counted, table
 
-from .job import HVDLM
+from .job import HVDLM, TAKE_TURNS
 
 log = logging.getLogger("hvdlm")
 
@@ -61,13 +61,29 @@ class BenchOptions:
     datatrove_python: str | None
 
 
+def _ours(ranks: int) -> str:
+    return f"hvdlm preprocess, {counted(ranks, 'rank')}"
+
+
+def _encoders(number: int) -> str:
+    return f"encoder alone, {counted(number, 'process', 'processes')}"
+
+
+def _library(threads: int) -> str:
+    return f"tokenizers encode_batch, {counted(threads, 'thread')}"
+
+
+def _peer(workers: int) -> str:
+    return f"datatrove, {counted(workers, 'worker')}"
+
+
 def bench(options: BenchOptions) -> dict:
     """Run all rows; returns medians and ratios, and writes them to OUT/bench.json."""
     options.out.mkdir(parents=True, exist_ok=True)
     if options.datatrove_python and not shutil.which(options.datatrove_python):
         raise UserError(f"--datatrove-python {options.datatrove_python}: no such program")
     if max(options.ranks) > physical_cores():
-        log.warning("%d ranks on %d cores: they will take turns", max(options.ranks), physical_cores())
+        log.warning(TAKE_TURNS, counted(max(options.ranks), "rank"), counted(physical_cores(), "core"))
     corpus = options.corpus or _make_corpus(options.out / f"corpus-{options.megabytes}.jsonl", options.megabytes)
     texts_mb = sum(len(text.encode()) for text in texts_of(corpus)) / 1e6
     tokenizer = _make_tokenizer(options, corpus)
@@ -76,12 +92,12 @@ def bench(options: BenchOptions) -> dict:
     rows: dict[str, Callable[[], dict[str, float]]] = {}
     whole = functools.partial(_preprocess, options.out, corpus, tokenizer)
     for ranks in options.ranks:
-        rows[f"hvdlm preprocess, {ranks} ranks"] = functools.partial(whole, ranks, texts_mb)
-        rows[f"encoder alone, {ranks} processes"] = functools.partial(_encoder, "fast", corpus, tokenizer, ranks)
+        rows[_ours(ranks)] = functools.partial(whole, ranks, texts_mb)
+        rows[_encoders(ranks)] = functools.partial(_encoder, "fast", corpus, tokenizer, ranks)
     most = max(options.ranks)
-    rows[f"tokenizers encode_batch, {most} threads"] = lambda: _encoder("tokenizers", slow_corpus, tokenizer, 1, most)
+    rows[_library(most)] = lambda: _encoder("tokenizers", slow_corpus, tokenizer, 1, most)
     if options.datatrove_python:
-        rows[f"datatrove, {most} workers"] = lambda: _datatrove(options, slow_corpus, tokenizer, most, slow_mb)
+        rows[_peer(most)] = lambda: _datatrove(options, slow_corpus, tokenizer, most, slow_mb)
     rounds = []
     for number in range(options.repeats):
         log.info("round %d of %d", number + 1, options.repeats)
@@ -110,13 +126,13 @@ def _medians(found: list[dict[str, float]]) -> dict[str, float]:
 def ratios_of(rounds: list[dict[str, dict[str, float]]], ranks: tuple[int, ...]) -> dict[str, float]:
     """Medians over rounds of ratios within a round."""
     most, least = max(ranks), min(ranks)
-    ours, fewest = (f"hvdlm preprocess, {number} ranks" for number in (most, least))
+    ours, fewest = _ours(most), _ours(least)
     others = {
-        f"without start-up, to the encoder alone ({most})": ("without start-up", f"encoder alone, {most} processes"),
-        f"whole process, {most} ranks to {least}": ("whole", fewest),
-        f"without start-up, {most} ranks to {least}": ("without start-up", fewest),
-        "whole process, to tokenizers encode_batch": ("whole", f"tokenizers encode_batch, {most} threads"),
-        "whole process, to datatrove": ("whole", f"datatrove, {most} workers"),
+        f"without start-up, to the encoder alone ({most})": ("without start-up", _encoders(most)),
+        f"whole process, {counted(most, 'rank')} to {least}": ("whole", fewest),
+        f"without start-up, {counted(most, 'rank')} to {least}": ("without start-up", fewest),
+        "whole process, to tokenizers encode_batch": ("whole", _library(most)),
+        "whole process, to datatrove": ("whole", _peer(most)),
     }
     return {
         name: round(statistics.median(r[ours][what] / r[row].get(what, r[row]["whole"]) for r in rounds), 2)

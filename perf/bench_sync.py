@@ -23,7 +23,7 @@ from hvdlm.data.manifest import MANIFEST
 from hvdlm.errors import UserError
 from hvdlm.files import to_json, write_text_durably
 from hvdlm.session.metrics import read_metrics
-from hvdlm.tables import table
+from hvdlm.tables import counted, table
 from hvdlm.train.config import RunConfig
 
 from .confidence import bracketed
@@ -81,17 +81,13 @@ class Outcome:
     bytes_per_step: float
 
 
-def parse_kinds(text: str) -> tuple[str, ...]:
-    """Names with commas, the reference first; UserError names those there are.
+def kinds_with_reference(kinds: Sequence[str] | None) -> tuple[str, ...]:
+    """What is measured: the reference first, then what was asked for (None: all).
 
-    >>> parse_kinds("tree,async")
+    >>> kinds_with_reference(["tree", "async"])
     ('allreduce', 'tree', 'async')
     """
-    kinds = [kind.strip() for kind in text.split(",")] if text else list(WAYS)
-    unknown = [kind for kind in kinds if kind not in WAYS]
-    if unknown:
-        raise UserError(f"--kinds {unknown[0]!r}: there are {', '.join(WAYS)}")
-    return tuple(dict.fromkeys([REFERENCE, *kinds]))
+    return tuple(dict.fromkeys([REFERENCE, *(kinds or WAYS)]))
 
 
 def settings_of(config: RunConfig, kind: str, options: SyncBenchOptions, repeat: int) -> RunConfig:
@@ -160,7 +156,7 @@ def _round(plan: dict[str, RunConfig], ranks: int, failed: dict[str, str]) -> di
             log.info("%s failed: %s", kind, error)
             continue
         speed = f"{outcome.tokens_per_s:,.0f} tokens/s"
-        done = f"{number + 1} of {len(plan)} runs of this round"
+        done = f"{number + 1} of {counted(len(plan), 'run')} of this round"
         log.info("%s: validation loss %.4f, %s | %s", kind, outcome.val_loss, speed, done)
     return found
 
@@ -239,7 +235,8 @@ def _shown(spread: dict[str, float], form: str) -> str:
 
 def to_text(result: dict[str, Any]) -> str:
     """The table as columns, below it the ways that failed."""
-    head = f"{result['ranks']} ranks, {result['steps']} steps, {result['tokens']:,} tokens, {result['repeats']} rounds"
+    numbers = {"rank": "ranks", "step": "steps", "token": "tokens", "round": "repeats"}
+    head = ", ".join(counted(result[key], noun) for noun, key in numbers.items())
     failed = [f"{kind} failed: {reason}" for kind, reason in result["failed"].items()]
     return "\n".join([head, table(HEADS, cells(result)), *failed])
 

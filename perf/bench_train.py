@@ -25,14 +25,14 @@ from hvdlm.files import to_json, write_text_durably
 from hvdlm.host import physical_cores
 from hvdlm.launch.plan import find_mpirun, version_of
 from hvdlm.session.metrics import read_metrics
-from hvdlm.tables import table
+from hvdlm.tables import counted, table
 
 from . import paired
 from .cell_job import CellJob
 from .confidence import bracketed
-from .job import HVDLM, end_job, start_job
+from .job import HVDLM, TAKE_TURNS, end_job, start_job
 from .random_shards import write_random_shards
-from .record import Start, environment
+from .record import Machine, Start, cpu_name, environment
 from .train_cases import CONSTANT, LIMIT, PEERS, SEQ_LEN, WORKLOADS, TrainBenchOptions, Variant, run_config, variant_of
 from .training_cell import CellSpec
 
@@ -53,7 +53,7 @@ def bench(options: TrainBenchOptions) -> dict:
             raise UserError(f"--workloads {name}: there is none of this name; choose from {', '.join(WORKLOADS)}")
     variants = {name: variant_of(name) for name in dict.fromkeys((LIMIT, *options.variants))}
     if options.ranks > physical_cores():
-        log.warning("%d ranks on %d cores: they will take turns", options.ranks, physical_cores())
+        log.warning(TAKE_TURNS, counted(options.ranks, "rank"), counted(physical_cores(), "core"))
     options.out.mkdir(parents=True, exist_ok=True)
     start = Start.now()
     for name in options.workloads:
@@ -70,9 +70,10 @@ def bench(options: TrainBenchOptions) -> dict:
 
 
 def _write(result: dict, options: TrainBenchOptions, start: Start) -> None:
-    hosts = [socket.gethostname()] * options.ranks
+    hosts = (socket.gethostname(),) * options.ranks
     mpi, *_ = version_of(find_mpirun()).splitlines()
-    result["environment"] = environment(start, hosts=hosts, mpi=mpi).model_dump()
+    machine = Machine(hosts, physical_cores(), cpu_name(), mpi)
+    result["environment"] = environment(start, machine).model_dump()
     write_text_durably(options.out / "train.json", to_json(result, indent=1) + "\n")
 
 
@@ -158,7 +159,7 @@ def _check_memory(ready: list[dict], jobs_to_come: int) -> None:
     needed = jobs_to_come * sum(answer["memory_bytes"] for answer in ready)
     if needed > available:
         raise UserError(
-            f"bench: {jobs_to_come} more jobs need {needed >> 20} MB, {available >> 20} MB are free; "
+            f"bench: {counted(jobs_to_come, 'more job')} would need {needed >> 20} MB, {available >> 20} MB are free; "
             "choose fewer --variants or smaller --workloads"
         )
 
@@ -201,7 +202,8 @@ def _first_step(options: TrainBenchOptions) -> float:
     try:
         while not read_metrics(run_dir / "metrics.jsonl", "train"):
             if job.poll() is not None:
-                raise UserError(f"bench: `hvdlm train {config}` failed; run it on {options.ranks} ranks to see why")
+                on = counted(options.ranks, "rank")
+                raise UserError(f"bench: `hvdlm train {config}` failed; run it on {on} to see why")
             time.sleep(0.005)
         return time.monotonic() - launched
     finally:

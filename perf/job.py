@@ -16,6 +16,7 @@ from hvdlm.launch.plan import fresh_environment, start_command
 
 HVDLM = (sys.executable, "-m", "hvdlm")
 QUIT_LIMIT_S = 15.0
+TAKE_TURNS = "%s on %s: they will take turns"  # of a bench with more ranks than cores
 
 # In this order: our own one-line error, a library's exception, what mpirun says of a rank that was killed.
 REASONS = (

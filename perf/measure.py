@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import math
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
 
+from hvdlm.errors import UserError
+from hvdlm.host import affinity, physical_cores
 from hvdlm.models import num_parameters
 from hvdlm.train.config import RunConfig
 from hvdlm.train.setup import build_engine
+from hvdlm.train.step import Engine
 from hvdlm.world.interface import World
-from hvdlm.world.mpi import library_version
 
-from .record import RunRecord, Start, Workload, environment, write_record
+from .record import (
+    SCHEMA_VERSION,
+    Machine,
+    RunRecord,
+    Start,
+    Workload,
+    cpu_name,
+    environment,
+    first_fault,
+    write_record,
+)
 
 
 @dataclass(frozen=True)
@@ -30,40 +47,81 @@ class MeasurementSpec:
     is_weak: bool
 
 
+def read_spec(path: Path) -> MeasurementSpec:
+    """What `hvdlm scale` or `submit scale` wrote for its ranks; UserError if it is not that."""
+    remedy = "plan the study again by `hvdlm scale` or `hvdlm submit scale`"
+    try:
+        return TypeAdapter(MeasurementSpec).validate_python(json.loads(path.read_bytes()))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; {remedy}") from None
+    except ValidationError as error:
+        raise UserError(f"{path}: no measurement to make: {first_fault(error)}; {remedy}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: no measurement to make: {error}; {remedy}") from None
+
+
+def machine_of(world: World, device: torch.device) -> Machine:
+    """Where the ranks of a job run, gathered from all of them; the same on every rank."""
+    hosts, cpus, masks = zip(*world.gather((socket.gethostname(), cpu_name(), affinity())), strict=True)
+    of_host = [mask for host, mask in zip(hosts, masks, strict=True) if host == hosts[world.rank]]
+    cores = min(world.gather(physical_cores(frozenset().union(*of_host))))
+    gpus = world.gather(torch.cuda.get_device_name(device) if device.type == "cuda" else "")
+    return Machine(hosts, cores, cpu=_distinct(cpus), gpu=_distinct(gpus), mpi=world.mpi_library())
+
+
+def _distinct(names: Sequence[str]) -> str:
+    return " and ".join(sorted(set(names)))
+
+
 def measure(spec: MeasurementSpec, world: World, job: str) -> RunRecord:
-    """Run warm-up and timed steps of the real training step; the same record on every rank."""
+    """Run warm-up and timed steps of the real training step; the same record on every rank.
+
+    UserError, on all ranks, if what was measured cannot be a record.
+    """
     config = RunConfig.model_validate(spec.config)
+    if not config.sync.steps_together:
+        raise UserError.shared(f"sync: {config.sync.label} has no steps that all ranks share, so there is none to time")
     start = Start.now()
     engine, _ = build_engine(config, world)
     results = engine.run(0, spec.warmup + spec.steps)
-    first_loss = np.array([float(results[0].loss_sum), results[0].micro_batches])
-    world.sum_(first_loss)
+    loss = np.array([float(results[0].loss_sum), results[0].micro_batches])
+    world.sum_(loss)
     times = world.gather([result.step_s for result in results])
     waits = world.gather([result.data_wait_s for result in results])
-    hosts = world.gather(socket.gethostname())
-    return RunRecord(
-        schema_version=1,
-        ranks=world.size,
-        repeat=spec.repeat,
-        global_batch=config.train.global_batch,
-        is_strong=spec.is_strong,
-        is_weak=spec.is_weak,
-        warmup_s=tuple(tuple(rank[: spec.warmup]) for rank in times),
-        step_s=tuple(tuple(rank[spec.warmup :]) for rank in times),
-        data_wait_s=tuple(tuple(rank[spec.warmup :]) for rank in waits),
-        first_loss=float(first_loss[0] / first_loss[1]),
-        workload=Workload(
-            family=config.model.family,
-            num_parameters=num_parameters(engine.model),
-            seq_len=config.data.seq_len,
-            micro_batch=config.train.micro_batch,
-            precision=config.train.precision,
-            sync=engine.sync.kind,
-            world=world.kind,
-            device=engine.device.type,
-            threads=config.train.threads,
-        ),
-        environment=environment(start, hosts=hosts, mpi=library_version(), job=job),
+    first_loss = float(loss[0] / loss[1])
+    if not math.isfinite(first_loss):
+        raise UserError.shared(f"the loss of the first step is {first_loss}: see optim and precision of the config")
+    try:
+        return RunRecord(
+            schema_version=SCHEMA_VERSION,
+            ranks=world.size,
+            repeat=spec.repeat,
+            global_batch=config.train.global_batch,
+            is_strong=spec.is_strong,
+            is_weak=spec.is_weak,
+            warmup_s=tuple(tuple(rank[: spec.warmup]) for rank in times),
+            step_s=tuple(tuple(rank[spec.warmup :]) for rank in times),
+            data_wait_s=tuple(tuple(rank[spec.warmup :]) for rank in waits),
+            first_loss=first_loss,
+            workload=_workload(engine, world),
+            environment=environment(start, machine_of(world, engine.device), job),
+        )
+    except ValidationError as error:
+        raise UserError.shared(f"the clock cannot be believed: {first_fault(error)}; measure again") from None
+
+
+def _workload(engine: Engine, world: World) -> Workload:
+    config = engine.config
+    return Workload(
+        family=config.model.family,
+        num_parameters=num_parameters(engine.model),
+        seq_len=config.data.seq_len,
+        micro_batch=config.train.micro_batch,
+        precision=config.train.precision,
+        sync=engine.sync.kind,
+        world=world.kind,
+        device=engine.device.type,
+        threads=torch.get_num_threads(),
     )
 
 

@@ -5,52 +5,70 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
-from hvdlm.host import physical_cores
+from hvdlm.tables import counted
 
 from .scaling import StepTimes
 
+SHORTEST_S, LONGEST_S = 1e-6, 86_400.0  # of a step: what lies outside came from no clock
+SCHEMA_VERSION = 1
+MAX_BYTES = 1 << 30  # of a record; 4,096 ranks x 1,000 steps are 0.2 GB
+
+
+def _is_a_moment(text: str) -> str:
+    if datetime.datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("has no time zone")
+    return text
+
+
+Count = Annotated[int, Field(ge=1, le=2**62)]
+Seconds = Annotated[float, Field(ge=SHORTEST_S, le=LONGEST_S)]
+Wait = Annotated[float, Field(ge=0, le=LONGEST_S)]
+Load = Annotated[float, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]  # one line, and nothing that a terminal obeys
+
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Workload(_Frozen):
     """What every measurement of one study has in common."""
 
-    family: str
-    num_parameters: int
-    seq_len: int
-    micro_batch: int
-    precision: str
-    sync: str
-    world: str
-    device: str
-    threads: int  # torch threads a rank
+    family: Name
+    num_parameters: Count
+    seq_len: Count
+    micro_batch: Count
+    precision: Name
+    sync: Name
+    world: Name
+    device: Name
+    threads: Annotated[int, Field(ge=0)]  # torch threads a rank
 
 
 class Environment(_Frozen):
     """Where and with what it was measured."""
 
-    hosts: tuple[str, ...]  # one a rank
-    cores: int  # physical ones that a rank may use, on rank 0's host
-    cpu: str
-    system: str
-    versions: dict[str, str]
-    mpi: str
-    job: str  # SLURM job id, or empty
-    started: str  # UTC, ISO 8601
-    load_before: float  # 1-minute load average of rank 0's host
-    load_after: float
+    hosts: tuple[Name, ...]  # one a rank
+    cores: Count  # physical ones that the ranks of a host may use together, on the host with the fewest
+    cpu: Name  # joined by "and" where ranks have different ones; so is `gpu`
+    gpu: Name = ""  # empty where the ranks computed on CPUs
+    system: Name
+    versions: dict[Name, Name]
+    mpi: Name
+    job: Name  # SLURM job id, or empty
+    started: Annotated[str, AfterValidator(_is_a_moment)]  # UTC, ISO 8601
+    load_before: Load  # 1-minute load average of rank 0's host
+    load_after: Load
 
 
 class RunRecord(_Frozen):
@@ -59,18 +77,29 @@ class RunRecord(_Frozen):
     `step_s[rank][i]` is the wall time of timed step i on a rank's monotonic clock, data wait included.
     """
 
-    schema_version: Literal[1]
-    ranks: int
-    repeat: int
-    global_batch: int
+    schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
+    ranks: Count
+    repeat: Annotated[int, Field(ge=0, le=2**62)]
+    global_batch: Count
     is_strong: bool  # belongs to the strong-scaling series (fixed global batch)
     is_weak: bool  # belongs to the weak-scaling series (fixed batch a rank)
-    warmup_s: tuple[tuple[float, ...], ...]
-    step_s: tuple[tuple[float, ...], ...]
-    data_wait_s: tuple[tuple[float, ...], ...]
+    warmup_s: tuple[tuple[Seconds, ...], ...]
+    step_s: tuple[tuple[Seconds, ...], ...]
+    data_wait_s: tuple[tuple[Wait, ...], ...]
     first_loss: float
     workload: Workload
     environment: Environment
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunRecord:
+        for fault in _faults(self):
+            raise ValueError(fault)
+        return self
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"r{self.ranks:05d}-b{self.global_batch}-{self.repeat}.json"
 
     @property
     def tokens_per_step(self) -> int:
@@ -88,6 +117,28 @@ class RunRecord(_Frozen):
         return per_host * self.workload.threads > self.environment.cores
 
 
+def _faults(record: RunRecord) -> Iterator[str]:
+    """What cannot be of one run, though each value alone could."""
+    for field in ("warmup_s", "step_s", "data_wait_s"):
+        series = getattr(record, field)
+        if len(series) != record.ranks:
+            yield f"{field}: {len(series)} series of {counted(record.ranks, 'rank')}"
+        lengths = {len(times) for times in series}
+        if len(lengths) > 1:
+            yield f"{field}: the ranks have unlike numbers of steps ({min(lengths)} to {max(lengths)})"
+    steps, waits = len(record.step_s[0]), len(record.data_wait_s[0])
+    if not steps or steps != waits:
+        yield f"step_s: {counted(steps, 'timed step')}, data_wait_s: {waits}"
+    for rank, pairs in enumerate(zip(record.step_s, record.data_wait_s, strict=True)):
+        for number, (step_s, wait_s) in enumerate(zip(*pairs, strict=True)):
+            if wait_s > step_s:
+                yield f"data_wait_s: rank {rank} waited {wait_s:g} s in timed step {number}, which took {step_s:g} s"
+    if record.global_batch % record.ranks:
+        yield f"global_batch: {record.global_batch} is not a multiple of {counted(record.ranks, 'rank')}"
+    if len(record.environment.hosts) != record.ranks:
+        yield f"environment.hosts: {len(record.environment.hosts)} of {counted(record.ranks, 'rank')}"
+
+
 @dataclass(frozen=True)
 class Start:
     """The moment before a measurement."""
@@ -100,16 +151,24 @@ class Start:
         return cls(datetime.datetime.now(datetime.timezone.utc), os.getloadavg()[0])
 
 
-def environment(start: Start, *, hosts: Sequence[str], mpi: str, job: str = "") -> Environment:
-    """The facts of this process's machine; call it after the measurement, `hosts` name the host of each rank."""
+@dataclass(frozen=True)
+class Machine:
+    """What a record keeps of where its ranks ran; see Environment."""
+
+    hosts: tuple[str, ...]
+    cores: int
+    cpu: str
+    mpi: str
+    gpu: str = ""
+
+
+def environment(start: Start, machine: Machine, job: str = "") -> Environment:
+    """The facts of a measurement; call it after it."""
     names = ("hvdlm", "torch", "horovod", "mpi4py", "numpy")
     return Environment(
-        hosts=tuple(hosts),
-        cores=physical_cores(),
-        cpu=_cpu_name(),
+        **asdict(machine),
         system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         versions={name: _version(name) for name in names},
-        mpi=mpi,
         job=job,
         started=start.time.isoformat(timespec="seconds"),
         load_before=start.load,
@@ -124,7 +183,7 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -132,31 +191,68 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def step_times(records: Sequence[RunRecord]) -> StepTimes:
+def step_times(records: Sequence[RunRecord], *, is_comparable: bool = True) -> StepTimes:
     """What the statistics of a point need of its repeats."""
     runs = tuple(tuple(record.slowest_s) for record in records)
     is_oversubscribed = any(record.is_oversubscribed for record in records)
-    return StepTimes(records[0].ranks, records[0].tokens_per_step, runs, is_oversubscribed)
+    return StepTimes(records[0].ranks, records[0].tokens_per_step, runs, is_oversubscribed, is_comparable)
 
 
 def write_record(folder: Path, record: RunRecord) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"r{record.ranks:05d}-b{record.global_batch}-{record.repeat}.json"
+    path = folder / record.name
     write_text_durably(path, record.model_dump_json(indent=1) + "\n")
     return path
 
 
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong with a record, in one line: its place in the record, and what it is."""
+    first = error.errors()[0]
+    place, found = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    found = found.replace("Input should", "should")
+    if first["type"] not in ("value_error", "missing", "extra_forbidden", "json_invalid"):
+        found = f"{found}, it is {str(first['input'])[:40]!r}"
+    if place == "schema_version":
+        found += f" (of this hvdlm: {SCHEMA_VERSION}; another's record needs that one's `hvdlm report`)"
+    return f"{place}: {found}" if place else found
+
+
+def read_record(path: Path) -> RunRecord:
+    """One file; UserError says in a line why it is no record of one run, and what to do."""
+    remedy = "measure this point again, or remove the file"
+    try:
+        if not path.is_file():
+            raise UserError(f"{path}: is no regular file, so it is no record; remove it")
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: {path.stat().st_size:,} bytes are more than a record has; {remedy}")
+        record = RunRecord.model_validate_json(path.read_bytes(), strict=True)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; make it readable, or remove it") from None
+    except ValidationError as error:
+        raise UserError(f"{path}: no record of `hvdlm scale`: {first_fault(error)}; {remedy}") from None
+    if path.name != record.name:
+        raise UserError(f"{path}: holds what belongs in {record.name}; rename it, or remove it if it is a copy")
+    return record
+
+
 def read_all(folder: Path) -> list[RunRecord]:
     """Every record below FOLDER/records, by ranks, batch and repeat; UserError names a file that is not one."""
-    records = []
-    for path in sorted((folder / "records").glob("*.json")):
-        try:
-            records.append(RunRecord.model_validate_json(path.read_text(encoding="utf-8")))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(
-                f"{path}: no record of `hvdlm scale`: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-            ) from None
-    if not records:
-        raise UserError(f"{folder}/records: holds no records; run `hvdlm scale CONFIG --out {folder}`")
-    return sorted(records, key=lambda record: (record.ranks, record.global_batch, record.repeat))
+    paths = sorted(path for path in (folder / "records").glob("*.json") if not path.name.startswith("."))
+    if not paths:
+        raise UserError(_no_records(folder))
+    return sorted(map(read_record, paths), key=lambda record: (record.ranks, record.global_batch, record.repeat))
+
+
+def _no_records(folder: Path) -> str:
+    """Why a folder holds none, and where they are if that can be seen."""
+    if not folder.is_dir():
+        return f"{folder}: there is no such folder; `hvdlm scale CONFIG --out {folder}` makes it"
+    for study in (folder / "scaling", *([folder.parent] if folder.name in ("records", "points") else [])):
+        if any((study / "records").glob("r*.json")):
+            return f"{folder}/records: there is none; the records are in {study}, run `hvdlm report {study}`"
+    if (folder / ".records").is_dir():
+        return f"{folder}: a study that has not ended; wait for it, or run its `hvdlm scale` again"
+    if (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists():
+        into = folder / "scaling"
+        return f"{folder}: a training run, no scaling study; `hvdlm scale CONFIG --out {into}` makes one of its config"
+    return f"{folder}/records: holds no records; run `hvdlm scale CONFIG --out {folder}`"

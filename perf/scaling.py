@@ -21,6 +21,8 @@ from typing import Literal
 
 import numpy as np
 
+from hvdlm.tables import counted
+
 from .confidence import ConfidenceInterval, of_logarithm
 
 Mode = Literal["strong", "weak"]
@@ -30,12 +32,21 @@ ACCEPTED_EFFICIENCY = 0.75  # what CSC and others ask of a proposal: 1.5 x for t
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Step times of one point: `runs[i]` are the timed steps of repeat i, in seconds."""
+    """Step times of one point: `runs[i]` are the timed steps of repeat i, in seconds.
+
+    `is_comparable`: on the machine and with the software of its base.
+    """
 
     ranks: int
     tokens_per_step: int
     runs: tuple[tuple[float, ...], ...]
     is_oversubscribed: bool = False
+    is_comparable: bool = True
+
+    @property
+    def steps_a_run(self) -> tuple[int, int]:
+        """The fewest and the most timed steps of a run."""
+        return min(map(len, self.runs)), max(map(len, self.runs))
 
     @property
     def steps(self) -> np.ndarray:
@@ -51,6 +62,7 @@ class ScalingPoint:
     tokens_per_step: int
     num_runs: int
     num_steps: int
+    steps_a_run: tuple[int, int]
     step_s: ConfidenceInterval
     p95_s: float
     max_s: float
@@ -60,6 +72,21 @@ class ScalingPoint:
     karp_flatt: float | None
     is_base: bool
     is_oversubscribed: bool
+    is_comparable: bool
+
+    @property
+    def has_interval(self) -> bool:
+        return math.isfinite(self.efficiency.high)
+
+    @property
+    def is_above_ideal(self) -> bool:
+        """Beyond what the intervals explain."""
+        return self.has_interval and self.efficiency.low > 1 and not self.is_base
+
+    @property
+    def is_evidence(self) -> bool:
+        """Of how the software scales: not the base itself, with a core for each thread, like measured with like."""
+        return not (self.is_base or self.is_oversubscribed) and self.is_comparable
 
 
 @dataclass(frozen=True)
@@ -119,6 +146,7 @@ def _point(sample: StepTimes, base: StepTimes, mode: Mode) -> ScalingPoint:
         tokens_per_step=tokens,
         num_runs=len(sample.runs),
         num_steps=len(sample.steps),
+        steps_a_run=sample.steps_a_run,
         step_s=step,
         p95_s=float(np.quantile(sample.steps, 0.95)),
         max_s=float(sample.steps.max()),
@@ -128,23 +156,39 @@ def _point(sample: StepTimes, base: StepTimes, mode: Mode) -> ScalingPoint:
         karp_flatt=karp_flatt(speedup.value, relative_ranks) if mode == "strong" else None,
         is_base=sample is base,
         is_oversubscribed=sample.is_oversubscribed,
+        is_comparable=sample.is_comparable,
     )
 
 
 def diagnose(points: Sequence[ScalingPoint]) -> str:
     """One sentence about a series that a reader could check against its table."""
-    evidence = [point for point in points if not point.is_base and not point.is_oversubscribed]
-    if not evidence:
-        return "No point beyond the base has a core for each of its threads, so this is no evidence of scaling."
-    last = evidence[-1]
-    accepted = f"{100 * ACCEPTED_EFFICIENCY:.0f} %"
-    if last.efficiency.low < ACCEPTED_EFFICIENCY <= last.efficiency.high:
-        verdict = f"but the interval includes {accepted}: more repeats are needed to tell"
-    elif last.efficiency.high < ACCEPTED_EFFICIENCY:
-        verdict = f"below the {accepted} that proposals ask for"
-    elif last.efficiency.contains(1.0):
-        verdict = f"not distinguishable from ideal, above the {accepted} that proposals ask for"
-    else:
-        verdict = f"above the {accepted} that proposals ask for"
+    series = f"{points[0].mode.capitalize()} scaling"
+    beyond = [point for point in points if not point.is_base]
+    evidence = [point for point in beyond if point.is_evidence]
+    if not beyond:
+        return f"{series}: only {counted(points[0].ranks, 'rank')} measured, so there is nothing to compare."
+    if not evidence and all(point.is_oversubscribed for point in beyond):
+        return f"{series}: no point beyond the base has a core for each of its threads: no evidence of scaling."
+    last = (evidence or beyond)[-1]
     percent = last.efficiency.scaled(100).shown("{:.0f}", " %")
-    return f"{last.mode.capitalize()} scaling to {last.ranks} ranks: efficiency {percent}, {verdict}."
+    found = f"{series} to {counted(last.ranks, 'rank')}: efficiency {percent}"
+    if not evidence:
+        return f"{found}, but measured on another machine or with other software than its base: no evidence of scaling."
+    return f"{found}, {_verdict(last)}."
+
+
+def _verdict(point: ScalingPoint) -> str:
+    accepted, efficiency = f"{100 * ACCEPTED_EFFICIENCY:.0f} %", point.efficiency
+    if not point.has_interval:
+        return (
+            f"of single runs: these tell nothing of their error, so no verdict on {accepted}; use --repeats 3 or more"
+        )
+    if efficiency.low < ACCEPTED_EFFICIENCY <= efficiency.high:
+        return f"but the interval includes {accepted}: more repeats are needed to tell"
+    if efficiency.high < ACCEPTED_EFFICIENCY:
+        return f"below the {accepted} that proposals ask for"
+    if efficiency.contains(1.0):
+        return f"not distinguishable from ideal, above the {accepted} that proposals ask for"
+    if point.is_above_ideal:
+        return f"more than ideal: above the {accepted} that proposals ask for, but look at the base first"
+    return f"above the {accepted} that proposals ask for"

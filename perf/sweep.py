@@ -20,6 +20,7 @@ from hvdlm.files import write_text_durably
 from hvdlm.host import physical_cores
 from hvdlm.numerals import whole_number
 from hvdlm.partition import micro_batches_per_rank
+from hvdlm.tables import counted
 from hvdlm.train.config import RunConfig
 
 from .job import JobFailed, run_job
@@ -123,6 +124,8 @@ def plan_study(  # noqa: PLR0913 - what a study is
 
 def sweep(config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str, ...], effort: Effort) -> None:
     """Measure every point `effort.repeats` times into FOLDER/records; those of an earlier study go at the end."""
+    if not config.sync.steps_together:
+        raise UserError(f"sync: {config.sync.label} has no steps that all ranks share, so there is none to time")
     threads = config.train.threads or max(1, physical_cores() // ranks[-1])
     fresh = folder / ".records"
     planned = plan_study(config, folder, ranks=ranks, modes=modes, effort=effort, threads=threads, records=fresh)
@@ -134,12 +137,18 @@ def sweep(config: RunConfig, folder: Path, *, ranks: list[int], modes: tuple[str
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from None
     total, started = len(planned) * effort.repeats, time.monotonic()
-    log.info("scaling: %d points, %s, %d threads a rank", len(planned), effort, threads)
+    log.info(
+        "scaling: %s, %s of %s each, %s a rank",
+        counted(len(planned), "point"),
+        counted(effort.repeats, "run"),
+        counted(effort.steps, "step"),
+        counted(threads, "thread"),
+    )
     for number in range(total):
         repeat, each = number // len(planned), planned[number % len(planned)]
         _run(list(each.specs)[repeat], each.point)
         left_s = (time.monotonic() - started) / (number + 1) * (total - number - 1)
-        which = f"{each.point.ranks} ranks, global batch {each.point.global_batch}"
+        which = f"{counted(each.point.ranks, 'rank')}, global batch {each.point.global_batch}"
         log.info("measured %d/%d: %s | %.0f s left", number + 1, total, which, left_s)
     shutil.rmtree(folder / "records", ignore_errors=True)
     fresh.rename(folder / "records")
@@ -151,6 +160,6 @@ def _run(spec: Path, point: StudyPoint) -> None:
         run_job(point.ranks, ["measure", str(spec)])
     except JobFailed as error:
         if error.code == EXIT_USER_ERROR:
-            raise UserError(f"measuring {point.ranks} ranks failed: {error}") from None
-        told = f"measuring {point.ranks} ranks ended with exit code {error.code}"
+            raise UserError(f"measuring {counted(point.ranks, 'rank')} failed: {error}") from None
+        told = f"measuring {counted(point.ranks, 'rank')} ended with exit code {error.code}"
         raise RuntimeError(f"{told}:\n{error.stderr}") from None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hvdlm.config import validate
+from hvdlm.errors import UserError
 from hvdlm.host import memory_bytes
 
 from .job import end_with_parent
@@ -37,6 +38,14 @@ class CellSpec:
     config: dict  # a RunConfig as plain values
     socket: str  # where the parent listens
     warmup: int
+
+
+def read_spec(path: Path) -> CellSpec:
+    """What `hvdlm bench train` wrote for its ranks; UserError if it is not that."""
+    try:
+        return CellSpec(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: no job of `hvdlm bench train`: {error}; run that instead") from None
 
 
 class EngineProgram:

@@ -23,6 +23,7 @@ from hvdlm.data.corpora import open_corpora
 from hvdlm.errors import UserError
 from hvdlm.host import affinity, physical_cores
 from hvdlm.sync import SYNCS
+from hvdlm.tables import counted
 from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig
 
@@ -132,7 +133,7 @@ class _Runs:
         seconds = statistics.median(record.slowest_s)
         speed = f"{record.tokens_per_step / seconds:,.0f} tokens/s"
         minutes, rest = divmod(max(0, round(self._deadline - time.monotonic())), 60)
-        left = f"{trial.left} runs to the end of the round, {minutes}:{rest:02d} to that of the time"
+        left = f"{counted(trial.left, 'run')} to the end of the round, {minutes}:{rest:02d} to that of the time"
         log.info("%s, round %d: %s: %s | %s", trial.stage, trial.round + 1, trial.candidate, speed, left)
         return seconds
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hvdlm.config import to_yaml
 from hvdlm.files import to_json, write_text_durably
-from hvdlm.tables import table
+from hvdlm.tables import counted, table
 from hvdlm.train.config import RunConfig
 
 from .confidence import ConfidenceInterval, bracketed
@@ -89,8 +89,8 @@ def _header(summary: dict[str, Any], record: RunRecord) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in where.versions.items())
     lines = [
         f"{summary['command']}",
-        f"{where.started[:10]}, {summary['ranks']} ranks on {', '.join(sorted(set(where.hosts)))}: {where.cpu}, "
-        f"{where.cores} cores; {where.mpi}, {versions}",
+        f"{where.started[:10]}, {counted(summary['ranks'], 'rank')} on {', '.join(sorted(set(where.hosts)))}: "
+        f"{where.cpu}, {counted(where.cores, 'core')}; {where.mpi}, {versions}",
         f"the config: {_line(summary['config'])}",
         f"this file: {_line(summary['winner'])}",
         summary["verdict"],
@@ -104,7 +104,7 @@ def _line(part: dict[str, Any]) -> str:
     if rate is None:
         return f"{part['settings']}: not measured"
     speed = bracketed(rate["value"], rate["low"], rate["high"], form="{:,.0f}")
-    return f"{part['settings']}: {speed} tokens/s ({rate['runs']} runs)"
+    return f"{part['settings']}: {speed} tokens/s ({counted(rate['runs'], 'run')})"
 
 
 def to_text(summary: dict[str, Any]) -> str:

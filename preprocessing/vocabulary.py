@@ -15,7 +15,7 @@ from hvdlm.world.interface import World
 
 from .documents import Document, Part, ReadOptions, find_files
 from .pipeline import Pipeline
-from .plan import PreprocessConfig, Unit, sample_units
+from .plan import PreprocessConfig, Unit, make_units, sample_units
 from .readers import read_documents
 
 log = logging.getLogger("hvdlm")
@@ -89,17 +89,16 @@ def _head(config: PreprocessConfig, unit: Unit) -> list[str]:
     return texts
 
 
-def head_of(sources: list[str], megabytes: float) -> list[str]:
-    """Documents from the beginning of each source's share of `megabytes`."""
+def sample_of(sources: list[str], megabytes: float) -> list[str]:
+    """Documents from everywhere in each source, in input order, of each about its share of `megabytes`."""
+    options = ReadOptions(errors="replace")
     texts: list[str] = []
     for source in sources:
-        left = megabytes * 1e6 / len(sources)
-        files = (Part(path, 0, None) for path, _ in find_files([source]))
-        for text in (text for file in files for text in _texts_of(file, ReadOptions(errors="replace"))):
-            texts.append(text)
-            left -= len(text)
-            if left <= 0:
-                break
+        units, fraction = sample_units(make_units(find_files([source]), options), megabytes * 1e6 / len(sources))
+        found = (text for unit in units for part in unit.parts for text in _texts_of(part, options))
+        kept = [text for text in found if fraction_of(text.encode(), 0) < fraction]
+        first = (text for part in units[0].parts for text in _texts_of(part, options))
+        texts += kept or [next(first, "")]  # of a few large documents none may be drawn
     return texts
 
 

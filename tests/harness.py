@@ -27,6 +27,7 @@ from hvdlm.world.serial import SerialWorld
 
 ROOT = Path(__file__).resolve().parent.parent
 HVDLM = [sys.executable, "-m", "hvdlm"]
+STATE = {"config": {}, "data_digest": "0", "tokenizer_digest": "0", "vocab_size": 7, "eos_id": 0}  # of a checkpoint
 LONG = ("train.steps=20000", "train.eval_every=20000")  # minutes
 
 

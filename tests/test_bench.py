@@ -10,7 +10,7 @@ from hvdlm.perf import bench_preprocess, bench_reading
 def test_ratios_are_taken_within_a_round():
     """A machine that becomes twice as slow in one round changes no ratio."""
     rates = {
-        "hvdlm preprocess, 1 ranks": {"whole": 40.0, "without start-up": 80.0},
+        "hvdlm preprocess, 1 rank": {"whole": 40.0, "without start-up": 80.0},
         "hvdlm preprocess, 2 ranks": {"whole": 60.0, "without start-up": 150.0},
         "encoder alone, 2 processes": {"whole": 300.0},
         "tokenizers encode_batch, 2 threads": {"whole": 5.0},
@@ -33,7 +33,7 @@ def test_the_preprocess_bench_runs_and_leaves_out_a_peer_that_is_not_there(job, 
     done = job(0, "bench", "preprocess", "--corpus", corpus, *options, "--json")
     found = json.loads(done.stdout.splitlines()[-1])
     assert found == json.loads((tmp_path / "bench" / "bench.json").read_text())
-    rows = {"hvdlm preprocess, 1 ranks", "encoder alone, 1 processes", "tokenizers encode_batch, 1 threads"}
+    rows = {"hvdlm preprocess, 1 rank", "encoder alone, 1 process", "tokenizers encode_batch, 1 thread"}
     assert set(found["median_mb_per_s"]) == rows
     assert all(rate > 0 for row in found["median_mb_per_s"].values() for rate in row.values())
 

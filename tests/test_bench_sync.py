@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from harness import make_config
 
+from hvdlm.cli import cli
+from hvdlm.cli.tuning import bench_sync as bench_sync_command
 from hvdlm.errors import UserError
 from hvdlm.perf import bench_sync
 from hvdlm.perf.bench_sync import (
@@ -14,7 +17,7 @@ from hvdlm.perf.bench_sync import (
     Outcome,
     SyncBenchOptions,
     bench,
-    parse_kinds,
+    kinds_with_reference,
     rate_of,
     settings_of,
     summarise,
@@ -85,7 +88,7 @@ def test_the_table_has_a_row_a_way_and_a_reason_for_each_that_failed(monkeypatch
         return Outcome(2.1 + settings.seed, 1500.0, 5e5)
 
     monkeypatch.setattr(bench_sync, "run_way", run)
-    options = options_of(tmp_path, kinds=parse_kinds("local_sgd,tree"))
+    options = options_of(tmp_path, kinds=kinds_with_reference(("local_sgd", "tree")))
     result = bench(config_of(data_dir, tmp_path), options)
     assert result == json.loads((options.out / "sync.json").read_text())
     assert result["failed"] == {"tree": "no tree here"}
@@ -112,7 +115,24 @@ def test_data_that_is_not_there_is_named_with_the_command_that_makes_it(tmp_path
         bench(config_of(tmp_path / "none", tmp_path), options_of(tmp_path))
 
 
-def test_unknown_ways_are_refused_by_name():
-    with pytest.raises(UserError, match="there are allreduce, horovod"):
-        parse_kinds("allreduce,ring")
-    assert parse_kinds("") == tuple(WAYS)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["sync", "configs/quickstart.yaml", "--kinds", "allreduce,ring"],
+            "'ring' is not one of 'allreduce', 'horovod',",
+        ),
+        (["sync", "configs/quickstart.yaml", "--kinds", ""], "'' is not one of 'allreduce', 'horovod',"),
+        (["train", "--workloads", "tiny,huge"], "'huge' is not one of 'tiny', 'small',"),
+    ],
+)
+def test_names_that_do_not_exist_are_refused_before_anything_starts(words, message):
+    result = CliRunner().invoke(cli, ["bench", *words])
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_names_stand_with_commas_and_the_reference_comes_first():
+    kinds = next(option for option in bench_sync_command.params if option.name == "kinds").type
+    assert kinds_with_reference(kinds.convert("tree, local_sgd,tree", None, None)) == ("allreduce", "tree", "local_sgd")
+    assert kinds_with_reference(None) == tuple(WAYS)

@@ -195,6 +195,6 @@ def test_the_table_shows_no_interval_that_is_not_there_and_no_ratio_of_a_busy_ma
 
 
 def test_jobs_that_do_not_fit_into_memory_are_refused():
-    with pytest.raises(UserError, match=r"2 more jobs need \d+ MB"):
+    with pytest.raises(UserError, match=r"2 more jobs would need \d+ MB"):
         bench_train._check_memory([{"memory_bytes": 1 << 50}], 2)
     bench_train._check_memory([{"memory_bytes": 1 << 50}], 0)

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from harness import preprocess, run_training
+from harness import STATE, preprocess, run_training
 
 from hvdlm.checkpoint import store as checkpoint
 from hvdlm.errors import UserError
@@ -25,7 +25,7 @@ def parts():
 
 
 def save(run_dir, step, parts, keep=2):
-    return checkpoint.save(run_dir, step, *parts, {"config": {}}, keep=keep)
+    return checkpoint.save(run_dir, step, *parts, STATE, keep=keep)
 
 
 def test_what_is_saved_is_restored_bit_for_bit(tmp_path, parts):
@@ -169,7 +169,7 @@ def test_a_checkpoint_that_is_not_permitted_never_appears(tmp_path, parts):
         raise UserError("taken over")
 
     with pytest.raises(UserError, match="taken over"):
-        checkpoint.save(tmp_path, 20, *parts, {"config": {}}, keep=1, permit=refuse)
+        checkpoint.save(tmp_path, 20, *parts, STATE, keep=1, permit=refuse)
     assert checkpoint.complete_steps(tmp_path) == [10]
     assert checkpoint.resolve(tmp_path).name == "step_00000010"
     save(tmp_path, 20, parts)
@@ -186,7 +186,7 @@ def test_two_writers_of_one_step_do_not_mix_their_files(tmp_path, parts):
         raise UserError("taken over")
 
     with pytest.raises(UserError, match="taken over"):
-        checkpoint.save(tmp_path, 10, *other, {"config": {}}, keep=2, permit=overtaken)
+        checkpoint.save(tmp_path, 10, *other, STATE, keep=2, permit=overtaken)
     path = checkpoint.newest(tmp_path)
     model = torch.nn.Linear(3, 3)
     checkpoint.load_model(path, model)

@@ -1,6 +1,7 @@
 """The doctor on this installation, and on ones that are broken in a known way."""
 
 import json
+import sys
 
 import pytest
 
@@ -11,6 +12,7 @@ def test_this_installation_is_well(job):
     report = json.loads(job(0, "doctor", "--json").stdout.splitlines()[-1])
     assert report["ok"]
     checks = {check["name"]: check for check in report["checks"]}
+    assert {"python", "torch", "cores", "MPI", "h5py", "libmpi", "launchers", "interfaces"} < set(checks)
     assert "allreduce over mpi4py (2 ranks) and horovod (2 ranks)" in checks["2 ranks"]["detail"]
     assert "MPI" in checks["horovod"]["detail"]
 
@@ -23,13 +25,51 @@ def test_a_horovod_of_another_torch_is_named(tmp_path, monkeypatch):
     (check,) = list(doctor._horovod())
     assert not check.ok
     assert check.detail.startswith("was built for torch 1.0.0, this is ")
-    assert check.remedy == "make setup"
 
 
-def test_a_failed_hello_names_the_command(monkeypatch):
-    monkeypatch.setattr(doctor, "start_command", lambda ranks, command: ["false", "-np", "2"])
-    (check,) = list(doctor._hello_of_two())
-    assert (check.ok, check.detail) == (False, "false -np 2 failed: no output")
+@pytest.mark.parametrize(("prefix", "remedy"), [("/checkout/.venv", "make setup"), ("/home/me/env", "pip install x")])
+def test_the_remedy_is_one_that_this_installation_has(prefix, remedy, monkeypatch, tmp_path):
+    root = tmp_path / "checkout"
+    (root / "hvdlm").mkdir(parents=True)
+    (root / "Makefile").touch()
+    monkeypatch.setattr(doctor, "__file__", str(root / "hvdlm" / "doctor.py"))
+    monkeypatch.setattr(sys, "prefix", f"{tmp_path}{prefix}")
+    assert doctor.setup_remedy("pip install x") == remedy
+
+
+def test_ranks_that_do_not_come_up_are_a_line_with_the_command(monkeypatch):
+    monkeypatch.setattr(doctor, "start_command", lambda ranks, command, **options: ["false", "-np", "2"])
+    seen, check = doctor._two_ranks()
+    assert (seen, check.ok, check.detail) == ([], False, "false -np 2 failed: no output")
+
+
+def test_without_mpirun_the_libraries_are_examined_all_the_same(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    well = doctor.Check("torch", True, "2.0")
+    monkeypatch.setattr(doctor, "_libraries_alone", lambda: [well])
+    checks = {check.name: check for check in doctor.examine()}
+    assert checks["torch"] == well
+    assert "no mpirun" in checks["launchers"].detail
+    assert "no mpirun" in checks["2 ranks"].detail
+
+
+def test_a_library_that_ends_its_process_is_named(monkeypatch):
+    said = [{"begins": "torch"}, {"check": {"name": "torch", "ok": True, "detail": "2.0"}}, {"begins": "horovod"}]
+    monkeypatch.setattr(doctor, "_listen", lambda command: (-6, said, "\nundefined symbol: MPI_Init\nmore"))
+    torch, horovod = doctor._libraries_alone()
+    assert torch.ok
+    assert (horovod.name, horovod.ok) == ("horovod", False)
+    assert horovod.detail == "ends the process with code -6: undefined symbol: MPI_Init"
+
+
+def test_whatever_a_check_raises_is_its_result():
+    def h5py():
+        raise SystemError("half\ninstalled")
+        yield
+
+    (check,) = doctor._all_of(h5py)
+    assert (check.name, check.ok, check.detail) == ("h5py", False, "half; installed")
 
 
 def test_two_mpi_libraries_are_a_problem(monkeypatch):

@@ -3,15 +3,20 @@
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
+from harness import run_training
 from torch import nn
 
-from hvdlm.data.manifest import read_manifest
+from hvdlm.data.manifest import SplitEntry, read_manifest
 from hvdlm.data.stream import TokenStream
-from hvdlm.data.windows import EvaluationWindows
+from hvdlm.data.windows import EvaluationStreams, EvaluationWindows
+from hvdlm.errors import UserError
+from hvdlm.inference.evaluate import evaluate_checkpoint
 from hvdlm.inference.generate import Sampling, choose, generate
-from hvdlm.tasks.evaluate import evaluate
+from hvdlm.models.recurrent import LstmConfig
+from hvdlm.tasks.evaluate import evaluate, pool
 from hvdlm.world.serial import SerialWorld
 
 
@@ -49,6 +54,110 @@ def test_the_manifest_knows_the_loss_of_token_frequencies(data_dir):
     counts = torch.bincount(torch.from_numpy(train.read(0, len(train))), minlength=257)
     result = evaluate_unigram(data_dir, (counts + 1.0).log())
     assert result.unigram_loss == pytest.approx(result.loss, rel=1e-5)
+
+
+class Tokens:
+    """A split in memory."""
+
+    def __init__(self, ids):
+        self.ids = np.array(ids)
+
+    def __len__(self):
+        return len(self.ids)
+
+    def read(self, start, length):
+        return self.ids[start : start + length]
+
+    @property
+    def entry(self):
+        return SplitEntry(
+            shards=(), num_tokens=len(self), num_documents=1, text_bytes=len(self), unigram_loss=1.0, digest=""
+        )
+
+
+def loss_on(model, read):
+    return evaluate(model, read, read.stream.entry, batch=5, precision="fp32", world=SerialWorld())
+
+
+@pytest.mark.parametrize("ids", [[0] * 8000 + [1] * 4000, [0, 0, 1] * 4000, [0] * 32 + ([1] * 32 + [0] * 32) * 190])
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_part_of_a_split_is_an_estimate_of_the_whole(ids, share):
+    """Whether the split is sorted, mixed, or periodic: easy tokens are 0, hard ones 1."""
+    model, split = Unigram(torch.tensor([0.9, 0.1]).log()), Tokens(ids)
+    whole, part = (loss_on(model, EvaluationWindows(split, 32, 0, part)) for part in (0, int(share * len(ids))))
+    assert part.loss == pytest.approx(whole.loss, abs=0.25)
+    assert part.num_tokens == pytest.approx(share * len(ids), abs=32)
+    assert (part.bits_per_byte, part.split_tokens) == (None, len(ids))
+    assert part.coverage == f"{part.num_tokens:,} of {len(ids):,} tokens"
+    assert whole.coverage == f"all {len(ids):,} tokens"
+
+
+def test_a_part_of_each_corpus_stands_for_all_of_it():
+    """The smaller corpus, read as far as the larger, counts no more for that."""
+    model = Unigram(torch.tensor([0.9, 0.1]).log())
+    splits = [Tokens([0] * 9000), Tokens([1] * 1000)]
+    results = {part: [loss_on(model, EvaluationWindows(split, 10, 0, part)) for split in splits] for part in (0, 500)}
+    whole, part = (pool(found, [split.entry for split in splits]) for found in results.values())
+    assert part.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert (part.num_tokens, part.split_tokens, part.bits_per_byte) == (1000, 10_000, None)
+
+
+@pytest.fixture(scope="module")
+def lstm():
+    torch.manual_seed(0)
+    model = LstmConfig(layers=2, width=16).build(50)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)  # so that the past counts
+    return model, Tokens(np.random.default_rng(0).integers(0, 49, 700))
+
+
+def nats_of(model, ids, before):
+    """By one pass over all of `ids`, from a state of zero."""
+    inputs = torch.tensor([[before, *ids[:-1].tolist()]])
+    logits = model(inputs)[0]
+    return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(ids), reduction="sum").detach())
+
+
+@pytest.mark.parametrize("seq_len", [7, 20, 1000])
+def test_one_stream_with_carried_state_is_one_pass_over_the_split(lstm, seq_len):
+    model, split = lstm
+    expected = nats_of(model, split.ids, 49)
+    result = loss_on(model, EvaluationStreams(split, seq_len, 49))
+    assert result.loss * 700 == pytest.approx(expected, rel=1e-5)
+    assert (result.num_tokens, result.split_tokens) == (700, 700)
+    assert result.bits_per_byte == pytest.approx(expected / math.log(2) / 700, rel=1e-5)
+    if seq_len < 100:
+        assert abs(loss_on(model, EvaluationWindows(split, seq_len, 49)).loss * 700 - expected) > 5
+
+
+def test_each_of_several_streams_begins_without_a_past(lstm):
+    model, split = lstm
+    parts = np.split(split.ids, [233, 466])
+    befores = [49, split.ids[232], split.ids[465]]
+    expected = sum(nats_of(model, part, before) for part, before in zip(parts, befores, strict=True))
+    assert loss_on(model, EvaluationStreams(split, 20, 49, 3)).loss * 700 == pytest.approx(expected, rel=1e-5)
+
+
+def test_how_a_run_was_trained_is_how_it_is_evaluated(data_dir, tmp_path):
+    """And the number comes with its protocol."""
+    lstm = ("model={family: lstm, layers: 1, width: 16}", "train.steps=4")
+    carried = run_training(data_dir, tmp_path / "carried", *lstm, "data.order=contiguous")
+    run_training(data_dir, tmp_path / "windows", *lstm)
+    run_training(data_dir, tmp_path / "transformer", "train.steps=1")
+
+    def found(run, **protocol):
+        return evaluate_checkpoint(tmp_path / run, (), "val", SerialWorld(), **protocol)
+
+    assert found("carried")["protocol"] == "1 stream with carried state, not reset between documents"
+    assert found("carried", carry=False)["protocol"] == "windows of 32 tokens, each from its own beginning"
+    assert found("carried", streams=12)["loss"] == pytest.approx(carried["val_loss"], rel=1e-6)
+    assert [found("windows", **how)["streams"] for how in ({}, {"carry": True}, {"streams": 3})] == [0, 1, 3]
+    with pytest.raises(UserError, match=r"--carry: model.family: transformer has no state to carry"):
+        found("transformer", carry=True)
+    with pytest.raises(UserError, match=r"--streams is of --carry"):
+        found("windows", carry=False, streams=2)
+    with pytest.raises(UserError, match=r"--streams: 10000000 are more than .* windows of 32"):
+        found("windows", streams=10_000_000)
 
 
 def frequencies(logits, sampling, n=4000):

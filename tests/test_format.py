@@ -4,8 +4,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 from harness import texts_of
 
+from hvdlm.data import inspection
 from hvdlm.data.inspection import inspect, to_text
 from hvdlm.data.manifest import read_manifest
 from hvdlm.data.shards import COLUMNS, doc_column
@@ -42,6 +44,19 @@ def test_its_checksums_hold_and_it_can_be_inspected():
     text = to_text(inspect(FOLDER))
     assert "bytes a token" in text
     assert "Document" in text
+
+
+def test_frequencies_of_a_long_split_are_counted_from_everywhere_in_it(monkeypatch):
+    """All documents are alike but for their numbers, so shares are near those of the whole."""
+    whole = inspect(FOLDER)["splits"]["train"]
+    monkeypatch.setattr(inspection, "PIECE_TOKENS", 16)
+    monkeypatch.setattr(inspection, "COUNTED_TOKENS", whole["num_tokens"] // 2)
+    facts = inspect(FOLDER)
+    part = facts["splits"]["train"]
+    assert whole["counted_tokens"] == whole["num_tokens"]
+    assert part["counted_tokens"] == pytest.approx(whole["num_tokens"] / 2, abs=32)
+    assert part["frequent"][0]["share"] == pytest.approx(whole["frequent"][0]["share"], abs=0.05)
+    assert f" in a sample of {part['counted_tokens']:,} tokens" in to_text(facts)
 
 
 def test_the_page_about_the_format_is_enough_to_read_it():

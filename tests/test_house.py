@@ -22,9 +22,9 @@ FLOORS = {room: floor for floor, rooms in enumerate(LAYERS.split("|")) for room 
 HOMES = {
     "h5py": {"hvdlm/data/", "hvdlm/doctor.py", "perf/bench_reading.py"},
     "horovod": {"hvdlm/world/horovod.py", "hvdlm/sync/horovod.py", "hvdlm/doctor.py"},
-    "mpi4py": {"hvdlm/world/mpi.py"},
+    "mpi4py": {"hvdlm/world/mpi.py", "hvdlm/doctor.py"},
     "jinja2": {"perf/report.py", "jobs/render.py"},
-    "matplotlib": {"perf/report.py", "hvdlm/data/inspection.py"},
+    "matplotlib": {"perf/pictures.py", "hvdlm/data/inspection.py"},
 }
 FORBIDDEN_NAMES = ("utils", "common", "manager", "handler", "factory", "helper", "helpers", "base")
 

@@ -4,18 +4,22 @@ import contextlib
 import json
 import os
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 from harness import HVDLM, ROOT, run_command, write_program
 
+from hvdlm.cli import launching, main
 from hvdlm.errors import UserError
 from hvdlm.launch import plan as launch
-from hvdlm.launch.hosts import allocated_hosts, expand, expand_counts, parse_hosts, read_hostfile
+from hvdlm.launch.hosts import allocated_hosts, expand, expand_counts, hosts_of_job, parse_hosts, read_hostfile
 from hvdlm.launch.launchers import LAUNCHERS, Launch, launch_environment, launch_words
 from hvdlm.launch.plan import Asked, count_ranks, mpi_kind, srun_plugin, threads_of_a_rank
 from hvdlm.launch.slurm_tasks import check_tasks
 from hvdlm.world.bindings import Binding, binding_map
 
+BIN = Path(sys.executable).parent
 GOLDEN = ROOT / "tests" / "golden" / "launch"
 EQUAL, UNEQUAL = (("a", 4), ("b", 4)), (("a", 4), ("b", 2))
 CASES = {
@@ -28,6 +32,7 @@ CASES = {
     "interface": Launch(4, interface="ib0"),
     "bound": Launch(4, threads=8, cpu_bind="cores"),
     "gpus": Launch(4, gpus=True),
+    "in-a-step": Launch(2, in_step=True),
     "masks": Launch(2, cpu_bind=["0xfe", "0xfe00"]),
 }
 
@@ -138,15 +143,47 @@ def test_tasks_of_each_node():
         expand_counts("4,x")
 
 
-def test_hosts_by_hand_and_in_a_file(tmp_path):
-    assert parse_hosts("") == ()
-    path = tmp_path / "hosts"
-    path.write_text("# two\na slots=4 max_slots=8\n\nb:2  # slow\nc\n")
-    assert read_hostfile(path) == (("a", 4), ("b", 2), ("c", 1))
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("", ()),
+        ("a:2,b", (("a", 2), ("b", 1))),
+        ("a, b:2,", (("a", 1), ("b", 2))),
+        ("a,b,a", (("a", 2), ("b", 1))),  # named again: Open MPI adds
+        ("a:2,a:2", (("a", 4),)),
+        ("node[1-2]:4", (("node1", 4), ("node2", 4))),
+        ("10.0.0.1:2", (("10.0.0.1", 2),)),
+        ("a 2 b 1", (("a", 2), ("b", 1))),  # LSB_MCPU_HOSTS
+        ("a a b", (("a", 2), ("b", 1))),  # LSB_HOSTS
+    ],
+)
+def test_hosts_by_hand(text, hosts):
+    assert parse_hosts(text) == hosts
 
 
-BAD_HOSTS = {"a:x": "'a:x': is no host", "a:": "'a:': is no host", ":3": "':3'", "a:0": "'a:0'", "a,a": "twice"}
-BAD_FILES = {"a b": ":1: 'a b' is no host", "#": "names no host", "a\na:2": "twice"}
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("n1\nn1\nn2\nn2\n", (("n1", 2), ("n2", 2))),  # a line a slot: PBS_NODEFILE, srun hostname
+        ("# two\na slots=4 max_slots=8\n\nb:2  # slow\nc\n", (("a", 4), ("b", 2), ("c", 1))),
+        ("a slots=2\r\nb slots = 3 \r\n", (("a", 2), ("b", 3))),
+        ("a slots=2\na\n", (("a", 3),)),  # as Open MPI counts it
+        ("a max-slots=2\nb cpu=2\n", (("a", 1), ("b", 2))),
+        ("node[1-2]:4", (("node1", 4), ("node2", 4))),
+        ("n1 4 all.q@n1 UNDEFINED\nn2 2\n", (("n1", 4), ("n2", 2))),  # Grid Engine, LSF
+        ("\ufeff10.0.0.1\n10.0.0.1", (("10.0.0.1", 2),)),
+    ],
+)
+def test_hosts_in_a_file(text, hosts, tmp_path):
+    (tmp_path / "hosts").write_bytes(text.encode())
+    assert read_hostfile(tmp_path / "hosts") == hosts
+
+
+BAD_HOSTS = {"a:x": "'a:x': is no host", "a:": "'a:': is no host", ":3": "':3'", "a:0": "'a:0': a host has at least"}
+BAD_HOSTS |= {"fe80::1": "IPv6", "me@a:2": "~/.ssh/config", "3": "'3': is no host", "a;b": "is no host"}
+BAD_FILES = {"a b": ":1: 'a b': is no host", "#": "names no host", "a\na:2": ":2: a is named above already"}
+BAD_FILES |= {"a slots=2\na slots=2": "give it all its slots once", "a slots=0": "at least one", "::1": "IPv6"}
+BAD_FILES |= {"me@a slots=2": "~/.ssh/config", "+n0": "is no host", "a slots=2 x=3": "is no host"}
 
 
 def test_wrong_hosts_and_host_files_are_refused(tmp_path):
@@ -157,6 +194,26 @@ def test_wrong_hosts_and_host_files_are_refused(tmp_path):
         (tmp_path / "hosts").write_text(text)
         with pytest.raises(UserError, match=message):
             read_hostfile(tmp_path / "hosts")
+    (tmp_path / "hosts").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="is no text"):
+        read_hostfile(tmp_path / "hosts")
+
+
+@pytest.mark.parametrize("name", ["PBS_NODEFILE", "LSB_DJOB_HOSTFILE"])
+def test_a_job_of_pbs_or_lsf_has_its_nodes(name, tmp_path):
+    path = tmp_path / "nodes"
+    path.write_text("n1\nn1\nn2\nn2\n")
+    env = {name: str(path)}
+    assert hosts_of_job(env, None) == hosts_of_job(env, 3) == (("n1", 2), ("n2", 2))
+    path.write_text("n1\nn2\n")  # a line a node, as PBS writes it where nobody asked for mpiprocs
+    assert hosts_of_job(env, None) == hosts_of_job(env, 2) == (("n1", 1), ("n2", 1))
+    assert hosts_of_job(env, 7) == (("n1", 4), ("n2", 4))
+    assert hosts_of_job({}, 7) == hosts_of_job({name: "/nowhere"}, 7) == ()
+
+
+def test_a_step_on_some_nodes_of_the_job_has_its_own():
+    env = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_STEP_NODELIST": "n2", "SLURM_TASKS_PER_NODE": "4"}
+    assert allocated_hosts(env) == (("n2", 4),)
 
 
 def test_ranks_must_fit_the_slots():
@@ -165,7 +222,7 @@ def test_ranks_must_fit_the_slots():
     assert count_ranks(Asked(None, ()), EQUAL, told="6") == 6
     assert count_ranks(Asked(3, (("a", 4),)), EQUAL, told="8") == 3
     for asked, allocation, message in [
-        (Asked(9, EQUAL), (), "-np 9: there are only 8 slots in --hosts"),
+        (Asked(9, EQUAL), (), "-np 9: there are only 8 slots on the hosts named"),
         (Asked(9, ()), EQUAL, "-np 9: there are only 8 tasks of this SLURM job"),
         (Asked(None, ()), (), "-np is missing"),
         (Asked(2, (("c", 2),)), EQUAL, "--hosts c: is no node of this SLURM job"),
@@ -196,6 +253,15 @@ def fake_srun(folder, *plugins):
     """An srun that only lists its plugins, before any other on PATH."""
     write_program(folder / "srun", f"printf '%s\\n' 'MPI plugin types are...' {' '.join(plugins)}")
     return f"{folder}:{os.environ['PATH']}"
+
+
+def test_inside_a_step_the_new_one_overlaps_the_old(in_job, tmp_path):
+    in_job.setenv("PATH", fake_srun(tmp_path, "pmix"))
+    in_job.setattr(launch, "kind_of", lambda mpirun: "openmpi4")
+    in_job.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert launch.plan(Asked(None, ()), ["prog"]).words[:2] == ["srun", "--overlap"]
+    assert launch.plan(Asked(None, (), "mpirun"), ["prog"]).environment["SLURM_OVERLAP"] == "1"
+    assert launch.fresh_environment()["SLURM_OVERLAP"] == "1"
 
 
 def test_inside_a_job_srun_is_taken_if_it_speaks_with_the_mpi(in_job, tmp_path):
@@ -271,19 +337,105 @@ def test_print_prints_one_line_and_starts_nothing(tmp_path):
     assert done.stdout.endswith(" -m hvdlm train 'my config.yaml' --json\n")
 
 
+def printed(capsys, *words):
+    """(exit code, stdout, stderr) of `hvdlm launch`, in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main(["launch", *words])
+    said = capsys.readouterr()
+    return ended.value.code, said.out, said.err
+
+
+@pytest.fixture
+def by_hand(monkeypatch):
+    """No launcher and no scheduler around this test."""
+    for name in os.environ:
+        if name not in launch.fresh_environment() or name.startswith(("SLURM_", "PBS_", "LSB_", "HOROVOD_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("option", ["-np 2", "-n 2", "-n2", "-np=2", "--np 2", "--np=2", "--ntasks=2", "--num-proc 2"])
+def test_ranks_are_asked_for_as_other_launchers_have_it(option, by_hand, capsys):
+    code, out, err = printed(capsys, *option.split(), "--launcher", "mpirun", "--print", "train", "x.yaml")
+    assert (code, err) == (0, "")
+    assert " -np 2 " in out or " -n 2 " in out
+
+
+@pytest.mark.parametrize("option", ["--hosts", "--host", "-host", "-hosts", "-H"])
+def test_hosts_are_named_as_other_launchers_have_it(option, by_hand, capsys):
+    code, out, _ = printed(capsys, option, "a:2,b:2", "--launcher", "mpirun", "--print", "--", "train", "x.yaml")
+    assert code == 0
+    assert "a:2,b:2" in out or "a,b -ppn 2" in out
+
+
+@pytest.mark.parametrize(
+    "program", ["hvdlm", f"{BIN}/hvdlm", "python -m hvdlm", f"{BIN}/python -u -m hvdlm", "python3 x/hvdlm"]
+)
+def test_the_program_before_the_command_is_ours(program, by_hand, capsys):
+    words = ["-np", "2", "--launcher", "mpirun", "--print", "--"]
+    code, out, _ = printed(capsys, *words, *program.split(), "train", "x.yaml")
+    assert (code, out.split(" -m ")[-1]) == (0, "hvdlm train x.yaml\n")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("-np", "3", "--hosts", "a:1,b:1", "train"), "-np 3: there are only 2 slots in --hosts"),
-        (("train",), "-np is missing"),
-        (("--hosts", "a", "--hostfile", "b", "train"), "both name hosts"),
-        (("--hostfile", "/nowhere/hosts", "train"), "/nowhere/hosts: No such file"),
+        ("--intreface ib0 --print -- train x", "--intreface: no such option, did you mean --interface?"),
+        ("-np 2 --pritn -- train x", "--pritn: no such option, did you mean --print?"),
+        ("-zz train x", "-zz: no such option; there are -np, --hosts,"),
+        ("-N 2 -np 4 -- train x", "-N: not an option here; -np is the number of all ranks"),
+        ("--nproc_per_node=2 train x", "--nproc_per_node: not an option here; -np is the number of all ranks"),
+        ("-np 2 -c 4 train x", "-c: not an option here; a rank has OMP_NUM_THREADS cores"),
+        ("-np 2 --mca pml ob1 train x", "--mca: not an option here; set variables before the command"),
+        ("-np 2 --oversubscribe train x", "--oversubscribe: not an option here; leave it out"),
+        ("-np 2 train x --print", "--print stands before the command"),
+        ("-np 2 -- trian x", "trian: is no command of hvdlm; did you mean train?"),
+        ("-np 2 -- data inspct x", "inspct: is no command of hvdlm; did you mean inspect?"),
+        ("-np 2 -- ./my_program", "./my_program: is no command of hvdlm; `hvdlm launch` starts these alone"),
+        ("-np 2 -- python train.py", "python: is no command of hvdlm"),
+        ("-np 2 -- hvdlm", "the command is missing"),
+        ("-np 2 -- /nowhere/bin/hvdlm train x", "there is no such program"),
+        ("-np 2 -- launch -np 2 train x", "one launcher is enough"),
+        ("-np 2 -- train x --jsno", "No such option"),
+        ("-np 0 train x", "0 is not in the range"),
+        ("-np -1 train x", "-1 is not in the range"),
+        ("-np 1e3 train x", "'1e3' is not a valid integer"),
+        ("-np -- train x", "'--' is not a valid integer"),
+        ("-np 2", "Missing argument"),
+        ("-np 3 --hosts a:1,b:1 train", "Missing argument 'CONFIG'"),
+        ("-np 3 --hosts a:1,b:1 train x", "-np 3: there are only 2 slots on the hosts named"),
+        ("train x", "-np is missing"),
+        ("--hosts a --hostfile b train x", "both name hosts"),
+        ("--hostfile /nowhere/hosts train x", "/nowhere/hosts: No such file"),
+        ("--hostfile / train x", "/: Is a directory"),
     ],
 )
-def test_what_cannot_be_launched_is_one_line_and_exit_2(words, message):
-    done = call("launch", *words)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert message in done.stderr
+def test_what_cannot_be_launched_is_said_and_starts_nothing(words, message, by_hand, monkeypatch, capsys):
+    monkeypatch.setattr(launching, "Running", lambda plan: pytest.fail("something was started"))
+    code, out, err = printed(capsys, *words.split())
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1 or err.startswith("Usage:")
+
+
+def test_another_environments_hvdlm_is_not_taken_for_ours(tmp_path, by_hand, capsys):
+    write_program(tmp_path / "hvdlm", "")
+    code, _, err = printed(capsys, "-np", "2", "--", f"{tmp_path}/hvdlm", "train", "x")
+    assert (code, "is not the hvdlm at hand" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("env", "launcher"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}, "mpirun or horovodrun"),
+        ({"HOROVOD_SIZE": "2", "HOROVOD_RANK": "0"}, "mpirun or horovodrun"),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, "srun"),
+    ],
+)
+def test_a_launcher_under_another_is_refused(env, launcher, by_hand, monkeypatch, capsys):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = printed(capsys, "-np", "1", "--", "train", "x")
+    assert (code, err.count("\n"), f"it was itself started by {launcher} (" in err) == (2, 1, True)
 
 
 def test_the_binding_map_is_short_and_says_what_is_wrong():

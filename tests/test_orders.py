@@ -9,7 +9,7 @@ from hvdlm.config import validate
 from hvdlm.data.config import DataConfig
 from hvdlm.data.orders import ContiguousBatches, TrainBatches, order_over
 from hvdlm.data.stream import TokenStream
-from hvdlm.data.windows import IGNORED, EvaluationWindows
+from hvdlm.data.windows import IGNORED, EvaluationStreams, EvaluationWindows
 from hvdlm.errors import UserError
 from hvdlm.partition import slice_of
 
@@ -27,6 +27,10 @@ class Numbers:
 
     def __len__(self):
         return self._length
+
+    def read(self, start, length):
+        assert start + length <= self._length
+        return np.arange(start, start + length)
 
     def read_windows(self, starts, length):
         assert starts.max() + length <= self._length
@@ -118,13 +122,61 @@ def test_a_mixture_has_no_contiguous_order(tmp_path):
     assert validate(DataConfig, {"path": "a", "order": "contiguous"}, tmp_path).order == "contiguous"
 
 
-@pytest.mark.parametrize("max_tokens", [0, 1, 31, 32, 33, 1000])
+def read_by_all(read, size):
+    """Flat (inputs, targets) of everything that `size` ranks read, without padding."""
+    pairs = []
+    for rank in range(size):
+        if isinstance(read, EvaluationWindows):
+            pairs += read.batches(4, rank=rank, size=size)
+        else:
+            pairs += [pair for group in read.groups(2, rank=rank, size=size) for pair in read.chunks(group, 50)]
+    inputs, targets = (np.concatenate([part.ravel() for part in parts]) for parts in zip(*pairs, strict=True))
+    return inputs[targets != IGNORED].tolist(), targets[targets != IGNORED].tolist()
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_every_token_is_a_target_exactly_once(stream, size, max_tokens):
-    windows = EvaluationWindows(stream, seq_len=32, eos_id=256, max_tokens=max_tokens)
-    pairs = [pair for rank in range(size) for pair in windows.batches(4, rank=rank, size=size)]
-    inputs, targets = (np.concatenate(part).ravel() for part in zip(*pairs, strict=True))
-    is_target = targets != IGNORED
-    whole = stream.read(0, max_tokens or len(stream))
-    assert targets[is_target].tolist() == whole.tolist()
-    assert inputs[is_target].tolist() == [256, *whole[:-1].tolist()]
+def test_every_token_is_a_target_exactly_once(stream, size):
+    windows = EvaluationWindows(stream, seq_len=32, eos_id=256)
+    whole = stream.read(0, len(stream)).tolist()
+    assert read_by_all(windows, size) == ([256, *whole[:-1]], whole)
+    assert windows.num_tokens == len(whole)
+
+
+@pytest.mark.parametrize("streams", [1, 3, 8])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_every_token_is_a_target_of_some_stream_exactly_once(size, streams):
+    read = EvaluationStreams(Numbers(1000), 20, 1000, streams)
+    inputs, targets = read_by_all(read, size)
+    assert sorted(targets) == list(range(1000))
+    assert read.num_tokens == 1000
+    assert dict(zip(targets, inputs, strict=True)) == {token: token - 1 if token else 1000 for token in targets}
+
+
+def test_a_stream_is_read_from_its_beginning_to_its_end():
+    (group,) = EvaluationStreams(Numbers(103), 20, 999, 2).groups(2, rank=0, size=1)
+    rows = np.concatenate([targets for _, targets in EvaluationStreams(Numbers(103), 20, 999, 2).chunks(group, 7)], 1)
+    assert [row[row != IGNORED].tolist() for row in rows] == [list(range(51)), list(range(51, 103))]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("max_tokens", [1, 31, 32, 33, 1000, 3000, 10**9])
+def test_a_part_is_windows_from_everywhere_at_any_number_of_ranks(size, max_tokens):
+    """One of each of equally long parts of the split, of which the last window is shorter."""
+    windows = EvaluationWindows(Numbers(3210), seq_len=32, eos_id=9999, max_tokens=max_tokens)
+    num = min(101, -(-max_tokens // 32))
+    inputs, targets = read_by_all(windows, size)
+    assert [max(0, token - 1) for token in targets] == [0 if token == 9999 else token for token in inputs]
+    assert len(targets) == windows.num_tokens
+    chosen = sorted({token // 32 for token in targets})
+    assert len(chosen) == num
+    assert [window * num // 101 for window in chosen] == pytest.approx(range(num), abs=1)
+    assert targets == sorted(targets) == [token for at in chosen for token in range(at * 32, min(at * 32 + 32, 3210))]
+
+
+@pytest.mark.parametrize(("streams", "max_tokens", "num"), [(4, 0, 4), (4, 400, 4), (4, 20_000, 62), (1, 20_000, 62)])
+def test_a_part_of_streams_is_their_beginnings_and_of_a_long_split_more_streams(streams, max_tokens, num):
+    read = EvaluationStreams(Numbers(100_000), 20, 1, streams, max_tokens)
+    assert read.num_streams == num
+    firsts = [span[0] for span in read._spans(range(num))]
+    assert firsts == [number * 100_000 // num for number in range(num)]
+    assert read.num_tokens == pytest.approx(max_tokens or 100_000, rel=0.01)

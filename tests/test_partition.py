@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hvdlm.partition import fraction_of, micro_batches_per_rank, permute, samples_at, slice_of
+from hvdlm.partition import fraction_of, micro_batches_per_rank, permute, samples_at, slice_of, spread
 
 SIZES = [1, 2, 3, 4, 6]
 
@@ -74,3 +74,20 @@ def test_fraction_is_uniform_and_follows_the_seed():
     assert values.max() < 1
     assert np.abs(np.sort(values) - np.linspace(0, 1, 4000)).max() < 0.03
     assert fraction_of(b"text", 0) != fraction_of(b"text", 1)
+
+
+@pytest.mark.parametrize(("chosen", "total"), [(1, 1), (1, 50), (7, 50), (49, 50), (50, 50), (1000, 10**9)])
+def test_a_sample_is_spread_one_of_each_part(chosen, total):
+    found = spread(np.arange(chosen), chosen, total)
+    assert [int(at) for at in found] == sorted(set(found.tolist()))
+    starts = np.arange(chosen + 1) * total // chosen
+    assert (found >= starts[:-1]).all()
+    assert (found < starts[1:]).all()
+    assert (spread(np.array([chosen - 1]), chosen, total) == found[-1:]).all()
+
+
+@pytest.mark.parametrize("period", [2, 3, 10])
+def test_a_spread_sample_does_not_keep_step_with_a_period(period):
+    found = spread(np.arange(3000), 3000, 3000 * period)
+    counts = np.bincount(found % period, minlength=period)
+    assert counts / 3000 == pytest.approx(1 / period, abs=0.04)

@@ -55,7 +55,8 @@ def test_one_run_has_no_interval():
     _, two = analyse([sample(1, 1.0, runs=1), sample(2, 0.5, runs=1)], "strong")
     assert two.efficiency.value == pytest.approx(1)
     assert (two.efficiency.low, two.efficiency.high) == (0, math.inf)
-    assert diagnose([two]).endswith("100 %, but the interval includes 75 %: more repeats are needed to tell.")
+    assert diagnose([two]).startswith("Strong scaling to 2 ranks: efficiency 100 %, of single runs: these tell nothing")
+    assert "interval" not in diagnose([two])
 
 
 def test_the_median_of_a_run_ignores_its_outliers():
@@ -77,11 +78,25 @@ def test_the_same_samples_give_the_same_numbers():
         (0.6, 0.01, "above the 75 % that proposals ask for"),
         (0.9, 0.01, "below the 75 % that proposals ask for"),
         (0.667, 0.2, "more repeats are needed to tell"),
+        (0.4, 0.01, "more than ideal: above the 75 %"),
     ],
 )
 def test_the_diagnosis_follows_from_the_interval(two_ranks_s, noise, verdict):
     points = analyse([sample(1, 1.0, noise=noise), sample(2, two_ranks_s, noise=noise)], "strong")
     assert verdict in diagnose(points)
+
+
+def test_a_point_of_another_machine_is_no_evidence():
+    other = sample(4, 0.25, is_comparable=False)
+    points = analyse([sample(1, 1.0), sample(2, 0.5), other], "strong")
+    assert "to 2 ranks: efficiency 100 %" in diagnose(points)
+    assert "on another machine or with other software than its base" in diagnose([points[0], points[2]])
+
+
+def test_a_series_of_one_point_is_compared_with_nothing():
+    assert diagnose(analyse([sample(1, 1.0)], "weak")) == (
+        "Weak scaling: only 1 rank measured, so there is nothing to compare."
+    )
 
 
 def test_oversubscribed_points_are_no_evidence():

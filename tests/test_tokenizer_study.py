@@ -1,5 +1,6 @@
 """A vocabulary's cost is counted as the definitions say."""
 
+from hvdlm.preprocessing.vocabulary import sample_of
 from hvdlm.tokenizer import ByteTokenizer, CharTokenizer
 from hvdlm.tokenizer.study import compare, num_words, script_of, show, to_text
 
@@ -36,3 +37,16 @@ def test_a_vocabulary_shows_its_tokens_and_the_pieces_of_a_text():
     assert facts["pieces"] == ["c", "a", "b", "\ufffd"] and facts["ids"] == [4, 2, 3, 0]
     assert (facts["kind"], facts["vocab_size"], facts["eos_id"], facts["unk_id"]) == ("char", 5, 1, 0)
     assert len(facts["digest"]) == 16 and facts["first_tokens"] == ["\ufffd", "", "a", "b", "c"]
+
+
+def test_what_is_compared_comes_from_everywhere_in_the_input(tmp_path):
+    """A folder is often sorted: here English before Chinese."""
+    for number in range(40):
+        text = f"document {number} " * 40 if number < 20 else f"文档 {number} 汉字 " * 40
+        (tmp_path / f"{number:02d}.txt").write_text(text, encoding="utf-8")
+    total_mb = sum(path.stat().st_size for path in tmp_path.iterdir()) / 1e6
+    sample = sample_of([str(tmp_path)], total_mb / 3)
+    assert {script_of(text) for text in sample} == {"latin", "cjk"}
+    assert 0.1 < sum(len(text.encode()) for text in sample) / 1e6 / total_mb < 0.6
+    assert len(sample_of([str(tmp_path)], total_mb)) == 40
+    assert len(sample_of([str(tmp_path / "03.txt")], 1e-6)) == 1

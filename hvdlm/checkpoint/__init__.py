@@ -1,14 +1,17 @@
 """The state of a run on disk."""
 
+from hvdlm.checkpoint.record import STATE
 from hvdlm.checkpoint.store import (
-    STATE,
     CheckpointConfig,
+    NotFiniteError,
     complete_steps,
     damage,
     load_model,
     load_optimizer,
     load_tensors,
     newest,
+    prepare,
+    prune,
     read_state,
     resolve,
     save,
@@ -17,12 +20,15 @@ from hvdlm.checkpoint.store import (
 __all__ = [
     "STATE",
     "CheckpointConfig",
+    "NotFiniteError",
     "complete_steps",
     "damage",
     "load_model",
     "load_optimizer",
     "load_tensors",
     "newest",
+    "prepare",
+    "prune",
     "read_state",
     "resolve",
     "save",

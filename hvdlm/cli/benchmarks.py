@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hvdlm.cli.options import PATH, RANKS, REPEATS, Group, Number, WholeNumber, json_option, refuse_a_launcher, result
+from hvdlm.cli.options import (
+    PATH,
+    RANKS,
+    REPEATS,
+    Group,
+    NameList,
+    Number,
+    WholeNumber,
+    json_option,
+    refuse_a_launcher,
+    result,
+)
 from hvdlm.launch.environment import launched_as
 
+WORKLOADS = "tiny,small,small-bf16,vocab50k,lstm"
 VARIANTS = "limit,horovod,allreduce,tree,stock-horovod,stock-ddp"
 VARIANTS_HELP = "Also allreduce+NAME and horovod+fp16: with that compression."
+
+
+def _workloads() -> Iterable[str]:
+    from hvdlm.perf.train_cases import WORKLOADS as FOUND
+
+    return FOUND
 
 
 @click.group(cls=Group)
@@ -54,14 +72,14 @@ def bench_reading(repeats: int, as_json: bool) -> None:
 
 @bench.command("train", epilog="hvdlm bench train --workloads tiny,small-bf16 --rounds 7")
 @click.option("--ranks", type=RANKS, default=2, show_default=True)
-@click.option("--workloads", default="tiny,small,small-bf16,vocab50k,lstm", show_default=True)
+@click.option("--workloads", type=NameList(_workloads), default=WORKLOADS, show_default=True)
 @click.option("--variants", default=VARIANTS, show_default=True, help=VARIANTS_HELP)
 @click.option("--rounds", type=WholeNumber(2), default=7, show_default=True, help="Six or more have an interval.")
 @click.option("--block-seconds", type=Number(0.01), default=1.5, show_default=True, help="Of one variant.")
 @click.option("--starts", type=WholeNumber(0), default=5, show_default=True, help="Starts of a run that are timed.")
 @click.option("--out", type=PATH, default=Path("runs/bench-train"), show_default=True)
 @json_option
-def bench_train(workloads: str, variants: str, out: Path, as_json: bool, **counts: Any) -> None:
+def bench_train(workloads: tuple[str, ...], variants: str, out: Path, as_json: bool, **counts: Any) -> None:
     """Training by every way of combining gradients, by stock Horovod and by stock DDP, against ranks that never talk.
 
     All variants of a workload are alive at once and measured in turn, some seconds each; the others are stopped.
@@ -73,7 +91,7 @@ def bench_train(workloads: str, variants: str, out: Path, as_json: bool, **count
 
     setup_logging(0)
     options = TrainBenchOptions(
-        out=out, workloads=tuple(workloads.split(",")), variants=tuple(variants.split(",")), **counts
+        out=out, workloads=workloads, variants=tuple(map(str.strip, variants.split(","))), **counts
     )
     found = stage.bench(options)
     result(found, as_json, stage.to_text(found))
@@ -83,9 +101,9 @@ def bench_train(workloads: str, variants: str, out: Path, as_json: bool, **count
 @click.argument("spec", type=PATH)
 def bench_cell(spec: Path) -> None:
     """What every rank of a job of `hvdlm bench train` runs."""
-    from hvdlm.perf.training_cell import CellSpec, serve
+    from hvdlm.perf.training_cell import read_spec, serve
 
-    serve(CellSpec(**json.loads(spec.read_text())), *(launched_as() or (0, 1)))
+    serve(read_spec(spec), *(launched_as() or (0, 1)))
 
 
 @bench.command("encoder", hidden=True)

@@ -19,7 +19,8 @@ from hvdlm import __version__
 from hvdlm.cli import benchmarks, cluster, data, launching, scaling, settings, submission, training, tuning
 from hvdlm.cli.options import Group
 from hvdlm.errors import EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError
-from hvdlm.launch.environment import launched_as, launcher_waits_for_all
+from hvdlm.launch.environment import forget_the_step, launched_as, launcher_waits_for_all
+from hvdlm.launch.plan import meets_through_slurm
 
 ALONE_S = 5.0  # a rank that still runs so long after its mistake is the only one that made it
 
@@ -29,6 +30,7 @@ EXIT_CODES = "Exit codes: 0 done, 2 the user's error, 75 stopped on request and 
 def main(argv: list[str] | None = None) -> None:
     """Run a command and exit with its documented code."""
     rank = (launched_as() or (0, 1))[0]
+    forget_the_step(knows_slurm=meets_through_slurm)  # before anything loads MPI, as a parallel h5py does
     gc.set_threshold(100_000, 20, 100)  # imports make a million objects and no garbage: torch loads in two thirds
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that is not UTF-8, a name that is not: still printed
         sys.stdout.reconfigure(errors="backslashreplace")

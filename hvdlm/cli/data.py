@@ -170,14 +170,20 @@ def tokenizer_show(path: Path, text: str, as_json: bool) -> None:
 @tokenizer.command("compare", epilog="hvdlm tokenizer compare a.json b.json --input texts.jsonl --input chinese.txt")
 @click.argument("paths", type=PATH, nargs=-1, required=True)
 @click.option("--input", "sources", multiple=True, required=True, help="Files, folders or globs of text.")
-@click.option("--megabytes", type=Number(0, min_open=True), default=4.0, show_default=True)
+@click.option(
+    "--megabytes",
+    type=Number(0, min_open=True),
+    default=4.0,
+    show_default=True,
+    help="Of text, drawn from everywhere in the input.",
+)
 @json_option
 @by_rank_0
 def tokenizer_compare(paths: tuple[Path, ...], sources: tuple[str, ...], megabytes: float, as_json: bool) -> None:
     """Bytes a token, tokens a word and unknown tokens, in all and by script."""
-    from hvdlm.preprocessing.vocabulary import head_of
+    from hvdlm.preprocessing.vocabulary import sample_of
     from hvdlm.tokenizer import load
     from hvdlm.tokenizer.study import compare, to_text
 
-    rows = compare({str(path): load(path) for path in paths}, head_of(list(sources), megabytes))
+    rows = compare({str(path): load(path) for path in paths}, sample_of(list(sources), megabytes))
     result({"rows": rows}, as_json, to_text(rows))

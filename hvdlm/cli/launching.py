@@ -15,7 +15,8 @@ from typing import IO, Any
 
 import click
 
-from hvdlm.cli.options import PATH, RANKS, Command, refuse_a_launcher
+from hvdlm.cli.launch_options import LaunchCommand, check_command, words_of_hvdlm
+from hvdlm.cli.options import PATH, RANKS, refuse_a_launcher
 from hvdlm.errors import EXIT_STOPPED, UserError
 from hvdlm.launch import plan as starting
 from hvdlm.launch.hosts import parse_hosts, read_hostfile
@@ -24,29 +25,38 @@ from hvdlm.launch.launchers import LAUNCHERS, MPIRUN_PROGRAMS
 from hvdlm.launch.plan import CHOICES, Asked, LaunchPlan
 
 RANK_ENDED = re.compile(rb"hvdlm: (error: |rank \d+ of \d+ failed)")
+RANKS_HELP = "Ranks. Default: all slots there are."
+INTERFACE = "Network interface for MPI, NCCL and Gloo, such as ib0."
+HOSTFILE = "A host a line: `a slots=4`, `a:4`, or a line a slot as in $PBS_NODEFILE."
 PATIENCE_S = 8.0  # for a launcher after a rank's end: mpirun waits for minutes for a host whose cable was pulled
 LAST_WORDS_S = 5.0  # a process that outlived its launcher may hold the pipe of its messages open
 
 
 @click.command(
-    cls=Command,
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    cls=LaunchCommand,
+    context_settings={"allow_interspersed_args": False},
     epilog="hvdlm launch -np 2 -- train configs/quickstart.yaml run_dir=runs/two\n"
     "hvdlm launch --hosts node1:4,node2:4 --interface ib0 --print -- train configs/quickstart.yaml",
 )
-@click.option("-np", "ranks", type=RANKS, default=None, help="Ranks. Default: all slots there are.")
-@click.option("--hosts", default="", help="Hosts with their slots: a:4,b:4 or node[1-2]:4.")
-@click.option("--hostfile", type=PATH, default=None, help="The same in a file: `a slots=4`.")
+@click.option("-np", "-n", "--np", "--ntasks", "--num-proc", "ranks", type=RANKS, help=RANKS_HELP)
+@click.option("--hosts", "--host", "-H", "-host", "-hosts", default="", help="With slots: a:4,b:4 or node[1-2]:4.")
+@click.option("--hostfile", "--machinefile", "-hostfile", "-machinefile", type=PATH, default=None, help=HOSTFILE)
 @click.option("--launcher", type=click.Choice(CHOICES), default="auto", show_default=True)
-@click.option("--interface", default="", help="Network interface for MPI, NCCL and Gloo, such as ib0.")
+@click.option("--interface", "--network-interface", "--network-interfaces", "-iface", default="", help=INTERFACE)
 @click.option("--print", "only_print", is_flag=True, help="Print the command; start nothing.")
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND ...")
-def launch(words: tuple[str, ...], hosts: str, hostfile: Path | None, only_print: bool, **chosen: Any) -> int:
+@click.pass_context
+def launch(
+    ctx: click.Context, words: tuple[str, ...], hosts: str, hostfile: Path | None, only_print: bool, **chosen: Any
+) -> int:
     """Run `hvdlm COMMAND ...` on several ranks by mpirun, srun or horovodrun, whichever is right here.
 
+    Options stand before the command. In a job of SLURM, PBS or LSF its nodes are used.
     Ctrl-C, TERM or USR1 let a training save and end with code 75; a second one ends it at once.
     """
     refuse_a_launcher("hvdlm launch")
+    words = words_of_hvdlm(words)
+    check_command(words, ctx)
     if hosts and hostfile:
         raise UserError("--hosts and --hostfile both name hosts; give one of them")
     named = read_hostfile(hostfile) if hostfile else parse_hosts(hosts)

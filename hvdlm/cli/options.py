@@ -14,7 +14,7 @@ import click
 
 from hvdlm.errors import UserError
 from hvdlm.files import naming, to_json
-from hvdlm.launch.environment import launched_as
+from hvdlm.launch.environment import launched_as, launcher_waits_for_all
 from hvdlm.numerals import LARGEST, number, whole_number
 
 if TYPE_CHECKING:
@@ -54,6 +54,14 @@ class Names(click.Choice):
     @functools.cached_property
     def choices(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(self._load())
+
+
+class NameList(Names):
+    """Several of them, with commas; a tuple without repetitions."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        words = value.split(",") if isinstance(value, str) else value
+        return tuple(dict.fromkeys(super(NameList, self).convert(word.strip(), param, ctx) for word in words))
 
 
 class WholeNumber(click.IntRange):
@@ -128,8 +136,14 @@ def batch_job() -> BatchJob:
 
 def refuse_a_launcher(command: str) -> None:
     """For commands that start their own jobs."""
-    if (launched_as() or (0, 1))[1] > 1:
-        raise UserError(f"`{command}` starts its own ranks; call it without mpirun")
+    launched = launched_as()
+    if launched is None or (launched[1] == 1 and launcher_waits_for_all()):  # one task of srun may start a step beside
+        return
+    launcher = "srun" if launcher_waits_for_all() else "mpirun or horovodrun"
+    raise UserError.shared(
+        f"`{command}` starts its own ranks, and it was itself started by {launcher} ({launched[1]} of it): call it"
+        " without a launcher"
+    )
 
 
 def run_config(config: Path, overrides: tuple[str, ...]) -> RunConfig:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,6 +22,9 @@ from hvdlm.cli.options import (
     result,
 )
 from hvdlm.world.connect import connected
+
+if TYPE_CHECKING:
+    from hvdlm.perf.report import Report
 
 
 @click.command(cls=Command, epilog="hvdlm scale configs/quickstart.yaml --ranks 1,2 --mode both --out runs/scaling")
@@ -43,20 +47,20 @@ def scale(
     folder = out or settings.run_dir / "scaling"
     modes = ("strong", "weak") if mode == "both" else (mode,)
     sweep(settings, folder, ranks=parse_ranks(ranks), modes=modes, effort=Effort(**counts))
-    report_path = write_report(folder)
-    result({"out": str(folder), "report": str(report_path)}, as_json, str(report_path))
+    _told(write_report(folder), as_json, out=str(folder))
 
 
 @click.command(cls=Command, hidden=True)
 @click.argument("spec", type=PATH)
 def measure(spec: Path) -> None:
     """What every rank of one measurement of `hvdlm scale` runs."""
-    from hvdlm.perf.measure import MeasurementSpec, measure_and_write
+    from hvdlm.config import validate
+    from hvdlm.perf.measure import measure_and_write, read_spec
     from hvdlm.sync import preferred_world
     from hvdlm.train.config import RunConfig
 
-    task = MeasurementSpec(**json.loads(spec.read_text()))
-    settings = RunConfig.model_validate(task.config)
+    task = read_spec(spec)
+    settings = validate(RunConfig, task.config, spec)
     with connected(
         settings.world, prefer=preferred_world(settings.sync), environment=settings.sync.environment
     ) as world:
@@ -70,6 +74,18 @@ def measure(spec: Path) -> None:
 def report(folder: Path, as_json: bool) -> None:
     """Write report.html, report.md, report.csv and plots from the records of `hvdlm scale`."""
     from hvdlm.perf.report import write_report
+    from hvdlm.session.logs import setup_logging
 
-    path = write_report(folder)
-    result({"report": str(path)}, as_json, str(path))
+    setup_logging(0)
+    _told(write_report(folder), as_json)
+
+
+def _told(report: Report, as_json: bool, **more: str) -> None:
+    """Say what was found, and what stands against believing it; the path is the result."""
+    log = logging.getLogger("hvdlm")
+    for verdict in report.verdicts:
+        log.info("%s", verdict)
+    for remark in report.remarks:
+        log.warning("%s", remark)
+    value = {**more, "report": str(report.path), "verdicts": report.verdicts, "remarks": report.remarks}
+    result(value, as_json, str(report.path))

@@ -15,10 +15,11 @@ from hvdlm.launch.environment import launched_as
 
 
 @click.command(cls=Command, epilog="hvdlm doctor --json\nhvdlm doctor --log runs/jobs/train-001/1234.r0.log")
-@click.option("--hello", is_flag=True, hidden=True)
+@click.option("--as-rank", is_flag=True, hidden=True)
+@click.option("--alone", is_flag=True, hidden=True)
 @click.option("--log", default=None, metavar="FILE", help="Instead: name the known errors in a log (- for stdin).")
 @json_option
-def doctor(hello: bool, log: str | None, as_json: bool) -> int:
+def doctor(as_rank: bool, alone: bool, log: str | None, as_json: bool) -> int:
     """Check that torch, Horovod, MPI and HDF5 here fit together; each problem comes with its remedy."""
     rank, size = launched_as() or (0, 1)
     if log is not None:
@@ -31,8 +32,8 @@ def doctor(hello: bool, log: str | None, as_json: bool) -> int:
         return 0
     from hvdlm import doctor as stage
 
-    if hello:
-        result(stage.hello(), True, "", rank)
+    if as_rank or alone:
+        (stage.tell_as_rank if as_rank else stage.tell_alone)()
         return 0
     checks = stage.examine(is_job=size > 1)
     is_well = all(check.ok for check in checks)

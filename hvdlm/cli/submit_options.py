@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +22,21 @@ if TYPE_CHECKING:
     from hvdlm.jobs.budget import Measured
     from hvdlm.jobs.job import Job
     from hvdlm.jobs.request import Request
+    from hvdlm.jobs.site import Site
     from hvdlm.jobs.submit import Submitted
     from hvdlm.train.config import RunConfig
 
 JOBS_DIR = Path("runs/jobs")
+DEFAULT_TIME = "60"  # minutes
 jobs_dir_option = click.option("--jobs-dir", type=PATH, default=JOBS_DIR, show_default=True)
 
 
 def submission_environment() -> dict[str, str]:
-    """For sbatch: what SLURM told an enclosing job must not become options of the next."""
-    told = fresh_environment()
-    return {name: told[name] for name in told if not name.startswith("SLURM_") or name == "SLURM_CONF"}
+    """For sbatch and for questions to SLURM: nothing in it becomes an option of theirs."""
+    from hvdlm.jobs.environment import for_slurm
+
+    kept = for_slurm(os.environ)
+    return {name: value for name, value in fresh_environment().items() if name in kept}
 
 
 OPTIONS = (
@@ -39,7 +44,7 @@ OPTIONS = (
     click.option("--nodes", type=RANKS, default=1, show_default=True),
     click.option("--ranks-per-node", type=RANKS, default=None, help="Default: the site's."),
     click.option("--cores-per-rank", type=RANKS, default=None, help="Default: a share of the site's node."),
-    click.option("--time", "minutes", type=click.IntRange(1), default=60, show_default=True, help="Minutes of a job."),
+    click.option("--time", default=None, help="Of a job: minutes, H:M:S or D-H:M:S. Default: the site's, or 60."),
     click.option("--account", default=None, help="As sbatch's."),
     click.option("--partition", default=None, help="As sbatch's."),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A value of the site, for this job."),
@@ -59,12 +64,18 @@ def submission(plan: Callable[..., list[Job]]) -> Any:
 
     @functools.wraps(plan)
     def command(*args: Any, max_node_hours: float | None, as_json: bool, **options: Any) -> None:
+        from hvdlm.jobs.submit import submit
+
         if (launched_as() or (0, 1))[1] > 1:
             raise UserError("`hvdlm submit` queues jobs; call it without a launcher")
         request = _request(options)
         jobs = plan(*args, request=request, **options)
-        _check_budget(request, jobs, max_node_hours)
-        _hand_in(request, jobs, as_json)
+        costs = _costs(request, jobs, max_node_hours)
+        done = submit(request, jobs)
+        remarks = [*request.notes, *costs, *dict.fromkeys(text for job in jobs for text in job.remarks)]
+        for text in (*remarks, *(f"warning: {warning}" for each in done for warning in each.warnings)):
+            print(f"hvdlm: {text}", file=sys.stderr)
+        result({"jobs": list(map(_facts, done))}, as_json, "\n".join(map(_line, done)))
 
     for option in reversed(OPTIONS):
         command = option(command)
@@ -76,53 +87,89 @@ def _request(options: dict[str, Any]) -> Request:
     from hvdlm.jobs.request import Request
     from hvdlm.jobs.site import find
 
-    named = {name: options.pop(name) for name in ("account", "partition")}
-    directives = [f'directives.{name}="{value}"' for name, value in named.items() if value]
-    site = find(options.pop("site"), (*directives, *options.pop("settings")))
-    if directives and not site.is_slurm:
+    site = find(options.pop("site"), options.pop("settings"))
+    given = {name: options.pop(name) for name in ("account", "partition", "time")}
+    empty = next((name for name, value in given.items() if value == ""), None)
+    if empty:
+        raise UserError(f"--{empty} is empty; give it a value, or leave it out")
+    named = {name: value for name, value in given.items() if value and name != "time"}
+    if named and not site.is_slurm:
         raise UserError(
             f"--account and --partition are SLURM's; this site has {site.scheduler.upper()}: use --set directives.…=…"
         )
+    site = site.with_options(named)
+    site, minutes, notes = _with_wishes(site, given["time"])
+    cores, is_shown = options.pop("cores_per_rank") or 0, options["dry_run"]
+    if cores and is_shown and not site.cores_per_node:
+        notes.append("this site does not say how many cores a node has (cores_per_node): that they fit is not checked")
     programs = shlex.quote(str(Path(sys.executable).parent))  # where this hvdlm was called from
     return Request(
         site,
         options.pop("nodes"),
         options.pop("ranks_per_node") or site.ranks_per_node,
-        options.pop("minutes"),
-        options.pop("cores_per_rank") or 0,
+        minutes,
+        cores,
         cwd=Path.cwd(),
         activate=f'export PATH={programs}:"$PATH"',
         environment=submission_environment(),
+        notes=(*notes, *_clean_start(site)),
         **{name: options.pop(name) for name in ("jobs_dir", "after", "dry_run")},
     )
 
 
-def _check_budget(request: Request, jobs: list[Job], max_node_hours: float | None) -> None:
-    """Say what all jobs may cost; UserError above --max-node-hours. A training counts as it was measured."""
+def _with_wishes(site: Site, time: str | None) -> tuple[Site, int, list[str]]:
+    """The site with what the environment asks of sbatch beside it, the minutes of a job, and what became of that."""
+    from hvdlm.jobs.environment import wishes
+
+    origin, time = ("--time", time) if time else ("directives.time", site.directives.get("time"))
+    if not site.is_slurm:
+        return site, _minutes("--time", time or DEFAULT_TIME, site), []
+    found = wishes(os.environ, {**site.said, **({"time": time} if time else {})})
+    if not time:
+        origin, time = ("SBATCH_TIMELIMIT", found.taken["time"]) if "time" in found.taken else ("--time", DEFAULT_TIME)
+    return site.with_options(found.taken), _minutes(origin, time, site), found.lines()
+
+
+def _minutes(origin: str, time: str, site: Site) -> int:
+    from hvdlm.jobs.times import minutes_of
+
+    try:
+        return minutes_of(time, site.scheduler)
+    except ValueError as problem:
+        raise UserError(f"{origin}: {problem}") from None
+
+
+def _clean_start(site: Site) -> list[str]:
+    """A word where jobs begin without the modules that are loaded here, and the site names none."""
+    exported = site.directives.get("export", "ALL").split(",")
+    loaded = os.environ.get("LOADEDMODULES", "")
+    if "ALL" in exported or not loaded or site.modules or site.setup:
+        return []
+    return [
+        f"warning: jobs begin without your environment (--export={','.join(exported)}), and this site names no "
+        f"modules; you have loaded {loaded}: put what `make setup` had into modules: of the site"
+    ]
+
+
+def _costs(request: Request, jobs: list[Job], max_node_hours: float | None) -> list[str]:
+    """What all jobs may cost; UserError above --max-node-hours. A training counts as it was measured."""
     from hvdlm.jobs import budget
 
     measured = next((job.cost for job in jobs if job.cost), None)
     ceilings = [(job.stage, job.ceiling_hours(request.site)) for job in jobs if not job.cost]
     found = budget.total(measured, ceilings)
     found.check(max_node_hours)
-    print(f"hvdlm: budget: {found.text}", file=sys.stderr)
+    lines = [f"budget: {found.text}"]
     if measured and measured.minutes > request.minutes:
         needed = budget.jobs_needed(measured.minutes, request.minutes)
-        text = f"{measured.minutes:.0f} minutes in jobs of {request.minutes} are about {needed} starts"
-        print(f"hvdlm: budget: {text}", file=sys.stderr)
+        lines.append(f"budget: {measured.minutes:.0f} minutes in jobs of {request.minutes} are about {needed} starts")
+    return lines
 
 
-def _hand_in(request: Request, jobs: list[Job], as_json: bool) -> None:
-    """Submit and print: the job's id, or in a dry run its script."""
-    from hvdlm.jobs.submit import submit
-
-    done = submit(request, jobs)
-    for each in done:
-        for finding in each.findings:
-            text = f"{each.folder.name}: {finding.message}; {finding.remedy}"
-            print(f"hvdlm: warning: {text}", file=sys.stderr)
-    value = {"jobs": [{"id": each.id, "stage": each.job.stage, "folder": str(each.folder)} for each in done]}
-    result(value, as_json, "\n".join(map(_line, done)))
+def _facts(done: Submitted) -> dict[str, str]:
+    """Of a job, for programs; of one that is only shown its script too."""
+    facts = {"id": done.id, "stage": done.job.stage, "folder": str(done.folder)}
+    return facts if done.id else {**facts, "script": done.text}
 
 
 def _line(done: Submitted) -> str:
@@ -153,21 +200,25 @@ def training_job(request: Request, config: Path, overrides: tuple[str, ...]) -> 
 
     settings = load(RunConfig, config, overrides)
     BatchPlan(settings.train.global_batch, settings.train.ramp).check(settings.train.micro_batch, request.ranks)
-    _warn_of_slow_folder(request, settings.run_dir)
     measured, steps = _measured(settings, request.ranks), _steps_left(settings)
+    remarks = _slow_folder(request, settings.run_dir)
+    if steps == 0:
+        remarks.append(f"warning: {settings.run_dir} has made all its steps already: the job will end at once")
     step_s = measured.step_s * measured.ranks / request.ranks if measured else None
     facts = Facts(threads=settings.train.threads or None, step_s=step_s, checkpoint_every=settings.checkpoint.every)
     cost = None
     if measured and steps is not None:
         cost = budget.estimate(steps, measured, ranks=request.ranks, nodes=request.nodes)
-    return orders.train(request, config, overrides, settings.run_dir, facts=facts, cost=cost), settings
+    job = orders.train(request, config, overrides, settings.run_dir, facts=facts, cost=cost)
+    return replace(job, remarks=tuple(remarks)), settings
 
 
-def _warn_of_slow_folder(request: Request, folder: Path) -> None:
+def _slow_folder(request: Request, folder: Path) -> list[str]:
     """Runs belong on the site's fast file system; homes are small and slow."""
     scratch = os.path.expandvars(request.site.scratch)
     if scratch and "$" not in scratch and not folder.absolute().is_relative_to(scratch):
-        print(f"hvdlm: warning: {folder} is not on this site's scratch ({scratch})", file=sys.stderr)
+        return [f"warning: {folder} is not on this site's scratch ({scratch})"]
+    return []
 
 
 def _steps_left(settings: RunConfig) -> int | None:

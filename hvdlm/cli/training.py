@@ -52,9 +52,22 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN|CHECKPOINT")
 @overrides_argument
 @click.option("--split", type=Names(splits), default="val", show_default=True)
+@click.option(
+    "--carry/--no-carry",
+    default=None,
+    help="Carry a recurrent model's state from window to window, as the literature does; the default for a run that "
+    "was trained so (data.order: contiguous).",
+)
+@click.option(
+    "--streams",
+    type=click.IntRange(1),
+    help="With --carry: parts of the split, each read through (1).",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Also write the result as JSON there.")
 @json_option
-def evaluate(checkpoint: Path, overrides: tuple[str, ...], split: str, out: Path | None, as_json: bool) -> None:
+def evaluate(
+    checkpoint: Path, overrides: tuple[str, ...], split: str, out: Path | None, as_json: bool, **protocol: Any
+) -> None:
     """Perplexity and bits per byte over a whole split, each token exactly once over all ranks."""
     check_run(checkpoint)
     from hvdlm.files import to_json, write_text_durably
@@ -63,10 +76,11 @@ def evaluate(checkpoint: Path, overrides: tuple[str, ...], split: str, out: Path
 
     with connected() as world:
         setup_logging(world.rank)
-        found = evaluate_checkpoint(checkpoint, overrides, split, world)
-        numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
+        found = evaluate_checkpoint(checkpoint, overrides, split, world, **protocol)
+        hidden = {"streams", "seq_len", "split_tokens"}  # the protocol says them in words; all tokens are counted
+        numbers = {name: found[name] for name in found.keys() - hidden if isinstance(found[name], int | float)}
         shown = {name: f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" for name, value in numbers.items()}
-        text = "  ".join(f"{name} {value}" for name, value in shown.items())
+        text = "  ".join(f"{name} {shown[name]}" for name in found if name in shown) + f"  ({found['protocol']})"
         if out is not None:
             world.on_root(lambda: write_text_durably(out, to_json(found, indent=1) + "\n"))
         result(found, as_json, text, world.rank)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hvdlm.cli.options import (
     RANKS,
     REPEATS,
     Command,
+    NameList,
     Names,
     Number,
     WholeNumber,
@@ -32,6 +34,12 @@ def _tunable() -> list[str]:
     from hvdlm.sync import SYNCS
 
     return [kind for kind, sync in SYNCS.items() if sync.keeps_replicas_equal]
+
+
+def _ways() -> Iterable[str]:
+    from hvdlm.perf.bench_sync import WAYS
+
+    return WAYS
 
 
 @click.command(cls=Command, epilog="hvdlm tune configs/quickstart.yaml --ranks 2 --minutes 10 --out configs/mine.yaml")
@@ -64,13 +72,15 @@ def tune(config: Path, overrides: tuple[str, ...], out: Path | None, as_json: bo
 @click.option("--ranks", type=RANKS, default=2, show_default=True)
 @click.option("--steps", type=WholeNumber(1), default=200, show_default=True)
 @click.option("--repeats", type=REPEATS, default=3, show_default=True, help="Rounds, each from another seed.")
-@click.option("--kinds", default="", help="Names with commas, for example allreduce,local_sgd; default: all.")
+@click.option("--kinds", type=NameList(_ways), default=None, help="Names with commas; default: all.")
 @click.option("--out", type=PATH, default=Path("runs/bench-sync"), show_default=True)
 @json_option
-def bench_sync(config: Path, overrides: tuple[str, ...], kinds: str, as_json: bool, **choices: Any) -> None:
+def bench_sync(
+    config: Path, overrides: tuple[str, ...], kinds: tuple[str, ...] | None, as_json: bool, **choices: Any
+) -> None:
     """Train one model on the same tokens by every way of combining gradients: loss, speed, bytes sent."""
     settings = config_of_study("hvdlm bench", config, overrides)
-    from hvdlm.perf.bench_sync import SyncBenchOptions, bench, parse_kinds, to_text
+    from hvdlm.perf.bench_sync import SyncBenchOptions, bench, kinds_with_reference, to_text
 
-    found = bench(settings, SyncBenchOptions(kinds=parse_kinds(kinds), **choices))
+    found = bench(settings, SyncBenchOptions(kinds=kinds_with_reference(kinds), **choices))
     result(found, as_json, to_text(found))

@@ -10,10 +10,12 @@ from hvdlm.data.manifest import TOKENIZER, Manifest, SplitEntry, read_manifest
 from hvdlm.data.shards import doc_column, doc_offsets
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
+from hvdlm.partition import spread
 from hvdlm.tokenizer import Tokenizer, load
 
 SAMPLE_TOKENS = 60
-COUNTED_TOKENS = 4 << 20  # of a split, from its beginning: enough for frequencies, soon done
+COUNTED_TOKENS = 4 << 20  # of a split, from everywhere in it: enough for frequencies, soon done
+PIECE_TOKENS = 1 << 14
 FREQUENT = 8
 BAR_WIDTH = 40
 
@@ -37,7 +39,7 @@ def _split(
 ) -> dict:
     stream = TokenStream(folder, name, manifest)
     lengths = np.concatenate([np.diff(doc_offsets(folder, shard)) for shard in entry.shards])
-    counts = np.bincount(stream.raw(0, COUNTED_TOKENS), minlength=manifest.vocab_size)
+    counts = _counts(stream, manifest.vocab_size)
     share = counts / counts.sum()
     frequent = np.argsort(-counts, kind="stable")[:FREQUENT]
     chosen = np.unique(np.linspace(0, len(lengths) - 1, num_samples, dtype=np.int64))
@@ -52,6 +54,7 @@ def _split(
         "tokens_per_document": {f"p{p}": int(np.percentile(lengths, p)) for p in (0, 25, 50, 75, 100)},
         "histogram": histogram(lengths),
         "unigram_loss": entry.unigram_loss,
+        "counted_tokens": int(counts.sum()),
         "ids_used": int((counts > 0).sum()),
         "unknown": None if tokenizer.unk_id is None else float(share[tokenizer.unk_id]),
         "frequent": [
@@ -61,6 +64,16 @@ def _split(
         "first_ids": ids[:3] if ids else None,
         "samples": [tokenizer.decode(stream.read(int(starts[d]), int(min(SAMPLE_TOKENS, lengths[d])))) for d in chosen],
     }
+
+
+def _counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
+    """How often each id (int64 (vocab_size,)) is among COUNTED_TOKENS of the stream, or in all of it."""
+    pieces = -(-len(stream) // PIECE_TOKENS)
+    chosen = min(pieces, COUNTED_TOKENS // PIECE_TOKENS)
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for piece in spread(np.arange(chosen), chosen, pieces).tolist():
+        counts += np.bincount(stream.raw(piece * PIECE_TOKENS, PIECE_TOKENS), minlength=vocab_size)
+    return counts
 
 
 def histogram(lengths: np.ndarray) -> list[tuple[int, int]]:
@@ -82,11 +95,13 @@ def to_text(facts: dict) -> str:
     ]
     for name, split in facts["splits"].items():
         lengths = "  ".join(f"{key} {value:,}" for key, value in split["tokens_per_document"].items())
+        part = split["counted_tokens"]
+        seen = "" if part == split["num_tokens"] else f" in a sample of {part:,} tokens"
         unknown = "" if split["unknown"] is None else f", {split['unknown']:.2%} unknown"
         lines += [
             f"{name}: {split['num_tokens']:,} tokens, {split['num_documents']:,} documents, "
             f"{split['num_shards']} shards, {split['bytes_per_token']:.2f} bytes a token, "
-            f"unigram loss {split['unigram_loss']:.4f}, {split['ids_used']:,} ids used{unknown}",
+            f"unigram loss {split['unigram_loss']:.4f}, {split['ids_used']:,} ids used{unknown}{seen}",
             f"  digest {split['digest']}",
             "  frequent: "
             + "  ".join(f"{one['text']!r} ({one['id']}) {one['share']:.1%}" for one in split["frequent"]),

@@ -9,18 +9,32 @@ from hvdlm.data.corpora import open_corpora
 from hvdlm.errors import UserError
 from hvdlm.inference.load import load_checkpoint_model
 from hvdlm.tasks.evaluate import SplitEvaluation
+from hvdlm.train.config import RunConfig
 from hvdlm.world.interface import World
 from hvdlm.world.place import find_place
 
 EVAL_BATCH_TOKENS = 8192
 
 
-def evaluate_checkpoint(target: Path, overrides: tuple[str, ...], split: str, world: World) -> dict:
-    """Evaluate a checkpoint on a whole split with all ranks; the result is equal on each."""
+def evaluate_checkpoint(
+    target: Path,
+    overrides: tuple[str, ...],
+    split: str,
+    world: World,
+    *,
+    carry: bool | None = None,
+    streams: int | None = None,
+) -> dict:
+    """Evaluate a checkpoint on a whole split with all ranks; the result is equal on each.
+
+    With `carry` a recurrent state runs through the split in `streams` streams (1), which are shared among the ranks;
+    None: where the run was trained so.
+    """
     path = world.on_root(lambda: checkpoint.resolve(target))
     place = find_place(world)
     with world.together():
         model, config, state = load_checkpoint_model(path, overrides, place)
+        num_streams = _streams(config, carry, streams)
         corpora = open_corpora(config.data)
         found = corpora.manifest.tokenizer_digest
         if found != state["tokenizer_digest"]:
@@ -28,8 +42,25 @@ def evaluate_checkpoint(target: Path, overrides: tuple[str, ...], split: str, wo
                 f"{corpora}: was made with tokenizer {found}, {path} was trained with "
                 f"{state['tokenizer_digest']}; set data.path to data of the same tokenizer"
             )
-        evaluation = SplitEvaluation(corpora, split, seq_len=config.data.seq_len)
+        evaluation = SplitEvaluation(corpora, split, seq_len=config.data.seq_len, streams=num_streams)
+        if num_streams > (most := evaluation.most_streams):
+            raise UserError(
+                f"--streams: {num_streams} are more than the {most} windows of {config.data.seq_len} tokens"
+            )
     batch = max(1, EVAL_BATCH_TOKENS // config.data.seq_len)
     result, by_corpus = evaluation.run(model, batch=batch, precision=config.train.precision, world=world)
     parts = {"corpora": {name: part.to_dict() for name, part in by_corpus.items()}} if by_corpus else {}
-    return {**result.to_dict(), **parts, "split": split, "step": state["step"], "checkpoint": str(path)}
+    how = {"protocol": evaluation.protocol, "streams": num_streams, "seq_len": config.data.seq_len}
+    return {**result.to_dict(), **parts, **how, "split": split, "step": state["step"], "checkpoint": str(path)}
+
+
+def _streams(config: RunConfig, carry: bool | None, streams: int | None) -> int:
+    """Streams that carry the model's state; 0 where each window begins anew."""
+    carries = config.data.order == "contiguous" or streams is not None if carry is None else carry
+    if carries and not config.model.carries_state:
+        raise UserError(
+            f"--carry: model.family: {config.model.family} has no state to carry from window to window; leave it out"
+        )
+    if streams is not None and not carries:
+        raise UserError("--streams is of --carry; leave one of --streams and --no-carry out")
+    return (streams or 1) if carries else 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from hvdlm import checkpoint
@@ -13,6 +12,7 @@ from hvdlm.compute.device import prepare_device
 from hvdlm.config import validate
 from hvdlm.models import build_model
 from hvdlm.train.config import RunConfig
+from hvdlm.train.initial_weights import load_weights
 from hvdlm.world.place import Place
 
 log = logging.getLogger("hvdlm")
@@ -27,10 +27,5 @@ def load_checkpoint_model(path: Path, overrides: tuple[str, ...], place: Place) 
     config = validate(RunConfig, state["config"], path / checkpoint.STATE, overrides)
     device = prepare_device(config.train.device, place, threads=config.train.threads)
     model = build_model(config.model, state["vocab_size"], config.seed)
-    checkpoint.load_model(path, model)
-    means = checkpoint.load_tensors(path)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if f"ema/{name}" in means:
-                parameter.copy_(means[f"ema/{name}"])
+    load_weights(path, model, mean=True)
     return model.to(device), config, state

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
+from typing import NoReturn
 
 from hvdlm.errors import UserError
 
@@ -47,6 +48,8 @@ def allocated_hosts(env: Mapping[str, str]) -> Hosts:
         return ()
     names = expand(env["SLURM_JOB_NODELIST"])
     slots = expand_counts(env.get("SLURM_TASKS_PER_NODE", f"1(x{len(names)})"))
+    if len(slots) != len(names) and "SLURM_STEP_NODELIST" in env:  # a step on some nodes of the job
+        names = expand(env["SLURM_STEP_NODELIST"])
     if len(slots) != len(names):
         raise UserError(
             f"SLURM_JOB_NODELIST names {len(names)} nodes but SLURM_TASKS_PER_NODE={env['SLURM_TASKS_PER_NODE']} has"
@@ -76,42 +79,99 @@ def is_here(name: str) -> bool:
 
 
 def parse_hosts(text: str) -> Hosts:
-    """`a:4,b` or `node[1-2]:4` as hosts with slots, one where none are said.
+    """`a:4,b`, `node[1-2]:4`, or LSF's `a 4 b 1`, as hosts with slots, one where none are said.
 
-    >>> parse_hosts("node[1-2]:4,b")
-    (('node1', 4), ('node2', 4), ('b', 1))
+    A host that is named again has its slots added, as by Open MPI's --host.
+
+    >>> parse_hosts("node[1-2]:4,b,b")
+    (('node1', 4), ('node2', 4), ('b', 2))
     """
-    found: list[tuple[str, int]] = []
-    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\]|\[)+", text):
-        name, _, slots = part.strip().partition(":")
-        if not name or (slots and not slots.isdigit()) or slots == "0" or (":" in part and not slots):
-            raise UserError(f"--hosts {part!r}: is no host with its slots, such as node1:4")
-        found += [(each, int(slots or 1)) for each in expand(name)]
-    _refuse_doubles(found, "--hosts")
-    return tuple(found)
+    found: dict[str, int] = {}
+    latest: list[str] = []
+    for part in re.findall(r"(?:[^\s,\[]|\[[^\]]*\]|\[)+", text):
+        if part.isdigit():  # as in LSB_MCPU_HOSTS: the slots of the host before
+            if not latest:
+                _refuse(part, "--hosts")
+            _add(found, latest, int(part) - 1, f"--hosts {text!r}")
+            latest = []
+            continue
+        name, _, slots = part.partition(":")
+        latest = _names(name, part, "--hosts") if ":" not in part else []
+        if not name or (":" in part and not slots.isdigit()):
+            _refuse(part, "--hosts")
+        _add(found, latest or _names(name, part, "--hosts"), int(slots or 1), f"--hosts {part!r}")
+    return tuple(found.items())
+
+
+# What follows a host's name in the files of Open MPI, MPICH and Intel MPI, horovodrun, LSF and Grid Engine.
+_SLOTS = re.compile(r"\s*:\s*(\d+)|\s+(?:slots|cpus?|count)\s*=\s*(\d+)|\s+(\d+)(?:\s+\S+@\S+.*)?|(?=\s|$)")
+_MORE = re.compile(r"(\s+(max[-_]slots|ifname|binding)\s*=\s*\S+)*\s*")
 
 
 def read_hostfile(path: Path) -> Hosts:
-    """A host a line: `a slots=4`, `a:4` or `a`; `#` starts a comment."""
-    found: list[tuple[str, int]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        text = line.split("#")[0].strip()
-        match = re.fullmatch(r"([^\s:]+)(?:\s*:\s*(\d+)|\s+slots\s*=\s*(\d+)(?:\s+max[-_]slots\s*=\s*\d+)?)?", text)
-        if text and match is None:
-            raise UserError(f"{path}:{number}: {text!r} is no host with its slots, such as `node1 slots=4`")
-        if match:
-            found.append((match.group(1), int(match.group(2) or match.group(3) or 1)))
+    """A host a line: `a slots=4`, `a:4`, `a 4` or `a`; `#` starts a comment.
+
+    A host that is named again has one slot more, so that a file may have a line a slot, as $PBS_NODEFILE has. A
+    second number of slots for a host is refused, as by Open MPI: nobody knows whether it adds to the first.
+    """
+    found: dict[str, int] = {}
+    for number, line in enumerate(_text_of(path).splitlines(), 1):
+        text, place = line.split("#")[0].strip(), f"{path}:{number}:"
+        if not text:
+            continue
+        name = re.match(r"[^\s:]*(?:\[[^\]]*\][^\s:]*)?", text)[0]  # type: ignore[index] - it matches ""
+        slots = _SLOTS.match(text, len(name))
+        if not name or slots is None or not _MORE.fullmatch(text, slots.end()):
+            _refuse(text, place)
+        count = next(filter(None, slots.groups()), "")
+        names = _names(name, text, place)
+        if count and not found.keys().isdisjoint(names):
+            raise UserError(f"{place} {name} is named above already; give it all its slots once, or a line each")
+        _add(found, names, int(count or 1), f"{place} {text!r}")
     if not found:
         raise UserError(f"{path}: names no host")
-    _refuse_doubles(found, str(path))
-    return tuple(found)
+    return tuple(found.items())
 
 
-def _refuse_doubles(hosts: list[tuple[str, int]], place: str) -> None:
-    names = [name for name, _ in hosts]
+def hosts_of_job(env: Mapping[str, str], ranks: int | None) -> Hosts:
+    """The nodes of a PBS or LSF job, from the file that it names; none elsewhere. Not every mpirun knows them.
+
+    A file with a line a node says nothing of slots: then `ranks` are spread over the nodes.
+    """
+    for name in ("PBS_NODEFILE", "LSB_DJOB_HOSTFILE"):
+        if Path(env.get(name, "")).is_file():
+            hosts = read_hostfile(Path(env[name]))
+            is_a_line_a_node = ranks is not None and ranks > len(hosts) == sum(slots for _, slots in hosts)
+            return tuple((host, -(-ranks // len(hosts))) for host, _ in hosts) if is_a_line_a_node else hosts  # type: ignore[operator]
+    return ()
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is no text, so no host file") from None
+
+
+def _names(name: str, text: str, place: str) -> list[str]:
+    if "@" in name:
+        raise UserError(f"{place} {text!r}: name the host alone, and its user in ~/.ssh/config")
+    if not re.fullmatch(r"\w([\w.-]|\[[^\]]*\])*", name, re.ASCII):
+        _refuse(text, place)
+    return expand(name)
+
+
+def _refuse(text: str, place: str) -> NoReturn:
+    if text.count(":") > 1:
+        raise UserError(f"{place} {text!r}: an IPv6 address cannot be told from slots; give the host's name")
+    raise UserError(f"{place} {text!r}: is no host with its slots, such as node1:4 or, in a file, `node1 slots=4`")
+
+
+def _add(found: dict[str, int], names: list[str], slots: int, place: str) -> None:
     for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{place}: {name} is named twice; give it all its slots once")
+        found[name] = found.get(name, 0) + slots
+        if found[name] < 1:
+            raise UserError(f"{place}: a host has at least one slot; leave {name} out if it shall have none")
 
 
 def _expand_one(part: str) -> list[str]:

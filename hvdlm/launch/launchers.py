@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+# A new step waits for the resources of the old one, mpirun's daemons on other nodes too, unless srun is told not to.
+BESIDE_STEP = {"SLURM_OVERLAP": "1"}
+
 MPIRUN_PROGRAMS = ("mpirun", "mpiexec", "mpiexec.hydra", "orterun", "prterun")
 
 
@@ -32,6 +35,7 @@ class Launch:
     is_root: bool = False
     oversubscribe: bool = False  # more ranks than cores
     in_container: bool = False
+    in_step: bool = False  # called within a step of srun, which a new step would wait for
     pass_on: tuple[str, ...] = ()  # variables that are set here and that ranks on other hosts need
     program: str = ""  # its path; "": found on PATH
 
@@ -57,6 +61,8 @@ def launch_environment(kind: str, launch: Launch) -> dict[str, str]:
         found |= dict.fromkeys(names, launch.interface)
     if launch.in_container:
         found |= launcher.in_container
+    if launch.in_step and not launcher.starts_a_step:
+        found |= BESIDE_STEP
     return found | launcher.binding(launch)
 
 
@@ -119,7 +125,8 @@ def _hydra_binding(launch: Launch) -> dict[str, str]:
 
 def _srun(launch: Launch) -> list[str]:
     """A step of the allocation; one failed task ends the others, which srun by itself would let wait for ever."""
-    words = [*_flag(f"--mpi={launch.srun_mpi}", bool(launch.srun_mpi)), "--kill-on-bad-exit=1", "--wait=60"]
+    words = _flag("--overlap", launch.in_step) + _flag(f"--mpi={launch.srun_mpi}", bool(launch.srun_mpi))
+    words += ["--kill-on-bad-exit=1", "--wait=60"]
     if launch.ranks is not None:
         words += [f"--ntasks={launch.ranks}", f"--cpus-per-task={launch.threads}"]
     bind = launch.cpu_bind if isinstance(launch.cpu_bind, str) else "mask_cpu:" + ",".join(launch.cpu_bind)

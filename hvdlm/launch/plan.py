@@ -16,8 +16,9 @@ from pathlib import Path
 
 from hvdlm.errors import UserError
 from hvdlm.host import affinity, physical_cores
-from hvdlm.launch.hosts import Hosts, allocated_hosts, expand_counts, fill, is_here
-from hvdlm.launch.launchers import LAUNCHERS, Launch, launch_environment, launch_words
+from hvdlm.launch.environment import is_in_step, is_word_of_pmi
+from hvdlm.launch.hosts import Hosts, allocated_hosts, expand_counts, fill, hosts_of_job, is_here
+from hvdlm.launch.launchers import BESIDE_STEP, LAUNCHERS, Launch, launch_environment, launch_words
 
 CHOICES = ("auto", *dict.fromkeys(launcher.asked_as for launcher in LAUNCHERS.values()))
 
@@ -79,10 +80,27 @@ def kind_of(mpirun: Path) -> str:
     return mpi_kind(version_of(mpirun))
 
 
-def start_command(ranks: int, command: list[str]) -> list[str]:
-    """`command` on `ranks` ranks by this machine's mpirun. Inside a SLURM job it knows its hosts and slots itself."""
+def meets_through_slurm() -> bool:
+    """Whether this MPI may meet under srun without PMIx: MPICH's kin, or an Open MPI built with SLURM's own PMI."""
+    try:
+        mpirun = find_mpirun()
+        if kind_of(mpirun) == "hydra":
+            return True
+        info = subprocess.run([str(mpirun.with_name("ompi_info"))], capture_output=True, text=True, timeout=20).stdout
+    except (UserError, OSError, subprocess.TimeoutExpired):
+        return True  # nobody knows
+    return re.search(r"MCA pmix: (s1|s2|cray)\b", info) is not None
+
+
+def start_command(ranks: int, command: list[str], *, is_small: bool = False) -> list[str]:
+    """`command` on `ranks` ranks by this machine's mpirun. Inside a SLURM job it knows its hosts and slots itself.
+
+    A small one may have more ranks than the job has tasks.
+    """
     mpirun = find_mpirun()
-    launch = Launch(ranks, program=str(mpirun), is_root=os.geteuid() == 0, oversubscribe=ranks > physical_cores())
+    launch = Launch(
+        ranks, program=str(mpirun), is_root=os.geteuid() == 0, oversubscribe=is_small or ranks > physical_cores()
+    )
     return [*launch_words(kind_of(mpirun), launch), *with_own_count(ranks, command, os.environ)]
 
 
@@ -98,10 +116,10 @@ def with_own_count(ranks: int, command: list[str], env: Mapping[str, str]) -> li
 
 def fresh_environment() -> dict[str, str]:
     """This process's environment for a job of its own: what an enclosing launcher said is left out."""
-    prefixes = ("OMPI_COMM_WORLD_", "OMPI_UNIVERSE", "PMIX_", "PMI_", "PRTE_", "HOROVOD_RANK", "HOROVOD_SIZE")
-    settings = ("PRTE_MCA_", "PMIX_MCA_")  # of the user's, not words of a launcher
-    told = {name for name in os.environ if name.startswith(prefixes) and not name.startswith(settings)}
-    return {name: value for name, value in os.environ.items() if name not in told}
+    prefixes = ("OMPI_COMM_WORLD_", "OMPI_UNIVERSE", "PRTE_", "HOROVOD_RANK", "HOROVOD_SIZE")
+    told = {name for name in os.environ if name.startswith(prefixes) and not name.startswith("PRTE_MCA_")}
+    own = {name: value for name, value in os.environ.items() if name not in told and not is_word_of_pmi(name)}
+    return own | BESIDE_STEP if is_in_step() else own
 
 
 @dataclass(frozen=True)
@@ -127,6 +145,9 @@ def plan(asked: Asked, command: list[str]) -> LaunchPlan:
     """How `command` is started as asked on this machine. UserError where it cannot be."""
     in_job = "SLURM_JOB_ID" in os.environ
     allocation = allocated_hosts(os.environ) if in_job else ()
+    if not in_job and not asked.hosts:
+        asked = replace(asked, hosts=hosts_of_job(os.environ, asked.ranks))
+    in_step = is_in_step()
     ranks = count_ranks(asked, allocation, told=os.environ.get("SLURM_NTASKS"))
     hosts = fill(asked.hosts, ranks) if asked.hosts else ()
     kind, program, plugin = choose(asked.launcher, in_job=in_job)
@@ -137,6 +158,7 @@ def plan(asked: Asked, command: list[str]) -> LaunchPlan:
         is_root=os.geteuid() == 0,
         oversubscribe=not hosts and not allocation and ranks > physical_cores(),
         in_container=not can_read_other_processes(),
+        in_step=in_step,
     )
     added = {"OMP_NUM_THREADS": str(launch.threads)} if "OMP_NUM_THREADS" not in os.environ else {}
     added |= launch_environment(kind, launch)
@@ -150,7 +172,7 @@ def plan(asked: Asked, command: list[str]) -> LaunchPlan:
 
 def count_ranks(asked: Asked, allocation: Hosts, *, told: str | None) -> int:
     """How many ranks are asked for, which the hosts or the SLURM job must have slots for."""
-    slots, where = sum(slots for _, slots in asked.hosts), "slots in --hosts"
+    slots, where = sum(slots for _, slots in asked.hosts), "slots on the hosts named"
     if not asked.hosts and allocation:
         slots, where = int(told or 0) or sum(slots for _, slots in allocation), "tasks of this SLURM job"
     ranks = asked.ranks or slots

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hvdlm.errors import UserError
-
-STEP = "SLURM_STEP_NUM_TASKS"
+from hvdlm.launch.ancestors import Starter
+from hvdlm.launch.environment import STEP_TASKS
 
 
 def tasks_of_job(env: Mapping[str, str]) -> int | None:
@@ -21,18 +21,32 @@ def tasks_of_job(env: Mapping[str, str]) -> int | None:
     return int(per_node) * int(nodes) if per_node.isdigit() and nodes.isdigit() else None
 
 
-def check_tasks(env: Mapping[str, str], launched: tuple[int, int] | None) -> None:
+def check_tasks(
+    env: Mapping[str, str],
+    launched: tuple[int, int] | None,
+    starter: Starter = "unknown",
+    *,
+    has_mpirun_as_task: bool = False,
+) -> str:
     """UserError if the launcher started another number of ranks than the SLURM job has tasks, or there was none.
 
     `launched` is (rank, size) as the launcher said it. Within a step SLURM's numbers are those of the step: of
     srun's tasks, which MPI's own size is compared with, or of the daemons that an mpirun has on other nodes. An
-    interactive step (salloc, srun --pty) keeps the job's number beside its own.
+    interactive step (salloc) keeps the job's number beside its own. One process that a person types in the shell
+    of a step is meant as one; what is returned says so where the step has more tasks.
     """
-    tasks, step = tasks_of_job(env), env.get(STEP)
+    tasks, step = tasks_of_job(env), env.get(STEP_TASKS) if starter != "batch script" else None
     size = launched[1] if launched else 1
+    if has_mpirun_as_task and step is not None and int(step) > 1:
+        raise UserError(
+            f"srun started {step} copies of mpirun, so {step} jobs of {size} ranks; use srun or mpirun alone (for"
+            f" {step} jobs with folders of their own: `env -u {STEP_TASKS} mpirun ...`)"
+        )
+    if launched is None and step is not None and starter == "terminal":
+        return f"one process in a SLURM job of {tasks} tasks; `hvdlm launch` starts ranks here" if tasks != 1 else ""
     is_of_step = step is not None and (int(step) == tasks or int(step) == size > 1)
     if tasks is None or tasks == size or is_of_step:
-        return
+        return ""
     if size > 1:
         raise UserError(
             f"the launcher started {size} ranks in a SLURM job of {tasks} tasks; leave its -np out, or ask SLURM for"

@@ -29,6 +29,7 @@ class LstmConfig(FamilyConfig):
 
     carries_state = True
     without_cpu_fp16 = "an LSTM"
+    of_training = frozenset({"variational"})
 
     def build(self, vocab_size: int) -> nn.Module:
         return Lstm(self, vocab_size)

@@ -37,6 +37,8 @@ class TransformerConfig(FamilyConfig):
     )
     tie_embeddings: bool = Field(True, description="the output layer shares the input embedding")
 
+    of_training = frozenset({"activation_checkpointing"})
+
     @model_validator(mode="after")
     def _check(self) -> TransformerConfig:
         if self.width % (2 * self.heads):

@@ -2,52 +2,104 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import json
-import math
+import logging
+import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hvdlm.files import write_text_durably
+from hvdlm.files import naming, open_regular, to_json, write_text_durably
 from hvdlm.session.logs import LogConfig
 from hvdlm.world.interface import World
 
+log = logging.getLogger("hvdlm")
+
+METRICS = "metrics.jsonl"
+UNREADABLE = "metrics.jsonl.unreadable"  # lines that were no JSON objects
+BOARD_FLUSH_S = 30.0
+
 
 def read_metrics(path: Path, split: str | None = None) -> list[dict]:
-    """The rows of a metrics.jsonl, in order; a last line torn by a crash is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    """The rows of a metrics.jsonl, in order; lines that are none (torn by a crash, or somebody's note) are left out."""
+    rows = [row for _, row in _lines(path) if row is not None and _place(row)]
+    return [row for row in rows if split is None or row["split"] == split]
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict | None]]:
+    """Each line, and the JSON object that it is or None."""
+    if not path.exists():
+        return
+    with open_regular(path) as file:
+        data = file.read()
+    for line in filter(bytes.strip, data.removeprefix(codecs.BOM_UTF8).splitlines()):
         try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if split is None or row["split"] == split:
-            rows.append(row)
-    return rows
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            row = None
+        yield line, row if isinstance(row, dict) else None
+
+
+def _place(row: dict) -> tuple[int, str] | None:
+    """(step, split) of a row of ours."""
+    step, split = row.get("step"), row.get("split")
+    return (step, split) if type(step) is int and isinstance(split, str) else None
+
+
+def _keep_until(run_dir: Path, step: int) -> None:
+    """Drop the rows after `step` from metrics.jsonl; each of the others stands once, as it was written.
+
+    Objects that are no rows of ours stay too. What is no JSON is moved to a file beside it, with a word.
+    """
+    path = run_dir / METRICS
+    kept: dict[Any, bytes] = {}
+    torn: list[bytes] = []
+    num_dropped = 0
+    for number, (line, row) in enumerate(_lines(path)):
+        place = _place(row) if row is not None else None
+        if row is None:
+            torn.append(line)
+        elif place is None:
+            kept[number] = line
+        elif place[0] <= step:
+            kept[place] = line
+        else:
+            num_dropped += 1
+    if torn:
+        with naming(run_dir / UNREADABLE), (run_dir / UNREADABLE).open("ab") as file:
+            file.write(b"".join(line + b"\n" for line in torn))
+        log.warning("%s: lines that cannot be read: %d, moved to %s", path, len(torn), UNREADABLE)
+    if step and not kept:
+        log.warning("%s: holds none of the steps up to %d, which were trained already", path, step)
+    if not step and num_dropped:
+        log.warning("%s: there is no checkpoint: training begins anew, rows that are dropped: %d", path, num_dropped)
+    write_text_durably(path, b"".join(line + b"\n" for line in kept.values()).decode())
 
 
 class RunLog:
     """metrics.jsonl and TensorBoard of a run; on ranks other than 0 it writes nothing.
 
-    Rows after `step` are dropped when it opens: a resumed run repeats those steps, each stands once.
+    Rows after `step` are dropped when it opens: a resumed run repeats those steps, each stands once. A row that
+    cannot be written is `fault`, which `check` raises where all ranks can hear of it.
     """
 
     def __init__(self, config: LogConfig, run_dir: Path, world: World, *, step: int) -> None:
         self._file: Any = None
-        self._board: Any = None
+        self._board: _Board | None = None
+        self.fault: OSError | None = None
         if world.rank:
             return
         self._config, self._run_dir = config, run_dir
         self._open(step)
 
     def _open(self, step: int) -> None:
-        path = self._run_dir / "metrics.jsonl"
-        kept = [row for row in read_metrics(path) if row["step"] <= step]
-        write_text_durably(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = path.open("a", encoding="utf-8")
+        _keep_until(self._run_dir, step)
+        self._file = (self._run_dir / METRICS).open("a", encoding="utf-8")
         if self._config.tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(self._run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+            self._board = _Board(self._run_dir / "tensorboard", step)
 
     def rewind(self, step: int) -> None:
         """Drop the rows after `step`: those steps will be made again."""
@@ -56,14 +108,21 @@ class RunLog:
             self._open(step)
 
     def write(self, step: int, split: str, **values: float) -> None:
-        if self._file is None:
+        if self._file is None or self.fault is not None:
             return
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
-        self._file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
-        self._file.flush()
-        if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(f"{split}/{name}", value, step)
+        try:
+            with naming(self._run_dir / METRICS):
+                self._file.write(to_json({"step": step, "split": split, **values}) + "\n")
+                self._file.flush()
+            if self._board is not None:
+                self._board.write(step, {f"{split}/{name}": value for name, value in values.items()})
+        except OSError as error:  # this rank alone knows: the others learn it when all meet next
+            self.fault = error
+
+    def check(self) -> None:
+        """OSError if a row could not be written."""
+        if self.fault is not None:
+            raise self.fault
 
     def __enter__(self) -> RunLog:
         return self
@@ -71,4 +130,38 @@ class RunLog:
     def __exit__(self, *exception: object) -> None:
         for part in (self._file, self._board):
             if part is not None:
-                part.close()
+                with contextlib.suppress(OSError):  # each row was flushed, or is a fault already
+                    part.close()
+
+
+class _Board:
+    """TensorBoard's event file, written in this thread: a full disk ends SummaryWriter's own, for which it then waits.
+
+    After a resume at `step` a viewer forgets what it has seen of later steps.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        self._folder, self._event, self._scalar = folder, Event, scalar
+        self._flushed = time.monotonic()
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(str(folder / "events"), f".{uuid.uuid4().hex[:8]}")
+            if step:
+                start = SessionLog(status=SessionLog.START)
+                self._writer.write_event(Event(step=step + 1, wall_time=time.time(), session_log=start))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        with naming(self._folder):
+            for name, value in values.items():
+                summary = self._scalar(name, value)
+                self._writer.write_event(self._event(step=step, wall_time=time.time(), summary=summary))
+            if time.monotonic() - self._flushed > BOARD_FLUSH_S:
+                self._writer.flush()
+                self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()

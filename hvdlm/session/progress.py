@@ -7,16 +7,19 @@ import sys
 import time
 from typing import Any
 
-from hvdlm.tables import clock
+from hvdlm.tables import clock, count, figure
 from hvdlm.world.interface import World
 
 LINE_INTERVAL_S = 30.0
+SEPARATOR = " | "
+MIN_BAR, MAX_BAR = 10, 40  # columns
 
 
 class Progress:
-    """A rich bar on a terminal, a line now and then in a batch log, nothing on other ranks.
+    """A bar on a terminal, a line now and then in a batch log, nothing on other ranks.
 
-    `advance(amount, note)` counts; the note (loss, speed) stands beside the bar or on the line.
+    `advance(amount, note)` counts; the note (loss, speed) stands beside the bar or on the line: parts between " | ",
+    what matters most first.
     """
 
     def __init__(self, title: str, total: float, unit: str, world: World, *, done: float = 0, every: float = 0) -> None:
@@ -31,13 +34,10 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._speaks and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as RichProgress
+            from rich.live import Live
 
-            title, unit, note = map(TextColumn, ("{task.description}", self._unit, "{task.fields[note]}"))
-            columns = (title, BarColumn(), MofNCompleteColumn(), unit, note, TimeRemainingColumn())
-            self._bar = RichProgress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task(self._title, total=int(self._total), completed=int(self._done), note="")
+            console = Console(stderr=True)
+            self._bar = Live(console=console, get_renderable=lambda: self._row(console.width))
             self._bar.start()
         return self
 
@@ -57,11 +57,7 @@ class Progress:
 
     def advance(self, amount: float, note: str = "") -> None:
         before, self._done, self._note = self._done, self._done + amount, note
-        if not self._speaks:
-            return
-        if self._bar:
-            self._bar.update(self._task, completed=int(self._done), note=note)
-        elif self._is_line_due(before):
+        if self._speaks and not self._bar and self._is_line_due(before):
             self._line()
 
     def _is_line_due(self, before: float) -> bool:
@@ -69,13 +65,73 @@ class Progress:
             return int(self._done / self._every) > int(before / self._every) or before == self._first
         return time.monotonic() - self._last_line >= LINE_INTERVAL_S
 
+    @property
+    def _counted(self) -> str:
+        if self._total < 100 and self._total != int(self._total):  # a few megabytes
+            return f"{self._done:.2f}/{self._total:.2f}"
+        return f"{count(self._done)}/{count(self._total)}"
+
+    @property
+    def _left(self) -> str:
+        """The time that is left at the speed so far."""
+        advanced = self._done - self._first
+        left_s = (self._total - self._done) * self.spent_s / advanced if advanced > 0 else 0.0
+        return f"{clock(left_s)} left" if left_s >= 1 else ""
+
+    def _parts(self) -> list[str]:
+        if self._note:
+            return self._note.split(SEPARATOR)
+        rate = (self._done - self._first) / self.spent_s if self.spent_s else 0.0
+        return [f"{figure(rate, 1)} {self._unit}/s"]
+
     def _line(self) -> None:
         self._last_line = time.monotonic()
-        spent_s = self._last_line - self._start
-        rate = (self._done - self._first) / spent_s if spent_s else 0.0
-        left_s = (self._total - self._done) / rate if rate else 0.0
-        note = f" | {self._note}" if self._note else f" | {rate:.3g} {self._unit}/s"
-        eta = f" | {clock(left_s)} left" if left_s >= 1 else ""
-        logging.getLogger("hvdlm").info(
-            "%s %.6g/%.6g %s%s%s", self._title, self._done, self._total, self._unit, note, eta
+        parts = [f"{self._title} {self._counted} {self._unit}", *self._parts(), self._left]
+        logging.getLogger("hvdlm").info("%s", SEPARATOR.join(filter(None, parts)))
+
+    def _row(self, width: int) -> Any:
+        """The bar with what is said around it, on one row of a terminal."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        head, bar_width, tail = arranged(
+            width, title=self._title, counted=self._counted, unit=self._unit, parts=self._parts(), left=self._left
         )
+        bar = [ProgressBar(total=max(self._total, 1e-9), completed=self._done, width=bar_width)] if bar_width else []
+        row = Table.grid(padding=0)
+        row.add_row(*([Text(head, no_wrap=True)] if head else []), *bar, Text(tail, no_wrap=True))
+        return row
+
+
+def arranged(width: int, *, title: str, counted: str, unit: str, parts: list[str], left: str) -> tuple[str, int, str]:
+    """(text, columns of a bar, text) that fit into `width` columns together, the essential first.
+
+    The count, the first part and the time left are kept longest; then come title and unit, a short bar, the other parts
+    in their order, and a bar as long as there is room for.
+
+    >>> arranged(30, title="train", counted="9/1500", unit="steps", parts=["loss 4.1", "lr 1"], left="0:12 left")
+    ('', 0, '9/1500 | loss 4.1 | 0:12 left')
+    >>> arranged(60, title="train", counted="9/1500", unit="steps", parts=["loss 4.1", "lr 1"], left="0:12 left")
+    ('train ', 10, ' 9/1500 steps | loss 4.1 | 0:12 left | lr 1')
+    """
+    room = width - 1 - len(counted)  # the last column stays empty: some terminals wrap there
+    kept = [counted]
+    for text in filter(None, (*parts[:1], left)):
+        if len(SEPARATOR) + len(text) <= room:
+            kept.append(text)
+            room -= len(SEPARATOR) + len(text)
+    if len(unit) + 1 <= room:
+        kept[0] += f" {unit}"
+        room -= len(unit) + 1
+    head = f"{title} " if len(title) + 1 <= room else ""
+    room -= len(head)
+    bar = MIN_BAR if room > MIN_BAR else 0
+    room -= bar + 1 if bar else 0
+    for text in parts[1:]:
+        if len(SEPARATOR) + len(text) > room:
+            break
+        kept.append(text)
+        room -= len(SEPARATOR) + len(text)
+    bar = min(MAX_BAR, bar + room) if bar else 0
+    return head, bar, (" " if bar else "") + SEPARATOR.join(kept)

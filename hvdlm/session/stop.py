@@ -6,16 +6,21 @@
 | SAVE | save now and go on; removed |
 | KILL | end at once without saving, at every start as long as it is there |
 
+A signal asks for the same as STOP: TERM and USR1 of a scheduler, INT (Ctrl-C), HUP of a terminal that was closed. One
+that was ignored when the process began stays so, as `nohup` and a shell's `&` want it. A second Ctrl-C ends at once.
+
 `owner` in a run folder names the job that writes there. A node that the scheduler takes for lost may run its ranks
 on while the requeued job trains elsewhere: whoever started last owns the folder, and the other ends.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import logging
 import os
 import signal
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -25,10 +30,15 @@ from enum import IntEnum
 from pathlib import Path
 
 from hvdlm.errors import StoppedOnRequest
-from hvdlm.files import write_text_durably
+from hvdlm.files import read_json, to_json, write_text_durably
 from hvdlm.world.interface import World
 
+log = logging.getLogger("hvdlm")
+
 STOP, STOPPED, SAVE, KILL, OWNER = "STOP", "STOPPED", "SAVE", "KILL", "owner"
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+ONE_PRESS_S = 0.5  # a terminal and a launcher may both hand on one Ctrl-C
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 SPARE_S = 5.0  # for leaving MPI
 GUESSED_BYTES_PER_S = 200e6  # of a save, before the first; a slow share of a parallel file system
 
@@ -39,8 +49,9 @@ class Wish(IntEnum):
     NONE = 0
     SAVE = 1
     STOP = 2
-    KILL = 3
-    OUSTED = 4  # another job has taken the folder over
+    FAULT = 3  # a rank cannot write what it must
+    KILL = 4
+    OUSTED = 5  # another job has taken the folder over
 
 
 @dataclass(frozen=True)
@@ -57,15 +68,32 @@ class StopFlag:
     def __init__(self, folder: Path, world: World, job: BatchJob) -> None:
         self._folder, self._job, self._is_root = folder, job, world.rank == 0
         self._signalled = ""
+        self._interrupted: float | None = None  # when Ctrl-C came first
         self._token = self._ouster = ""
         self._save_s = self._longest_s = self._guess_s = 0.0
         self._looked: float | None = None
         self.reason = ""  # in words, as far as this rank knows
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in heard():
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: object) -> None:
         self._signalled = signal.Signals(number).name  # no more here: ranks are at different points
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        if number != signal.SIGINT:
+            return
+        now = time.monotonic()
+        if self._interrupted is None:
+            self._interrupted = now
+            self._tell("interrupted: ends as soon as its work is saved; a second Ctrl-C ends at once")
+        elif now - self._interrupted > ONE_PRESS_S:
+            self._tell("interrupted again: ends at once, without saving")
+            os._exit(EXIT_INTERRUPTED)
+
+    def _tell(self, text: str) -> None:
+        if self._is_root:
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, f"hvdlm: {text}\n".encode())
 
     def look(self) -> Wish:
         """What is asked for now."""
@@ -88,14 +116,14 @@ class StopFlag:
         self._token = uuid.uuid4().hex
         who = {"token": self._token, "host": socket.gethostname(), "pid": os.getpid(), "job": self._job.id}
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        write_text_durably(self._folder / OWNER, json.dumps({**who, "started": started, **facts}, indent=1) + "\n")
+        write_text_durably(self._folder / OWNER, to_json({**who, "started": started, **facts}, indent=1) + "\n")
 
     def ouster(self) -> str:
         """Who has taken the folder over, or nothing; a file that cannot be read says nothing new."""
         if self._ouster or not self._token:
             return self._ouster
         try:
-            owner = json.loads((self._folder / OWNER).read_text(encoding="utf-8"))
+            owner = read_json(self._folder / OWNER)
         except (OSError, ValueError):
             return ""
         if not isinstance(owner, dict) or owner.get("token") == self._token:
@@ -130,25 +158,55 @@ class StopFlag:
         return self._job.end is not None and self._job.end - time.time() < margin_s
 
 
+def _leave_terminal() -> None:
+    """Let what is said to a terminal that was closed go nowhere: to write there is an error, and work is still to do."""
+    for stream in (1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream)
+            os.close(nowhere)
+
+
+def heard() -> list[int]:
+    """The signals that ask to stop, but for those that whoever started this process wants ignored."""
+    of_people = (signal.SIGINT, signal.SIGHUP)
+    return [n for n in SIGNALS if n not in of_people or signal.getsignal(n) != signal.SIG_IGN]
+
+
 @contextmanager
 def stop_flag(folder: Path, world: World, job: BatchJob = BatchJob()) -> Iterator[StopFlag]:
     """A flag for the body; afterwards signals mean what they meant before, and a STOP file is a STOPPED file.
 
     A rank that ends because it was asked to is deaf from then on: srun takes the first exit code 75 for a failure
-    and sends TERM to the ranks that are still leaving, whose codes would then hide it.
+    and sends TERM to the ranks that are still leaving, whose codes would then hide it. Ctrl-C still ends it.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in heard()}
     if world.rank == 0:
-        (folder / STOPPED).unlink(missing_ok=True)
+        _clear(folder / STOPPED)
     flag = StopFlag(folder, world, job)
     afterwards = before
     try:
         yield flag
     except StoppedOnRequest:
-        afterwards = dict.fromkeys(before, signal.SIG_IGN)
+        afterwards = {n: signal.SIG_DFL if n == signal.SIGINT else signal.SIG_IGN for n in before}
         raise
     finally:
         for number, handler in afterwards.items():
             signal.signal(number, handler)
-        if world.rank == 0 and (folder / STOP).exists() and not flag.ouster():  # the new owner's to answer
-            (folder / STOP).replace(folder / STOPPED)
+        with _only_warning(folder / STOP):
+            if world.rank == 0 and (folder / STOP).exists() and not flag.ouster():  # the new owner's to answer
+                (folder / STOP).replace(folder / STOPPED)
+
+
+def _clear(path: Path) -> None:
+    with _only_warning(path):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _only_warning(path: Path) -> Iterator[None]:
+    """No reason to fail: the file is for people."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s: cannot be moved or removed (%s); do it by hand", path, error.strerror)

@@ -19,6 +19,7 @@ from hvdlm.sync import AutoConfig, SyncConfig
 from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig
 from hvdlm.train.batch_plan import BatchPlan, RampConfig
 from hvdlm.train.guard import GuardConfig
+from hvdlm.train.init_config import InitConfig
 from hvdlm.world.connect import WorldKind
 
 
@@ -39,7 +40,9 @@ class TrainConfig(Section):
     precision: Precision = Field("fp32", description="of matrix products; parameters and sums stay fp32")
     compile: Free[bool] = Field(False, description="torch.compile the model")
     eval_every: Free[int] = Field(100, ge=1, description="steps between validations; the last step always has one")
-    eval_tokens: Free[int] = Field(0, ge=0, description="validate on the first so many tokens of each corpus; 0 is all")
+    eval_tokens: Free[int] = Field(
+        0, ge=0, description="validate on so many tokens of each corpus, spread over its split; 0 is all"
+    )
     digest_every: Free[int] = Field(100, ge=0, description="steps between checks that replicas are equal; 0 is never")
     device: Free[DeviceChoice] = Field("auto", description="auto: a GPU a rank where there are any")
     threads: Free[int] = Field(
@@ -60,6 +63,7 @@ class RunConfig(Section):
 
     run_dir: Free[Path] = Field(strict=False, description="folder of this run; an existing one is resumed")
     seed: int = Field(0, description="of initial weights, data order and every random draw")
+    init: InitConfig | None = Field(None, description="begin with the weights of another run")
     data: DataConfig
     model: ModelConfig = TransformerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated
 
 from pydantic import Field
@@ -91,4 +91,6 @@ class Guard:
         return asdict(self.state)
 
     def load(self, state: dict) -> None:
-        self.state = GuardState(**state)
+        """Take what `to_dict` gave, here or in another version."""
+        known = {field.name for field in fields(GuardState)}
+        self.state = GuardState(**{name: value for name, value in state.items() if name in known})

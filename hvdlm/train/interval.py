@@ -18,11 +18,12 @@ from hvdlm.compute.peak_flops import peak_flops
 from hvdlm.host import memory_bytes
 from hvdlm.models.flops import flops_per_token
 from hvdlm.session.stop import Wish
+from hvdlm.tables import figure
 from hvdlm.train.guard import Verdict
 from hvdlm.train.replicas import fold, tensor_digests
 from hvdlm.train.step import Engine, StepResult
 
-TARGET_S = 1.0  # a signal is heard after about this time
+TARGET_S = 0.25  # a signal is heard after about this time
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,10 @@ class Interval:
         """For a person: what matters, in a few words."""
         last, live = self.steps[-1], self.live
         mfu = f" | MFU {live['mfu']:.0%}" if "mfu" in live else ""
-        noise = f" | noise scale {live['noise_scale']:.3g}" if "noise_scale" in live else ""
+        noise = f" | noise scale {figure(live['noise_scale'], 1)}" if "noise_scale" in live else ""
         return (
-            f"loss {last.loss:.4f} | ppl {live['perplexity']:.4g} | lr {last.lr:.2e} | norm {last.grad_norm:.3g}"
+            f"loss {last.loss:.4f} | ppl {figure(live['perplexity'], 2)} | lr {last.lr:.2e}"
+            f" | norm {figure(last.grad_norm)}"
             f" | {self.tokens_per_s:,.0f} tokens/s{mfu} | data {live['data_wait']:.1%} comm {live['exposed_comm']:.1%}"
             f" spread {live['straggler_spread']:.1%} | {live['memory_gb']:.2f} GB{noise}"
         )

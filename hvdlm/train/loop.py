@@ -17,14 +17,20 @@ from hvdlm.session.metrics import RunLog
 from hvdlm.session.progress import Progress
 from hvdlm.session.stop import SAVE, StopFlag, Wish
 from hvdlm.session.watchdog import watchdog
+from hvdlm.tables import figure
 from hvdlm.tasks.evaluate import Evaluation, SplitEvaluation
 from hvdlm.train.config import RunConfig, TrainConfig
 from hvdlm.train.guard import Verdict
-from hvdlm.train.interval import Interval, IntervalMeter
+from hvdlm.train.interval import Interval, IntervalMeter, StepFacts
 from hvdlm.train.replicas import name_stray
 from hvdlm.train.step import Engine
 
 log = logging.getLogger("hvdlm")
+
+DIVERGED = (
+    "the run has diverged; start another run_dir with a lower optim.lr or a smaller optim.clip, or see guard.nonfinite"
+    " and guard.spike"
+)
 
 
 class Loop:
@@ -40,9 +46,14 @@ class Loop:
         self.tokens, self.seconds = 0, 0.0  # of this process
         self.ending = ""  # why it ends before the last step
         self.is_stopped = False  # on request, to be resumed
+        self.fault = ""  # why what it ends with is no result
+        self.updates = 0  # that this process has applied
+        self.is_proven = False  # a step after the newest checkpoint has shown that it is sound
+        self.unsound: set[int] = set()  # checkpoints that were passed over; of rank 0
         self.rewinds = 0
         self.loss: float | None = None
         self.evaluation: Evaluation | None = None
+        self.figures: dict = {}  # as of the last save; of a checkpoint that was resumed, its own
 
     def run(self, first: int, progress: Progress) -> None:
         """From step `first` to an end. Every decision follows from numbers that all ranks have."""
@@ -51,21 +62,42 @@ class Loop:
         if first >= self.engine.total_steps or self.ending:
             why = self.ending and f": {self.ending}"
             log.info("%s is at step %d of %d already%s", self.config.run_dir, first, self.engine.total_steps, why)
+            self._check_result()
             return
+        self.fault = ""  # it goes on
+        self._find_unsound()
         meter = IntervalMeter(self.engine, self.config.log.every)
         with watchdog(self.engine.world, self.config.guard.stall_s):
             self._train(meter, progress)
+        self.engine.world.on_root(self.run_log.check)
+        if not self.is_stopped:
+            self._check_result()
+
+    def _check_result(self) -> None:
+        """UserError for a run that has reached its end with nothing to show for it; all that was saved is kept."""
+        if self.fault:
+            raise UserError.shared(
+                f"{self.config.run_dir}: ended at step {self.step} without a result: {self.fault}: {DIVERGED}"
+            )
+
+    def _find_unsound(self) -> None:
+        """On rank 0: later checkpoints than the one that was loaded were damaged or not finite."""
+        if self.engine.world.rank == 0:
+            self.unsound = {step for step in checkpoint.complete_steps(self.config.run_dir) if step > self.step}
 
     def _train(self, meter: IntervalMeter, progress: Progress) -> None:
         while self.step < self.engine.total_steps and not self.ending and not self.is_stopped:
             end = meter.next_end(self.step)
             results = self.engine.run(self.step, end)
-            interval = meter.agree(self.step, end, results, wish=self.stop.look())
+            self.updates += sum(result.verdict == Verdict.APPLY for result in results)
+            wish = Wish.FAULT if self.run_log.fault else Wish.NONE
+            interval = meter.agree(self.step, end, results, wish=max(wish, self.stop.look()))
             self._obey(interval)
             if self._judge(interval):
                 progress.reach(self.step, f"rewound to step {self.step}")
                 meter.restart_clock()
                 continue
+            self._prune(interval.steps[0])
             self._log(interval)
             progress.reach(end, interval.line)
             self._after(interval)
@@ -98,11 +130,34 @@ class Loop:
         if is_last or self.step % train.eval_every == 0:
             self._validate()
             is_last = is_last or bool(self.ending)
+        if is_last:
+            self.fault = self._find_fault()
         if is_last or interval.wish >= Wish.SAVE or self.step % self.config.checkpoint.every == 0:
-            self._save()
+            self._save_or_rewind(interval)
             gc.collect()
         if self.ending:
             log.info("ending at step %d: %s", self.step, self.ending)
+        if is_last and not self.fault:
+            self._prune(interval.steps[-1])
+
+    def _find_fault(self) -> str:
+        """Why what this run ends with is no result, or nothing. Collective."""
+        if not sum(self.engine.world.gather(self.updates)):
+            return f"every update since step {self.first} was left out"
+        if self.evaluation is not None and not math.isfinite(self.evaluation.loss):
+            return f"validation loss {self.evaluation.loss}"
+        if self.evaluation is None and self.loss is not None and not math.isfinite(self.loss):
+            return f"loss {self.loss}"
+        return ""
+
+    def _prune(self, facts: StepFacts) -> None:
+        """On rank 0: drop old checkpoints, once a step has shown that the weights of the newest give a finite loss."""
+        if self.is_proven or not (math.isfinite(facts.loss) and math.isfinite(facts.grad_norm)):
+            return
+        self.is_proven = True
+        if self.engine.world.rank == 0 and not self.stop.ouster():
+            keep = self.config.checkpoint.keep
+            checkpoint.prune(self.config.run_dir, self.step, keep=keep, unsound=self.unsound)
 
     def _validate(self) -> None:
         with self.engine.evaluated_weights():
@@ -125,37 +180,39 @@ class Loop:
         if bad is not None and verdict == Verdict.APPLY:  # nobody had looked before
             verdict = Verdict.STOP
         if verdict == Verdict.REWIND:
-            return self._rewind(interval)
+            self._rewind(interval, engine.guard.reason or "a gradient on another rank")
+            return True
         if verdict == Verdict.STOP:
             step = bad or interval.steps[-1]
             reason = engine.guard.reason or f"loss {step.loss}, gradient norm {step.grad_norm}"
-            raise UserError.shared(
-                f"step {step.step}: {reason}: the run has diverged; start another run_dir with a lower optim.lr or a "
-                "smaller optim.clip, or see guard.nonfinite and guard.spike"
-            )
+            raise UserError.shared(f"step {step.step}: {reason}: {DIVERGED}{self._doubt()}")
         if verdict == Verdict.SKIP:
             log.warning("steps up to %d: left out an update (%s)", interval.end, engine.guard.reason or "fp16 overflow")
         engine.guard.reason = ""
         return False
 
-    def _rewind(self, interval: Interval) -> bool:
+    def _doubt(self) -> str:
+        """What else may help, if no step since the checkpoint that was loaded has been sound."""
+        if self.is_proven or not self.first or self.step != self.first:
+            return ""
+        return f"; step {self.first} was loaded just before: remove that checkpoint to go on from the one before it"
+
+    def _rewind(self, interval: Interval, reason: str) -> None:
         """Back to the last checkpoint, and past the samples since then: with them it would happen again."""
-        engine, world = self.engine, self.engine.world
+        engine, world, run_dir = self.engine, self.engine.world, self.config.run_dir
         self.rewinds += 1
-        path = world.on_root(lambda: checkpoint.newest(self.config.run_dir))
+        before = None if self.is_proven else self.step  # what broke in the first step after it may have broken it
+        path = world.on_root(lambda: checkpoint.newest(run_dir, before=before) or checkpoint.newest(run_dir))
         if path is None or self.rewinds > self.config.guard.max_skips:
             why = "there is no checkpoint yet" if path is None else f"{self.rewinds - 1} times already"
-            raise UserError.shared(
-                f"step {interval.end}: {engine.guard.reason or 'a broken gradient'}, and cannot rewind: {why}; "
-                "lower optim.lr"
-            )
-        reason, left_out = engine.guard.reason or "a gradient on another rank", engine.left_out
+            raise UserError.shared(f"step {interval.end}: {reason}, and cannot rewind: {why}; lower optim.lr")
+        left_out = engine.left_out
         with world.together():
             self.step = engine.restore(path)
             self.run_log.rewind(self.step)
         engine.left_out = left_out + engine.plan.samples_before(interval.end) - engine.plan.samples_before(self.step)
         log.warning("%s: back to step %d, and past the samples up to step %d", reason, self.step, interval.end)
-        return True
+        self._find_unsound()
 
     def _log(self, interval: Interval) -> None:
         for facts in interval.steps:
@@ -164,14 +221,28 @@ class Loop:
             tokens = self.engine.tokens_before(facts.step)
             self.run_log.write(facts.step, "train", **values, tokens=tokens, **live)
 
-    def _save(self) -> None:
-        """Rank 0 writes; a full disk or a lost folder ends the run on all ranks, older checkpoints stay."""
+    def _save_or_rewind(self, interval: Interval) -> None:
+        """A state that is not finite is no checkpoint: it ends the run, or is left for the one before it."""
+        culprit = self._save()
+        if culprit and self.config.guard.nonfinite == "rewind":
+            self.ending = ""
+            self._rewind(interval, culprit)
+        elif culprit:
+            raise UserError.shared(f"step {self.step}: {culprit}, and is not saved: {DIVERGED}")
+
+    def _save(self) -> str:
+        """Rank 0 writes; a full disk or a lost folder ends the run on all ranks, older checkpoints stay.
+
+        Returns what is not finite, where nothing was saved for it.
+        """
         start = time.monotonic()
         tensors, scalars = self.engine.collect()
         manifest = self.corpora.manifest
+        self.figures = self._figures()
         state = {
             "tokens": self.engine.tokens_before(self.step),
             "seconds": self.spent_s,
+            "fault": self.fault,
             "ranks": self.engine.world.size,
             "threads": torch.get_num_threads(),  # a rank; another number may change last bits
             "tokenizer_digest": manifest.tokenizer_digest,
@@ -179,38 +250,52 @@ class Loop:
             "vocab_size": manifest.vocab_size,
             "eos_id": manifest.eos_id,
             "engine": scalars,
+            "figures": self.figures,
             "config": self.config.model_dump(mode="json"),
         }
-        path = self.engine.world.on_root(lambda: self._write(state, tensors))
+        path, culprit = self.engine.world.on_root(lambda: self._write(state, tensors))
         seconds = time.monotonic() - start
-        self.stop.saved(seconds)
-        log.info("saved %s in %.2f s", path, seconds)
+        if path is not None:
+            self.stop.saved(seconds)
+            self.is_proven = False
+            log.info("saved %s in %.2f s", path, seconds)
+        return culprit
 
-    def _write(self, state: dict, tensors: dict[str, torch.Tensor]) -> Path:
+    def _write(self, state: dict, tensors: dict[str, torch.Tensor]) -> tuple[Path | None, str]:
+        """On rank 0: the checkpoint, or what in it is not finite."""
         self._check_owner()
         parts = self.engine.model, self.engine.sync.optimizer, state, tensors
-        keep, permit = self.config.checkpoint.keep, self._check_owner
         try:
-            path = checkpoint.save(self.config.run_dir, self.step, *parts, keep=keep, permit=permit)
+            path = checkpoint.save(self.config.run_dir, self.step, *parts, permit=self._check_owner)
+        except checkpoint.NotFiniteError as error:
+            return None, str(error)
         except Exception:  # the new owner removes what the old one left half written
             self._check_owner()
             raise
+        self.unsound.discard(self.step)
         (self.config.run_dir / SAVE).unlink(missing_ok=True)
-        return path
+        return path, ""
 
     def summary(self) -> dict:
-        """What `hvdlm train --json` prints."""
-        steps = self.step - self.first
+        """What `hvdlm train --json` prints: of a run that had ended before, what it printed then."""
+        known = {name: self.figures.get(name, value) for name, value in self._figures().items()}
+        known["ending"] = self.ending or known["ending"]
+        return {"run_dir": str(self.config.run_dir), "step": self.step, **known, "sync": self.engine.sync.kind}
+
+    def _figures(self) -> dict:
+        """Speed and traffic are those of the process that made the last step."""
+        steps, found, losses = self.step - self.first, self.evaluation, self.engine.val_losses
         return {
-            "run_dir": str(self.config.run_dir),
-            "step": self.step,
             "ending": self.ending or "all steps",
             "loss": self.loss,
-            "val_loss": self.evaluation.loss if self.evaluation else None,
+            "val_loss": found.loss if found else losses[-1] if losses else None,
+            "val_tokens": found.num_tokens if found else None,
+            "val_split_tokens": found.split_tokens if found else None,
+            "best_val_loss": min(losses, default=None),
+            "tokens": self.engine.tokens_before(self.step),
             "seconds": round(self.seconds, 3),
             "tokens_per_s": self.tokens / self.seconds if self.seconds else None,
             "bytes_per_step": self.engine.sync.bytes_sent / steps if steps > 0 else None,
-            "sync": self.engine.sync.kind,
         }
 
 
@@ -233,6 +318,7 @@ class Validation:
     def __init__(self, config: RunConfig, engine: Engine, corpora: Corpora) -> None:
         self._train, self._engine = config.train, engine
         self._split: SplitEvaluation | None = None
+        self._how = ""
         judges = config.train.patience or config.train.target_loss is not None or config.optim.needs_validation
         if judges and not corpora.having("val"):
             raise UserError(
@@ -241,8 +327,14 @@ class Validation:
             )
         if corpora.having("val"):
             self._split = SplitEvaluation(
-                corpora, "val", seq_len=config.data.seq_len, max_tokens=config.train.eval_tokens
+                corpora,
+                "val",
+                seq_len=config.data.seq_len,
+                max_tokens=config.train.eval_tokens,
+                streams=config.train.global_batch if config.data.order == "contiguous" else 0,
             )
+            if config.data.order == "contiguous":
+                self._how = f", {self._split.protocol}"
 
     def run(self, step: int, run_log: RunLog) -> Evaluation | None:
         if self._split is None:
@@ -251,5 +343,8 @@ class Validation:
         result, by_corpus = self._split.run(model, batch=train.micro_batch, precision=train.precision, world=world)
         values = {k: v for k, v in result.to_dict().items() if v is not None and k != "unigram_loss"}
         run_log.write(step, "val", **values, **{f"loss/{name}": part.loss for name, part in by_corpus.items()})
-        log.info("step %d: validation loss %.4f, perplexity %.2f", step, result.loss, result.perplexity)
+        log.info(
+            "step %d: validation loss %.4f, perplexity %s, on %s%s",
+            *(step, result.loss, figure(result.perplexity, 2), result.coverage, self._how),
+        )
         return result

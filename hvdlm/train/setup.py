@@ -16,28 +16,34 @@ from pathlib import Path
 
 import torch
 import yaml
+from pydantic import ValidationError
 
 from hvdlm import checkpoint
 from hvdlm.config import free_on_resume, to_yaml
 from hvdlm.data.corpora import Corpora, open_corpora
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import StoppedOnRequest, UserError
-from hvdlm.files import write_text_durably
+from hvdlm.files import read_text, write_text_durably
 from hvdlm.host import affinity
 from hvdlm.launch.environment import memory_is_tuned
 from hvdlm.models import num_parameters
 from hvdlm.session.metrics import RunLog
 from hvdlm.session.progress import Progress
 from hvdlm.session.stop import KILL, BatchJob, StopFlag, stop_flag
+from hvdlm.tables import count, figure
 from hvdlm.tokenizer import load
 from hvdlm.train.config import RunConfig
+from hvdlm.train.initial_weights import begin_with, pinned
 from hvdlm.train.loop import Loop, Validation
+from hvdlm.train.remarks import remarks
 from hvdlm.train.step import Engine
 from hvdlm.world.bindings import Binding, binding_map
 from hvdlm.world.interface import World
 from hvdlm.world.place import find_place
 
 log = logging.getLogger("hvdlm")
+
+CONFIG = "config.yaml"  # in a run's folder, for people and `hvdlm train RUN/config.yaml`
 
 # None of these changes a number of the steps already made. Folders may move: that their tokens and weights are the
 # same is known by digest.
@@ -68,21 +74,26 @@ def train(config: RunConfig, world: World, job: BatchJob = BatchJob()) -> dict: 
 def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
     if world.on_root((config.run_dir / KILL).exists):
         raise StoppedOnRequest(f"{config.run_dir / KILL} is there: nothing was started; remove it to go on")
+    config, source = world.on_root(lambda: pinned(config))
     engine, corpora = build_engine(config, world)
     with world.together():
+        if source is not None:
+            begin_with(source, engine, corpora.manifest.tokenizer_digest)
         validation = Validation(config, engine, corpora)
     found = world.on_root(lambda: _claim_run_dir(config, corpora, stop, engine.total_steps))
-    first, spent_s = 0, 0.0
+    first, saved = 0, {}
     if found is not None:
         with world.together():
             first = engine.restore(found)
-            spent_s = checkpoint.read_state(found).get("seconds", 0.0)
-        log.info("resuming from %s", found)
+            saved = checkpoint.read_state(found)
+        log.info("resuming from %s%s", found, "; init.from is not read again" if config.init else "")
     _announce(engine, config, corpora, world)
     with world.together():
         run_log = RunLog(config.log, config.run_dir, world, step=first)
     stop.expect(3 * sum(parameter.nbytes for parameter in engine.model.parameters()))  # Adam keeps two more of each
-    loop = Loop(engine, corpora, validation, run_log, stop, spent_s)
+    loop = Loop(engine, corpora, validation, run_log, stop, saved.get("seconds", 0.0))
+    loop.fault = saved.get("fault", "")
+    loop.figures = saved.get("figures", {})
     with (
         run_log,
         quiet_gc(),
@@ -98,7 +109,7 @@ def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
     if loop.is_stopped:
         reason = stop.reason or "a signal to another rank"
         raise StoppedOnRequest(
-            f"stopped at step {loop.step} of {engine.total_steps} by {reason}, saved; the same command resumes"
+            f"stopped at step {loop.step} of {count(engine.total_steps)} by {reason}, saved; the same command resumes"
         )
     return loop.summary()
 
@@ -118,20 +129,41 @@ def quiet_gc() -> Iterator[None]:
 def _claim_run_dir(config: RunConfig, corpora: Corpora, stop: StopFlag, total_steps: int) -> Path | None:
     """On rank 0: make the folder ours, write config.yaml and tokenizer.json, find the checkpoint to resume from."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    kept = config.run_dir / "config.yaml"
+    checkpoint.prepare(config.run_dir)
     found = checkpoint.newest(config.run_dir)
-    if found is not None and kept.exists():
-        changed = _changes(yaml.safe_load(kept.read_text()), config.model_dump(mode="json"))
-        if changed:
-            raise UserError(
-                f"{config.run_dir}: was started with other settings ({'; '.join(changed)}); set another run_dir"
-            )
-    if found is not None and checkpoint.read_state(found)["data_digest"] != corpora.digest:
-        raise UserError(f"{corpora}: is not the data that {found} was trained on; put that back or set another run_dir")
-    write_text_durably(kept, to_yaml(config))
+    if found is not None:
+        _check_same(config, corpora, found)
+    write_text_durably(config.run_dir / CONFIG, to_yaml(config))
     write_text_durably(config.run_dir / TOKENIZER, load(corpora.corpora[0].path / TOKENIZER).to_json())
     stop.own(total_steps=total_steps)
     return found
+
+
+def _check_same(config: RunConfig, corpora: Corpora, found: Path) -> None:
+    """UserError if a checkpoint was made with other settings or data; its own word counts, not that of config.yaml."""
+    state, now = checkpoint.read_state(found), config.model_dump(mode="json")
+    if changed := _changes(_completed(state["config"]), now):
+        raise UserError(
+            f"{config.run_dir}: was started with other settings ({'; '.join(changed)}); set another run_dir"
+        )
+    if state["data_digest"] != corpora.digest:
+        raise UserError(f"{corpora}: is not the data that {found} was trained on; put that back or set another run_dir")
+    kept = config.run_dir / CONFIG
+    try:
+        written = yaml.safe_load(read_text(kept))
+        edited = _changes(_completed(written), now) if isinstance(written, dict) else ["no settings"]
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        edited = ["missing or damaged"]
+    if edited:
+        log.warning("%s: is not what %s was trained with (%s): it is written anew", kept, found.name, "; ".join(edited))
+
+
+def _completed(values: dict) -> dict:
+    """Settings that were written down, with what later versions have added to them."""
+    try:
+        return RunConfig.model_validate(values).model_dump(mode="json")
+    except ValidationError:  # of a version that had other keys: all that differs is named
+        return values
 
 
 def _changes(before: dict, now: dict, prefix: str = "") -> list[str]:
@@ -151,13 +183,13 @@ def _changes(before: dict, now: dict, prefix: str = "") -> list[str]:
 def _announce(engine: Engine, config: RunConfig, corpora: Corpora, world: World) -> None:
     train, batch = config.train, config.train.global_batch
     names = ", ".join(corpus.name for corpus in corpora.corpora)
-    epochs = ", ".join(f"{samples / batch:,.1f}" for samples in engine.batches.epoch_samples)
+    epochs = ", ".join(f"{figure(samples / batch, 1)}" for samples in engine.batches.epoch_samples)
     log.info(
         f"{world.kind} world of {world.size}, sync {engine.sync.kind}, {engine.device},"
         f" {torch.get_num_threads()} threads a rank, {train.precision}"
         f" | {config.model.family} of {num_parameters(engine.model):,} parameters"
         f" | {batch // train.micro_batch} x {train.micro_batch} sequences of {config.data.seq_len} a step"
-        f" | {engine.total_steps} steps, an epoch of {names} is {epochs}"
+        f" | {count(engine.total_steps)} steps, an epoch of {names} is {epochs}"
     )
     memory = "as the user's malloc settings say" if memory_is_tuned() else "kept by the process (mallopt)"
     log.info("%s, freed memory %s", ", ".join(world.settings()) or "no MPI", memory)
@@ -171,4 +203,8 @@ def _announce(engine: Engine, config: RunConfig, corpora: Corpora, world: World)
         log.info("%s", line)
     unigram = corpora.unigram_loss("val")
     if unigram is not None:
-        log.info("validation loss to beat: %.4f (token frequencies alone)", unigram)
+        num_tokens = sum(corpus.manifest.splits["val"].num_tokens for corpus in corpora.having("val"))
+        text = "validation loss to beat: %.4f (token frequencies alone, on all %s tokens)"
+        log.info(text, unigram, f"{num_tokens:,}")
+    for remark in remarks(config, engine.plan, engine.total_steps, engine.batches.epoch_samples):
+        log.warning("%s", remark)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -257,7 +258,7 @@ class Engine:
         if "guard" in scalars:
             self.guard.load(scalars["guard"])
         self.left_out = scalars.get("left_out", 0)
-        self.val_losses = list(scalars.get("val_losses", []))
+        self.val_losses = [math.nan if loss is None else loss for loss in scalars.get("val_losses", [])]
         return state["step"]
 
     def close(self) -> None:

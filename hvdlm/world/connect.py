@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from hvdlm.errors import StoppedOnRequest, UserError
+from hvdlm.launch.ancestors import ancestors, has_mpirun_as_task, started_by
 from hvdlm.launch.environment import launched_as, launcher_waits_for_all, met_over_gloo
 from hvdlm.launch.slurm_tasks import check_tasks
 from hvdlm.world.interface import World
@@ -29,7 +30,9 @@ def connect(kind: WorldKind = "auto", *, prefer: Literal["mpi", "horovod"] = "mp
     """
     launched = launched_as()
     if kind != "serial" and needs_ranks:
-        check_tasks(os.environ, launched)
+        is_copied = has_mpirun_as_task(ancestors())
+        if remark := check_tasks(os.environ, launched, started_by(), has_mpirun_as_task=is_copied):
+            print(f"hvdlm: {remark}", file=sys.stderr, flush=True)
     if kind == "auto":
         kind = _choose(prefer)
     world: World
@@ -111,6 +114,10 @@ def connected(
             print(f"hvdlm: error: {error}", file=sys.stderr, flush=True)
             world.abort(2)
         world.close()
+        raise
+    except KeyboardInterrupt:
+        if world.size > 1:
+            world.abort(130)
         raise
     except BaseException:
         if world.size == 1:

@@ -137,6 +137,9 @@ class HorovodWorld(World):
         knobs = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
         return [", ".join([f"Horovod over {built}", *mpi, *knobs])]
 
+    def mpi_library(self) -> str:
+        return "none" if self._mpi is None else library_version()
+
     def abort(self, code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()

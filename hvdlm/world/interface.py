@@ -115,6 +115,10 @@ class World(ABC):
         """What was set for speed, a line each, for the log."""
         return []
 
+    def mpi_library(self) -> str:
+        """Name and version of the MPI that these ranks meet over; `none` where they do without."""
+        return "none"
+
     def mpi_communicator(self) -> Any:
         """The mpi4py communicator of these ranks, for a library that talks MPI itself; None where there is none."""
         return None

@@ -222,6 +222,9 @@ class MpiWorld(World):
     def settings(self) -> list[str]:
         return [f"{library_version()}, {YIELD}={os.environ[YIELD]}"]
 
+    def mpi_library(self) -> str:
+        return library_version()
+
     def mpi_communicator(self) -> Any:
         return self._comm
 

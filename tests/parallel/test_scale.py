@@ -1,14 +1,17 @@
 """The sweep runs real jobs and leaves records from which the report is written again."""
 
 import json
+import sys
 
 import pytest
 from harness import make_config, run_values, write_config
 
 from hvdlm.cli import main
-from hvdlm.perf.measure import MeasurementSpec, measure_and_write
+from hvdlm.errors import UserError
+from hvdlm.perf.measure import measure_and_write, read_spec
 from hvdlm.perf.record import read_all
-from hvdlm.perf.sweep import Effort, plan_study
+from hvdlm.perf.sweep import Effort, plan_study, sweep
+from hvdlm.world.serial import SerialWorld
 
 
 def test_scale_measures_both_modes_and_the_report_can_be_written_again(job, data_dir, tmp_path):
@@ -38,7 +41,34 @@ def test_scale_measures_both_modes_and_the_report_can_be_written_again(job, data
 def test_a_point_that_cannot_run_says_why(job, data_dir, tmp_path):
     config = write_config(tmp_path / "config.yaml", run_values("/nowhere", tmp_path / "run"))
     done = job(0, "scale", config, "--ranks", "1", "--mode", "weak", "--out", tmp_path / "s", code=2)
-    assert "hvdlm: error: measuring 1 ranks failed: /nowhere/manifest.json: there is none" in done.stderr
+    assert "hvdlm: error: measuring 1 rank failed: /nowhere/manifest.json: there is none" in done.stderr
+
+
+def test_one_process_is_measured_without_mpi(monkeypatch, data_dir, tmp_path):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    config = make_config(data_dir, tmp_path / "run", "world=serial")
+    point = {"ranks": [1], "modes": ("weak",), "effort": Effort(steps=3, warmup=1, repeats=1)}
+    (planned,) = plan_study(config, tmp_path / "s", **point, threads=1, records=tmp_path / "s" / "records")
+    planned.write()
+    (spec,) = planned.specs
+    measure_and_write(read_spec(spec), SerialWorld(), job="")
+    (record,) = read_all(tmp_path / "s")
+    assert (record.environment.mpi, record.environment.gpu, record.workload.threads) == ("none", "", 1)
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"config": 1, "steps": "x"}'])
+def test_a_measurement_that_is_not_there_is_named(tmp_path, content):
+    path = tmp_path / "r00001-b8-0.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=f"{path}: .*; plan the study again by `hvdlm scale` or `hvdlm submit scale`"):
+        read_spec(path)
+
+
+def test_a_sync_without_common_steps_has_no_scaling(data_dir, tmp_path):
+    config = make_config(data_dir, tmp_path / "run", "sync.kind=async", "world=mpi")
+    with pytest.raises(UserError, match="sync: async has no steps that all ranks share, so there is none to time"):
+        sweep(config, tmp_path / "s", ranks=[1], modes=("weak",), effort=Effort(steps=3, warmup=1, repeats=1))
 
 
 @pytest.mark.on_ranks(2, kind="horovod")
@@ -51,7 +81,7 @@ def test_a_planned_point_that_runs_again_replaces_its_own_record(world, data_dir
     world.barrier()
     world.on_root(planned[2].write)
     for path in [*planned[2].specs, next(iter(planned[2].specs))]:
-        measure_and_write(MeasurementSpec(**json.loads(path.read_text())), world, job="")
+        measure_and_write(read_spec(path), world, job="")
     records = read_all(tmp_path / "s")
     assert [(r.ranks, r.global_batch, r.repeat, r.is_weak) for r in records] == [(2, 24, 0, True), (2, 24, 1, True)]
     assert records[0].environment.started >= records[1].environment.started
@@ -66,4 +96,4 @@ def test_what_starts_its_own_ranks_is_not_started_under_a_launcher(words, monkey
     with pytest.raises(SystemExit) as caught:
         main([word.replace("CONFIG", str(config)) for word in words] + ["--out", str(tmp_path / "s")])
     assert caught.value.code == 2
-    assert capsys.readouterr().err.count(f"`hvdlm {words[0]}` starts its own ranks; call it without mpirun") == 1
+    assert capsys.readouterr().err.count(f"`hvdlm {words[0]}` starts its own ranks, and it was itself started") == 1

@@ -243,6 +243,52 @@ def test_evaluation_is_the_same_on_any_number_of_ranks(world, alone):
     assert found["bits_per_byte"] > 0
 
 
+@pytest.mark.on_ranks(1, 2, 3)
+def test_carried_evaluation_is_that_of_its_streams_on_any_number_of_ranks(world, alone):
+    """Streams are shared among ranks; one is read by one rank, and 12 are what validation in training had."""
+    run_dir = alone("data.order=contiguous", family="lstm")
+    for streams in (1, 2, 12):
+        expected, found = (
+            evaluate_checkpoint(run_dir, (), "val", by, streams=streams) for by in (SerialWorld(), world)
+        )
+        assert found["num_tokens"] == expected["num_tokens"] == found["split_tokens"]
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    assert found["loss"] == pytest.approx(losses(run_dir)["val"][-1], rel=1e-6)
+
+
+@on_three
+@pytest.mark.parametrize("options", [(), ("data.order=contiguous",)], ids=["windows", "streams"])
+def test_validation_on_a_part_is_the_same_on_any_number_of_ranks(train, alone, options):
+    options = (*options, "train.eval_tokens=1000", "train.steps=10")
+    found, expected = (
+        read_metrics(run / "metrics.jsonl", "val")
+        for run in (train("run", *options, family="lstm"), alone(*options, family="lstm"))
+    )
+    assert [row["num_tokens"] for row in found] == [row["num_tokens"] for row in expected]
+    assert 900 < found[0]["num_tokens"] < found[0]["split_tokens"] / 2
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=1e-5)
+
+
+@on_two
+@on_two_of_horovod
+def test_a_run_that_begins_with_other_weights_is_the_same_on_any_number_of_ranks(train, alone):
+    options = (f"init.from={alone()}", "init.optimizer=true", "train.steps=6", "optim.lr=1e-3")
+    found, expected = losses(train("run", *options)), losses(alone(*options))
+    assert found["train"] == pytest.approx(expected["train"], rel=1e-5)
+    assert found["train"][0] < losses(alone())["train"][0] - 0.5
+
+
+@on_two
+def test_a_run_that_has_ended_tells_its_figures_again_at_any_number_of_ranks(world, data_dir, tmp_path):
+    config = config_of(data_dir, tmp_path / "run", "train.steps=10")
+    first = setup.train(config, world)
+    assert first["val_loss"] == first["best_val_loss"] == losses(tmp_path / "run")["val"][-1]
+    assert first["tokens"] == 10 * 12 * 32
+    assert setup.train(config, world) == first
+    again = world.on_root(lambda: setup.train(config, SerialWorld()))
+    assert {**again, "sync": first["sync"]} == first
+
+
 WRONG = {
     "batch": ("train.global_batch=14", "global_batch 14 is not a multiple of micro_batch 2 x 2 ranks = 4"),
     "data": ("data.path=/nowhere", "/nowhere/manifest.json: there is none, so this is no finished data set"),

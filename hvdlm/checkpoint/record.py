@@ -1,0 +1,74 @@
+"""`state.json`: what a checkpoint says of itself, and how far that can be believed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hvdlm.files import read_json
+
+STATE = "state.json"
+
+# A name from a file is never a path: no separator, no dots to climb by.
+FileName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}\.safetensors$")]
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+class _Part(BaseModel):
+    """Of a file that anybody may have written: exact types, no infinity; what a later version adds is let pass."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class FileFacts(_Part):
+    """A file beside state.json."""
+
+    bytes: Count
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class ScalerFacts(_Part):
+    """The loss scale of fp16."""
+
+    scale: float = Field(gt=0)
+    quiet: Count
+
+
+class EngineFacts(_Part):
+    """What training goes on with besides tensors."""
+
+    sync: str = ""
+    guard: dict[str, int | float] = {}
+    left_out: Count = 0
+    val_losses: list[float | None] = []  # null: not finite
+    scaler: ScalerFacts | None = None
+
+
+class Record(_Part):
+    """The whole file. Every key but these is for people."""
+
+    step: Count
+    files: dict[FileName, FileFacts]
+    optimizer_scalars: dict[str, bool | int | float | None] = {}
+    config: dict[str, Any]
+    data_digest: str
+    tokenizer_digest: str
+    vocab_size: int = Field(ge=1)
+    eos_id: Count
+    seconds: float = Field(0.0, ge=0)
+    ranks: int = Field(1, ge=1)
+    fault: str = ""  # why what the run has ended with is no result
+    engine: EngineFacts = EngineFacts()
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """state.json of a checkpoint folder, its known keys checked; ValueError or OSError that says what is wrong."""
+    found = read_json(folder / STATE)
+    try:
+        Record.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc'])) or STATE}: {first['msg']}") from None
+    return found

@@ -1,0 +1,171 @@
+"""A new run that begins with the weights of another one, or of one of its checkpoints.
+
+    hvdlm train configs/quickstart.yaml run_dir=runs/tuned init.from=runs/tour optim.lr=3e-4 data.path=runs/mine
+
+Steps, schedule, data order and validation losses are the new run's own and begin at 0.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hvdlm import checkpoint
+from hvdlm.errors import UserError
+from hvdlm.train.config import RunConfig
+from hvdlm.train.init_config import InitConfig
+from hvdlm.train.step import Engine
+
+log = logging.getLogger("hvdlm")
+
+
+def pinned(config: RunConfig) -> tuple[RunConfig, Path | None]:
+    """The config with `init.step` and `init.digest` filled in, and the checkpoint to begin with.
+
+    Rank 0 calls it. A run that has checkpoints of its own begins with none: its `init` is filled in from them, and the
+    folder that it names may be gone. UserError if there is no such checkpoint.
+    """
+    if steps := checkpoint.complete_steps(config.run_dir):
+        _refuse_own(config)
+        return _as_noted(config, config.run_dir / "checkpoints" / f"step_{steps[-1]:08d}"), None
+    if config.init is None:
+        return config, None
+    _refuse_own(config)
+    path = _find(config.init)
+    state = checkpoint.read_state(path)
+    digest = state["files"]["model.safetensors"]["sha256"]
+    if config.init.digest not in (None, digest):
+        raise UserError(
+            f"init.digest: {config.init.digest}, but the weights of {path} have {digest}: it is another run, or was"
+            " made anew; set init.digest: null to take it"
+        )
+    return _with(config, {"step": state["step"], "digest": digest}), path
+
+
+def _refuse_own(config: RunConfig) -> None:
+    if config.init is not None:
+        source = config.init.source
+        run_of = source.parent.resolve().parent if source.parent.name == "checkpoints" else source.resolve()
+        if run_of == config.run_dir.resolve():
+            raise UserError(
+                f"init.from: {source} is of this run itself, which goes on from its newest checkpoint; "
+                "set another run_dir, or leave init out"
+            )
+
+
+def _as_noted(config: RunConfig, path: Path) -> RunConfig:
+    """With the `init` of the run that wrote a checkpoint; what this config says of it otherwise stays, to be refused.
+
+    A checkpoint that cannot be read is judged where it is loaded.
+    """
+    try:
+        noted = checkpoint.read_state(path)["config"].get("init")
+        source = Path(noted["from"]) if noted else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return config
+    if source is None:
+        return config
+    if config.init is None:
+        return config.model_copy(update={"init": InitConfig.model_validate(noted)})
+    known = {key: noted.get(key) for key in ("step", "digest") if getattr(config.init, key) is None}
+    if source.resolve() == config.init.source.resolve():
+        known["from"] = source
+    return _with(config, known)
+
+
+def _with(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+    assert config.init is not None
+    return config.model_copy(update={"init": config.init.model_copy(update=values)})
+
+
+def _find(init: InitConfig) -> Path:
+    source = init.source
+    if not source.is_dir():
+        raise UserError(f"init.from: {source}: there is no such folder; give a run folder or RUN/checkpoints/step_…")
+    if init.step is not None and source.parent.name != "checkpoints":
+        source = source / "checkpoints" / f"step_{init.step:08d}"
+        if not source.is_dir():
+            have = ", ".join(map(str, checkpoint.complete_steps(init.source))) or "none"
+            raise UserError(f"init.step: {init.source} has no checkpoint of step {init.step}; it has {have}")
+    try:
+        path = checkpoint.resolve(source)
+    except UserError as error:
+        raise UserError(f"init.from: {error}") from None
+    step = checkpoint.read_state(path)["step"]
+    if init.step not in (None, step):
+        raise UserError(f"init.step: {init.step}, but init.from: {source} is the checkpoint of step {step}")
+    return path
+
+
+def begin_with(path: Path, engine: Engine, tokenizer_digest: str) -> None:
+    """Give this rank's model (and optimizer) what the checkpoint holds; every rank reads the same files.
+
+    UserError if it is of another tokenizer or model, or not finite.
+    """
+    init, state = engine.config.init, checkpoint.read_state(path)
+    assert init is not None
+    if state["tokenizer_digest"] != tokenizer_digest:
+        raise UserError(
+            f"init.from: {path} was trained with tokenizer {state['tokenizer_digest']}, the data were made with "
+            f"{tokenizer_digest}; preprocess them with tokenizer.path: {path.resolve().parent.parent}/tokenizer.json"
+        )
+    _check_same_model(path, state["config"]["model"], engine)
+    takes_mean = load_weights(path, engine.model, mean=not init.optimizer if init.ema is None else init.ema)
+    if init.ema and not takes_mean:
+        raise UserError(f"init.ema: {path} holds no running mean of the weights; set it to false")
+    if init.optimizer:
+        name = state["config"]["optim"]["name"]
+        if name != engine.config.optim.name:
+            raise UserError(
+                f"init.optimizer: {path} has the state of optim.name: {name}, this run's is {engine.config.optim.name};"
+                " set it the same, or init.optimizer: false"
+            )
+        checkpoint.load_optimizer(path, engine.model, engine.sync.optimizer)
+    _check_finite(path, engine)
+    what = "the running mean of the weights" if takes_mean else "the weights"
+    also = " and the optimizer's state" if init.optimizer else ""
+    log.info("beginning with %s%s of %s (%.12s…)", what, also, path, init.digest)
+
+
+def load_weights(path: Path, model: nn.Module, *, mean: bool) -> bool:
+    """The checkpoint's weights, or with `mean` their running mean where there is one; whether it was that."""
+    checkpoint.load_model(path, model)
+    means = checkpoint.load_tensors(path) if mean else {}
+    takes_mean = False
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if f"ema/{name}" in means:
+                parameter.copy_(means[f"ema/{name}"])
+                takes_mean = True
+    return takes_mean
+
+
+def _check_same_model(path: Path, theirs: dict[str, Any], engine: Engine) -> None:
+    model = engine.config.model
+    keys = {"family": model.family, **model.architecture}
+    defaults = {name: field.default for name, field in type(model).model_fields.items()}
+    other = [
+        f"model.{key} is {theirs.get(key, defaults[key])} there and {ours} here"
+        for key, ours in keys.items()
+        if theirs.get(key, defaults[key]) != ours
+    ]
+    if other:
+        raise UserError(f"init.from: {path} is of another model: {'; '.join(other)}; make it the same")
+
+
+def _check_finite(path: Path, engine: Engine) -> None:
+    tensors = dict(engine.model.named_parameters())
+    state = engine.sync.optimizer.state
+    moments = {
+        f"the optimizer's {entry} of {name}": value
+        for name, parameter in tensors.items()
+        for entry, value in state.get(parameter, {}).items()
+        if isinstance(value, torch.Tensor)
+    }
+    for name, tensor in {**tensors, **moments}.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"init.from: {path}: {name} holds inf or nan; take an earlier checkpoint by init.step")

@@ -1,0 +1,65 @@
+"""What a run cannot do of what its config says is said; a config that fits its run is met with silence."""
+
+import pytest
+from harness import make_config
+
+from hvdlm.train.batch_plan import BatchPlan
+from hvdlm.train.remarks import remarks
+
+FITTING = ("train.steps=1000", "train.eval_every=100", "checkpoint.every=100", "optim.warmup_steps=50")
+
+
+def said(data_dir, tmp_path, *overrides, epoch_samples=(20_000.0,)):
+    config = make_config(data_dir, tmp_path / "run", *FITTING, *overrides)
+    plan = BatchPlan(config.train.global_batch, config.train.ramp)
+    return remarks(config, plan, config.train.steps or 1000, list(epoch_samples))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("optim.warmup_steps=0", "optim.schedule=constant"),
+        ("optim.schedule=wsd",),
+        ("optim.schedule=step", "optim.milestones=[0.5, 900]"),
+        ("optim.schedule=plateau", "train.patience=5", "train.target_loss=1.0"),
+        ("ema.decay=0.9999",),
+        ("ema={decay: 0.99, warmup: false}",),
+        ("train.ramp={start: 4, increment: 4, steps: 100}",),
+        ("train.epochs=40", "train.tokens=1000000"),
+        ("log.trace=[990, 999]",),
+    ],
+)
+def test_a_config_that_fits_its_run_is_met_with_silence(data_dir, tmp_path, overrides):
+    assert said(data_dir, tmp_path, *overrides) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("optim.warmup_steps=1000",), "optim.warmup_steps: 1000 is as long as this run's 1000 steps"),
+        (("optim.warmup_steps=20000",), "optim.warmup_steps: 20,000 is longer than this run's 1000 steps"),
+        (("optim.schedule=step", "optim.milestones=[0.5, 2000]"), "optim.milestones: 2000 come after"),
+        (("optim.schedule=wsd", "optim.decay_fraction=1.0"), "wsd has no stable part"),
+        (("ema={decay: 0.9999, warmup: false}",), "ema.decay: 0.9999 looks back 10,000 steps"),
+        (("train.ramp={start: 4, increment: 4, steps: 1000}",), "train.global_batch 12 is never reached"),
+        (("train.tokens=100",), "train.tokens: 100 is less than one step, which is 384 tokens"),
+        (("train.patience=9",), "train.patience: 9 takes 10 validations, of which this run's 1000 steps have 9"),
+        (("optim.schedule=plateau", "optim.patience=9"), "lowers the learning rate after 10 validations"),
+        (("train.target_loss=0.0",), "train.target_loss: 0.0 is never reached"),
+        (("log.trace=[1000, 1001]",), "log.trace: steps [1000, 1001] come after"),
+        (("train.eval_every=1001",), "train.eval_every: 1001: more than this run's 1000 steps, so it is validated"),
+        (("train.eval_every=2000", "checkpoint.every=3000"), "so it is validated and saved at the end alone"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(data_dir, tmp_path, overrides, message):
+    (line,) = said(data_dir, tmp_path, *overrides)
+    assert message in line
+    assert "\n" not in line
+
+
+def test_data_that_is_seen_again_and_again_is_said(data_dir, tmp_path):
+    (line,) = said(data_dir, tmp_path, epoch_samples=[12_000 / 37])
+    assert "is seen 37.0 times in this run" in line
+    (line,) = said(data_dir, tmp_path, epoch_samples=[4.0])
+    assert "is but 4.0 sequences of the order, fewer than train.global_batch: 12; each step sees it 3.0 times" in line
