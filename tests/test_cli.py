@@ -1,6 +1,8 @@
 """The command line: help with an example everywhere, documented exit codes, JSON as the last line."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -16,8 +18,9 @@ COMMANDS = [(name,) for name in ALONE] + [("data", "inspect"), ("data", "verify"
 COMMANDS += [("config", "schema"), *(("submit", stage) for stage in ("train", "eval", "scale", "pipeline"))]
 
 
-def call(*words, cwd=ROOT):
-    return subprocess.run([sys.executable, "-m", "hvdlm", *map(str, words)], capture_output=True, text=True, cwd=cwd)
+def call(*words, cwd=ROOT, env=None):
+    command = [sys.executable, "-m", "hvdlm", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env)
 
 
 def answer(*words):
@@ -39,17 +42,6 @@ def test_every_command_has_help_with_an_example_and_json(command, capsys):
 HEAVY = ["torch", "h5py", "mpi4py.MPI", "horovod", "matplotlib", "jinja2", "tokenizers"]
 # What a step needs never, or later than the first.
 LATER = ["torch._dynamo", "torch._inductor", "sympy", "onnx", *HEAVY[2:], "pyarrow"]
-    "torch._dynamo",
-    "torch._inductor",
-    "sympy",
-    "onnx",
-    "matplotlib",
-    "jinja2",
-    "horovod",
-    "mpi4py.MPI",
-    "tokenizers",
-    "pyarrow",
-]
 ENDS = """
 from hvdlm.cli import main
 for words in {calls!r}:
@@ -127,7 +119,7 @@ def test_config_schema_describes_every_key():
         (("data", "verify", "/nowhere"), "hvdlm: error: /nowhere/manifest.json: there is none"),
         (("eval", "/nowhere"), "hvdlm: error: /nowhere: there is no such folder; give a run folder"),
         (("generate", "/nowhere", "--top-p", "0"), "Invalid value for '--top-p'"),
-        (("report", "/nowhere"), "hvdlm: error: /nowhere/records: holds no records"),
+        (("report", "/nowhere"), "hvdlm: error: /nowhere: there is no such folder"),
         (("scale", "configs/quickstart.yaml", "--ranks", "x"), "hvdlm: error: --ranks 'x'"),
     ],
 )
@@ -171,3 +163,34 @@ def test_train_eval_and_generate_as_one_process(data_dir, tmp_path):
     latest = tmp_path / "run" / "checkpoints" / "latest"
     written = [answer("generate", latest, "--max-tokens", "8", "--seed", seed) for seed in "001"]
     assert written[0] == written[1] != written[2]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 16.0 GiB for an array with shape (2147483648,)"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2207613190144 bytes."),
+        ValueError("array is too big; `arr.size * arr.dtype.itemsize` is larger than the maximum possible size."),
+    ],
+)
+def test_too_little_memory_is_one_line(error, monkeypatch, capsys):
+    def fails(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr(cli.cli, "main", fails)
+    with pytest.raises(SystemExit) as caught:
+        cli.main([])
+    assert caught.value.code == 2
+    assert re.match(r"hvdlm: error: not enough memory.*smaller.*\n$", capsys.readouterr().err)
+
+
+def test_output_that_nobody_takes_is_no_traceback(tmp_path):
+    command = f"{sys.executable} -m hvdlm config schema train"
+    for tail, words in (("| true; exit ${PIPESTATUS[0]}", ""), ("> /dev/full", "hvdlm: error: stdout: No space left")):
+        done = subprocess.run(["bash", "-c", f"{command} {tail}"], capture_output=True, text=True, cwd=ROOT)
+        assert "Traceback" not in done.stderr
+        assert words in done.stderr
+    shown = call(
+        "config", "show", "configs/quickstart.yaml", "run_dir=é", env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert shown.stdout.startswith("run_dir: \\xe9\n")

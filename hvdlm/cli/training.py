@@ -60,7 +60,7 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 )
 @click.option(
     "--streams",
-    type=click.IntRange(1),
+    type=WholeNumber(1),
     help="With --carry: parts of the split, each read through (1).",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Also write the result as JSON there.")
