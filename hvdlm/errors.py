@@ -1,5 +1,7 @@
 """The two ways in which a command ends on purpose, and their exit codes."""
 
+import re
+
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: asked to stop, the same command resumes
 
@@ -23,3 +25,18 @@ class UserError(ValueError):
 
 class StoppedOnRequest(Exception):
     """The run was asked to stop, has saved its state, and resumes by the same command."""
+
+
+_LACK_OF_MEMORY = re.compile(r"allocate memory|out of memory|Storage size calculation overflowed|array is too big")
+
+
+def lack_of_memory(error: BaseException) -> UserError | None:
+    """The one line for an error of numpy or torch that says that something is too large; None for any other."""
+    if isinstance(error, UserError) or not (isinstance(error, MemoryError) or _LACK_OF_MEMORY.search(str(error))):
+        return None
+    tried = re.search(r"(?:allocate|tried to allocate) ([0-9.]+ ?[a-zA-Z]+)", str(error))
+    how_much = f" ({tried[1]} at once)" if tried else ""
+    return UserError(
+        f"not enough memory{how_much}: make model.width, model.layers, train.micro_batch or data.seq_len smaller, or "
+        "take a node or GPU with more"
+    )

@@ -6,6 +6,7 @@ import re
 from decimal import Decimal
 
 LARGEST = 2**63 - 1  # of a whole number: what is counted and drawn with it has 64 bits
+LARGEST_FLOAT = 3.4028234e38  # of float32, in which training computes
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 _OTHER_BASE = re.compile(r"[-+]?0(x[0-9a-f_]+|o[0-7_]+|b[01_]+)", re.ASCII | re.IGNORECASE)

@@ -1,9 +1,12 @@
 """The command line: help with an example everywhere, documented exit codes, JSON as the last line."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 
+import click
 import pytest
 from harness import ROOT, run_values, write_config
 
@@ -15,8 +18,9 @@ COMMANDS = [(name,) for name in ALONE] + [("data", "inspect"), ("data", "verify"
 COMMANDS += [("config", "schema"), *(("submit", stage) for stage in ("train", "eval", "scale", "pipeline"))]
 
 
-def call(*words, cwd=ROOT):
-    return subprocess.run([sys.executable, "-m", "hvdlm", *map(str, words)], capture_output=True, text=True, cwd=cwd)
+def call(*words, cwd=ROOT, env=None):
+    command = [sys.executable, "-m", "hvdlm", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env)
 
 
 def answer(*words):
@@ -35,13 +39,57 @@ def test_every_command_has_help_with_an_example_and_json(command, capsys):
     assert "--json" in text
 
 
-def test_help_and_version_load_nothing_heavy():
-    code = "import sys; sys.argv[1:] = {!r}\nfrom hvdlm.cli import main\ntry: main()\nexcept SystemExit: pass\n"
-    heavy = ("torch", "h5py", "mpi4py.MPI", "matplotlib", "tokenizers", "pydantic")
-    check = f"import json; print(json.dumps([name for name in {heavy} if name in sys.modules]))"
-    for words in (["--help"], ["--version"], ["train", "--help"]):
-        done = subprocess.run([sys.executable, "-c", code.format(words) + check], capture_output=True, text=True)
-        assert json.loads(done.stdout.splitlines()[-1]) == []
+HEAVY = ["torch", "h5py", "mpi4py.MPI", "horovod", "matplotlib", "jinja2", "tokenizers"]
+# What a step needs never, or later than the first.
+LATER = ["torch._dynamo", "torch._inductor", "sympy", "onnx", *HEAVY[2:], "pyarrow"]
+ENDS = """
+from hvdlm.cli import main
+for words in {calls!r}:
+    try: main(words)
+    except SystemExit: pass
+"""
+
+
+def loaded(code, names):
+    """Which of the modules `names` a process has loaded at the end of `code`."""
+    check = f"import sys; print([name for name in {names} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True)
+    assert done.stdout, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_help_loads_nothing_heavy():
+    def helps(group, names):
+        for name, command in group.commands.items():
+            yield [*names, name, "--help"]
+            if isinstance(command, click.Group):
+                yield from helps(command, [*names, name])
+
+    calls = [["--help"], ["--version"], ["trian"], ["train"], ["train", "--nodes"], *helps(cli.cli, [])]
+    assert loaded(ENDS.format(calls=calls), HEAVY) == "[]"
+
+
+def test_what_is_wrong_with_a_file_or_folder_is_told_before_anything_heavy_is_loaded(tmp_path):
+    (tmp_path / "broken.yaml").write_text("a: [")
+    broken = str(tmp_path / "broken.yaml")
+    calls = [["train", "none.yaml"], ["train", broken], ["train", "configs/quickstart.yaml", "optim.lr"]]
+    calls += [
+        ["preprocess", "none.yaml"],
+        ["tokenizer", "train", broken, "--out", "x"],
+        ["config", "show", "none.yaml"],
+    ]
+    calls += [["scale", "none.yaml"], ["tune", broken], ["eval", "nowhere"], ["generate", "nowhere"]]
+    assert loaded(ENDS.format(calls=calls), HEAVY) == "[]"
+
+
+def test_nothing_that_comes_later_is_loaded_before_the_first_step(data_dir, tmp_path):
+    """torch._dynamo alone took a second of CPU: `optim.torch_classes` has the reason."""
+    config = write_config(tmp_path / "c.yaml", run_values(data_dir, tmp_path / "run"))
+    code = (
+        "import sys\nfrom hvdlm.train.step import Engine\nstep = Engine._step\n"
+        "def first(*given):\n    step(*given)\n    raise SystemExit\nEngine._step = first\n"
+    )
+    assert loaded(code + ENDS.format(calls=[["train", str(config), "world=serial"]]), LATER) == "[]"
 
 
 def test_version():
@@ -69,7 +117,7 @@ def test_config_schema_describes_every_key():
         (("trian", "x"), "No such command 'trian'"),
         (("train",), "Missing argument 'CONFIG'"),
         (("data", "verify", "/nowhere"), "hvdlm: error: /nowhere/manifest.json: there is none"),
-        (("eval", "/nowhere"), "hvdlm: error: /nowhere: holds no complete checkpoint"),
+        (("eval", "/nowhere"), "hvdlm: error: /nowhere: there is no such folder; give a run folder"),
         (("generate", "/nowhere", "--top-p", "0"), "Invalid value for '--top-p'"),
         (("report", "/nowhere"), "hvdlm: error: /nowhere: there is no such folder"),
         (("scale", "configs/quickstart.yaml", "--ranks", "x"), "hvdlm: error: --ranks 'x'"),
@@ -115,3 +163,34 @@ def test_train_eval_and_generate_as_one_process(data_dir, tmp_path):
     latest = tmp_path / "run" / "checkpoints" / "latest"
     written = [answer("generate", latest, "--max-tokens", "8", "--seed", seed) for seed in "001"]
     assert written[0] == written[1] != written[2]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 16.0 GiB for an array with shape (2147483648,)"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2207613190144 bytes."),
+        ValueError("array is too big; `arr.size * arr.dtype.itemsize` is larger than the maximum possible size."),
+    ],
+)
+def test_too_little_memory_is_one_line(error, monkeypatch, capsys):
+    def fails(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr(cli.cli, "main", fails)
+    with pytest.raises(SystemExit) as caught:
+        cli.main([])
+    assert caught.value.code == 2
+    assert re.match(r"hvdlm: error: not enough memory.*smaller.*\n$", capsys.readouterr().err)
+
+
+def test_output_that_nobody_takes_is_no_traceback(tmp_path):
+    command = f"{sys.executable} -m hvdlm config schema train"
+    for tail, words in (("| true; exit ${PIPESTATUS[0]}", ""), ("> /dev/full", "hvdlm: error: stdout: No space left")):
+        done = subprocess.run(["bash", "-c", f"{command} {tail}"], capture_output=True, text=True, cwd=ROOT)
+        assert "Traceback" not in done.stderr
+        assert words in done.stderr
+    shown = call(
+        "config", "show", "configs/quickstart.yaml", "run_dir=é", env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert shown.stdout.startswith("run_dir: \\xe9\n")

@@ -14,6 +14,7 @@ from torch import nn
 from hvdlm import checkpoint
 from hvdlm.errors import UserError
 from hvdlm.optim import OPTIMIZERS, OptimConfig, build_optimizer, set_lr
+from hvdlm.optim.torch_classes import eager
 
 LR, DECAY, BETAS, EPS, STEPS = 0.02, 0.1, (0.8, 0.9), 1e-6, 4
 
@@ -297,3 +298,27 @@ def test_an_optimizer_newer_than_this_torch_is_refused_by_name(name, attribute, 
     monkeypatch.delattr(torch.optim, attribute)
     with pytest.raises(UserError, match=rf"optim.name: {name} is part of torch from 2\.\d on, this is torch 2"):
         build_optimizer(Tiny(), config_of(name))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lr": 1e38, "weight_decay": 1e38}, {"lr": 3e38, "groups": [{"match": ".", "lr_scale": 1e38}]}]
+)
+def test_a_step_beyond_float32_is_refused(changes):
+    with pytest.raises(UserError, match="more than a float32 holds"):
+        build_optimizer(torch.nn.Linear(2, 2), OptimConfig(**changes))
+
+
+def test_torchs_own_optimizers_step_as_before():
+    """`eager` replaces the wrapper around `step`, not what it does."""
+    for name in ("Adam", "AdamW", "SGD", "Adagrad"):
+        weights = []
+        for made in (getattr(torch.optim, name), eager(getattr(torch.optim, name))):
+            torch.manual_seed(0)
+            layer = torch.nn.Linear(3, 3)
+            optimizer = made(layer.parameters(), lr=0.1)
+            for _ in range(3):
+                optimizer.zero_grad()
+                layer(torch.ones(3)).square().sum().backward()
+                optimizer.step()
+            weights.append(layer.weight.detach())
+        assert torch.equal(*weights), name

@@ -72,7 +72,7 @@ def bench_reading(repeats: int, as_json: bool) -> None:
 
 @bench.command("train", epilog="hvdlm bench train --workloads tiny,small-bf16 --rounds 7")
 @click.option("--ranks", type=RANKS, default=2, show_default=True)
-@click.option("--workloads", type=NameList(_workloads), default=WORKLOADS, show_default=True)
+@click.option("--workloads", type=NameList(_workloads), metavar="NAMES", default=WORKLOADS, show_default=True)
 @click.option("--variants", default=VARIANTS, show_default=True, help=VARIANTS_HELP)
 @click.option("--rounds", type=WholeNumber(2), default=7, show_default=True, help="Six or more have an interval.")
 @click.option("--block-seconds", type=Number(0.01), default=1.5, show_default=True, help="Of one variant.")

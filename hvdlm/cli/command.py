@@ -18,7 +18,7 @@ import click
 from hvdlm import __version__
 from hvdlm.cli import benchmarks, cluster, data, launching, scaling, settings, submission, training, tuning
 from hvdlm.cli.options import Group
-from hvdlm.errors import EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError
+from hvdlm.errors import EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError, lack_of_memory
 from hvdlm.launch.environment import forget_the_step, launched_as, launcher_waits_for_all
 from hvdlm.launch.plan import meets_through_slurm
 
@@ -36,8 +36,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(cli.main(argv, standalone_mode=False) or 0)
-    except (UserError, OSError, StoppedOnRequest, click.UsageError, click.exceptions.Abort) as end:
-        code = _say(end, rank)
+    except Exception as end:
+        code = _say(lack_of_memory(end) or end, rank)
         if code is None:
             raise
         sys.exit(code)
@@ -66,7 +66,7 @@ def _say(end: Exception, rank: int) -> int | None:
             return None
         _complain(f"hvdlm: error: {end.filename or 'stdout'}: {end.strerror}", rank, on_all_ranks=False)
         return EXIT_USER_ERROR
-    return 130
+    return 130 if isinstance(end, click.exceptions.Abort) else None
 
 
 def _complain(message: str, rank: int, on_all_ranks: bool) -> None:

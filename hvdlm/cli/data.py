@@ -20,6 +20,7 @@ from hvdlm.cli.options import (
     by_rank_0,
     config_arguments,
     json_option,
+    preprocess_config,
     result,
 )
 from hvdlm.errors import UserError
@@ -35,14 +36,12 @@ from hvdlm.world.connect import connected
 @json_option
 def preprocess(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Turn raw text into tokenized HDF5 shards; the same bytes at any number of ranks."""
-    from hvdlm.config import load
+    settings = preprocess_config(config, overrides)
     from hvdlm.host import keep_freed_memory
     from hvdlm.preprocessing.build import build
-    from hvdlm.preprocessing.plan import PreprocessConfig
     from hvdlm.session.logs import setup_logging
     from hvdlm.world.place import find_place
 
-    settings = load(PreprocessConfig, config, overrides)
     with connected() as world:
         setup_logging(world.rank)
         keep_freed_memory()
@@ -100,7 +99,7 @@ def _bridges() -> Iterable[str]:
 @data.command("convert", epilog="hvdlm data convert runs/quickstart/data runs/megatron --to megatron")
 @click.argument("source", type=PATH)
 @click.argument("destination", type=PATH)
-@click.option("--to", type=Names(_bridges), required=True)
+@click.option("--to", type=Names(_bridges), required=True, metavar="FORMAT")
 @click.option("--tokenizer", type=PATH, default=None, help="tokenizer.json, if none is beside.")
 @click.option("--lossy", is_flag=True, help="Write even what would not come back exactly.")
 @json_option
@@ -129,15 +128,14 @@ def tokenizer() -> None:
 @json_option
 def tokenizer_train(config: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Learn the vocabulary of a preprocess config from a sample of its input, without the shards."""
-    from hvdlm.config import load
+    settings = preprocess_config(config, overrides)
     from hvdlm.files import write_text_durably
     from hvdlm.preprocessing.documents import find_files
-    from hvdlm.preprocessing.plan import PreprocessConfig, make_units
+    from hvdlm.preprocessing.plan import make_units
     from hvdlm.preprocessing.vocabulary import make_vocabulary
     from hvdlm.session.logs import setup_logging
     from hvdlm.tokenizer import digest, from_json
 
-    settings = load(PreprocessConfig, config, overrides)
     with connected() as world:
         setup_logging(world.rank)
         world.on_root(lambda: _check_out(out))

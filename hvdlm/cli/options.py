@@ -18,6 +18,7 @@ from hvdlm.launch.environment import launched_as, launcher_waits_for_all
 from hvdlm.numerals import LARGEST, number, whole_number
 
 if TYPE_CHECKING:
+    from hvdlm.preprocessing.plan import PreprocessConfig
     from hvdlm.session.stop import BatchJob
     from hvdlm.train.config import RunConfig
 
@@ -42,7 +43,10 @@ class Group(click.Group):
 
 
 class Names(click.Choice):
-    """The names of a registry, which is loaded when they are asked for: `hvdlm --help` shall load nothing heavy."""
+    """The names of a registry, which is loaded when they are asked for: `hvdlm --help` shall load nothing heavy.
+
+    An option whose registry is heavy has a `metavar`, so that its help needs no names.
+    """
 
     def __init__(self, load: Callable[[], Iterable[str]]) -> None:
         self._load, self.case_sensitive = load, True
@@ -142,12 +146,38 @@ def refuse_a_launcher(command: str) -> None:
     )
 
 
+def run_config(config: Path, overrides: tuple[str, ...]) -> RunConfig:
+    """A train config; what is wrong with the file is told before torch is loaded, which takes seconds."""
+    from hvdlm.config import opened
+
+    validated = opened(config, overrides)
+    from hvdlm.train.config import RunConfig
+
+    return validated(RunConfig)
+
+
+def preprocess_config(config: Path, overrides: tuple[str, ...]) -> PreprocessConfig:
+    """The same of a preprocess config."""
+    from hvdlm.config import opened
+
+    validated = opened(config, overrides)
+    from hvdlm.preprocessing.plan import PreprocessConfig
+
+    return validated(PreprocessConfig)
+
+
+def check_run(path: Path) -> None:
+    """UserError, before torch is loaded, if there is nothing that could be a run or a checkpoint."""
+    if not path.is_dir():
+        what = "is no folder" if path.exists() else "there is no such folder"
+        raise UserError(f"{path}: {what}; give a run folder or RUN/checkpoints/step_…")
+
+
 def config_of_study(command: str, config: Path, overrides: tuple[str, ...]) -> RunConfig:
     """The config that a command trains by in jobs of its own, under no launcher; it logs as rank 0 does."""
     refuse_a_launcher(command)
-    from hvdlm.config import load
+    settings = run_config(config, overrides)
     from hvdlm.session.logs import setup_logging
-    from hvdlm.train.config import RunConfig
 
     setup_logging(0)
-    return load(RunConfig, config, overrides)
+    return settings

@@ -13,10 +13,12 @@ from hvdlm.cli.options import (
     Number,
     WholeNumber,
     batch_job,
+    check_run,
     config_arguments,
     json_option,
     overrides_argument,
     result,
+    run_config,
     splits,
 )
 from hvdlm.world.connect import connected
@@ -27,13 +29,14 @@ from hvdlm.world.connect import connected
 @json_option
 def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Train, or resume the run in run_dir from its newest complete checkpoint."""
-    from hvdlm.config import load
+    settings = run_config(config, overrides)
+    from hvdlm.data.manifest import read_manifest
     from hvdlm.session.logs import setup_logging
     from hvdlm.sync import preferred_world
     from hvdlm.train import setup as stage
-    from hvdlm.train.config import RunConfig
 
-    settings = load(RunConfig, config, overrides)
+    for corpus in settings.data.corpora:  # before MPI starts
+        read_manifest(corpus.path)
     with connected(
         settings.world, prefer=preferred_world(settings.sync), environment=settings.sync.environment
     ) as world:
@@ -57,7 +60,7 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 )
 @click.option(
     "--streams",
-    type=click.IntRange(1),
+    type=WholeNumber(1),
     help="With --carry: parts of the split, each read through (1).",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Also write the result as JSON there.")
@@ -66,6 +69,7 @@ def evaluate(
     checkpoint: Path, overrides: tuple[str, ...], split: str, out: Path | None, as_json: bool, **protocol: Any
 ) -> None:
     """Perplexity and bits per byte over a whole split, each token exactly once over all ranks."""
+    check_run(checkpoint)
     from hvdlm.files import to_json, write_text_durably
     from hvdlm.inference.evaluate import evaluate_checkpoint
     from hvdlm.session.logs import setup_logging
@@ -99,6 +103,7 @@ def generate(
     checkpoint: Path, overrides: tuple[str, ...], prompt: str, max_tokens: int, as_json: bool, **options: Any
 ) -> None:
     """Write text with a trained model. Under a launcher rank 0 does it alone."""
+    check_run(checkpoint)
     from hvdlm.inference.generate import Sampling, continue_text
 
     with connected(needs_ranks=False) as world:

@@ -49,7 +49,7 @@ def _ways() -> Iterable[str]:
 @click.option("--steps", type=WholeNumber(3), default=15, show_default=True, help="Timed steps of one run.")
 @click.option("--warmup", type=WholeNumber(1), default=3, show_default=True, help="Steps before them, discarded.")
 @click.option("--repeats", type=WholeNumber(2), default=4, show_default=True, help="Rounds of a stage, at most.")
-@click.option("--kinds", type=Names(_tunable), multiple=True, help=KINDS)
+@click.option("--kinds", type=Names(_tunable), multiple=True, metavar="SYNC", help=KINDS)
 @click.option("--out", type=PATH, default=None, help="Default: RUN_DIR/tuned.yaml.")
 @json_option
 def tune(config: Path, overrides: tuple[str, ...], out: Path | None, as_json: bool, **choices: Any) -> None:

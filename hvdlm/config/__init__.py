@@ -4,7 +4,18 @@ This is mechanism only: each part of the project owns the model of its own secti
 preprocessing/plan.py compose them.
 """
 
-from hvdlm.config.loading import load, to_yaml, validate
+from hvdlm.config.loading import load, opened, to_yaml, validate
 from hvdlm.config.sections import FREE, Free, Section, choice_of, free_on_resume, tagged_union
 
-__all__ = ["FREE", "Free", "Section", "choice_of", "free_on_resume", "load", "tagged_union", "to_yaml", "validate"]
+__all__ = [
+    "FREE",
+    "Free",
+    "Section",
+    "choice_of",
+    "free_on_resume",
+    "load",
+    "opened",
+    "tagged_union",
+    "to_yaml",
+    "validate",
+]

@@ -18,11 +18,10 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from hvdlm.config.reading import READERS
 from hvdlm.config.sections import Section, options_of, sections_of, union_of
 from hvdlm.config.words import choices, demand, one_of
 from hvdlm.config.written import Written
-from hvdlm.numerals import LARGEST, number
+from hvdlm.numerals import LARGEST, LARGEST_FLOAT, number, truth
 
 Key = tuple[str, ...]
 
@@ -273,12 +272,13 @@ def _hint(given: Any, wanted: str) -> str:
         return ""
     if given.style == "quoted":
         return "; leave the quotes out"
-    is_too_large = wanted.startswith("an integer") and LARGEST < abs(number(given.strip()) or 0) < math.inf
-    return f"; whole numbers end at {LARGEST}" if is_too_large else ""
+    end = LARGEST if wanted.startswith("an integer") else LARGEST_FLOAT
+    is_too_large = not wanted.startswith("true") and end < abs(number(given.strip()) or 0) < math.inf
+    return f"; numbers here end at {end:.9g}" if is_too_large else ""
 
 
 def _is_no_text(written: Written) -> bool:
-    return any(reader(written.strip()) is not None for reader in READERS.values())
+    return truth(written.strip()) is not None or number(written.strip()) is not None
 
 
 _repr = reprlib.Repr()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,8 +24,15 @@ def load(model: type[ModelT], path: str | Path, overrides: tuple[str, ...] = ())
 
     Raises UserError that names file, line, key and the nearest valid key.
     """
+    return opened(path, overrides)(model)
+
+
+def opened(path: str | Path, overrides: tuple[str, ...] = ()) -> Callable[[type[ModelT]], ModelT]:
+    """`load` in two parts: what is wrong with the file is told here, before the model and all it needs is imported."""
     node, values = read(Path(path))
-    return validate(model, values, Path(path), overrides, node)
+    for override in overrides:
+        _parse(override)
+    return lambda model: validate(model, values, Path(path), overrides, node)
 
 
 def validate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -12,12 +13,19 @@ from pydantic.fields import FieldInfo
 
 from hvdlm.config.sections import Section, TaggedUnion, is_section, options_of, union_of
 from hvdlm.config.written import Fault, Written, compose, values_of
-from hvdlm.numerals import LARGEST, number, truth, whole_number
+from hvdlm.numerals import LARGEST, LARGEST_FLOAT, number, truth, whole_number
 
 NULLS = ("", "~", "null", "Null", "NULL")  # YAML's
 TYPED_NULLS = ("", "~", "null", "none")
 
-READERS = {bool: truth, int: whole_number, float: number}
+
+def _single(text: str) -> float | None:
+    """A number that float32 has, too; inf and nan are read, for the message that refuses them."""
+    found = number(text)
+    return None if found is not None and LARGEST_FLOAT < abs(found) < math.inf else found
+
+
+READERS = {bool: truth, int: whole_number, float: _single}
 
 
 def fit(model: type[Section], values: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +76,7 @@ def _fit(value: Any, options: Sequence[Any]) -> Any:
         return _fit_mapping(value, options)
     if isinstance(value, list | tuple):
         return _fit_sequence(list(value), options)
-    if type(value) is int and abs(value) > LARGEST:
+    if (type(value) is int and abs(value) > LARGEST) or (type(value) is float and abs(value) > LARGEST_FLOAT):
         return Written(str(value), "plain")
     return value
 

@@ -49,8 +49,16 @@ def in_words(schema: dict[str, Any]) -> str:
         return "names with a value each"
     if schema.get("format") == "path":
         return "path"
-    bounds = [f"{sign} {schema[key]:g}" for key, sign in BOUNDS.items() if key in schema]
+    bounds = [f"{sign} {_figure(schema[key])}" for key, sign in BOUNDS.items() if key in schema]
     return " ".join([TYPES[schema["type"]], *" and ".join(bounds).split()])
+
+
+def _figure(bound: float) -> str:
+    """
+    >>> _figure(1_000_000), _figure(0.5)
+    ('1000000', '0.5')
+    """
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def demand(schema: dict[str, Any]) -> str:

@@ -20,8 +20,8 @@ class LstmConfig(FamilyConfig):
     """`model: {family: lstm, …}`."""
 
     family: Literal["lstm"] = "lstm"
-    layers: int = Field(2, ge=1, description="LSTMs one above the other")
-    width: int = Field(256, ge=1, description="size of embedding and hidden state, C")
+    layers: int = Field(2, ge=1, le=10_000, description="LSTMs one above the other")
+    width: int = Field(256, ge=1, le=1_000_000, description="size of embedding and hidden state, C")
     dropout: float = Field(0.0, ge=0, lt=1, description="after the embedding and after each layer")
     embed_dropout: float | None = Field(None, ge=0, lt=1, description="after the embedding; null: as dropout")
     variational: bool = Field(False, description="one dropout mask for all time steps of a window")

@@ -25,9 +25,9 @@ class TransformerConfig(FamilyConfig):
     """`model: {family: transformer, …}`."""
 
     family: Literal["transformer"] = "transformer"
-    layers: int = Field(4, ge=1, description="blocks of attention and MLP")
+    layers: int = Field(4, ge=1, le=10_000, description="blocks of attention and MLP")
     heads: int = Field(4, ge=1, description="of attention in each block; they share the width")
-    width: int = Field(128, ge=2, description="size of the residual stream, C")
+    width: int = Field(128, ge=2, le=1_000_000, description="size of the residual stream, C")
     dropout: float = Field(0.0, ge=0, lt=1, description="of the three kinds below where they say nothing else")
     embed_dropout: float | None = Field(None, ge=0, lt=1, description="after the embedding")
     residual_dropout: float | None = Field(None, ge=0, lt=1, description="of what a block adds to the stream")

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hvdlm.errors import UserError
+from hvdlm.numerals import LARGEST_FLOAT
 from hvdlm.optim.optimizers import OPTIMIZERS, OptimConfig
 from hvdlm.optim.torch_classes import spare_dynamo
 
@@ -60,6 +61,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     groups = parameter_groups(model, config)
     for group in groups:
         group["lr"] = config.lr * group["lr_scale"]
+        if group["lr"] * max(1.0, group["weight_decay"]) > LARGEST_FLOAT:
+            raise UserError(
+                f"optim.lr {config.lr:g} x lr_scale {group['lr_scale']:g} x weight_decay {group['weight_decay']:g}"
+                " is more than a float32 holds; make them smaller"
+            )
     return OPTIMIZERS[config.name].build(groups, config)
 
 

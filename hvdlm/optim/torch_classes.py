@@ -31,7 +31,7 @@ def eager(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]
 
 
 def spare_dynamo() -> None:
-    """Let optimizers be built and used without torch._dynamo, which takes a second of CPU to load and does nothing here.
+    """Let optimizers be built and used without torch._dynamo, which takes a second of CPU to load for nothing.
 
     torch wraps some methods to keep torch.compile out of them, and loads the compiler to do so at their first call
     (`torch._compile._disable_dynamo`). We compile models and never a step of an optimizer. Where a torch has another

@@ -28,15 +28,15 @@ class TrainConfig(Section):
 
     steps: Free[int | None] = Field(None, ge=1, description="end: optimizer steps; the schedule's length too")
     tokens: Free[int | None] = Field(None, ge=1, description="end: tokens trained on")
-    epochs: Free[float | None] = Field(None, gt=0, description="end: passes over the corpus (the longest of a mixture)")
+    epochs: Free[float | None] = Field(None, gt=0, le=1e9, description="end: passes over the (longest) corpus")
     minutes: Free[float | None] = Field(None, gt=0, description="end: training time, over all resumptions")
     target_loss: Free[float | None] = Field(None, description="end: a validation loss of at most this")
     patience: Free[int | None] = Field(
         None, ge=1, description="end: so many validations in a row without a better loss"
     )
-    global_batch: int = Field(ge=1, description="sequences a step, over all ranks")
+    global_batch: int = Field(ge=1, le=1_000_000_000, description="sequences a step, over all ranks")
     ramp: RampConfig | None = Field(None, description="begin with smaller batches")
-    micro_batch: Free[int] = Field(ge=1, description="sequences a rank puts through the model at once")
+    micro_batch: Free[int] = Field(ge=1, le=1_000_000_000, description="sequences that a rank computes at once")
     precision: Precision = Field("fp32", description="of matrix products; parameters and sums stay fp32")
     compile: Free[bool] = Field(False, description="torch.compile the model")
     eval_every: Free[int] = Field(100, ge=1, description="steps between validations; the last step always has one")
@@ -46,7 +46,7 @@ class TrainConfig(Section):
     digest_every: Free[int] = Field(100, ge=0, description="steps between checks that replicas are equal; 0 is never")
     device: Free[DeviceChoice] = Field("auto", description="auto: a GPU a rank where there are any")
     threads: Free[int] = Field(
-        0, ge=0, description="torch threads a rank; 0: OMP_NUM_THREADS, or a fair share of the node"
+        0, ge=0, le=4096, description="torch threads a rank; 0: OMP_NUM_THREADS, or a fair share of the node"
     )
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Literal
 
-from hvdlm.errors import StoppedOnRequest, UserError
+from hvdlm.errors import StoppedOnRequest, UserError, lack_of_memory
 from hvdlm.launch.ancestors import ancestors, has_mpirun_as_task, started_by
 from hvdlm.launch.environment import launched_as, launcher_waits_for_all, met_over_gloo
 from hvdlm.launch.slurm_tasks import check_tasks
@@ -121,12 +121,19 @@ def connected(
         if world.size > 1:
             world.abort(130)
         raise
-    except BaseException:
+    except BaseException as error:
         if world.size == 1:
             raise
-        print(
-            f"hvdlm: rank {world.rank} of {world.size} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True
-        )
-        world.abort(1)
+        _fail(error, world)
     else:
         world.close()
+
+
+def _fail(error: BaseException, world: World) -> None:
+    """End the job of many ranks: in one line for a lack of memory, else with the traceback."""
+    if lack := lack_of_memory(error):
+        print(f"hvdlm: error: rank {world.rank}: {lack}", file=sys.stderr, flush=True)
+        world.abort(2)
+    trace = traceback.format_exc()
+    print(f"hvdlm: rank {world.rank} of {world.size} failed:\n{trace}", file=sys.stderr, flush=True)
+    world.abort(1)
