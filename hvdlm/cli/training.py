@@ -70,7 +70,8 @@ def evaluate(
     from hvdlm.session.logs import setup_logging
     from hvdlm.tables import figure
 
-    with connected() as world:
+    may_wait = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "0"}  # for the rank that reads the only stream
+    with connected(environment=may_wait) as world:
         setup_logging(world.rank)
         found = evaluate_checkpoint(checkpoint, overrides, split, world, **protocol)
         hidden = {"streams", "seq_len", "split_tokens"}  # the protocol says them in words; all tokens are counted
