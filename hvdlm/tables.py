@@ -43,15 +43,14 @@ def count(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.0f}"
 
 
-def figure(value: float, decimals: int = 3) -> str:
-    """A measured number, without an exponent as long as a person can read it: whole from 1000 on.
+def figure(value: float, digits: int = 3) -> str:
+    """A measured number with so many digits that count, and without an exponent as long as a person can read it.
 
-    >>> figure(3.14159), figure(0.5), figure(12345.6), figure(1e-7)
-    ('3.142', '0.500', '12,346', '1.00e-07')
+    >>> figure(3.14159), figure(0.5), figure(12345.6), figure(999.7), figure(1e-7)
+    ('3.14', '0.5', '12,346', '1,000', '1e-07')
     """
-    if 0 < abs(value) < 10**-decimals or 1e12 <= abs(value) < math.inf:
-        return f"{value:.2e}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{decimals}f}"
+    is_long = math.isfinite(value) and 10**digits <= round(abs(value)) < 10**15
+    return f"{value:,.0f}" if is_long else f"{value:.{digits}g}"
 
 
 def clock(seconds: float) -> str:

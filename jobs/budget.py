@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hvdlm.errors import UserError
-from hvdlm.tables import counted
+from hvdlm.tables import counted, figure
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Budget:
         """UserError if it is more than allowed."""
         if max_node_hours is not None and self.node_hours > max_node_hours:
             raise UserError(
-                f"{self.text}: more than --max-node-hours {max_node_hours:g}; ask for less time, or allow more"
+                f"{self.text}: more than --max-node-hours {max_node_hours:.9g}; ask for less time, or allow more"
             )
 
 
@@ -48,8 +48,8 @@ def estimate(steps: int, measured: Measured, *, ranks: int, nodes: int) -> Budge
     hours = steps * step_s / 3600
     stretched = f", taken as perfect scaling to {ranks}" if measured.ranks != ranks else ""
     text = (
-        f"{steps:,} steps x {step_s:.3g} s (measured with {counted(measured.ranks, 'rank')} in "
-        f"{measured.source}{stretched}) x {counted(nodes, 'node')} = {hours * nodes:.3g} node-hours"
+        f"{steps:,} steps x {figure(step_s)} s (measured with {counted(measured.ranks, 'rank')} in "
+        f"{measured.source}{stretched}) x {counted(nodes, 'node')} = {figure(hours * nodes)} node-hours"
     )
     return Budget(hours * nodes, text, hours * 60)
 
@@ -61,8 +61,8 @@ def total(known: Budget | None, ceilings: Sequence[tuple[str, float]]) -> Budget
     'at most 2.5 node-hours (train 2, eval 0.5), if every start takes all its time'
     """
     most = sum(hours for _, hours in ceilings)
-    parts = ", ".join(f"{stage} {hours:.3g}" for stage, hours in ceilings)
-    limit = f"at most {most:.3g} node-hours ({parts}), if every start takes all its time"
+    parts = ", ".join(f"{stage} {figure(hours)}" for stage, hours in ceilings)
+    limit = f"at most {figure(most)} node-hours ({parts}), if every start takes all its time"
     if known is None:
         return Budget(most, limit)
     text = f"{known.text}; and {limit}" if ceilings else known.text

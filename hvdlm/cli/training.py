@@ -73,14 +73,20 @@ def evaluate(
     from hvdlm.files import to_json, write_text_durably
     from hvdlm.inference.evaluate import evaluate_checkpoint
     from hvdlm.session.logs import setup_logging
+    from hvdlm.tables import figure
 
-    with connected() as world:
+    may_wait = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "0"}  # for the rank that reads the only stream
+    with connected(environment=may_wait) as world:
         setup_logging(world.rank)
         found = evaluate_checkpoint(checkpoint, overrides, split, world, **protocol)
         hidden = {"streams", "seq_len", "split_tokens"}  # the protocol says them in words; all tokens are counted
-        numbers = {name: found[name] for name in found.keys() - hidden if isinstance(found[name], int | float)}
-        shown = {name: f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" for name, value in numbers.items()}
-        text = "  ".join(f"{name} {shown[name]}" for name in found if name in shown) + f"  ({found['protocol']})"
+        numbers = {
+            name: value for name, value in found.items() if name not in hidden and isinstance(value, int | float)
+        }
+        shown = {
+            name: figure(value, 5) if isinstance(value, float) else f"{value:,}" for name, value in numbers.items()
+        }
+        text = "  ".join(f"{name} {value}" for name, value in shown.items()) + f"  ({found['protocol']})"
         if out is not None:
             world.on_root(lambda: write_text_durably(out, to_json(found, indent=1) + "\n"))
         result(found, as_json, text, world.rank)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from hvdlm import checkpoint
@@ -12,6 +13,8 @@ from hvdlm.tasks.evaluate import SplitEvaluation
 from hvdlm.train.config import RunConfig
 from hvdlm.world.interface import World
 from hvdlm.world.place import find_place
+
+log = logging.getLogger("hvdlm")
 
 EVAL_BATCH_TOKENS = 8192
 
@@ -47,6 +50,9 @@ def evaluate_checkpoint(
             raise UserError(
                 f"--streams: {num_streams} are more than the {most} windows of {config.data.seq_len} tokens"
             )
+    if num_streams and num_streams < world.size:
+        text = "%s: read by as many of the %d ranks, the others wait (--streams gives them work, and another protocol)"
+        log.info(text, evaluation.protocol, world.size)
     batch = max(1, EVAL_BATCH_TOKENS // config.data.seq_len)
     result, by_corpus = evaluation.run(model, batch=batch, precision=config.train.precision, world=world)
     parts = {"corpora": {name: part.to_dict() for name, part in by_corpus.items()}} if by_corpus else {}

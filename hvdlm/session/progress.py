@@ -82,7 +82,7 @@ class Progress:
         if self._note:
             return self._note.split(SEPARATOR)
         rate = (self._done - self._first) / self.spent_s if self.spent_s else 0.0
-        return [f"{figure(rate, 1)} {self._unit}/s"]
+        return [f"{figure(rate)} {self._unit}/s"]
 
     def _line(self) -> None:
         self._last_line = time.monotonic()

@@ -58,9 +58,9 @@ class Interval:
         """For a person: what matters, in a few words."""
         last, live = self.steps[-1], self.live
         mfu = f" | MFU {live['mfu']:.0%}" if "mfu" in live else ""
-        noise = f" | noise scale {figure(live['noise_scale'], 1)}" if "noise_scale" in live else ""
+        noise = f" | noise scale {figure(live['noise_scale'])}" if "noise_scale" in live else ""
         return (
-            f"loss {last.loss:.4f} | ppl {figure(live['perplexity'], 2)} | lr {last.lr:.2e}"
+            f"loss {last.loss:.4f} | ppl {figure(live['perplexity'], 4)} | lr {last.lr:.2e}"
             f" | norm {figure(last.grad_norm)}"
             f" | {self.tokens_per_s:,.0f} tokens/s{mfu} | data {live['data_wait']:.1%} comm {live['exposed_comm']:.1%}"
             f" spread {live['straggler_spread']:.1%} | {live['memory_gb']:.2f} GB{noise}"

@@ -292,6 +292,7 @@ class Loop:
             "val_loss": found.loss if found else losses[-1] if losses else None,
             "val_tokens": found.num_tokens if found else None,
             "val_split_tokens": found.split_tokens if found else None,
+            "val_protocol": self.validation.protocol or None,
             "best_val_loss": min(losses, default=None),
             "tokens": self.engine.tokens_before(self.step),
             "seconds": round(self.seconds, 3),
@@ -303,9 +304,9 @@ class Loop:
 def ending(train: TrainConfig, val_losses: list[float], seconds: float) -> str:
     """Why training shall end before its last step, or nothing."""
     if train.minutes is not None and seconds >= 60 * train.minutes:
-        return f"train.minutes: {train.minutes:g} are over"
+        return f"train.minutes: {train.minutes} are over"
     if val_losses and train.target_loss is not None and val_losses[-1] <= train.target_loss:
-        return f"validation loss {val_losses[-1]:.4f} has reached train.target_loss: {train.target_loss:g}"
+        return f"validation loss {val_losses[-1]:.4f} has reached train.target_loss: {train.target_loss}"
     patience = train.patience or len(val_losses)
     known = [loss if math.isfinite(loss) else math.inf for loss in val_losses]
     if patience < len(known) and min(known[-patience:]) >= min(known[:-patience]):
@@ -319,7 +320,7 @@ class Validation:
     def __init__(self, config: RunConfig, engine: Engine, corpora: Corpora) -> None:
         self._train, self._engine = config.train, engine
         self._split: SplitEvaluation | None = None
-        self._how = ""
+        self._carries, self.protocol = config.data.order == "contiguous", ""  # how it reads, in words
         judges = config.train.patience or config.train.target_loss is not None or config.optim.needs_validation
         if judges and not corpora.having("val"):
             raise UserError(
@@ -332,10 +333,9 @@ class Validation:
                 "val",
                 seq_len=config.data.seq_len,
                 max_tokens=config.train.eval_tokens,
-                streams=config.train.global_batch if config.data.order == "contiguous" else 0,
+                streams=config.train.global_batch if self._carries else 0,
             )
-            if config.data.order == "contiguous":
-                self._how = f", {self._split.protocol}"
+            self.protocol = self._split.protocol
 
     def run(self, step: int, run_log: RunLog) -> Evaluation | None:
         if self._split is None:
@@ -346,6 +346,7 @@ class Validation:
         run_log.write(step, "val", **values, **{f"loss/{name}": part.loss for name, part in by_corpus.items()})
         log.info(
             "step %d: validation loss %.4f, perplexity %s, on %s%s",
-            *(step, result.loss, figure(result.perplexity, 2), result.coverage, self._how),
+            *(step, result.loss, figure(result.perplexity, 4), result.coverage),
+            f", {self.protocol}" if self._carries else "",
         )
         return result

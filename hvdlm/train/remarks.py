@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from hvdlm.optim.schedules import SCHEDULES
-from hvdlm.tables import count, figure
+from hvdlm.tables import count
 from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig
 
@@ -99,8 +99,8 @@ def _of_data(config: RunConfig, num_samples: int, epoch_samples: Sequence[float]
         epochs, batch = num_samples / samples, config.train.global_batch
         if samples < batch:
             yield (
-                f"{name}: is but {figure(samples, 1)} sequences of the order, fewer than train.global_batch: {batch};"
-                f" each step sees it {figure(batch / samples, 1)} times"
+                f"{name}: is but {samples:,.1f} sequences of the order, fewer than train.global_batch: {batch};"
+                f" each step sees it {batch / samples:,.1f} times"
             )
         elif epochs >= MANY_EPOCHS and config.train.epochs is None:
-            yield f"{name}: is seen {figure(epochs, 1)} times in this run (train.epochs ends a run by that)"
+            yield f"{name}: is seen {epochs:,.1f} times in this run (train.epochs ends a run by that)"

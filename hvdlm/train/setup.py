@@ -30,7 +30,7 @@ from hvdlm.models import num_parameters
 from hvdlm.session.metrics import RunLog
 from hvdlm.session.progress import Progress
 from hvdlm.session.stop import KILL, BatchJob, StopFlag, stop_flag
-from hvdlm.tables import count, counted, figure
+from hvdlm.tables import count, counted
 from hvdlm.tokenizer import load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.initial_weights import begin_with, pinned
@@ -183,7 +183,7 @@ def _changes(before: dict, now: dict, prefix: str = "") -> list[str]:
 def _announce(engine: Engine, config: RunConfig, corpora: Corpora, world: World) -> None:
     train, batch = config.train, config.train.global_batch
     names = ", ".join(corpus.name for corpus in corpora.corpora)
-    epochs = ", ".join(f"{figure(samples / batch, 1)}" for samples in engine.batches.epoch_samples)
+    epochs = ", ".join(f"{samples / batch:,.1f}" for samples in engine.batches.epoch_samples)
     log.info(
         f"{world.kind} world of {world.size}, sync {engine.sync.kind}, {engine.device},"
         f" {counted(torch.get_num_threads(), 'thread')} a rank, {train.precision}"
@@ -201,10 +201,20 @@ def _announce(engine: Engine, config: RunConfig, corpora: Corpora, world: World)
     bindings = world.gather(own)
     for line in binding_map(bindings).splitlines() if world.rank == 0 and world.size > 1 else ():
         log.info("%s", line)
-    unigram = corpora.unigram_loss("val")
-    if unigram is not None:
-        num_tokens = sum(corpus.manifest.splits["val"].num_tokens for corpus in corpora.having("val"))
-        text = "validation loss to beat: %.4f (token frequencies alone, on all %s tokens)"
-        log.info(text, unigram, f"{num_tokens:,}")
+    _announce_validation(corpora)
     for remark in remarks(config, engine.plan, engine.total_steps, engine.batches.epoch_samples):
         log.warning("%s", remark)
+
+
+def _announce_validation(corpora: Corpora) -> None:
+    """On what it validates, and what token frequencies would reach there."""
+    having = corpora.having("val")
+    lacking = [corpus.name for corpus in corpora.corpora if corpus not in having]
+    if lacking:
+        rest = f"validation is on {', '.join(corpus.name for corpus in having)}" if having else "nothing is validated"
+        log.info("%s: no validation split (preprocess with split.val); %s", ", ".join(lacking), rest)
+    unigram = corpora.unigram_loss("val")
+    if unigram is not None:
+        num_tokens = sum(corpus.manifest.splits["val"].num_tokens for corpus in having)
+        text = "validation loss to beat: %.4f (token frequencies alone, on all %s tokens)"
+        log.info(text, unigram, f"{num_tokens:,}")
