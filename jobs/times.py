@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from .lint.sbatch import parse_minutes
+from .lint.values import parse_minutes
 
 SCHEDULERS = ("slurm", "pbs", "lsf")  # each has its templates/NAME.sh.j2
 

@@ -168,7 +168,7 @@ class StopFlag:
 
 
 def _leave_terminal() -> None:
-    """Let what is said to a terminal that was closed go nowhere: to write there is an error, and work is to be saved."""
+    """Let what is said to a terminal that was closed go nowhere: to write there is an error, and work is to save."""
     for stream in (1, 2):
         if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
             nowhere = os.open(os.devnull, os.O_WRONLY)

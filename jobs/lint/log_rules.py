@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 
-from .findings import Findings, error, warning
+from .findings import Findings, warning
 from .sbatch import Script
 from .shell import unquote
 
@@ -13,17 +13,19 @@ from .shell import unquote
 def log_folder(script: Script) -> Findings:
     """SLURM opens the log before the script runs; where its folder is missing the job ends, and no log says why."""
     for key in ("output", "error"):
-        folder = posixpath.dirname((script.get(key) or "").removeprefix("./"))
+        pattern = posixpath.dirname((script.get(key) or "").removeprefix("./"))
+        folder = pattern.replace("%%", "%")
         line, remedy = script.line_of(key), f"make it before: mkdir -p {folder} && sbatch …"
         if not folder or "$" in folder or folder.startswith(("~", "/dev")):
             continue
         where = posixpath.join(script.get("chdir") or "", folder)
         made = next((at for at, path in _made_folders(script) if path in (folder, where)), None)
         exists = script.facts.has_folder
-        if re.search(r"%\d*[jJAaNnts]", folder):
+        has_pattern = "%" in pattern.replace("%%", "")
+        if re.search(r"(?<!%)(%%)*%\d*[jJAaNnts]", pattern):
             message = f"the folder {folder} of --{key} cannot be there before the job has its number"
-            yield error(line, message, "put %j into the file's name, not into that of its folder")
-        elif "%" in folder or (exists and exists(where)):
+            yield warning(line, message, "put %j into the file's name, not into that of its folder")
+        elif has_pattern or (exists and exists(where)):
             continue
         elif made is not None:
             message = f"--{key} needs the folder {folder} before line {made} makes it: the job ends, without a log"

@@ -1,6 +1,6 @@
 """The values that sbatch takes for its options: forms that raise ValueError for any other. Pure.
 
-Held against sbatch 22.05 (tests/lint_values.txt); what later releases take besides is taken too. Where sbatch leaves
+Held against sbatch 22.05 (tests/lint_values.yaml); what later releases take besides is taken too. Where sbatch leaves
 out without a word what it does not know (`--mail-type=END,FAILED`), that is an error here.
 """
 
