@@ -141,15 +141,15 @@ def progress_of(run_dir: Path) -> RunProgress | None:
     return RunProgress(last["step"], total, last.get("loss"), left_s)
 
 
-def _is_of_training(row: object) -> bool:
+def _is_of_training(row: dict) -> bool:
     """A row that the trainer wrote; others are passed over, whoever put them there."""
-    if not isinstance(row, dict) or row.get("split") != "train":
+    if row.get("split") != "train":
         return False
     has_counts = all(isinstance(row.get(key), int) for key in ("step", "tokens"))
     return has_counts and all(isinstance(row.get(key), int | float | None) for key in ("loss", "tokens_per_s"))
 
 
-def _last_rows(path: Path) -> list[object]:
+def _last_rows(path: Path) -> list[dict]:
     """The rows within the file's last 64 KiB: a run of a month has millions."""
     if not path.exists():
         return []
@@ -157,11 +157,11 @@ def _last_rows(path: Path) -> list[object]:
         size = file.seek(0, 2)
         file.seek(max(0, size - TAIL_BYTES))
         lines = file.read().decode("utf-8", errors="replace").splitlines()
-    rows: list[object] = []
+    rows = []
     for line in lines[1 if size > TAIL_BYTES else 0 :]:
         with contextlib.suppress(ValueError):  # torn by a crash, or being written
             rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def _total_steps(run_dir: Path) -> int | None:
