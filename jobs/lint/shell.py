@@ -157,8 +157,8 @@ def substitutions(command: ShellCommand) -> list[ShellCommand]:
         while at >= 0:
             end = _parenthesis_end(word, at + 2)
             inside = read_body(word[at + 2 : end - 1], command.line).commands
-            context = {"in_loop": command.in_loop, "function": command.function, "is_tested": True}
-            found += [replace(each, line=command.line, in_background=False, **context) for each in inside]
+            here = replace(command, in_background=False, is_tested=True)
+            found += [replace(here, words=each.words, targets=each.targets) for each in inside]
             at = word.find("$(", end)
     return found
 
