@@ -49,10 +49,10 @@ def test_each_fault_is_found_alone_and_on_its_line(base, old, new, level, messag
 
 
 def test_every_rule_has_a_bad_script():
-    texts = [GOOD[base].replace(old, new, 1) for base, old, new, *_ in BAD] + [text for text, _, _ in OTHERS]
-    facts = [Facts(), Facts(threads=99, step_s=90.0, checkpoint_every=1000)]
+    cases = [parse(GOOD[base].replace(old, new, 1)) for base, old, new, *_ in BAD]
+    cases += [parse(text, fact) for text, *_ in OTHERS for fact in (Facts(), Facts(99, 90.0, 1000))]
     unseen = set(RULES)
-    for case in (parse(text, fact) for text in texts for fact in facts):
+    for case in cases:
         unseen -= {rule for rule in unseen if any(rule(case))}
     assert {rule.__name__ for rule in unseen} == set()
 

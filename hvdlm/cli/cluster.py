@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
@@ -56,6 +57,11 @@ def cancel(names: tuple[str, ...], jobs_dir: Path, now: bool) -> None:
         print(watch.cancel(jobs_dir, name, submission_environment(), now=now))
 
 
+def _has_folder(beside: Path, name: str) -> bool:
+    """Whether a folder is there as seen from where a script lies, or from here: likely it is submitted from one."""
+    return (beside / name).is_dir() or Path(name).is_dir()
+
+
 @click.command(cls=Command, epilog="hvdlm lint jobs/examples/train-cpu.sbatch")
 @click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
 @json_option
@@ -73,8 +79,7 @@ def lint(files: tuple[Path, ...], as_json: bool) -> int:
     for path in files:
         with path.open(encoding="utf-8", errors="replace", newline="") as file:  # with its line breaks: some are faults
             text = file.read()
-        places = (path.parent, Path.cwd())  # where it is likely to be submitted
-        facts = Facts(has_folder=lambda name, places=places: any((place / name).is_dir() for place in places))
+        facts = Facts(has_folder=partial(_has_folder, path.parent))
         found = {"bash": syntax_findings(text), "hvdlm": check(text, facts)}
         if shellcheck is not None and not found["bash"]:  # it would only say again that it cannot read on
             found["shellcheck"] = shellcheck_findings(shellcheck, text)

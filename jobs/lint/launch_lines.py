@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hvdlm.launch.launchers import MPIRUN_PROGRAMS
 
 from .sbatch import OPTIONS, SHORT, Script, named
-from .shell import ShellCommand, base_name, behind_wrappers, inner_text, read_body, substitutions, unquote
+from .shell import ShellCommand, base_name, behind_wrappers, inner_text, read_body, unquote
 
 _SRUN_SHORT = SHORT | named("K kill-on-bad-exit T threads W wait j jobid l label r relative u unbuffered")
 _SRUN_OWN = "accel-bind bcast cpu-bind epilog het-group jobid mpi msg-timeout prolog relative task-epilog task-prolog"
@@ -119,7 +119,7 @@ def started(words: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 def every_launch(script: Script) -> list[LaunchLine]:
     """All commands of launchers, whatever they start."""
-    commands = [each for command in script.body.commands for each in (command, *substitutions(command))]
+    commands = [each for command in script.body.commands for each in (command, *command.substitutions)]
     return [_read(command) for command in commands if command.name in LAUNCHERS]
 
 

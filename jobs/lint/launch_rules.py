@@ -91,6 +91,14 @@ def launcher_without_program(script: Script) -> Findings:
             yield error(line.line, message, "put the comment above the command")
 
 
+def typographic_dash(script: Script) -> Findings:
+    """`srun –n 4 hvdlm`: srun takes `–n`, with the dash of a word processor, for the program."""
+    for line in every_launch(script):
+        if line.program and line.program[0][0] in "\u2013\u2014\u2212":  # en dash, em dash, minus
+            message = f"{line.program[0]!r} begins with no ASCII hyphen, so {line.launcher} takes it for the program"
+            yield error(line.line, message, "type the hyphen anew")
+
+
 def launcher_in_launcher(script: Script) -> Findings:
     """`srun mpirun …` hangs (Open MPI 4.1 in SLURM 22.05) or starts N x N ranks."""
     outer = [(line.command, line, words) for line in every_launch(script) for words in started(line.program)]

@@ -6,7 +6,7 @@ import re
 
 from .launch_lines import LAUNCHERS, started
 from .sbatch import Script
-from .shell import ShellCommand, substitutions
+from .shell import ShellCommand
 
 # Builtins, and programs that are over soon.
 QUIET = """
@@ -27,7 +27,7 @@ def is_setup(command: ShellCommand) -> bool:
 
 def own_commands(script: Script) -> list[tuple[ShellCommand, tuple[str, ...]]]:
     """The commands of hvdlm that the batch shell starts by itself, with their words from hvdlm on."""
-    every = [each for command in script.body.commands for each in (command, *substitutions(command))]
+    every = [each for command in script.body.commands for each in (command, *command.substitutions)]
     commands = [command for command in every if command.name not in LAUNCHERS]
     found = [(command, words) for command in commands for words in started(command.arguments)]
     return [(command, words) for command, words in found if words[0] == "hvdlm"]

@@ -1,7 +1,8 @@
 """Checks of batch scripts, rendered or written by hand: `check` finds what would fail or waste the job. Pure.
 
-One small function a rule, each naming the trap that it guards against. A rule that cannot know is silent: what is
-right is never reported, and values that only the job's shell knows count as right.
+One small function a rule, each naming the trap that it guards against. An error is what sbatch or SLURM certainly
+refuses or what certainly loses work; what may be right on some site is a warning. Values that only the job's shell
+knows count as right.
 """
 
 from __future__ import annotations

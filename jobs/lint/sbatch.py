@@ -233,9 +233,9 @@ def _resolve(name: str) -> str:
     longer = [option for option in OPTIONS if name and option.startswith(name)]
     if name in OPTIONS or len(longer) == 1:
         return name if name in OPTIONS else longer[0]
-    if name in SRUN_OPTIONS.split():
-        raise _Refused(f"--{name} is an option of srun, sbatch has none", "write it on the srun line")
     alike = name.lower().replace("_", "-")
+    if alike in SRUN_OPTIONS.split():
+        raise _Refused(f"--{name} is an option of srun, sbatch has none", "write it on the srun line")
     near = longer or [found for found in (_MEANT.get(alike), nearest(alike, OPTIONS)) if found]
     if near or not re.fullmatch(r"[A-Za-z]\S*", name) or _COUNTED.fullmatch(alike):
         hint = f"did you mean {' or '.join(f'--{option}' for option in near[:4])}?" if near else "see man sbatch"

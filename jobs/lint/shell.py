@@ -60,6 +60,20 @@ class ShellCommand:
                 return behind_wrappers(self.words[at:])
         return ()
 
+    @cached_property
+    def substitutions(self) -> tuple[ShellCommand, ...]:
+        """The commands in `$(…)` of its words, with its line. The shell waits for them: none is in the background."""
+        found: list[ShellCommand] = []
+        here = replace(self, in_background=False, is_tested=True)
+        for word in self.words:
+            at = -1 if word.startswith("'") else word.find("$(")
+            while at >= 0:
+                end = _parenthesis_end(word, at + 2)
+                inside = read_body(word[at + 2 : end - 1], self.line).commands
+                found += [replace(here, words=each.words, targets=each.targets) for each in inside]
+                at = word.find("$(", end)
+        return tuple(found)
+
 
 @dataclass(frozen=True)
 class Body:
@@ -147,20 +161,6 @@ def inner_text(words: Sequence[str]) -> str | None:
         return None
     at = next((at for at, word in enumerate(words) if re.fullmatch(r"-[a-z]*c", word)), len(words))
     return unquote(words[at + 1]) if at + 1 < len(words) else None
-
-
-def substitutions(command: ShellCommand) -> list[ShellCommand]:
-    """The commands in `$(…)` of its words, with its line. The shell waits for them: none is in the background."""
-    found = []
-    for word in command.words:
-        at = -1 if word.startswith("'") else word.find("$(")
-        while at >= 0:
-            end = _parenthesis_end(word, at + 2)
-            inside = read_body(word[at + 2 : end - 1], command.line).commands
-            context = {"in_loop": command.in_loop, "function": command.function, "is_tested": True}
-            found += [replace(each, line=command.line, in_background=False, **context) for each in inside]
-            at = word.find("$(", end)
-    return found
 
 
 @dataclass

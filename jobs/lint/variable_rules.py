@@ -37,7 +37,7 @@ def _own_names(script: Script) -> set[str]:
 
 def misspelt_variables(script: Script) -> Findings:
     """A misspelt variable is empty: `srun -n $SLRUM_NTASKS hvdlm` takes `hvdlm` for the number."""
-    own, told = _own_names(script), set()
+    own, told = _own_names(script), set[str]()
     for line, text in _texts(script):
         for name in _USED.findall(text):
             if not _FAMILY.match(name) or name in own | SET | READ | told or _HET.search(name):
@@ -61,7 +61,7 @@ def misspelt_settings(script: Script) -> Findings:
 
 def variables_of_header(script: Script) -> Findings:
     """SLURM sets SLURM_CPUS_PER_TASK only where --cpus-per-task is given, SLURM_NTASKS only where tasks are, …"""
-    own, told = _own_names(script), set()
+    own, told = _own_names(script), set[str]()
     for line, text in _texts(script) if script.directives else ():
         for name in _USED.findall(text):
             keys = SET_WITH.get(name)
