@@ -15,7 +15,7 @@ fi
 step() { printf '\n== %s\n$' "$1"; shift; printf ' %q' "$@"; echo; "$@"; }
 
 # What the queue shows of our jobs, whenever that has changed: minutes pass between two steps.
-said=
+said=nothing
 say_what_is_waited_for() {
     local ids queue now later
     ids=$(sed -n 's/^ "id": "\(.*\)",/\1/p' "$jobs"/*/job.json | paste -sd,)
