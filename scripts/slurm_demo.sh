@@ -14,6 +14,22 @@ fi
 
 step() { printf '\n== %s\n$' "$1"; shift; printf ' %q' "$@"; echo; "$@"; }
 
+# What the queue shows of our jobs, whenever that has changed: minutes pass between two steps.
+said=nothing
+say_what_is_waited_for() {
+    local ids queue now later
+    ids=$(sed -n 's/^ "id": "\(.*\)",/\1/p' "$jobs"/*/job.json | paste -sd,)
+    queue=$(squeue -h -j "$ids" -o '%i %j: %T (%r)' 2>/dev/null | sed 's/ (None)//') || true
+    now=$({ grep -v '(Dependency)$' <<<"$queue" || true; } | paste -sd'|' | sed 's/|/, /g')
+    later=$(grep -c '(Dependency)$' <<<"$queue") || true
+    if [ "$now" != "$said" ]; then
+        printf '[slurm-demo] %d:%02d waiting for %s; then come %d jobs\n' \
+            $((SECONDS / 60)) $((SECONDS % 60)) "${now:-the queue}" "$later"
+        said=$now
+    fi
+}
+
+echo "[slurm-demo] the whole way takes about 13 minutes on 2 cores; everything goes to $run"
 step "1/4 one command queues the pipeline" \
     hvdlm submit pipeline configs/quickstart-data.yaml configs/quickstart.yaml \
     "preprocess.output=$run/data" "data.path=$run/data" "run_dir=$run/train" checkpoint.every=20 "$@" \
@@ -27,12 +43,16 @@ until [ -e "$run/train/checkpoints/latest" ]; do
         hvdlm jobs --jobs-dir "$jobs" >&2
         exit 1
     fi
+    say_what_is_waited_for
     sleep 1
 done
 hvdlm jobs --jobs-dir "$jobs"
 step "3/4 … and is preempted: it saves, exits 75, is queued again, and goes on from its checkpoint" \
     scancel --batch --signal=USR1 "$train"
-while [[ $(hvdlm jobs --jobs-dir "$jobs") =~ PENDING|RUNNING|COMPLETING|CONFIGURING|REQUEUE ]]; do sleep 2; done
+while [[ $(hvdlm jobs --jobs-dir "$jobs") =~ PENDING|RUNNING|COMPLETING|CONFIGURING|REQUEUE ]]; do
+    say_what_is_waited_for
+    sleep 2
+done
 
 printf '\n== 4/4 what became of the jobs\n'
 hvdlm jobs --jobs-dir "$jobs"

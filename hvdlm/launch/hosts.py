@@ -103,6 +103,7 @@ def parse_hosts(text: str) -> Hosts:
     return tuple(found.items())
 
 
+_NAME = re.compile(r"[^\s:\[]*(?:\[[^\]]*\][^\s:\[]*)*")
 # What follows a host's name in the files of Open MPI, MPICH and Intel MPI, horovodrun, LSF and Grid Engine.
 _SLOTS = re.compile(r"\s*:\s*(\d+)|\s+(?:slots|cpus?|count)\s*=\s*(\d+)|\s+(\d+)(?:\s+\S+@\S+.*)?|(?=\s|$)")
 _MORE = re.compile(r"(\s+(max[-_]slots|ifname|binding)\s*=\s*\S+)*\s*")
@@ -119,7 +120,7 @@ def read_hostfile(path: Path) -> Hosts:
         text, place = line.split("#")[0].strip(), f"{path}:{number}:"
         if not text:
             continue
-        name = re.match(r"[^\s:]*(?:\[[^\]]*\][^\s:]*)?", text)[0]  # type: ignore[index] - it matches ""
+        name = "".join(_NAME.findall(text)[:1])
         slots = _SLOTS.match(text, len(name))
         if not name or slots is None or not _MORE.fullmatch(text, slots.end()):
             _refuse(text, place)

@@ -1,6 +1,8 @@
 """`hvdlm launch` inside a real SLURM job, and what is refused there."""
 
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -56,6 +58,54 @@ def test_a_process_without_a_launcher_is_refused(in_job, tmp_path):
     assert log.startswith("hvdlm: error: one process in a SLURM job of 4 tasks; start it by `hvdlm launch")
     assert log.endswith("code 2\n")
     assert not run_dir.exists()
+
+
+@pytest.fixture
+def typed(slurm):
+    """Type lines into the shell of `srun OPTIONS --pty bash`; what its terminal shows."""
+    if not shutil.which("script"):
+        pytest.skip("no script(1) here, which gives srun a terminal")
+
+    def run(lines, options, timeout_s=100):
+        command = ["script", "-qec", f"srun {options} --pty bash --norc", "/dev/null"]
+        environment = {name: value for name, value in slurm.items() if name != "OMP_NUM_THREADS"}
+        text = "\n".join([*lines, "exit", ""])
+        streams = {"input": text, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        done = subprocess.run(command, cwd=ROOT, env=environment, text=True, timeout=timeout_s, **streams)
+        return done.stdout.replace("\r", "")
+
+    return run
+
+
+def meetings(said):
+    """How many ranks met in the MPI world, at each hello."""
+    return [int(size) for size in re.findall(r'^\{"mpi4py": (\d+)', said, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("options", ["-n1", "-n2 --mpi=pmix"])
+def test_the_shell_of_a_step_is_as_any_shell(options, typed):
+    """One process is one, a second one too though PMIx serves a task once; `launch` starts a rank for each task."""
+    said = typed([f"{HVDLM} doctor --hello"] * 2 + [f"{HVDLM} launch -- doctor --hello"], f"{options} -c1 -t5")
+    tasks = int(options[2])
+    assert meetings(said) == [1, 1, tasks], said
+    assert " srun --overlap --mpi=pmix " in said
+    assert ("one process in a SLURM job of 2 tasks" in said) is (tasks > 1)
+
+
+def test_tasks_that_cannot_meet_are_refused_in_words(in_job, tmp_path):
+    """And so are a launcher under srun, and an mpirun for each task."""
+    log = in_job(
+        f"srun --mpi=none -n2 {HVDLM} train configs/quickstart.yaml run_dir={tmp_path}/run; echo code $?\n"
+        f"srun --mpi=none -n2 {HVDLM} launch -- doctor; echo code $?\n"
+        f"export SLURM_OVERLAP=1\nsrun -n2 mpirun --oversubscribe -np 1 {HVDLM} doctor --hello 2>&1 | grep -c copies\n",
+        *("-N1", "-n2"),
+    )
+    first, second, copies = re.split(r"code 2\n", log)
+    assert "the launcher started 2 processes but the horovod world has 1; use `srun --mpi=pmix`" in first
+    assert "`hvdlm launch` starts its own ranks, and it was itself started by srun (2 of it)" in second
+    assert "direct launched" not in log  # what Open MPI would say, and end
+    assert copies.split()[-1] == "2"
+    assert not (tmp_path / "run").exists()
 
 
 def test_srun_without_pmix_is_explained(in_job, tmp_path):
