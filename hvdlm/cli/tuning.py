@@ -72,7 +72,7 @@ def tune(config: Path, overrides: tuple[str, ...], out: Path | None, as_json: bo
 @click.option("--ranks", type=RANKS, default=2, show_default=True)
 @click.option("--steps", type=WholeNumber(1), default=200, show_default=True)
 @click.option("--repeats", type=REPEATS, default=3, show_default=True, help="Rounds, each from another seed.")
-@click.option("--kinds", type=NameList(_ways), default=None, help="Names with commas; default: all.")
+@click.option("--kinds", type=NameList(_ways), metavar="SYNCS", default=None, help="Names with commas; default: all.")
 @click.option("--out", type=PATH, default=Path("runs/bench-sync"), show_default=True)
 @json_option
 def bench_sync(
