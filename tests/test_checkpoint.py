@@ -2,14 +2,21 @@
 
 import errno
 import json
+import math
+import os
+import resource
 import shutil
+from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 from harness import STATE, preprocess, run_training
+from safetensors.torch import load_file, save_file
 
 from hvdlm.checkpoint import store as checkpoint
 from hvdlm.errors import UserError
+from hvdlm.files import sha256_of
 from hvdlm.session.metrics import read_metrics
 from hvdlm.train.step import Engine
 
@@ -210,3 +217,223 @@ def test_a_run_is_not_resumed_on_other_data(data_dir, corpus, tmp_path):
     preprocess(corpus, tmp_path / "other", seed=7)
     with pytest.raises(UserError, match="is not the data that .* was trained on"):
         run_training(tmp_path / "other", tmp_path / "run", "train.steps=3")
+
+
+# --- what is not finite
+
+
+def poison(folder, file, value=math.nan, key=None):
+    """Put `value` into the checkpoint's file, whose size and checksum are right afterwards."""
+    tensors = load_file(folder / file)
+    tensors[key or min(tensors)].view(-1)[0] = value
+    save_file(tensors, folder / file)
+    reseal(folder, file)
+
+
+def reseal(folder, file):
+    state = json.loads((folder / "state.json").read_text())
+    state["files"][file] = {"bytes": (folder / file).stat().st_size, "sha256": sha256_of(folder / file)}
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("part", ["weight", "moment", "engine tensor", "scalar"])
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, parts, part, value):
+    model, optimizer = parts
+    save(tmp_path, 10, parts)
+    tensors = {"ema/weight": torch.zeros(2, dtype=torch.bfloat16), "empty": torch.zeros(0), "count": torch.tensor(3)}
+    with torch.no_grad():
+        match part:
+            case "weight":
+                model.bias[1] = value
+            case "moment":
+                optimizer.state[model.weight]["exp_avg_sq"][0, 2] = value
+            case "engine tensor":
+                tensors["ema/weight"][1] = value
+            case "scalar":
+                optimizer.state[model.weight]["scale"] = value
+    with pytest.raises(checkpoint.NotFiniteError, match=r"^\S+( in \w+.safetensors)? is not finite$"):
+        checkpoint.save(tmp_path, 20, *parts, STATE, tensors, keep=1)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_00000010"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "engine.safetensors"])
+def test_a_checkpoint_that_is_not_finite_is_passed_over(tmp_path, parts, file, caplog):
+    for step in (10, 20):
+        path = checkpoint.save(tmp_path, step, *parts, STATE, {"carried": torch.ones(2)}, keep=9)
+    poison(path, file)
+    assert checkpoint.newest(tmp_path).name == "step_00000010"
+    assert f"in {file} is not finite; trying the checkpoint before it" in caplog.text
+
+
+def test_moments_that_are_not_finite_do_not_keep_weights_from_use(tmp_path, parts):
+    path = save(tmp_path, 10, parts)
+    poison(path, "optimizer.safetensors")
+    assert checkpoint.resolve(path) == path
+    poison(path, "model.safetensors")
+    with pytest.raises(UserError, match="bias in model.safetensors is not finite; use another checkpoint"):
+        checkpoint.resolve(path)
+
+
+def test_json_of_a_state_has_null_for_what_is_not_finite(tmp_path, parts):
+    path = checkpoint.save(tmp_path, 1, *parts, {**STATE, "engine": {"val_losses": [math.nan, 2.0]}})
+    state = json.loads((path / "state.json").read_text(), parse_constant=pytest.fail)
+    assert state["engine"]["val_losses"] == [None, 2.0]
+    (path / "state.json").write_text((path / "state.json").read_text().replace("null", "NaN"))  # of an older version
+    assert checkpoint.read_state(checkpoint.newest(tmp_path)) == state
+
+
+def test_passed_over_checkpoints_do_not_count_as_kept(tmp_path, parts):
+    for step in (10, 20, 30, 40):
+        save(tmp_path, step, parts, keep=9)
+    checkpoint.prune(tmp_path, 40, keep=2, unsound={20, 30})
+    assert checkpoint.complete_steps(tmp_path) == [10, 40]
+
+
+# --- copies and file systems
+
+
+def names(root):
+    return sorted(path.name for path in root.iterdir())
+
+
+def test_a_copy_that_followed_links_resumes_and_saves(tmp_path, parts):
+    save(tmp_path / "run", 10, parts)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")  # as cp -rL, scp -r
+    root = tmp_path / "copy/checkpoints"
+    assert not (root / "latest").is_symlink()
+    assert checkpoint.resolve(root / "latest") == root / "latest"
+    save(tmp_path / "copy", 20, parts)
+    assert names(root) == ["latest", "step_00000010", "step_00000020"]
+    assert (root / "latest").readlink().name == "step_00000020"
+
+
+def test_latest_alone_is_a_checkpoint_too(tmp_path, parts):
+    save(tmp_path / "run", 10, parts)
+    root = tmp_path / "copy/checkpoints"
+    shutil.copytree(tmp_path / "run/checkpoints/step_00000010", root / "latest")
+    checkpoint.prepare(tmp_path / "copy")
+    assert names(root) == ["step_00000010"]
+    assert checkpoint.newest(tmp_path / "copy") == root / "step_00000010"
+
+
+def test_a_folder_latest_that_is_no_copy_is_kept(tmp_path, parts):
+    root = save(tmp_path, 10, parts).parent
+    (root / "latest").unlink()
+    (root / "latest").mkdir()
+    (root / "latest/notes.txt").write_text("mine")
+    save(tmp_path, 20, parts)
+    (kept,) = root.glob("latest.*")
+    assert (kept / "notes.txt").read_text() == "mine"
+    assert checkpoint.resolve(root / "latest").resolve() == root / "step_00000020"
+
+
+def test_without_links_latest_is_a_text(tmp_path, parts, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("pathlib.Path.symlink_to", refuse)
+    for step in (10, 20):
+        path = save(tmp_path, step, parts)
+    assert checkpoint.resolve(path.parent / "latest") == path
+    (path.parent / "latest").write_text("../../elsewhere")
+    with pytest.raises(UserError, match="names no checkpoint beside it"):
+        checkpoint.resolve(path.parent / "latest")
+
+
+def test_latest_never_leads_out_of_its_run(tmp_path, parts):
+    old = save(tmp_path / "old", 10, parts)
+    path = save(tmp_path / "new", 20, parts)
+    (path.parent / "latest").unlink()
+    (path.parent / "latest").symlink_to(old)
+    with pytest.raises(UserError, match="points out of its run, to .*/old/checkpoints/step_00000010"):
+        checkpoint.resolve(path.parent / "latest")
+    save(tmp_path / "new", 30, parts)
+    assert names(old.parent) == ["latest", "step_00000010"]
+
+
+def test_a_linked_checkpoint_is_read_and_only_its_link_goes(tmp_path, parts):
+    path = save(tmp_path / "run", 10, parts)
+    path.rename(tmp_path / "archive")
+    path.symlink_to(tmp_path / "archive")
+    assert checkpoint.newest(tmp_path / "run") == path
+    save(tmp_path / "run", 20, parts, keep=1)
+    assert names(path.parent) == ["latest", "step_00000020"]
+    assert (tmp_path / "archive/state.json").exists()
+
+
+def test_a_checkpoint_under_another_ones_name_is_passed_over(tmp_path, parts):
+    path = save(tmp_path, 10, parts)
+    shutil.copytree(path, path.with_name("step_00000020"))
+    assert checkpoint.newest(tmp_path) == path
+
+
+# --- disks
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG])
+@pytest.mark.parametrize("call", ["os.fsync", "os.replace", "pathlib.Path.mkdir", "pathlib.Path.rename"])
+def test_what_a_disk_refuses_names_the_checkpoint_and_leaves_nothing(tmp_path, parts, monkeypatch, call, number):
+    save(tmp_path, 10, parts)
+
+    def refuse(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="checkpoints/step_00000020'$") as caught:
+        patch.setattr(call, refuse)
+        save(tmp_path, 20, parts)
+    assert caught.value.errno == number
+    assert names(tmp_path / "checkpoints") == ["latest", "step_00000010"]
+
+
+def test_a_file_that_may_not_grow_so_large_names_the_checkpoint(tmp_path, parts):
+    """As a quota does; the writing is not Python's own, its error has no number."""
+    save(tmp_path, 10, parts)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limit[1]))
+    try:
+        with pytest.raises(OSError, match="checkpoints/step_00000020'$") as caught:
+            save(tmp_path, 20, parts)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert caught.value.errno == errno.EFBIG
+    assert names(tmp_path / "checkpoints") == ["latest", "step_00000010"]
+
+
+# --- state.json is somebody's word
+
+
+def changed(value, random):
+    """The value with one thing in it changed."""
+    odd = [None, True, -1, 0, 2**70, 0.5, 1e999, "", "x" * 300, [], {}, [[]], "../x", "/dev/zero", "pipe", "a\0b"]
+    if isinstance(value, dict) and value and random.random() < 0.8:
+        key = random.choice(sorted(value))
+        rest = {name: part for name, part in value.items() if name != key}
+        renamed = {**rest, random.choice(["../x", "/etc/passwd", "pipe", "A", "a/b"]): value[key]}
+        other = {"drop": rest, "rename": renamed}
+        return other.get(random.choice(["drop", "rename", "into", "into"]), {**rest, key: changed(value[key], random)})
+    if isinstance(value, list) and value and random.random() < 0.5:
+        return [changed(value[0], random), *value[1:]]
+    return random.choice(odd)
+
+
+def test_no_state_json_opens_a_file_elsewhere_or_waits(tmp_path, parts, monkeypatch):
+    """A thousand of them, changed at random: sound, or damaged in one line; a pipe would keep us for ever."""
+    path = checkpoint.save(tmp_path, 10, *parts, {**STATE, "engine": {"val_losses": [1.0], "guard": {"seen": 3}}})
+    os.mkfifo(path / "pipe.safetensors")
+    state = json.loads((path / "state.json").read_text())
+    opened = []
+    original = os.open
+    monkeypatch.setattr(os, "open", lambda name, *rest, **more: opened.append(name) or original(name, *rest, **more))
+    random = Random(0)
+    sound = 0
+    for _ in range(1000):
+        text = json.dumps(changed(state, random))
+        if random.random() < 0.1:
+            text = text[: random.randrange(len(text))]
+        (path / "state.json").write_text(text)
+        fault = checkpoint.damage(path)
+        sound += fault is None
+        assert fault is None or (fault and "\n" not in fault)
+    assert 0 < sound < 900
+    assert {Path(name).parent for name in opened if not isinstance(name, int)} == {path}

@@ -1,5 +1,7 @@
 """Whatever has happened to a file of a run folder: the run goes on as it would have, or one line says what to do."""
 
+import errno
+import math
 import os
 import shutil
 
@@ -8,7 +10,8 @@ from harness import run_training
 
 from hvdlm import checkpoint
 from hvdlm.errors import UserError
-from hvdlm.session.metrics import read_metrics
+from hvdlm.session.metrics import RunLog, read_metrics
+from hvdlm.train.step import Engine
 
 WORDS = ("train.steps=6", "train.eval_every=6", "checkpoint.every=2", "ema={decay: 0.9}")
 
@@ -124,3 +127,71 @@ def test_the_settings_of_the_checkpoint_count_and_not_a_file_that_was_edited(dat
     config.unlink()
     with pytest.raises(UserError, match=r"other settings \(optim.lr: 0.002 -> 0.5\)"):
         run_training(data_dir, run_dir, *WORDS, "optim.lr=0.5")
+
+
+# --- what a run ends with
+
+
+GARBAGE = ("optim.name=sgd", "optim.lr=1e25", "optim.clip=0", "optim.warmup_steps=0")  # finite, and no loss is
+SKIP = ("guard.nonfinite=skip", "checkpoint.every=1", "checkpoint.keep=1", "train.eval_every=100")
+
+
+def steps_of(run_dir):
+    return checkpoint.complete_steps(run_dir)
+
+
+@pytest.mark.parametrize("action", ["stop", "skip"])
+def test_a_state_that_is_not_finite_ends_the_run_and_the_one_before_stays(data_dir, tmp_path, action):
+    words = ("optim.lr=1e38", "optim.warmup_steps=0", f"guard.nonfinite={action}")
+    with pytest.raises(UserError, match=r"step 1: \S+ in model.safetensors is not finite, and is not saved: the run"):
+        run_training(data_dir, tmp_path, *words, "train.steps=1")
+    assert steps_of(tmp_path) == []
+
+
+def test_checkpoints_whose_loss_is_nan_push_out_no_other(data_dir, tmp_path):
+    """The first is of finite weights that give no loss; nobody could know when it was saved."""
+    for _ in range(2):  # started again, a finished run is no success either
+        with pytest.raises(UserError, match="ended at step 4 without a result: validation loss nan: the run has div"):
+            run_training(data_dir, tmp_path, *GARBAGE, *SKIP, "train.steps=4")
+        assert steps_of(tmp_path) == [1, 2, 3, 4]
+    for step in (2, 3, 4):
+        shutil.rmtree(tmp_path / f"checkpoints/step_{step:08d}")
+    with pytest.raises(UserError, match="ended at step 3 without a result: every update since step 1 was left out"):
+        run_training(data_dir, tmp_path, *GARBAGE, *SKIP, "train.steps=3")
+
+
+def test_old_checkpoints_go_once_the_step_after_was_sound(data_dir, tmp_path):
+    run_training(data_dir, tmp_path, "train.steps=5", "checkpoint.every=2", "checkpoint.keep=1")
+    assert steps_of(tmp_path) == [5]
+
+
+class PoisonedOnce(Engine):
+    """One update breaks a weight, in the step before a checkpoint."""
+
+    is_over = False
+
+    def _apply(self, step):
+        found = super()._apply(step)
+        if step == 3 and not PoisonedOnce.is_over:
+            PoisonedOnce.is_over = True
+            self.sync.parameters[0].data.view(-1)[0] = math.nan
+        return found
+
+
+def test_a_broken_weight_is_rewound_where_gradients_are(data_dir, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("hvdlm.train.setup.Engine", PoisonedOnce)
+    words = ("guard.nonfinite=rewind", "checkpoint.every=2", "train.steps=6")
+    assert run_training(data_dir, tmp_path, *words)["step"] == 6
+    assert "is not finite: back to step 2, and past the samples up to step 4" in caplog.text
+
+
+def test_a_row_that_cannot_be_written_ends_the_run_after_a_save(data_dir, tmp_path, monkeypatch):
+    def write(self, step, split, **values):
+        if step > 3:
+            self.fault = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "metrics.jsonl"))
+
+    monkeypatch.setattr(RunLog, "write", write)
+    with pytest.raises(UserError, match=r"/metrics.jsonl: No space left on device; make space and run the same"):
+        run_training(data_dir, tmp_path, "train.steps=500", "train.eval_every=500", "checkpoint.every=500")
+    (saved,) = steps_of(tmp_path)
+    assert 3 < saved < 500

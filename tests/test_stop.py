@@ -8,7 +8,7 @@ import time
 import pytest
 
 from hvdlm.errors import StoppedOnRequest
-from hvdlm.session.stop import BatchJob, StopFlag, Wish, stop_flag
+from hvdlm.session.stop import SIGNALS, BatchJob, StopFlag, Wish, stop_flag
 from hvdlm.world.serial import SerialWorld
 from hvdlm.world.threads import thread_worlds
 
@@ -27,7 +27,7 @@ def test_a_file_is_a_wish(flag, tmp_path, name, wish):
     assert flag.reason == str(tmp_path / name)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_heard_on_any_rank_and_means_what_it_meant_afterwards(tmp_path, number):
     before = signal.getsignal(number)
     with stop_flag(tmp_path, thread_worlds(2)[1]) as flag:
@@ -36,13 +36,63 @@ def test_a_signal_is_heard_on_any_rank_and_means_what_it_meant_afterwards(tmp_pa
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_was_ignored_stays_so(tmp_path, number):
+    """By nohup, or for a job that a shell has put into the background."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with stop_flag(tmp_path, SerialWorld()) as flag:
+            os.kill(os.getpid(), number)
+            assert flag.look() == Wish.NONE
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_second_ctrl_c_ends_at_once_but_one_that_came_twice_does_not(flag, monkeypatch):
+    clock, ended = [100.0], []
+    monkeypatch.setattr("hvdlm.session.stop.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("hvdlm.session.stop.os._exit", ended.append)
+    for passed_s, expected in ((0.0, []), (0.1, []), (2.0, [130])):
+        clock[0] += passed_s
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (flag.look(), ended) == (Wish.STOP, expected)
+
+
+def test_a_process_that_is_continued_saves_once(flag):
+    """mpirun's first word on Ctrl-C; where a save changes what comes after, it is none of ours."""
+    os.kill(os.getpid(), signal.SIGCONT)
+    assert (flag.look(), flag.reason) == (Wish.SAVE, "SIGCONT")
+    flag.saved(0.1)
+    assert flag.look() == Wish.NONE
+    flag.saves_when_continued = False
+    os.kill(os.getpid(), signal.SIGCONT)
+    assert flag.look() == Wish.NONE
+
+
+@pytest.mark.parametrize("name", ["STOP", "STOPPED", "owner"])
+def test_a_folder_or_a_pipe_in_a_files_place_is_no_reason_to_fail_or_wait(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "note").touch()
+    with stop_flag(tmp_path, SerialWorld()) as flag:
+        assert flag.look() == (Wish.STOP if name == "STOP" else Wish.NONE)
+        if name == "owner":
+            return
+        flag.own()
+        (tmp_path / "owner").unlink()
+        os.mkfifo(tmp_path / "owner")
+        assert flag.ouster() == ""
+
+
 def test_a_rank_that_was_asked_to_end_is_deaf_while_it_leaves(tmp_path):
     """srun sends TERM to the others as soon as the first rank has left with code 75."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         with pytest.raises(StoppedOnRequest), stop_flag(tmp_path, thread_worlds(2)[1]):
             raise StoppedOnRequest
-        os.kill(os.getpid(), signal.SIGTERM)
+        for number in set(SIGNALS) - {signal.SIGINT}:
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # a person's impatience
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -103,7 +103,8 @@ def save(  # noqa: PLR0913 - what a checkpoint is made of
     contents = {MODEL: _model_state(model), OPTIMIZER: moments, **({ENGINE: tensors} if tensors else {})}
     if culprit := _not_finite(contents, scalars):
         raise NotFiniteError(f"{culprit} is not finite")
-    root.mkdir(parents=True, exist_ok=True)
+    with naming(final):
+        root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(".step_*"):  # of a job that died, or of one whose run was taken over
         shutil.rmtree(leftover, ignore_errors=True)
     aside = root / f".{final.name}.{uuid.uuid4().hex}"
@@ -134,7 +135,7 @@ def _write_part(folder: Path, name: str, content: dict[str, torch.Tensor]) -> di
     try:
         save_file(content, part)
     except SafetensorError as error:  # it tells what write() said in words alone
-        code = re.search(r"code: (\d+)", str(error))
+        code = re.search(r"(?:os error|code:) (\d+)", str(error))
         number = int(code.group(1)) if code else errno.EIO
         raise OSError(number, os.strerror(number) if code else str(error), str(final)) from None
     replace_durably(part, final)

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hvdlm.errors import UserError
-from hvdlm.files import write_text_durably
+from hvdlm.files import read_text, write_text_durably
 from hvdlm.tokenizer import Tokenizer, digest, dtype_for
 
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+MAX_BYTES = 1 << 30  # of a manifest: millions of shards
 SPLITS = ("train", "val", "test")
 
 
@@ -26,7 +27,7 @@ class _Entry(BaseModel):
 class ShardEntry(_Entry):
     """A shard as the manifest knows it."""
 
-    file: str
+    file: str = Field(pattern=r"^\w[\w.-]*\.h5$")  # beside the manifest: never a path
     num_tokens: int
     num_documents: int
     num_bytes: int  # size of the file
@@ -114,7 +115,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a data folder; UserError if there is none or it is not one of ours."""
     path = folder / MANIFEST
     try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        return Manifest.model_validate_json(read_text(path, limit=MAX_BYTES))
     except FileNotFoundError:
         raise UserError(f"{path}: there is none, so this is no finished data set; run `hvdlm preprocess`") from None
     except OSError as error:
@@ -124,3 +125,5 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(
             f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; made by another version?"
         ) from None
+    except ValueError as error:
+        raise UserError(f"{path}: is no manifest ({error}); rerun `hvdlm preprocess`") from None

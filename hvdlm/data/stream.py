@@ -7,6 +7,7 @@ in 10 us instead of 100).
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 
 import h5py
@@ -15,12 +16,14 @@ import numpy as np
 from hvdlm.data.manifest import Manifest, ShardEntry, read_manifest
 from hvdlm.data.shards import map_tokens
 from hvdlm.errors import UserError
+from hvdlm.files import open_regular
 
 
 def _open_tokens(path: Path, entry: ShardEntry, manifest: Manifest) -> np.ndarray:
     """Memory map (1-D) of a shard's tokens, after checking it against the manifest."""
     try:
-        size = path.stat().st_size
+        with open_regular(path) as opened:
+            size = os.fstat(opened.fileno()).st_size
         if size != entry.num_bytes:
             raise UserError(
                 f"{path}: has {size} bytes, the manifest says {entry.num_bytes}; "

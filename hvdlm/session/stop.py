@@ -168,7 +168,7 @@ class StopFlag:
 
 
 def _leave_terminal() -> None:
-    """Let what is said to a terminal that was closed go nowhere: to write there is an error, and work is to save."""
+    """Let what is said to a terminal that was closed go nowhere: writing there is an error, and work is to be saved."""
     for stream in (1, 2):
         if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -209,7 +209,8 @@ def stop_flag(folder: Path, world: World, job: BatchJob = BatchJob()) -> Iterato
 
 def _clear(path: Path) -> None:
     with _only_warning(path):
-        path.unlink(missing_ok=True)
+        if path.exists():  # a file system that may not be written to refuses to remove what is not there
+            path.unlink()
 
 
 @contextmanager

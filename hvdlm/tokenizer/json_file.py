@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hvdlm.errors import UserError
+from hvdlm.files import read_text
 from hvdlm.tokenizer.backend import BackendTokenizer
 from hvdlm.tokenizer.bytes_utf8 import ByteTokenizer
 from hvdlm.tokenizer.char import CharTokenizer
@@ -20,6 +21,8 @@ from hvdlm.tokenizer.interface import Tokenizer
 from hvdlm.tokenizer.sentencepiece_model import SentencePieceTokenizer
 from hvdlm.tokenizer.tiktoken_ranks import TiktokenTokenizer
 from hvdlm.tokenizer.word import WordRule, WordTokenizer
+
+MAX_BYTES = 1 << 30  # the largest vocabularies take 40 MB
 
 # "hvdlm" in a tokenizer.json -> the tokenizer of its content; a file of the tokenizers library has no such key.
 FORMATS: dict[str, Callable[[dict[str, Any], str], Tokenizer]] = {
@@ -39,7 +42,7 @@ def from_json(text: str, origin: str = "tokenizer.json") -> Tokenizer:
     try:
         content = json.loads(text)
         name = content.get("hvdlm")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise UserError(f"{origin}: not a tokenizer.json") from None
     if name is None:
         return BackendTokenizer(text, origin)
@@ -54,10 +57,10 @@ def from_json(text: str, origin: str = "tokenizer.json") -> Tokenizer:
 def load(path: Path, eos: str | None = None) -> Tokenizer:
     """The tokenizer in a `tokenizer.json`; `eos` names the end of text of a file that has no well-known one."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, limit=MAX_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot read this tokenizer ({error.strerror})") from None
-    except UnicodeDecodeError:
+    except ValueError:
         raise UserError(f"{path}: not a tokenizer.json (a .model needs kind: sentencepiece)") from None
     return from_json(text, str(path)) if eos is None else BackendTokenizer(text, str(path), eos)
 

@@ -1,8 +1,8 @@
 """Where the ranks meet besides the gradients: one small sum an interval, with everything that all must know.
 
 Between two such sums no rank waits for another's numbers and nothing is copied from a GPU. An interval ends at
-the next validation, checkpoint or digest, after `log.every` steps, or after about a second, whichever is first; its
-length follows from the last one's own numbers, so all ranks agree on it without a word.
+the next validation, checkpoint or digest, after `log.every` steps, or after about a quarter of a second, whichever is
+first; its length follows from the last one's own numbers, so all ranks agree on it without a word.
 """
 
 from __future__ import annotations
