@@ -51,7 +51,7 @@ class Loop:
         self.updates = 0  # that this process has applied
         self.is_proven = False  # a step after the newest checkpoint has shown that it is sound
         self.unsound: set[int] = set()  # checkpoints that were passed over; of rank 0
-        self.rewinds = 0
+        self.rewinds, self.rewound_to = 0, -1
         self.loss: float | None = None
         self.evaluation: Evaluation | None = None
         self.figures: dict = {}  # as of the last save; of a checkpoint that was resumed, its own
@@ -202,16 +202,17 @@ class Loop:
         """Back to the last checkpoint, and past the samples since then: with them it would happen again."""
         engine, world, run_dir = self.engine, self.engine.world, self.config.run_dir
         self.rewinds += 1
-        before = None if self.is_proven else self.step  # what broke in the first step after it may have broken it
+        before = self.step if self.step == self.rewound_to and not self.is_proven else None  # it broke there again
         path = world.on_root(lambda: checkpoint.newest(run_dir, before=before) or checkpoint.newest(run_dir))
         if path is None or self.rewinds > self.config.guard.max_skips:
             why = "there is no checkpoint yet" if path is None else f"{self.rewinds - 1} times already"
             raise UserError.shared(f"step {interval.end}: {reason}, and cannot rewind: {why}; lower optim.lr")
         left_out = engine.left_out
         with world.together():
-            self.step = engine.restore(path)
+            self.step = self.rewound_to = engine.restore(path)
             self.run_log.rewind(self.step)
         engine.left_out = left_out + engine.plan.samples_before(interval.end) - engine.plan.samples_before(self.step)
+        self.is_proven = False
         log.warning("%s: back to step %d, and past the samples up to step %d", reason, self.step, interval.end)
         self._find_unsound()
 
