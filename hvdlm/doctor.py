@@ -29,7 +29,7 @@ from hvdlm.tables import counted, table
 from hvdlm.world.connect import WorldKind, connect
 from hvdlm.world.mpi import library_version
 
-HELLO_TIMEOUT_S = 120
+HELLO_TIMEOUT_S = 180  # a cold CUDA torch on a loaded machine or a slow file system took more than 120
 MPI_LIBRARY = re.compile(r"/lib(mpi|mpich|mpi_(gnu|cray|intel|amd|nvidia)\w*)\.so")  # Open MPI and Intel, MPICH, Cray
 
 
@@ -260,7 +260,7 @@ def _two_ranks() -> tuple[list[Check], Check]:
     code, said, output = _listen(command)
     if code is None:
         reason = f"no answer in {HELLO_TIMEOUT_S} s"
-        return [], Check("2 ranks", False, reason, "does `mpirun -np 2 hostname` work?")
+        return [], Check("2 ranks", False, reason, "is this machine loaded? Else: does `mpirun -np 2 hostname` work?")
     checks = [Check(**line["check"]) for line in said if "check" in line]
     met = next((line["met"] for line in said if "met" in line), None)
     if code or met is None:
@@ -279,7 +279,8 @@ def _libraries_alone() -> list[Check]:
         how = f"no answer in {HELLO_TIMEOUT_S} s" if code is None else f"ends the process with code {code}"
         detail = f"{how}: {_first_words(output)}"
         name = begun[-1] if begun else "libraries"
-        checks.append(Check(name, False, detail, anew(name)))
+        remedy = "a loaded machine or a slow file system? Try again; else " if code is None else ""
+        checks.append(Check(name, False, detail, remedy + anew(name)))
     return checks
 
 
