@@ -75,7 +75,7 @@ def train_config(**options):
 def test_the_ends_of_a_run():
     assert ending(train_config(), [3.0, 4.0, 5.0], 1e9) == ""
     assert ending(train_config(minutes=2.0), [], 119.0) == ""
-    assert "2 are over" in ending(train_config(minutes=2.0), [], 120.0)
+    assert "2.0 are over" in ending(train_config(minutes=2.0), [], 120.0)
     assert ending(train_config(target_loss=2.0), [2.1], 0.0) == ""
     assert "has reached train.target_loss: 2" in ending(train_config(target_loss=2.0), [2.1, 2.0], 0.0)
     patient = train_config(patience=2)

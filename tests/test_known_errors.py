@@ -254,9 +254,10 @@ def test_a_plugin_that_srun_does_not_have(tmp_path):
     assert names_said("srun", "--mpi=pmix_v9", "true", env=env) == ["srun-plugin"]
 
 
-def test_ranks_that_do_not_know_of_each_other():
+def test_ranks_that_do_not_know_of_each_other(data_dir):
     env = {**fresh_environment(), "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
-    assert names_said(*HVDLM, "train", "configs/quickstart.yaml", "world=mpi", env=env) == ["singletons"]
+    words = ("train", "configs/quickstart.yaml", f"data.path={data_dir}", "world=mpi")
+    assert names_said(*HVDLM, *words, env=env) == ["singletons"]
 
 
 def test_a_locked_file_and_a_truncated_one(tmp_path):

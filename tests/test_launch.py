@@ -317,8 +317,10 @@ def call(*words, **env):
     return run_command([*HVDLM, *words], env={**kept, **env})
 
 
-def test_a_command_without_a_launcher_in_a_job_of_many_is_refused(tmp_path):
-    done = call("train", "configs/quickstart.yaml", f"run_dir={tmp_path}/run", SLURM_NTASKS="4")
+def test_a_command_without_a_launcher_in_a_job_of_many_is_refused(data_dir, tmp_path):
+    done = call(
+        "train", "configs/quickstart.yaml", f"data.path={data_dir}", f"run_dir={tmp_path}/run", SLURM_NTASKS="4"
+    )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("hvdlm: error: one process in a SLURM job of 4 tasks;")
     assert not (tmp_path / "run").exists()
@@ -327,7 +329,7 @@ def test_a_command_without_a_launcher_in_a_job_of_many_is_refused(tmp_path):
 def test_what_needs_no_ranks_is_not_refused():
     """It fails for another reason: there is no such run."""
     done = call("generate", "/nowhere", SLURM_NTASKS="4")
-    assert (done.returncode, "/nowhere: holds no complete checkpoint" in done.stderr) == (2, True)
+    assert (done.returncode, "/nowhere: there is no such folder" in done.stderr) == (2, True)
 
 
 def test_print_prints_one_line_and_starts_nothing(tmp_path):

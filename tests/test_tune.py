@@ -246,7 +246,8 @@ def test_threads_leave_one_core_to_the_waiting_thread_where_there_are_several():
 
 
 def config_of(tmp_path, data="data", **sync):
-    return make_config(Path(data), tmp_path / "run", *(f"sync.{name}={json.dumps(sync[name])}" for name in sync))
+    overrides = (f"sync.{name}={'null' if value is None else value}" for name, value in sync.items())
+    return make_config(Path(data), tmp_path / "run", *overrides)
 
 
 def test_every_knob_is_one_of_its_sync_and_none_is_the_default(tmp_path):

@@ -56,9 +56,11 @@ def test_a_serial_process_under_a_launcher_is_refused(by_hand):
         connect("serial")
 
 
-def test_an_mpi_singleton_under_a_launcher_is_refused(by_hand):
+def test_an_mpi_singleton_under_a_launcher_is_refused(by_hand, data_dir):
     environment = {**os.environ, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
-    done = run_command([*HVDLM, "train", "configs/quickstart.yaml", "world=mpi"], env=environment)
+    done = run_command(
+        [*HVDLM, "train", "configs/quickstart.yaml", f"data.path={data_dir}", "world=mpi"], env=environment
+    )
     assert done.returncode == 2
     assert "the launcher started 2 processes but the mpi world has 1; use `srun --mpi=pmix`" in done.stderr
 
