@@ -104,7 +104,7 @@ def test_a_run_that_is_asked_to_stop_saves_exits_75_and_resumes(start_training, 
     os.kill(ranks_of(process.pid)[1], signal.SIGUSR1)
     _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 75, errors
-    assert re.search(r"hvdlm: stopped at step (\d+) of 20000 by .+, saved; the same command resumes", errors)
+    assert re.search(r"hvdlm: stopped at step (\d+) of 20,000 by .+, saved; the same command resumes", errors)
     saved = checkpoint.complete_steps(tmp_path / "run")[-1]
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == saved
     again = run_ranks(2, [*HVDLM, "train", tmp_path / "config.yaml", f"train.steps={saved + 2}", "--json"])

@@ -56,7 +56,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_resumes(world, train, tmp_path, h
         until(lambda: checkpoint.complete_steps(run_dir))
         ASKED[how](world.rank, run_dir)
 
-    with pytest.raises(StoppedOnRequest, match="of 20000 by .+, saved; the same command resumes"):
+    with pytest.raises(StoppedOnRequest, match="of 20,000 by .+, saved; the same command resumes"):
         train(meanwhile=ask)
     saved = checkpoint.complete_steps(run_dir)[-1]
     assert last_step(run_dir) == saved
@@ -105,7 +105,7 @@ def test_kill_ends_at_once_and_every_start_while_it_is_there(train, tmp_path):
 def test_the_run_ends_before_its_time_is_over(world, train, tmp_path):
     end = time.time() + 12
     reason = "a signal to another rank" if world.rank else "the end of the job's time"
-    with pytest.raises(StoppedOnRequest, match=rf"stopped at step \d+ of 20000 by {reason}, saved"):
+    with pytest.raises(StoppedOnRequest, match=rf"stopped at step \d+ of 20,000 by {reason}, saved"):
         train(job=BatchJob("7", end))
     assert time.time() < end
     assert last_step(tmp_path / "run") == checkpoint.complete_steps(tmp_path / "run")[-1]
