@@ -264,6 +264,17 @@ def test_inside_a_step_the_new_one_overlaps_the_old(in_job, tmp_path):
     assert launch.fresh_environment()["SLURM_OVERLAP"] == "1"
 
 
+@pytest.mark.parametrize(("exported", "given"), [("NONE", "ALL"), ("A,B=1", "ALL"), ("ALL,A=1", None), (None, None)])
+def test_a_job_that_begins_with_a_clean_environment_hands_its_own_to_ranks(exported, given, in_job, tmp_path):
+    in_job.setenv("PATH", fake_srun(tmp_path, "pmix"))
+    in_job.setattr(launch, "kind_of", lambda mpirun: "openmpi4")
+    if exported:
+        in_job.setenv("SLURM_EXPORT_ENV", exported)
+    for launcher in ("srun", "mpirun"):
+        assert launch.plan(Asked(None, (), launcher), ["prog"]).environment.get("SLURM_EXPORT_ENV") == given
+    assert launch.fresh_environment().get("SLURM_EXPORT_ENV") == (given or exported)
+
+
 def test_inside_a_job_srun_is_taken_if_it_speaks_with_the_mpi(in_job, tmp_path):
     in_job.setenv("PATH", fake_srun(tmp_path, "none", "pmix", "pmi2"))
     in_job.setattr(launch, "kind_of", lambda mpirun: "openmpi4")

@@ -119,7 +119,13 @@ def fresh_environment() -> dict[str, str]:
     prefixes = ("OMPI_COMM_WORLD_", "OMPI_UNIVERSE", "PRTE_", "HOROVOD_RANK", "HOROVOD_SIZE")
     told = {name for name in os.environ if name.startswith(prefixes) and not name.startswith("PRTE_MCA_")}
     own = {name: value for name, value in os.environ.items() if name not in told and not is_word_of_pmi(name)}
-    return own | BESIDE_STEP if is_in_step() else own
+    return own | (BESIDE_STEP if is_in_step() else {}) | _exported_to_ranks()
+
+
+def _exported_to_ranks() -> dict[str, str]:
+    """In a batch job of --export=NONE srun, mpirun's own too, would hand on nothing: its ranks would find no hvdlm."""
+    hands_on_all = os.environ.get("SLURM_EXPORT_ENV", "ALL").split(",")[0] == "ALL"
+    return {} if hands_on_all else {"SLURM_EXPORT_ENV": "ALL"}
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,7 @@ def plan(asked: Asked, command: list[str]) -> LaunchPlan:
         in_step=in_step,
     )
     added = {"OMP_NUM_THREADS": str(launch.threads)} if "OMP_NUM_THREADS" not in os.environ else {}
-    added |= launch_environment(kind, launch)
+    added |= launch_environment(kind, launch) | _exported_to_ranks()
     added = {name: value for name, value in added.items() if os.environ.get(name) != value}
     if any(not is_here(name) for name, _ in hosts):
         launch = replace(launch, pass_on=tuple(sorted(filter(PASSED_ON.fullmatch, {**os.environ, **added}))))
