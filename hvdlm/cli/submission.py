@@ -17,6 +17,8 @@ from hvdlm.cli.options import (
     WholeNumber,
     config_arguments,
     overrides_argument,
+    preprocess_config,
+    run_config,
     splits,
 )
 from hvdlm.cli.submit_options import need, need_shards, submission, training_job
@@ -47,11 +49,9 @@ def submit() -> None:
 @submission
 def submit_preprocess(config: Path, overrides: tuple[str, ...], request: Request) -> list[Job]:
     """Raw text to shards."""
-    from hvdlm.config import load
+    settings = preprocess_config(config, overrides)
     from hvdlm.jobs import orders
-    from hvdlm.preprocessing.plan import PreprocessConfig
 
-    settings = load(PreprocessConfig, config, overrides)
     return [orders.preprocess(request, config, overrides, settings.output)]
 
 
@@ -119,11 +119,9 @@ def submit_scale(
     config: Path, overrides: tuple[str, ...], ranks: str | None, out: Path | None, request: Request, **effort: Any
 ) -> list[Job]:
     """A scaling study: a job array for each point, on just the nodes it needs, then the report."""
-    from hvdlm.config import load
+    settings = run_config(config, overrides)
     from hvdlm.perf.sweep import Effort
-    from hvdlm.train.config import RunConfig
 
-    settings = load(RunConfig, config, overrides)
     need_shards(request, settings)
     mode = effort.pop("mode")
     return _study(request, settings, ranks, out, mode=mode, effort=Effort(**effort))
@@ -168,14 +166,12 @@ def submit_pipeline(
 
     An override `preprocess.KEY=VALUE` goes to the data config, all others to the training config.
     """
-    from hvdlm.config import load
-    from hvdlm.jobs import orders
-    from hvdlm.perf.sweep import Effort
-    from hvdlm.preprocessing.plan import PreprocessConfig
-
     to_data = tuple(word.removeprefix(PREPROCESS) for word in overrides if word.startswith(PREPROCESS))
     to_training = tuple(word for word in overrides if not word.startswith(PREPROCESS))
-    data = load(PreprocessConfig, data_config, to_data)
+    data = preprocess_config(data_config, to_data)
+    from hvdlm.jobs import orders
+    from hvdlm.perf.sweep import Effort
+
     training, settings = training_job(request, config, to_training)
     if settings.data.path != data.output:
         raise UserError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hvdlm.cli.options import PATH, RANKS, Number, json_option, result
+from hvdlm.cli.options import PATH, RANKS, Number, json_option, result, run_config
 from hvdlm.errors import UserError
 from hvdlm.launch.environment import launched_as
 from hvdlm.launch.plan import fresh_environment
@@ -194,13 +194,11 @@ def need_shards(request: Request, settings: RunConfig) -> None:
 
 def training_job(request: Request, config: Path, overrides: tuple[str, ...]) -> tuple[Job, RunConfig]:
     """The job that trains as a config says, with what is known of its steps, and the config."""
-    from hvdlm.config import load
+    settings = run_config(config, overrides)
     from hvdlm.jobs import budget, orders
     from hvdlm.jobs.lint import Facts
     from hvdlm.train.batch_plan import BatchPlan
-    from hvdlm.train.config import RunConfig
 
-    settings = load(RunConfig, config, overrides)
     BatchPlan(settings.train.global_batch, settings.train.ramp).check(settings.train.micro_batch, request.ranks)
     measured, steps = _measured(settings, request.ranks), _steps_left(settings)
     remarks = _slow_folder(request, settings.run_dir)
