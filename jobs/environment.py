@@ -42,7 +42,7 @@ _ALTERNATIVES = """
     hint threads-per-core
 """
 # What every script says, or what would keep `hvdlm submit` from its work.
-_SAID = "job-name array output error open-mode requeue signal cpus-per-gpu wait verbose dependency"
+_SAID = "clusters job-name array output error open-mode requeue signal cpus-per-gpu wait verbose dependency"
 
 # Of srun. Outside a job these are a person's, and would become options of the script's steps.
 _OF_STEPS = """

@@ -68,7 +68,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STATE = VENV / "setup.json"
 LOGS = VENV / "setup-logs"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hvdlm" / "wheels"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - without a HOME Path raises / "hvdlm" / "wheels"
 
 TORCH = "2.13.0"
 TORCH_PYTHONS = "3.10 to 3.14"  # what it has wheels for
@@ -141,7 +141,7 @@ class State:
     def __init__(self) -> None:
         try:
             self.keys: dict[str, str] = dict(json.loads(STATE.read_text()))
-        except (OSError, ValueError):  # none yet, or torn by a kill: everything is looked at again
+        except (OSError, ValueError, TypeError):  # none yet, or torn by a kill: everything is looked at again
             self.keys = {}
 
     def fits(self, name: str, key: str) -> bool:
@@ -296,6 +296,8 @@ def install_torch(state: State, wanted: str) -> Torch:
         if wanted not in ("cpu", "cuda"):
             raise
         torch = None
+    if torch and _is_old(torch.version) and wanted == "keep":
+        raise SetupError(f"TORCH=keep, but torch {torch.version} is here and hvdlm needs 2.1; TORCH=cpu installs one")
     if torch and _is_old(torch.version):
         say(f"torch: {torch.version} is here, hvdlm needs 2.1; a newer one goes into .venv")
         torch = None

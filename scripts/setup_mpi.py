@@ -13,7 +13,7 @@ from pathlib import Path
 from setup_errors import SetupError, first_cause
 
 # Open MPI and Intel MPI, MPICH, Cray's; not libmpi_cxx and other bindings that lie on top.
-LIBMPI = re.compile(r"(/\S*/libmpi(?:ch|_(?:gnu|cray|intel|amd|nvidia|pgi)\w*)?\.so\S*)")
+LIBMPI = re.compile(r"(/\S*/libmpi(?:ch|_(?:gnu|cray|intel|amd|nvidia|pgi|ibm|mt)\w*)?\.so\S*)")
 HELLO = "#include <mpi.h>\nint main(int argc, char **argv) { return MPI_Init(&argc, &argv); }\n"
 
 WHEEL_SETTINGS = """
@@ -53,7 +53,8 @@ def linked_mpi(compiler: str) -> str:
         source, program = Path(folder, "hello.c"), Path(folder, "hello")
         source.write_text(HELLO)
         command = [compiler, str(source), "-o", str(program)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+        done = subprocess.run(command, cwd=folder, **streams)  # h5pcc leaves an object file where it runs
         if done.returncode:
             cause, remedy = first_cause(done.stdout)
             raise SetupError(f"`{compiler}` compiles no MPI program: {cause}; {remedy or 'load the modules it needs'}")

@@ -187,6 +187,8 @@ BAD = [
 BAD_OVERRIDES = [
     ("model.family=gpt", r"override 'model.family=gpt': model.family: must be transformer or lstm, got 'gpt'$"),
     ("sync={every: 4}", r"override 'sync={every: 4}': the key 'sync.kind' is required: auto, horovod, allreduce"),
+    ("optim=none", r"override 'optim=none': optim: is a section, whose keys are set one by one"),
+    ("guard=", r"override 'guard=': guard: is a section, whose keys are set one by one"),
     ("optim=adam", r"override 'optim=adam': optim: is a section, whose keys are set one by one, such as optim.name="),
     ("optim.lr=1e39", r"optim.lr: must be a number > 0, got 1e39; numbers here end at 3.4"),
     ("train.steps=1e30", r"train.steps: must be an integer >= 1 or null, got 1e30; numbers here end at 9.22"),

@@ -98,9 +98,12 @@ def test_a_run_remembers_what_it_began_with_and_resumes_without_it(data_dir, tmp
     for words in (begin, options):  # named again, or not
         assert run_training(data_dir, tmp_path / "new", *words, "train.steps=8")["step"] == 8
         assert yaml.safe_load((tmp_path / "new" / "config.yaml").read_text())["init"] == noted
-    with pytest.raises(UserError, match=r"was started with other settings \(init.from: .*source -> .*\); set another"):
-        run_training(data_dir, tmp_path / "new", *options, f"init.from={source}", "train.steps=8")
+    (tmp_path / "new" / "checkpoints" / "step_00000008" / "state.json").write_text("{")
+    moved = (*options, f"init.from={source}")  # the same weights in another place
+    assert run_training(data_dir, tmp_path / "new", *moved, "train.steps=12")["step"] == 12
     run_training(data_dir, tmp_path / "fresh", "train.steps=2")
+    with pytest.raises(UserError, match=r"was started with other settings \(init.from: .*source -> .*fresh\); set"):
+        run_training(data_dir, tmp_path / "new", *options, f"init.from={tmp_path / 'fresh'}", "train.steps=16")
     with pytest.raises(UserError, match=r"other settings \(init: None -> "):
         run_training(data_dir, tmp_path / "fresh", "train.steps=4", f"init.from={source}")
 

@@ -11,6 +11,7 @@ from harness import run_training
 from hvdlm import checkpoint
 from hvdlm.errors import UserError
 from hvdlm.session.metrics import RunLog, read_metrics
+from hvdlm.train.guard import Guard, Verdict
 from hvdlm.train.step import Engine
 
 WORDS = ("train.steps=6", "train.eval_every=6", "checkpoint.every=2", "ema={decay: 0.9}")
@@ -156,8 +157,16 @@ def test_checkpoints_whose_loss_is_nan_push_out_no_other(data_dir, tmp_path):
         assert steps_of(tmp_path) == [1, 2, 3, 4]
     for step in (2, 3, 4):
         shutil.rmtree(tmp_path / f"checkpoints/step_{step:08d}")
-    with pytest.raises(UserError, match="ended at step 3 without a result: every update since step 1 was left out"):
+    with pytest.raises(UserError, match="ended at step 3 without a result: validation loss nan"):
         run_training(data_dir, tmp_path, *GARBAGE, *SKIP, "train.steps=3")
+
+
+def test_a_run_whose_every_update_is_left_out_is_no_success(data_dir, tmp_path, monkeypatch):
+    run_training(data_dir, tmp_path / "sound", "train.steps=4")
+    monkeypatch.setattr(Guard, "judge", lambda self, norm: Verdict.SKIP)
+    assert run_training(data_dir, tmp_path / "sound", *SKIP, "train.steps=5")["step"] == 5  # the four before count
+    with pytest.raises(UserError, match="ended at step 2 without a result: every update was left out"):
+        run_training(data_dir, tmp_path / "empty", *SKIP, "train.steps=2")
 
 
 def test_old_checkpoints_go_once_the_step_after_was_sound(data_dir, tmp_path):

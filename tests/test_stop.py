@@ -8,7 +8,7 @@ import time
 import pytest
 
 from hvdlm.errors import StoppedOnRequest
-from hvdlm.session.stop import SIGNALS, BatchJob, StopFlag, Wish, stop_flag
+from hvdlm.session.stop import SIGNALS, BatchJob, StopFlag, Wish, heard, stop_flag
 from hvdlm.world.serial import SerialWorld
 from hvdlm.world.threads import thread_worlds
 
@@ -173,3 +173,12 @@ def test_an_owner_file_that_cannot_be_read_ends_nothing(flag, tmp_path):
     for text in ("", "{", "[1]"):
         (tmp_path / "owner").write_text(text)
         assert flag.look() == Wish.NONE
+
+
+def test_what_was_ignored_from_the_start_is_not_heard():
+    signals = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert heard(signals) == [signal.SIGINT, signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -59,6 +59,7 @@ class Record(_Part):
     eos_id: Count
     seconds: float = Field(0.0, ge=0)
     ranks: int = Field(1, ge=1)
+    updates: Count = 0  # steps that were not left out
     fault: str = ""  # why what the run has ended with is no result
     engine: EngineFacts = EngineFacts()
 

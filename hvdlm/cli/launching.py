@@ -84,7 +84,9 @@ class Running:
         self._met: dict[str, KnownError] = {}
         self._deadline: threading.Timer | None = None
         self._is_given_up = False
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+        from hvdlm.session.stop import heard
+
+        numbers = heard((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1))
         before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # until there is somebody to pass them to
         # In a session of its own: a terminal's Ctrl-C would reach mpirun at once, which kills what could be saved.
         self._job = subprocess.Popen(

@@ -137,4 +137,4 @@ def _is_null(written: Written, *, may_be: bool, takes_text: bool) -> bool:
         return written in NULLS or (may_be and not takes_text and written.lower() == "none")
     if takes_text:
         return may_be and written == "null"
-    return written.lower() in TYPED_NULLS
+    return may_be and written.lower() in TYPED_NULLS

@@ -20,7 +20,7 @@ Starter = Literal["launcher", "terminal", "batch script", "unknown"]
 STEP_DAEMON = "slurmstepd"  # the parent of each task and of each batch script
 DAEMONS = ("orted", "prted", "hydra_pmi_proxy", "hydra_bstrap_proxy", STEP_DAEMON)
 SHELLS = ("bash", "sh", "zsh", "fish", "tcsh", "csh", "ksh", "dash")
-VALUE_FOLLOWS = ("--rcfile", "--init-file", "-o", "-O", "+o", "+O", "-C", "--init-command")
+VALUE_FOLLOWS = ("--rcfile", "--init-file", "-o", "-O", "+o", "+O", "--init-command")
 NAME_LENGTH = 15  # the kernel keeps so much of a process's name
 
 

@@ -31,7 +31,7 @@ def launched_as(
     submitted in such a shell. They hand on variables that tell of others.
     """
     for size, rank in LAUNCHER_VARIABLES:
-        if size in env and rank in env:
+        if env.get(size, "").isdecimal() and env.get(rank, "").isdecimal():
             is_told_of_others = size in OF_STEP and STEP_TASKS in env and starter() in ("terminal", "batch script")
             if not is_told_of_others:
                 return int(env[rank]), int(env[size])

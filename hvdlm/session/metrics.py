@@ -76,7 +76,7 @@ def _keep_until(run_dir: Path, step: int) -> None:
         log.warning("%s: holds none of the steps up to %d, which were trained already", path, step)
     if not step and num_dropped:
         log.warning("%s: there is no checkpoint: training begins anew, rows that are dropped: %d", path, num_dropped)
-    write_text_durably(path, b"".join(line + b"\n" for line in kept.values()).decode())
+    write_text_durably(path.resolve(), b"".join(line + b"\n" for line in kept.values()).decode())
 
 
 class RunLog:

@@ -7,7 +7,8 @@
 | KILL | end at once without saving, at every start as long as it is there |
 
 A signal asks for the same as STOP: TERM and USR1 of a scheduler, INT (Ctrl-C), HUP of a terminal that was closed. One
-that was ignored when the process began stays so, as `nohup` and a shell's `&` want it. A second Ctrl-C ends at once.
+that was ignored when the process began stays so, as `nohup` and a shell's `&` want it. A second Ctrl-C ends at
+once, as soon as Python runs.
 CONT asks for the same as SAVE: on Ctrl-C Open MPI's mpirun sends ranks CONT, a second later TERM, another later KILL.
 
 `owner` in a run folder names the job that writes there. A node that the scheduler takes for lost may run its ranks
@@ -24,7 +25,7 @@ import socket
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -170,16 +171,17 @@ class StopFlag:
 def _leave_terminal() -> None:
     """Let what is said to a terminal that was closed go nowhere: writing there is an error, and work is to be saved."""
     for stream in (1, 2):
-        if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream)
-            os.close(nowhere)
+        with contextlib.suppress(OSError):  # the stream may be closed
+            if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)
 
 
-def heard() -> list[int]:
-    """The signals that ask to stop, but for those that whoever started this process wants ignored."""
+def heard(signals: Iterable[signal.Signals] = SIGNALS) -> list[signal.Signals]:
+    """Those of the signals that ask to stop which whoever started this process (nohup, a shell's `&`) wants heard."""
     of_people = (signal.SIGINT, signal.SIGHUP)
-    return [n for n in SIGNALS if n not in of_people or signal.getsignal(n) != signal.SIG_IGN]
+    return [n for n in signals if n not in of_people or signal.getsignal(n) != signal.SIG_IGN]
 
 
 @contextmanager

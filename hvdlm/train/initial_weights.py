@@ -8,6 +8,7 @@ Steps, schedule, data order and validation losses are the new run's own and begi
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,18 @@ def pinned(config: RunConfig) -> tuple[RunConfig, Path | None]:
     """
     if steps := checkpoint.complete_steps(config.run_dir):
         _refuse_own(config)
-        return _as_noted(config, config.run_dir / "checkpoints" / f"step_{steps[-1]:08d}"), None
+        return _as_noted(config, [checkpoint.path_of(config.run_dir, step) for step in reversed(steps)]), None
     if config.init is None:
         return config, None
     _refuse_own(config)
     path = _find(config.init)
-    state = checkpoint.read_state(path)
-    digest = state["files"]["model.safetensors"]["sha256"]
+    digest = _digest_of(path)
     if config.init.digest not in (None, digest):
         raise UserError(
             f"init.digest: {config.init.digest}, but the weights of {path} have {digest}: it is another run, or was"
             " made anew; set init.digest: null to take it"
         )
-    return _with(config, {"step": state["step"], "digest": digest}), path
+    return _with(config, {"step": checkpoint.read_state(path)["step"], "digest": digest}), path
 
 
 def _refuse_own(config: RunConfig) -> None:
@@ -57,24 +57,41 @@ def _refuse_own(config: RunConfig) -> None:
             )
 
 
-def _as_noted(config: RunConfig, path: Path) -> RunConfig:
-    """With the `init` of the run that wrote a checkpoint; what this config says of it otherwise stays, to be refused.
+def _as_noted(config: RunConfig, paths: Iterable[Path]) -> RunConfig:
+    """With the `init` that the first readable checkpoint notes; what this config says of it otherwise is refused later.
 
     A checkpoint that cannot be read is judged where it is loaded.
     """
+    for path in paths:
+        try:
+            noted = checkpoint.read_state(path)["config"].get("init")
+            init = InitConfig.model_validate(noted) if noted else None
+        except (UserError, ValueError):
+            continue
+        if init is None:
+            return config
+        if config.init is None:
+            return config.model_copy(update={"init": init})
+        known = {key: getattr(init, key) for key in ("step", "digest") if getattr(config.init, key) is None}
+        if _is_moved(init, config.init):
+            known["from"] = init.source
+        return _with(config, known)
+    return config
+
+
+def _is_moved(noted: InitConfig, given: InitConfig) -> bool:
+    """Whether the folder that is given now holds, or is, what the run began with."""
+    if noted.source.resolve() == given.source.resolve():
+        return True
     try:
-        noted = checkpoint.read_state(path)["config"].get("init")
-        source = Path(noted["from"]) if noted else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return config
-    if source is None:
-        return config
-    if config.init is None:
-        return config.model_copy(update={"init": InitConfig.model_validate(noted)})
-    known = {key: noted.get(key) for key in ("step", "digest") if getattr(config.init, key) is None}
-    if source.resolve() == config.init.source.resolve():
-        known["from"] = source
-    return _with(config, known)
+        return _digest_of(_find(given.model_copy(update={"step": noted.step}))) == noted.digest
+    except UserError:
+        return False
+
+
+def _digest_of(path: Path) -> str:
+    """sha256 of a checkpoint's weights, as its state.json has it."""
+    return checkpoint.read_state(path)["files"]["model.safetensors"]["sha256"]
 
 
 def _with(config: RunConfig, values: dict[str, Any]) -> RunConfig:
@@ -87,7 +104,7 @@ def _find(init: InitConfig) -> Path:
     if not source.is_dir():
         raise UserError(f"init.from: {source}: there is no such folder; give a run folder or RUN/checkpoints/step_…")
     if init.step is not None and source.parent.name != "checkpoints":
-        source = source / "checkpoints" / f"step_{init.step:08d}"
+        source = checkpoint.path_of(source, init.step)
         if not source.is_dir():
             have = ", ".join(map(str, checkpoint.complete_steps(init.source))) or "none"
             raise UserError(f"init.step: {init.source} has no checkpoint of step {init.step}; it has {have}")

@@ -48,7 +48,7 @@ class Loop:
         self.ending = ""  # why it ends before the last step
         self.is_stopped = False  # on request, to be resumed
         self.fault = ""  # why what it ends with is no result
-        self.updates = 0  # that this process has applied
+        self.updates = 0  # applied to this rank's weights since the run began
         self.is_proven = False  # a step after the newest checkpoint has shown that it is sound
         self.unsound: set[int] = set()  # checkpoints that were passed over; of rank 0
         self.rewinds, self.rewound_to = 0, -1
@@ -134,7 +134,8 @@ class Loop:
         if is_last:
             self.fault = self._find_fault()
         if is_last or interval.wish >= Wish.SAVE or self.step % self.config.checkpoint.every == 0:
-            self._save_or_rewind(interval)
+            if self._save_or_rewind(interval):
+                return
             gc.collect()
         if self.ending:
             log.info("ending at step %d: %s", self.step, self.ending)
@@ -144,7 +145,7 @@ class Loop:
     def _find_fault(self) -> str:
         """Why what this run ends with is no result, or nothing. Collective."""
         if not sum(self.engine.world.gather(self.updates)):
-            return f"every update since step {self.first} was left out"
+            return "every update was left out"
         if self.evaluation is not None and not math.isfinite(self.evaluation.loss):
             return f"validation loss {self.evaluation.loss}"
         if self.evaluation is None and self.loss is not None and not math.isfinite(self.loss):
@@ -223,14 +224,15 @@ class Loop:
             tokens = self.engine.tokens_before(facts.step)
             self.run_log.write(facts.step, "train", **values, tokens=tokens, **live)
 
-    def _save_or_rewind(self, interval: Interval) -> None:
-        """A state that is not finite is no checkpoint: it ends the run, or is left for the one before it."""
+    def _save_or_rewind(self, interval: Interval) -> bool:
+        """A state that is not finite is no checkpoint: it ends the run, or is left for the one before it (True)."""
         culprit = self._save()
         if culprit and self.config.guard.nonfinite == "rewind":
             self.ending = ""
             self._rewind(interval, culprit)
         elif culprit:
             raise UserError.shared(f"step {self.step}: {culprit}, and is not saved: {DIVERGED}")
+        return bool(culprit)
 
     def _save(self) -> str:
         """Rank 0 writes; a full disk or a lost folder ends the run on all ranks, older checkpoints stay.
@@ -245,6 +247,7 @@ class Loop:
             "tokens": self.engine.tokens_before(self.step),
             "seconds": self.spent_s,
             "fault": self.fault,
+            "updates": self.updates,
             "ranks": self.engine.world.size,
             "threads": torch.get_num_threads(),  # a rank; another number may change last bits
             "tokenizer_digest": manifest.tokenizer_digest,

@@ -92,7 +92,7 @@ def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
         run_log = RunLog(config.log, config.run_dir, world, step=first)
     stop.expect(3 * sum(parameter.nbytes for parameter in engine.model.parameters()))  # Adam keeps two more of each
     loop = Loop(engine, corpora, validation, run_log, stop, saved.get("seconds", 0.0))
-    loop.fault = saved.get("fault", "")
+    loop.fault, loop.updates = saved.get("fault", ""), saved.get("updates", first)
     loop.figures = saved.get("figures", {})
     with (
         run_log,
