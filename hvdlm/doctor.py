@@ -24,7 +24,7 @@ from hvdlm.errors import UserError
 from hvdlm.host import affinity
 from hvdlm.launch.environment import launched_as, met_over_gloo
 from hvdlm.launch.known_errors import explain
-from hvdlm.launch.plan import find_mpirun, fresh_environment, start_command
+from hvdlm.launch.plan import find_mpirun, fresh_environment, own_command, start_command
 from hvdlm.tables import counted, table
 from hvdlm.world.connect import WorldKind, connect
 from hvdlm.world.mpi import library_version
@@ -254,7 +254,7 @@ def _two_ranks() -> tuple[list[Check], Check]:
     Returns what they see of the libraries, nothing if they did not come up, and whether they met.
     """
     try:
-        command = start_command(2, [sys.executable, "-m", "hvdlm", "doctor", "--as-rank"], is_small=True)
+        command = start_command(2, [*own_command(), "doctor", "--as-rank"], is_small=True)
     except (UserError, OSError) as error:
         return [], Check("2 ranks", False, f"cannot be started: {error}", _no_mpirun())
     code, said, output = _listen(command)
@@ -272,7 +272,7 @@ def _two_ranks() -> tuple[list[Check], Check]:
 
 def _libraries_alone() -> list[Check]:
     """What a process of its own sees, so that a library that crashes it is named instead of ending this one."""
-    code, said, output = _listen([sys.executable, "-m", "hvdlm", "doctor", "--alone"])
+    code, said, output = _listen([*own_command(), "doctor", "--alone"])
     checks = [Check(**line["check"]) for line in said if "check" in line]
     if code != 0:
         begun = [line["begins"] for line in said if "begins" in line]

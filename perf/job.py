@@ -8,13 +8,12 @@ import functools
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hvdlm.launch.plan import fresh_environment, start_command
+from hvdlm.launch.plan import fresh_environment, own_command, start_command
 
-HVDLM = (sys.executable, "-m", "hvdlm")
+HVDLM = tuple(own_command())
 QUIT_LIMIT_S = 15.0
 TAKE_TURNS = "%s on %s: they will take turns"  # of a bench with more ranks than cores
 

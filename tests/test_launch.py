@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hvdlm.errors import UserError
 from hvdlm.launch import plan as launch
 from hvdlm.launch.hosts import allocated_hosts, expand, expand_counts, hosts_of_job, parse_hosts, read_hostfile
 from hvdlm.launch.launchers import LAUNCHERS, Launch, launch_environment, launch_words
-from hvdlm.launch.plan import Asked, count_ranks, mpi_kind, srun_plugin, threads_of_a_rank
+from hvdlm.launch.plan import Asked, count_ranks, mpi_kind, own_command, srun_plugin, threads_of_a_rank
 from hvdlm.launch.slurm_tasks import check_tasks
 from hvdlm.world.bindings import Binding, binding_map
 
@@ -347,7 +348,13 @@ def test_print_prints_one_line_and_starts_nothing(tmp_path):
     done = call("launch", "--print", "--launcher", "mpirun", "-np", "2", "--", "train", "my config.yaml", "--json")
     assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
     assert " -np 2 --bind-to none" in done.stdout or " -n 2 -bind-to none" in done.stdout
-    assert done.stdout.endswith(" -m hvdlm train 'my config.yaml' --json\n")
+    assert done.stdout.endswith(f" {BIN}/hvdlm train 'my config.yaml' --json\n")
+
+
+def test_a_folder_named_hvdlm_does_not_hide_the_package_from_ranks(tmp_path):
+    (tmp_path / "hvdlm").mkdir()
+    done = subprocess.run([*own_command(), "--version"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def printed(capsys, *words):
@@ -386,7 +393,7 @@ def test_hosts_are_named_as_other_launchers_have_it(option, by_hand, capsys):
 def test_the_program_before_the_command_is_ours(program, by_hand, capsys):
     words = ["-np", "2", "--launcher", "mpirun", "--print", "--"]
     code, out, _ = printed(capsys, *words, *program.split(), "train", "x.yaml")
-    assert (code, out.split(" -m ")[-1]) == (0, "hvdlm train x.yaml\n")
+    assert (code, out.split("/")[-1]) == (0, "hvdlm train x.yaml\n")
 
 
 @pytest.mark.parametrize(

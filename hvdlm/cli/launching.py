@@ -61,7 +61,7 @@ def launch(
         raise UserError("--hosts and --hostfile both name hosts; give one of them")
     named = read_hostfile(hostfile) if hostfile else parse_hosts(hosts)
     asked = Asked(hosts=named, **chosen)
-    plan = starting.plan(asked, [sys.executable, "-m", "hvdlm", *words])
+    plan = starting.plan(asked, [*starting.own_command(), *words])
     if only_print:
         print(shell_line(plan))
         return 0

@@ -92,6 +92,15 @@ def meets_through_slurm() -> bool:
     return re.search(r"MCA pmix: (s1|s2|cray)\b", info) is not None
 
 
+def own_command() -> list[str]:
+    """How a rank starts hvdlm: by the program beside this Python.
+
+    `-m hvdlm` looks into the current folder first, where a folder named hvdlm, such as a clone, would hide ours.
+    """
+    program = Path(sys.executable).with_name("hvdlm")
+    return [str(program)] if program.exists() else [sys.executable, "-m", "hvdlm"]
+
+
 def start_command(ranks: int, command: list[str], *, is_small: bool = False) -> list[str]:
     """`command` on `ranks` ranks by this machine's mpirun. Inside a SLURM job it knows its hosts and slots itself.
 

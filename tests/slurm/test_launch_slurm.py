@@ -9,6 +9,8 @@ import sys
 import pytest
 from harness import ROOT
 
+from hvdlm.launch.plan import own_command
+
 HVDLM = f"{shlex.quote(sys.executable)} -m hvdlm"
 
 
@@ -38,7 +40,7 @@ def test_srun_is_taken_with_the_plugin_of_the_mpi_over_both_nodes(in_job):
 def test_hosts_have_as_many_ranks_as_they_are_given(in_job):
     """The line that is printed, with another program at its end."""
     printed = f"{HVDLM} launch --print --launcher srun --hosts n1:2,n2:1 -- doctor"
-    start = f"${{line%% {shlex.quote(sys.executable)}*}}"
+    start = f"${{line%% {shlex.quote(own_command()[0])}*}}"
     say = r"sh -c 'echo from \$SLURMD_NODENAME'"
     log = in_job(f'line=$({printed}); eval "{start} {say}"', "-N2", "--ntasks-per-node=2")
     assert sorted(line for line in log.splitlines() if line.startswith("from")) == ["from n1", "from n1", "from n2"], (
