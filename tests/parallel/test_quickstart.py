@@ -73,6 +73,6 @@ def test_the_readmes_chinese_and_english_corpora(tmp_path):
     assert manifest["num_documents"] > 20
     assert manifest["statistics"]["pii_email"] > 10
     assert "的" in done[2].stdout
-    assert re.search(r"cjk +15", done[3].stdout)
+    assert re.search(r"cjk +11", done[3].stdout)  # of those drawn from everywhere in the input
     assert (tmp_path / "lengths.png").stat().st_size > 5000
     assert (tmp_path / "runs" / "zh-en-megatron" / "train.idx").exists()
