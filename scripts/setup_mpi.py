@@ -53,8 +53,9 @@ def linked_mpi(compiler: str) -> str:
         source, program = Path(folder, "hello.c"), Path(folder, "hello")
         source.write_text(HELLO)
         command = [compiler, str(source), "-o", str(program)]
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-        done = subprocess.run(command, cwd=folder, **streams)  # h5pcc leaves an object file where it runs
+        done = subprocess.run(  # in that folder: h5pcc leaves an object file where it runs
+            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
         if done.returncode:
             cause, remedy = first_cause(done.stdout)
             raise SetupError(f"`{compiler}` compiles no MPI program: {cause}; {remedy or 'load the modules it needs'}")
