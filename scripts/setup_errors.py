@@ -9,11 +9,17 @@ NETWORK = (
     "is the package index reachable from here? Set https_proxy or PIP_INDEX_URL to what this site uses, or run this on"
     " a login node"
 )
+CERTIFICATES = "PIP_CERT=FILE names this site's certificates to pip"
+NO_VERSION = "Could not find a version that satisfies the requirement"
 COMPILER = "load a newer compiler (`module load gcc`), or name it by CC and CXX"
 
 
 class SetupError(Exception):
     """A step failed; the message says what is missing and the command that mends it."""
+
+
+class NotServed(SetupError):
+    """No index gave the package: none can be reached, or none has that build of it."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +51,14 @@ SIGNS = [
     Sign(r"^\S*\b(?:ld|collect2)\S*: (?:error: )?(?:cannot|.*undefined|.*not found|skipping incompatible).*$"),
     Sign(r"^.*undefined reference to .*$"),
     Sign(r"^(CMake Error\b.*)$"),
-    Sign(r"^.*(?:CERTIFICATE_VERIFY_FAILED).*$", "PIP_CERT=FILE names this site's certificates to pip"),
+    Sign(r"^.*(?:CERTIFICATE_VERIFY_FAILED).*$", CERTIFICATES),
     Sign(r"^.*ProxyError\('([^']*).*$", NETWORK),
     Sign(r"^.*connection broken by .*: ([^']+)'\).*$", NETWORK),
     Sign(r"^.*(Read timed out|ReadTimeoutError).*$", NETWORK),
     Sign(r"^.*(?:HTTP error |ERROR: .*\b)(?:401|403|407|5\d\d) .*$", NETWORK),
     Sign(r"^ERROR: (.*THESE PACKAGES DO NOT MATCH THE HASHES.*)$", "the download was damaged; try again"),
     Sign(r"^.*(?:PermissionError|Errno 13).*$", "that place is somebody else's; XDG_CACHE_HOME and TMPDIR name others"),
-    Sign(r"^ERROR: (Could not find a version that satisfies the requirement [^(]*).*$"),
+    Sign(rf"^ERROR: ({NO_VERSION} [^(]*).*$"),
     Sign(r"^\s+(The user requested \(constraint\) .*)$", "pip's own constraint file excludes what is needed here"),
     Sign(r"^ *((?:\w+\.)*\w+(?:Error|Exception)\b: .*)$"),
     Sign(r"^make(?:\[\d+\])?: \*\*\* .*$"),
@@ -77,6 +83,13 @@ def first_cause(log: str) -> tuple[str, str]:
                 return shorten(_with_message(said, lines[number + 1 :])), sign.remedy
     said = [line.strip() for line in lines if line.strip() and not line.startswith("$ ")]
     return shorten(said[-1] if said else "it printed nothing"), ""
+
+
+def step_error(step: str, log: str, *, remedy: str, where: str = "") -> SetupError:
+    """What to raise for a step that failed with this log: its cause, with `remedy` where the cause has none."""
+    cause, better = first_cause(log)
+    kind = NotServed if better in (NETWORK, CERTIFICATES) or cause.startswith(NO_VERSION) else SetupError
+    return kind(f"{step}: {cause}; {better or remedy}{where}")
 
 
 def _with_message(said: str, following: list[str]) -> str:
