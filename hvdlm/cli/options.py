@@ -15,7 +15,7 @@ import click
 from hvdlm.errors import UserError
 from hvdlm.files import naming, to_json
 from hvdlm.launch.environment import launched_as, launcher_waits_for_all
-from hvdlm.numerals import LARGEST, number, whole_number
+from hvdlm.numerals import LARGEST, is_too_large, number, whole_number
 
 if TYPE_CHECKING:
     from hvdlm.preprocessing.plan import PreprocessConfig
@@ -72,6 +72,8 @@ class WholeNumber(click.IntRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = whole_number(value.strip()) if isinstance(value, str) else value
+        if found is None and is_too_large(value.strip()):
+            self.fail(f"{value[:60]} is not in the range {self.min}<=x<={self.max}.", param, ctx)
         if found is None:
             self.fail(f"{value[:60]!r} is no whole number{self._bounds()}", param, ctx)
         return super().convert(found, param, ctx)
