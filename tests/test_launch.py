@@ -401,6 +401,8 @@ def test_the_program_before_the_command_is_ours(program, by_hand, capsys):
     [
         ("--intreface ib0 --print -- train x", "--intreface: no such option, did you mean --interface?"),
         ("-np 2 --pritn -- train x", "--pritn: no such option, did you mean --print?"),
+        ("--ranks 2 train x", "--ranks: no such option, did you mean -np?"),
+        ("--machinefle x train x", "--machinefle: no such option, did you mean --hostfile?"),
         ("-zz train x", "-zz: no such option; there are -np, --hosts,"),
         ("-N 2 -np 4 -- train x", "-N: not an option here; -np is the number of all ranks"),
         ("--nproc_per_node=2 train x", "--nproc_per_node: not an option here; -np is the number of all ranks"),
@@ -434,7 +436,7 @@ def test_what_cannot_be_launched_is_said_and_starts_nothing(words, message, by_h
     code, out, err = printed(capsys, *words.split())
     assert (code, out) == (2, "")
     assert message in err
-    assert err.count("\n") == 1 or err.startswith("Usage:")
+    assert err.count("\n") == 1
 
 
 def test_another_environments_hvdlm_is_not_taken_for_ours(tmp_path, by_hand, capsys):

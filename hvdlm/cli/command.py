@@ -18,6 +18,7 @@ import click
 from hvdlm import __version__
 from hvdlm.cli import benchmarks, cluster, data, launching, scaling, settings, submission, training, tuning
 from hvdlm.cli.options import Group
+from hvdlm.cli.usage import is_help, usage_line
 from hvdlm.errors import EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError, lack_of_memory
 from hvdlm.launch.environment import forget_the_step, launched_as, launcher_waits_for_all
 from hvdlm.launch.plan import meets_through_slurm
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that is not UTF-8, a name that is not: still printed
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(cli.main(argv, standalone_mode=False) or 0)
+        sys.exit(cli.main(argv, "hvdlm", standalone_mode=False) or 0)
     except Exception as end:
         code = _say(lack_of_memory(end) or end, rank)
         if code is None:
@@ -55,8 +56,11 @@ def _say(end: Exception, rank: int) -> int | None:
             print(f"hvdlm: {end}", file=sys.stderr)
         return EXIT_STOPPED
     if isinstance(end, click.UsageError):
-        if rank == 0:
-            end.show()
+        if is_help(end):
+            if rank == 0:
+                end.show()
+        else:
+            _complain(f"hvdlm: error: {usage_line(end)}", rank, on_all_ranks=True)
         return EXIT_USER_ERROR
     if isinstance(end, BrokenPipeError):  # who reads our output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at exit

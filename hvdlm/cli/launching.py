@@ -16,7 +16,7 @@ from typing import IO, Any
 import click
 
 from hvdlm.cli.launch_options import LaunchCommand, check_command, words_of_hvdlm
-from hvdlm.cli.options import PATH, RANKS, refuse_a_launcher
+from hvdlm.cli.options import PATH, RANKS, Choice, refuse_a_launcher
 from hvdlm.errors import EXIT_STOPPED, UserError
 from hvdlm.launch import plan as starting
 from hvdlm.launch.hosts import parse_hosts, read_hostfile
@@ -41,7 +41,7 @@ LAST_WORDS_S = 5.0  # a process that outlived its launcher may hold the pipe of 
 @click.option("-np", "-n", "--np", "--ntasks", "--num-proc", "ranks", type=RANKS, help=RANKS_HELP)
 @click.option("--hosts", "--host", "-H", "-host", "-hosts", default="", help="With slots: a:4,b:4 or node[1-2]:4.")
 @click.option("--hostfile", "--machinefile", "-hostfile", "-machinefile", type=PATH, default=None, help=HOSTFILE)
-@click.option("--launcher", type=click.Choice(CHOICES), default="auto", show_default=True)
+@click.option("--launcher", type=Choice(CHOICES), default="auto", show_default=True)
 @click.option("--interface", "--network-interface", "--network-interfaces", "-iface", default="", help=INTERFACE)
 @click.option("--print", "only_print", is_flag=True, help="Print the command; start nothing.")
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND ...")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 import os
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hvdlm.cli.usage import naming_command
 from hvdlm.errors import UserError
 from hvdlm.files import naming, to_json
 from hvdlm.launch.environment import launched_as, launcher_waits_for_all
@@ -33,6 +35,10 @@ def result(value: dict[str, Any], as_json: bool, text: str, rank: int = 0) -> No
 class Command(click.Command):
     """A command whose help ends with an example, printed as it stands."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with naming_command(ctx):
+            return super().parse_args(ctx, args)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.epilog:
             formatter.write("\nExample:\n" + "".join(f"  {line}\n" for line in self.epilog.splitlines()))
@@ -41,8 +47,24 @@ class Command(click.Command):
 class Group(click.Group):
     command_class = Command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with naming_command(ctx):
+            return super().parse_args(ctx, args)
 
-class Names(click.Choice):
+
+class Choice(click.Choice):
+    """One of some names; for another one the nearest is said."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            if near := difflib.get_close_matches(value, self.choices, n=1):
+                error.message = f"{error.message.removesuffix('.')}. Did you mean {near[0]!r}?"
+            raise
+
+
+class Names(Choice):
     """The names of a registry, which is loaded when they are asked for: `hvdlm --help` shall load nothing heavy.
 
     An option whose registry is heavy has a `metavar`, so that its help needs no names.
@@ -118,7 +140,7 @@ def by_rank_0(function: Any) -> Any:
 RANKS = WholeNumber(1, 1_000_000)  # more are a slip of the hand, and lists of them fill the memory
 REPEATS = WholeNumber(1, 10_000)
 PATH = click.Path(path_type=Path)
-MODE = click.Choice(["strong", "weak", "both"])  # of a scaling study
+MODE = Choice(["strong", "weak", "both"])  # of a scaling study
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
 
 
