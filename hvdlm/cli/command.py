@@ -23,6 +23,7 @@ from hvdlm.errors import EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserEr
 from hvdlm.launch.environment import forget_the_step, launched_as, launcher_waits_for_all
 from hvdlm.launch.plan import meets_through_slurm
 
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 ALONE_S = 5.0  # a rank that still runs so long after its mistake is the only one that made it
 
 EXIT_CODES = "Exit codes: 0 done, 2 the user's error, 75 stopped on request and resumable, others failed."
@@ -55,13 +56,8 @@ def _say(end: Exception, rank: int) -> int | None:
         if rank == 0:
             print(f"hvdlm: {end}", file=sys.stderr)
         return EXIT_STOPPED
-    if isinstance(end, click.UsageError):
-        if is_help(end):
-            if rank == 0:
-                end.show()
-        else:
-            _complain(f"hvdlm: error: {usage_line(end)}", rank, on_all_ranks=True)
-        return EXIT_USER_ERROR
+    if isinstance(end, click.UsageError | click.exceptions.Abort):
+        return _say_of_click(end, rank)
     if isinstance(end, BrokenPipeError):  # who reads our output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at exit
         return 128 + signal.SIGPIPE
@@ -70,7 +66,19 @@ def _say(end: Exception, rank: int) -> int | None:
             return None
         _complain(f"hvdlm: error: {end.filename or 'stdout'}: {end.strerror}", rank, on_all_ranks=False)
         return EXIT_USER_ERROR
-    return 130 if isinstance(end, click.exceptions.Abort) else None
+    return None
+
+
+def _say_of_click(end: click.UsageError | click.exceptions.Abort, rank: int) -> int:
+    """For a command line that cannot be read, and for Ctrl-C."""
+    if isinstance(end, click.exceptions.Abort):
+        _complain("hvdlm: interrupted", rank, on_all_ranks=True)
+        return EXIT_INTERRUPTED
+    if not is_help(end):
+        _complain(f"hvdlm: error: {usage_line(end)}", rank, on_all_ranks=True)
+    elif rank == 0:
+        end.show()
+    return EXIT_USER_ERROR
 
 
 def _complain(message: str, rank: int, on_all_ranks: bool) -> None:
