@@ -103,6 +103,8 @@ def test_the_time_limit_of_the_environment_counts_where_nobody_says_otherwise(as
     [
         ({"mem": 0}, {"mem": "0"}),
         ({"threads-per-core": 1, "nice": 100}, {"threads-per-core": "1", "nice": "100"}),
+        ({"nice": "1e3", "priority": "1_000"}, {"nice": "1000", "priority": "1000"}),
+        ({"nice": None, "priority": "TOP"}, {"nice": "", "priority": "TOP"}),
         ({"exclusive": None}, {"exclusive": ""}),
         ({"exclusive": True}, {"exclusive": ""}),
         ({"exclusive": "user"}, {"exclusive": "user"}),
