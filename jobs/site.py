@@ -69,6 +69,11 @@ class Site(Section):
         return self.scheduler == "slurm"
 
     @property
+    def max_requeues(self) -> int:
+        """How often the scripts of this site put their job back into the queue."""
+        return self.max_restarts if self.is_slurm and self.requeue else 0
+
+    @property
     def said(self) -> dict[str, str]:
         """Options of sbatch that this site sets by whatever key."""
         gpus = {"gpus-per-node": ""} if self.gpus_per_node else {}

@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 
 import pytest
 from harness import write_program
 
 from hvdlm import cli
+from hvdlm.cli import submit_options
 from hvdlm.config import validate
 from hvdlm.errors import UserError
 from hvdlm.jobs import ledger, orders, slurm
 from hvdlm.jobs.directives import directive_word
 from hvdlm.jobs.environment import for_slurm, wishes
+from hvdlm.jobs.job import Job
 from hvdlm.jobs.lint.sbatch import parse, split_words
 from hvdlm.jobs.request import Request
 from hvdlm.jobs.site import Site, find
@@ -85,6 +88,51 @@ def test_every_place_of_a_time_reads_the_same_forms(ask, tmp_path):
     assert "this site's limit is 2880 minutes" in said
     assert "walltime=36:30:00" in ask("--time", "1-12:30", site="pbs-cpu")[1]
     assert "#BSUB -W 150\n" in ask("--time", "2:30", site="lsf-gpu")[1]
+
+
+def test_a_time_that_slurm_adds_up_is_remarked_on(ask):
+    _, script, said = ask("--time", "1-12:99")
+    assert "--time=37:39:00\n" in script
+    assert "hvdlm: --time: 1-12:99 is taken for 37:39:00\n" in said
+    assert "is taken for" not in ask("--time", "1-12:59")[2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "stages", "said"),
+    [
+        (
+            {"requeue": "no"},
+            ["train"],
+            ["this site has requeue: false: a train job .* again .or by --chain N"],
+        ),
+        (
+            {"requeue": "no"},
+            ["preprocess", "eval"],
+            ["requeue: false: a preprocess job .* submitted again$"],
+        ),
+        ({"max_restarts": 0}, ["train"], ["this site has max_restarts: 0: a train job"]),
+        ({"requeue": "no"}, ["train", "train"], []),  # a chain
+        ({"requeue": "no"}, ["eval"], []),
+        ({"requeue": "yes"}, ["preprocess", "train"], []),
+    ],
+)
+def test_a_stopped_job_that_nothing_starts_again_is_remarked_on(settings, stages, said, tmp_path):
+    (tmp_path / "mine.yaml").write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
+    jobs = [Job(stage, (stage,), nodes=1, ranks_per_node=1, threads=1, minutes=9) for stage in stages]
+    found = submit_options._not_again(find(str(tmp_path / "mine.yaml")), jobs)
+    assert [bool(re.search(each, text)) for each, text in zip(said, found, strict=True)] == [True] * len(said)
+
+
+def test_what_does_not_fit_the_ranks_names_the_site_if_they_are_its_own():
+    site = find("generic-gpu")
+    for origin, words in (
+        ("", "24 is no multiple"),
+        ("ranks_per_node of --site generic-gpu", "--nodes 2 x 4 (ranks_per"),
+    ):
+        request = Request(site, 2, site.ranks_per_node, 10, ranks_from=origin)
+        with pytest.raises(UserError, match=re.escape(words)) as caught, submit_options.saying_whose_ranks(request):
+            raise UserError("24 is no multiple")
+        assert ("--ranks-per-node sets another number" in str(caught.value)) == bool(origin)
 
 
 def test_the_time_limit_of_the_environment_counts_where_nobody_says_otherwise(ask, tmp_path):
