@@ -349,11 +349,10 @@ def test_an_edited_ledger_is_one_line(tmp_path, change):
     values |= {"submitted": "2026-01-02T03:04:05+00:00", "after": []} | json.loads("{" + change + "}")
     (tmp_path / "train-001").mkdir()
     (tmp_path / "train-001" / ledger.FACTS).write_text(json.dumps(values))
-    with pytest.raises(UserError, match=r"train-001/job.json: no job of .*; move it away"):
-        ledger.read_all(tmp_path)
+    (line,) = ledger.read_all(tmp_path)[1]
+    assert re.search(r"train-001/job.json: no job of .*; move it away", line)
     (tmp_path / "train-001" / ledger.FACTS).write_bytes(b'{"id": "\xff')
-    with pytest.raises(UserError, match="move it away"):
-        ledger.read_all(tmp_path)
+    assert "not UTF-8; move it away" in ledger.read_all(tmp_path)[1][0]
 
 
 def test_strange_rows_among_the_metrics_are_passed_over(tmp_path):
