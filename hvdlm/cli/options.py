@@ -59,9 +59,10 @@ class Choice(click.Choice):
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter as error:
-            if near := difflib.get_close_matches(value, self.choices, n=1):
-                error.message = f"{error.message.removesuffix('.')}. Did you mean {near[0]!r}?"
-            raise
+            near = difflib.get_close_matches(value, self.choices, n=1)
+            if not near:
+                raise
+            self.fail(f"{error.message.removesuffix('.')}. Did you mean {near[0]!r}?", param, ctx)
 
 
 class Names(Choice):
