@@ -118,7 +118,7 @@ class Running:
             self._note(b"signal 9 (Killed)")
         if code not in (0, EXIT_STOPPED):
             for known in self._met.values():
-                print(f"hvdlm: {known.title}: {known.cause}. Cure: {known.cure}", file=sys.stderr)
+                print(f"hvdlm: {known.title}: {known.cause}. Cure: {known.cure_here}", file=sys.stderr)
         killed_as_asked = self._asked_by and code == 128 + signal.SIGUSR1  # before or without a way to save
         if killed_as_asked or code == EXIT_STOPPED:
             self._repeat_own_words()

@@ -162,7 +162,7 @@ def _clean_start(site: Site) -> list[str]:
         return []
     return [
         f"warning: jobs begin without your environment (--export={','.join(exported)}), and this site names no "
-        f"modules; you have loaded {loaded}: put what `make setup` had into modules: of the site"
+        f"modules; you have loaded {loaded}: put those that hvdlm was installed with into modules: of the site"
     ]
 
 
