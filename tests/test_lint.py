@@ -199,7 +199,7 @@ def test_shellcheck_is_asked_about_shells_only_and_not_for_what_we_say_ourselves
     assert shellcheck_findings(shellcheck, "#!/usr/bin/env python3\nprint(1)\n") == []
     assert shellcheck_findings(shellcheck, "#SBATCH --ntasks=1\ntrue\n") == []
     assert shellcheck_findings(shellcheck, "#!/bin/bash\r\ntrue\r\n") == []
-    sourced = '#!/bin/bash\nsource ./environment.sh\n. "$HOME/conda.sh"\n'  # files of the cluster
+    sourced = '#!/bin/bash\nsource ./environment.sh\n. "$CONDA_SH"\n'  # files of the cluster
     assert shellcheck_findings(shellcheck, sourced) == []
 
 
