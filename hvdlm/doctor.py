@@ -23,6 +23,7 @@ import numpy as np
 from hvdlm.errors import UserError
 from hvdlm.host import affinity
 from hvdlm.launch.environment import launched_as, met_over_gloo
+from hvdlm.launch.installation import horovod_remedy, setup_remedy
 from hvdlm.launch.known_errors import explain
 from hvdlm.launch.plan import find_mpirun, fresh_environment, own_command, start_command
 from hvdlm.tables import counted, table
@@ -74,13 +75,6 @@ def to_text(checks: list[Check]) -> str:
             rows.append(["", "", f"remedy: {check.remedy}"])
     bad = sum(not check.ok for check in checks)
     return f"{table([], rows, num_left=3)}\n" + (f"{bad} of {len(checks)} checks failed" if bad else "all is well")
-
-
-def setup_remedy(by_pip: str) -> str:
-    """`make setup` where this Python is the one that it builds, else what a person who used pip can do."""
-    checkout = Path(__file__).resolve().parent.parent
-    is_ours = (checkout / "Makefile").exists() and Path(sys.prefix).resolve() == checkout / ".venv"
-    return "make setup" if is_ours else by_pip
 
 
 def anew(package: str) -> str:
@@ -137,9 +131,8 @@ def _mpi_without_ranks() -> Iterator[Check]:
 
 
 def _horovod() -> Iterator[Check]:
-    by_pip = "train with world=mpi, or use a checkout of hvdlm, whose `make setup` builds Horovod"
     if importlib.util.find_spec("horovod") is None:
-        yield Check("horovod", False, "is not installed", setup_remedy(by_pip) + " (world=mpi does without)")
+        yield Check("horovod", False, "is not installed", horovod_remedy() + " (world=mpi does without)")
         return
     import horovod
     import torch
@@ -150,13 +143,15 @@ def _horovod() -> Iterator[Check]:
     built_for = json.loads(facts.read_text()).get("pytorch") if facts.exists() else None
     if built_for and built_for != torch.__version__:
         detail = f"was built for torch {built_for}, this is {torch.__version__}"
-        yield Check("horovod", False, detail, setup_remedy(by_pip))
+        yield Check("horovod", False, detail, horovod_remedy() + " (world=mpi does without)")
         return
     hvd = load_horovod()
     kinds = {"MPI": hvd.mpi_built(), "Gloo": hvd.gloo_built(), "NCCL": bool(hvd.nccl_built())}
     detail = f"{horovod.__version__} for torch {built_for}: " + ", ".join(k for k, built in kinds.items() if built)
     if torch.cuda.is_available() and not kinds["NCCL"]:
-        detail += "; for CPU tensors (GPUs: `make setup TORCH=cuda`; train.device=cpu and world=mpi do without)"
+        detail += (
+            f"; for CPU tensors (GPUs: {horovod_remedy(for_gpus=True)}; train.device=cpu and world=mpi do without)"
+        )
     remedy = f"it was built without MPI: load an MPI, then {setup_remedy('build it again')}"
     yield Check("horovod", bool(kinds["MPI"]), detail, remedy)
     if sys.version_info >= (3, 12):
@@ -264,7 +259,7 @@ def _two_ranks() -> tuple[list[Check], Check]:
     checks = [Check(**line["check"]) for line in said if "check" in line]
     met = next((line["met"] for line in said if "met" in line), None)
     if code or met is None:
-        cures = [known.cure for known in explain(output)]
+        cures = [known.cure_here for known in explain(output)]
         remedy = "; ".join(cures) or "mend what is BAD above; else run that command by hand"
         return [], Check("2 ranks", False, f"{' '.join(command[:3])} failed: {_first_words(output)}", remedy)
     return checks, _meeting(met, 2)

@@ -29,13 +29,18 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(file, "rb")
 
 
-def read_text(path: Path, *, limit: int = TEXT_BYTES) -> str:
-    """The UTF-8 text of a regular file of at most `limit` bytes; OSError, or ValueError that says what is wrong."""
+def read_bytes(path: Path, *, limit: int = TEXT_BYTES) -> bytes:
+    """What a regular file of at most `limit` bytes holds; OSError, or ValueError that says what is wrong."""
     with open_regular(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"larger than {limit:,} bytes")
-    return data.decode()
+    return data
+
+
+def read_text(path: Path, *, limit: int = TEXT_BYTES) -> str:
+    """The same as UTF-8 text."""
+    return read_bytes(path, limit=limit).decode()
 
 
 def read_json(path: Path) -> Any:

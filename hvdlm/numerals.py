@@ -29,12 +29,23 @@ def whole_number(text: str) -> int | None:
         found = int(text.replace("_", ""), 0)
     elif len(text) <= 40 and _DECIMAL.fullmatch(text):
         number = Decimal(text.replace("_", ""))
-        if abs(number) > LARGEST or number != number.to_integral_value():
+        if number.copy_abs() > LARGEST or number != number.to_integral_value():
             return None
         found = int(number)
     else:
         return None
     return found if abs(found) <= LARGEST else None
+
+
+def is_too_large(text: str) -> bool:
+    """Whether a text stands for a whole number, or one with a fraction, beyond those of 64 bits.
+
+    >>> [is_too_large(text) for text in ("9223372036854775808", "-1e30", "0x1_0000_0000_0000_0000", "7", "ten")]
+    [True, True, True, False, False]
+    """
+    if _OTHER_BASE.fullmatch(text):
+        return whole_number(text) is None
+    return _DECIMAL.fullmatch(text) is not None and Decimal(text.replace("_", "")).copy_abs() > LARGEST
 
 
 def number(text: str) -> float | None:

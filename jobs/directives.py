@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from hvdlm.numerals import whole_number
+
 from .lint.sbatch import OPTIONS, SHORT
 
 # Options that are no site's: what the job itself decides, or what would keep `hvdlm submit` from its work.
@@ -24,6 +26,7 @@ OWN = {
 OWN["wait"] = "`hvdlm submit` returns at once; see `hvdlm jobs`"
 
 _TRUTH = {"true": True, "yes": True, "on": True, "": True, "false": False, "no": False, "off": False}
+_NUMBERS = ("nice", "priority")
 _NO_LISTS = ("cluster-constraint", "constraint", "prefer")  # a comma is none of their signs
 
 
@@ -74,7 +77,16 @@ def as_text(option: str, value: Any, *, is_slurm: bool) -> str | None:
         wanted = as_flag(value)
         if wanted is not None:
             return "" if wanted else None
-    return unquoted(str(value))
+    text = unquoted(str(value))
+    return _digits(option, text) if is_slurm and option in _NUMBERS else text
+
+
+def _digits(option: str, text: str) -> str:
+    """A number as sbatch reads it: of 1e3 it would take the 1, without a word."""
+    number = whole_number(text.strip())
+    if number is None and not (option == "priority" and text.lower() == "top"):
+        raise ValueError(f"{option} is a whole number, got {text!r}")
+    return text if number is None else str(number)
 
 
 def unquoted(text: str) -> str:

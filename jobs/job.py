@@ -95,7 +95,7 @@ class Job:
 
     def ceiling_hours(self, site: Site) -> float:
         """Node-hours if all its starts take all their time."""
-        starts = 1 + site.max_restarts if self.is_resumable and site.requeue else 1
+        starts = 1 + site.max_requeues if self.is_resumable else 1
         nodes = 1 if self.kind.is_alone else self.nodes
         return nodes * self.minutes / 60 * max(1, self.array) * starts
 

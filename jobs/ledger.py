@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 
 from hvdlm.config import Section, choice_of
 from hvdlm.errors import UserError
-from hvdlm.files import write_text_durably
+from hvdlm.files import read_text, write_text_durably
 
 from .job import JOB_KINDS
 
@@ -85,29 +85,44 @@ def write(folder: Path, entry: LedgerEntry) -> None:
     write_text_durably(folder / FACTS, entry.model_dump_json(indent=1) + "\n")
 
 
-def read_all(root: Path) -> list[LedgerEntry]:
-    """All jobs below a folder of jobs, oldest first."""
-    found = []
-    for path in root.glob(f"*/{FACTS}"):
+def read_all(root: Path) -> tuple[list[LedgerEntry], list[str]]:
+    """All jobs below a folder of jobs, oldest first; and a line for each that cannot be read, which hides no other."""
+    found, torn = [], []
+    for path in sorted(root.glob(f"*/{FACTS}")):
         try:
-            entry = LedgerEntry.model_validate_json(path.read_text(encoding="utf-8"))
-            found.append(entry.model_copy(update={"folder": path.parent}))
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            said = f"{key}: {first['msg']}" if key else first["msg"]
-            raise UserError(f"{path}: no job of `hvdlm submit`: {said}; move it away") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: no job of `hvdlm submit`: not UTF-8; move it away") from None
-    return sorted(found, key=lambda entry: (entry.submitted, len(entry.id), entry.id))
+            found.append(_read(path))
+        except UserError as error:
+            torn.append(str(error))
+    return sorted(found, key=lambda entry: (entry.submitted, len(entry.id), entry.id)), torn
+
+
+def _read(path: Path) -> LedgerEntry:
+    """UserError for a torn or edited file, and for what is none."""
+    try:
+        entry = LedgerEntry.model_validate_json(read_text(path))
+    except OSError as error:
+        said = str(error.strerror)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        said = f"{key}: {first['msg']}" if key else first["msg"]
+    except UnicodeDecodeError:
+        said = "not UTF-8"
+    except ValueError as error:
+        said = str(error)
+    else:
+        return entry.model_copy(update={"folder": path.parent})
+    raise UserError(f"{path}: no job of `hvdlm submit`: {said}; move it away")
 
 
 def find(root: Path, name: str) -> LedgerEntry:
     """A job by its id or the name of its folder."""
-    jobs = read_all(root)
+    jobs, torn = read_all(root)
     for entry in reversed(jobs):
         if name in (entry.id, entry.folder.name, str(entry.folder)):
             return entry
+    if torn:  # it may be this one
+        raise UserError(torn[0])
     known = ", ".join(entry.id for entry in jobs[-5:]) or "none"
     raise UserError(f"{name}: no job of {root}; the last ones there: {known}")
 

@@ -27,6 +27,7 @@ class Request:
     after: tuple[str, ...] = ()  # ids of jobs that must have ended well
     dry_run: bool = False
     notes: tuple[str, ...] = ()  # what is said of it, once it is accepted
+    ranks_from: str = ""  # whose word ranks_per_node is, if not the user's own
 
     @property
     def ranks(self) -> int:

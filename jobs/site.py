@@ -35,7 +35,7 @@ class Site(Section):
     launcher: Annotated[str, choice_of(LAUNCHERS)] = Field(
         "srun", description="srun; or mpirun of openmpi4, openmpi5, hydra (MPICH, Intel MPI); or horovodrun"
     )
-    srun_mpi: str = Field("pmix", description="srun --mpi=…; `srun --mpi=list` names what there is")
+    srun_mpi: str = Field("pmix", min_length=1, description="srun --mpi=…; `srun --mpi=list` names what there is")
     directives: dict[str, str] = Field(
         default_factory=dict, description="options of every job, as sbatch names them: account, partition, constraint …"
     )
@@ -67,6 +67,11 @@ class Site(Section):
     @property
     def is_slurm(self) -> bool:
         return self.scheduler == "slurm"
+
+    @property
+    def max_requeues(self) -> int:
+        """How often the scripts of this site put their job back into the queue."""
+        return self.max_restarts if self.is_slurm and self.requeue else 0
 
     @property
     def said(self) -> dict[str, str]:

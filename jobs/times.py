@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from .lint.values import parse_minutes
+from .lint.values import is_odd_time, parse_minutes
 
 SCHEDULERS = ("slurm", "pbs", "lsf")  # each has its templates/NAME.sh.j2
 
@@ -37,3 +37,12 @@ def minutes_of(text: str, scheduler: str = "slurm") -> int:
     if minutes < 1:
         raise ValueError(f"{text} is no time to work in; write {FORMS}")
     return int(minutes)
+
+
+def remark_on(text: str, minutes: int) -> str:
+    """A word on a time whose parts are larger than people write them; schedulers add them up.
+
+    >>> remark_on("1-12:99", 2259), remark_on("36:00:00", 2160)
+    ('1-12:99 is taken for 37:39:00', '')
+    """
+    return f"{text} is taken for {minutes // 60}:{minutes % 60:02d}:00" if is_odd_time(text.strip()) else ""

@@ -34,14 +34,14 @@ class Row:
     folder: str
 
 
-def overview(jobs_dir: Path, environment: Mapping[str, str]) -> list[Row]:
-    """All jobs of a folder, oldest first."""
-    entries = ledger.read_all(jobs_dir)
-    if not entries:
+def overview(jobs_dir: Path, environment: Mapping[str, str]) -> tuple[list[Row], list[str]]:
+    """All jobs of a folder, oldest first, and a line for each whose file cannot be read."""
+    entries, torn = ledger.read_all(jobs_dir)
+    if not entries and not torn:
         raise UserError(f"{jobs_dir}: no jobs were submitted from here; see `hvdlm submit --help`, or give --jobs-dir")
     done = {entry.id: slurm.State("COMPLETED") for entry in entries if entry.is_done()}
     states = done | slurm.states([entry.id for entry in entries if entry.id not in done], environment)
-    return [_row(entry, states.get(entry.id)) for entry in entries]
+    return [_row(entry, states.get(entry.id)) for entry in entries], torn
 
 
 def _row(entry: ledger.LedgerEntry, known: slurm.State | None) -> Row:
@@ -121,7 +121,7 @@ def cancel(jobs_dir: Path, name: str, environment: Mapping[str, str], *, now: bo
 def _later_links(jobs_dir: Path, first: ledger.LedgerEntry) -> list[str]:
     """Ids of the jobs that follow in the same chain of trainings."""
     found = [first.id]
-    for entry in ledger.read_all(jobs_dir):
+    for entry in ledger.read_all(jobs_dir)[0]:
         if entry.stage == first.stage == "train" and entry.run_dir == first.run_dir and set(entry.after) & set(found):
             found.append(entry.id)
     return found[1:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import socket
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from hvdlm.errors import UserError
+from hvdlm.files import read_json
 from hvdlm.host import affinity, physical_cores
 from hvdlm.models import num_parameters
 from hvdlm.train.config import RunConfig
@@ -51,7 +51,7 @@ def read_spec(path: Path) -> MeasurementSpec:
     """What `hvdlm scale` or `submit scale` wrote for its ranks; UserError if it is not that."""
     remedy = "plan the study again by `hvdlm scale` or `hvdlm submit scale`"
     try:
-        return TypeAdapter(MeasurementSpec).validate_python(json.loads(path.read_bytes()))
+        return TypeAdapter(MeasurementSpec).validate_python(read_json(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; {remedy}") from None
     except ValidationError as error:

@@ -114,11 +114,8 @@ def test_config_schema_describes_every_key():
     ("words", "message"),
     [
         (("train", "none.yaml"), "hvdlm: error: none.yaml: cannot read this config"),
-        (("trian", "x"), "No such command 'trian'"),
-        (("train",), "Missing argument 'CONFIG'"),
         (("data", "verify", "/nowhere"), "hvdlm: error: /nowhere/manifest.json: there is none"),
         (("eval", "/nowhere"), "hvdlm: error: /nowhere: there is no such folder; give a run folder"),
-        (("generate", "/nowhere", "--top-p", "0"), "Invalid value for '--top-p'"),
         (("report", "/nowhere"), "hvdlm: error: /nowhere: there is no such folder"),
         (("scale", "configs/quickstart.yaml", "--ranks", "x"), "hvdlm: error: --ranks 'x'"),
     ],
@@ -129,6 +126,42 @@ def test_the_users_error_is_exit_2_without_a_traceback(words, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not done.stdout
+
+
+UNREADABLE = [
+    ("trian x", "hvdlm: No such command 'trian'. Did you mean 'train'?"),
+    ("submit tran x", "hvdlm submit: No such command 'tran'. Did you mean 'train'?"),
+    ("--vers", "hvdlm: No such option '--vers'. Did you mean '--version'?"),
+    ("train", "hvdlm train: Missing argument 'CONFIG'; see `hvdlm train --help`"),
+    ("submit train x", "hvdlm submit train: Missing option '--site'; see `hvdlm submit train --help`"),
+    ("jobs --jsn", "hvdlm jobs: No such option '--jsn'. Did you mean '--json'?"),
+    ("jobs x", "hvdlm jobs: Got unexpected extra argument (x); see `hvdlm jobs --help`"),
+    ("jobs --json=1", "hvdlm jobs: Option '--json' does not take a value; see `hvdlm jobs --help`"),
+    ("jobs --jobs-dir", "hvdlm jobs: Option '--jobs-dir' requires an argument; see `hvdlm jobs --help`"),
+    (
+        "train x --optim.lr=1",
+        "hvdlm train: No such option '--optim.lr'; an override is written without dashes: optim.lr=",
+    ),
+    ("eval x --split tran", "hvdlm eval: Invalid value for '--split': .* is not one of .*. Did you mean 'train'?"),
+    ("scale x --mode wek", "hvdlm scale: Invalid value for '--mode': .* is not one of .*. Did you mean 'weak'?"),
+    ("config schema trian", "hvdlm config schema: Invalid value for .*: 'trian' .*. Did you mean 'train'?"),
+    (
+        "launch -np x -- train",
+        "hvdlm launch: Invalid value for '-np': 'x' is no whole number from 1 on; see `",
+    ),
+    ("launch -- train --jsn", "hvdlm train: No such option '--jsn'. Did you mean '--json'?"),
+    ("generate x --top-p 0", "hvdlm generate: Invalid value for '--top-p': 0.0 is not in the range .*; see `hvdlm gen"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), UNREADABLE)
+def test_a_command_line_that_cannot_be_read_is_one_line_and_exit_2(words, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words.split())
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out, err.count("\n")) == (2, "", 1)
+    pattern = "hvdlm: error: " + re.escape(message).replace(r"\.\*", ".*")
+    assert re.match(pattern, err), err
 
 
 @pytest.mark.parametrize(("error", "code"), [(UserError("mend it"), 2), (StoppedOnRequest("stopped"), EXIT_STOPPED)])

@@ -60,6 +60,9 @@ def test_numbers_are_written_as_in_a_config():
     for text in ("nan", "inf", "1e400", "x", ""):
         with pytest.raises(click.BadParameter, match="is no finite number"):
             Number(0).convert(text, None, None)
+    for text in ("9223372036854775808", "1e30", "-0x1_0000_0000_0000_0000"):  # of 65 bits
+        with pytest.raises(click.BadParameter, match=r"is not in the range -9\d*7<=x<=9223372036854775807"):
+            WholeNumber().convert(text, None, None)
     with pytest.raises(click.BadParameter, match="'1.5' is no whole number from 1 on"):
         WholeNumber(1).convert("1.5", None, None)
 

@@ -145,13 +145,13 @@ def test_a_config_cannot_be_changed(write):
 
 # What of GOOD is replaced (nothing: it is appended to), by what, and the message that this gives.
 BAD = [
-    ("width", "witdh", r"config.yaml:6: unknown key 'model.witdh'; did you mean 'width'\?"),
+    ("width", "witdh", r"config.yaml:6: unknown key 'model.witdh'; did you mean 'model.width'\?"),
     ("", "optimizer: {}\n", r"config.yaml:13: unknown key 'optimizer'; did you mean 'optim'\?"),
     ("", "zzz: 1\n", r"unknown key 'zzz'; valid keys: .*train"),
     ("1e-4", "fast", r"config.yaml:8: optim.lr: .*number.*got 'fast'"),
     ("steps: 10", "steps: 0", r"config.yaml:10: train.steps: .*integer >= 1 or null, got 0$"),
     ("  path: data", "  seq_len: 8", r"config.yaml:2: the key 'data.path' is required"),
-    ("  global_batch: 8", "  global_batch:", r"config.yaml:11: the key 'train.global_batch' is required"),
+    ("  global_batch: 8", "  global_batch:", r"config.yaml:11: train.global_batch: must not be empty"),
     (
         "transformer",
         "transfomer",
@@ -179,7 +179,11 @@ BAD = [
     ("", "1: 2\n", r"config.yaml:13: unknown key '1'"),
     ("", "yes: 2\n", r"config.yaml:13: unknown key 'yes'"),
     ("  width: 64", '  width: "64"', r"config.yaml:6: model.width: .*got '64'; leave the quotes out"),
-    ("runs/a", '""', r"config.yaml:1: the key 'run_dir' is required"),
+    ("runs/a", '""', r"config.yaml:1: run_dir: must not be empty"),
+    ("runs/a", "", r"config.yaml:1: run_dir: must not be empty"),
+    ("runs/a", "~", r"config.yaml:1: the key 'run_dir' is required"),
+    ("", "steps: 3\n", r"config.yaml:13: unknown key 'steps'; did you mean 'train.steps' or 'train.ramp.steps'\?"),
+    ("  width", "  lr", r"config.yaml:6: unknown key 'model.lr'; did you mean 'optim.lr'\?"),
     ("runs/a", '"a\\0"', r"config.yaml:1: run_dir: must be a path"),
     ("runs/a", '"\\ud800"', r"config.yaml:1: run_dir: character 0 is not Unicode"),
     (GOOD, "- 1\n", r"is a mapping of keys to values"),
@@ -191,9 +195,22 @@ BAD_OVERRIDES = [
     ("guard=", r"override 'guard=': guard: is a section, whose keys are set one by one"),
     ("optim=adam", r"override 'optim=adam': optim: is a section, whose keys are set one by one, such as optim.name="),
     ("optim.lr=1e39", r"optim.lr: must be a number > 0, got 1e39; numbers here end at 3.4"),
-    ("train.steps=1e30", r"train.steps: must be an integer >= 1 or null, got 1e30; numbers here end at 9.22"),
+    (
+        "train.steps=1e30",
+        r"train.steps: must be an integer >= 1 or null, got 1e30; whole numbers here go to 92233720\d*7$",
+    ),
     ("train.threads=5000", r"train.threads: must be an integer >= 0 and <= 4096, got 5000"),
-    ("run_dir=", r"override 'run_dir=': the key 'run_dir' is required"),
+    ("train.steps=99e999999", r"train.steps: must be .*, got 99e999999; whole numbers here go to 9223372036854775807$"),
+    (
+        "seed=-0x1_0000_0000_0000_0000",
+        r"seed: must be an integer, got -0x1.*; whole numbers here go from -9\d*7 to 9",
+    ),
+    ("run_dir=", r"override 'run_dir=': run_dir: must not be empty$"),
+    ("data.path=", r"override 'data.path=': data.path: must not be empty$"),
+    ("init.from=", r"override 'init.from=': init.from: must not be empty$"),
+    ("train.global_batch=", r"override 'train.global_batch=': train.global_batch: must not be empty$"),
+    ("data.mixture=[{pathh: x}]", r"unknown key 'data.mixture.0.pathh'; did you mean 'data.mixture.0.path'\?"),
+    ("model.name=x", r"unknown key 'model.name'; valid keys: .*family"),
     ("run_dir=a\0", r"run_dir: must be a path, got 'a\\x00'"),
     ("run_dir=\udcff", r"run_dir: character 0 is not Unicode"),
     ("=1", r"override '=1': write key.sub=value"),
@@ -202,7 +219,7 @@ BAD_OVERRIDES = [
     ("log.tensorboard=1", r"override 'log.tensorboard=1': log.tensorboard: .*true or false, got 1"),
     ("optim.betas=[1.5, 0.9]", r"optim.betas.0: must be a number >= 0 and < 1, got 1.5"),
     ("optim.min_lr=1", r"optim: min_lr 1.0 is above lr 0.0001"),
-    ("optim.ler=1", r"override 'optim.ler=1': unknown key 'optim.ler'; did you mean 'lr'\?"),
+    ("optim.ler=1", r"override 'optim.ler=1': unknown key 'optim.ler'; did you mean 'optim.lr'\?"),
     ("optim.lr", r"override 'optim.lr': write key.sub=value"),
     ("seed.x=1", r"override 'seed.x=1': seed: must be an integer, got a section"),
 ]
@@ -280,6 +297,8 @@ def test_impossible_combinations_of_preprocessing(write):
     text = "input: a\noutput: b\ntokenizer: {kind: byte, path: tokenizer.json}\n"
     with pytest.raises(UserError, match="config.yaml:3: tokenizer: the byte tokenizer has no file"):
         load(PreprocessConfig, write(text))
+    with pytest.raises(UserError, match="override 'tokenizer.path=': tokenizer.path: must not be empty"):
+        load(PreprocessConfig, write("input: a\noutput: b\n"), ("tokenizer.path=",))
     with pytest.raises(UserError, match="leave nothing to train on"):
         load(PreprocessConfig, write("input: a\noutput: b\nsplit: {val: 0.5, test: 0.5}\n"))
 

@@ -6,6 +6,10 @@ import sys
 import pytest
 
 from hvdlm import doctor
+from hvdlm.errors import UserError
+from hvdlm.launch import installation
+from hvdlm.launch.known_errors import known_errors
+from hvdlm.world.horovod import load_horovod
 
 
 def test_this_installation_is_well(job):
@@ -32,9 +36,17 @@ def test_the_remedy_is_one_that_this_installation_has(prefix, remedy, monkeypatc
     root = tmp_path / "checkout"
     (root / "hvdlm").mkdir(parents=True)
     (root / "Makefile").touch()
-    monkeypatch.setattr(doctor, "__file__", str(root / "hvdlm" / "doctor.py"))
+    monkeypatch.setattr(installation, "__file__", str(root / "hvdlm" / "launch" / "installation.py"))
     monkeypatch.setattr(sys, "prefix", f"{tmp_path}{prefix}")
-    assert doctor.setup_remedy("pip install x") == remedy
+    assert installation.setup_remedy("pip install x") == remedy
+    is_ours = remedy == "make setup"
+    by_pip = "use a checkout of hvdlm, whose `make setup TORCH=cuda` builds Horovod"
+    assert installation.horovod_remedy(for_gpus=True) == ("make setup TORCH=cuda" if is_ours else by_pip)
+    cure = next(each.cure_here for each in known_errors() if each.name == "horovod-extension")
+    assert cure.startswith("`make setup` builds it" if is_ours else "`make setup` (of a checkout of hvdlm) builds it")
+    monkeypatch.setitem(sys.modules, "horovod", None)
+    with pytest.raises(UserError, match="make setup, or train" if is_ours else "use a checkout of hvdlm, whose"):
+        load_horovod()
 
 
 def test_ranks_that_do_not_come_up_are_a_line_with_the_command(monkeypatch):

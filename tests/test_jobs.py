@@ -1,5 +1,6 @@
 """Jobs as text: sites are data, scripts are golden, orders follow each other, budgets add up."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import pytest
 from harness import write_program
 
+from hvdlm.cli import main
 from hvdlm.config import load
 from hvdlm.errors import UserError
-from hvdlm.jobs import ledger, orders, site, watch
+from hvdlm.jobs import ledger, orders, site, slurm, watch
 from hvdlm.jobs.budget import Measured, estimate, jobs_needed, total
 from hvdlm.jobs.demand import check_demand
 from hvdlm.jobs.job import Job, ShellText
@@ -270,7 +272,27 @@ def test_a_job_is_found_by_id_or_folder_and_a_stranger_is_named(tmp_path):
         ledger.find(tmp_path, "13")
     (folder / ledger.FACTS).write_text("{}")
     with pytest.raises(UserError, match="job.json: no job of"):
-        ledger.read_all(tmp_path)
+        ledger.find(tmp_path, "12")
+
+
+def test_a_torn_job_hides_no_other(tmp_path, capsys, monkeypatch):
+    for number in ("12", "13", "14", "15"):
+        ledger.write(ledger.new_folder(tmp_path, "train"), entry(id=number))
+    torn, foreign, pipe = (tmp_path / f"train-00{number}" / ledger.FACTS for number in (2, 3, 4))
+    torn.write_text(torn.read_text()[:30])
+    foreign.write_bytes(b"\xff")
+    pipe.unlink()
+    os.mkfifo(pipe)
+    monkeypatch.setattr(slurm, "states", lambda ids, environment: dict.fromkeys(ids, slurm.State("RUNNING")))
+    with pytest.raises(SystemExit) as caught:
+        main(["jobs", "--jobs-dir", str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2
+    assert [line.split()[:3] for line in out.splitlines()[1:]] == [["12", "train", "RUNNING"]]
+    assert [line.split(": no job of")[0] for line in err.splitlines()] == [
+        f"hvdlm: error: {path}" for path in (torn, foreign, pipe)
+    ]
+    assert ledger.find(tmp_path, "12").id == "12"
 
 
 def test_two_who_submit_at_once_get_different_folders(tmp_path):

@@ -199,6 +199,8 @@ def test_shellcheck_is_asked_about_shells_only_and_not_for_what_we_say_ourselves
     assert shellcheck_findings(shellcheck, "#!/usr/bin/env python3\nprint(1)\n") == []
     assert shellcheck_findings(shellcheck, "#SBATCH --ntasks=1\ntrue\n") == []
     assert shellcheck_findings(shellcheck, "#!/bin/bash\r\ntrue\r\n") == []
+    sourced = '#!/bin/bash\nsource ./environment.sh\n. "$CONDA_SH"\n'  # files of the cluster
+    assert shellcheck_findings(shellcheck, sourced) == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "examples").glob("*")), ids=lambda path: path.name)
@@ -247,6 +249,60 @@ def test_values_are_judged_as_sbatch_does(verdict):
         if bool(found) != refused:
             wrong.append((line, found))
     assert wrong == []
+
+
+# What a header adds up to, as sbatch 22.05 judged it (`sbatch --test-only`, two nodes of 4 GPUs).
+TOGETHER = [
+    ("--nodes=1 --nodelist=n1,n2", "--nodelist names 2 nodes, --nodes=1 allows 1 node"),
+    ("--nodes=1-1 --nodelist=n[1-2]", "--nodelist names 2 nodes"),
+    ("-N1 -n2 -w n[1,2]", "--nodelist names 2 nodes"),
+    ("--nodes=2 --gpus=1", "--gpus=1 is the number of all GPUs, fewer than 2 nodes"),
+    ("--nodes=2-4 --gpus=gpu:1", "fewer than 2 nodes"),
+    ("--nodes=2 --ntasks-per-node=1 -G 1", "fewer than 2 nodes"),
+]
+TAKEN_TOGETHER = """
+--nodelist=n1,n2
+--nodes=1-2 --nodelist=n1,n2
+--ntasks=1 --nodelist=n1,n2
+--nodes=1 --nodelist=n1,n1
+--nodes=1 --nodelist=nodes/mine
+--nodes=1 --nodelist=n[1-99999999]
+--nodes=2 --gpus=3
+--nodes=1-2 --gpus=1
+--ntasks=2 --gpus=1
+--nodes=2 --ntasks=1 --gpus=1
+"""
+
+
+@pytest.mark.parametrize(("header", "message"), TOGETHER)
+def test_nodes_that_do_not_fit_what_is_asked_of_them_are_refused(header, message):
+    errors = [each.message for each in check(f"#!/bin/bash\n#SBATCH {header}\ntrue\n") if each.level == "error"]
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def test_nodes_that_sbatch_takes_are_taken():
+    for header in TAKEN_TOGETHER.split("\n"):
+        assert [each for each in check(f"#!/bin/bash\n#SBATCH {header}\ntrue\n") if each.level == "error"] == []
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--time=1-12:99", "--time=1-12:99 is 37:39:00 to sbatch"),
+        ("--time=1:90:30", "--time=1:90:30 is 2:31:00 to sbatch"),
+        ("--nice=1e3", "--nice=1e3 is 1 to sbatch"),
+        ("--nice=x", "--nice=x is 0 to sbatch"),
+        ("--priority=1.5", "--priority=1.5 is 1 to sbatch"),
+    ],
+)
+def test_what_sbatch_takes_for_something_else_is_a_warning(option, message):
+    found = check(f"#!/bin/bash\n#SBATCH {option}\ntrue\n")
+    assert [(each.level, each.message) for each in found] == [("warning", message)]
+    plain = [
+        check(f"#!/bin/bash\n#SBATCH {each}\ntrue\n") for each in ("--nice", "--nice=-5", "--priority=top", "-t 90:00")
+    ]
+    assert plain == [[]] * 4
 
 
 def test_signals_and_sizes_are_slurms():

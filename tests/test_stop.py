@@ -36,6 +36,14 @@ def test_a_signal_is_heard_on_any_rank_and_means_what_it_meant_afterwards(tmp_pa
     assert signal.getsignal(number) == before
 
 
+def test_a_signal_before_there_is_anything_to_save_is_answered_at_once(flag, capfd):
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert capfd.readouterr().err == "hvdlm: SIGTERM: nothing new is saved yet; ends as soon as there is something\n"
+    flag.look()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_that_was_ignored_stays_so(tmp_path, number):
     """By nohup, or for a job that a shell has put into the background."""

@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,10 @@ from hypothesis import strategies as st
 
 from hvdlm import tokenizer as tokenizers
 from hvdlm.errors import UserError
-from hvdlm.tokenizer import TOKENIZERS, ByteTokenizer, TokenizerConfig, dtype_for, from_json
+from hvdlm.tokenizer import TOKENIZERS, ByteTokenizer, TokenizerConfig, dtype_for, from_json, load
+from hvdlm.tokenizer.sentencepiece_model import read_model
+from hvdlm.tokenizer.tiktoken_ranks import read_ranks
+from hvdlm.tokenizer.word import WordRule, read_vocabulary
 
 TEXTS = ["plain words", "", "tabs\t and\n\nnewlines  ", "héllo wörld 你好 🙂", "def f(x):\n    return x\n"]
 SENTENCES = ["我们在北京大学学习自然语言处理。", "今天天气很好,我们去公园散步。", "他来到了网易杭研大厦"]
@@ -196,6 +201,26 @@ def test_penn_treebank_reads_as_its_papers_count_it(tmp_path):
 def test_words_by_a_pattern():
     word = make("word", lambda: iter(["cat bat, cat"]), words="regex", pattern="(c|b)at|<unk>x")
     assert word.encode("bat<unk>cats").tolist() == [3, 0, 2]
+
+
+READERS = {
+    "json": load,
+    "sentencepiece": read_model,
+    "tiktoken": lambda path: read_ranks(path, "gpt2"),
+    "word": lambda path: read_vocabulary(path, WordRule()),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_vocabulary_is_a_regular_file(kind, tmp_path):
+    """A pipe would be waited for, a device read for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(UserError, match=r"cannot read this .* \(is no regular file\)"):
+            READERS[kind](path)
+    (tmp_path / "bytes").write_bytes(b"\xff\x00")
+    with pytest.raises(UserError, match="bytes: "):
+        READERS[kind](tmp_path / "bytes")
 
 
 def test_a_word_twice_in_a_vocabulary_is_an_error(tmp_path):

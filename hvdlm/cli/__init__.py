@@ -1,5 +1,5 @@
 """The one command `hvdlm`."""
 
-from hvdlm.cli.command import cli, main
+from hvdlm.cli.loading import cli, main
 
 __all__ = ["cli", "main"]

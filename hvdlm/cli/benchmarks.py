@@ -12,6 +12,7 @@ from hvdlm.cli.options import (
     PATH,
     RANKS,
     REPEATS,
+    Choice,
     Group,
     NameList,
     Number,
@@ -107,7 +108,7 @@ def bench_cell(spec: Path) -> None:
 
 
 @bench.command("encoder", hidden=True)
-@click.argument("kind", type=click.Choice(["fast", "tokenizers"]))
+@click.argument("kind", type=Choice(["fast", "tokenizers"]))
 @click.argument("corpus", type=PATH)
 @click.argument("path", type=PATH)
 @click.argument("rank", type=WholeNumber())

@@ -11,6 +11,7 @@ import click
 
 from hvdlm.cli.options import PATH, Command, json_option, result
 from hvdlm.cli.submit_options import jobs_dir_option, submission_environment
+from hvdlm.errors import EXIT_USER_ERROR
 
 
 @click.command(cls=Command, epilog="hvdlm sites")
@@ -25,12 +26,18 @@ def sites() -> None:
 @click.command(cls=Command, epilog="hvdlm jobs")
 @jobs_dir_option
 @json_option
-def jobs(jobs_dir: Path, as_json: bool) -> None:
-    """The jobs submitted from here: state, how far their runs are, and when they will be done."""
+def jobs(jobs_dir: Path, as_json: bool) -> int:
+    """The jobs submitted from here: state, how far their runs are, and when they will be done.
+
+    Exit 2 if one of them cannot be read; the others are shown.
+    """
     from hvdlm.jobs import watch
 
-    rows = watch.overview(jobs_dir, submission_environment())
-    result({"jobs": [asdict(row) for row in rows]}, as_json, watch.to_text(rows))
+    rows, torn = watch.overview(jobs_dir, submission_environment())
+    result({"jobs": [asdict(row) for row in rows], "unreadable": torn}, as_json, watch.to_text(rows))
+    for line in torn:
+        print(f"hvdlm: error: {line}", file=sys.stderr)
+    return EXIT_USER_ERROR if torn else 0
 
 
 @click.command(cls=Command, epilog="hvdlm logs 1234 --follow")
@@ -91,4 +98,4 @@ def lint(files: tuple[Path, ...], as_json: bool) -> int:
     failed = any(row["level"] == "error" for row in rows)
     value = {"ok": not failed, "shellcheck": shellcheck is not None, "findings": rows}
     result(value, as_json, "\n".join(lines))
-    return 2 if failed else 0
+    return EXIT_USER_ERROR if failed else 0

@@ -18,10 +18,12 @@ import click
 from hvdlm import __version__
 from hvdlm.cli import benchmarks, cluster, data, launching, scaling, settings, submission, training, tuning
 from hvdlm.cli.options import Group
+from hvdlm.cli.usage import is_help, usage_line
 from hvdlm.errors import EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError, lack_of_memory
 from hvdlm.launch.environment import forget_the_step, launched_as, launcher_waits_for_all
 from hvdlm.launch.plan import meets_through_slurm
 
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 ALONE_S = 5.0  # a rank that still runs so long after its mistake is the only one that made it
 
 EXIT_CODES = "Exit codes: 0 done, 2 the user's error, 75 stopped on request and resumable, others failed."
@@ -35,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that is not UTF-8, a name that is not: still printed
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(cli.main(argv, standalone_mode=False) or 0)
+        sys.exit(cli.main(argv, "hvdlm", standalone_mode=False) or 0)
     except Exception as end:
         code = _say(lack_of_memory(end) or end, rank)
         if code is None:
@@ -54,10 +56,8 @@ def _say(end: Exception, rank: int) -> int | None:
         if rank == 0:
             print(f"hvdlm: {end}", file=sys.stderr)
         return EXIT_STOPPED
-    if isinstance(end, click.UsageError):
-        if rank == 0:
-            end.show()
-        return EXIT_USER_ERROR
+    if isinstance(end, click.UsageError | click.exceptions.Abort):
+        return _say_of_click(end, rank)
     if isinstance(end, BrokenPipeError):  # who reads our output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at exit
         return 128 + signal.SIGPIPE
@@ -66,7 +66,19 @@ def _say(end: Exception, rank: int) -> int | None:
             return None
         _complain(f"hvdlm: error: {end.filename or 'stdout'}: {end.strerror}", rank, on_all_ranks=False)
         return EXIT_USER_ERROR
-    return 130 if isinstance(end, click.exceptions.Abort) else None
+    return None
+
+
+def _say_of_click(end: click.UsageError | click.exceptions.Abort, rank: int) -> int:
+    """For a command line that cannot be read, and for Ctrl-C."""
+    if isinstance(end, click.exceptions.Abort):
+        _complain("hvdlm: interrupted", rank, on_all_ranks=True)
+        return EXIT_INTERRUPTED
+    if not is_help(end):
+        _complain(f"hvdlm: error: {usage_line(end)}", rank, on_all_ranks=True)
+    elif rank == 0:
+        end.show()
+    return EXIT_USER_ERROR
 
 
 def _complain(message: str, rank: int, on_all_ranks: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from hvdlm.cli.beginning import ends_with
 from hvdlm.cli.options import (
     PATH,
     REPEATS,
@@ -36,21 +37,23 @@ from hvdlm.world.connect import connected
 @json_option
 def preprocess(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Turn raw text into tokenized HDF5 shards; the same bytes at any number of ranks."""
-    settings = preprocess_config(config, overrides)
-    from hvdlm.host import keep_freed_memory
-    from hvdlm.preprocessing.build import build
-    from hvdlm.session.logs import setup_logging
-    from hvdlm.world.place import find_place
+    with ends_with("before it began: nothing was read or written yet") as has_begun:
+        settings = preprocess_config(config, overrides)
+        from hvdlm.host import keep_freed_memory
+        from hvdlm.preprocessing.build import build
+        from hvdlm.session.logs import setup_logging
+        from hvdlm.world.place import find_place
 
-    with connected() as world:
-        setup_logging(world.rank)
-        keep_freed_memory()
-        os.environ.setdefault("RAYON_NUM_THREADS", str(find_place(world).threads))  # the tokenizers library's threads
-        manifest = build(settings, world, batch_job())
-        facts = ("num_tokens", "num_documents", "vocab_size", "tokenizer_digest")
-        value = {"output": str(settings.output), **{name: getattr(manifest, name) for name in facts}}
-        text = f"{settings.output}: {manifest.num_tokens:,} tokens of {counted(manifest.num_documents, 'document')}"
-        result(value, as_json, text, world.rank)
+        with connected() as world:
+            setup_logging(world.rank)
+            keep_freed_memory()
+            os.environ.setdefault("RAYON_NUM_THREADS", str(find_place(world).threads))  # the tokenizers library's
+            has_begun()
+            manifest = build(settings, world, batch_job())
+            facts = ("num_tokens", "num_documents", "vocab_size", "tokenizer_digest")
+            value = {"output": str(settings.output), **{name: getattr(manifest, name) for name in facts}}
+            text = f"{settings.output}: {manifest.num_tokens:,} tokens of {counted(manifest.num_documents, 'document')}"
+            result(value, as_json, text, world.rank)
 
 
 @click.group(cls=Group)

@@ -70,10 +70,10 @@ def _answer(name: str, options: list[click.Option]) -> str:
     for names, answer in FOREIGN:
         if name in names.split():
             return f"not an option here; {answer}"
-    known = [each for option in options for each in option.opts]
+    known = {each: option.opts[0] for option in options for each in option.opts}
     near = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(f"-{name}", known, n=1)
     if near:
-        return f"no such option, did you mean {near[0]}? (those of the command come after it)"
+        return f"no such option, did you mean {known[near[0]]}? (those of the command come after it)"
     return f"no such option; there are {', '.join(option.opts[0] for option in options)}"
 
 

@@ -16,7 +16,7 @@ from typing import IO, Any
 import click
 
 from hvdlm.cli.launch_options import LaunchCommand, check_command, words_of_hvdlm
-from hvdlm.cli.options import PATH, RANKS, refuse_a_launcher
+from hvdlm.cli.options import PATH, RANKS, Choice, refuse_a_launcher
 from hvdlm.errors import EXIT_STOPPED, UserError
 from hvdlm.launch import plan as starting
 from hvdlm.launch.hosts import parse_hosts, read_hostfile
@@ -24,6 +24,7 @@ from hvdlm.launch.known_errors import KnownError, explain
 from hvdlm.launch.launchers import LAUNCHERS, MPIRUN_PROGRAMS
 from hvdlm.launch.plan import CHOICES, Asked, LaunchPlan
 
+OWN_WORDS = re.compile(rb"(?:\d+: )?(hvdlm: .*)")  # srun labels lines with the rank
 RANK_ENDED = re.compile(rb"hvdlm: (error: |rank \d+ of \d+ failed)")
 RANKS_HELP = "Ranks. Default: all slots there are."
 INTERFACE = "Network interface for MPI, NCCL and Gloo, such as ib0."
@@ -41,7 +42,7 @@ LAST_WORDS_S = 5.0  # a process that outlived its launcher may hold the pipe of 
 @click.option("-np", "-n", "--np", "--ntasks", "--num-proc", "ranks", type=RANKS, help=RANKS_HELP)
 @click.option("--hosts", "--host", "-H", "-host", "-hosts", default="", help="With slots: a:4,b:4 or node[1-2]:4.")
 @click.option("--hostfile", "--machinefile", "-hostfile", "-machinefile", type=PATH, default=None, help=HOSTFILE)
-@click.option("--launcher", type=click.Choice(CHOICES), default="auto", show_default=True)
+@click.option("--launcher", type=Choice(CHOICES), default="auto", show_default=True)
 @click.option("--interface", "--network-interface", "--network-interfaces", "-iface", default="", help=INTERFACE)
 @click.option("--print", "only_print", is_flag=True, help="Print the command; start nothing.")
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND ...")
@@ -84,6 +85,7 @@ class Running:
         self._met: dict[str, KnownError] = {}
         self._deadline: threading.Timer | None = None
         self._is_given_up = False
+        self._own_words = self._last_words = b""
         from hvdlm.session.stop import heard
 
         numbers = heard((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1))
@@ -116,9 +118,17 @@ class Running:
             self._note(b"signal 9 (Killed)")
         if code not in (0, EXIT_STOPPED):
             for known in self._met.values():
-                print(f"hvdlm: {known.title}: {known.cause}. Cure: {known.cure}", file=sys.stderr)
+                print(f"hvdlm: {known.title}: {known.cause}. Cure: {known.cure_here}", file=sys.stderr)
         killed_as_asked = self._asked_by and code == 128 + signal.SIGUSR1  # before or without a way to save
+        if killed_as_asked or code == EXIT_STOPPED:
+            self._repeat_own_words()
         return 128 + self._asked_by if killed_as_asked else code if code >= 0 else 128 - code
+
+    def _repeat_own_words(self) -> None:
+        """mpirun takes the exit code of a stopped run for a failure, and says so below what the run has said itself."""
+        if self._last_words != self._own_words or not self._own_words:
+            words = self._own_words or b"hvdlm: ended by the signal: this start has saved nothing"
+            print(words.decode(errors="replace"), file=sys.stderr)
 
     def _pass_on(self, number: int, frame: object) -> None:
         """USR1 is the one signal that every launcher hands to all ranks before it ends them; TERM ends the job."""
@@ -131,17 +141,21 @@ class Running:
             message = b"hvdlm: horovodrun passes no signal on; touch STOP in the run's folder, or signal again to end\n"
             os.write(sys.stderr.fileno(), message)
             return
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            if is_first:
+                os.write(2, b"hvdlm: the ranks are asked to save and end; a second time ends them at once\n")
         with contextlib.suppress(ProcessLookupError):
             os.kill(target or self._job.pid, wanted)
 
     def _read(self, pipe: IO[bytes]) -> None:
         rest = b""
-        while piece := os.read(pipe.fileno(), 1 << 16):
-            sys.stderr.buffer.write(piece)
-            sys.stderr.buffer.flush()
-            *lines, rest = (rest + piece).split(b"\n")
-            for line in lines:
-                self._note(line)
+        with pipe:
+            while piece := os.read(pipe.fileno(), 1 << 16):
+                sys.stderr.buffer.write(piece)
+                sys.stderr.buffer.flush()
+                *lines, rest = (rest + piece).split(b"\n")
+                for line in lines:
+                    self._note(line)
         self._note(rest)
 
     def _give_up(self) -> None:
@@ -157,6 +171,10 @@ class Running:
             self._deadline = threading.Timer(PATIENCE_S, self._give_up)
             self._deadline.daemon = True
             self._deadline.start()
+        if line.strip():
+            own = OWN_WORDS.fullmatch(line)
+            self._last_words = own[1] if own else line
+            self._own_words = own[1] if own else self._own_words
         for known in explain(line.decode(errors="replace")):
             self._met.setdefault(known.name, known)
 

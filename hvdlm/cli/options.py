@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 import os
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hvdlm.cli.usage import naming_command
 from hvdlm.errors import UserError
 from hvdlm.files import naming, to_json
 from hvdlm.launch.environment import launched_as, launcher_waits_for_all
-from hvdlm.numerals import LARGEST, number, whole_number
+from hvdlm.numerals import LARGEST, is_too_large, number, whole_number
 
 if TYPE_CHECKING:
     from hvdlm.preprocessing.plan import PreprocessConfig
@@ -33,6 +35,10 @@ def result(value: dict[str, Any], as_json: bool, text: str, rank: int = 0) -> No
 class Command(click.Command):
     """A command whose help ends with an example, printed as it stands."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with naming_command(ctx):
+            return super().parse_args(ctx, args)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.epilog:
             formatter.write("\nExample:\n" + "".join(f"  {line}\n" for line in self.epilog.splitlines()))
@@ -41,8 +47,25 @@ class Command(click.Command):
 class Group(click.Group):
     command_class = Command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with naming_command(ctx):
+            return super().parse_args(ctx, args)
 
-class Names(click.Choice):
+
+class Choice(click.Choice):
+    """One of some names; for another one the nearest is said."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            near = difflib.get_close_matches(value, self.choices, n=1)
+            if not near:
+                raise
+            self.fail(f"{error.message.removesuffix('.')}. Did you mean {near[0]!r}?", param, ctx)
+
+
+class Names(Choice):
     """The names of a registry, which is loaded when they are asked for: `hvdlm --help` shall load nothing heavy.
 
     An option whose registry is heavy has a `metavar`, so that its help needs no names.
@@ -72,6 +95,8 @@ class WholeNumber(click.IntRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = whole_number(value.strip()) if isinstance(value, str) else value
+        if found is None and is_too_large(value.strip()):
+            self.fail(f"{value[:60]} is not in the range {self.min}<=x<={self.max}.", param, ctx)
         if found is None:
             self.fail(f"{value[:60]!r} is no whole number{self._bounds()}", param, ctx)
         return super().convert(found, param, ctx)
@@ -116,7 +141,7 @@ def by_rank_0(function: Any) -> Any:
 RANKS = WholeNumber(1, 1_000_000)  # more are a slip of the hand, and lists of them fill the memory
 REPEATS = WholeNumber(1, 10_000)
 PATH = click.Path(path_type=Path)
-MODE = click.Choice(["strong", "weak", "both"])  # of a scaling study
+MODE = Choice(["strong", "weak", "both"])  # of a scaling study
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
 
 

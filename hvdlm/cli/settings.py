@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.options import Command, Group, by_rank_0, config_arguments, json_option, result
+from hvdlm.cli.options import Choice, Command, Group, by_rank_0, config_arguments, json_option, result
 from hvdlm.errors import UserError
 from hvdlm.launch.environment import launched_as
 
@@ -66,7 +66,7 @@ def config_show(config: Path, overrides: tuple[str, ...], as_json: bool) -> None
 
 
 @config_group.command("schema", epilog="hvdlm config schema train")
-@click.argument("kind", type=click.Choice(["train", "preprocess"]))
+@click.argument("kind", type=Choice(["train", "preprocess"]))
 @json_option
 @by_rank_0
 def config_schema(kind: str, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from hvdlm.cli.options import (
     run_config,
     splits,
 )
-from hvdlm.cli.submit_options import need, need_shards, submission, training_job
+from hvdlm.cli.submit_options import need, need_shards, saying_whose_ranks, submission, training_job
 from hvdlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -140,12 +141,14 @@ def _study(
     records = folder / "records"
     if records.exists():
         raise UserError(f"{folder}: holds a study already; set --out, or remove {records}")
-    planned = plan_study(
-        settings, folder, ranks=counts, modes=modes, effort=effort, threads=request.threads, records=records
-    )
+    with nullcontext() if ranks else saying_whose_ranks(request):
+        planned = plan_study(
+            settings, folder, ranks=counts, modes=modes, effort=effort, threads=request.threads, records=records
+        )
+    with saying_whose_ranks(request):
+        points = [orders.request_of_point(request, each.point.ranks) for each in planned]
     found = []
-    for each in planned:
-        point = orders.request_of_point(request, each.point.ranks)
+    for point, each in zip(points, planned, strict=True):
         found.append(orders.measurement(point, list(each.specs), folder, each.write))
     return [*found, replace(orders.report(request, folder), after=tuple(range(len(found))))]
 

@@ -6,7 +6,8 @@ import functools
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,12 @@ def submission(plan: Callable[..., list[Job]]) -> Any:
         jobs = plan(*args, request=request, **options)
         costs = _costs(request, jobs, max_node_hours)
         done = submit(request, jobs)
-        remarks = [*request.notes, *costs, *dict.fromkeys(text for job in jobs for text in job.remarks)]
+        remarks = [
+            *request.notes,
+            *costs,
+            *_not_again(request.site, jobs),
+            *dict.fromkeys(text for job in jobs for text in job.remarks),
+        ]
         for text in (*remarks, *(f"warning: {warning}" for each in done for warning in each.warnings)):
             print(f"hvdlm: {text}", file=sys.stderr)
         result({"jobs": list(map(_facts, done))}, as_json, "\n".join(map(_line, done)))
@@ -88,7 +94,8 @@ def _request(options: dict[str, Any]) -> Request:
     from hvdlm.jobs.request import Request
     from hvdlm.jobs.site import find
 
-    site = find(options.pop("site"), options.pop("settings"))
+    name = options.pop("site")
+    site = find(name, options.pop("settings"))
     given = {name: options.pop(name) for name in ("account", "partition", "time")}
     empty = next((name for name, value in given.items() if value == ""), None)
     if empty:
@@ -103,17 +110,19 @@ def _request(options: dict[str, Any]) -> Request:
     cores, is_shown = options.pop("cores_per_rank") or 0, options["dry_run"]
     if cores and is_shown and not site.cores_per_node:
         notes.append("this site does not say how many cores a node has (cores_per_node): that they fit is not checked")
+    ranks_per_node = options.pop("ranks_per_node")
     programs = shlex.quote(str(Path(sys.executable).parent))  # where this hvdlm was called from
     return Request(
         site,
         options.pop("nodes"),
-        options.pop("ranks_per_node") or site.ranks_per_node,
+        ranks_per_node or site.ranks_per_node,
         minutes,
         cores,
         cwd=Path.cwd(),
         activate=f'export PATH={programs}:"$PATH"',
         environment=submission_environment(),
         notes=(*notes, *_clean_start(site)),
+        ranks_from="" if ranks_per_node else f"ranks_per_node of --site {name}",
         **{name: options.pop(name) for name in ("jobs_dir", "after", "dry_run")},
     )
 
@@ -124,21 +133,25 @@ def _with_wishes(site: Site, time: str | None) -> tuple[Site, int, list[str]]:
 
     origin, time = ("--time", time) if time else ("directives.time", site.directives.get("time"))
     if not site.is_slurm:
-        return site, _minutes("--time", time or DEFAULT_TIME, site), []
+        return site, *_minutes("--time", time or DEFAULT_TIME, site)
     found = wishes(os.environ, {**site.said, **({"time": time} if time else {})})
     if not time:
         origin, time = "SBATCH_TIMELIMIT", found.taken.get("time")
     lines = found.lines() if time else [*found.lines(), f"no --time is given: {DEFAULT_TIME} minutes a job"]
-    return site.with_options(found.taken), _minutes(origin, time or DEFAULT_TIME, site), lines
+    minutes, remarks = _minutes(origin, time or DEFAULT_TIME, site)
+    return site.with_options(found.taken), minutes, [*lines, *remarks]
 
 
-def _minutes(origin: str, time: str, site: Site) -> int:
-    from hvdlm.jobs.times import minutes_of
+def _minutes(origin: str, time: str, site: Site) -> tuple[int, list[str]]:
+    """Of a time limit, and what there is to say of it."""
+    from hvdlm.jobs.times import minutes_of, remark_on
 
     try:
-        return minutes_of(time, site.scheduler)
+        minutes = minutes_of(time, site.scheduler)
     except ValueError as problem:
         raise UserError(f"{origin}: {problem}") from None
+    remark = remark_on(time, minutes)
+    return minutes, [f"{origin}: {remark}"] if remark else []
 
 
 def _clean_start(site: Site) -> list[str]:
@@ -149,7 +162,22 @@ def _clean_start(site: Site) -> list[str]:
         return []
     return [
         f"warning: jobs begin without your environment (--export={','.join(exported)}), and this site names no "
-        f"modules; you have loaded {loaded}: put what `make setup` had into modules: of the site"
+        f"modules; you have loaded {loaded}: put those that hvdlm was installed with into modules: of the site"
+    ]
+
+
+def _not_again(site: Site, jobs: list[Job]) -> list[str]:
+    """A word where nothing starts a job again that was stopped: where a site requeues, its script sees to that."""
+    if site.max_requeues:
+        return []
+    reason = "max_restarts: 0" if site.is_slurm and site.requeue else "requeue: false"
+    stages = [job.stage for job in jobs if job.is_resumable]
+    chain = {"train": " (or by --chain N, as the next job)"}
+    return [
+        f"this site has {reason}: a {stage} job that its time limit stops is saved, and goes on when it is submitted "
+        f"again{chain.get(stage, '')}"
+        for stage in dict.fromkeys(stages)
+        if stages.count(stage) == 1
     ]
 
 
@@ -192,6 +220,18 @@ def need_shards(request: Request, settings: RunConfig) -> None:
             need(request, folder / MANIFEST, "preprocess first")
 
 
+@contextmanager
+def saying_whose_ranks(request: Request) -> Iterator[None]:
+    """What does not fit a number of ranks says where that comes from, if the user has not given it."""
+    try:
+        yield
+    except UserError as error:
+        if not request.ranks_from:
+            raise
+        origin = f"--nodes {request.nodes} x {request.ranks_per_node} ({request.ranks_from})"
+        raise UserError(f"{error}; the ranks come from {origin}: --ranks-per-node sets another number") from None
+
+
 def training_job(request: Request, config: Path, overrides: tuple[str, ...]) -> tuple[Job, RunConfig]:
     """The job that trains as a config says, with what is known of its steps, and the config."""
     settings = run_config(config, overrides)
@@ -199,7 +239,8 @@ def training_job(request: Request, config: Path, overrides: tuple[str, ...]) -> 
     from hvdlm.jobs.lint import Facts
     from hvdlm.train.batch_plan import BatchPlan
 
-    BatchPlan(settings.train.global_batch, settings.train.ramp).check(settings.train.micro_batch, request.ranks)
+    with saying_whose_ranks(request):
+        BatchPlan(settings.train.global_batch, settings.train.ramp).check(settings.train.micro_batch, request.ranks)
     measured, steps = _measured(settings, request.ranks), _steps_left(settings)
     remarks = _slow_folder(request, settings.run_dir)
     if steps == 0:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from hvdlm.cli.beginning import ends_with
 from hvdlm.cli.options import (
     Command,
     Names,
@@ -29,23 +30,22 @@ from hvdlm.world.connect import connected
 @json_option
 def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Train, or resume the run in run_dir from its newest complete checkpoint."""
-    settings = run_config(config, overrides)
-    from hvdlm.data.manifest import read_manifest
-    from hvdlm.session.logs import setup_logging
-    from hvdlm.sync import preferred_world
-    from hvdlm.train import setup as stage
+    with ends_with("before the first step: this start has trained and saved nothing yet") as has_begun:
+        settings = run_config(config, overrides)
+        from hvdlm.data.manifest import read_manifest
+        from hvdlm.session.logs import setup_logging
+        from hvdlm.sync import preferred_world
+        from hvdlm.train import setup as stage
 
-    for corpus in settings.data.corpora:  # before MPI starts
-        read_manifest(corpus.path)
-    with connected(
-        settings.world, prefer=preferred_world(settings.sync), environment=settings.sync.environment
-    ) as world:
-        setup_logging(world.rank)
-        summary = stage.train(settings, world, batch_job())
-        text = f"{settings.run_dir}: step {summary['step']}" + (
-            f", validation loss {summary['val_loss']:.4f}" if summary["val_loss"] is not None else ""
-        )
-        result(summary, as_json, text, world.rank)
+        for corpus in settings.data.corpora:  # before MPI starts
+            read_manifest(corpus.path)
+        prefer = preferred_world(settings.sync)
+        with connected(settings.world, prefer=prefer, environment=settings.sync.environment) as world:
+            setup_logging(world.rank)
+            has_begun()
+            summary = stage.train(settings, world, batch_job())
+            loss = f", validation loss {summary['val_loss']:.4f}" if summary["val_loss"] is not None else ""
+            result(summary, as_json, f"{settings.run_dir}: step {summary['step']}{loss}", world.rank)
 
 
 @click.command("eval", cls=Command, epilog="mpirun -np 2 hvdlm eval runs/quickstart/train --split val --json")

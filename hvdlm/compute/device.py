@@ -10,6 +10,7 @@ import torch
 from hvdlm.errors import UserError
 from hvdlm.host import keep_freed_memory
 from hvdlm.launch.environment import memory_is_tuned, threads_wanted
+from hvdlm.launch.installation import horovod_remedy
 from hvdlm.world.place import Place
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
@@ -25,7 +26,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def _without_gpu(wanted: DeviceChoice) -> DeviceChoice:
-    lacks = "Horovod here is built for CPU tensors (`make setup TORCH=cuda`: for GPUs; world: mpi does without)"
+    lacks = f"Horovod here is built for CPU tensors (GPUs: {horovod_remedy(for_gpus=True)}; world: mpi does without)"
     if wanted == "cuda":
         raise UserError(f"train.device: cuda: {lacks}")
     log.warning(f"this GPU is not used: {lacks}")

@@ -8,7 +8,7 @@ import math
 import re
 import reprlib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 from hvdlm.config.sections import Section, options_of, sections_of, union_of
 from hvdlm.config.words import choices, demand, one_of
 from hvdlm.config.written import Written
-from hvdlm.numerals import LARGEST, LARGEST_FLOAT, number, truth
+from hvdlm.numerals import LARGEST, LARGEST_FLOAT, is_too_large, number, truth
 
 Key = tuple[str, ...]
 
@@ -97,7 +97,7 @@ def explain(model: type[Section], error: ValidationError, values: dict[str, Any]
     problems = [_Problem.of(model, details, values) for details in error.errors(include_url=False)]
     problems.sort(key=lambda problem: problem.kind != "extra_forbidden")  # a misspelt key is often the missing one
     first, keys = problems[0], {problem.key for problem in problems}
-    text = _strange_keys(problems, origin) if first.kind == "extra_forbidden" else _text(first, origin)
+    text = _strange_keys(model, problems, origin) if first.kind == "extra_forbidden" else _text(first, origin)
     more = len(keys) - (len(_siblings(problems)) if first.kind == "extra_forbidden" and first.tag else 1)
     return text + (f" (and {more} more)" if more > 0 else "")
 
@@ -179,11 +179,11 @@ def _siblings(problems: Sequence[_Problem]) -> list[_Problem]:
     return [other for other in problems if other.kind == first.kind and other.key[:-1] == first.key[:-1]]
 
 
-def _strange_keys(problems: Sequence[_Problem], origin: Origin) -> str:
-    """A key that its section does not have: misspelt, or another choice's."""
+def _strange_keys(model: type[Section], problems: Sequence[_Problem], origin: Origin) -> str:
+    """A key that its section does not have: misspelt, another choice's, or one of another section."""
     first = problems[0]
     valid = sorted(first.section.model_fields)
-    near = difflib.get_close_matches(first.key[-1], valid, n=1)
+    near = [".".join((*first.key[:-1], name)) for name in difflib.get_close_matches(first.key[-1], valid, n=1)]
     place = origin.of(first.key)
     if first.tag and first.tag in origin.overrides and not near and not place.startswith("override"):
         chosen = first.section.model_fields[first.tag[-1]].default
@@ -195,8 +195,25 @@ def _strange_keys(problems: Sequence[_Problem], origin: Origin) -> str:
             f"{', '.join(name for name in valid if name != first.tag[-1])}; take them out of the file, or replace the "
             f"section: '{section}={{{first.tag[-1]}: {chosen}, …}}'"
         )
-    hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
+    near = near or _elsewhere(model, first.key)
+    hint = f"did you mean {one_of([*map(repr, near)])}?" if near else f"valid keys: {', '.join(valid)}"
     return f"{place}: unknown key {first.name!r}; {hint}"
+
+
+def _elsewhere(model: type[Section], key: Key) -> list[str]:
+    """Keys of that name in other sections: the only one, or all where the user named no section."""
+    found = [".".join(other) for other in _keys_of(model) if other[-1] == key[-1]]
+    return found if len(found) == 1 or len(key) == 1 else []
+
+
+def _keys_of(model: type[Section], above: Key = ()) -> Iterator[Key]:
+    """All keys that a config may have, but those of the items of lists, which are set as a whole."""
+    found: dict[Key, None] = {}
+    for name, field in model.model_fields.items():
+        found[(*above, name)] = None
+        for section in () if _holds_list(field) else sections_of(field):
+            found |= dict.fromkeys(_keys_of(section, (*above, name)))
+    yield from found
 
 
 def _text(problem: _Problem, origin: Origin) -> str:
@@ -205,10 +222,13 @@ def _text(problem: _Problem, origin: Origin) -> str:
         return f"{place}: {problem.name + ': ' if problem.key else ''}{problem.message}"
     field = problem.section.model_fields.get(next((part for part in reversed(problem.key) if not part.isdigit()), ""))
     is_missing = problem.kind in ("missing", "union_tag_not_found")
-    is_empty = problem.given is None or (isinstance(problem.given, Written) and problem.given in ("", "~", "null"))
+    is_required = field is not None and field.is_required()
+    is_null = problem.given is None or (isinstance(problem.given, Written) and problem.given in ("~", "null"))
     if problem.kind.startswith("union_tag"):
         return _wrong_choice(problem, origin)
-    if is_missing or (is_empty and field is not None and field.is_required()):
+    if problem.given == "" and (is_required or problem.kind in ("path_type", "string_too_short")):
+        return f"{origin.of(problem.key)}: {problem.name}: must not be empty"
+    if is_missing or (is_null and is_required):
         return f"{origin.of_missing(problem.key)}: the key {problem.name!r} is required"
     return f"{origin.of(problem.key)}: {_wrong_value(problem)}"
 
@@ -272,13 +292,16 @@ def _hint(given: Any, wanted: str) -> str:
         return ""
     if given.style == "quoted":
         return "; leave the quotes out"
-    end = LARGEST if wanted.startswith("an integer") else LARGEST_FLOAT
-    is_too_large = not wanted.startswith("true") and end < abs(number(given.strip()) or 0) < math.inf
-    return f"; numbers here end at {end:.9g}" if is_too_large else ""
+    if wanted.startswith("an integer"):
+        least = "" if ">" in wanted else f"from {-LARGEST} "
+        return f"; whole numbers here go {least}to {LARGEST}" if is_too_large(given.strip()) else ""
+    is_beyond = not wanted.startswith("true") and LARGEST_FLOAT < abs(number(given.strip()) or 0) < math.inf
+    return f"; numbers here end at {LARGEST_FLOAT:.9g}" if is_beyond else ""
 
 
 def _is_no_text(written: Written) -> bool:
-    return truth(written.strip()) is not None or number(written.strip()) is not None
+    text = written.strip()
+    return truth(text) is not None or number(text) is not None or is_too_large(text)
 
 
 _repr = reprlib.Repr()

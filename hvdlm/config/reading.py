@@ -115,9 +115,7 @@ def _scalar(written: Written, options: Sequence[Any]) -> Any:
     takes_text = any(option in (str, Path) or typing.get_origin(option) is typing.Literal for option in options)
     if written.style != "quoted" and _is_null(written, may_be=types.NoneType in options, takes_text=takes_text):
         return None
-    if Path in options and not written:  # pathlib takes an empty path for the current folder
-        return None
-    if Path in options and "\0" in written:
+    if Path in options and (not written or "\0" in written):  # pathlib takes an empty path for the current folder
         return [str(written)]  # which no path is, so that it is refused
     if not takes_text and written.style != "quoted":
         for option in options:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hvdlm.errors import UserError
+from hvdlm.launch.installation import setup_remedy
 
 PIECE_BYTES = 1 << 20
 LONGEST_LINE = 1 << 16  # of a longer one the pieces count as lines
@@ -42,6 +43,12 @@ class KnownError:
     source: str
     also: tuple[str, ...] = ()  # a line of each other form
     follows: bool = False  # often an echo of what another rank or an earlier line says
+
+    @property
+    def cure_here(self) -> str:
+        """What this installation has: one of pip's has no `make setup`."""
+        by_pip = "`make setup` (of a checkout of hvdlm)"
+        return self.cure.replace("`make setup`", by_pip) if setup_remedy(by_pip) == by_pip else self.cure
 
 
 @functools.cache
@@ -144,7 +151,7 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 def to_text(found: list[KnownError]) -> str:
     """Cause and cure of each, for a terminal."""
-    return "\n".join(f"{known.title}\n  cause: {known.cause}\n  cure:  {known.cure}" for known in found)
+    return "\n".join(f"{known.title}\n  cause: {known.cause}\n  cure:  {known.cure_here}" for known in found)
 
 
 def to_markdown() -> str:

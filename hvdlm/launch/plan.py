@@ -36,7 +36,7 @@ def find_mpirun() -> Path:
         return beside
     on_path = shutil.which("mpirun") or shutil.which("mpiexec")
     if on_path is None:
-        raise UserError("no mpirun beside this Python or on PATH; load the MPI module that `make setup` used")
+        raise UserError("no mpirun beside this Python or on PATH; load the MPI module that hvdlm was installed with")
     return Path(on_path)
 
 
@@ -222,7 +222,7 @@ def choose(choice: str, *, in_job: bool) -> tuple[str, str, str]:
     horovodrun = Path(sys.executable).parent / "horovodrun"
     if choice in ("auto", "horovodrun") and horovodrun.exists():
         return "horovodrun", str(horovodrun), ""
-    raise UserError(f"--launcher {choice}: not found here; load the MPI module that `make setup` used, or run it")
+    raise UserError(f"--launcher {choice}: not found here; load the MPI module that hvdlm was installed with")
 
 
 def threads_of_a_rank(local_ranks: int, env: Mapping[str, str]) -> int:

@@ -77,6 +77,7 @@ class StopFlag:
         self._save_s = self._longest_s = self._guess_s = 0.0
         self._looked: float | None = None
         self.reason = ""  # in words, as far as this rank knows
+        self._has_looked = False
         for number in heard():
             signal.signal(number, self._note)
 
@@ -88,6 +89,8 @@ class StopFlag:
         if number == signal.SIGHUP:
             _leave_terminal()
         if number != signal.SIGINT:
+            if not self._has_looked:
+                self._tell(f"{self._signalled}: nothing new is saved yet; ends as soon as there is something")
             return
         now = time.monotonic()
         if self._interrupted is None:
@@ -104,6 +107,7 @@ class StopFlag:
 
     def look(self) -> Wish:
         """What is asked for now."""
+        self._has_looked = True
         wish, self.reason = next(self._heard(), (Wish.NONE, ""))
         return wish
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from hvdlm.errors import UserError
 
+MAX_BYTES = 1 << 30  # of a file; the largest vocabularies take 40 MB
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<unk>"  # of the closed vocabularies, as PTB and WikiText write them
 END = "<eos>"

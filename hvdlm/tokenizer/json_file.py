@@ -17,12 +17,10 @@ from hvdlm.files import read_text
 from hvdlm.tokenizer.backend import BackendTokenizer
 from hvdlm.tokenizer.bytes_utf8 import ByteTokenizer
 from hvdlm.tokenizer.char import CharTokenizer
-from hvdlm.tokenizer.interface import Tokenizer
+from hvdlm.tokenizer.interface import MAX_BYTES, Tokenizer
 from hvdlm.tokenizer.sentencepiece_model import SentencePieceTokenizer
 from hvdlm.tokenizer.tiktoken_ranks import TiktokenTokenizer
 from hvdlm.tokenizer.word import WordRule, WordTokenizer
-
-MAX_BYTES = 1 << 30  # the largest vocabularies take 40 MB
 
 # "hvdlm" in a tokenizer.json -> the tokenizer of its content; a file of the tokenizers library has no such key.
 FORMATS: dict[str, Callable[[dict[str, Any], str], Tokenizer]] = {

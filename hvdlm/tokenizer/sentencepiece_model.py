@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from hvdlm.errors import UserError
-from hvdlm.tokenizer.interface import join_documents, require
+from hvdlm.files import read_bytes
+from hvdlm.tokenizer.interface import MAX_BYTES, join_documents, require
 
 
 class SentencePieceTokenizer:
@@ -48,7 +49,9 @@ class SentencePieceTokenizer:
 
 def read_model(path: Path) -> SentencePieceTokenizer:
     try:
-        model = path.read_bytes()
+        model = read_bytes(path, limit=MAX_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot read this model ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be a model of sentencepiece: {error}") from None
     return SentencePieceTokenizer(model, str(path))

@@ -13,6 +13,7 @@ import torch
 
 from hvdlm.errors import UserError
 from hvdlm.launch.environment import met_over_gloo
+from hvdlm.launch.installation import horovod_remedy
 from hvdlm.world.interface import Pending, World
 from hvdlm.world.mpi import YIELD, library_version, load_mpi
 
@@ -26,9 +27,10 @@ def load_horovod() -> Any:
     try:
         import horovod.torch as hvd
     except ImportError as error:
-        raise UserError(f"Horovod cannot be imported ({error}); `make setup` builds it, or use world=mpi") from None
+        raise UserError(f"Horovod cannot be imported ({error}); {horovod_remedy()}, or train with world=mpi") from None
     if not hasattr(hvd, "init"):  # its __init__ swallows a failed load of the extension
-        raise UserError("Horovod's torch extension does not load (built for another torch?); run `make setup`")
+        remedy = f"{horovod_remedy()}, or train with world=mpi"
+        raise UserError(f"Horovod's torch extension does not load (built for another torch?); {remedy}")
     return hvd
 
 
@@ -58,7 +60,7 @@ def check_same_place(mpi: Any, rank: int, size: int) -> None:
     if (comm.Get_rank(), comm.Get_size()) != (rank, size):
         raise UserError(
             f"this process is rank {comm.Get_rank()} of {comm.Get_size()} for MPI but {rank} of {size} for Horovod;"
-            " unset HOROVOD_CONTROLLER, and build both with one MPI (`hvdlm doctor`, `make setup`)"
+            " unset HOROVOD_CONTROLLER, and build both with one MPI (see `hvdlm doctor`)"
         )
 
 

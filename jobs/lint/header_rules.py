@@ -6,7 +6,7 @@ import re
 
 from .findings import Findings, error, warning
 from .sbatch import OPTIONS, PREFIX, Script
-from .values import FORMS, parse_minutes
+from .values import FORMS, is_odd_time, parse_minutes
 
 
 def first_line(script: Script) -> Findings:
@@ -112,6 +112,27 @@ def values(script: Script) -> Findings:
                 form(directive.value or "")
             except ValueError as problem:
                 yield error(directive.line, f"--{directive.key}: {problem}", remedy)
+
+
+def values_taken_otherwise(script: Script) -> Findings:
+    """sbatch adds up the parts of --time=1-12:99, and of --nice=1e3 it reads the 1."""
+    for directive in script.directives:
+        key, value = directive.key, directive.value or ""
+        if key in ("time", "time-min") and is_odd_time(value):
+            hours, minutes = divmod(int(parse_minutes(value)), 60)
+            message = f"--{key}={value} is {hours}:{minutes:02d}:00 to sbatch"
+            yield warning(directive.line, message, "write it so, if that is meant")
+        elif key in ("nice", "priority") and "$" not in value and (read := _number_of(key, value)) is not None:
+            yield warning(directive.line, f"--{key}={value} is {read} to sbatch", "write a whole number in digits")
+
+
+def _number_of(key: str, value: str) -> int | None:
+    """What sbatch makes of a value that is no whole number in digits; None where it takes all of it."""
+    found = re.match(r"\s*([+-]?\d+)?", value)
+    is_whole = not value or (found and found[1] and found.end() == len(value))
+    if is_whole or (key == "priority" and value.lower() == "top"):
+        return None
+    return int(found[1] or 0) if found else 0
 
 
 def shortened(script: Script) -> Findings:

@@ -13,6 +13,7 @@ from .sbatch import Script
 from .sizes import (
     cores_of_step,
     cores_per_rank,
+    count_hosts,
     gpus_in,
     gpus_per_node,
     has_whole_nodes,
@@ -41,6 +42,29 @@ def tasks_against_nodes(script: Script) -> Findings:
         message = f"--ntasks={ntasks}, but {counted(nodes, 'node')} x {counted(per_node, 'task')} are {most}"
         report = error if ntasks > most else warning  # fewer are allowed: ntasks-per-node is then a limit
         yield report(line, message, f"write --ntasks={most}, or leave --ntasks out")
+
+
+def nodelist_against_nodes(script: Script) -> Findings:
+    """sbatch: "invalid number of nodes (-N 2-1)". A list of fewer nodes is filled up."""
+    most = re.fullmatch(r"(?:\d+-)?(\d+)", script.get("nodes") or "")
+    listed = count_hosts(script.get("nodelist") or "")
+    if most and listed is not None and listed > int(most[1]):
+        message = (
+            f"--nodelist names {listed} nodes, --nodes={script.get('nodes')} allows {counted(int(most[1]), 'node')}"
+        )
+        yield error(script.line_of("nodelist"), message, f"write --nodes={listed}, or leave --nodes out")
+
+
+def gpus_against_nodes(script: Script) -> Findings:
+    """sbatch: "Failed to validate job spec, --gpus < -N". For fewer tasks than nodes it takes fewer nodes."""
+    least = re.fullmatch(r"(\d+)(?:-\d+)?", script.get("nodes") or "")
+    gpus, tasks = gpus_in(script.get("gpus")), script.number("ntasks")
+    if least is None or not gpus or (script.has("ntasks") and tasks is None):
+        return
+    nodes = min(int(least[1]), tasks or int(least[1]))
+    if gpus < nodes:
+        message = f"--gpus={script.get('gpus')} is the number of all GPUs, fewer than {counted(nodes, 'node')}"
+        yield error(script.line_of("gpus"), message, "write --gpus-per-node for a number of each node")
 
 
 def threads_against_cores(script: Script) -> Findings:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 
+from hvdlm.launch.hosts import expand
+
 from .launch_lines import LaunchLine, launch_lines
 from .sbatch import Script
 from .shell import unquote
@@ -19,6 +21,20 @@ def num_nodes(script: Script) -> int | None:
     if script.has("ntasks"):
         return 1 if tasks == 1 else math.ceil(tasks / per_node) if tasks and per_node else None
     return 1 if per_node else None
+
+
+def count_hosts(hostlist: str) -> int | None:
+    """How many nodes a list names; None where it is the name of a file, or the text does not tell.
+
+    >>> count_hosts("n1,n[2-3],n1"), count_hosts("nodes.txt/"), count_hosts("$NODES")
+    (3, None, None)
+    """
+    if not re.fullmatch(r"[\w.,\[\]-]+", hostlist) or re.search(r"\[[^\]]*\d{6}", hostlist):  # more than SLURM takes
+        return None
+    try:
+        return len(set(expand(hostlist)))
+    except ValueError:
+        return None
 
 
 def tasks_asked(script: Script) -> int | None:

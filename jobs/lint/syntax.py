@@ -15,8 +15,9 @@ from .findings import Finding, error, warning
 WIKI = "https://www.shellcheck.net/wiki"
 _KNOWN_SHELL = re.compile(r"#!.*\b(ba|da|k)?sh\b")
 # What our own checks say better: DOS line breaks (a finding for each line), no shebang, a trap in double quotes
-# (which is right where its variables are set already).
-_OURS = "SC1017,SC2148,SC2064"
+# (which is right where its variables are set already). And no fault of a script: that shellcheck does not see the
+# files that it sources, which are the cluster's.
+_NOT_ASKED = "SC1017,SC2148,SC2064,SC1090,SC1091"
 
 
 def syntax_complaint(text: str) -> str:
@@ -49,7 +50,13 @@ def shellcheck_findings(program: Path, text: str) -> list[Finding]:
     is_shell = _KNOWN_SHELL.match(text)
     if text.startswith("#!") and not is_shell:
         return []
-    words = ["--format=json", "--severity=warning", f"--exclude={_OURS}", *([] if is_shell else ["--shell=bash"]), "-"]
+    words = [
+        "--format=json",
+        "--severity=warning",
+        f"--exclude={_NOT_ASKED}",
+        *([] if is_shell else ["--shell=bash"]),
+        "-",
+    ]
     done = subprocess.run([program, *words], input=text.encode(), capture_output=True)
     if done.returncode not in (0, 1):  # 0: nothing found; 1: something
         return [error(1, f"shellcheck failed: {done.stderr.decode(errors='replace').strip()[:200]}", f"see {WIKI}")]

@@ -40,6 +40,19 @@ def parse_minutes(text: str) -> float:
     return math.ceil(int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60)
 
 
+def is_odd_time(text: str) -> bool:
+    """Whether a part of a time is as much as one of the part before it, or more; sbatch adds all up without a word.
+
+    >>> [is_odd_time(text) for text in ("1-12:99", "1-36", "0:90", "90", "90:00", "36:00:00", "1-12:30:59")]
+    [True, True, True, False, False, False, False]
+    """
+    found = _TIME.fullmatch(text)
+    if found is None or not found[2]:
+        return False
+    days, hours, *others = found.groups()
+    return (days is not None and int(hours) >= 24) or any(int(part or 0) >= 60 for part in others)
+
+
 @dataclass(frozen=True)
 class Signal:
     """--signal: which, how many seconds before the end, and whether to the batch shell alone."""

@@ -332,7 +332,8 @@ def test_data_that_does_not_fit_together_is_refused(world, data_dir, tmp_path, p
 
 
 @pytest.mark.parametrize(
-    ("override", "message"), [WRONG["batch"], ("train.stepz=3", "unknown key 'train.stepz'; did you mean 'steps'?")]
+    ("override", "message"),
+    [WRONG["batch"], ("train.stepz=3", "unknown key 'train.stepz'; did you mean 'train.steps'?")],
 )
 def test_what_a_user_must_mend_is_one_line_and_exit_2(job, data_dir, tmp_path, override, message):
     """Whether ranks find it together, or each for itself."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from hvdlm.data.bridges.interface import ConvertOptions, SourceCorpus, TokenSplit, reader_of, split_files, write_array
 from hvdlm.errors import UserError
+from hvdlm.files import open_regular
 from hvdlm.tokenizer import Tokenizer
 
 KEEPS_COLUMNS = False
@@ -57,7 +58,7 @@ def _read_split(path: Path, vocab_size: int, options: ConvertOptions) -> TokenSp
 
 def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
     """(dtype of the tokens, tokens a sequence, first sequence of each document and the end), both int64."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(HEADER.size)
         if not head.startswith(MAGIC):
             raise UserError(f"{path}: begins with {head[:9]!r}, a Megatron index with {MAGIC!r}; is it another file?")
