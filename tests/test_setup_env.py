@@ -16,18 +16,14 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import setup_env  # noqa: E402
-import setup_h5py  # noqa: E402
 import setup_horovod  # noqa: E402
 import setup_mpi  # noqa: E402
 import setup_processes  # noqa: E402
-import setup_torch  # noqa: E402
-import setup_venv  # noqa: E402
-import setup_wheels  # noqa: E402
 from setup_errors import SetupError, first_cause, step_error  # noqa: E402
 
-CPU = setup_torch.Torch("2.13.0+cpu", "None", "None", Path("/torch"))
-CUDA = setup_torch.Torch("2.13.0", "13.0", "None", Path("/torch"))
-ROCM = setup_torch.Torch("2.13.0+rocm7", "None", "7.0", Path("/torch"))
+CPU = setup_horovod.Torch("2.13.0+cpu", "None", "None", Path("/torch"))
+CUDA = setup_horovod.Torch("2.13.0", "13.0", "None", Path("/torch"))
+ROCM = setup_horovod.Torch("2.13.0+rocm7", "None", "7.0", Path("/torch"))
 TOOLKIT = setup_horovod.Toolkit(Path("/cuda"), "13.1")
 OLD_TOOLKIT = setup_horovod.Toolkit(Path("/cuda"), "12.4")
 
@@ -110,12 +106,12 @@ def test_another_horovod_is_not_patched_silently(source, name):
     ],
 )
 def test_which_torch_is_installed(wanted, there, has_gpu, build):
-    assert setup_torch.torch_to_install(wanted, there, has_gpu=has_gpu) == build
+    assert setup_horovod.torch_to_install(wanted, there, has_gpu=has_gpu) == build
 
 
 def test_keep_wants_something_to_keep():
     with pytest.raises(SetupError, match="TORCH=keep, but this Python finds no torch"):
-        setup_torch.torch_to_install("keep", None, has_gpu=True)
+        setup_horovod.torch_to_install("keep", None, has_gpu=True)
 
 
 @pytest.mark.parametrize(
@@ -228,10 +224,10 @@ def test_a_retry_that_went_well_is_not_the_cause():
 
 
 def test_a_failing_step_is_one_line_with_cause_remedy_and_log(tmp_path, monkeypatch):
-    monkeypatch.setattr(setup_venv, "LOGS", tmp_path / "logs")
-    monkeypatch.setattr(setup_venv, "ROOT", tmp_path)
+    monkeypatch.setattr(setup_env, "LOGS", tmp_path / "logs")
+    monkeypatch.setattr(setup_env, "ROOT", tmp_path)
     with pytest.raises(SetupError, match=r"^thing: the reason; do this \(log: logs/thing.log\)$"):
-        setup_venv.run("thing", ["sh", "-c", "echo the reason; exit 3"], remedy="do this")
+        setup_env.run("thing", ["sh", "-c", "echo the reason; exit 3"], remedy="do this")
 
 
 def test_an_old_python_can_read_the_line_that_refuses_it():
@@ -263,13 +259,13 @@ def test_only_where_no_index_has_a_cpu_build_is_the_larger_one_taken(log, is_fal
             raise step_error(name, log, remedy=remedy)
         installed.append(words[-1])
 
-    monkeypatch.setattr(setup_venv, "pip", pip)
-    monkeypatch.setattr(setup_venv, "VENV", tmp_path)
+    monkeypatch.setattr(setup_env, "pip", pip)
+    monkeypatch.setattr(setup_env, "VENV", tmp_path)
     if is_fallen_back:
-        setup_torch._install_torch("cpu", None)
+        setup_env._install_torch("cpu", None)
     else:
         with pytest.raises(SetupError, match="No space left|quota exceeded"):
-            setup_torch._install_torch("cpu", None)
+            setup_env._install_torch("cpu", None)
     assert installed == (["torch==2.13.0"] if is_fallen_back else [])
 
 
@@ -278,7 +274,7 @@ def test_only_where_no_index_has_a_cpu_build_is_the_larger_one_taken(log, is_fal
     [({"XDG_CACHE_HOME": "/scratch/me"}, "/scratch/me"), ({"HOME": "/home/me"}, "/home/me/.cache")],
 )
 def test_wheels_are_kept_in_a_folder_of_their_own(variables, place):
-    code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import setup_wheels; print(setup_wheels.CACHE)"
+    code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import setup_env; print(setup_env.CACHE)"
     said = subprocess.check_output([sys.executable, "-c", code], env=variables, text=True)
     assert said.strip() == f"{place}/hvdlm/wheels"
 
@@ -420,14 +416,14 @@ def test_what_a_step_left_running_ends_with_it(tmp_path):
 
 @pytest.fixture
 def state(tmp_path, monkeypatch):
-    monkeypatch.setattr(setup_venv, "STATE", tmp_path / "setup.json")
-    return setup_venv.State()
+    monkeypatch.setattr(setup_env, "STATE", tmp_path / "setup.json")
+    return setup_env.State()
 
 
 def test_a_failed_build_leaves_no_half_of_it(tmp_path, monkeypatch, state):
-    monkeypatch.setattr(setup_venv, "install_tools", lambda *words: None)
+    monkeypatch.setattr(setup_env, "install_tools", lambda *words: None)
     shelf = tmp_path / "cache" / "horovod-key"
-    left = shelf.with_name(f".horovod-key.{setup_wheels.platform.node()}.1")  # of one that was killed
+    left = shelf.with_name(f".horovod-key.{setup_env.platform.node()}.1")  # of one that was killed
     left.mkdir(parents=True)
 
     def fails(aside):
@@ -435,23 +431,23 @@ def test_a_failed_build_leaves_no_half_of_it(tmp_path, monkeypatch, state):
         raise SetupError("no")
 
     with pytest.raises(SetupError, match="no"):
-        setup_wheels.build_wheel(state, shelf, fails, is_alone=True)
+        setup_env.build_wheel(state, shelf, fails, is_alone=True)
     assert list(shelf.parent.iterdir()) == []
-    setup_wheels.build_wheel(state, shelf, lambda aside: (aside / "a.whl").touch(), is_alone=True)
+    setup_env.build_wheel(state, shelf, lambda aside: (aside / "a.whl").touch(), is_alone=True)
     assert [path.name for path in shelf.iterdir()] == ["a.whl"]
 
 
 def test_a_python_without_headers_is_said_before_the_build(tmp_path, monkeypatch, state):
-    monkeypatch.setattr(setup_wheels.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(setup_env.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(SetupError, match=r"no .*Python\.h; `apt-get install python3-dev`"):
-        setup_wheels.build_wheel(state, tmp_path / "shelf", lambda aside: None, is_alone=True)
+        setup_env.build_wheel(state, tmp_path / "shelf", lambda aside: None, is_alone=True)
 
 
 def test_a_torn_record_of_what_is_installed_means_nothing_is(state):
     state.set("horovod", "key")
-    assert setup_venv.State().fits("horovod", "key")
-    setup_venv.STATE.write_text('{"horovod": "ke')
-    assert setup_venv.State().keys == {}
+    assert setup_env.State().fits("horovod", "key")
+    setup_env.STATE.write_text('{"horovod": "ke')
+    assert setup_env.State().keys == {}
 
 
 def test_the_second_set_up_waits_for_the_first(tmp_path):
@@ -504,42 +500,42 @@ def test_the_torch_that_is_said_is_seen(of_base, tmp_path, monkeypatch):
     site = tmp_path / "mine" / "lib" / "site-packages"
     (site / "torch").mkdir(parents=True)
     (site / "torch" / "__init__.py").write_text("__version__ = '2.9.9'\n")
-    monkeypatch.setattr(setup_venv, "VENV", tmp_path / ".venv")
-    monkeypatch.setattr(setup_venv, "PYTHON", tmp_path / ".venv/bin/python")
-    monkeypatch.setattr(setup_venv, "STATE", tmp_path / ".venv/setup.json")
-    monkeypatch.setattr(setup_venv, "_venv", lambda options: venv.create(setup_venv.VENV, symlinks=True))
-    monkeypatch.setattr(setup_venv.sys, "prefix", str(tmp_path / ("other" if of_base else "mine")))
-    spec = setup_venv.importlib.util.spec_from_file_location("torch", site / "torch" / "__init__.py")
-    monkeypatch.setattr(setup_venv.importlib.util, "find_spec", lambda name: spec)
-    setup_venv.make_venv()
-    assert setup_venv.ask("import torch", "print(torch.__version__)") == "2.9.9"
+    monkeypatch.setattr(setup_env, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(setup_env, "PYTHON", tmp_path / ".venv/bin/python")
+    monkeypatch.setattr(setup_env, "STATE", tmp_path / ".venv/setup.json")
+    monkeypatch.setattr(setup_env, "_venv", lambda options: venv.create(setup_env.VENV, symlinks=True))
+    monkeypatch.setattr(setup_env.sys, "prefix", str(tmp_path / ("other" if of_base else "mine")))
+    spec = setup_env.importlib.util.spec_from_file_location("torch", site / "torch" / "__init__.py")
+    monkeypatch.setattr(setup_env.importlib.util, "find_spec", lambda name: spec)
+    setup_env.make_venv()
+    assert setup_env.ask("import torch", "print(torch.__version__)") == "2.9.9"
 
 
 def test_a_venv_that_was_moved_is_refused(state, tmp_path, monkeypatch):
     """Its programs start those of the place where it was made."""
-    monkeypatch.setattr(setup_venv, "PYTHON", Path(sys.executable))
-    monkeypatch.setattr(setup_venv, "VENV", tmp_path)
-    setup_venv.check_venv(state)
-    setup_venv.check_venv(setup_venv.State())
+    monkeypatch.setattr(setup_env, "PYTHON", Path(sys.executable))
+    monkeypatch.setattr(setup_env, "VENV", tmp_path)
+    setup_env.check_venv(state)
+    setup_env.check_venv(setup_env.State())
     state.set("place", str(tmp_path / "elsewhere"))
     with pytest.raises(SetupError, match=r"was made in .*elsewhere .*`rm -rf \.venv`"):
-        setup_venv.check_venv(state)
+        setup_env.check_venv(state)
 
 
 def test_an_unknown_choice_of_torch_is_refused(state, monkeypatch):
     monkeypatch.setenv("TORCH", "gpu")
     with pytest.raises(SetupError, match="TORCH=gpu: cpu, cuda or keep"):
-        setup_torch.torch_wanted(state)
+        setup_env.torch_wanted(state)
     monkeypatch.delenv("TORCH")
     state.set("torch-wanted", "cuda")
-    assert setup_torch.torch_wanted(state) == "cuda"
+    assert setup_env.torch_wanted(state) == "cuda"
 
 
 def test_an_mpi_that_is_not_loaded_now_is_not_replaced_in_silence(state, monkeypatch):
-    monkeypatch.setattr(setup_mpi, "find_mpicc", lambda *words: None)
+    monkeypatch.setattr(setup_env, "find_mpicc", lambda *words: None)
     state.set("mpi", "system /apps/openmpi/bin/mpicc")
     with pytest.raises(SetupError, match="was built with /apps/openmpi/bin/mpicc, now no mpicc is on PATH"):
-        setup_mpi.choose_mpi(state)
+        setup_env.choose_mpi(state)
 
 
 MPICH = {"mpicc": "/mpich/bin/mpicc", "libmpi": "/mpich/lib/libmpi.so.12", "mpi": "MPICH (Hydra) 4.0.2"}
@@ -549,19 +545,18 @@ MPICH = {"mpicc": "/mpich/bin/mpicc", "libmpi": "/mpich/lib/libmpi.so.12", "mpi"
 def steps(monkeypatch, state, tmp_path):
     """What would be run: pip's words by step; builds are called, and nothing is installed."""
     ran = {}
-    monkeypatch.setattr(setup_venv, "pip", lambda name, *words, **rest: ran.update({name: (words, rest)}))
-    for module in (setup_mpi, setup_h5py):
-        monkeypatch.setattr(module, "install_built", lambda state, name, facts, build: build(tmp_path))
-    monkeypatch.setattr(setup_venv, "has_module", lambda python, module: False)
-    monkeypatch.setattr(setup_venv, "ask", lambda *code: "2.0")
+    monkeypatch.setattr(setup_env, "pip", lambda name, *words, **rest: ran.update({name: (words, rest)}))
+    monkeypatch.setattr(setup_env, "install_built", lambda state, name, facts, build: build(tmp_path))
+    monkeypatch.setattr(setup_env, "has_module", lambda python, module: False)
+    monkeypatch.setattr(setup_env, "ask", lambda *code: "2.0")
     return ran
 
 
 @pytest.mark.parametrize(("loads", "is_built"), [(["/mpich/lib/libmpi.so.12"], False), (["/o/libmpi.so.40"], True)])
 def test_mpi4py_follows_the_mpicc_on_path(loads, is_built, steps, state, monkeypatch):
     found = iter([*loads, MPICH["libmpi"]])
-    monkeypatch.setattr(setup_mpi, "mpi4py_loads", lambda: next(found))
-    setup_mpi.install_mpi4py(state, MPICH)
+    monkeypatch.setattr(setup_env, "mpi4py_loads", lambda: next(found))
+    setup_env.install_mpi4py(state, MPICH)
     assert ("mpi4py-build" in steps) == is_built
     if is_built:
         words, rest = steps["mpi4py-build"]
@@ -571,9 +566,9 @@ def test_mpi4py_follows_the_mpicc_on_path(loads, is_built, steps, state, monkeyp
 
 
 def test_an_mpi4py_that_still_loads_another_mpi_ends_the_set_up(steps, state, monkeypatch):
-    monkeypatch.setattr(setup_mpi, "mpi4py_loads", lambda: "/o/libmpi.so.40")
+    monkeypatch.setattr(setup_env, "mpi4py_loads", lambda: "/o/libmpi.so.40")
     with pytest.raises(SetupError, match=r"mpi4py loads /o/libmpi.so.40, /mpich/bin/mpicc is of /mpich/lib"):
-        setup_mpi.install_mpi4py(state, MPICH)
+        setup_env.install_mpi4py(state, MPICH)
     assert not state.keys["mpi4py"]
 
 
@@ -581,8 +576,8 @@ def test_an_mpi4py_that_still_loads_another_mpi_ends_the_set_up(steps, state, mo
 def test_h5py_is_built_where_hdf5_is_of_the_same_mpi(of_hdf5, is_built, steps, state, monkeypatch, tmp_path, capsys):
     script(tmp_path / "h5pcc", "echo HDF5 Version: 1.14")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(setup_h5py, "linked_mpi", lambda compiler: of_hdf5)
-    setup_h5py.install_h5py(state, MPICH)
+    monkeypatch.setattr(setup_env, "linked_mpi", lambda compiler: of_hdf5)
+    setup_env.install_h5py(state, MPICH)
     assert list(steps) == (["h5py-build"] if is_built else ["h5py"])
     if is_built:
         assert "--no-cache-dir" in steps["h5py-build"][0]
@@ -596,26 +591,26 @@ def test_the_torch_that_horovod_was_built_for_stays(has_package, steps, state, m
     if has_package:
         (tmp_path / "torch-2.13.0.dist-info").mkdir()
         (tmp_path / "torch-2.13.0.dist-info" / "METADATA").write_text("Name: torch\nVersion: 2.13.0\n")
-    monkeypatch.setattr(setup_venv, "VENV", tmp_path)
+    monkeypatch.setattr(setup_env, "VENV", tmp_path)
     paths = f"sys.path[:] = ['{tmp_path}', *(folder for folder in sys.path if 'packages' not in folder)]"
     asked = [sys.executable, "-c", f"import sys; {paths}; exec(sys.argv[1])"]
-    monkeypatch.setattr(setup_venv, "ask", lambda *code: subprocess.check_output([*asked, "; ".join(code)], text=True))
+    monkeypatch.setattr(setup_env, "ask", lambda *code: subprocess.check_output([*asked, "; ".join(code)], text=True))
     setup_env.install_hvdlm(state)
     assert (tmp_path / "setup-constraints.txt").read_text() == ("torch==2.13.0\n" if has_package else "")
     assert str(tmp_path / "setup-constraints.txt") in steps["hvdlm"][0]
 
 
 def test_somebody_s_own_venv_is_completed_and_never_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(setup_venv, "VENV", tmp_path / ".venv")
-    monkeypatch.setattr(setup_venv, "PYTHON", tmp_path / ".venv/bin/python")
-    monkeypatch.setattr(setup_venv, "STATE", tmp_path / ".venv/setup.json")
+    monkeypatch.setattr(setup_env, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(setup_env, "PYTHON", tmp_path / ".venv/bin/python")
+    monkeypatch.setattr(setup_env, "STATE", tmp_path / ".venv/setup.json")
     venv.create(tmp_path / ".venv", symlinks=True)  # as `uv venv`: without pip
     (tmp_path / ".venv" / "mine").touch()
 
     def fails(options):
         raise SetupError("no")
 
-    monkeypatch.setattr(setup_venv, "_venv", fails)
+    monkeypatch.setattr(setup_env, "_venv", fails)
     with pytest.raises(SetupError):
-        setup_venv.make_venv()
+        setup_env.make_venv()
     assert (tmp_path / ".venv" / "mine").exists()
