@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from hvdlm.checkpoint.record import STATE, read_record
+from hvdlm.checkpoint.record import STATE, digest_of, read_record
 from hvdlm.config import Section
 from hvdlm.errors import UserError
 from hvdlm.files import (
@@ -66,7 +66,11 @@ def folder_of(run_dir: Path) -> Path:
 
 
 def path_of(run_dir: Path, step: int) -> Path:
-    return folder_of(run_dir) / f"step_{step:08d}"
+    return folder_of(run_dir) / name_of(step)
+
+
+def name_of(step: int) -> str:
+    return f"step_{step:08d}"
 
 
 def prepare(run_dir: Path) -> None:
@@ -113,6 +117,7 @@ def save(  # noqa: PLR0913 - what a checkpoint is made of
             aside.mkdir()
             files = {name: _write_part(aside, name, content) for name, content in contents.items()}
             record = {**state, "step": step, "files": files, "optimizer_scalars": scalars}
+            record["digest"] = digest_of(record)
             write_text_durably(aside / STATE, to_json(record, indent=1) + "\n")
         permit()
         with naming(final):
@@ -184,7 +189,7 @@ def _settle_latest(root: Path) -> None:
     if latest.is_symlink() or not latest.is_dir():
         return
     try:
-        home = root / f"step_{read_record(latest)['step']:08d}"
+        home = root / name_of(read_record(latest)["step"])
         is_copy = home.exists() and (home / STATE).read_bytes() == (latest / STATE).read_bytes()
     except (OSError, ValueError):
         home, is_copy = latest, False
@@ -284,7 +289,7 @@ def resolve(path: Path) -> Path:
 def _behind_latest(latest: Path) -> Path:
     """RUN/checkpoints/latest, or what it names where it is a text for want of links; never outside its own folder."""
     if latest.is_symlink():
-        if latest.resolve().parent != latest.parent.resolve():
+        if Path(os.path.realpath(latest)).parent != latest.parent.resolve():
             raise UserError(f"{latest}: points out of its run, to {latest.readlink()}; name the checkpoint itself")
         return latest
     if not latest.is_file():

@@ -130,12 +130,12 @@ def begin_with(path: Path, engine: Engine, tokenizer_digest: str) -> None:
             f"init.from: {path} was trained with tokenizer {state['tokenizer_digest']}, the data were made with "
             f"{tokenizer_digest}; preprocess them with tokenizer.path: {path.resolve().parent.parent}/tokenizer.json"
         )
-    _check_same_model(path, state["config"]["model"], engine)
+    _check_same_model(path, state["config"].get("model", {}), engine)
     takes_mean = load_weights(path, engine.model, mean=not init.optimizer if init.ema is None else init.ema)
     if init.ema and not takes_mean:
         raise UserError(f"init.ema: {path} holds no running mean of the weights; set it to false")
     if init.optimizer:
-        name = state["config"]["optim"]["name"]
+        name = state["config"].get("optim", {}).get("name")
         if name != engine.config.optim.name:
             raise UserError(
                 f"init.optimizer: {path} has the state of optim.name: {name}, this run's is {engine.config.optim.name};"
