@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -91,7 +90,7 @@ def verify(folder: Path) -> list[str]:
     manifest = read_manifest(folder)
     faults = []
     try:
-        found = hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest()[:16]
+        found = sha256_of(folder / TOKENIZER)[:16]
     except OSError as error:
         found = str(error.strerror)
     if found != manifest.tokenizer_digest:

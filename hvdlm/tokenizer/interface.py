@@ -13,6 +13,7 @@ from hvdlm.errors import UserError
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<unk>"  # of the closed vocabularies, as PTB and WikiText write them
 END = "<eos>"
+MOST_IDS = 1 << 32  # of a vocabulary: the widest dtype's
 
 
 class Tokenizer(Protocol):
