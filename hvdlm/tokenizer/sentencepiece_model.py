@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hvdlm.errors import UserError
+from hvdlm.files import open_regular
 from hvdlm.tokenizer.interface import join_documents, require
 
 
@@ -48,7 +49,8 @@ class SentencePieceTokenizer:
 
 def read_model(path: Path) -> SentencePieceTokenizer:
     try:
-        model = path.read_bytes()
+        with open_regular(path) as file:
+            model = file.read()
     except OSError as error:
         raise UserError(f"{path}: cannot read this model ({error.strerror})") from None
     return SentencePieceTokenizer(model, str(path))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hvdlm.errors import UserError
+from hvdlm.files import read_text
 from hvdlm.tokenizer.interface import END_OF_TEXT, join_documents, require
 
 # How a text is cut before its pieces are merged (tiktoken_ext/openai_public.py, MIT).
@@ -89,9 +90,10 @@ def read_ranks(path: Path, pattern: str | None) -> TiktokenTokenizer:
             f"{path}: does not say how it cuts text; set tokenizer.pattern to {', '.join(PATTERNS)} or a regex"
         )
     try:
-        ranks = path.read_text(encoding="ascii")
+        ranks = read_text(path)
+        ranks.encode("ascii")
     except OSError as error:
         raise UserError(f"{path}: cannot read this rank file ({error.strerror})") from None
-    except UnicodeDecodeError:
+    except ValueError:
         raise UserError(f"{path}: not a rank file of tiktoken (a token in base64 and its rank)") from None
     return TiktokenTokenizer(ranks, pattern, str(path))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from hvdlm.errors import UserError
+from hvdlm.files import read_text
 from hvdlm.tokenizer.char import most_frequent
 from hvdlm.tokenizer.interface import END, UNKNOWN, join_documents, require
 
@@ -147,11 +148,13 @@ def count_words(texts: Iterable[str], rule: WordRule, vocab_size: int, min_frequ
 def read_vocabulary(path: Path, rule: WordRule) -> WordTokenizer:
     """The words of a file, one a line, in its order; <unk> and <eos> come first unless it holds them."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_text(path).split("\n")
     except OSError as error:
         raise UserError(f"{path}: cannot read this vocabulary ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not UTF-8; save the vocabulary as UTF-8") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is no vocabulary ({error})") from None
     words = [line.rstrip("\r") for line in lines]
     if not any(words):
         raise UserError(f"{path}: holds no word, so every word would be unknown")
