@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from harness import STATE
+from harness import STATE, run_training
+from safetensors.torch import load_file, save_file
 
 from hvdlm import checkpoint
 from hvdlm.config.loading import load as load_config
@@ -23,10 +24,11 @@ from hvdlm.data.shards import doc_offsets
 from hvdlm.data.stream import TokenStream
 from hvdlm.data.verify import verify
 from hvdlm.errors import UserError
-from hvdlm.files import open_stream
+from hvdlm.files import open_stream, sha256_of
 from hvdlm.jobs.ledger import LedgerEntry, progress_of, read_all
 from hvdlm.tokenizer import from_json, train_bpe
 from hvdlm.train.config import RunConfig
+from hvdlm.train.initial_weights import load_weights
 
 VALUES = (None, [], {}, "x", "", 0, -1, 1.5, math.nan, math.inf, True, 1 << 70, "../x", [None])
 DELETED = object()
@@ -317,3 +319,62 @@ def test_no_pipe_in_a_files_place_is_waited_for(tmp_path):
     assert entry.said() == (0, "")
     with pytest.raises(OSError, match="is no regular file"):
         read_all(tmp_path.parent)
+
+
+def replaced(path, name, change):
+    """A file of a checkpoint changed, with its hash, as whoever edits weights does."""
+    tensors = load_file(path / name)
+    change(tensors)
+    save_file(tensors, path / name)
+    whole = json.loads((path / "state.json").read_text())
+    whole["files"][name] = {"bytes": (path / name).stat().st_size, "sha256": sha256_of(path / name)}
+    (path / "state.json").write_text(json.dumps(whole))
+
+
+def dropped(tensors):
+    del tensors["ema/bias"]
+
+
+def broadcast(tensors):
+    tensors["ema/bias"] = torch.ones(1)
+
+
+def renamed(tensors):
+    tensors["ema/other"] = tensors.pop("ema/bias")
+
+
+@pytest.mark.parametrize("change", [dropped, broadcast, renamed])
+def test_a_running_mean_is_taken_whole_or_not_at_all(saved, change):
+    model = torch.nn.Linear(2, 2)
+    replaced(saved, "engine.safetensors", lambda tensors: tensors.update({"ema/bias": torch.ones(2)}))
+    replaced(saved, "engine.safetensors", lambda tensors: tensors.update({"ema/weight": torch.ones(2, 2)}))
+    assert load_weights(saved, model, mean=True)
+    assert (model.bias == 1).all()
+    replaced(saved, "engine.safetensors", change)
+    with pytest.raises(UserError, match="running mean of the weights is of another model") as error:
+        load_weights(saved, model, mean=True)
+    assert one_line(saved, error)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float16, torch.float8_e4m3fn, torch.complex64])
+def test_weights_of_another_type_are_refused(saved, dtype):
+    replaced(saved, "model.safetensors", lambda tensors: tensors.update(bias=tensors["bias"].to(dtype)))
+    assert checkpoint.damage(saved) is None
+    with pytest.raises(UserError, match=f"bias is {dtype}, and not torch.float32 as it was saved"):
+        checkpoint.load_model(saved, torch.nn.Linear(2, 2))
+
+
+def test_no_leftover_of_a_save_is_waited_for(saved, tmp_path):
+    os.mkfifo(saved.parent / ".step_x")
+    (saved.parent / ".step_y").mkdir()
+    model = torch.nn.Linear(2, 2)
+    checkpoint.save(tmp_path, 8, model, torch.optim.AdamW(model.parameters()), STATE)
+    assert not list(saved.parent.glob(".step_*"))
+
+
+def test_a_source_or_run_that_is_a_link_to_itself_is_one_line(tmp_path, data_dir):
+    (tmp_path / "loop").symlink_to("loop")
+    for words in (("run_dir=new", "init.from=loop"), ("run_dir=loop", "init.from=new")):
+        run_dir, source = (tmp_path / word.partition("=")[2] for word in words)
+        with pytest.raises(UserError, match="init.from: .*there is no such folder"):
+            run_training(data_dir, run_dir, f"init.from={source}", "train.steps=1")

@@ -9,6 +9,7 @@ passed over for the one before, and so is one that holds a NaN. Nothing is pickl
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import math
@@ -110,7 +111,8 @@ def save(  # noqa: PLR0913 - what a checkpoint is made of
     with naming(final):
         root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(".step_*"):  # of a job that died, or of one whose run was taken over
-        shutil.rmtree(leftover, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _remove(leftover)
     aside = root / f".{final.name}.{uuid.uuid4().hex}"
     try:
         with naming(final):
@@ -266,6 +268,8 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     """Whether no element is inf or NaN, in one pass (a sixth of what hashing takes): one NaN makes both ends NaN."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
+    if tensor.dtype.itemsize == 1:  # torch compares no float8
+        tensor = tensor.float()
     return all(math.isfinite(end) for end in torch.aminmax(tensor.detach()))
 
 
@@ -327,6 +331,8 @@ def load_model(path: Path, model: nn.Module) -> None:
         for name, tensor in current.items():
             if tensor.shape != saved[name].shape:
                 raise UserError(f"{path}: {name} is {tuple(saved[name].shape)}, this config says {tuple(tensor.shape)}")
+            if tensor.dtype != saved[name].dtype:
+                raise UserError(f"{path}: {name} is {saved[name].dtype}, and not {tensor.dtype} as it was saved")
             tensor.copy_(saved[name])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,6 +20,7 @@ MAX_BYTES = 1 << 30  # of a manifest: millions of shards
 SPLITS = ("train", "val", "test")
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Dtype = Literal["uint16", "uint32"]  # of tokens
 
 
 class _Entry(BaseModel):
@@ -58,7 +59,7 @@ class Manifest(_Entry):
     tokenizer_kind: str
     vocab_size: Annotated[int, Field(ge=1, le=MOST_IDS)]
     eos_id: Count
-    dtype: Literal["uint16", "uint32"]
+    dtype: Dtype
     splits: dict[str, SplitEntry]
     num_tokens: Count
     num_documents: Count
@@ -119,7 +120,7 @@ def manifest_of(
         tokenizer_kind=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
         eos_id=tokenizer.eos_id,
-        dtype=dtype_for(tokenizer.vocab_size).name,
+        dtype=cast(Dtype, dtype_for(tokenizer.vocab_size).name),
         splits=splits,
         num_tokens=sum(entry.num_tokens for entry in splits.values()),
         num_documents=num_documents,
