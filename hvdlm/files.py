@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import select
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,28 @@ def open_regular(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
         raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return os.fdopen(file, "rb")
+
+
+def open_stream(path: Path, *, wait_s: float = 10.0) -> BinaryIO:
+    """Open what a user names for reading once, in order: a file, or a pipe such as `<(command)`.
+
+    OSError for a folder, and for a pipe in a file's place to which nobody writes within `wait_s`.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        kind = os.fstat(file).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if stat.S_ISFIFO(kind) and Path(os.path.realpath(path)).exists():  # it has a name: none of a shell's own
+            poll = select.poll()
+            poll.register(file, select.POLLIN)
+            if not poll.poll(1000 * wait_s):
+                raise OSError(errno.EINVAL, f"is a pipe, and nobody wrote to it for {wait_s:g} s", str(path))
+        os.set_blocking(file, True)
+    except BaseException:
+        os.close(file)
+        raise
     return os.fdopen(file, "rb")
 
 

@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 
 from hvdlm.config import Section, choice_of
 from hvdlm.errors import UserError
-from hvdlm.files import read_text, write_text_durably
+from hvdlm.files import open_regular, read_json, read_text, write_text_durably
 
 from .job import JOB_KINDS
 
@@ -47,7 +47,7 @@ class LedgerEntry(Section):
     def said(self) -> tuple[int, str]:
         """How often the job was started again, and its last words: `start`, `end 0`, `stopped and saved …`."""
         path = self.folder / HISTORY
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        lines = [line.decode(errors="replace") for line in _last_lines(path)]
         found = [match for line in lines if (match := re.match(r"\S+ job=\S+ restart=(\d+) (.*)", line))]
         return (max(int(match[1]) for match in found), found[-1][2]) if found else (0, "")
 
@@ -160,27 +160,34 @@ def _is_of_training(row: dict) -> bool:
     """A row that the trainer wrote; others are passed over, whoever put them there."""
     if row.get("split") != "train":
         return False
-    has_counts = all(isinstance(row.get(key), int) for key in ("step", "tokens"))
-    return has_counts and all(isinstance(row.get(key), int | float | None) for key in ("loss", "tokens_per_s"))
+    has_counts = all(type(row.get(key)) is int and 0 <= row[key] < 1 << 63 for key in ("step", "tokens"))
+    return has_counts and all(type(row.get(key)) in (int, float, type(None)) for key in ("loss", "tokens_per_s"))
 
 
 def _last_rows(path: Path) -> list[dict]:
     """The rows within the file's last 64 KiB: a run of a month has millions."""
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - TAIL_BYTES))
-        lines = file.read().decode("utf-8", errors="replace").splitlines()
     rows = []
-    for line in lines[1 if size > TAIL_BYTES else 0 :]:
-        with contextlib.suppress(ValueError):  # torn by a crash, or being written
-            rows.append(json.loads(line))
+    for line in _last_lines(path):
+        with contextlib.suppress(ValueError, RecursionError):  # torn by a crash, or being written
+            rows.append(json.loads(line, parse_constant=lambda _: None))
     return [row for row in rows if isinstance(row, dict)]
+
+
+def _last_lines(path: Path) -> list[bytes]:
+    """The whole lines within a file's last 64 KiB; none where there is no file that can be read."""
+    try:
+        with open_regular(path) as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:  # it is for people: what became of the job is asked of SLURM
+        return []
+    return lines[1 if size > TAIL_BYTES else 0 :]
 
 
 def _total_steps(run_dir: Path) -> int | None:
     try:
-        return int(json.loads((run_dir / "owner").read_text(encoding="utf-8"))["total_steps"])
+        found = read_json(run_dir / "owner")["total_steps"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return found if type(found) is int and 0 < found < 1 << 63 else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvdlm.errors import UserError
+from hvdlm.files import open_regular
 from hvdlm.tables import clock, table
 
 from . import ledger, slurm
@@ -91,9 +92,9 @@ def log_lines(jobs_dir: Path, name: str, environment: Mapping[str, str], *, foll
             state = slurm.states([job.id], environment).get(job.id)
             ended = state is None or not state.is_active
         for path in job.logs():
-            with path.open(encoding="utf-8", errors="replace") as file:
+            with open_regular(path) as file:
                 file.seek(read.get(path, 0))
-                yield from file
+                yield from (line.decode(errors="replace") for line in file)
                 read[path] = file.tell()
         if ended:
             return

@@ -54,7 +54,7 @@ def test_a_step_that_stands_twice_stands_once_afterwards(tmp_path):
 
 def test_history_that_is_gone_is_told(tmp_path, caplog):
     assert reopened(tmp_path, "") == ""
-    assert "holds none of the steps up to 3" in caplog.text
+    assert "lacks rows of the 3 steps that were trained already: 3" in caplog.text
     assert reopened(tmp_path, "\n".join(LINES), step=0) == ""
     assert "there is no checkpoint: training begins anew, rows that are dropped: 8" in caplog.text
 
@@ -97,3 +97,18 @@ def test_tensorboard_reads_what_was_written(tmp_path):
         data = data[16 + length :]
     assert [event.step for event in events] == [0, 5, 5]
     assert (events[2].summary.value[0].tag, events[2].summary.value[0].simple_value) == ("train/loss", 2.5)
+
+
+def test_rows_that_are_missing_in_the_middle_are_told(tmp_path, caplog):
+    assert reopened(tmp_path, "\n".join(LINES[:2] + LINES[4:])) == "".join(
+        line + "\n" for line in LINES[:2] + LINES[4:6]
+    )
+    assert "lacks rows of the 3 steps that were trained already: 1" in caplog.text
+
+
+def test_a_link_that_leads_to_itself_is_replaced(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").symlink_to("metrics.jsonl")
+    with RunLog(LogConfig(tensorboard=False), tmp_path, SerialWorld(), step=3) as run_log:
+        run_log.write(4, "train", loss=1.0)
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 4, "split": "train", "loss": 1.0}]
+    assert "lacks rows" in caplog.text

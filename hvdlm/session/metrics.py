@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import json
 import logging
+import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -72,11 +73,12 @@ def _keep_until(run_dir: Path, step: int) -> None:
         with naming(run_dir / UNREADABLE), (run_dir / UNREADABLE).open("ab") as file:
             file.write(b"".join(line + b"\n" for line in torn))
         log.warning("%s: lines that cannot be read: %d, moved to %s", path, len(torn), UNREADABLE)
-    if step and not kept:
-        log.warning("%s: holds none of the steps up to %d, which were trained already", path, step)
+    num_lost = step - sum(1 for place in kept if isinstance(place, tuple) and place[1] == "train")
+    if num_lost > 0:
+        log.warning("%s: lacks rows of the %d steps that were trained already: %d", path, step, num_lost)
     if not step and num_dropped:
         log.warning("%s: there is no checkpoint: training begins anew, rows that are dropped: %d", path, num_dropped)
-    write_text_durably(path.resolve(), b"".join(line + b"\n" for line in kept.values()).decode())
+    write_text_durably(Path(os.path.realpath(path)), b"".join(line + b"\n" for line in kept.values()).decode())
 
 
 class RunLog:

@@ -3,12 +3,13 @@
 from hvdlm.tokenizer.bytes_utf8 import ByteTokenizer
 from hvdlm.tokenizer.char import CharTokenizer
 from hvdlm.tokenizer.fast import FastTokenizer, make_fast, may_be_fast
-from hvdlm.tokenizer.interface import Tokenizer, dtype_for
+from hvdlm.tokenizer.interface import MOST_IDS, Tokenizer, dtype_for
 from hvdlm.tokenizer.json_file import digest, from_json, load
 from hvdlm.tokenizer.kinds import TOKENIZERS, TokenizerConfig
 from hvdlm.tokenizer.training import train_bpe
 
 __all__ = [
+    "MOST_IDS",
     "TOKENIZERS",
     "ByteTokenizer",
     "CharTokenizer",

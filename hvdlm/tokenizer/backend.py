@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from hvdlm.errors import UserError
-from hvdlm.tokenizer.interface import END, END_OF_TEXT, join_documents
+from hvdlm.tokenizer.interface import END, END_OF_TEXT, MOST_IDS, join_documents
 
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", END, "[SEP]", "[EOS]")
 BATCH_CHARACTERS = 1 << 20  # of text handed to the library at once
+_MISFITS = (ValueError, AttributeError, KeyError, TypeError, RecursionError)  # of JSON that is no tokenizer.json
 UNMATCHABLE = "\U0010ffff\x00"  # before a special token's name: two characters that no text holds together
 
 
@@ -31,17 +32,19 @@ class BackendTokenizer:
             ids = _ids(content)
             self.kind = str(content["model"].get("type", "BPE")).lower()
             self.unk_id = _unk_id(content["model"])
-        except (ValueError, AttributeError, KeyError, TypeError):
+            specials = {entry["content"] for entry in content.get("added_tokens") or [] if entry["special"]}
+        except _MISFITS:
             raise UserError(f"{origin}: not a tokenizer.json") from None
         self.eos_id = _eos_id(ids, eos, origin)
         self.vocab_size = max(ids.values()) + 1
-        specials = {entry["content"] for entry in content.get("added_tokens") or [] if entry["special"]}
         specials |= {token for token, number in ids.items() if number in (self.eos_id, self.unk_id)}
         self._hidden = np.array(sorted({ids[token] for token in specials} - {self.unk_id}))
-        self._plain = _without_specials(content, specials)
         try:
+            self._plain = _without_specials(content, specials)
             self._backend = Backend.from_str(json.dumps(self._plain))
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:  # the library raises bare Exception, and its panics are none
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise UserError(f"{origin}: not a tokenizer.json ({error})") from None
         self._backend.encode_special_tokens = True
 
@@ -84,10 +87,17 @@ class BackendTokenizer:
 
 
 def _ids(content: dict[str, Any]) -> dict[str, int]:
-    """token -> id of the model and the added tokens; the model of a Unigram lists (token, score) by id."""
+    """token -> id of the model and the added tokens; the model of a Unigram lists (token, score) by id.
+
+    ValueError for what is no id.
+    """
     vocab = content["model"]["vocab"]
     ids = dict(vocab) if isinstance(vocab, dict) else {token: number for number, (token, _) in enumerate(vocab)}
-    return ids | {entry["content"]: entry["id"] for entry in content.get("added_tokens") or []}
+    ids |= {entry["content"]: entry["id"] for entry in content.get("added_tokens") or []}
+    for token, number in ids.items():
+        if not isinstance(token, str) or type(number) is not int or not 0 <= number < MOST_IDS:
+            raise ValueError(f"{token!r}: {number!r} is no id")
+    return ids
 
 
 def _unk_id(model: dict[str, Any]) -> int | None:

@@ -14,6 +14,7 @@ MAX_BYTES = 1 << 30  # of a file; the largest vocabularies take 40 MB
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<unk>"  # of the closed vocabularies, as PTB and WikiText write them
 END = "<eos>"
+MOST_IDS = 1 << 32  # of a vocabulary: the widest dtype's
 
 
 class Tokenizer(Protocol):

@@ -44,11 +44,13 @@ def from_json(text: str, origin: str = "tokenizer.json") -> Tokenizer:
         raise UserError(f"{origin}: not a tokenizer.json") from None
     if name is None:
         return BackendTokenizer(text, origin)
-    if name not in FORMATS:
+    if not isinstance(name, str) or name not in FORMATS:
         raise UserError(f"{origin}: holds a tokenizer of kind {name!r}, this version reads {', '.join(FORMATS)}")
     try:
         return FORMATS[name](content, origin)
-    except (KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{origin}: not a tokenizer.json of kind {name} ({error})") from None
 
 

@@ -8,6 +8,7 @@ Steps, schedule, data order and validation losses are the new run's own and begi
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,9 @@ def pinned(config: RunConfig) -> tuple[RunConfig, Path | None]:
 def _refuse_own(config: RunConfig) -> None:
     if config.init is not None:
         source = config.init.source
-        run_of = source.parent.resolve().parent if source.parent.name == "checkpoints" else source.resolve()
-        if run_of == config.run_dir.resolve():
+        is_checkpoint = source.parent.name == "checkpoints"
+        run_of = Path(os.path.realpath(source.parent)).parent if is_checkpoint else Path(os.path.realpath(source))
+        if run_of == Path(os.path.realpath(config.run_dir)):  # Path.resolve raises where a link leads to itself
             raise UserError(
                 f"init.from: {source} is of this run itself, which goes on from its newest checkpoint; "
                 "set another run_dir, or leave init out"
@@ -81,7 +83,7 @@ def _as_noted(config: RunConfig, paths: Iterable[Path]) -> RunConfig:
 
 def _is_moved(noted: InitConfig, given: InitConfig) -> bool:
     """Whether the folder that is given now holds, or is, what the run began with."""
-    if noted.source.resolve() == given.source.resolve():
+    if os.path.realpath(noted.source) == os.path.realpath(given.source):
         return True
     try:
         return _digest_of(_find(given.model_copy(update={"step": noted.step}))) == noted.digest
@@ -130,12 +132,12 @@ def begin_with(path: Path, engine: Engine, tokenizer_digest: str) -> None:
             f"init.from: {path} was trained with tokenizer {state['tokenizer_digest']}, the data were made with "
             f"{tokenizer_digest}; preprocess them with tokenizer.path: {path.resolve().parent.parent}/tokenizer.json"
         )
-    _check_same_model(path, state["config"]["model"], engine)
+    _check_same_model(path, state["config"].get("model", {}), engine)
     takes_mean = load_weights(path, engine.model, mean=not init.optimizer if init.ema is None else init.ema)
     if init.ema and not takes_mean:
         raise UserError(f"init.ema: {path} holds no running mean of the weights; set it to false")
     if init.optimizer:
-        name = state["config"]["optim"]["name"]
+        name = state["config"].get("optim", {}).get("name")
         if name != engine.config.optim.name:
             raise UserError(
                 f"init.optimizer: {path} has the state of optim.name: {name}, this run's is {engine.config.optim.name};"
@@ -151,14 +153,22 @@ def begin_with(path: Path, engine: Engine, tokenizer_digest: str) -> None:
 def load_weights(path: Path, model: nn.Module, *, mean: bool) -> bool:
     """The checkpoint's weights, or with `mean` their running mean where there is one; whether it was that."""
     checkpoint.load_model(path, model)
-    means = checkpoint.load_tensors(path) if mean else {}
-    takes_mean = False
+    found = checkpoint.load_tensors(path) if mean else {}
+    means = {name.removeprefix("ema/"): tensor for name, tensor in found.items() if name.startswith("ema/")}
+    if not means:
+        return False
+    learnt = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    odd = [name for name in learnt.keys() | means.keys() if _kind_of(means.get(name)) != _kind_of(learnt.get(name))]
+    if odd:
+        raise UserError(f"{path}: its running mean of the weights is of another model ({', '.join(sorted(odd)[:3])} …)")
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if f"ema/{name}" in means:
-                parameter.copy_(means[f"ema/{name}"])
-                takes_mean = True
-    return takes_mean
+        for name, parameter in learnt.items():
+            parameter.copy_(means[name])
+    return True
+
+
+def _kind_of(tensor: torch.Tensor | None) -> Any:
+    return None if tensor is None else (tensor.shape, tensor.dtype)
 
 
 def _check_same_model(path: Path, theirs: dict[str, Any], engine: Engine) -> None:

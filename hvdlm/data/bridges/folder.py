@@ -15,7 +15,7 @@ from hvdlm.data.shards import COLUMNS, ShardLabels, doc_column, doc_offsets, wri
 from hvdlm.data.stream import TokenStream
 from hvdlm.data.verify import read_back
 from hvdlm.errors import UserError
-from hvdlm.files import write_text_durably
+from hvdlm.files import read_json, write_text_durably
 from hvdlm.tokenizer import Tokenizer, digest
 from hvdlm.world.serial import SerialWorld
 
@@ -37,9 +37,23 @@ def read(source: Path, tokenizer: Tokenizer, work: Path, options: ConvertOptions
             "leave it out, the folder has its own"
         )
     noted = source / CONVERTED
-    dtypes = json.loads(noted.read_text(encoding="utf-8"))["dtypes"] if noted.is_file() else {}
+    dtypes = _dtypes_in(noted) if noted.exists() else {}
     splits = [name for name, entry in manifest.splits.items() if entry.shards]
     return {name: _read_split(source, name, manifest, dtypes.get(name)) for name in splits}
+
+
+def _dtypes_in(noted: Path) -> dict[str, str]:
+    """By split the numpy type that `converted.json` notes of the foreign file; UserError if it is not ours."""
+    try:
+        found = read_json(noted)
+        dtypes = {name: np.dtype(found["dtypes"][name]) for name in found["dtypes"]}
+        if any(dtype.kind not in "iuf" for dtype in dtypes.values()):
+            raise ValueError("dtypes: are no numbers'")
+        return {name: dtype.name for name, dtype in dtypes.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{noted}: does not say what the tokens were converted from ({error}); copy it again, or remove it"
+        ) from None
 
 
 def _read_split(source: Path, name: str, manifest: Manifest, foreign_dtype: str | None) -> TokenSplit:
