@@ -78,9 +78,9 @@ def _build(plan: WorkPlan, queue: WorkQueue) -> Manifest:
     with timer.phase("vocabulary"):
         tokenizer = _find_tokenizer(plan, world)
     queue.check_together()
-    worker = Worker(plan, tokenizer, queue)
     total = sum(plan.units[number].num_bytes for number in plan.todo)
-    queue.run(Tasks("tokenize", plan.todo, worker.tokenize, total, "MB", 1_000_000, worker.finish))
+    with Worker(plan, tokenizer, queue) as worker:
+        queue.run(Tasks("tokenize", plan.todo, worker.tokenize, total, "MB", 1_000_000, worker.finish))
     with timer.phase("dedup"):
         plan = replace(plan, spools=world.on_root(plan.find_spools))
         duplicates = find_duplicates(plan.config.dedup, plan.spools, world)
@@ -152,6 +152,12 @@ class Worker:
         self._writer = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
         self._result, self._number, self._num_segments = UnitResult(), 0, 0
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._writer.shutdown()  # what is being saved shall not meet the next run's in the same folder
 
     def tokenize(self, number: int) -> int:
         """One unit into its spool file, or into several if it is long; returns its bytes."""
