@@ -31,7 +31,9 @@ from hvdlm.world.connect import WorldKind, connect
 from hvdlm.world.mpi import library_version
 
 HELLO_TIMEOUT_S = 180  # a cold CUDA torch on a loaded machine or a slow file system took more than 120
-MPI_LIBRARY = re.compile(r"/lib(mpi|mpich|mpi_(gnu|cray|intel|amd|nvidia)\w*)\.so")  # Open MPI and Intel, MPICH, Cray
+MPI_LIBRARY = re.compile(
+    r"/lib(mpi|mpich|mpi_(gnu|cray|intel|amd|nvidia|pgi|ibm|mt)\w*)\.so"
+)  # Open MPI and Intel, MPICH, Cray
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from hvdlm import doctor
+
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
@@ -280,6 +282,18 @@ def test_wheels_are_kept_in_a_folder_of_their_own(variables, place):
 
 
 # --- MPI --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "is_mpi"),
+    [
+        *((name, True) for name in ("mpi.so.40", "mpich.so.12", "mpi_cray.so.12", "mpi_gnu_123.so", "mpi_ibm.so.3")),
+        *((name, False) for name in ("mpi_cxx.so.40", "mpi_mpifh.so.40", "mpichcxx.so", "ompi.so", "mpifort.so.12")),
+    ],
+)
+def test_set_up_and_doctor_mean_the_same_libraries_by_mpi(name, is_mpi):
+    path = f"/opt/lib/lib{name}"
+    assert bool(setup_mpi.LIBMPI.search(path)) == bool(doctor.MPI_LIBRARY.search(path)) == is_mpi
 
 
 def test_the_mpicc_of_the_wheel_is_not_the_machine_s(tmp_path):
