@@ -121,6 +121,15 @@ class Site(Section):
                 found[name] = text
         return found
 
+    @field_validator("modules")
+    @classmethod
+    def _module_names(cls, modules: list[str]) -> list[str]:
+        """A failed load ends the job; behind another command of the same line it would not."""
+        strange = next((name for name in modules if not name.strip() or re.search(r"[;&|<>()`#\n\r]", name)), None)
+        if strange is not None:
+            raise ValueError(f"{strange!r} is no name of a module; other shell lines belong into setup")
+        return modules
+
     @field_validator("environment", mode="before")
     @classmethod
     def _variables(cls, values: Any) -> Any:

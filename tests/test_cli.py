@@ -58,6 +58,14 @@ def loaded(code, names):
     return done.stdout.splitlines()[-1]
 
 
+def test_the_list_of_commands_cuts_no_sentence(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    listed = capsys.readouterr().out.split("Commands:")[1]
+    assert "submit" in listed
+    assert not [line for line in listed.splitlines() if line.endswith("...")]
+
+
 def test_help_loads_nothing_heavy():
     def helps(group, names):
         for name, command in group.commands.items():

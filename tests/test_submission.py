@@ -167,6 +167,12 @@ def test_options_of_a_site_are_text_for_sbatch(options, wanted):
     assert validate(Site, {"directives": options}, "x.yaml").directives == wanted
 
 
+@pytest.mark.parametrize("name", ["gcc 13; ls", "gcc || true", "gcc\nmpi", "", "$(x)", "gcc # 13"])
+def test_a_module_is_a_name_and_no_other_command(name):
+    with pytest.raises(UserError, match="modules.* is no name of a module; other shell lines belong into setup"):
+        validate(Site, {"modules": ["mpi", name]}, "x.yaml")
+
+
 AS_WRITTEN = {"account": "012345", "qos": "1e3", "partition": "on", "comment": "12_34", "reservation": "2026-11-26"}
 AS_WRITTEN |= {"licenses": "no", "time": "02:00:00", "constraint": "[a|b]"}
 

@@ -32,7 +32,14 @@ def result(value: dict[str, Any], as_json: bool, text: str, rank: int = 0) -> No
             print(to_json(value) if as_json else text, flush=True)
 
 
-class Command(click.Command):
+class WholeSentence(click.Command):
+    """In the list of commands its first sentence is wrapped, not cut."""
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        return super().get_short_help_str(limit=1000)
+
+
+class Command(WholeSentence):
     """A command whose help ends with an example, printed as it stands."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -44,7 +51,7 @@ class Command(click.Command):
             formatter.write("\nExample:\n" + "".join(f"  {line}\n" for line in self.epilog.splitlines()))
 
 
-class Group(click.Group):
+class Group(WholeSentence, click.Group):
     command_class = Command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

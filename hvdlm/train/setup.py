@@ -173,8 +173,8 @@ def _changes(before: dict, now: dict, prefix: str = "") -> list[str]:
         name, old, new = prefix + key, before.get(key), now.get(key)
         if name in FREE_ON_RESUME or old == new:
             continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            changed += _changes(old, new, f"{name}.")
+        if isinstance(old, dict | None) and isinstance(new, dict | None):  # a section that was not there had no keys
+            changed += _changes(old or {}, new or {}, f"{name}.")
         else:
             changed.append(f"{name}: {old} -> {new}")
     return changed
