@@ -7,7 +7,6 @@ import pytest
 
 SCRIPT = """
 import os, signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that started the tests by & had it ignored
 from hvdlm.cli.beginning import ends_with
 signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
 with ends_with("before the work") as has_begun:
