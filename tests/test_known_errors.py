@@ -103,6 +103,7 @@ rm: cannot remove 'x': No such file or directory
 libgomp: Affinity not supported on this configuration
 Exited with exit code 140.
 MPIDI_OFI_x(1): OFI close failed (ofi_init.c:1:MPIDI_OFI_x:Input/output error)
+WARNING: Retrying after 'NewConnectionError('<x>: Failed to establish a new connection: [Errno 101] x')': /a/
 HTTPConnectionPool(host='localhost', port=5000): Failed to establish a new connection: [Errno 111] Connection refused
 srun: Requested partition configuration not available now
 n1:1:1 [0] NCCL INFO NET/Plugin: libnccl-net.so: cannot open shared object file: No such file or directory
