@@ -40,6 +40,8 @@ def python(program, env=None):
 def test_their_names_are_different_and_their_patterns_right():
     assert len(known_errors()) == len({known.name for known in known_errors()}) > 70
     assert all(re.compile(known.pattern) for known in known_errors())
+    names_of_all = {known.name for known in known_errors()}
+    assert all(names_of_all.issuperset(known.unless) for known in known_errors())
 
 
 def alternatives(pattern):
@@ -94,6 +96,25 @@ NOTE: Redirects are currently not supported in Windows or MacOs.
 pip: No module named x is not what it says
 rm: cannot remove 'x': No such file or directory
 ./configure: line 3: checking whether fork works... not found
+[n1:23503] unable to open mca_plm_tm: libtorque.so.2: cannot open shared object file: No such file (ignored)
+[n1:01] unable to open mca_pmix_s1: libpmi.so.0: cannot open shared object file: No such file (ignored)
+[n1:01] unable to open mca_pmix_ext3x: libpmix.so.2: cannot open shared object file: No such file (ignored)
+[n1:24154] PMIX ERROR: UNREACHABLE in file server/pmix_server.c at line 2147
+libgomp: Affinity not supported on this configuration
+Exited with exit code 140.
+MPIDI_OFI_x(1): OFI close failed (ofi_init.c:1:MPIDI_OFI_x:Input/output error)
+WARNING: Retrying after 'NewConnectionError('<x>: Failed to establish a new connection: [Errno 101] x')': /a/
+HTTPConnectionPool(host='localhost', port=5000): Failed to establish a new connection: [Errno 111] Connection refused
+srun: Requested partition configuration not available now
+n1:1:1 [0] NCCL INFO NET/Plugin: libnccl-net.so: cannot open shared object file: No such file or directory
+n1:1:2 [0] NCCL INFO Bootstrap : Using eth0:10.244.0.233<0>
+[1.1] [n1:1:0] parser.c:1989 UCX  WARN  unused environment variable: UCX_IB_RCACHE_MAX_REGIONS
+PMI2_KVS_Get:_pmi2_kvs_get failed
+INFO:    Converting SIF file to temporary sandbox...
+begins: 'an input/output error, a transport endpoint, a walltime and a memory limit: job killed'
+begins: 'conda activate, no such queue, duplicate GPU and a message truncated: what a newcomer meets'
+OMP: Info #276: omp_set_nested routine deprecated, please use omp_set_max_active_levels instead.
+torch/nn: torch.library has no undefined symbol, and couldn't connect is no error here
 checking for module... no
 """
 
@@ -133,6 +154,40 @@ ORTE was unable to reliably start one or more daemons.""",
 [n1:03983] Signal: Bus error (7)
 [n1:03983] Signal code: Non-existant physical address (2)
 mpirun noticed that process rank 0 with PID 3983 on node n1 exited on signal 7 (Bus error).""",
+    "pbs-lsf-time": """
+mpirun noticed that process rank 0 with PID 77 on node n1 exited on signal 9 (Killed).
+Exited with exit code 140.
+TERM_RUNLIMIT: job killed after reaching LSF run time limit.""",
+    "pbs-lsf-memory": """
+=>> PBS: job killed: mem 2099200kb exceeded limit 2097152kb
+run.sh: line 3:  4242 Killed                  mpirun hvdlm train""",
+    "node-failed": """
+srun: error: n1: task 0: Killed
+srun: error: Node failure on n2""",
+    "pmix-server": """
+[n1:1234] PMIX ERROR: OUT-OF-RESOURCE in file client/pmix_client.c at line 231
+[n1:1234] OPAL ERROR: Unreachable in file ext3x_client.c at line 112
+*** An error occurred in MPI_Init
+*** on a NULL communicator""",
+    "pml-peers": """
+It looks like MPI_INIT failed for some reason; your parallel process is
+  PML add procs failed
+  --> Returned "Not found" (-13) instead of "Success" (0)""",
+    "unreachable": """
+At least one pair of MPI processes are unable to reach each other for
+It looks like MPI_INIT failed for some reason; your parallel process is
+  PML add procs failed
+  --> Returned "Unreachable" (-12) instead of "Success" (0)""",
+    "pmix-munge": """
+A requested component was not found, or was unable to be opened.  This
+Host:      n1
+Framework: psec
+Component: munge""",
+    "gpu-broken": """
+NVRM: Xid (PCI:0000:41:00): 79, pid=1234, GPU has fallen off the bus.
+[rank3]:[E ProcessGroupNCCL.cpp:563] [Rank 3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1234)
+slurmstepd: error:  mpi/pmix_v4: _errhandler: n1 [0]: pmixp_client_v2.c:211: Error handler invoked: status = -61
+srun: error: n1: task 1: Killed""",
     "segfault": """
 [n1:03983] Signal: Segmentation fault (11)
 mpirun noticed that process rank 0 with PID 3983 on node n1 exited on signal 11 (Segmentation fault).""",

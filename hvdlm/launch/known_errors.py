@@ -23,7 +23,8 @@ _SIGN_WORDS = (
     "error|fail|not |no |unable|invalid|kill|cancel|memory|exceed|refused|denied|interrupt|exclusive|busy|slots|alloc"
     "|detected|different|lost|unreachable|limit|bus|segmentation|illegal|bind|retry|undefined|missing|mismatch|reset"
     "|expired|script|mkdir|connect|signature|version|read-only|stale|address|submitted|too old|insufficient|accepted"
-    "|shut down|required|c++17|eof|direct launched|timed out|daemon|interpreter|removed|world"
+    "|shut down|required|c++17|eof|direct launched|timed out|daemon|interpreter|removed|world|munge|framework|timeout"
+    "|truncated|numpy|unknown|singleton"
 )
 SIGNS = tuple(word.encode() for word in _SIGN_WORDS.split("|"))
 _PREFIX = re.compile(r"^(\d+: |\[\d+(,\d+)?\]<std(out|err)>: ?)")  # srun --label, mpirun --tag-output, horovodrun
@@ -43,6 +44,7 @@ class KnownError:
     source: str
     also: tuple[str, ...] = ()  # a line of each other form
     follows: bool = False  # often an echo of what another rank or an earlier line says
+    unless: tuple[str, ...] = ()  # names of errors that say it better, before it or after
 
     @property
     def cure_here(self) -> str:
@@ -57,7 +59,8 @@ def known_errors() -> tuple[KnownError, ...]:
     import yaml
 
     text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
-    listed = [values | {"also": tuple(values.get("also", ()))} for values in yaml.safe_load(text)]
+    lists = ("also", "unless")
+    listed = [values | {name: tuple(values.get(name, ())) for name in lists} for values in yaml.safe_load(text)]
     return tuple(KnownError(**values) for values in listed)
 
 
@@ -90,7 +93,9 @@ class Search:
 
     def found(self) -> list[KnownError]:
         """In the order in which they first appeared. What follows from others is named only as the first."""
-        return [known for number, known in enumerate(self._found) if not (known.follows and number)]
+        names = {known.name for known in self._found}
+        own = [known for number, known in enumerate(self._found) if not (known.follows and number)]
+        return [known for known in own if names.isdisjoint(known.unless)]
 
 
 def explain(text: str) -> list[KnownError]:
