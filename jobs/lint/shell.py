@@ -31,6 +31,7 @@ class ShellCommand:
     in_loop: bool = False
     is_tested: bool = False  # its status is looked at: by if, while, !, && or ||, or it is lost in a pipeline
     function: str = ""  # whose body it stands in
+    in_subshell: bool = False  # whose settings end with it
 
     @cached_property
     def name(self) -> str:
@@ -182,6 +183,7 @@ class _Reader:
     _targets: list[str] = field(default_factory=list)
     _line: int = 0  # of the command's first word
     _is_condition: bool = False  # of a while or until
+    _is_branch: bool = False  # the condition of an if
     _is_tested: bool = False
     _next_function: str = ""
     _due: list[tuple[str, bool, bool]] = field(default_factory=list)  # here-documents that begin on the next line
@@ -230,7 +232,8 @@ class _Reader:
                 return
             if word in KEYWORDS:
                 self._is_condition = self._is_condition or word in ("while", "until")
-                self._is_tested = word in ("if", "elif", "while", "until", "!")
+                self._is_branch = word in ("if", "elif") or (self._is_branch and word != "then")
+                self._is_tested = word == "!"
                 if word in OPENING:
                     self._open(word)
                 return
@@ -276,13 +279,17 @@ class _Reader:
             in_loop = self._is_condition or any(block.kind == "do" for block in self._blocks)
             function = next((block.function for block in reversed(self._blocks) if block.function), "")
             command = ShellCommand(self._line, tuple(self._words), tuple(self._targets))
-            is_tested = self._is_tested or goes_on
-            self.commands.append(replace(command, in_loop=in_loop, is_tested=is_tested, function=function))
+            command = replace(command, in_loop=in_loop, function=function)
+            is_tested = self._is_tested or self._is_condition or self._is_branch
+            in_subshell = any(block.kind == "(" for block in self._blocks)
+            self.commands.append(replace(command, is_tested=is_tested, in_subshell=in_subshell))
             self._is_tested = False
         self._words, self._targets = [], []
-        if goes_on:
-            return
         block = self._blocks[-1]
+        if goes_on:  # that of a whole { … } or loop, too
+            listed = self.commands[block.list_start :]
+            self.commands[block.list_start :] = [replace(command, is_tested=True) for command in listed]
+            return
         if operator == "&":
             listed = self.commands[block.list_start :]
             self.commands[block.list_start :] = [replace(command, in_background=True) for command in listed]
