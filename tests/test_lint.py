@@ -223,6 +223,30 @@ def test_a_fault_of_syntax_is_a_finding_with_its_line():
     assert "syntax error" in found.message
 
 
+OTHER_LANGUAGES = {
+    "/usr/bin/env python3": 'import os\nprint(["a"])\nif os: print("(")\n',
+    "/usr/bin/perl -w": 'my %h = (a=>1); if ($h{a}) { print "x\\n"; }\n',
+    "/bin/tcsh": "foreach i (1 2)\n  if ($i == 1) then\n    srun hvdlm trian\n  endif\nend\n",
+    "/usr/bin/env -S fish": "for f in *; srun hvdlm train $SLRUM_JOB_ID; end\n",
+}
+
+
+@pytest.mark.parametrize("language", OTHER_LANGUAGES)
+def test_of_another_language_only_the_header_is_judged(language, tmp_path):
+    text = f"#!{language}\n#SBATCH --ntasks=2 --signal=B:USR1@60 --time=30\n{OTHER_LANGUAGES[language]}"
+    (tmp_path / "a.sbatch").write_text(text)
+    done, said = lint(tmp_path / "a.sbatch")
+    assert done.returncode == 0
+    assert ["only its #SBATCH lines" in finding["message"] for finding in said["findings"]] == [True]
+    assert [each.level for each in check(text.replace("--time=30", "--time=1h"))] == ["warning", "error"]
+
+
+def test_line_breaks_of_dos_hide_no_syntax_and_make_no_faults_of_it():
+    text = "#!/bin/bash\nwhile true; do\n    true\ndone\n"
+    assert syntax_findings(text.replace("\n", "\r\n")) == []
+    assert [each.line for each in syntax_findings(text.replace("done", "").replace("\n", "\r\n"))] == [5]
+
+
 # --- values
 
 

@@ -127,6 +127,27 @@ def behind_wrappers(words: tuple[str, ...]) -> tuple[str, ...]:
     return words[at:] or words[:1]
 
 
+SHELLS = ("bash", "rbash", "sh", "dash", "ash", "ksh", "mksh")  # whose commands look alike; not csh, fish and zsh
+
+
+def interpreter(text: str) -> str:
+    """The program that runs a script, as its first line names it; "" if that names none.
+
+    >>> interpreter("#!/usr/bin/env -S python3.11 -u"), interpreter("#! /bin/bash -l"), interpreter("true")
+    ('python3.11', 'bash', '')
+    """
+    line = text.partition("\n")[0]
+    words = line[2:].replace("env -S", "env ").split() if line.startswith("#!") else []
+    while len(words) > 1 and (base_name(words[0]) in ("env", "busybox") or re.match(r"-|\w+=", words[0])):
+        words.pop(0)
+    return base_name(words[0]) if words else ""
+
+
+def is_shell(program: str) -> bool:
+    """Whether a program is a shell that is read here, of whatever version (`ksh93`, `bash-5.2`)."""
+    return re.sub(r"[-\d.]+$", "", program) in SHELLS
+
+
 def unquote(word: str) -> str:
     """A word without its quotes and backslashes."""
     return re.sub(r"\\([\s\S])|[\"']", lambda found: found[1] or "", word)
@@ -158,7 +179,7 @@ def read_body(text: str, first_line: int = 1) -> Body:
 
 def inner_text(words: Sequence[str]) -> str | None:
     """The script in `bash -c 'script'`, as the inner shell gets it; None for other commands."""
-    if not words or base_name(words[0]) not in ("bash", "sh", "zsh", "dash", "ksh"):
+    if not words or base_name(words[0]) not in (*SHELLS, "zsh"):
         return None
     at = next((at for at, word in enumerate(words) if re.fullmatch(r"-[a-z]*c", word)), len(words))
     return unquote(words[at + 1]) if at + 1 < len(words) else None
