@@ -25,10 +25,10 @@ _WANT_VALUE = """
     gpus-per-socket gpus-per-task gres gres-flags hint input job-name kill-on-invalid-dep licenses mail-type mail-user
     mcs-label mem mem-bind mem-per-cpu mem-per-gpu mincpus network nodefile nodelist nodes ntasks ntasks-per-core
     ntasks-per-gpu ntasks-per-node ntasks-per-socket open-mode output partition power prefer priority profile qos
-    reservation resv-ports segment signal sockets-per-node switches tasks-per-node thread-spec threads-per-core
+    reservation segment signal sockets-per-node switches tasks-per-node thread-spec threads-per-core
     time time-min tmp tres-bind tres-per-task uid wait-all-nodes wckey wrap
 """
-_MAY_HAVE_VALUE = "exclusive get-user-env nice no-kill oom-kill-step propagate"
+_MAY_HAVE_VALUE = "exclusive get-user-env nice no-kill oom-kill-step propagate resv-ports"
 _FLAGS = """
     contiguous help hold ignore-pbs no-requeue overcommit oversubscribe parsable quiet reboot requeue spread-job stepmgr
     test-only usage use-min-nodes verbose version wait

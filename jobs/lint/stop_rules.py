@@ -127,17 +127,16 @@ def _ended_by_errexit(script: Script) -> list[ShellCommand]:
 
 def script_outlives_its_launcher(script: Script) -> Findings:
     """S6: under `set -e` an exit code of 75, and a `wait` that a signal ended, end the script before it can requeue."""
+    ended = _ended_by_errexit(script)
     requeues = [command for command in script.body.named("scontrol") if "requeue" in command.words]
-    requeue = next((command for command in requeues if not command.function), None)
-    ends = [c for c in _ended_by_errexit(script) if requeue and c.line < requeue.line and not c.function]
-    for command in ends[-1:]:
-        message = f"set -e ends the script here when the ranks exit with 75, before line {requeue.line}"
-        yield error(command.line, message, f"write: code=0; {command.name} … || code=$?")
-    for handler in requeues:
-        for command in _ended_by_errexit(script):
-            if handler.function and command.function == handler.function and command.line <= handler.line:
-                message = "set -e ends the script here when the ranks exit with 75, before it can requeue"
-                yield error(command.line, message, f"write: code=0; {command.name} … || code=$?")
+    straight = [command for command in requeues if not command.function][:1]
+    for requeue in [*straight, *(command for command in requeues if command.function)]:
+        before = [
+            each for each in ended if each.line < requeue.line or (requeue.function and each.line == requeue.line)
+        ]
+        for command in [each for each in before if each.function == requeue.function][-1:]:
+            message = f"set -e ends the script here when the ranks exit with 75, before line {requeue.line}"
+            yield error(command.line, message, f"write: code=0; {command.name} … || code=$?")
 
 
 def script_outlives_its_signal(script: Script) -> Findings:
