@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 
 from .findings import Findings, error, warning
-from .launch_lines import every_launch, launch_lines
+from .launch_lines import RANKED, every_launch, launch_lines
 from .programs import is_setup, own_commands, programs, ranks_in_background, runs_other_scripts
 from .sbatch import Script
 from .shell import ShellCommand
@@ -120,7 +120,8 @@ def _ended_by_errexit(script: Script) -> list[ShellCommand]:
     """The launchers in the foreground and the `wait`s whose failure ends the script."""
     body = script.body
     looked_at = {command.name for command in body.commands if command.is_tested and command.name}
-    launched = [launch.command for launch in launch_lines(script) if not launch.command.in_background]
+    launched = [launch.command for launch in launch_lines(script)]
+    launched += [command for command, words in own_commands(script) if words[1:2] and words[1] in (*RANKED, "launch")]
     found = [each for each in [*launched, *body.named("wait")] if not each.is_tested and each.function not in looked_at]
     return [each for each in found if not each.in_background and not each.in_subshell and _is_strict(script, each)]
 
