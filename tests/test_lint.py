@@ -50,7 +50,7 @@ def test_each_fault_is_found_alone_and_on_its_line(base, old, new, level, messag
 
 def test_every_rule_has_a_bad_script():
     cases = [parse(GOOD[base].replace(old, new, 1)) for base, old, new, *_ in BAD]
-    cases += [parse(text, fact) for text, *_ in OTHERS for fact in (Facts(), Facts(99, 90.0, 1000))]
+    cases += [parse(text, fact) for text, *_ in OTHERS for fact in (Facts(commands=COMMANDS), Facts(99, 90.0, 1000))]
     unseen = set(RULES)
     for case in cases:
         unseen -= {rule for rule in unseen if any(rule(case))}
@@ -65,11 +65,20 @@ python train.py
 """
 HIDDEN = GPU.replace("gpus-per-node=4", "gpus-per-task=1").replace(" --gpu-bind=none", "")
 ENDS = RESUMABLE.replace("#SBATCH --requeue\n", "").replace('    scontrol requeue "$SLURM_JOB_ID"\n', "    :\n")
+COMMANDS = {
+    ("train",): {"--label": True, "--dry-run": False},
+    ("eval",): {},
+    ("launch",): {"-np": True, "--hosts": True},
+    ("data",): {},
+    ("data", "inspect"): {"--json": False},
+}
+MISSPELT = RESUMABLE.replace("hvdlm train", "hvdlm trian")
 # text, facts, part of the message
 OTHERS = [
     (REQUEUES, Facts(), "nothing runs in the background"),
     (HIDDEN, Facts(), "hides the other ranks"),
     (ENDS, Facts(), "nothing starts the job again"),
+    (MISSPELT, Facts(commands=COMMANDS), "hvdlm has no command trian"),
     (MPIRUN, Facts(threads=4), "4 threads a rank on 2 cores"),
     (RESUMABLE, Facts(step_s=70.0), "120 s are too short to stop and save"),
     (RESUMABLE, Facts(step_s=2.0, checkpoint_every=1000), "1800 s ends before the first checkpoint, after 2000 s"),
@@ -81,6 +90,36 @@ def test_what_the_submitter_knows_is_compared_with_the_script(text, facts, messa
     found = check(text, facts)
     assert len(found) == 1
     assert message in found[0].message
+
+
+@pytest.mark.parametrize(
+    ("call", "complaints"),
+    [
+        ("hvdlm launch -np 2 --host a -- trian", ["no option --host", "no command trian"]),
+        ("hvdlm launch -np 2 trian x.yaml", ["no command trian"]),
+        ("hvdlm launch -n2 --hosts=a python -m hvdlm tarin", ["no command tarin"]),
+        ("hvdlm launch -N 2 train x.yaml", ["no option -N"]),
+        ("hvdlm launch -np 2 -- train x.yaml --dryrun", ["no option --dryrun"]),
+        ("x=$(hvdlm data inpsect runs)", ["hvdlm data has no command inpsect"]),
+        ("apptainer exec x.sif bash -c 'hvdlm evla runs/x'", ["no command evla"]),
+        ("hvdlm evaluate runs/x", ["no command evaluate"]),
+        ("hvdlm data inspect --json runs; hvdlm --version; hvdlm train x.yaml --label --odd a.b=-1", []),
+        ("hvdlm $command x.yaml; hvdlm train $options --$name; hvdlm ${what[@]} trian", []),
+        ("hvdlm launch -np $n -- $command; hvdlm launch $options trian", []),
+        ("conda create -n hvdlm python=3.11; uv pip install hvdlm torch; conda activate hvdlm", []),
+    ],
+)
+def test_commands_and_options_of_ours_are_known_by_name(call, complaints):
+    found = check(f"#!/bin/bash\n#SBATCH --time=10\n{call}\n", Facts(commands=COMMANDS))
+    assert [(each.line, each.level) for each in found] == [(3, "warning")] * len(complaints)
+    assert all(part in each.message for part, each in zip(complaints, found, strict=True)), found
+
+
+def test_the_command_knows_all_commands(tmp_path):
+    (tmp_path / "a.sbatch").write_text("#!/bin/bash\n#SBATCH --time=10\nhvdlm sumbit\nhvdlm data inspect --hepl x\n")
+    done, said = lint(tmp_path / "a.sbatch")
+    assert done.returncode == 0
+    assert [row["remedy"] for row in said["findings"]] == ["did you mean submit?", "did you mean --help?"]
 
 
 def test_a_job_that_cannot_save_before_its_first_checkpoint_is_an_error():
@@ -221,6 +260,30 @@ def test_a_fault_of_syntax_is_a_finding_with_its_line():
     (found,) = syntax_findings("#!/bin/bash\ntrue\nif true\n")
     assert (found.line, found.level) == (4, "error")
     assert "syntax error" in found.message
+
+
+OTHER_LANGUAGES = {
+    "/usr/bin/env python3": 'import os\nprint(["a"])\nif os: print("(")\n',
+    "/usr/bin/perl -w": 'my %h = (a=>1); if ($h{a}) { print "x\\n"; }\n',
+    "/bin/tcsh": "foreach i (1 2)\n  if ($i == 1) then\n    srun hvdlm trian\n  endif\nend\n",
+    "/usr/bin/env -S fish": "for f in *; srun hvdlm train $SLRUM_JOB_ID; end\n",
+}
+
+
+@pytest.mark.parametrize("language", OTHER_LANGUAGES)
+def test_of_another_language_only_the_header_is_judged(language, tmp_path):
+    text = f"#!{language}\n#SBATCH --ntasks=2 --signal=B:USR1@60 --time=30\n{OTHER_LANGUAGES[language]}"
+    (tmp_path / "a.sbatch").write_text(text)
+    done, said = lint(tmp_path / "a.sbatch")
+    assert done.returncode == 0
+    assert ["only its #SBATCH lines" in finding["message"] for finding in said["findings"]] == [True]
+    assert [each.level for each in check(text.replace("--time=30", "--time=1h"))] == ["warning", "error"]
+
+
+def test_line_breaks_of_dos_hide_no_syntax_and_make_no_faults_of_it():
+    text = "#!/bin/bash\nwhile true; do\n    true\ndone\n"
+    assert syntax_findings(text.replace("\n", "\r\n")) == []
+    assert [each.line for each in syntax_findings(text.replace("done", "").replace("\n", "\r\n"))] == [5]
 
 
 # --- values

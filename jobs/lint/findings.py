@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+# a program's commands, ("data", "inspect") for one of a group -> their options -> whether a word follows these
+Commands = Mapping[tuple[str, ...], Mapping[str, bool]]
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,7 @@ class Facts:
     step_s: float | None = None
     checkpoint_every: int | None = None  # steps
     has_folder: Callable[[str], bool] | None = None  # whether it is there, as seen from where the job is submitted
+    commands: Commands | None = None  # hvdlm's
 
 
 UNKNOWN = Facts()

@@ -18,6 +18,13 @@ def first_line(script: Script) -> Findings:
         yield error(1, "the first line names no interpreter, so sbatch refuses the script", "begin with #!/bin/bash")
 
 
+def unread_body(script: Script) -> Findings:
+    """What Python or csh start is not seen here: that nothing is said of it must not look like praise."""
+    if script.language:
+        message = f"this is run by {script.language}: only its #SBATCH lines are checked, and nothing below them"
+        yield warning(1, message, "start the ranks from a script of bash, if they are to be checked too")
+
+
 def line_breaks(script: Script) -> Findings:
     """sbatch: "Batch script contains DOS line breaks"."""
     before, found, _ = script.text.partition("\r\n")

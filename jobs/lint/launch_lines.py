@@ -38,7 +38,7 @@ _SYSTEM = """
 _OWN_RENDEZVOUS = ("torchrun", "accelerate", "deepspeed", "torch.distributed.run", "torch.distributed.launch", "ray")
 LAUNCHERS = ("srun", *MPIRUN_PROGRAMS, "horovodrun")
 # What runs a program that is named somewhere behind it.
-_CARRIERS = """
+CARRIERS = """
     apptainer singularity shifter podman podman-hpc docker enroot ch-run sarus uv conda mamba micromamba pixi poetry
     python python3 xvfb-run
 """
@@ -110,10 +110,12 @@ def started(words: tuple[str, ...]) -> list[tuple[str, ...]]:
     text = inner_text(words)
     if text is not None:
         return [each for command in read_body(text).commands for each in started(command.words)]
-    if words and base_name(words[0]) in _CARRIERS.split():
+    if words and base_name(words[0]) in CARRIERS.split():
         known = ("hvdlm", *LAUNCHERS)
-        at = next((at for at, word in enumerate(words) if base_name(word) in known), 0)
+        at = next((at for at, word in enumerate(words) if base_name(word) in known or inner_text(words[at:])), 0)
         words = words[at:]
+        if inner_text(words) is not None:
+            return started(words)
     return [(base_name(words[0]), *words[1:])] if words else []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .launch_lines import LAUNCHERS, started
+from .launch_lines import LAUNCHERS, RANKED, every_launch, started
 from .sbatch import Script
 from .shell import ShellCommand
 
@@ -46,3 +46,10 @@ def runs_other_scripts(script: Script) -> bool:
         return True
     launches = any(words[1:2] == ("launch",) for _, words in own_commands(script))
     return launches or any(re.search(r"\.(ba)?sh$|^(ba)?sh$|\$", words[0]) for words in programs(script))
+
+
+def ranks_in_background(script: Script) -> list[ShellCommand]:
+    """Commands in the background that start ranks, by whatever launcher, or train; steps of one task are none."""
+    launches = [line.command for line in every_launch(script) if line.program and (line.is_hvdlm or line.tasks != 1)]
+    own = [command for command, words in own_commands(script) if words[1:2] and words[1] in (*RANKED, "launch")]
+    return [command for command in script.body.commands if command in [*launches, *own] and command.in_background]

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable
 from types import ModuleType
 
-from . import header_rules, launch_rules, log_rules, size_rules, stop_rules, trap_rules, variable_rules
+from . import command_rules, header_rules, launch_rules, log_rules, size_rules, stop_rules, trap_rules, variable_rules
 from .findings import UNKNOWN, Facts, Finding, Findings
 from .sbatch import Script, parse
 
@@ -25,7 +25,8 @@ def _rules_of(module: ModuleType) -> Rules:
 
 
 HEADER_RULES = _rules_of(header_rules) + _rules_of(log_rules)
-RULES: Rules = sum(map(_rules_of, (size_rules, launch_rules, variable_rules, stop_rules, trap_rules)), HEADER_RULES)
+_BODY_RULES = (size_rules, launch_rules, command_rules, variable_rules, stop_rules, trap_rules)
+RULES: Rules = sum(map(_rules_of, _BODY_RULES), HEADER_RULES)
 
 
 def check(text: str, facts: Facts = UNKNOWN) -> list[Finding]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from .findings import UNKNOWN, Facts, Finding, error, warning
 from .names import nearest
-from .shell import Body, read_body
+from .shell import Body, interpreter, is_shell, read_body
 
 PREFIX = "#SBATCH"
 
@@ -25,10 +25,10 @@ _WANT_VALUE = """
     gpus-per-socket gpus-per-task gres gres-flags hint input job-name kill-on-invalid-dep licenses mail-type mail-user
     mcs-label mem mem-bind mem-per-cpu mem-per-gpu mincpus network nodefile nodelist nodes ntasks ntasks-per-core
     ntasks-per-gpu ntasks-per-node ntasks-per-socket open-mode output partition power prefer priority profile qos
-    reservation resv-ports segment signal sockets-per-node switches tasks-per-node thread-spec threads-per-core
+    reservation segment signal sockets-per-node switches tasks-per-node thread-spec threads-per-core
     time time-min tmp tres-bind tres-per-task uid wait-all-nodes wckey wrap
 """
-_MAY_HAVE_VALUE = "exclusive get-user-env nice no-kill oom-kill-step propagate"
+_MAY_HAVE_VALUE = "exclusive get-user-env nice no-kill oom-kill-step propagate resv-ports"
 _FLAGS = """
     contiguous help hold ignore-pbs no-requeue overcommit oversubscribe parsable quiet reboot requeue spread-job stepmgr
     test-only usage use-min-nodes verbose version wait
@@ -93,6 +93,7 @@ class Script:
 
     text: str
     shebang: str  # "" if the first line is none
+    language: str  # whose body is not read: python3, perl; "" for a shell's
     directives: tuple[Directive, ...]
     faults: tuple[Finding, ...]  # what sbatch refuses in these
     unread: tuple[tuple[int, str], ...]  # lines that look like directives and are none for sbatch
@@ -148,10 +149,12 @@ def parse(text: str, facts: Facts = UNKNOWN) -> Script:
         elif line.strip() and not line.startswith("#"):
             first_command = number
             break
-    is_shell = not shebang or re.search(r"\b(ba|z|k|da)?sh\b", shebang) is not None
-    body = read_body("\n".join(lines[first_command - 1 :]), first_command) if is_shell else Body()
+    language = interpreter(shebang)
+    is_read = not shebang or is_shell(language)
+    body = read_body("\n".join(lines[first_command - 1 :]), first_command) if is_read else Body()
     unread += [(number, line) for number, line in body.comments if _looks_like_directive(line)]
-    return Script(text, shebang, tuple(directives), tuple(faults), tuple(unread), num_components, body, facts)
+    parts = (tuple(directives), tuple(faults), tuple(unread), num_components, body, facts)
+    return Script(text, shebang, "" if is_read else language or "no program", *parts)
 
 
 class _Refused(Exception):

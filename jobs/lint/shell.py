@@ -31,6 +31,7 @@ class ShellCommand:
     in_loop: bool = False
     is_tested: bool = False  # its status is looked at: by if, while, !, && or ||, or it is lost in a pipeline
     function: str = ""  # whose body it stands in
+    in_subshell: bool = False  # whose settings end with it
 
     @cached_property
     def name(self) -> str:
@@ -126,6 +127,27 @@ def behind_wrappers(words: tuple[str, ...]) -> tuple[str, ...]:
     return words[at:] or words[:1]
 
 
+SHELLS = ("bash", "rbash", "sh", "dash", "ash", "ksh", "mksh")  # whose commands look alike; not csh, fish and zsh
+
+
+def interpreter(text: str) -> str:
+    """The program that runs a script, as its first line names it; "" if that names none.
+
+    >>> interpreter("#!/usr/bin/env -S python3.11 -u"), interpreter("#! /bin/bash -l"), interpreter("true")
+    ('python3.11', 'bash', '')
+    """
+    line = text.partition("\n")[0]
+    words = line[2:].replace("env -S", "env ").split() if line.startswith("#!") else []
+    while len(words) > 1 and (base_name(words[0]) in ("env", "busybox") or re.match(r"-|\w+=", words[0])):
+        words.pop(0)
+    return base_name(words[0]) if words else ""
+
+
+def is_shell(program: str) -> bool:
+    """Whether a program is a shell that is read here, of whatever version (`ksh93`, `bash-5.2`)."""
+    return re.sub(r"[-\d.]+$", "", program) in SHELLS
+
+
 def unquote(word: str) -> str:
     """A word without its quotes and backslashes."""
     return re.sub(r"\\([\s\S])|[\"']", lambda found: found[1] or "", word)
@@ -157,7 +179,7 @@ def read_body(text: str, first_line: int = 1) -> Body:
 
 def inner_text(words: Sequence[str]) -> str | None:
     """The script in `bash -c 'script'`, as the inner shell gets it; None for other commands."""
-    if not words or base_name(words[0]) not in ("bash", "sh", "zsh", "dash", "ksh"):
+    if not words or base_name(words[0]) not in (*SHELLS, "zsh"):
         return None
     at = next((at for at, word in enumerate(words) if re.fullmatch(r"-[a-z]*c", word)), len(words))
     return unquote(words[at + 1]) if at + 1 < len(words) else None
@@ -182,6 +204,7 @@ class _Reader:
     _targets: list[str] = field(default_factory=list)
     _line: int = 0  # of the command's first word
     _is_condition: bool = False  # of a while or until
+    _is_branch: bool = False  # the condition of an if
     _is_tested: bool = False
     _next_function: str = ""
     _due: list[tuple[str, bool, bool]] = field(default_factory=list)  # here-documents that begin on the next line
@@ -230,7 +253,8 @@ class _Reader:
                 return
             if word in KEYWORDS:
                 self._is_condition = self._is_condition or word in ("while", "until")
-                self._is_tested = word in ("if", "elif", "while", "until", "!")
+                self._is_branch = word in ("if", "elif") or (self._is_branch and word != "then")
+                self._is_tested = word == "!"
                 if word in OPENING:
                     self._open(word)
                 return
@@ -276,13 +300,17 @@ class _Reader:
             in_loop = self._is_condition or any(block.kind == "do" for block in self._blocks)
             function = next((block.function for block in reversed(self._blocks) if block.function), "")
             command = ShellCommand(self._line, tuple(self._words), tuple(self._targets))
-            is_tested = self._is_tested or goes_on
-            self.commands.append(replace(command, in_loop=in_loop, is_tested=is_tested, function=function))
+            command = replace(command, in_loop=in_loop, function=function)
+            is_tested = self._is_tested or self._is_condition or self._is_branch
+            in_subshell = any(block.kind == "(" for block in self._blocks)
+            self.commands.append(replace(command, is_tested=is_tested, in_subshell=in_subshell))
             self._is_tested = False
         self._words, self._targets = [], []
-        if goes_on:
-            return
         block = self._blocks[-1]
+        if goes_on:  # that of a whole { … } or loop, too
+            listed = self.commands[block.list_start :]
+            self.commands[block.list_start :] = [replace(command, is_tested=True) for command in listed]
+            return
         if operator == "&":
             listed = self.commands[block.list_start :]
             self.commands[block.list_start :] = [replace(command, in_background=True) for command in listed]

@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 
 from .findings import Finding, error, warning
+from .shell import interpreter, is_shell
 
 WIKI = "https://www.shellcheck.net/wiki"
-_KNOWN_SHELL = re.compile(r"#!.*\b(ba|da|k)?sh\b")
 # What our own checks say better: DOS line breaks (a finding for each line), no shebang, a trap in double quotes
 # (which is right where its variables are set already). And no fault of a script: that shellcheck does not see the
 # files that it sources, which are the cluster's.
@@ -33,9 +33,14 @@ def syntax_complaint(text: str) -> str:
 
 
 def syntax_findings(text: str) -> list[Finding]:
-    complaint = syntax_complaint(text)
+    """The same of a script that is a shell's, whatever its line breaks: those have a finding of their own."""
+    complaint = syntax_complaint(text.replace("\r\n", "\n")) if _is_read(text) else ""
     found = re.search(r"line (\d+)", complaint)
     return [error(int(found[1]) if found else 1, complaint, "see bash -n FILE")] if complaint else []
+
+
+def _is_read(text: str) -> bool:
+    return not text.startswith("#!") or is_shell(interpreter(text))
 
 
 def find_shellcheck() -> Path | None:
@@ -47,14 +52,13 @@ def find_shellcheck() -> Path | None:
 
 def shellcheck_findings(program: Path, text: str) -> list[Finding]:
     """Its errors and warnings; not its remarks on style. None on a script in a language that it does not know."""
-    is_shell = _KNOWN_SHELL.match(text)
-    if text.startswith("#!") and not is_shell:
+    if not _is_read(text):
         return []
     words = [
         "--format=json",
         "--severity=warning",
         f"--exclude={_NOT_ASKED}",
-        *([] if is_shell else ["--shell=bash"]),
+        *([] if text.startswith("#!") else ["--shell=bash"]),
         "-",
     ]
     done = subprocess.run([program, *words], input=text.encode(), capture_output=True)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 
+from hvdlm.launch.launchers import MPIRUN_PROGRAMS
+
 from .findings import Findings, error, warning
-from .launch_lines import RANKED, launch_lines
+from .launch_lines import RANKED, every_launch, launch_lines
 from .programs import QUIET, own_commands, runs_other_scripts
 from .sbatch import Script
 from .shell import expanded_names, unquote
 from .sizes import signal_of
-from .traps import handler_text, traps_of, traps_of_batch_shell
+from .traps import handler_commands, handler_text, traps_of, traps_of_batch_shell
+from .values import SIGNALS
 
 
 def trap_is_set_in_time(script: Script) -> Findings:
@@ -71,6 +74,55 @@ def trap_reaches_somebody(script: Script) -> Findings:
             yield error(traps[0].line, "kill sends the signal to this shell itself, and to no rank", 'kill "$launcher"')
         elif name.isidentifier() and not lines and name not in ("PPID",):
             yield error(traps[0].line, f"nothing in this script sets {name}, which kill needs", f"write {name}=$!")
+
+
+# Signals that end mpirun itself, and its ranks with it; others it passes on. kill sends TERM unless told otherwise.
+_ENDS_MPIRUN = {"TERM", "INT", "QUIT", "HUP", "KILL"}
+_MPIRUN_NAME = re.compile(rf"\b({'|'.join(MPIRUN_PROGRAMS)})\b")
+
+
+def _signal_of_kill(words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """What a kill, pkill or killall sends, and to whom."""
+    name, rest = "TERM", list(words[1:])
+    while rest and rest[0].startswith("-") and rest[0] != "--" and len(rest) > 1:
+        option = rest.pop(0)
+        named = option.removeprefix("--signal").lstrip("=")
+        if option in ("-s", "-n", "--signal"):
+            name = rest.pop(0)
+        elif re.fullmatch(r"-(SIG)?[A-Za-z]{3,}\d?|-\d+|=.+", named):
+            name = named.lstrip("-=")
+    numbers = {str(number): each for each, number in SIGNALS.items()}
+    return numbers.get(name, unquote(name).upper().removeprefix("SIG")), tuple(rest)
+
+
+def _pids_of_mpirun(script: Script) -> set[str]:
+    """The words that stand for an mpirun in the background: `$pid` behind `mpirun … & pid=$!`, `$!` and `%1`."""
+    ids = {id(line.command) for line in every_launch(script) if line.is_mpirun}
+    names, last = set(), False
+    for command in script.body.commands:
+        if command.in_background:
+            last = id(command) in ids
+        names |= {name for name, value in command.assignments.items() if last and unquote(value) == "$!"}
+    found = {text for name in names for text in (f"${name}", f"${{{name}}}")}
+    return found | ({"$!"} if last else set()) | ({"%1", "%%", "%+"} if len(ids) == 1 and names | found else set())
+
+
+def trap_lets_ranks_save(script: Script) -> Findings:
+    """TERM ends mpirun: Open MPI's daemons end the ranks before they have saved."""
+    signal = signal_of(script)
+    traps = traps_of(script, signal.name) if signal else []
+    targets = _pids_of_mpirun(script)
+    for command in handler_commands(script, traps):
+        if command.name in ("sleep", "wait", "timeout", "while", "until"):  # there was time to save
+            return
+        if command.name not in ("kill", "pkill", "killall"):
+            continue
+        name, rest = _signal_of_kill(tuple(map(unquote, command.arguments)))
+        is_mpirun = any(word in targets or _MPIRUN_NAME.search(word) for word in rest)
+        if name in _ENDS_MPIRUN and is_mpirun:
+            message = f"{name} ends mpirun, whose daemons end the ranks before they have saved"
+            yield warning(traps[0].line, message, "let it touch RUN/STOP instead: ranks of every launcher see a file")
+            return
 
 
 def trap_can_run(script: Script) -> Findings:

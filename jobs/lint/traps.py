@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from .sbatch import Script
-from .shell import ShellCommand, unquote
+from .shell import ShellCommand, read_body, unquote
 from .sizes import signal_of
 from .values import SIGNALS
 
@@ -29,3 +29,13 @@ def handler_text(script: Script, traps: list[ShellCommand]) -> str:
     called = set(re.findall(r"[\w-]+", " ".join(texts)))
     texts += [" ".join(command.words) for command in script.body.commands if command.function in called]
     return "\n".join(texts)
+
+
+def handler_commands(script: Script, traps: list[ShellCommand]) -> list[ShellCommand]:
+    """The commands that the traps run, those of the functions they name in the place of their call."""
+    found = []
+    for trap in traps:
+        for command in read_body(unquote(trap.words[1]), trap.line).commands:
+            inside = [each for each in script.body.commands if each.function and each.function == command.name]
+            found += inside or [command]
+    return found

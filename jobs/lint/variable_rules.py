@@ -16,7 +16,11 @@ from .sizes import num_nodes, tasks_asked
 # $NAME and ${NAME}, also ${NAME%…} and its like; those with a default (${NAME:-1}) may be empty on purpose.
 _USED = re.compile(r"(?<!\\)\$(?:\{[#!]?)?([A-Za-z_]\w*)(?!\w*:?[-+=?])")
 _HET = re.compile(r"_(HET|PACK)_GROUP_\d+$")
-_FAMILY = re.compile(r"(S[LURM]{3,5}D?|SRUN|S?BATCH|OMP|HOROVOD)_?[A-Z]", re.IGNORECASE)
+_FAMILY = re.compile(  # the letters of a name in any order
+    r"(S[LURM]{3,5}D?|SRUN|S?BATCH|OMP|H[OROVD]{5,7}|N[CL]{2,4}|H[VDLM]{3,5}|C[UDA]{3}|NVIDIA|ROCR|HIP|HDF5|MKL|OPENBLAS"
+    r"|KMP)_?[A-Z]",
+    re.IGNORECASE,
+)
 
 
 def _texts(script: Script) -> Iterator[tuple[int, str]]:
