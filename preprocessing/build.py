@@ -21,6 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hvdlm import tokenizer as tokenizers
 from hvdlm.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, read_manifest, write_manifest
 from hvdlm.data.shards import doc_column
@@ -34,7 +36,8 @@ from hvdlm.world.interface import World
 
 from .assemble import assemble
 from .dedup import Signer, find_duplicates
-from .documents import find_files
+from .documents import Document, find_files
+from .fence import reason_of
 from .pipeline import Pipeline
 from .plan import PreprocessConfig, Unit, WorkPlan, make_units, plan_digest, split_of, work_name
 from .readers import format_of
@@ -164,8 +167,9 @@ class Worker:
         unit, statistics = self._plan.units[number], Counter[str]()
         self._result, self._number, self._num_segments = UnitResult(), number, 0
         inputs = [vars(part) | {"xxh3_128": digest_of(part)} for part in unit.parts]
-        for batch in self._batches(unit, statistics):
-            ids, lengths = self._tokenizer.encode_documents([document.text for document in batch.documents])
+        for whole in self._batches(unit, statistics):
+            batch, ids, lengths = self._encode(whole, unit, statistics)
+            statistics["replaced_characters"] += sum(document.text.count("\ufffd") for document in batch.documents)
             self._result.add(batch, ids, lengths)
             self._queue.count(documents=len(batch), tokens=len(ids))
             self._save_segment_if_due()
@@ -194,14 +198,38 @@ class Worker:
         """The unit's documents, about ENCODE_BYTES at once."""
         batch = Batch()
         for document in self._pipeline.documents(unit, statistics, self._drop):
-            data = document.text.encode()
-            split = SPLITS.index(split_of(data, self._plan.config))
-            batch.append(document, split, len(data), self._signer.sign(document.text, data))
+            try:
+                data = document.text.encode()
+                signature = self._signer.sign(document.text, data)
+            except BaseException as error:
+                self._refuse(document, unit, f"it cannot be signed for dedup ({reason_of(error)})", statistics)
+                continue
+            batch.append(document, SPLITS.index(split_of(data, self._plan.config)), len(data), signature)
             if batch.num_bytes >= ENCODE_BYTES:
                 yield batch
                 batch = Batch()
         if batch.documents:
             yield batch
+
+    def _encode(self, batch: Batch, unit: Unit, statistics: Counter[str]) -> tuple[Batch, np.ndarray, np.ndarray]:
+        """(documents, flat ids, tokens a document); without those that the tokenizer cannot take."""
+        try:
+            return batch, *self._tokenizer.encode_documents([document.text for document in batch.documents])
+        except BaseException as error:
+            _ = reason_of(error)  # raises what is no document's fault
+        encoded, parts = Batch(), [(np.empty(0, dtype_for(self._tokenizer.vocab_size)), np.empty(0, np.int64))]
+        for document, *known in batch.rows():
+            try:
+                parts.append(self._tokenizer.encode_documents([document.text]))
+            except BaseException as error:
+                self._refuse(document, unit, f"the tokenizer cannot take it ({reason_of(error)})", statistics)
+                continue
+            encoded.append(document, *known)
+        ids, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return encoded, ids, lengths
+
+    def _refuse(self, document: Document, unit: Unit, reason: str, statistics: Counter[str]) -> None:
+        self._pipeline.refuse(document, unit.parts[document.part], reason, statistics, self._drop)
 
     def _drop(self, line: dict[str, Any]) -> None:
         if self._plan.config.dropped:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ class Batch:
         self.text_bytes.append(text_bytes)
         self.signatures.append(signature)
         self.num_bytes += text_bytes + BYTES_PER_DOCUMENT
+
+    def rows(self) -> Iterator[tuple[Document, int, int, bytes]]:
+        """What `append` took, document by document."""
+        return zip(self.documents, self.splits, self.text_bytes, self.signatures, strict=True)
 
 
 class UnitResult:

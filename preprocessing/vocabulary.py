@@ -15,9 +15,9 @@ from hvdlm.tokenizer import Tokenizer
 from hvdlm.world.interface import World
 
 from .documents import Document, Part, ReadOptions, find_files
+from .fence import found_in, reason_of
 from .pipeline import Pipeline
 from .plan import PreprocessConfig, Unit, make_units, sample_units
-from .readers import read_documents
 
 log = logging.getLogger("hvdlm")
 
@@ -44,7 +44,13 @@ def _make(config: PreprocessConfig, texts: list[str]) -> Tokenizer:
         if not texts:
             raise UserError(f"input {config.input!r}: no document of its sample is left to learn a vocabulary from")
         log.info("learning a %s vocabulary from %.1f MB", section.kind, sum(map(len, texts)) / 1e6)
-    made = tokenizers.TOKENIZERS[section.kind].make(section, lambda: iter(texts))
+    try:
+        made = tokenizers.TOKENIZERS[section.kind].make(section, lambda: iter(texts))
+    except BaseException as error:
+        raise UserError(
+            f"tokenizer: a {section.kind} vocabulary cannot be made of this input ({reason_of(error)}); "
+            "set another vocab_size or kind"
+        ) from None
     if section.fills_vocab_size and made.vocab_size < section.vocab_size:
         log.warning("the text has only enough for a vocabulary of %d ids", made.vocab_size)
     return made
@@ -124,4 +130,4 @@ def sample_of(sources: list[str], megabytes: float) -> list[str]:
 
 
 def _texts_of(part: Part, options: ReadOptions) -> Iterator[str]:
-    return (found.text for found in read_documents(part, options) if isinstance(found, Document))
+    return (found.text for found in found_in(part, options) if isinstance(found, Document))
