@@ -35,6 +35,7 @@ from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.interface import World
 
 from .assemble import assemble
+from .balance import check_parts, check_read, check_resumed, note_listed, stamp_of
 from .dedup import Signer, find_duplicates
 from .documents import Document, find_files
 from .fence import reason_of
@@ -88,15 +89,17 @@ def _build(plan: WorkPlan, queue: WorkQueue) -> Manifest:
         plan = replace(plan, spools=world.on_root(plan.find_spools))
         duplicates = find_duplicates(plan.config.dedup, plan.spools, world)
     queue.check_together()
-    manifest = assemble(plan, tokenizer, duplicates, queue)
-    queue.write_summary(plan.config.output / SUMMARY, manifest)
+    manifest, balance = assemble(plan, tokenizer, duplicates, queue)
+    queue.write_summary(plan.config.output / SUMMARY, manifest, balance)
+    world.on_root(lambda: _tell(balance))
     world.on_root(lambda: _finish(plan, tokenizer, manifest, list(duplicates)))
     return manifest
 
 
 def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
     """On rank 0: list the input, fix the plan, make the folders; or the manifest if all is done."""
-    files = find_files(config.sources)
+    listed = {path: stamp_of(path) for path, _ in find_files(config.sources)}
+    files = [(path, size) for path, (size, _) in listed.items()]
     if not sum(size for _, size in files):
         raise UserError(f"input {config.input!r}: nothing but empty files ({len(files)})")
     for path, _ in files:
@@ -104,7 +107,7 @@ def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
     units = make_units(files, config.read_options)
     if config.dedup.near:
         _ = Signer(config.dedup).bands  # what cannot be is said before any work
-    digest = plan_digest(config, files)
+    digest = plan_digest(config, listed)
     work = config.output / ".work" / work_name(digest)
     if (config.output / MANIFEST).exists():
         done = read_manifest(config.output)
@@ -118,15 +121,17 @@ def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
         raise UserError(f"{config.output}: holds shards of another origin; set another output")
     for other in (config.output / ".work").glob("*"):
         if other != work:
+            check_resumed(other, plan_digest(config, {}), listed)
             log.info("%s: what another input, config or version began here is thrown away", config.output)
             shutil.rmtree(other, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
+    note_listed(work, plan_digest(config, {}), listed)
     names = [f"{name}.[0-9]*" for name in (MANIFEST, TOKENIZER, PROVENANCE, SUMMARY)] + [DROPPED]
     names += [f"{split}{number}.h5.aside" for split in SPLITS for number in ("", "-*")]
     asides = [path for name in names for path in config.output.glob(f".{name}")]
     for leftover in [*asides, *work.glob(".*"), config.output / STOPPED]:
         leftover.unlink(missing_ok=True)
-    plan = WorkPlan(config, units, digest, work)
+    plan = WorkPlan(config, units, digest, work, listed=listed)
     todo = [unit for unit in units if not plan.spool(unit.number).exists()]
     todo.sort(key=lambda unit: -unit.num_bytes)  # a large one at the end would keep the others waiting
     size_mb = sum(size for _, size in files) / 1e6
@@ -166,16 +171,30 @@ class Worker:
         """One unit into its spool file, or into several if it is long; returns its bytes."""
         unit, statistics = self._plan.units[number], Counter[str]()
         self._result, self._number, self._num_segments = UnitResult(), number, 0
-        inputs = [vars(part) | {"xxh3_128": digest_of(part)} for part in unit.parts]
+        inputs, reads = self._look_through(unit)
         for whole in self._batches(unit, statistics):
             batch, ids, lengths = self._encode(whole, unit, statistics)
             statistics["replaced_characters"] += sum(document.text.count("\ufffd") for document in batch.documents)
             self._result.add(batch, ids, lengths)
             self._queue.count(documents=len(batch), tokens=len(ids))
             self._save_segment_if_due()
-        self._result.inputs, self._result.statistics = inputs, statistics
+        check_parts(unit.parts, self._plan.listed)  # as before the reading: nothing wrote to them meanwhile
+        for part, read in enumerate(reads):
+            read["documents"] = self._pipeline.read[part]
+        self._result.inputs, self._result.reads, self._result.statistics = inputs, reads, statistics
         self._save(self._plan.spool(number))
         return unit.num_bytes
+
+    def _look_through(self, unit: Unit) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Digest and bytes of each part; UserError unless it is what was listed."""
+        check_parts(unit.parts, self._plan.listed)
+        inputs, reads = [], []
+        for part in unit.parts:
+            digest, num_bytes = digest_of(part)
+            check_read(part, num_bytes, self._plan.listed)
+            inputs.append(vars(part) | {"xxh3_128": digest})
+            reads.append({"path": part.path, "bytes": num_bytes})
+        return inputs, reads
 
     def _save_segment_if_due(self) -> None:
         if self._result.num_bytes >= SEGMENT_BYTES:
@@ -235,6 +254,16 @@ class Worker:
         if self._plan.config.dropped:
             self._result.drop(line)
             self._save_segment_if_due()
+
+
+def _tell(balance: dict[str, Any]) -> None:
+    """The balance in a line or two."""
+    fates = {"kept": balance["documents_kept"], **balance["documents_lost"]}
+    told = ", ".join(f"{name} {count:,}" for name, count in fates.items())
+    log.info("read %s: %s", counted(balance["documents_read"], "document"), told)
+    if without := balance["first_files_without_documents"]:
+        num_files = counted(balance["files_without_documents"], "file")
+        log.warning("%s without any document, such as %s", num_files, without[0])
 
 
 def _shards_in(output: Path) -> list[Path]:

@@ -59,6 +59,7 @@ class UnitResult:
         self.num_bytes = 0  # of memory, about
         self.dropped: list[dict[str, Any]] = []  # lines of dropped.jsonl
         self.inputs: list[dict[str, Any]] = []  # what was read, with digests
+        self.reads: list[dict[str, Any]] = []  # how much that was, for the balance
         self._tokens: dict[int, list[np.ndarray]] = {number: [] for number in range(len(SPLITS))}
         self._splits: list[int] = []
         self._lengths: list[np.ndarray] = []
@@ -103,6 +104,7 @@ class UnitResult:
             "statistics": np.frombuffer(json.dumps(self.statistics).encode(), np.uint8),
             "dropped": np.frombuffer(lines_of(self.dropped), np.uint8),
             "inputs": np.frombuffer(json.dumps(self.inputs).encode(), np.uint8),
+            "reads": np.frombuffer(json.dumps(self.reads).encode(), np.uint8),
         }
         for name, values in zip(COLUMNS, zip(*self._names, strict=True), strict=False):
             if any(value is not None for value in values):
@@ -148,7 +150,7 @@ class Spool:
         return self._arrays[name]
 
     def facts(self, name: str) -> Any:
-        """What was saved as JSON: `statistics` or `inputs`."""
+        """What was saved as JSON: `statistics`, `inputs` or `reads`."""
         return json.loads(self[name].tobytes())
 
     def kept(self, split: str) -> np.ndarray:
