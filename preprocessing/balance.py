@@ -51,13 +51,18 @@ def note_listed(work: Path, config_digest: str, listed: Mapping[str, Stamp]) -> 
     write_text_durably(work / LISTED, json.dumps({"config": config_digest, "files": listed}) + "\n")
 
 
+def forget_listed(work: Path) -> None:
+    """After an error that a user mends: a changed file is then what the next start is for."""
+    (work / LISTED).unlink(missing_ok=True)
+
+
 def check_resumed(other: Path, config_digest: str, listed: Mapping[str, Stamp]) -> None:
     """UserError if the same config began in the folder `other` with a file that has changed since."""
     try:
         noted = read_json(other / LISTED)
         is_same, before = noted["config"] == config_digest, dict(noted["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        return  # begun by another version, or not even listed: nothing of it is used
+        return  # ended by an error, or begun by another version: nothing of it is used
     for path, stamp in before.items() if is_same else ():
         if path in listed and list(listed[path]) != list(stamp):
             raise UserError(

@@ -35,7 +35,7 @@ from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.interface import World
 
 from .assemble import assemble
-from .balance import check_parts, check_read, check_resumed, note_listed, stamp_of
+from .balance import check_parts, check_read, check_resumed, forget_listed, note_listed, stamp_of
 from .dedup import Signer, find_duplicates
 from .documents import Document, find_files
 from .fence import reason_of
@@ -74,7 +74,12 @@ def build(config: PreprocessConfig, world: World, batch_job: BatchJob = BatchJob
         if isinstance(plan, Manifest):
             log.info("%s is complete already: %s tokens", config.output, f"{plan.num_tokens:,}")
             return plan
-        return _build(plan, WorkQueue(plan, world, stop, timer))
+        try:
+            return _build(plan, WorkQueue(plan, world, stop, timer))
+        except UserError:
+            if world.rank == 0:
+                forget_listed(plan.work)
+            raise
 
 
 def _build(plan: WorkPlan, queue: WorkQueue) -> Manifest:
@@ -237,13 +242,13 @@ class Worker:
         except BaseException as error:
             _ = reason_of(error)  # raises what is no document's fault
         encoded, parts = Batch(), [(np.empty(0, dtype_for(self._tokenizer.vocab_size)), np.empty(0, np.int64))]
-        for document, *known in batch.rows():
+        for document, split, text_bytes, signature in batch.rows():
             try:
                 parts.append(self._tokenizer.encode_documents([document.text]))
             except BaseException as error:
                 self._refuse(document, unit, f"the tokenizer cannot take it ({reason_of(error)})", statistics)
                 continue
-            encoded.append(document, *known)
+            encoded.append(document, split, text_bytes, signature)
         ids, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return encoded, ids, lengths
 

@@ -149,6 +149,18 @@ def test_a_file_that_changes_between_kill_and_resume_ends_the_job(source, tmp_pa
     assert files_of(output) == files_of(tmp_path / "whole")
 
 
+def test_input_may_be_mended_after_an_error(source, tmp_path):
+    settings = SETTINGS | {"on_error": "fail"}
+    (source / "b.jsonl").write_text((source / "b.jsonl").read_text() + "\nbad")
+    with pytest.raises(UserError, match=r"a\.jsonl:8"):
+        preprocess(source, tmp_path / "out", **settings)
+    (source / "a.jsonl").write_text((source / "a.jsonl").read_text().replace("\nbad\n", "\n"))
+    with pytest.raises(UserError, match=r"b\.jsonl:6"):
+        preprocess(source, tmp_path / "out", **settings)
+    (source / "b.jsonl").write_text((source / "b.jsonl").read_text().replace("\nbad", ""))
+    assert preprocess(source, tmp_path / "out", **settings).num_documents == 20
+
+
 def test_after_a_change_the_job_may_begin_anew(source, tmp_path, monkeypatch):
     output, path = tmp_path / "out", source / "a.jsonl"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
