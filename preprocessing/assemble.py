@@ -18,6 +18,7 @@ from hvdlm.files import sha256_of, write_text_durably
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.world.interface import World
 
+from .balance import close_balance
 from .plan import ShardPlan, WorkPlan, shard_plans, windows_of
 from .spool import Spool
 from .work_queue import Tasks, WorkQueue
@@ -27,8 +28,13 @@ Entries = dict[str, tuple[ShardEntry, ...]]
 Piece = tuple[str, int, np.ndarray]  # dataset, start, what stands there
 
 
-def assemble(plan: WorkPlan, tokenizer: Tokenizer, duplicates: dict[str, int], queue: WorkQueue) -> Manifest:
-    """Shards from spool files: offsets by a prefix sum over units, each shard by one rank or, mpio, by all."""
+def assemble(
+    plan: WorkPlan, tokenizer: Tokenizer, duplicates: dict[str, int], queue: WorkQueue
+) -> tuple[Manifest, dict[str, Any]]:
+    """Shards from spool files: offsets by a prefix sum over units, each shard by one rank or, mpio, by all.
+
+    Returns the manifest, and the balance of what was read and kept.
+    """
     labels = {split: ShardLabels.of(split, tokenizer) for split in SPLITS}
     with queue.timer.phase("offsets"):
         totals = _of_all(plan, queue.world, _totals)
@@ -42,9 +48,11 @@ def assemble(plan: WorkPlan, tokenizer: Tokenizer, duplicates: dict[str, int], q
     entries = write(plan, totals, labels, queue)
     text_bytes = {split: sum(unit[split]["text_bytes"] for unit in totals) for split in SPLITS}
     manifest = manifest_of(tokenizer, entries, text_bytes=text_bytes, statistics=statistics, plan=plan.digest)
+    reads = [read for unit in totals for read in unit["reads"]]
+    balance = close_balance(plan.listed, reads, statistics, manifest.num_documents)
     queue.check_together()
     with queue.timer.phase("read back"):
-        return read_back(plan.config.output, manifest, queue.world)
+        return read_back(plan.config.output, manifest, queue.world), balance
 
 
 def _of_all(plan: WorkPlan, world: World, look: Callable[[int, Spool], Any]) -> list[Any]:
@@ -60,7 +68,7 @@ def _of_all(plan: WorkPlan, world: World, look: Callable[[int, Spool], Any]) -> 
 
 def _totals(number: int, spool: Spool) -> dict[str, Any]:
     """What has to be known of a spool file before any shard is laid out."""
-    totals: dict[str, Any] = {"statistics": spool.facts("statistics")}
+    totals: dict[str, Any] = {"statistics": spool.facts("statistics"), "reads": spool.facts("reads")}
     for split in SPLITS:
         kept = spool.kept(split)
         totals[split] = {

@@ -21,6 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hvdlm import tokenizer as tokenizers
 from hvdlm.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, read_manifest, write_manifest
 from hvdlm.data.shards import doc_column
@@ -33,8 +35,10 @@ from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.interface import World
 
 from .assemble import assemble
+from .balance import check_parts, check_read, check_resumed, forget_listed, note_listed, stamp_of
 from .dedup import Signer, find_duplicates
-from .documents import find_files
+from .documents import Document, find_files
+from .fence import reason_of
 from .pipeline import Pipeline
 from .plan import PreprocessConfig, Unit, WorkPlan, make_units, plan_digest, split_of, work_name
 from .readers import format_of
@@ -70,7 +74,12 @@ def build(config: PreprocessConfig, world: World, batch_job: BatchJob = BatchJob
         if isinstance(plan, Manifest):
             log.info("%s is complete already: %s tokens", config.output, f"{plan.num_tokens:,}")
             return plan
-        return _build(plan, WorkQueue(plan, world, stop, timer))
+        try:
+            return _build(plan, WorkQueue(plan, world, stop, timer))
+        except UserError:
+            if world.rank == 0:
+                forget_listed(plan.work)
+            raise
 
 
 def _build(plan: WorkPlan, queue: WorkQueue) -> Manifest:
@@ -85,15 +94,17 @@ def _build(plan: WorkPlan, queue: WorkQueue) -> Manifest:
         plan = replace(plan, spools=world.on_root(plan.find_spools))
         duplicates = find_duplicates(plan.config.dedup, plan.spools, world)
     queue.check_together()
-    manifest = assemble(plan, tokenizer, duplicates, queue)
-    queue.write_summary(plan.config.output / SUMMARY, manifest)
+    manifest, balance = assemble(plan, tokenizer, duplicates, queue)
+    queue.write_summary(plan.config.output / SUMMARY, manifest, balance)
+    world.on_root(lambda: _tell(balance))
     world.on_root(lambda: _finish(plan, tokenizer, manifest, list(duplicates)))
     return manifest
 
 
 def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
     """On rank 0: list the input, fix the plan, make the folders; or the manifest if all is done."""
-    files = find_files(config.sources)
+    listed = {path: stamp_of(path) for path, _ in find_files(config.sources)}
+    files = [(path, size) for path, (size, _) in listed.items()]
     if not sum(size for _, size in files):
         raise UserError(f"input {config.input!r}: nothing but empty files ({len(files)})")
     for path, _ in files:
@@ -101,7 +112,7 @@ def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
     units = make_units(files, config.read_options)
     if config.dedup.near:
         _ = Signer(config.dedup).bands  # what cannot be is said before any work
-    digest = plan_digest(config, files)
+    digest = plan_digest(config, listed)
     work = config.output / ".work" / work_name(digest)
     if (config.output / MANIFEST).exists():
         done = read_manifest(config.output)
@@ -115,15 +126,17 @@ def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
         raise UserError(f"{config.output}: holds shards of another origin; set another output")
     for other in (config.output / ".work").glob("*"):
         if other != work:
+            check_resumed(other, plan_digest(config, {}), listed)
             log.info("%s: what another input, config or version began here is thrown away", config.output)
             shutil.rmtree(other, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
+    note_listed(work, plan_digest(config, {}), listed)
     names = [f"{name}.[0-9]*" for name in (MANIFEST, TOKENIZER, PROVENANCE, SUMMARY)] + [DROPPED]
     names += [f"{split}{number}.h5.aside" for split in SPLITS for number in ("", "-*")]
     asides = [path for name in names for path in config.output.glob(f".{name}")]
     for leftover in [*asides, *work.glob(".*"), config.output / STOPPED]:
         leftover.unlink(missing_ok=True)
-    plan = WorkPlan(config, units, digest, work)
+    plan = WorkPlan(config, units, digest, work, listed=listed)
     todo = [unit for unit in units if not plan.spool(unit.number).exists()]
     todo.sort(key=lambda unit: -unit.num_bytes)  # a large one at the end would keep the others waiting
     size_mb = sum(size for _, size in files) / 1e6
@@ -163,15 +176,30 @@ class Worker:
         """One unit into its spool file, or into several if it is long; returns its bytes."""
         unit, statistics = self._plan.units[number], Counter[str]()
         self._result, self._number, self._num_segments = UnitResult(), number, 0
-        inputs = [vars(part) | {"xxh3_128": digest_of(part)} for part in unit.parts]
-        for batch in self._batches(unit, statistics):
-            ids, lengths = self._tokenizer.encode_documents([document.text for document in batch.documents])
+        inputs, reads = self._look_through(unit)
+        for whole in self._batches(unit, statistics):
+            batch, ids, lengths = self._encode(whole, unit, statistics)
+            statistics["replaced_characters"] += sum(document.text.count("\ufffd") for document in batch.documents)
             self._result.add(batch, ids, lengths)
             self._queue.count(documents=len(batch), tokens=len(ids))
             self._save_segment_if_due()
-        self._result.inputs, self._result.statistics = inputs, statistics
+        check_parts(unit.parts, self._plan.listed)  # as before the reading: nothing wrote to them meanwhile
+        for part, read in enumerate(reads):
+            read["documents"] = self._pipeline.read[part]
+        self._result.inputs, self._result.reads, self._result.statistics = inputs, reads, statistics
         self._save(self._plan.spool(number))
         return unit.num_bytes
+
+    def _look_through(self, unit: Unit) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Digest and bytes of each part; UserError unless it is what was listed."""
+        check_parts(unit.parts, self._plan.listed)
+        inputs, reads = [], []
+        for part in unit.parts:
+            digest, num_bytes = digest_of(part)
+            check_read(part, num_bytes, self._plan.listed)
+            inputs.append(vars(part) | {"xxh3_128": digest})
+            reads.append({"path": part.path, "bytes": num_bytes})
+        return inputs, reads
 
     def _save_segment_if_due(self) -> None:
         if self._result.num_bytes >= SEGMENT_BYTES:
@@ -194,19 +222,53 @@ class Worker:
         """The unit's documents, about ENCODE_BYTES at once."""
         batch = Batch()
         for document in self._pipeline.documents(unit, statistics, self._drop):
-            data = document.text.encode()
-            split = SPLITS.index(split_of(data, self._plan.config))
-            batch.append(document, split, len(data), self._signer.sign(document.text, data))
+            try:
+                data = document.text.encode()
+                signature = self._signer.sign(document.text, data)
+            except BaseException as error:
+                self._refuse(document, unit, f"it cannot be signed for dedup ({reason_of(error)})", statistics)
+                continue
+            batch.append(document, SPLITS.index(split_of(data, self._plan.config)), len(data), signature)
             if batch.num_bytes >= ENCODE_BYTES:
                 yield batch
                 batch = Batch()
         if batch.documents:
             yield batch
 
+    def _encode(self, batch: Batch, unit: Unit, statistics: Counter[str]) -> tuple[Batch, np.ndarray, np.ndarray]:
+        """(documents, flat ids, tokens a document); without those that the tokenizer cannot take."""
+        try:
+            return batch, *self._tokenizer.encode_documents([document.text for document in batch.documents])
+        except BaseException as error:
+            _ = reason_of(error)  # raises what is no document's fault
+        encoded, parts = Batch(), [(np.empty(0, dtype_for(self._tokenizer.vocab_size)), np.empty(0, np.int64))]
+        for document, split, text_bytes, signature in batch.rows():
+            try:
+                parts.append(self._tokenizer.encode_documents([document.text]))
+            except BaseException as error:
+                self._refuse(document, unit, f"the tokenizer cannot take it ({reason_of(error)})", statistics)
+                continue
+            encoded.append(document, split, text_bytes, signature)
+        ids, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return encoded, ids, lengths
+
+    def _refuse(self, document: Document, unit: Unit, reason: str, statistics: Counter[str]) -> None:
+        self._pipeline.refuse(document, unit.parts[document.part], reason, statistics, self._drop)
+
     def _drop(self, line: dict[str, Any]) -> None:
         if self._plan.config.dropped:
             self._result.drop(line)
             self._save_segment_if_due()
+
+
+def _tell(balance: dict[str, Any]) -> None:
+    """The balance in a line or two."""
+    fates = {"kept": balance["documents_kept"], **balance["documents_lost"]}
+    told = ", ".join(f"{name} {count:,}" for name, count in fates.items())
+    log.info("read %s: %s", counted(balance["documents_read"], "document"), told)
+    if without := balance["first_files_without_documents"]:
+        num_files = counted(balance["files_without_documents"], "file")
+        log.warning("%s without any document, such as %s", num_files, without[0])
 
 
 def _shards_in(output: Path) -> list[Path]:

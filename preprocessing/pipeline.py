@@ -11,12 +11,14 @@ from hvdlm.errors import UserError
 
 from .clean import make_cleaner
 from .documents import BadRecord, Document, Part, open_plain
+from .fence import found_in, reason_of, refused
 from .filters import make_filter
 from .pii import make_masker
 from .plan import PreprocessConfig, Unit
-from .readers import read_documents
 
 log = logging.getLogger("hvdlm")
+
+Drop = Callable[[dict[str, Any]], None]  # takes a line of dropped.jsonl
 
 SHOWN_BAD_RECORDS = 5  # a rank; the others are counted, and listed in dropped.jsonl
 
@@ -29,21 +31,23 @@ class Pipeline:
         self._clean, self._mask = make_cleaner(config.clean), make_masker(config.pii)
         self._filter = make_filter(config.filter)
         self._shown = 0
+        self.read: Counter[int] = Counter()  # documents and bad records of the unit under way, by number of its part
 
-    def documents(
-        self, unit: Unit, statistics: Counter[str], drop: Callable[[dict[str, Any]], None] = lambda line: None
-    ) -> Iterator[Document]:
-        """Documents to keep, in input order; counts what happens to all, and hands each dropped one to `drop`."""
+    def documents(self, unit: Unit, statistics: Counter[str], drop: Drop = lambda line: None) -> Iterator[Document]:
+        """Documents to keep, in input order; counts what happens to all others, and hands each of them to `drop`."""
+        self.read = Counter()
         for number, part in enumerate(unit.parts):
-            for found in read_documents(part, self._config.read_options):
+            for found in found_in(part, self._config.read_options):
+                self.read[number] += 1
                 if isinstance(found, BadRecord):
-                    self._report(found, part)
-                    statistics["bad_records"] += 1
-                    drop(dropped_line(part.path, found.position, None, f"bad record: {found.reason}", found.place))
+                    self._pass_over(found, part, statistics, drop)
                     continue
-                document, reason = self._prepare(found, statistics)
+                try:
+                    document, reason = self._prepare(found, statistics)
+                except BaseException as error:
+                    self.refuse(found, part, f"clean, pii or filter fails ({reason_of(error)})", statistics, drop)
+                    continue
                 if reason is None:
-                    statistics["replaced_characters"] += document.text.count("\ufffd")
                     yield document._replace(part=number) if number else document
                 else:
                     statistics[reason] += 1
@@ -54,6 +58,17 @@ class Pipeline:
         if not text or text.isspace():
             return document, "empty_documents"
         return document if text is document.text else document._replace(text=text), self._filter(text)
+
+    def refuse(self, document: Document, part: Part, reason: str, statistics: Counter[str], drop: Drop) -> None:
+        """A document that something behind the reader cannot take is a bad record: the end, or passed over."""
+        self._pass_over(refused(document, part, self._config.read_options, reason), part, statistics, drop, document.id)
+
+    def _pass_over(
+        self, bad: BadRecord, part: Part, statistics: Counter[str], drop: Drop, id_: str | None = None
+    ) -> None:
+        self._report(bad, part)
+        statistics["bad_records"] += 1
+        drop(dropped_line(part.path, bad.position, id_, f"bad record: {bad.reason}", bad.place))
 
     def _report(self, bad: BadRecord, part: Part) -> None:
         if self._config.on_error == "fail":

@@ -8,8 +8,8 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +23,7 @@ from hvdlm.files import sha256_of
 from hvdlm.partition import fraction_of
 from hvdlm.tokenizer import TokenizerConfig
 
+from .balance import Stamp
 from .clean import CleanConfig
 from .documents import ErrorPolicy, Part, ReadOptions
 from .filters import FilterConfig
@@ -140,6 +141,7 @@ class WorkPlan:
     work: Path  # folder of the spool
     todo: tuple[int, ...] = ()  # units without a spool file at the start, the largest first
     spools: tuple[Path, ...] = ()  # once all units are done
+    listed: Mapping[str, Stamp] = field(default_factory=dict)  # every input file as it was at the start
 
     @property
     def halt(self) -> Path:
@@ -211,9 +213,9 @@ def _parts(files: list[tuple[str, int]], unit_bytes: int, options: ReadOptions) 
             yield Part(path, start, stop), stop - start
 
 
-def plan_digest(config: PreprocessConfig, files: list[tuple[str, int]]) -> str:
+def plan_digest(config: PreprocessConfig, listed: Mapping[str, Stamp]) -> str:
     """Names everything the output depends on; a changed input or config is another plan."""
-    stamps = [(path, size, Path(path).stat().st_mtime_ns) for path, size in files]
+    stamps = [(path, *stamp) for path, stamp in listed.items()]
     stamps += [(sha256_of(path), 0, 0) for _, path in config.tokenizer if isinstance(path, Path)]
     content = {"config": config.model_dump(mode="json", exclude={"output"}), "files": stamps}
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

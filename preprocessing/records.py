@@ -20,16 +20,17 @@ PROVENANCE = "provenance.json"
 DROPPED = "dropped.jsonl"
 
 
-def digest_of(part: Part) -> str:
-    """XXH3 (128 bits) of a part's raw bytes, as `xxhsum -H2` prints it for a whole file: at the speed of memory."""
-    digest = xxhash.xxh3_128()
+def digest_of(part: Part) -> tuple[str, int]:
+    """XXH3 (128 bits) of a part's raw bytes, as `xxhsum -H2` prints it for a whole file, and how many they are."""
+    digest, num_bytes = xxhash.xxh3_128(), 0
     with Path(part.path).open("rb") as file:
         file.seek(part.start)
         left = sys.maxsize if part.stop is None else part.stop - part.start
         while left > 0 and (block := file.read(min(1 << 20, left))):
             digest.update(block)
             left -= len(block)
-    return digest.hexdigest()
+            num_bytes += len(block)
+    return digest.hexdigest(), num_bytes
 
 
 def write_provenance(plan: WorkPlan) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,10 @@ class Batch:
         self.signatures.append(signature)
         self.num_bytes += text_bytes + BYTES_PER_DOCUMENT
 
+    def rows(self) -> Iterator[tuple[Document, int, int, bytes]]:
+        """What `append` took, document by document."""
+        return zip(self.documents, self.splits, self.text_bytes, self.signatures, strict=True)
+
 
 class UnitResult:
     """What a rank collects of one unit, batch by batch."""
@@ -55,6 +59,7 @@ class UnitResult:
         self.num_bytes = 0  # of memory, about
         self.dropped: list[dict[str, Any]] = []  # lines of dropped.jsonl
         self.inputs: list[dict[str, Any]] = []  # what was read, with digests
+        self.reads: list[dict[str, Any]] = []  # how much that was, for the balance
         self._tokens: dict[int, list[np.ndarray]] = {number: [] for number in range(len(SPLITS))}
         self._splits: list[int] = []
         self._lengths: list[np.ndarray] = []
@@ -99,6 +104,7 @@ class UnitResult:
             "statistics": np.frombuffer(json.dumps(self.statistics).encode(), np.uint8),
             "dropped": np.frombuffer(lines_of(self.dropped), np.uint8),
             "inputs": np.frombuffer(json.dumps(self.inputs).encode(), np.uint8),
+            "reads": np.frombuffer(json.dumps(self.reads).encode(), np.uint8),
         }
         for name, values in zip(COLUMNS, zip(*self._names, strict=True), strict=False):
             if any(value is not None for value in values):
@@ -144,7 +150,7 @@ class Spool:
         return self._arrays[name]
 
     def facts(self, name: str) -> Any:
-        """What was saved as JSON: `statistics` or `inputs`."""
+        """What was saved as JSON: `statistics`, `inputs` or `reads`."""
         return json.loads(self[name].tobytes())
 
     def kept(self, split: str) -> np.ndarray:

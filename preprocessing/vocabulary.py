@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -14,13 +15,19 @@ from hvdlm.tokenizer import Tokenizer
 from hvdlm.world.interface import World
 
 from .documents import Document, Part, ReadOptions, find_files
+from .fence import found_in, reason_of
 from .pipeline import Pipeline
 from .plan import PreprocessConfig, Unit, make_units, sample_units
-from .readers import read_documents
 
 log = logging.getLogger("hvdlm")
 
 SAMPLE_PIECE = 8192  # characters of a document that enter the tokenizer's sample or not: a book is many draws
+CUTS = (  # where a piece may end, the best first: what begins the next one belongs to no word of this one
+    re.compile(r"(?<=\S)[^\S\n]*\n"),  # at a line's end: a word of `pattern` may hold blanks
+    re.compile(r"(?<=\S)\s"),  # before white space: byte-level pieces begin with the space
+    re.compile(r"(?<=[^\w\s])(?=\w)"),  # behind punctuation, where words are not spaced
+    re.compile(r"(?=\w)"),  # before a character, never before its combining marks
+)
 PROOF_UNITS = 8  # units whose beginnings prove the fast encoder
 PROOF_BYTES = 64 << 10  # of text in all of them
 
@@ -37,7 +44,13 @@ def _make(config: PreprocessConfig, texts: list[str]) -> Tokenizer:
         if not texts:
             raise UserError(f"input {config.input!r}: no document of its sample is left to learn a vocabulary from")
         log.info("learning a %s vocabulary from %.1f MB", section.kind, sum(map(len, texts)) / 1e6)
-    made = tokenizers.TOKENIZERS[section.kind].make(section, lambda: iter(texts))
+    try:
+        made = tokenizers.TOKENIZERS[section.kind].make(section, lambda: iter(texts))
+    except BaseException as error:
+        raise UserError(
+            f"tokenizer: a {section.kind} vocabulary cannot be made of this input ({reason_of(error)}); "
+            "set another vocab_size or kind"
+        ) from None
     if section.fills_vocab_size and made.vocab_size < section.vocab_size:
         log.warning("the text has only enough for a vocabulary of %d ids", made.vocab_size)
     return made
@@ -50,17 +63,31 @@ def _sample(config: PreprocessConfig, units: list[Unit], world: World) -> list[s
     drawn: list[tuple[int, list[str]]] = []
     with world.together():
         for unit in chosen[world.rank :: world.size]:
-            pieces = (
-                document.text[start : start + SAMPLE_PIECE]
-                for document in pipeline.documents(unit, Counter())
-                for start in range(0, len(document.text), SAMPLE_PIECE)
-            )
+            pieces = (piece for document in pipeline.documents(unit, Counter()) for piece in pieces_of(document.text))
             drawn.append((unit.number, [p for p in pieces if fraction_of(p.encode(), config.seed + 1) < fraction]))
     received = world.exchange_bytes([json.dumps(drawn).encode(), *[b""] * (world.size - 1)])
     if world.rank:
         return []
     by_unit = sorted(pair for part in received for pair in json.loads(part))
     return [piece for _, pieces in by_unit for piece in pieces]
+
+
+def pieces_of(text: str) -> Iterator[str]:
+    """A text in pieces of SAMPLE_PIECE to twice as many characters that cut no word, by the text alone.
+
+    >>> [len(piece) for piece in pieces_of("word " * 2000)]
+    [8194, 1806]
+    """
+    start = 0
+    while len(text) - start > SAMPLE_PIECE:
+        first, last = start + SAMPLE_PIECE, min(start + 2 * SAMPLE_PIECE, len(text))
+        cuts = CUTS[:2] if last == len(text) else CUTS  # the document's end is as good as white space
+        found = next((match for cut in cuts if (match := cut.search(text, first, last))), None)
+        end = found.start() if found else last
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
 
 
 def with_fast_encoder(tokenizer: Tokenizer, config: PreprocessConfig, units: list[Unit], world: World) -> Tokenizer:
@@ -103,4 +130,4 @@ def sample_of(sources: list[str], megabytes: float) -> list[str]:
 
 
 def _texts_of(part: Part, options: ReadOptions) -> Iterator[str]:
-    return (found.text for found in read_documents(part, options) if isinstance(found, Document))
+    return (found.text for found in found_in(part, options) if isinstance(found, Document))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hvdlm.data.manifest import Manifest
 from hvdlm.errors import StoppedOnRequest, UserError
@@ -160,8 +161,8 @@ class WorkQueue:
             self._counters.close()
         self._counters = self._progress = None
 
-    def write_summary(self, path: Path, manifest: Manifest) -> None:
-        """`preprocess.json`: seconds by phase and rank, and how uneven the work was. Collective."""
+    def write_summary(self, path: Path, manifest: Manifest, balance: dict[str, Any]) -> None:
+        """`preprocess.json`: the balance, seconds by phase and rank, and how uneven the work was. Collective."""
         phases = self.world.gather(self.timer.seconds)
         peaks = self.world.gather(memory_bytes("VmHWM"))
         names = dict.fromkeys(name for rank in phases for name in rank)
@@ -178,6 +179,7 @@ class WorkQueue:
             "num_units_resumed": len(units) - len(self._plan.todo),
             "num_documents": manifest.num_documents,
             "num_tokens": manifest.num_tokens,
+            "balance": balance,
             "seconds": seconds,
             "peak_memory_mb": [round(peak / 1e6) for peak in peaks],
             "imbalance": round(max(tokenize) * len(tokenize) / sum(tokenize), 4) if sum(tokenize) else 1.0,

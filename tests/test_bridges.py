@@ -262,6 +262,75 @@ def test_a_damaged_source_is_one_clear_line(case, tmp_path, tokenizer_file):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 
 
+LLM_C_IDS = [EOS, 104, 105, EOS, 97, 98]
+
+
+def llm_c_bytes(ids, magic=20240520, version=1, num_tokens=None, kind="<u2"):
+    header = np.zeros(256, "<i4")
+    header[:3] = magic, version, len(ids) if num_tokens is None else num_tokens
+    return header.tobytes() + np.array(ids, kind).tobytes()
+
+
+@pytest.mark.parametrize(("magic", "kind"), [(20240520, "<u2"), (20240801, "<u4")])
+def test_a_file_of_llm_c_is_its_ids_without_the_header(magic, kind, tmp_path, tokenizer_file):
+    (tmp_path / "train.bin").write_bytes(llm_c_bytes(LLM_C_IDS, magic, kind=kind))
+    (tmp_path / "val.bin").write_bytes(llm_c_bytes([], magic, kind=kind))
+    convert(tmp_path, tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
+    assert ids_of(tmp_path / "b") == [[EOS], [104, 105, EOS], [97, 98]]
+    assert read_manifest(tmp_path / "b").num_tokens == len(LLM_C_IDS)
+
+
+@pytest.mark.parametrize("kind", ["<u4", "<i4", "<i8"])
+def test_ids_wider_than_need_be_are_read_as_they_are_and_it_is_said(kind, tmp_path, tokenizer_file, caplog):
+    ids = [104, 0, 105, EOS, 97, EOS]
+    np.array(ids, kind).tofile(tmp_path / "train.bin")
+    with caplog.at_level("WARNING", "hvdlm"):
+        convert(tmp_path, tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
+    assert list(itertools.chain(*ids_of(tmp_path / "b"))) == ids
+    assert "though 257 ids need only uint16" in caplog.text
+
+
+@pytest.mark.parametrize("ids", [[1, 0], [1, 0, 1, 0, 1, 0], [0] * 16, [1, 0] * 20 + [0, 1]])
+def test_narrow_ids_with_zeros_are_not_taken_for_wide_ones(ids, tmp_path, tokenizer_file, caplog):
+    np.array(ids, "<u2").tofile(tmp_path / "train.bin")
+    with caplog.at_level("WARNING", "hvdlm"):
+        convert(tmp_path, tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
+    assert list(itertools.chain(*ids_of(tmp_path / "b"))) == ids
+    assert "hold no end-of-text id 256, so they are one document" in caplog.text
+
+
+FOREIGN = {
+    "cut": (llm_c_bytes(LLM_C_IDS)[:-2], "has 1034 bytes, its header of llm.c says 1036"),
+    "version": (llm_c_bytes(LLM_C_IDS, version=2), "has a header of llm.c of version 2"),
+    "big-endian header": (np.array([20240520] * 256, ">i4").tobytes(), "has a big-endian header of llm.c"),
+    "npy": (b"\x93NUMPY\x01\x00" + bytes(120), "is an array saved by numpy.save"),
+    "big-endian": (np.array([104, 105, EOS], ">u2").tobytes(), "token 0 is id 26624, the tokenizer has 257"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_a_bin_of_another_layout_is_refused(case, tmp_path, tokenizer_file):
+    data, message = FOREIGN[case]
+    (tmp_path / "train.bin").write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        convert(tmp_path, tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("documents", [[0, 1, 1, 2], [0, 0, 1, 2], [0, 1, 2, 2, 2], [0, 0, 1, 1, 2, 2]])
+def test_megatron_documents_without_a_sequence_are_empty_documents(documents, tmp_path, tokenizer_file):
+    sequences = [[104, 105, EOS], [97, EOS]]
+    source = write_megatron(tmp_path / "a", train=sequences)
+    idx = (source / "train.idx").read_bytes()[: -8 * 3]
+    head = replaced(idx, 26, struct.pack("<Q", len(documents)))
+    (source / "train.idx").write_bytes(head + np.array(documents, "<i8").tobytes())
+    convert(source, tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
+    assert ids_of(tmp_path / "b") == [sequences[a] if a < b else [] for a, b in itertools.pairwise(documents)]
+    convert(tmp_path / "b", tmp_path / "c", to="megatron")
+    convert(tmp_path / "c", tmp_path / "d", to="hvdlm")
+    same_data(tmp_path / "b", tmp_path / "d")
+
+
 def test_negative_ids_are_named(tmp_path, tokenizer_file):
     source = write_megatron(tmp_path / "a", 4, train=[[1, -1]])
     with pytest.raises(UserError, match=r"train.bin: token 1 is id -1"):

@@ -98,9 +98,10 @@ def split_files(source: Path, suffix: str) -> dict[str, Path]:
     return {split: path for split, path in found.items() if path.is_file()}
 
 
-def reader_of(path: Path, dtype: np.dtype) -> Callable[[int, int], np.ndarray]:
-    """`TokenSplit.read` of a file of bare numbers, by memory map; it may be empty."""
-    tokens = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+def reader_of(path: Path, dtype: np.dtype, start_byte: int = 0) -> Callable[[int, int], np.ndarray]:
+    """`TokenSplit.read` of a file of bare numbers from `start_byte`, by memory map; there may be none."""
+    is_empty = path.stat().st_size == start_byte
+    tokens = np.empty(0, dtype) if is_empty else np.memmap(path, dtype=dtype, mode="r", offset=start_byte)
     return lambda start, stop: tokens[start:stop]
 
 

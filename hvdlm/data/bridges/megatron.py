@@ -4,7 +4,7 @@
 indices (one more than documents), then int32 tokens a sequence, int64 byte offsets of sequences in .bin, int64
 number of the sequence that begins each document, and the end (megatron/core/datasets/indexed_dataset.py). A
 document of ours is one sequence, as preprocess_data.py writes it; its tokens stand as they are, with or without
-an end-of-text id.
+an end-of-text id. A document without any sequence, which preprocess_data.py makes of an empty text, is an empty one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def read(source: Path, tokenizer: Tokenizer, work: Path, options: ConvertOptions
 
 def _read_split(path: Path, vocab_size: int, options: ConvertOptions) -> TokenSplit:
     dtype, sizes, documents = _read_index(path)
-    if not options.is_lossy and not np.array_equal(documents, np.arange(len(sizes) + 1)):
+    if not options.is_lossy and np.diff(documents).max(initial=0) > 1:  # none: preprocess_data.py met an empty text
         raise UserError(
             f"{path}: has {len(sizes)} sequences in {len(documents) - 1} documents, and sequences would be joined; "
             "make it again without --split-sentences, or pass --lossy"

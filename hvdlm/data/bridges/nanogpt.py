@@ -1,21 +1,39 @@
 """nanoGPT's train.bin and val.bin: raw little-endian ids, uint16 or, for more than 65536 of them, uint32.
 
-There is nothing else in these files: a document ends where the end-of-text id stands.
+There is nothing else in these files: a document ends where the end-of-text id stands. Read are also ids that are wider
+than they need be, and the files of llm.c (dev/data/data_common.py: 256 int32, of which magic, version and number of
+tokens are used, then the ids), in which the end-of-text id stands before each document: the tokens are the same, the
+first document is that id alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import numpy as np
 
-from hvdlm.data.bridges.interface import ConvertOptions, SourceCorpus, TokenSplit, reader_of, split_files, write_array
+from hvdlm.data.bridges.interface import (
+    PIECE_TOKENS,
+    ConvertOptions,
+    SourceCorpus,
+    TokenSplit,
+    reader_of,
+    split_files,
+    write_array,
+)
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
 
+log = logging.getLogger("hvdlm")
+
 KEEPS_COLUMNS = False
+LLM_C_BYTES = 1024  # of the header
+LLM_C_DTYPES = {20240520: "<u2", 20240801: "<u4"}  # by magic: for GPT-2 and for Llama 3
+NUMPY_MAGIC = b"\x93NUMPY"
+FEWEST_WIDE = 4  # ids that prove by their empty upper halves how wide they are
 
 
 def is_there(source: Path) -> bool:
@@ -27,20 +45,68 @@ def read(source: Path, tokenizer: Tokenizer, work: Path, options: ConvertOptions
 
 
 def _read_split(path: Path, tokenizer: Tokenizer) -> TokenSplit:
-    dtype = dtype_for(tokenizer.vocab_size)
-    num_bytes = path.stat().st_size
+    dtype, start = _layout(path, tokenizer.vocab_size)
+    num_bytes = path.stat().st_size - start
     if num_bytes % dtype.itemsize:
         raise UserError(
             f"{path}: has {num_bytes} bytes, no whole number of {dtype.name} for {tokenizer.vocab_size} ids; "
             "copy it again, or give the tokenizer.json that made it"
         )
     num_tokens = num_bytes // dtype.itemsize
-    whole = TokenSplit(path, np.array([num_tokens]), reader_of(path, dtype), dtype.name, tokenizer.vocab_size)
+    whole = TokenSplit(path, np.array([num_tokens]), reader_of(path, dtype, start), dtype.name, tokenizer.vocab_size)
     ends = [ends + 1 for ends in _places(whole, tokenizer.eos_id)]
     offsets = np.concatenate([[0], *ends])
+    if num_tokens and len(offsets) == 1:
+        log.warning(
+            "%s: its %d tokens hold no end-of-text id %d, so they are one document; is it this tokenizer's, "
+            "little-endian, without a header?",
+            *(path, num_tokens, tokenizer.eos_id),
+        )
     if offsets[-1] != num_tokens:  # the last document has no end: it is one all the same
         offsets = np.append(offsets, num_tokens)
     return dataclasses.replace(whole, lengths=np.diff(offsets))
+
+
+def _layout(path: Path, vocab_size: int) -> tuple[np.dtype, int]:
+    """(type of the ids, byte at which they begin); UserError for a file of something else."""
+    with path.open("rb") as file:
+        head = file.read(LLM_C_BYTES)
+    if head.startswith(NUMPY_MAGIC):
+        raise UserError(f"{path}: is an array saved by numpy.save; write its ids alone (numpy.load(...).tofile)")
+    if len(head) >= 12:
+        magic, version, num_tokens = np.frombuffer(head, "<i4", 3).tolist()
+        swapped = int(np.frombuffer(head, ">i4", 1)[0])
+        if magic in LLM_C_DTYPES:
+            return _llm_c_layout(path, np.dtype(LLM_C_DTYPES[magic]), version, num_tokens)
+        if swapped in LLM_C_DTYPES:
+            raise UserError(f"{path}: has a big-endian header of llm.c; write it little-endian")
+    dtype = dtype_for(vocab_size)
+    found = _widest(path, dtype)
+    if found != dtype:
+        log.warning("%s: its ids are %s, though %d ids need only %s", path, found.name, vocab_size, dtype.name)
+    return found, 0
+
+
+def _llm_c_layout(path: Path, dtype: np.dtype, version: int, num_tokens: int) -> tuple[np.dtype, int]:
+    expected, found = LLM_C_BYTES + num_tokens * dtype.itemsize, path.stat().st_size
+    if version != 1:
+        raise UserError(f"{path}: has a header of llm.c of version {version}; this reads version 1")
+    if found != expected:
+        raise UserError(f"{path}: has {found} bytes, its header of llm.c says {expected}; copy it again")
+    return dtype, LLM_C_BYTES
+
+
+def _widest(path: Path, dtype: np.dtype) -> np.dtype:
+    """int64 or uint32 where the upper half of every number is empty and the lower one mostly not, else `dtype`."""
+    num_bytes = path.stat().st_size
+    for wide in (np.dtype("<i8"), np.dtype("<u4")):
+        if wide.itemsize <= dtype.itemsize or num_bytes % wide.itemsize or num_bytes < FEWEST_WIDE * wide.itemsize:
+            continue
+        halves = np.memmap(path, dtype=f"<u{wide.itemsize // 2}", mode="r").reshape(-1, 2)  # lower, upper
+        pieces = (halves[first : first + PIECE_TOKENS] for first in range(0, len(halves), PIECE_TOKENS))
+        if all(not piece[:, 1].any() and np.count_nonzero(piece[:, 0]) * 2 > len(piece) for piece in pieces):
+            return wide
+    return dtype
 
 
 def _places(split: TokenSplit, token: int) -> list[np.ndarray]:

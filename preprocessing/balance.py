@@ -1,0 +1,112 @@
+"""The closing balance: the bytes listed were read, and every document read was kept or lost for a counted reason."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hvdlm.errors import UserError
+from hvdlm.files import read_json, write_text_durably
+
+from .documents import Part
+
+LOST = ("bad_records", "empty_documents", "duplicate_documents", "near_duplicate_documents")  # and filter_KEY
+LISTED = "listed.json"  # in the spool's folder: the files as they were when the job was begun
+MOST_NAMED = 100  # files without a document
+
+Stamp = tuple[int, int]  # size in bytes, time of the last change in ns
+
+
+def stamp_of(path: str) -> Stamp:
+    """Of a file as it is now; UserError if it has gone."""
+    try:
+        found = Path(path).stat()
+    except OSError as error:
+        raise UserError(f"{path}: was listed, and cannot be found any more ({error.strerror})") from None
+    return found.st_size, found.st_mtime_ns
+
+
+def check_parts(parts: Iterable[Part], listed: Mapping[str, Stamp]) -> None:
+    """UserError for a file that is no longer what was listed."""
+    for path in dict.fromkeys(part.path for part in parts):
+        if (now := stamp_of(path)) != listed[path]:
+            raise UserError(
+                f"{path}: changed while the job ran ({_told(listed[path])} when it was listed, now {_told(now)}); "
+                "start the job again once nothing writes to it"
+            )
+
+
+def check_read(part: Part, num_bytes: int, listed: Mapping[str, Stamp]) -> None:
+    """UserError unless all bytes of a part were read."""
+    expected = (listed[part.path][0] if part.stop is None else part.stop) - part.start
+    if num_bytes != expected:
+        raise UserError(f"{part.path}: gave {num_bytes} bytes from byte {part.start} on, {expected} were listed")
+
+
+def note_listed(work: Path, config_digest: str, listed: Mapping[str, Stamp]) -> None:
+    write_text_durably(work / LISTED, json.dumps({"config": config_digest, "files": listed}) + "\n")
+
+
+def forget_listed(work: Path) -> None:
+    """After an error that a user mends: a changed file is then what the next start is for."""
+    (work / LISTED).unlink(missing_ok=True)
+
+
+def check_resumed(other: Path, config_digest: str, listed: Mapping[str, Stamp]) -> None:
+    """UserError if the same config began in the folder `other` with a file that has changed since."""
+    try:
+        noted = read_json(other / LISTED)
+        is_same, before = noted["config"] == config_digest, dict(noted["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # ended by an error, or begun by another version: nothing of it is used
+    for path, stamp in before.items() if is_same else ():
+        if path in listed and list(listed[path]) != list(stamp):
+            raise UserError(
+                f"{path}: changed since this job was begun ({_told(stamp)} then, now {_told(listed[path])}); put the "
+                f"old file back to continue, or remove {other.parent} to begin anew"
+            )
+
+
+def _told(stamp: Stamp) -> str:
+    changed = datetime.datetime.fromtimestamp(stamp[1] / 1e9, datetime.UTC)
+    return f"{stamp[0]} bytes of {changed:%Y-%m-%d %H:%M:%S.%f} UTC"
+
+
+def close_balance(
+    listed: Mapping[str, Stamp], reads: Iterable[Mapping[str, Any]], statistics: Mapping[str, int], kept: int
+) -> dict[str, Any]:
+    """What preprocess.json keeps of the balance; UserError for a sum that does not come out.
+
+    `reads` are of all parts: `path`, `bytes` and how many `documents` (bad records among them) its reader gave.
+    """
+    num_bytes, documents = Counter[str](), Counter[str]()
+    for read in reads:
+        num_bytes[read["path"]] += read["bytes"]
+        documents[read["path"]] += read["documents"]
+    for path, (size, _) in listed.items():
+        if num_bytes[path] != size:
+            raise UserError.shared(f"{path}: {num_bytes[path]} bytes were read of {size}; please report this")
+    lost = {
+        name: count
+        for name, count in sorted(statistics.items())
+        if count and (name in LOST or name.startswith("filter_"))
+    }
+    if documents.total() != kept + sum(lost.values()):
+        told = "".join(f" + {name} {count}" for name, count in lost.items())
+        raise UserError.shared(
+            f"the balance does not come out: read {documents.total()} documents, kept {kept}{told}; please report this"
+        )
+    without = [path for path in listed if not documents[path]]
+    return {
+        "files": len(listed),
+        "bytes": num_bytes.total(),
+        "documents_read": documents.total(),
+        "documents_kept": kept,
+        "documents_lost": lost,
+        "files_without_documents": len(without),
+        "first_files_without_documents": without[:MOST_NAMED],
+    }

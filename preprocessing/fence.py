@@ -1,0 +1,42 @@
+"""Whatever a library raises over a document becomes a bad record with its place; what is no fault of it passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hvdlm.errors import StoppedOnRequest, UserError
+
+from .documents import BadRecord, Document, Part, ReadOptions
+from .readers import FORMATS, format_of, read_documents
+
+PASSES = (UserError, StoppedOnRequest, OSError, KeyboardInterrupt, SystemExit, GeneratorExit)
+MOST_SHOWN = 200  # characters of a library's message, which may hold the text
+
+
+def reason_of(error: BaseException) -> str:
+    """What a library raised, as part of one line; a Rust panic, which is no Exception, too.
+
+    Raises what is not about the text: UserError, OSError, a stop; and a lack of memory as UserError, as another
+    machine would have had enough and the output must not depend on it.
+    """
+    if isinstance(error, PASSES):
+        raise error
+    if isinstance(error, MemoryError):
+        raise UserError("not enough memory for the document under way; start fewer ranks a node") from None
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:MOST_SHOWN]}" if message else type(error).__name__
+
+
+def refused(document: Document, part: Part, options: ReadOptions, reason: str) -> BadRecord:
+    """The bad record that a document is for `reason`."""
+    if FORMATS[format_of(part.path, options.format)].splittable:  # positions are bytes
+        return BadRecord(f"{part.path}: byte {document.position}", reason, document.position)
+    return BadRecord(f"{part.path}: document {document.position}", reason)
+
+
+def found_in(part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+    """`read_documents`, in which a library's surprise ends the part with a bad record."""
+    try:
+        yield from read_documents(part, options)
+    except BaseException as error:
+        yield BadRecord(part.path, f"cannot be read on from somewhere in it ({reason_of(error)}); make it again")

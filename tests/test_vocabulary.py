@@ -1,0 +1,62 @@
+"""The sample that a vocabulary is learnt from: drawn in pieces that cut no word."""
+
+import json
+import random
+
+import pytest
+from harness import preprocess
+
+from hvdlm.preprocessing.vocabulary import SAMPLE_PIECE, pieces_of
+
+ONE_LINE = " ".join(f"word{n:05d}" for n in range(9_000))
+TEXTS = {
+    "one line": ONE_LINE,
+    "lines": ONE_LINE.replace(" ", "\n", 7_000).replace("\n", " ", 6_900),
+    "carriage returns": ONE_LINE.replace(" ", " \r\n"),
+    "runs of blanks": ONE_LINE.replace(" ", " \t  \n\n   "),
+    "ideographic spaces": ONE_LINE.replace(" ", "\u3000"),
+    "one long word": "x" * 50_000,
+    "as long as a piece": "x" * SAMPLE_PIECE,
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_pieces_are_the_text_and_cut_no_word(name):
+    text = TEXTS[name]
+    pieces = list(pieces_of(text))
+    assert "".join(pieces) == text
+    assert all(0 < len(piece) <= 2 * SAMPLE_PIECE for piece in pieces)
+    if "long" not in name:
+        assert len(pieces) > 3
+        assert [word for piece in pieces for word in piece.split()] == text.split()
+        assert all(not piece[-1].isspace() and piece[0].isspace() for piece in pieces[1:-1])
+
+
+def test_a_line_is_not_cut_where_there_are_line_ends():
+    text = "\n".join(f"line {n} of some words" for n in range(3_000))
+    assert [line for piece in pieces_of(text) for line in piece.split("\n") if line] == text.split("\n")
+
+
+def test_text_without_spaces_is_cut_behind_punctuation_or_between_characters():
+    source = random.Random(1)
+    sentence = "".join(chr(source.randrange(0x4E00, 0x9000)) for _ in range(30))
+    assert all(piece.endswith("。") for piece in pieces_of(f"{sentence}。" * 2_000))
+    thai = "ก\u0e33\u0e37\u0e48" * 20_000  # a vowel and a tone stand on the letter before them
+    assert not any(piece[0] in "\u0e37\u0e48" for piece in pieces_of(thai))
+
+
+@pytest.mark.parametrize(
+    ("separator", "settings"),
+    [
+        (" ", {}),
+        ("\n", {"line_ends": True}),
+        (" ", {"words": "regex"}),
+        (" + ", {"words": "regex", "pattern": r"\w+(?= \+|$)"}),
+    ],
+)
+def test_a_counted_vocabulary_has_the_words_of_the_text_and_no_others(separator, settings, tmp_path):
+    words = [f"word{n:04d}" for n in range(3_000)]
+    (tmp_path / "in.txt").write_text(separator.join(random.Random(5).sample(words * 3, k=9_000)))
+    preprocess(tmp_path / "in.txt", tmp_path / "out", tokenizer={"kind": "word", "vocab_size": 4_000, **settings})
+    found = json.loads((tmp_path / "out" / "tokenizer.json").read_text())["vocabulary"]
+    assert sorted(set(found) - {"<unk>", "<eos>"}) == words
