@@ -24,7 +24,7 @@ from hvdlm.partition import fraction_of
 from hvdlm.tokenizer import TokenizerConfig
 
 from .clean import CleanConfig
-from .documents import ErrorPolicy, Part, ReadOptions
+from .documents import ErrorPolicy, Part, ReadOptions, TableConfig
 from .filters import FilterConfig
 from .pii import PiiConfig
 from .readers import FORMATS, can_split
@@ -77,6 +77,7 @@ class PreprocessConfig(Section):
     id_key: str | None = Field(None, description="key or column of a document's id, kept in the shards")
     label_key: str | None = Field(None, description="key or column of a document's label, kept in the shards")
     separator: str | None = Field(None, description="what stands between documents of format: separated")
+    table: TableConfig = TableConfig()
     encoding: str = Field("utf-8", description="of text files; any name that Python knows, such as gb18030")
     errors: ErrorPolicy = Field("strict", description="of wrong bytes: strict makes a bad record, replace puts U+FFFD")
     on_error: Literal["fail", "skip"] = Field(
@@ -117,7 +118,14 @@ class PreprocessConfig(Section):
     @property
     def read_options(self) -> ReadOptions:
         return ReadOptions(
-            self.format, self.text_key, self.id_key, self.label_key, self.separator, self.encoding, self.errors
+            self.format,
+            self.text_key,
+            self.id_key,
+            self.label_key,
+            self.separator,
+            self.encoding,
+            self.errors,
+            self.table,
         )
 
 

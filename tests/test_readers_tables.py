@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import sys
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from reading import read as read_with
 
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import documents
-from hvdlm.preprocessing.documents import NOT_UTF8, BadRecord, Document, ReadOptions
+from hvdlm.preprocessing.documents import NOT_UTF8, BadRecord, Document, ReadOptions, TableConfig
 
 TEXTS = ["one, two", 'she said "no"', "first\nsecond\r\nthird", "中文，带逗号的句子。", "", "naïve 😀"]
 NAMED = ReadOptions(id_key="id", label_key="label")
@@ -44,7 +45,8 @@ def delimited(texts, suffix, line_end="\r\n"):
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
 def test_rows_are_what_the_csv_module_wrote(write, suffix, line_end, bom):
-    assert read(write("a" + suffix, bom + delimited(TEXTS, suffix, line_end))) == expected(TEXTS)
+    path = write("a" + suffix, bom + delimited(TEXTS, suffix, line_end))
+    assert read(path, replace(NAMED, table=TableConfig(quote='"'))) == expected(TEXTS)
 
 
 def test_a_csv_in_another_encoding(write):
@@ -72,7 +74,7 @@ def test_a_wrong_row_does_not_lose_the_next(case, write, monkeypatch):
     assert found[0] == Document("before", 0)
     assert found[-1] == Document("after", len(found) - 1)
     assert isinstance(found[1], BadRecord)
-    assert found[1].place == f"{path}: row 1"
+    assert found[1].place == f"{path}: row 1 (line 3)" or case == "a huge cell"
     assert re.match(pattern, found[1].reason)
 
 
@@ -113,6 +115,88 @@ def test_a_header_of_noise_is_shown_on_one_line(write):
         read(write("a.csv", b'"a\nb",' + b"\x01" * 100 + b",c" * 100 + b"\n"), STRICT)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+def texts_and_lines(found):
+    """Texts of documents, and the lines that the place of a bad record names."""
+    return [f.text if isinstance(f, Document) else re.search(r"\(lines? (.*)\)$", f.place)[1] for f in found]
+
+
+def test_a_quote_in_tsv_is_text(write, caplog):
+    content = b'text\tlabel\n"He said\t1\nplain\t0\nbye"\t0\n"a"b\t1\n"whole"\t1\na\\b\t1\n'
+    found = read(write("a.tsv", content), ReadOptions(label_key="label"))
+    assert texts_and_lines(found) == ['"He said', "plain", 'bye"', '"a"b', '"whole"', "a\\b"]
+    assert [f.label for f in found] == list("100111")
+    assert [m for m in caplog.messages if "row 4 (line 6): quotes around a cell are kept" in m]
+    assert len(caplog.messages) == 1
+
+
+STRAY = "".join(f"row {n},1\n" for n in range(50))
+
+
+@pytest.mark.parametrize("limit", [100, 1 << 20])
+def test_a_quote_without_end_loses_its_own_line_alone(write, monkeypatch, limit):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", limit)
+    found = read(write("a.csv", f'text,n\nfirst,1\n"Oops,0\n{STRAY}'.encode()), STRICT)
+    assert texts_and_lines(found) == ["first", "3", *(f"row {n}" for n in range(50))]
+    assert [f.position for f in found if isinstance(f, Document)] == [0, *range(2, 52)]
+    assert found[1].reason.endswith('; if a " is text here, set table.quote: none')
+
+
+def test_a_quote_that_ends_in_a_later_row_loses_its_own_line_alone(write):
+    found = read(write("a.csv", b'text,n\n"Oops,0\nplain,1\nsaid "no" and,1\nlast,1\n'), STRICT)
+    assert texts_and_lines(found) == ["2", "plain", 'said "no" and', "last"]
+
+
+@pytest.mark.parametrize("row", ['"He said,1\nplain,0\nbye",0', '"x,1\ny",0\n"u,1\nv",1'])
+def test_rows_that_may_be_joined_by_a_stray_quote_are_remarked_once(write, caplog, row):
+    read(write("a.csv", f"text,n\n{row}\n".encode()), STRICT)
+    assert [m.partition(": row ")[2][:16] for m in caplog.messages] == [f"0 (lines 2 to {4 if 'said' in row else 3})"]
+
+
+def test_lines_in_quotes_that_look_like_no_rows_are_a_cell(write, caplog):
+    (found,) = read(write("a.csv", b'text,n\n"one\ntwo, three, four\nfive",1\n'), STRICT)
+    assert found.text == "one\ntwo, three, four\nfive"
+    assert not caplog.messages
+
+
+def test_places_count_physical_lines(write, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 2000)
+    wrong = [b'"a\nb",1,2', b"x" * 9000 + b",1", b'"' + b"y\n" * 3000 + b'",1', b"1,2,3"]
+    found = read(write("a.csv", b"text,n\n\n" + b"\n".join(wrong) + b"\nlast,1"), STRICT)
+    assert texts_and_lines(found) == ["3 to 4", "5", "6 to 3006", "3007", "last"]
+
+
+@pytest.mark.parametrize(
+    ("table", "content", "texts"),
+    [
+        ({"delimiter": ";"}, "text;n\na,b;1\n", ["a,b"]),
+        ({"delimiter": "\t"}, 'text\tn\n"a\tb"\t1\n', ["a\tb"]),
+        ({"quote": "none"}, 'text,n\n"a,1\nb",2\n', ['"a', 'b"']),
+        ({"quote": "'"}, "text,n\n'it''s, \"so\"',1\n", ['it\'s, "so"']),
+        ({"quote": "none", "escape": "\\"}, "text,n\na\\,b\\\\,1\nc\\\nd,1\n", ["a,b\\", "c\nd"]),
+        ({"escape": "\\"}, 'text,n\n"a\\"b",1\n', ['a"b']),
+        ({"header": ["n", "text"]}, "1,a\n2,b\n", ["a", "b"]),
+    ],
+)
+def test_habits_of_tables_are_settings(write, table, content, texts):
+    found = read(write("a.csv", content.encode()), ReadOptions(table=TableConfig(**table)))
+    assert texts_and_lines(found) == texts
+
+
+@pytest.mark.parametrize(
+    "table", [{"delimiter": ", "}, {"quote": "\n"}, {"escape": ""}, {"delimiter": "|", "quote": "|"}]
+)
+def test_a_table_needs_different_single_characters(table):
+    with pytest.raises(ValueError, match="different single characters"):
+        TableConfig(**table)
+
+
+def test_rows_of_a_wrong_shape_name_the_setting(write):
+    (first, *_) = read(write("a.tsv", b'text\tn\n"a\nb"\t1\n'), STRICT)
+    assert first.reason == "1 cells under 2 column names; if quotes join its cells or lines, set table.quote: '\"'"
+    with pytest.raises(UserError, match=r"it has: text;n\); set text_key or table.delimiter"):
+        read(write("a.csv", b"text;n\na;1\n"), STRICT)
 
 
 def parquet(table, **settings):

@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 from hvdlm.errors import UserError
 
 from ..documents import BadRecord, ChunkStream, Document, Part, ReadOptions, is_compressed, open_plain, plain_suffix
-from . import jsonl, tables, text, web
+from . import delimited, jsonl, tables, text, web
 
 Reader = Callable[[BinaryIO, Part, ReadOptions], Iterator[Document | BadRecord]]
 
@@ -37,8 +37,8 @@ FORMATS: dict[str, Format] = {
     "wikitext": Format(partial(text.read_between, boundary=text.ARTICLES), (".tokens",), splittable=True),
     "md": Format(text.read_file, (".md", ".markdown"), splittable=True),
     "jsonl": Format(jsonl.read_json_lines, (".jsonl", ".ndjson"), splittable=True),
-    "csv": Format(partial(tables.read_rows, delimiter=","), (".csv",)),
-    "tsv": Format(partial(tables.read_rows, delimiter="\t"), (".tsv",)),
+    "csv": Format(partial(delimited.read_rows, dialect=delimited.CSV), (".csv",)),
+    "tsv": Format(partial(delimited.read_rows, dialect=delimited.TSV), (".tsv",)),
     "parquet": Format(tables.read_parquet, (".parquet",), is_text=False),
     "html": Format(web.read_html, (".html", ".htm", ".xhtml"), is_text=False),
     "warc": Format(web.read_warc, (".warc",), is_text=False),

@@ -1,9 +1,9 @@
-"""Tables: a document a row of CSV, TSV or Parquet."""
+"""Tables: what all kinds share, and Parquet, a document a row."""
 
 from __future__ import annotations
 
-import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -16,116 +16,21 @@ from ..documents import NOT_UTF8, BadRecord, Document, Part, ReadOptions, is_com
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
-BOM = "\ufeff"
-
 
 def larger_than_limit() -> str:
     """Why a row, cell, page or record is refused."""
     return f"larger than {documents.MAX_DOCUMENT_BYTES / 2**20:g} MiB"
 
 
-def read_rows(file: BinaryIO, part: Part, options: ReadOptions, *, delimiter: str) -> Iterator[Document | BadRecord]:
-    """A document a row of values between delimiters, quoted by RFC 4180; the first row names the columns."""
-    rows = _rows(_Lines(file, options), delimiter)
-    header = next(rows, "is empty; its first row must name the columns")
-    if isinstance(header, str):
-        yield BadRecord(f"{part.path}: header row", header)
-        return
-    indices = [None if name is None else header.index(name) for name in _wanted(header, part, options)]
-    for number, cells in enumerate(rows):
-        if isinstance(cells, str):
-            yield BadRecord(f"{part.path}: row {number}", cells)
-        elif len(cells) != len(header):
-            yield BadRecord(f"{part.path}: row {number}", f"{len(cells)} cells under {len(header)} column names")
-        else:
-            text, id_, label = (None if index is None else cells[index] for index in indices)
-            yield Document(text or "", number, id_, label)
-
-
-def _rows(lines: _Lines, delimiter: str) -> Iterator[list[str] | str]:
-    """Cells of every row that is not blank, or what is wrong with it."""
-    csv.field_size_limit(max(csv.field_size_limit(), documents.MAX_DOCUMENT_BYTES))  # one for the whole process
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    while True:
-        lines.begin_row()
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            # " - do you need to open the file with newline=''" is advice to programmers
-            yield f"wrong quoting or line end ({str(error).partition(' - ')[0]})"
-        except _RowTooLarge:
-            yield larger_than_limit()
-        else:
-            if lines.has_wrong_byte:
-                yield NOT_UTF8
-            elif cells:
-                yield cells
-
-
-class _RowTooLarge(Exception):
-    """Raised through the csv module, which then begins a new row."""
-
-
-class _Lines:
-    """The lines that the csv module asks for, as text. It cannot make a row larger than a document may be."""
-
-    def __init__(self, file: BinaryIO, options: ReadOptions) -> None:
-        self._file = file
-        self._errors = options.errors
-        self._is_first = True
-        self.begin_row()
-
-    def begin_row(self) -> None:
-        self.has_wrong_byte = False
-        self._num_bytes = self._num_quotes = 0
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        limit = documents.MAX_DOCUMENT_BYTES
-        line = self._file.readline(limit + 1)
-        if not line:
-            raise StopIteration
-        self._count(line)
-        if self._num_bytes > limit:
-            self._skip_row(line)
-            raise _RowTooLarge
-        text = self._decode(line)
-        if self._is_first:
-            self._is_first, text = False, text.removeprefix(BOM)
-        return text
-
-    def _count(self, line: bytes) -> None:
-        self._num_bytes += len(line)
-        self._num_quotes += line.count(b'"')
-
-    def _skip_row(self, line: bytes) -> None:
-        """To the line end that is outside quotes; not for ever, as the quote may be one that is never closed."""
-        while line and not (
-            line.endswith(b"\n") and (self._num_quotes % 2 == 0 or self._num_bytes > 8 * documents.MAX_DOCUMENT_BYTES)
-        ):
-            line = self._file.readline(1 << 20)
-            self._count(line)
-
-    def _decode(self, line: bytes) -> str:
-        try:
-            return line.decode("utf-8", self._errors)
-        except UnicodeDecodeError:
-            self.has_wrong_byte = True  # and read on, to stay in step with the rows
-            return line.decode("utf-8", "replace")
-
-
-def _wanted(names: Sequence[str], part: Part, options: ReadOptions) -> list[str | None]:
+def wanted_columns(names: Sequence[str], part: Part, options: ReadOptions) -> list[str | None]:
     """The columns of text, id and label, each of them in the table exactly once."""
     keys = {"text_key": options.text_key, "id_key": options.id_key, "label_key": options.label_key}
     for key, name in keys.items():
         if name is None:
             continue
         if name not in names:
-            raise UserError(f"{part.path}: no column {name!r} (it has: {_listed(names)}); set {key}")
+            hint = " or table.delimiter" if len(names) == 1 and re.search(r"[,;|\t]", names[0]) else ""
+            raise UserError(f"{part.path}: no column {name!r} (it has: {_listed(names)}); set {key}{hint}")
         if names.count(name) > 1:
             raise UserError(f"{part.path}: column {name!r} is there {names.count(name)} times; rename the others")
     return list(keys.values())
@@ -149,7 +54,7 @@ def read_parquet(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[D
         return
     try:
         table = ParquetFile(source, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
-        columns = _wanted(table.schema_arrow.names, part, options)
+        columns = wanted_columns(table.schema_arrow.names, part, options)
         _check_is_text(table.schema_arrow.field(options.text_key).type, part, options)
     except faults as error:
         yield BadRecord(part.path, f"broken parquet ({_first_line(error)}); fetch it again")
