@@ -1,12 +1,16 @@
-"""Rows of CSV, TSV and Parquet become documents, and a wrong row does not lose the next."""
+"""Rows of CSV, TSV, Parquet and Arrow become documents, and a wrong row does not lose the next."""
 
 import csv
 import io
 import re
 import sys
 from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from reading import STRICT, only_bad, write_packed
@@ -212,6 +216,123 @@ def a_table(texts, kind="string"):
 
 
 KINDS = {"string": pa.string(), "large_string": pa.large_string(), "dictionary": pa.dictionary(pa.int32(), pa.string())}
+MORE_KINDS = {
+    "string_view": pa.string_view(),
+    "binary": pa.binary(),
+    "large_binary": pa.large_binary(),
+    "binary_view": pa.binary_view(),
+    "bytes of a dictionary": pa.dictionary(pa.int8(), pa.binary()),
+    "large strings of a dictionary": pa.dictionary(pa.int32(), pa.large_string()),
+}
+
+
+def arrow_file(table, new=pa.ipc.new_file, **settings):
+    content = io.BytesIO()
+    with new(content, table.schema, options=pa.ipc.IpcWriteOptions(compression=settings.get("compression"))) as writer:
+        writer.write_table(table, max_chunksize=settings.get("max_chunksize"))
+    return content.getvalue()
+
+
+def arrow_stream(table, **settings):
+    return arrow_file(table, pa.ipc.new_stream, **settings)
+
+
+def feather(table):
+    content = io.BytesIO()
+    pa.feather.write_feather(table, content)
+    return content.getvalue()
+
+
+def packed(suffix, table):
+    return {".parquet": parquet, ".arrow": arrow_stream, ".ipc": arrow_file, ".feather": feather}[suffix](table)
+
+
+COLUMNAR = [".parquet", ".arrow", ".ipc", ".feather"]
+
+
+@pytest.mark.parametrize("suffix", COLUMNAR)
+@pytest.mark.parametrize("kind", MORE_KINDS)
+def test_text_of_any_type(write, suffix, kind):
+    texts = [*TEXTS, None]
+    is_bytes = "binary" in str(MORE_KINDS[kind])
+    column = pa.array([text.encode() if text is not None and is_bytes else text for text in texts], MORE_KINDS[kind])
+    *found, bad = read(write("a" + suffix, packed(suffix, pa.table({"text": column}))), STRICT)
+    assert found == [Document(text, i) for i, text in enumerate(TEXTS)]
+    assert bad.reason == "'text' is null"
+
+
+@pytest.mark.parametrize("suffix", COLUMNAR)
+def test_text_that_is_json_or_bytes_of_one_size_or_null(write, suffix):
+    json_column = pa.ExtensionArray.from_storage(pa.json_(), pa.array(['{"a": 1.0}', None]))
+    columns = {"json": json_column, "fixed": pa.array([b"abc", b"de\xe9"], pa.binary(3)), "null": pa.nulls(2)}
+    path = write("a" + suffix, packed(suffix, pa.table(columns)))
+    one, bad = read(path, ReadOptions(text_key="json"))
+    assert (one.text, bad.reason) == ('{"a": 1.0}', "'json' is null")
+    one, bad = read(path, ReadOptions(text_key="fixed"))
+    assert (one.text, bad.reason) == ("abc", NOT_UTF8)
+    assert [bad.reason for bad in read(path, ReadOptions(text_key="null"))] == ["'null' is null"] * 2
+
+
+@pytest.mark.parametrize("suffix", COLUMNAR)
+def test_a_key_leads_into_structs(write, suffix):
+    rows = [{"b": {"c": "deep", "id": 1.0}, "d.e": "dots"}, None, {"b": None, "d.e": None}]
+    path = write("a" + suffix, packed(suffix, pa.table({"a": rows, "a.d": ["top", "x", "y"]})))
+    one, *bad = read(path, ReadOptions(text_key="a.b.c", id_key="a.b.id", label_key="a.d.e"))
+    assert one == Document("deep", 0, "1.0", "dots")
+    assert [b.reason for b in bad] == ["'a.b.c' is null"] * 2
+    assert [d.text for d in read(path, ReadOptions(text_key="a.d"))] == ["top", "x", "y"]
+    with pytest.raises(UserError, match=r"no column 'a.b.x' \(it has: a, a.d\); set id_key"):
+        read(path, ReadOptions(text_key="a.d", id_key="a.b.x"))
+    with pytest.raises(UserError, match=r"column 'a.b' is struct<c: string, id: double>, not string"):
+        read(path, ReadOptions(text_key="a.b"))
+
+
+NAMES = {
+    "beyond 2^53": (pa.array([9007199254740993]), "9007199254740993"),
+    "float32": (pa.array([0.1], pa.float32()), "0.1"),
+    "float64": (pa.array([0.1]), "0.1"),
+    "decimal": (pa.array([Decimal("1000")]).cast(pa.decimal128(9, 2)), "1000.00"),
+    "date": (pa.array([date(2020, 2, 3)]), "2020-02-03"),
+    "nanoseconds": (pa.array([1], pa.timestamp("ns")), "1970-01-01 00:00:00.000000001"),
+    "bytes": (pa.array(["中".encode()]), "中"),
+    "bytes that are no text": (pa.array([b"\xff\x00"]), "ff00"),
+    "list": (pa.array([["中", None]]), '["中", null]'),
+    "struct": (pa.array([{"a": 1}]), '{"a": 1}'),
+    "dictionary": (pa.array(["x"]).dictionary_encode(), "x"),
+    "null": (pa.nulls(1), None),
+}
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize("kind", NAMES)
+def test_ids_and_labels_of_any_type_lose_nothing(write, suffix, kind):
+    values, name = NAMES[kind]
+    table = pa.table({"text": ["a"], "id": values, "label": values})
+    assert read(write("a" + suffix, packed(suffix, table))) == [Document("a", 0, name, name)]
+
+
+@pytest.mark.parametrize("pack", [arrow_file, arrow_stream])
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_batches_of_arrow_are_read_in_order(write, pack, compression):
+    content = pack(a_table(TEXTS * 30), max_chunksize=7, compression=compression)
+    assert read(write("a.arrow", content)) == expected(TEXTS * 30)
+    assert read(write("b.arrow", pack(a_table([])))) == []
+
+
+def test_a_damaged_arrow_file_is_told(write):
+    content = arrow_file(pa.table({"text": ["unmistakable"] * 9}), max_chunksize=3)
+    offsets = np.array([0, 12, 24, 36], np.int32).tobytes()
+    place = content.index(offsets)
+    damaged = content[:place] + np.array([0, 1 << 30, 24, 36], np.int32).tobytes() + content[place + 16 :]
+    bad, *rest = read(write("a.arrow", damaged), STRICT)
+    assert bad.place.endswith("a.arrow: record batch 0") or bad.place.endswith("a.arrow.gz: record batch 0")
+    assert [d.text for d in rest] == ["unmistakable"] * 6
+    stream = arrow_stream(pa.table({"text": ["unmistakable"] * 9}), max_chunksize=3)
+    *rest, bad = read(write("b.arrow", stream[: len(stream) * 3 // 4]), STRICT)
+    assert "record batch" in bad.place
+    assert 0 < len(rest) < 9
+    for broken in (b"", b"x" * 99, content[:50], b"FEA1" + b"x" * 99):
+        assert re.match("broken arrow|is Feather version 1", only_bad(write("c.arrow", broken)).reason)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -230,7 +351,7 @@ def test_only_the_text_column_is_needed(write):
 def test_ids_of_any_type_become_text(write):
     columns = {"text": ["a", "b"], "id": [1.5, None], "label": [True, False]}
     found = read(write("a.parquet", parquet(pa.table(columns))))
-    assert found == [Document("a", 0, "1.5", "True"), Document("b", 1, None, "False")]
+    assert found == [Document("a", 0, "1.5", "true"), Document("b", 1, None, "false")]
 
 
 @pytest.mark.parametrize("kind", ["string", "dictionary"])

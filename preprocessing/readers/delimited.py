@@ -56,6 +56,11 @@ class _Row(NamedTuple):
     first_line: int
     last_line: int
 
+    def place(self, part: Part, number: int) -> str:
+        is_one = self.first_line == self.last_line
+        lines = f"line {self.first_line}" if is_one else f"lines {self.first_line} to {self.last_line}"
+        return f"{part.path}: row {number} ({lines})"
+
 
 def read_rows(file: BinaryIO, part: Part, options: ReadOptions, *, dialect: Dialect) -> Iterator[Document | BadRecord]:
     """A document a row of values between delimiters; the first row names the columns unless `table.header` does."""
@@ -73,22 +78,19 @@ def read_rows(file: BinaryIO, part: Part, options: ReadOptions, *, dialect: Dial
     indices = [None if name is None else header.index(name) for name in wanted_columns(header, part, options)]
     number, is_remarked = 0, False
     while (row := reader.next_row()) is not None:
-        place = f"{part.path}: row {number} ({_lines(row.first_line, row.last_line)})"
         if row.fault:
-            yield BadRecord(place, row.fault)
+            yield BadRecord(row.place(part, number), row.fault)
         elif len(row.cells) != len(header):
-            yield BadRecord(place, f"{len(row.cells)} cells under {len(header)} column names{reader.hint()}")
+            yield BadRecord(
+                row.place(part, number), f"{len(row.cells)} cells under {len(header)} column names{reader.hint()}"
+            )
         else:
             text, id_, label = (None if index is None else row.cells[index] for index in indices)
             if not is_remarked and (remark := reader.remark(text or "")):
-                log.warning("%s: %s", place, remark)
+                log.warning("%s: %s", row.place(part, number), remark)
                 is_remarked = True
             yield Document(text or "", number, id_, label)
         number += 1
-
-
-def _lines(first: int, last: int) -> str:
-    return f"line {first}" if first == last else f"lines {first} to {last}"
 
 
 class _RowReader:

@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 from hvdlm.errors import UserError
 
 from ..documents import BadRecord, ChunkStream, Document, Part, ReadOptions, is_compressed, open_plain, plain_suffix
-from . import delimited, jsonl, tables, text, web
+from . import columnar, delimited, jsonl, text, web
 
 Reader = Callable[[BinaryIO, Part, ReadOptions], Iterator[Document | BadRecord]]
 
@@ -39,7 +39,8 @@ FORMATS: dict[str, Format] = {
     "jsonl": Format(jsonl.read_json_lines, (".jsonl", ".ndjson"), splittable=True),
     "csv": Format(partial(delimited.read_rows, dialect=delimited.CSV), (".csv",)),
     "tsv": Format(partial(delimited.read_rows, dialect=delimited.TSV), (".tsv",)),
-    "parquet": Format(tables.read_parquet, (".parquet",), is_text=False),
+    "parquet": Format(columnar.read_parquet, (".parquet",), is_text=False),
+    "arrow": Format(columnar.read_arrow, (".arrow", ".feather", ".ipc"), is_text=False),
     "html": Format(web.read_html, (".html", ".htm", ".xhtml"), is_text=False),
     "warc": Format(web.read_warc, (".warc",), is_text=False),
     "wet": Format(web.read_wet, (".wet",), is_text=False),
