@@ -70,10 +70,10 @@ class PreprocessConfig(Section):
     input: str | list[str] = Field(description="file, folder, glob, list of these, or python-stdlib")
     format: Annotated[str, choice_of(["auto", *FORMATS])] = Field(
         "auto",
-        description="auto goes by suffix (.txt .md .jsonl .csv .tsv .parquet .arrow .feather .html .warc .wet "
+        description="auto goes by suffix (.txt .md .jsonl .json .csv .tsv .parquet .arrow .feather .html .warc .wet "
         ".tokens, also .gz .bz2 .xz .zst); of .txt, paragraphs cuts at blank lines and separated at `separator`",
     )
-    text_key: str = Field("text", description="key (jsonl) or column (tables) of the text; a.b is b inside a")
+    text_key: str = Field("text", description="key (json) or column (tables) of the text; a.b is b inside a")
     id_key: str | None = Field(None, description="key or column of a document's id, kept in the shards")
     label_key: str | None = Field(None, description="key or column of a document's label, kept in the shards")
     separator: str | None = Field(None, description="what stands between documents of format: separated")

@@ -220,3 +220,47 @@ def test_the_builtin_corpus_is_tens_of_megabytes_of_real_text():
     files = find_files(["python-stdlib"])
     assert sum(size for _, size in files) > 8e6
     assert not any("site-packages" in path for path, _ in files)
+
+
+RECORDS = [
+    {"text": 'a "quoted" ] } \\\\', "id": 1, "n": [[], {"x": "]"}]},
+    {"id": 2, "text": "zwei \U0001f600 ü"},
+    {"text": ""},
+] * 20
+LAYOUTS = {
+    "an array": lambda: json.dumps(RECORDS),
+    "an array in lines": lambda: json.dumps(RECORDS, indent=2, ensure_ascii=False),
+    "objects in lines": lambda: "\n".join(json.dumps(record, indent=4) for record in RECORDS),
+    "objects without anything between": lambda: "".join(map(json.dumps, RECORDS)),
+    "two arrays": lambda: json.dumps(RECORDS[:7]) + "\n" + json.dumps(RECORDS[7:]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("limit", [100, 101, 4096])
+def test_json_is_a_document_a_record(write, monkeypatch, layout, limit):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", limit + 60)
+    content = b"\xef\xbb\xbf" + LAYOUTS[layout]().encode()
+    documents_ = found(write("a.json", content), ReadOptions(id_key="id"))
+    assert [d.text for d in documents_] == [record["text"] for record in RECORDS]
+    assert [d.id for d in documents_] == [record.get("id") and str(record["id"]) for record in RECORDS]
+    assert all(content[d.position : d.position + 1] == b"{" for d in documents_)
+
+
+@pytest.mark.parametrize("large", [b'{"text": "' + b"x\\\\]" * 500 + b'"}', b'"' + b'\\"' * 900 + b'"', b"1" * 3000])
+def test_what_is_no_record_does_not_lose_the_next(write, monkeypatch, large):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 200)
+    middle = [b'"word"', b"12", b"{]", large, b'{"body": 1}', b"[1]"]
+    first, *bad, last = found(write("a.json", b'[{"text": "a"}, ' + b", ".join(middle) + b', {"text": "b"}]'))
+    assert (first.text, last.text) == ("a", "b")
+    assert [type(b) for b in bad[:2]] == [BadRecord] * 2
+    no_key = "no key 'tex"
+    assert [b.reason[:11] for b in bad] == [no_key, no_key, "not valid J", "larger than", no_key, no_key]
+
+
+@pytest.mark.parametrize("tail", [b"", b",", b', {"text": "b', b', {"text": "b"', b', {"text": "' + b"b" * 999])
+def test_json_without_an_end_is_told(write, monkeypatch, tail):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 200)
+    first, *bad = found(write("a.json", b'[{"text": "a"}' + tail))
+    assert first.text == "a"
+    assert bad[-1].reason.startswith("cut short")

@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 from hvdlm.errors import UserError
 
 from ..documents import BadRecord, ChunkStream, Document, Part, ReadOptions, is_compressed, open_plain, plain_suffix
-from . import columnar, delimited, jsonl, text, web
+from . import columnar, delimited, json_values, jsonl, text, web
 
 Reader = Callable[[BinaryIO, Part, ReadOptions], Iterator[Document | BadRecord]]
 
@@ -37,6 +37,7 @@ FORMATS: dict[str, Format] = {
     "wikitext": Format(partial(text.read_between, boundary=text.ARTICLES), (".tokens",), splittable=True),
     "md": Format(text.read_file, (".md", ".markdown"), splittable=True),
     "jsonl": Format(jsonl.read_json_lines, (".jsonl", ".ndjson"), splittable=True),
+    "json": Format(json_values.read_json, (".json",)),
     "csv": Format(partial(delimited.read_rows, dialect=delimited.CSV), (".csv",)),
     "tsv": Format(partial(delimited.read_rows, dialect=delimited.TSV), (".tsv",)),
     "parquet": Format(columnar.read_parquet, (".parquet",), is_text=False),

@@ -29,10 +29,11 @@ def read_json_lines(file: BinaryIO, part: Part, options: ReadOptions) -> Iterato
         if line.is_cut:
             yield from _long_line(line, lines, part, options)
         elif line.data and not line.data.isspace():
-            yield _document(line.data, line.position, part, options)
+            yield read_record(line.data, line.position, part, options)
 
 
-def _document(line: bytes, position: int, part: Part, options: ReadOptions) -> Document | BadRecord:
+def read_record(line: bytes, position: int, part: Part, options: ReadOptions) -> Document | BadRecord:
+    """The document of a JSON object, whose first byte is at `position` of the file."""
     try:
         record = orjson.loads(line)
         as_text: Callable[[str], str] = str  # it lets no half surrogate pair pass
