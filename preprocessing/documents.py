@@ -48,7 +48,7 @@ class TableConfig(Section):
     """The `table` section: how rows of csv and tsv are written."""
 
     delimiter: str | None = Field(None, description="character between cells; default: a comma in csv, a tab in tsv")
-    quote: str = Field(
+    quote: str | None = Field(
         "auto", description='character around cells, or none where quotes are text; auto: " in csv, none in tsv'
     )
     escape: str | None = Field(None, description="character that makes the next one text, such as a backslash")
@@ -56,7 +56,7 @@ class TableConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TableConfig:
-        quote = None if self.quote in ("auto", "none") else self.quote
+        quote = None if self.quote in ("auto", "none", None) else self.quote
         given = [value for value in (self.delimiter, quote, self.escape) if value is not None]
         if any(len(value) != 1 or value in "\r\n\0" for value in given) or len(set(given)) < len(given):
             raise ValueError(f"delimiter, quote and escape are different single characters, not {given}")

@@ -177,6 +177,7 @@ def test_places_count_physical_lines(write, monkeypatch):
         ({"delimiter": ";"}, "text;n\na,b;1\n", ["a,b"]),
         ({"delimiter": "\t"}, 'text\tn\n"a\tb"\t1\n', ["a\tb"]),
         ({"quote": "none"}, 'text,n\n"a,1\nb",2\n', ['"a', 'b"']),
+        ({"quote": None}, 'text,n\n"a,1\n', ['"a']),
         ({"quote": "'"}, "text,n\n'it''s, \"so\"',1\n", ['it\'s, "so"']),
         ({"quote": "none", "escape": "\\"}, "text,n\na\\,b\\\\,1\nc\\\nd,1\n", ["a,b\\", "c\nd"]),
         ({"escape": "\\"}, 'text,n\n"a\\"b",1\n', ['a"b']),
@@ -408,3 +409,9 @@ def test_parquet_without_pyarrow_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"a.parquet: reading parquet needs pyarrow; pip install 'hvdlm\[text\]'"):
         read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(("suffix", "remedy"), [(".orc", "parquet"), (".xlsx", "csv"), (".sqlite", "csv")])
+def test_other_tables_are_told_with_a_remedy(write, suffix, remedy):
+    with pytest.raises(UserError, match=rf"a{suffix}.*: is an? .*as {remedy}"):
+        read(write("a" + suffix, b"x"))

@@ -34,7 +34,7 @@ class Dialect(NamedTuple):
         >>> Dialect(",", '"').asked(TableConfig(delimiter=";"))
         Dialect(delimiter=';', quote='"', escape=None)
         """
-        quote = self.quote if table.quote == "auto" else None if table.quote == "none" else table.quote
+        quote = self.quote if table.quote == "auto" else None if table.quote in ("none", None) else table.quote
         return Dialect(table.delimiter or self.delimiter, quote, table.escape)
 
     @property

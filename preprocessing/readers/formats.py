@@ -46,6 +46,13 @@ FORMATS: dict[str, Format] = {
     "warc": Format(web.read_warc, (".warc",), is_text=False),
     "wet": Format(web.read_wet, (".wet",), is_text=False),
 }
+OTHER_TABLES = {
+    ".orc": "an ORC table; write it as parquet",
+    ".avro": "an Avro table; write it as parquet",
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet; save it as csv"),
+    **dict.fromkeys((".sqlite", ".sqlite3", ".db"), "a database; export its table as csv"),
+    **dict.fromkeys((".pkl", ".pickle"), "a pickle, which may run code; write it as parquet or jsonl"),
+}  # what is met in folders of data and not read
 SUFFIXES = {suffix: name for name, format_ in FORMATS.items() for suffix in format_.suffixes}
 
 
@@ -54,6 +61,8 @@ def format_of(path: str, asked: str) -> str:
     if asked != "auto":
         return asked
     suffix = plain_suffix(path)
+    if suffix in OTHER_TABLES:
+        raise UserError(f"{path}: is {OTHER_TABLES[suffix]}, or name the files you mean by a glob")
     if suffix not in SUFFIXES:
         raise UserError(
             f"{path}: cannot tell its format from {suffix or 'no suffix'!r}; set format: {', '.join(FORMATS)}; "
