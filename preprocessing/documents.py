@@ -10,10 +10,13 @@ import lzma
 import os
 import sysconfig
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, cast
 
+from pydantic import Field, model_validator
+
+from hvdlm.config import Section
 from hvdlm.errors import UserError
 from hvdlm.tokenizer.interface import require
 
@@ -41,6 +44,25 @@ class Part:
     stop: int | None
 
 
+class TableConfig(Section):
+    """The `table` section: how rows of csv and tsv are written."""
+
+    delimiter: str | None = Field(None, description="character between cells; default: a comma in csv, a tab in tsv")
+    quote: str | None = Field(
+        "auto", description='character around cells, or none where quotes are text; auto: " in csv, none in tsv'
+    )
+    escape: str | None = Field(None, description="character that makes the next one text, such as a backslash")
+    header: list[str] | None = Field(None, description="names of the columns in files whose first row is data")
+
+    @model_validator(mode="after")
+    def _check(self) -> TableConfig:
+        quote = None if self.quote in ("auto", "none", None) else self.quote
+        given = [value for value in (self.delimiter, quote, self.escape) if value is not None]
+        if any(len(value) != 1 or value in "\r\n\0" for value in given) or len(set(given)) < len(given):
+            raise ValueError(f"delimiter, quote and escape are different single characters, not {given}")
+        return self
+
+
 @dataclass(frozen=True)
 class ReadOptions:
     """How files become documents."""
@@ -52,6 +74,7 @@ class ReadOptions:
     separator: str | None = None
     encoding: str = "utf-8"
     errors: ErrorPolicy = "strict"
+    table: TableConfig = field(default_factory=TableConfig)
 
 
 class Document(NamedTuple):

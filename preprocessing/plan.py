@@ -25,7 +25,7 @@ from hvdlm.tokenizer import TokenizerConfig
 
 from .balance import Stamp
 from .clean import CleanConfig
-from .documents import ErrorPolicy, Part, ReadOptions
+from .documents import ErrorPolicy, Part, ReadOptions, TableConfig
 from .filters import FilterConfig
 from .pii import PiiConfig
 from .readers import FORMATS, can_split
@@ -71,13 +71,14 @@ class PreprocessConfig(Section):
     input: str | list[str] = Field(description="file, folder, glob, list of these, or python-stdlib")
     format: Annotated[str, choice_of(["auto", *FORMATS])] = Field(
         "auto",
-        description="auto goes by suffix (.txt .md .jsonl .csv .tsv .parquet .html .warc .wet .tokens, also .gz .bz2 "
-        ".xz .zst); of .txt, paragraphs cuts at blank lines and separated at `separator`",
+        description="auto goes by suffix (.txt .md .jsonl .json .csv .tsv .parquet .arrow .feather .html .warc .wet "
+        ".tokens, also .gz .bz2 .xz .zst); of .txt, paragraphs cuts at blank lines and separated at `separator`",
     )
-    text_key: str = Field("text", description="key (jsonl) or column (csv, tsv, parquet) of the text")
+    text_key: str = Field("text", description="key (json) or column (tables) of the text; a.b is b inside a")
     id_key: str | None = Field(None, description="key or column of a document's id, kept in the shards")
     label_key: str | None = Field(None, description="key or column of a document's label, kept in the shards")
     separator: str | None = Field(None, description="what stands between documents of format: separated")
+    table: TableConfig = TableConfig()
     encoding: str = Field("utf-8", description="of text files; any name that Python knows, such as gb18030")
     errors: ErrorPolicy = Field("strict", description="of wrong bytes: strict makes a bad record, replace puts U+FFFD")
     on_error: Literal["fail", "skip"] = Field(
@@ -118,7 +119,14 @@ class PreprocessConfig(Section):
     @property
     def read_options(self) -> ReadOptions:
         return ReadOptions(
-            self.format, self.text_key, self.id_key, self.label_key, self.separator, self.encoding, self.errors
+            self.format,
+            self.text_key,
+            self.id_key,
+            self.label_key,
+            self.separator,
+            self.encoding,
+            self.errors,
+            self.table,
         )
 
 

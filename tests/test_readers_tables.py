@@ -1,11 +1,16 @@
-"""Rows of CSV, TSV and Parquet become documents, and a wrong row does not lose the next."""
+"""Rows of CSV, TSV, Parquet and Arrow become documents, and a wrong row does not lose the next."""
 
 import csv
 import io
 import re
 import sys
+from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from reading import STRICT, only_bad, write_packed
@@ -13,7 +18,7 @@ from reading import read as read_with
 
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import documents
-from hvdlm.preprocessing.documents import NOT_UTF8, BadRecord, Document, ReadOptions
+from hvdlm.preprocessing.documents import NOT_UTF8, BadRecord, Document, ReadOptions, TableConfig
 
 TEXTS = ["one, two", 'she said "no"', "first\nsecond\r\nthird", "中文，带逗号的句子。", "", "naïve 😀"]
 NAMED = ReadOptions(id_key="id", label_key="label")
@@ -44,7 +49,8 @@ def delimited(texts, suffix, line_end="\r\n"):
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
 def test_rows_are_what_the_csv_module_wrote(write, suffix, line_end, bom):
-    assert read(write("a" + suffix, bom + delimited(TEXTS, suffix, line_end))) == expected(TEXTS)
+    path = write("a" + suffix, bom + delimited(TEXTS, suffix, line_end))
+    assert read(path, replace(NAMED, table=TableConfig(quote='"'))) == expected(TEXTS)
 
 
 def test_a_csv_in_another_encoding(write):
@@ -72,7 +78,7 @@ def test_a_wrong_row_does_not_lose_the_next(case, write, monkeypatch):
     assert found[0] == Document("before", 0)
     assert found[-1] == Document("after", len(found) - 1)
     assert isinstance(found[1], BadRecord)
-    assert found[1].place == f"{path}: row 1"
+    assert found[1].place == f"{path}: row 1 (line 3)" or case == "a huge cell"
     assert re.match(pattern, found[1].reason)
 
 
@@ -115,6 +121,89 @@ def test_a_header_of_noise_is_shown_on_one_line(write):
     assert len(str(caught.value)) < 1000
 
 
+def texts_and_lines(found):
+    """Texts of documents, and the lines that the place of a bad record names."""
+    return [f.text if isinstance(f, Document) else re.search(r"\(lines? (.*)\)$", f.place)[1] for f in found]
+
+
+def test_a_quote_in_tsv_is_text(write, caplog):
+    content = b'text\tlabel\n"He said\t1\nplain\t0\nbye"\t0\n"a"b\t1\n"whole"\t1\na\\b\t1\n'
+    found = read(write("a.tsv", content), ReadOptions(label_key="label"))
+    assert texts_and_lines(found) == ['"He said', "plain", 'bye"', '"a"b', '"whole"', "a\\b"]
+    assert [f.label for f in found] == list("100111")
+    assert [m for m in caplog.messages if "row 4 (line 6): quotes around a cell are kept" in m]
+    assert len(caplog.messages) == 1
+
+
+STRAY = "".join(f"row {n},1\n" for n in range(50))
+
+
+@pytest.mark.parametrize("limit", [100, 1 << 20])
+def test_a_quote_without_end_loses_its_own_line_alone(write, monkeypatch, limit):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", limit)
+    found = read(write("a.csv", f'text,n\nfirst,1\n"Oops,0\n{STRAY}'.encode()), STRICT)
+    assert texts_and_lines(found) == ["first", "3", *(f"row {n}" for n in range(50))]
+    assert [f.position for f in found if isinstance(f, Document)] == [0, *range(2, 52)]
+    assert found[1].reason.endswith('; if a " is text here, set table.quote: none')
+
+
+def test_a_quote_that_ends_in_a_later_row_loses_its_own_line_alone(write):
+    found = read(write("a.csv", b'text,n\n"Oops,0\nplain,1\nsaid "no" and,1\nlast,1\n'), STRICT)
+    assert texts_and_lines(found) == ["2", "plain", 'said "no" and', "last"]
+
+
+@pytest.mark.parametrize("row", ['"He said,1\nplain,0\nbye",0', '"x,1\ny",0\n"u,1\nv",1'])
+def test_rows_that_may_be_joined_by_a_stray_quote_are_remarked_once(write, caplog, row):
+    read(write("a.csv", f"text,n\n{row}\n".encode()), STRICT)
+    assert [m.partition(": row ")[2][:16] for m in caplog.messages] == [f"0 (lines 2 to {4 if 'said' in row else 3})"]
+
+
+def test_lines_in_quotes_that_look_like_no_rows_are_a_cell(write, caplog):
+    (found,) = read(write("a.csv", b'text,n\n"one\ntwo, three, four\nfive",1\n'), STRICT)
+    assert found.text == "one\ntwo, three, four\nfive"
+    assert not caplog.messages
+
+
+def test_places_count_physical_lines(write, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 2000)
+    wrong = [b'"a\nb",1,2', b"x" * 9000 + b",1", b'"' + b"y\n" * 3000 + b'",1', b"1,2,3"]
+    found = read(write("a.csv", b"text,n\n\n" + b"\n".join(wrong) + b"\nlast,1"), STRICT)
+    assert texts_and_lines(found) == ["3 to 4", "5", "6 to 3006", "3007", "last"]
+
+
+@pytest.mark.parametrize(
+    ("table", "content", "texts"),
+    [
+        ({"delimiter": ";"}, "text;n\na,b;1\n", ["a,b"]),
+        ({"delimiter": "\t"}, 'text\tn\n"a\tb"\t1\n', ["a\tb"]),
+        ({"quote": "none"}, 'text,n\n"a,1\nb",2\n', ['"a', 'b"']),
+        ({"quote": None}, 'text,n\n"a,1\n', ['"a']),
+        ({"quote": "'"}, "text,n\n'it''s, \"so\"',1\n", ['it\'s, "so"']),
+        ({"quote": "none", "escape": "\\"}, "text,n\na\\,b\\\\,1\nc\\\nd,1\n", ["a,b\\", "c\nd"]),
+        ({"escape": "\\"}, 'text,n\n"a\\"b",1\n', ['a"b']),
+        ({"header": ["n", "text"]}, "1,a\n2,b\n", ["a", "b"]),
+    ],
+)
+def test_habits_of_tables_are_settings(write, table, content, texts):
+    found = read(write("a.csv", content.encode()), ReadOptions(table=TableConfig(**table)))
+    assert texts_and_lines(found) == texts
+
+
+@pytest.mark.parametrize(
+    "table", [{"delimiter": ", "}, {"quote": "\n"}, {"escape": ""}, {"delimiter": "|", "quote": "|"}]
+)
+def test_a_table_needs_different_single_characters(table):
+    with pytest.raises(ValueError, match="different single characters"):
+        TableConfig(**table)
+
+
+def test_rows_of_a_wrong_shape_name_the_setting(write):
+    (first, *_) = read(write("a.tsv", b'text\tn\n"a\nb"\t1\n'), STRICT)
+    assert first.reason == "1 cells under 2 column names; if quotes join its cells or lines, set table.quote: '\"'"
+    with pytest.raises(UserError, match=r"it has: text;n\); set text_key or table.delimiter"):
+        read(write("a.csv", b"text;n\na;1\n"), STRICT)
+
+
 def parquet(table, **settings):
     file = io.BytesIO()
     pq.write_table(table, file, **settings)
@@ -128,6 +217,123 @@ def a_table(texts, kind="string"):
 
 
 KINDS = {"string": pa.string(), "large_string": pa.large_string(), "dictionary": pa.dictionary(pa.int32(), pa.string())}
+MORE_KINDS = {
+    "string_view": pa.string_view(),
+    "binary": pa.binary(),
+    "large_binary": pa.large_binary(),
+    "binary_view": pa.binary_view(),
+    "bytes of a dictionary": pa.dictionary(pa.int8(), pa.binary()),
+    "large strings of a dictionary": pa.dictionary(pa.int32(), pa.large_string()),
+}
+
+
+def arrow_file(table, new=pa.ipc.new_file, **settings):
+    content = io.BytesIO()
+    with new(content, table.schema, options=pa.ipc.IpcWriteOptions(compression=settings.get("compression"))) as writer:
+        writer.write_table(table, max_chunksize=settings.get("max_chunksize"))
+    return content.getvalue()
+
+
+def arrow_stream(table, **settings):
+    return arrow_file(table, pa.ipc.new_stream, **settings)
+
+
+def feather(table):
+    content = io.BytesIO()
+    pa.feather.write_feather(table, content)
+    return content.getvalue()
+
+
+def packed(suffix, table):
+    return {".parquet": parquet, ".arrow": arrow_stream, ".ipc": arrow_file, ".feather": feather}[suffix](table)
+
+
+COLUMNAR = [".parquet", ".arrow", ".ipc", ".feather"]
+
+
+@pytest.mark.parametrize("suffix", COLUMNAR)
+@pytest.mark.parametrize("kind", MORE_KINDS)
+def test_text_of_any_type(write, suffix, kind):
+    texts = [*TEXTS, None]
+    is_bytes = "binary" in str(MORE_KINDS[kind])
+    column = pa.array([text.encode() if text is not None and is_bytes else text for text in texts], MORE_KINDS[kind])
+    *found, bad = read(write("a" + suffix, packed(suffix, pa.table({"text": column}))), STRICT)
+    assert found == [Document(text, i) for i, text in enumerate(TEXTS)]
+    assert bad.reason == "'text' is null"
+
+
+@pytest.mark.parametrize("suffix", COLUMNAR)
+def test_text_that_is_json_or_bytes_of_one_size_or_null(write, suffix):
+    json_column = pa.ExtensionArray.from_storage(pa.json_(), pa.array(['{"a": 1.0}', None]))
+    columns = {"json": json_column, "fixed": pa.array([b"abc", b"de\xe9"], pa.binary(3)), "null": pa.nulls(2)}
+    path = write("a" + suffix, packed(suffix, pa.table(columns)))
+    one, bad = read(path, ReadOptions(text_key="json"))
+    assert (one.text, bad.reason) == ('{"a": 1.0}', "'json' is null")
+    one, bad = read(path, ReadOptions(text_key="fixed"))
+    assert (one.text, bad.reason) == ("abc", NOT_UTF8)
+    assert [bad.reason for bad in read(path, ReadOptions(text_key="null"))] == ["'null' is null"] * 2
+
+
+@pytest.mark.parametrize("suffix", COLUMNAR)
+def test_a_key_leads_into_structs(write, suffix):
+    rows = [{"b": {"c": "deep", "id": 1.0}, "d.e": "dots"}, None, {"b": None, "d.e": None}]
+    path = write("a" + suffix, packed(suffix, pa.table({"a": rows, "a.d": ["top", "x", "y"]})))
+    one, *bad = read(path, ReadOptions(text_key="a.b.c", id_key="a.b.id", label_key="a.d.e"))
+    assert one == Document("deep", 0, "1.0", "dots")
+    assert [b.reason for b in bad] == ["'a.b.c' is null"] * 2
+    assert [d.text for d in read(path, ReadOptions(text_key="a.d"))] == ["top", "x", "y"]
+    with pytest.raises(UserError, match=r"no column 'a.b.x' \(it has: a, a.d\); set id_key"):
+        read(path, ReadOptions(text_key="a.d", id_key="a.b.x"))
+    with pytest.raises(UserError, match=r"column 'a.b' is struct<c: string, id: double>, not string"):
+        read(path, ReadOptions(text_key="a.b"))
+
+
+NAMES = {
+    "beyond 2^53": (pa.array([9007199254740993]), "9007199254740993"),
+    "float32": (pa.array([0.1], pa.float32()), "0.1"),
+    "float64": (pa.array([0.1]), "0.1"),
+    "decimal": (pa.array([Decimal("1000")]).cast(pa.decimal128(9, 2)), "1000.00"),
+    "date": (pa.array([date(2020, 2, 3)]), "2020-02-03"),
+    "nanoseconds": (pa.array([1], pa.timestamp("ns")), "1970-01-01 00:00:00.000000001"),
+    "bytes": (pa.array(["中".encode()]), "中"),
+    "bytes that are no text": (pa.array([b"\xff\x00"]), "ff00"),
+    "list": (pa.array([["中", None]]), '["中", null]'),
+    "struct": (pa.array([{"a": 1}]), '{"a": 1}'),
+    "dictionary": (pa.array(["x"]).dictionary_encode(), "x"),
+    "null": (pa.nulls(1), None),
+}
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize("kind", NAMES)
+def test_ids_and_labels_of_any_type_lose_nothing(write, suffix, kind):
+    values, name = NAMES[kind]
+    table = pa.table({"text": ["a"], "id": values, "label": values})
+    assert read(write("a" + suffix, packed(suffix, table))) == [Document("a", 0, name, name)]
+
+
+@pytest.mark.parametrize("pack", [arrow_file, arrow_stream])
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_batches_of_arrow_are_read_in_order(write, pack, compression):
+    content = pack(a_table(TEXTS * 30), max_chunksize=7, compression=compression)
+    assert read(write("a.arrow", content)) == expected(TEXTS * 30)
+    assert read(write("b.arrow", pack(a_table([])))) == []
+
+
+def test_a_damaged_arrow_file_is_told(write):
+    content = arrow_file(pa.table({"text": ["unmistakable"] * 9}), max_chunksize=3)
+    offsets = np.array([0, 12, 24, 36], np.int32).tobytes()
+    place = content.index(offsets)
+    damaged = content[:place] + np.array([0, 1 << 30, 24, 36], np.int32).tobytes() + content[place + 16 :]
+    bad, *rest = read(write("a.arrow", damaged), STRICT)
+    assert bad.place.endswith("a.arrow: record batch 0") or bad.place.endswith("a.arrow.gz: record batch 0")
+    assert [d.text for d in rest] == ["unmistakable"] * 6
+    stream = arrow_stream(pa.table({"text": ["unmistakable"] * 9}), max_chunksize=3)
+    *rest, bad = read(write("b.arrow", stream[: len(stream) * 3 // 4]), STRICT)
+    assert "record batch" in bad.place
+    assert 0 < len(rest) < 9
+    for broken in (b"", b"x" * 99, content[:50], b"FEA1" + b"x" * 99):
+        assert re.match("broken arrow|is Feather version 1", only_bad(write("c.arrow", broken)).reason)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -146,7 +352,7 @@ def test_only_the_text_column_is_needed(write):
 def test_ids_of_any_type_become_text(write):
     columns = {"text": ["a", "b"], "id": [1.5, None], "label": [True, False]}
     found = read(write("a.parquet", parquet(pa.table(columns))))
-    assert found == [Document("a", 0, "1.5", "True"), Document("b", 1, None, "False")]
+    assert found == [Document("a", 0, "1.5", "true"), Document("b", 1, None, "false")]
 
 
 @pytest.mark.parametrize("kind", ["string", "dictionary"])
@@ -203,3 +409,9 @@ def test_parquet_without_pyarrow_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"a.parquet: reading parquet needs pyarrow; pip install 'hvdlm\[text\]'"):
         read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(("suffix", "remedy"), [(".orc", "parquet"), (".xlsx", "csv"), (".sqlite", "csv")])
+def test_other_tables_are_told_with_a_remedy(write, suffix, remedy):
+    with pytest.raises(UserError, match=rf"a{suffix}.*: is an? .*as {remedy}"):
+        read(write("a" + suffix, b"x"))

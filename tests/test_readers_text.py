@@ -72,6 +72,63 @@ def test_ids_and_labels(write):
     assert (two.id, two.label) == (None, None)
 
 
+WRITTEN = {
+    "7": "7",
+    "-9007199254740993": "-9007199254740993",
+    "123456789012345678901234567890": "123456789012345678901234567890",
+    "1e3": "1e3",
+    "1.50": "1.50",
+    "0.1000000000000000055": "0.1000000000000000055",
+    '"007"': "007",
+    '"\\u4e2d\\ud800"': "中\ufffd",
+    "true": "true",
+    "null": None,
+    "[1.0,  2e1]": "[1.0,  2e1]",
+    '{"a": 1.0}': '{"a": 1.0}',
+    "NaN": "NaN",
+}
+
+
+@pytest.mark.parametrize("value", WRITTEN)
+def test_ids_and_labels_are_kept_as_written(write, value):
+    line = f'{{"id": 1.25, "skip": ["{{", 1e5], "text": "中", "id": {value} , "meta": {{"label":{value}}}}}'
+    (one,) = found(write("a.jsonl", b"\xef\xbb\xbf" + line.encode()), ReadOptions(id_key="id", label_key="meta.label"))
+    assert (one.text, one.id, one.label) == ("中", WRITTEN[value], WRITTEN[value])
+
+
+NESTED = {
+    '{"a": {"b": {"c": "deep"}}}': "deep",
+    '{"a": {"b.c": "dot inside"}}': "dot inside",
+    '{"a.b": {"c": "dot before"}, "a": {"b": {"c": "no"}}}': "dot before",
+    '{"a.b.c": "whole name", "a": {"b": {"c": "no"}}}': "whole name",
+    '{"a.b": 1, "a": {"x": {}, "b": {"c": "second try"}}}': "second try",
+}
+
+
+@pytest.mark.parametrize("line", NESTED)
+def test_a_key_leads_into_objects_unless_a_name_has_the_dots(tmp_path, line, monkeypatch):
+    (tmp_path / "a.jsonl").write_text(line)
+    assert read(tmp_path / "a.jsonl", ReadOptions(text_key="a.b.c")) == [NESTED[line]]
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 1000)
+    text = "long " * 2000
+    head, _, tail = line.rpartition(json.dumps(NESTED[line]))
+    (tmp_path / "a.jsonl").write_text(f"{head}{json.dumps(text)}{tail}")
+    if '"no"' not in tail:  # what stands behind the text of a long line is not looked at
+        assert "".join(read(tmp_path / "a.jsonl", ReadOptions(text_key="a.b.c"))) == text
+
+
+def test_an_id_that_is_nested_too_deeply_for_python_is_a_bad_record(write):
+    content = '{"text": "a", "id": ' + "[" * 1000 + "]" * 1000 + '}\n{"text": "b", "id": 1.0}'
+    deep, good = found(write("a.jsonl", content.encode()), ReadOptions(id_key="id"))
+    assert "nested too deeply" in deep.reason if isinstance(deep, BadRecord) else deep.id == "[" * 1000 + "]" * 1000
+    assert good.id == "1.0"
+
+
+def test_a_nested_key_that_is_not_there_is_a_bad_record(write):
+    (bad,) = found(write("a.jsonl", b'{"a": {"x": "y"}, "a.b": []}'), ReadOptions(text_key="a.b.c"))
+    assert bad.reason == "no key 'a.b.c' (it has: a, a.b); set text_key"
+
+
 def test_jsonl_is_a_document_a_line(write):
     lines = [{"text": "one\nwith newline"}, {"id": 3, "text": "zwei ü"}]
     content = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
@@ -163,3 +220,47 @@ def test_the_builtin_corpus_is_tens_of_megabytes_of_real_text():
     files = find_files(["python-stdlib"])
     assert sum(size for _, size in files) > 8e6
     assert not any("site-packages" in path for path, _ in files)
+
+
+RECORDS = [
+    {"text": 'a "quoted" ] } \\\\', "id": 1, "n": [[], {"x": "]"}]},
+    {"id": 2, "text": "zwei \U0001f600 ü"},
+    {"text": ""},
+] * 20
+LAYOUTS = {
+    "an array": lambda: json.dumps(RECORDS),
+    "an array in lines": lambda: json.dumps(RECORDS, indent=2, ensure_ascii=False),
+    "objects in lines": lambda: "\n".join(json.dumps(record, indent=4) for record in RECORDS),
+    "objects without anything between": lambda: "".join(map(json.dumps, RECORDS)),
+    "two arrays": lambda: json.dumps(RECORDS[:7]) + "\n" + json.dumps(RECORDS[7:]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("limit", [100, 101, 4096])
+def test_json_is_a_document_a_record(write, monkeypatch, layout, limit):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", limit + 60)
+    content = b"\xef\xbb\xbf" + LAYOUTS[layout]().encode()
+    documents_ = found(write("a.json", content), ReadOptions(id_key="id"))
+    assert [d.text for d in documents_] == [record["text"] for record in RECORDS]
+    assert [d.id for d in documents_] == [record.get("id") and str(record["id"]) for record in RECORDS]
+    assert all(content[d.position : d.position + 1] == b"{" for d in documents_)
+
+
+@pytest.mark.parametrize("large", [b'{"text": "' + b"x\\\\]" * 500 + b'"}', b'"' + b'\\"' * 900 + b'"', b"1" * 3000])
+def test_what_is_no_record_does_not_lose_the_next(write, monkeypatch, large):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 200)
+    middle = [b'"word"', b"12", b"{]", large, b'{"body": 1}', b"[1]"]
+    first, *bad, last = found(write("a.json", b'[{"text": "a"}, ' + b", ".join(middle) + b', {"text": "b"}]'))
+    assert (first.text, last.text) == ("a", "b")
+    assert [type(b) for b in bad[:2]] == [BadRecord] * 2
+    no_key = "no key 'tex"
+    assert [b.reason[:11] for b in bad] == [no_key, no_key, "not valid J", "larger than", no_key, no_key]
+
+
+@pytest.mark.parametrize("tail", [b"", b",", b', {"text": "b', b', {"text": "b"', b', {"text": "' + b"b" * 999])
+def test_json_without_an_end_is_told(write, monkeypatch, tail):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 200)
+    first, *bad = found(write("a.json", b'[{"text": "a"}' + tail))
+    assert first.text == "a"
+    assert bad[-1].reason.startswith("cut short")

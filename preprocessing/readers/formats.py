@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 from hvdlm.errors import UserError
 
 from ..documents import BadRecord, ChunkStream, Document, Part, ReadOptions, is_compressed, open_plain, plain_suffix
-from . import jsonl, tables, text, web
+from . import columnar, delimited, json_values, jsonl, text, web
 
 Reader = Callable[[BinaryIO, Part, ReadOptions], Iterator[Document | BadRecord]]
 
@@ -37,13 +37,22 @@ FORMATS: dict[str, Format] = {
     "wikitext": Format(partial(text.read_between, boundary=text.ARTICLES), (".tokens",), splittable=True),
     "md": Format(text.read_file, (".md", ".markdown"), splittable=True),
     "jsonl": Format(jsonl.read_json_lines, (".jsonl", ".ndjson"), splittable=True),
-    "csv": Format(partial(tables.read_rows, delimiter=","), (".csv",)),
-    "tsv": Format(partial(tables.read_rows, delimiter="\t"), (".tsv",)),
-    "parquet": Format(tables.read_parquet, (".parquet",), is_text=False),
+    "json": Format(json_values.read_json, (".json",)),
+    "csv": Format(partial(delimited.read_rows, dialect=delimited.CSV), (".csv",)),
+    "tsv": Format(partial(delimited.read_rows, dialect=delimited.TSV), (".tsv",)),
+    "parquet": Format(columnar.read_parquet, (".parquet",), is_text=False),
+    "arrow": Format(columnar.read_arrow, (".arrow", ".feather", ".ipc"), is_text=False),
     "html": Format(web.read_html, (".html", ".htm", ".xhtml"), is_text=False),
     "warc": Format(web.read_warc, (".warc",), is_text=False),
     "wet": Format(web.read_wet, (".wet",), is_text=False),
 }
+OTHER_TABLES = {
+    ".orc": "an ORC table; write it as parquet",
+    ".avro": "an Avro table; write it as parquet",
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet; save it as csv"),
+    **dict.fromkeys((".sqlite", ".sqlite3", ".db"), "a database; export its table as csv"),
+    **dict.fromkeys((".pkl", ".pickle"), "a pickle, which may run code; write it as parquet or jsonl"),
+}  # what is met in folders of data and not read
 SUFFIXES = {suffix: name for name, format_ in FORMATS.items() for suffix in format_.suffixes}
 
 
@@ -52,6 +61,8 @@ def format_of(path: str, asked: str) -> str:
     if asked != "auto":
         return asked
     suffix = plain_suffix(path)
+    if suffix in OTHER_TABLES:
+        raise UserError(f"{path}: is {OTHER_TABLES[suffix]}, or name the files you mean by a glob")
     if suffix not in SUFFIXES:
         raise UserError(
             f"{path}: cannot tell its format from {suffix or 'no suffix'!r}; set format: {', '.join(FORMATS)}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -13,6 +14,9 @@ from .. import documents
 from ..documents import BadRecord, Document, Part, ReadOptions
 from .text import LINES, RawRecord, character_start, decode, records
 
+MISSING = object()
+DECODER = json.JSONDecoder(parse_int=str, parse_float=str)
+BEFORE_NAME, COLON = re.compile(r'[\s,]*(?=")'), re.compile(r"\s*:\s*")
 SURROGATE = re.compile("[\ud800-\udfff]")
 HIGH_SURROGATE = re.compile(rb"\\u[dD][89abAB]")
 ESCAPE_BYTES = 6  # backslash, u, four digits; a surrogate pair takes two
@@ -25,10 +29,11 @@ def read_json_lines(file: BinaryIO, part: Part, options: ReadOptions) -> Iterato
         if line.is_cut:
             yield from _long_line(line, lines, part, options)
         elif line.data and not line.data.isspace():
-            yield _document(line.data, line.position, part, options)
+            yield read_record(line.data, line.position, part, options)
 
 
-def _document(line: bytes, position: int, part: Part, options: ReadOptions) -> Document | BadRecord:
+def read_record(line: bytes, position: int, part: Part, options: ReadOptions) -> Document | BadRecord:
+    """The document of a JSON object, whose first byte is at `position` of the file."""
     try:
         record = orjson.loads(line)
         as_text: Callable[[str], str] = str  # it lets no half surrogate pair pass
@@ -41,21 +46,75 @@ def _document(line: bytes, position: int, part: Part, options: ReadOptions) -> D
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
             return _bad(part, position, f"not valid JSON ({error or 'nested too deeply'})")
-    if not isinstance(record, dict) or options.text_key not in record:
+    value = _value(record, options.text_key)
+    if value is MISSING:
         keys = ", ".join(list(record)[:20]) if isinstance(record, dict) else type(record).__name__
         return _bad(part, position, f"no key {options.text_key!r} (it has: {keys}); set text_key")
-    value = record[options.text_key]
     if not isinstance(value, str):
         return _bad(part, position, f"{options.text_key!r} is {type(value).__name__}, not text")
     if options.id_key is None and options.label_key is None:
         return Document(as_text(value), position)
-    return Document(as_text(value), position, *_id_and_label(record, options))
+    try:
+        return Document(as_text(value), position, *_id_and_label(record, line, options))
+    except RecursionError:
+        return _bad(part, position, "nested too deeply to tell how its id or label is written")
 
 
-def _id_and_label(record: dict[str, Any], options: ReadOptions) -> tuple[str | None, str | None]:
-    found = [record.get(key) if key else None for key in (options.id_key, options.label_key)]
-    id_, label = (None if value is None else whole_characters(str(value)) for value in found)
+def _dict(value: Any) -> dict[str, Any] | None:
+    return value if isinstance(value, dict) else None
+
+
+def _value(record: Any, key: str, members: Callable[[Any], dict[str, Any] | None] = _dict) -> Any:
+    """What stands under a key, which may lead into objects (`meta.text`); a name that has dots of its own wins."""
+    fields = members(record)
+    if fields is None:
+        return MISSING
+    if key in fields:
+        return fields[key]
+    dot = key.rfind(".")
+    while dot >= 0:
+        if key[:dot] in fields and (found := _value(fields[key[:dot]], key[dot + 1 :], members)) is not MISSING:
+            return found
+        dot = key.rfind(".", 0, dot)
+    return MISSING
+
+
+def _id_and_label(record: Any, line: bytes, options: ReadOptions) -> tuple[str | None, str | None]:
+    keys = (options.id_key, options.label_key)
+    id_, label = (None if key is None else _name(_value(record, key), key, line) for key in keys)
     return id_, label
+
+
+def _name(value: Any, key: str, line: bytes) -> str | None:
+    """An id or a label as it is written: a number keeps its digits, what is nested stays JSON."""
+    if value is None or value is MISSING:
+        return None
+    if isinstance(value, str):
+        return whole_characters(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    return whole_characters(_value(line.decode("utf-8", "replace").lstrip("\ufeff \t\r"), key, _written_members))
+
+
+def _written_members(text: str) -> dict[str, str] | None:
+    """The members of a valid JSON object, each as the text that spells its value.
+
+    >>> _written_members('{"a": 1e3, "b": [1.50]}')
+    {'a': '1e3', 'b': '[1.50]'}
+    """
+    if not text.startswith("{"):
+        return None
+    members, end = {}, 1
+    while found := BEFORE_NAME.match(text, end):
+        name, end = DECODER.raw_decode(text, found.end())
+        colon = COLON.match(text, end)
+        assert colon, "a valid object"
+        start = colon.end()
+        _, end = DECODER.raw_decode(text, start)
+        members[name] = text[start:end]
+    return members
 
 
 def _bad(part: Part, position: int, reason: str) -> BadRecord:
@@ -77,23 +136,15 @@ def _long_line(
     """
     pieces = _pieces(first, rest)
     held = next(pieces)
-    opening = re.compile(rb'[{,]\s*"' + re.escape(json.dumps(options.text_key)[1:-1].encode()) + rb'"\s*:\s*"')
-    head = None
-    for found in opening.finditer(held):
-        try:  # only before a top-level key does the line so far close to a valid object
-            head = orjson.loads(held[: found.end() - 1] + b'""}')
-            break
-        except orjson.JSONDecodeError:
-            continue
-    if head is None:
+    found, labels = _opening(held, options)
+    if found is None:
         yield _bad(
             part, first.position, f"a line of over {len(held)} bytes, without {options.text_key!r} near its start"
         )
         for _ in pieces:
             pass
         return
-    labels = _id_and_label(head, options)
-    position, held = first.position + found.end(), held[found.end() :]
+    position, held = first.position + found, held[found:]
     is_open = True
     for following in pieces:
         if not is_open:
@@ -111,6 +162,21 @@ def _long_line(
             if is_open
             else _piece_of_string(held[:end], position, part, labels)
         )
+
+
+def _opening(held: bytes, options: ReadOptions) -> tuple[int | None, tuple[str | None, str | None]]:
+    """Where the text's string begins, or None if nowhere, and the id and label that stand before it."""
+    key = options.text_key
+    names = [key[start:] for start in (0, *(dot.end() for dot in re.finditer(r"\.", key)))]
+    pattern = b"|".join(re.escape(json.dumps(name)[1:-1].encode()) for name in names)
+    for found in re.finditer(rb'[{,]\s*"(?:' + pattern + rb')"\s*:\s*"', held):
+        for depth in range(1, len(names) + 1):
+            line = held[: found.end() - 1] + b'""' + b"}" * depth
+            with contextlib.suppress(orjson.JSONDecodeError, RecursionError):
+                head = orjson.loads(line)  # only where all objects are closed is it one
+                if _value(head, key) == "":
+                    return found.end(), _id_and_label(head, line, options)
+    return None, (None, None)
 
 
 def _pieces(first: RawRecord, rest: Iterator[RawRecord]) -> Iterator[bytes]:

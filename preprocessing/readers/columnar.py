@@ -1,0 +1,256 @@
+"""Tables by column: a document a row of Parquet or Arrow (IPC file and stream, Feather 2).
+
+A key may lead into structs: `meta.text`. Text may have any type of characters or bytes; ids and labels any at all.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from hvdlm.errors import UserError
+from hvdlm.tokenizer.interface import require
+
+from .. import documents
+from ..documents import NOT_UTF8, BadRecord, Document, Part, ReadOptions, is_compressed
+from .tables import larger_than_limit, listed, wanted_columns
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+
+# By pyarrow's names; `null` is what writers take for a column that holds nothing else.
+TEXT_TYPES = re.compile(r"(large_)?(string|binary)|(string|binary)_view|fixed_size_binary\[\d+\]|null")
+ARROW_MAGIC, FEATHER_1_MAGIC = b"ARROW1", b"FEA1"
+
+FieldPath = list[str]  # names of a column and of the fields inside it
+
+
+def read_parquet(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+    """A document a row of a Parquet file; where a row group is damaged, the next is read."""
+    pyarrow = require("pyarrow", f"{part.path}: reading parquet")
+    from pyarrow.parquet import ParquetFile
+
+    faults = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
+    source = _seekable(file, part)
+    if isinstance(source, BadRecord):
+        yield source
+        return
+    try:
+        table = ParquetFile(source, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
+        columns = _wanted(table.schema_arrow, part, options)
+    except faults as error:
+        yield BadRecord(part.path, f"broken parquet ({_first_line(error)}); fetch it again")
+        return
+    file_bytes = source.seek(0, io.SEEK_END)
+    position = 0
+    for group in range(table.num_row_groups):
+        num_rows = table.metadata.row_group(group).num_rows
+        try:
+            if _expands(table, group, file_bytes):
+                raise OSError("it expands more than 100-fold; write it in smaller row groups")
+            yield from _row_group(table, group, columns, position, part, options)
+        except faults as error:
+            place = f"{part.path}: rows {position} to {position + num_rows - 1}"
+            yield BadRecord(place, f"cannot read their row group ({_first_line(error)})")
+        position += num_rows
+
+
+def _seekable(file: BinaryIO, part: Part) -> BinaryIO | BadRecord:
+    """The file, or what a decompressor gives of it: a table by columns is not read in one go."""
+    if file.seekable() and not is_compressed(part.path):
+        return file
+    limit = 8 * documents.MAX_DOCUMENT_BYTES
+    content = io.BytesIO()
+    while block := file.read(1 << 20):
+        if content.tell() + len(block) > limit:
+            return BadRecord(part.path, f"a table of over {limit >> 20} MiB inside a compression; decompress it first")
+        content.write(block)
+    return content
+
+
+def _wanted(schema: Any, part: Part, options: ReadOptions) -> list[FieldPath | None]:
+    """Where text, id and label are."""
+    keys = (options.text_key, options.id_key, options.label_key)
+    paths = [None if key is None else _field_path(schema, key) for key in keys]
+    if any(key is not None and path is None for key, path in zip(keys, paths, strict=True)):
+        wanted_columns(schema.names, part, options, [key for key, path in zip(keys, paths, strict=True) if path])
+    kind = schema
+    for name in paths[0] or []:
+        kind = kind.field(name).type
+    if not _is_text(kind):
+        raise UserError(f"{part.path}: column {options.text_key!r} is {listed([str(kind)])}, not string; set text_key")
+    return paths
+
+
+def _field_path(fields: Any, key: str) -> FieldPath | None:
+    """Where a key leads to in a schema or a struct; a name that has dots of its own wins."""
+    if fields.get_field_index(key) >= 0:
+        return [key]
+    for dot in reversed([found.start() for found in re.finditer(r"\.", key)]):
+        index = fields.get_field_index(key[:dot])
+        kind = fields.field(index).type if index >= 0 else None
+        rest = _field_path(kind, key[dot + 1 :]) if hasattr(kind, "get_field_index") else None
+        if rest:
+            return [key[:dot], *rest]
+    return None
+
+
+def _is_text(kind: Any) -> bool:
+    kind = getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind
+    storage = getattr(kind, "storage_type", None)  # of an extension, such as JSON; not of UUIDs, which are bytes
+    return bool(TEXT_TYPES.fullmatch(str(storage or kind))) and "binary" not in str(storage)
+
+
+def _cells(batch: Any, path: FieldPath | None) -> Any:
+    """A column of a batch, or the values of a field inside one."""
+    import pyarrow.compute  # type: ignore[import-untyped]
+
+    if path is None:
+        return None
+    column = batch.column(path[0])
+    return pyarrow.compute.struct_field(column, path[1:]) if path[1:] else column
+
+
+def _expands(table: ParquetFile, group: int, file_bytes: int) -> bool:
+    """Whether a row group is large out of all proportion to the file.
+
+    Not told by its columns: to ask pyarrow 26 for a damaged one's size is a C++ exception, which ends the process.
+    """
+    num_bytes = table.metadata.row_group(group).total_byte_size
+    return num_bytes > 8 * documents.MAX_DOCUMENT_BYTES and num_bytes > 100 * file_bytes
+
+
+def _row_group(
+    table: ParquetFile, group: int, columns: list[FieldPath | None], position: int, part: Part, options: ReadOptions
+) -> Iterator[Document | BadRecord]:
+    """Rows of one group, so few at a time that even equal cells, stored once, do not fill memory."""
+    names = sorted({".".join(path) for path in columns if path})
+    num_bytes = max(1, table.metadata.row_group(group).total_byte_size)
+    batch_size = max(1, min(64, 8 * documents.MAX_DOCUMENT_BYTES // num_bytes))
+    for batch in table.iter_batches(batch_size=batch_size, row_groups=[group], columns=names):
+        yield from _rows(batch, columns, position, part, options)
+        position += batch.num_rows
+
+
+def _rows(
+    batch: Any, columns: list[FieldPath | None], position: int, part: Part, options: ReadOptions
+) -> Iterator[Document | BadRecord]:
+    cells = [_cells(batch, path) for path in columns]
+    for row in range(batch.num_rows):
+        yield _document([None if column is None else column[row] for column in cells], position + row, part, options)
+
+
+def _document(cells: list[Any], position: int, part: Part, options: ReadOptions) -> Document | BadRecord:
+    text, id_, label = cells
+    place = f"{part.path}: row {position}"
+    while text.is_valid and not hasattr(text, "as_buffer"):
+        text = text.value  # of a dictionary or an extension
+    if not text.is_valid:
+        return BadRecord(place, f"{options.text_key!r} is null")
+    data = text.as_buffer()
+    if data.size > documents.MAX_DOCUMENT_BYTES:
+        return BadRecord(place, larger_than_limit())
+    try:
+        return Document(str(memoryview(data), "utf-8", options.errors), position, _name(id_), _name(label))
+    except UnicodeDecodeError:
+        return BadRecord(place, NOT_UTF8)
+    except (ValueError, OverflowError, ImportError) as error:  # a date that Python has none for
+        return BadRecord(place, f"id or label has no value in Python ({_first_line(error)})")
+
+
+def _name(cell: Any) -> str | None:
+    """An id or a label of any type, without loss: JSON for what is nested, hexadecimal for bytes that are no text."""
+    if cell is None or not cell.is_valid:
+        return None
+    if hasattr(cell, "index") and hasattr(cell, "dictionary"):
+        return _name(cell.value)
+    try:
+        value = cell.as_py()
+    except ValueError:  # what Python has no type for, such as nanoseconds
+        value = cell.cast("string").as_py()
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value.hex()
+    if isinstance(value, bool | list | tuple | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    if str(cell.type) == "float":
+        return str(np.float32(value))  # not as the nearest double, which has other digits
+    return None if value is None else f"{value:f}" if isinstance(value, Decimal) else str(value)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def read_arrow(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+    """A document a row of Arrow's IPC file or stream; behind a damaged batch a file is read on, a stream is not."""
+    pyarrow = require("pyarrow", f"{part.path}: reading arrow")
+    faults = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
+    magic = file.peek(len(ARROW_MAGIC)) if hasattr(file, "peek") else b""
+    if magic.startswith(FEATHER_1_MAGIC):
+        yield BadRecord(part.path, "is Feather version 1; write it again as version 2")
+        return
+    content = _seekable(file, part) if is_compressed(part.path) else None
+    if isinstance(content, BadRecord):
+        yield content
+        return
+    if content is not None:
+        content.seek(0)
+    try:
+        source = pyarrow.memory_map(part.path) if content is None else pyarrow.BufferReader(content.read())
+        batches = _Batches(pyarrow, source, magic.startswith(ARROW_MAGIC), part, options)
+    except faults as error:
+        yield BadRecord(part.path, f"broken arrow ({_first_line(error)}); fetch it again")
+        return
+    number = position = 0
+    while True:
+        try:
+            batch = batches.read(number)
+            if batch is None:
+                return
+            yield from _rows(batch, batches.columns, position, part, options)
+            position += batch.num_rows
+        except faults as error:
+            yield BadRecord(f"{part.path}: record batch {number}", f"cannot read it ({_first_line(error)})")
+            if not batches.are_known:
+                return
+        number += 1
+
+
+class _Batches:
+    """The record batches of an IPC file or stream, of which only the wanted columns are read."""
+
+    def __init__(self, pyarrow: Any, source: Any, is_file: bool, part: Part, options: ReadOptions) -> None:
+        open_: Callable[..., Any] = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
+        schema = open_(source).schema
+        self.columns = _wanted(schema, part, options)
+        source.seek(0)
+        wanted = sorted({schema.get_field_index(path[0]) for path in self.columns if path})
+        self._reader = open_(source, options=pyarrow.ipc.IpcReadOptions(included_fields=wanted))
+        self.are_known = is_file
+
+    def read(self, number: int) -> Any:
+        """A batch that is safe to look into; None at the end."""
+        if self.are_known:
+            batch = self._reader.get_batch(number) if number < self._reader.num_record_batches else None
+        else:
+            batch = next(self._reader, None)
+        for column in batch.columns if batch is not None else []:
+            _check_offsets(column)
+        return batch
+
+
+def _check_offsets(column: Any) -> None:
+    """Raises where a damaged column points outside its data; bytes that are no text are found by each cell."""
+    kind = str(column.type)
+    if kind in ("string", "large_string", "string_view"):
+        column = column.view(kind.replace("string", "binary"))
+    column.validate(full=True)

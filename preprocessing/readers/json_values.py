@@ -1,0 +1,104 @@
+"""A file of JSON records that need no line of their own: an array of them, or one after another, pretty-printed or not.
+
+Where a record ends is found by its brackets, in a window of bounded size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from .. import documents
+from ..documents import BadRecord, Document, Part, ReadOptions
+from .jsonl import read_record
+from .tables import larger_than_limit
+from .text import BOM
+
+BETWEEN, SCALAR = re.compile(rb"[\s,]*"), re.compile(rb'[^][{},"\s]+')
+OUTSIDE_STRING, INSIDE_STRING = re.compile(rb'[][{}"]'), re.compile(rb'["\\]')
+
+NO_END = "cut short: its JSON has no end; fetch the file again"
+
+
+class _Value(NamedTuple):
+    """The bytes of a value in the file, or what is wrong there."""
+
+    position: int
+    data: bytes
+    fault: str | None = None
+
+
+def read_json(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+    """A document a record, under `text_key`."""
+    for value in _values(file):
+        if value.fault:
+            yield BadRecord(f"{part.path}: byte {value.position}", value.fault, value.position)
+        else:
+            yield read_record(value.data, value.position, part, options)
+
+
+def _values(file: BinaryIO) -> Iterator[_Value]:
+    """The members of arrays, and values that stand in none."""
+    limit = documents.MAX_DOCUMENT_BYTES
+    window, position = file.read(2 * limit), 0  # position: of the window's first byte
+    at = len(BOM) if window.startswith(BOM) else 0
+    is_array = False
+    while True:
+        at = _skip(window, at)
+        if len(window) - at <= limit and (block := file.read(limit)):
+            window, position, at = window[at:] + block, position + at, 0
+        elif at == len(window):
+            break
+        elif window[at : at + 1] == (b"]" if is_array else b"["):
+            is_array, at = not is_array, at + 1
+        else:
+            start = at
+            scan = _scan(window, _Scan(start))
+            is_large = scan.at - start > limit
+            fault = larger_than_limit() if is_large else None if scan.is_whole else NO_END
+            yield _Value(position + start, b"" if fault else window[start : scan.at], fault)
+            while not scan.is_whole and window:  # past the rest of a large one
+                overshoot, position = scan.at - len(window), position + len(window)
+                window = file.read(limit)
+                scan = _scan(window, scan._replace(at=overshoot))
+            at = min(scan.at, len(window))
+    if is_array:
+        yield _Value(position + at, b"", NO_END)
+
+
+def _skip(window: bytes, at: int) -> int:
+    """Past blanks and commas."""
+    between = BETWEEN.match(window, at)
+    return between.end() if between else at
+
+
+class _Scan(NamedTuple):
+    """How far a value was followed."""
+
+    at: int  # the next byte to look at
+    depth: int = 0  # of brackets that are open
+    is_string: bool = False
+    is_scalar: bool = False
+    is_whole: bool = False
+
+
+def _scan(data: bytes, scan: _Scan) -> _Scan:
+    """Follows a value to its end, or to that of the data."""
+    at, depth, is_string = scan.at, scan.depth, scan.is_string
+    scalar = None if depth or is_string else SCALAR.match(data, at)
+    if scalar or scan.is_scalar:
+        end = scalar.end() if scalar else at
+        return _Scan(end, is_scalar=True, is_whole=end < len(data))
+    while found := (INSIDE_STRING if is_string else OUTSIDE_STRING).search(data, at):
+        at = found.end()
+        if is_string:
+            is_string = found[0] != b'"'
+            at += is_string  # a backslash takes the next byte along
+        elif found[0] == b'"':
+            is_string = True
+        else:
+            depth += 1 if found[0] in b"[{" else -1
+        if depth <= 0 and not is_string:
+            return _Scan(at, is_whole=True)
+    return _Scan(max(at, len(data)), depth, is_string=is_string)
