@@ -86,6 +86,13 @@ class BackendTokenizer:
         return json.dumps({"hvdlm": "tokenizers", "eos": self._eos, "tokenizer_json": self._text}) + "\n"
 
 
+def byte_alphabet() -> list[str]:
+    """How ByteLevel writes each byte, in their order: printable ones as themselves, others from U+0100 on."""
+    own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in own else next(others)) for byte in range(256)]
+
+
 def _ids(content: dict[str, Any]) -> dict[str, int]:
     """token -> id of the model and the added tokens; the model of a Unigram lists (token, score) by id.
 
