@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from hvdlm import tokenizer as tokenizers
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import TOKENIZERS, ByteTokenizer, TokenizerConfig, dtype_for, from_json, load
 from hvdlm.tokenizer.sentencepiece_model import read_model
-from hvdlm.tokenizer.tiktoken_ranks import read_ranks
+from hvdlm.tokenizer.tiktoken_ranks import PATTERNS, PUBLISHED, read_ranks
 from hvdlm.tokenizer.word import WordRule, read_vocabulary
 
 TEXTS = ["plain words", "", "tabs\t and\n\nnewlines  ", "héllo wörld 你好 🙂", "def f(x):\n    return x\n"]
@@ -249,6 +250,78 @@ def test_tiktoken_merges_and_appends_its_end(made, tmp_path):
     assert make("tiktoken", path=path, pattern=r"\S+|\s").encode("wo wow").tolist() == [256, 32, 256, ord("w")]
     with pytest.raises(UserError, match="not a regular expression"):
         make("tiktoken", path=path, pattern="(")
+
+
+def write_many_ranks(path, ranks):
+    """Every rank a token: the bytes, then words."""
+    words = (bytes(word) for size in (2, 3, 4) for word in itertools.product(range(97, 123), repeat=size))
+    tokens = itertools.chain((bytes([byte]) for byte in range(256)), words)
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in zip(ranks, tokens, strict=False))
+    path.write_text("".join(lines))
+    return path
+
+
+def test_a_published_rank_file_ends_texts_as_its_publisher_does(tmp_path):
+    """By name, and by the number of ranks under any other name; the pattern may be given."""
+    with_hole = [rank for rank in range(50281) if rank != 50256]
+    path = write_many_ranks(tmp_path / "p50k_base.tiktoken", with_hole)
+    found = make("tiktoken", path=path)
+    assert (found.eos_id, found.vocab_size) == (50256, 50281)
+    again = from_json(found.to_json())
+    assert (again.eos_id, again.vocab_size) == (50256, 50281)
+    ids, _ = again.encode_documents(["ab"])
+    assert ids[-1] == 50256 and again.decode(ids) == "ab"
+    renamed = path.rename(tmp_path / "mine.model")
+    assert make("tiktoken", path=renamed).eos_id == 50256
+    assert make("tiktoken", path=renamed, pattern=r"\S+|\s").eos_id == 50256
+    assert make("tiktoken", path=renamed.rename(tmp_path / "p50k_edit.tiktoken")).vocab_size == 50284
+
+
+@pytest.mark.parametrize("name", ["r50k_base", "p50k_base", "p50k_edit", "cl100k_base", "o200k_base", "o200k_harmony"])
+def test_the_table_of_published_rank_files_is_tiktokens(name, monkeypatch):
+    public = pytest.importorskip("tiktoken_ext.openai_public")
+    monkeypatch.setattr(public, "load_tiktoken_bpe", lambda *_, **__: {})  # nothing is downloaded
+    theirs, ours = public.ENCODING_CONSTRUCTORS[name](), PUBLISHED[name]
+    assert ours.eos_id == theirs["special_tokens"]["<|endoftext|>"]
+    assert PATTERNS[ours.pattern] == theirs["pat_str"]
+    assert ours.vocab_size == theirs.get("explicit_n_vocab", max([50280, *theirs["special_tokens"].values()]) + 1)
+
+
+def test_what_earlier_versions_saved_keeps_its_ids(tmp_path):
+    """Shards were made with the id after the last rank."""
+    path = write_many_ranks(tmp_path / "p50k_base.tiktoken", [rank for rank in range(50281) if rank != 50256])
+    old = {"hvdlm": "tiktoken", "pattern": "gpt2", "ranks": path.read_text()}
+    assert from_json(json.dumps(old)).eos_id == 50281
+
+
+def test_a_cut_off_published_rank_file_is_said(tmp_path, caplog):
+    make("tiktoken", path=write_ranks(tmp_path / "cl100k_base.tiktoken"))
+    assert "has 258 ranks, the published file of this name 100256" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("YWI= 3", "token or rank of line 4 again"),
+        ("d28= 300", "token or rank of line 257 again"),
+        ("YWI= -1", "rank -1 is no id"),
+        ("YWI= 99999999999999999999", "is no id"),
+        ("YWI=", "a token in base64"),
+    ],
+)
+def test_a_bad_line_of_a_rank_file_is_named(line, message, tmp_path):
+    path = write_ranks(tmp_path / "a.tiktoken")
+    path.write_text(path.read_text() + "\n" + line + "\n")
+    with pytest.raises(UserError, match=rf"a.tiktoken:260: not a rank file .*{message}"):
+        make("tiktoken", path=path, pattern="gpt2")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece"])
+def test_more_ids_than_a_trainer_has_memory_for_are_refused(kind):
+    for vocab_size in ((1 << 24) + 1, 99_999_999_999, 1 << 70):
+        with pytest.raises(ValueError, match=f"vocab_size: {kind} learns 16,777,216 ids at most"):
+            TokenizerConfig.model_validate({"kind": kind, "vocab_size": vocab_size})
+    assert make("char", lambda: iter(["ab"]), vocab_size=99_999_999_999).vocab_size == 4  # at most so many
 
 
 def test_broken_rank_files_are_named(tmp_path):

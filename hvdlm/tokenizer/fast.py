@@ -43,12 +43,7 @@ NASTY = (
 CACHE_BYTES = 256 << 20
 
 
-# The cuts of Llama 3 and Qwen as their tokenizer.json has them, and of o200k: on these the encoders were compared.
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-SPLITS = (LLAMA3, LLAMA3.replace("{1,3}", ""), PATTERNS["o200k"])
+SPLITS = tuple(PATTERNS[name] for name in ("llama3", "qwen", "o200k"))  # on which the encoders were compared
 MOST_ADDED = 64  # added tokens that are looked for in each text
 CHECK_CHARACTERS = 1 << 16  # of text looked through at once; more would leave the cache
 

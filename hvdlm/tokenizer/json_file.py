@@ -29,7 +29,9 @@ FORMATS: dict[str, Callable[[dict[str, Any], str], Tokenizer]] = {
     "word": lambda content, origin: WordTokenizer(
         content["vocabulary"], WordRule(content["words"], content["pattern"], content["line_ends"]), origin
     ),
-    "tiktoken": lambda content, origin: TiktokenTokenizer(content["ranks"], content["pattern"], origin),
+    "tiktoken": lambda content, origin: TiktokenTokenizer(
+        content["ranks"], content["pattern"], origin, content.get("eos_id"), content.get("vocab_size")
+    ),
     "sentencepiece": lambda content, origin: SentencePieceTokenizer(base64.b64decode(content["model"]), origin),
     "tokenizers": lambda content, origin: BackendTokenizer(content["tokenizer_json"], origin, content["eos"]),
 }

@@ -20,6 +20,7 @@ from hvdlm.tokenizer.tiktoken_ranks import read_ranks
 from hvdlm.tokenizer.training import train_bpe, train_unigram, train_wordpiece
 from hvdlm.tokenizer.word import CUTTERS, WordRule, count_words, read_vocabulary
 
+MOST_TRAINED = 1 << 24  # ids; the trainers reserve memory for all, and no published vocabulary has a tenth of it
 SampleTexts = Callable[[], Iterator[str]]
 
 
@@ -88,7 +89,9 @@ class TokenizerConfig(Section):
         "of sentencepiece",
     )
     vocab_size: int = Field(
-        8192, ge=3, description="ids to train, special ones included (bpe: from 257); of char and word at most"
+        8192,
+        ge=3,
+        description="ids to train, special ones included (bpe: from 257); of char and word at most",
     )
     sample_mb: float = Field(16.0, gt=0, description="text to train on or to count, in MB, spread over the input")
     min_frequency: int = Field(1, ge=1, description="char, word: rarer ones become <unk>")
@@ -97,8 +100,8 @@ class TokenizerConfig(Section):
     )
     pattern: str | None = Field(
         None,
-        description="word with words: regex: what a word is; tiktoken: gpt2, cl100k, o200k or a regular expression "
-        "that cuts the text, by default told from the file's name",
+        description="word with words: regex: what a word is; tiktoken: gpt2, cl100k, o200k, llama3, qwen or a regular "
+        "expression that cuts the text, by default told from the file's name and size",
     )
     vocabulary: Path | None = Field(
         None,
@@ -121,6 +124,8 @@ class TokenizerConfig(Section):
             raise ValueError(f"the {self.kind} tokenizer has no file; remove path or use kind: bpe")
         if self.path is None and self.vocab_size < kind.min_vocab_size:
             raise ValueError(f"vocab_size: {self.kind} needs {kind.min_vocab_size} ids at least, got {self.vocab_size}")
+        if kind.source == "trained" and self.path is None and self.vocab_size > MOST_TRAINED:
+            raise ValueError(f"vocab_size: {self.kind} learns {MOST_TRAINED:,} ids at most, got {self.vocab_size:,}")
         if kind.source == "file" and self.path is None:
             raise ValueError(f"kind: {self.kind} reads a file; set path")
         if self.eos is not None and self.path is None:
