@@ -395,6 +395,108 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
         tokenizers.load(tmp_path / "none.json")
 
 
+WRONG = (None, "x", -1, 1.5, [], {}, 1 << 40, [1], {"a": 1})
+
+
+def spoilt(content):
+    """The JSON with one value left out or of another type, for each of the first places at every depth."""
+
+    def places(part, path=()):
+        if path:
+            yield path
+        items = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+        for key, value in list(items)[: 12 if isinstance(part, dict) else 2]:
+            yield from places(value, (*path, key))
+
+    for path in places(content):
+        for value in (*WRONG, ...):
+            changed = json.loads(json.dumps(content))
+            parent = changed
+            for key in path[:-1]:
+                parent = parent[key]
+            if value is ...:
+                del parent[path[-1]]
+            else:
+                parent[path[-1]] = value
+            yield changed
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe", "char", "unigram", "word", "wordpiece"])
+def test_a_spoilt_tokenizer_json_works_or_is_named_in_one_line(kind, made):
+    num_named = 0
+    for content in spoilt(json.loads(made[kind].to_json())):
+        try:
+            found = from_json(json.dumps(content), "t.json")
+            found.encode_documents(["the sun", "a"])
+            found.decode(found.encode("a sun"))
+        except UserError as error:
+            num_named += 1
+            assert str(error).startswith("t.json: ") and "\n" not in str(error)
+    assert num_named
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["added_tokens"][0].pop("special"), "no 'special'"),
+        (lambda c: c["model"].pop("vocab"), "no 'vocab'"),
+        (lambda c: c["model"]["merges"].append("a b c"), "too many values"),
+        (lambda c: c["model"]["merges"].append(["zz", "yy"]), "out of vocabulary"),
+        (lambda c: c["model"]["vocab"].update(a="7"), "'a': '7' is no id"),
+        (lambda c: c["model"].update(continuing_subword_prefix="##"), "does not continue with '##'"),
+        (
+            lambda c: c["added_tokens"].append({**c["added_tokens"][0], "content": "<x>", "id": 700}),
+            "gives the added token '<x>' the id 700, the tokenizers library 400",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_tokenizer_json_is_said(change, message, made):
+    content = json.loads(made["bpe"].to_json())
+    change(content)
+    with pytest.raises(UserError, match=f"^t.json: .*{message}"):
+        from_json(json.dumps(content), "t.json")
+
+
+def whitespace_model(tmp_path, **model):
+    """A tokenizer.json that cuts at white space, with "</s>" beside the model's tokens."""
+    added = {"id": 0, "content": "</s>", "single_word": False, "lstrip": False, "rstrip": False}
+    added |= {"normalized": False, "special": True}
+    content = {"version": "1.0", "pre_tokenizer": {"type": "Whitespace"}, "added_tokens": [added], "model": model}
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+UNIGRAM = {"type": "Unigram", "unk_id": None, "vocab": [["</s>", 0.0], ["h", -1.0], ["i", -2.0]]}
+WORDLEVEL = {"type": "WordLevel", "vocab": {"</s>": 0, "hi": 1}, "unk_token": "<unk>"}
+WORDPIECE = {"type": "WordPiece", "vocab": {"</s>": 0, "hi": 1}, "unk_token": "[UNK]"}
+WORDPIECE |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+
+
+@pytest.mark.parametrize("model", [UNIGRAM, WORDLEVEL, WORDPIECE], ids=["unigram", "wordlevel", "wordpiece"])
+def test_a_text_that_a_vocabulary_cannot_encode_is_said(model, tmp_path):
+    found = load(whitespace_model(tmp_path, **model))
+    assert len(found.encode("hi"))
+    for encode in (found.encode, lambda text: found.encode_documents([text])):
+        with pytest.raises(UserError, match=r"t.json: this .* cannot encode a text .* needs an unknown token"):
+            encode("hi stranger")
+
+
+@pytest.mark.parametrize(("model", "eos"), [(UNIGRAM, "i"), (WORDLEVEL, "hi"), (WORDPIECE, "hi")])
+def test_an_end_that_texts_need_is_refused(model, eos, made, tmp_path):
+    path = whitespace_model(tmp_path, **model)
+    with pytest.raises(UserError, match=f"t.json: texts need the token '{eos}'"):
+        load(path, eos)
+    assert load(path, "</s>").eos_id == 0
+    path.write_text(made["bpe"].to_json(), encoding="utf-8")
+    for byte in ("\u010a", "a", "\u0120"):
+        with pytest.raises(UserError, match="t.json: texts need the token"):
+            load(path, byte)
+    word = next(token for token in json.loads(made["bpe"].to_json())["model"]["vocab"] if len(token) == 3)
+    found = load(path, word)  # other pieces stand for its text
+    assert found.decode(found.encode(f"a {word} b")) == f"a {word} b"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

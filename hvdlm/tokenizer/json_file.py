@@ -14,7 +14,7 @@ from typing import Any
 
 from hvdlm.errors import UserError
 from hvdlm.files import read_text
-from hvdlm.tokenizer.backend import BackendTokenizer
+from hvdlm.tokenizer.backend import BackendTokenizer, is_of_library, reason_of
 from hvdlm.tokenizer.bytes_utf8 import ByteTokenizer
 from hvdlm.tokenizer.char import CharTokenizer
 from hvdlm.tokenizer.interface import MAX_BYTES, Tokenizer
@@ -52,8 +52,10 @@ def from_json(text: str, origin: str = "tokenizer.json") -> Tokenizer:
         return FORMATS[name](content, origin)
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{origin}: not a tokenizer.json of kind {name} ({error})") from None
+    except BaseException as error:  # a content of any shape meets any library
+        if not is_of_library(error):
+            raise
+        raise UserError(f"{origin}: not a tokenizer.json of kind {name} ({reason_of(error)})") from None
 
 
 def load(path: Path, eos: str | None = None) -> Tokenizer:
