@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hvdlm import tokenizer as tokenizers
 from hvdlm.errors import UserError
-from hvdlm.tokenizer import TOKENIZERS, ByteTokenizer, TokenizerConfig, dtype_for, from_json, load
+from hvdlm.tokenizer import TOKENIZERS, ByteTokenizer, TokenizerConfig, dtype_for, from_json, load, read_any
 from hvdlm.tokenizer.sentencepiece_model import read_model
 from hvdlm.tokenizer.tiktoken_ranks import PATTERNS, PUBLISHED, read_ranks
 from hvdlm.tokenizer.word import WordRule, read_vocabulary
@@ -245,7 +245,9 @@ def test_tiktoken_merges_and_appends_its_end(made, tmp_path):
     assert tiktoken.encode("wo wow").tolist() == [256, 257, ord("w")]
     assert (tiktoken.eos_id, tiktoken.vocab_size) == (258, 259)
     path = write_ranks(tmp_path / "mine.tiktoken")
-    with pytest.raises(UserError, match="mine.tiktoken: does not say how it cuts text; set tokenizer.pattern to gpt2"):
+    with pytest.raises(
+        UserError, match=r"mine.tiktoken: .* does not say .* set tokenizer.pattern \(--pattern\) to gpt2"
+    ):
         make("tiktoken", path=path)
     assert make("tiktoken", path=path, pattern=r"\S+|\s").encode("wo wow").tolist() == [256, 32, 256, ord("w")]
     with pytest.raises(UserError, match="not a regular expression"):
@@ -292,6 +294,19 @@ def test_what_earlier_versions_saved_keeps_its_ids(tmp_path):
     path = write_many_ranks(tmp_path / "p50k_base.tiktoken", [rank for rank in range(50281) if rank != 50256])
     old = {"hvdlm": "tiktoken", "pattern": "gpt2", "ranks": path.read_text()}
     assert from_json(json.dumps(old)).eos_id == 50281
+
+
+def test_a_file_of_any_kind_is_read_by_its_name(made, tmp_path):
+    (tmp_path / "a.json").write_text(made["bpe"].to_json(), encoding="utf-8")
+    assert read_any(tmp_path / "a.json").kind == "bpe"
+    assert read_any(train_sentencepiece(tmp_path / "a.model")).kind == "sentencepiece"
+    assert read_any(write_ranks(tmp_path / "r50k_base.tiktoken")).kind == "tiktoken"
+    assert read_any(write_ranks(tmp_path / "tokenizer.model"), "llama3").kind == "tiktoken"
+    with pytest.raises(UserError, match=r"b.model: a rank file of tiktoken .* \(--pattern\)"):
+        read_any(write_ranks(tmp_path / "b.model"))
+    (tmp_path / "c.model").write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match=r"c.model: not a .model of sentencepiece"):
+        read_any(tmp_path / "c.model")
 
 
 def test_a_cut_off_published_rank_file_is_said(tmp_path, caplog):

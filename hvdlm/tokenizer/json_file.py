@@ -65,7 +65,9 @@ def load(path: Path, eos: str | None = None) -> Tokenizer:
     except OSError as error:
         raise UserError(f"{path}: cannot read this tokenizer ({error.strerror})") from None
     except ValueError:
-        raise UserError(f"{path}: not a tokenizer.json (a .model needs kind: sentencepiece)") from None
+        raise UserError(
+            f"{path}: not a tokenizer.json (kind: sentencepiece reads a .model, tiktoken a rank file)"
+        ) from None
     return from_json(text, str(path)) if eos is None else BackendTokenizer(text, str(path), eos)
 
 

@@ -44,6 +44,24 @@ def _trained(train: Callable[[Iterator[str], int], Tokenizer]) -> Callable[[Toke
     return make
 
 
+def read_any(path: Path, pattern: str | None = None) -> Tokenizer:
+    """The vocabulary in a tokenizer.json, a rank file of tiktoken or a .model of sentencepiece, told by its name.
+
+    Llama 3's tokenizer.model is a rank file.
+    """
+    if path.suffix == ".model" and not pattern and not _begins_as_ranks(path):
+        return read_model(path)
+    return read_ranks(path, pattern) if pattern or path.suffix in (".tiktoken", ".model") else load(path)
+
+
+def _begins_as_ranks(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return re.fullmatch(rb"[A-Za-z0-9+/]+=* [0-9]+", file.readline(1 << 16).rstrip()) is not None
+    except OSError:
+        return False  # the reader of models says why
+
+
 def _file_of(config: TokenizerConfig) -> Path:
     assert config.path is not None, "TokenizerConfig checks it"
     return config.path

@@ -152,7 +152,8 @@ def read_ranks(path: Path, pattern: str | None) -> TiktokenTokenizer:
     known = published or named
     if pattern is None and known is None:
         raise UserError(
-            f"{path}: does not say how it cuts text; set tokenizer.pattern to {', '.join(PATTERNS)} or a regex"
+            f"{path}: a rank file of tiktoken does not say how it cuts text; "
+            f"set tokenizer.pattern (--pattern) to {', '.join(PATTERNS)} or a regex"
         )
     pattern = pattern or (known.pattern if known else None)
     assert pattern is not None
