@@ -29,6 +29,7 @@ from hvdlm.files import locked, write_text_durably
 from hvdlm.session.stop import STOPPED, BatchJob, stop_flag
 from hvdlm.tables import counted
 from hvdlm.tokenizer import Tokenizer
+from hvdlm.tokenizer.backend import num_lost
 from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.interface import World
 
@@ -165,7 +166,10 @@ class Worker:
         self._result, self._number, self._num_segments = UnitResult(), number, 0
         inputs = [vars(part) | {"xxh3_128": digest_of(part)} for part in unit.parts]
         for batch in self._batches(unit, statistics):
-            ids, lengths = self._tokenizer.encode_documents([document.text for document in batch.documents])
+            texts = [document.text for document in batch.documents]
+            ids, lengths = self._tokenizer.encode_documents(texts)
+            if lost := num_lost(self._tokenizer, texts):
+                statistics["lost_characters"] += lost  # as a BPE without unk drops what it does not know
             self._result.add(batch, ids, lengths)
             self._queue.count(documents=len(batch), tokens=len(ids))
             self._save_segment_if_due()

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hvdlm import tokenizer as tokenizers
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import TOKENIZERS, ByteTokenizer, TokenizerConfig, dtype_for, from_json, load, read_any
+from hvdlm.tokenizer.backend import num_lost
 from hvdlm.tokenizer.sentencepiece_model import read_model
 from hvdlm.tokenizer.tiktoken_ranks import PATTERNS, PUBLISHED, read_ranks
 from hvdlm.tokenizer.word import WordRule, read_vocabulary
@@ -495,6 +496,16 @@ def test_a_text_that_a_vocabulary_cannot_encode_is_said(model, tmp_path):
     for encode in (found.encode, lambda text: found.encode_documents([text])):
         with pytest.raises(UserError, match=r"t.json: this .* cannot encode a text .* needs an unknown token"):
             encode("hi stranger")
+
+
+def test_characters_that_a_bpe_drops_are_counted(made, tmp_path):
+    vocab = {"</s>": 0, "h": 1, "u": 2, "g": 3, "ug": 4, "?": 5}
+    bpe = {"type": "BPE", "vocab": vocab, "merges": ["u g"], "unk_token": None}
+    text = "hug mug 汉字 pug\n"
+    assert num_lost(load(whitespace_model(tmp_path, **bpe)), [text, "hug", text]) == 8  # m, p and two Han characters
+    with_unknown = load(whitespace_model(tmp_path, **{**bpe, "unk_token": "?"}))
+    assert num_lost(with_unknown, [text]) == 0 and with_unknown.unk_id in with_unknown.encode(text)
+    assert [num_lost(found, [text]) for found in made.values()] == [0] * len(made)
 
 
 @pytest.mark.parametrize(("model", "eos"), [(UNIGRAM, "i"), (WORDLEVEL, "hi"), (WORDPIECE, "hi")])

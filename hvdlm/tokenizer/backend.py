@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hvdlm.errors import UserError
-from hvdlm.tokenizer.interface import END, END_OF_TEXT, MOST_IDS, join_documents
+from hvdlm.tokenizer.interface import END, END_OF_TEXT, MOST_IDS, Tokenizer, join_documents
 
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", END, "[SEP]", "[EOS]")
 BATCH_CHARACTERS = 1 << 20  # of text handed to the library at once
@@ -68,6 +68,29 @@ class BackendTokenizer:
         """Whether this is a byte-level BPE, which the fast encoder may know."""
         return self.kind == "bpe" and '"ByteLevel"' in json.dumps(self._plain.get("pre_tokenizer"))
 
+    @property
+    def drops_unknown(self) -> bool:
+        """Whether a text loses the characters it does not know, as a BPE does without unk and without all bytes."""
+        model = self._plain["model"]
+        return (
+            self.kind == "bpe"
+            and self.unk_id is None
+            and not model.get("byte_fallback")
+            and not (self.is_byte_level and model["vocab"].keys() >= set(byte_alphabet()))
+        )
+
+    def num_lost(self, texts: list[str]) -> int:
+        """Characters, white space aside, that no token stands for; only a vocabulary that drops them is looked at."""
+        if not self.drops_unknown:
+            return 0
+        lost = 0
+        for text in texts:
+            is_kept = np.zeros(len(text), dtype=bool)
+            for first, last in self._run(self._backend.encode, text).offsets:
+                is_kept[first:last] = True
+            lost += sum(not text[place].isspace() for place in np.flatnonzero(~is_kept))
+        return lost
+
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         return join_documents(self._encode_each(texts), self)
 
@@ -106,6 +129,11 @@ class BackendTokenizer:
         if self._eos is None:
             return self._text
         return json.dumps({"hvdlm": "tokenizers", "eos": self._eos, "tokenizer_json": self._text}) + "\n"
+
+
+def num_lost(tokenizer: Tokenizer, texts: list[str]) -> int:
+    """Characters of these texts that their ids lack, without an unknown token in their place."""
+    return tokenizer.num_lost(texts) if isinstance(tokenizer, BackendTokenizer) else 0
 
 
 def byte_alphabet() -> list[str]:
