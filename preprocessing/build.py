@@ -31,6 +31,7 @@ from hvdlm.files import locked, write_text_durably
 from hvdlm.session.stop import STOPPED, BatchJob, stop_flag
 from hvdlm.tables import counted
 from hvdlm.tokenizer import Tokenizer
+from hvdlm.tokenizer.backend import num_lost
 from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.interface import World
 
@@ -180,6 +181,8 @@ class Worker:
         for whole in self._batches(unit, statistics):
             batch, ids, lengths = self._encode(whole, unit, statistics)
             statistics["replaced_characters"] += sum(document.text.count("\ufffd") for document in batch.documents)
+            if lost := num_lost(self._tokenizer, [document.text for document in batch.documents]):
+                statistics["lost_characters"] += lost  # as a BPE without unk drops what it does not know
             self._result.add(batch, ids, lengths)
             self._queue.count(documents=len(batch), tokens=len(ids))
             self._save_segment_if_due()
@@ -240,13 +243,13 @@ class Worker:
         try:
             return batch, *self._tokenizer.encode_documents([document.text for document in batch.documents])
         except BaseException as error:
-            _ = reason_of(error)  # raises what is no document's fault
+            _ = _fault_of_text(error)  # raises what is no document's fault
         encoded, parts = Batch(), [(np.empty(0, dtype_for(self._tokenizer.vocab_size)), np.empty(0, np.int64))]
         for document, split, text_bytes, signature in batch.rows():
             try:
                 parts.append(self._tokenizer.encode_documents([document.text]))
             except BaseException as error:
-                self._refuse(document, unit, f"the tokenizer cannot take it ({reason_of(error)})", statistics)
+                self._refuse(document, unit, f"the tokenizer cannot take it ({_fault_of_text(error)})", statistics)
                 continue
             encoded.append(document, split, text_bytes, signature)
         ids, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
@@ -259,6 +262,11 @@ class Worker:
         if self._plan.config.dropped:
             self._result.drop(line)
             self._save_segment_if_due()
+
+
+def _fault_of_text(error: BaseException) -> str:
+    """`reason_of` for what a tokenizer raises, whose own UserError tells of a text that its vocabulary cannot spell."""
+    return str(error) if isinstance(error, UserError) else reason_of(error)
 
 
 def _tell(balance: dict[str, Any]) -> None:

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from hvdlm import tokenizer as tokenizers
 from hvdlm.errors import UserError
 from hvdlm.partition import fraction_of
+from hvdlm.tables import counted
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.world.interface import World
 
-from .documents import Document, Part, ReadOptions, find_files
+from .documents import BadRecord, Document, Part, ReadOptions, find_files
 from .fence import found_in, reason_of
 from .pipeline import Pipeline
 from .plan import PreprocessConfig, Unit, make_units, sample_units
@@ -116,16 +117,30 @@ def _head(config: PreprocessConfig, unit: Unit) -> list[str]:
     return texts
 
 
-def sample_of(sources: list[str], megabytes: float) -> list[str]:
-    """Documents from everywhere in each source, in input order, of each about its share of `megabytes`."""
-    options = ReadOptions(errors="replace")
+def sample_of(sources: list[str], megabytes: float, text_key: str = "text") -> list[str]:
+    """Documents from everywhere in each source, in input order, of each about its share of `megabytes`.
+
+    What is no document is said once a source; UserError for a source without any.
+    """
+    options = ReadOptions(errors="replace", text_key=text_key)
     texts: list[str] = []
     for source in sources:
         units, fraction = sample_units(make_units(find_files([source]), options), megabytes * 1e6 / len(sources))
-        found = (text for unit in units for part in unit.parts for text in _texts_of(part, options))
-        kept = [text for text in found if fraction_of(text.encode(), 0) < fraction]
-        first = (text for part in units[0].parts for text in _texts_of(part, options))
-        texts += kept or [next(first, "")]  # of a few large documents none may be drawn
+        bad: list[BadRecord] = []
+        kept: list[str] = []
+        first: str | None = None
+        for record in (record for unit in units for part in unit.parts for record in found_in(part, options)):
+            if isinstance(record, BadRecord):
+                bad.append(record)
+            elif isinstance(record, Document):
+                first = record.text if first is None else first
+                if fraction_of(record.text.encode(), 0) < fraction:
+                    kept.append(record.text)
+        if first is None:
+            raise UserError(f"{bad[0].place}: {bad[0].reason}" if bad else f"{source}: holds no text")
+        if bad:
+            log.warning("%s left out, the first: %s: %s", counted(len(bad), "bad record"), bad[0].place, bad[0].reason)
+        texts += kept or [first]  # of a few large documents none may be drawn
     return texts
 
 

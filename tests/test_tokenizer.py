@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import os
 import sys
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 
 from hvdlm import tokenizer as tokenizers
 from hvdlm.errors import UserError
-from hvdlm.tokenizer import TOKENIZERS, ByteTokenizer, TokenizerConfig, dtype_for, from_json, load
+from hvdlm.tokenizer import TOKENIZERS, ByteTokenizer, TokenizerConfig, dtype_for, from_json, load, read_any
+from hvdlm.tokenizer.backend import num_lost
 from hvdlm.tokenizer.sentencepiece_model import read_model
-from hvdlm.tokenizer.tiktoken_ranks import read_ranks
+from hvdlm.tokenizer.tiktoken_ranks import PATTERNS, PUBLISHED, read_ranks
 from hvdlm.tokenizer.word import WordRule, read_vocabulary
 
 TEXTS = ["plain words", "", "tabs\t and\n\nnewlines  ", "héllo wörld 你好 🙂", "def f(x):\n    return x\n"]
@@ -244,11 +246,98 @@ def test_tiktoken_merges_and_appends_its_end(made, tmp_path):
     assert tiktoken.encode("wo wow").tolist() == [256, 257, ord("w")]
     assert (tiktoken.eos_id, tiktoken.vocab_size) == (258, 259)
     path = write_ranks(tmp_path / "mine.tiktoken")
-    with pytest.raises(UserError, match="mine.tiktoken: does not say how it cuts text; set tokenizer.pattern to gpt2"):
+    with pytest.raises(
+        UserError, match=r"mine.tiktoken: .* does not say .* set tokenizer.pattern \(--pattern\) to gpt2"
+    ):
         make("tiktoken", path=path)
     assert make("tiktoken", path=path, pattern=r"\S+|\s").encode("wo wow").tolist() == [256, 32, 256, ord("w")]
     with pytest.raises(UserError, match="not a regular expression"):
         make("tiktoken", path=path, pattern="(")
+
+
+def write_many_ranks(path, ranks):
+    """Every rank a token: the bytes, then words."""
+    words = (bytes(word) for size in (2, 3, 4) for word in itertools.product(range(97, 123), repeat=size))
+    tokens = itertools.chain((bytes([byte]) for byte in range(256)), words)
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in zip(ranks, tokens, strict=False))
+    path.write_text("".join(lines))
+    return path
+
+
+def test_a_published_rank_file_ends_texts_as_its_publisher_does(tmp_path):
+    """By name, and by the number of ranks under any other name; the pattern may be given."""
+    with_hole = [rank for rank in range(50281) if rank != 50256]
+    path = write_many_ranks(tmp_path / "p50k_base.tiktoken", with_hole)
+    found = make("tiktoken", path=path)
+    assert (found.eos_id, found.vocab_size) == (50256, 50281)
+    again = from_json(found.to_json())
+    assert (again.eos_id, again.vocab_size) == (50256, 50281)
+    ids, _ = again.encode_documents(["ab"])
+    assert ids[-1] == 50256 and again.decode(ids) == "ab"
+    renamed = path.rename(tmp_path / "mine.model")
+    assert make("tiktoken", path=renamed).eos_id == 50256
+    assert make("tiktoken", path=renamed, pattern=r"\S+|\s").eos_id == 50256
+    assert make("tiktoken", path=renamed.rename(tmp_path / "p50k_edit.tiktoken")).vocab_size == 50284
+
+
+@pytest.mark.parametrize("name", ["r50k_base", "p50k_base", "p50k_edit", "cl100k_base", "o200k_base", "o200k_harmony"])
+def test_the_table_of_published_rank_files_is_tiktokens(name, monkeypatch):
+    public = pytest.importorskip("tiktoken_ext.openai_public")
+    monkeypatch.setattr(public, "load_tiktoken_bpe", lambda *_, **__: {})  # nothing is downloaded
+    theirs, ours = public.ENCODING_CONSTRUCTORS[name](), PUBLISHED[name]
+    assert ours.eos_id == theirs["special_tokens"]["<|endoftext|>"]
+    assert PATTERNS[ours.pattern] == theirs["pat_str"]
+    assert ours.vocab_size == theirs.get("explicit_n_vocab", max([50280, *theirs["special_tokens"].values()]) + 1)
+
+
+def test_what_earlier_versions_saved_keeps_its_ids(tmp_path):
+    """Shards were made with the id after the last rank."""
+    path = write_many_ranks(tmp_path / "p50k_base.tiktoken", [rank for rank in range(50281) if rank != 50256])
+    old = {"hvdlm": "tiktoken", "pattern": "gpt2", "ranks": path.read_text()}
+    assert from_json(json.dumps(old)).eos_id == 50281
+
+
+def test_a_file_of_any_kind_is_read_by_its_name(made, tmp_path):
+    (tmp_path / "a.json").write_text(made["bpe"].to_json(), encoding="utf-8")
+    assert read_any(tmp_path / "a.json").kind == "bpe"
+    assert read_any(train_sentencepiece(tmp_path / "a.model")).kind == "sentencepiece"
+    assert read_any(write_ranks(tmp_path / "r50k_base.tiktoken")).kind == "tiktoken"
+    assert read_any(write_ranks(tmp_path / "tokenizer.model"), "llama3").kind == "tiktoken"
+    with pytest.raises(UserError, match=r"b.model: a rank file of tiktoken .* \(--pattern\)"):
+        read_any(write_ranks(tmp_path / "b.model"))
+    (tmp_path / "c.model").write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match=r"c.model: not a .model of sentencepiece"):
+        read_any(tmp_path / "c.model")
+
+
+def test_a_cut_off_published_rank_file_is_said(tmp_path, caplog):
+    make("tiktoken", path=write_ranks(tmp_path / "cl100k_base.tiktoken"))
+    assert "has 258 ranks, the published file of this name 100256" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("YWI= 3", "token or rank of line 4 again"),
+        ("d28= 300", "token or rank of line 257 again"),
+        ("YWI= -1", "rank -1 is no id"),
+        ("YWI= 99999999999999999999", "is no id"),
+        ("YWI=", "a token in base64"),
+    ],
+)
+def test_a_bad_line_of_a_rank_file_is_named(line, message, tmp_path):
+    path = write_ranks(tmp_path / "a.tiktoken")
+    path.write_text(path.read_text() + "\n" + line + "\n")
+    with pytest.raises(UserError, match=rf"a.tiktoken:260: not a rank file .*{message}"):
+        make("tiktoken", path=path, pattern="gpt2")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece"])
+def test_more_ids_than_a_trainer_has_memory_for_are_refused(kind):
+    for vocab_size in ((1 << 24) + 1, 99_999_999_999, 1 << 70):
+        with pytest.raises(ValueError, match=f"vocab_size: {kind} learns 16,777,216 ids at most"):
+            TokenizerConfig.model_validate({"kind": kind, "vocab_size": vocab_size})
+    assert make("char", lambda: iter(["ab"]), vocab_size=99_999_999_999).vocab_size == 4  # at most so many
 
 
 def test_broken_rank_files_are_named(tmp_path):
@@ -320,6 +409,118 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
         tokenizers.load(path)
     with pytest.raises(UserError, match="cannot read"):
         tokenizers.load(tmp_path / "none.json")
+
+
+WRONG = (None, "x", -1, 1.5, [], {}, 1 << 40, [1], {"a": 1})
+
+
+def spoilt(content):
+    """The JSON with one value left out or of another type, for each of the first places at every depth."""
+
+    def places(part, path=()):
+        if path:
+            yield path
+        items = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+        for key, value in list(items)[: 12 if isinstance(part, dict) else 2]:
+            yield from places(value, (*path, key))
+
+    for path in places(content):
+        for value in (*WRONG, ...):
+            changed = json.loads(json.dumps(content))
+            parent = changed
+            for key in path[:-1]:
+                parent = parent[key]
+            if value is ...:
+                del parent[path[-1]]
+            else:
+                parent[path[-1]] = value
+            yield changed
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe", "char", "unigram", "word", "wordpiece"])
+def test_a_spoilt_tokenizer_json_works_or_is_named_in_one_line(kind, made):
+    num_named = 0
+    for content in spoilt(json.loads(made[kind].to_json())):
+        try:
+            found = from_json(json.dumps(content), "t.json")
+            found.encode_documents(["the sun", "a"])
+            found.decode(found.encode("a sun"))
+        except UserError as error:
+            num_named += 1
+            assert str(error).startswith("t.json: ") and "\n" not in str(error)
+    assert num_named
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["added_tokens"][0].pop("special"), "no 'special'"),
+        (lambda c: c["model"].pop("vocab"), "no 'vocab'"),
+        (lambda c: c["model"]["merges"].append("a b c"), "too many values"),
+        (lambda c: c["model"]["merges"].append(["zz", "yy"]), "out of vocabulary"),
+        (lambda c: c["model"]["vocab"].update(a="7"), "'a': '7' is no id"),
+        (lambda c: c["model"].update(continuing_subword_prefix="##"), "does not continue with '##'"),
+        (
+            lambda c: c["added_tokens"].append({**c["added_tokens"][0], "content": "<x>", "id": 700}),
+            "gives the added token '<x>' the id 700, the tokenizers library 400",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_tokenizer_json_is_said(change, message, made):
+    content = json.loads(made["bpe"].to_json())
+    change(content)
+    with pytest.raises(UserError, match=f"^t.json: .*{message}"):
+        from_json(json.dumps(content), "t.json")
+
+
+def whitespace_model(tmp_path, **model):
+    """A tokenizer.json that cuts at white space, with "</s>" beside the model's tokens."""
+    added = {"id": 0, "content": "</s>", "single_word": False, "lstrip": False, "rstrip": False}
+    added |= {"normalized": False, "special": True}
+    content = {"version": "1.0", "pre_tokenizer": {"type": "Whitespace"}, "added_tokens": [added], "model": model}
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+UNIGRAM = {"type": "Unigram", "unk_id": None, "vocab": [["</s>", 0.0], ["h", -1.0], ["i", -2.0]]}
+WORDLEVEL = {"type": "WordLevel", "vocab": {"</s>": 0, "hi": 1}, "unk_token": "<unk>"}
+WORDPIECE = {"type": "WordPiece", "vocab": {"</s>": 0, "hi": 1}, "unk_token": "[UNK]"}
+WORDPIECE |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+
+
+@pytest.mark.parametrize("model", [UNIGRAM, WORDLEVEL, WORDPIECE], ids=["unigram", "wordlevel", "wordpiece"])
+def test_a_text_that_a_vocabulary_cannot_encode_is_said(model, tmp_path):
+    found = load(whitespace_model(tmp_path, **model))
+    assert len(found.encode("hi"))
+    for encode in (found.encode, lambda text: found.encode_documents([text])):
+        with pytest.raises(UserError, match=r"t.json: this .* cannot encode a text .* needs an unknown token"):
+            encode("hi stranger")
+
+
+def test_characters_that_a_bpe_drops_are_counted(made, tmp_path):
+    vocab = {"</s>": 0, "h": 1, "u": 2, "g": 3, "ug": 4, "?": 5}
+    bpe = {"type": "BPE", "vocab": vocab, "merges": ["u g"], "unk_token": None}
+    text = "hug mug 汉字 pug\n"
+    assert num_lost(load(whitespace_model(tmp_path, **bpe)), [text, "hug", text]) == 8  # m, p and two Han characters
+    with_unknown = load(whitespace_model(tmp_path, **{**bpe, "unk_token": "?"}))
+    assert num_lost(with_unknown, [text]) == 0 and with_unknown.unk_id in with_unknown.encode(text)
+    assert [num_lost(found, [text]) for found in made.values()] == [0] * len(made)
+
+
+@pytest.mark.parametrize(("model", "eos"), [(UNIGRAM, "i"), (WORDLEVEL, "hi"), (WORDPIECE, "hi")])
+def test_an_end_that_texts_need_is_refused(model, eos, made, tmp_path):
+    path = whitespace_model(tmp_path, **model)
+    with pytest.raises(UserError, match=f"t.json: texts need the token '{eos}'"):
+        load(path, eos)
+    assert load(path, "</s>").eos_id == 0
+    path.write_text(made["bpe"].to_json(), encoding="utf-8")
+    for byte in ("\u010a", "a", "\u0120"):
+        with pytest.raises(UserError, match="t.json: texts need the token"):
+            load(path, byte)
+    word = next(token for token in json.loads(made["bpe"].to_json())["model"]["vocab"] if len(token) == 3)
+    found = load(path, word)  # other pieces stand for its text
+    assert found.decode(found.encode(f"a {word} b")) == f"a {word} b"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,10 @@
 """A vocabulary's cost is counted as the definitions say."""
 
+import gzip
+
+import pytest
+
+from hvdlm.errors import UserError
 from hvdlm.preprocessing.vocabulary import sample_of
 from hvdlm.tokenizer import ByteTokenizer, CharTokenizer
 from hvdlm.tokenizer.study import compare, num_words, script_of, show, to_text
@@ -50,3 +55,16 @@ def test_what_is_compared_comes_from_everywhere_in_the_input(tmp_path):
     assert 0.1 < sum(len(text.encode()) for text in sample) / 1e6 / total_mb < 0.6
     assert len(sample_of([str(tmp_path)], total_mb)) == 40
     assert len(sample_of([str(tmp_path / "03.txt")], 1e-6)) == 1
+
+
+def test_a_sample_tells_what_it_leaves_out(tmp_path, caplog):
+    (tmp_path / "other.jsonl").write_text('{"content": "hello"}\n')
+    with pytest.raises(UserError, match=r"other.jsonl.*text"):
+        sample_of([str(tmp_path / "other.jsonl")], 1)
+    assert sample_of([str(tmp_path / "other.jsonl")], 1, "content") == ["hello"]
+    (tmp_path / "half.jsonl.gz").write_bytes(gzip.compress(b'{"text": "hello"}\n' * 9)[:-9])
+    with pytest.raises(UserError, match="half.jsonl.gz"):
+        sample_of([str(tmp_path / "half.jsonl.gz")], 1)
+    (tmp_path / "mixed.jsonl").write_text('{"text": "hello"}\nnonsense\n')
+    assert sample_of([str(tmp_path / "mixed.jsonl")], 1) == ["hello"]
+    assert "1 bad record left out, the first: " in caplog.text and "mixed.jsonl" in caplog.text

@@ -157,17 +157,23 @@ def _check_out(out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
 
 
+pattern_option = click.option(
+    "--pattern", default=None, help="How a rank file of tiktoken cuts text, where its name and size do not tell."
+)
+
+
 @tokenizer.command("show", epilog="hvdlm tokenizer show runs/quickstart/data/tokenizer.json --text 'def main():'")
 @click.argument("path", type=PATH)
 @click.option("--text", default="", help="A text to cut into tokens.")
+@pattern_option
 @json_option
 @by_rank_0
-def tokenizer_show(path: Path, text: str, as_json: bool) -> None:
+def tokenizer_show(path: Path, text: str, pattern: str | None, as_json: bool) -> None:
     """What a vocabulary holds, and how it cuts a text."""
-    from hvdlm.tokenizer import load
+    from hvdlm.tokenizer import read_any
     from hvdlm.tokenizer.study import show
 
-    facts = show(load(path), text)
+    facts = show(read_any(path, pattern), text)
     result(facts, as_json, "\n".join(f"{name}: {value}" for name, value in facts.items()))
 
 
@@ -181,13 +187,16 @@ def tokenizer_show(path: Path, text: str, as_json: bool) -> None:
     show_default=True,
     help="Of text, drawn from everywhere in the input.",
 )
+@click.option("--text-key", default="text", show_default=True, help="Key or column of the text in jsonl and tables.")
 @json_option
 @by_rank_0
-def tokenizer_compare(paths: tuple[Path, ...], sources: tuple[str, ...], megabytes: float, as_json: bool) -> None:
+def tokenizer_compare(
+    paths: tuple[Path, ...], sources: tuple[str, ...], megabytes: float, text_key: str, as_json: bool
+) -> None:
     """Bytes a token, tokens a word and unknown tokens, in all and by script."""
     from hvdlm.preprocessing.vocabulary import sample_of
-    from hvdlm.tokenizer import load
+    from hvdlm.tokenizer import read_any
     from hvdlm.tokenizer.study import compare, to_text
 
-    rows = compare({str(path): load(path) for path in paths}, sample_of(list(sources), megabytes))
+    rows = compare({str(path): read_any(path) for path in paths}, sample_of(list(sources), megabytes, text_key))
     result({"rows": rows}, as_json, to_text(rows))

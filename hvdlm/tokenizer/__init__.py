@@ -5,7 +5,7 @@ from hvdlm.tokenizer.char import CharTokenizer
 from hvdlm.tokenizer.fast import FastTokenizer, make_fast, may_be_fast
 from hvdlm.tokenizer.interface import MOST_IDS, Tokenizer, dtype_for
 from hvdlm.tokenizer.json_file import digest, from_json, load
-from hvdlm.tokenizer.kinds import TOKENIZERS, TokenizerConfig
+from hvdlm.tokenizer.kinds import TOKENIZERS, TokenizerConfig, read_any
 from hvdlm.tokenizer.training import train_bpe
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "load",
     "make_fast",
     "may_be_fast",
+    "read_any",
     "train_bpe",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from hvdlm.errors import UserError
-from hvdlm.tokenizer.interface import END, END_OF_TEXT, MOST_IDS, join_documents
+from hvdlm.tokenizer.interface import END, END_OF_TEXT, MOST_IDS, Tokenizer, join_documents
 
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", END, "[SEP]", "[EOS]")
 BATCH_CHARACTERS = 1 << 20  # of text handed to the library at once
@@ -26,16 +27,18 @@ class BackendTokenizer:
     def __init__(self, text: str, origin: str = "tokenizer.json", eos: str | None = None) -> None:
         from tokenizers import Tokenizer as Backend
 
-        self._text, self._eos = text, eos
+        self._text, self._eos, self._origin = text, eos, origin
         try:
             content = json.loads(text)
             ids = _ids(content)
             self.kind = str(content["model"].get("type", "BPE")).lower()
             self.unk_id = _unk_id(content["model"])
             specials = {entry["content"] for entry in content.get("added_tokens") or [] if entry["special"]}
-        except _MISFITS:
-            raise UserError(f"{origin}: not a tokenizer.json") from None
+        except _MISFITS as error:
+            raise UserError(f"{origin}: not a tokenizer.json ({reason_of(error)})") from None
         self.eos_id = _eos_id(ids, eos, origin)
+        if eos is not None and _is_text(eos, content):
+            raise UserError(f"{origin}: texts need the token {eos!r}; add one to added_tokens and name that as eos")
         self.vocab_size = max(ids.values()) + 1
         specials |= {token for token, number in ids.items() if number in (self.eos_id, self.unk_id)}
         self._hidden = np.array(sorted({ids[token] for token in specials} - {self.unk_id}))
@@ -43,9 +46,16 @@ class BackendTokenizer:
             self._plain = _without_specials(content, specials)
             self._backend = Backend.from_str(json.dumps(self._plain))
         except BaseException as error:  # the library raises bare Exception, and its panics are none
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            if not is_of_library(error):
                 raise
-            raise UserError(f"{origin}: not a tokenizer.json ({error})") from None
+            raise UserError(f"{origin}: not a tokenizer.json ({reason_of(error)})") from None
+        for entry in self._plain["added_tokens"]:
+            number = self._backend.token_to_id(entry["content"])
+            if number != entry["id"]:  # the library numbers by itself: after the vocabulary, without holes
+                token = entry["content"].removeprefix(UNMATCHABLE)
+                raise UserError(
+                    f"{origin}: gives the added token {token!r} the id {entry['id']}, the tokenizers library {number}"
+                )
         self._backend.encode_special_tokens = True
 
     @property
@@ -58,6 +68,29 @@ class BackendTokenizer:
         """Whether this is a byte-level BPE, which the fast encoder may know."""
         return self.kind == "bpe" and '"ByteLevel"' in json.dumps(self._plain.get("pre_tokenizer"))
 
+    @property
+    def drops_unknown(self) -> bool:
+        """Whether a text loses the characters it does not know, as a BPE does without unk and without all bytes."""
+        model = self._plain["model"]
+        return (
+            self.kind == "bpe"
+            and self.unk_id is None
+            and not model.get("byte_fallback")
+            and not (self.is_byte_level and model["vocab"].keys() >= set(byte_alphabet()))
+        )
+
+    def num_lost(self, texts: list[str]) -> int:
+        """Characters, white space aside, that no token stands for; only a vocabulary that drops them is looked at."""
+        if not self.drops_unknown:
+            return 0
+        lost = 0
+        for text in texts:
+            is_kept = np.zeros(len(text), dtype=bool)
+            for first, last in self._run(self._backend.encode, text).offsets:
+                is_kept[first:last] = True
+            lost += sum(not text[place].isspace() for place in np.flatnonzero(~is_kept))
+        return lost
+
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         return join_documents(self._encode_each(texts), self)
 
@@ -67,12 +100,24 @@ class BackendTokenizer:
         for last, text in enumerate(texts, 1):
             held += len(text)
             if held >= BATCH_CHARACTERS or last == len(texts):
-                for encoding in self._backend.encode_batch_fast(texts[first:last], add_special_tokens=False):
+                for encoding in self._run(self._backend.encode_batch_fast, texts[first:last]):
                     yield np.array(encoding.ids, dtype=np.int64)
                 first, held = last, 0
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        return np.array(self._run(self._backend.encode, text).ids, dtype=np.int64)
+
+    def _run(self, encode: Callable[..., Any], text: str | list[str]) -> Any:
+        """UserError where the library refuses a text, mostly one with a part that no token stands for."""
+        try:
+            return encode(text, add_special_tokens=False)
+        except BaseException as error:
+            if not is_of_library(error):
+                raise
+            raise UserError(
+                f"{self._origin}: this {self.kind} vocabulary cannot encode a text ({reason_of(error)}); "
+                "it needs an unknown token (unk)"
+            ) from None
 
     def decode(self, ids: np.ndarray) -> str:
         ids = np.asarray(ids)
@@ -86,6 +131,44 @@ class BackendTokenizer:
         return json.dumps({"hvdlm": "tokenizers", "eos": self._eos, "tokenizer_json": self._text}) + "\n"
 
 
+def num_lost(tokenizer: Tokenizer, texts: list[str]) -> int:
+    """Characters of these texts that their ids lack, without an unknown token in their place."""
+    return tokenizer.num_lost(texts) if isinstance(tokenizer, BackendTokenizer) else 0
+
+
+def byte_alphabet() -> list[str]:
+    """How ByteLevel writes each byte, in their order: printable ones as themselves, others from U+0100 on."""
+    own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in own else next(others)) for byte in range(256)]
+
+
+def is_of_library(error: BaseException) -> bool:
+    """Whether a library raised it: a panic of Rust is a BaseException, as the wish to stop is."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def reason_of(error: BaseException) -> str:
+    """What is wrong, in one line.
+
+    >>> reason_of(KeyError("model")), reason_of(ValueError("line 1\\nline 2"))
+    ("no 'model'", 'line 1 line 2')
+    """
+    return f"no {error.args[0]!r}" if isinstance(error, KeyError) and error.args else " ".join(str(error).split())
+
+
+def _is_text(token: str, content: dict[str, Any]) -> bool:
+    """Whether texts need a token: a byte, a character, or the word of a vocabulary of words."""
+    model = content["model"]
+    is_byte_level = '"ByteLevel"' in json.dumps(content.get("pre_tokenizer"))
+    if token not in (model["vocab"] if isinstance(model["vocab"], dict) else dict(model["vocab"])) or (
+        is_byte_level and token not in byte_alphabet()
+    ):
+        return False  # an added token only, or one that bytes can replace
+    is_word = str(model.get("type", "")).lower() in ("wordlevel", "wordpiece") and token.removeprefix("##").isalnum()
+    return is_word or len(token.lstrip("▁#") or "#") == 1 or re.fullmatch("<0x[0-9A-F]{2}>", token) is not None
+
+
 def _ids(content: dict[str, Any]) -> dict[str, int]:
     """token -> id of the model and the added tokens; the model of a Unigram lists (token, score) by id.
 
@@ -93,17 +176,18 @@ def _ids(content: dict[str, Any]) -> dict[str, int]:
     """
     vocab = content["model"]["vocab"]
     ids = dict(vocab) if isinstance(vocab, dict) else {token: number for number, (token, _) in enumerate(vocab)}
-    ids |= {entry["content"]: entry["id"] for entry in content.get("added_tokens") or []}
-    for token, number in ids.items():
+    added = [(entry["content"], entry["id"]) for entry in content.get("added_tokens") or []]
+    for token, number in (*ids.items(), *added):
         if not isinstance(token, str) or type(number) is not int or not 0 <= number < MOST_IDS:
             raise ValueError(f"{token!r}: {number!r} is no id")
-    return ids
+    return ids | dict(added)
 
 
 def _unk_id(model: dict[str, Any]) -> int | None:
-    if isinstance(model["vocab"], dict):
-        return model["vocab"].get(model.get("unk_token"))
-    return model.get("unk_id")
+    found = model["vocab"].get(model.get("unk_token")) if isinstance(model["vocab"], dict) else model.get("unk_id")
+    if found is not None and type(found) is not int:
+        raise ValueError(f"unk_id {found!r} is no id")
+    return found
 
 
 def _eos_id(ids: dict[str, int], eos: str | None, origin: str) -> int:
@@ -140,6 +224,11 @@ def _without_specials(content: dict[str, Any], specials: set[str]) -> dict[str, 
         {**entry, "content": rename(entry["content"]), "special": entry["content"] in specials}
         for entry in content.get("added_tokens") or []
     ]
+    prefix = model.get("continuing_subword_prefix")
+    if prefix and "merges" in model:  # the library cuts the prefix off without a look, and aborts the process
+        wrong = next((merge for merge in model["merges"] if not _tokens_of(merge)[1].startswith(prefix)), None)
+        if wrong is not None:
+            raise ValueError(f"merge {wrong!r} does not continue with {prefix!r}")
     no_cuts = {"truncation": None, "padding": None, "post_processor": None}
     return {**content, **no_cuts, "added_tokens": added, "model": model}
 

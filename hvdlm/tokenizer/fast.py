@@ -1,14 +1,24 @@
-"""The fast encoder: the ids of a byte-level BPE by gigatoken, used after a proof on real text."""
+"""The fast encoder: the ids of a byte-level BPE by gigatoken, for what is known to give the exact ids.
+
+Two encoders part where a vocabulary has a rule that only one follows, and where they know different versions
+of Unicode. So vocabularies outside a closed list of rules are left to the exact library, and so is each text
+with a character or an added token on which the two may part. The rest is proven on real text.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from hvdlm.host import memory_bytes
-from hvdlm.tokenizer.backend import BackendTokenizer
+from hvdlm.tokenizer.backend import BackendTokenizer, byte_alphabet
 from hvdlm.tokenizer.interface import Tokenizer, insert_eos
+from hvdlm.tokenizer.tiktoken_ranks import PATTERNS
 
 log = logging.getLogger("hvdlm")
 
@@ -33,8 +43,21 @@ NASTY = (
 CACHE_BYTES = 256 << 20
 
 
+SPLITS = tuple(PATTERNS[name] for name in ("llama3", "qwen", "o200k"))  # on which the encoders were compared
+MOST_ADDED = 64  # added tokens that are looked for in each text
+CHECK_CHARACTERS = 1 << 16  # of text looked through at once; more would leave the cache
+
+PROVEN, UNSEEN, APART = 0, 1, 2  # what is known of a character
+SURROUNDINGS = "a{0}a 1{0}1 !{0}!A{0}a{0}A1{0}a {0} {0}\na'{0}a'{0}ea'l{0}a"  # of a character in its probe
+SPLIT_AT = "a1!A \n'"  # the probe's vocabulary joins these with every byte, so that each cut shows in the ids
+
+
 class FastTokenizer:
     """A BackendTokenizer whose `encode_documents` runs in gigatoken; all else is the same object's.
+
+    Texts that may tell the two apart are encoded by the exact one: those with an added token, with a character
+    that is of another class to gigatoken or that this Python does not know, or, where the vocabulary asks for
+    NFC, a text that is not in it. (An NFC text of assigned characters is NFC in every later Unicode.)
 
     `threads`: 1 encodes on the calling thread, as ranks are usually one a core; more uses gigatoken's pool
     (all cores, or RAYON_NUM_THREADS).
@@ -44,20 +67,173 @@ class FastTokenizer:
         import gigatoken
 
         self._exact, self._threads = exact, threads
-        self._make = lambda: gigatoken.Tokenizer.from_json(exact.plain_json)
+        content = json.loads(exact.plain_json)
+        self._needs_nfc = content.get("normalizer") is not None
+        self._added = added_tokens(content)
+        plain = json.dumps({**content, "normalizer": None, "added_tokens": []})
+        self._make = lambda: gigatoken.Tokenizer.from_json(plain)
         self._encoder = self._make()
+        self._characters = Characters(content["pre_tokenizer"])
         self._resident = memory_bytes("VmRSS")
         self.kind, self.vocab_size = exact.kind, exact.vocab_size
         self.eos_id, self.unk_id = exact.eos_id, exact.unk_id
         self.encode, self.decode, self.to_json = exact.encode, exact.decode, exact.to_json
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        is_fast = np.fromiter(self._are_same(texts), dtype=bool, count=len(texts))
+        if is_fast.all():
+            return self._encode_fast(texts)
+        parts: list[Any] = [None] * len(texts)
+        for chosen, encode in ((is_fast, self._encode_fast), (~is_fast, self._exact.encode_documents)):
+            numbers = np.flatnonzero(chosen)
+            ids, counts = encode([texts[number] for number in numbers])
+            for number, part in zip(numbers, np.split(ids, np.cumsum(counts)[:-1]), strict=False):  # of none one part
+                parts[number] = part
+        return np.concatenate(parts), np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
+
+    def _are_same(self, texts: list[str]) -> Iterator[bool]:
+        """`_is_same` of each text, several short ones at once: what a joined text lacks, none of its parts has."""
+        first = held = 0
+        for last, text in enumerate(texts, 1):
+            held += len(text)
+            if held >= CHECK_CHARACTERS or last == len(texts):
+                group = texts[first:last]
+                yield from [True] * len(group) if self._is_same("".join(group)) else map(self._is_same, group)
+                first, held = last, 0
+
+    def _is_same(self, text: str) -> bool:
+        """Whether both encoders give this text the same ids."""
+        if any(token in text for token in self._added):
+            return False
+        if text.isascii():
+            return True
+        return self._characters.are_same(text) and (not self._needs_nfc or unicodedata.is_normalized("NFC", text))
+
+    def _encode_fast(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if memory_bytes("VmRSS") - self._resident > CACHE_BYTES:
             self._encoder = self._make()
             self._resident = memory_bytes("VmRSS")
         rows = self._encoder.encode_batch(texts, parallel=self._threads > 1).layout
         offsets = np.asarray(rows.offsets.data)
         return insert_eos(np.asarray(rows.content.data)[offsets[0] : offsets[-1]], np.diff(offsets), self)
+
+
+class Characters:
+    """The characters that both encoders cut alike, each tried when a text first has it; `rule`: the pre_tokenizer.
+
+    One that is unassigned to this Python's Unicode is never trusted: its normal form may differ too.
+    """
+
+    def __init__(self, rule: dict[str, Any]) -> None:
+        self._rule = rule
+        self._state = np.full(0x110000, UNSEEN, dtype=np.uint8)
+        self._state[:128] = PROVEN
+        self._probes: tuple[Any, Any] | None = None
+
+    def are_same(self, text: str) -> bool:
+        codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
+        states = self._state.take(codes)
+        if states.max(initial=PROVEN) == PROVEN:
+            return True
+        unseen = np.unique(codes[states == UNSEEN])
+        if len(unseen):
+            self._try(unseen)
+        return bool(self._state.take(codes).max() == PROVEN)
+
+    def _try(self, codes: np.ndarray) -> None:
+        known = [code for code in codes.tolist() if unicodedata.category(chr(code)) not in ("Cn", "Cs")]
+        self._state[codes] = APART
+        texts = [SURROUNDINGS.format(chr(code)) for code in known]
+        if not texts:
+            return
+        exact, fast = self._find_probes()
+        rows = fast.encode_batch(texts, parallel=False).layout
+        offsets, ids = np.asarray(rows.offsets.data), np.asarray(rows.content.data)
+        found = exact.encode_batch_fast(texts, add_special_tokens=False)
+        for code, first, last, encoding in zip(known, offsets, offsets[1:], found, strict=False):
+            self._state[code] = PROVEN if encoding.ids == ids[first:last].tolist() else APART
+
+    def _find_probes(self) -> tuple[Any, Any]:
+        if self._probes is None:
+            import gigatoken
+            from tokenizers import Tokenizer as Backend
+
+            text = json.dumps({"version": "1.0", "pre_tokenizer": self._rule, "model": _probe_model()})
+            self._probes = Backend.from_str(text), gigatoken.Tokenizer.from_json(text)
+        return self._probes
+
+
+def _probe_model() -> dict[str, Any]:
+    """A BPE that joins SPLIT_AT with every byte before or after it."""
+    alphabet = byte_alphabet()
+    vocab = {token: number for number, token in enumerate(alphabet)}
+    merges = []
+    for own in (alphabet[ord(character)] for character in SPLIT_AT):
+        for pair in (pair for other in alphabet for pair in ((own, other), (other, own))):
+            if "".join(pair) not in vocab:
+                vocab["".join(pair)] = len(vocab)
+                merges.append(pair)
+    return {"type": "BPE", "vocab": vocab, "merges": merges}
+
+
+def added_tokens(content: dict[str, Any]) -> list[str]:
+    """The added tokens that a text can spell, but for those that hold another one."""
+    names = {entry["content"] for entry in content.get("added_tokens") or [] if not entry["special"]}
+    names |= {unicodedata.normalize("NFC", name) for name in names}
+    kept: list[str] = []
+    for name in sorted(names, key=len):
+        if not any(shorter in name for shorter in kept):
+            kept.append(name)
+    return kept
+
+
+def uncovered(content: dict[str, Any]) -> str | None:
+    """The first rule of a tokenizer.json on which the two encoders were not compared, or None."""
+    model, normalizer, cut = content["model"], content.get("normalizer"), content.get("pre_tokenizer")
+    if any(rule["type"] != "NFC" for rule in _steps(normalizer, "normalizers")):
+        return f"normalizer {_names(normalizer, 'normalizers')}"
+    if not _is_known_cut(_steps(cut, "pretokenizers")):
+        return f"pre_tokenizer {_names(cut, 'pretokenizers')}"
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if model.get(key):
+            return f"{key} {model[key]!r}"
+    if model.get("unk_token") is not None:
+        return "an unk_token"
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    if len(set(merges)) != len(merges):
+        return "a merge listed twice"
+    if not model["vocab"].keys() >= set(byte_alphabet()):
+        return "a byte without a token"
+    if len(added_tokens(content)) > MOST_ADDED:
+        return f"more than {MOST_ADDED} added tokens"
+    return None
+
+
+def _steps(rule: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    if rule is None:
+        return []
+    return [step for inner in rule[key] for step in _steps(inner, key)] if rule["type"] == "Sequence" else [rule]
+
+
+def _names(rule: dict[str, Any] | None, key: str) -> str:
+    return ", ".join(step["type"] for step in _steps(rule, key)) or "none"
+
+
+def _is_known_cut(steps: list[dict[str, Any]]) -> bool:
+    """ByteLevel with GPT-2's pattern in it, or a known Split and ByteLevel without."""
+    if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1].get("add_prefix_space", True):
+        return False
+    if len(steps) == 1:
+        return bool(steps[-1].get("use_regex", True))
+    split = steps[0]
+    return (
+        len(steps) == 2
+        and split["type"] == "Split"
+        and split["pattern"].get("Regex") in SPLITS
+        and split["behavior"] == "Isolated"
+        and not split.get("invert")
+        and not steps[-1].get("use_regex", True)
+    )
 
 
 def may_be_fast(tokenizer: Tokenizer) -> bool:
@@ -72,6 +248,10 @@ def make_fast(tokenizer: Tokenizer, sample: list[str], *, threads: int = 1) -> T
     Kinds that have no fast encoder come back as they are.
     """
     if not isinstance(tokenizer, BackendTokenizer) or not tokenizer.is_byte_level:
+        return tokenizer
+    rule = uncovered(json.loads(tokenizer.plain_json))
+    if rule is not None:
+        log.warning("the slower tokenizers library encodes: the fast encoder is not proven for %s", rule)
         return tokenizer
     try:
         fast = FastTokenizer(tokenizer, threads=threads)

@@ -14,7 +14,7 @@ from typing import Any
 
 from hvdlm.errors import UserError
 from hvdlm.files import read_text
-from hvdlm.tokenizer.backend import BackendTokenizer
+from hvdlm.tokenizer.backend import BackendTokenizer, is_of_library, reason_of
 from hvdlm.tokenizer.bytes_utf8 import ByteTokenizer
 from hvdlm.tokenizer.char import CharTokenizer
 from hvdlm.tokenizer.interface import MAX_BYTES, Tokenizer
@@ -29,7 +29,9 @@ FORMATS: dict[str, Callable[[dict[str, Any], str], Tokenizer]] = {
     "word": lambda content, origin: WordTokenizer(
         content["vocabulary"], WordRule(content["words"], content["pattern"], content["line_ends"]), origin
     ),
-    "tiktoken": lambda content, origin: TiktokenTokenizer(content["ranks"], content["pattern"], origin),
+    "tiktoken": lambda content, origin: TiktokenTokenizer(
+        content["ranks"], content["pattern"], origin, content.get("eos_id"), content.get("vocab_size")
+    ),
     "sentencepiece": lambda content, origin: SentencePieceTokenizer(base64.b64decode(content["model"]), origin),
     "tokenizers": lambda content, origin: BackendTokenizer(content["tokenizer_json"], origin, content["eos"]),
 }
@@ -50,8 +52,10 @@ def from_json(text: str, origin: str = "tokenizer.json") -> Tokenizer:
         return FORMATS[name](content, origin)
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{origin}: not a tokenizer.json of kind {name} ({error})") from None
+    except BaseException as error:  # a content of any shape meets any library
+        if not is_of_library(error):
+            raise
+        raise UserError(f"{origin}: not a tokenizer.json of kind {name} ({reason_of(error)})") from None
 
 
 def load(path: Path, eos: str | None = None) -> Tokenizer:
@@ -61,7 +65,9 @@ def load(path: Path, eos: str | None = None) -> Tokenizer:
     except OSError as error:
         raise UserError(f"{path}: cannot read this tokenizer ({error.strerror})") from None
     except ValueError:
-        raise UserError(f"{path}: not a tokenizer.json (a .model needs kind: sentencepiece)") from None
+        raise UserError(
+            f"{path}: not a tokenizer.json (kind: sentencepiece reads a .model, tiktoken a rank file)"
+        ) from None
     return from_json(text, str(path)) if eos is None else BackendTokenizer(text, str(path), eos)
 
 

@@ -20,6 +20,7 @@ from hvdlm.tokenizer.tiktoken_ranks import read_ranks
 from hvdlm.tokenizer.training import train_bpe, train_unigram, train_wordpiece
 from hvdlm.tokenizer.word import CUTTERS, WordRule, count_words, read_vocabulary
 
+MOST_TRAINED = 1 << 24  # ids; the trainers reserve memory for all, and no published vocabulary has a tenth of it
 SampleTexts = Callable[[], Iterator[str]]
 
 
@@ -41,6 +42,24 @@ def _trained(train: Callable[[Iterator[str], int], Tokenizer]) -> Callable[[Toke
         return load(config.path, config.eos) if config.path else train(sample(), config.vocab_size)
 
     return make
+
+
+def read_any(path: Path, pattern: str | None = None) -> Tokenizer:
+    """The vocabulary in a tokenizer.json, a rank file of tiktoken or a .model of sentencepiece, told by its name.
+
+    Llama 3's tokenizer.model is a rank file.
+    """
+    if path.suffix == ".model" and not pattern and not _begins_as_ranks(path):
+        return read_model(path)
+    return read_ranks(path, pattern) if pattern or path.suffix in (".tiktoken", ".model") else load(path)
+
+
+def _begins_as_ranks(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return re.fullmatch(rb"[A-Za-z0-9+/]+=* [0-9]+", file.readline(1 << 16).rstrip()) is not None
+    except OSError:
+        return False  # the reader of models says why
 
 
 def _file_of(config: TokenizerConfig) -> Path:
@@ -88,7 +107,9 @@ class TokenizerConfig(Section):
         "of sentencepiece",
     )
     vocab_size: int = Field(
-        8192, ge=3, description="ids to train, special ones included (bpe: from 257); of char and word at most"
+        8192,
+        ge=3,
+        description="ids to train, special ones included (bpe: from 257); of char and word at most",
     )
     sample_mb: float = Field(16.0, gt=0, description="text to train on or to count, in MB, spread over the input")
     min_frequency: int = Field(1, ge=1, description="char, word: rarer ones become <unk>")
@@ -97,8 +118,8 @@ class TokenizerConfig(Section):
     )
     pattern: str | None = Field(
         None,
-        description="word with words: regex: what a word is; tiktoken: gpt2, cl100k, o200k or a regular expression "
-        "that cuts the text, by default told from the file's name",
+        description="word with words: regex: what a word is; tiktoken: gpt2, cl100k, o200k, llama3, qwen or a regular "
+        "expression that cuts the text, by default told from the file's name and size",
     )
     vocabulary: Path | None = Field(
         None,
@@ -121,6 +142,8 @@ class TokenizerConfig(Section):
             raise ValueError(f"the {self.kind} tokenizer has no file; remove path or use kind: bpe")
         if self.path is None and self.vocab_size < kind.min_vocab_size:
             raise ValueError(f"vocab_size: {self.kind} needs {kind.min_vocab_size} ids at least, got {self.vocab_size}")
+        if kind.source == "trained" and self.path is None and self.vocab_size > MOST_TRAINED:
+            raise ValueError(f"vocab_size: {self.kind} learns {MOST_TRAINED:,} ids at most, got {self.vocab_size:,}")
         if kind.source == "file" and self.path is None:
             raise ValueError(f"kind: {self.kind} reads a file; set path")
         if self.eos is not None and self.path is None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from hvdlm.errors import UserError
 from hvdlm.files import read_bytes
-from hvdlm.tokenizer.interface import END_OF_TEXT, MAX_BYTES, join_documents, require
+from hvdlm.tokenizer.interface import END_OF_TEXT, MAX_BYTES, MOST_IDS, join_documents, require
+
+log = logging.getLogger("hvdlm")
 
 # How a text is cut before its pieces are merged (tiktoken_ext/openai_public.py, MIT).
 PATTERNS = {
@@ -23,22 +27,65 @@ PATTERNS = {
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
-PATTERN_OF_FILE = {"r50k_base": "gpt2", "p50k_base": "gpt2", "cl100k_base": "cl100k", "o200k_base": "o200k"}
+PATTERNS["llama3"] = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PATTERNS["qwen"] = PATTERNS["llama3"].replace("{1,3}", "")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a rank file does not say: how it cuts text, which id ends a text, how many ids the special tokens make."""
+
+    pattern: str
+    num_ranks: int
+    eos_id: int
+    vocab_size: int
+
+
+# By the name of the file; of those with equal ranks the first is taken where the name tells none.
+# tiktoken_ext/openai_public.py, and the special tokens of Llama 3 and Qwen (<|end_of_text|> and <|endoftext|>).
+PUBLISHED = {
+    "r50k_base": Published("gpt2", 50256, 50256, 50257),
+    "gpt2": Published("gpt2", 50256, 50256, 50257),
+    "p50k_base": Published("gpt2", 50280, 50256, 50281),
+    "p50k_edit": Published("gpt2", 50280, 50256, 50284),
+    "cl100k_base": Published("cl100k", 100256, 100257, 100277),
+    "o200k_base": Published("o200k", 199998, 199999, 200019),
+    "o200k_harmony": Published("o200k", 199998, 199999, 201088),
+    "llama3": Published("llama3", 128000, 128001, 128256),
+    "qwen": Published("qwen", 151643, 151643, 151851),
+}
 
 
 class TiktokenTokenizer:
-    """`ranks` is the content of a rank file (a token in base64 and its rank, a line); eos is the next id."""
+    """`ranks` is the content of a rank file (a token in base64 and its rank, a line).
+
+    `eos_id` and `vocab_size` are its publisher's; by default eos is the id after the last rank, and the last.
+    """
 
     kind = "tiktoken"
     unk_id: int | None = None
 
-    def __init__(self, ranks: str, pattern: str, origin: str = "tokenizer.json") -> None:
+    def __init__(
+        self,
+        ranks: str,
+        pattern: str,
+        origin: str = "tokenizer.json",
+        eos_id: int | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
         tiktoken = require("tiktoken", f"{origin}: kind: tiktoken")
         self._ranks, self._pattern = ranks, pattern
+        self._own = {} if eos_id is None else {"eos_id": eos_id, "vocab_size": vocab_size}
         rank_of = _parse(ranks, origin)
         self._bytes_of = {rank: token for token, rank in rank_of.items()}
-        self.eos_id = max(self._bytes_of) + 1
-        self.vocab_size = self.eos_id + 1
+        top = max(self._bytes_of)
+        self.eos_id = top + 1 if eos_id is None else eos_id
+        self.vocab_size = max(top, self.eos_id) + 1 if vocab_size is None else vocab_size
+        if self.eos_id in self._bytes_of or max(top, self.eos_id) >= self.vocab_size:
+            raise UserError(f"{origin}: eos_id {self.eos_id} is a rank, or vocab_size {self.vocab_size} too small")
         try:
             self._encoding = tiktoken.Encoding(
                 "hvdlm",
@@ -63,36 +110,67 @@ class TiktokenTokenizer:
         return b"".join(tokens).decode(errors="replace")
 
     def to_json(self) -> str:
-        return json.dumps({"hvdlm": "tiktoken", "pattern": self._pattern, "ranks": self._ranks}) + "\n"
+        return json.dumps({"hvdlm": "tiktoken", "pattern": self._pattern, "ranks": self._ranks, **self._own}) + "\n"
 
 
 def _parse(ranks: str, origin: str) -> dict[bytes, int]:
     rank_of: dict[bytes, int] = {}
+    line_of: dict[int, int] = {}
     for number, line in enumerate(ranks.splitlines(), 1):
+        if not line:
+            continue
         try:
-            token, rank = line.split()
-            rank_of[base64.b64decode(token, validate=True)] = int(rank)
+            text, rank = line.split()
+            token, value = base64.b64decode(text, validate=True), int(rank)
         except (ValueError, binascii.Error):
             raise UserError(
                 f"{origin}:{number}: not a rank file of tiktoken (a token in base64 and its rank)"
             ) from None
+        if not 0 <= value < MOST_IDS - 1:
+            raise UserError(f"{origin}:{number}: not a rank file of tiktoken (rank {value} is no id)")
+        if token in rank_of or value in line_of:
+            first = line_of[rank_of.get(token, value)]
+            raise UserError(f"{origin}:{number}: not a rank file of tiktoken (token or rank of line {first} again)")
+        rank_of[token], line_of[value] = value, number
     missing = sum(bytes([byte]) not in rank_of for byte in range(256))
-    if missing or len(set(rank_of.values())) != len(rank_of) or min(rank_of.values()) < 0:
-        raise UserError(f"{origin}: not a rank file of tiktoken ({missing} bytes have no token, or ranks repeat)")
+    if missing:
+        raise UserError(f"{origin}: not a rank file of tiktoken ({missing} bytes have no token)")
     return rank_of
 
 
 def read_ranks(path: Path, pattern: str | None) -> TiktokenTokenizer:
-    """A rank file; the cutting pattern is not in it, so it is given or told from the file's name."""
-    pattern = pattern or PATTERN_OF_FILE.get(path.name.split(".")[0])
-    if pattern is None:
-        raise UserError(
-            f"{path}: does not say how it cuts text; set tokenizer.pattern to {', '.join(PATTERNS)} or a regex"
-        )
+    """A rank file; its cutting pattern and its end of text are not in it, but told by its name and its size."""
     try:
         ranks = read_bytes(path, limit=MAX_BYTES).decode("ascii")
     except OSError as error:
         raise UserError(f"{path}: cannot read this rank file ({error.strerror})") from None
     except ValueError:
         raise UserError(f"{path}: not a rank file of tiktoken (a token in base64 and its rank)") from None
-    return TiktokenTokenizer(ranks, pattern, str(path))
+    named = PUBLISHED.get(path.name.split(".")[0])
+    num_ranks = sum(1 for line in ranks.splitlines() if line)
+    published = _published_with(named, num_ranks)
+    known = published or named
+    if pattern is None and known is None:
+        raise UserError(
+            f"{path}: a rank file of tiktoken does not say how it cuts text; "
+            f"set tokenizer.pattern (--pattern) to {', '.join(PATTERNS)} or a regex"
+        )
+    pattern = pattern or (known.pattern if known else None)
+    assert pattern is not None
+    if named and published is None:
+        log.warning(
+            "%s: has %d ranks, the published file of this name %d; its end of text is the id after the last rank",
+            path,
+            num_ranks,
+            named.num_ranks,
+        )
+    tokenizer = TiktokenTokenizer(ranks, pattern, str(path))
+    if published is None or (tokenizer.eos_id, tokenizer.vocab_size) == (published.eos_id, published.vocab_size):
+        return tokenizer  # no more to write than earlier versions did, so the digest is the same
+    return TiktokenTokenizer(ranks, pattern, str(path), published.eos_id, published.vocab_size)
+
+
+def _published_with(named: Published | None, num_ranks: int) -> Published | None:
+    if named is not None:
+        return named if named.num_ranks == num_ranks else None
+    return next((found for found in PUBLISHED.values() if found.num_ranks == num_ranks), None)

@@ -53,6 +53,8 @@ class WordTokenizer:
     kind = "word"
 
     def __init__(self, words: list[str], rule: WordRule, origin: str = "tokenizer.json") -> None:
+        if not all(isinstance(word, str) for word in words):
+            raise UserError(f"{origin}: lists a word that is no text")
         words = [special for special in (UNKNOWN, END) if special not in words] + words
         self._words, self._rule = words, rule
         self._id_of = _IdOf(zip(words, range(len(words)), strict=True))
