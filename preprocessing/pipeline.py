@@ -10,7 +10,8 @@ from typing import Any
 from hvdlm.errors import UserError
 
 from .clean import make_cleaner
-from .documents import BadRecord, Document, Part, open_plain
+from .compression import open_plain
+from .documents import BadRecord, Document, Part
 from .filters import make_filter
 from .pii import make_masker
 from .plan import PreprocessConfig, Unit

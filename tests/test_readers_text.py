@@ -1,15 +1,17 @@
 """Text formats: ranges share a file without loss, memory is bounded, and a fault is named with its place."""
 
+import gzip
 import json
 
 import pytest
+import zstandard
 from reading import COMPRESS, STRICT, write_packed
 from reading import read as found
 
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import documents
 from hvdlm.preprocessing.documents import BadRecord, Document, ReadOptions, find_files
-from hvdlm.preprocessing.readers import FORMATS, text
+from hvdlm.preprocessing.readers import FORMATS, encodings, text
 
 
 def read(path, options=STRICT):
@@ -54,7 +56,7 @@ def test_other_encodings(write):
     options = ReadOptions(encoding="gb18030")
     assert read(write("a.txt", "中文，句子".encode("gb18030")), options) == ["中文，句子"]
     (bad,) = found(write("b.txt", "中文".encode("gb18030") + b"\xff\xff"), options)
-    assert bad == BadRecord(bad.place, "is not gb18030; set another encoding, or errors: replace")
+    assert bad.reason == "is not gb18030; set another encoding, or errors: replace"
     assert bad.place.endswith("byte 4")
     path = write("c.jsonl", '{"text": "é"}\n{"text": "b"}'.encode("utf-16"))
     assert read(path, ReadOptions(encoding="utf-16")) == ["é", "b"]
@@ -163,3 +165,111 @@ def test_the_builtin_corpus_is_tens_of_megabytes_of_real_text():
     files = find_files(["python-stdlib"])
     assert sum(size for _, size in files) > 8e6
     assert not any("site-packages" in path for path, _ in files)
+
+
+RECORDS = [b'{"text": "%d"}\n' % n for n in range(30)]
+STREAMS = (RECORDS[:10], RECORDS[10:20], RECORDS[20:])
+
+
+def packed(suffix):
+    return [COMPRESS[suffix](b"".join(lines)) for lines in STREAMS]
+
+
+SKIPPABLE = b"\x5e\x2a\x4d\x18\x04\0\0\0skip"
+SOUND_FILES = {
+    "streams": lambda suffix: b"".join(packed(suffix)),
+    "an empty stream": lambda suffix: COMPRESS[suffix](b"") + b"".join(packed(suffix)),
+    "padding": lambda suffix: b"".join(s + (b"" if suffix == ".zst" else bytes(8)) for s in packed(suffix)),
+    "skippable frames": lambda suffix: b"".join((SKIPPABLE if suffix == ".zst" else b"") + s for s in packed(suffix)),
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("case", SOUND_FILES)
+@pytest.mark.parametrize("name", ["a.jsonl{}", "a.jsonl", "A.JSONL{}"])
+def test_every_stream_of_a_compressed_file_is_read_whatever_it_is_called(tmp_path, suffix, case, name):
+    path = tmp_path / name.format(suffix.upper())
+    path.write_bytes(SOUND_FILES[case](suffix))
+    assert read(path) == [str(n) for n in range(30)]
+
+
+BREAKS = {  # what becomes of three streams -> how many whole documents stand before the break
+    "a stream that begins wrong": (lambda a, b, c: a + b"\1\2" + b[2:] + c, 10),
+    "garbage behind the end": (lambda a, b, c: a + b + c + b"garbage that is no stream", 30),
+    "one byte behind the end": (lambda a, b, c: a + b + c + b"\n", 30),
+    "cut short between its bytes": (lambda a, b, c: a + b + c[:2], 20),
+    "an error page": (lambda a, b, c: b"<html>not found</html>", 0),
+    "empty": (lambda a, b, c: b"", 0),
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("case", BREAKS)
+@pytest.mark.parametrize("name", ["jsonl", "paragraphs", "separated", "csv", "utf-16"])
+def test_all_whole_documents_before_a_break_are_kept_and_its_place_is_named(tmp_path, monkeypatch, suffix, case, name):
+    damage, expected = BREAKS[case]
+    options = ReadOptions("jsonl" if name == "utf-16" else name, separator="<>")
+    lines = {
+        "jsonl": RECORDS,
+        "paragraphs": [b"%d\n\n" % n for n in range(30)],
+        "separated": [b"%d<>" % n for n in range(30)],
+        "csv": [b"text\n0\n"] + [b"%d\n" % n for n in range(1, 30)],
+        "utf-16": [line.decode().encode("utf-16-le") for line in RECORDS],
+    }[name]
+    if name == "utf-16":
+        options = ReadOptions("jsonl", encoding="utf-16-le")
+    streams = [COMPRESS[suffix](b"".join(lines[start : start + 10])) for start in (0, 10, 20)]
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(damage(*streams))
+    *good, bad = found(path, options)
+    if not expected and name == "csv":
+        good = []  # a header row that is missing
+    assert [item.text for item in good] == [str(n) for n in range(expected)]
+    place = {10: len(streams[0]), 20: sum(map(len, streams[:2])) + 2, 30: sum(map(len, streams)), 0: 0}[expected]
+    assert bad.place == str(path)
+    assert bad.reason.startswith(f"broken {suffix[1:]} (at byte ")
+    if case in ("a stream that begins wrong", "garbage behind the end"):
+        assert f"at byte {place} of" in bad.reason
+
+
+def test_what_a_damaged_member_holds_before_the_damage_is_kept(tmp_path):
+    lines = [b'{"text": "%d %s"}\n' % (n, str(n * n).encode() * 9) for n in range(20_000)]
+    packed = bytearray(gzip.compress(b"".join(lines)))
+    packed[len(packed) // 2] ^= 0xFF
+    (tmp_path / "a.jsonl.gz").write_bytes(packed)
+    *good, bad = found(tmp_path / "a.jsonl.gz")
+    assert len([item for item in good if isinstance(item, Document)]) > 9_000
+    assert "broken gz (at byte " in bad.reason
+
+
+def test_a_zst_of_the_longest_window_is_read(tmp_path):
+    parameters = zstandard.ZstdCompressionParameters(window_log=31, compression_level=3)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    (tmp_path / "a.jsonl.zst").write_bytes(stream.compress(b'{"text": "one"}\n') + stream.flush())
+    assert read(tmp_path / "a.jsonl.zst") == ["one"]
+
+
+WIDE = ["gbk", "gb18030", "big5", "shift_jis", "euc_kr", "euc_jp", "utf-16", "utf-16-be", "utf-32", "ascii", "cp1252"]
+
+
+@pytest.mark.parametrize("encoding", [*WIDE, "iso2022_jp", "hz", "utf-7"])
+@pytest.mark.parametrize("name", ["jsonl", "csv", "paragraphs"])
+def test_a_wrong_byte_costs_one_record_in_any_encoding(tmp_path, monkeypatch, encoding, name):
+    monkeypatch.setattr(encodings, "BLOCK_BYTES", 64)  # wrong bytes and characters at the ends of blocks
+    word = "ab" if encoding in ("ascii", "cp1252", "euc_kr") else "日本"
+    form = {"jsonl": '{{"text": "{}"}}\n', "csv": "{}\n", "paragraphs": "{}\n\n"}[name]
+    wrongs = {"utf-16": b"\0\xdc", "utf-16-be": b"\xdc\0", "utf-32": b"\0\0\0\xff", "cp1252": b"\x81"}
+    wrong = wrongs.get(encoding, b"\xff")
+    codec = encoding + "-le" if encoding in ("utf-16", "utf-32") else encoding  # no byte order mark a piece
+    lines = [form.format(f"{word}{n}").encode(codec) for n in range(60)]
+    start = len(form.split("{}")[0].replace("{{", "{").encode(codec))
+    lines[30] = lines[30][:start] + wrong + lines[30][start:]
+    header = "text\n" if name == "csv" else ""
+    lines.insert(0, (header if codec == encoding else "\ufeff" + header).encode(codec))
+    (tmp_path / "a").write_bytes(b"".join(lines))
+    items = found(tmp_path / "a", ReadOptions(name, encoding=encoding))
+    bad = [item for item in items if isinstance(item, BadRecord)]
+    assert [item.text for item in items if isinstance(item, Document)] == [f"{word}{n}" for n in range(60) if n != 30]
+    assert [item.reason for item in bad] == [f"is not {encoding}; set another encoding, or errors: replace"]
+    place = f"byte {b''.join(lines).index(wrong)}" if name != "csv" else "row 30"
+    assert bad[0].place.endswith(place)

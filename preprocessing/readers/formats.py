@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import codecs
-import io
-import lzma
-import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from hvdlm.errors import UserError
 
-from ..documents import BadRecord, ChunkStream, Document, Part, ReadOptions, is_compressed, open_plain, plain_suffix
+from ..compression import BrokenStream, is_compressed, open_plain, plain_suffix
+from ..documents import BadRecord, Document, Part, ReadOptions
 from . import jsonl, tables, text, web
+from .encodings import Recoded
 
 Reader = Callable[[BinaryIO, Part, ReadOptions], Iterator[Document | BadRecord]]
 
@@ -78,38 +76,16 @@ def read_documents(part: Part, options: ReadOptions) -> Iterator[Document | BadR
     try:
         with open_plain(part.path) as file:
             if format_.is_text and codecs.lookup(options.encoding).name != "utf-8":
-                file = cast(BinaryIO, io.BufferedReader(ChunkStream(_utf8_chunks(file, options))))
-            yield from format_.read(file, part, options)
-    except UnicodeError as error:  # of another encoding: what follows cannot be read
-        place = f"{part.path}: byte {error.start}" if isinstance(error, UnicodeDecodeError) else part.path
-        yield BadRecord(place, f"is not {options.encoding}; set another encoding, or errors: replace")
+                recoded = Recoded(file, options)
+                for found in format_.read(recoded.file, part, options):
+                    yield recoded.explained(found, part) if isinstance(found, BadRecord) else found
+            else:
+                yield from format_.read(file, part, options)
+    except UnicodeError as error:  # of a whole stream, such as UTF-16 without a byte order mark
+        yield BadRecord(part.path, f"is not {options.encoding} ({error}); set another encoding")
     except OSError as error:
         if error.errno is not None:
             raise UserError(f"{part.path}: cannot read it ({error.strerror})") from None
-        yield _broken(part, error)
-    except (EOFError, zlib.error, lzma.LZMAError) as error:
-        yield _broken(part, error)
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":  # zstandard is optional
-            raise
-        yield _broken(part, error)
-
-
-def _broken(part: Part, error: Exception) -> BadRecord:
-    kind = Path(part.path).suffix.removeprefix(".")
-    return BadRecord(part.path, f"broken {kind} ({error}); fetch or compress it again")
-
-
-def _utf8_chunks(file: BinaryIO, options: ReadOptions) -> Generator[bytes, None, None]:
-    """A stream in another encoding, as UTF-8. A wrong byte is UnicodeDecodeError with its place in the stream."""
-    decoder = codecs.getincrementaldecoder(options.encoding)(options.errors)
-    position, is_last = 0, False
-    while not is_last:
-        block = file.read(1 << 16)
-        is_last, num_pending = not block, len(decoder.getstate()[0])
-        try:
-            yield decoder.decode(block, final=is_last).encode("utf-8", "replace")
-        except UnicodeDecodeError as error:
-            error.start += position - num_pending
-            raise
-        position += len(block)
+        yield BadRecord(part.path, f"is broken ({error}); fetch it again")
+    except BrokenStream as error:
+        yield BadRecord(part.path, str(error))

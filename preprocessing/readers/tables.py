@@ -11,7 +11,8 @@ from hvdlm.errors import UserError
 from hvdlm.tokenizer.interface import require
 
 from .. import documents
-from ..documents import NOT_UTF8, BadRecord, Document, Part, ReadOptions, is_compressed
+from ..compression import is_compressed
+from ..documents import NOT_UTF8, BadRecord, Document, Part, ReadOptions
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
