@@ -1,6 +1,7 @@
 """Text formats: ranges share a file without loss, memory is bounded, and a fault is named with its place."""
 
 import gzip
+import itertools
 import json
 
 import pytest
@@ -11,7 +12,7 @@ from reading import read as found
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import documents
 from hvdlm.preprocessing.documents import BadRecord, Document, ReadOptions, find_files
-from hvdlm.preprocessing.readers import FORMATS, encodings, text
+from hvdlm.preprocessing.readers import FORMATS, can_split, encodings, text
 
 
 def read(path, options=STRICT):
@@ -41,8 +42,6 @@ def test_paragraphs_are_documents_between_blank_lines(write):
 def test_separated_documents(write):
     options = ReadOptions("separated", separator="<|endoftext|>")
     assert read(write("a.txt", "eins\n<|endoftext|>\nzwei ü<|endoftext|>".encode()), options) == ["eins", "zwei ü"]
-    with pytest.raises(UserError, match="overlaps itself"):
-        read(write("b.txt", b"x"), ReadOptions("separated", separator="---"))
 
 
 def test_wikitext_is_a_document_an_article(write):
@@ -273,3 +272,45 @@ def test_a_wrong_byte_costs_one_record_in_any_encoding(tmp_path, monkeypatch, en
     assert [item.reason for item in bad] == [f"is not {encoding}; set another encoding, or errors: replace"]
     place = f"byte {b''.join(lines).index(wrong)}" if name != "csv" else "row 30"
     assert bad[0].place.endswith(place)
+
+
+@pytest.mark.parametrize("separator", ["---", "=====", "\n\n\n", "\n---\n", "abab", "aa", "中中"])
+@pytest.mark.parametrize("limit", [16, 4 << 20])
+def test_a_separator_may_overlap_itself(tmp_path, monkeypatch, separator, limit):
+    """The leftmost occurrence counts, as in `str.split`, however the file comes in blocks."""
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", limit)
+    path, options = tmp_path / "a.txt", ReadOptions("separated", separator=separator)
+    for content in itertools.product(["x", separator, separator[0], separator + separator[:1]], repeat=5):
+        joined = "".join(content)
+        path.write_text(joined)
+        pieces = [piece for piece in joined.split(separator) if piece.strip()]
+        for block in (1, 3, 4 << 20) if len(joined) < 12 else (4 << 20,):
+            monkeypatch.setattr(text, "BLOCK_BYTES", block)
+            texts = read(path, options)
+            if all(len(piece.encode()) <= limit for piece in pieces):
+                assert texts == [piece.strip("\r\n") for piece in pieces]
+            else:
+                assert "".join(texts) == "".join(pieces)
+
+
+def test_a_separator_that_overlaps_itself_is_searched_from_the_start(tmp_path):
+    path = write_packed(tmp_path / "a.txt", b"one")
+    assert not can_split(str(path), ReadOptions("separated", separator="-----"))
+    assert can_split(str(path), ReadOptions("separated", separator="<|end|>"))
+
+
+@pytest.mark.parametrize("separator", [None, ""])
+def test_no_separator_names_what_yaml_makes_of_one(tmp_path, separator):
+    with pytest.raises(UserError, match="quote it"):
+        read(write_packed(tmp_path / "a.txt", b"one"), ReadOptions("separated", separator=separator))
+
+
+def test_a_long_document_is_not_cut_inside_its_separator(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 100)
+    for length, block in itertools.product(range(70, 130), (1, 7, 64)):
+        monkeypatch.setattr(text, "BLOCK_BYTES", block)
+        monkeypatch.setattr(text, "SMALL_BLOCK_BYTES", block)
+        (tmp_path / "a.txt").write_text("x" * length + "\n- - -\n" + "y" * 9)
+        assert (
+            "".join(read(tmp_path / "a.txt", ReadOptions("separated", separator="\n- - -\n"))) == "x" * length + "y" * 9
+        )

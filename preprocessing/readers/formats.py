@@ -60,10 +60,12 @@ def format_of(path: str, asked: str) -> str:
 
 def can_split(path: str, options: ReadOptions) -> bool:
     """Whether byte ranges of this file can be read apart."""
+    name = format_of(path, options.format)
     return (
-        not is_compressed(path)
-        and FORMATS[format_of(path, options.format)].splittable
+        FORMATS[name].splittable
         and codecs.lookup(options.encoding).name == "utf-8"
+        and not (name == "separated" and text.overlaps_itself(options.separator))
+        and not is_compressed(path)
     )
 
 

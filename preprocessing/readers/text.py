@@ -69,7 +69,7 @@ def records(file: BinaryIO, part: Part, boundary: Boundary) -> Iterator[RawRecor
         held, position = held[used:], position + used
         if not block or _is_over(part, position, len(held) - boundary.reach if is_foreign else 0, is_cut):
             return
-        while len(held) > documents.MAX_DOCUMENT_BYTES + boundary.reach:
+        while len(held) > documents.MAX_DOCUMENT_BYTES + 2 * boundary.reach:  # no boundary begins before the limit
             end = place_to_cut(held)
             is_cut = not is_foreign and (is_cut or position >= part.start)
             is_foreign = not is_cut
@@ -156,11 +156,18 @@ def read_separated(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator
     """A document a piece between occurrences of `separator`."""
     separator = (options.separator or "").encode()
     if not separator:
-        raise UserError("format: separated needs a separator, such as <|endoftext|>")
-    if any(separator.startswith(separator[-n:]) for n in range(1, len(separator))):
-        raise UserError(f"separator {options.separator!r} overlaps itself, so a cut is not certain; choose another")
+        raise UserError(
+            "format: separated needs a separator, such as <|endoftext|> (to YAML a bare --- is null: quote it, as in "
+            "separator: '---', on a command line \"separator='---'\")"
+        )
     boundary = Boundary(re.compile(b"(" + re.escape(separator) + b")"), len(separator))
     yield from read_between(file, part, options, boundary=boundary)
+
+
+def overlaps_itself(separator: str | None) -> bool:
+    """Whether two occurrences can share bytes, as of `---` in `----`: which of them cuts depends on what is before."""
+    data = (separator or "").encode()
+    return any(data.startswith(data[-n:]) for n in range(1, len(data)))
 
 
 def read_file(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
