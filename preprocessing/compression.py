@@ -102,8 +102,11 @@ MAGICS = {magic: suffix for suffix, kind in COMPRESSIONS.items() for magic in ki
 
 def compression_of(path: str) -> str | None:
     """The suffix of COMPRESSIONS for a file, by its first bytes whatever it is called, else by its name."""
-    with Path(path).open("rb") as file:
-        start = file.read(max(map(len, MAGICS)))
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(max(map(len, MAGICS)))
+    except OSError:  # told by who reads it
+        start = b""
     named = Path(path).suffix.lower()
     found = next((suffix for magic, suffix in MAGICS.items() if start.startswith(magic)), None)
     return found or (named if named in COMPRESSIONS else None)

@@ -80,6 +80,6 @@ def _line_of(path: str, position: int) -> str:
     line = 1
     with open_plain(path) as file:
         while position > 0 and (block := file.read(min(position, 1 << 20))):
-            line += block.count(b"\n")
+            line += block.count(b"\n") or block.count(b"\r")  # alone, as before Mac OS X
             position -= len(block)
     return f"{path}:{line}"

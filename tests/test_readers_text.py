@@ -314,3 +314,82 @@ def test_a_long_document_is_not_cut_inside_its_separator(tmp_path, monkeypatch):
         assert (
             "".join(read(tmp_path / "a.txt", ReadOptions("separated", separator="\n- - -\n"))) == "x" * length + "y" * 9
         )
+
+
+OLD_LINES = {
+    "jsonl": '{"text": "one é"}\r\r{"text": "two"}\r',
+    "csv": 'id,text\r1,one é\r2,"two"\r',
+    "tsv": "id\ttext\r1\tone é\r2\ttwo",
+    "paragraphs": "\r\rone é\r \r\rtwo\r\r",
+    "separated": "one é\r---\rtwo",
+    "wikitext": " = One é = \r two\r = Two = \r three",
+}
+
+
+@pytest.mark.parametrize("name", OLD_LINES)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_old_line_ends_part_records_as_new_ones_do(write, name, encoding):
+    options = ReadOptions(name, encoding=encoding, separator="\n---\n")
+    old = write("a", OLD_LINES[name].encode(encoding))
+    assert not can_split(str(old), options)
+    new = found(write("b", OLD_LINES[name].replace("\r", "\n").encode(encoding)), options)
+    assert found(old, options) == new
+    assert len([item for item in new if isinstance(item, Document)]) == 2
+
+
+def test_a_file_that_is_one_document_keeps_its_line_ends(write):
+    assert read(write("a.txt", b"one\rtwo\r")) == ["one\rtwo\r"]
+    assert read(write("b.txt", b"one\r\ntwo\n\rthree\r"), ReadOptions("paragraphs")) == ["one\r\ntwo\n\rthree"]
+
+
+CONTENTS = {  # what is no text -> (how it begins, what is said)
+    "zip": (b"PK\x03\x04\x14\0\0\0", "no text but a zip archive"),
+    "parquet": (b"PAR1\x15\x04\0", "no text but Parquet; set format: parquet"),
+    "arrow": (b"ARROW1\0\0", "no text but an Arrow file"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n\0", "no text but HDF5"),
+    "pdf": (b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n", "no text but a PDF"),
+    "lz4": (b"\x04\x22\x4d\x18\x64\x40\xa7", "no text but lz4"),
+    "lzip": (b"LZIP\x01\x14\0\xff", "no text but lzip"),
+    ".Z": (b"\x1f\x9d\x90abc", "no text but compressed by compress"),
+    "7z": (b"7z\xbc\xaf\x27\x1c\0", "no text but a 7z archive"),
+    "tar": (b"a.txt".ljust(257, b"\0") + b"ustar\x0000", "no text but a tar archive"),
+    "UTF-16": ("日本語\n".encode("utf-16"), "but, by its first bytes, utf-16; set encoding: utf-16"),
+    "UTF-16 without BOM": ("text in ascii\n".encode("utf-16-le"), "set encoding: utf-16-le"),
+    "UTF-16, big": ("text in ascii\n".encode("utf-16-be"), "set encoding: utf-16-be"),
+    "UTF-32": ("日本語\n".encode("utf-32"), "set encoding: utf-32"),
+    "UTF-32 without BOM": ("text in ascii\n".encode("utf-32-le"), "set encoding: utf-32-le"),
+    "twice": (gzip.compress(gzip.compress(b"text")), "is compressed twice (inside it is .gz)"),
+}
+
+
+@pytest.mark.parametrize("case", CONTENTS)
+@pytest.mark.parametrize("name", ["txt", "md", "paragraphs", "separated", "wikitext", "jsonl", "csv", "tsv"])
+def test_what_is_no_text_is_never_taken_for_text(tmp_path, case, name):
+    content, reason = CONTENTS[case]
+    path = tmp_path / "a"
+    path.write_bytes(content)
+    for errors, encoding in itertools.product(("strict", "replace"), ("utf-8", "latin-1", "gb18030")):
+        options = ReadOptions(name, errors=errors, encoding=encoding, separator="|")
+        (bad,) = found(path, options)
+        assert bad.place == str(path)
+        assert reason in bad.reason
+        assert found(path, options, 3, None) == []  # said once, by the part that begins the file
+
+
+TEXTS = [
+    b"PK is a name",
+    b"PAR1, a text",
+    b"BZh91, a text",
+    b"%PDF-1.4 as text",
+    b"7z",
+    b"P*M",
+    b"LZIP",
+    b"\xef\xbb\xbfa",
+]
+
+
+@pytest.mark.parametrize("content", [*TEXTS, b"a\0b", b"\0", "(µ/ý".encode("latin-1")])
+def test_what_may_be_text_is_read(tmp_path, content):
+    (tmp_path / "a.txt").write_bytes(content)
+    (item,) = found(tmp_path / "a.txt", ReadOptions(errors="replace"))
+    assert isinstance(item, Document) == (not content.startswith(b"(\xb5"))

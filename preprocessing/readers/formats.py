@@ -14,6 +14,7 @@ from ..compression import BrokenStream, is_compressed, open_plain, plain_suffix
 from ..documents import BadRecord, Document, Part, ReadOptions
 from . import jsonl, tables, text, web
 from .encodings import Recoded
+from .sniffing import foreign, has_old_line_ends, head_of, with_new_line_ends
 
 Reader = Callable[[BinaryIO, Part, ReadOptions], Iterator[Document | BadRecord]]
 
@@ -25,15 +26,16 @@ class Format:
     read: Reader
     suffixes: tuple[str, ...] = ()
     splittable: bool = False  # byte ranges can be read apart
+    has_lines: bool = True  # line ends part its records; else they are text like any other
     is_text: bool = True  # made of characters in `encoding`, not of a binary layout of its own
 
 
 FORMATS: dict[str, Format] = {
-    "txt": Format(text.read_file, (".txt",), splittable=True),
+    "txt": Format(text.read_file, (".txt",), splittable=True, has_lines=False),
     "paragraphs": Format(partial(text.read_between, boundary=text.BLANK_LINES), splittable=True),
     "separated": Format(text.read_separated, splittable=True),
     "wikitext": Format(partial(text.read_between, boundary=text.ARTICLES), (".tokens",), splittable=True),
-    "md": Format(text.read_file, (".md", ".markdown"), splittable=True),
+    "md": Format(text.read_file, (".md", ".markdown"), splittable=True, has_lines=False),
     "jsonl": Format(jsonl.read_json_lines, (".jsonl", ".ndjson"), splittable=True),
     "csv": Format(partial(tables.read_rows, delimiter=","), (".csv",)),
     "tsv": Format(partial(tables.read_rows, delimiter="\t"), (".tsv",)),
@@ -66,7 +68,16 @@ def can_split(path: str, options: ReadOptions) -> bool:
         and codecs.lookup(options.encoding).name == "utf-8"
         and not (name == "separated" and text.overlaps_itself(options.separator))
         and not is_compressed(path)
+        and not (FORMATS[name].has_lines and _has_old_line_ends(path))
     )
+
+
+def _has_old_line_ends(path: str) -> bool:
+    try:
+        with open_plain(path) as file:
+            return has_old_line_ends(head_of(file))
+    except OSError:  # told by who reads it
+        return False
 
 
 def read_documents(part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
@@ -77,12 +88,7 @@ def read_documents(part: Part, options: ReadOptions) -> Iterator[Document | BadR
     format_ = FORMATS[format_of(part.path, options.format)]
     try:
         with open_plain(part.path) as file:
-            if format_.is_text and codecs.lookup(options.encoding).name != "utf-8":
-                recoded = Recoded(file, options)
-                for found in format_.read(recoded.file, part, options):
-                    yield recoded.explained(found, part) if isinstance(found, BadRecord) else found
-            else:
-                yield from format_.read(file, part, options)
+            yield from (_read_text if format_.is_text else format_.read)(file, part, options)
     except UnicodeError as error:  # of a whole stream, such as UTF-16 without a byte order mark
         yield BadRecord(part.path, f"is not {options.encoding} ({error}); set another encoding")
     except OSError as error:
@@ -91,3 +97,18 @@ def read_documents(part: Part, options: ReadOptions) -> Iterator[Document | BadR
         yield BadRecord(part.path, f"is broken ({error}); fetch it again")
     except BrokenStream as error:
         yield BadRecord(part.path, str(error))
+
+
+def _read_text(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+    """What a format of characters reads, if there are any; in its encoding, with its line ends."""
+    format_ = FORMATS[format_of(part.path, options.format)]
+    if reason := foreign(head_of(file), options.encoding):
+        if part.start == 0:  # once a file, whoever reads the rest of it
+            yield BadRecord(part.path, reason)
+        return
+    recoded = Recoded(file, options) if codecs.lookup(options.encoding).name != "utf-8" else None
+    file = recoded.file if recoded else file
+    if format_.has_lines and has_old_line_ends(head_of(file)):
+        file = with_new_line_ends(file)
+    for found in format_.read(file, part, options):
+        yield recoded.explained(found, part) if recoded and isinstance(found, BadRecord) else found
