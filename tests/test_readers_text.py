@@ -393,3 +393,44 @@ def test_what_may_be_text_is_read(tmp_path, content):
     (tmp_path / "a.txt").write_bytes(content)
     (item,) = found(tmp_path / "a.txt", ReadOptions(errors="replace"))
     assert isinstance(item, Document) == (not content.startswith(b"(\xb5"))
+
+
+TAILS = {  # behind a long text -> id and label, or what is said
+    ', "id": 7, "kind": "news"}': ("7", "news"),
+    ', "other": ["x", {"y": null}], "kind": "\\ud83d"}': (None, "\ufffd"),
+    "}": (None, None),
+    " GARBAGE [[[": "not valid JSON behind its text",
+    "": "not valid JSON behind its text",
+    "} {": "not valid JSON behind its text",
+    ', "text": "again"}': "the key 'text' is there twice",
+    ', "id": "\udcff"}': "is not UTF-8",
+    ', "other": "' + "x" * 9000 + '"}': "a line with over ",
+}
+
+
+@pytest.mark.parametrize("tail", TAILS, ids=range(len(TAILS)))
+@pytest.mark.parametrize("block", [7, 64, 4 << 20])
+def test_what_stands_behind_a_long_text_counts_as_in_a_short_line(tmp_path, monkeypatch, tail, block):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(text, "BLOCK_BYTES", block)
+    long_text = 'word \\ "quoted" é\n' * 200 + "\\" * 1999
+    line = '{"a": 1, "text": ' + json.dumps(long_text) + tail + '\n{"text": "short", "id": "s"}\n'
+    (tmp_path / "a.jsonl").write_bytes(line.encode("utf-8", "surrogateescape"))
+    *pieces, last = found(tmp_path / "a.jsonl", ReadOptions(id_key="id", label_key="kind"))
+    assert (last.text, last.id) == ("short", "s")
+    if isinstance(TAILS[tail], str):
+        (bad,) = pieces
+        assert TAILS[tail] in bad.reason
+        assert bad.position == 0
+    else:
+        assert "".join(piece.text for piece in pieces) == long_text
+        assert {(piece.id, piece.label) for piece in pieces} == {TAILS[tail]}
+
+
+@pytest.mark.parametrize("start", [b"\xef\xbb\xbf{", b'{"a": NaN, ', b'{"a": "\\ud83d", ', b'{"b": {"text": "x"}, '])
+def test_what_stands_before_a_long_text_is_as_in_a_short_line(tmp_path, monkeypatch, start):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 1000)
+    for size in (9, 9000):
+        (tmp_path / "a.jsonl").write_bytes(start + b'"text": "' + b"x" * size + b'", "id": "i"}')
+        items = found(tmp_path / "a.jsonl", ReadOptions(id_key="id"))
+        assert ["".join(item.text for item in items), {item.id for item in items}] == ["x" * size, {"i"}]
