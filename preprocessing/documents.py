@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import bz2
 import glob
-import gzip
-import io
-import lzma
 import os
 import sysconfig
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from hvdlm.config import Section
 from hvdlm.errors import UserError
-from hvdlm.tokenizer.interface import require
 
 ErrorPolicy = Literal["strict", "replace"]
 NOT_UTF8 = "is not UTF-8; set encoding, or errors: replace"
@@ -26,8 +21,6 @@ NOT_UTF8 = "is not UTF-8; set encoding, or errors: replace"
 # A longer document is cut into several, so that memory is bounded whatever the input holds; so is what a
 # page, a cell or a record of an archive may expand to.
 MAX_DOCUMENT_BYTES = 4 << 20
-
-ZSTD_BLOCK_BYTES = 2048  # at once: 4 bytes can stand for 128 KiB, so this for 64 MiB
 
 # The sources of the running interpreter: tens of MB of real text on every machine, nothing to download.
 BUILTIN_CORPORA: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -93,6 +86,7 @@ class BadRecord(NamedTuple):
     place: str  # PATH, PATH: byte N, PATH: row N
     reason: str  # what is wrong, and the remedy if there is one
     position: int | None = None  # of its first byte in the uncompressed file, where a line number would help
+    wrong_byte: int | None = None  # position of the first byte that is no character of the encoding
 
 
 def find_files(sources: list[str]) -> list[tuple[str, int]]:
@@ -143,66 +137,3 @@ def _files_below(folder: Path) -> Iterator[Path]:
 def _is_hidden(path: Path) -> bool:
     """Whether a file or a folder above it begins with a dot, such as .git."""
     return any(part.startswith(".") for part in path.parts)
-
-
-class ChunkStream(io.RawIOBase):
-    """A stream of the bytes that an iterator gives piece by piece; an empty piece is not the end."""
-
-    def __init__(self, chunks: Generator[bytes, None, None]) -> None:
-        self._chunks, self._ready = chunks, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        while not self._ready:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._ready = chunk
-        taken = self._ready[: len(buffer)]
-        buffer[: len(taken)] = taken
-        self._ready = self._ready[len(taken) :]
-        return len(taken)
-
-    def close(self) -> None:
-        self._chunks.close()  # and the file that it reads
-        super().close()
-
-
-def _zstd_chunks(path: str) -> Generator[bytes, None, None]:
-    """The content of a .zst file. zstandard's own reader takes a truncated file for a complete one."""
-    fresh = require("zstandard", f"{path}: reading .zst").ZstdDecompressor().decompressobj
-    frame, is_inside = fresh(), False
-    with Path(path).open("rb") as file:
-        while block := frame.unused_data or file.read(ZSTD_BLOCK_BYTES):
-            if not is_inside:
-                frame = fresh()
-            yield frame.decompress(block)
-            is_inside = not frame.eof
-    if is_inside:
-        raise EOFError("it ends inside a frame")
-
-
-# suffix -> how to open it. Decompression is streamed; nothing is expanded as a whole.
-COMPRESSIONS: dict[str, Callable[[str], BinaryIO]] = {
-    ".gz": lambda path: cast(BinaryIO, gzip.open(path, "rb")),  # noqa: SIM115 - the caller closes
-    ".bz2": lambda path: cast(BinaryIO, bz2.open(path, "rb")),  # noqa: SIM115
-    ".xz": lambda path: cast(BinaryIO, lzma.open(path, "rb")),  # noqa: SIM115
-    ".zst": lambda path: cast(BinaryIO, io.BufferedReader(ChunkStream(_zstd_chunks(path)), 1 << 17)),
-}
-
-
-def is_compressed(path: str) -> bool:
-    return Path(path).suffix in COMPRESSIONS
-
-
-def plain_suffix(path: str) -> str:
-    """The suffix before that of the compression: `.jsonl` for `a.jsonl.gz`."""
-    return Path(path).with_suffix("").suffix if is_compressed(path) else Path(path).suffix
-
-
-def open_plain(path: str) -> BinaryIO:
-    """The uncompressed bytes of a file, buffered."""
-    opener = COMPRESSIONS.get(Path(path).suffix)
-    return opener(path) if opener else Path(path).open("rb")

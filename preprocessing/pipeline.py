@@ -10,7 +10,8 @@ from typing import Any
 from hvdlm.errors import UserError
 
 from .clean import make_cleaner
-from .documents import BadRecord, Document, Part, open_plain
+from .compression import open_plain
+from .documents import BadRecord, Document, Part
 from .fence import found_in, reason_of, refused
 from .filters import make_filter
 from .pii import make_masker
@@ -94,6 +95,6 @@ def _line_of(path: str, position: int) -> str:
     line = 1
     with open_plain(path) as file:
         while position > 0 and (block := file.read(min(position, 1 << 20))):
-            line += block.count(b"\n")
+            line += block.count(b"\n") or block.count(b"\r")  # alone, as before Mac OS X
             position -= len(block)
     return f"{path}:{line}"

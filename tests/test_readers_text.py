@@ -1,15 +1,18 @@
 """Text formats: ranges share a file without loss, memory is bounded, and a fault is named with its place."""
 
+import gzip
+import itertools
 import json
 
 import pytest
+import zstandard
 from reading import COMPRESS, STRICT, write_packed
 from reading import read as found
 
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import documents
 from hvdlm.preprocessing.documents import BadRecord, Document, ReadOptions, find_files
-from hvdlm.preprocessing.readers import FORMATS, text
+from hvdlm.preprocessing.readers import FORMATS, can_split, encodings, text
 
 
 def read(path, options=STRICT):
@@ -39,8 +42,6 @@ def test_paragraphs_are_documents_between_blank_lines(write):
 def test_separated_documents(write):
     options = ReadOptions("separated", separator="<|endoftext|>")
     assert read(write("a.txt", "eins\n<|endoftext|>\nzwei ü<|endoftext|>".encode()), options) == ["eins", "zwei ü"]
-    with pytest.raises(UserError, match="overlaps itself"):
-        read(write("b.txt", b"x"), ReadOptions("separated", separator="---"))
 
 
 def test_wikitext_is_a_document_an_article(write):
@@ -54,7 +55,7 @@ def test_other_encodings(write):
     options = ReadOptions(encoding="gb18030")
     assert read(write("a.txt", "中文，句子".encode("gb18030")), options) == ["中文，句子"]
     (bad,) = found(write("b.txt", "中文".encode("gb18030") + b"\xff\xff"), options)
-    assert bad == BadRecord(bad.place, "is not gb18030; set another encoding, or errors: replace")
+    assert bad.reason == "is not gb18030; set another encoding, or errors: replace"
     assert bad.place.endswith("byte 4")
     path = write("c.jsonl", '{"text": "é"}\n{"text": "b"}'.encode("utf-16"))
     assert read(path, ReadOptions(encoding="utf-16")) == ["é", "b"]
@@ -222,17 +223,17 @@ def test_the_builtin_corpus_is_tens_of_megabytes_of_real_text():
     assert not any("site-packages" in path for path, _ in files)
 
 
-RECORDS = [
+JSON_RECORDS = [
     {"text": 'a "quoted" ] } \\\\', "id": 1, "n": [[], {"x": "]"}]},
     {"id": 2, "text": "zwei \U0001f600 ü"},
     {"text": ""},
 ] * 20
 LAYOUTS = {
-    "an array": lambda: json.dumps(RECORDS),
-    "an array in lines": lambda: json.dumps(RECORDS, indent=2, ensure_ascii=False),
-    "objects in lines": lambda: "\n".join(json.dumps(record, indent=4) for record in RECORDS),
-    "objects without anything between": lambda: "".join(map(json.dumps, RECORDS)),
-    "two arrays": lambda: json.dumps(RECORDS[:7]) + "\n" + json.dumps(RECORDS[7:]),
+    "an array": lambda: json.dumps(JSON_RECORDS),
+    "an array in lines": lambda: json.dumps(JSON_RECORDS, indent=2, ensure_ascii=False),
+    "objects in lines": lambda: "\n".join(json.dumps(record, indent=4) for record in JSON_RECORDS),
+    "objects without anything between": lambda: "".join(map(json.dumps, JSON_RECORDS)),
+    "two arrays": lambda: json.dumps(JSON_RECORDS[:7]) + "\n" + json.dumps(JSON_RECORDS[7:]),
 }
 
 
@@ -242,8 +243,8 @@ def test_json_is_a_document_a_record(write, monkeypatch, layout, limit):
     monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", limit + 60)
     content = b"\xef\xbb\xbf" + LAYOUTS[layout]().encode()
     documents_ = found(write("a.json", content), ReadOptions(id_key="id"))
-    assert [d.text for d in documents_] == [record["text"] for record in RECORDS]
-    assert [d.id for d in documents_] == [record.get("id") and str(record["id"]) for record in RECORDS]
+    assert [d.text for d in documents_] == [record["text"] for record in JSON_RECORDS]
+    assert [d.id for d in documents_] == [record.get("id") and str(record["id"]) for record in JSON_RECORDS]
     assert all(content[d.position : d.position + 1] == b"{" for d in documents_)
 
 
@@ -264,3 +265,273 @@ def test_json_without_an_end_is_told(write, monkeypatch, tail):
     first, *bad = found(write("a.json", b'[{"text": "a"}' + tail))
     assert first.text == "a"
     assert bad[-1].reason.startswith("cut short")
+
+
+RECORDS = [b'{"text": "%d"}\n' % n for n in range(30)]
+STREAMS = (RECORDS[:10], RECORDS[10:20], RECORDS[20:])
+
+
+def packed(suffix):
+    return [COMPRESS[suffix](b"".join(lines)) for lines in STREAMS]
+
+
+SKIPPABLE = b"\x5e\x2a\x4d\x18\x04\0\0\0skip"
+SOUND_FILES = {
+    "streams": lambda suffix: b"".join(packed(suffix)),
+    "an empty stream": lambda suffix: COMPRESS[suffix](b"") + b"".join(packed(suffix)),
+    "padding": lambda suffix: b"".join(s + (b"" if suffix == ".zst" else bytes(8)) for s in packed(suffix)),
+    "skippable frames": lambda suffix: b"".join((SKIPPABLE if suffix == ".zst" else b"") + s for s in packed(suffix)),
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("case", SOUND_FILES)
+@pytest.mark.parametrize("name", ["a.jsonl{}", "a.jsonl", "A.JSONL{}"])
+def test_every_stream_of_a_compressed_file_is_read_whatever_it_is_called(tmp_path, suffix, case, name):
+    path = tmp_path / name.format(suffix.upper())
+    path.write_bytes(SOUND_FILES[case](suffix))
+    assert read(path) == [str(n) for n in range(30)]
+
+
+BREAKS = {  # what becomes of three streams -> how many whole documents stand before the break
+    "a stream that begins wrong": (lambda a, b, c: a + b"\1\2" + b[2:] + c, 10),
+    "garbage behind the end": (lambda a, b, c: a + b + c + b"garbage that is no stream", 30),
+    "one byte behind the end": (lambda a, b, c: a + b + c + b"\n", 30),
+    "cut short between its bytes": (lambda a, b, c: a + b + c[:2], 20),
+    "an error page": (lambda a, b, c: b"<html>not found</html>", 0),
+    "empty": (lambda a, b, c: b"", 0),
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("case", BREAKS)
+@pytest.mark.parametrize("name", ["jsonl", "paragraphs", "separated", "csv", "utf-16"])
+def test_all_whole_documents_before_a_break_are_kept_and_its_place_is_named(tmp_path, monkeypatch, suffix, case, name):
+    damage, expected = BREAKS[case]
+    options = ReadOptions("jsonl" if name == "utf-16" else name, separator="<>")
+    lines = {
+        "jsonl": RECORDS,
+        "paragraphs": [b"%d\n\n" % n for n in range(30)],
+        "separated": [b"%d<>" % n for n in range(30)],
+        "csv": [b"text\n0\n"] + [b"%d\n" % n for n in range(1, 30)],
+        "utf-16": [line.decode().encode("utf-16-le") for line in RECORDS],
+    }[name]
+    if name == "utf-16":
+        options = ReadOptions("jsonl", encoding="utf-16-le")
+    streams = [COMPRESS[suffix](b"".join(lines[start : start + 10])) for start in (0, 10, 20)]
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(damage(*streams))
+    *good, bad = found(path, options)
+    if not expected and name == "csv":
+        good = []  # a header row that is missing
+    assert [item.text for item in good] == [str(n) for n in range(expected)]
+    place = {10: len(streams[0]), 20: sum(map(len, streams[:2])) + 2, 30: sum(map(len, streams)), 0: 0}[expected]
+    assert bad.place == str(path)
+    assert bad.reason.startswith(f"broken {suffix[1:]} (at byte ")
+    if case in ("a stream that begins wrong", "garbage behind the end"):
+        assert f"at byte {place} of" in bad.reason
+
+
+def test_what_a_damaged_member_holds_before_the_damage_is_kept(tmp_path):
+    lines = [b'{"text": "%d %s"}\n' % (n, str(n * n).encode() * 9) for n in range(20_000)]
+    packed = bytearray(gzip.compress(b"".join(lines)))
+    packed[len(packed) // 2] ^= 0xFF
+    (tmp_path / "a.jsonl.gz").write_bytes(packed)
+    *good, bad = found(tmp_path / "a.jsonl.gz")
+    assert len([item for item in good if isinstance(item, Document)]) > 9_000
+    assert "broken gz (at byte " in bad.reason
+
+
+def test_a_zst_of_the_longest_window_is_read(tmp_path):
+    parameters = zstandard.ZstdCompressionParameters(window_log=31, compression_level=3)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    (tmp_path / "a.jsonl.zst").write_bytes(stream.compress(b'{"text": "one"}\n') + stream.flush())
+    assert read(tmp_path / "a.jsonl.zst") == ["one"]
+
+
+WIDE = ["gbk", "gb18030", "big5", "shift_jis", "euc_kr", "euc_jp", "utf-16", "utf-16-be", "utf-32", "ascii", "cp1252"]
+
+
+@pytest.mark.parametrize("encoding", [*WIDE, "iso2022_jp", "hz", "utf-7"])
+@pytest.mark.parametrize("name", ["jsonl", "csv", "paragraphs"])
+def test_a_wrong_byte_costs_one_record_in_any_encoding(tmp_path, monkeypatch, encoding, name):
+    monkeypatch.setattr(encodings, "BLOCK_BYTES", 64)  # wrong bytes and characters at the ends of blocks
+    word = "ab" if encoding in ("ascii", "cp1252", "euc_kr") else "日本"
+    form = {"jsonl": '{{"text": "{}"}}\n', "csv": "{}\n", "paragraphs": "{}\n\n"}[name]
+    wrongs = {"utf-16": b"\0\xdc", "utf-16-be": b"\xdc\0", "utf-32": b"\0\0\0\xff", "cp1252": b"\x81"}
+    wrong = wrongs.get(encoding, b"\xff")
+    codec = encoding + "-le" if encoding in ("utf-16", "utf-32") else encoding  # no byte order mark a piece
+    lines = [form.format(f"{word}{n}").encode(codec) for n in range(60)]
+    start = len(form.split("{}")[0].replace("{{", "{").encode(codec))
+    lines[30] = lines[30][:start] + wrong + lines[30][start:]
+    header = "text\n" if name == "csv" else ""
+    lines.insert(0, (header if codec == encoding else "\ufeff" + header).encode(codec))
+    (tmp_path / "a").write_bytes(b"".join(lines))
+    items = found(tmp_path / "a", ReadOptions(name, encoding=encoding))
+    bad = [item for item in items if isinstance(item, BadRecord)]
+    assert [item.text for item in items if isinstance(item, Document)] == [f"{word}{n}" for n in range(60) if n != 30]
+    assert [item.reason for item in bad] == [f"is not {encoding}; set another encoding, or errors: replace"]
+    place = f"byte {b''.join(lines).index(wrong)}" if name != "csv" else "row 30 (line 32)"
+    assert bad[0].place.endswith(place)
+
+
+@pytest.mark.parametrize("separator", ["---", "=====", "\n\n\n", "\n---\n", "abab", "aa", "中中"])
+@pytest.mark.parametrize("limit", [16, 4 << 20])
+def test_a_separator_may_overlap_itself(tmp_path, monkeypatch, separator, limit):
+    """The leftmost occurrence counts, as in `str.split`, however the file comes in blocks."""
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", limit)
+    path, options = tmp_path / "a.txt", ReadOptions("separated", separator=separator)
+    for content in itertools.product(["x", separator, separator[0], separator + separator[:1]], repeat=5):
+        joined = "".join(content)
+        path.write_text(joined)
+        pieces = [piece for piece in joined.split(separator) if piece.strip()]
+        for block in (1, 3, 4 << 20) if len(joined) < 12 else (4 << 20,):
+            monkeypatch.setattr(text, "BLOCK_BYTES", block)
+            texts = read(path, options)
+            if all(len(piece.encode()) <= limit for piece in pieces):
+                assert texts == [piece.strip("\r\n") for piece in pieces]
+            else:
+                assert "".join(texts) == "".join(pieces)
+
+
+def test_a_separator_that_overlaps_itself_is_searched_from_the_start(tmp_path):
+    path = write_packed(tmp_path / "a.txt", b"one")
+    assert not can_split(str(path), ReadOptions("separated", separator="-----"))
+    assert can_split(str(path), ReadOptions("separated", separator="<|end|>"))
+
+
+@pytest.mark.parametrize("separator", [None, ""])
+def test_no_separator_names_what_yaml_makes_of_one(tmp_path, separator):
+    with pytest.raises(UserError, match="quote it"):
+        read(write_packed(tmp_path / "a.txt", b"one"), ReadOptions("separated", separator=separator))
+
+
+def test_a_long_document_is_not_cut_inside_its_separator(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 100)
+    for length, block in itertools.product(range(70, 130), (1, 7, 64)):
+        monkeypatch.setattr(text, "BLOCK_BYTES", block)
+        monkeypatch.setattr(text, "SMALL_BLOCK_BYTES", block)
+        (tmp_path / "a.txt").write_text("x" * length + "\n- - -\n" + "y" * 9)
+        assert (
+            "".join(read(tmp_path / "a.txt", ReadOptions("separated", separator="\n- - -\n"))) == "x" * length + "y" * 9
+        )
+
+
+OLD_LINES = {
+    "jsonl": '{"text": "one é"}\r\r{"text": "two"}\r',
+    "csv": 'id,text\r1,one é\r2,"two"\r',
+    "tsv": "id\ttext\r1\tone é\r2\ttwo",
+    "paragraphs": "\r\rone é\r \r\rtwo\r\r",
+    "separated": "one é\r---\rtwo",
+    "wikitext": " = One é = \r two\r = Two = \r three",
+}
+
+
+@pytest.mark.parametrize("name", OLD_LINES)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_old_line_ends_part_records_as_new_ones_do(write, name, encoding):
+    options = ReadOptions(name, encoding=encoding, separator="\n---\n")
+    old = write("a", OLD_LINES[name].encode(encoding))
+    assert not can_split(str(old), options)
+    new = found(write("b", OLD_LINES[name].replace("\r", "\n").encode(encoding)), options)
+    assert found(old, options) == new
+    assert len([item for item in new if isinstance(item, Document)]) == 2
+
+
+def test_a_file_that_is_one_document_keeps_its_line_ends(write):
+    assert read(write("a.txt", b"one\rtwo\r")) == ["one\rtwo\r"]
+    assert read(write("b.txt", b"one\r\ntwo\n\rthree\r"), ReadOptions("paragraphs")) == ["one\r\ntwo\n\rthree"]
+
+
+CONTENTS = {  # what is no text -> (how it begins, what is said)
+    "zip": (b"PK\x03\x04\x14\0\0\0", "no text but a zip archive"),
+    "parquet": (b"PAR1\x15\x04\0", "no text but Parquet; set format: parquet"),
+    "arrow": (b"ARROW1\0\0", "no text but an Arrow file"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n\0", "no text but HDF5"),
+    "pdf": (b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n", "no text but a PDF"),
+    "lz4": (b"\x04\x22\x4d\x18\x64\x40\xa7", "no text but lz4"),
+    "lzip": (b"LZIP\x01\x14\0\xff", "no text but lzip"),
+    ".Z": (b"\x1f\x9d\x90abc", "no text but compressed by compress"),
+    "7z": (b"7z\xbc\xaf\x27\x1c\0", "no text but a 7z archive"),
+    "tar": (b"a.txt".ljust(257, b"\0") + b"ustar\x0000", "no text but a tar archive"),
+    "UTF-16": ("日本語\n".encode("utf-16"), "but, by its first bytes, utf-16; set encoding: utf-16"),
+    "UTF-16 without BOM": ("text in ascii\n".encode("utf-16-le"), "set encoding: utf-16-le"),
+    "UTF-16, big": ("text in ascii\n".encode("utf-16-be"), "set encoding: utf-16-be"),
+    "UTF-32": ("日本語\n".encode("utf-32"), "set encoding: utf-32"),
+    "UTF-32 without BOM": ("text in ascii\n".encode("utf-32-le"), "set encoding: utf-32-le"),
+    "twice": (gzip.compress(gzip.compress(b"text")), "is compressed twice (inside it is .gz)"),
+}
+
+
+@pytest.mark.parametrize("case", CONTENTS)
+@pytest.mark.parametrize("name", ["txt", "md", "paragraphs", "separated", "wikitext", "jsonl", "csv", "tsv"])
+def test_what_is_no_text_is_never_taken_for_text(tmp_path, case, name):
+    content, reason = CONTENTS[case]
+    path = tmp_path / "a"
+    path.write_bytes(content)
+    for errors, encoding in itertools.product(("strict", "replace"), ("utf-8", "latin-1", "gb18030")):
+        options = ReadOptions(name, errors=errors, encoding=encoding, separator="|")
+        (bad,) = found(path, options)
+        assert bad.place == str(path)
+        assert reason in bad.reason
+        assert found(path, options, 3, None) == []  # said once, by the part that begins the file
+
+
+TEXTS = [
+    b"PK is a name",
+    b"PAR1, a text",
+    b"BZh91, a text",
+    b"%PDF-1.4 as text",
+    b"7z",
+    b"P*M",
+    b"LZIP",
+    b"\xef\xbb\xbfa",
+]
+
+
+@pytest.mark.parametrize("content", [*TEXTS, b"a\0b", b"\0", "(µ/ý".encode("latin-1")])
+def test_what_may_be_text_is_read(tmp_path, content):
+    (tmp_path / "a.txt").write_bytes(content)
+    (item,) = found(tmp_path / "a.txt", ReadOptions(errors="replace"))
+    assert isinstance(item, Document) == (not content.startswith(b"(\xb5"))
+
+
+TAILS = {  # behind a long text -> id and label, or what is said
+    ', "id": 7, "kind": "news"}': ("7", "news"),
+    ', "other": ["x", {"y": null}], "kind": "\\ud83d"}': (None, "\ufffd"),
+    "}": (None, None),
+    " GARBAGE [[[": "not valid JSON behind its text",
+    "": "not valid JSON behind its text",
+    "} {": "not valid JSON behind its text",
+    ', "text": "again"}': "the key 'text' is there twice",
+    ', "id": "\udcff"}': "is not UTF-8",
+    ', "other": "' + "x" * 9000 + '"}': "a line with over ",
+}
+
+
+@pytest.mark.parametrize("tail", TAILS, ids=range(len(TAILS)))
+@pytest.mark.parametrize("block", [7, 64, 4 << 20])
+def test_what_stands_behind_a_long_text_counts_as_in_a_short_line(tmp_path, monkeypatch, tail, block):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(text, "BLOCK_BYTES", block)
+    long_text = 'word \\ "quoted" é\n' * 200 + "\\" * 1999
+    line = '{"a": 1, "text": ' + json.dumps(long_text) + tail + '\n{"text": "short", "id": "s"}\n'
+    (tmp_path / "a.jsonl").write_bytes(line.encode("utf-8", "surrogateescape"))
+    *pieces, last = found(tmp_path / "a.jsonl", ReadOptions(id_key="id", label_key="kind"))
+    assert (last.text, last.id) == ("short", "s")
+    if isinstance(TAILS[tail], str):
+        (bad,) = pieces
+        assert TAILS[tail] in bad.reason
+        assert bad.position == 0
+    else:
+        assert "".join(piece.text for piece in pieces) == long_text
+        assert {(piece.id, piece.label) for piece in pieces} == {TAILS[tail]}
+
+
+@pytest.mark.parametrize("start", [b"\xef\xbb\xbf{", b'{"a": NaN, ', b'{"a": "\\ud83d", ', b'{"b": {"text": "x"}, '])
+def test_what_stands_before_a_long_text_is_as_in_a_short_line(tmp_path, monkeypatch, start):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 1000)
+    for size in (9, 9000):
+        (tmp_path / "a.jsonl").write_bytes(start + b'"text": "' + b"x" * size + b'", "id": "i"}')
+        items = found(tmp_path / "a.jsonl", ReadOptions(id_key="id"))
+        assert ["".join(item.text for item in items), {item.id for item in items}] == ["x" * size, {"i"}]

@@ -18,7 +18,8 @@ from hvdlm.errors import UserError
 from hvdlm.tokenizer.interface import require
 
 from .. import documents
-from ..documents import NOT_UTF8, BadRecord, Document, Part, ReadOptions, is_compressed
+from ..compression import is_compressed
+from ..documents import NOT_UTF8, BadRecord, Document, Part, ReadOptions
 from .tables import larger_than_limit, listed, wanted_columns
 
 if TYPE_CHECKING:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import codecs
-import io
-import lzma
-import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from hvdlm.errors import UserError
 
-from ..documents import BadRecord, ChunkStream, Document, Part, ReadOptions, is_compressed, open_plain, plain_suffix
+from ..compression import BrokenStream, is_compressed, open_plain, plain_suffix
+from ..documents import BadRecord, Document, Part, ReadOptions
 from . import columnar, delimited, json_values, jsonl, text, web
+from .encodings import Recoded
+from .sniffing import foreign, has_old_line_ends, head_of, with_new_line_ends
 
 Reader = Callable[[BinaryIO, Part, ReadOptions], Iterator[Document | BadRecord]]
 
@@ -27,15 +26,16 @@ class Format:
     read: Reader
     suffixes: tuple[str, ...] = ()
     splittable: bool = False  # byte ranges can be read apart
+    has_lines: bool = True  # line ends part its records; else they are text like any other
     is_text: bool = True  # made of characters in `encoding`, not of a binary layout of its own
 
 
 FORMATS: dict[str, Format] = {
-    "txt": Format(text.read_file, (".txt",), splittable=True),
+    "txt": Format(text.read_file, (".txt",), splittable=True, has_lines=False),
     "paragraphs": Format(partial(text.read_between, boundary=text.BLANK_LINES), splittable=True),
     "separated": Format(text.read_separated, splittable=True),
     "wikitext": Format(partial(text.read_between, boundary=text.ARTICLES), (".tokens",), splittable=True),
-    "md": Format(text.read_file, (".md", ".markdown"), splittable=True),
+    "md": Format(text.read_file, (".md", ".markdown"), splittable=True, has_lines=False),
     "jsonl": Format(jsonl.read_json_lines, (".jsonl", ".ndjson"), splittable=True),
     "json": Format(json_values.read_json, (".json",)),
     "csv": Format(partial(delimited.read_rows, dialect=delimited.CSV), (".csv",)),
@@ -73,11 +73,22 @@ def format_of(path: str, asked: str) -> str:
 
 def can_split(path: str, options: ReadOptions) -> bool:
     """Whether byte ranges of this file can be read apart."""
+    name = format_of(path, options.format)
     return (
-        not is_compressed(path)
-        and FORMATS[format_of(path, options.format)].splittable
+        FORMATS[name].splittable
         and codecs.lookup(options.encoding).name == "utf-8"
+        and not (name == "separated" and text.overlaps_itself(options.separator))
+        and not is_compressed(path)
+        and not (FORMATS[name].has_lines and _has_old_line_ends(path))
     )
+
+
+def _has_old_line_ends(path: str) -> bool:
+    try:
+        with open_plain(path) as file:
+            return has_old_line_ends(head_of(file))
+    except OSError:  # told by who reads it
+        return False
 
 
 def read_documents(part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
@@ -88,39 +99,27 @@ def read_documents(part: Part, options: ReadOptions) -> Iterator[Document | BadR
     format_ = FORMATS[format_of(part.path, options.format)]
     try:
         with open_plain(part.path) as file:
-            if format_.is_text and codecs.lookup(options.encoding).name != "utf-8":
-                file = cast(BinaryIO, io.BufferedReader(ChunkStream(_utf8_chunks(file, options))))
-            yield from format_.read(file, part, options)
-    except UnicodeError as error:  # of another encoding: what follows cannot be read
-        place = f"{part.path}: byte {error.start}" if isinstance(error, UnicodeDecodeError) else part.path
-        yield BadRecord(place, f"is not {options.encoding}; set another encoding, or errors: replace")
+            yield from (_read_text if format_.is_text else format_.read)(file, part, options)
+    except UnicodeError as error:  # of a whole stream, such as UTF-16 without a byte order mark
+        yield BadRecord(part.path, f"is not {options.encoding} ({error}); set another encoding")
     except OSError as error:
         if error.errno is not None:
             raise UserError(f"{part.path}: cannot read it ({error.strerror})") from None
-        yield _broken(part, error)
-    except (EOFError, zlib.error, lzma.LZMAError) as error:
-        yield _broken(part, error)
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":  # zstandard is optional
-            raise
-        yield _broken(part, error)
+        yield BadRecord(part.path, f"is broken ({error}); fetch it again")
+    except BrokenStream as error:
+        yield BadRecord(part.path, str(error))
 
 
-def _broken(part: Part, error: Exception) -> BadRecord:
-    kind = Path(part.path).suffix.removeprefix(".")
-    return BadRecord(part.path, f"broken {kind} ({error}); fetch or compress it again")
-
-
-def _utf8_chunks(file: BinaryIO, options: ReadOptions) -> Generator[bytes, None, None]:
-    """A stream in another encoding, as UTF-8. A wrong byte is UnicodeDecodeError with its place in the stream."""
-    decoder = codecs.getincrementaldecoder(options.encoding)(options.errors)
-    position, is_last = 0, False
-    while not is_last:
-        block = file.read(1 << 16)
-        is_last, num_pending = not block, len(decoder.getstate()[0])
-        try:
-            yield decoder.decode(block, final=is_last).encode("utf-8", "replace")
-        except UnicodeDecodeError as error:
-            error.start += position - num_pending
-            raise
-        position += len(block)
+def _read_text(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+    """What a format of characters reads, if there are any; in its encoding, with its line ends."""
+    format_ = FORMATS[format_of(part.path, options.format)]
+    if reason := foreign(head_of(file), options.encoding):
+        if part.start == 0:  # once a file, whoever reads the rest of it
+            yield BadRecord(part.path, reason)
+        return
+    recoded = Recoded(file, options) if codecs.lookup(options.encoding).name != "utf-8" else None
+    file = recoded.file if recoded else file
+    if format_.has_lines and has_old_line_ends(head_of(file)):
+        file = with_new_line_ends(file)
+    for found in format_.read(file, part, options):
+        yield recoded.explained(found, part) if recoded and isinstance(found, BadRecord) else found

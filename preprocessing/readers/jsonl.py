@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
+import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import orjson
 
 from .. import documents
-from ..documents import BadRecord, Document, Part, ReadOptions
+from ..documents import NOT_UTF8, BadRecord, Document, Part, ReadOptions
 from .text import LINES, RawRecord, character_start, decode, records
 
 MISSING = object()
@@ -19,6 +21,7 @@ DECODER = json.JSONDecoder(parse_int=str, parse_float=str)
 BEFORE_NAME, COLON = re.compile(r'[\s,]*(?=")'), re.compile(r"\s*:\s*")
 SURROGATE = re.compile("[\ud800-\udfff]")
 HIGH_SURROGATE = re.compile(rb"\\u[dD][89abAB]")
+BACKSLASH = ord("\\")
 ESCAPE_BYTES = 6  # backslash, u, four digits; a surrogate pair takes two
 
 
@@ -131,12 +134,12 @@ def _long_line(
 ) -> Iterator[Document | BadRecord]:
     """Documents from the pieces of one line that is longer than a document may be.
 
-    The text's string is followed from piece to piece; what stands before it must fit into the first, and what
-    stands behind it is not looked at.
+    The text's string is laid aside until the whole line is known to be valid, with the keys behind the text. What
+    stands before the text must fit into the first piece.
     """
     pieces = _pieces(first, rest)
     held = next(pieces)
-    found, labels = _opening(held, options)
+    found = _opening(held, options)
     if found is None:
         yield _bad(
             part, first.position, f"a line of over {len(held)} bytes, without {options.text_key!r} near its start"
@@ -144,39 +147,79 @@ def _long_line(
         for _ in pieces:
             pass
         return
-    position, held = first.position + found, held[found:]
-    is_open = True
-    for following in pieces:
-        if not is_open:
-            continue  # to the end of the line
-        held += following
-        end, is_open = _end_of_string(held)
-        while end > documents.MAX_DOCUMENT_BYTES or (end and not is_open):
-            cut = end if end <= documents.MAX_DOCUMENT_BYTES else _safe_cut(held)
-            yield _piece_of_string(held[:cut], position, part, labels)
-            held, position, end = held[cut:], position + cut, end - cut
-    if is_open:
-        end, is_open = _end_of_string(held)
-        yield (
-            _bad(part, first.position, "not valid JSON (the text has no end)")
-            if is_open
-            else _piece_of_string(held[:end], position, part, labels)
-        )
+    with tempfile.SpooledTemporaryFile(max_size=documents.MAX_DOCUMENT_BYTES) as spool:
+        tail = _spool_string(held[found:], pieces, spool)
+        line = held[: found - 1] + b'""' + (tail if isinstance(tail, bytes) else b"")
+        labels = tail if isinstance(tail, str) else _around_text(line, options)
+        if isinstance(labels, str):
+            yield _bad(part, first.position, labels)
+            return
+        spool.seek(0)
+        yield from _pieces_of_string(spool, first.position + found, part, labels)
 
 
-def _opening(held: bytes, options: ReadOptions) -> tuple[int | None, tuple[str | None, str | None]]:
-    """Where the text's string begins, or None if nowhere, and the id and label that stand before it."""
+def _opening(held: bytes, options: ReadOptions) -> int | None:
+    """Where the text's string begins, or None if nowhere."""
     key = options.text_key
     names = [key[start:] for start in (0, *(dot.end() for dot in re.finditer(r"\.", key)))]
     pattern = b"|".join(re.escape(json.dumps(name)[1:-1].encode()) for name in names)
     for found in re.finditer(rb'[{,]\s*"(?:' + pattern + rb')"\s*:\s*"', held):
         for depth in range(1, len(names) + 1):
-            line = held[: found.end() - 1] + b'""' + b"}" * depth
-            with contextlib.suppress(orjson.JSONDecodeError, RecursionError):
-                head = orjson.loads(line)  # only where all objects are closed is it one
+            with contextlib.suppress(ValueError, RecursionError):
+                head = json.loads(held[: found.end() - 1] + b'""' + b"}" * depth)  # only where all objects are closed
                 if _value(head, key) == "":
-                    return found.end(), _id_and_label(head, line, options)
-    return None, (None, None)
+                    return found.end()
+    return None
+
+
+def _max_tail_bytes() -> int:
+    return 8 * documents.MAX_DOCUMENT_BYTES
+
+
+def _spool_string(data: bytes, pieces: Iterator[bytes], spool: IO[bytes]) -> bytes | str:
+    """What stands behind the string that `data` is inside of, or what is wrong; the string goes to `spool`.
+
+    All pieces are read, to the end of the line.
+    """
+    tail, is_open, num_behind = b"", True, 0
+    for piece in itertools.chain([data], pieces):
+        behind = piece
+        if is_open:
+            data = tail + piece  # of an open string only the backslash that escapes what follows is kept
+            end, is_open = _end_of_string(data)
+            end -= (end - len(data.rstrip(b"\\"))) % 2 if is_open else 0
+            spool.write(data[:end])
+            tail, behind = (data[end:], b"") if is_open else (b"", data[end + 1 :])
+        num_behind += len(behind)
+        tail += behind if num_behind <= _max_tail_bytes() else b""
+    if is_open:
+        return "not valid JSON (the text has no end)"
+    if num_behind > _max_tail_bytes():
+        return f"a line with over {_max_tail_bytes() / 2**20:g} MiB behind its text; put the text last"
+    return tail
+
+
+def _around_text(line: bytes, options: ReadOptions) -> tuple[str | None, str | None] | str:
+    """Id and label of a line that has an empty string for its text, or what is wrong with it."""
+    try:
+        record = json.loads(line)
+        is_once = _value(record, options.text_key) == ""
+        return _id_and_label(record, line, options) if is_once else f"the key {options.text_key!r} is there twice"
+    except UnicodeDecodeError:
+        return NOT_UTF8
+    except (ValueError, RecursionError) as error:
+        return f"not valid JSON behind its text ({str(error).partition(': line')[0] or 'nested too deeply'})"
+
+
+def _pieces_of_string(
+    spool: IO[bytes], position: int, part: Part, labels: tuple[str | None, str | None]
+) -> Iterator[Document | BadRecord]:
+    held = spool.read(2 * documents.MAX_DOCUMENT_BYTES)
+    while len(held) > documents.MAX_DOCUMENT_BYTES:
+        cut = _safe_cut(held)
+        yield _piece_of_string(held[:cut], position, part, labels)
+        held, position = held[cut:] + spool.read(cut), position + cut
+    yield _piece_of_string(held, position, part, labels)
 
 
 def _pieces(first: RawRecord, rest: Iterator[RawRecord]) -> Iterator[bytes]:
@@ -191,8 +234,10 @@ def _end_of_string(data: bytes) -> tuple[int, bool]:
     """Where the string's closing quote is, or (length, True) while it is open."""
     found = data.find(b'"')
     while found >= 0:
-        before = data[max(0, found - 1024) : found]
-        if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:
+        start = found
+        while start and data[start - 1] == BACKSLASH:
+            start -= 1
+        if (found - start) % 2 == 0:
             return found, False
         found = data.find(b'"', found + 1)
     return len(data), True

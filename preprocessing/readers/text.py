@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 from hvdlm.errors import UserError
 
 from .. import documents
+from ..compression import read_before_break
 from ..documents import NOT_UTF8, BadRecord, Document, Part, ReadOptions
 
 BLOCK_BYTES = 4 << 20
@@ -52,9 +53,10 @@ def records(file: BinaryIO, part: Part, boundary: Boundary) -> Iterator[RawRecor
     held = b""
     is_foreign, is_cut = position > 0, False  # the record under way: began before this part; was given in part
     while True:
-        block = file.read(_block_bytes(part, position + len(held), len(held)))
+        block, broken = read_before_break(file, _block_bytes(part, position + len(held), len(held)))
         held += block
-        complete, used = _split(held, boundary, is_last=not block)
+        complete, used = _split(held, boundary, is_last=broken is not None or not block)
+        complete = complete[:-1] if broken else complete  # the last one may be half
         for offset, data in complete:
             start = position + offset
             if not (is_foreign or is_cut) and part.stop is not None and start >= part.stop:
@@ -62,10 +64,12 @@ def records(file: BinaryIO, part: Part, boundary: Boundary) -> Iterator[RawRecor
             if not is_foreign and (is_cut or start >= part.start):
                 yield from _cut(RawRecord(start, data, False))
             is_foreign = is_cut = False
+        if broken:
+            raise broken
         held, position = held[used:], position + used
         if not block or _is_over(part, position, len(held) - boundary.reach if is_foreign else 0, is_cut):
             return
-        while len(held) > documents.MAX_DOCUMENT_BYTES + boundary.reach:
+        while len(held) > documents.MAX_DOCUMENT_BYTES + 2 * boundary.reach:  # no boundary begins before the limit
             end = place_to_cut(held)
             is_cut = not is_foreign and (is_cut or position >= part.start)
             is_foreign = not is_cut
@@ -134,7 +138,8 @@ def decode(data: bytes, position: int, part: Part, options: ReadOptions) -> str 
     try:
         return data.decode("utf-8", options.errors)
     except UnicodeDecodeError as error:
-        return BadRecord(f"{part.path}: byte {position + error.start}", NOT_UTF8)
+        place = position + error.start
+        return BadRecord(f"{part.path}: byte {place}", NOT_UTF8, wrong_byte=place)
 
 
 def read_between(
@@ -151,11 +156,18 @@ def read_separated(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator
     """A document a piece between occurrences of `separator`."""
     separator = (options.separator or "").encode()
     if not separator:
-        raise UserError("format: separated needs a separator, such as <|endoftext|>")
-    if any(separator.startswith(separator[-n:]) for n in range(1, len(separator))):
-        raise UserError(f"separator {options.separator!r} overlaps itself, so a cut is not certain; choose another")
+        raise UserError(
+            "format: separated needs a separator, such as <|endoftext|> (to YAML a bare --- is null: quote it, as in "
+            "separator: '---', on a command line \"separator='---'\")"
+        )
     boundary = Boundary(re.compile(b"(" + re.escape(separator) + b")"), len(separator))
     yield from read_between(file, part, options, boundary=boundary)
+
+
+def overlaps_itself(separator: str | None) -> bool:
+    """Whether two occurrences can share bytes, as of `---` in `----`: which of them cuts depends on what is before."""
+    data = (separator or "").encode()
+    return any(data.startswith(data[-n:]) for n in range(1, len(data)))
 
 
 def read_file(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:

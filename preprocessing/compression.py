@@ -1,0 +1,185 @@
+"""Compressed files as streams: what a file is follows from its first bytes, then from its name.
+
+The readers of Python's own modules are not used: they take what follows a stream for the end of the file
+(bz2, lzma), or lose what was sound before a break (gzip).
+"""
+
+from __future__ import annotations
+
+import bz2
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from hvdlm.tokenizer.interface import require
+
+BLOCK_BYTES = 2048  # read at once: a break loses what one block expands to; 4 bytes of zstd can stand for 128 KiB
+PIECE_BYTES = 1 << 16  # expanded at once, where the library can be told
+ZSTD_MAX_WINDOW = 1 << 31  # of zstd --long=31: as much memory, where the content is as long
+
+
+class BrokenStream(Exception):
+    """A compressed file that cannot be read beyond a place; the message names the place and the remedy."""
+
+
+class ChunkStream(io.RawIOBase):
+    """A stream of the bytes that an iterator gives piece by piece; an empty piece is not the end."""
+
+    def __init__(self, chunks: Generator[bytes, None, None]) -> None:
+        self._chunks, self._ready = chunks, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._ready:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._ready = chunk
+        taken = self._ready[: len(buffer)]
+        buffer[: len(taken)] = taken
+        self._ready = self._ready[len(taken) :]
+        return len(taken)
+
+    def close(self) -> None:
+        self._chunks.close()  # and the file that it reads
+        super().close()
+
+
+def _zlib_pieces(decoder: Any, block: bytes) -> Iterator[bytes]:
+    while block and not decoder.eof:
+        yield decoder.decompress(block, PIECE_BYTES)
+        block = decoder.unconsumed_tail
+
+
+def _pieces(decoder: Any, block: bytes) -> Iterator[bytes]:
+    yield decoder.decompress(block, PIECE_BYTES)
+    while not decoder.eof and not decoder.needs_input:
+        yield decoder.decompress(b"", PIECE_BYTES)
+
+
+def _zstd_pieces(decoder: Any, block: bytes) -> Iterator[bytes]:
+    yield decoder.decompress(block)
+
+
+def _zstd_decoder() -> Any:
+    zstandard = require("zstandard", "reading .zst")
+    return zstandard.ZstdDecompressor(max_window_size=ZSTD_MAX_WINDOW).decompressobj()
+
+
+@dataclass(frozen=True)
+class Compression:
+    """One kind of compressed file: streams (members, frames) one behind the other."""
+
+    decoder: Callable[[], Any]  # for one stream
+    pieces: Callable[[Any, bytes], Iterator[bytes]]  # what a block of it expands to, not at once
+    magics: tuple[bytes, ...]  # how such a file begins, and no text does
+    has_padding: bool = True  # zero bytes may stand behind a stream
+
+
+COMPRESSIONS = {
+    ".gz": Compression(lambda: zlib.decompressobj(31), _zlib_pieces, (b"\x1f\x8b\x08",)),
+    ".bz2": Compression(
+        bz2.BZ2Decompressor,
+        _pieces,
+        tuple(b"BZh%d" % n + block for n in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")),
+    ),
+    ".xz": Compression(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), _pieces, (b"\xfd7zXZ\0",)),
+    ".zst": Compression(
+        _zstd_decoder,
+        _zstd_pieces,
+        (b"\x28\xb5\x2f\xfd", *(bytes([n]) + b"\x2a\x4d\x18" for n in range(0x50, 0x60))),  # and skippable frames
+        has_padding=False,
+    ),
+}
+MAGICS = {magic: suffix for suffix, kind in COMPRESSIONS.items() for magic in kind.magics}
+
+
+def compression_of(path: str) -> str | None:
+    """The suffix of COMPRESSIONS for a file, by its first bytes whatever it is called, else by its name."""
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(max(map(len, MAGICS)))
+    except OSError:  # told by who reads it
+        start = b""
+    named = Path(path).suffix.lower()
+    found = next((suffix for magic, suffix in MAGICS.items() if start.startswith(magic)), None)
+    return found or (named if named in COMPRESSIONS else None)
+
+
+def is_compressed(path: str) -> bool:
+    return compression_of(path) is not None
+
+
+def plain_suffix(path: str) -> str:
+    """The suffix in lower case, before that of a compression: `.jsonl` for `a.jsonl.gz` and `A.JSONL`."""
+    is_packed = Path(path).suffix.lower() in COMPRESSIONS
+    return (Path(path).with_suffix("") if is_packed else Path(path)).suffix.lower()
+
+
+def open_plain(path: str) -> BinaryIO:
+    """The uncompressed bytes of a file, buffered; a break in them is BrokenStream."""
+    suffix = compression_of(path)
+    if suffix is None:
+        return Path(path).open("rb")
+    return cast(BinaryIO, io.BufferedReader(ChunkStream(_content(path, suffix)), 1 << 17))
+
+
+def read_before_break(file: BinaryIO, size: int) -> tuple[bytes, BrokenStream | None]:
+    """Up to `size` bytes; fewer at the end, or at a break, which comes with what is sound before it.
+
+    The `read` of a buffered file loses what it has read when a break follows.
+    """
+    pieces: list[bytes] = []
+    try:
+        while size > 0 and (piece := file.read1(size)):  # type: ignore[attr-defined]
+            pieces.append(piece)
+            size -= len(piece)
+    except BrokenStream as error:
+        return b"".join(pieces), error
+    return b"".join(pieces), None
+
+
+def _content(path: str, suffix: str) -> Generator[bytes, None, None]:
+    """What a file expands to; anything in it that is neither a stream nor padding is BrokenStream."""
+    kind = COMPRESSIONS[suffix]
+    decoder, num_streams, num_read, num_given = None, 0, 0, 0
+    with Path(path).open("rb") as file:
+        block = b""
+        while block or (block := file.read(BLOCK_BYTES)):
+            num_read = file.tell()
+            if decoder is None:
+                block = block.lstrip(b"\0") if num_streams and kind.has_padding else block
+                decoder = kind.decoder() if block else None
+            place = num_read - len(block)
+            try:
+                for piece in kind.pieces(decoder, block) if block else ():
+                    num_given += len(piece)
+                    yield piece
+            except Exception as error:
+                if not _is_of_library(error):
+                    raise
+                raise _broken(suffix, place, num_given, str(error)) from None
+            block = b""
+            if decoder is not None and decoder.eof:
+                block, decoder, num_streams = decoder.unused_data, None, num_streams + 1
+    if decoder is not None or not num_streams:
+        why = "it ends there, inside a stream" if num_read else "it is empty"
+        raise _broken(suffix, num_read, num_given, why)
+
+
+def _is_of_library(error: Exception) -> bool:
+    """Whether a library says that the content is wrong (bz2 by OSError; zstandard is optional)."""
+    return isinstance(error, zlib.error | lzma.LZMAError | OSError | EOFError) or type(error).__name__ == "ZstdError"
+
+
+def _broken(suffix: str, place: int, num_given: int, why: str) -> BrokenStream:
+    return BrokenStream(
+        f"broken {suffix[1:]} (at byte {place} of the compressed file, behind {num_given} bytes of content: {why}); "
+        "fetch or compress it again"
+    )

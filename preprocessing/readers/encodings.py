@@ -1,0 +1,74 @@
+"""Streams in other encodings as UTF-8, in which a wrong byte stays one: readers then lose the record that holds it."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections import deque
+from collections.abc import Generator
+from typing import BinaryIO, cast
+
+from ..compression import ChunkStream, read_before_break
+from ..documents import NOT_UTF8, BadRecord, Part, ReadOptions
+
+WRONG, WRONG_CHARACTER = b"\xff", "\udcff"  # stands for wrong bytes; no UTF-8 holds it
+BLOCK_BYTES = 1 << 16
+MAX_PLACES = 1 << 16  # to remember, of wrong bytes that no reader has asked for
+
+_found: list[int] = []  # by the decoder that runs: an error handler has no other place
+
+
+def _mark(error: UnicodeError) -> tuple[str | bytes, int]:
+    if isinstance(error, UnicodeDecodeError):
+        _found.append(error.start)
+        return WRONG_CHARACTER, error.end
+    if isinstance(error, UnicodeEncodeError):  # halves of surrogate pairs, which some encodings can spell
+        halves = error.object[error.start : error.end]
+        return b"".join(WRONG if half == WRONG_CHARACTER else b"?" for half in halves), error.end
+    raise error
+
+
+codecs.register_error("hvdlm.mark", _mark)
+
+
+class Recoded:
+    """A file in `options.encoding`, readable as UTF-8."""
+
+    def __init__(self, file: BinaryIO, options: ReadOptions) -> None:
+        self._source, self._options = file, options
+        self._places: deque[tuple[int, int]] = deque(maxlen=MAX_PLACES)  # of wrong bytes: here, in the source
+        self.file = cast(BinaryIO, io.BufferedReader(ChunkStream(self._chunks())))
+
+    def explained(self, bad: BadRecord, part: Part) -> BadRecord:
+        """A bad record as the user sees it: in the encoding and at the place of the source."""
+        if bad.reason != NOT_UTF8:
+            return bad
+        bad = bad._replace(reason=f"is not {self._options.encoding}; set another encoding, or errors: replace")
+        if bad.wrong_byte is None:
+            return bad
+        while self._places and self._places[0][0] < bad.wrong_byte:
+            self._places.popleft()
+        is_known = self._places and self._places[0][0] == bad.wrong_byte
+        return bad._replace(place=f"{part.path}: byte {self._places[0][1]}" if is_known else part.path)
+
+    def _chunks(self) -> Generator[bytes, None, None]:
+        errors = "hvdlm.mark" if self._options.errors == "strict" else self._options.errors
+        decoder = codecs.getincrementaldecoder(self._options.encoding)(errors)
+        num_read, num_given, is_last = 0, 0, False
+        while not is_last:
+            block, broken = read_before_break(self._source, BLOCK_BYTES)
+            is_last, num_pending = not block, len(decoder.getstate()[0])
+            _found.clear()
+            text = decoder.decode(block, final=is_last and not broken).encode("utf-8", "hvdlm.mark")
+            if _found:
+                self._remember(text, num_given, num_read - num_pending)
+            num_read, num_given = num_read + len(block), num_given + len(text)
+            yield text
+            if broken:
+                raise broken
+
+    def _remember(self, text: bytes, num_given: int, start: int) -> None:
+        place = -1
+        for found in _found:
+            place = text.index(WRONG, place + 1)
+            self._places.append((num_given + place, start + found))
