@@ -72,7 +72,7 @@ def check_resumed(other: Path, config_digest: str, listed: Mapping[str, Stamp]) 
 
 
 def _told(stamp: Stamp) -> str:
-    changed = datetime.datetime.fromtimestamp(stamp[1] / 1e9, datetime.UTC)
+    changed = datetime.datetime.fromtimestamp(stamp[1] / 1e9, datetime.timezone.utc)
     return f"{stamp[0]} bytes of {changed:%Y-%m-%d %H:%M:%S.%f} UTC"
 
 

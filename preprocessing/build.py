@@ -113,7 +113,7 @@ def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
     units = make_units(files, config.read_options)
     if config.dedup.near:
         _ = Signer(config.dedup).bands  # what cannot be is said before any work
-    digest = plan_digest(config, listed)
+    digest, config_digest = plan_digest(config, listed), plan_digest(config, {})
     work = config.output / ".work" / work_name(digest)
     if (config.output / MANIFEST).exists():
         done = read_manifest(config.output)
@@ -127,11 +127,11 @@ def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
         raise UserError(f"{config.output}: holds shards of another origin; set another output")
     for other in (config.output / ".work").glob("*"):
         if other != work:
-            check_resumed(other, plan_digest(config, {}), listed)
+            check_resumed(other, config_digest, listed)
             log.info("%s: what another input, config or version began here is thrown away", config.output)
             shutil.rmtree(other, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    note_listed(work, plan_digest(config, {}), listed)
+    note_listed(work, config_digest, listed)
     names = [f"{name}.[0-9]*" for name in (MANIFEST, TOKENIZER, PROVENANCE, SUMMARY)] + [DROPPED]
     names += [f"{split}{number}.h5.aside" for split in SPLITS for number in ("", "-*")]
     asides = [path for name in names for path in config.output.glob(f".{name}")]
@@ -180,8 +180,9 @@ class Worker:
         inputs, reads = self._look_through(unit)
         for whole in self._batches(unit, statistics):
             batch, ids, lengths = self._encode(whole, unit, statistics)
-            statistics["replaced_characters"] += sum(document.text.count("\ufffd") for document in batch.documents)
-            if lost := num_lost(self._tokenizer, [document.text for document in batch.documents]):
+            texts = [document.text for document in batch.documents]
+            statistics["replaced_characters"] += sum(text.count("\ufffd") for text in texts)
+            if lost := num_lost(self._tokenizer, texts):
                 statistics["lost_characters"] += lost  # as a BPE without unk drops what it does not know
             self._result.add(batch, ids, lengths)
             self._queue.count(documents=len(batch), tokens=len(ids))

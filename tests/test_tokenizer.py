@@ -542,3 +542,13 @@ def test_keys_that_do_not_go_together_are_errors(values, message):
     with pytest.raises(ValueError, match=message):
         TokenizerConfig.model_validate(values)
     assert TokenizerConfig.model_validate({"kind": "char", "vocab_size": 64}).vocab_size == 64
+
+
+def test_a_lack_of_memory_is_no_fault_of_a_text(monkeypatch):
+    def fails(*words, **options):
+        raise MemoryError
+
+    tokenizer = tokenizers.train_bpe(iter(["the cat sat"]), 260)
+    monkeypatch.setattr(tokenizer, "_backend", type("Backend", (), {"encode": fails}))
+    with pytest.raises(MemoryError):
+        tokenizer.encode("the cat")

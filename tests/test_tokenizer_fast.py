@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hvdlm.tokenizer import ByteTokenizer, FastTokenizer, digest, from_json, make_fast, train_bpe
-from hvdlm.tokenizer.fast import NASTY, SPLITS
+from hvdlm.tokenizer.fast import KNOWN_PATTERNS, NASTY
 
 pytest.importorskip("gigatoken")
 
@@ -105,7 +105,7 @@ COVERED = {
     "none": {},
     "NFC": {"normalizer": {"type": "NFC"}},
     "a sequence of it": {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}]}},
-    **{f"split {number}": {"pre_tokenizer": split_by(pattern)} for number, pattern in enumerate(SPLITS)},
+    **{f"split {number}": {"pre_tokenizer": split_by(pattern)} for number, pattern in enumerate(KNOWN_PATTERNS)},
     "ignore_merges": {"model": {"ignore_merges": True}},
     "an added token": {"added_tokens": [{**ADDED, "content": "the"}]},
     "a stripping one": {"added_tokens": [{**ADDED, "content": "_!", "lstrip": True, "rstrip": True}]},
@@ -141,7 +141,7 @@ def test_fast_ids_are_exact_ids_in_normal_form_too(normalizing, texts):
 @pytest.fixture(scope="module")
 def normalizing(exact):
     """A vocabulary with the rules of Qwen's."""
-    other = with_rules(exact, normalizer={"type": "NFC"}, pre_tokenizer=split_by(SPLITS[1]))
+    other = with_rules(exact, normalizer={"type": "NFC"}, pre_tokenizer=split_by(KNOWN_PATTERNS[1]))
     return other, make_fast(other, SAMPLE)
 
 

@@ -102,7 +102,7 @@ class TokenStream:
             if rows.size and view is not None:
                 windows[rows] = view[within[rows]]
         for row in np.flatnonzero(~is_inside):
-            windows[row] = self.read(int(starts[row]), length)
+            windows[row] = self.raw(int(starts[row]), length)
         return self._checked(windows)
 
     def _checked(self, tokens: np.ndarray) -> np.ndarray:

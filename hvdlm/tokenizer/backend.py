@@ -59,9 +59,9 @@ class BackendTokenizer:
         self._backend.encode_special_tokens = True
 
     @property
-    def plain_json(self) -> str:
+    def plain(self) -> dict[str, Any]:
         """The tokenizer.json that encodes: cuts and pads nothing, and meets no special token in a text."""
-        return json.dumps(self._plain)
+        return self._plain
 
     @property
     def is_byte_level(self) -> bool:
@@ -144,8 +144,12 @@ def byte_alphabet() -> list[str]:
 
 
 def is_of_library(error: BaseException) -> bool:
-    """Whether a library raised it: a panic of Rust is a BaseException, as the wish to stop is."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+    """Whether a library raised it over what it was given: a panic of Rust is a BaseException, as the wish to stop is.
+
+    A lack of memory is the machine's fault, and no text's or file's.
+    """
+    is_error = isinstance(error, Exception) and not isinstance(error, MemoryError)
+    return is_error or type(error).__name__ == "PanicException"
 
 
 def reason_of(error: BaseException) -> str:

@@ -43,7 +43,7 @@ NASTY = (
 CACHE_BYTES = 256 << 20
 
 
-SPLITS = tuple(PATTERNS[name] for name in ("llama3", "qwen", "o200k"))  # on which the encoders were compared
+KNOWN_PATTERNS = tuple(PATTERNS[name] for name in ("llama3", "qwen", "o200k"))  # on which the encoders were compared
 MOST_ADDED = 64  # added tokens that are looked for in each text
 CHECK_CHARACTERS = 1 << 16  # of text looked through at once; more would leave the cache
 
@@ -67,7 +67,7 @@ class FastTokenizer:
         import gigatoken
 
         self._exact, self._threads = exact, threads
-        content = json.loads(exact.plain_json)
+        content = exact.plain
         self._needs_nfc = content.get("normalizer") is not None
         self._added = added_tokens(content)
         plain = json.dumps({**content, "normalizer": None, "added_tokens": []})
@@ -229,7 +229,7 @@ def _is_known_cut(steps: list[dict[str, Any]]) -> bool:
     return (
         len(steps) == 2
         and split["type"] == "Split"
-        and split["pattern"].get("Regex") in SPLITS
+        and split["pattern"].get("Regex") in KNOWN_PATTERNS
         and split["behavior"] == "Isolated"
         and not split.get("invert")
         and not steps[-1].get("use_regex", True)
@@ -249,7 +249,7 @@ def make_fast(tokenizer: Tokenizer, sample: list[str], *, threads: int = 1) -> T
     """
     if not isinstance(tokenizer, BackendTokenizer) or not tokenizer.is_byte_level:
         return tokenizer
-    rule = uncovered(json.loads(tokenizer.plain_json))
+    rule = uncovered(tokenizer.plain)
     if rule is not None:
         log.warning("the slower tokenizers library encodes: the fast encoder is not proven for %s", rule)
         return tokenizer

@@ -107,9 +107,7 @@ class TokenizerConfig(Section):
         "of sentencepiece",
     )
     vocab_size: int = Field(
-        8192,
-        ge=3,
-        description="ids to train, special ones included (bpe: from 257); of char and word at most",
+        8192, ge=3, description="ids to train, special ones included (bpe: from 257); of char and word at most"
     )
     sample_mb: float = Field(16.0, gt=0, description="text to train on or to count, in MB, spread over the input")
     min_frequency: int = Field(1, ge=1, description="char, word: rarer ones become <unk>")

@@ -99,7 +99,8 @@ def read_documents(part: Part, options: ReadOptions) -> Iterator[Document | BadR
     format_ = FORMATS[format_of(part.path, options.format)]
     try:
         with open_plain(part.path) as file:
-            yield from (_read_text if format_.is_text else format_.read)(file, part, options)
+            read = partial(_read_text, format_) if format_.is_text else format_.read
+            yield from read(file, part, options)
     except UnicodeError as error:  # of a whole stream, such as UTF-16 without a byte order mark
         yield BadRecord(part.path, f"is not {options.encoding} ({error}); set another encoding")
     except OSError as error:
@@ -110,16 +111,17 @@ def read_documents(part: Part, options: ReadOptions) -> Iterator[Document | BadR
         yield BadRecord(part.path, str(error))
 
 
-def _read_text(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+def _read_text(format_: Format, file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
     """What a format of characters reads, if there are any; in its encoding, with its line ends."""
-    format_ = FORMATS[format_of(part.path, options.format)]
-    if reason := foreign(head_of(file), options.encoding):
+    head = head_of(file)
+    if reason := foreign(head, options.encoding):
         if part.start == 0:  # once a file, whoever reads the rest of it
             yield BadRecord(part.path, reason)
         return
     recoded = Recoded(file, options) if codecs.lookup(options.encoding).name != "utf-8" else None
-    file = recoded.file if recoded else file
-    if format_.has_lines and has_old_line_ends(head_of(file)):
+    if recoded:
+        file, head = recoded.file, head_of(recoded.file)
+    if format_.has_lines and has_old_line_ends(head):
         file = with_new_line_ends(file)
     for found in format_.read(file, part, options):
         yield recoded.explained(found, part) if recoded and isinstance(found, BadRecord) else found

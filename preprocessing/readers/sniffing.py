@@ -20,7 +20,7 @@ FOREIGN = {
     b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it",
     b"Rar!\x1a\x07": "a rar archive; unpack it",
     b"PAR1": "Parquet; set format: parquet, or name it .parquet",
-    b"ARROW1\0\0": "an Arrow file; write it as Parquet",
+    b"ARROW1\0\0": "an Arrow file; set format: arrow, or name it .arrow",
     b"\xff\xff\xff\xff": "an Arrow stream, or other binary data; write it as Parquet",
     b"\x89HDF\r\n\x1a\n": "HDF5; write its text as jsonl",
     b"\x93NUMPY": "a numpy array; write its text as jsonl",
