@@ -18,7 +18,7 @@ from hvdlm.files import sha256_of, write_text_durably
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.world.interface import World
 
-from .balance import close_balance
+from .balance import close_balance, sum_round_trips
 from .plan import ShardPlan, WorkPlan, shard_plans, windows_of
 from .spool import Spool
 from .work_queue import Tasks, WorkQueue
@@ -50,6 +50,7 @@ def assemble(
     manifest = manifest_of(tokenizer, entries, text_bytes=text_bytes, statistics=statistics, plan=plan.digest)
     reads = [read for unit in totals for read in unit["reads"]]
     balance = close_balance(plan.listed, reads, statistics, manifest.num_documents)
+    balance["round_trip"] = sum_round_trips(unit["round_trip"] for unit in totals)
     queue.check_together()
     with queue.timer.phase("read back"):
         return read_back(plan.config.output, manifest, queue.world), balance
@@ -68,7 +69,7 @@ def _of_all(plan: WorkPlan, world: World, look: Callable[[int, Spool], Any]) -> 
 
 def _totals(number: int, spool: Spool) -> dict[str, Any]:
     """What has to be known of a spool file before any shard is laid out."""
-    totals: dict[str, Any] = {"statistics": spool.facts("statistics"), "reads": spool.facts("reads")}
+    totals: dict[str, Any] = {name: spool.facts(name) for name in ("statistics", "reads", "round_trip")}
     for split in SPLITS:
         kept = spool.kept(split)
         totals[split] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from hvdlm.errors import UserError
 from hvdlm.files import read_json, write_text_durably
 
 from .documents import Part
+from .spool import Batch
 
 LOST = ("bad_records", "empty_documents", "duplicate_documents", "near_duplicate_documents")  # and filter_KEY
 LISTED = "listed.json"  # in the spool's folder: the files as they were when the job was begun
-MOST_NAMED = 100  # files without a document
+MOST_NAMED = 100  # files of a kind
+SUSPECT_SHARE = 0.01  # of a file's text that is U+FFFD or NUL
 
 Stamp = tuple[int, int]  # size in bytes, time of the last change in ns
 
@@ -76,17 +78,37 @@ def _told(stamp: Stamp) -> str:
     return f"{stamp[0]} bytes of {changed:%Y-%m-%d %H:%M:%S.%f} UTC"
 
 
+def count_suspect(batch: Batch, reads: Sequence[dict[str, Any]], statistics: Counter[str]) -> None:
+    """Count U+FFFD and NUL, in all and for each part: text that was damaged before, or is none."""
+    texts = [document.text for document in batch.documents]
+    parts, sizes = [document.part for document in batch.documents], batch.text_bytes
+    counts = {"replaced_characters": [text.count("\ufffd") for text in texts]}
+    if batch.has_nul:
+        counts["nul_characters"] = [text.count("\0") for text in texts]
+    for name, numbers in counts.items():
+        statistics[name] += sum(numbers)
+        for part, number in zip(parts, numbers, strict=True) if any(numbers) else ():
+            reads[part][name] = reads[part].get(name, 0) + number
+    if parts and parts[0] == parts[-1]:  # one sum is enough
+        parts, sizes = parts[:1], [sum(sizes)]
+    for part, size in zip(parts, sizes, strict=True):
+        reads[part]["text_bytes"] = reads[part].get("text_bytes", 0) + size
+
+
 def close_balance(
     listed: Mapping[str, Stamp], reads: Iterable[Mapping[str, Any]], statistics: Mapping[str, int], kept: int
 ) -> dict[str, Any]:
     """What preprocess.json keeps of the balance; UserError for a sum that does not come out.
 
-    `reads` are of all parts: `path`, `bytes` and how many `documents` (bad records among them) its reader gave.
+    `reads` are of all parts: `path`, `bytes`, how many `documents` (bad records among them) its reader gave, and what
+    `count_suspect` found.
     """
-    num_bytes, documents = Counter[str](), Counter[str]()
+    num_bytes, documents, text_bytes, suspect = (Counter[str]() for _ in range(4))
     for read in reads:
         num_bytes[read["path"]] += read["bytes"]
         documents[read["path"]] += read["documents"]
+        text_bytes[read["path"]] += read.get("text_bytes", 0)
+        suspect[read["path"]] += 3 * read.get("replaced_characters", 0) + read.get("nul_characters", 0)  # bytes
     for path, (size, _) in listed.items():
         if num_bytes[path] != size:
             raise UserError.shared(f"{path}: {num_bytes[path]} bytes were read of {size}; please report this")
@@ -101,6 +123,8 @@ def close_balance(
             f"the balance does not come out: read {documents.total()} documents, kept {kept}{told}; please report this"
         )
     without = [path for path in listed if not documents[path]]
+    shares = {path: round(suspect[path] / text_bytes[path], 4) for path in listed if suspect[path]}
+    odd = sorted((path for path in shares if shares[path] >= SUSPECT_SHARE), key=lambda path: -shares[path])
     return {
         "files": len(listed),
         "bytes": num_bytes.total(),
@@ -109,4 +133,18 @@ def close_balance(
         "documents_lost": lost,
         "files_without_documents": len(without),
         "first_files_without_documents": without[:MOST_NAMED],
+        "files_of_one_document": sum(documents[path] == 1 for path in listed),
+        "files_with_suspect_text": len(odd),
+        "first_files_with_suspect_text": {path: shares[path] for path in odd[:MOST_NAMED]},
     }
+
+
+def sum_round_trips(units: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of all units' excerpts how many there are and how many come back changed, with the first example."""
+    counts, examples = Counter[str](), []
+    for unit in units:
+        counts.update({name: unit[name] for name in ("excerpts", "changed", "white_space") if name in unit})
+        if "example" in unit:
+            examples.append((not unit["changed"], {name: unit[name] for name in ("example", "place")}))
+    example = min(examples, key=lambda pair: pair[0])[1] if examples else {}
+    return {**{name: counts[name] for name in ("excerpts", "changed", "white_space")}, **example}

@@ -36,14 +36,24 @@ from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.world.interface import World
 
 from .assemble import assemble
-from .balance import check_parts, check_read, check_resumed, forget_listed, note_listed, stamp_of
+from .balance import (
+    check_parts,
+    check_read,
+    check_resumed,
+    count_suspect,
+    forget_listed,
+    note_listed,
+    stamp_of,
+)
 from .dedup import Signer, find_duplicates
 from .documents import Document, find_files
-from .fence import reason_of
+from .excerpts import Excerpt, Excerpts, OtherIds, care_for, exactly_encoded, round_trip
+from .fence import MOST_SHOWN, place_of, reason_of
 from .pipeline import Pipeline
 from .plan import PreprocessConfig, Unit, WorkPlan, make_units, plan_digest, split_of, work_name
 from .readers import format_of
 from .records import DROPPED, PROVENANCE, digest_of, write_dropped, write_provenance
+from .remarks import of_settings, tell
 from .spool import Batch, UnitResult
 from .vocabulary import make_vocabulary, with_fast_encoder
 from .work_queue import PhaseTimer, Tasks, WorkQueue
@@ -53,6 +63,8 @@ log = logging.getLogger("hvdlm")
 ENCODE_BYTES = 4 << 20  # text handed to the tokenizer at once
 SEGMENT_BYTES = 32 << 20  # text in one spool file: a unit that cannot be split may be of any size
 SUMMARY = "preprocess.json"
+DISTRUSTED = ".distrusted"  # in the spool's folder: the fast encoder was wrong, and what it made is not used
+EXACTLY = "encode-exactly"  # there: the exact encoder made what is in it
 LOCK = ".lock"  # held while a job writes to the folder
 SHARD_NAME = re.compile(r"(train|val|test)(-[0-9]{5})?\.h5")
 
@@ -97,7 +109,7 @@ def _build(plan: WorkPlan, queue: WorkQueue) -> Manifest:
     queue.check_together()
     manifest, balance = assemble(plan, tokenizer, duplicates, queue)
     queue.write_summary(plan.config.output / SUMMARY, manifest, balance)
-    world.on_root(lambda: _tell(balance))
+    world.on_root(lambda: tell(balance, manifest.statistics, plan.config))
     world.on_root(lambda: _finish(plan, tokenizer, manifest, list(duplicates)))
     return manifest
 
@@ -108,8 +120,9 @@ def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
     files = [(path, size) for path, (size, _) in listed.items()]
     if not sum(size for _, size in files):
         raise UserError(f"input {config.input!r}: nothing but empty files ({len(files)})")
-    for path, _ in files:
-        format_of(path, config.format)  # an unknown one is found now, not after hours
+    formats = {format_of(path, config.format) for path, _ in files}  # an unknown one is found now, not after hours
+    for remark in of_settings(config, formats):
+        log.warning("%s", remark)
     units = make_units(files, config.read_options)
     if config.dedup.near:
         _ = Signer(config.dedup).bands  # what cannot be is said before any work
@@ -132,6 +145,7 @@ def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
             shutil.rmtree(other, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     note_listed(work, config_digest, listed)
+    _discard_distrusted(work)
     names = [f"{name}.[0-9]*" for name in (MANIFEST, TOKENIZER, PROVENANCE, SUMMARY)] + [DROPPED]
     names += [f"{split}{number}.h5.aside" for split in SPLITS for number in ("", "-*")]
     asides = [path for name in names for path in config.output.glob(f".{name}")]
@@ -154,7 +168,18 @@ def _find_tokenizer(plan: WorkPlan, world: World) -> Tokenizer:
         text = make_vocabulary(plan.config, plan.units, world)
         world.on_root(lambda: write_text_durably(kept, text))
     tokenizer = tokenizers.from_json(world.on_root(lambda: kept.read_text(encoding="utf-8")))
+    if world.on_root((plan.work / EXACTLY).exists):
+        return tokenizer
     return with_fast_encoder(tokenizer, plan.config, plan.units, world)
+
+
+def _discard_distrusted(work: Path) -> None:
+    """Begin anew with the exact encoder if the fast one was found to be wrong."""
+    if (work / DISTRUSTED).exists():
+        log.warning("begins anew with the tokenizers library, as the fast encoder gave other ids")
+        for path in work.glob("unit-*"):
+            path.unlink()
+        write_text_durably(work / EXACTLY, "")
 
 
 class Worker:
@@ -163,6 +188,7 @@ class Worker:
     def __init__(self, plan: WorkPlan, tokenizer: Tokenizer, queue: WorkQueue) -> None:
         self._plan, self._tokenizer, self._queue = plan, tokenizer, queue
         self._pipeline, self._signer = Pipeline(plan.config), Signer(plan.config.dedup)
+        self._care = care_for(tokenizer, len(plan.units))
         self._writer = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
         self._result, self._number, self._num_segments = UnitResult(), 0, 0
@@ -178,12 +204,13 @@ class Worker:
         unit, statistics = self._plan.units[number], Counter[str]()
         self._result, self._number, self._num_segments = UnitResult(), number, 0
         inputs, reads = self._look_through(unit)
+        excerpts = Excerpts(self._care)
         for whole in self._batches(unit, statistics):
             batch, ids, lengths = self._encode(whole, unit, statistics)
-            texts = [document.text for document in batch.documents]
-            statistics["replaced_characters"] += sum(text.count("\ufffd") for text in texts)
-            if lost := num_lost(self._tokenizer, texts):
-                statistics["lost_characters"] += lost  # as a BPE without unk drops what it does not know
+            count_suspect(batch, reads, statistics)
+            self._count_lost(batch, statistics)
+            if number % self._care.units == 0:
+                excerpts.look(batch.documents, ids, lengths)
             self._result.add(batch, ids, lengths)
             self._queue.count(documents=len(batch), tokens=len(ids))
             self._save_segment_if_due()
@@ -191,6 +218,7 @@ class Worker:
         for part, read in enumerate(reads):
             read["documents"] = self._pipeline.read[part]
         self._result.inputs, self._result.reads, self._result.statistics = inputs, reads, statistics
+        self._result.round_trip = self._prove(list(excerpts), unit)
         self._save(self._plan.spool(number))
         return unit.num_bytes
 
@@ -204,6 +232,32 @@ class Worker:
             inputs.append(vars(part) | {"xxh3_128": digest})
             reads.append({"path": part.path, "bytes": num_bytes})
         return inputs, reads
+
+    def _count_lost(self, batch: Batch, statistics: Counter[str]) -> None:
+        config = self._plan.config
+        if lost := num_lost(self._tokenizer, [document.text for document in batch.documents]):
+            statistics["lost_characters"] += lost  # as a BPE without unk drops what it does not know
+        for key, name in ((config.id_key, "id"), (config.label_key, "label")):
+            if key is not None and (without := sum(not getattr(document, name) for document in batch.documents)):
+                statistics[f"documents_without_{name}"] += without
+
+    def _prove(self, excerpts: list[Excerpt], unit: Unit) -> dict[str, Any]:
+        """What becomes of a unit's excerpts; UserError if the fast encoder has other ids than the exact one."""
+        options = self._plan.config.read_options
+        try:
+            excerpts = exactly_encoded(excerpts, self._tokenizer)
+        except OtherIds as error:
+            wrong = error.excerpt
+            (self._plan.work / DISTRUSTED).touch()
+            raise UserError(
+                f"{place_of(wrong.position, unit.parts[wrong.part], options)}: the fast encoder gives other ids than "
+                f"the tokenizers library for {wrong.text[:MOST_SHOWN]!r}; please report this; the same command begins "
+                "anew with the tokenizers library"
+            ) from None
+        found = round_trip(excerpts, self._tokenizer)
+        if "example" in found:
+            found["place"] = place_of(found.pop("position"), unit.parts[found.pop("part")], options)
+        return found
 
     def _save_segment_if_due(self) -> None:
         if self._result.num_bytes >= SEGMENT_BYTES:
@@ -232,7 +286,7 @@ class Worker:
             except BaseException as error:
                 self._refuse(document, unit, f"it cannot be signed for dedup ({reason_of(error)})", statistics)
                 continue
-            batch.append(document, SPLITS.index(split_of(data, self._plan.config)), len(data), signature)
+            batch.append(document, SPLITS.index(split_of(data, self._plan.config)), data, signature)
             if batch.num_bytes >= ENCODE_BYTES:
                 yield batch
                 batch = Batch()
@@ -246,13 +300,13 @@ class Worker:
         except BaseException as error:
             _ = _fault_of_text(error)  # raises what is no document's fault
         encoded, parts = Batch(), [(np.empty(0, dtype_for(self._tokenizer.vocab_size)), np.empty(0, np.int64))]
-        for document, split, text_bytes, signature in batch.rows():
+        for document, split, data, signature in batch.rows():
             try:
                 parts.append(self._tokenizer.encode_documents([document.text]))
             except BaseException as error:
                 self._refuse(document, unit, f"the tokenizer cannot take it ({_fault_of_text(error)})", statistics)
                 continue
-            encoded.append(document, split, text_bytes, signature)
+            encoded.append(document, split, data, signature)
         ids, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return encoded, ids, lengths
 
@@ -268,16 +322,6 @@ class Worker:
 def _fault_of_text(error: BaseException) -> str:
     """`reason_of` for what a tokenizer raises, whose own UserError tells of a text that its vocabulary cannot spell."""
     return str(error) if isinstance(error, UserError) else reason_of(error)
-
-
-def _tell(balance: dict[str, Any]) -> None:
-    """The balance in a line or two."""
-    fates = {"kept": balance["documents_kept"], **balance["documents_lost"]}
-    told = ", ".join(f"{name} {count:,}" for name, count in fates.items())
-    log.info("read %s: %s", counted(balance["documents_read"], "document"), told)
-    if without := balance["first_files_without_documents"]:
-        num_files = counted(balance["files_without_documents"], "file")
-        log.warning("%s without any document, such as %s", num_files, without[0])
 
 
 def _shards_in(output: Path) -> list[Path]:

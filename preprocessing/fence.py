@@ -29,9 +29,17 @@ def reason_of(error: BaseException) -> str:
 
 def refused(document: Document, part: Part, options: ReadOptions, reason: str) -> BadRecord:
     """The bad record that a document is for `reason`."""
-    if FORMATS[format_of(part.path, options.format)].splittable:  # positions are bytes
-        return BadRecord(f"{part.path}: byte {document.position}", reason, document.position)
-    return BadRecord(f"{part.path}: document {document.position}", reason)
+    is_bytes = _has_byte_positions(part, options)
+    return BadRecord(place_of(document.position, part, options), reason, document.position if is_bytes else None)
+
+
+def place_of(position: int, part: Part, options: ReadOptions) -> str:
+    """A document's place for a message."""
+    return f"{part.path}: {'byte' if _has_byte_positions(part, options) else 'document'} {position}"
+
+
+def _has_byte_positions(part: Part, options: ReadOptions) -> bool:
+    return FORMATS[format_of(part.path, options.format)].splittable
 
 
 def found_in(part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:

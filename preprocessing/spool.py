@@ -33,22 +33,26 @@ class Batch:
         self.documents: list[Document] = []
         self.splits: list[int] = []  # numbers in SPLITS
         self.text_bytes: list[int] = []
+        self.has_nul = False
         self.signatures: list[bytes] = []  # what dedup compares
         self.num_bytes = 0  # of memory, about
 
     def __len__(self) -> int:
         return len(self.documents)
 
-    def append(self, document: Document, split: int, text_bytes: int, signature: bytes) -> None:
+    def append(self, document: Document, split: int, data: bytes, signature: bytes) -> None:
+        """`data` is the document's text as UTF-8."""
         self.documents.append(document)
         self.splits.append(split)
-        self.text_bytes.append(text_bytes)
+        self.text_bytes.append(len(data))
+        self.has_nul = self.has_nul or 0 in data  # now that it is in the processor's cache
         self.signatures.append(signature)
-        self.num_bytes += text_bytes + BYTES_PER_DOCUMENT
+        self.num_bytes += len(data) + BYTES_PER_DOCUMENT
 
-    def rows(self) -> Iterator[tuple[Document, int, int, bytes]]:
-        """What `append` took, document by document."""
-        return zip(self.documents, self.splits, self.text_bytes, self.signatures, strict=True)
+    def rows(self) -> Iterator[tuple[Document, int, bytes, bytes]]:
+        """What `append` takes, document by document."""
+        data = (document.text.encode() for document in self.documents)
+        return zip(self.documents, self.splits, data, self.signatures, strict=True)
 
 
 class UnitResult:
@@ -60,6 +64,7 @@ class UnitResult:
         self.dropped: list[dict[str, Any]] = []  # lines of dropped.jsonl
         self.inputs: list[dict[str, Any]] = []  # what was read, with digests
         self.reads: list[dict[str, Any]] = []  # how much that was, for the balance
+        self.round_trip: dict[str, Any] = {}  # what became of the excerpts
         self._tokens: dict[int, list[np.ndarray]] = {number: [] for number in range(len(SPLITS))}
         self._splits: list[int] = []
         self._lengths: list[np.ndarray] = []
@@ -105,6 +110,7 @@ class UnitResult:
             "dropped": np.frombuffer(lines_of(self.dropped), np.uint8),
             "inputs": np.frombuffer(json.dumps(self.inputs).encode(), np.uint8),
             "reads": np.frombuffer(json.dumps(self.reads).encode(), np.uint8),
+            "round_trip": np.frombuffer(json.dumps(self.round_trip).encode(), np.uint8),
         }
         for name, values in zip(COLUMNS, zip(*self._names, strict=True), strict=False):
             if any(value is not None for value in values):
@@ -150,7 +156,7 @@ class Spool:
         return self._arrays[name]
 
     def facts(self, name: str) -> Any:
-        """What was saved as JSON: `statistics`, `inputs` or `reads`."""
+        """What was saved as JSON: `statistics`, `inputs`, `reads` or `round_trip`."""
         return json.loads(self[name].tobytes())
 
     def kept(self, split: str) -> np.ndarray:

@@ -6,11 +6,14 @@ import shutil
 from collections import Counter
 
 import pytest
-from harness import files_of, make_text, preprocess
+from harness import files_of, make_text, preprocess, preprocess_values
 
+from hvdlm.config import validate
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import build
 from hvdlm.preprocessing.balance import close_balance
+from hvdlm.preprocessing.plan import PreprocessConfig
+from hvdlm.preprocessing.remarks import of_settings
 
 LISTED = {"a": (10, 1), "b": (5, 1), "c": (0, 1)}
 READS = [
@@ -50,6 +53,9 @@ def test_sums_that_come_out():
         "documents_lost": {"bad_records": 1, "filter_min_chars": 2},
         "files_without_documents": 2,
         "first_files_without_documents": ["b", "c"],
+        "files_of_one_document": 0,
+        "files_with_suspect_text": 0,
+        "first_files_with_suspect_text": {},
     }
 
 
@@ -67,6 +73,10 @@ def test_sums_that_do_not_come_out(listed, lost, kept, message):
         close_balance(listed, READS, lost, kept)
 
 
+def balance_of(output):
+    return json.loads((output / "preprocess.json").read_text())["balance"]
+
+
 @pytest.mark.parametrize("unit_bytes", [300, 10_000_000])
 def test_a_job_keeps_its_balance(source, tmp_path, monkeypatch, caplog, unit_bytes):
     monkeypatch.setattr("hvdlm.preprocessing.plan.MIN_UNIT_BYTES", unit_bytes)
@@ -74,7 +84,7 @@ def test_a_job_keeps_its_balance(source, tmp_path, monkeypatch, caplog, unit_byt
     monkeypatch.setattr(build, "ENCODE_BYTES", 1_000)
     with caplog.at_level("INFO", "hvdlm"):
         manifest = preprocess(source, tmp_path / "out", **SETTINGS)
-    balance = json.loads((tmp_path / "out" / "preprocess.json").read_text())["balance"]
+    balance = balance_of(tmp_path / "out")
     lost = Counter(balance["documents_lost"])
     assert {name: lost[name] for name in ("bad_records", "empty_documents", "filter_min_chars")} == {
         "bad_records": 1,
@@ -147,6 +157,7 @@ def test_a_file_that_changes_between_kill_and_resume_ends_the_job(source, tmp_pa
     os.utime(path, ns=times)
     preprocess(source, output, **SETTINGS)
     assert files_of(output) == files_of(tmp_path / "whole")
+    assert balance_of(output) == balance_of(tmp_path / "whole")
 
 
 def test_input_may_be_mended_after_an_error(source, tmp_path):
@@ -169,3 +180,79 @@ def test_after_a_change_the_job_may_begin_anew(source, tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes() + b"\n")
     shutil.rmtree(output / ".work")
     assert preprocess(source, output, **SETTINGS).num_documents == 20
+
+
+def jsonl(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("unit_bytes", [300, 10_000_000])
+def test_text_that_is_none_is_told_by_file(tmp_path, monkeypatch, caplog, unit_bytes):
+    monkeypatch.setattr("hvdlm.preprocessing.plan.MIN_UNIT_BYTES", unit_bytes)
+    monkeypatch.setattr(build, "ENCODE_BYTES", 200)
+    source = tmp_path / "in"
+    source.mkdir()
+    jsonl(source / "a.jsonl", [{"text": "text that is whole " * 20}] * 5 + [{"text": "but for one \ufffd" + "x" * 400}])
+    jsonl(source / "b.jsonl", [{"text": "caf\ufffd"}, {"text": "na\ufffdve"}, {"text": "text " * 10}])
+    jsonl(source / "c.jsonl", [{"text": "MZ\0\0\3\0\0\0\4"}])
+    manifest = preprocess(source, tmp_path / "out", split={"val": 0})
+    assert {name: manifest.statistics[name] for name in ("replaced_characters", "nul_characters")} == {
+        "replaced_characters": 3,
+        "nul_characters": 5,
+    }
+    balance = balance_of(tmp_path / "out")
+    assert balance["files_with_suspect_text"] == 2
+    shares = {str(source / "c.jsonl"): round(5 / 9, 4), str(source / "b.jsonl"): round(6 / 63, 4)}
+    assert balance["first_files_with_suspect_text"] == shares
+    assert list(balance["first_files_with_suspect_text"]) == list(shares)  # the worst first
+    assert [line for line in warnings_of(caplog) if "c.jsonl: 56% of it is U+FFFD (a lost character) or NUL" in line]
+
+
+def test_ids_that_some_documents_lack_are_counted(tmp_path, caplog):
+    jsonl(tmp_path / "a.jsonl", [{"text": f"a text {n}", "id": n} for n in range(5)] + [{"text": "one without"}])
+    manifest = preprocess(tmp_path / "a.jsonl", tmp_path / "out", id_key="id", split={"val": 0})
+    assert manifest.statistics["documents_without_id"] == 1
+    assert "1 document without 'id'; their id is empty" in warnings_of(caplog)
+
+
+@pytest.mark.parametrize("key", ["id_key", "label_key"])
+def test_a_key_that_no_document_has_is_told(key, tmp_path, caplog):
+    jsonl(tmp_path / "a.jsonl", [{"text": f"a text {n}"} for n in range(5)])
+    preprocess(tmp_path / "a.jsonl", tmp_path / "out", split={"val": 0}, **{key: "name"})
+    assert [line for line in warnings_of(caplog) if "no document has 'name'" in line]
+
+
+def test_a_separator_that_parts_nothing_is_told(tmp_path, caplog):
+    settings = {"format": "separated", "separator": "-----", "split": {"val": 0}}
+    (tmp_path / "a.txt").write_text("one\n====\ntwo\n")
+    preprocess(tmp_path / "a.txt", tmp_path / "none", **settings)
+    assert "separator '-----' parts none of 1 file" in warnings_of(caplog)
+    caplog.clear()
+    (tmp_path / "a.txt").write_text("one\n-----\ntwo\n")
+    preprocess(tmp_path / "a.txt", tmp_path / "some", **settings)
+    assert warnings_of(caplog) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "formats", "expected"),
+    [
+        ({"text_key": "body"}, {"txt", "md"}, ["text_key has no effect: all input is md or txt"]),
+        ({"text_key": "body"}, {"txt", "jsonl"}, []),
+        ({"id_key": "id", "label_key": "label"}, {"csv"}, []),
+        ({"id_key": "id", "label_key": "label"}, {"wet"}, ["id_key has no effect: all input is wet", "label_key"]),
+        ({"table": {"quote": "none"}}, {"jsonl"}, ["table has no effect: all input is jsonl"]),
+        ({"table": {"quote": "none"}}, {"tsv", "txt"}, []),
+        ({"encoding": "gb18030"}, {"parquet"}, ["encoding has no effect: all input is parquet"]),
+        ({"encoding": "gb18030"}, {"html"}, []),
+        ({}, {"parquet"}, []),
+    ],
+)
+def test_settings_that_nothing_heeds_are_told(settings, formats, expected, tmp_path):
+    config = validate(PreprocessConfig, preprocess_values(tmp_path, tmp_path, **settings), tmp_path)
+    found = of_settings(config, formats)
+    assert len(found) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(found, expected, strict=True))

@@ -64,6 +64,11 @@ class BackendTokenizer:
         return self._plain
 
     @property
+    def added_names(self) -> list[str]:
+        """Names of the added tokens, special ones among them."""
+        return [entry["content"].removeprefix(UNMATCHABLE) for entry in self._plain["added_tokens"]]
+
+    @property
     def is_byte_level(self) -> bool:
         """Whether this is a byte-level BPE, which the fast encoder may know."""
         return self.kind == "bpe" and '"ByteLevel"' in json.dumps(self._plain.get("pre_tokenizer"))

@@ -79,6 +79,11 @@ class FastTokenizer:
         self.eos_id, self.unk_id = exact.eos_id, exact.unk_id
         self.encode, self.decode, self.to_json = exact.encode, exact.decode, exact.to_json
 
+    @property
+    def exact(self) -> BackendTokenizer:
+        """The encoder that this one is held to."""
+        return self._exact
+
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         is_fast = np.fromiter(self._are_same(texts), dtype=bool, count=len(texts))
         if is_fast.all():

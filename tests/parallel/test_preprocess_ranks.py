@@ -108,6 +108,7 @@ def test_every_byte_is_the_same_at_any_number_of_ranks(world, preprocess_on_rank
     assert files_of(tmp_path / "out") == files_of(alone)
     summary = json.loads((tmp_path / "out" / "preprocess.json").read_text())
     assert summary["num_ranks"] == world.size
+    assert summary["balance"] == json.loads((alone / "preprocess.json").read_text())["balance"]
     assert len(summary["seconds"]["tokenize"]) == world.size
 
 

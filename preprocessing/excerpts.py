@@ -1,0 +1,223 @@
+"""Excerpts of a unit's text, the rarest and some ordinary ones: their ids are proven, and decoded again.
+
+Encoders part, and vocabularies lose text, where text is unusual. So while a unit's documents stream by, a few
+excerpts of them are kept: around the characters that were met last for the first time, of each unusual category of
+Unicode, around names of special tokens, and of documents from everywhere in the unit. They follow from the unit
+alone, so they are the same on whatever rank and after whatever kill.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import unicodedata
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hvdlm.errors import UserError
+from hvdlm.tokenizer import FastTokenizer, Tokenizer, loss_of
+from hvdlm.tokenizer.backend import ENDS, BackendTokenizer
+from hvdlm.tokenizer.interface import UNKNOWN
+
+from .documents import Document
+from .fence import reason_of
+
+NUM_CODE_POINTS = 0x110000
+GROUP_CHARACTERS = 1 << 16  # of text looked through at once; more would leave the cache
+FIRST_GROUPS = 2  # of a unit that are looked through in any case
+MANY_UNITS = 128  # beyond which not every one is looked at, where encoding is fast
+NEW_AT_ONCE = 1 << 10  # characters of a group that are met one by one before the others are compared with them
+MOST_NAMES = 32  # of special and added tokens
+UNUSUAL = {"Cc", "Cf", "Cn", "Co", "Lt", "Mc", "Me", "Mn", "Nl", "No", "Zl", "Zp", "Zs"}  # categories of Unicode
+BEYOND_BMP = "beyond U+FFFF"
+SPACE = re.compile(r"\s")
+
+
+class Excerpt(NamedTuple):
+    """Text from a document; `ids` are those that go into the shards, where it is all of its document."""
+
+    text: str
+    position: int  # of the document
+    part: int
+    ids: np.ndarray | None = None  # without eos
+
+
+class OtherIds(Exception):
+    """The fast encoder gave this excerpt other ids than the exact one gives."""
+
+    def __init__(self, excerpt: Excerpt) -> None:
+        super().__init__(excerpt)
+        self.excerpt = excerpt
+
+
+@dataclass(frozen=True)
+class Care:
+    """How much is looked at, so that it costs about a hundredth of what encoding does."""
+
+    units: int  # of which one is looked at
+    groups: int  # of a unit, behind the first ones, of which one is looked through
+    rare: int  # excerpts around the characters that were met last for the first time
+    documents: int  # from everywhere in the unit, of which there are excerpts
+    characters: int  # of an excerpt
+    names: tuple[str, ...]  # that are searched for
+
+
+def care_for(tokenizer: Tokenizer, num_units: int) -> Care:
+    """Little for encoders of 100 MB/s: they lose unknown characters at most, and names are proven before the job.
+
+    Else all that streams by.
+    """
+    if isinstance(tokenizer, FastTokenizer) or tokenizer.kind in ("byte", "char"):
+        return Care(1 + num_units // MANY_UNITS, 16, 4, 2, 96, ())
+    names = [*ENDS, UNKNOWN]
+    if isinstance(tokenizer, BackendTokenizer):
+        names += tokenizer.added_names
+    return Care(1, 1, 16, 32, 512, tuple(dict.fromkeys(names))[:MOST_NAMES])
+
+
+class Excerpts:
+    """Those of the unit that streams by."""
+
+    def __init__(self, care: Care) -> None:
+        self._care = care
+        self._met = np.zeros(NUM_CODE_POINTS, dtype=bool)
+        self._met[:128] = True
+        self._rare: deque[Excerpt] = deque(maxlen=care.rare)
+        self._named: dict[str, Excerpt] = {}  # by category of Unicode or name of a token
+        self._spread: list[Excerpt] = []
+        self._stride = 1  # every so many documents one is in `_spread`
+        self._num_documents = self._num_groups = 0
+
+    def __iter__(self) -> Iterator[Excerpt]:
+        return itertools.chain(self._spread, self._rare, self._named.values())
+
+    def look(self, documents: Sequence[Document], ids: np.ndarray, lengths: np.ndarray) -> None:
+        """The next documents of the unit, with their flat ids and tokens a document, an eos among them."""
+        self._spread_over(documents, ids, lengths)
+        if not self._care.names:
+            documents = [document for document in documents if not document.text.isascii()]
+        first = held = 0
+        for last, document in enumerate(documents, 1):
+            held += len(document.text)
+            if held >= GROUP_CHARACTERS or last == len(documents):
+                if self._num_groups < FIRST_GROUPS or self._num_groups % self._care.groups == 0:
+                    self._look_through(documents[first:last])
+                self._num_groups += 1
+                first, held = last, 0
+
+    def _spread_over(self, documents: Sequence[Document], ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Every `stride`-th document of the unit; the stride doubles when they become too many."""
+        number, ends = -self._num_documents % self._stride, None
+        while number < len(documents):
+            ends = np.cumsum(lengths) if ends is None else ends
+            document, nth = documents[number], self._num_documents + number
+            found = self._excerpt(document, nth * 0x9E3779B1 % max(1, len(document.text)))
+            if len(found.text) == len(document.text):
+                found = found._replace(ids=ids[ends[number] - lengths[number] : ends[number] - 1].copy())
+            self._spread.append(found)
+            if len(self._spread) == 2 * self._care.documents:
+                self._spread, self._stride = self._spread[::2], 2 * self._stride
+            number = nth - nth % self._stride + self._stride - self._num_documents
+        self._num_documents += len(documents)
+
+    def _look_through(self, group: Sequence[Document]) -> None:
+        text = "".join(document.text for document in group)
+        found = [
+            (place, name) for name in self._care.names if name not in self._named and (place := text.find(name)) >= 0
+        ]
+        rare = [] if text.isascii() else self._meet(text)
+        starts = list(itertools.accumulate((len(document.text) for document in group), initial=0))
+
+        def excerpt(place: int) -> Excerpt:
+            nth = bisect_right(starts, place) - 1
+            return self._excerpt(group[nth], place - starts[nth])
+
+        for place, name in found:
+            self._named[name] = excerpt(place)
+        for place in rare:
+            name = BEYOND_BMP if text[place] > "\uffff" else unicodedata.category(text[place])
+            if name not in self._named and (name in UNUSUAL or name == BEYOND_BMP):
+                self._named[name] = excerpt(place)
+        self._rare.extend(map(excerpt, rare[-self._care.rare :]))
+
+    def _meet(self, text: str) -> list[int]:
+        """Where the characters stand that the unit has not had before, each once."""
+        codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
+        places = np.flatnonzero(codes > 127)
+        met: list[int] = []
+        while (places := places[~self._met.take(codes[places])]).size:
+            first = places[NEW_AT_ONCE - 1 :: -1]  # backwards, so that the first place of each is kept
+            met += sorted(dict(zip(codes[first].tolist(), first.tolist(), strict=True)).values())
+            self._met[codes[first]] = True
+            places = places[NEW_AT_ONCE:]
+        return met
+
+    def _excerpt(self, document: Document, place: int) -> Excerpt:
+        return Excerpt(around(document.text, place, self._care.characters), document.position, document.part)
+
+
+def around(text: str, place: int, num_characters: int) -> str:
+    """So many characters around a place at most, cut at white space where there is some.
+
+    >>> around("one two three four", 9, 12)
+    'two three'
+    """
+    if len(text) <= num_characters:
+        return text
+    first = max(0, min(place - num_characters // 2, len(text) - num_characters))
+    last = first + num_characters
+    if first and (space := SPACE.search(text, first, place)):
+        first = space.end()
+    if last < len(text) and len(words := text[place + 1 : last].rsplit(maxsplit=1)) == 2:
+        last = text.index(words[0], place + 1) + len(words[0])
+    return text[first:last]
+
+
+def exactly_encoded(excerpts: Sequence[Excerpt], tokenizer: Tokenizer) -> list[Excerpt]:
+    """The excerpts with the ids of the exact encoder; OtherIds of one that the fast encoder gave others.
+
+    Where only one encodes, they stay as they are.
+    """
+    if not isinstance(tokenizer, FastTokenizer) or not excerpts:
+        return list(excerpts)
+    texts = [excerpt.text for excerpt in excerpts]
+    used, exact = (_ids_of(texts, encoder) for encoder in (tokenizer, tokenizer.exact))
+    for excerpt, ids, expected in zip(excerpts, used, exact, strict=True):
+        if not np.array_equal(ids if excerpt.ids is None else excerpt.ids, expected):
+            raise OtherIds(excerpt)
+    return [excerpt._replace(ids=ids) for excerpt, ids in zip(excerpts, exact, strict=True)]
+
+
+def _ids_of(texts: list[str], tokenizer: Tokenizer) -> list[np.ndarray]:
+    """Ids of each text without eos."""
+    ids, lengths = tokenizer.encode_documents(texts)
+    return [part[:-1] for part in np.split(ids, np.cumsum(lengths)[:-1])]
+
+
+def round_trip(excerpts: Sequence[Excerpt], tokenizer: Tokenizer) -> dict[str, Any]:
+    """How many excerpts there are, how many come back from their ids changed, and an example of what changes.
+
+    `white_space`: only white space is not the same, as in vocabularies of words. An excerpt that a library cannot
+    take is none: its document, of which it is a part, could be taken.
+    """
+    counts: dict[str, Any] = {"excerpts": 0, "changed": 0, "white_space": 0}
+    for excerpt in excerpts:
+        try:
+            is_same = excerpt.ids is not None and tokenizer.decode(excerpt.ids) == excerpt.text
+            loss = None if is_same else loss_of(tokenizer, excerpt.text)
+        except UserError:
+            continue
+        except BaseException as error:
+            _ = reason_of(error)  # raises what is no fault of the text
+            continue
+        counts["excerpts"] += 1
+        if loss is not None:
+            counts["white_space" if loss.is_white_space else "changed"] += 1
+            if "example" not in counts or (counts["changed"] == 1 and not loss.is_white_space):
+                counts |= {"example": loss.example, "position": excerpt.position, "part": excerpt.part}
+    return counts
