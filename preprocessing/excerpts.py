@@ -44,7 +44,7 @@ class Excerpt(NamedTuple):
     text: str
     position: int  # of the document
     part: int
-    ids: np.ndarray | None = None  # without eos
+    ids: np.ndarray | None = None  # eos among them
 
 
 class OtherIds(Exception):
@@ -118,7 +118,7 @@ class Excerpts:
             document, nth = documents[number], self._num_documents + number
             found = self._excerpt(document, nth * 0x9E3779B1 % max(1, len(document.text)))
             if len(found.text) == len(document.text):
-                found = found._replace(ids=ids[ends[number] - lengths[number] : ends[number] - 1].copy())
+                found = found._replace(ids=ids[ends[number] - lengths[number] : ends[number]].copy())
             self._spread.append(found)
             if len(self._spread) == 2 * self._care.documents:
                 self._spread, self._stride = self._spread[::2], 2 * self._stride
@@ -194,9 +194,9 @@ def exactly_encoded(excerpts: Sequence[Excerpt], tokenizer: Tokenizer) -> list[E
 
 
 def _ids_of(texts: list[str], tokenizer: Tokenizer) -> list[np.ndarray]:
-    """Ids of each text without eos."""
+    """Ids of each text as a document."""
     ids, lengths = tokenizer.encode_documents(texts)
-    return [part[:-1] for part in np.split(ids, np.cumsum(lengths)[:-1])]
+    return np.split(ids, np.cumsum(lengths)[:-1])
 
 
 def round_trip(excerpts: Sequence[Excerpt], tokenizer: Tokenizer) -> dict[str, Any]:
