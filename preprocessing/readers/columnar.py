@@ -19,8 +19,8 @@ from hvdlm.tokenizer.interface import require
 
 from .. import documents
 from ..compression import is_compressed
-from ..documents import NOT_UTF8, BadRecord, Document, Part, ReadOptions
-from .tables import larger_than_limit, listed, wanted_columns
+from ..documents import NOT_UTF8, BadRecord, Document, Part, ReadOptions, record_limit
+from .tables import listed, wanted_columns
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
@@ -66,7 +66,7 @@ def _seekable(file: BinaryIO, part: Part) -> BinaryIO | BadRecord:
     """The file, or what a decompressor gives of it: a table by columns is not read in one go."""
     if file.seekable() and not is_compressed(part.path):
         return file
-    limit = 8 * documents.MAX_DOCUMENT_BYTES
+    limit = record_limit()
     content = io.BytesIO()
     while block := file.read(1 << 20):
         if content.tell() + len(block) > limit:
@@ -124,7 +124,7 @@ def _expands(table: ParquetFile, group: int, file_bytes: int) -> bool:
     Not told by its columns: to ask pyarrow 26 for a damaged one's size is a C++ exception, which ends the process.
     """
     num_bytes = table.metadata.row_group(group).total_byte_size
-    return num_bytes > 8 * documents.MAX_DOCUMENT_BYTES and num_bytes > 100 * file_bytes
+    return num_bytes > record_limit() and num_bytes > 100 * file_bytes
 
 
 def _row_group(
@@ -155,8 +155,6 @@ def _document(cells: list[Any], position: int, part: Part, options: ReadOptions)
     if not text.is_valid:
         return BadRecord(place, f"{options.text_key!r} is null")
     data = text.as_buffer()
-    if data.size > documents.MAX_DOCUMENT_BYTES:
-        return BadRecord(place, larger_than_limit())
     try:
         return Document(str(memoryview(data), "utf-8", options.errors), position, _name(id_), _name(label))
     except UnicodeDecodeError:

@@ -17,8 +17,7 @@ from typing import BinaryIO, NamedTuple
 from hvdlm.errors import UserError
 from hvdlm.tables import counted
 
-from .. import documents
-from ..documents import BadRecord, Document, Part, ReadOptions
+from ..documents import BadRecord, Document, Part, ReadOptions, record_limit
 from .jsonl import whole_characters
 from .tables import larger_than_limit
 
@@ -55,9 +54,9 @@ class _Refused(Exception):
 def read_html(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
     """The main text of a page as the one document of a file."""
     _check_trafilatura(part)
-    data = file.read(documents.MAX_DOCUMENT_BYTES + 1)
+    data = file.read(record_limit() + 1)
     try:
-        if len(data) > documents.MAX_DOCUMENT_BYTES:
+        if len(data) > record_limit():
             raise _Refused(larger_than_limit())
         yield Document(_main_text(_decoded(data, None, options)), 0)
     except _Refused as error:
@@ -194,7 +193,7 @@ def _text_of_response(archive: _Archive, headers: dict[str, str], options: ReadO
 
 def _whole_block(archive: _Archive, start: bytes) -> bytes:
     """All of a record, of which `start` was read before."""
-    if len(start) + archive.num_left > documents.MAX_DOCUMENT_BYTES:
+    if len(start) + archive.num_left > record_limit():
         raise _Refused(larger_than_limit())
     return start + archive.read(archive.num_left)
 
@@ -234,10 +233,10 @@ def _decompressed(data: bytes, http: dict[str, str]) -> bytes:
     has_zlib_header = len(data) > 1 and data[0] & 15 == 8 and (data[0] << 8 | data[1]) % 31 == 0
     wbits = 31 if is_gzip else 15 if has_zlib_header else -15
     try:
-        data = zlib.decompressobj(wbits).decompress(data, documents.MAX_DOCUMENT_BYTES + 1)
+        data = zlib.decompressobj(wbits).decompress(data, record_limit() + 1)
     except zlib.error as error:
         raise _Refused(f"a page with a broken content encoding ({error})") from None
-    if len(data) > documents.MAX_DOCUMENT_BYTES:
+    if len(data) > record_limit():
         raise _Refused(larger_than_limit())
     return data
 
