@@ -15,7 +15,7 @@ import orjson
 
 from .. import documents
 from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
-from .tables import larger_than_limit
+from .tables import larger_than_limit, listed
 from .text import LINES, RawRecord, chunks_of, decode, records
 
 MISSING = object()
@@ -52,9 +52,10 @@ def read_record(line: bytes, position: int, part: Part, options: ReadOptions) ->
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
             return _bad(part, position, f"not valid JSON ({error or 'nested too deeply'})")
-    value = _value(record, options.text_key)
+    key = options.text_key
+    value = record[key] if isinstance(record, dict) and key in record else _value(record, key)
     if value is MISSING:
-        keys = ", ".join(list(record)[:20]) if isinstance(record, dict) else type(record).__name__
+        keys = listed(record) if isinstance(record, dict) else type(record).__name__
         return _bad(part, position, f"no key {options.text_key!r} (it has: {keys}); set text_key")
     if not isinstance(value, str):
         return _bad(part, position, f"{options.text_key!r} is {type(value).__name__}, not text")
@@ -99,7 +100,7 @@ def _name(value: Any, key: str, line: bytes) -> str | None:
         return whole_characters(value)
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int):
+    if isinstance(value, int) and value:  # zero may be written as -0
         return str(value)
     return whole_characters(_value(line.decode("utf-8", "replace").lstrip("\ufeff \t\r"), key, _written_members))
 
