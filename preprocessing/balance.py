@@ -12,7 +12,8 @@ from typing import Any
 from hvdlm.errors import UserError
 from hvdlm.files import read_json, write_text_durably
 
-from .documents import Part
+from .documents import Part, Stamp, stamp_of, stat_of
+from .records import digest_of
 from .spool import Batch
 
 LOST = ("bad_records", "empty_documents", "duplicate_documents", "near_duplicate_documents")  # and filter_KEY
@@ -20,26 +21,29 @@ LISTED = "listed.json"  # in the spool's folder: the files as they were when the
 MOST_NAMED = 100  # files of a kind
 SUSPECT_SHARE = 0.01  # of a file's text that is U+FFFD or NUL
 
-Stamp = tuple[int, int]  # size in bytes, time of the last change in ns
 
+def check_parts(parts: Iterable[Part], listed: Mapping[str, Stamp]) -> dict[str, int]:
+    """The inode of each file; UserError for one that is no longer what was listed.
 
-def stamp_of(path: str) -> Stamp:
-    """Of a file as it is now; UserError if it has gone."""
-    try:
-        found = Path(path).stat()
-    except OSError as error:
-        raise UserError(f"{path}: was listed, and cannot be found any more ({error.strerror})") from None
-    return found.st_size, found.st_mtime_ns
-
-
-def check_parts(parts: Iterable[Part], listed: Mapping[str, Stamp]) -> None:
-    """UserError for a file that is no longer what was listed."""
+    Inodes are no part of what is listed: a copy of the input may continue a job, and some network file systems number
+    their files anew.
+    """
+    inodes = {}
     for path in dict.fromkeys(part.path for part in parts):
-        if (now := stamp_of(path)) != listed[path]:
+        stat = stat_of(path)
+        inodes[path] = stat.st_ino
+        if (now := stamp_of(stat)) != listed[path]:
             raise UserError(
                 f"{path}: changed while the job ran ({_told(listed[path])} when it was listed, now {_told(now)}); "
                 "start the job again once nothing writes to it"
             )
+    return inodes
+
+
+def check_replaced(part: Part, digest: str, before: Mapping[str, int], now: Mapping[str, int]) -> None:
+    """UserError if another file took a file's name since its `digest`: one of the same size and time may be a copy."""
+    if before[part.path] != now[part.path] and digest_of(part)[0] != digest:
+        raise UserError(f"{part.path}: another file took its place while it was read; start the job again")
 
 
 def check_read(part: Part, num_bytes: int, listed: Mapping[str, Stamp]) -> None:

@@ -39,14 +39,14 @@ from .assemble import assemble
 from .balance import (
     check_parts,
     check_read,
+    check_replaced,
     check_resumed,
     count_suspect,
     forget_listed,
     note_listed,
-    stamp_of,
 )
 from .dedup import Signer, find_duplicates
-from .documents import Document, find_files
+from .documents import Document, find_stamps
 from .excerpts import Excerpt, Excerpts, OtherIds, care_for, exactly_encoded, round_trip
 from .fence import MOST_SHOWN, place_of, reason_of
 from .pipeline import Pipeline
@@ -116,7 +116,7 @@ def _build(plan: WorkPlan, queue: WorkQueue) -> Manifest:
 
 def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
     """On rank 0: list the input, fix the plan, make the folders; or the manifest if all is done."""
-    listed = {path: stamp_of(path) for path, _ in find_files(config.sources)}
+    listed = find_stamps(config.sources)
     files = [(path, size) for path, (size, _) in listed.items()]
     if not sum(size for _, size in files):
         raise UserError(f"input {config.input!r}: nothing but empty files ({len(files)})")
@@ -203,6 +203,7 @@ class Worker:
         """One unit into its spool file, or into several if it is long; returns its bytes."""
         unit, statistics = self._plan.units[number], Counter[str]()
         self._result, self._number, self._num_segments = UnitResult(), number, 0
+        inodes = check_parts(unit.parts, self._plan.listed)
         inputs, reads = self._look_through(unit)
         excerpts = Excerpts(self._care)
         for whole in self._batches(unit, statistics):
@@ -214,7 +215,9 @@ class Worker:
             self._result.add(batch, ids, lengths)
             self._queue.count(documents=len(batch), tokens=len(ids))
             self._save_segment_if_due()
-        check_parts(unit.parts, self._plan.listed)  # as before the reading: nothing wrote to them meanwhile
+        now = check_parts(unit.parts, self._plan.listed)  # as before the reading: nothing wrote to them meanwhile
+        for part, read in zip(unit.parts, inputs, strict=True):
+            check_replaced(part, read["xxh3_128"], inodes, now)
         for part, read in enumerate(reads):
             read["documents"] = self._pipeline.read[part]
         self._result.inputs, self._result.reads, self._result.statistics = inputs, reads, statistics
@@ -224,7 +227,6 @@ class Worker:
 
     def _look_through(self, unit: Unit) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Digest and bytes of each part; UserError unless it is what was listed."""
-        check_parts(unit.parts, self._plan.listed)
         inputs, reads = [], []
         for part in unit.parts:
             digest, num_bytes = digest_of(part)

@@ -27,6 +27,9 @@ BUILTIN_CORPORA: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+Stamp = tuple[int, int]  # of a file: size in bytes, time of the last change in ns
+
+
 @dataclass(frozen=True)
 class Part:
     """Bytes [start, stop) of a file; `stop` is None for all of one that cannot be split."""
@@ -107,18 +110,35 @@ def record_limit() -> int:
 
 
 def find_files(sources: list[str]) -> list[tuple[str, int]]:
-    """(path, size in bytes) of every input file, sorted by path within a source, each file once.
+    """(path, size in bytes) of every input file, as `find_stamps` finds them."""
+    return [(path, size) for path, (size, _) in find_stamps(sources).items()]
+
+
+def find_stamps(sources: list[str]) -> dict[str, Stamp]:
+    """Every input file by its path, sorted by path within a source, each file once.
 
     A source is a file, a folder (all files below it), a glob, or the name of a built-in corpus.
     """
-    found: dict[str, tuple[str, int]] = {}
+    found: dict[str, str] = {}
     for source in sources:
         paths = _expand(source)
         if not paths:
             raise UserError(f"input {source!r}: no such file, folder or match")
         for path in paths:  # by their real paths: links and other spellings lead to the same files
-            found.setdefault(os.path.realpath(path), (path, Path(path).stat().st_size))
-    return list(found.values())
+            found.setdefault(os.path.realpath(path), path)
+    return {path: stamp_of(stat_of(path)) for path in found.values()}
+
+
+def stat_of(path: str) -> os.stat_result:
+    """Of a file that was listed; UserError if it has gone."""
+    try:
+        return Path(path).stat()
+    except OSError as error:
+        raise UserError(f"{path}: was listed, and cannot be found any more ({error.strerror})") from None
+
+
+def stamp_of(stat: os.stat_result) -> Stamp:
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _expand(source: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hvdlm.errors import StoppedOnRequest, UserError
+from hvdlm.tokenizer.backend import reason_of as one_line
 
 from .documents import BadRecord, Document, Part, ReadOptions
 from .readers import FORMATS, format_of, read_documents
@@ -23,8 +24,8 @@ def reason_of(error: BaseException) -> str:
         raise error
     if isinstance(error, MemoryError):
         raise UserError("not enough memory for the document under way; start fewer ranks a node") from None
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message[:MOST_SHOWN]}" if message else type(error).__name__
+    message = one_line(error)[:MOST_SHOWN]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def refused(document: Document, part: Part, options: ReadOptions, reason: str) -> BadRecord:

@@ -23,9 +23,8 @@ from hvdlm.files import sha256_of
 from hvdlm.partition import fraction_of
 from hvdlm.tokenizer import TokenizerConfig
 
-from .balance import Stamp
 from .clean import CleanConfig
-from .documents import ErrorPolicy, Part, ReadOptions, TableConfig
+from .documents import ErrorPolicy, Part, ReadOptions, Stamp, TableConfig
 from .filters import FilterConfig
 from .pii import PiiConfig
 from .readers import FORMATS, can_split

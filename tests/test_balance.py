@@ -10,7 +10,7 @@ from harness import files_of, make_text, preprocess, preprocess_values
 
 from hvdlm.config import validate
 from hvdlm.errors import UserError
-from hvdlm.preprocessing import build
+from hvdlm.preprocessing import build, documents
 from hvdlm.preprocessing.balance import close_balance
 from hvdlm.preprocessing.plan import PreprocessConfig
 from hvdlm.preprocessing.remarks import of_settings
@@ -117,6 +117,39 @@ CHANGES = {
     "cut": lambda path: os.truncate(path, 10),
     "removed": lambda path: path.unlink(),
 }
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_file_that_another_one_replaces_under_the_job(is_same, source, tmp_path, monkeypatch):
+    """Of the same size and time: its bytes decide, as a copy does no harm."""
+    path, real = source / "a.jsonl", build.Worker._encode
+    data = path.read_bytes() if is_same else path.read_bytes().replace(b"short", b"SHORT")
+    times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+
+    def replaces(*arguments):
+        (tmp_path / "new").write_bytes(data)
+        (tmp_path / "new").replace(path)
+        os.utime(path, ns=times)
+        return real(*arguments)
+
+    monkeypatch.setattr(build.Worker, "_encode", replaces)
+    if is_same:
+        preprocess(source, tmp_path / "out", **SETTINGS)
+    else:
+        with pytest.raises(UserError, match=r"a\.jsonl: another file took its place while it was read"):
+            preprocess(source, tmp_path / "out", **SETTINGS)
+    assert (tmp_path / "out" / "manifest.json").exists() == is_same
+
+
+def test_a_copy_of_the_input_may_continue_a_job(source, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(build, "assemble", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        preprocess(source, tmp_path / "out", **SETTINGS)
+    source.rename(tmp_path / "old")
+    shutil.copytree(tmp_path / "old", source)  # keeps the times
+    preprocess(source, tmp_path / "out", **SETTINGS)
+    summary = json.loads((tmp_path / "out" / "preprocess.json").read_text())
+    assert summary["num_units_resumed"] == summary["num_units"]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -256,3 +289,10 @@ def test_settings_that_nothing_heeds_are_told(settings, formats, expected, tmp_p
     found = of_settings(config, formats)
     assert len(found) == len(expected)
     assert all(line.startswith(start) for line, start in zip(found, expected, strict=True))
+
+
+def test_each_file_is_looked_at_once_for_the_plan(source, monkeypatch):
+    looked: list[str] = []
+    real = documents.stat_of
+    monkeypatch.setattr(documents, "stat_of", lambda path: looked.append(path) or real(path))
+    assert sorted(documents.find_stamps([str(source)])) == sorted(looked) == sorted(map(str, source.iterdir()))
