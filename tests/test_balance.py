@@ -9,6 +9,7 @@ import pytest
 from harness import files_of, make_text, preprocess, preprocess_values
 
 from hvdlm.config import validate
+from hvdlm.data.inspection import inspect, to_text
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import build, documents
 from hvdlm.preprocessing.balance import close_balance
@@ -296,3 +297,31 @@ def test_each_file_is_looked_at_once_for_the_plan(source, monkeypatch):
     real = documents.stat_of
     monkeypatch.setattr(documents, "stat_of", lambda path: looked.append(path) or real(path))
     assert sorted(documents.find_stamps([str(source)])) == sorted(looked) == sorted(map(str, source.iterdir()))
+
+
+def test_inspect_shows_the_balance(source, tmp_path):
+    words = {"kind": "word", "vocab_size": 12}
+    preprocess(source, tmp_path / "out", tokenizer=words, label_key="label", **SETTINGS)
+    facts = inspect(tmp_path / "out")
+    kept = balance_of(tmp_path / "out")
+    assert facts["balance"] == {name: kept[name] for name in facts["balance"]}
+    text = to_text(facts)
+    words_of = [line.split() for line in text.splitlines()]
+    assert ["documents", "read", "65"] in words_of and ["duplicate_documents", "42"] in words_of
+    assert ["documents_without_label", "62"] in words_of
+    assert "1 file without a document: see preprocess.json" in text
+    assert f"{kept['round_trip']['changed']} changed" in text
+    assert kept["round_trip"]["example"] in text
+    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 80
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"balance": 3}', '{"balance": {"files": -1}}', '{"balance": {"files"'])
+def test_inspect_names_a_damaged_balance(content, data_dir, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(data_dir, folder)
+    (folder / "preprocess.json").write_text(content)
+    with pytest.raises(UserError, match=r"preprocess\.json: holds no balance .* remove it") as caught:
+        inspect(folder)
+    assert "\n" not in str(caught.value)
+    (folder / "preprocess.json").unlink()
+    assert inspect(folder)["balance"] is None

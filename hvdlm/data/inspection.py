@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hvdlm.data.manifest import Manifest, SplitEntry, read_manifest, tokenizer_of
+from hvdlm.data.manifest import Count, Manifest, SplitEntry, read_manifest, tokenizer_of
 from hvdlm.data.shards import doc_column, doc_offsets
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
+from hvdlm.files import read_json
 from hvdlm.partition import spread
-from hvdlm.tables import counted
+from hvdlm.tables import counted, table
 from hvdlm.tokenizer import Tokenizer
 
 SAMPLE_TOKENS = 60
@@ -19,6 +22,46 @@ COUNTED_TOKENS = 4 << 20  # of a split, from everywhere in it: enough for freque
 PIECE_TOKENS = 1 << 14
 FREQUENT = 8
 BAR_WIDTH = 40
+LINE_WIDTH = 80
+SUMMARY = "preprocess.json"
+
+
+class RoundTrip(BaseModel):
+    """Of excerpts of the texts how many were decoded from their ids again, and how many came back changed."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+    excerpts: Count
+    changed: Count
+    white_space: Count  # changed in nothing else
+    example: str | None = None
+    place: str | None = None
+
+
+class Balance(BaseModel):
+    """What became of the documents, as `hvdlm preprocess` left it in preprocess.json."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+    files: Count
+    bytes: Count
+    documents_read: Count
+    documents_kept: Count
+    documents_lost: dict[str, Count]
+    files_without_documents: Count
+    files_with_suspect_text: Count = 0
+    round_trip: RoundTrip | None = None
+
+
+def read_balance(folder: Path) -> Balance | None:
+    """None where the folder has none, as one that was converted; UserError for what is none."""
+    path = folder / SUMMARY
+    try:
+        balance = read_json(path).get("balance")
+        return None if balance is None else Balance.model_validate(balance)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise UserError(f"{path}: holds no balance ({reason}); remove it, the data does not need it") from None
 
 
 def inspect(folder: Path, num_samples: int = 1) -> dict:
@@ -32,7 +75,9 @@ def inspect(folder: Path, num_samples: int = 1) -> dict:
     }
     facts = {"folder": str(folder), "tokenizer": manifest.tokenizer_kind}
     copied = manifest.model_dump(include={"tokenizer_digest", "vocab_size", "dtype", "statistics"})
-    return {**facts, **copied, "splits": splits}
+    balance = read_balance(folder)
+    told = None if balance is None else balance.model_dump(exclude_none=True)
+    return {**facts, **copied, "balance": told, "splits": splits}
 
 
 def _split(
@@ -93,28 +138,60 @@ def to_text(facts: dict) -> str:
     lines = [
         f"{facts['folder']}: {facts['tokenizer']} tokenizer {facts['tokenizer_digest']}, "
         f"{facts['vocab_size']:,} ids as {facts['dtype']}",
-        "  ".join(f"{name} {count:,}" for name, count in facts["statistics"].items()),
+        *_origin(facts["balance"], facts["statistics"]),
     ]
     for name, split in facts["splits"].items():
         lengths = "  ".join(f"{key} {value:,}" for key, value in split["tokens_per_document"].items())
         part = split["counted_tokens"]
         seen = "" if part == split["num_tokens"] else f" in a sample of {part:,} tokens"
         unknown = "" if split["unknown"] is None else f", {split['unknown']:.2%} unknown"
-        lines += [
+        frequent = "  ".join(f"{one['text']!r} ({one['id']}) {one['share']:.1%}" for one in split["frequent"])
+        lines += _wrapped(
             f"{name}: {split['num_tokens']:,} tokens, {counted(split['num_documents'], 'document')}, "
             f"{counted(split['num_shards'], 'shard')}, {split['bytes_per_token']:.2f} bytes a token, "
-            f"unigram loss {split['unigram_loss']:.4f}, {counted(split['ids_used'], 'id')} used{unknown}{seen}",
-            f"  digest {split['digest']}",
-            "  frequent: "
-            + "  ".join(f"{one['text']!r} ({one['id']}) {one['share']:.1%}" for one in split["frequent"]),
-            f"  tokens a document: {lengths}",
-        ]
+            f"unigram loss {split['unigram_loss']:.4f}, {counted(split['ids_used'], 'id')} used{unknown}{seen}"
+        )
+        lines.append(f"  digest {split['digest']}")
+        lines += _wrapped(f"  frequent: {frequent}")
+        lines.append(f"  tokens a document: {lengths}")
         most = max(count for _, count in split["histogram"])
         lines += [
             f"  {start:>12,} {'█' * round(count / most * BAR_WIDTH)} {count:,}" for start, count in split["histogram"]
         ]
-        lines += [f"  begins: {sample!r}" for sample in split["samples"]]
+        lines += [line for sample in split["samples"] for line in _wrapped(f"  begins: {sample!r}")]
     return "\n".join(lines)
+
+
+def _origin(balance: dict | None, statistics: dict[str, int]) -> list[str]:
+    """What was read and what became of it, and what else was counted."""
+    if balance is None:
+        return _columns(statistics)
+    lost = balance["documents_lost"]
+    rest = {name: count for name, count in statistics.items() if name not in lost and name != "documents"}
+    lines = [f"made from {counted(balance['files'], 'file')} of {balance['bytes']:,} bytes"]
+    odd = {"files_without_documents": "without a document", "files_with_suspect_text": "of what may be no text"}
+    lines += [f"  {counted(balance[key], 'file')} {what}: see {SUMMARY}" for key, what in odd.items() if balance[key]]
+    fates = {"documents read": balance["documents_read"], "documents kept": balance["documents_kept"]}
+    lines += _columns({**fates, **lost, **rest})
+    if trip := balance.get("round_trip"):
+        changed = f"{trip['changed']:,} changed, {trip['white_space']:,} in white space alone"
+        lines.append(f"  {counted(trip['excerpts'], 'excerpt')} decoded from their ids: {changed}")
+        if "example" in trip:
+            lines += _wrapped(f"    {trip.get('place')}: {trip['example']}")
+    return lines
+
+
+def _columns(counts: dict[str, int]) -> list[str]:
+    rows = [[f"  {name}", f"{count:,}"] for name, count in counts.items()]
+    return table([], rows).splitlines()
+
+
+def _wrapped(line: str) -> list[str]:
+    """A long line in several, the others farther in; nothing in it is changed but where it is broken."""
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.wrap(
+        line, LINE_WIDTH, subsequent_indent=indent, replace_whitespace=False, break_on_hyphens=False
+    ) or [line]
 
 
 def draw(facts: dict, path: Path) -> None:
