@@ -53,7 +53,7 @@ def train_sentencepiece(path, **options):
     import sentencepiece
 
     model = io.BytesIO()
-    options |= {"vocab_size": 300, "hard_vocab_limit": False, "minloglevel": 2}
+    options = {"vocab_size": 300, "hard_vocab_limit": False, "minloglevel": 2, **options}
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=sample(), model_writer=model, **options)
     path.write_bytes(model.getvalue())
     return path

@@ -24,6 +24,7 @@ class ByteTokenizer:
     kind = "byte"
     vocab_size = 257
     eos_id = 256
+    bos_id: int | None = None
     unk_id: int | None = None
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from hvdlm.host import memory_bytes
 from hvdlm.tokenizer.backend import BackendTokenizer, byte_alphabet
-from hvdlm.tokenizer.interface import Tokenizer, insert_eos
+from hvdlm.tokenizer.interface import Tokenizer, insert_ends
 from hvdlm.tokenizer.tiktoken_ranks import PATTERNS
 
 log = logging.getLogger("hvdlm")
@@ -76,7 +76,7 @@ class FastTokenizer:
         self._characters = Characters(content["pre_tokenizer"])
         self._resident = memory_bytes("VmRSS")
         self.kind, self.vocab_size = exact.kind, exact.vocab_size
-        self.eos_id, self.unk_id = exact.eos_id, exact.unk_id
+        self.eos_id, self.bos_id, self.unk_id = exact.eos_id, exact.bos_id, exact.unk_id
         self.encode, self.decode, self.to_json = exact.encode, exact.decode, exact.to_json
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -115,7 +115,7 @@ class FastTokenizer:
             self._resident = memory_bytes("VmRSS")
         rows = self._encoder.encode_batch(texts, parallel=self._threads > 1).layout
         offsets = np.asarray(rows.offsets.data)
-        return insert_eos(np.asarray(rows.content.data)[offsets[0] : offsets[-1]], np.diff(offsets), self)
+        return insert_ends(np.asarray(rows.content.data)[offsets[0] : offsets[-1]], np.diff(offsets), self)
 
 
 class Characters:

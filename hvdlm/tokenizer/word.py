@@ -51,6 +51,7 @@ class WordTokenizer:
     """
 
     kind = "word"
+    bos_id: int | None = None
 
     def __init__(self, words: list[str], rule: WordRule, origin: str = "tokenizer.json") -> None:
         if not all(isinstance(word, str) for word in words):
