@@ -49,7 +49,8 @@ class Published:
 
 
 # By the name of the file; of those with equal ranks the first is taken where the name tells none.
-# tiktoken_ext/openai_public.py, and the special tokens of Llama 3 and Qwen (<|end_of_text|> and <|endoftext|>).
+# tiktoken_ext/openai_public.py; models/llama3 and llama4/tokenizer.py of meta-llama/llama-models (special tokens behind
+# the ranks, from <|begin_of_text|> and <|end_of_text|> on); tokenization_qwen.py of Qwen (three and 205 spare ones).
 PUBLISHED = {
     "r50k_base": Published("gpt2", 50256, 50256, 50257),
     "gpt2": Published("gpt2", 50256, 50256, 50257),
@@ -59,6 +60,7 @@ PUBLISHED = {
     "o200k_base": Published("o200k", 199998, 199999, 200019),
     "o200k_harmony": Published("o200k", 199998, 199999, 201088),
     "llama3": Published("llama3", 128000, 128001, 128256, bos_id=128000),
+    "llama4": Published("o200k", 200000, 200001, 202048, bos_id=200000),
     "qwen": Published("qwen", 151643, 151643, 151851),
 }
 
@@ -193,7 +195,7 @@ def _bos_id(bos: str, published: Published | None, path: Path) -> int | None:
     if bos not in (AUTO, BEGIN_OF_TEXT) or (bos == BEGIN_OF_TEXT and bos_id is None):
         raise UserError(
             f"{path}: has no token {bos!r} that is known, which tokenizer.bos names; a rank file tells of no special "
-            f"tokens ({BEGIN_OF_TEXT} of Llama 3 is known); set tokenizer.bos: none, or use a tokenizer.json"
+            f"tokens ({BEGIN_OF_TEXT} of Llama 3 and 4 is known); set tokenizer.bos: none, or use a tokenizer.json"
         )
     return bos_id
 
