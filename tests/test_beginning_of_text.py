@@ -305,3 +305,37 @@ def test_costs_are_those_of_the_text(file):
     assert compare({"a": with_bos}, TEXTS) == compare({"a": without}, TEXTS)
     assert (show(with_bos, "ab")["bos_id"], show(without, "ab")["bos_id"]) == (with_bos.bos_id, None)
     assert show(with_bos, "ab")["ids"] == show(without, "ab")["ids"]
+
+
+EOT, TURN = "<|end_of_text|>", "<|eot_id|>"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "eos_token", "taken"),
+    [
+        ([EOT, TURN], TURN, EOT),  # a chat model's config names the end of a turn
+        ([EOT, TURN], None, EOT),
+        (["</s>", "<|im_end|>"], "<|im_end|>", "</s>"),
+        (["<|endoftext|>", "</s>"], "</s>", "</s>"),  # both end texts, and the publisher says which
+        (["<end>", TURN], "<end>", "<end>"),  # nothing else is known
+        (["<end>", TURN], {"content": "<end>"}, "<end>"),
+        (["</s>"], "<gone>", "</s>"),
+    ],
+)
+def test_which_of_several_ends_ends_documents(trained, tmp_path, caplog, tokens, eos_token, taken):
+    text = json.dumps(trained).replace("<|endoftext|>", "<|x|>")
+    content = json.loads(text)
+    content["added_tokens"] += [
+        {**content["added_tokens"][0], "id": 301 + number, "content": token} for number, token in enumerate(tokens)
+    ]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos_token}))
+    with caplog.at_level("INFO"):
+        found = make("bpe", path=path)
+    assert found.eos_id == 301 + tokens.index(taken) == from_json(found.to_json()).eos_id
+    others = [token for token in tokens if token != taken]
+    expected = f"documents end with {taken!r}; it also has {others[0]}" if others else ""
+    assert expected in caplog.text and bool(others) == bool(caplog.text)
+    caplog.clear()
+    assert make("bpe", path=path, eos=tokens[-1]).eos_id == 300 + len(tokens) and not caplog.text

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hvdlm import tokenizer as tokenizers
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import TOKENIZERS, ByteTokenizer, TokenizerConfig, dtype_for, from_json, load, read_any
-from hvdlm.tokenizer.backend import num_lost
+from hvdlm.tokenizer.loss import num_lost
 from hvdlm.tokenizer.sentencepiece_model import read_model
 from hvdlm.tokenizer.tiktoken_ranks import PATTERNS, PUBLISHED, read_ranks
 from hvdlm.tokenizer.word import WordRule, read_vocabulary
@@ -552,3 +552,11 @@ def test_a_lack_of_memory_is_no_fault_of_a_text(monkeypatch):
     monkeypatch.setattr(tokenizer, "_backend", type("Backend", (), {"encode": fails}))
     with pytest.raises(MemoryError):
         tokenizer.encode("the cat")
+
+
+@pytest.mark.parametrize("wrong", [{"vocab_size": 256}, {"eos_id": 0}, {"eos_id": True}, {"eos_id": None}])
+def test_a_byte_file_that_tells_of_another_tokenizer_is_refused(wrong):
+    content = json.loads(ByteTokenizer().to_json())
+    assert from_json(json.dumps(content)).eos_id == 256
+    with pytest.raises(UserError, match=f"t.json: has {next(iter(wrong))} .*, the byte tokenizer 25"):
+        from_json(json.dumps({**content, **wrong}), "t.json")

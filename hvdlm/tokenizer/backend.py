@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from hvdlm.errors import UserError
-from hvdlm.tokenizer.interface import MOST_IDS, Tokenizer, join_documents
+from hvdlm.tokenizer.dropped import Dropped, byte_alphabet
+from hvdlm.tokenizer.interface import MOST_IDS, join_documents
 from hvdlm.tokenizer.published import ENDS
 
 BATCH_CHARACTERS = 1 << 20  # of text handed to the library at once
@@ -52,6 +53,7 @@ class BackendTokenizer:
         try:
             self._plain = _without_specials(content, specials)
             self._backend = Backend.from_str(json.dumps(self._plain))
+            self._dropped = Dropped(self._plain, self._backend)
         except BaseException as error:  # the library raises bare Exception, and its panics are none
             if not is_of_library(error):
                 raise
@@ -75,28 +77,9 @@ class BackendTokenizer:
         """Whether this is a byte-level BPE, which the fast encoder may know."""
         return self.kind == "bpe" and '"ByteLevel"' in json.dumps(self._plain.get("pre_tokenizer"))
 
-    @property
-    def drops_unknown(self) -> bool:
-        """Whether a text loses the characters it does not know, as a BPE does without unk and without all bytes."""
-        model = self._plain["model"]
-        return (
-            self.kind == "bpe"
-            and self.unk_id is None
-            and not model.get("byte_fallback")
-            and not (self.is_byte_level and model["vocab"].keys() >= set(byte_alphabet()))
-        )
-
     def num_lost(self, texts: list[str]) -> int:
-        """Characters, white space aside, that no token stands for; only a vocabulary that drops them is looked at."""
-        if not self.drops_unknown:
-            return 0
-        lost = 0
-        for text in texts:
-            is_kept = np.zeros(len(text), dtype=bool)
-            for first, last in self._run(self._backend.encode, text).offsets:
-                is_kept[first:last] = True
-            lost += sum(not text[place].isspace() for place in np.flatnonzero(~is_kept))
-        return lost
+        """Characters, white space aside, that no token stands for."""
+        return self._dropped.count(texts)
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         return join_documents(self._encode_each(texts), self)
@@ -137,18 +120,6 @@ class BackendTokenizer:
             return self._text
         bos = {} if self._bos is None else {"bos": self._bos}  # files without one keep their digest
         return json.dumps({"hvdlm": "tokenizers", "eos": self._eos, **bos, "tokenizer_json": self._text}) + "\n"
-
-
-def num_lost(tokenizer: Tokenizer, texts: list[str]) -> int:
-    """Characters of these texts that their ids lack, without an unknown token in their place."""
-    return tokenizer.num_lost(texts) if isinstance(tokenizer, BackendTokenizer) else 0
-
-
-def byte_alphabet() -> list[str]:
-    """How ByteLevel writes each byte, in their order: printable ones as themselves, others from U+0100 on."""
-    own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in own else next(others)) for byte in range(256)]
 
 
 def is_of_library(error: BaseException) -> bool:

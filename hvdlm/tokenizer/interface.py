@@ -83,6 +83,15 @@ def join_documents(parts: Iterable[np.ndarray], tokenizer: Tokenizer) -> tuple[n
     return insert_ends(np.concatenate([np.empty(0, dtype), *narrow]), lengths, tokenizer)
 
 
+def num_letters(text: str) -> int:
+    """Characters but for white space.
+
+    >>> num_letters(" a b\\n")
+    2
+    """
+    return len("".join(text.split()))
+
+
 def require(library: str, purpose: str) -> Any:
     """An optional library, imported where it is used."""
     try:

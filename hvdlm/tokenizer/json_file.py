@@ -25,7 +25,7 @@ from hvdlm.tokenizer.word import WordRule, WordTokenizer
 
 # "hvdlm" in a tokenizer.json -> the tokenizer of its content; a file of the tokenizers library has no such key.
 FORMATS: dict[str, Callable[[dict[str, Any], str], Tokenizer]] = {
-    "byte": lambda content, origin: ByteTokenizer(),
+    "byte": lambda content, origin: ByteTokenizer.of(content, origin),
     "char": lambda content, origin: CharTokenizer(content["characters"], origin),
     "word": lambda content, origin: WordTokenizer(
         content["vocabulary"], WordRule(content["words"], content["pattern"], content["line_ends"]), origin

@@ -90,7 +90,7 @@ def before_text(rule: Any) -> list[str]:
             return [rule["cls"][0]]
         if rule["type"] != "TemplateProcessing":
             return []
-        tokens = []
+        tokens: list[str] = []
         for piece in rule["single"]:
             if "SpecialToken" not in piece:
                 return tokens
