@@ -560,3 +560,54 @@ def test_a_byte_file_that_tells_of_another_tokenizer_is_refused(wrong):
     assert from_json(json.dumps(content)).eos_id == 256
     with pytest.raises(UserError, match=f"t.json: has {next(iter(wrong))} .*, the byte tokenizer 25"):
         from_json(json.dumps({**content, **wrong}), "t.json")
+
+
+def test_a_file_of_another_kind_is_told_by_its_first_bytes(made, tmp_path):
+    files = {
+        "json": (made["bpe"].to_json().encode(), "begins as a tokenizer.json, which tokenizer.kind: bpe reads"),
+        "ranks": (write_ranks(tmp_path / "a").read_bytes(), "a rank file of tiktoken, which tokenizer.kind: tiktoken"),
+        "model": (train_sentencepiece(tmp_path / "b").read_bytes(), "a .model of sentencepiece, which .*sentencepiece"),
+        "empty": (b"", "it is empty"),
+        "gzip": (b"\x1f\x8b\x08\x00", "it is compressed: unpack it"),
+        "lfs": (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
+        "page": (b"<!DOCTYPE html><html>", "it is a web page"),
+    }
+    readers = {"bpe": "json", "tiktoken": "ranks", "sentencepiece": "model"}
+    for (name, (content, message)), (kind, own) in itertools.product(files.items(), readers.items()):
+        path = tmp_path / name
+        path.write_bytes(content)
+        if name != own:
+            with pytest.raises(UserError, match=f"{name}: not a .*; .*{message}") as error:
+                make(kind, path=path)
+            assert "\n" not in str(error.value)
+
+
+def test_a_sentencepiece_model_in_pieces_is_told_or_refused(tmp_path, caplog):
+    """The library takes a file that ends between two pieces."""
+    whole = train_sentencepiece(tmp_path / "whole.model").read_bytes()
+    make("sentencepiece", path=tmp_path / "whole.model")
+    assert not caplog.text
+    path = tmp_path / "a.model"
+    first = 2 + whole[1]  # the end of the first piece
+    for end in (1, first - 1, first, first + 2 + whole[first + 1], len(whole) // 2):
+        path.write_bytes(whole[:end])
+        caplog.clear()
+        try:
+            make("sentencepiece", path=path)
+        except UserError as error:
+            assert str(error).startswith(f"{path}: not a .model of sentencepiece") and "\n" not in str(error)
+        else:
+            assert f"{path}: holds pieces, but not the normalizer" in caplog.text
+
+
+def test_special_pieces_of_a_sentencepiece_model_are_text_in_texts(tmp_path):
+    options = {
+        "byte_fallback": True,
+        "vocab_size": 600,
+        "control_symbols": ["<ctl>"],
+        "user_defined_symbols": ["<own>"],
+    }
+    model = make("sentencepiece", path=train_sentencepiece(tmp_path / "a.model", **options, pad_id=3), bos="none")
+    for text in ("<s>", "</s>", "<pad>", "<unk>", "<ctl>", "<0x41>", "<own>", "the <own>sun</s>é汉"):
+        ids = model.encode(text)
+        assert not set(ids.tolist()) & {0, 1, 2, 3} and model.decode(ids) == text

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from hvdlm.errors import UserError
-from hvdlm.files import read_text
+from hvdlm.files import read_bytes
 from hvdlm.tokenizer.backend import MISFITS, BackendTokenizer, is_of_library, reason_of, token_ids
 from hvdlm.tokenizer.bytes_utf8 import ByteTokenizer
 from hvdlm.tokenizer.char import CharTokenizer
+from hvdlm.tokenizer.file_kinds import HEAD_BYTES, JSON, remedy
 from hvdlm.tokenizer.interface import MAX_BYTES, Tokenizer
 from hvdlm.tokenizer.published import AUTO, ENDS, NONE, PublisherConfig, bos_of, config_beside, eos_of, tell_ends
 from hvdlm.tokenizer.sentencepiece_model import SentencePieceTokenizer
@@ -69,7 +70,7 @@ def _parse(text: str, origin: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise UserError(f"{origin}: not a tokenizer.json")
+        raise UserError(f"{origin}: not a tokenizer.json{remedy(text[:HEAD_BYTES].encode(), JSON)}")
     return content
 
 
@@ -80,19 +81,21 @@ def load(path: Path, eos: str | None = None, bos: str | None = None) -> Tokenize
     folder's own file does; its shards have none either.)
     """
     try:
-        text = read_text(path, limit=MAX_BYTES)
+        content = read_bytes(path, limit=MAX_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot read this tokenizer ({error.strerror})") from None
-    except ValueError:
-        raise UserError(
-            f"{path}: not a tokenizer.json (kind: sentencepiece reads a .model, tiktoken a rank file)"
-        ) from None
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be a tokenizer.json: {error}") from None
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a tokenizer.json{remedy(content[:HEAD_BYTES], JSON)}") from None
     if eos is None and bos is None:
         return from_json(text, str(path))
-    content = _parse(text, str(path))
-    if content.get("hvdlm") is None:
-        return _load_foreign(text, content, path, eos, bos)
-    return from_json(json.dumps(_with_ends(content, str(path), eos, bos)), str(path))
+    parsed = _parse(text, str(path))
+    if parsed.get("hvdlm") is None:
+        return _load_foreign(text, parsed, path, eos, bos)
+    return from_json(json.dumps(_with_ends(parsed, str(path), eos, bos)), str(path))
 
 
 def _load_foreign(text: str, content: dict[str, Any], path: Path, eos: str | None, bos: str | None) -> Tokenizer:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from hvdlm.config import Section, choice_of
 from hvdlm.tokenizer.bytes_utf8 import ByteTokenizer
 from hvdlm.tokenizer.char import count_chars
+from hvdlm.tokenizer.file_kinds import HEAD_BYTES, RANKS, kind_of
 from hvdlm.tokenizer.interface import Tokenizer
 from hvdlm.tokenizer.json_file import load
 from hvdlm.tokenizer.published import AUTO, CONFIG, NONE
@@ -61,7 +62,7 @@ def read_any(path: Path, pattern: str | None = None) -> Tokenizer:
 def _begins_as_ranks(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return re.fullmatch(rb"[A-Za-z0-9+/]+=* [0-9]+", file.readline(1 << 16).rstrip()) is not None
+            return kind_of(file.read(HEAD_BYTES)) == RANKS
     except OSError:
         return False  # the reader of models says why
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from hvdlm.errors import UserError
 from hvdlm.files import read_bytes
+from hvdlm.tokenizer.file_kinds import HEAD_BYTES, MODEL, remedy
 from hvdlm.tokenizer.interface import MAX_BYTES, join_documents, require
 from hvdlm.tokenizer.published import AUTO, NONE, config_beside, tell_ends
+
+log = logging.getLogger("hvdlm")
 
 
 class SentencePieceTokenizer:
@@ -26,11 +30,17 @@ class SentencePieceTokenizer:
     def __init__(self, model: bytes, origin: str = "tokenizer.json", bos: str | None = None) -> None:
         sentencepiece = require("sentencepiece", f"{origin}: kind: sentencepiece")
         self._model, self._bos = model, bos
+        if not model:  # the library takes it, and fails at the first text
+            raise UserError(f"{origin}: not a .model of sentencepiece{remedy(model, MODEL)}")
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             self._num_pieces = int(self._processor.vocab_size())
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"{origin}: not a .model of sentencepiece ({str(error).strip()})") from None
+            found = str(error).strip().removeprefix("INTERNAL: ")
+            reason = "" if found.startswith("src/") else f" ({found})"  # a place in the library tells nothing
+            raise UserError(
+                f"{origin}: not a .model of sentencepiece{reason}{remedy(model[:HEAD_BYTES], MODEL)}"
+            ) from None
         own_eos = int(self._processor.eos_id())
         self.eos_id = own_eos if own_eos >= 0 else self._num_pieces
         self.vocab_size = max(self._num_pieces, self.eos_id + 1)
@@ -85,11 +95,39 @@ def read_model(path: Path, bos: str = AUTO) -> SentencePieceTokenizer:
     except ValueError as error:
         raise UserError(f"{path}: cannot be a model of sentencepiece: {error}") from None
     tokenizer = SentencePieceTokenizer(model, str(path))
+    if not _is_whole(model):
+        log.warning("%s: holds pieces, but not the normalizer that sentencepiece writes behind them; cut short?", path)
     piece = _published_bos(tokenizer, path) if bos == AUTO else None if bos == NONE else bos
     if piece is None:
         return tokenizer
     tell_ends(str(path), piece, f"id {tokenizer.eos_id}")
     return SentencePieceTokenizer(model, str(path), piece)
+
+
+def _is_whole(model: bytes) -> bool:
+    """Whether there is a normalizer_spec, field 3 of ModelProto; a file cut between two pieces has none.
+
+    Every field is its number << 3 | 2, its length, and so many bytes.
+    """
+    place = 0
+    while place < len(model):
+        key, place = _varint(model, place)
+        if key == 3 << 3 | 2:
+            return True
+        length, place = _varint(model, place)
+        place += length
+    return False
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    """(number, place behind it): groups of 7 bits, the lowest first, the last below 0x80."""
+    number = shift = 0
+    while place < len(data):
+        number |= (data[place] & 0x7F) << shift
+        shift, place = shift + 7, place + 1
+        if data[place - 1] < 0x80:
+            break
+    return number, place
 
 
 def _published_bos(tokenizer: SentencePieceTokenizer, path: Path) -> str | None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from hvdlm.errors import UserError
 from hvdlm.files import read_bytes
+from hvdlm.tokenizer.file_kinds import HEAD_BYTES, RANKS, kind_of, remedy
 from hvdlm.tokenizer.interface import END_OF_TEXT, MAX_BYTES, MOST_IDS, join_documents, require
 from hvdlm.tokenizer.published import AUTO, NONE, tell_ends
 
@@ -156,11 +157,15 @@ def read_ranks(path: Path, pattern: str | None, bos: str = AUTO) -> TiktokenToke
     `bos` is the key of TokenizerConfig.
     """
     try:
-        ranks = read_bytes(path, limit=MAX_BYTES).decode("ascii")
+        content = read_bytes(path, limit=MAX_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot read this rank file ({error.strerror})") from None
-    except ValueError:
-        raise UserError(f"{path}: not a rank file of tiktoken (a token in base64 and its rank)") from None
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be a rank file: {error}") from None
+    head = content[:HEAD_BYTES]
+    if kind_of(head) != RANKS or not content.isascii():
+        raise UserError(f"{path}: not a rank file of tiktoken (a token in base64 and its rank){remedy(head, RANKS)}")
+    ranks = content.decode()
     named = PUBLISHED.get(path.name.split(".")[0])
     num_ranks = sum(1 for line in ranks.splitlines() if line)
     published = _published_with(named, num_ranks)
