@@ -7,10 +7,13 @@ from hvdlm.tokenizer.interface import MOST_IDS, Tokenizer, dtype_for
 from hvdlm.tokenizer.json_file import digest, from_json, load
 from hvdlm.tokenizer.kinds import TOKENIZERS, TokenizerConfig, read_any
 from hvdlm.tokenizer.loss import Loss, loss_of
+from hvdlm.tokenizer.published import AUTO, NONE
 from hvdlm.tokenizer.training import train_bpe
 
 __all__ = [
+    "AUTO",
     "MOST_IDS",
+    "NONE",
     "TOKENIZERS",
     "ByteTokenizer",
     "CharTokenizer",

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import islice
 
+from hvdlm.tokenizer.backend import BackendTokenizer
 from hvdlm.tokenizer.interface import Tokenizer
+from hvdlm.tokenizer.word import WordTokenizer
 
 WINDOW = 40  # characters that are looked at to tell what became of the first one that differs
 
@@ -48,6 +50,11 @@ def loss_of(tokenizer: Tokenizer, text: str) -> Loss | None:
         places = (place for place, character in enumerate(text) if not character.isspace())
         place = next(islice(places, nth, None), len(text))
     return Loss((Counter(text) - Counter(back)).total(), place, example, is_white_space)
+
+
+def num_lost(tokenizer: Tokenizer, texts: list[str]) -> int:
+    """Characters of these texts, white space aside, that their ids lack, without an unknown token in their place."""
+    return tokenizer.num_lost(texts) if isinstance(tokenizer, (BackendTokenizer, WordTokenizer)) else 0
 
 
 def _first_difference(text: str, back: str) -> tuple[int, str]:

@@ -15,7 +15,7 @@ import numpy as np
 from hvdlm.errors import UserError
 from hvdlm.files import read_text
 from hvdlm.tokenizer.char import most_frequent
-from hvdlm.tokenizer.interface import END, MAX_BYTES, UNKNOWN, join_documents, require
+from hvdlm.tokenizer.interface import END, MAX_BYTES, UNKNOWN, join_documents, num_letters, require
 
 DEFAULT_PATTERN = r"\w+|[^\w\s]"
 Cut = Callable[[str], Iterable[str]]
@@ -51,6 +51,7 @@ class WordTokenizer:
     """
 
     kind = "word"
+    bos_id: int | None = None
 
     def __init__(self, words: list[str], rule: WordRule, origin: str = "tokenizer.json") -> None:
         if not all(isinstance(word, str) for word in words):
@@ -90,6 +91,13 @@ class WordTokenizer:
             elif self._rule.line_ends:
                 lines.append([])
         return "\n".join(glue.join(line) for line in lines)
+
+    def num_lost(self, texts: list[str]) -> int:
+        """Characters, white space aside, that lie between the words of a pattern."""
+        if self._rule.words != "regex" or self._rule.pattern is None:
+            return 0
+        lines = (line for text in texts for line in (text.split("\n") if self._rule.line_ends else [text]))
+        return sum(num_letters(line) - sum(map(num_letters, self._cut(line))) for line in lines)
 
     def to_json(self) -> str:
         return json.dumps({"hvdlm": "word", **asdict(self._rule), "vocabulary": self._words}, ensure_ascii=False) + "\n"
