@@ -14,7 +14,7 @@ from harness import documents_of, preprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvdlm.data.bridges import convert, folder, interface
+from hvdlm.data.bridges import convert, folder, interface, megatron
 from hvdlm.data.bridges.interface import ConvertOptions
 from hvdlm.data.manifest import read_manifest
 from hvdlm.data.shards import doc_column
@@ -356,3 +356,90 @@ def test_a_bad_line_is_named(line, tmp_path, tokenizer_file):
     (tmp_path / "x.jsonl").write_bytes(b'{"text": "a"}\n\n' + line.encode("latin-1") + b"\n")
     with pytest.raises(UserError, match=r"x.jsonl:3: not a JSON object with \"text\""):
         convert(tmp_path / "x.jsonl", tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
+
+
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    "line", [r'{"text": "a", "id": "\ud800"}', '{"text": "a", "id": ' + "[" * 99_999, '{"text": 1e3}']
+)
+def test_no_line_is_a_traceback(line, tmp_path, tokenizer_file):
+    (tmp_path / "x.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"x.jsonl:1: not a JSON object with \"text\""):
+        convert(tmp_path / "x.jsonl", tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
+
+
+def test_ids_and_labels_are_kept_as_they_are_written_and_other_keys_are_counted(tmp_path, tokenizer_file, caplog):
+    values = {
+        "1e3": "1e3",
+        "1.50": "1.50",
+        "true": "true",
+        '{"a": [1]}': '{"a": [1]}',
+        "null": "",
+        '"é"': "é",
+        "7": "7",
+    }
+    lines = [f'{{"text": "a", "id": {value}, "source": "web"}}\n' for value in values]
+    (tmp_path / "x.jsonl").write_text("".join(lines) + '{"text": "b", "score": 1, "source": 2}\n')
+    convert(tmp_path / "x.jsonl", tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
+    shard = read_manifest(tmp_path / "b").splits["train"].shards[0]
+    assert doc_column(tmp_path / "b", shard, "doc_ids") == [*values.values(), ""]
+    assert [line.partition(": ")[2] for line in warnings_of(caplog)] == [
+        "left out: 'source' of 8 records, 'score' of 1 record"
+    ]
+
+
+@pytest.mark.parametrize("name", ["valid.jsonl", "train.jsonl.gz", "train_000001.jsonl"])
+@pytest.mark.parametrize("prefix", ["", "web-"])
+def test_files_that_are_no_split_are_told(name, prefix, tmp_path, tokenizer_file, caplog):
+    source = tmp_path / "in"
+    source.mkdir()
+    for file in (f"{prefix}train.jsonl", f"{prefix}{name}", "notes.txt"):
+        (source / file).write_text('{"text": "a"}\n')
+    convert(source / prefix[:-1] if prefix else source, tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
+    (line,) = warnings_of(caplog)
+    assert f"1 file of .jsonl left out, such as {prefix}{name}: splits are train, val and test" in line
+    caplog.clear()
+    convert(source / f"{prefix}train.jsonl", tmp_path / "c", to="hvdlm", tokenizer=tokenizer_file)
+    assert warnings_of(caplog) == []  # one file was asked for
+
+
+def test_what_is_lost_where_losses_are_allowed_is_counted(tmp_path, tokenizer_file, caplog):
+    lossy = ConvertOptions(is_lossy=True)
+    (tmp_path / "x.jsonl").write_text('{"text": "a", "id": "1"}\n{"text": "b"}\n')
+    convert(tmp_path / "x.jsonl", tmp_path / "columns", to="megatron", tokenizer=tokenizer_file, options=lossy)
+    source = write_megatron(tmp_path / "a", train=[[1, 2], [0xFF, EOS], [65, EOS], [3, EOS, 4, EOS], [5, EOS]])
+    convert(source, tmp_path / "texts", to="jsonl", tokenizer=tokenizer_file, options=lossy)
+    convert(source, tmp_path / "ends", to="nanogpt", tokenizer=tokenizer_file, options=lossy)
+    assert [line.partition(": ")[2] for line in warnings_of(caplog)] == [
+        "doc_ids of 2 documents are left out",
+        "3 documents would come back with other ids",
+        "of 5 documents 1 do not end with their one end-of-text id 256; there are 5 now",
+    ]
+
+
+def test_a_writer_that_loses_something_ends_the_conversion(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(megatron, "totals", lambda folder, tokenizer: {"train": (3, 5), "val": (0, 0)})
+    with pytest.raises(UserError, match=r"there: train would hold 3 documents and 5 tokens, .* please report this"):
+        convert(data_dir, tmp_path / "there", to="megatron")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_that_no_token_stands_for_is_counted_or_named(tmp_path, caplog):
+    token = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    ends = [{"id": 0, "content": "</s>", "special": True} | token]
+    models = {
+        "bpe": {"type": "BPE", "vocab": {"</s>": 0, "a": 1, "b": 2}, "merges": []},
+        "word": {"type": "WordLevel", "vocab": {"</s>": 0, "a": 1}, "unk_token": "<unk>"},
+    }
+    for name, model in models.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"version": "1.0", "added_tokens": ends, "model": model}))
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n{"text": "b\u00e9\u00e9"}\n')
+    convert(tmp_path / "x.jsonl", tmp_path / "b", to="hvdlm", tokenizer=tmp_path / "bpe.json")
+    assert [line.partition(": ")[2] for line in warnings_of(caplog)] == [
+        "2 characters no token stands for, and are lost"
+    ]
+    with pytest.raises(UserError, match=r"x.jsonl:2: .*cannot encode a text"):
+        convert(tmp_path / "x.jsonl", tmp_path / "c", to="hvdlm", tokenizer=tmp_path / "word.json")

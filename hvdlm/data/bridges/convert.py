@@ -6,6 +6,7 @@ What cannot come back exactly is an error unless the loss is allowed.
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import shutil
@@ -15,10 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from hvdlm.data.bridges import folder, jsonl, megatron, nanogpt
-from hvdlm.data.bridges.interface import Bridge, ConvertOptions, SourceCorpus, TokenSplit
+from hvdlm.data.bridges.interface import Bridge, ConvertOptions, SourceCorpus, TokenSplit, split_files
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.files import replace_durably, sync_folder, write_text_durably
+from hvdlm.tables import counted
 from hvdlm.tokenizer import AUTO, NONE, load
 
 log = logging.getLogger("hvdlm")
@@ -45,15 +47,15 @@ def convert(
     spool = aside / ".spool"
     try:
         spool.mkdir(parents=True)
+        _tell_left_out(source, FORMATS[name].SUFFIX)
         corpus = SourceCorpus(source, name, vocabulary, FORMATS[name].read(source, vocabulary, spool, options))
         if name != "hvdlm" and not _begins_with_bos(corpus):
             corpus = replace(corpus, tokenizer=load(named, bos=NONE))
-        kept = sorted({column for split in corpus.splits.values() for column in split.columns})
-        if kept and not FORMATS[to].KEEPS_COLUMNS and not options.is_lossy:
-            raise UserError(f"{source}: has {' and '.join(kept)}, for which {to} has no place; --lossy leaves them out")
+        _check_columns(corpus, to, options)
         write_text_durably(aside / TOKENIZER, corpus.tokenizer.to_json())
         FORMATS[to].write(aside, corpus, options)
         shutil.rmtree(spool)
+        _check_totals(corpus, FORMATS[to].totals(aside, corpus.tokenizer), destination, options)
         _publish(aside, destination)
     except OSError as error:
         raise UserError(f"{error.filename or destination}: {error.strerror or error}") from None
@@ -65,6 +67,36 @@ def convert(
     }
     log.info("%s (%s) is now %s (%s): %s", source, name, destination, to, splits)
     return {"source": str(source), "from": name, "output": str(destination), "to": to, "splits": splits}
+
+
+def _check_columns(corpus: SourceCorpus, to: str, options: ConvertOptions) -> None:
+    """Of documents' ids and labels, for which not every format has a place."""
+    kept = sorted({column for split in corpus.splits.values() for column in split.columns})
+    if not kept or FORMATS[to].KEEPS_COLUMNS:
+        return
+    if not options.is_lossy:
+        raise UserError(
+            f"{corpus.source}: has {' and '.join(kept)}, for which {to} has no place; --lossy leaves them out"
+        )
+    num_documents = sum(len(split.lengths) for split in corpus.splits.values() if split.columns)
+    log.warning("%s: %s of %s are left out", corpus.source, " and ".join(kept), counted(num_documents, "document"))
+
+
+def _check_totals(
+    corpus: SourceCorpus, written: dict[str, tuple[int, int | None]], destination: Path, options: ConvertOptions
+) -> None:
+    """UserError unless all documents and tokens went into the files; other documents may be a loss that is allowed.
+
+    `written`: documents and tokens (None where a format has none) by split, as they are found in the files.
+    """
+    for name, split in corpus.splits.items():
+        documents, tokens = written.get(name, (0, 0))
+        read = f"{counted(len(split.lengths), 'document')} and {counted(split.num_tokens, 'token')}"
+        if tokens not in (None, split.num_tokens) or (documents != len(split.lengths) and not options.is_lossy):
+            raise UserError(
+                f"{destination}: {name} would hold {documents} documents and {tokens} tokens, its source has {read}; "
+                "please report this"
+            )
 
 
 def _begins_with_bos(corpus: SourceCorpus) -> bool:
@@ -91,6 +123,20 @@ def _count_first(split: TokenSplit, token: int) -> tuple[int, int]:
         count += int((piece[inside] == token).sum())
         first += len(piece)
     return count, len(starts)
+
+
+def _tell_left_out(source: Path, suffix: str | None) -> None:
+    """Files that look like the source's, but are not named as a split is: valid.bin, train.jsonl.gz."""
+    if suffix is None or source.is_file():
+        return
+    beside, prefix = (source, "") if source.is_dir() else (source.parent, f"{source.name}-")
+    taken = set(split_files(source, suffix).values())
+    found = sorted(path for path in beside.glob(f"{glob.escape(prefix)}*{suffix}*") if path not in taken)
+    if found:
+        log.warning(
+            "%s: %s left out, such as %s: splits are train, val and test",
+            *(source, counted(len(found), f"file of {suffix}", f"files of {suffix}"), found[0].name),
+        )
 
 
 def format_of(source: Path) -> str:

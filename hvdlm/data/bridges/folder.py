@@ -21,6 +21,7 @@ from hvdlm.world.serial import SerialWorld
 
 CONVERTED = "converted.json"  # where the tokens came from; their dtype there makes the way back exact
 KEEPS_COLUMNS = True
+SUFFIX: str | None = None
 TEXT_TOKENS = 1 << 16
 
 
@@ -85,6 +86,12 @@ def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
     note = {"format": corpus.format, "source": str(corpus.source), "dtypes": dtypes}
     write_text_durably(folder / CONVERTED, json.dumps(note, indent=1) + "\n")
     write_manifest(folder, _describe(folder, corpus, shards))
+
+
+def totals(folder: Path, tokenizer: Tokenizer) -> dict[str, tuple[int, int | None]]:
+    """As the shards have them, which the manifest was made of."""
+    splits = read_manifest(folder).splits
+    return {name: (entry.num_documents, entry.num_tokens) for name, entry in splits.items()}
 
 
 def _write_shards(folder: Path, name: str, corpus: SourceCorpus, options: ConvertOptions) -> tuple[ShardEntry, ...]:

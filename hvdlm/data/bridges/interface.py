@@ -73,6 +73,7 @@ class Bridge(Protocol):
     """What a module of a format has; FORMATS lists them."""
 
     KEEPS_COLUMNS: bool  # has a place for ids and labels of documents
+    SUFFIX: str | None  # of the files of its splits; None where a manifest lists them
 
     def is_there(self, source: Path) -> bool:
         """Whether `source` is in this format."""
@@ -82,6 +83,9 @@ class Bridge(Protocol):
 
     def write(self, folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
         """Write all splits into `folder`, in which tokenizer.json is already."""
+
+    def totals(self, folder: Path, tokenizer: Tokenizer) -> dict[str, tuple[int, int | None]]:
+        """Documents and tokens (None: it has none) that the files of each split in `folder` hold."""
 
 
 def split_files(source: Path, suffix: str) -> dict[str, Path]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,18 @@ import numpy as np
 
 from hvdlm.data.bridges.interface import ConvertOptions, SourceCorpus, TokenSplit, reader_of, split_files, write_array
 from hvdlm.errors import UserError
+from hvdlm.tables import counted
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
+from hvdlm.tokenizer.loss import num_lost
+
+log = logging.getLogger("hvdlm")
 
 KEEPS_COLUMNS = True
+SUFFIX = ".jsonl"
 BATCH_BYTES = 1 << 20  # text that meets the tokenizer at once
 BATCH_TOKENS = 1 << 18
+SHOWN_KEYS = 8
 COLUMNS = {"id": "doc_ids", "label": "doc_labels"}
 
 
@@ -36,28 +44,49 @@ def _read_split(path: Path, tokenizer: Tokenizer, spool: Path) -> TokenSplit:
     dtype = dtype_for(tokenizer.vocab_size)
     lengths = [np.empty(0, np.int64)]
     columns: dict[str, list[str]] = {name: [] for name in COLUMNS.values()}
-    text_bytes = 0
+    text_bytes, lost, others = 0, 0, Counter[str]()
     with spool.open("wb") as file:
-        for records in _batches(path):
-            ids, of_documents = tokenizer.encode_documents([record["text"] for record in records])
+        for records in _batches(path, others):
+            texts = [record["text"] for record in records]
+            try:
+                ids, of_documents = tokenizer.encode_documents(texts)
+            except UserError as error:
+                raise UserError(f"{_place_of_misfit(records, tokenizer, path)}: {error}") from None
             write_array(file, ids, dtype)
             lengths.append(of_documents)
-            text_bytes += sum(len(record["text"].encode()) for record in records)
+            text_bytes += sum(len(text.encode()) for text in texts)
+            lost += num_lost(tokenizer, texts)
             for key, name in COLUMNS.items():
                 columns[name] += [record[key] for record in records]
+    if lost:
+        log.warning("%s: %s no token stands for, and are lost", path, counted(lost, "character"))
+    if others:
+        told = ", ".join(f"{key!r} of {counted(count, 'record')}" for key, count in others.most_common(SHOWN_KEYS))
+        log.warning("%s: left out: %s%s", path, told, " and others" if len(others) > SHOWN_KEYS else "")
     kept = {name: values for name, values in columns.items() if any(values)}
     read_tokens, all_lengths = reader_of(spool, dtype), np.concatenate(lengths)
     return TokenSplit(path, all_lengths, read_tokens, dtype.name, tokenizer.vocab_size, text_bytes, kept)
 
 
-def _batches(path: Path) -> Iterator[list[dict[str, str]]]:
+def _place_of_misfit(records: list[dict[str, str]], tokenizer: Tokenizer, path: Path) -> str:
+    """Of the first text that the vocabulary cannot encode."""
+    for record in records:
+        try:
+            tokenizer.encode_documents([record["text"]])
+        except UserError:
+            return record["place"]
+    return str(path)
+
+
+def _batches(path: Path, others: Counter[str]) -> Iterator[list[dict[str, str]]]:
+    """Records of a file; `others` counts the keys that have no place in a data set."""
     records: list[dict[str, str]] = []
     held = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            records.append(_record(line, f"{path}:{number}"))
+            records.append(_record(line, f"{path}:{number}", others))
             held += len(line)
             if held >= BATCH_BYTES:
                 yield records
@@ -66,32 +95,63 @@ def _batches(path: Path) -> Iterator[list[dict[str, str]]]:
         yield records
 
 
-def _record(line: bytes, place: str) -> dict[str, str]:
+class _Number(str):
+    """A number of JSON as it is written, which is no text."""
+
+    __slots__ = ()
+
+
+def _record(line: bytes, place: str, others: Counter[str]) -> dict[str, str]:
     try:
-        value: Any = json.loads(line)
+        value: Any = json.loads(line, parse_int=_Number, parse_float=_Number)
         text = value["text"]
-        if not isinstance(text, str):
+        if not isinstance(text, str) or isinstance(text, _Number):
             raise TypeError
-        text.encode()  # a lone surrogate is no text
-    except (ValueError, TypeError, KeyError):
+        names = {key: _name(value.get(key), key, line) for key in COLUMNS}
+        "".join([text, *names.values()]).encode()  # a lone surrogate is no text
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(
             f'{place}: not a JSON object with "text" in valid characters; mend or remove this line'
         ) from None
-    return {"text": text, **{key: "" if value.get(key) is None else str(value[key]) for key in COLUMNS}}
+    others.update(value.keys() - {"text", *COLUMNS})
+    return {"text": text, "place": place, **names}
+
+
+def _name(value: Any, key: str, line: bytes) -> str:
+    """An id or a label as it is written; what is nested stays JSON."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(json.loads(line)[key], ensure_ascii=False)
 
 
 def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
     for name, split in corpus.splits.items():
+        changed = 0
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
-            for first, texts in _texts(split, corpus.tokenizer, options):
+            for first, texts, num_changed in _texts(split, corpus.tokenizer, options):
+                changed += num_changed
                 for document, text in enumerate(texts, first):
                     columns = {key: split.columns.get(name) for key, name in COLUMNS.items()}
                     labels = {key: values[document] for key, values in columns.items() if values and values[document]}
                     file.write(json.dumps({"text": text, **labels}, ensure_ascii=False) + "\n")
+        if changed:
+            log.warning("%s: %s would come back with other ids", split.file, counted(changed, "document"))
 
 
-def _texts(split: TokenSplit, tokenizer: Tokenizer, options: ConvertOptions) -> Iterator[tuple[int, list[str]]]:
-    """(number of the first document, texts) in batches; UserError for one that would come back as other ids."""
+def totals(folder: Path, tokenizer: Tokenizer) -> dict[str, tuple[int, int | None]]:
+    """A document is a line; it has no tokens until it meets a tokenizer."""
+    found = {}
+    for name, path in split_files(folder, SUFFIX).items():
+        with path.open("rb") as file:
+            found[name] = (sum(1 for _ in file), None)
+    return found
+
+
+def _texts(split: TokenSplit, tokenizer: Tokenizer, options: ConvertOptions) -> Iterator[tuple[int, list[str], int]]:
+    """(number of the first document, texts, how many would come back as other ids) in batches.
+
+    UserError for one that would, unless losses are allowed.
+    """
     offsets = split.offsets()
     first = 0
     while first < len(split.lengths):
@@ -105,21 +165,23 @@ def _texts(split: TokenSplit, tokenizer: Tokenizer, options: ConvertOptions) -> 
             tokenizer.decode(document[:-1] if document.size and document[-1] == tokenizer.eos_id else document)
             for document in documents
         ]
-        if not options.is_lossy:
-            _check_texts(split, first, documents, texts, tokenizer)
-        yield first, texts
+        changed = _changed(documents, texts, tokenizer)
+        if changed and not options.is_lossy:
+            raise UserError(
+                f"{split.file}: document {first + changed[0]} has other ids than its text has, so it would not come "
+                "back from jsonl; convert to megatron, or pass --lossy"
+            )
+        yield first, texts, len(changed)
         first = last
 
 
-def _check_texts(
-    split: TokenSplit, first: int, documents: list[np.ndarray], texts: list[str], tokenizer: Tokenizer
-) -> None:
-    ids, lengths = tokenizer.encode_documents(texts)
-    for number, (document, again) in enumerate(
-        zip(documents, np.split(ids, np.cumsum(lengths)[:-1]), strict=True), first
-    ):
-        if not np.array_equal(document, again):
-            raise UserError(
-                f"{split.file}: document {number} has other ids than its text has, so it would not come back from "
-                "jsonl; convert to megatron, or pass --lossy"
-            )
+def _changed(documents: list[np.ndarray], texts: list[str], tokenizer: Tokenizer) -> list[int]:
+    """Numbers of the documents that have other ids than their texts."""
+    try:
+        ids, lengths = tokenizer.encode_documents(texts)
+    except UserError:  # of one that was decoded to what the vocabulary cannot spell
+        if len(texts) == 1:
+            return [0]
+        return [number for number, text in enumerate(texts) if _changed([documents[number]], [text], tokenizer)]
+    pairs = zip(documents, np.split(ids, np.cumsum(lengths)[:-1]), strict=True)
+    return [number for number, (document, other) in enumerate(pairs) if not np.array_equal(document, other)]

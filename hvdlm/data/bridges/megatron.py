@@ -9,6 +9,7 @@ an end-of-text id. A document without any sequence, which preprocess_data.py mak
 
 from __future__ import annotations
 
+import logging
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +21,10 @@ from hvdlm.errors import UserError
 from hvdlm.files import open_regular
 from hvdlm.tokenizer import Tokenizer
 
+log = logging.getLogger("hvdlm")
+
 KEEPS_COLUMNS = False
+SUFFIX = ".bin"
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
@@ -41,11 +45,14 @@ def read(source: Path, tokenizer: Tokenizer, work: Path, options: ConvertOptions
 
 def _read_split(path: Path, vocab_size: int, options: ConvertOptions) -> TokenSplit:
     dtype, sizes, documents = _read_index(path)
-    if not options.is_lossy and np.diff(documents).max(initial=0) > 1:  # none: preprocess_data.py met an empty text
-        raise UserError(
-            f"{path}: has {len(sizes)} sequences in {len(documents) - 1} documents, and sequences would be joined; "
-            "make it again without --split-sentences, or pass --lossy"
-        )
+    if np.diff(documents).max(initial=0) > 1:  # none: preprocess_data.py met an empty text
+        joined = f"{len(sizes)} sequences in {len(documents) - 1} documents"
+        if not options.is_lossy:
+            raise UserError(
+                f"{path}: has {joined}, and sequences would be joined; make it again without --split-sentences, or "
+                "pass --lossy"
+            )
+        log.warning("%s: has %s; those of a document are joined", path, joined)
     data = path.with_suffix(".bin")
     num_bytes = int(sizes.sum()) * dtype.itemsize
     if not data.is_file():
@@ -104,6 +111,12 @@ def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
             write_array(file, split.lengths, "<i4")
             write_array(file, split.offsets()[:-1] * dtype.itemsize, "<i8")
             write_array(file, np.arange(num + 1), "<i8")
+
+
+def totals(folder: Path, tokenizer: Tokenizer) -> dict[str, tuple[int, int | None]]:
+    """As they are read again."""
+    found = read(folder, tokenizer, folder, ConvertOptions())
+    return {name: (len(split.lengths), split.num_tokens) for name, split in found.items()}
 
 
 def _dtype_for(corpus: SourceCorpus, split: TokenSplit) -> np.dtype:

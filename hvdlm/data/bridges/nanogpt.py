@@ -30,6 +30,7 @@ from hvdlm.tokenizer.interface import dtype_for
 log = logging.getLogger("hvdlm")
 
 KEEPS_COLUMNS = False
+SUFFIX = ".bin"
 LLM_C_BYTES = 1024  # of the header
 LLM_C_DTYPES = {20240520: "<u2", 20240801: "<u4"}  # by magic: for GPT-2 and for Llama 3
 NUMPY_MAGIC = b"\x93NUMPY"
@@ -123,20 +124,34 @@ def _places(split: TokenSplit, token: int) -> list[np.ndarray]:
 def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
     dtype, eos_id = dtype_for(corpus.tokenizer.vocab_size), corpus.tokenizer.eos_id
     for name, split in corpus.splits.items():
-        if not options.is_lossy:
-            _check_ends(split, eos_id)
+        _check_ends(split, eos_id, options)
         with (folder / f"{name}.bin").open("wb") as file:
             for piece in split.pieces():
                 write_array(file, piece, dtype)
 
 
-def _check_ends(split: TokenSplit, eos_id: int) -> None:
-    """UserError unless the documents are found again by their end-of-text ids; the last may have none."""
+def totals(folder: Path, tokenizer: Tokenizer) -> dict[str, tuple[int, int | None]]:
+    """As they are read again."""
+    found = read(folder, tokenizer, folder, ConvertOptions())
+    return {name: (len(split.lengths), split.num_tokens) for name, split in found.items()}
+
+
+def _check_ends(split: TokenSplit, eos_id: int, options: ConvertOptions) -> None:
+    """UserError unless the documents are found again by their end-of-text ids; the last may have none.
+
+    Where losses are allowed they are said.
+    """
     ends = split.offsets()[1:] - 1
     found = np.concatenate([ends[:0], *_places(split, eos_id)])
     if split.num_tokens and split.lengths[-1] and (not found.size or found[-1] != ends[-1]):
         found = np.append(found, ends[-1])
-    if not np.array_equal(ends, found):
+    if not np.array_equal(ends, found) and options.is_lossy:
+        kept = len(np.intersect1d(ends, found))
+        log.warning(
+            "%s: of %d documents %d do not end with their one end-of-text id %d; there are %d now",
+            *(split.file, len(ends), len(ends) - kept, eos_id, len(found)),
+        )
+    elif not np.array_equal(ends, found):
         same = min(len(ends), len(found))
         document = int(np.argmin(np.append(ends[:same] == found[:same], False)))
         raise UserError(
