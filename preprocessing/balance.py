@@ -104,13 +104,14 @@ def close_balance(
 ) -> dict[str, Any]:
     """What preprocess.json keeps of the balance; UserError for a sum that does not come out.
 
-    `reads` are of all parts: `path`, `bytes`, how many `documents` (bad records among them) its reader gave, and what
-    `count_suspect` found.
+    `reads` are of all parts: `path`, `bytes`, how many `documents` (bad records among them) its reader gave, pieces of
+    how many `texts` those are, and what `count_suspect` found.
     """
-    num_bytes, documents, text_bytes, suspect = (Counter[str]() for _ in range(4))
+    num_bytes, documents, texts, text_bytes, suspect = (Counter[str]() for _ in range(5))
     for read in reads:
         num_bytes[read["path"]] += read["bytes"]
         documents[read["path"]] += read["documents"]
+        texts[read["path"]] += read["texts"]
         text_bytes[read["path"]] += read.get("text_bytes", 0)
         suspect[read["path"]] += 3 * read.get("replaced_characters", 0) + read.get("nul_characters", 0)  # bytes
     for path, (size, _) in listed.items():
@@ -137,7 +138,7 @@ def close_balance(
         "documents_lost": lost,
         "files_without_documents": len(without),
         "first_files_without_documents": without[:MOST_NAMED],
-        "files_of_one_document": sum(documents[path] == 1 for path in listed),
+        "files_of_one_text": sum(texts[path] == 1 for path in listed),
         "files_with_suspect_text": len(odd),
         "first_files_with_suspect_text": {path: shares[path] for path in odd[:MOST_NAMED]},
     }

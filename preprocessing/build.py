@@ -219,7 +219,7 @@ class Worker:
         for part, read in zip(unit.parts, inputs, strict=True):
             check_replaced(part, read["xxh3_128"], inodes, now)
         for part, read in enumerate(reads):
-            read["documents"] = self._pipeline.read[part]
+            read |= {"documents": self._pipeline.read[part], "texts": self._pipeline.texts[part]}
         self._result.inputs, self._result.reads, self._result.statistics = inputs, reads, statistics
         self._result.round_trip = self._prove(list(excerpts), unit)
         self._save(self._plan.spool(number))

@@ -33,13 +33,15 @@ class Pipeline:
         self._filter = make_filter(config.filter)
         self._shown = 0
         self.read: Counter[int] = Counter()  # documents and bad records of the unit under way, by number of its part
+        self.texts: Counter[int] = Counter()  # the same without the later pieces of texts that were cut
 
     def documents(self, unit: Unit, statistics: Counter[str], drop: Drop = lambda line: None) -> Iterator[Document]:
         """Documents to keep, in input order; counts what happens to all others, and hands each of them to `drop`."""
-        self.read = Counter()
+        self.read, self.texts = Counter(), Counter()
         for number, part in enumerate(unit.parts):
             for found in found_in(part, self._config.read_options):
                 self.read[number] += 1
+                self.texts[number] += isinstance(found, BadRecord) or not found.piece
                 if isinstance(found, BadRecord):
                     self._pass_over(found, part, statistics, drop)
                     continue

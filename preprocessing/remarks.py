@@ -53,7 +53,7 @@ def of_balance(balance: Mapping[str, Any], statistics: Mapping[str, int], config
     if without := balance["first_files_without_documents"]:
         num_files = counted(balance["files_without_documents"], "file")
         lines.append(f"{num_files} without any document, such as {without[0]}")
-    if config.separator and balance["files_of_one_document"] + balance["files_without_documents"] == balance["files"]:
+    if config.separator and balance["files_of_one_text"] + balance["files_without_documents"] == balance["files"]:
         lines.append(f"separator {config.separator!r} parts none of {counted(balance['files'], 'file')}")
     for path, share in list(balance["first_files_with_suspect_text"].items())[:1]:
         num_files = counted(balance["files_with_suspect_text"], "file")

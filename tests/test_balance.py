@@ -18,9 +18,9 @@ from hvdlm.preprocessing.remarks import of_settings
 
 LISTED = {"a": (10, 1), "b": (5, 1), "c": (0, 1)}
 READS = [
-    {"path": "a", "bytes": 4, "documents": 3},
-    {"path": "a", "bytes": 6, "documents": 2},
-    {"path": "b", "bytes": 5, "documents": 0},
+    {"path": "a", "bytes": 4, "documents": 3, "texts": 3},
+    {"path": "a", "bytes": 6, "documents": 2, "texts": 2},
+    {"path": "b", "bytes": 5, "documents": 0, "texts": 0},
 ]
 LOST = {"bad_records": 1, "filter_min_chars": 2, "empty_documents": 0, "clean_width": 7, "replaced_characters": 9}
 
@@ -54,7 +54,7 @@ def test_sums_that_come_out():
         "documents_lost": {"bad_records": 1, "filter_min_chars": 2},
         "files_without_documents": 2,
         "first_files_without_documents": ["b", "c"],
-        "files_of_one_document": 0,
+        "files_of_one_text": 0,
         "files_with_suspect_text": 0,
         "first_files_with_suspect_text": {},
     }
@@ -260,9 +260,11 @@ def test_a_key_that_no_document_has_is_told(key, tmp_path, caplog):
     assert [line for line in warnings_of(caplog) if "no document has 'name'" in line]
 
 
-def test_a_separator_that_parts_nothing_is_told(tmp_path, caplog):
+@pytest.mark.parametrize("limit", [4 << 20, 100])
+def test_a_separator_that_parts_nothing_is_told(limit, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", limit)
     settings = {"format": "separated", "separator": "-----", "split": {"val": 0}}
-    (tmp_path / "a.txt").write_text("one\n====\ntwo\n")
+    (tmp_path / "a.txt").write_text("one\n====\ntwo\n" + "x " * 200)
     preprocess(tmp_path / "a.txt", tmp_path / "none", **settings)
     assert "separator '-----' parts none of 1 file" in warnings_of(caplog)
     caplog.clear()
