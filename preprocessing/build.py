@@ -216,10 +216,10 @@ class Worker:
             self._queue.count(documents=len(batch), tokens=len(ids))
             self._save_segment_if_due()
         now = check_parts(unit.parts, self._plan.listed)  # as before the reading: nothing wrote to them meanwhile
-        for part, read in zip(unit.parts, inputs, strict=True):
-            check_replaced(part, read["xxh3_128"], inodes, now)
-        for part, read in enumerate(reads):
-            read |= {"documents": self._pipeline.read[part], "texts": self._pipeline.texts[part]}
+        for part, found in zip(unit.parts, inputs, strict=True):
+            check_replaced(part, found["xxh3_128"], inodes, now)
+        for nth, read in enumerate(reads):
+            read |= {"documents": self._pipeline.read[nth], "texts": self._pipeline.texts[nth]}
         self._result.inputs, self._result.reads, self._result.statistics = inputs, reads, statistics
         self._result.round_trip = self._prove(list(excerpts), unit)
         self._save(self._plan.spool(number))

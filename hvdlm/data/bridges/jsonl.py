@@ -21,7 +21,7 @@ from hvdlm.tokenizer.loss import num_lost
 log = logging.getLogger("hvdlm")
 
 KEEPS_COLUMNS = True
-SUFFIX = ".jsonl"
+SUFFIX: str | None = ".jsonl"
 BATCH_BYTES = 1 << 20  # text that meets the tokenizer at once
 BATCH_TOKENS = 1 << 18
 SHOWN_KEYS = 8
@@ -140,8 +140,8 @@ def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
 
 def totals(folder: Path, tokenizer: Tokenizer) -> dict[str, tuple[int, int | None]]:
     """A document is a line; it has no tokens until it meets a tokenizer."""
-    found = {}
-    for name, path in split_files(folder, SUFFIX).items():
+    found: dict[str, tuple[int, int | None]] = {}
+    for name, path in split_files(folder, ".jsonl").items():
         with path.open("rb") as file:
             found[name] = (sum(1 for _ in file), None)
     return found

@@ -24,7 +24,7 @@ from hvdlm.tokenizer import Tokenizer
 log = logging.getLogger("hvdlm")
 
 KEEPS_COLUMNS = False
-SUFFIX = ".bin"
+SUFFIX: str | None = ".bin"
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}

@@ -30,7 +30,7 @@ from hvdlm.tokenizer.interface import dtype_for
 log = logging.getLogger("hvdlm")
 
 KEEPS_COLUMNS = False
-SUFFIX = ".bin"
+SUFFIX: str | None = ".bin"
 LLM_C_BYTES = 1024  # of the header
 LLM_C_DTYPES = {20240520: "<u2", 20240801: "<u4"}  # by magic: for GPT-2 and for Llama 3
 NUMPY_MAGIC = b"\x93NUMPY"
