@@ -49,6 +49,7 @@ MOST_ADDED = 64  # added tokens that are looked for in each text
 CHECK_CHARACTERS = 1 << 16  # of text looked through at once; more would leave the cache
 
 PROVEN, UNSEEN, APART = 0, 1, 2  # what is known of a character
+NEARBY_CHARACTERS = 32  # on each side of a character that are looked at when the job first has it
 SURROUNDINGS = "a{0}a 1{0}1 !{0}!A{0}a{0}A1{0}a {0} {0}\na'{0}a'{0}ea'l{0}a"  # of a character in its probe
 SPLIT_AT = "a1!A \n'"  # the probe's vocabulary joins these with every byte, so that each cut shows in the ids
 
@@ -75,6 +76,7 @@ class FastTokenizer:
         self._make = lambda: gigatoken.Tokenizer.from_json(plain)
         self._encoder = self._make()
         self._characters = Characters(content["pre_tokenizer"])
+        self.wrong: str | None = None  # a text of the job that the two were found to encode differently
         self._resident = memory_bytes("VmRSS")
         self.kind, self.vocab_size = exact.kind, exact.vocab_size
         self.eos_id, self.bos_id, self.unk_id = exact.eos_id, exact.bos_id, exact.unk_id
@@ -113,7 +115,23 @@ class FastTokenizer:
             return False
         if text.isascii():
             return True
-        return self._characters.are_same(text) and (not self._needs_nfc or unicodedata.is_normalized("NFC", text))
+        is_same = self._characters.are_same(text)
+        self._prove_around(text, self._characters.take_first_met())
+        return is_same and (not self._needs_nfc or unicodedata.is_normalized("NFC", text))
+
+    def _prove_around(self, text: str, places: list[int]) -> None:
+        """Compare both encoders on the text around each character that is met for the first time."""
+        if not places or self.wrong is not None:
+            return
+        pieces, end = [], 0
+        for place in places:
+            if place + NEARBY_CHARACTERS > end:  # else it stands well within the piece before
+                end = place + 2 * NEARBY_CHARACTERS
+                pieces.append(text[max(0, place - NEARBY_CHARACTERS) : end])
+        pieces = [piece for piece in pieces if self._is_same(piece)]
+        if pieces:
+            ids, counts = self._encode_fast(pieces)
+            self.wrong = _first_difference(self._exact, pieces, ids, counts)
 
     def _encode_fast(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if memory_bytes("VmRSS") - self._resident > CACHE_BYTES:
@@ -135,16 +153,24 @@ class Characters:
         self._state = np.full(0x110000, UNSEEN, dtype=np.uint8)
         self._state[:128] = PROVEN
         self._probes: tuple[Any, Any] | None = None
+        self._first_met: list[int] = []
 
     def are_same(self, text: str) -> bool:
         codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
         states = self._state.take(codes)
         if states.max(initial=PROVEN) == PROVEN:
             return True
-        unseen = np.unique(codes[states == UNSEEN])
-        if len(unseen):
+        places = np.flatnonzero(states == UNSEEN)
+        if len(places):
+            unseen, first = np.unique(codes[places], return_index=True)
             self._try(unseen)
+            self._first_met = np.sort(places[first]).tolist()
         return bool(self._state.take(codes).max() == PROVEN)
+
+    def take_first_met(self) -> list[int]:
+        """Where the last text had characters that none before it had, once."""
+        places, self._first_met = self._first_met, []
+        return places
 
     def _try(self, codes: np.ndarray) -> None:
         known = [code for code in codes.tolist() if unicodedata.category(chr(code)) not in ("Cn", "Cs")]
@@ -255,7 +281,8 @@ def make_fast(tokenizer: Tokenizer, sample: list[str], *, threads: int = 1) -> T
         return tokenizer
     try:
         fast = FastTokenizer(tokenizer, threads=threads)
-        difference = _first_difference(tokenizer, fast, [*NASTY, *sample])
+        texts = [*NASTY, *sample]
+        difference = _first_difference(tokenizer, texts, *fast.encode_documents(texts)) or fast.wrong
     except ImportError:
         reason = "gigatoken is not installed; pip install 'hvdlm[text]'"
     except (KeyboardInterrupt, SystemExit):
@@ -270,10 +297,9 @@ def make_fast(tokenizer: Tokenizer, sample: list[str], *, threads: int = 1) -> T
     return tokenizer
 
 
-def _first_difference(exact: Tokenizer, fast: Tokenizer, texts: list[str]) -> str | None:
-    """The first text whose ids are not the same."""
+def _first_difference(exact: Tokenizer, texts: list[str], fast_ids: np.ndarray, fast_counts: np.ndarray) -> str | None:
+    """The first text that has not these ids: as documents, and how many of each."""
     ids, counts = exact.encode_documents(texts)
-    fast_ids, fast_counts = fast.encode_documents(texts)
     if np.array_equal(ids, fast_ids) and np.array_equal(counts, fast_counts):
         return None
     ends, fast_ends = np.cumsum(counts), np.cumsum(fast_counts)
