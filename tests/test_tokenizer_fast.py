@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hvdlm.tokenizer import ByteTokenizer, FastTokenizer, digest, from_json, make_fast, train_bpe
-from hvdlm.tokenizer.fast import KNOWN_PATTERNS, NASTY
+from hvdlm.tokenizer.fast import APART, KNOWN_PATTERNS, NASTY, PROVEN, Characters
 
 pytest.importorskip("gigatoken")
 
@@ -225,3 +225,19 @@ def test_kinds_without_a_fast_encoder_stay_without_a_word(caplog):
     tokenizer = ByteTokenizer()
     assert make_fast(tokenizer, SAMPLE) is tokenizer
     assert not caplog.records
+
+
+@pytest.mark.parametrize("text", ["{}", "a{}", "aaaa{}", "é{}", "é{}é", "汉字{}", "a🙂{}"])
+def test_one_character_that_parts_the_encoders_is_found_in_any_company(text):
+    """Latin texts, mostly ASCII texts and others are looked through in three ways."""
+    rule = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True, "trim_offsets": True}
+    for character, others in (("è", "éa汉字🙂"), ("字", "éèa汉🙂"), ("🙃", "éèa汉字🙂")):
+        characters = Characters(rule)
+        assert characters.are_same(others) and characters.are_same(text.format(character))
+        characters = Characters(rule)
+        characters._try = lambda codes, own=ord(character): characters._state.__setitem__(
+            codes, np.where(codes == own, APART, PROVEN)
+        )
+        for _ in range(2):  # unseen, and seen
+            assert characters.are_same(text.format("a").replace(character, "")) and characters.are_same("éaé")
+            assert not characters.are_same(text.format(character))
