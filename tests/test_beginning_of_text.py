@@ -216,6 +216,8 @@ def test_the_settings_of_a_sentencepiece_model(tmp_path):
     beside = tmp_path / "tokenizer_config.json"
     beside.write_text(json.dumps({"add_bos_token": True, "bos_token": {"content": "<s>"}}))
     assert read_model(path).bos_id == 1
+    beside.write_text(json.dumps({"add_bos_token": True, "bos_token": "</s>"}))
+    assert read_model(path).bos_id is None
     beside.write_text(json.dumps({"add_bos_token": False, "bos_token": "<s>"}))
     assert read_model(train_sentencepiece(path, byte_fallback=True, vocab_size=600)).bos_id is None
 
@@ -339,3 +341,32 @@ def test_which_of_several_ends_ends_documents(trained, tmp_path, caplog, tokens,
     assert expected in caplog.text and bool(others) == bool(caplog.text)
     caplog.clear()
     assert make("bpe", path=path, eos=tokens[-1]).eos_id == 300 + len(tokens) and not caplog.text
+
+
+def test_the_added_tokens_of_a_rank_file_are_those_beside_it(tmp_path, caplog):
+    path = write_many_ranks(tmp_path / "tiktoken.model", range(1000))
+    beside = tmp_path / "tokenizer_config.json"
+    names = {"1000": "[BOS]", "1001": "[EOS]", "1010": "<|im_end|>"}  # as Kimi's
+    added = {number: {"content": name, "special": True} for number, name in names.items()}
+    config = {"added_tokens_decoder": added, "bos_token": "[BOS]", "eos_token": "<|im_end|>"}
+
+    def found(bos="auto", **changes):
+        beside.write_text(json.dumps({**config, **changes}))
+        tokenizer = make("tiktoken", path=path, pattern="gpt2", bos=bos)
+        assert tokenizer.decode(tokenizer.encode_documents(["ab [BOS]"])[0]) == "ab [BOS]"
+        return tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size
+
+    assert found(add_bos_token=True) == (1000, 1001, 1011)
+    assert found(add_bos_token=False) == found("none", add_bos_token=True) == (None, 1001, 1011)
+    assert found() == found(add_bos_token=True, bos_token="[EOS]") == (None, 1001, 1011)
+    assert found("[BOS]", add_bos_token=False) == (1000, 1001, 1011)
+    assert found(added_tokens_decoder={}) == (None, 1000, 1001)
+    with pytest.raises(UserError, match=r"\(\[BOS\], \[EOS\], <\|im_end\|>\); set tokenizer.bos: none"):
+        found("<s>")
+    for broken in ({"x": {"content": "a"}}, {"1": {}}, {"1": "a"}, ["a"]):
+        with pytest.raises(UserError, match=r"tokenizer_config.json: is no tokenizer_config.json"):
+            found(added_tokens_decoder=broken)
+    beside.unlink()
+    with caplog.at_level("INFO"):
+        assert make("tiktoken", path=path, pattern="gpt2").eos_id == 1000
+    assert "tiktoken.model: documents end with the id 1000" in caplog.text

@@ -6,8 +6,8 @@ Read from the tokenizer.json (its post_processor) and from the tokenizer_config.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|eom_id|>", "<|eot|>", "<end_of_turn>
 
 @dataclass(frozen=True)
 class PublisherConfig:
-    """What a tokenizer_config.json says of the ends of a text; None where it says nothing."""
+    """What a tokenizer_config.json says of the ends of a text; None where it says nothing. `ids` of added tokens."""
 
     path: Path
     adds_bos: bool | None = None
     bos: str | None = None
     eos: str | None = None
+    ids: Mapping[str, int] = field(default_factory=dict)
 
 
 def config_beside(path: Path) -> PublisherConfig:
@@ -43,10 +44,11 @@ def config_beside(path: Path) -> PublisherConfig:
         adds_bos = found.get("add_bos_token")
         if adds_bos is not None and not isinstance(adds_bos, bool):
             raise ValueError(f"add_bos_token: {adds_bos!r} is neither true nor false")
-        return PublisherConfig(beside, adds_bos, _token(found, "bos_token"), _token(found, "eos_token"))
+        ids = {entry["content"]: int(number) for number, entry in (found.get("added_tokens_decoder") or {}).items()}
+        return PublisherConfig(beside, adds_bos, _token(found, "bos_token"), _token(found, "eos_token"), ids)
     except OSError as error:
         raise UserError(f"{beside}: cannot read it ({error.strerror})") from None
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{beside}: is no {CONFIG} ({error}); mend it or move it away") from None
 
 
@@ -110,6 +112,11 @@ def eos_of(tokens: Collection[str], config: PublisherConfig) -> str | None:
     if config.eos not in tokens or (known and config.eos not in known):
         return None
     return None if known and config.eos == known[0] else config.eos
+
+
+def end_of(tokens: Collection[str], config: PublisherConfig) -> str | None:
+    """The token that ends a document, or None where none is known."""
+    return eos_of(tokens, config) or next((token for token in ENDS if token in tokens), None)
 
 
 def tell_ends(origin: str, bos: str | None, eos: str, tokens: Collection[str] = ()) -> None:
