@@ -156,7 +156,7 @@ def test_line_ends_inside_a_long_text_stay(tmp_path, small, name):
 @pytest.mark.parametrize("size", [10, 2 * LIMIT])
 def test_a_blank_line_before_a_paragraph_is_none_of_it(tmp_path, small, size, monkeypatch):
     monkeypatch.setattr(text, "BLOCK_BYTES", 64)
-    (tmp_path / "a").write_bytes(b"first" + b"\n" * 513 + b" \t\n" + b"x" * size)
+    (tmp_path / "a").write_bytes(b"first" + b"\n" * 514 + b" \t\n" + b"x" * size)
     first, *found = in_pieces(tmp_path / "a", options_of("paragraphs"))
     assert (first.text, "".join(document.text for document in found)) == ("first", "x" * size)
 
