@@ -18,8 +18,7 @@ from hvdlm.errors import UserError
 ErrorPolicy = Literal["strict", "replace"]
 NOT_UTF8 = "is not UTF-8; set encoding, or errors: replace"
 
-# A longer document is cut into several, so that memory is bounded whatever the input holds; so is what a
-# page, a cell or a record of an archive may expand to.
+# A longer document is cut into pieces, so that memory is bounded whatever the input holds: readers/cutting.py.
 MAX_DOCUMENT_BYTES = 4 << 20
 
 # The sources of the running interpreter: tens of MB of real text on every machine, nothing to download.
@@ -71,13 +70,26 @@ class ReadOptions:
 
 
 class Document(NamedTuple):
-    """A text and where it came from."""
+    """A text and where it came from; readers give it whole, and behind them it is a piece of a long one."""
 
     text: str
     position: int  # of its first byte in the uncompressed file, or its number from 0 in a table or archive
     id: str | None = None
     label: str | None = None
     part: int = 0  # number of its part in the unit
+    piece: int = 0  # number of this piece of a long text, from 0
+
+
+class LongDocument(NamedTuple):
+    """A text that a reader gives bit by bit, as UTF-8; `chunks` are to be taken before the reader goes on."""
+
+    chunks: Iterator[bytes]
+    position: int
+    id: str | None = None
+    label: str | None = None
+    first: int = 0  # number of the piece that the chunks begin with: see `cutting.cut`
+    stop: int | None = None  # the byte of the text from which on no piece begins
+    is_verbatim: bool = False  # whether the chunks are the file's own bytes, so that each has its place there
 
 
 class BadRecord(NamedTuple):
@@ -87,6 +99,11 @@ class BadRecord(NamedTuple):
     reason: str  # what is wrong, and the remedy if there is one
     position: int | None = None  # of its first byte in the uncompressed file, where a line number would help
     wrong_byte: int | None = None  # position of the first byte that is no character of the encoding
+
+
+def record_limit() -> int:
+    """Bytes of a page or a record that a reader must hold as a whole, before it is text."""
+    return 8 * MAX_DOCUMENT_BYTES
 
 
 def find_files(sources: list[str]) -> list[tuple[str, int]]:

@@ -43,6 +43,8 @@ class Pipeline:
                 if isinstance(found, BadRecord):
                     self._pass_over(found, part, statistics, drop)
                     continue
+                if found.piece == 1:  # each long document has just one
+                    statistics["cut_documents"] += 1
                 try:
                     document, reason = self._prepare(found, statistics)
                 except BaseException as error:

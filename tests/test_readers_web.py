@@ -107,7 +107,7 @@ def test_half_a_surrogate_pair_is_no_character(html):
 
 
 def test_a_large_page_is_not_read(html, monkeypatch):
-    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 500)
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 60)
     assert only_bad(html(page(STORY))).reason.startswith("larger than")
 
 

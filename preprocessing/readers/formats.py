@@ -11,12 +11,13 @@ from typing import BinaryIO
 from hvdlm.errors import UserError
 
 from ..compression import BrokenStream, is_compressed, open_plain, plain_suffix
-from ..documents import BadRecord, Document, Part, ReadOptions
+from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions
 from . import columnar, delimited, json_values, jsonl, text, web
+from .cutting import in_pieces
 from .encodings import Recoded
 from .sniffing import foreign, has_old_line_ends, head_of, with_new_line_ends
 
-Reader = Callable[[BinaryIO, Part, ReadOptions], Iterator[Document | BadRecord]]
+Reader = Callable[[BinaryIO, Part, ReadOptions], Iterator[Document | LongDocument | BadRecord]]
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,10 @@ def read_documents(part: Part, options: ReadOptions) -> Iterator[Document | BadR
     format_ = FORMATS[format_of(part.path, options.format)]
     try:
         with open_plain(part.path) as file:
-            read = partial(_read_text, format_) if format_.is_text else format_.read
-            yield from read(file, part, options)
+            if format_.is_text:
+                yield from _read_text(format_, file, part, options)
+            else:
+                yield from in_pieces(format_.read(file, part, options), part, options)
     except UnicodeError as error:  # of a whole stream, such as UTF-16 without a byte order mark
         yield BadRecord(part.path, f"is not {options.encoding} ({error}); set another encoding")
     except OSError as error:
@@ -123,5 +126,5 @@ def _read_text(format_: Format, file: BinaryIO, part: Part, options: ReadOptions
         file, head = recoded.file, head_of(recoded.file)
     if format_.has_lines and has_old_line_ends(head):
         file = with_new_line_ends(file)
-    for found in format_.read(file, part, options):
+    for found in in_pieces(format_.read(file, part, options), part, options):
         yield recoded.explained(found, part) if recoded and isinstance(found, BadRecord) else found

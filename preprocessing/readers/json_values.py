@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from .. import documents
-from ..documents import BadRecord, Document, Part, ReadOptions
-from .jsonl import read_record
-from .tables import larger_than_limit
-from .text import BOM
+from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions
+from .jsonl import read_long_record, read_record
+from .text import BOM, RawRecord, in_chunks
 
 BETWEEN, SCALAR = re.compile(rb"[\s,]*"), re.compile(rb'[^][{},"\s]+')
 OUTSIDE_STRING, INSIDE_STRING = re.compile(rb'[][{}"]'), re.compile(rb'["\\]')
@@ -21,25 +20,20 @@ OUTSIDE_STRING, INSIDE_STRING = re.compile(rb'[][{}"]'), re.compile(rb'["\\]')
 NO_END = "cut short: its JSON has no end; fetch the file again"
 
 
-class _Value(NamedTuple):
-    """The bytes of a value in the file, or what is wrong there."""
-
-    position: int
-    data: bytes
-    fault: str | None = None
-
-
-def read_json(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+def read_json(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | LongDocument | BadRecord]:
     """A document a record, under `text_key`."""
-    for value in _values(file):
-        if value.fault:
-            yield BadRecord(f"{part.path}: byte {value.position}", value.fault, value.position)
+    values = _values(file, part)
+    for value in values:
+        if isinstance(value, BadRecord):
+            yield value
+        elif value.is_cut:
+            yield from read_long_record(value, values, part, options)
         else:
             yield read_record(value.data, value.position, part, options)
 
 
-def _values(file: BinaryIO) -> Iterator[_Value]:
-    """The members of arrays, and values that stand in none."""
+def _values(file: BinaryIO, part: Part) -> Iterator[RawRecord | BadRecord]:
+    """The members of arrays, and values that stand in none; one of over MAX_DOCUMENT_BYTES in several pieces."""
     limit = documents.MAX_DOCUMENT_BYTES
     window, position = file.read(2 * limit), 0  # position: of the window's first byte
     at = len(BOM) if window.startswith(BOM) else 0
@@ -53,18 +47,21 @@ def _values(file: BinaryIO) -> Iterator[_Value]:
         elif window[at : at + 1] == (b"]" if is_array else b"["):
             is_array, at = not is_array, at + 1
         else:
-            start = at
-            scan = _scan(window, _Scan(start))
-            is_large = scan.at - start > limit
-            fault = larger_than_limit() if is_large else None if scan.is_whole else NO_END
-            yield _Value(position + start, b"" if fault else window[start : scan.at], fault)
-            while not scan.is_whole and window:  # past the rest of a large one
+            start, scan = at, _scan(window, _Scan(at))
+            is_open = not scan.is_whole and len(window) - start > limit  # else the file ends inside
+            if scan.is_whole or is_open:
+                yield from in_chunks(RawRecord(position + start, window[start : scan.at], is_open))
+            else:
+                yield BadRecord(f"{part.path}: byte {position + start}", NO_END, position + start)
+            while not scan.is_whole and window:
                 overshoot, position = scan.at - len(window), position + len(window)
                 window = file.read(limit)
                 scan = _scan(window, scan._replace(at=overshoot))
+                if is_open:
+                    yield RawRecord(position, window[: scan.at], not scan.is_whole and bool(window))
             at = min(scan.at, len(window))
     if is_array:
-        yield _Value(position + at, b"", NO_END)
+        yield BadRecord(f"{part.path}: byte {position + at}", NO_END, position + at)
 
 
 def _skip(window: bytes, at: int) -> int:

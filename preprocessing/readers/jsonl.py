@@ -7,14 +7,16 @@ import itertools
 import json
 import re
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import IO, Any, BinaryIO
 
 import orjson
 
 from .. import documents
-from ..documents import NOT_UTF8, BadRecord, Document, Part, ReadOptions
-from .text import LINES, RawRecord, character_start, decode, records
+from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
+from .tables import larger_than_limit, listed
+from .text import LINES, RawRecord, chunks_of, decode, records
 
 MISSING = object()
 DECODER = json.JSONDecoder(parse_int=str, parse_float=str)
@@ -23,14 +25,15 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 HIGH_SURROGATE = re.compile(rb"\\u[dD][89abAB]")
 BACKSLASH = ord("\\")
 ESCAPE_BYTES = 6  # backslash, u, four digits; a surrogate pair takes two
+BLOCK_BYTES = 1 << 20  # of a long text on its way through temporary files
 
 
-def read_json_lines(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+def read_json_lines(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | LongDocument | BadRecord]:
     """A document a line, under `text_key`; blank lines are none."""
     lines = records(file, part, LINES)
     for line in lines:
         if line.is_cut:
-            yield from _long_line(line, lines, part, options)
+            yield from read_long_record(line, lines, part, options)
         elif line.data and not line.data.isspace():
             yield read_record(line.data, line.position, part, options)
 
@@ -49,9 +52,10 @@ def read_record(line: bytes, position: int, part: Part, options: ReadOptions) ->
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
             return _bad(part, position, f"not valid JSON ({error or 'nested too deeply'})")
-    value = _value(record, options.text_key)
+    key = options.text_key
+    value = record[key] if isinstance(record, dict) and key in record else _value(record, key)
     if value is MISSING:
-        keys = ", ".join(list(record)[:20]) if isinstance(record, dict) else type(record).__name__
+        keys = listed(record) if isinstance(record, dict) else type(record).__name__
         return _bad(part, position, f"no key {options.text_key!r} (it has: {keys}); set text_key")
     if not isinstance(value, str):
         return _bad(part, position, f"{options.text_key!r} is {type(value).__name__}, not text")
@@ -96,7 +100,7 @@ def _name(value: Any, key: str, line: bytes) -> str | None:
         return whole_characters(value)
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int):
+    if isinstance(value, int) and value:  # zero may be written as -0
         return str(value)
     return whole_characters(_value(line.decode("utf-8", "replace").lstrip("\ufeff \t\r"), key, _written_members))
 
@@ -129,33 +133,57 @@ def whole_characters(text: str) -> str:
     return text if text.isascii() else SURROGATE.sub("\ufffd", text)
 
 
-def _long_line(
-    first: RawRecord, rest: Iterator[RawRecord], part: Part, options: ReadOptions
-) -> Iterator[Document | BadRecord]:
-    """Documents from the pieces of one line that is longer than a document may be.
+def read_long_record(
+    first: RawRecord, rest: Iterator[RawRecord | BadRecord], part: Part, options: ReadOptions
+) -> Iterator[Document | LongDocument | BadRecord]:
+    """The document of a JSON object that comes in several pieces, of any length; one of blanks is none."""
+    pieces = chunks_of(first, rest)
+    held: deque[bytes] = deque()
+    num_bytes = 0
+    for piece in pieces:
+        held.append(piece)
+        num_bytes += len(piece)
+        if num_bytes > record_limit():
+            yield from _larger_record(_all_of(held, pieces), first.position, part, options)
+            return
+    record = b"".join(held)
+    if not record.isspace():
+        yield read_record(record, first.position, part, options)
 
-    The text's string is laid aside until the whole line is known to be valid, with the keys behind the text. What
+
+def _all_of(held: deque[bytes], rest: Iterator[bytes]) -> Iterator[bytes]:
+    """What is held, piece by piece let go, and the rest."""
+    while held:
+        yield held.popleft()
+    yield from rest
+
+
+def _larger_record(
+    pieces: Iterator[bytes], position: int, part: Part, options: ReadOptions
+) -> Iterator[LongDocument | BadRecord]:
+    """The document of a record that is not to be held as a whole.
+
+    The text's string is laid aside until the whole object is known to be valid, with the keys behind the text. What
     stands before the text must fit into the first piece.
     """
-    pieces = _pieces(first, rest)
-    held = next(pieces)
-    found = _opening(held, options)
+    start = next(pieces)
+    found = _opening(start, options)
     if found is None:
-        yield _bad(
-            part, first.position, f"a line of over {len(held)} bytes, without {options.text_key!r} near its start"
-        )
-        for _ in pieces:
-            pass
+        size = len(start) + sum(map(len, pieces))
+        reason = f"{larger_than_limit()} ({size} bytes), without {options.text_key!r} in its first {len(start)} bytes"
+        yield _bad(part, position, f"{reason}; put it first")
         return
-    with tempfile.SpooledTemporaryFile(max_size=documents.MAX_DOCUMENT_BYTES) as spool:
-        tail = _spool_string(held[found:], pieces, spool)
-        line = held[: found - 1] + b'""' + (tail if isinstance(tail, bytes) else b"")
+    limit = documents.MAX_DOCUMENT_BYTES
+    with tempfile.SpooledTemporaryFile(limit) as spelled, tempfile.SpooledTemporaryFile(limit) as text:
+        tail = _spool_string(start[found:], pieces, spelled)
+        line = start[: found - 1] + b'""' + (tail if isinstance(tail, bytes) else b"")
         labels = tail if isinstance(tail, str) else _around_text(line, options)
-        if isinstance(labels, str):
-            yield _bad(part, first.position, labels)
+        fault = labels if isinstance(labels, str) else _unescape(spelled, text, options)
+        if isinstance(labels, str) or fault:
+            yield _bad(part, position, str(fault))
             return
-        spool.seek(0)
-        yield from _pieces_of_string(spool, first.position + found, part, labels)
+        text.seek(0)
+        yield LongDocument(iter(lambda: text.read(BLOCK_BYTES), b""), position, *labels)
 
 
 def _opening(held: bytes, options: ReadOptions) -> int | None:
@@ -170,10 +198,6 @@ def _opening(held: bytes, options: ReadOptions) -> int | None:
                 if _value(head, key) == "":
                     return found.end()
     return None
-
-
-def _max_tail_bytes() -> int:
-    return 8 * documents.MAX_DOCUMENT_BYTES
 
 
 def _spool_string(data: bytes, pieces: Iterator[bytes], spool: IO[bytes]) -> bytes | str:
@@ -191,11 +215,11 @@ def _spool_string(data: bytes, pieces: Iterator[bytes], spool: IO[bytes]) -> byt
             spool.write(data[:end])
             tail, behind = (data[end:], b"") if is_open else (b"", data[end + 1 :])
         num_behind += len(behind)
-        tail += behind if num_behind <= _max_tail_bytes() else b""
+        tail += behind if num_behind <= record_limit() else b""
     if is_open:
         return "not valid JSON (the text has no end)"
-    if num_behind > _max_tail_bytes():
-        return f"a line with over {_max_tail_bytes() / 2**20:g} MiB behind its text; put the text last"
+    if num_behind > record_limit():
+        return f"a line with over {record_limit() / 2**20:g} MiB behind its text; put the text last"
     return tail
 
 
@@ -211,23 +235,27 @@ def _around_text(line: bytes, options: ReadOptions) -> tuple[str | None, str | N
         return f"not valid JSON behind its text ({str(error).partition(': line')[0] or 'nested too deeply'})"
 
 
-def _pieces_of_string(
-    spool: IO[bytes], position: int, part: Part, labels: tuple[str | None, str | None]
-) -> Iterator[Document | BadRecord]:
-    held = spool.read(2 * documents.MAX_DOCUMENT_BYTES)
-    while len(held) > documents.MAX_DOCUMENT_BYTES:
-        cut = _safe_cut(held)
-        yield _piece_of_string(held[:cut], position, part, labels)
-        held, position = held[cut:] + spool.read(cut), position + cut
-    yield _piece_of_string(held, position, part, labels)
+def _unescape(spelled: IO[bytes], text: IO[bytes], options: ReadOptions) -> str | None:
+    """What the inside of a string spells, as UTF-8; returns what is wrong."""
+    spelled.seek(0)
+    held = b""
+    while block := spelled.read(BLOCK_BYTES):
+        held += block
+        end = _end_of_whole(held)
+        if fault := _unescape_block(held[:end], text, options):
+            return fault
+        held = held[end:]
+    return _unescape_block(held, text, options)
 
 
-def _pieces(first: RawRecord, rest: Iterator[RawRecord]) -> Iterator[bytes]:
-    yield first.data
-    for piece in rest:
-        yield piece.data
-        if not piece.is_cut:
-            return
+def _unescape_block(data: bytes, text: IO[bytes], options: ReadOptions) -> str | None:
+    try:
+        text.write(whole_characters(json.loads('"' + data.decode("utf-8", options.errors) + '"')).encode())
+    except UnicodeDecodeError:
+        return NOT_UTF8
+    except ValueError as error:
+        return f"not valid JSON in its text ({str(error).partition(': line')[0]})"
+    return None
 
 
 def _end_of_string(data: bytes) -> tuple[int, bool]:
@@ -243,26 +271,18 @@ def _end_of_string(data: bytes) -> tuple[int, bool]:
     return len(data), True
 
 
-def _safe_cut(data: bytes) -> int:
-    """A place near the limit that is inside no escape and no character."""
-    cut = documents.MAX_DOCUMENT_BYTES
-    if (blank := data.rfind(b" ", cut // 2, cut)) >= 0:
-        return blank + 1
-    escape = data.rfind(b"\\", max(0, cut - ESCAPE_BYTES), cut)
-    if escape < 0:
-        return character_start(data, cut)
-    while escape > 0 and data[escape - 1 : escape] == b"\\":
-        escape -= 1
-    if HIGH_SURROGATE.match(data, escape - 6):
-        escape -= 6
-    return escape if escape > 0 else cut
+def _end_of_whole(data: bytes) -> int:
+    """How much of the inside of a string ends with no part of an escape, of a surrogate pair or of a character."""
+    end = len(data)
+    escape = data.rfind(b"\\", max(0, end - ESCAPE_BYTES))
+    if escape >= 0 and _opens_escape(data, escape):
+        before = escape - ESCAPE_BYTES
+        is_pair = before >= 0 and HIGH_SURROGATE.match(data, before) and _opens_escape(data, before)
+        return before if is_pair else escape
+    start = next((n for n in range(end - 1, max(end - 4, 0) - 1, -1) if data[n] & 0xC0 != 0x80), end)
+    return start if start < end and data[start] >= 0xC0 else end
 
 
-def _piece_of_string(
-    data: bytes, position: int, part: Part, labels: tuple[str | None, str | None]
-) -> Document | BadRecord:
-    try:
-        text = json.loads(b'"' + data + b'"')
-    except ValueError as error:
-        return _bad(part, position, f"not valid JSON ({error})")
-    return Document(whole_characters(text), position, *labels)
+def _opens_escape(data: bytes, place: int) -> bool:
+    """Whether the backslash at `place` is none that another one escapes."""
+    return (place - len(data[:place].rstrip(b"\\"))) % 2 == 0

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 
 from hvdlm.errors import UserError
 
-from .. import documents
-from ..documents import Part, ReadOptions
+from ..documents import Part, ReadOptions, record_limit
 
 
 def larger_than_limit() -> str:
-    """Why a row, cell, page or record is refused."""
-    return f"larger than {documents.MAX_DOCUMENT_BYTES / 2**20:g} MiB"
+    """Why a row, page or record is refused that would have to be held as a whole."""
+    return f"larger than {record_limit() / 2**20:g} MiB"
 
 
 def wanted_columns(

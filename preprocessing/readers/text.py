@@ -6,6 +6,7 @@ any byte range: a record belongs to the range that holds its first byte, whoever
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
@@ -14,7 +15,8 @@ from hvdlm.errors import UserError
 
 from .. import documents
 from ..compression import read_before_break
-from ..documents import NOT_UTF8, BadRecord, Document, Part, ReadOptions
+from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions
+from . import cutting
 
 BLOCK_BYTES = 4 << 20
 SMALL_BLOCK_BYTES = 64 << 10
@@ -55,14 +57,14 @@ def records(file: BinaryIO, part: Part, boundary: Boundary) -> Iterator[RawRecor
     while True:
         block, broken = read_before_break(file, _block_bytes(part, position + len(held), len(held)))
         held += block
-        complete, used = _split(held, boundary, is_last=broken is not None or not block)
+        complete, used = _split(held, boundary, is_cut, is_last=broken is not None or not block)
         complete = complete[:-1] if broken else complete  # the last one may be half
         for offset, data in complete:
             start = position + offset
             if not (is_foreign or is_cut) and part.stop is not None and start >= part.stop:
                 return
             if not is_foreign and (is_cut or start >= part.start):
-                yield from _cut(RawRecord(start, data, False))
+                yield from in_chunks(RawRecord(start, data, False))
             is_foreign = is_cut = False
         if broken:
             raise broken
@@ -70,11 +72,12 @@ def records(file: BinaryIO, part: Part, boundary: Boundary) -> Iterator[RawRecor
         if not block or _is_over(part, position, len(held) - boundary.reach if is_foreign else 0, is_cut):
             return
         while len(held) > documents.MAX_DOCUMENT_BYTES + 2 * boundary.reach:  # no boundary begins before the limit
-            end = place_to_cut(held)
+            lead = boundary.lead.match(held) if boundary.lead and not is_cut else None
+            start, end = lead.end() if lead else 0, documents.MAX_DOCUMENT_BYTES
             is_cut = not is_foreign and (is_cut or position >= part.start)
             is_foreign = not is_cut
             if is_cut:
-                yield RawRecord(position, held[:end], True)
+                yield RawRecord(position + start, held[start:end], True)
             held, position = held[end:], position + end
 
 
@@ -83,8 +86,11 @@ def _is_over(part: Part, position: int, searched: int, is_cut: bool) -> bool:
     return part.stop is not None and not is_cut and position + max(0, searched) >= part.stop
 
 
-def _split(held: bytes, boundary: Boundary, is_last: bool) -> tuple[list[tuple[int, bytes]], int]:
-    """(offset, record) of all records whose end is certain, and how many bytes they take."""
+def _split(held: bytes, boundary: Boundary, is_begun: bool, is_last: bool) -> tuple[list[tuple[int, bytes]], int]:
+    """(offset, record) of all records whose end is certain, and how many bytes they take.
+
+    `is_begun`: the first is the rest of a record, whose beginning was given before.
+    """
     pieces = boundary.pattern.split(held)
     sure = len(held) - (0 if is_last else boundary.reach)  # a match nearer to the end may turn out longer
     complete, used = [], 0
@@ -99,6 +105,7 @@ def _split(held: bytes, boundary: Boundary, is_last: bool) -> tuple[list[tuple[i
         used = len(held)
     if boundary.lead is not None:
         leads = [lead.end() if (lead := boundary.lead.match(record)) else 0 for _, record in complete]
+        leads[:is_begun] = [0] * len(leads[:is_begun])
         complete = [(offset + n, record[n:]) for (offset, record), n in zip(complete, leads, strict=True)]
     return complete, used
 
@@ -109,50 +116,70 @@ def _block_bytes(part: Part, position: int, held: int) -> int:
     return min(BLOCK_BYTES, max(left, held, SMALL_BLOCK_BYTES))
 
 
-def _cut(record: RawRecord) -> Iterator[RawRecord]:
-    while len(record.data) > documents.MAX_DOCUMENT_BYTES:
-        end = place_to_cut(record.data)
-        yield RawRecord(record.position, record.data[:end], True)
-        record = RawRecord(record.position + end, record.data[end:], False)
-    yield record
+def in_chunks(record: RawRecord) -> Iterator[RawRecord]:
+    """A record in pieces of at most MAX_DOCUMENT_BYTES."""
+    limit, size = documents.MAX_DOCUMENT_BYTES, len(record.data)
+    if size <= limit:
+        yield record
+        return
+    for start in range(0, size, limit):
+        is_cut = record.is_cut or start + limit < size
+        yield RawRecord(record.position + start, record.data[start : start + limit], is_cut)
 
 
-def place_to_cut(data: bytes) -> int:
-    """Where to cut a long document: after the last line end or blank of the limit, else between characters."""
-    limit = documents.MAX_DOCUMENT_BYTES
-    for between in (b"\n", b" "):
-        if (found := data.rfind(between, limit // 2, limit)) >= 0:
-            return found + 1
-    return character_start(data, limit)
-
-
-def character_start(data: bytes, place: int) -> int:
-    """The start of the UTF-8 character at `place`; a character has at most 4 bytes, what has more is noise."""
-    return next((n for n in range(place, max(place - 4, 0), -1) if data[n] & 0xC0 != 0x80), place)
+def chunks_of(first: RawRecord, rest: Iterator[RawRecord | BadRecord]) -> Iterator[bytes]:
+    """The bytes of one record, which are those of `first` and of what comes next while that is cut."""
+    yield first.data
+    piece: RawRecord | BadRecord = first
+    while isinstance(piece, RawRecord) and piece.is_cut:
+        piece = next(rest)
+        assert isinstance(piece, RawRecord)
+        yield piece.data
 
 
 def decode(data: bytes, position: int, part: Part, options: ReadOptions) -> str | BadRecord:
-    """Text of UTF-8 bytes by the error policy; a byte order mark at the start of the file is none of it."""
+    """`cutting.decode`; a byte order mark at the start of the file is no text."""
     if position == 0 and data.startswith(BOM):
         data, position = data[len(BOM) :], len(BOM)
-    try:
-        return data.decode("utf-8", options.errors)
-    except UnicodeDecodeError as error:
-        place = position + error.start
-        return BadRecord(f"{part.path}: byte {place}", NOT_UTF8, wrong_byte=place)
+    return cutting.decode(data, position, part, options)
 
 
 def read_between(
     file: BinaryIO, part: Part, options: ReadOptions, *, boundary: Boundary
-) -> Iterator[Document | BadRecord]:
-    """A document a piece of text between boundaries; blank ones are none."""
-    for record in records(file, part, boundary):
-        if not record.data.isspace() and record.data:
+) -> Iterator[Document | LongDocument | BadRecord]:
+    """A document a piece of text between boundaries, without the line ends around it; blank ones are none."""
+    found = records(file, part, boundary)
+    for record in found:
+        if record.is_cut:
+            yield from _long_record(record, found)
+        elif not record.data.isspace() and record.data:
             text = decode(record.data, record.position, part, options)
             yield text if isinstance(text, BadRecord) else Document(text.strip("\r\n"), record.position)
 
 
-def read_separated(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+def _long_record(first: RawRecord, rest: Iterator[RawRecord]) -> Iterator[LongDocument]:
+    chunks, position = chunks_of(first, rest), first.position
+    if position == 0 and first.data.startswith(BOM):
+        chunks, position = itertools.chain([first.data[len(BOM) :]], itertools.islice(chunks, 1, None)), len(BOM)
+    for chunk in chunks:
+        text = chunk.lstrip(b"\r\n")
+        position += len(chunk) - len(text)
+        if text:
+            yield LongDocument(_without_last_ends(text, chunks), position, is_verbatim=True)
+
+
+def _without_last_ends(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    """A text without the line ends that may be its last bytes."""
+    ends = b""
+    for chunk in itertools.chain([first], rest):
+        text = chunk.rstrip(b"\r\n")
+        if text or len(ends) > documents.MAX_DOCUMENT_BYTES:  # a file of line ends shall not fill memory
+            yield ends + text
+            ends = b""
+        ends += chunk[len(text) :]
+
+
+def read_separated(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | LongDocument | BadRecord]:
     """A document a piece between occurrences of `separator`."""
     separator = (options.separator or "").encode()
     if not separator:
@@ -170,28 +197,17 @@ def overlaps_itself(separator: str | None) -> bool:
     return any(data.startswith(data[-n:]) for n in range(1, len(data)))
 
 
-def read_file(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
-    """A document a file. A long file is cut near multiples of the limit, wherever reading begins."""
-    limit = documents.MAX_DOCUMENT_BYTES
-    nominal = -(-part.start // limit) * limit
-    if nominal:
-        file.seek(nominal)
-    window = file.read(limit + (limit >> 4) + 4)  # as far as the next cut may look
-    while (window or not nominal) and (part.stop is None or nominal < part.stop):
-        start = _next_line(window, 0) if nominal else 0
-        end = _next_line(window, limit) if len(window) > limit else len(window)
-        if end > start or not nominal:
-            text = decode(window[start:end], nominal + start, part, options)
-            yield text if isinstance(text, BadRecord) else Document(text, nominal + start)
-        window = window[limit:] + file.read(limit)
-        nominal += limit
-
-
-def _next_line(window: bytes, start: int) -> int:
-    """The first line start at or after `start`, within a fixed distance; else the next character's start."""
-    found = window.find(b"\n", start, start + (documents.MAX_DOCUMENT_BYTES >> 4))
-    if found >= 0:
-        return found + 1
-    while start < len(window) and window[start] & 0xC0 == 0x80:
-        start += 1
-    return start
+def read_file(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[LongDocument]:
+    """A document a file; a range of it is the pieces that begin there."""
+    start = file.read(len(BOM))
+    skipped = len(BOM) if start == BOM else 0
+    step, _ = cutting.step_and_reach()
+    first = -(-part.start // step)
+    if first:
+        file.seek(skipped + first * step)
+        start = b""
+    if part.stop is None or first * step < part.stop:
+        rest = iter(lambda: file.read(1 << 20), b"")
+        yield LongDocument(
+            itertools.chain([start[skipped:]], rest), skipped, first=first, stop=part.stop, is_verbatim=True
+        )
