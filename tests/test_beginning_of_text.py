@@ -158,6 +158,7 @@ def test_kinds_that_are_learnt_have_none(tmp_path):
             TokenizerConfig.model_validate({**values, "bos": BOS})
     with pytest.raises(ValueError, match="bos names a token of the file in path; a trained bpe has none"):
         TokenizerConfig.model_validate({"kind": "bpe", "bos": BOS})
+    assert make("byte", bos="none").bos_id is None
     assert all(make(kind, vocab_size=300).bos_id is None for kind in ("byte", "char", "word", "bpe"))
 
 
@@ -176,7 +177,7 @@ def test_llama_3_rank_files_begin_texts_and_others_do_not(tmp_path):
     assert make("tiktoken", path=other).bos_id is None
     with pytest.raises(UserError, match=r"has no token '<\|begin_of_text\|>' that is known"):
         make("tiktoken", path=other, bos=BOS)
-    for ids in ({"bos_id": 5}, {"bos_id": 128001}, {"bos_id": 200000}):
+    for ids in ({"bos_id": 5}, {"bos_id": 128001}, {"bos_id": 200000}, {"bos_id": -5}, {"eos_id": -1}):
         with pytest.raises(UserError, match="is a rank or the other, or vocab_size 128256 too small"):
             from_json(json.dumps({**json.loads(found.to_json()), **ids}))
 
@@ -245,6 +246,18 @@ def test_shards_and_manifest_tell_of_it(data, corpus):
         (data / "manifest.json").write_text(json.dumps({**content, "bos_id": bos}))
         with pytest.raises(UserError, match=message):
             inspect(data)
+
+
+def test_a_folders_own_vocabulary_is_used_again_as_its_shards_have_it(file, corpus, data, tmp_path):
+    """Also where the file itself, which shards without a beginning keep as it was, tells of one."""
+    path = str(file(BEFORE["llama"]))
+    preprocess(corpus, tmp_path / "without", tokenizer={"kind": "bpe", "path": path, "bos": "none"})
+    for folder in (tmp_path / "without", data):
+        again = make("bpe", path=folder / "tokenizer.json")
+        assert digest(again) == read_manifest(folder).tokenizer_digest
+        assert again.bos_id == read_manifest(folder).bos_id
+    (tmp_path / "without" / "manifest.json").unlink()
+    assert make("bpe", path=tmp_path / "without" / "tokenizer.json").bos_id is not None
 
 
 def test_prompts_begin_as_documents_do(data, data_dir, tmp_path, monkeypatch):

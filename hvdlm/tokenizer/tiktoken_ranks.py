@@ -93,7 +93,8 @@ class TiktokenTokenizer:
         self.bos_id = special.bos_id
         ends = [self.eos_id] if self.bos_id is None else [self.eos_id, self.bos_id]
         self.vocab_size = max(top, *ends) + 1 if special.vocab_size is None else special.vocab_size
-        if self._bytes_of.keys() & set(ends) or max(top, *ends) >= self.vocab_size or len(set(ends)) < len(ends):
+        is_apart = len(set(ends)) == len(ends) and self._bytes_of.keys().isdisjoint(ends)
+        if not is_apart or min(ends) < 0 or max(top, *ends) >= self.vocab_size:
             raise UserError(
                 f"{origin}: eos_id {self.eos_id} or bos_id {self.bos_id} is a rank or the other, "
                 f"or vocab_size {self.vocab_size} too small"
