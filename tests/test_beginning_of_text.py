@@ -125,7 +125,7 @@ def test_tokenizer_config_beside_a_file_wins_over_it(file, bos_token):
     path = file(None, add_bos_token=True, bos_token="<|endoftext|>")  # as OPT's
     assert make("bpe", path=path).bos_id is None
     for config, message in (
-        ({"add_bos_token": True, "bos_token": "<x>"}, "bos_token is '<x>', of which .* knows nothing"),
+        ({"add_bos_token": True, "bos_token": "<x>"}, "bos_token is '<x>', no token of tokenizer.json"),
         ({"add_bos_token": "yes"}, "tokenizer_config.json: is no .* neither true nor false"),
         ({"bos_token": 1}, "tokenizer_config.json: is no .* 1 is no token"),
     ):
@@ -145,7 +145,15 @@ def test_another_tokenizer_config_makes_another_plan(file):
 def test_several_tokens_before_a_text_are_no_beginning(file, caplog):
     assert make("bpe", path=file(template(BOS, "<unk>"))).bos_id is None
     assert f"puts {BOS} <unk> before a text; documents get none, tokenizer.bos names one" in caplog.text
-    for rule in ({"type": "BertProcessing"}, {"type": "Sequence"}, "x", {"type": "TemplateProcessing", "single": [1]}):
+    with pytest.raises(UserError, match="what post_processor puts before texts is '<x>', no token of tokenizer.json"):
+        make("bpe", path=file(template("<x>")))
+    for rule in (
+        {"type": "BertProcessing"},
+        {"type": "BertProcessing", "cls": [[]]},
+        {"type": "Sequence"},
+        "x",
+        {"type": "TemplateProcessing", "single": [1]},
+    ):
         with pytest.raises(ValueError, match="post_processor: "):
             before_text(rule)
         with pytest.raises(UserError, match=r"tokenizer.json: not a tokenizer.json \(post_processor: "):

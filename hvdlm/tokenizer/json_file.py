@@ -110,8 +110,9 @@ def _load_foreign(text: str, content: dict[str, Any], path: Path, eos: str | Non
         found = bos_of(content, config, str(path)) if bos == AUTO else None if bos in (None, NONE) else bos
     except MISFITS as error:
         raise UserError(f"{path}: not a tokenizer.json ({reason_of(error)})") from None
-    if bos == AUTO and config.adds_bos and found not in tokens:
-        raise UserError(f"{config.path}: bos_token is {found!r}, of which {path} knows nothing; set tokenizer.bos")
+    if bos == AUTO and (found is not None or config.adds_bos) and found not in tokens:
+        source = f"{config.path}: bos_token" if config.adds_bos else f"{path}: what post_processor puts before texts"
+        raise UserError(f"{source} is {found!r}, no token of {path.name}; set tokenizer.bos")
     end = next((token for token in ENDS if token in tokens), "") if eos is None else eos
     if bos == AUTO and found == end:
         found = None  # as GPT-2's: the end of the document before begins this one

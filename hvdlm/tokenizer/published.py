@@ -84,22 +84,28 @@ def before_text(rule: Any) -> list[str]:
     ['[CLS]']
     """
     try:
-        if rule is None:
-            return []
-        if rule["type"] == "Sequence":
-            return [token for step in rule["processors"] for token in before_text(step)]
-        if rule["type"] in ("BertProcessing", "RobertaProcessing"):
-            return [rule["cls"][0]]
-        if rule["type"] != "TemplateProcessing":
-            return []
-        tokens: list[str] = []
-        for piece in rule["single"]:
-            if "SpecialToken" not in piece:
-                return tokens
-            tokens += rule["special_tokens"][piece["SpecialToken"]["id"]]["tokens"]
-        return tokens
+        tokens = _before_text(rule)
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"post_processor: {error!r}") from None
+    for token in tokens:
+        if not isinstance(token, str):
+            raise ValueError(f"post_processor: {token!r} is no token")
+    return tokens
+
+
+def _before_text(rule: Any) -> list[Any]:
+    if rule is None:
+        return []
+    if rule["type"] == "Sequence":
+        return [token for step in rule["processors"] for token in _before_text(step)]
+    if rule["type"] in ("BertProcessing", "RobertaProcessing"):
+        return [rule["cls"][0]]
+    tokens: list[Any] = []
+    for piece in rule["single"] if rule["type"] == "TemplateProcessing" else ():
+        if "SpecialToken" not in piece:
+            break
+        tokens += rule["special_tokens"][piece["SpecialToken"]["id"]]["tokens"]
+    return tokens
 
 
 def eos_of(tokens: Collection[str], config: PublisherConfig) -> str | None:
