@@ -125,7 +125,7 @@ def test_tokenizer_config_beside_a_file_wins_over_it(file, bos_token):
     path = file(None, add_bos_token=True, bos_token="<|endoftext|>")  # as OPT's
     assert make("bpe", path=path).bos_id is None
     for config, message in (
-        ({"add_bos_token": True, "bos_token": "<x>"}, "bos_token is '<x>', of which .* knows nothing"),
+        ({"add_bos_token": True, "bos_token": "<x>"}, "bos_token is '<x>', no token of tokenizer.json"),
         ({"add_bos_token": "yes"}, "tokenizer_config.json: is no .* neither true nor false"),
         ({"bos_token": 1}, "tokenizer_config.json: is no .* 1 is no token"),
     ):
@@ -145,7 +145,15 @@ def test_another_tokenizer_config_makes_another_plan(file):
 def test_several_tokens_before_a_text_are_no_beginning(file, caplog):
     assert make("bpe", path=file(template(BOS, "<unk>"))).bos_id is None
     assert f"puts {BOS} <unk> before a text; documents get none, tokenizer.bos names one" in caplog.text
-    for rule in ({"type": "BertProcessing"}, {"type": "Sequence"}, "x", {"type": "TemplateProcessing", "single": [1]}):
+    with pytest.raises(UserError, match="what post_processor puts before texts is '<x>', no token of tokenizer.json"):
+        make("bpe", path=file(template("<x>")))
+    for rule in (
+        {"type": "BertProcessing"},
+        {"type": "BertProcessing", "cls": [[]]},
+        {"type": "Sequence"},
+        "x",
+        {"type": "TemplateProcessing", "single": [1]},
+    ):
         with pytest.raises(ValueError, match="post_processor: "):
             before_text(rule)
         with pytest.raises(UserError, match=r"tokenizer.json: not a tokenizer.json \(post_processor: "):
@@ -158,6 +166,7 @@ def test_kinds_that_are_learnt_have_none(tmp_path):
             TokenizerConfig.model_validate({**values, "bos": BOS})
     with pytest.raises(ValueError, match="bos names a token of the file in path; a trained bpe has none"):
         TokenizerConfig.model_validate({"kind": "bpe", "bos": BOS})
+    assert make("byte", bos="none").bos_id is None
     assert all(make(kind, vocab_size=300).bos_id is None for kind in ("byte", "char", "word", "bpe"))
 
 
@@ -176,7 +185,7 @@ def test_llama_3_rank_files_begin_texts_and_others_do_not(tmp_path):
     assert make("tiktoken", path=other).bos_id is None
     with pytest.raises(UserError, match=r"has no token '<\|begin_of_text\|>' that is known"):
         make("tiktoken", path=other, bos=BOS)
-    for ids in ({"bos_id": 5}, {"bos_id": 128001}, {"bos_id": 200000}):
+    for ids in ({"bos_id": 5}, {"bos_id": 128001}, {"bos_id": 200000}, {"bos_id": -5}, {"eos_id": -1}):
         with pytest.raises(UserError, match="is a rank or the other, or vocab_size 128256 too small"):
             from_json(json.dumps({**json.loads(found.to_json()), **ids}))
 
@@ -216,6 +225,8 @@ def test_the_settings_of_a_sentencepiece_model(tmp_path):
     beside = tmp_path / "tokenizer_config.json"
     beside.write_text(json.dumps({"add_bos_token": True, "bos_token": {"content": "<s>"}}))
     assert read_model(path).bos_id == 1
+    beside.write_text(json.dumps({"add_bos_token": True, "bos_token": "</s>"}))
+    assert read_model(path).bos_id is None
     beside.write_text(json.dumps({"add_bos_token": False, "bos_token": "<s>"}))
     assert read_model(train_sentencepiece(path, byte_fallback=True, vocab_size=600)).bos_id is None
 
@@ -243,6 +254,18 @@ def test_shards_and_manifest_tell_of_it(data, corpus):
         (data / "manifest.json").write_text(json.dumps({**content, "bos_id": bos}))
         with pytest.raises(UserError, match=message):
             inspect(data)
+
+
+def test_a_folders_own_vocabulary_is_used_again_as_its_shards_have_it(file, corpus, data, tmp_path):
+    """Also where the file itself, which shards without a beginning keep as it was, tells of one."""
+    path = str(file(BEFORE["llama"]))
+    preprocess(corpus, tmp_path / "without", tokenizer={"kind": "bpe", "path": path, "bos": "none"})
+    for folder in (tmp_path / "without", data):
+        again = make("bpe", path=folder / "tokenizer.json")
+        assert digest(again) == read_manifest(folder).tokenizer_digest
+        assert again.bos_id == read_manifest(folder).bos_id
+    (tmp_path / "without" / "manifest.json").unlink()
+    assert make("bpe", path=tmp_path / "without" / "tokenizer.json").bos_id is not None
 
 
 def test_prompts_begin_as_documents_do(data, data_dir, tmp_path, monkeypatch):
@@ -339,3 +362,32 @@ def test_which_of_several_ends_ends_documents(trained, tmp_path, caplog, tokens,
     assert expected in caplog.text and bool(others) == bool(caplog.text)
     caplog.clear()
     assert make("bpe", path=path, eos=tokens[-1]).eos_id == 300 + len(tokens) and not caplog.text
+
+
+def test_the_added_tokens_of_a_rank_file_are_those_beside_it(tmp_path, caplog):
+    path = write_many_ranks(tmp_path / "tiktoken.model", range(1000))
+    beside = tmp_path / "tokenizer_config.json"
+    names = {"1000": "[BOS]", "1001": "[EOS]", "1010": "<|im_end|>"}  # as Kimi's
+    added = {number: {"content": name, "special": True} for number, name in names.items()}
+    config = {"added_tokens_decoder": added, "bos_token": "[BOS]", "eos_token": "<|im_end|>"}
+
+    def found(bos="auto", **changes):
+        beside.write_text(json.dumps({**config, **changes}))
+        tokenizer = make("tiktoken", path=path, pattern="gpt2", bos=bos)
+        assert tokenizer.decode(tokenizer.encode_documents(["ab [BOS]"])[0]) == "ab [BOS]"
+        return tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size
+
+    assert found(add_bos_token=True) == (1000, 1001, 1011)
+    assert found(add_bos_token=False) == found("none", add_bos_token=True) == (None, 1001, 1011)
+    assert found() == found(add_bos_token=True, bos_token="[EOS]") == (None, 1001, 1011)
+    assert found("[BOS]", add_bos_token=False) == (1000, 1001, 1011)
+    assert found(added_tokens_decoder={}) == (None, 1000, 1001)
+    with pytest.raises(UserError, match=r"\(\[BOS\], \[EOS\], <\|im_end\|>\); set tokenizer.bos: none"):
+        found("<s>")
+    for broken in ({"x": {"content": "a"}}, {"1": {}}, {"1": "a"}, ["a"]):
+        with pytest.raises(UserError, match=r"tokenizer_config.json: is no tokenizer_config.json"):
+            found(added_tokens_decoder=broken)
+    beside.unlink()
+    with caplog.at_level("INFO"):
+        assert make("tiktoken", path=path, pattern="gpt2").eos_id == 1000
+    assert "tiktoken.model: documents end with the id 1000" in caplog.text

@@ -139,6 +139,37 @@ def test_pieces_are_no_longer_than_the_limit_and_end_where_they_should(small, un
         assert [again.data for again in cut([piece])] == [piece]
 
 
+def test_a_cut_is_made_within_its_reach_or_not_at_all(small):
+    step, reach = step_and_reach()
+    for far, end in ((reach - 1, step + reach), (reach, step)):  # where the only line end stands behind the place
+        words = b"x" * (step + far) + b"\n" + b"x" * step
+        assert len(next(cut([words])).data) == end
+
+
+@pytest.mark.parametrize("name", ["paragraphs", "separated"])
+def test_line_ends_inside_a_long_text_stay(tmp_path, small, name):
+    words = "a" * (LIMIT - 1) + "\n" + "b" * (LIMIT - 2) + "\r\n" + "c" * LIMIT
+    (tmp_path / "a").write_bytes(f"\r\n{words}\n".encode())
+    assert "".join(document.text for document in in_pieces(tmp_path / "a", options_of(name))) == words
+
+
+@pytest.mark.parametrize("size", [10, 2 * LIMIT])
+def test_a_blank_line_before_a_paragraph_is_none_of_it(tmp_path, small, size, monkeypatch):
+    monkeypatch.setattr(text, "BLOCK_BYTES", 64)
+    (tmp_path / "a").write_bytes(b"first" + b"\n" * 514 + b" \t\n" + b"x" * size)
+    first, *found = in_pieces(tmp_path / "a", options_of("paragraphs"))
+    assert (first.text, "".join(document.text for document in found)) == ("first", "x" * size)
+
+
+def test_long_texts_of_an_archive_stay_apart(tmp_path, small):
+    texts = ["a " * 3000, "b " * 1000, "c"]
+    (tmp_path / "a").write_bytes(b"".join(a_wet(words) for words in texts))
+    whole = {"i": "", "j": ""}
+    for document in in_pieces(tmp_path / "a", options_of("wet")):
+        whole[document.id] += document.text
+    assert whole == {"i": "".join(texts), "j": "next" * 3}
+
+
 def test_a_piece_is_found_without_those_before_it(small):
     data = ("wörter und\n" * 500).encode()
     pieces, (step, _) = list(cut([data])), step_and_reach()

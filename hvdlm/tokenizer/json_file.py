@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hvdlm.errors import UserError
-from hvdlm.files import read_bytes
+from hvdlm.files import read_bytes, read_json
 from hvdlm.tokenizer.backend import MISFITS, BackendTokenizer, is_of_library, reason_of, token_ids
 from hvdlm.tokenizer.bytes_utf8 import ByteTokenizer
 from hvdlm.tokenizer.char import CharTokenizer
@@ -101,6 +101,8 @@ def load(path: Path, eos: str | None = None, bos: str | None = None) -> Tokenize
 def _load_foreign(text: str, content: dict[str, Any], path: Path, eos: str | None, bos: str | None) -> Tokenizer:
     """A file of the tokenizers library, with the ends that were asked for or that are its publisher's."""
     is_default = eos is None
+    if bos == AUTO and _has_shards(path, text):
+        bos = NONE  # what its file tells of a beginning of text, they do without
     config = config_beside(path) if eos is None or bos == AUTO else PublisherConfig(path)
     try:
         tokens = token_ids(content)
@@ -108,14 +110,24 @@ def _load_foreign(text: str, content: dict[str, Any], path: Path, eos: str | Non
         found = bos_of(content, config, str(path)) if bos == AUTO else None if bos in (None, NONE) else bos
     except MISFITS as error:
         raise UserError(f"{path}: not a tokenizer.json ({reason_of(error)})") from None
-    if bos == AUTO and config.adds_bos and found not in tokens:
-        raise UserError(f"{config.path}: bos_token is {found!r}, of which {path} knows nothing; set tokenizer.bos")
+    if bos == AUTO and (found is not None or config.adds_bos) and found not in tokens:
+        source = f"{config.path}: bos_token" if config.adds_bos else f"{path}: what post_processor puts before texts"
+        raise UserError(f"{source} is {found!r}, no token of {path.name}; set tokenizer.bos")
     end = next((token for token in ENDS if token in tokens), "") if eos is None else eos
     if bos == AUTO and found == end:
         found = None  # as GPT-2's: the end of the document before begins this one
     tokenizer = BackendTokenizer(text, str(path), eos, found)
     tell_ends(str(path), found, end, tokens if is_default else ())
     return tokenizer
+
+
+def _has_shards(path: Path, text: str) -> bool:
+    """Whether the file is that of a data folder, which would remember a bos in it if its shards had one."""
+    try:
+        found = read_json(path.parent / "manifest.json")["tokenizer_digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return found == digest_of(text)
 
 
 def _with_ends(content: dict[str, Any], origin: str, eos: str | None, bos: str | None) -> dict[str, Any]:
@@ -135,4 +147,9 @@ def _with_ends(content: dict[str, Any], origin: str, eos: str | None, bos: str |
 
 def digest(tokenizer: Tokenizer) -> str:
     """16 hex digits that name a vocabulary; stored in every shard."""
-    return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()[:16]
+    return digest_of(tokenizer.to_json())
+
+
+def digest_of(text: str) -> str:
+    """The same for the content of a tokenizer.json."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -143,7 +143,8 @@ class TokenizerConfig(Section):
     def _check(self) -> TokenizerConfig:
         kind = TOKENIZERS[self.kind]
         for key in OWN_KEYS:
-            if key not in kind.keys and getattr(self, key) != type(self).model_fields[key].default:
+            value = getattr(self, key)
+            if key not in kind.keys and value != type(self).model_fields[key].default and (key, value) != ("bos", NONE):
                 readers = [name for name, other in TOKENIZERS.items() if key in other.keys]
                 raise ValueError(f"{key} is for kind: {' or '.join(readers)}, not {self.kind}")
         if kind.source == "fixed" and self.path is not None:

@@ -6,8 +6,8 @@ Read from the tokenizer.json (its post_processor) and from the tokenizer_config.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|eom_id|>", "<|eot|>", "<end_of_turn>
 
 @dataclass(frozen=True)
 class PublisherConfig:
-    """What a tokenizer_config.json says of the ends of a text; None where it says nothing."""
+    """What a tokenizer_config.json says of the ends of a text; None where it says nothing. `ids` of added tokens."""
 
     path: Path
     adds_bos: bool | None = None
     bos: str | None = None
     eos: str | None = None
+    ids: Mapping[str, int] = field(default_factory=dict)
 
 
 def config_beside(path: Path) -> PublisherConfig:
@@ -43,10 +44,11 @@ def config_beside(path: Path) -> PublisherConfig:
         adds_bos = found.get("add_bos_token")
         if adds_bos is not None and not isinstance(adds_bos, bool):
             raise ValueError(f"add_bos_token: {adds_bos!r} is neither true nor false")
-        return PublisherConfig(beside, adds_bos, _token(found, "bos_token"), _token(found, "eos_token"))
+        ids = {entry["content"]: int(number) for number, entry in (found.get("added_tokens_decoder") or {}).items()}
+        return PublisherConfig(beside, adds_bos, _token(found, "bos_token"), _token(found, "eos_token"), ids)
     except OSError as error:
         raise UserError(f"{beside}: cannot read it ({error.strerror})") from None
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{beside}: is no {CONFIG} ({error}); mend it or move it away") from None
 
 
@@ -82,22 +84,28 @@ def before_text(rule: Any) -> list[str]:
     ['[CLS]']
     """
     try:
-        if rule is None:
-            return []
-        if rule["type"] == "Sequence":
-            return [token for step in rule["processors"] for token in before_text(step)]
-        if rule["type"] in ("BertProcessing", "RobertaProcessing"):
-            return [rule["cls"][0]]
-        if rule["type"] != "TemplateProcessing":
-            return []
-        tokens: list[str] = []
-        for piece in rule["single"]:
-            if "SpecialToken" not in piece:
-                return tokens
-            tokens += rule["special_tokens"][piece["SpecialToken"]["id"]]["tokens"]
-        return tokens
+        tokens = _before_text(rule)
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"post_processor: {error!r}") from None
+    for token in tokens:
+        if not isinstance(token, str):
+            raise ValueError(f"post_processor: {token!r} is no token")
+    return tokens
+
+
+def _before_text(rule: Any) -> list[Any]:
+    if rule is None:
+        return []
+    if rule["type"] == "Sequence":
+        return [token for step in rule["processors"] for token in _before_text(step)]
+    if rule["type"] in ("BertProcessing", "RobertaProcessing"):
+        return [rule["cls"][0]]
+    tokens: list[Any] = []
+    for piece in rule["single"] if rule["type"] == "TemplateProcessing" else ():
+        if "SpecialToken" not in piece:
+            break
+        tokens += rule["special_tokens"][piece["SpecialToken"]["id"]]["tokens"]
+    return tokens
 
 
 def eos_of(tokens: Collection[str], config: PublisherConfig) -> str | None:
@@ -110,6 +118,11 @@ def eos_of(tokens: Collection[str], config: PublisherConfig) -> str | None:
     if config.eos not in tokens or (known and config.eos not in known):
         return None
     return None if known and config.eos == known[0] else config.eos
+
+
+def end_of(tokens: Collection[str], config: PublisherConfig) -> str | None:
+    """The token that ends a document, or None where none is known."""
+    return eos_of(tokens, config) or next((token for token in ENDS if token in tokens), None)
 
 
 def tell_ends(origin: str, bos: str | None, eos: str, tokens: Collection[str] = ()) -> None:

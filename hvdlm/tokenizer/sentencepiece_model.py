@@ -59,6 +59,10 @@ class SentencePieceTokenizer:
         return number
 
     @property
+    def eos_piece(self) -> str | None:
+        return str(self._processor.id_to_piece(self.eos_id)) if self.eos_id < self._num_pieces else None
+
+    @property
     def published_bos(self) -> str | None:
         """The bos piece of a model whose maker meant one: spm_train makes "<s>" with id 1 unasked.
 
@@ -134,4 +138,5 @@ def _published_bos(tokenizer: SentencePieceTokenizer, path: Path) -> str | None:
     config = config_beside(path)
     if config.adds_bos is None:
         return tokenizer.published_bos
-    return (config.bos or tokenizer.published_bos) if config.adds_bos else None
+    piece = (config.bos or tokenizer.published_bos) if config.adds_bos else None
+    return None if piece == tokenizer.eos_piece else piece  # as OPT's: the end of the document before begins this one

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from hvdlm.errors import UserError
 from hvdlm.files import read_bytes
 from hvdlm.tokenizer.file_kinds import HEAD_BYTES, RANKS, kind_of, remedy
 from hvdlm.tokenizer.interface import END_OF_TEXT, MAX_BYTES, MOST_IDS, join_documents, require
-from hvdlm.tokenizer.published import AUTO, NONE, tell_ends
+from hvdlm.tokenizer.published import AUTO, NONE, PublisherConfig, config_beside, end_of
 
 log = logging.getLogger("hvdlm")
 
@@ -93,7 +93,8 @@ class TiktokenTokenizer:
         self.bos_id = special.bos_id
         ends = [self.eos_id] if self.bos_id is None else [self.eos_id, self.bos_id]
         self.vocab_size = max(top, *ends) + 1 if special.vocab_size is None else special.vocab_size
-        if self._bytes_of.keys() & set(ends) or max(top, *ends) >= self.vocab_size or len(set(ends)) < len(ends):
+        is_apart = len(set(ends)) == len(ends) and self._bytes_of.keys().isdisjoint(ends)
+        if not is_apart or min(ends) < 0 or max(top, *ends) >= self.vocab_size:
             raise UserError(
                 f"{origin}: eos_id {self.eos_id} or bos_id {self.bos_id} is a rank or the other, "
                 f"or vocab_size {self.vocab_size} too small"
@@ -185,24 +186,41 @@ def read_ranks(path: Path, pattern: str | None, bos: str = AUTO) -> TiktokenToke
             named.num_ranks,
         )
     tokenizer = TiktokenTokenizer(ranks, pattern, str(path))
-    bos_id = _bos_id(bos, published, path)
-    if published is None or (tokenizer.eos_id, tokenizer.vocab_size) == (published.eos_id, published.vocab_size):
-        return tokenizer  # no more to write than earlier versions did, so the digest is the same
-    if bos_id is not None:
-        tell_ends(str(path), BEGIN_OF_TEXT, f"id {published.eos_id}")
-    return TiktokenTokenizer(ranks, pattern, str(path), SpecialIds(published.eos_id, published.vocab_size, bos_id))
+    config = config_beside(path)
+    special = _special_ids(tokenizer, published, config)
+    special = replace(special, bos_id=_bos_id(bos, special, config, path))
+    if special == SpecialIds(tokenizer.eos_id, tokenizer.vocab_size):
+        special = SpecialIds()  # no more to write than earlier versions did, so the digest is the same
+    else:
+        tokenizer = TiktokenTokenizer(ranks, pattern, str(path), special)
+    if published is None or special.bos_id is not None:
+        begins = "" if special.bos_id is None else f"begin with the id {special.bos_id} and "
+        log.info("%s: documents %send with the id %d", path, begins, tokenizer.eos_id)
+    return tokenizer
 
 
-def _bos_id(bos: str, published: Published | None, path: Path) -> int | None:
-    if bos == NONE:
-        return None
-    bos_id = published.bos_id if published else None
-    if bos not in (AUTO, BEGIN_OF_TEXT) or (bos == BEGIN_OF_TEXT and bos_id is None):
+def _special_ids(ranks: TiktokenTokenizer, published: Published | None, config: PublisherConfig) -> SpecialIds:
+    """As published, or as the added tokens of a tokenizer_config.json say; else the defaults."""
+    if published is not None:
+        return SpecialIds(published.eos_id, published.vocab_size, published.bos_id)
+    eos = end_of(config.ids, config)
+    if eos is None:
+        return SpecialIds(ranks.eos_id, ranks.vocab_size)
+    last_rank = ranks.eos_id - 1
+    return SpecialIds(config.ids[eos], max(last_rank, *config.ids.values()) + 1)
+
+
+def _bos_id(bos: str, published: SpecialIds, config: PublisherConfig, path: Path) -> int | None:
+    names = dict(config.ids) if published.bos_id is None else {BEGIN_OF_TEXT: published.bos_id, **config.ids}
+    if bos == AUTO:
+        found = config.ids.get(config.bos or "", published.bos_id) if config.adds_bos else published.bos_id
+        return None if config.adds_bos is False or found == published.eos_id else found
+    if bos != NONE and bos not in names:
         raise UserError(
             f"{path}: has no token {bos!r} that is known, which tokenizer.bos names; a rank file tells of no special "
-            f"tokens ({BEGIN_OF_TEXT} of Llama 3 and 4 is known); set tokenizer.bos: none, or use a tokenizer.json"
+            f"tokens ({', '.join(names) or 'none is known'}); set tokenizer.bos: none, or use a tokenizer.json"
         )
-    return bos_id
+    return names.get(bos)
 
 
 def _published_with(named: Published | None, num_ranks: int) -> Published | None:

@@ -97,7 +97,8 @@ class WordTokenizer:
         if self._rule.words != "regex" or self._rule.pattern is None:
             return 0
         lines = (line for text in texts for line in (text.split("\n") if self._rule.line_ends else [text]))
-        return sum(num_letters(line) - sum(map(num_letters, self._cut(line))) for line in lines)
+        word = _regex(self._rule)
+        return sum(num_letters(word.sub("", line)) for line in lines)
 
     def to_json(self) -> str:
         return json.dumps({"hvdlm": "word", **asdict(self._rule), "vocabulary": self._words}, ensure_ascii=False) + "\n"
@@ -122,8 +123,12 @@ def _jieba_cut() -> Cut:
     return cut
 
 
+def _regex(rule: WordRule) -> re.Pattern[str]:
+    return re.compile(f"{UNKNOWN}|(?:{rule.pattern or DEFAULT_PATTERN})")
+
+
 def _regex_cut(rule: WordRule) -> Cut:
-    pattern = re.compile(f"{UNKNOWN}|(?:{rule.pattern or DEFAULT_PATTERN})")
+    pattern = _regex(rule)
     return lambda text: (match[0] for match in pattern.finditer(text))
 
 
