@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -47,7 +47,7 @@ from .balance import (
 )
 from .dedup import Signer, find_duplicates
 from .documents import Document, find_stamps
-from .excerpts import Excerpt, Excerpts, OtherIds, care_for, exactly_encoded, round_trip
+from .excerpts import Excerpt, Excerpts, OtherIds, care_for, exactly_encoded, found_wrong, round_trip
 from .fence import MOST_SHOWN, place_of, reason_of
 from .pipeline import Pipeline
 from .plan import PreprocessConfig, Unit, WorkPlan, make_units, plan_digest, split_of, work_name
@@ -208,6 +208,8 @@ class Worker:
         excerpts = Excerpts(self._care)
         for whole in self._batches(unit, statistics):
             batch, ids, lengths = self._encode(whole, unit, statistics)
+            if batch.documents and (wrong := found_wrong(batch.documents, self._tokenizer)):
+                self._distrust(wrong, unit)
             count_suspect(batch, reads, statistics)
             self._count_lost(batch, statistics)
             if number % self._care.units == 0:
@@ -245,21 +247,24 @@ class Worker:
 
     def _prove(self, excerpts: list[Excerpt], unit: Unit) -> dict[str, Any]:
         """What becomes of a unit's excerpts; UserError if the fast encoder has other ids than the exact one."""
-        options = self._plan.config.read_options
         try:
             excerpts = exactly_encoded(excerpts, self._tokenizer)
         except OtherIds as error:
-            wrong = error.excerpt
-            (self._plan.work / DISTRUSTED).touch()
-            raise UserError(
-                f"{place_of(wrong.position, unit.parts[wrong.part], options)}: the fast encoder gives other ids than "
-                f"the tokenizers library for {wrong.text[:MOST_SHOWN]!r}; please report this; the same command begins "
-                "anew with the tokenizers library"
-            ) from None
+            self._distrust(error.excerpt, unit)
         found = round_trip(excerpts, self._tokenizer)
         if "example" in found:
-            found["place"] = place_of(found.pop("position"), unit.parts[found.pop("part")], options)
+            part = unit.parts[found.pop("part")]
+            found["place"] = place_of(found.pop("position"), part, self._plan.config.read_options)
         return found
+
+    def _distrust(self, wrong: Excerpt, unit: Unit) -> NoReturn:
+        """End the job; the next start encodes all anew without the fast encoder."""
+        (self._plan.work / DISTRUSTED).touch()
+        raise UserError(
+            f"{place_of(wrong.position, unit.parts[wrong.part], self._plan.config.read_options)}: the fast encoder "
+            f"gives other ids than the tokenizers library for {wrong.text[:MOST_SHOWN]!r}; please report this; the "
+            "same command begins anew with the tokenizers library"
+        ) from None
 
     def _save_segment_if_due(self) -> None:
         if self._result.num_bytes >= SEGMENT_BYTES:

@@ -30,7 +30,7 @@ from .fence import reason_of
 NUM_CODE_POINTS = 0x110000
 GROUP_CHARACTERS = 1 << 16  # of text looked through at once; more would leave the cache
 FIRST_GROUPS = 2  # of a unit that are looked through in any case
-MANY_UNITS = 128  # beyond which not every one is looked at, where encoding is fast
+MANY_UNITS = 32  # beyond which not every one is looked at, where encoding is fast
 NEW_AT_ONCE = 1 << 10  # characters of a group that are met one by one before the others are compared with them
 MOST_NAMES = 32  # of special and added tokens
 UNUSUAL = {"Cc", "Cf", "Cn", "Co", "Lt", "Mc", "Me", "Mn", "Nl", "No", "Zl", "Zp", "Zs"}  # categories of Unicode
@@ -68,12 +68,11 @@ class Care:
 
 
 def care_for(tokenizer: Tokenizer, num_units: int) -> Care:
-    """Little for encoders of 100 MB/s: they lose unknown characters at most, and names are proven before the job.
-
-    Else all that streams by.
-    """
-    if isinstance(tokenizer, FastTokenizer) or tokenizer.kind in ("byte", "char"):
-        return Care(1 + num_units // MANY_UNITS, 16, 4, 2, 96, ())
+    """All that streams by, but of encoders of 100 MB/s, of which most lose nothing, as much as is cheap."""
+    if isinstance(tokenizer, FastTokenizer) or tokenizer.kind == "byte":  # proven around every character anyway
+        return Care(1 + num_units // MANY_UNITS, 16, 2, 1, 96, ())
+    if tokenizer.kind == "char":
+        return Care(1, 4, 8, 8, 128, ())
     names = [*ENDS, UNKNOWN]
     if isinstance(tokenizer, BackendTokenizer):
         names += tokenizer.added_names
@@ -191,6 +190,16 @@ def exactly_encoded(excerpts: Sequence[Excerpt], tokenizer: Tokenizer) -> list[E
         if not np.array_equal(ids if excerpt.ids is None else excerpt.ids, expected):
             raise OtherIds(excerpt)
     return [excerpt._replace(ids=ids) for excerpt, ids in zip(excerpts, exact, strict=True)]
+
+
+def found_wrong(documents: Sequence[Document], tokenizer: Tokenizer) -> Excerpt | None:
+    """The text that the fast encoder found itself to encode otherwise, and the document that its middle is from."""
+    if not isinstance(tokenizer, FastTokenizer) or (wrong := tokenizer.wrong) is None:
+        return None
+    place = "".join(document.text for document in documents).find(wrong) + len(wrong) // 2
+    starts = list(itertools.accumulate((len(document.text) for document in documents[:-1]), initial=0))
+    origin = documents[bisect_right(starts, place) - 1]
+    return Excerpt(wrong, origin.position, origin.part)
 
 
 def _ids_of(texts: list[str], tokenizer: Tokenizer) -> list[np.ndarray]:

@@ -70,7 +70,7 @@ def test_documents_from_everywhere_are_among_them(num_documents):
 def test_little_is_looked_at_where_encoding_is_fast():
     fast = module.care_for(ByteTokenizer(), 1000)
     slow = module.care_for(WordTokenizer(["a"], WordRule()), 1000)
-    assert (fast.units, fast.names, slow.units, slow.groups) == (8, (), 1, 1)
+    assert (fast.units, fast.names, slow.units, slow.groups) == (32, (), 1, 1)
     assert "<|endoftext|>" in slow.names
 
 
@@ -137,13 +137,35 @@ def source(tmp_path):
     return path
 
 
-def test_a_job_with_a_wrong_encoder_ends_and_begins_anew_with_the_exact_one(source, tmp_path, bpe, monkeypatch, caplog):
+class WrongInside(FastTokenizer):
+    """Garbles the first id of each text with an ü, whatever it is given."""
+
+    def _encode_fast(self, texts):
+        ids, counts = super()._encode_fast(texts)
+        starts = np.cumsum(counts) - counts
+        ids = ids.copy()
+        for start in (start for start, text in zip(starts, texts, strict=True) if "ü" in text):
+            ids[start] ^= 1
+        return ids, counts
+
+
+def test_every_character_is_proven_where_it_first_stands(bpe):
+    texts = [*ORDINARY[:40], "a" * 100_000 + "你好" * 300 + " süß " + "é" * 300]
+    right, wrong = FastTokenizer(bpe), WrongInside(bpe)
+    for tokenizer in (right, wrong):
+        tokenizer.encode_documents(texts)
+    assert right.wrong is None
+    assert wrong.wrong is not None and "ü" in wrong.wrong and len(wrong.wrong) <= 200
+
+
+@pytest.mark.parametrize("encoder", [Wrong, WrongInside])
+def test_a_job_with_a_wrong_encoder_begins_anew_with_the_exact_one(encoder, source, tmp_path, bpe, monkeypatch, caplog):
     (tmp_path / "t.json").write_text(bpe.to_json())
     settings = {"tokenizer": {"kind": "bpe", "path": str(tmp_path / "t.json")}}
     preprocess(source, tmp_path / "right", **settings)
     output = tmp_path / "out"
-    monkeypatch.setattr("hvdlm.tokenizer.fast.FastTokenizer", Wrong)
-    monkeypatch.setattr("hvdlm.tokenizer.fast._first_difference", lambda *arguments: None)  # nothing wrong at first
+    monkeypatch.setattr("hvdlm.tokenizer.fast.FastTokenizer", encoder)
+    monkeypatch.setattr("hvdlm.preprocessing.vocabulary.PROOF_BYTES", 8)  # nothing is found wrong at first
     place = source.read_bytes().index(b'{"text": "s\xc3\xbc')
     with pytest.raises(
         UserError, match=f"in.jsonl: byte {place}: the fast encoder gives other ids .*please report"
