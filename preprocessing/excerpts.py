@@ -30,7 +30,7 @@ from .fence import reason_of
 NUM_CODE_POINTS = 0x110000
 GROUP_CHARACTERS = 1 << 16  # of text looked through at once; more would leave the cache
 FIRST_GROUPS = 2  # of a unit that are looked through in any case
-MANY_UNITS = 32  # beyond which not every one is looked at, where encoding is fast
+MANY_UNITS = 8  # beyond which not every one is looked at, where encoding is fast
 NEW_AT_ONCE = 1 << 10  # characters of a group that are met one by one before the others are compared with them
 MOST_NAMES = 32  # of special and added tokens
 UNUSUAL = {"Cc", "Cf", "Cn", "Co", "Lt", "Mc", "Me", "Mn", "Nl", "No", "Zl", "Zp", "Zs"}  # categories of Unicode

@@ -8,6 +8,7 @@ with a character or an added token on which the two may part. The rest is proven
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import unicodedata
@@ -129,7 +130,7 @@ class FastTokenizer:
             if place + NEARBY_CHARACTERS > end:  # else it stands well within the piece before
                 end = place + 2 * NEARBY_CHARACTERS
                 pieces.append(text[max(0, place - NEARBY_CHARACTERS) : end])
-        pieces = [piece for piece in pieces if self._is_same(piece)]
+        pieces = list(itertools.compress(pieces, self._are_same(pieces)))
         if pieces:
             ids, counts = self._encode_fast(pieces)
             self.wrong = _first_difference(self._exact, pieces, ids, counts)
