@@ -176,7 +176,7 @@ def _find_tokenizer(plan: WorkPlan, world: World) -> Tokenizer:
 def _discard_distrusted(work: Path) -> None:
     """Begin anew with the exact encoder if the fast one was found to be wrong."""
     if (work / DISTRUSTED).exists():
-        log.warning("begins anew with the tokenizers library, as the fast encoder gave other ids")
+        log.warning("begins anew with the exact encoder, as the faster one gave other ids")
         for path in work.glob("unit-*"):
             path.unlink()
         write_text_durably(work / EXACTLY, "")
@@ -246,12 +246,11 @@ class Worker:
                 statistics[f"documents_without_{name}"] += without
 
     def _prove(self, excerpts: list[Excerpt], unit: Unit) -> dict[str, Any]:
-        """What becomes of a unit's excerpts; UserError if the fast encoder has other ids than the exact one."""
+        """What becomes of a unit's excerpts; UserError if they went to other ids than the exact encoder's."""
         try:
-            excerpts = exactly_encoded(excerpts, self._tokenizer)
+            found = round_trip(exactly_encoded(excerpts, self._tokenizer), self._tokenizer)
         except OtherIds as error:
             self._distrust(error.excerpt, unit)
-        found = round_trip(excerpts, self._tokenizer)
         if "example" in found:
             part = unit.parts[found.pop("part")]
             found["place"] = place_of(found.pop("position"), part, self._plan.config.read_options)
@@ -260,10 +259,10 @@ class Worker:
     def _distrust(self, wrong: Excerpt, unit: Unit) -> NoReturn:
         """End the job; the next start encodes all anew without the fast encoder."""
         (self._plan.work / DISTRUSTED).touch()
+        place = place_of(wrong.position, unit.parts[wrong.part], self._plan.config.read_options)
         raise UserError(
-            f"{place_of(wrong.position, unit.parts[wrong.part], self._plan.config.read_options)}: the fast encoder "
-            f"gives other ids than the tokenizers library for {wrong.text[:MOST_SHOWN]!r}; please report this; the "
-            "same command begins anew with the tokenizers library"
+            f"{place}: the job's encoder gives other ids than the {self._tokenizer.kind} tokenizer alone for "
+            f"{wrong.text[:MOST_SHOWN]!r}; please report this; the same command begins anew with the exact encoder"
         ) from None
 
     def _save_segment_if_due(self) -> None:

@@ -14,7 +14,7 @@ from hvdlm.preprocessing.excerpts import Care, Excerpt, Excerpts, OtherIds, arou
 from hvdlm.tokenizer import ByteTokenizer, FastTokenizer, train_bpe
 from hvdlm.tokenizer.word import WordRule, WordTokenizer
 
-ALL = Care(units=1, groups=1, rare=4, documents=3, characters=40, names=("<|endoftext|>",))
+ALL = Care(units=1, groups=1000, rare=4, documents=3, characters=40, names=("<|endoftext|>",))
 ORDINARY = [make_text(number, 60) for number in range(100)]
 
 
@@ -67,10 +67,11 @@ def test_documents_from_everywhere_are_among_them(num_documents):
         assert ByteTokenizer().decode(excerpt.ids) == excerpt.text == texts[excerpt.position]
 
 
-def test_little_is_looked_at_where_encoding_is_fast():
+def test_little_is_looked_at_where_encoding_is_fast(bpe):
     fast = module.care_for(ByteTokenizer(), 1000)
-    slow = module.care_for(WordTokenizer(["a"], WordRule()), 1000)
-    assert (fast.units, fast.names, slow.units, slow.groups) == (126, (), 1, 1)
+    slow = module.care_for(bpe, 1000)
+    assert (fast.units, fast.names, slow.units) == (126, (), 1)
+    assert fast.groups < slow.groups
     assert "<|endoftext|>" in slow.names
 
 
@@ -126,6 +127,8 @@ def test_what_comes_back_changed_is_counted_with_an_example():
     assert round_trip(excerpts, words) == expected | example
     assert round_trip(excerpts[:1], words) == {"excerpts": 1, "changed": 0, "white_space": 0}
     assert round_trip(excerpts[:2], words)["example"] == "'\\n' came back as ' '"
+    with pytest.raises(OtherIds):
+        round_trip([excerpts[0]._replace(ids=words.encode("b b"))], words)
 
 
 @pytest.fixture
@@ -168,13 +171,13 @@ def test_a_job_with_a_wrong_encoder_begins_anew_with_the_exact_one(encoder, sour
     monkeypatch.setattr("hvdlm.preprocessing.vocabulary.PROOF_BYTES", 8)  # nothing is found wrong at first
     place = source.read_bytes().index(b'{"text": "s\xc3\xbc')
     with pytest.raises(
-        UserError, match=f"in.jsonl: byte {place}: the fast encoder gives other ids .*please report"
+        UserError, match=f"in.jsonl: byte {place}: the job's encoder gives other ids .*please report"
     ) as caught:
         preprocess(source, output, **settings)
     assert "\n" not in str(caught.value)
     assert not (output / "manifest.json").exists()
     preprocess(source, output, **settings)
-    assert "begins anew with the tokenizers library" in caplog.text
+    assert "begins anew with the exact encoder" in caplog.text
     assert files_of(output) == files_of(tmp_path / "right")
 
 

@@ -51,7 +51,8 @@ MOST_ADDED = 64  # added tokens that are looked for in each text
 CHECK_CHARACTERS = 1 << 16  # of text looked through at once; more would leave the cache
 
 PROVEN, UNSEEN, APART = 0, 1, 2  # what is known of a character
-NEARBY_CHARACTERS = 32  # on each side of a character that are looked at when the job first has it
+NEARBY_CHARACTERS = 16  # beside a character that are looked at when the job first has it
+MOST_PIECES = 32  # of CHECK_CHARACTERS of text that are compared so; the first texts of a job have many characters
 SURROUNDINGS = "a{0}a 1{0}1 !{0}!A{0}a{0}A1{0}a {0} {0}\na'{0}a'{0}ea'l{0}a"  # of a character in its probe
 SPLIT_AT = "a1!A \n'"  # the probe's vocabulary joins these with every byte, so that each cut shows in the ids
 
@@ -122,7 +123,7 @@ class FastTokenizer:
         return is_same and (not self._needs_nfc or unicodedata.is_normalized("NFC", text))
 
     def _prove_around(self, text: str, places: list[int]) -> None:
-        """Compare both encoders on the text around each character that is met for the first time."""
+        """Compare both encoders on the text around characters that are met for the first time."""
         if not places or self.wrong is not None:
             return
         pieces, end = [], 0
@@ -130,6 +131,7 @@ class FastTokenizer:
             if place + NEARBY_CHARACTERS > end:  # else it stands well within the piece before
                 end = place + 2 * NEARBY_CHARACTERS
                 pieces.append(text[max(0, place - NEARBY_CHARACTERS) : end])
+        pieces = pieces[:: -(-len(pieces) // MOST_PIECES)]
         pieces = list(itertools.compress(pieces, self._are_same(pieces)))
         if pieces:
             ids, counts = self._encode_fast(pieces)
