@@ -32,7 +32,7 @@ GROUP_CHARACTERS = 1 << 16  # of text looked through at once; more would leave t
 MANY_UNITS = 8  # beyond which not every one is looked at, where encoding is fast
 NEW_AT_ONCE = 1 << 10  # characters of a group that are met one by one before the others are compared with them
 ALL = 1 << 62  # groups
-MOST_NAMES = 32  # of special and added tokens
+MOST_NAMES = 8  # of special and added tokens
 UNUSUAL = {"Cc", "Cf", "Cn", "Co", "Lt", "Mc", "Me", "Mn", "Nl", "No", "Zl", "Zp", "Zs"}  # categories of Unicode
 BEYOND_BMP = "beyond U+FFFF"
 SPACE = re.compile(r"\s")
@@ -73,10 +73,8 @@ def care_for(tokenizer: Tokenizer, num_units: int) -> Care:
         return Care(1 + num_units // MANY_UNITS, 2, 2, 1, 96, ())
     if tokenizer.kind in ("char", "word"):  # 10 to 50 MB/s
         return Care(1, 16, 8, 8, 128, ())
-    names = [*ENDS, UNKNOWN]
-    if isinstance(tokenizer, BackendTokenizer):
-        names += tokenizer.added_names
-    return Care(1, ALL, 16, 32, 512, tuple(dict.fromkeys(names))[:MOST_NAMES])
+    own = tokenizer.added_names if isinstance(tokenizer, BackendTokenizer) else []
+    return Care(1, ALL, 16, 16, 256, tuple(dict.fromkeys([*own, *ENDS, UNKNOWN]))[:MOST_NAMES])
 
 
 class Excerpts:
