@@ -52,7 +52,7 @@ CHECK_CHARACTERS = 1 << 16  # of text looked through at once; more would leave t
 
 PROVEN, UNSEEN, APART = 0, 1, 2  # what is known of a character
 NEARBY_CHARACTERS = 16  # beside a character that are looked at when the job first has it
-MOST_PIECES = 32  # of CHECK_CHARACTERS of text that are compared so; the first texts of a job have many characters
+MOST_PIECES = 16  # of CHECK_CHARACTERS of text: what is new in the first texts of a job is met again later
 SURROUNDINGS = "a{0}a 1{0}1 !{0}!A{0}a{0}A1{0}a {0} {0}\na'{0}a'{0}ea'l{0}a"  # of a character in its probe
 SPLIT_AT = "a1!A \n'"  # the probe's vocabulary joins these with every byte, so that each cut shows in the ids
 
@@ -131,7 +131,6 @@ class FastTokenizer:
             if place + NEARBY_CHARACTERS > end:  # else it stands well within the piece before
                 end = place + 2 * NEARBY_CHARACTERS
                 pieces.append(text[max(0, place - NEARBY_CHARACTERS) : end])
-        pieces = pieces[:: -(-len(pieces) // MOST_PIECES)]
         pieces = list(itertools.compress(pieces, self._are_same(pieces)))
         if pieces:
             ids, counts = self._encode_fast(pieces)
@@ -175,11 +174,12 @@ class Characters:
         if len(unseen):
             self._try(unseen)
             self._proven_latin = np.flatnonzero(self._state[:256] == PROVEN).astype(np.uint8).tobytes()
-            self._first_met = sorted(map(text.index, map(chr, unseen.tolist())))
+            chosen = unseen[:: -(-len(unseen) // MOST_PIECES)]
+            self._first_met = sorted(map(text.index, map(chr, chosen.tolist())))
         return bool(self._state.take(codes).max() == PROVEN)
 
     def take_first_met(self) -> list[int]:
-        """Where the last text had characters that none before it had, once."""
+        """Where the last text had characters that none before it had, of many a few; once."""
         places, self._first_met = self._first_met, []
         return places
 
