@@ -199,9 +199,12 @@ def test_llama_3_rank_files_begin_texts_and_others_do_not(tmp_path):
         ({"bos_id": 2, "eos_id": 1, "pad_id": 0, "unk_id": 3, "bos_piece": "<bos>"}, "<bos>"),  # Gemma
     ],
 )
-def test_sentencepiece_models_with_a_beginning_of_their_own(tmp_path, options, piece):
+def test_sentencepiece_models_with_a_beginning_of_their_own(tmp_path, options, piece, caplog):
     path = train_sentencepiece(tmp_path / "a.model", **options)
-    found = read_model(path)
+    with caplog.at_level("INFO"):
+        found = read_model(path)
+    assert ("documents do not begin with its '<s>'" in caplog.text) == (options == {})
+    assert ("documents begin with " in caplog.text) == (piece is not None)
     assert found.bos_id == (None if piece is None else found._processor.piece_to_id(piece))
     if piece is None:
         assert list(json.loads(found.to_json())) == ["hvdlm", "model"]
