@@ -346,6 +346,7 @@ EOT, TURN = "<|end_of_text|>", "<|eot_id|>"
         (["<end>", TURN], "<end>", "<end>"),  # nothing else is known
         (["<end>", TURN], {"content": "<end>"}, "<end>"),
         (["</s>"], "<gone>", "</s>"),
+        (["<|END_OF_TURN_TOKEN|>", "<EOS_TOKEN>"], "<|END_OF_TURN_TOKEN|>", "<EOS_TOKEN>"),
     ],
 )
 def test_which_of_several_ends_ends_documents(trained, tmp_path, caplog, tokens, eos_token, taken):
