@@ -9,6 +9,7 @@ import logging
 import unicodedata
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from hvdlm.tokenizer.published import AUTO, NONE, PublisherConfig, config_beside
 
 log = logging.getLogger("hvdlm")
 
+NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]  # of Unicode
 BEGIN_OF_TEXT = "<|begin_of_text|>"
 
 # How a text is cut before its pieces are merged (tiktoken_ext/openai_public.py, MIT).
@@ -48,7 +50,7 @@ class Published:
     eos_id: int
     vocab_size: int
     bos_id: int | None = None  # of BEGIN_OF_TEXT
-    normal_form: str | None = None  # of Unicode, into which it brings a text first
+    normal_form: NormalForm | None = None  # into which it brings a text first
 
 
 # By the name of the file; of those with equal ranks the first is taken where the name tells none.
@@ -75,7 +77,7 @@ class Extras:
     eos_id: int | None = None
     vocab_size: int | None = None
     bos_id: int | None = None
-    normal_form: str | None = None
+    normal_form: NormalForm | None = None
 
 
 class TiktokenTokenizer:
@@ -101,7 +103,7 @@ class TiktokenTokenizer:
                 f"or vocab_size {self.vocab_size} too small"
             )
         self._form = extras.normal_form
-        if self._form not in (None, "NFC", "NFKC", "NFD", "NFKD"):
+        if self._form is not None and self._form not in get_args(NormalForm):
             raise UserError(f"{origin}: normal_form {self._form!r} is none of Unicode's")
         try:
             self._encoding = tiktoken.Encoding(
