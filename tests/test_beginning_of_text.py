@@ -136,10 +136,22 @@ def test_tokenizer_config_beside_a_file_wins_over_it(file, bos_token):
         make("bpe", path=path)
 
 
-def test_another_tokenizer_config_makes_another_plan(file):
-    path = file(None, add_bos_token=False)
-    section = TokenizerConfig.model_validate({"kind": "bpe", "path": str(path)})
-    assert section.files == [path, path.with_name("tokenizer_config.json")]
+def test_another_tokenizer_config_makes_another_plan(file, corpus, tmp_path):
+    section = {"kind": "bpe", "path": str(file(BEFORE["llama"], add_bos_token=False))}
+    assert preprocess(corpus, tmp_path / "data", tokenizer=section).bos_id is None
+    assert "bos_id" not in json.loads((tmp_path / "data" / "manifest.json").read_text())
+    preprocess(corpus, tmp_path / "data", tokenizer=section)  # is complete already
+    file(BEFORE["llama"], add_bos_token=True, bos_token=BOS)
+    with pytest.raises(UserError, match="holds another data set"):
+        preprocess(corpus, tmp_path / "data", tokenizer=section)
+
+
+def test_a_beginning_that_its_file_does_not_mark_as_special_is_still_no_text(trained, file):
+    path = file(BEFORE["llama"])
+    content = json.loads(path.read_text())
+    content["added_tokens"][-1]["special"] = False
+    path.write_text(json.dumps(content))
+    check_documents(make("bpe", path=path))
 
 
 def test_several_tokens_before_a_text_are_no_beginning(file, caplog):

@@ -46,7 +46,6 @@ class SentencePieceTokenizer:
         self.vocab_size = max(self._num_pieces, self.eos_id + 1)
         self.unk_id: int | None = int(self._processor.unk_id())
         self.bos_id = None if bos is None else self._control_id(bos, origin)
-        self._ends = {self.eos_id, self.bos_id}
 
     def _control_id(self, piece: str, origin: str) -> int:
         number = int(self._processor.piece_to_id(piece))
@@ -85,7 +84,8 @@ class SentencePieceTokenizer:
         return np.array(self._processor.encode(text), dtype=np.int64)
 
     def decode(self, ids: np.ndarray) -> str:
-        return self._processor.decode([token for token in np.asarray(ids).tolist() if token not in self._ends])
+        known = [token for token in np.asarray(ids).tolist() if token != self.eos_id]  # the library hides bos
+        return self._processor.decode(known)
 
     def to_json(self) -> str:
         bos = {} if self._bos is None else {"bos": self._bos}  # models without one keep their digest
