@@ -136,10 +136,22 @@ def test_tokenizer_config_beside_a_file_wins_over_it(file, bos_token):
         make("bpe", path=path)
 
 
-def test_another_tokenizer_config_makes_another_plan(file):
-    path = file(None, add_bos_token=False)
-    section = TokenizerConfig.model_validate({"kind": "bpe", "path": str(path)})
-    assert section.files == [path, path.with_name("tokenizer_config.json")]
+def test_another_tokenizer_config_makes_another_plan(file, corpus, tmp_path):
+    section = {"kind": "bpe", "path": str(file(BEFORE["llama"], add_bos_token=False))}
+    assert preprocess(corpus, tmp_path / "data", tokenizer=section).bos_id is None
+    assert "bos_id" not in json.loads((tmp_path / "data" / "manifest.json").read_text())
+    preprocess(corpus, tmp_path / "data", tokenizer=section)  # is complete already
+    file(BEFORE["llama"], add_bos_token=True, bos_token=BOS)
+    with pytest.raises(UserError, match="holds another data set"):
+        preprocess(corpus, tmp_path / "data", tokenizer=section)
+
+
+def test_a_beginning_that_its_file_does_not_mark_as_special_is_still_no_text(trained, file):
+    path = file(BEFORE["llama"])
+    content = json.loads(path.read_text())
+    content["added_tokens"][-1]["special"] = False
+    path.write_text(json.dumps(content))
+    check_documents(make("bpe", path=path))
 
 
 def test_several_tokens_before_a_text_are_no_beginning(file, caplog):
@@ -199,9 +211,12 @@ def test_llama_3_rank_files_begin_texts_and_others_do_not(tmp_path):
         ({"bos_id": 2, "eos_id": 1, "pad_id": 0, "unk_id": 3, "bos_piece": "<bos>"}, "<bos>"),  # Gemma
     ],
 )
-def test_sentencepiece_models_with_a_beginning_of_their_own(tmp_path, options, piece):
+def test_sentencepiece_models_with_a_beginning_of_their_own(tmp_path, options, piece, caplog):
     path = train_sentencepiece(tmp_path / "a.model", **options)
-    found = read_model(path)
+    with caplog.at_level("INFO"):
+        found = read_model(path)
+    assert ("documents do not begin with its '<s>'" in caplog.text) == (options == {})
+    assert ("documents begin with " in caplog.text) == (piece is not None)
     assert found.bos_id == (None if piece is None else found._processor.piece_to_id(piece))
     if piece is None:
         assert list(json.loads(found.to_json())) == ["hvdlm", "model"]
@@ -343,6 +358,7 @@ EOT, TURN = "<|end_of_text|>", "<|eot_id|>"
         (["<end>", TURN], "<end>", "<end>"),  # nothing else is known
         (["<end>", TURN], {"content": "<end>"}, "<end>"),
         (["</s>"], "<gone>", "</s>"),
+        (["<|END_OF_TURN_TOKEN|>", "<EOS_TOKEN>"], "<|END_OF_TURN_TOKEN|>", "<EOS_TOKEN>"),
     ],
 )
 def test_which_of_several_ends_ends_documents(trained, tmp_path, caplog, tokens, eos_token, taken):

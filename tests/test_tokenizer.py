@@ -572,6 +572,14 @@ def test_a_file_of_another_kind_is_told_by_its_first_bytes(made, tmp_path):
         "lfs": (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
         "page": (b"<!DOCTYPE html><html>", "it is a web page"),
     }
+    for content, message in (
+        ({"bos_token": "<s>"}, "it tells of special tokens alone: name the tokenizer.json"),
+        ({"config": {}, "vocab": []}, "it is a tekken.json"),
+        ({"a": 0, "b": 1}, "it is a vocab.json, a part of one"),
+    ):
+        (tmp_path / "part").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=rf"part: not a tokenizer.json \(no 'model'\); {message}"):
+            make("bpe", path=tmp_path / "part")
     readers = {"bpe": "json", "tiktoken": "ranks", "sentencepiece": "model"}
     for (name, (content, message)), (kind, own) in itertools.product(files.items(), readers.items()):
         path = tmp_path / name
@@ -611,3 +619,16 @@ def test_special_pieces_of_a_sentencepiece_model_are_text_in_texts(tmp_path):
     for text in ("<s>", "</s>", "<pad>", "<unk>", "<ctl>", "<0x41>", "<own>", "the <own>sun</s>é汉"):
         ids = model.encode(text)
         assert not set(ids.tolist()) & {0, 1, 2, 3} and model.decode(ids) == text
+
+
+def test_qwens_rank_file_normalizes_as_its_publishers_code_does(tmp_path):
+    qwen = make("tiktoken", path=write_many_ranks(tmp_path / "qwen.tiktoken", range(151643)))
+    assert (qwen.eos_id, qwen.vocab_size, qwen.bos_id) == (151643, 151851, None)
+    for tokenizer in (qwen, from_json(qwen.to_json())):
+        assert tokenizer.encode("e\u0301").tolist() == tokenizer.encode("é").tolist() == list("é".encode())
+        assert tokenizer.encode_documents(["e\u0301"])[0].tolist() == [*"é".encode(), 151643]
+    content = json.loads(qwen.to_json())
+    with pytest.raises(UserError, match="normal_form 'X' is none of Unicode's"):
+        from_json(json.dumps({**content, "normal_form": "X"}))
+    del content["normal_form"]  # as an earlier version saved it
+    assert from_json(json.dumps(content)).encode("e\u0301").tolist() == list("e\u0301".encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 RANKS, JSON, MODEL = "a rank file of tiktoken", "a tokenizer.json", "a .model of sentencepiece"
 READERS = {RANKS: "kind: tiktoken", JSON: "kind: bpe", MODEL: "kind: sentencepiece"}
@@ -23,6 +24,23 @@ def kind_of(head: bytes) -> str | None:
     if re.match(rb"\n.\n", head, re.DOTALL):  # the first piece, and its text
         return MODEL
     return None
+
+
+def part_of(content: dict[str, Any]) -> str:
+    """What a JSON file of a vocabulary is that is no tokenizer.json, as the end of a message; "" if it is not known.
+
+    >>> part_of({"a": 0, "b": 1})
+    '; it is a vocab.json, a part of one: name the tokenizer.json of this vocabulary'
+    """
+    if "model" in content:
+        return ""
+    if {"tokenizer_class", "added_tokens_decoder", "bos_token", "eos_token"} & content.keys():
+        return "; it tells of special tokens alone: name the tokenizer.json of this vocabulary"
+    if content.keys() >= {"config", "vocab"}:
+        return "; it is a tekken.json of mistral-common: name the tokenizer.json of this vocabulary"
+    if content and all(type(number) is int for number in content.values()):
+        return "; it is a vocab.json, a part of one: name the tokenizer.json of this vocabulary"
+    return ""
 
 
 def remedy(head: bytes, expected: str) -> str:

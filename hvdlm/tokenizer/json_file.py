@@ -17,11 +17,11 @@ from hvdlm.files import read_bytes, read_json
 from hvdlm.tokenizer.backend import MISFITS, BackendTokenizer, is_of_library, reason_of, token_ids
 from hvdlm.tokenizer.bytes_utf8 import ByteTokenizer
 from hvdlm.tokenizer.char import CharTokenizer
-from hvdlm.tokenizer.file_kinds import HEAD_BYTES, JSON, remedy
+from hvdlm.tokenizer.file_kinds import HEAD_BYTES, JSON, part_of, remedy
 from hvdlm.tokenizer.interface import MAX_BYTES, Tokenizer
 from hvdlm.tokenizer.published import AUTO, ENDS, NONE, PublisherConfig, bos_of, config_beside, eos_of, tell_ends
 from hvdlm.tokenizer.sentencepiece_model import SentencePieceTokenizer
-from hvdlm.tokenizer.tiktoken_ranks import SpecialIds, TiktokenTokenizer
+from hvdlm.tokenizer.tiktoken_ranks import Extras, TiktokenTokenizer
 from hvdlm.tokenizer.word import WordRule, WordTokenizer
 
 # "hvdlm" in a tokenizer.json -> the tokenizer of its content; a file of the tokenizers library has no such key.
@@ -35,7 +35,7 @@ FORMATS: dict[str, Callable[[dict[str, Any], str], Tokenizer]] = {
         content["ranks"],
         content["pattern"],
         origin,
-        SpecialIds(content.get("eos_id"), content.get("vocab_size"), content.get("bos_id")),
+        Extras(*(content.get(name) for name in ("eos_id", "vocab_size", "bos_id", "normal_form"))),
     ),
     "sentencepiece": lambda content, origin: SentencePieceTokenizer(
         base64.b64decode(content["model"]), origin, content.get("bos")
@@ -109,7 +109,7 @@ def _load_foreign(text: str, content: dict[str, Any], path: Path, eos: str | Non
         eos = eos_of(tokens, config) if eos is None else eos
         found = bos_of(content, config, str(path)) if bos == AUTO else None if bos in (None, NONE) else bos
     except MISFITS as error:
-        raise UserError(f"{path}: not a tokenizer.json ({reason_of(error)})") from None
+        raise UserError(f"{path}: not a tokenizer.json ({reason_of(error)}){part_of(content)}") from None
     if bos == AUTO and (found is not None or config.adds_bos) and found not in tokens:
         source = f"{config.path}: bos_token" if config.adds_bos else f"{path}: what post_processor puts before texts"
         raise UserError(f"{source} is {found!r}, no token of {path.name}; set tokenizer.bos")

@@ -19,8 +19,16 @@ log = logging.getLogger("hvdlm")
 
 AUTO, NONE = "auto", "none"  # values of tokenizer.bos that are no token
 CONFIG = "tokenizer_config.json"
-ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", END, "[SEP]", "[EOS]")  # of texts, the first that is there
-TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|eom_id|>", "<|eot|>", "<end_of_turn>", "<|end|>", "<|return|>")
+# Of texts, the first that is there; the last two are DeepSeek's and Cohere's.
+ENDS = (
+    *(END_OF_TEXT, "<|end_of_text|>", "</s>", END, "[SEP]", "[EOS]"),
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    "<EOS_TOKEN>",
+)
+TURN_ENDS = (
+    *("<|eot_id|>", "<|im_end|>", "<|eom_id|>", "<|eot|>", "<end_of_turn>", "<|end|>", "<|return|>"),
+    "<|END_OF_TURN_TOKEN|>",
+)
 
 
 @dataclass(frozen=True)

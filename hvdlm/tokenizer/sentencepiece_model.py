@@ -46,7 +46,6 @@ class SentencePieceTokenizer:
         self.vocab_size = max(self._num_pieces, self.eos_id + 1)
         self.unk_id: int | None = int(self._processor.unk_id())
         self.bos_id = None if bos is None else self._control_id(bos, origin)
-        self._ends = {self.eos_id, self.bos_id}
 
     def _control_id(self, piece: str, origin: str) -> int:
         number = int(self._processor.piece_to_id(piece))
@@ -63,18 +62,20 @@ class SentencePieceTokenizer:
         return str(self._processor.id_to_piece(self.eos_id)) if self.eos_id < self._num_pieces else None
 
     @property
+    def bos_piece(self) -> str | None:
+        number = int(self._processor.bos_id())
+        return None if number in (-1, self.eos_id) else str(self._processor.id_to_piece(number))
+
+    @property
     def published_bos(self) -> str | None:
         """The bos piece of a model whose maker meant one: spm_train makes "<s>" with id 1 unasked.
 
         That one counts in models that fall back to bytes, as those of Llama 2, Mistral and Gemma, whose code puts it
         before each text.
         """
-        number = int(self._processor.bos_id())
-        if number < 0 or number == self.eos_id:
-            return None
-        piece = str(self._processor.id_to_piece(number))
         has_bytes = self._processor.is_byte(self._processor.piece_to_id("<0x00>"))
-        return None if (number, piece) == (1, "<s>") and not has_bytes else piece
+        is_default = self._processor.bos_id() == 1 and self.bos_piece == "<s>"
+        return None if is_default and not has_bytes else self.bos_piece
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         return join_documents(map(self.encode, texts), self)
@@ -83,7 +84,8 @@ class SentencePieceTokenizer:
         return np.array(self._processor.encode(text), dtype=np.int64)
 
     def decode(self, ids: np.ndarray) -> str:
-        return self._processor.decode([token for token in np.asarray(ids).tolist() if token not in self._ends])
+        known = [token for token in np.asarray(ids).tolist() if token != self.eos_id]  # the library hides bos
+        return self._processor.decode(known)
 
     def to_json(self) -> str:
         bos = {} if self._bos is None else {"bos": self._bos}  # models without one keep their digest
@@ -137,6 +139,8 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
 def _published_bos(tokenizer: SentencePieceTokenizer, path: Path) -> str | None:
     config = config_beside(path)
     if config.adds_bos is None:
+        if tokenizer.published_bos is None and tokenizer.bos_piece is not None:
+            log.info("%s: documents do not begin with its %r; tokenizer.bos sets it", path, tokenizer.bos_piece)
         return tokenizer.published_bos
     piece = (config.bos or tokenizer.published_bos) if config.adds_bos else None
     return None if piece == tokenizer.eos_piece else piece  # as OPT's: the end of the document before begins this one

@@ -6,8 +6,10 @@ import base64
 import binascii
 import json
 import logging
+import unicodedata
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from hvdlm.tokenizer.published import AUTO, NONE, PublisherConfig, config_beside
 
 log = logging.getLogger("hvdlm")
 
+NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]  # of Unicode
 BEGIN_OF_TEXT = "<|begin_of_text|>"
 
 # How a text is cut before its pieces are merged (tiktoken_ext/openai_public.py, MIT).
@@ -47,11 +50,12 @@ class Published:
     eos_id: int
     vocab_size: int
     bos_id: int | None = None  # of BEGIN_OF_TEXT
+    normal_form: NormalForm | None = None  # into which it brings a text first
 
 
 # By the name of the file; of those with equal ranks the first is taken where the name tells none.
 # tiktoken_ext/openai_public.py; models/llama3 and llama4/tokenizer.py of meta-llama/llama-models (special tokens behind
-# the ranks, from <|begin_of_text|> and <|end_of_text|> on); tokenization_qwen.py of Qwen (three and 205 spare ones).
+# the ranks, from <|begin_of_text|> and <|end_of_text|> on); tokenization_qwen.py of Qwen (three and 205 more; NFC).
 PUBLISHED = {
     "r50k_base": Published("gpt2", 50256, 50256, 50257),
     "gpt2": Published("gpt2", 50256, 50256, 50257),
@@ -62,17 +66,18 @@ PUBLISHED = {
     "o200k_harmony": Published("o200k", 199998, 199999, 201088),
     "llama3": Published("llama3", 128000, 128001, 128256, bos_id=128000),
     "llama4": Published("o200k", 200000, 200001, 202048, bos_id=200000),
-    "qwen": Published("qwen", 151643, 151643, 151851),
+    "qwen": Published("qwen", 151643, 151643, 151851, normal_form="NFC"),
 }
 
 
 @dataclass(frozen=True)
-class SpecialIds:
-    """Of a rank file's publisher; by default eos is the id after the last rank, and the last."""
+class Extras:
+    """What a publisher has beside the ranks; by default eos is the id after the last of them, and the last."""
 
     eos_id: int | None = None
     vocab_size: int | None = None
     bos_id: int | None = None
+    normal_form: NormalForm | None = None
 
 
 class TiktokenTokenizer:
@@ -81,24 +86,25 @@ class TiktokenTokenizer:
     kind = "tiktoken"
     unk_id: int | None = None
 
-    def __init__(
-        self, ranks: str, pattern: str, origin: str = "tokenizer.json", special: SpecialIds = SpecialIds()
-    ) -> None:
+    def __init__(self, ranks: str, pattern: str, origin: str = "tokenizer.json", extras: Extras = Extras()) -> None:
         tiktoken = require("tiktoken", f"{origin}: kind: tiktoken")
-        self._ranks, self._pattern, self._special = ranks, pattern, special
+        self._ranks, self._pattern, self._extras = ranks, pattern, extras
         rank_of = _parse(ranks, origin)
         self._bytes_of = {rank: token for token, rank in rank_of.items()}
         top = max(self._bytes_of)
-        self.eos_id = top + 1 if special.eos_id is None else special.eos_id
-        self.bos_id = special.bos_id
+        self.eos_id = top + 1 if extras.eos_id is None else extras.eos_id
+        self.bos_id = extras.bos_id
         ends = [self.eos_id] if self.bos_id is None else [self.eos_id, self.bos_id]
-        self.vocab_size = max(top, *ends) + 1 if special.vocab_size is None else special.vocab_size
+        self.vocab_size = max(top, *ends) + 1 if extras.vocab_size is None else extras.vocab_size
         is_apart = len(set(ends)) == len(ends) and self._bytes_of.keys().isdisjoint(ends)
         if not is_apart or min(ends) < 0 or max(top, *ends) >= self.vocab_size:
             raise UserError(
                 f"{origin}: eos_id {self.eos_id} or bos_id {self.bos_id} is a rank or the other, "
                 f"or vocab_size {self.vocab_size} too small"
             )
+        self._form = extras.normal_form
+        if self._form is not None and self._form not in get_args(NormalForm):
+            raise UserError(f"{origin}: normal_form {self._form!r} is none of Unicode's")
         try:
             self._encoding = tiktoken.Encoding(
                 "hvdlm",
@@ -116,6 +122,8 @@ class TiktokenTokenizer:
         return self._encode(text).astype(np.int64)
 
     def _encode(self, text: str) -> np.ndarray:
+        if self._form is not None:
+            text = unicodedata.normalize(self._form, text)
         return self._encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
 
     def decode(self, ids: np.ndarray) -> str:
@@ -123,7 +131,7 @@ class TiktokenTokenizer:
         return b"".join(tokens).decode(errors="replace")
 
     def to_json(self) -> str:
-        own = {name: number for name, number in asdict(self._special).items() if number is not None}
+        own = {name: value for name, value in asdict(self._extras).items() if value is not None}
         return json.dumps({"hvdlm": "tiktoken", "pattern": self._pattern, "ranks": self._ranks, **own}) + "\n"
 
 
@@ -187,30 +195,28 @@ def read_ranks(path: Path, pattern: str | None, bos: str = AUTO) -> TiktokenToke
         )
     tokenizer = TiktokenTokenizer(ranks, pattern, str(path))
     config = config_beside(path)
-    special = _special_ids(tokenizer, published, config)
-    special = replace(special, bos_id=_bos_id(bos, special, config, path))
-    if special == SpecialIds(tokenizer.eos_id, tokenizer.vocab_size):
-        special = SpecialIds()  # no more to write than earlier versions did, so the digest is the same
-    else:
-        tokenizer = TiktokenTokenizer(ranks, pattern, str(path), special)
-    if published is None or special.bos_id is not None:
-        begins = "" if special.bos_id is None else f"begin with the id {special.bos_id} and "
+    extras = _extras(tokenizer, published, config)
+    extras = replace(extras, bos_id=_bos_id(bos, extras, config, path))
+    if extras != Extras(tokenizer.eos_id, tokenizer.vocab_size):  # else the digest is that of earlier versions
+        tokenizer = TiktokenTokenizer(ranks, pattern, str(path), extras)
+    if published is None or extras.bos_id is not None:
+        begins = "" if extras.bos_id is None else f"begin with the id {extras.bos_id} and "
         log.info("%s: documents %send with the id %d", path, begins, tokenizer.eos_id)
     return tokenizer
 
 
-def _special_ids(ranks: TiktokenTokenizer, published: Published | None, config: PublisherConfig) -> SpecialIds:
+def _extras(ranks: TiktokenTokenizer, published: Published | None, config: PublisherConfig) -> Extras:
     """As published, or as the added tokens of a tokenizer_config.json say; else the defaults."""
     if published is not None:
-        return SpecialIds(published.eos_id, published.vocab_size, published.bos_id)
+        return Extras(published.eos_id, published.vocab_size, published.bos_id, published.normal_form)
     eos = end_of(config.ids, config)
     if eos is None:
-        return SpecialIds(ranks.eos_id, ranks.vocab_size)
+        return Extras(ranks.eos_id, ranks.vocab_size)
     last_rank = ranks.eos_id - 1
-    return SpecialIds(config.ids[eos], max(last_rank, *config.ids.values()) + 1)
+    return Extras(config.ids[eos], max(last_rank, *config.ids.values()) + 1)
 
 
-def _bos_id(bos: str, published: SpecialIds, config: PublisherConfig, path: Path) -> int | None:
+def _bos_id(bos: str, published: Extras, config: PublisherConfig, path: Path) -> int | None:
     names = dict(config.ids) if published.bos_id is None else {BEGIN_OF_TEXT: published.bos_id, **config.ids}
     if bos == AUTO:
         found = config.ids.get(config.bos or "", published.bos_id) if config.adds_bos else published.bos_id
