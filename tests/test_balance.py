@@ -12,7 +12,7 @@ from hvdlm.config import validate
 from hvdlm.data.inspection import inspect, to_text
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import build, documents
-from hvdlm.preprocessing.balance import close_balance
+from hvdlm.preprocessing.balance import close_balance, sum_round_trips
 from hvdlm.preprocessing.plan import PreprocessConfig
 from hvdlm.preprocessing.remarks import of_settings
 
@@ -327,3 +327,21 @@ def test_inspect_names_a_damaged_balance(content, data_dir, tmp_path):
     assert "\n" not in str(caught.value)
     (folder / "preprocess.json").unlink()
     assert inspect(folder)["balance"] is None
+
+
+def test_the_example_of_a_job_is_the_first_that_tells_of_more_than_white_space():
+    units = [
+        {},
+        {"excerpts": 3, "changed": 0, "white_space": 1, "example": "blank", "place": "a"},
+        {"excerpts": 2, "changed": 2, "white_space": 0, "example": "letter", "place": "b"},
+        {"excerpts": 1, "changed": 1, "white_space": 0, "example": "later", "place": "c"},
+    ]
+    assert sum_round_trips(units) == {
+        "excerpts": 6,
+        "changed": 3,
+        "white_space": 1,
+        "example": "letter",
+        "place": "b",
+    }
+    assert sum_round_trips(units[:2])["example"] == "blank"
+    assert sum_round_trips(units[:1]) == {"excerpts": 0, "changed": 0, "white_space": 0}

@@ -44,6 +44,13 @@ def test_what_is_unusual_is_among_them_wherever_it_stands(rare, nth):
     assert [excerpt for excerpt in seen(texts) if rare in excerpt.text and excerpt.position == nth]
 
 
+def test_what_is_unusual_stays_among_them_when_new_characters_follow():
+    texts = ["\U0001f600 e\u0301 \ue000", *(chr(0x4E00 + number) * 3 for number in range(50))]
+    found = [excerpt.text for excerpt in seen(texts, ALL)]
+    assert sum(texts[0] == text for text in found) >= 3
+    assert set(texts[-4:]) <= set(found)
+
+
 def test_a_common_character_makes_no_excerpt_again():
     texts = [f"{text} \u00f6 \u4f60" for text in ORDINARY]
     assert len(seen(texts)) - len(seen(ORDINARY)) <= 2
@@ -165,10 +172,12 @@ def test_every_character_is_proven_where_it_first_stands(bpe):
 def test_a_job_with_a_wrong_encoder_begins_anew_with_the_exact_one(encoder, source, tmp_path, bpe, monkeypatch, caplog):
     (tmp_path / "t.json").write_text(bpe.to_json())
     settings = {"tokenizer": {"kind": "bpe", "path": str(tmp_path / "t.json")}}
+    monkeypatch.setattr("hvdlm.preprocessing.plan.MIN_UNIT_BYTES", 1000)
     preprocess(source, tmp_path / "right", **settings)
     output = tmp_path / "out"
     monkeypatch.setattr("hvdlm.tokenizer.fast.FastTokenizer", encoder)
     monkeypatch.setattr("hvdlm.preprocessing.vocabulary.PROOF_BYTES", 8)  # nothing is found wrong at first
+    monkeypatch.setattr("hvdlm.preprocessing.excerpts.MANY_UNITS", 1000)
     place = source.read_bytes().index(b'{"text": "s\xc3\xbc')
     with pytest.raises(
         UserError, match=f"in.jsonl: byte {place}: the job's encoder gives other ids .*please report"
@@ -179,6 +188,7 @@ def test_a_job_with_a_wrong_encoder_begins_anew_with_the_exact_one(encoder, sour
     preprocess(source, output, **settings)
     assert "begins anew with the exact encoder" in caplog.text
     assert files_of(output) == files_of(tmp_path / "right")
+    assert json.loads((output / "preprocess.json").read_text())["num_units_resumed"] == 0
 
 
 def test_a_job_tells_what_its_vocabulary_does_to_text(source, tmp_path, caplog):
