@@ -169,7 +169,7 @@ class _Table:
         behind_first = row.find(b"\n") + 1
         if NEW_LINE in fault or not 0 < behind_first < len(row):
             self._remark("a carriage return alone ends rows here")
-            self._lines.put_back(LONE_RETURN.sub(b"\n", row))
+            self._lines.put_back_end(LONE_RETURN.sub(b"\n", row))
             self._read_on(self._first_line - 1, 0)
             return None
         self._lines.put_back_end(row[behind_first:])
@@ -183,7 +183,7 @@ class _Table:
         held = bytearray() if self._looks_like_rows(begun) else None  # to be read again
         with contextlib.ExitStack() as stack:
             row = stack.enter_context(contextlib.closing(LongRow(self._dialect, self._lines.errors, self._wanted)))
-            while not row.has_ended and not (held and row.fault):
+            while not row.has_ended and not (row.fault and held and len(held) >= len(begun)):
                 data = self._lines.take()
                 rest = row.feed(data)
                 num_lines += data.count(b"\n") - rest.count(b"\n")
@@ -202,14 +202,14 @@ class _Table:
 
     def _looks_like_rows(self, row: bytes) -> bool:
         """Whether most lines of a row have as many cells as a row of their own; a single column always has."""
-        start = row[:LOOKED_AT].rstrip(b"\r\n").decode("utf-8", "replace")
-        first, *others = LINE_END.split(start)
+        lines = LINE_END.split(row[:LOOKED_AT].rstrip(b"\r\n").decode("utf-8", "replace"))
         num_columns = max(1, len(self._header))
-        if not others or num_columns == 1:
-            return bool(others)
-        num_alike = first.count(self._dialect.delimiter) == num_columns - 1  # its quote may have no end
-        rows = csv.reader(others, **{**self._dialect.settings, "strict": False})
-        return 2 * (num_alike + sum(len(cells) == num_columns for cells in rows)) > len(others) + 1
+        if len(lines) == 1 or num_columns == 1:
+            return len(lines) > 1
+        num_parted = sum(line.count(self._dialect.delimiter) == num_columns - 1 for line in lines)
+        rows = csv.reader(lines[1:], **{**self._dialect.settings, "strict": False})
+        num_parsed = sum(len(cells) == num_columns for cells in rows)  # more, where cells hold delimiters in quotes
+        return 2 * max(num_parted, num_parsed) > len(lines)
 
     def _wrong_number(self, cells: list[str], row: bytes) -> str:
         """What is wrong with a row of too few or too many cells, and which setting may be; else nothing."""

@@ -54,7 +54,7 @@ class Lines:
         self.has_wrong_bytes = False  # whether there were any so far
         self._again: deque[bytes] = deque()  # to be read before the file
         self._broken: BrokenStream | None = None
-        self._data, self._block = b"", io.BytesIO()  # the block under way
+        self._block, self._is_utf8 = io.BytesIO(), True
         self._start = 0  # of the row under way, in the block
         self._before: list[bytes] = []  # what the blocks before hold of it
         self.put_back(self.take().removeprefix(codecs.BOM_UTF8))
@@ -70,7 +70,7 @@ class Lines:
     @property
     def row(self) -> bytes:
         """All lines of the row under way."""
-        return b"".join([*self._before, self._data[self._start : self._block.tell()]])
+        return b"".join([*self._before, self._block.getbuffer()[self._start : self._block.tell()]])
 
     def first_line(self) -> bytes:
         """The first line of the file, as far as the first block holds it."""
@@ -93,38 +93,41 @@ class Lines:
 
     def put_back(self, data: bytes) -> None:
         """Make these bytes the next ones, before what is left of the block under way."""
-        if left := self._data[self._block.tell() :]:
+        if left := self._block.read():
             self._again.appendleft(left)
         size = _block_bytes()
         self._again.extendleft(data[start : start + size] for start in reversed(range(0, len(data), size)))
-        self._data, self._block = b"", io.BytesIO()
+        self._block = io.BytesIO()
         self.begin_row()
 
     def put_back_end(self, data: bytes) -> None:
-        """Make the last bytes of the row under way the next ones."""
-        if len(data) <= self._block.tell() - self._start:
-            self._block.seek(-len(data), io.SEEK_CUR)  # at no cost, as there may be thousands in a block
+        """Make these bytes, as long as the end of the row under way, the next ones instead of it."""
+        if len(data) <= self._block.tell() - self._start:  # at little cost, as there may be thousands in a block
+            self._block.seek(-len(data), io.SEEK_CUR)
+            self._block.write(data)
+            self._block.seek(-len(data), io.SEEK_CUR)
         else:
             self.put_back(data)
 
     def _blocks(self) -> Iterator[Iterator[str]]:
         while True:
-            if begun := self._data[self._start :]:
+            if begun := bytes(self._block.getbuffer()[self._start :]):
                 self._before.append(begun)
-            self._data, self._block, self._start = b"", io.BytesIO(), 0
+            self._block, self._start = io.BytesIO(), 0
             if sum(map(len, self._before)) > documents.MAX_DOCUMENT_BYTES:
                 raise RowTooLong
-            self._data = self._whole_lines()
-            if not self._data:
+            data = self._whole_lines()
+            if not data:
                 return
-            self._block = io.BytesIO(self._data)
+            self._block = io.BytesIO(data)
+            self._is_utf8 = is_utf8(data)
+            self.has_wrong_bytes |= not self._is_utf8
             yield self._decoded()
 
     def _decoded(self) -> Iterator[str]:
         """The lines that are left in the block; by C alone, as this is where the time goes."""
-        if is_utf8(self._data):
+        if self._is_utf8:
             return map(bytes.decode, self._block)
-        self.has_wrong_bytes = True
         return map(partial(str, encoding="utf-8", errors=self.errors), self._block)
 
     def _whole_lines(self) -> bytes:
