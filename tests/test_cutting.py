@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import random
 import re
 
 import pyarrow as pa
@@ -72,7 +73,7 @@ WRITE = {
 WHOLE_FILES = ("txt", "md")
 NAMED = ("jsonl", "json", "csv", "tsv", "parquet", "arrow")
 WORDS = st.lists(
-    st.tuples(st.sampled_from(["word", "é", "中文。", "😀", '"', "\\", "\\u00e9", ",", "="]), st.integers(1, 200)),
+    st.tuples(st.sampled_from(["word", "é", "中文。", "😀", '"', "\\", "\\u00e9", ",", "="]), st.integers(1, 400)),
     min_size=1,
     max_size=12,
 )
@@ -99,8 +100,8 @@ def expected_pieces(words):
     return [piece.data.decode() for piece in cut([words.encode()])]
 
 
-@bounded(60)
-@given(parts=WORDS, between=st.sampled_from([" ", "\n", "", "x"]), block=st.sampled_from([7, 64, 1 << 20]))
+@bounded(40)
+@given(parts=WORDS, between=st.sampled_from([" ", "\n", "", "x"]), block=st.sampled_from([64, 1000, 1 << 20]))
 def test_the_same_text_gives_the_same_pieces_in_every_format(parts, between, block, tmp_path, small):
     plain = between.join(word * count for word, count in parts)
     for name, write in WRITE.items():
@@ -136,6 +137,37 @@ def test_pieces_are_no_longer_than_the_limit_and_end_where_they_should(small, un
     assert [piece.data for piece in cut(data[n : n + 1] for n in range(len(data)))] == pieces
     for piece in pieces:  # what was cut once is never cut again
         assert [again.data for again in cut([piece])] == [piece]
+
+
+def test_a_cut_is_made_within_its_reach_or_not_at_all(small):
+    step, reach = step_and_reach()
+    for far, end in ((reach - 1, step + reach), (reach, step)):  # where the only line end stands behind the place
+        words = b"x" * (step + far) + b"\n" + b"x" * step
+        assert len(next(cut([words])).data) == end
+
+
+@pytest.mark.parametrize("name", ["paragraphs", "separated"])
+def test_line_ends_inside_a_long_text_stay(tmp_path, small, name):
+    words = "a" * (LIMIT - 1) + "\n" + "b" * (LIMIT - 2) + "\r\n" + "c" * LIMIT
+    (tmp_path / "a").write_bytes(f"\r\n{words}\n".encode())
+    assert "".join(document.text for document in in_pieces(tmp_path / "a", options_of(name))) == words
+
+
+@pytest.mark.parametrize("size", [10, 2 * LIMIT])
+def test_a_blank_line_before_a_paragraph_is_none_of_it(tmp_path, small, size, monkeypatch):
+    monkeypatch.setattr(text, "BLOCK_BYTES", 64)
+    (tmp_path / "a").write_bytes(b"first" + b"\n" * 514 + b" \t\n" + b"x" * size)
+    first, *found = in_pieces(tmp_path / "a", options_of("paragraphs"))
+    assert (first.text, "".join(document.text for document in found)) == ("first", "x" * size)
+
+
+def test_long_texts_of_an_archive_stay_apart(tmp_path, small):
+    texts = ["a " * 3000, "b " * 1000, "c"]
+    (tmp_path / "a").write_bytes(b"".join(a_wet(words) for words in texts))
+    whole = {"i": "", "j": ""}
+    for document in in_pieces(tmp_path / "a", options_of("wet")):
+        whole[document.id] += document.text
+    assert whole == {"i": "".join(texts), "j": "next" * 3}
 
 
 def test_a_piece_is_found_without_those_before_it(small):
@@ -193,39 +225,43 @@ def test_a_wrong_byte_in_a_long_text_costs_its_piece_and_has_its_place(tmp_path,
 
 
 FAULTS = {
-    "a wrong byte": (b'{"text": "' + b"x" * 2000 + b"\xff" + b'"}', "is not UTF-8"),
-    "a wrong escape": (b'{"text": "' + b"x" * 2000 + b'\\q"}', "not valid JSON in its text"),
-    "a control character": (b'{"text": "' + b"x" * 2000 + b'\x01"}', "not valid JSON in its text"),
-    "text behind it": (b'{"text": "' + b"x" * 2000 + b'" x}', "not valid JSON behind its text"),
-    "no key": (b'{"body": "' + b"x" * 2000 + b'"}', "a record of 2012 bytes, without 'text'"),
+    "a wrong byte": (b'{"text": "%s\xff"}', "is not UTF-8"),
+    "a wrong escape": (b'{"text": "%s\\q"}', "not valid JSON"),
+    "a control character": (b'{"text": "%s\x01"}', "not valid JSON"),
+    "text behind it": (b'{"text": "%s" x}', "not valid JSON"),
+    "no key": (b'{"body": "%s"}', r"(no key 'text'|larger than .* bytes\), without 'text')"),
+    "no object": (b'"%s"', r"(no key 'text'|larger than .* bytes\), without 'text')"),
+    "no text": (b'{"text": ["%s"]}', r"('text' is list|larger than)"),
 }
 
 
 @pytest.mark.parametrize("name", ["jsonl", "json"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_long_record_with_a_fault_is_one_bad_record(tmp_path, small, name, fault):
+@pytest.mark.parametrize("size", [10, 2000, 9000])
+def test_a_record_with_a_fault_is_one_bad_record_whatever_its_size(tmp_path, small, name, fault, size):
     line, reason = FAULTS[fault]
     path = tmp_path / "a"
-    path.write_bytes(line + b'\n{"text": "next"}\n')
+    path.write_bytes(line % (b"x" * size) + b'\n{"text": "next"}\n')
     bad, good = in_pieces(path, ReadOptions(name))
-    assert bad.place == f"{path}: byte 0"
-    assert bad.reason.startswith(reason)
+    assert bad.place.startswith(f"{path}: byte ")
+    assert re.match(reason, bad.reason)
     assert good.text == "next"
 
 
-@bounded(200)
-@given(
-    pieces=st.lists(
-        st.sampled_from(["\\\\", "\\n", '\\"', "\\ud83d\\ude00", "\\ud83d", "\\ude00", "ud83d", "é", "😀", "x", "中"]),
-        min_size=300,
-        max_size=700,
-    )
-)
-def test_escapes_are_not_torn_wherever_blocks_end(pieces, tmp_path, small):
-    spelled = "".join(pieces)
+@pytest.mark.parametrize("name", ["jsonl", "json"])
+def test_the_text_may_stand_behind_a_long_value(tmp_path, small, name):
+    path = tmp_path / "a"
+    path.write_text(json.dumps({"html": "<p>" * 500, "text": "short", "id": 1.50}) + '\n{"text": "next"}\n')
+    found = in_pieces(path, ReadOptions(name, id_key="id"))
+    assert [(document.text, document.id) for document in found] == [("short", "1.5"), ("next", None)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_escapes_are_not_torn_wherever_blocks_end(seed, tmp_path, small, monkeypatch):
+    monkeypatch.setattr("hvdlm.preprocessing.readers.jsonl.BLOCK_BYTES", 13)
+    pieces = ["\\\\", "\\n", '\\"', "\\ud83d\\ude00", "\\ud83d", "\\ude00", "ud83d", "é", "😀", "x", "中"]
+    spelled = "".join(random.Random(seed).choices(pieces, k=3000))
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "' + spelled + '"}\n')
     expected = re.sub("[\ud800-\udfff]", "\ufffd", json.loads(f'"{spelled}"'))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hvdlm.preprocessing.readers.jsonl.BLOCK_BYTES", 13)
-        assert "".join(document.text for document in in_pieces(path, ReadOptions())) == expected
+    assert "".join(document.text for document in in_pieces(path, ReadOptions())) == expected

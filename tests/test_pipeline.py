@@ -9,6 +9,7 @@ from harness import preprocess, texts_of
 from hvdlm.data.manifest import read_manifest
 from hvdlm.data.shards import doc_column
 from hvdlm.errors import UserError
+from hvdlm.preprocessing import documents
 
 LINES = [
     {"text": "Ｈｅｌｌｏ  ｗｏｒｌｄ, this is long enough to stay", "id": 1, "kind": "a"},
@@ -38,6 +39,16 @@ clean: {width: letters, whitespace: true}
 pii: {email: true, phone: true}
 filter: {min_chars: 20}
 """)
+
+
+def test_texts_that_were_cut_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 1000)
+    texts = ["short", "word " * 1000, "x" * 1000, "x" * 1001]
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    manifest = preprocess(source, tmp_path / "out", split={"val": 0})
+    assert manifest.statistics["cut_documents"] == 2
+    assert "".join(texts_of(tmp_path / "out")) == "".join(texts)
 
 
 def test_every_document_is_kept_or_accounted_for(source, tmp_path):

@@ -473,6 +473,15 @@ def test_a_null_or_large_cell_does_not_lose_the_next(write, monkeypatch, kind):
     assert [(piece.position, piece.piece) for piece in large] == [(2, 0), (2, 1)]
 
 
+def test_a_long_cell_with_a_wrong_byte_follows_the_error_policy(write, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 2000)
+    text = pa.array([b"a", b"x" * 3000 + b"\xff" + b"y" * 3000]).view(pa.string())
+    path = write("a.parquet", parquet(pa.table({"text": text})))
+    assert read(path, STRICT) == [Document("a", 0), BadRecord(f"{path}: row 1", NOT_UTF8)]
+    _, *pieces = read(path, ReadOptions(errors="replace"))
+    assert "".join(piece.text for piece in pieces) == "x" * 3000 + "\ufffd" + "y" * 3000
+
+
 def test_bytes_that_are_no_text_follow_the_error_policy(write):
     text = pa.array([b"a", b"caf\xe9", b"\xed\xa0\x80"]).view(pa.string())
     path = write("a.parquet", parquet(pa.table({"text": text})))
@@ -507,7 +516,7 @@ def test_a_damaged_row_group_does_not_lose_the_next(write):
 
 
 def test_a_row_group_that_expands_without_measure_is_not_read(write, monkeypatch):
-    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 1 << 20)
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 1 << 18)
     content = parquet(pa.table({"text": ["0" * (20 << 20)]}), compression="zstd")
     assert "expands more than 100-fold" in only_bad(write("a.parquet", content)).reason
 

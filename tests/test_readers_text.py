@@ -77,6 +77,8 @@ WRITTEN = {
     "7": "7",
     "-9007199254740993": "-9007199254740993",
     "123456789012345678901234567890": "123456789012345678901234567890",
+    "0": "0",
+    "-0": "-0",
     "1e3": "1e3",
     "1.50": "1.50",
     "0.1000000000000000055": "0.1000000000000000055",
@@ -174,6 +176,7 @@ FAULTS = {
     "many keys": ("a.jsonl", b'{"body": "b", "id": 1}\n', 0, f"{NO_KEY} (it has: body, id); set text_key"),
     "not JSON": ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', 15, "not valid JSON"),
     "nested too deeply": ("a.jsonl", b"[" * 200_000, 0, "not valid JSON"),
+    "a key of lines": ("a.jsonl", b'{"a\\nb": 1}\n', 0, f"{NO_KEY} (it has: 'a\\nb'); set text_key"),
     "not an object": ("a.jsonl", b"[1]\n", 0, f"{NO_KEY} (it has: list)"),
     "not text": ("a.jsonl", b'{"text": 5}\n', 0, "'text' is int, not text"),
     "not UTF-8 in jsonl": ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', 24, "is not UTF-8"),
@@ -256,7 +259,7 @@ def test_what_is_no_record_does_not_lose_the_next(write, monkeypatch, large):
     assert (first.text, last.text) == ("a", "b")
     assert [type(b) for b in bad[:2]] == [BadRecord] * 2
     no_key = "no key 'tex"
-    assert [b.reason[:11] for b in bad] == [no_key, no_key, "not valid J", "a record of", no_key, no_key]
+    assert [b.reason[:11] for b in bad] == [no_key, no_key, "not valid J", "larger than", no_key, no_key]
 
 
 @pytest.mark.parametrize("tail", [b"", b",", b', {"text": "b', b', {"text": "b"', b', {"text": "' + b"b" * 999])

@@ -5,6 +5,7 @@ A key may lead into structs: `meta.text`. Text may have any type of characters o
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import re
@@ -19,7 +20,7 @@ from hvdlm.tokenizer.interface import require
 
 from .. import documents
 from ..compression import is_compressed
-from ..documents import NOT_UTF8, BadRecord, Document, Part, ReadOptions, record_limit
+from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
 from .tables import listed, wanted_columns
 
 if TYPE_CHECKING:
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
 
 # By pyarrow's names; `null` is what writers take for a column that holds nothing else.
 TEXT_TYPES = re.compile(r"(large_)?(string|binary)|(string|binary)_view|fixed_size_binary\[\d+\]|null")
+CHUNK_BYTES = 1 << 20  # of a long cell
 ARROW_MAGIC, FEATHER_1_MAGIC = b"ARROW1", b"FEA1"
 
 FieldPath = list[str]  # names of a column and of the fields inside it
 
 
-def read_parquet(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+def read_parquet(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | LongDocument | BadRecord]:
     """A document a row of a Parquet file; where a row group is damaged, the next is read."""
     pyarrow = require("pyarrow", f"{part.path}: reading parquet")
     from pyarrow.parquet import ParquetFile
@@ -124,12 +126,12 @@ def _expands(table: ParquetFile, group: int, file_bytes: int) -> bool:
     Not told by its columns: to ask pyarrow 26 for a damaged one's size is a C++ exception, which ends the process.
     """
     num_bytes = table.metadata.row_group(group).total_byte_size
-    return num_bytes > record_limit() and num_bytes > 100 * file_bytes
+    return num_bytes > 64 * documents.MAX_DOCUMENT_BYTES and num_bytes > 100 * file_bytes
 
 
 def _row_group(
     table: ParquetFile, group: int, columns: list[FieldPath | None], position: int, part: Part, options: ReadOptions
-) -> Iterator[Document | BadRecord]:
+) -> Iterator[Document | LongDocument | BadRecord]:
     """Rows of one group, so few at a time that even equal cells, stored once, do not fill memory."""
     names = sorted({".".join(path) for path in columns if path})
     num_bytes = max(1, table.metadata.row_group(group).total_byte_size)
@@ -141,26 +143,34 @@ def _row_group(
 
 def _rows(
     batch: Any, columns: list[FieldPath | None], position: int, part: Part, options: ReadOptions
-) -> Iterator[Document | BadRecord]:
+) -> Iterator[Document | LongDocument | BadRecord]:
     cells = [_cells(batch, path) for path in columns]
     for row in range(batch.num_rows):
         yield _document([None if column is None else column[row] for column in cells], position + row, part, options)
 
 
-def _document(cells: list[Any], position: int, part: Part, options: ReadOptions) -> Document | BadRecord:
+def _document(cells: list[Any], position: int, part: Part, options: ReadOptions) -> Document | LongDocument | BadRecord:
     text, id_, label = cells
     place = f"{part.path}: row {position}"
     while text.is_valid and not hasattr(text, "as_buffer"):
         text = text.value  # of a dictionary or an extension
     if not text.is_valid:
         return BadRecord(place, f"{options.text_key!r} is null")
-    data = text.as_buffer()
+    data = memoryview(text.as_buffer())
     try:
-        return Document(str(memoryview(data), "utf-8", options.errors), position, _name(id_), _name(label))
+        if len(data) > documents.MAX_DOCUMENT_BYTES:
+            for _ in codecs.iterdecode(_chunks(data), "utf-8", options.errors):
+                pass  # a wrong byte costs the row, as in a short one
+            return LongDocument(_chunks(data), position, _name(id_), _name(label))
+        return Document(str(data, "utf-8", options.errors), position, _name(id_), _name(label))
     except UnicodeDecodeError:
         return BadRecord(place, NOT_UTF8)
     except (ValueError, OverflowError, ImportError) as error:  # a date that Python has none for
         return BadRecord(place, f"id or label has no value in Python ({_first_line(error)})")
+
+
+def _chunks(data: memoryview) -> Iterator[bytes]:
+    return (bytes(data[start : start + CHUNK_BYTES]) for start in range(0, len(data), CHUNK_BYTES))
 
 
 def _name(cell: Any) -> str | None:
@@ -189,7 +199,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def read_arrow(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+def read_arrow(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | LongDocument | BadRecord]:
     """A document a row of Arrow's IPC file or stream; behind a damaged batch a file is read on, a stream is not."""
     pyarrow = require("pyarrow", f"{part.path}: reading arrow")
     faults = (pyarrow.ArrowException, OSError, UnicodeDecodeError)

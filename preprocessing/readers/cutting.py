@@ -60,14 +60,17 @@ def in_pieces(
     given: Iterable[Document | LongDocument | BadRecord], part: Part, options: ReadOptions
 ) -> Iterator[Document | BadRecord]:
     """What a reader gives, no text longer than a document may be; a piece that is not UTF-8 is a bad record."""
+    short = documents.MAX_DOCUMENT_BYTES // 4  # characters that are no longer than a document may be
     for found in given:
-        if isinstance(found, LongDocument):
+        if isinstance(found, BadRecord):
+            yield found
+        elif isinstance(found, LongDocument):
             yield from _pieces_of_long(found, part, options)
-        elif isinstance(found, Document) and len(found.text) > documents.MAX_DOCUMENT_BYTES // 4:
+        elif len(found.text) <= short:
+            yield found
+        else:
             for piece in cut([found.text.encode()]):
                 yield found._replace(text=piece.data.decode(), piece=piece.number)
-        else:
-            yield found
 
 
 def _pieces_of_long(found: LongDocument, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:

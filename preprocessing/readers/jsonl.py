@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import IO, Any, BinaryIO
 
@@ -14,6 +15,7 @@ import orjson
 
 from .. import documents
 from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
+from .tables import larger_than_limit, listed
 from .text import LINES, RawRecord, chunks_of, decode, records
 
 MISSING = object()
@@ -50,9 +52,10 @@ def read_record(line: bytes, position: int, part: Part, options: ReadOptions) ->
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
             return _bad(part, position, f"not valid JSON ({error or 'nested too deeply'})")
-    value = _value(record, options.text_key)
+    key = options.text_key
+    value = record[key] if isinstance(record, dict) and key in record else _value(record, key)
     if value is MISSING:
-        keys = ", ".join(list(record)[:20]) if isinstance(record, dict) else type(record).__name__
+        keys = listed(record) if isinstance(record, dict) else type(record).__name__
         return _bad(part, position, f"no key {options.text_key!r} (it has: {keys}); set text_key")
     if not isinstance(value, str):
         return _bad(part, position, f"{options.text_key!r} is {type(value).__name__}, not text")
@@ -97,7 +100,7 @@ def _name(value: Any, key: str, line: bytes) -> str | None:
         return whole_characters(value)
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int):
+    if isinstance(value, int) and value:  # zero may be written as -0
         return str(value)
     return whole_characters(_value(line.decode("utf-8", "replace").lstrip("\ufeff \t\r"), key, _written_members))
 
@@ -132,32 +135,55 @@ def whole_characters(text: str) -> str:
 
 def read_long_record(
     first: RawRecord, rest: Iterator[RawRecord | BadRecord], part: Part, options: ReadOptions
+) -> Iterator[Document | LongDocument | BadRecord]:
+    """The document of a JSON object that comes in several pieces, of any length; one of blanks is none."""
+    pieces = chunks_of(first, rest)
+    held: deque[bytes] = deque()
+    num_bytes = 0
+    for piece in pieces:
+        held.append(piece)
+        num_bytes += len(piece)
+        if num_bytes > record_limit():
+            yield from _larger_record(_all_of(held, pieces), first.position, part, options)
+            return
+    record = b"".join(held)
+    if not record.isspace():
+        yield read_record(record, first.position, part, options)
+
+
+def _all_of(held: deque[bytes], rest: Iterator[bytes]) -> Iterator[bytes]:
+    """What is held, piece by piece let go, and the rest."""
+    while held:
+        yield held.popleft()
+    yield from rest
+
+
+def _larger_record(
+    pieces: Iterator[bytes], position: int, part: Part, options: ReadOptions
 ) -> Iterator[LongDocument | BadRecord]:
-    """The document of a JSON object that comes in several pieces, of any length.
+    """The document of a record that is not to be held as a whole.
 
     The text's string is laid aside until the whole object is known to be valid, with the keys behind the text. What
     stands before the text must fit into the first piece.
     """
-    pieces = chunks_of(first, rest)
-    held = next(pieces)
-    found = _opening(held, options)
+    start = next(pieces)
+    found = _opening(start, options)
     if found is None:
-        size = len(held) + sum(map(len, pieces))
-        if held.isspace():
-            return  # of blanks
-        yield _bad(part, first.position, f"a record of {size} bytes, without {options.text_key!r} near its start")
+        size = len(start) + sum(map(len, pieces))
+        reason = f"{larger_than_limit()} ({size} bytes), without {options.text_key!r} in its first {len(start)} bytes"
+        yield _bad(part, position, f"{reason}; put it first")
         return
     limit = documents.MAX_DOCUMENT_BYTES
     with tempfile.SpooledTemporaryFile(limit) as spelled, tempfile.SpooledTemporaryFile(limit) as text:
-        tail = _spool_string(held[found:], pieces, spelled)
-        line = held[: found - 1] + b'""' + (tail if isinstance(tail, bytes) else b"")
+        tail = _spool_string(start[found:], pieces, spelled)
+        line = start[: found - 1] + b'""' + (tail if isinstance(tail, bytes) else b"")
         labels = tail if isinstance(tail, str) else _around_text(line, options)
         fault = labels if isinstance(labels, str) else _unescape(spelled, text, options)
         if isinstance(labels, str) or fault:
-            yield _bad(part, first.position, str(fault))
+            yield _bad(part, position, str(fault))
             return
         text.seek(0)
-        yield LongDocument(iter(lambda: text.read(BLOCK_BYTES), b""), first.position, *labels)
+        yield LongDocument(iter(lambda: text.read(BLOCK_BYTES), b""), position, *labels)
 
 
 def _opening(held: bytes, options: ReadOptions) -> int | None:

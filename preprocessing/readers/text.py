@@ -57,7 +57,7 @@ def records(file: BinaryIO, part: Part, boundary: Boundary) -> Iterator[RawRecor
     while True:
         block, broken = read_before_break(file, _block_bytes(part, position + len(held), len(held)))
         held += block
-        complete, used = _split(held, boundary, is_last=broken is not None or not block)
+        complete, used = _split(held, boundary, is_cut, is_last=broken is not None or not block)
         complete = complete[:-1] if broken else complete  # the last one may be half
         for offset, data in complete:
             start = position + offset
@@ -72,11 +72,12 @@ def records(file: BinaryIO, part: Part, boundary: Boundary) -> Iterator[RawRecor
         if not block or _is_over(part, position, len(held) - boundary.reach if is_foreign else 0, is_cut):
             return
         while len(held) > documents.MAX_DOCUMENT_BYTES + 2 * boundary.reach:  # no boundary begins before the limit
-            end = documents.MAX_DOCUMENT_BYTES
+            lead = boundary.lead.match(held) if boundary.lead and not is_cut else None
+            start, end = lead.end() if lead else 0, documents.MAX_DOCUMENT_BYTES
             is_cut = not is_foreign and (is_cut or position >= part.start)
             is_foreign = not is_cut
             if is_cut:
-                yield RawRecord(position, held[:end], True)
+                yield RawRecord(position + start, held[start:end], True)
             held, position = held[end:], position + end
 
 
@@ -85,8 +86,11 @@ def _is_over(part: Part, position: int, searched: int, is_cut: bool) -> bool:
     return part.stop is not None and not is_cut and position + max(0, searched) >= part.stop
 
 
-def _split(held: bytes, boundary: Boundary, is_last: bool) -> tuple[list[tuple[int, bytes]], int]:
-    """(offset, record) of all records whose end is certain, and how many bytes they take."""
+def _split(held: bytes, boundary: Boundary, is_begun: bool, is_last: bool) -> tuple[list[tuple[int, bytes]], int]:
+    """(offset, record) of all records whose end is certain, and how many bytes they take.
+
+    `is_begun`: the first is the rest of a record, whose beginning was given before.
+    """
     pieces = boundary.pattern.split(held)
     sure = len(held) - (0 if is_last else boundary.reach)  # a match nearer to the end may turn out longer
     complete, used = [], 0
@@ -101,6 +105,7 @@ def _split(held: bytes, boundary: Boundary, is_last: bool) -> tuple[list[tuple[i
         used = len(held)
     if boundary.lead is not None:
         leads = [lead.end() if (lead := boundary.lead.match(record)) else 0 for _, record in complete]
+        leads[:is_begun] = [0] * len(leads[:is_begun])
         complete = [(offset + n, record[n:]) for (offset, record), n in zip(complete, leads, strict=True)]
     return complete, used
 

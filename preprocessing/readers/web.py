@@ -10,18 +10,21 @@ import codecs
 import itertools
 import logging
 import re
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple
 
 from hvdlm.errors import UserError
 from hvdlm.tables import counted
 
-from ..documents import BadRecord, Document, Part, ReadOptions, record_limit
+from .. import documents
+from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
 from .jsonl import whole_characters
 from .tables import larger_than_limit
 
 MAX_TAGS = 100_000  # trafilatura needs up to 4 KB and 0.2 ms for each
+BLOCK_BYTES = 1 << 20  # of a long record
 MAX_HEAD_BYTES = 1 << 16  # of the headers of a record, or of a response
 CACHED_PAGE_CHARACTERS = 1 << 16  # trafilatura keeps a thousand lines, whatever their length
 
@@ -63,39 +66,45 @@ def read_html(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Docu
         yield BadRecord(part.path, str(error))
 
 
-def read_warc(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+def read_warc(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | LongDocument | BadRecord]:
     """The main text of every page in an archive of HTTP responses (ISO 28500); its id is the address."""
     _check_trafilatura(part)
     yield from _read_archive(file, part, options, _text_of_response)
 
 
-def read_wet(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+def read_wet(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | LongDocument | BadRecord]:
     """Every extracted text in an archive of conversion records, as it stands; its id is the address."""
     yield from _read_archive(file, part, options, _text_of_conversion)
 
 
-def _read_archive(file: BinaryIO, part: Part, options: ReadOptions, text_of: TextOf) -> Iterator[Document | BadRecord]:
-    archive = _Archive(file)
-    for number in itertools.count():
-        try:
-            headers = archive.begin_record()
-            if headers is None:
-                return
+def _read_archive(
+    file: BinaryIO, part: Part, options: ReadOptions, text_of: TextOf
+) -> Iterator[Document | LongDocument | BadRecord]:
+    with tempfile.SpooledTemporaryFile(documents.MAX_DOCUMENT_BYTES) as aside:
+        archive = _Archive(file, aside)
+        for number in itertools.count():
             try:
-                text = text_of(archive, headers, options)
-            finally:
-                archive.end_record()  # a record that does not end where it says is none, whatever it held
-            if text is not None:
-                yield Document(text, number, headers.get("warc-target-uri", "").strip("<> ") or None)
-        except _Refused as error:
-            yield BadRecord(f"{part.path}: record {number}", str(error))
+                headers = archive.begin_record()
+                if headers is None:
+                    return
+                try:
+                    text = text_of(archive, headers, options)
+                finally:
+                    archive.end_record()  # a record that does not end where it says is none, whatever it held
+                address = headers.get("warc-target-uri", "").strip("<> ") or None
+                if isinstance(text, str):
+                    yield Document(text, number, address)
+                elif text is not None:
+                    yield LongDocument(iter(lambda: aside.read(BLOCK_BYTES), b""), number, address)
+            except _Refused as error:
+                yield BadRecord(f"{part.path}: record {number}", str(error))
 
 
 class _Archive:
     """A stream of uncompressed WARC records, each begun, read as far as wanted, and ended."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, aside: IO[bytes]) -> None:
+        self._file, self.aside = file, aside  # aside: for the text of a long record
         self._ahead: bytes | None = None  # a line that was read to see where a record ends
         self.num_left = 0  # bytes of the record under way
 
@@ -155,7 +164,7 @@ class _Archive:
 
 
 # The text of a record with these headers, or None where it is none of interest.
-TextOf = Callable[[_Archive, dict[str, str], ReadOptions], str | None]
+TextOf = Callable[[_Archive, dict[str, str], ReadOptions], str | IO[bytes] | None]
 
 
 def _headers(head: bytes) -> dict[str, str]:
@@ -167,11 +176,31 @@ def _headers(head: bytes) -> dict[str, str]:
     return headers
 
 
-def _text_of_conversion(archive: _Archive, headers: dict[str, str], options: ReadOptions) -> str | None:
+def _text_of_conversion(archive: _Archive, headers: dict[str, str], options: ReadOptions) -> str | IO[bytes] | None:
     kind = _content_type(headers)
     if headers.get("warc-type") != "conversion" or kind.name != "text/plain":
         return None
-    return _strictly(_whole_block(archive, b""), kind.charset or options.encoding, options)
+    charset = kind.charset or options.encoding
+    if archive.num_left > documents.MAX_DOCUMENT_BYTES:
+        return _laid_aside(archive, charset, options)
+    return _strictly(archive.read(archive.num_left), charset, options)
+
+
+def _laid_aside(archive: _Archive, charset: str, options: ReadOptions) -> IO[bytes]:
+    """A long text as UTF-8 in the archive's temporary file, until the record is known to be whole."""
+    try:
+        b"".decode(charset)
+    except LookupError:
+        charset = options.encoding
+    archive.aside.seek(0)
+    archive.aside.truncate()
+    try:
+        for words in codecs.iterdecode(iter(lambda: archive.read(BLOCK_BYTES), b""), charset, options.errors):
+            archive.aside.write(whole_characters(words).encode())
+    except UnicodeDecodeError:
+        raise _Refused(f"its text is not {charset}; set encoding, or errors: replace") from None
+    archive.aside.seek(0)
+    return archive.aside
 
 
 def _text_of_response(archive: _Archive, headers: dict[str, str], options: ReadOptions) -> str | None:
