@@ -42,7 +42,7 @@ from .documents import Document, find_files
 from .fence import reason_of
 from .pipeline import Pipeline
 from .plan import PreprocessConfig, Unit, WorkPlan, make_units, plan_digest, split_of, work_name
-from .readers import format_of
+from .readers import check_formats
 from .records import DROPPED, PROVENANCE, digest_of, write_dropped, write_provenance
 from .spool import Batch, UnitResult
 from .vocabulary import make_vocabulary, with_fast_encoder
@@ -108,8 +108,7 @@ def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
     files = [(path, size) for path, (size, _) in listed.items()]
     if not sum(size for _, size in files):
         raise UserError(f"input {config.input!r}: nothing but empty files ({len(files)})")
-    for path, _ in files:
-        format_of(path, config.format)  # an unknown one is found now, not after hours
+    check_formats((path for path, _ in files), config.format)  # what cannot be read is found now, not after hours
     units = make_units(files, config.read_options)
     if config.dedup.near:
         _ = Signer(config.dedup).bands  # what cannot be is said before any work

@@ -148,7 +148,7 @@ class _Table:
             self._remarks.add(words)
             log.warning("%s: %s", self.place, words)
 
-    def _checked(self, cells: list[str]) -> list[str] | str:
+    def _checked(self, cells: list[str]) -> list[str] | str | None:
         """A row that is not as plain as most; no cells if it is blank."""
         row = self._lines.row
         if self._lines.errors != "replace" and not is_utf8(row):

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterator
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
 
 from hvdlm.errors import UserError
+from hvdlm.tables import counted
 
 from ..compression import BrokenStream, is_compressed, open_plain, plain_suffix
-from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions
+from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions, one_line
 from . import columnar, delimited, json_values, jsonl, text, web
 from .cutting import in_pieces
 from .encodings import Recoded
 from .sniffing import foreign, has_old_line_ends, head_of, with_new_line_ends
+
+log = logging.getLogger("hvdlm")
 
 Reader = Callable[[BinaryIO, Part, ReadOptions], Iterator[Document | LongDocument | BadRecord]]
 
@@ -53,6 +58,8 @@ OTHER_TABLES = {
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet; save it as csv"),
     **dict.fromkeys((".sqlite", ".sqlite3", ".db"), "a database; export its table as csv"),
     **dict.fromkeys((".pkl", ".pickle"), "a pickle, which may run code; write it as parquet or jsonl"),
+    **dict.fromkeys((".tar", ".tgz", ".tbz2", ".txz", ".zip", ".7z", ".rar"), "an archive of files; unpack it"),
+    **dict.fromkeys((".lz4", ".br", ".z", ".lz", ".sz"), "compressed in a way that is not read; unpack it"),
 }  # what is met in folders of data and not read
 SUFFIXES = {suffix: name for name, format_ in FORMATS.items() for suffix in format_.suffixes}
 
@@ -70,6 +77,21 @@ def format_of(path: str, asked: str) -> str:
             "or name the files you mean by a glob"
         )
     return SUFFIXES[suffix]
+
+
+def check_formats(paths: Iterable[str], asked: str) -> None:
+    """UserError for a file of no known format; a remark where there are several, as of a README beside data."""
+    first: dict[str, str] = {}
+    number = Counter[str]()
+    for path in paths:
+        name = format_of(path, asked)
+        first.setdefault(name, path)
+        number[name] += 1
+    if len(number) > 1:
+        told = "; ".join(
+            f"{counted(n, 'file')} as {name}, such as {one_line(first[name])}" for name, n in number.items()
+        )
+        log.warning("the input is of several formats: %s. If not all are data, name those that are by a glob", told)
 
 
 def can_split(path: str, options: ReadOptions) -> bool:
