@@ -121,7 +121,9 @@ def find_files(sources: list[str]) -> list[tuple[str, int]]:
     for source in sources:
         paths = _expand(source)
         if not paths:
-            raise UserError(f"input {source!r}: no such file, folder or match")
+            path = Path(source)
+            why = "no file in this folder" if path.is_dir() else "is no regular file" if path.exists() else ""
+            raise UserError(f"input {source!r}: {why or 'no such file, folder or match'}")
         for path in paths:  # by their real paths: links and other spellings lead to the same files
             found.setdefault(os.path.realpath(path), (path, Path(path).stat().st_size))
     return list(found.values())

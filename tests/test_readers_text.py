@@ -219,8 +219,16 @@ def test_sources_are_files_folders_globs_and_lists(tmp_path):
     assert names == ["a.txt", "b.txt", "sub/c.txt"]
     assert len(find_files([f"{tmp_path}/*.txt", f"{tmp_path}/a.txt"])) == 2  # each file once
     assert [size for _, size in find_files([f"{tmp_path}/**/c.txt"])] == [1]
-    with pytest.raises(UserError, match=r"input '.*nothing': no such file, folder or match"):
-        find_files([str(tmp_path / "nothing")])
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    wrong = {
+        "nothing": "no such file, folder or match",
+        "empty": "no file in this folder",
+        "pipe": "is no regular file",
+    }
+    for name, reason in wrong.items():
+        with pytest.raises(UserError, match=f"input '.*{name}': {reason}"):
+            find_files([str(tmp_path / name)])
 
 
 def test_a_folder_is_read_through_links_and_what_is_passed_over_is_told(tmp_path, caplog):
@@ -238,21 +246,23 @@ def test_a_folder_is_read_through_links_and_what_is_passed_over_is_told(tmp_path
     ]
 
 
-def test_several_formats_are_remarked_with_a_file_of_each(caplog):
+def test_several_formats_are_remarked_with_a_file_of_each(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    remedies = {"a.tar.gz": "unpack", "a.zip": "unpack", "a.jsonl.Z": "unpack", "part-0": "set format"}
+    for name in ("a.jsonl", "b.jsonl.gz", "READ\nME.md", "b.jsonl.xz", *remedies):
+        (tmp_path / name).write_bytes(b"")
     check_formats(["a.jsonl", "b.jsonl.gz", "READ\nME.md"], "auto")
     (message,) = caplog.messages
     assert "2 files as jsonl, such as a.jsonl; 1 file as md, such as 'READ\\nME.md'" in message
-    check_formats(["a.jsonl", "README.md"], "txt")
+    check_formats(["a.jsonl", "READ\nME.md"], "txt")
     check_formats(["a.jsonl", "b.jsonl.xz"], "auto")
     assert len(caplog.messages) == 1
-    for name, remedy in (
-        ("a.tar.gz", "unpack"),
-        ("a.zip", "unpack"),
-        ("a.jsonl.Z", "unpack"),
-        ("part-0", "set format"),
-    ):
+    for name, remedy in remedies.items():
         with pytest.raises(UserError, match=f"{name}: .*{remedy}.*glob"):
             check_formats(["a.jsonl", name], "auto")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != "b.jsonl.gz")  # as it is for others than root
+    with pytest.raises(UserError, match=r"^b.jsonl.gz: may not be read \(permission denied\)$"):
+        check_formats(["a.jsonl", "b.jsonl.gz"], "auto")
 
 
 def test_the_builtin_corpus_is_tens_of_megabytes_of_real_text():

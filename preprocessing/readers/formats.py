@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -80,10 +81,12 @@ def format_of(path: str, asked: str) -> str:
 
 
 def check_formats(paths: Iterable[str], asked: str) -> None:
-    """UserError for a file of no known format; a remark where there are several, as of a README beside data."""
+    """UserError for a file that cannot be read; a remark on several formats, as of a README beside data."""
     first: dict[str, str] = {}
     number = Counter[str]()
     for path in paths:
+        if not os.access(path, os.R_OK):
+            raise UserError(f"{one_line(path)}: may not be read (permission denied)")
         name = format_of(path, asked)
         first.setdefault(name, path)
         number[name] += 1
