@@ -111,15 +111,16 @@ class _Table:
 
     def rows(self) -> Iterator[list[str] | LongRow | str]:
         """Cells of every row that is not blank, or what is wrong with it."""
-        lines = self._lines
+        lines, begin_row = self._lines, self._lines.begin_row
         while True:
-            lines.begin_row()
-            self._before_row = before = self._reader.line_num
+            begin_row()
+            reader = self._reader
+            self._before_row = before = reader.line_num
             self.number += 1
             found: list[str] | LongRow | str | None
             try:
-                found = cells = next(self._reader)
-                is_plain = self._reader.line_num == before + 1 and len(cells) == len(self._header)
+                found = cells = next(reader)
+                is_plain = reader.line_num == before + 1 and len(cells) == len(self._header)
                 if lines.has_wrong_bytes or not is_plain:
                     found = self._checked(cells)
             except StopIteration:

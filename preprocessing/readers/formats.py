@@ -151,5 +151,9 @@ def _read_text(format_: Format, file: BinaryIO, part: Part, options: ReadOptions
         file, head = recoded.file, head_of(recoded.file)
     if format_.has_lines and has_old_line_ends(head):
         file = with_new_line_ends(file)
-    for found in in_pieces(format_.read(file, part, options), part, options):
-        yield recoded.explained(found, part) if recoded and isinstance(found, BadRecord) else found
+    given = in_pieces(format_.read(file, part, options), part, options)
+    if recoded is None:
+        yield from given
+        return
+    for found in given:
+        yield recoded.explained(found, part) if isinstance(found, BadRecord) else found
