@@ -31,8 +31,8 @@ from hvdlm.files import locked, write_text_durably
 from hvdlm.session.stop import STOPPED, BatchJob, stop_flag
 from hvdlm.tables import counted
 from hvdlm.tokenizer import Tokenizer
-from hvdlm.tokenizer.backend import num_lost
 from hvdlm.tokenizer.interface import dtype_for
+from hvdlm.tokenizer.loss import num_lost
 from hvdlm.world.interface import World
 
 from .assemble import assemble

@@ -224,7 +224,7 @@ def _parts(files: list[tuple[str, int]], unit_bytes: int, options: ReadOptions) 
 def plan_digest(config: PreprocessConfig, listed: Mapping[str, Stamp]) -> str:
     """Names everything the output depends on; a changed input or config is another plan."""
     stamps = [(path, *stamp) for path, stamp in listed.items()]
-    stamps += [(sha256_of(path), 0, 0) for _, path in config.tokenizer if isinstance(path, Path)]
+    stamps += [(sha256_of(path), 0, 0) for path in config.tokenizer.files]
     content = {"config": config.model_dump(mode="json", exclude={"output"}), "files": stamps}
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 

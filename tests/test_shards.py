@@ -45,7 +45,8 @@ def test_a_shard_is_one_contiguous_block_with_its_labels(tmp_path):
         raw = np.memmap(tmp_path / "a.h5", dtype="<u2", mode="r", offset=tokens.id.get_offset(), shape=8)
         assert raw.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
         assert file["doc_offsets"][:].tolist() == [0, 4, 8]
-        assert dict(file.attrs) == {"format_version": 1, "num_documents": 2, **asdict(labels())}
+        written = {name: value for name, value in asdict(labels()).items() if name != "bos_id"}  # none, so not there
+        assert dict(file.attrs) == {"format_version": 1, "num_documents": 2, **written}
         assert (file.attrs["split"], file.attrs["vocab_size"], file.attrs["eos_id"]) == ("train", 300, 256)
         assert file.attrs["tokenizer_digest"] == "digest"
     assert (entry.num_tokens, entry.num_documents) == (8, 2)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hvdlm import tokenizer as tokenizers
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import TOKENIZERS, ByteTokenizer, TokenizerConfig, dtype_for, from_json, load, read_any
-from hvdlm.tokenizer.backend import num_lost
+from hvdlm.tokenizer.loss import num_lost
 from hvdlm.tokenizer.sentencepiece_model import read_model
 from hvdlm.tokenizer.tiktoken_ranks import PATTERNS, PUBLISHED, read_ranks
 from hvdlm.tokenizer.word import WordRule, read_vocabulary
@@ -53,7 +53,7 @@ def train_sentencepiece(path, **options):
     import sentencepiece
 
     model = io.BytesIO()
-    options |= {"vocab_size": 300, "hard_vocab_limit": False, "minloglevel": 2}
+    options = {"vocab_size": 300, "hard_vocab_limit": False, "minloglevel": 2, **options}
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=sample(), model_writer=model, **options)
     path.write_bytes(model.getvalue())
     return path
@@ -552,3 +552,83 @@ def test_a_lack_of_memory_is_no_fault_of_a_text(monkeypatch):
     monkeypatch.setattr(tokenizer, "_backend", type("Backend", (), {"encode": fails}))
     with pytest.raises(MemoryError):
         tokenizer.encode("the cat")
+
+
+@pytest.mark.parametrize("wrong", [{"vocab_size": 256}, {"eos_id": 0}, {"eos_id": True}, {"eos_id": None}])
+def test_a_byte_file_that_tells_of_another_tokenizer_is_refused(wrong):
+    content = json.loads(ByteTokenizer().to_json())
+    assert from_json(json.dumps(content)).eos_id == 256
+    with pytest.raises(UserError, match=f"t.json: has {next(iter(wrong))} .*, the byte tokenizer 25"):
+        from_json(json.dumps({**content, **wrong}), "t.json")
+
+
+def test_a_file_of_another_kind_is_told_by_its_first_bytes(made, tmp_path):
+    files = {
+        "json": (made["bpe"].to_json().encode(), "begins as a tokenizer.json, which tokenizer.kind: bpe reads"),
+        "ranks": (write_ranks(tmp_path / "a").read_bytes(), "a rank file of tiktoken, which tokenizer.kind: tiktoken"),
+        "model": (train_sentencepiece(tmp_path / "b").read_bytes(), "a .model of sentencepiece, which .*sentencepiece"),
+        "empty": (b"", "it is empty"),
+        "gzip": (b"\x1f\x8b\x08\x00", "it is compressed: unpack it"),
+        "lfs": (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
+        "page": (b"<!DOCTYPE html><html>", "it is a web page"),
+    }
+    for content, message in (
+        ({"bos_token": "<s>"}, "it tells of special tokens alone: name the tokenizer.json"),
+        ({"config": {}, "vocab": []}, "it is a tekken.json"),
+        ({"a": 0, "b": 1}, "it is a vocab.json, a part of one"),
+    ):
+        (tmp_path / "part").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=rf"part: not a tokenizer.json \(no 'model'\); {message}"):
+            make("bpe", path=tmp_path / "part")
+    readers = {"bpe": "json", "tiktoken": "ranks", "sentencepiece": "model"}
+    for (name, (content, message)), (kind, own) in itertools.product(files.items(), readers.items()):
+        path = tmp_path / name
+        path.write_bytes(content)
+        if name != own:
+            with pytest.raises(UserError, match=f"{name}: not a .*; .*{message}") as error:
+                make(kind, path=path)
+            assert "\n" not in str(error.value)
+
+
+def test_a_sentencepiece_model_in_pieces_is_told_or_refused(tmp_path, caplog):
+    """The library takes a file that ends between two pieces."""
+    whole = train_sentencepiece(tmp_path / "whole.model").read_bytes()
+    make("sentencepiece", path=tmp_path / "whole.model")
+    assert not caplog.text
+    path = tmp_path / "a.model"
+    first = 2 + whole[1]  # the end of the first piece
+    for end in (1, first - 1, first, first + 2 + whole[first + 1], len(whole) // 2):
+        path.write_bytes(whole[:end])
+        caplog.clear()
+        try:
+            make("sentencepiece", path=path)
+        except UserError as error:
+            assert str(error).startswith(f"{path}: not a .model of sentencepiece") and "\n" not in str(error)
+        else:
+            assert f"{path}: holds pieces, but not the normalizer" in caplog.text
+
+
+def test_special_pieces_of_a_sentencepiece_model_are_text_in_texts(tmp_path):
+    options = {
+        "byte_fallback": True,
+        "vocab_size": 600,
+        "control_symbols": ["<ctl>"],
+        "user_defined_symbols": ["<own>"],
+    }
+    model = make("sentencepiece", path=train_sentencepiece(tmp_path / "a.model", **options, pad_id=3), bos="none")
+    for text in ("<s>", "</s>", "<pad>", "<unk>", "<ctl>", "<0x41>", "<own>", "the <own>sun</s>é汉"):
+        ids = model.encode(text)
+        assert not set(ids.tolist()) & {0, 1, 2, 3} and model.decode(ids) == text
+
+
+def test_qwens_rank_file_normalizes_as_its_publishers_code_does(tmp_path):
+    qwen = make("tiktoken", path=write_many_ranks(tmp_path / "qwen.tiktoken", range(151643)))
+    assert (qwen.eos_id, qwen.vocab_size, qwen.bos_id) == (151643, 151851, None)
+    for tokenizer in (qwen, from_json(qwen.to_json())):
+        assert tokenizer.encode("e\u0301").tolist() == tokenizer.encode("é").tolist() == list("é".encode())
+        assert tokenizer.encode_documents(["e\u0301"])[0].tolist() == [*"é".encode(), 151643]
+    content = json.loads(qwen.to_json())
+    with pytest.raises(UserError, match="normal_form 'X' is none of Unicode's"):
+        from_json(json.dumps({**content, "normal_form": "X"}))
+    del content["normal_form"]  # as an earlier version saved it
+    assert from_json(json.dumps(content)).encode("e\u0301").tolist() == list("e\u0301".encode())

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hvdlm.tokenizer import ByteTokenizer, FastTokenizer, digest, from_json, make_fast, train_bpe
-from hvdlm.tokenizer.fast import KNOWN_PATTERNS, NASTY
+from hvdlm.tokenizer.fast import APART, KNOWN_PATTERNS, NASTY, PROVEN, Characters
 
 pytest.importorskip("gigatoken")
 
@@ -225,3 +225,20 @@ def test_kinds_without_a_fast_encoder_stay_without_a_word(caplog):
     tokenizer = ByteTokenizer()
     assert make_fast(tokenizer, SAMPLE) is tokenizer
     assert not caplog.records
+
+
+@pytest.mark.parametrize("character", ["è", "字", "🙃"])
+@pytest.mark.parametrize("text", ["{}", "a{}", "aaaa{}", "é{}", "é{}é", "汉{}", "a🙂{}"])
+def test_one_character_that_parts_the_encoders_is_found_in_any_company(text, character, monkeypatch):
+    """Latin texts, mostly ASCII texts and others are looked through in three ways."""
+    rule = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True, "trim_offsets": True}
+    assert Characters(rule).are_same(text.format(character))
+
+    def parts_on_one(self, codes):
+        self._state[codes] = np.where(codes == ord(character), APART, PROVEN)
+
+    monkeypatch.setattr(Characters, "_try", parts_on_one)
+    characters = Characters(rule)
+    for _ in range(2):  # unseen, and seen
+        assert not characters.are_same(text.format(character))
+        assert characters.are_same(text.format("a")) and characters.are_same("éaé")

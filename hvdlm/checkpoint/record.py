@@ -67,6 +67,7 @@ class Record(_Part):
     tokenizer_digest: str
     vocab_size: int = Field(ge=1, le=1 << 32)
     eos_id: Count
+    bos_id: Count | None = None
     seconds: float = Field(0.0, ge=0)
     ranks: int = Field(1, ge=1)
     updates: Count = 0  # steps that were not left out

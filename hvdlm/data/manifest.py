@@ -59,6 +59,7 @@ class Manifest(_Entry):
     tokenizer_kind: str
     vocab_size: Annotated[int, Field(ge=1, le=MOST_IDS)]
     eos_id: Count
+    bos_id: Count | None = None  # before each document; most vocabularies have none, and then there is no such key
     dtype: Dtype
     splits: dict[str, SplitEntry]
     num_tokens: Count
@@ -74,8 +75,10 @@ class Manifest(_Entry):
             for name, split in self.splits.items():
                 _check_sum(f"splits.{name}.{what}", getattr(split, what), [getattr(s, what) for s in split.shards])
             _check_sum(what, getattr(self, what), [getattr(split, what) for split in self.splits.values()])
-        if self.eos_id >= self.vocab_size:
-            raise ValueError(f"eos_id {self.eos_id} is not in a vocabulary of {self.vocab_size}")
+        for name in ("eos_id", "bos_id"):
+            number = getattr(self, name)
+            if number is not None and number >= self.vocab_size:
+                raise ValueError(f"{name} {number} is not in a vocabulary of {self.vocab_size}")
         return self
 
     @property
@@ -114,24 +117,30 @@ def manifest_of(
         for split, entries in by_split.items()
     }
     num_documents = sum(entry.num_documents for entry in splits.values())
+    counts = {**(statistics or {}), "documents": num_documents}
+    if tokenizer.bos_id is not None:
+        counts["bos_tokens"] = num_documents
     return Manifest(
         format_version=FORMAT_VERSION,
         tokenizer_digest=digest(tokenizer),
         tokenizer_kind=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
         eos_id=tokenizer.eos_id,
+        bos_id=tokenizer.bos_id,
         dtype=cast(Dtype, dtype_for(tokenizer.vocab_size).name),
         splits=splits,
         num_tokens=sum(entry.num_tokens for entry in splits.values()),
         num_documents=num_documents,
-        statistics=dict(sorted({**(statistics or {}), "documents": num_documents}.items())),
+        statistics=dict(sorted(counts.items())),
         plan=plan,
     )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Declare a folder complete; nothing may be written after this."""
-    write_text_durably(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
+    absent = {"bos_id"} if manifest.bos_id is None else set()
+    content = manifest.model_dump(mode="json", exclude=absent)
+    write_text_durably(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -163,7 +172,7 @@ def tokenizer_of(folder: Path, manifest: Manifest) -> Tokenizer:
             f"{path}: is tokenizer {found}, the shards were made with "
             f"{manifest.tokenizer_digest}; put theirs back or rerun `hvdlm preprocess`"
         )
-    for name in ("vocab_size", "eos_id"):
+    for name in ("vocab_size", "eos_id", "bos_id"):
         if getattr(tokenizer, name) != getattr(manifest, name):
             raise UserError(
                 f"{folder / MANIFEST}: {name}: is {getattr(manifest, name)}, {path} has {getattr(tokenizer, name)}; "

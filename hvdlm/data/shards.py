@@ -1,9 +1,9 @@
 """The HDF5 shard format: how a shard is laid out, written and looked into. docs/format.md describes it.
 
 A shard holds one contiguous 1-D dataset `tokens` (uint16 or uint32; each document ends with the eos
-id), `doc_offsets` (int64, one more than documents, in tokens), `block_crc32` (one for each MiB of tokens),
-documents' ids and labels where there are any, and attributes. Training reads by memory map
-(stream.py), for which the tokens lie in one block.
+id, and begins with the bos id if there is one), `doc_offsets` (int64, one more than documents, in
+tokens), `block_crc32` (one for each MiB of tokens), documents' ids and labels where there are any, and
+attributes. Training reads by memory map (stream.py), for which the tokens lie in one block.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ class ShardLabels:
     vocab_size: int
     eos_id: int
     tokenizer_digest: str
+    bos_id: int | None = None
 
     @classmethod
     def of(cls, split: str, tokenizer: Tokenizer) -> ShardLabels:
-        return cls(split, tokenizer.vocab_size, tokenizer.eos_id, digest(tokenizer))
+        return cls(split, tokenizer.vocab_size, tokenizer.eos_id, digest(tokenizer), tokenizer.bos_id)
 
 
 def write_shard(
@@ -115,7 +116,8 @@ def lay_out(
         create(f"{name}_offsets", num_documents + 1, "<i8")
     file.attrs["format_version"] = FORMAT_VERSION
     for name, value in asdict(labels).items():
-        file.attrs[name] = value
+        if value is not None:
+            file.attrs[name] = value
     file.attrs["num_documents"] = num_documents
     return tokens
 

@@ -76,7 +76,8 @@ def continue_text(target: Path, overrides: tuple[str, ...], prompt: str, samplin
     path = checkpoint.resolve(target)
     model, config, state = load_checkpoint_model(path, overrides, find_place(SerialWorld()))
     tokenizer = _tokenizer_of(path, state)
-    ids = [state["eos_id"], *tokenizer.encode(prompt).tolist()]
+    first = state["eos_id"] if tokenizer.bos_id is None else tokenizer.bos_id  # as before each document's text
+    ids = [first, *tokenizer.encode(prompt).tolist()]
     written = generate(model, ids, sampling, seq_len=config.data.seq_len, max_tokens=max_tokens, eos_id=state["eos_id"])
     return tokenizer.decode(np.array(list(written), dtype=np.int64))
 

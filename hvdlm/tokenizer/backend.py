@@ -10,41 +10,50 @@ from typing import Any
 import numpy as np
 
 from hvdlm.errors import UserError
-from hvdlm.tokenizer.interface import END, END_OF_TEXT, MOST_IDS, Tokenizer, join_documents
+from hvdlm.tokenizer.dropped import Dropped, byte_alphabet
+from hvdlm.tokenizer.interface import MOST_IDS, join_documents
+from hvdlm.tokenizer.published import ENDS
 
-ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", END, "[SEP]", "[EOS]")
 BATCH_CHARACTERS = 1 << 20  # of text handed to the library at once
-_MISFITS = (ValueError, AttributeError, KeyError, TypeError, RecursionError)  # of JSON that is no tokenizer.json
+MISFITS = (ValueError, AttributeError, KeyError, TypeError, RecursionError)  # of JSON that is no tokenizer.json
 UNMATCHABLE = "\U0010ffff\x00"  # before a special token's name: two characters that no text holds together
 
 
 class BackendTokenizer:
     """A tokenizer.json through the `tokenizers` library; `kind` is its model: bpe, unigram, wordpiece, wordlevel.
 
-    `eos` names the token that ends documents where it is none of the well-known ones.
+    `eos` names the token that ends documents where it is none of the well-known ones, `bos` the one before each.
     """
 
-    def __init__(self, text: str, origin: str = "tokenizer.json", eos: str | None = None) -> None:
+    def __init__(
+        self, text: str, origin: str = "tokenizer.json", eos: str | None = None, bos: str | None = None
+    ) -> None:
         from tokenizers import Tokenizer as Backend
 
-        self._text, self._eos, self._origin = text, eos, origin
+        self._text, self._eos, self._bos, self._origin = text, eos, bos, origin
         try:
             content = json.loads(text)
-            ids = _ids(content)
+            ids = token_ids(content)
             self.kind = str(content["model"].get("type", "BPE")).lower()
             self.unk_id = _unk_id(content["model"])
             specials = {entry["content"] for entry in content.get("added_tokens") or [] if entry["special"]}
-        except _MISFITS as error:
+        except MISFITS as error:
             raise UserError(f"{origin}: not a tokenizer.json ({reason_of(error)})") from None
-        self.eos_id = _eos_id(ids, eos, origin)
-        if eos is not None and _is_text(eos, content):
-            raise UserError(f"{origin}: texts need the token {eos!r}; add one to added_tokens and name that as eos")
+        self.eos_id, self.bos_id = _eos_id(ids, eos, origin), _bos_id(ids, bos, origin)
+        if self.bos_id == self.eos_id:
+            raise UserError(f"{origin}: {bos!r} ends documents, so it cannot begin them; set tokenizer.bos or .eos")
+        for name, token in (("eos", eos), ("bos", bos)):
+            if token is not None and _is_text(token, content):
+                raise UserError(
+                    f"{origin}: texts need the token {token!r}; add one to added_tokens and name that as {name}"
+                )
         self.vocab_size = max(ids.values()) + 1
-        specials |= {token for token, number in ids.items() if number in (self.eos_id, self.unk_id)}
+        specials |= {token for token, number in ids.items() if number in (self.eos_id, self.bos_id, self.unk_id)}
         self._hidden = np.array(sorted({ids[token] for token in specials} - {self.unk_id}))
         try:
             self._plain = _without_specials(content, specials)
             self._backend = Backend.from_str(json.dumps(self._plain))
+            self._dropped = Dropped(self._plain, self._backend)
         except BaseException as error:  # the library raises bare Exception, and its panics are none
             if not is_of_library(error):
                 raise
@@ -68,28 +77,9 @@ class BackendTokenizer:
         """Whether this is a byte-level BPE, which the fast encoder may know."""
         return self.kind == "bpe" and '"ByteLevel"' in json.dumps(self._plain.get("pre_tokenizer"))
 
-    @property
-    def drops_unknown(self) -> bool:
-        """Whether a text loses the characters it does not know, as a BPE does without unk and without all bytes."""
-        model = self._plain["model"]
-        return (
-            self.kind == "bpe"
-            and self.unk_id is None
-            and not model.get("byte_fallback")
-            and not (self.is_byte_level and model["vocab"].keys() >= set(byte_alphabet()))
-        )
-
     def num_lost(self, texts: list[str]) -> int:
-        """Characters, white space aside, that no token stands for; only a vocabulary that drops them is looked at."""
-        if not self.drops_unknown:
-            return 0
-        lost = 0
-        for text in texts:
-            is_kept = np.zeros(len(text), dtype=bool)
-            for first, last in self._run(self._backend.encode, text).offsets:
-                is_kept[first:last] = True
-            lost += sum(not text[place].isspace() for place in np.flatnonzero(~is_kept))
-        return lost
+        """Characters, white space aside, that no token stands for."""
+        return self._dropped.count(texts)
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         return join_documents(self._encode_each(texts), self)
@@ -125,22 +115,11 @@ class BackendTokenizer:
         return self._backend.decode(shown, skip_special_tokens=False).replace(UNMATCHABLE, "")
 
     def to_json(self) -> str:
-        """The file as it was read; wrapped only where `eos` has to be remembered, as the format has no place for it."""
-        if self._eos is None:
+        """The file as it was read; wrapped only where eos or bos is remembered, for which it has no place."""
+        if self._eos is None and self._bos is None:
             return self._text
-        return json.dumps({"hvdlm": "tokenizers", "eos": self._eos, "tokenizer_json": self._text}) + "\n"
-
-
-def num_lost(tokenizer: Tokenizer, texts: list[str]) -> int:
-    """Characters of these texts that their ids lack, without an unknown token in their place."""
-    return tokenizer.num_lost(texts) if isinstance(tokenizer, BackendTokenizer) else 0
-
-
-def byte_alphabet() -> list[str]:
-    """How ByteLevel writes each byte, in their order: printable ones as themselves, others from U+0100 on."""
-    own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in own else next(others)) for byte in range(256)]
+        bos = {} if self._bos is None else {"bos": self._bos}  # files without one keep their digest
+        return json.dumps({"hvdlm": "tokenizers", "eos": self._eos, **bos, "tokenizer_json": self._text}) + "\n"
 
 
 def is_of_library(error: BaseException) -> bool:
@@ -173,7 +152,7 @@ def _is_text(token: str, content: dict[str, Any]) -> bool:
     return is_word or len(token.lstrip("▁#") or "#") == 1 or re.fullmatch("<0x[0-9A-F]{2}>", token) is not None
 
 
-def _ids(content: dict[str, Any]) -> dict[str, int]:
+def token_ids(content: dict[str, Any]) -> dict[str, int]:
     """token -> id of the model and the added tokens; the model of a Unigram lists (token, score) by id.
 
     ValueError for what is no id.
@@ -203,6 +182,12 @@ def _eos_id(ids: dict[str, int], eos: str | None, origin: str) -> int:
     raise UserError(
         f"{origin}: has none of the tokens {', '.join(ENDS)} to end documents with; name one with tokenizer.eos"
     )
+
+
+def _bos_id(ids: dict[str, int], bos: str | None, origin: str) -> int | None:
+    if bos is not None and bos not in ids:
+        raise UserError(f"{origin}: has no token {bos!r}, which tokenizer.bos names")
+    return None if bos is None else ids[bos]
 
 
 def _without_specials(content: dict[str, Any], specials: set[str]) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 
+from hvdlm.errors import UserError
 from hvdlm.tokenizer.interface import dtype_for
 
 NEVER_IN_UTF8 = b"\xff"  # so it can stand for eos until the bytes are widened
@@ -24,7 +26,19 @@ class ByteTokenizer:
     kind = "byte"
     vocab_size = 257
     eos_id = 256
+    bos_id: int | None = None
     unk_id: int | None = None
+
+    @classmethod
+    def of(cls, content: dict[str, Any], origin: str) -> ByteTokenizer:
+        """The one there is; UserError for a file that tells of another."""
+        for name in ("vocab_size", "eos_id"):
+            if content.get(name) != getattr(cls, name):
+                raise UserError(
+                    f"{origin}: has {name} {content.get(name)!r}, the byte tokenizer {getattr(cls, name)}; "
+                    "copy the file again, or set kind: byte without a path"
+                )
+        return cls()
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         parts = [text.encode() for text in texts]

@@ -26,6 +26,7 @@ class CharTokenizer:
     kind = "char"
     unk_id: int | None = 0
     eos_id = 1
+    bos_id: int | None = None
 
     def __init__(self, characters: str, origin: str = "tokenizer.json") -> None:
         if len(set(characters)) != len(characters):

@@ -23,16 +23,20 @@ class Tokenizer(Protocol):
     kind: str
     vocab_size: int  # largest id + 1, added tokens included
     eos_id: int
+    bos_id: int | None  # None: a document begins with its text
     unk_id: int | None  # None: every text has an exact encoding
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all texts in one array of `dtype_for(vocab_size)`, an eos after each; tokens (int64) of each."""
+        """Ids of all texts in one array of `dtype_for(vocab_size)`, bos before and eos after each; tokens of each.
+
+        The tokens (int64) include bos, where there is one, and eos.
+        """
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids (int64, 1-D) of one text without eos: a prompt."""
+        """Ids (int64, 1-D) of one text without bos and eos: a prompt."""
 
     def decode(self, ids: np.ndarray) -> str:
-        """The text of these ids; eos is dropped and invalid UTF-8 becomes U+FFFD."""
+        """The text of these ids; bos and eos are dropped and invalid UTF-8 becomes U+FFFD."""
 
     def to_json(self) -> str:
         """All there is to know, as one text: `from_json` needs no other file."""
@@ -47,19 +51,28 @@ def dtype_for(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def insert_eos(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """The documents in `ids`, one after the other, with an eos after each: what `encode_documents` returns.
+def insert_ends(ids: np.ndarray, lengths: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """The documents in `ids`, one after the other, each between bos, if any, and eos: as `encode_documents` returns.
 
     One mask over the array, 0.4 ns a token, instead of a slice copied for each document.
     """
-    counts = np.asarray(lengths, dtype=np.int64) + 1
+    counts = np.asarray(lengths, dtype=np.int64) + num_ends(tokenizer)
     ends = np.cumsum(counts) - 1
-    flat = np.empty(len(ids) + len(counts), dtype=dtype_for(tokenizer.vocab_size))
+    flat = np.empty(int(counts.sum()), dtype=dtype_for(tokenizer.vocab_size))
     is_text = np.ones(len(flat), dtype=bool)
     is_text[ends] = False
+    if tokenizer.bos_id is not None:
+        starts = ends - counts + 1
+        is_text[starts] = False
+        flat[starts] = tokenizer.bos_id
     flat[is_text] = ids
     flat[ends] = tokenizer.eos_id
     return flat, counts
+
+
+def num_ends(tokenizer: Tokenizer) -> int:
+    """Tokens of each document that are not of its text."""
+    return 1 if tokenizer.bos_id is None else 2
 
 
 def join_documents(parts: Iterable[np.ndarray], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +80,16 @@ def join_documents(parts: Iterable[np.ndarray], tokenizer: Tokenizer) -> tuple[n
     dtype = dtype_for(tokenizer.vocab_size)
     narrow = [part.astype(dtype) for part in parts]
     lengths = np.fromiter(map(len, narrow), dtype=np.int64, count=len(narrow))
-    return insert_eos(np.concatenate([np.empty(0, dtype), *narrow]), lengths, tokenizer)
+    return insert_ends(np.concatenate([np.empty(0, dtype), *narrow]), lengths, tokenizer)
+
+
+def num_letters(text: str) -> int:
+    """Characters but for white space.
+
+    >>> num_letters(" a b\\n")
+    2
+    """
+    return len("".join(text.split()))
 
 
 def require(library: str, purpose: str) -> Any:

@@ -13,8 +13,10 @@ from pydantic import Field, model_validator
 from hvdlm.config import Section, choice_of
 from hvdlm.tokenizer.bytes_utf8 import ByteTokenizer
 from hvdlm.tokenizer.char import count_chars
+from hvdlm.tokenizer.file_kinds import HEAD_BYTES, RANKS, kind_of
 from hvdlm.tokenizer.interface import Tokenizer
 from hvdlm.tokenizer.json_file import load
+from hvdlm.tokenizer.published import AUTO, CONFIG, NONE
 from hvdlm.tokenizer.sentencepiece_model import read_model
 from hvdlm.tokenizer.tiktoken_ranks import read_ranks
 from hvdlm.tokenizer.training import train_bpe, train_unigram, train_wordpiece
@@ -25,13 +27,15 @@ SampleTexts = Callable[[], Iterator[str]]
 
 
 def _char(config: TokenizerConfig, sample: SampleTexts) -> Tokenizer:
-    return load(config.path) if config.path else count_chars(sample(), config.vocab_size, config.min_frequency)
+    if config.path:
+        return load(config.path, bos=config.bos)
+    return count_chars(sample(), config.vocab_size, config.min_frequency)
 
 
 def _word(config: TokenizerConfig, sample: SampleTexts) -> Tokenizer:
     rule = WordRule(config.words, config.pattern, config.line_ends)
     if config.path:
-        return load(config.path)
+        return load(config.path, bos=config.bos)
     if config.vocabulary:
         return read_vocabulary(config.vocabulary, rule)
     return count_words(sample(), rule, config.vocab_size, config.min_frequency)
@@ -39,7 +43,7 @@ def _word(config: TokenizerConfig, sample: SampleTexts) -> Tokenizer:
 
 def _trained(train: Callable[[Iterator[str], int], Tokenizer]) -> Callable[[TokenizerConfig, SampleTexts], Tokenizer]:
     def make(config: TokenizerConfig, sample: SampleTexts) -> Tokenizer:
-        return load(config.path, config.eos) if config.path else train(sample(), config.vocab_size)
+        return load(config.path, config.eos, config.bos) if config.path else train(sample(), config.vocab_size)
 
     return make
 
@@ -51,13 +55,14 @@ def read_any(path: Path, pattern: str | None = None) -> Tokenizer:
     """
     if path.suffix == ".model" and not pattern and not _begins_as_ranks(path):
         return read_model(path)
-    return read_ranks(path, pattern) if pattern or path.suffix in (".tiktoken", ".model") else load(path)
+    is_ranks = pattern or path.suffix in (".tiktoken", ".model")
+    return read_ranks(path, pattern) if is_ranks else load(path, bos=AUTO)
 
 
 def _begins_as_ranks(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return re.fullmatch(rb"[A-Za-z0-9+/]+=* [0-9]+", file.readline(1 << 16).rstrip()) is not None
+            return kind_of(file.read(HEAD_BYTES)) == RANKS
     except OSError:
         return False  # the reader of models says why
 
@@ -77,17 +82,18 @@ class TokenizerKind:
     min_vocab_size: int = 0
 
 
+ENDS_KEYS = ("eos", "bos")
 TOKENIZERS = {
     "byte": TokenizerKind(lambda config, sample: ByteTokenizer(), "fixed"),
     "char": TokenizerKind(_char, "counted", ("min_frequency",)),
     "word": TokenizerKind(_word, "counted", ("min_frequency", "words", "vocabulary", "line_ends", "pattern")),
-    "bpe": TokenizerKind(_trained(train_bpe), "trained", ("eos",), min_vocab_size=257),  # 256 bytes and end of text
-    "unigram": TokenizerKind(_trained(train_unigram), "trained", ("eos",)),
-    "wordpiece": TokenizerKind(_trained(train_wordpiece), "trained", ("eos",)),
+    "bpe": TokenizerKind(_trained(train_bpe), "trained", ENDS_KEYS, min_vocab_size=257),  # 256 bytes and end of text
+    "unigram": TokenizerKind(_trained(train_unigram), "trained", ENDS_KEYS),
+    "wordpiece": TokenizerKind(_trained(train_wordpiece), "trained", ENDS_KEYS),
     "tiktoken": TokenizerKind(
-        lambda config, sample: read_ranks(_file_of(config), config.pattern), "file", ("pattern",)
+        lambda config, sample: read_ranks(_file_of(config), config.pattern, config.bos), "file", ("pattern", "bos")
     ),
-    "sentencepiece": TokenizerKind(lambda config, sample: read_model(_file_of(config)), "file"),
+    "sentencepiece": TokenizerKind(lambda config, sample: read_model(_file_of(config), config.bos), "file", ("bos",)),
 }
 OWN_KEYS = dict.fromkeys(key for kind in TOKENIZERS.values() for key in kind.keys)
 
@@ -128,12 +134,17 @@ class TokenizerConfig(Section):
     eos: str | None = Field(
         None, description="token of the tokenizer.json in path that ends a document; by default a well-known one"
     )
+    bos: str = Field(
+        AUTO,
+        description="token that begins a document: auto as the publisher of the file in path has it, none, or its name",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> TokenizerConfig:
         kind = TOKENIZERS[self.kind]
         for key in OWN_KEYS:
-            if key not in kind.keys and getattr(self, key) != type(self).model_fields[key].default:
+            value = getattr(self, key)
+            if key not in kind.keys and value != type(self).model_fields[key].default and (key, value) != ("bos", NONE):
                 readers = [name for name, other in TOKENIZERS.items() if key in other.keys]
                 raise ValueError(f"{key} is for kind: {' or '.join(readers)}, not {self.kind}")
         if kind.source == "fixed" and self.path is not None:
@@ -146,6 +157,8 @@ class TokenizerConfig(Section):
             raise ValueError(f"kind: {self.kind} reads a file; set path")
         if self.eos is not None and self.path is None:
             raise ValueError(f"eos names a token of the file in path; a trained {self.kind} has its own")
+        if self.bos not in (AUTO, NONE) and self.path is None:
+            raise ValueError(f"bos names a token of the file in path; a trained {self.kind} has none")
         if "words" in kind.keys:
             self._check_word()
         return self
@@ -160,6 +173,13 @@ class TokenizerConfig(Section):
                 raise ValueError(f"pattern {self.pattern!r} also matches nothing, so words would be empty")
         except re.error as error:
             raise ValueError(f"pattern {self.pattern!r} is not a regular expression ({error})") from None
+
+    @property
+    def files(self) -> list[Path]:
+        """What the vocabulary depends on."""
+        beside = None if self.path is None else self.path.parent / CONFIG
+        found = [path for path in (self.path, self.vocabulary) if path is not None]
+        return [*found, beside] if beside is not None and beside.is_file() else found
 
     @property
     def is_learnt(self) -> bool:

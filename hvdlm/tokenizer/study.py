@@ -9,7 +9,7 @@ import numpy as np
 
 from hvdlm.tables import table
 from hvdlm.tokenizer import digest
-from hvdlm.tokenizer.interface import Tokenizer
+from hvdlm.tokenizer.interface import Tokenizer, num_ends
 
 HAN_AND_KANA = "\u2e80-\u2fdf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 SCRIPTS = {
@@ -52,6 +52,7 @@ def show(tokenizer: Tokenizer, text: str) -> dict:
     return {
         "kind": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id,
         "eos_id": tokenizer.eos_id,
         "unk_id": tokenizer.unk_id,
         "digest": digest(tokenizer),
@@ -80,12 +81,12 @@ def compare(tokenizers: dict[str, Tokenizer], texts: Iterable[str]) -> list[dict
 
 
 def _costs(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
-    """Of each text: bytes, words, tokens without eos, which no text holds, and unknown tokens; int64 (texts, 4)."""
+    """Of each text: bytes, words, tokens without bos and eos, and unknown tokens; int64 (texts, 4)."""
     ids, counts = tokenizer.encode_documents(texts)
     unknown = (part == tokenizer.unk_id for part in np.split(ids, np.cumsum(counts)[:-1]))
     return np.array(
         [
-            (len(text.encode()), num_words(text), count - 1, np.count_nonzero(is_unknown))
+            (len(text.encode()), num_words(text), count - num_ends(tokenizer), np.count_nonzero(is_unknown))
             for text, count, is_unknown in zip(texts, counts, unknown, strict=False)  # of no texts one empty part
         ],
         dtype=np.int64,

@@ -6,16 +6,23 @@ import base64
 import binascii
 import json
 import logging
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
 from hvdlm.errors import UserError
 from hvdlm.files import read_bytes
+from hvdlm.tokenizer.file_kinds import HEAD_BYTES, RANKS, kind_of, remedy
 from hvdlm.tokenizer.interface import END_OF_TEXT, MAX_BYTES, MOST_IDS, join_documents, require
+from hvdlm.tokenizer.published import AUTO, NONE, PublisherConfig, config_beside, end_of
 
 log = logging.getLogger("hvdlm")
+
+NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]  # of Unicode
+BEGIN_OF_TEXT = "<|begin_of_text|>"
 
 # How a text is cut before its pieces are merged (tiktoken_ext/openai_public.py, MIT).
 PATTERNS = {
@@ -36,16 +43,19 @@ PATTERNS["qwen"] = PATTERNS["llama3"].replace("{1,3}", "")
 
 @dataclass(frozen=True)
 class Published:
-    """What a rank file does not say: how it cuts text, which id ends a text, how many ids the special tokens make."""
+    """What a rank file does not say: how it cuts text, which ids end and begin one, how many ids there are in all."""
 
     pattern: str
     num_ranks: int
     eos_id: int
     vocab_size: int
+    bos_id: int | None = None  # of BEGIN_OF_TEXT
+    normal_form: NormalForm | None = None  # into which it brings a text first
 
 
 # By the name of the file; of those with equal ranks the first is taken where the name tells none.
-# tiktoken_ext/openai_public.py, and the special tokens of Llama 3 and Qwen (<|end_of_text|> and <|endoftext|>).
+# tiktoken_ext/openai_public.py; models/llama3 and llama4/tokenizer.py of meta-llama/llama-models (special tokens behind
+# the ranks, from <|begin_of_text|> and <|end_of_text|> on); tokenization_qwen.py of Qwen (three and 205 more; NFC).
 PUBLISHED = {
     "r50k_base": Published("gpt2", 50256, 50256, 50257),
     "gpt2": Published("gpt2", 50256, 50256, 50257),
@@ -54,38 +64,47 @@ PUBLISHED = {
     "cl100k_base": Published("cl100k", 100256, 100257, 100277),
     "o200k_base": Published("o200k", 199998, 199999, 200019),
     "o200k_harmony": Published("o200k", 199998, 199999, 201088),
-    "llama3": Published("llama3", 128000, 128001, 128256),
-    "qwen": Published("qwen", 151643, 151643, 151851),
+    "llama3": Published("llama3", 128000, 128001, 128256, bos_id=128000),
+    "llama4": Published("o200k", 200000, 200001, 202048, bos_id=200000),
+    "qwen": Published("qwen", 151643, 151643, 151851, normal_form="NFC"),
 }
 
 
-class TiktokenTokenizer:
-    """`ranks` is the content of a rank file (a token in base64 and its rank, a line).
+@dataclass(frozen=True)
+class Extras:
+    """What a publisher has beside the ranks; by default eos is the id after the last of them, and the last."""
 
-    `eos_id` and `vocab_size` are its publisher's; by default eos is the id after the last rank, and the last.
-    """
+    eos_id: int | None = None
+    vocab_size: int | None = None
+    bos_id: int | None = None
+    normal_form: NormalForm | None = None
+
+
+class TiktokenTokenizer:
+    """`ranks` is the content of a rank file (a token in base64 and its rank, a line)."""
 
     kind = "tiktoken"
     unk_id: int | None = None
 
-    def __init__(
-        self,
-        ranks: str,
-        pattern: str,
-        origin: str = "tokenizer.json",
-        eos_id: int | None = None,
-        vocab_size: int | None = None,
-    ) -> None:
+    def __init__(self, ranks: str, pattern: str, origin: str = "tokenizer.json", extras: Extras = Extras()) -> None:
         tiktoken = require("tiktoken", f"{origin}: kind: tiktoken")
-        self._ranks, self._pattern = ranks, pattern
-        self._own = {} if eos_id is None else {"eos_id": eos_id, "vocab_size": vocab_size}
+        self._ranks, self._pattern, self._extras = ranks, pattern, extras
         rank_of = _parse(ranks, origin)
         self._bytes_of = {rank: token for token, rank in rank_of.items()}
         top = max(self._bytes_of)
-        self.eos_id = top + 1 if eos_id is None else eos_id
-        self.vocab_size = max(top, self.eos_id) + 1 if vocab_size is None else vocab_size
-        if self.eos_id in self._bytes_of or max(top, self.eos_id) >= self.vocab_size:
-            raise UserError(f"{origin}: eos_id {self.eos_id} is a rank, or vocab_size {self.vocab_size} too small")
+        self.eos_id = top + 1 if extras.eos_id is None else extras.eos_id
+        self.bos_id = extras.bos_id
+        ends = [self.eos_id] if self.bos_id is None else [self.eos_id, self.bos_id]
+        self.vocab_size = max(top, *ends) + 1 if extras.vocab_size is None else extras.vocab_size
+        is_apart = len(set(ends)) == len(ends) and self._bytes_of.keys().isdisjoint(ends)
+        if not is_apart or min(ends) < 0 or max(top, *ends) >= self.vocab_size:
+            raise UserError(
+                f"{origin}: eos_id {self.eos_id} or bos_id {self.bos_id} is a rank or the other, "
+                f"or vocab_size {self.vocab_size} too small"
+            )
+        self._form = extras.normal_form
+        if self._form is not None and self._form not in get_args(NormalForm):
+            raise UserError(f"{origin}: normal_form {self._form!r} is none of Unicode's")
         try:
             self._encoding = tiktoken.Encoding(
                 "hvdlm",
@@ -103,6 +122,8 @@ class TiktokenTokenizer:
         return self._encode(text).astype(np.int64)
 
     def _encode(self, text: str) -> np.ndarray:
+        if self._form is not None:
+            text = unicodedata.normalize(self._form, text)
         return self._encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
 
     def decode(self, ids: np.ndarray) -> str:
@@ -110,7 +131,8 @@ class TiktokenTokenizer:
         return b"".join(tokens).decode(errors="replace")
 
     def to_json(self) -> str:
-        return json.dumps({"hvdlm": "tiktoken", "pattern": self._pattern, "ranks": self._ranks, **self._own}) + "\n"
+        own = {name: value for name, value in asdict(self._extras).items() if value is not None}
+        return json.dumps({"hvdlm": "tiktoken", "pattern": self._pattern, "ranks": self._ranks, **own}) + "\n"
 
 
 def _parse(ranks: str, origin: str) -> dict[bytes, int]:
@@ -138,14 +160,21 @@ def _parse(ranks: str, origin: str) -> dict[bytes, int]:
     return rank_of
 
 
-def read_ranks(path: Path, pattern: str | None) -> TiktokenTokenizer:
-    """A rank file; its cutting pattern and its end of text are not in it, but told by its name and its size."""
+def read_ranks(path: Path, pattern: str | None, bos: str = AUTO) -> TiktokenTokenizer:
+    """A rank file; its cutting pattern and special tokens are not in it, but told by its name and its size.
+
+    `bos` is the key of TokenizerConfig.
+    """
     try:
-        ranks = read_bytes(path, limit=MAX_BYTES).decode("ascii")
+        content = read_bytes(path, limit=MAX_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot read this rank file ({error.strerror})") from None
-    except ValueError:
-        raise UserError(f"{path}: not a rank file of tiktoken (a token in base64 and its rank)") from None
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be a rank file: {error}") from None
+    head = content[:HEAD_BYTES]
+    if kind_of(head) != RANKS or not content.isascii():
+        raise UserError(f"{path}: not a rank file of tiktoken (a token in base64 and its rank){remedy(head, RANKS)}")
+    ranks = content.decode()
     named = PUBLISHED.get(path.name.split(".")[0])
     num_ranks = sum(1 for line in ranks.splitlines() if line)
     published = _published_with(named, num_ranks)
@@ -165,9 +194,39 @@ def read_ranks(path: Path, pattern: str | None) -> TiktokenTokenizer:
             named.num_ranks,
         )
     tokenizer = TiktokenTokenizer(ranks, pattern, str(path))
-    if published is None or (tokenizer.eos_id, tokenizer.vocab_size) == (published.eos_id, published.vocab_size):
-        return tokenizer  # no more to write than earlier versions did, so the digest is the same
-    return TiktokenTokenizer(ranks, pattern, str(path), published.eos_id, published.vocab_size)
+    config = config_beside(path)
+    extras = _extras(tokenizer, published, config)
+    extras = replace(extras, bos_id=_bos_id(bos, extras, config, path))
+    if extras != Extras(tokenizer.eos_id, tokenizer.vocab_size):  # else the digest is that of earlier versions
+        tokenizer = TiktokenTokenizer(ranks, pattern, str(path), extras)
+    if published is None or extras.bos_id is not None:
+        begins = "" if extras.bos_id is None else f"begin with the id {extras.bos_id} and "
+        log.info("%s: documents %send with the id %d", path, begins, tokenizer.eos_id)
+    return tokenizer
+
+
+def _extras(ranks: TiktokenTokenizer, published: Published | None, config: PublisherConfig) -> Extras:
+    """As published, or as the added tokens of a tokenizer_config.json say; else the defaults."""
+    if published is not None:
+        return Extras(published.eos_id, published.vocab_size, published.bos_id, published.normal_form)
+    eos = end_of(config.ids, config)
+    if eos is None:
+        return Extras(ranks.eos_id, ranks.vocab_size)
+    last_rank = ranks.eos_id - 1
+    return Extras(config.ids[eos], max(last_rank, *config.ids.values()) + 1)
+
+
+def _bos_id(bos: str, published: Extras, config: PublisherConfig, path: Path) -> int | None:
+    names = dict(config.ids) if published.bos_id is None else {BEGIN_OF_TEXT: published.bos_id, **config.ids}
+    if bos == AUTO:
+        found = config.ids.get(config.bos or "", published.bos_id) if config.adds_bos else published.bos_id
+        return None if config.adds_bos is False or found == published.eos_id else found
+    if bos != NONE and bos not in names:
+        raise UserError(
+            f"{path}: has no token {bos!r} that is known, which tokenizer.bos names; a rank file tells of no special "
+            f"tokens ({', '.join(names) or 'none is known'}); set tokenizer.bos: none, or use a tokenizer.json"
+        )
+    return names.get(bos)
 
 
 def _published_with(named: Published | None, num_ranks: int) -> Published | None:

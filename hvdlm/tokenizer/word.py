@@ -15,7 +15,7 @@ import numpy as np
 from hvdlm.errors import UserError
 from hvdlm.files import read_text
 from hvdlm.tokenizer.char import most_frequent
-from hvdlm.tokenizer.interface import END, MAX_BYTES, UNKNOWN, join_documents, require
+from hvdlm.tokenizer.interface import END, MAX_BYTES, UNKNOWN, join_documents, num_letters, require
 
 DEFAULT_PATTERN = r"\w+|[^\w\s]"
 Cut = Callable[[str], Iterable[str]]
@@ -51,6 +51,7 @@ class WordTokenizer:
     """
 
     kind = "word"
+    bos_id: int | None = None
 
     def __init__(self, words: list[str], rule: WordRule, origin: str = "tokenizer.json") -> None:
         if not all(isinstance(word, str) for word in words):
@@ -91,6 +92,14 @@ class WordTokenizer:
                 lines.append([])
         return "\n".join(glue.join(line) for line in lines)
 
+    def num_lost(self, texts: list[str]) -> int:
+        """Characters, white space aside, that lie between the words of a pattern."""
+        if self._rule.words != "regex" or self._rule.pattern is None:
+            return 0
+        lines = (line for text in texts for line in (text.split("\n") if self._rule.line_ends else [text]))
+        word = _regex(self._rule)
+        return sum(num_letters(word.sub("", line)) for line in lines)
+
     def to_json(self) -> str:
         return json.dumps({"hvdlm": "word", **asdict(self._rule), "vocabulary": self._words}, ensure_ascii=False) + "\n"
 
@@ -114,8 +123,12 @@ def _jieba_cut() -> Cut:
     return cut
 
 
+def _regex(rule: WordRule) -> re.Pattern[str]:
+    return re.compile(f"{UNKNOWN}|(?:{rule.pattern or DEFAULT_PATTERN})")
+
+
 def _regex_cut(rule: WordRule) -> Cut:
-    pattern = re.compile(f"{UNKNOWN}|(?:{rule.pattern or DEFAULT_PATTERN})")
+    pattern = _regex(rule)
     return lambda text: (match[0] for match in pattern.finditer(text))
 
 

@@ -128,9 +128,11 @@ def begin_with(path: Path, engine: Engine, tokenizer_digest: str) -> None:
     init, state = engine.config.init, checkpoint.read_state(path)
     assert init is not None
     if state["tokenizer_digest"] != tokenizer_digest:
+        without = " and tokenizer.bos: none" if state.get("bos_id") is None else ""
         raise UserError(
             f"init.from: {path} was trained with tokenizer {state['tokenizer_digest']}, the data were made with "
             f"{tokenizer_digest}; preprocess them with tokenizer.path: {path.resolve().parent.parent}/tokenizer.json"
+            f"{without}"
         )
     _check_same_model(path, state["config"].get("model", {}), engine)
     takes_mean = load_weights(path, engine.model, mean=not init.optimizer if init.ema is None else init.ema)

@@ -254,6 +254,7 @@ class Loop:
             "data_digest": self.corpora.digest,
             "vocab_size": manifest.vocab_size,
             "eos_id": manifest.eos_id,
+            **({} if manifest.bos_id is None else {"bos_id": manifest.bos_id}),
             "engine": scalars,
             "figures": self.figures,
             "config": self.config.model_dump(mode="json"),

@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from hvdlm.data.bridges import folder, jsonl, megatron, nanogpt
-from hvdlm.data.bridges.interface import Bridge, ConvertOptions, SourceCorpus
+from hvdlm.data.bridges.interface import Bridge, ConvertOptions, SourceCorpus, TokenSplit
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.files import replace_durably, sync_folder, write_text_durably
-from hvdlm.tokenizer import load
+from hvdlm.tokenizer import AUTO, NONE, load
 
 log = logging.getLogger("hvdlm")
 
@@ -36,16 +39,19 @@ def convert(
     if destination.exists():
         raise UserError(f"{destination}: exists already; remove it or give another destination")
     name = format_of(source)
-    vocabulary = load(tokenizer or _tokenizer_beside(source))
+    named = tokenizer or _tokenizer_beside(source)
+    vocabulary = load(named, bos=None if name == "hvdlm" else AUTO)
     aside = destination.with_name(f".{destination.name}.{os.getpid()}")
     spool = aside / ".spool"
     try:
         spool.mkdir(parents=True)
         corpus = SourceCorpus(source, name, vocabulary, FORMATS[name].read(source, vocabulary, spool, options))
+        if name != "hvdlm" and not _begins_with_bos(corpus):
+            corpus = replace(corpus, tokenizer=load(named, bos=NONE))
         kept = sorted({column for split in corpus.splits.values() for column in split.columns})
         if kept and not FORMATS[to].KEEPS_COLUMNS and not options.is_lossy:
             raise UserError(f"{source}: has {' and '.join(kept)}, for which {to} has no place; --lossy leaves them out")
-        write_text_durably(aside / TOKENIZER, vocabulary.to_json())
+        write_text_durably(aside / TOKENIZER, corpus.tokenizer.to_json())
         FORMATS[to].write(aside, corpus, options)
         shutil.rmtree(spool)
         _publish(aside, destination)
@@ -59,6 +65,32 @@ def convert(
     }
     log.info("%s (%s) is now %s (%s): %s", source, name, destination, to, splits)
     return {"source": str(source), "from": name, "output": str(destination), "to": to, "splits": splits}
+
+
+def _begins_with_bos(corpus: SourceCorpus) -> bool:
+    """Whether documents are as the vocabulary would write them; ids of other tools are kept as they are."""
+    bos_id = corpus.tokenizer.bos_id
+    if bos_id is None:
+        return True
+    counts = np.array([_count_first(split, bos_id) for split in corpus.splits.values()]).reshape(-1, 2)
+    num_with, num_documents = counts.sum(0).tolist()
+    if num_with < num_documents:
+        log.warning(
+            "%s: %d of %d documents begin with the beginning-of-text id %d, so the copy has none set",
+            *(corpus.source, num_with, num_documents, bos_id),
+        )
+    return bool(num_with == num_documents)
+
+
+def _count_first(split: TokenSplit, token: int) -> tuple[int, int]:
+    """(documents that begin with `token`, documents); such as are empty, or an end of text alone, tell nothing."""
+    starts = split.offsets()[:-1][split.lengths > 1]
+    count = first = 0
+    for piece in split.pieces():
+        inside = starts[slice(*np.searchsorted(starts, [first, first + len(piece)]))] - first
+        count += int((piece[inside] == token).sum())
+        first += len(piece)
+    return count, len(starts)
 
 
 def format_of(source: Path) -> str:

@@ -3,7 +3,7 @@
 There is nothing else in these files: a document ends where the end-of-text id stands. Read are also ids that are wider
 than they need be, and the files of llm.c (dev/data/data_common.py: 256 int32, of which magic, version and number of
 tokens are used, then the ids), in which the end-of-text id stands before each document: the tokens are the same, the
-first document is that id alone.
+first document is that id alone. With Llama 3 that id is its beginning of text, where documents begin then.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ def _read_split(path: Path, tokenizer: Tokenizer) -> TokenSplit:
     num_tokens = num_bytes // dtype.itemsize
     whole = TokenSplit(path, np.array([num_tokens]), reader_of(path, dtype, start), dtype.name, tokenizer.vocab_size)
     ends = [ends + 1 for ends in _places(whole, tokenizer.eos_id)]
+    if not any(map(len, ends)) and tokenizer.bos_id is not None:  # as llm.c writes Llama 3's: beginnings alone
+        ends = [starts[starts > 0] for starts in _places(whole, tokenizer.bos_id)]
     offsets = np.concatenate([[0], *ends])
     if num_tokens and len(offsets) == 1:
         log.warning(

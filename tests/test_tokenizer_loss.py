@@ -1,0 +1,106 @@
+"""What a vocabulary does to a text is told: how much is lost, and one example."""
+
+import json
+
+import pytest
+
+from hvdlm.tokenizer import ByteTokenizer, CharTokenizer, Loss, from_json, loss_of, train_bpe
+from hvdlm.tokenizer.loss import num_lost
+from hvdlm.tokenizer.training import train_unigram, train_wordpiece
+from hvdlm.tokenizer.word import WordRule, WordTokenizer
+from tests.test_tokenizer import TEXTS
+
+WORDS = ["<unk>", "<eos>", "a", "b", "don", "t"]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "expected"),
+    [
+        (CharTokenizer("caf"), "café", Loss(1, 3, "'é' came back as '\ufffd'", False)),
+        (WordTokenizer(WORDS, WordRule()), "a  b", Loss(1, 2, "' ' did not come back", True)),
+        (WordTokenizer(WORDS, WordRule()), "a\nb", Loss(1, 1, "'\\n' came back as ' '", True)),
+        (WordTokenizer(WORDS, WordRule()), "a\nc", Loss(2, 2, "'c' came back as '<unk>'", False)),
+        (WordTokenizer(WORDS, WordRule("regex", "[a-z]+")), "don't", Loss(1, 3, '"\'" did not come back', False)),
+        (WordTokenizer([*WORDS, "'"], WordRule("regex")), "don't", Loss(0, 3, "'n' came back as 'n '", True)),
+        (WordTokenizer(WORDS, WordRule(line_ends=True)), "a b\nb\n", None),
+        (ByteTokenizer(), "\x00é\U0010ffff", None),
+    ],
+)
+def test_loss_tells_how_much_and_what(tokenizer, text, expected):
+    assert loss_of(tokenizer, text) == expected
+
+
+def test_what_comes_back_as_it_was_is_no_loss():
+    for tokenizer in (train_bpe(iter(TEXTS), 300), ByteTokenizer()):
+        assert [loss_of(tokenizer, text) for text in TEXTS] == [None] * len(TEXTS)
+
+
+def test_a_space_put_before_a_text_is_no_loss():
+    content = json.loads(train_bpe(iter(TEXTS), 300).to_json())
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    prefixed = from_json(json.dumps(content))
+    assert prefixed.decode(prefixed.encode("a b")) == " a b"
+    assert loss_of(prefixed, "a b") is None
+
+
+def test_loss_of_unknown_pieces_and_characters():
+    texts = ["hello world, hello", "don't stop"] * 3
+    assert loss_of(train_wordpiece(iter(texts), 100), "hello \x00 world") is not None
+    loss = loss_of(train_wordpiece(iter(texts), 100), "hello é")
+    assert loss is not None and loss.example == "'é' came back as '[UNK]'"
+    loss = loss_of(train_unigram(iter(texts), 40), "hello é")
+    assert loss is not None and loss.place == 6
+
+
+ALPHABET = {character: number for number, character in enumerate("abcdefghijklmnopqrstuvwxyz0123456789.,?", 1)}
+BYTES = {f"<0x{byte:02X}>": 100 + byte for byte in range(256)}
+NO_BYTE = {name: number for name, number in BYTES.items() if name != "<0xA9>"}  # the end of "é", not of "è"
+
+
+def bpe(vocab=None, **changes):
+    """A BPE of some characters, without merges; `changes` are of the whole file, `model` of its model."""
+    model = {"type": "BPE", "vocab": {"</s>": 0, **ALPHABET, **(vocab or {})}, "merges": [], "unk_token": None}
+    model |= changes.pop("model", {})
+    parts = {"normalizer": None, "pre_tokenizer": {"type": "WhitespaceSplit"}, "decoder": DECODER, **changes}
+    return from_json(json.dumps({"version": "1.0", "added_tokens": [], **parts, "model": model}))
+
+
+def removing(kind, **values):
+    return {"type": kind, "behavior": "Removed", "invert": False, **values}
+
+
+DECODER = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
+DIGITS = {"Regex": "[0-9]"}
+UNKNOWN = {"unk_token": "?"}
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True, "trim_offsets": True}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "lost"),
+    [
+        (bpe(), "abé x\x00\n汉字 z", 4),
+        (bpe(), "abc 12", 0),
+        (bpe(model=UNKNOWN), "abé 汉", 0),  # unk stands for them
+        (bpe(BYTES, model={"byte_fallback": True}), "abé 汉", 0),
+        (bpe(NO_BYTE, model={"byte_fallback": True}), "éabè é", 2),  # the library drops the whole character
+        (bpe(pre_tokenizer=BYTE_LEVEL), "aé b", 1),  # a ByteLevel without most bytes
+        (bpe(model={"continuing_subword_prefix": "##"}), "aa", 0),
+        (bpe(normalizer={"type": "Lowercase"}), "ABC É", 1),
+        (bpe(model=UNKNOWN, pre_tokenizer=removing("Split", pattern=DIGITS)), "a1b2 3é", 3),
+        (bpe(model=UNKNOWN, pre_tokenizer=removing("Split", pattern={"Regex": "[a-z]+"}, invert=True)), "a1b2 é", 3),
+        (bpe(model=UNKNOWN, pre_tokenizer=removing("Punctuation")), "a.b, c", 2),
+        (bpe(model=UNKNOWN, pre_tokenizer={"type": "CharDelimiterSplit", "delimiter": "a"}), "banana", 3),
+        (bpe(model=UNKNOWN, normalizer={"type": "Replace", "pattern": DIGITS, "content": ""}), "a1b2 34", 4),
+        (bpe(model=UNKNOWN, pre_tokenizer=removing("Split", pattern={"String": " "})), "a b", 0),
+        (WordTokenizer(WORDS, WordRule("regex", "[a-z]+")), "don't 12 <unk>\n", 3),
+        (WordTokenizer(WORDS, WordRule("regex", "[a-z]+", line_ends=True)), "a,\nb.\n", 2),
+        (WordTokenizer(WORDS, WordRule("regex")), "don't 12 <unk>\n", 0),
+        (WordTokenizer(WORDS, WordRule()), "what ever", 0),  # unknown words are <unk>
+        (CharTokenizer("a"), "b", 0),
+    ],
+)
+def test_characters_without_any_token_are_counted(tokenizer, text, lost):
+    assert num_lost(tokenizer, [text, "", text]) == 2 * lost
+    back = tokenizer.decode(tokenizer.encode(text))
+    if lost:
+        assert len("".join(back.split())) < len("".join(text.split()))
