@@ -51,7 +51,7 @@ from .excerpts import Excerpt, Excerpts, OtherIds, care_for, exactly_encoded, fo
 from .fence import MOST_SHOWN, place_of, reason_of
 from .pipeline import Pipeline
 from .plan import PreprocessConfig, Unit, WorkPlan, make_units, plan_digest, split_of, work_name
-from .readers import format_of
+from .readers import check_formats, format_of
 from .records import DROPPED, PROVENANCE, digest_of, write_dropped, write_provenance
 from .remarks import of_settings, tell
 from .spool import Batch, UnitResult
@@ -120,8 +120,8 @@ def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
     files = [(path, size) for path, (size, _) in listed.items()]
     if not sum(size for _, size in files):
         raise UserError(f"input {config.input!r}: nothing but empty files ({len(files)})")
-    formats = {format_of(path, config.format) for path, _ in files}  # an unknown one is found now, not after hours
-    for remark in of_settings(config, formats):
+    check_formats((path for path, _ in files), config.format)  # what cannot be read is found now, not after hours
+    for remark in of_settings(config, {format_of(path, config.format) for path, _ in files}):
         log.warning("%s", remark)
     units = make_units(files, config.read_options)
     if config.dedup.near:

@@ -90,6 +90,9 @@ COMPRESSIONS = {
         tuple(b"BZh%d" % n + block for n in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")),
     ),
     ".xz": Compression(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), _pieces, (b"\xfd7zXZ\0",)),
+    ".lzma": Compression(  # of old, or of xz --format=lzma: it begins by its usual settings, and knows no padding
+        lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE), _pieces, (b"\x5d\0\0",), has_padding=False
+    ),
     ".zst": Compression(
         _zstd_decoder,
         _zstd_pieces,

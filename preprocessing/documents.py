@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import sysconfig
 from collections.abc import Iterator
@@ -14,12 +15,17 @@ from pydantic import Field, model_validator
 
 from hvdlm.config import Section
 from hvdlm.errors import UserError
+from hvdlm.tables import counted
+
+log = logging.getLogger("hvdlm")
 
 ErrorPolicy = Literal["strict", "replace"]
 NOT_UTF8 = "is not UTF-8; set encoding, or errors: replace"
 
 # A longer document is cut into pieces, so that memory is bounded whatever the input holds: readers/cutting.py.
 MAX_DOCUMENT_BYTES = 4 << 20
+
+MARKERS = ("_SUCCESS", "Thumbs.db", "desktop.ini")  # that programs leave among data
 
 # The sources of the running interpreter: tens of MB of real text on every machine, nothing to download.
 BUILTIN_CORPORA: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -123,7 +129,9 @@ def find_stamps(sources: list[str]) -> dict[str, Stamp]:
     for source in sources:
         paths = _expand(source)
         if not paths:
-            raise UserError(f"input {source!r}: no such file, folder or match")
+            path = Path(source)
+            why = "no file in this folder" if path.is_dir() else "is no regular file" if path.exists() else ""
+            raise UserError(f"input {source!r}: {why or 'no such file, folder or match'}")
         for path in paths:  # by their real paths: links and other spellings lead to the same files
             found.setdefault(os.path.realpath(path), path)
     return {path: stamp_of(stat_of(path)) for path in found.values()}
@@ -149,26 +157,50 @@ def _expand(source: str) -> list[str]:
             str(p) for p in root.glob(pattern) if p.is_file() and not set(p.relative_to(root).parts) & set(excluded)
         )
     if Path(source).is_dir():
-        folder = Path(source)
-        return sorted(str(path) for path in _files_below(folder) if not _is_hidden(path.relative_to(folder)))
+        return _files_of(Path(source))
     if Path(source).is_file():
         return [source]
     return sorted(p for p in glob.glob(source, recursive=True) if Path(p).is_file())  # noqa: PTH207 - any pattern
 
 
+def _files_of(folder: Path) -> list[str]:
+    """All files below a folder, but for those that are no data; one line tells of these."""
+    taken: list[Path] = []
+    passed: list[Path] = []
+    for path in _files_below(folder):
+        is_data = path.is_file() and path.name not in MARKERS and not _is_hidden(path.relative_to(folder))
+        (taken if is_data else passed).append(path)
+    if passed:
+        log.info(
+            "%s: passed over %s that are hidden, markers or no regular files, such as %s",
+            one_line(str(folder)),
+            counted(len(passed), "file"),
+            one_line(str(min(passed))),
+        )
+    return sorted(map(str, taken))
+
+
 def _files_below(folder: Path) -> Iterator[Path]:
-    """All files; a folder that may not be read is an error, since its files would be missing without a word."""
+    """Everything but folders, through links too; a folder that may not be read is an error, not left out."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot read this folder ({error.strerror})")
 
-    for root, _, names in os.walk(folder, onerror=refuse):
+    seen = {os.path.realpath(folder)}
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = {name: os.path.realpath(Path(root) / name) for name in sorted(folders)}
+        folders[:] = [name for name, path in real.items() if path not in seen]  # links may lead in a circle
+        seen.update(real.values())
         for name in names:
             path = Path(root) / name
             if path.is_symlink() and not path.exists():
                 raise UserError(f"{path}: is a link that leads nowhere; remove it")
-            if path.is_file():
-                yield path
+            yield path
+
+
+def one_line(name: str) -> str:
+    """A file's name, or a place in it, as messages show it: it may hold line ends, or bytes that are no UTF-8."""
+    return name if name.isprintable() else repr(name)
 
 
 def _is_hidden(path: Path) -> bool:

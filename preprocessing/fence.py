@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hvdlm.errors import StoppedOnRequest, UserError
-from hvdlm.tokenizer.backend import reason_of as one_line
+from hvdlm.tokenizer.backend import reason_of as told_by
 
-from .documents import BadRecord, Document, Part, ReadOptions
+from .documents import BadRecord, Document, Part, ReadOptions, one_line
 from .readers import FORMATS, format_of, read_documents
 
 PASSES = (UserError, StoppedOnRequest, OSError, KeyboardInterrupt, SystemExit, GeneratorExit)
@@ -24,7 +24,7 @@ def reason_of(error: BaseException) -> str:
         raise error
     if isinstance(error, MemoryError):
         raise UserError("not enough memory for the document under way; start fewer ranks a node") from None
-    message = one_line(error)[:MOST_SHOWN]
+    message = told_by(error)[:MOST_SHOWN]
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
@@ -36,7 +36,7 @@ def refused(document: Document, part: Part, options: ReadOptions, reason: str) -
 
 def place_of(position: int, part: Part, options: ReadOptions) -> str:
     """A document's place for a message."""
-    return f"{part.path}: {'byte' if _has_byte_positions(part, options) else 'document'} {position}"
+    return f"{one_line(part.path)}: {'byte' if _has_byte_positions(part, options) else 'document'} {position}"
 
 
 def _has_byte_positions(part: Part, options: ReadOptions) -> bool:

@@ -11,7 +11,7 @@ from hvdlm.errors import UserError
 
 from .clean import make_cleaner
 from .compression import open_plain
-from .documents import BadRecord, Document, Part
+from .documents import BadRecord, Document, Part, one_line
 from .fence import found_in, reason_of, refused
 from .filters import make_filter
 from .pii import make_masker
@@ -79,12 +79,12 @@ class Pipeline:
         if self._config.on_error == "fail":
             is_counted = bad.position is not None and self._config.is_utf8
             place = _line_of(part.path, bad.position or 0) if is_counted else bad.place
-            raise UserError(f"{place}: {bad.reason} (on_error: skip would pass over it)")
+            raise UserError(f"{one_line(place)}: {bad.reason} (on_error: skip would pass over it)")
         if self._is_quiet:
             return
         self._shown += 1
         if self._shown <= SHOWN_BAD_RECORDS:
-            log.error("%s: %s; skipped", bad.place, bad.reason)
+            log.error("%s: %s; skipped", one_line(bad.place), bad.reason)
         elif self._shown == SHOWN_BAD_RECORDS + 1:
             log.error("further bad records are counted in the manifest, and listed with dropped: true")
 

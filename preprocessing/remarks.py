@@ -8,6 +8,7 @@ from typing import Any
 
 from hvdlm.tables import counted
 
+from .documents import one_line
 from .plan import PreprocessConfig
 from .readers import FORMATS
 
@@ -52,13 +53,13 @@ def of_balance(balance: Mapping[str, Any], statistics: Mapping[str, int], config
     lines = []
     if without := balance["first_files_without_documents"]:
         num_files = counted(balance["files_without_documents"], "file")
-        lines.append(f"{num_files} without any document, such as {without[0]}")
+        lines.append(f"{num_files} without any document, such as {one_line(without[0])}")
     if config.separator and balance["files_of_one_text"] + balance["files_without_documents"] == balance["files"]:
         lines.append(f"separator {config.separator!r} parts none of {counted(balance['files'], 'file')}")
     for path, share in list(balance["first_files_with_suspect_text"].items())[:1]:
         num_files = counted(balance["files_with_suspect_text"], "file")
         lines.append(
-            f"{num_files} with much that is no text, such as {path}: {share:.0%} of it is U+FFFD (a lost character) "
+            f"{num_files} with much that is no text, such as {one_line(path)}: {share:.0%} of it is U+FFFD (a lost character) "
             "or NUL; is it text, in this encoding?"
         )
     for name, key in (("id", config.id_key), ("label", config.label_key)):

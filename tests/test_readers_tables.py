@@ -13,12 +13,16 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from reading import STRICT, only_bad, write_packed
 from reading import read as read_with
 
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import documents
 from hvdlm.preprocessing.documents import NOT_UTF8, BadRecord, Document, ReadOptions, TableConfig
+from hvdlm.preprocessing.readers.long_rows import LongRow
+from hvdlm.preprocessing.readers.table_lines import Dialect
 
 TEXTS = ["one, two", 'she said "no"', "first\nsecond\r\nthird", "中文，带逗号的句子。", "", "naïve 😀"]
 NAMED = ReadOptions(id_key="id", label_key="label")
@@ -64,8 +68,9 @@ WRONG_ROWS = {
     "not UTF-8": (b"caf\xe9,1", NOT_UTF8),
     "text after a closing quote": (b'"a"b,1', r"wrong quoting or line end \("),
     "a lone carriage return": (b"a\rb,1", r"wrong quoting or line end \(.*unquoted field\)"),
-    "a huge line": (b"x" * 5000 + b",1", "larger than"),
-    "a huge cell": (b'"' + b"y\n" * 3000 + b'",1', "larger than"),
+    "a long line with too few cells": (b"x" * 5000, "1 cells under 2 column names"),
+    "a long line that is not UTF-8": (b"x" * 5000 + b"\xe9,1", NOT_UTF8),
+    "a long cell with text behind it": (b'"' + b"y\n" * 3000 + b'"b,1', r"wrong quoting or line end \(','"),
 }
 
 
@@ -78,7 +83,7 @@ def test_a_wrong_row_does_not_lose_the_next(case, write, monkeypatch):
     assert found[0] == Document("before", 0)
     assert found[-1] == Document("after", len(found) - 1)
     assert isinstance(found[1], BadRecord)
-    assert found[1].place == f"{path}: row 1 (line 3)" or case == "a huge cell"
+    assert found[1].place == f"{path}: row 1 (line 3)" or case == "a long cell with text behind it"
     assert re.match(pattern, found[1].reason)
 
 
@@ -166,9 +171,109 @@ def test_lines_in_quotes_that_look_like_no_rows_are_a_cell(write, caplog):
 
 def test_places_count_physical_lines(write, monkeypatch):
     monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 2000)
-    wrong = [b'"a\nb",1,2', b"x" * 9000 + b",1", b'"' + b"y\n" * 3000 + b'",1', b"1,2,3"]
+    wrong = [b'"a\nb",1,2', b"x" * 9000, b'"' + b"y\n" * 3000 + b'",1,2', b"1,2,3"]
     found = read(write("a.csv", b"text,n\n\n" + b"\n".join(wrong) + b"\nlast,1"), STRICT)
     assert texts_and_lines(found) == ["3 to 4", "5", "6 to 3006", "3007", "last"]
+
+
+BOOK = 'one, two\r\nsaid "no"\n中é😀\rend. ' * 400
+LONG_ROWS = {
+    "a long text": [BOOK, "i", ""],
+    "a text with the delimiters of rows": ["a,b,c\n" * 2500, "i", ""],
+    "a long line": ["word " * 3000, "i", ""],
+    "another column is long": ["short", "i", BOOK],
+    "all is long": [BOOK, BOOK[:9000], BOOK],
+}
+
+
+@pytest.mark.parametrize("case", LONG_ROWS)
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_text_of_any_length_comes_in_pieces(write, monkeypatch, case, suffix):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 2000)
+    rows = io.StringIO()
+    writer = csv.writer(rows, delimiter="," if suffix == ".csv" else "\t", lineterminator="\n")
+    writer.writerows([["text", "id", "x"], ["before", "0", ""], LONG_ROWS[case], ["after", "2", ""]])
+    options = ReadOptions(id_key="id", table=TableConfig(quote='"'))
+    before, *pieces, after = read(write("a" + suffix, rows.getvalue().encode()), options)
+    assert (before, after) == (Document("before", 0, "0"), Document("after", 2, "2"))
+    assert "".join(piece.text for piece in pieces) == LONG_ROWS[case][0]
+    assert {(piece.position, piece.id) for piece in pieces} == {(1, LONG_ROWS[case][1])}
+    assert [piece.piece for piece in pieces] == list(range(len(pieces)))
+
+
+@pytest.mark.parametrize(
+    "dialect", [Dialect(",", '"'), Dialect("→", "'", "\\"), Dialect("\t", None, "\\"), Dialect(";", None)]
+)
+@settings(max_examples=200, derandomize=True, deadline=None, database=None)
+@given(data=st.data())
+def test_a_long_row_is_parsed_as_the_csv_module_does(dialect, data):
+    signs = st.sampled_from(["a", "é", ",", ";", "\t", "→", '"', "'", "\\", "\n", "\r", "\0x"])
+    content = "x" + "".join(data.draw(st.lists(signs, max_size=20))) + "z\n"
+    size = data.draw(st.integers(1, 5))
+    row = LongRow(dialect, "surrogateescape", [0, 1, 2])
+    pieces = [content.encode()[n : n + size] for n in range(0, len(content.encode()), size)]
+    rest = b""
+    for piece in [*pieces, b""]:
+        rest = rest + piece if row.has_ended else row.feed(piece)
+    text = b"".join(row.text()).decode()
+    try:
+        lines = io.StringIO(content, newline="\n")
+        cells = next(csv.reader(lines, **dialect.settings))
+    except csv.Error as error:
+        assert row.fault
+        assert row.fault.startswith(f"wrong quoting or line end ({str(error).partition(' - ')[0]}")
+    else:
+        assert row.fault is None
+        assert [text, *row.cells[1:3]] == cells[:3]
+        assert len(row.cells) == len(cells)
+        assert rest.decode() == lines.read()
+
+
+def test_a_stray_quote_costs_its_line_wherever_it_is(write, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 500)  # and 4,000 of a row are held
+    for header, end in (("text,n", ",1"), ("text", "")):
+        rows = [f"row {n}{end}" for n in range(900)]
+        for place in (3, 500, 898, 899):
+            stray = [*rows[:place], '"' + rows[place], *rows[place + 1 :]]
+            found = read(write("a.csv", "\n".join([header, *stray, ""]).encode()), STRICT)
+            assert [n for n, one in enumerate(found) if isinstance(one, BadRecord)] == [place], (header, place)
+            assert [one.text for one in found if isinstance(one, Document)] == [
+                f"row {n}" for n in range(900) if n != place
+            ]
+
+
+def test_a_cell_without_end_that_looks_like_no_rows_is_one_bad_record(write, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 500)
+    content = b'text,n\nfirst,1\n"' + b"line of a long text\n" * 900
+    assert texts_and_lines(read(write("a.csv", content), STRICT)) == ["first", "3 to 902"]
+
+
+@pytest.mark.parametrize("limit", [40, 1 << 20])
+@pytest.mark.parametrize("head", ["text,n\n", "text,n\r\n", "text,n\r"])
+def test_line_ends_may_change_in_a_file(write, monkeypatch, caplog, limit, head):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", limit)
+    content = head + "".join(
+        f'row {n},1{end}"a, b",2{end}' for n, end in enumerate(["\r"] * 9 + ["\n"] * 2 + ["\r"] * 9)
+    )
+    found = read(write("a.csv", content.encode()), STRICT)
+    assert [f.text for f in found] == [text for n in range(20) for text in (f"row {n}", "a, b")]
+    assert [m for m in caplog.messages if "a carriage return alone ends rows here" in m]
+
+
+@pytest.mark.parametrize("first", ["sep=;\n", '"sep=;"\r\n', "\ufeffsep=;\n"])
+def test_the_line_of_excel_that_tells_the_delimiter(write, first):
+    content = f"{first}text;n\na,b;1\nc;\n".encode()
+    assert texts_and_lines(read(write("a.csv", content), STRICT)) == ["a,b", "c"]
+    bad = read(write("a.csv", content[:-1] + b";x\n"), STRICT)[-1]
+    assert bad.place.endswith("(line 4)")
+    with pytest.raises(UserError, match="no column 'text'"):
+        read(write("a.csv", content), ReadOptions(table=TableConfig(delimiter=",")))
+
+
+def test_a_header_that_comes_again_is_remarked(write, caplog):
+    found = read(write("a.csv", b"text,n\na,1\ntext,n\ntext,2\n"), STRICT)
+    assert texts_and_lines(found) == ["a", "text", "text"]
+    assert [m.partition(": row ")[2][:11] for m in caplog.messages] == ["1 (line 3):"]
 
 
 @pytest.mark.parametrize(
@@ -200,6 +305,8 @@ def test_a_table_needs_different_single_characters(table):
 def test_rows_of_a_wrong_shape_name_the_setting(write):
     (first, *_) = read(write("a.tsv", b'text\tn\n"a\nb"\t1\n'), STRICT)
     assert first.reason == "1 cells under 2 column names; if quotes join its cells or lines, set table.quote: '\"'"
+    (bad,) = read(write("a.csv", b"a;1\n"), ReadOptions(table=TableConfig(header=["text", "n"])))
+    assert bad.reason == "1 cells under 2 column names; if a ';' parts them, set table.delimiter"
     with pytest.raises(UserError, match=r"it has: text;n\); set text_key or table.delimiter"):
         read(write("a.csv", b"text;n\na;1\n"), STRICT)
 

@@ -3,6 +3,9 @@
 import gzip
 import itertools
 import json
+import lzma
+import os
+import re
 
 import pytest
 import zstandard
@@ -12,7 +15,7 @@ from reading import read as found
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import documents
 from hvdlm.preprocessing.documents import BadRecord, Document, ReadOptions, find_files
-from hvdlm.preprocessing.readers import FORMATS, can_split, encodings, text
+from hvdlm.preprocessing.readers import FORMATS, can_split, check_formats, encodings, text
 
 
 def read(path, options=STRICT):
@@ -216,8 +219,50 @@ def test_sources_are_files_folders_globs_and_lists(tmp_path):
     assert names == ["a.txt", "b.txt", "sub/c.txt"]
     assert len(find_files([f"{tmp_path}/*.txt", f"{tmp_path}/a.txt"])) == 2  # each file once
     assert [size for _, size in find_files([f"{tmp_path}/**/c.txt"])] == [1]
-    with pytest.raises(UserError, match=r"input '.*nothing': no such file, folder or match"):
-        find_files([str(tmp_path / "nothing")])
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    wrong = {
+        "nothing": "no such file, folder or match",
+        "empty": "no file in this folder",
+        "pipe": "is no regular file",
+    }
+    for name, reason in wrong.items():
+        with pytest.raises(UserError, match=f"input '.*{name}': {reason}"):
+            find_files([str(tmp_path / name)])
+
+
+def test_a_folder_is_read_through_links_and_what_is_passed_over_is_told(tmp_path, caplog):
+    caplog.set_level("INFO")
+    for name in ("d/a.txt", "d/_SUCCESS", "d/.hidden", "e/b.txt", "e/deep/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("x")
+    for link, target in (("d/circle", "../d"), ("d/linked", "../e"), ("e/up", ".."), ("d/again.txt", "a.txt")):
+        (tmp_path / link).symlink_to(target)
+    os.mkfifo(tmp_path / "d" / "pipe.txt")
+    names = [path.removeprefix(str(tmp_path)) for path, _ in find_files([str(tmp_path / "d")])]
+    assert names == ["/d/a.txt", "/d/linked/b.txt", "/d/linked/deep/c.txt"]
+    assert [m.partition(" passed over ")[2] for m in caplog.messages] == [
+        f"3 files that are hidden, markers or no regular files, such as {tmp_path}/d/.hidden"
+    ]
+
+
+def test_several_formats_are_remarked_with_a_file_of_each(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    remedies = {"a.tar.gz": "unpack", "a.zip": "unpack", "a.jsonl.Z": "unpack", "part-0": "set format"}
+    for name in ("a.jsonl", "b.jsonl.gz", "READ\nME.md", "b.jsonl.xz", *remedies):
+        (tmp_path / name).write_bytes(b"")
+    check_formats(["a.jsonl", "b.jsonl.gz", "READ\nME.md"], "auto")
+    (message,) = caplog.messages
+    assert "2 files as jsonl, such as a.jsonl; 1 file as md, such as 'READ\\nME.md'" in message
+    check_formats(["a.jsonl", "READ\nME.md"], "txt")
+    check_formats(["a.jsonl", "b.jsonl.xz"], "auto")
+    assert len(caplog.messages) == 1
+    for name, remedy in remedies.items():
+        with pytest.raises(UserError, match=f"{name}: .*{remedy}.*glob"):
+            check_formats(["a.jsonl", name], "auto")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != "b.jsonl.gz")  # as it is for others than root
+    with pytest.raises(UserError, match=r"^b.jsonl.gz: may not be read \(permission denied\)$"):
+        check_formats(["a.jsonl", "b.jsonl.gz"], "auto")
 
 
 def test_the_builtin_corpus_is_tens_of_megabytes_of_real_text():
@@ -464,6 +509,50 @@ CONTENTS = {  # what is no text -> (how it begins, what is said)
     "UTF-32 without BOM": ("text in ascii\n".encode("utf-32-le"), "set encoding: utf-32-le"),
     "twice": (gzip.compress(gzip.compress(b"text")), "is compressed twice (inside it is .gz)"),
 }
+
+
+WESTERN = "".join(f"line {n}: the quick brown fox jumps over the lazy dog\n\n" for n in range(2000))
+EASTERN = "────────────────\u3000\u3000\u3000\u3000一一一一一一一一\u3000\u3000가가가가가가가가\uff00\n\n" * 2000
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+@pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("asked", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+def test_wide_text_in_the_other_byte_order_is_told(tmp_path, is_marked, order, asked):
+    path = tmp_path / "a.txt"
+    path.write_bytes((("\ufeff" if is_marked else "") + "a few words").encode(order))
+    (one,) = found(path, ReadOptions(encoding=asked))
+    if asked == order or (is_marked and order.startswith(asked)):
+        assert one.text == "a few words"
+    else:
+        assert one.reason.endswith(f"set encoding: {order[:6] if is_marked else order}")
+
+
+@pytest.mark.parametrize("lost", [20_001, 150_000])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_lost_byte_of_wide_text_ends_it(tmp_path, lost, encoding):
+    content, path = WESTERN.encode(encoding), tmp_path / "a.txt"
+    path.write_bytes(content[:lost] + content[lost + 1 :])
+    *whole, bad = found(path, ReadOptions("paragraphs", encoding=encoding))
+    place = int(re.match(r"has lost a byte near byte (\d+): what follows is no UTF-16", bad.reason)[1])
+    assert abs(place - lost) <= 2 * encodings.WINDOW
+    texts = WESTERN.split("\n\n")
+    assert [document.text for document in whole] == texts[: len(whole)]
+    assert abs(2 * len("\n\n".join(texts[: len(whole)])) - lost) < 1000
+
+
+def test_wide_text_of_characters_whose_lower_byte_is_zero_is_read(tmp_path):
+    (tmp_path / "a.txt").write_bytes(EASTERN.encode("utf-16"))
+    assert read(tmp_path / "a.txt", ReadOptions(encoding="utf-16")) == [EASTERN]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.lzma", "a.txt.xz"])
+def test_the_old_kind_of_lzma_is_read_whatever_it_is_called(tmp_path, name):
+    packed = lzma.compress(b"one and more\n" * 99, format=lzma.FORMAT_ALONE)
+    (tmp_path / name).write_bytes(packed * 2)
+    assert read(tmp_path / name) == ["one and more\n" * 198]
+    (tmp_path / name).write_bytes(packed[:-9])
+    assert "broken lzma (at byte" in found(tmp_path / name)[-1].reason
 
 
 @pytest.mark.parametrize("case", CONTENTS)

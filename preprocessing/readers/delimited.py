@@ -6,230 +6,224 @@ tells of other habits.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
-from collections import deque
+import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from .. import documents
-from ..documents import NOT_UTF8, BadRecord, Document, Part, ReadOptions, TableConfig
+from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
+from .long_rows import NEW_LINE, WRONG_QUOTING, LongRow
+from .table_lines import Dialect, Lines, RowTooLong, is_utf8
 from .tables import larger_than_limit, wanted_columns
 
 log = logging.getLogger("hvdlm")
 
-BOM = "\ufeff"
+EXCEL_LINE = re.compile(r'"?sep=(.)"?\s*')  # a first line that only tells the delimiter
+LINE_END = re.compile(r"\r\n?|\n")
+LONE_RETURN = re.compile(rb"\r(?!\n)")
+LOOKED_AT = 1 << 20  # bytes of a row that show whether it is many
+DELIMITERS = ",;|\t"  # that are met
 
-
-class Dialect(NamedTuple):
-    """How cells are written."""
-
-    delimiter: str
-    quote: str | None
-    escape: str | None = None
-
-    def asked(self, table: TableConfig) -> Dialect:
-        """This one, but for what the config says.
-
-        >>> Dialect(",", '"').asked(TableConfig(delimiter=";"))
-        Dialect(delimiter=';', quote='"', escape=None)
-        """
-        quote = self.quote if table.quote == "auto" else None if table.quote in ("none", None) else table.quote
-        return Dialect(table.delimiter or self.delimiter, quote, table.escape)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Of the csv module, as keywords."""
-        quoting: dict[str, Any] = {"quotechar": self.quote} if self.quote else {"quoting": csv.QUOTE_NONE}
-        return {"delimiter": self.delimiter, "escapechar": self.escape, "strict": True, **quoting}
+QUOTES_KEPT = "quotes around a cell are kept as text; if they are not, set table.quote: '\"'"
+HEADER_AGAIN = "is the header again, as where files were put one behind the other; it is read as a document"
+RETURNS_END_ROWS = "a carriage return alone ends rows here"
 
 
 CSV = Dialect(",", '"')
 TSV = Dialect("\t", None)
 
 
-class _Row(NamedTuple):
-    """Cells of a row or what is wrong with it, and the lines it takes in the file, from 1."""
-
-    cells: list[str]
-    fault: str | None
-    first_line: int
-    last_line: int
-
-    def place(self, part: Part, number: int) -> str:
-        is_one = self.first_line == self.last_line
-        lines = f"line {self.first_line}" if is_one else f"lines {self.first_line} to {self.last_line}"
-        return f"{part.path}: row {number} ({lines})"
-
-
-def read_rows(file: BinaryIO, part: Part, options: ReadOptions, *, dialect: Dialect) -> Iterator[Document | BadRecord]:
+def read_rows(
+    file: BinaryIO, part: Part, options: ReadOptions, *, dialect: Dialect
+) -> Iterator[Document | LongDocument | BadRecord]:
     """A document a row of values between delimiters; the first row names the columns unless `table.header` does."""
-    dialect = dialect.asked(options.table)
-    reader = _RowReader(file, options, dialect)
-    header = options.table.header
-    if header is None:
-        first = reader.next_row()
-        if first is None or first.fault:
-            reason = first.fault if first and first.fault else "is empty; its first row must name the columns"
-            yield BadRecord(f"{part.path}: header row", reason)
-            return
-        header = first.cells
-    reader.num_columns = len(header)
-    indices = [None if name is None else header.index(name) for name in wanted_columns(header, part, options)]
-    number, is_remarked = 0, False
-    while (row := reader.next_row()) is not None:
-        if row.fault:
-            yield BadRecord(row.place(part, number), row.fault)
-        elif len(row.cells) != len(header):
-            yield BadRecord(
-                row.place(part, number), f"{len(row.cells)} cells under {len(header)} column names{reader.hint()}"
-            )
-        else:
-            text, id_, label = (None if index is None else row.cells[index] for index in indices)
-            if not is_remarked and (remark := reader.remark(text or "")):
-                log.warning("%s: %s", row.place(part, number), remark)
-                is_remarked = True
-            yield Document(text or "", number, id_, label)
-        number += 1
+    table = _Table(file, part, options, dialect.asked(options.table))
+    rows = table.rows()
+    header = options.table.header or next(rows, "is empty; its first row must name the columns")
+    if isinstance(header, LongRow):
+        header.close()
+        header = "too long for the names of columns"
+    if isinstance(header, str):
+        yield BadRecord(f"{part.path}: header row", header)
+        return
+    wanted = [None if name is None else header.index(name) for name in wanted_columns(header, part, options)]
+    text_at, id_at, label_at = wanted
+    assert text_at is not None, "wanted_columns has found it"
+    table.expect(header, wanted)
+    for row in rows:
+        if isinstance(row, str):
+            yield BadRecord(table.place, row)
+            continue
+        cells = row if isinstance(row, list) else row.cells
+        id_ = None if id_at is None else cells[id_at]
+        label = None if label_at is None else cells[label_at]
+        if isinstance(row, LongRow):
+            yield LongDocument(row.text(), table.number, id_, label)
+            continue
+        text = cells[text_at]
+        if text[:1] == '"' or text == header[text_at]:
+            table.remark_on(cells, text)
+        yield Document(text, table.number, id_, label)
 
 
-class _RowReader:
-    """Rows of a table. What a stray quote took for one cell is given back where it looks like rows."""
+class _Table:
+    """Rows of a file. What a stray quote took for one cell is given back where it looks like rows."""
 
-    num_columns = 0  # unknown before the header
+    def __init__(self, file: BinaryIO, part: Part, options: ReadOptions, dialect: Dialect) -> None:
+        # One limit for the whole process; a row that ends in its last block may be larger than a document.
+        csv.field_size_limit(max(csv.field_size_limit(), 2 * documents.MAX_DOCUMENT_BYTES))
+        self._part, self._dialect = part, dialect
+        self._lines = Lines(file, options.errors)
+        self._header: list[str] = []  # there is none before it was read
+        self._wanted: list[int | None] = [0, None, None]
+        self._remarks: set[str] = set()
+        self.number = -1  # of the last row
+        if first := EXCEL_LINE.fullmatch(self._lines.first_line().decode("utf-8", "replace")):
+            self._lines.skip_line()
+            if options.table.delimiter is None:
+                self._dialect = dialect._replace(delimiter=first[1])
+        self._read_on(1 if first else 0, 0)
 
-    def __init__(self, file: BinaryIO, options: ReadOptions, dialect: Dialect) -> None:
-        csv.field_size_limit(max(csv.field_size_limit(), documents.MAX_DOCUMENT_BYTES))  # one for the whole process
-        self._dialect = dialect
-        self._lines = _Lines(file, options, dialect)
-        self._reader = csv.reader(self._lines, **dialect.settings)
+    def _read_on(self, num_lines: int, of_row: int) -> None:
+        """By a new reader, behind so many lines of the file, the last ones of which are of the last row."""
+        self._num_lines, self._before_row = num_lines, -of_row
+        self._reader = csv.reader(self._lines, **self._dialect.settings)
 
-    def next_row(self) -> _Row | None:
-        """The next row that is not blank; None at the end."""
+    def expect(self, header: list[str], wanted: list[int | None]) -> None:
+        """The names of all columns, and where text, id and label are; the next row is number 0."""
+        self._header, self._wanted, self.number = header, wanted, -1
+
+    @property
+    def _first_line(self) -> int:
+        """Of the last row, from 1."""
+        return self._num_lines + self._before_row + 1
+
+    @property
+    def place(self) -> str:
+        """Of the last row: its number, from 0, and its lines in the file, from 1."""
+        first = self._first_line
+        last = max(first, self._num_lines + self._reader.line_num)
+        lines = f"line {last}" if last == first else f"lines {first} to {last}"
+        return f"{self._part.path}: row {self.number} ({lines})"
+
+    def rows(self) -> Iterator[list[str] | LongRow | str]:
+        """Cells of every row that is not blank, or what is wrong with it."""
+        lines, begin_row = self._lines, self._lines.begin_row
         while True:
-            self._lines.begin_row()
-            first_line = self._lines.number + 1
-            cells: list[str] = []
+            begin_row()
+            reader = self._reader
+            self._before_row = before = reader.line_num
+            self.number += 1
+            found: list[str] | LongRow | str | None
             try:
-                cells = next(self._reader)
-                fault = NOT_UTF8 if self._lines.has_wrong_byte else None
+                found = cells = next(reader)
+                is_plain = reader.line_num == before + 1 and len(cells) == len(self._header)
+                if lines.has_wrong_bytes or not is_plain:
+                    found = self._checked(cells)
             except StopIteration:
-                return None
+                return
             except csv.Error as error:
                 # " - do you need to open the file with newline=''" is advice to programmers
-                fault = f"wrong quoting or line end ({str(error).partition(' - ')[0]}){self._give_back()}"
-            except _RowTooLarge:
-                fault = larger_than_limit() + self._give_back()
-                if not self._lines.has_more:
-                    self._lines.skip_row()
-            if cells or fault:
-                return _Row(cells, fault, first_line, max(first_line, self._lines.number))
+                row = lines.row
+                found = self._refuse(f"{WRONG_QUOTING} ({str(error).partition(' - ')[0]}){self._quote_hint(row)}", row)
+            except RowTooLong:
+                found = self._long_row()
+            if found:
+                yield found
+            else:
+                self.number -= 1
 
-    def remark(self, text: str) -> str | None:
-        """What is odd about the row that was read last, if a setting may be wrong."""
-        quote = self._dialect.quote
-        if quote is None:
-            is_quoted = len(text) > 1 and text[0] == text[-1] == '"'
-            return (
-                "quotes around a cell are kept as text; if they are not, set table.quote: '\"'" if is_quoted else None
+    def remark_on(self, cells: list[str], text: str) -> None:
+        """Tell of a row that is right by the settings, where they may be wrong."""
+        if self._dialect.quote is None and len(text) > 1 and text[0] == text[-1] == '"':
+            self._remark(QUOTES_KEPT)
+        elif cells == self._header:
+            self._remark(HEADER_AGAIN)
+
+    def _remark(self, words: str) -> None:
+        """Once a file."""
+        if words not in self._remarks:
+            self._remarks.add(words)
+            log.warning("%s: %s", self.place, words)
+
+    def _checked(self, cells: list[str]) -> list[str] | str | None:
+        """A row that is not as plain as most; no cells if it is blank."""
+        row = self._lines.row
+        if self._lines.errors != "replace" and not is_utf8(row):
+            return NOT_UTF8
+        if cells and (fault := self._wrong_number(cells, row)):
+            return self._refuse(fault + self._quote_hint(row), row)
+        if len(self._header) > 1 and self._looks_like_rows(row):
+            quote = self._dialect.quote
+            self._remark(
+                f"a {quote} joins lines that look like rows of their own; if quotes are text, set table.quote: none"
             )
-        if self._lines.row_is_many(self.num_columns):
-            return f"a {quote} joins lines that look like rows of their own; if quotes are text, set table.quote: none"
-        return None
+        return cells
 
-    def hint(self) -> str:
-        """Which setting may be wrong where a row has too few or too many cells."""
-        if self._dialect.quote is None:
-            return "; if quotes join its cells or lines, set table.quote: '\"'" if self._lines.row_has(b'"') else ""
-        is_joined = self._lines.row_has(self._dialect.quote.encode())
-        return f"; if a {self._dialect.quote} is text here, set table.quote: none" if is_joined else ""
+    def _refuse(self, fault: str, row: bytes) -> str | None:
+        """What is wrong with a row, most lines of which may be read again; nothing if all of it is."""
+        if not self._looks_like_rows(row):
+            return fault
+        behind_first = row.find(b"\n") + 1
+        if NEW_LINE in fault or not 0 < behind_first < len(row):
+            self._remark("a carriage return alone ends rows here")
+            self._lines.put_back_end(LONE_RETURN.sub(b"\n", row))
+            self._read_on(self._first_line - 1, 0)
+            return None
+        self._lines.put_back_end(row[behind_first:])
+        self._read_on(self._first_line, 1)
+        return fault
 
-    def _give_back(self) -> str:
-        """Makes all lines but the first of a wrong row be read again, if they look like rows; tells the remedy."""
-        if self._dialect.quote is None or not self._lines.row_has_lines:
+    def _long_row(self) -> LongRow | str | None:
+        """The row under way, too long for the csv module; or what is wrong with it, as `_refuse` does."""
+        begun, rest, num_lines = self._lines.row, b"", 0
+        self._lines.put_back(begun)
+        held = bytearray() if self._looks_like_rows(begun) else None  # to be read again
+        with contextlib.ExitStack() as stack:
+            row = stack.enter_context(contextlib.closing(LongRow(self._dialect, self._lines.errors, self._wanted)))
+            while not row.has_ended and not (row.fault and held and len(held) >= len(begun)):
+                data = self._lines.take()
+                rest = row.feed(data)
+                num_lines += data.count(b"\n") - rest.count(b"\n")
+                if held is not None:
+                    held += data
+                    if len(held) > record_limit() and not (row.has_ended or row.fault):
+                        row.fault = f"{larger_than_limit()}, and what is in quotes looks like rows"
+            fault = row.fault or self._wrong_number(row.cells, begun)
+            if not fault:
+                stack.pop_all()  # the text is wanted
+        if held and fault:
+            return self._refuse(fault + self._quote_hint(begun), bytes(held))
+        self._lines.put_back(rest)
+        self._read_on(self._first_line - 1 + num_lines, num_lines)
+        return fault + self._quote_hint(begun) if fault else row
+
+    def _looks_like_rows(self, row: bytes) -> bool:
+        """Whether most lines of a row have as many cells as a row of their own; a single column always has."""
+        lines = LINE_END.split(row[:LOOKED_AT].rstrip(b"\r\n").decode("utf-8", "replace"))
+        num_columns = max(1, len(self._header))
+        if len(lines) == 1 or num_columns == 1:
+            return len(lines) > 1
+        num_parted = sum(line.count(self._dialect.delimiter) == num_columns - 1 for line in lines)
+        rows = csv.reader(lines[1:], **{**self._dialect.settings, "strict": False})
+        num_parsed = sum(len(cells) == num_columns for cells in rows)  # more, where cells hold delimiters in quotes
+        return 2 * max(num_parted, num_parsed) > len(lines)
+
+    def _wrong_number(self, cells: list[str], row: bytes) -> str:
+        """What is wrong with a row of too few or too many cells, and which setting may be; else nothing."""
+        if len(cells) == len(self._header) or not self._header:
             return ""
-        if self._lines.row_is_many(self.num_columns):
-            self._lines.give_back()
-        return f"; if a {self._dialect.quote} is text here, set table.quote: none"
+        fault = f"{len(cells)} cells under {len(self._header)} column names"
+        for other in DELIMITERS if len(cells) == 1 else "":
+            if other != self._dialect.delimiter and row.count(other.encode()) == len(self._header) - 1:
+                return f"{fault}; if a {other!r} parts them, set table.delimiter"
+        if self._dialect.quote is None and b'"' in row:
+            return f"{fault}; if quotes join its cells or lines, set table.quote: '\"'"
+        return fault
 
-
-class _RowTooLarge(Exception):
-    """Raised through the csv module, which then begins a new row."""
-
-
-class _Lines:
-    """The lines that the csv module asks for, as text. It cannot make a row larger than a document may be."""
-
-    def __init__(self, file: BinaryIO, options: ReadOptions, dialect: Dialect) -> None:
-        self._file = file
-        self._errors = options.errors
-        self._delimiter = dialect.delimiter.encode()
-        self._quote = (dialect.quote or "").encode()
-        self._again: deque[bytes] = deque()  # lines that were given back
-        self._row: list[bytes] = []
-        self.number = 0  # of lines read
-        self.begin_row()
-
-    def begin_row(self) -> None:
-        self.has_wrong_byte = False
-        self._row = []
-        self._num_bytes = 0
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        limit = documents.MAX_DOCUMENT_BYTES
-        line = self._again.popleft() if self._again else self._file.readline(limit + 1)
-        if not line:
-            raise StopIteration
-        self.number += 1
-        self._row.append(line)
-        self._num_bytes += len(line)
-        if self._num_bytes > limit:
-            raise _RowTooLarge
-        text = self._decode(line)
-        return text.removeprefix(BOM) if self.number == 1 else text
-
-    @property
-    def row_has_lines(self) -> bool:
-        return len(self._row) > 1
-
-    def row_has(self, text: bytes) -> bool:
-        return any(text in line for line in self._row)
-
-    @property
-    def has_more(self) -> bool:
-        """Whether lines were given back."""
-        return bool(self._again)
-
-    def row_is_many(self, num_columns: int) -> bool:
-        """Whether most lines of this row have the delimiters of a row of their own."""
-        if len(self._row) < 2 or num_columns < 2:
-            return False
-        num_alike = sum(line.count(self._delimiter) == num_columns - 1 for line in self._row)
-        return 2 * num_alike > len(self._row)
-
-    def give_back(self) -> None:
-        self._again.extendleft(reversed(self._row[1:]))
-        self.number -= len(self._row) - 1
-
-    def skip_row(self) -> None:
-        """To the line end that is outside quotes; not for ever, as the quote may be one that is never closed."""
-        num_quotes = sum(line.count(self._quote) for line in self._row) if self._quote else 0
-        num_bytes, line = self._num_bytes, self._row[-1]
-        self.number -= not line.endswith(b"\n")  # its end is counted below
-        while line and not (
-            line.endswith(b"\n") and (num_quotes % 2 == 0 or num_bytes > 8 * documents.MAX_DOCUMENT_BYTES)
-        ):
-            line = self._file.readline(1 << 20)
-            num_bytes += len(line)
-            num_quotes += line.count(self._quote) if self._quote else 0
-            self.number += line.endswith(b"\n")
-
-    def _decode(self, line: bytes) -> str:
-        try:
-            return line.decode("utf-8", self._errors)
-        except UnicodeDecodeError:
-            self.has_wrong_byte = True  # and read on, to stay in step with the rows
-            return line.decode("utf-8", "replace")
+    def _quote_hint(self, row: bytes) -> str:
+        quote = self._dialect.quote
+        return f"; if a {quote} is text here, set table.quote: none" if quote and quote.encode() in row else ""

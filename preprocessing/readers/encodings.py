@@ -8,11 +8,12 @@ from collections import deque
 from collections.abc import Generator
 from typing import BinaryIO, cast
 
-from ..compression import ChunkStream, read_before_break
+from ..compression import BrokenStream, ChunkStream, read_before_break
 from ..documents import NOT_UTF8, BadRecord, Part, ReadOptions
 
 WRONG, WRONG_CHARACTER = b"\xff", "\udcff"  # stands for wrong bytes; no UTF-8 holds it
 BLOCK_BYTES = 1 << 16
+WINDOW = 64  # characters that are looked at together
 MAX_PLACES = 1 << 16  # to remember, of wrong bytes that no reader has asked for
 
 _found: list[int] = []  # by the decoder that runs: an error handler has no other place
@@ -29,6 +30,21 @@ def _mark(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 codecs.register_error("hvdlm.mark", _mark)
+
+
+def _shifted_from(text: str) -> int | None:
+    """The first of WINDOW characters that are Western ones read from their second byte on: U+6100 for an a.
+
+    They are told by their lower bytes, which are zero, and from a line of U+2500 by their variety.
+    """
+    codes = text.encode("utf-16-le", "surrogatepass")
+    if codes[::2].count(0) < WINDOW // 2:
+        return None
+    for start in range(0, len(text), WINDOW):
+        zeros = [char for char in text[start : start + WINDOW] if not ord(char) & 0xFF and char != "\0"]
+        if 2 * len(zeros) > WINDOW and len(set(zeros)) >= WINDOW // 8:
+            return start
+    return None
 
 
 class Recoded:
@@ -54,12 +70,18 @@ class Recoded:
     def _chunks(self) -> Generator[bytes, None, None]:
         errors = "hvdlm.mark" if self._options.errors == "strict" else self._options.errors
         decoder = codecs.getincrementaldecoder(self._options.encoding)(errors)
+        is_utf16 = codecs.lookup(self._options.encoding).name.startswith("utf-16")
         num_read, num_given, is_last = 0, 0, False
         while not is_last:
             block, broken = read_before_break(self._source, BLOCK_BYTES)
             is_last, num_pending = not block, len(decoder.getstate()[0])
             _found.clear()
-            text = decoder.decode(block, final=is_last and not broken).encode("utf-8", "hvdlm.mark")
+            decoded = decoder.decode(block, final=is_last and not broken)
+            if is_utf16 and (shifted := _shifted_from(decoded)) is not None:
+                place = num_read - num_pending + 2 * shifted
+                broken = BrokenStream(f"has lost a byte near byte {place}: what follows is no UTF-16; fetch it again")
+                decoded = decoded[:shifted]
+            text = decoded.encode("utf-8", "hvdlm.mark")
             if _found:
                 self._remember(text, num_given, num_read - num_pending)
             num_read, num_given = num_read + len(block), num_given + len(text)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterator
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
 
 from hvdlm.errors import UserError
+from hvdlm.tables import counted
 
 from ..compression import BrokenStream, is_compressed, open_plain, plain_suffix
-from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions
+from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions, one_line
 from . import columnar, delimited, json_values, jsonl, text, web
 from .cutting import in_pieces
 from .encodings import Recoded
 from .sniffing import foreign, has_old_line_ends, head_of, with_new_line_ends
+
+log = logging.getLogger("hvdlm")
 
 Reader = Callable[[BinaryIO, Part, ReadOptions], Iterator[Document | LongDocument | BadRecord]]
 
@@ -53,6 +59,8 @@ OTHER_TABLES = {
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet; save it as csv"),
     **dict.fromkeys((".sqlite", ".sqlite3", ".db"), "a database; export its table as csv"),
     **dict.fromkeys((".pkl", ".pickle"), "a pickle, which may run code; write it as parquet or jsonl"),
+    **dict.fromkeys((".tar", ".tgz", ".tbz2", ".txz", ".zip", ".7z", ".rar"), "an archive of files; unpack it"),
+    **dict.fromkeys((".lz4", ".br", ".z", ".lz", ".sz"), "compressed in a way that is not read; unpack it"),
 }  # what is met in folders of data and not read
 SUFFIXES = {suffix: name for name, format_ in FORMATS.items() for suffix in format_.suffixes}
 
@@ -70,6 +78,23 @@ def format_of(path: str, asked: str) -> str:
             "or name the files you mean by a glob"
         )
     return SUFFIXES[suffix]
+
+
+def check_formats(paths: Iterable[str], asked: str) -> None:
+    """UserError for a file that cannot be read; a remark on several formats, as of a README beside data."""
+    first: dict[str, str] = {}
+    number = Counter[str]()
+    for path in paths:
+        if not os.access(path, os.R_OK):
+            raise UserError(f"{one_line(path)}: may not be read (permission denied)")
+        name = format_of(path, asked)
+        first.setdefault(name, path)
+        number[name] += 1
+    if len(number) > 1:
+        told = "; ".join(
+            f"{counted(n, 'file')} as {name}, such as {one_line(first[name])}" for name, n in number.items()
+        )
+        log.warning("the input is of several formats: %s. If not all are data, name those that are by a glob", told)
 
 
 def can_split(path: str, options: ReadOptions) -> bool:
@@ -126,5 +151,9 @@ def _read_text(format_: Format, file: BinaryIO, part: Part, options: ReadOptions
         file, head = recoded.file, head_of(recoded.file)
     if format_.has_lines and has_old_line_ends(head):
         file = with_new_line_ends(file)
-    for found in in_pieces(format_.read(file, part, options), part, options):
-        yield recoded.explained(found, part) if recoded and isinstance(found, BadRecord) else found
+    given = in_pieces(format_.read(file, part, options), part, options)
+    if recoded is None:
+        yield from given
+        return
+    for found in given:
+        yield recoded.explained(found, part) if isinstance(found, BadRecord) else found

@@ -60,10 +60,19 @@ def foreign(head: bytes, encoding: str) -> str | None:
             return f"is no text but {kind}"
     if head[TAR_PLACE:].startswith(TAR):
         return "is no text but a tar archive; unpack it"
-    if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
+    wide, asked = _wide_encoding(head), codecs.lookup(encoding).name
+    if wide is None or _is_same_order(asked, wide, head):
         return None
-    wide = _wide_encoding(head)
-    return f"is not {encoding} but, by its first bytes, {wide}; set encoding: {wide}" if wide else None
+    return f"is not {encoding} but, by its first bytes, {wide}; set encoding: {wide}"
+
+
+def _is_same_order(asked: str, wide: str, head: bytes) -> bool:
+    """Whether what is asked for reads a file that is `wide`: with a mark by any name of the kind that fits it."""
+    if asked == wide:
+        return True
+    mark = next((mark for mark in BOMS if head.startswith(mark)), None)
+    is_fit = mark is not None and BOMS[mark] == wide
+    return is_fit and asked.startswith(wide) and "\ufeff".encode(asked) == mark
 
 
 def _is_utf8(head: bytes) -> bool:

@@ -33,5 +33,5 @@ def wanted_columns(
 
 def listed(names: Iterable[str]) -> str:
     """The first names of a table, on one line even where binary content was taken for a header."""
-    shown = [name[:40] if name.isprintable() else repr(name[:40]) for name in names]
+    shown = [name[:40] if name.isprintable() and name == name.strip() else repr(name[:40]) for name in names]
     return ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "")
