@@ -46,7 +46,7 @@ from .balance import (
     note_listed,
 )
 from .dedup import Signer, find_duplicates
-from .documents import Document, find_stamps
+from .documents import Document, find_stamps, one_line
 from .excerpts import Excerpt, Excerpts, OtherIds, care_for, exactly_encoded, found_wrong, round_trip
 from .fence import MOST_SHOWN, place_of, reason_of
 from .pipeline import Pipeline
@@ -261,7 +261,7 @@ class Worker:
         (self._plan.work / DISTRUSTED).touch()
         place = place_of(wrong.position, unit.parts[wrong.part], self._plan.config.read_options)
         raise UserError(
-            f"{place}: the job's encoder gives other ids than the {self._tokenizer.kind} tokenizer alone for "
+            f"{one_line(place)}: the job's encoder gives other ids than the {self._tokenizer.kind} tokenizer alone for "
             f"{wrong.text[:MOST_SHOWN]!r}; please report this; the same command begins anew with the exact encoder"
         ) from None
 

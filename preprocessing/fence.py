@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.tokenizer.backend import reason_of as told_by
 
-from .documents import BadRecord, Document, Part, ReadOptions, one_line
+from .documents import BadRecord, Document, Part, ReadOptions
 from .readers import FORMATS, format_of, read_documents
 
 PASSES = (UserError, StoppedOnRequest, OSError, KeyboardInterrupt, SystemExit, GeneratorExit)
@@ -36,7 +36,7 @@ def refused(document: Document, part: Part, options: ReadOptions, reason: str) -
 
 def place_of(position: int, part: Part, options: ReadOptions) -> str:
     """A document's place for a message."""
-    return f"{one_line(part.path)}: {'byte' if _has_byte_positions(part, options) else 'document'} {position}"
+    return f"{part.path}: {'byte' if _has_byte_positions(part, options) else 'document'} {position}"
 
 
 def _has_byte_positions(part: Part, options: ReadOptions) -> bool:

@@ -59,8 +59,8 @@ def of_balance(balance: Mapping[str, Any], statistics: Mapping[str, int], config
     for path, share in list(balance["first_files_with_suspect_text"].items())[:1]:
         num_files = counted(balance["files_with_suspect_text"], "file")
         lines.append(
-            f"{num_files} with much that is no text, such as {one_line(path)}: {share:.0%} of it is U+FFFD (a lost character) "
-            "or NUL; is it text, in this encoding?"
+            f"{num_files} with much that is no text, such as {one_line(path)}: {share:.0%} of it is U+FFFD (a lost "
+            "character) or NUL; is it text, in this encoding?"
         )
     for name, key in (("id", config.id_key), ("label", config.label_key)):
         missing = statistics.get(f"documents_without_{name}", 0)
@@ -70,7 +70,7 @@ def of_balance(balance: Mapping[str, Any], statistics: Mapping[str, int], config
     if changed := found["changed"]:
         lines.append(
             f"of {counted(found['excerpts'], 'excerpt')} {changed} come back from their ids changed, such as "
-            f"{found['place']}: {found['example']}"
+            f"{one_line(found['place'])}: {found['example']}"
         )
     return lines
 
