@@ -233,10 +233,11 @@ def test_a_stray_quote_costs_its_line_wherever_it_is(write, monkeypatch):
     monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 500)  # and 4,000 of a row are held
     for header, end in (("text,n", ",1"), ("text", "")):
         rows = [f"row {n}{end}" for n in range(900)]
-        for place in (3, 500, 898, 899):
+        for place in (3, 600, 898, 899):
             stray = [*rows[:place], '"' + rows[place], *rows[place + 1 :]]
             found = read(write("a.csv", "\n".join([header, *stray, ""]).encode()), STRICT)
             assert [n for n, one in enumerate(found) if isinstance(one, BadRecord)] == [place], (header, place)
+            assert ("larger than" in found[place].reason) == (place == 3)
             assert [one.text for one in found if isinstance(one, Document)] == [
                 f"row {n}" for n in range(900) if n != place
             ]
