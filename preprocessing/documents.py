@@ -121,8 +121,8 @@ def find_files(sources: list[str]) -> list[tuple[str, int]]:
     for source in sources:
         paths = _expand(source)
         if not paths:
-            path = Path(source)
-            why = "no file in this folder" if path.is_dir() else "is no regular file" if path.exists() else ""
+            there = Path(source)
+            why = "no file in this folder" if there.is_dir() else "is no regular file" if there.exists() else ""
             raise UserError(f"input {source!r}: {why or 'no such file, folder or match'}")
         for path in paths:  # by their real paths: links and other spellings lead to the same files
             found.setdefault(os.path.realpath(path), (path, Path(path).stat().st_size))

@@ -188,7 +188,7 @@ LONG_ROWS = {
 
 @pytest.mark.parametrize("case", LONG_ROWS)
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
-def test_a_text_of_any_length_comes_in_pieces(write, monkeypatch, case, suffix):
+def test_a_text_of_any_length_comes_in_pieces(write, monkeypatch, caplog, case, suffix):
     monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 2000)
     rows = io.StringIO()
     writer = csv.writer(rows, delimiter="," if suffix == ".csv" else "\t", lineterminator="\n")
@@ -199,6 +199,9 @@ def test_a_text_of_any_length_comes_in_pieces(write, monkeypatch, case, suffix):
     assert "".join(piece.text for piece in pieces) == LONG_ROWS[case][0]
     assert {(piece.position, piece.id) for piece in pieces} == {(1, LONG_ROWS[case][1])}
     assert [piece.piece for piece in pieces] == list(range(len(pieces)))
+    assert bool([m for m in caplog.messages if "joins lines" in m]) == (
+        "delimiters of rows" in case and suffix == ".csv"
+    )
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,13 @@ class _Table:
             self._remarks.add(words)
             log.warning("%s: %s", self.place, words)
 
+    def _remark_joined(self) -> None:
+        quote = self._dialect.quote
+        if len(self._header) > 1:
+            self._remark(
+                f"a {quote} joins lines that look like rows of their own; if quotes are text, set table.quote: none"
+            )
+
     def _checked(self, cells: list[str]) -> list[str] | str | None:
         """A row that is not as plain as most; no cells if it is blank."""
         row = self._lines.row
@@ -156,11 +163,8 @@ class _Table:
             return NOT_UTF8
         if cells and (fault := self._wrong_number(cells, row)):
             return self._refuse(fault + self._quote_hint(row), row)
-        if len(self._header) > 1 and self._looks_like_rows(row):
-            quote = self._dialect.quote
-            self._remark(
-                f"a {quote} joins lines that look like rows of their own; if quotes are text, set table.quote: none"
-            )
+        if self._looks_like_rows(row):
+            self._remark_joined()
         return cells
 
     def _refuse(self, fault: str, row: bytes) -> str | None:
@@ -199,7 +203,11 @@ class _Table:
             return self._refuse(fault + self._quote_hint(begun), bytes(held))
         self._lines.put_back(rest)
         self._read_on(self._first_line - 1 + num_lines, num_lines)
-        return fault + self._quote_hint(begun) if fault else row
+        if fault:
+            return fault + self._quote_hint(begun)
+        if held:
+            self._remark_joined()
+        return row
 
     def _looks_like_rows(self, row: bytes) -> bool:
         """Whether most lines of a row have as many cells as a row of their own; a single column always has."""
