@@ -264,6 +264,14 @@ def test_line_ends_may_change_in_a_file(write, monkeypatch, caplog, limit, head)
     assert [m for m in caplog.messages if "a carriage return alone ends rows here" in m]
 
 
+@pytest.mark.parametrize("limit", [10, 1 << 20])
+def test_a_carriage_return_in_the_cell_of_a_single_column_may_be_text(write, monkeypatch, limit):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", limit)
+    found = read(write("a.csv", b"text\none\ntwo\rand\rmore of it\nthree\n"), STRICT)
+    assert texts_and_lines(found) == ["one", "3", "three"]
+    assert found[1].reason.endswith("; a cell that holds a carriage return needs quotes around it") == (limit > 10)
+
+
 @pytest.mark.parametrize("first", ["sep=;\n", '"sep=;"\r\n', "\ufeffsep=;\n"])
 def test_the_line_of_excel_that_tells_the_delimiter(write, first):
     content = f"{first}text;n\na,b;1\nc;\n".encode()
