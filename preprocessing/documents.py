@@ -129,8 +129,8 @@ def find_stamps(sources: list[str]) -> dict[str, Stamp]:
     for source in sources:
         paths = _expand(source)
         if not paths:
-            where = Path(source)
-            why = "no file in this folder" if where.is_dir() else "is no regular file" if where.exists() else ""
+            there = Path(source)
+            why = "no file in this folder" if there.is_dir() else "is no regular file" if there.exists() else ""
             raise UserError(f"input {source!r}: {why or 'no such file, folder or match'}")
         for path in paths:  # by their real paths: links and other spellings lead to the same files
             found.setdefault(os.path.realpath(path), path)

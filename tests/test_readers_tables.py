@@ -188,7 +188,7 @@ LONG_ROWS = {
 
 @pytest.mark.parametrize("case", LONG_ROWS)
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
-def test_a_text_of_any_length_comes_in_pieces(write, monkeypatch, case, suffix):
+def test_a_text_of_any_length_comes_in_pieces(write, monkeypatch, caplog, case, suffix):
     monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 2000)
     rows = io.StringIO()
     writer = csv.writer(rows, delimiter="," if suffix == ".csv" else "\t", lineterminator="\n")
@@ -199,6 +199,9 @@ def test_a_text_of_any_length_comes_in_pieces(write, monkeypatch, case, suffix):
     assert "".join(piece.text for piece in pieces) == LONG_ROWS[case][0]
     assert {(piece.position, piece.id) for piece in pieces} == {(1, LONG_ROWS[case][1])}
     assert [piece.piece for piece in pieces] == list(range(len(pieces)))
+    assert bool([m for m in caplog.messages if "joins lines" in m]) == (
+        "delimiters of rows" in case and suffix == ".csv"
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,10 +236,11 @@ def test_a_stray_quote_costs_its_line_wherever_it_is(write, monkeypatch):
     monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 500)  # and 4,000 of a row are held
     for header, end in (("text,n", ",1"), ("text", "")):
         rows = [f"row {n}{end}" for n in range(900)]
-        for place in (3, 500, 898, 899):
+        for place in (3, 600, 898, 899):
             stray = [*rows[:place], '"' + rows[place], *rows[place + 1 :]]
             found = read(write("a.csv", "\n".join([header, *stray, ""]).encode()), STRICT)
             assert [n for n, one in enumerate(found) if isinstance(one, BadRecord)] == [place], (header, place)
+            assert ("larger than" in found[place].reason) == (place == 3)
             assert [one.text for one in found if isinstance(one, Document)] == [
                 f"row {n}" for n in range(900) if n != place
             ]
@@ -258,6 +262,14 @@ def test_line_ends_may_change_in_a_file(write, monkeypatch, caplog, limit, head)
     found = read(write("a.csv", content.encode()), STRICT)
     assert [f.text for f in found] == [text for n in range(20) for text in (f"row {n}", "a, b")]
     assert [m for m in caplog.messages if "a carriage return alone ends rows here" in m]
+
+
+@pytest.mark.parametrize("limit", [10, 1 << 20])
+def test_a_carriage_return_in_the_cell_of_a_single_column_may_be_text(write, monkeypatch, limit):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", limit)
+    found = read(write("a.csv", b"text\none\ntwo\rand\rmore of it\nthree\n"), STRICT)
+    assert texts_and_lines(found) == ["one", "3", "three"]
+    assert found[1].reason.endswith("; a cell that holds a carriage return needs quotes around it") == (limit > 10)
 
 
 @pytest.mark.parametrize("first", ["sep=;\n", '"sep=;"\r\n', "\ufeffsep=;\n"])

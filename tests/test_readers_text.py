@@ -142,6 +142,22 @@ def test_jsonl_is_a_document_a_line(write):
     assert read(write("b.jsonl", content.encode() + b"\n\n")) == ["one\nwith newline", "zwei ü"]
 
 
+@pytest.mark.parametrize("between", ["\n", "\r", "\r\n", "\r\r"])
+def test_lines_may_end_in_several_ways(write, between):
+    content = '{"text": "one"}\n' + between.join(['{"text": "two"}', '{"text": ]', '{"text": "three"}']) + "\n"
+    path = write("a.jsonl", content.encode())
+    one, two, bad, three = found(path)
+    assert [one.text, two.text, three.text] == ["one", "two", "three"]
+    wrong = content.index('{"text": ]')
+    assert bad.place == f"{path}: byte {wrong}"
+    (alone,) = found(write("b.jsonl", b'{"text": \r "a" \r ]}\n'))
+    assert alone.reason.startswith("not valid JSON")
+
+
+def test_files_with_a_byte_order_mark_may_be_put_together(write):
+    assert read(write("a.jsonl", b'\xef\xbb\xbf{"text": "a"}\n' * 2)) == ["a", "a"]
+
+
 def test_half_a_surrogate_pair_becomes_a_replacement_character(write):
     (text,) = read(write("a.jsonl", b'{"text": "a\\ud83dz"}'))
     assert text == "a\ufffdz"

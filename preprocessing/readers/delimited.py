@@ -149,6 +149,13 @@ class _Table:
             self._remarks.add(words)
             log.warning("%s: %s", self.place, words)
 
+    def _remark_joined(self) -> None:
+        quote = self._dialect.quote
+        if len(self._header) > 1:
+            self._remark(
+                f"a {quote} joins lines that look like rows of their own; if quotes are text, set table.quote: none"
+            )
+
     def _checked(self, cells: list[str]) -> list[str] | str | None:
         """A row that is not as plain as most; no cells if it is blank."""
         row = self._lines.row
@@ -156,32 +163,34 @@ class _Table:
             return NOT_UTF8
         if cells and (fault := self._wrong_number(cells, row)):
             return self._refuse(fault + self._quote_hint(row), row)
-        if len(self._header) > 1 and self._looks_like_rows(row):
-            quote = self._dialect.quote
-            self._remark(
-                f"a {quote} joins lines that look like rows of their own; if quotes are text, set table.quote: none"
-            )
+        if self._looks_like_rows(row):
+            self._remark_joined()
         return cells
 
     def _refuse(self, fault: str, row: bytes) -> str | None:
         """What is wrong with a row, most lines of which may be read again; nothing if all of it is."""
+        if NEW_LINE in fault:
+            fault += "; a cell that holds a carriage return needs quotes around it"
         if not self._looks_like_rows(row):
             return fault
         behind_first = row.find(b"\n") + 1
-        if NEW_LINE in fault or not 0 < behind_first < len(row):
+        is_one_line = not 0 < behind_first < len(row)
+        if len(self._header) != 1 and (NEW_LINE in fault or is_one_line):
             self._remark("a carriage return alone ends rows here")
             self._lines.put_back_end(LONE_RETURN.sub(b"\n", row))
             self._read_on(self._first_line - 1, 0)
             return None
-        self._lines.put_back_end(row[behind_first:])
-        self._read_on(self._first_line, 1)
+        if not is_one_line:
+            self._lines.put_back_end(row[behind_first:])
+            self._read_on(self._first_line, 1)
         return fault
 
     def _long_row(self) -> LongRow | str | None:
         """The row under way, too long for the csv module; or what is wrong with it, as `_refuse` does."""
         begun, rest, num_lines = self._lines.row, b"", 0
         self._lines.put_back(begun)
-        held = bytearray() if self._looks_like_rows(begun) else None  # to be read again
+        can_part = self._looks_like_rows(begun) and (len(self._header) != 1 or b"\n" in begun)
+        held = bytearray() if can_part else None  # to be read again
         with contextlib.ExitStack() as stack:
             row = stack.enter_context(contextlib.closing(LongRow(self._dialect, self._lines.errors, self._wanted)))
             while not row.has_ended and not (row.fault and held and len(held) >= len(begun)):
@@ -199,7 +208,11 @@ class _Table:
             return self._refuse(fault + self._quote_hint(begun), bytes(held))
         self._lines.put_back(rest)
         self._read_on(self._first_line - 1 + num_lines, num_lines)
-        return fault + self._quote_hint(begun) if fault else row
+        if fault:
+            return fault + self._quote_hint(begun)
+        if held:
+            self._remark_joined()
+        return row
 
     def _looks_like_rows(self, row: bytes) -> bool:
         """Whether most lines of a row have as many cells as a row of their own; a single column always has."""

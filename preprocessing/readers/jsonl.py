@@ -35,7 +35,22 @@ def read_json_lines(file: BinaryIO, part: Part, options: ReadOptions) -> Iterato
         if line.is_cut:
             yield from read_long_record(line, lines, part, options)
         elif line.data and not line.data.isspace():
-            yield read_record(line.data, line.position, part, options)
+            found = read_record(line.data, line.position, part, options)
+            if isinstance(found, BadRecord) and b"\r" in line.data.strip():
+                yield from _parted_by_returns(line, part, options) or [found]
+            else:
+                yield found
+
+
+def _parted_by_returns(line: RawRecord, part: Part, options: ReadOptions) -> list[Document | BadRecord]:
+    """What a wrong line holds if a carriage return alone ends lines in it; nothing unless one is a record."""
+    found: list[Document | BadRecord] = []
+    position = line.position
+    for data in line.data.split(b"\r"):
+        if data and not data.isspace():
+            found.append(read_record(data, position, part, options))
+        position += len(data) + 1
+    return found if any(isinstance(one, Document) for one in found) else []
 
 
 def read_record(line: bytes, position: int, part: Part, options: ReadOptions) -> Document | BadRecord:
@@ -49,7 +64,7 @@ def read_record(line: bytes, position: int, part: Part, options: ReadOptions) ->
         if isinstance(text, BadRecord):
             return text
         try:
-            record = json.loads(text)
+            record = json.loads(text.removeprefix("\ufeff"))  # of a file that was put behind another one
         except (ValueError, RecursionError) as error:
             return _bad(part, position, f"not valid JSON ({error or 'nested too deeply'})")
     key = options.text_key
