@@ -200,7 +200,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 def one_line(name: str) -> str:
     """A file's name, or a place in it, as messages show it: it may hold line ends, or bytes that are no UTF-8."""
-    return name if name.isprintable() else repr(name)
+    return name if name.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 def _is_hidden(path: Path) -> bool:
