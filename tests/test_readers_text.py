@@ -269,7 +269,7 @@ def test_several_formats_are_remarked_with_a_file_of_each(tmp_path, monkeypatch,
         (tmp_path / name).write_bytes(b"")
     check_formats(["a.jsonl", "b.jsonl.gz", "READ\nME.md"], "auto")
     (message,) = caplog.messages
-    assert "2 files as jsonl, such as a.jsonl; 1 file as md, such as 'READ\\nME.md'" in message
+    assert "2 files as jsonl, such as a.jsonl; 1 file as md, such as READ\\nME.md" in message
     check_formats(["a.jsonl", "READ\nME.md"], "txt")
     check_formats(["a.jsonl", "b.jsonl.xz"], "auto")
     assert len(caplog.messages) == 1

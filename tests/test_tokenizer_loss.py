@@ -3,12 +3,12 @@
 import json
 
 import pytest
+from test_tokenizer import TEXTS
 
 from hvdlm.tokenizer import ByteTokenizer, CharTokenizer, Loss, from_json, loss_of, train_bpe
 from hvdlm.tokenizer.loss import num_lost
 from hvdlm.tokenizer.training import train_unigram, train_wordpiece
 from hvdlm.tokenizer.word import WordRule, WordTokenizer
-from tests.test_tokenizer import TEXTS
 
 WORDS = ["<unk>", "<eos>", "a", "b", "don", "t"]
 
