@@ -2,6 +2,7 @@
 
 import json
 import logging
+import random
 import sys
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from harness import make_text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers, trainers
 
 from hvdlm.tokenizer import ByteTokenizer, FastTokenizer, digest, from_json, make_fast, train_bpe
 from hvdlm.tokenizer.fast import APART, KNOWN_PATTERNS, NASTY, PROVEN, Characters
@@ -130,6 +133,38 @@ def test_texts_on_which_encoders_part_have_the_exact_ids(exact, rules):
         " and another",
     ]
     assert_same(other, fast, texts)
+
+
+WORDS = ["word", "Word", "12", "_", "é", "中文", "don't", "!", "/usr", "。", "'s", "\u0378", "a\u0301\u0323"]
+BETWEEN = ["", *" \n" * 3, "  ", "\n\n", " \n", "\n ", "\r\n", *"\t\u00a0\u3000\x0b\u180e"]
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Texts of all words and what may stand between them, and a vocabulary that joins all of it wherever it may."""
+    draw = random.Random(0)
+    texts = [
+        "".join(word for _ in range(30) for word in (draw.choice(WORDS), draw.choice(BETWEEN))) for _ in range(300)
+    ]
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    end = ["<|endoftext|>"]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=end, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(texts, trainer)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return texts, from_json(backend.to_str())
+
+
+@pytest.mark.parametrize("rules", COVERED.values(), ids=COVERED)
+def test_stretches_of_a_text_have_the_ids_that_they_have_in_it(drawn, rules):
+    texts, exact = drawn
+    other = with_rules(exact, **rules)
+    fast = make_fast(other, SAMPLE)
+    assert_same(other, fast, texts)
+    parts = [part for text in texts for part in fast._parted(text)]
+    num_exact = sum(len(piece) for is_fast, piece in parts if not is_fast)
+    assert num_exact < 0.8 * sum(map(len, texts)) or "added_tokens" in rules  # else they are not worth it
 
 
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -87,10 +87,10 @@ class BackendTokenizer:
         return self._dropped.count(texts)
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        return join_documents(self._encode_each(texts), self)
+        return join_documents(self.encode_each(texts), self)
 
-    def _encode_each(self, texts: list[str]) -> Iterator[np.ndarray]:
-        """Ids of each text; few at once, since the library keeps 500 bytes about each token until they are read."""
+    def encode_each(self, texts: list[str]) -> Iterator[np.ndarray]:
+        """Ids (int64) of each text, without ends; few at once, since the library keeps 500 bytes about each token."""
         first = held = 0
         for last, text in enumerate(texts, 1):
             held += len(text)

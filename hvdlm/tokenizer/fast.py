@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import logging
+import re
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
@@ -50,19 +51,27 @@ KNOWN_PATTERNS = tuple(PATTERNS[name] for name in ("llama3", "qwen", "o200k"))  
 MOST_ADDED = 64  # added tokens that are looked for in each text
 CHECK_CHARACTERS = 1 << 16  # of text looked through at once; more would leave the cache
 
+# Where a text may be parted, before a line or a word: every known pattern cuts there, and no other cut of it moves. A
+# line end behind white space would not do, as GPT-2's pattern leaves the last of a run to what follows; nor one before
+# a slash, which o200k's joins with it and the punctuation before.
+VISIBLE = r"[\w!-~、。，！？；：「」『』“”‘’（）《》…]"
+CUT = re.compile(rf"(?<={VISIBLE}\n)(?=\w)|(?= {VISIBLE})")
+
 PROVEN, UNSEEN, APART = 0, 1, 2  # what is known of a character
 NEARBY_CHARACTERS = 16  # beside a character that are looked at when the job first has it
 MOST_PIECES = 16  # of CHECK_CHARACTERS of text: what is new in the first texts of a job is met again later
-SURROUNDINGS = "a{0}a 1{0}1 !{0}!A{0}a{0}A1{0}a {0} {0}\na'{0}a'{0}ea'l{0}a"  # of a character in its probe
+# Of a character in its probe; and more for a pattern that tells large from small letters, or knows 's by either.
+SURROUNDINGS = "a{0}a 1{0}1 !{0}! {0} {0}\na'{0}a"
+MORE_SURROUNDINGS = "A{0}a{0}A1{0}a'{0}ea'l{0}a"
 SPLIT_AT = "a1!A \n'"  # the probe's vocabulary joins these with every byte, so that each cut shows in the ids
 
 
 class FastTokenizer:
     """A BackendTokenizer whose `encode_documents` runs in gigatoken; all else is the same object's.
 
-    Texts that may tell the two apart are encoded by the exact one: those with an added token, with a character
+    What may tell the two apart is encoded by the exact one: a text with an added token, and lines with a character
     that is of another class to gigatoken or that this Python does not know, or, where the vocabulary asks for
-    NFC, a text that is not in it. (An NFC text of assigned characters is NFC in every later Unicode.)
+    NFC, that are not in it. (An NFC text of assigned characters is NFC in every later Unicode.)
 
     `threads`: 1 encodes on the calling thread, as ranks are usually one a core; more uses gigatoken's pool
     (all cores, or RAYON_NUM_THREADS).
@@ -93,14 +102,34 @@ class FastTokenizer:
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         is_fast = np.fromiter(self._are_same(texts), dtype=bool, count=len(texts))
         if is_fast.all():
-            return self._encode_fast(texts)
-        parts: list[Any] = [None] * len(texts)
-        for chosen, encode in ((is_fast, self._encode_fast), (~is_fast, self._exact.encode_documents)):
-            numbers = np.flatnonzero(chosen)
-            ids, counts = encode([texts[number] for number in numbers])
-            for number, part in zip(numbers, np.split(ids, np.cumsum(counts)[:-1]), strict=False):  # of none one part
-                parts[number] = part
-        return np.concatenate(parts), np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
+            return insert_ends(*self._encode_fast(texts), self)
+        pieces: list[tuple[bool, str]] = []  # whether it is for the fast encoder
+        firsts = []  # of each text's pieces
+        for text, is_whole in zip(texts, is_fast.tolist(), strict=True):
+            firsts.append(len(pieces))
+            pieces += [(True, text)] if is_whole else self._parted(text)
+        ids, lengths = self._encode_fast([piece for is_fast, piece in pieces if is_fast])
+        fast = iter(np.split(ids, np.cumsum(lengths)))
+        exact = self._exact.encode_each([piece for is_fast, piece in pieces if not is_fast])
+        parts = [next(fast if is_fast else exact) for is_fast, _ in pieces]
+        return insert_ends(np.concatenate(parts), np.add.reduceat(list(map(len, parts)), firsts), self)
+
+    def _parted(self, text: str) -> list[tuple[bool, str]]:
+        """A text that is not for the fast encoder as a whole: stretches that are, and the others."""
+        if self._has_added(text):
+            return [(False, text)]
+        starts = np.array([0, *(found.start() for found in CUT.finditer(text))])
+        are_fast = ~np.logical_or.reduceat(self._characters.are_apart(text), starts)
+        if self._needs_nfc:
+            pieces = map(text.__getitem__, map(slice, starts, [*starts[1:], len(text)]))
+            are_fast &= [unicodedata.is_normalized("NFC", piece) for piece in pieces]
+        changes = np.flatnonzero(np.diff(are_fast, prepend=~are_fast[:1]))
+        bounds = [*starts[changes].tolist(), len(text)]
+        stretches = map(text.__getitem__, map(slice, bounds, bounds[1:]))
+        return list(zip(are_fast[changes].tolist(), stretches, strict=True))
+
+    def _has_added(self, text: str) -> bool:
+        return any(token in text for token in self._added)
 
     def _are_same(self, texts: list[str]) -> Iterator[bool]:
         """`_is_same` of each text, several short ones at once: what a joined text lacks, none of its parts has."""
@@ -109,12 +138,14 @@ class FastTokenizer:
             held += len(text)
             if held >= CHECK_CHARACTERS or last == len(texts):
                 group = texts[first:last]
-                yield from [True] * len(group) if self._is_same("".join(group)) else map(self._is_same, group)
+                others = "".join(itertools.filterfalse(str.isascii, group))
+                are_all = not (self._added and self._has_added("".join(group))) and self._is_same(others)
+                yield from [True] * len(group) if are_all else map(self._is_same, group)
                 first, held = last, 0
 
     def _is_same(self, text: str) -> bool:
         """Whether both encoders give this text the same ids."""
-        if any(token in text for token in self._added):
+        if self._has_added(text):
             return False
         if text.isascii():
             return True
@@ -133,16 +164,17 @@ class FastTokenizer:
                 pieces.append(text[max(0, place - NEARBY_CHARACTERS) : end])
         pieces = list(itertools.compress(pieces, self._are_same(pieces)))
         if pieces:
-            ids, counts = self._encode_fast(pieces)
+            ids, counts = insert_ends(*self._encode_fast(pieces), self)
             self.wrong = _first_difference(self._exact, pieces, ids, counts)
 
     def _encode_fast(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts in one array, and how many each has."""
         if memory_bytes("VmRSS") - self._resident > CACHE_BYTES:
             self._encoder = self._make()
             self._resident = memory_bytes("VmRSS")
         rows = self._encoder.encode_batch(texts, parallel=self._threads > 1).layout
         offsets = np.asarray(rows.offsets.data)
-        return insert_ends(np.asarray(rows.content.data)[offsets[0] : offsets[-1]], np.diff(offsets), self)
+        return np.asarray(rows.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
 
 
 class Characters:
@@ -153,6 +185,8 @@ class Characters:
 
     def __init__(self, rule: dict[str, Any]) -> None:
         self._rule = rule
+        tells_case = any(word in json.dumps(rule) for word in ("(?i:", "{Lu}"))
+        self._surroundings = SURROUNDINGS + MORE_SURROUNDINGS * tells_case
         self._state = np.full(0x110000, UNSEEN, dtype=np.uint8)
         self._state[:128] = PROVEN
         self._proven_latin = bytes(range(128))
@@ -178,6 +212,10 @@ class Characters:
             self._first_met = sorted(map(text.index, map(chr, chosen.tolist())))
         return bool(self._state.take(codes).max() == PROVEN)
 
+    def are_apart(self, text: str) -> np.ndarray:
+        """Of each character (bool), whether encoders may part on it; `are_same` was asked before."""
+        return self._state.take(np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")) != PROVEN
+
     def take_first_met(self) -> list[int]:
         """Where the last text had characters that none before it had, of many a few; once."""
         places, self._first_met = self._first_met, []
@@ -186,7 +224,7 @@ class Characters:
     def _try(self, codes: np.ndarray) -> None:
         known = [code for code in codes.tolist() if unicodedata.category(chr(code)) not in ("Cn", "Cs")]
         self._state[codes] = APART
-        texts = [SURROUNDINGS.format(chr(code)) for code in known]
+        texts = [self._surroundings.format(chr(code)) for code in known]
         if not texts:
             return
         exact, fast = self._find_probes()
