@@ -18,7 +18,7 @@ from hvdlm.files import sha256_of, write_text_durably
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.world.interface import World
 
-from .balance import close_balance, sum_round_trips
+from .balance import close_balance, passed_over, sum_round_trips
 from .plan import ShardPlan, WorkPlan, shard_plans, windows_of
 from .spool import Spool
 from .work_queue import Tasks, WorkQueue
@@ -41,6 +41,8 @@ def assemble(
         statistics = Counter(duplicates)
         for unit in totals:
             statistics.update(unit["statistics"])
+        if fault := passed_over(statistics, plan.config):
+            raise UserError.shared(fault)
         if not sum(unit[split]["tokens"] for unit in totals for split in SPLITS):
             found = ", ".join(f"{name} {count}" for name, count in sorted(statistics.items()) if count)
             raise UserError.shared(f"input {plan.config.input!r}: no document is left ({found or 'there was none'})")

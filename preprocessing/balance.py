@@ -11,8 +11,10 @@ from typing import Any
 
 from hvdlm.errors import UserError
 from hvdlm.files import read_json, write_text_durably
+from hvdlm.tables import counted
 
 from .documents import Part, Stamp, stamp_of, stat_of
+from .plan import PreprocessConfig
 from .records import digest_of
 from .spool import Batch
 
@@ -99,19 +101,34 @@ def count_suspect(batch: Batch, reads: Sequence[dict[str, Any]], statistics: Cou
         reads[part]["text_bytes"] = reads[part].get("text_bytes", 0) + size
 
 
+def passed_over(statistics: Mapping[str, int], config: PreprocessConfig) -> str | None:
+    """What is wrong where an earlier start passed over bad records, and this one shall have none."""
+    passed = statistics.get("bad_records", 0)
+    if config.on_error == "skip" or not passed:
+        return None
+    return (
+        f"{config.output}: {counted(passed, 'bad record')} passed over by an earlier start with on_error: skip; "
+        "set that again, or remove the folder to begin anew"
+    )
+
+
 def close_balance(
     listed: Mapping[str, Stamp], reads: Iterable[Mapping[str, Any]], statistics: Mapping[str, int], kept: int
 ) -> dict[str, Any]:
     """What preprocess.json keeps of the balance; UserError for a sum that does not come out.
 
     `reads` are of all parts: `path`, `bytes`, how many `documents` (bad records among them) its reader gave, pieces of
-    how many `texts` those are, and what `count_suspect` found.
+    how many `texts` those are, what `count_suspect` found, `bad_records` and the `first_bad` one.
     """
-    num_bytes, documents, texts, text_bytes, suspect = (Counter[str]() for _ in range(5))
+    num_bytes, documents, bad, texts, text_bytes, suspect = (Counter[str]() for _ in range(6))
+    first_bad: dict[str, str] = {}
     for read in reads:
         num_bytes[read["path"]] += read["bytes"]
         documents[read["path"]] += read["documents"]
         texts[read["path"]] += read["texts"]
+        if "first_bad" in read:
+            bad[read["path"]] += read["bad_records"]
+            first_bad.setdefault(read["path"], read["first_bad"])
         text_bytes[read["path"]] += read.get("text_bytes", 0)
         suspect[read["path"]] += 3 * read.get("replaced_characters", 0) + read.get("nul_characters", 0)  # bytes
     for path, (size, _) in listed.items():
@@ -127,7 +144,8 @@ def close_balance(
         raise UserError.shared(
             f"the balance does not come out: read {documents.total()} documents, kept {kept}{told}; please report this"
         )
-    without = [path for path in listed if not documents[path]]
+    without = [path for path in listed if documents[path] == bad[path]]
+    damaged = sorted(bad, key=lambda path: -bad[path] / documents[path])
     shares = {path: round(suspect[path] / text_bytes[path], 4) for path in listed if suspect[path]}
     odd = sorted((path for path in shares if shares[path] >= SUSPECT_SHARE), key=lambda path: -shares[path])
     return {
@@ -138,6 +156,11 @@ def close_balance(
         "documents_lost": lost,
         "files_without_documents": len(without),
         "first_files_without_documents": without[:MOST_NAMED],
+        "files_with_bad_records": len(damaged),
+        "first_files_with_bad_records": {
+            path: {"bad_records": bad[path], "of": documents[path], "first": first_bad[path]}
+            for path in damaged[:MOST_NAMED]
+        },
         "files_of_one_text": sum(texts[path] == 1 for path in listed),
         "files_with_suspect_text": len(odd),
         "first_files_with_suspect_text": {path: shares[path] for path in odd[:MOST_NAMED]},

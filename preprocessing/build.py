@@ -44,6 +44,7 @@ from .balance import (
     count_suspect,
     forget_listed,
     note_listed,
+    passed_over,
 )
 from .dedup import Signer, find_duplicates
 from .documents import Document, find_stamps, one_line
@@ -114,6 +115,19 @@ def _build(plan: WorkPlan, queue: WorkQueue) -> Manifest:
     return manifest
 
 
+def _made_before(config: PreprocessConfig, digest: str) -> Manifest:
+    """Of an output folder that is complete; UserError if that is not what is asked for."""
+    done = read_manifest(config.output)
+    if done.plan != digest:
+        raise UserError(
+            f"{config.output}: holds another data set (other input or config); remove it or set another output"
+        )
+    if fault := passed_over(done.statistics, config):
+        raise UserError(fault)
+    shutil.rmtree(config.output / ".work", ignore_errors=True)  # of a run that died after its manifest
+    return done
+
+
 def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
     """On rank 0: list the input, fix the plan, make the folders; or the manifest if all is done."""
     listed = find_stamps(config.sources)
@@ -129,13 +143,7 @@ def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
     digest, config_digest = plan_digest(config, listed), plan_digest(config, {})
     work = config.output / ".work" / work_name(digest)
     if (config.output / MANIFEST).exists():
-        done = read_manifest(config.output)
-        if done.plan == digest:
-            shutil.rmtree(config.output / ".work", ignore_errors=True)  # of a run that died after its manifest
-            return done
-        raise UserError(
-            f"{config.output}: holds another data set (other input or config); remove it or set another output"
-        )
+        return _made_before(config, digest)
     if _shards_in(config.output) and not (config.output / ".work").exists():
         raise UserError(f"{config.output}: holds shards of another origin; set another output")
     for other in (config.output / ".work").glob("*"):
@@ -222,6 +230,8 @@ class Worker:
             check_replaced(part, found["xxh3_128"], inodes, now)
         for nth, read in enumerate(reads):
             read |= {"documents": self._pipeline.read[nth], "texts": self._pipeline.texts[nth]}
+            if bad := self._pipeline.bad[read["path"]]:
+                read |= {"bad_records": bad, "first_bad": self._pipeline.first_bad[read["path"]]}
         self._result.inputs, self._result.reads, self._result.statistics = inputs, reads, statistics
         self._result.round_trip = self._prove(list(excerpts), unit)
         self._save(self._plan.spool(number))

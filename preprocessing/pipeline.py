@@ -21,7 +21,8 @@ log = logging.getLogger("hvdlm")
 
 Drop = Callable[[dict[str, Any]], None]  # takes a line of dropped.jsonl
 
-SHOWN_BAD_RECORDS = 5  # a rank; the others are counted, and listed in dropped.jsonl
+# Bad records that a rank tells of: the first ones, and then the first of each file and what ends a file.
+SHOWN_BAD_RECORDS, SHOWN_FILES = 5, 50
 
 
 class Pipeline:
@@ -32,12 +33,16 @@ class Pipeline:
         self._clean, self._mask = make_cleaner(config.clean), make_masker(config.pii)
         self._filter = make_filter(config.filter)
         self._shown = 0
+        self._is_more_told = False
+        self._shown_files: set[str] = set()
         self.read: Counter[int] = Counter()  # documents and bad records of the unit under way, by number of its part
         self.texts: Counter[int] = Counter()  # the same without the later pieces of texts that were cut
+        self.bad: Counter[str] = Counter()  # bad records of the unit under way, by file
+        self.first_bad: dict[str, str] = {}  # of each file, or what ends it
 
     def documents(self, unit: Unit, statistics: Counter[str], drop: Drop = lambda line: None) -> Iterator[Document]:
         """Documents to keep, in input order; counts what happens to all others, and hands each of them to `drop`."""
-        self.read, self.texts = Counter(), Counter()
+        self.read, self.texts, self.bad, self.first_bad = Counter(), Counter(), Counter(), {}
         for number, part in enumerate(unit.parts):
             for found in found_in(part, self._config.read_options):
                 self.read[number] += 1
@@ -73,6 +78,9 @@ class Pipeline:
     ) -> None:
         self._report(bad, part)
         statistics["bad_records"] += 1
+        self.bad[part.path] += 1
+        if part.path not in self.first_bad or bad.place == part.path:
+            self.first_bad[part.path] = f"{bad.place}: {bad.reason}"
         drop(dropped_line(part.path, bad.position, id_, f"bad record: {bad.reason}", bad.place))
 
     def _report(self, bad: BadRecord, part: Part) -> None:
@@ -82,11 +90,16 @@ class Pipeline:
             raise UserError(f"{one_line(place)}: {bad.reason} (on_error: skip would pass over it)")
         if self._is_quiet:
             return
-        self._shown += 1
-        if self._shown <= SHOWN_BAD_RECORDS:
+        ends_file = bad.place == part.path
+        is_new = part.path not in self._shown_files and len(self._shown_files) < SHOWN_FILES
+        if self._shown < SHOWN_BAD_RECORDS or is_new or ends_file:
+            self._shown += 1
+            self._shown_files.add(part.path)
             log.error("%s: %s; skipped", one_line(bad.place), bad.reason)
-        elif self._shown == SHOWN_BAD_RECORDS + 1:
-            log.error("further bad records are counted in the manifest, and listed with dropped: true")
+        elif not self._is_more_told:
+            self._is_more_told = True
+            where = f"{self._config.output}/dropped.jsonl" if self._config.dropped else "a file by dropped: true"
+            log.error("further bad records are counted, and listed in %s", where)
 
 
 def dropped_line(path: str, position: int | None, id_: str | None, reason: str, place: str = "") -> dict[str, Any]:

@@ -221,10 +221,13 @@ def _parts(files: list[tuple[str, int]], unit_bytes: int, options: ReadOptions) 
 
 
 def plan_digest(config: PreprocessConfig, listed: Mapping[str, Stamp]) -> str:
-    """Names everything the output depends on; a changed input or config is another plan."""
+    """Names everything the output depends on; a changed input or config is another plan.
+
+    Not `on_error`: with either there is the same output, or none. So what was done before an error stays.
+    """
     stamps = [(path, *stamp) for path, stamp in listed.items()]
     stamps += [(sha256_of(path), 0, 0) for path in config.tokenizer.files]
-    content = {"config": config.model_dump(mode="json", exclude={"output"}), "files": stamps}
+    content = {"config": config.model_dump(mode="json", exclude={"output", "on_error"}), "files": stamps}
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

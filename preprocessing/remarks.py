@@ -16,6 +16,7 @@ log = logging.getLogger("hvdlm")
 
 RECORDS = {"jsonl", "json", "csv", "tsv", "parquet", "arrow"}  # formats with keys or columns
 ROWS = {"csv", "tsv"}
+MOST_DAMAGED = 5  # files that are named with their bad records
 TOLD = ("replaced_characters", "nul_characters", "lost_characters", "cut_documents")  # statistics about texts
 
 
@@ -54,6 +55,12 @@ def of_balance(balance: Mapping[str, Any], statistics: Mapping[str, int], config
     if without := balance["first_files_without_documents"]:
         num_files = counted(balance["files_without_documents"], "file")
         lines.append(f"{num_files} without any document, such as {one_line(without[0])}")
+    if balance["files_with_bad_records"] > 1:
+        worst = list(balance["first_files_with_bad_records"].items())[:MOST_DAMAGED]
+        told = ", ".join(f"{one_line(path)} {found['bad_records']:,} of {found['of']:,}" for path, found in worst)
+        others = balance["files_with_bad_records"] - len(worst)
+        more = f", and {others:,} more in preprocess.json" if others else ""
+        lines.append(f"bad records by file: {told}{more}")
     if config.separator and balance["files_of_one_text"] + balance["files_without_documents"] == balance["files"]:
         lines.append(f"separator {config.separator!r} parts none of {counted(balance['files'], 'file')}")
     for path, share in list(balance["first_files_with_suspect_text"].items())[:1]:

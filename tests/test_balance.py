@@ -1,9 +1,11 @@
 """The closing balance: what was listed was read, what was read was kept or counted, or there is no manifest."""
 
+import gzip
 import json
 import os
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from harness import files_of, make_text, preprocess, preprocess_values
@@ -54,6 +56,8 @@ def test_sums_that_come_out():
         "documents_lost": {"bad_records": 1, "filter_min_chars": 2},
         "files_without_documents": 2,
         "first_files_without_documents": ["b", "c"],
+        "files_with_bad_records": 0,
+        "first_files_with_bad_records": {},
         "files_of_one_text": 0,
         "files_with_suspect_text": 0,
         "first_files_with_suspect_text": {},
@@ -98,6 +102,31 @@ def test_a_job_keeps_its_balance(source, tmp_path, monkeypatch, caplog, unit_byt
     assert balance["first_files_without_documents"] == [str(source / "c.jsonl")]
     assert "read 65 documents: kept 20, bad_records 1, duplicate_documents 42" in caplog.text
     assert f"1 file without any document, such as {source / 'c.jsonl'}" in caplog.text
+
+
+def test_each_file_with_bad_records_is_named_and_what_ends_a_file_always(tmp_path, caplog):
+    source = tmp_path / "in"
+    source.mkdir()
+    for name, texts in (("a", 40), ("b", 1), ("c", 0)):
+        lines = [json.dumps({"text": f"good {name} {n}"}) for n in range(texts)] + ["{"] * 10
+        (source / f"{name}.jsonl").write_text("\n".join(lines))
+    lines = [json.dumps({"text": make_text(n, 40)}) for n in range(300)]
+    (source / "d.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode())[:-5000])
+    preprocess(source, tmp_path / "out", on_error="skip", split={"val": 0})
+    balance = balance_of(tmp_path / "out")
+    assert balance["first_files_without_documents"] == [str(source / "c.jsonl")]
+    found = {Path(path).name: bad["bad_records"] for path, bad in balance["first_files_with_bad_records"].items()}
+    assert list(found) == ["c.jsonl", "b.jsonl", "a.jsonl", "d.jsonl.gz"]
+    assert (found["a.jsonl"], found["b.jsonl"], found["c.jsonl"]) == (10, 10, 10)
+    assert sum(found.values()) == balance["documents_lost"]["bad_records"]
+    told = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    for name in "abcd":
+        assert any(f"{name}.jsonl" in line for line in told)
+    assert balance["first_files_with_bad_records"][str(source / "d.jsonl.gz")]["first"].startswith(str(source / "d"))
+    assert "bad records by file: " in caplog.text
+    shown = " ".join(to_text(inspect(tmp_path / "out")).split())
+    assert "4 files with bad records" in shown
+    assert "c.jsonl: 10 of 10, first" in shown
 
 
 def test_a_document_that_is_lost_uncounted_ends_the_job(source, tmp_path, monkeypatch):
@@ -345,3 +374,34 @@ def test_the_example_of_a_job_is_the_first_that_tells_of_more_than_white_space()
     }
     assert sum_round_trips(units[:2])["example"] == "blank"
     assert sum_round_trips(units[:1]) == {"excerpts": 0, "changed": 0, "white_space": 0}
+
+
+def test_what_was_done_before_an_error_stays_when_it_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr("hvdlm.preprocessing.plan.MIN_UNIT_BYTES", 100)
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for name in "abc":
+        (source / f"{name}.jsonl").write_text(json.dumps({"text": make_text(ord(name), 40)}) + "\n")
+    (source / "d.jsonl").write_text("{\n")  # the smallest, and so the last
+    settings = {"split": {"val": 0}, "tokenizer": {"kind": "byte"}}
+    with pytest.raises(UserError, match="d.jsonl:1: not valid JSON"):
+        preprocess(source, out, **settings)
+    preprocess(source, out, on_error="skip", **settings)
+    summary = json.loads((out / "preprocess.json").read_text())
+    assert summary["num_units_resumed"] == summary["num_units"] - 1
+    with pytest.raises(UserError, match="1 bad record passed over by an earlier start"):
+        preprocess(source, out, **settings)
+
+
+def test_what_was_passed_over_before_a_kill_is_not_taken_for_sound(tmp_path, monkeypatch):
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    (source / "a.jsonl").write_text(json.dumps({"text": make_text(1, 40)}) + "\n{\n")
+    settings = {"split": {"val": 0}, "tokenizer": {"kind": "byte"}}
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "assemble", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            preprocess(source, out, on_error="skip", **settings)
+    with pytest.raises(UserError, match="1 bad record passed over by an earlier start"):
+        preprocess(source, out, **settings)
+    assert preprocess(source, out, on_error="skip", **settings).statistics["bad_records"] == 1

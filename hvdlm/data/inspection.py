@@ -23,6 +23,7 @@ PIECE_TOKENS = 1 << 14
 FREQUENT = 8
 BAR_WIDTH = 40
 LINE_WIDTH = 80
+MOST_DAMAGED = 5  # files that are named with their bad records
 SUMMARY = "preprocess.json"
 
 
@@ -37,6 +38,15 @@ class RoundTrip(BaseModel):
     place: str | None = None
 
 
+class BadRecords(BaseModel):
+    """Of a file."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+    bad_records: Count
+    of: Count
+    first: str
+
+
 class Balance(BaseModel):
     """What became of the documents, as `hvdlm preprocess` left it in preprocess.json."""
 
@@ -47,6 +57,8 @@ class Balance(BaseModel):
     documents_kept: Count
     documents_lost: dict[str, Count]
     files_without_documents: Count
+    files_with_bad_records: Count = 0
+    first_files_with_bad_records: dict[str, BadRecords] = {}
     files_with_suspect_text: Count = 0
     round_trip: RoundTrip | None = None
 
@@ -169,8 +181,14 @@ def _origin(balance: dict | None, statistics: dict[str, int]) -> list[str]:
     lost = balance["documents_lost"]
     rest = {name: count for name, count in statistics.items() if name not in lost and name != "documents"}
     lines = [f"made from {counted(balance['files'], 'file')} of {balance['bytes']:,} bytes"]
-    odd = {"files_without_documents": "without a document", "files_with_suspect_text": "of what may be no text"}
+    odd = {
+        "files_without_documents": "without a document",
+        "files_with_bad_records": "with bad records",
+        "files_with_suspect_text": "of what may be no text",
+    }
     lines += [f"  {counted(balance[key], 'file')} {what}: see {SUMMARY}" for key, what in odd.items() if balance[key]]
+    for path, bad in list(balance["first_files_with_bad_records"].items())[:MOST_DAMAGED]:
+        lines += _wrapped(f"    {path}: {bad['bad_records']:,} of {bad['of']:,}, first {bad['first']}")
     fates = {"documents read": balance["documents_read"], "documents kept": balance["documents_kept"]}
     lines += _columns({**fates, **lost, **rest})
     if trip := balance.get("round_trip"):
