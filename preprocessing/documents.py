@@ -172,7 +172,7 @@ def _files_of(folder: Path) -> list[str]:
         (taken if is_data else passed).append(path)
     if passed:
         log.info(
-            "%s: passed over %s that are hidden, markers or no regular files, such as %s",
+            "%s: passed over %s (hidden, a marker, or no regular file), such as %s",
             one_line(str(folder)),
             counted(len(passed), "file"),
             one_line(str(min(passed))),

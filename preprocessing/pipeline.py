@@ -85,7 +85,7 @@ class Pipeline:
 
     def _report(self, bad: BadRecord, part: Part) -> None:
         if self._config.on_error == "fail":
-            is_counted = bad.position is not None and self._config.is_utf8
+            is_counted = bad.position is not None and bad.wrong_byte is None and self._config.is_utf8
             place = _line_of(part.path, bad.position or 0) if is_counted else bad.place
             raise UserError(f"{one_line(place)}: {bad.reason} (on_error: skip would pass over it)")
         if self._is_quiet:

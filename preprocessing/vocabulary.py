@@ -117,12 +117,12 @@ def _head(config: PreprocessConfig, unit: Unit) -> list[str]:
     return texts
 
 
-def sample_of(sources: list[str], megabytes: float, text_key: str = "text") -> list[str]:
+def sample_of(sources: list[str], megabytes: float, text_key: str = "text", encoding: str = "utf-8") -> list[str]:
     """Documents from everywhere in each source, in input order, of each about its share of `megabytes`.
 
     What is no document is said once a source; UserError for a source without any.
     """
-    options = ReadOptions(errors="replace", text_key=text_key)
+    options = ReadOptions(text_key=text_key, encoding=encoding)
     texts: list[str] = []
     for source in sources:
         units, fraction = sample_units(make_units(find_files([source]), options), megabytes * 1e6 / len(sources))

@@ -258,7 +258,7 @@ def test_a_folder_is_read_through_links_and_what_is_passed_over_is_told(tmp_path
     names = [path.removeprefix(str(tmp_path)) for path, _ in find_files([str(tmp_path / "d")])]
     assert names == ["/d/a.txt", "/d/linked/b.txt", "/d/linked/deep/c.txt"]
     assert [m.partition(" passed over ")[2] for m in caplog.messages] == [
-        f"3 files that are hidden, markers or no regular files, such as {tmp_path}/d/.hidden"
+        f"3 files (hidden, a marker, or no regular file), such as {tmp_path}/d/.hidden"
     ]
 
 

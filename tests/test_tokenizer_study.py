@@ -41,7 +41,7 @@ def test_a_vocabulary_shows_its_tokens_and_the_pieces_of_a_text():
     facts = show(CharTokenizer("abc"), "cab!")
     assert facts["pieces"] == ["c", "a", "b", "\ufffd"] and facts["ids"] == [4, 2, 3, 0]
     assert (facts["kind"], facts["vocab_size"], facts["eos_id"], facts["unk_id"]) == ("char", 5, 1, 0)
-    assert len(facts["digest"]) == 16 and facts["first_tokens"] == ["\ufffd", "", "a", "b", "c"]
+    assert len(facts["digest"]) == 16 and facts["first_tokens"] == ["\ufffd", "<end of text>", "a", "b", "c"]
 
 
 def test_what_is_compared_comes_from_everywhere_in_the_input(tmp_path):

@@ -188,15 +188,21 @@ def tokenizer_show(path: Path, text: str, pattern: str | None, as_json: bool) ->
     help="Of text, drawn from everywhere in the input.",
 )
 @click.option("--text-key", default="text", show_default=True, help="Key or column of the text in jsonl and tables.")
+@click.option("--encoding", default="utf-8", show_default=True, help="Of text files.")
 @json_option
 @by_rank_0
 def tokenizer_compare(
-    paths: tuple[Path, ...], sources: tuple[str, ...], megabytes: float, text_key: str, as_json: bool
+    paths: tuple[Path, ...], sources: tuple[str, ...], megabytes: float, text_key: str, encoding: str, as_json: bool
 ) -> None:
     """Bytes a token, tokens a word and unknown tokens, in all and by script."""
     from hvdlm.preprocessing.vocabulary import sample_of
     from hvdlm.tokenizer import read_any
     from hvdlm.tokenizer.study import compare, to_text
 
-    rows = compare({str(path): read_any(path) for path in paths}, sample_of(list(sources), megabytes, text_key))
+    try:
+        "a".encode(encoding)
+    except (LookupError, ValueError):
+        raise UserError(f"--encoding {encoding!r}: no text encoding that Python knows") from None
+    texts = sample_of(list(sources), megabytes, text_key, encoding)
+    rows = compare({str(path): read_any(path) for path in paths}, texts)
     result({"rows": rows}, as_json, to_text(rows))

@@ -16,6 +16,7 @@ from hvdlm.files import read_json
 from hvdlm.partition import spread
 from hvdlm.tables import counted, table
 from hvdlm.tokenizer import Tokenizer
+from hvdlm.tokenizer.interface import shown
 
 SAMPLE_TOKENS = 60
 COUNTED_TOKENS = 4 << 20  # of a split, from everywhere in it: enough for frequencies, soon done
@@ -116,7 +117,7 @@ def _split(
         "ids_used": int((counts > 0).sum()),
         "unknown": None if tokenizer.unk_id is None else float(share[tokenizer.unk_id]),
         "frequent": [
-            {"id": int(id_), "text": tokenizer.decode(np.array([id_])), "share": round(float(share[id_]), 4)}
+            {"id": int(id_), "text": shown(tokenizer, int(id_)), "share": round(float(share[id_]), 4)}
             for id_ in frequent
         ],
         "first_ids": ids[:3] if ids else None,
@@ -193,7 +194,7 @@ def _origin(balance: dict | None, statistics: dict[str, int]) -> list[str]:
     lines += _columns({**fates, **lost, **rest})
     if trip := balance.get("round_trip"):
         changed = f"{trip['changed']:,} changed, {trip['white_space']:,} in white space alone"
-        lines.append(f"  {counted(trip['excerpts'], 'excerpt')} decoded from their ids: {changed}")
+        lines.append(f"  {counted(trip['excerpts'], 'excerpt')} decoded from ids: {changed}")
         if "example" in trip:
             lines += _wrapped(f"    {trip.get('place')}: {trip['example']}")
     return lines

@@ -83,6 +83,12 @@ def join_documents(parts: Iterable[np.ndarray], tokenizer: Tokenizer) -> tuple[n
     return insert_ends(np.concatenate([np.empty(0, dtype), *narrow]), lengths, tokenizer)
 
 
+def shown(tokenizer: Tokenizer, token: int) -> str:
+    """The text of one id as lists show it; those that have none by what they are."""
+    ends = {tokenizer.bos_id: "<beginning of text>", tokenizer.eos_id: "<end of text>"}
+    return ends.get(token) or tokenizer.decode(np.array([token]))
+
+
 def num_letters(text: str) -> int:
     """Characters but for white space.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from hvdlm.tables import table
 from hvdlm.tokenizer import digest
-from hvdlm.tokenizer.interface import Tokenizer, num_ends
+from hvdlm.tokenizer.interface import Tokenizer, num_ends, shown
 
 HAN_AND_KANA = "\u2e80-\u2fdf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 SCRIPTS = {
@@ -47,7 +47,7 @@ def num_words(text: str) -> int:
 
 def show(tokenizer: Tokenizer, text: str) -> dict:
     """A vocabulary in short, and the pieces of one text: one id decoded at a time, so a split character is U+FFFD."""
-    tokens = [tokenizer.decode(np.array([number])) for number in range(tokenizer.vocab_size)]
+    tokens = [shown(tokenizer, number) for number in range(tokenizer.vocab_size)]
     ids = tokenizer.encode(text).tolist()
     return {
         "kind": tokenizer.kind,

@@ -89,4 +89,4 @@ def decode(data: bytes, position: int, part: Part, options: ReadOptions) -> str 
         return data.decode("utf-8", options.errors)
     except UnicodeDecodeError as error:
         place = position + error.start
-        return BadRecord(f"{part.path}: byte {place}", NOT_UTF8, wrong_byte=place)
+        return BadRecord(f"{part.path}: byte {place}", NOT_UTF8, place, wrong_byte=place)

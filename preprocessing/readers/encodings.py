@@ -65,7 +65,9 @@ class Recoded:
         while self._places and self._places[0][0] < bad.wrong_byte:
             self._places.popleft()
         is_known = self._places and self._places[0][0] == bad.wrong_byte
-        return bad._replace(place=f"{part.path}: byte {self._places[0][1]}" if is_known else part.path)
+        position = self._places[0][1] if is_known else None
+        place = part.path if position is None else f"{part.path}: byte {position}"
+        return bad._replace(place=place, position=position)
 
     def _chunks(self) -> Generator[bytes, None, None]:
         errors = "hvdlm.mark" if self._options.errors == "strict" else self._options.errors
