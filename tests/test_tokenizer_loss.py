@@ -6,6 +6,7 @@ import pytest
 from test_tokenizer import TEXTS
 
 from hvdlm.tokenizer import ByteTokenizer, CharTokenizer, Loss, from_json, loss_of, train_bpe
+from hvdlm.tokenizer.dropped import byte_alphabet
 from hvdlm.tokenizer.loss import num_lost
 from hvdlm.tokenizer.training import train_unigram, train_wordpiece
 from hvdlm.tokenizer.word import WordRule, WordTokenizer
@@ -61,8 +62,15 @@ def bpe(vocab=None, **changes):
     """A BPE of some characters, without merges; `changes` are of the whole file, `model` of its model."""
     model = {"type": "BPE", "vocab": {"</s>": 0, **ALPHABET, **(vocab or {})}, "merges": [], "unk_token": None}
     model |= changes.pop("model", {})
+    if isinstance(rules := changes.get("normalizer"), list):
+        changes["normalizer"] = {"type": "Sequence", "normalizers": rules}
     parts = {"normalizer": None, "pre_tokenizer": {"type": "WhitespaceSplit"}, "decoder": DECODER, **changes}
     return from_json(json.dumps({"version": "1.0", "added_tokens": [], **parts, "model": model}))
+
+
+def added(content):
+    token = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    return {"id": len(ALPHABET) + 1, "content": content, **token}
 
 
 def removing(kind, **values):
@@ -72,6 +80,9 @@ def removing(kind, **values):
 DECODER = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
 DIGITS = {"Regex": "[0-9]"}
 UNKNOWN = {"unk_token": "?"}
+BYTE_ALPHABET = {token: 100 + number for number, token in enumerate(byte_alphabet()) if token not in ALPHABET}
+NO_DIGITS = {"type": "Replace", "pattern": DIGITS, "content": ""}
+METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True, "trim_offsets": True}
 
 
@@ -84,7 +95,6 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True,
         (bpe(BYTES, model={"byte_fallback": True}), "abé 汉", 0),
         (bpe(NO_BYTE, model={"byte_fallback": True}), "éabè é", 2),  # the library drops the whole character
         (bpe(pre_tokenizer=BYTE_LEVEL), "aé b", 1),  # a ByteLevel without most bytes
-        (bpe(model={"continuing_subword_prefix": "##"}), "aa", 0),
         (bpe(normalizer={"type": "Lowercase"}), "ABC É", 1),
         (bpe(model=UNKNOWN, pre_tokenizer=removing("Split", pattern=DIGITS)), "a1b2 3é", 3),
         (bpe(model=UNKNOWN, pre_tokenizer=removing("Split", pattern={"Regex": "[a-z]+"}, invert=True)), "a1b2 é", 3),
@@ -92,6 +102,13 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True,
         (bpe(model=UNKNOWN, pre_tokenizer={"type": "CharDelimiterSplit", "delimiter": "a"}), "banana", 3),
         (bpe(model=UNKNOWN, normalizer={"type": "Replace", "pattern": DIGITS, "content": ""}), "a1b2 34", 4),
         (bpe(model=UNKNOWN, pre_tokenizer=removing("Split", pattern={"String": " "})), "a b", 0),
+        (bpe(model=UNKNOWN, normalizer={"type": "Replace", "pattern": DIGITS, "content": " \n"}), "a1b2 34", 4),
+        (bpe(model=UNKNOWN, normalizer={"type": "Replace", "pattern": {"String": " "}, "content": "\n"}), "a b", 0),
+        (bpe(added_tokens=[added("\u00c9\u00e9")]), "a\u00c9\u00e9b \u00c9", 1),
+        (bpe(added_tokens=[added("a1")], normalizer=NO_DIGITS), "a1b1", 1),
+        (bpe(added_tokens=[added("a1")], model=UNKNOWN, pre_tokenizer=removing("Split", pattern=DIGITS)), "a1b1", 1),
+        (bpe(), "a\u2581b", 1),
+        (bpe(pre_tokenizer=METASPACE), "a b \u00e9a", 1),
         (WordTokenizer(WORDS, WordRule("regex", "[a-z]+")), "don't 12 <unk>\n", 3),
         (WordTokenizer(WORDS, WordRule("regex", "[a-z]+", line_ends=True)), "a,\nb.\n", 2),
         (WordTokenizer(WORDS, WordRule("regex")), "don't 12 <unk>\n", 0),
@@ -104,3 +121,47 @@ def test_characters_without_any_token_are_counted(tokenizer, text, lost):
     back = tokenizer.decode(tokenizer.encode(text))
     if lost:
         assert len("".join(back.split())) < len("".join(text.split()))
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "lost"),
+    [
+        (bpe(model={"continuing_subword_prefix": "##"}), "aa", 1),  # within a word the second one is "##a"
+        (bpe({"##z": 40}, model={"continuing_subword_prefix": "##"}), "zz az za", 1),
+        (bpe({"z</w>": 40}, model={"end_of_word_suffix": "</w>"}), "zz az zzz a", 1),
+        (bpe(BYTE_ALPHABET, model={"end_of_word_suffix": "</w>"}, pre_tokenizer=BYTE_LEVEL), "ab é", 2),
+        (bpe({"ab": 40}, model={"end_of_word_suffix": "</w>", "ignore_merges": True}), "ab é", 1),
+        (bpe(model=UNKNOWN, normalizer=[{"type": "NFKC"}, NO_DIGITS]), "\ufb03 1", 1),  # NFKC makes three of the first
+        (bpe(normalizer={"type": "NFD"}), "a\u00e9", 1),  # its letter stays
+    ],
+)
+def test_a_character_is_known_in_the_form_that_its_place_asks_for(tokenizer, text, lost):
+    assert num_lost(tokenizer, [text, "", text]) == 2 * lost
+
+
+MODELS = {
+    "BPE": {"vocab": {"</s>": 0, "a": 1}, "merges": []},
+    "Unigram": {"vocab": [["</s>", 0.0], ["a", -1.0], ["<unk>", -2.0]], "unk_id": 2},
+    "WordLevel": {"vocab": {"</s>": 0, "a": 1, "<unk>": 2}, "unk_token": "<unk>"},
+    "WordPiece": {
+        "vocab": {"</s>": 0, "a": 1, "<unk>": 2},
+        "unk_token": "<unk>",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 9,
+    },
+}
+CUTS = {"none": None, "ByteLevel": BYTE_LEVEL, "Metaspace": METASPACE, "WhitespaceSplit": {"type": "WhitespaceSplit"}}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("byte_fallback", [True, False, None])
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_every_file_that_the_library_loads_is_loaded(kind, byte_fallback, cut, is_nested):
+    rule = {"type": "Sequence", "pretokenizers": [CUTS[cut]]} if is_nested and CUTS[cut] else CUTS[cut]
+    model = {"type": kind, **MODELS[kind]}
+    if byte_fallback is not None and kind in ("BPE", "Unigram"):
+        model["byte_fallback"] = byte_fallback
+    content = json.dumps({"version": "1.0", "added_tokens": [], "pre_tokenizer": rule, "model": model})
+    found = from_json(content)
+    assert len(found.encode("a")) and num_lost(found, ["a a"]) == 0

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from functools import cache
+import itertools
+import json
 from typing import Any
 
 from hvdlm.tokenizer.interface import num_letters
 
 SPACE_MARK = "▁"  # how Metaspace writes a space
 WHITE_SPACE = (" ", r"\s", r"\s+")  # patterns
+LACKING = "\U0010ffff\x00lacking"  # no text holds it
 
 
 class Dropped:
@@ -21,52 +21,100 @@ class Dropped:
     """
 
     def __init__(self, content: dict[str, Any], backend: Any) -> None:
-        self._backend, model = backend, content["model"]
-        normalizers, cuts = steps(content, "normalizer"), steps(content, "pre_tokenizer")
-        self._removes = any(map(_removes, [*normalizers, *cuts]))
-        is_byte_level = any(rule["type"] == "ByteLevel" for rule in [*normalizers, *cuts])
-        spelt = byte_alphabet() if is_byte_level else [f"<0x{byte:02X}>" for byte in range(256)]
-        has_bytes = (is_byte_level or model.get("byte_fallback")) and model["vocab"].keys() >= set(spelt)
-        self._drops = model.get("type", "BPE") == "BPE" and model.get("unk_token") is None and not has_bytes
-        self._is_known = cache(_knowledge(model, spelt, is_byte_level)) if self._drops else None
+        self._backend = backend
+        self._normalizers = [(_normalizer(rule), _removes(rule)) for rule in steps(content, "normalizer")]
+        self._cuts_away = any(map(_removes, steps(content, "pre_tokenizer")))
+        self._removes = self._cuts_away or any(removes for _, removes in self._normalizers)
+        self._drops = _drops(content)
+        self._spaces: set[int] = set()
+        self._twin = _load(self._with_unknown(content)) if self._drops else backend
+        self._lacking = self._twin.token_to_id(LACKING)
+        self._added = {self._twin.token_to_id(entry["content"]) for entry in content.get("added_tokens") or []}
+
+    def _with_unknown(self, content: dict[str, Any]) -> dict[str, Any]:
+        """The vocabulary with an unknown token, which then stands wherever a character would be dropped.
+
+        So what a character needs is told by the library itself: by its place in a word, within an added token, or in
+        bytes. The marks of a space are added too, as some are put where a text has none.
+        """
+        vocab = {token: number for number, token in enumerate(content["model"]["vocab"])}  # without holes
+        prefix, suffix = (
+            content["model"].get(key) or "" for key in ("continuing_subword_prefix", "end_of_word_suffix")
+        )
+        rules = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")], ensure_ascii=False)
+        marks = [SPACE_MARK] * (SPACE_MARK in rules or "Metaspace" in rules)
+        marks += [byte_alphabet()[ord(" ")]] * ("ByteLevel" in rules)
+        for before, mark, after in itertools.product(("", prefix), marks, ("", suffix)):
+            if before + mark + after not in vocab:
+                self._spaces.add(len(vocab))
+                vocab[before + mark + after] = len(vocab)
+        vocab[LACKING] = len(vocab)
+        model = {**content["model"], "vocab": vocab, "unk_token": LACKING, "fuse_unk": False}
+        return {**content, "model": model}
 
     def count(self, texts: list[str]) -> int:
         """Characters of these texts; 0 without a look where the vocabulary drops none."""
         return sum(map(self._count, texts)) if self._drops or self._removes else 0
 
     def _count(self, text: str) -> int:
-        normalizer, cut = self._backend.normalizer, self._backend.pre_tokenizer
-        seen = text if normalizer is None else normalizer.normalize_str(text)
         lost = 0
+        kept = [0]  # bounds of what is no added token
+        without: set[int] = set()  # places in the text
+        if self._drops or self._added:
+            encoding = self._twin.encode(text, add_special_tokens=False)
+            for number, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
+                if number in self._added:
+                    kept += [first, last]
+                elif number == self._lacking or (number in self._spaces and text[first:last] == SPACE_MARK):
+                    without.update(range(first, last))
+            lost = sum(not text[place].isspace() for place in without)
         if self._removes:
-            if cut is not None:
-                seen = "".join(seen[first:last] for _, (first, last) in cut.pre_tokenize_str(seen))
-            lost = max(0, num_letters(text) - num_letters(seen))
-        if self._is_known is not None:
-            lost += sum(count for character, count in Counter(seen).items() if not self._is_known(character))
+            bounds = zip(kept[::2], [*kept[1::2], len(text)], strict=True)
+            lost += sum(self._num_removed(text[first:last]) for first, last in bounds)
         return lost
 
+    def _num_removed(self, text: str) -> int:
+        removed = 0
+        for normalizer, removes in self._normalizers:
+            before, text = text, normalizer.normalize_str(text)
+            removed += removes and num_letters(before) - num_letters(text)
+        if self._cuts_away:
+            seen = "".join(text[first:last] for _, (first, last) in self._backend.pre_tokenizer.pre_tokenize_str(text))
+            removed += max(0, num_letters(text) - num_letters(seen))
+        return removed
 
-def _knowledge(model: dict[str, Any], spelt: list[str], is_byte_level: bool) -> Callable[[str], bool]:
-    """Whether a BPE keeps a character; `spelt`: how each byte is written."""
-    vocab, in_bytes = model["vocab"], is_byte_level or model.get("byte_fallback")
-    prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
 
-    def is_known(character: str) -> bool:
-        if character.isspace() or character == SPACE_MARK:
-            return True
-        if not is_byte_level and not vocab.keys().isdisjoint((character, prefix + character, character + suffix)):
-            return True
-        return bool(in_bytes) and all(spelt[byte] in vocab for byte in character.encode(errors="surrogatepass"))
+def _drops(content: dict[str, Any]) -> bool:
+    """Whether a vocabulary is a BPE that lets characters fall."""
+    model = content["model"]
+    if model.get("type", "BPE") != "BPE" or not isinstance(model["vocab"], dict) or model.get("unk_token") is not None:
+        return False
+    if model.get("byte_fallback") and model["vocab"].keys() >= {f"<0x{byte:02X}>" for byte in range(256)}:
+        return False
+    is_byte_level = any(rule.get("type") == "ByteLevel" for part in KEYS for rule in steps(content, part))
+    has_forms = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+    return bool(not is_byte_level or has_forms or not model["vocab"].keys() >= set(byte_alphabet()))
 
-    return is_known
+
+def _load(content: dict[str, Any]) -> Any:
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend.from_str(json.dumps(content))
+    backend.encode_special_tokens = True
+    return backend
+
+
+def _normalizer(rule: dict[str, Any]) -> Any:
+    empty = {"type": "WordLevel", "vocab": {}, "unk_token": ""}
+    return _load({"version": "1.0", "added_tokens": [], "normalizer": rule, "model": empty}).normalizer
 
 
 def _removes(rule: dict[str, Any]) -> bool:
     """Whether a rule takes text away, other than white space."""
-    if rule["type"] == "Replace":
-        return rule["content"] == "" and not _is_white_space(rule["pattern"])
-    if rule["type"] == "CharDelimiterSplit":
+    kind = rule.get("type")
+    if kind == "Replace":  # a blank in place of letters stands for them no more than nothing does
+        return not rule["content"].strip() and not _is_white_space(rule["pattern"])
+    if kind == "CharDelimiterSplit":
         return not rule["delimiter"].isspace()
     return rule.get("behavior") == "Removed" and not _is_white_space(rule.get("pattern"))
 
@@ -75,12 +123,14 @@ def _is_white_space(pattern: Any) -> bool:
     return isinstance(pattern, dict) and not set(pattern.values()).isdisjoint(WHITE_SPACE)
 
 
+KEYS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers"}  # of a Sequence
+
+
 def steps(content: dict[str, Any], part: str) -> list[dict[str, Any]]:
     """The rules of a `normalizer` or `pre_tokenizer`, those of a Sequence one by one."""
-    key = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers"}[part]
 
     def flat(rule: dict[str, Any]) -> list[dict[str, Any]]:
-        return [step for inner in rule[key] for step in flat(inner)] if rule["type"] == "Sequence" else [rule]
+        return [step for inner in rule[KEYS[part]] for step in flat(inner)] if KEYS[part] in rule else [rule]
 
     return [] if content.get(part) is None else flat(content[part])
 
