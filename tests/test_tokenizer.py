@@ -632,3 +632,16 @@ def test_qwens_rank_file_normalizes_as_its_publishers_code_does(tmp_path):
         from_json(json.dumps({**content, "normal_form": "X"}))
     del content["normal_form"]  # as an earlier version saved it
     assert from_json(json.dumps(content)).encode("e\u0301").tolist() == list("e\u0301".encode())
+
+
+def test_a_text_has_the_same_ids_each_time_though_its_file_asks_for_dropout(made, tmp_path, caplog):
+    content = json.loads(made["bpe"].to_json())
+    content["model"]["dropout"] = 0.9
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with caplog.at_level("INFO"):
+        found = make("bpe", path=path)
+    assert found.to_json() == path.read_text(encoding="utf-8")
+    text = "the sun and the sea " * 20
+    assert found.encode(text).tolist() == made["bpe"].encode(text).tolist()
+    assert "t.json: its dropout of 0.9 is not used" in caplog.text

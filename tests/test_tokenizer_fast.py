@@ -89,6 +89,7 @@ def test_other_rules_are_followed_or_refused(exact, content, caplog):
 
 ADDED = {"id": 600, "single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
+STRIPS = {"lstrip": True, "rstrip": True}
 
 
 def with_rules(exact, **rules):
@@ -115,6 +116,12 @@ COVERED = {
     "one of whole words": {"added_tokens": [{**ADDED, "content": "you", "single_word": True}]},
     "runs of spaces": {"added_tokens": [{**ADDED, "id": 598 + n, "content": " " * n} for n in range(2, 25)]},
     "an added token not in NFC": {"normalizer": {"type": "NFC"}, "added_tokens": [{**ADDED, "content": "e\u0301"}]},
+    "an added token in NFC": {"normalizer": {"type": "NFC"}, "added_tokens": [{**ADDED, "content": "S\u00e3o P"}]},
+    "a stripping one in NFC": {
+        "normalizer": {"type": "NFC"},
+        "added_tokens": [{**ADDED, "content": "f\u00e9", **STRIPS}],
+    },
+    "dropout": {"model": {"dropout": 0.5}},  # which is not used
 }
 # Assigned or of another class since Unicode 15, 16 and 17; marks in an order that is not canonical; unassigned ones.
 ODD = ["\u088f", "\u0c5c", "\U000323b0", "\U00033479", "\U00011de0", "\U0001e6c0", "\u1ac5", "\u0898", "\u0c3c"]
@@ -131,6 +138,11 @@ def test_texts_on_which_encoders_part_have_the_exact_ids(exact, rules):
         *(f"a{odd}a {odd}1{odd}-{odd}!{odd}{odd} {odd}. the you _! you_" for odd in ODD + PIECES),
         "".join(ODD),
         " and another",
+        *(
+            f"in {word} and  caf{accented} \n now"
+            for word in ("S\u00e3o Paulo", "Sa\u0303o Paulo")
+            for accented in ("\u00e9", "e\u0301")
+        ),
     ]
     assert_same(other, fast, texts)
 
@@ -207,7 +219,6 @@ def test_a_character_of_another_class_shows_where_merges_cross_it():
         ({"normalizer": {"type": "NFD"}}, "normalizer NFD"),
         ({"pre_tokenizer": split_by(r"\S+|\s+")}, "pre_tokenizer Split, ByteLevel"),
         ({"pre_tokenizer": {**BYTE_LEVEL, "add_prefix_space": True}}, "pre_tokenizer ByteLevel"),
-        ({"model": {"dropout": 0.5}}, "dropout 0.5"),
         ({"model": {"unk_token": "!"}}, "an unk_token"),
         ({"model": {"end_of_word_suffix": "</w>"}}, "end_of_word_suffix '</w>'"),
         ({"added_tokens": [{**ADDED, "id": 600 + n, "content": f"<{n}>"} for n in range(65)]}, "more than 64 added"),

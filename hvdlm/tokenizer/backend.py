@@ -69,7 +69,7 @@ class BackendTokenizer:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """The tokenizer.json that encodes: cuts and pads nothing, and meets no special token in a text."""
+        """The tokenizer.json that encodes: cuts, pads and draws nothing, and meets no special token in a text."""
         return self._plain
 
     @property
@@ -223,6 +223,8 @@ def _without_specials(content: dict[str, Any], specials: set[str]) -> dict[str, 
         wrong = next((merge for merge in model["merges"] if not _tokens_of(merge)[1].startswith(prefix)), None)
         if wrong is not None:
             raise ValueError(f"merge {wrong!r} does not continue with {prefix!r}")
+    if model.get("dropout"):
+        model["dropout"] = None  # which would cut a text in another way each time
     no_cuts = {"truncation": None, "padding": None, "post_processor": None}
     return {**content, **no_cuts, "added_tokens": added, "model": model}
 

@@ -116,7 +116,7 @@ class FastTokenizer:
 
     def _parted(self, text: str) -> list[tuple[bool, str]]:
         """A text that is not for the fast encoder as a whole: stretches that are, and the others."""
-        if self._has_added(text):
+        if self._has_added(text) or (self._needs_nfc and self._has_added(unicodedata.normalize("NFC", text))):
             return [(False, text)]
         starts = np.array([0, *(found.start() for found in CUT.finditer(text))])
         are_fast = ~np.logical_or.reduceat(self._characters.are_apart(text), starts)
@@ -275,7 +275,7 @@ def uncovered(content: dict[str, Any]) -> str | None:
         return f"normalizer {_names(normalizers)}"
     if not _is_known_cut(cuts):
         return f"pre_tokenizer {_names(cuts)}"
-    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(key):
             return f"{key} {model[key]!r}"
     if model.get("unk_token") is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from hvdlm.tokenizer.published import AUTO, ENDS, NONE, PublisherConfig, bos_of,
 from hvdlm.tokenizer.sentencepiece_model import SentencePieceTokenizer
 from hvdlm.tokenizer.tiktoken_ranks import Extras, TiktokenTokenizer
 from hvdlm.tokenizer.word import WordRule, WordTokenizer
+
+log = logging.getLogger("hvdlm")
 
 # "hvdlm" in a tokenizer.json -> the tokenizer of its content; a file of the tokenizers library has no such key.
 FORMATS: dict[str, Callable[[dict[str, Any], str], Tokenizer]] = {
@@ -118,6 +121,8 @@ def _load_foreign(text: str, content: dict[str, Any], path: Path, eos: str | Non
         found = None  # as GPT-2's: the end of the document before begins this one
     tokenizer = BackendTokenizer(text, str(path), eos, found)
     tell_ends(str(path), found, end, tokens if is_default else ())
+    if dropout := content["model"].get("dropout"):
+        log.info("%s: its dropout of %g is not used; a text has the same ids each time", path, dropout)
     return tokenizer
 
 
