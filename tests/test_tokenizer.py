@@ -523,6 +523,48 @@ def test_an_end_that_texts_need_is_refused(model, eos, made, tmp_path):
     assert found.decode(found.encode(f"a {word} b")) == f"a {word} b"
 
 
+NAMES = (
+    "</s>",
+    "[SEP]",
+    "<eos>",
+    "<EOS>",
+    "[EOS]",
+    "<|im_end|>",
+    "<\uff5cend\uff5c>",
+    "<end_of_turn>",
+    "<doc>",
+    "[CLS]",
+)
+PIECES = ("U.S.", "--", "don't", "<>", "<html>", "[1]", "the", "the-", "\u2581the-", "\u2581the", "\u0120the")
+
+
+@pytest.mark.parametrize("kind", ["Unigram", "WordLevel", "WordPiece", "BPE"])
+def test_what_a_vocabulary_has_as_a_piece_of_text_ends_and_begins_none(kind, tmp_path):
+    tokens = ["<|endoftext|>", "a", *NAMES, *PIECES]
+    vocab = [[token, -1.0] for token in tokens] if kind == "Unigram" else dict(map(reversed, enumerate(tokens)))
+    own = {"Unigram": {"unk_id": None}, "BPE": {"merges": []}, "WordLevel": {"unk_token": "a"}, "WordPiece": WORDPIECE}
+    content = {"version": "1.0", "added_tokens": [], "model": {**own[kind], "type": kind, "vocab": vocab}}
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(content))
+    for name in (*NAMES, *(PIECES if kind == "BPE" else ())):  # of a BPE others can stand for them
+        assert load(path, name).eos_id == load(path, bos=name).bos_id == tokens.index(name)
+    for token in () if kind == "BPE" else PIECES:
+        for ends in ({"eos": token}, {"bos": token}):
+            with pytest.raises(UserError, match="texts need the token '?.*; add one to added_tokens and name that"):
+                load(path, **ends)
+
+
+def test_a_character_with_the_mark_of_its_place_ends_no_text(tmp_path):
+    vocab = {"</s>": 0, "a": 1, "a</w>": 2, "##a": 3, "ab</w>": 4}
+    for mark in ({"end_of_word_suffix": "</w>"}, {"continuing_subword_prefix": "##"}):
+        model = {"type": "BPE", "vocab": vocab, "merges": [], **mark}
+        path = tmp_path / "t.json"
+        path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+        with pytest.raises(UserError, match="texts need the token"):
+            load(path, "a</w>" if "end_of_word_suffix" in mark else "##a")
+        assert load(path, "ab</w>").eos_id == 4
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -16,6 +16,12 @@ from hvdlm.tokenizer.published import ENDS
 
 BATCH_CHARACTERS = 1 << 20  # of text handed to the library at once
 MISFITS = (ValueError, AttributeError, KeyError, TypeError, RecursionError)  # of JSON that is no tokenizer.json
+# Names of special tokens in vocabularies that do not list them as added.
+WELL_KNOWN = re.compile(
+    r"<\|[^|]+\|>|<\uff5c[^\uff5c]+\uff5c>"
+    r"|[<\[]/?(s|[bes]o[sdt]|(bos|eos)_token|(start|end)_?of_?\w+|(start|end)|doc(ument)?|pad|unk|cls|sep|mask)[>\]]",
+    re.IGNORECASE,
+)
 UNMATCHABLE = "\U0010ffff\x00"  # before a special token's name: two characters that no text holds together
 
 
@@ -146,15 +152,23 @@ def reason_of(error: BaseException) -> str:
 
 
 def _is_text(token: str, content: dict[str, Any]) -> bool:
-    """Whether texts need a token: a byte, a character, or the word of a vocabulary of words."""
+    """Whether texts need a token: a byte, a character, or what a vocabulary of words or a Unigram has as a piece.
+
+    Of a BPE they need no more than those: bytes and characters replace what merges make.
+    """
     model = content["model"]
-    is_byte_level = '"ByteLevel"' in json.dumps(content.get("pre_tokenizer"))
-    if token not in (model["vocab"] if isinstance(model["vocab"], dict) else dict(model["vocab"])) or (
-        is_byte_level and token not in byte_alphabet()
-    ):
-        return False  # an added token only, or one that bytes can replace
-    is_word = str(model.get("type", "")).lower() in ("wordlevel", "wordpiece") and token.removeprefix("##").isalnum()
-    return is_word or len(token.lstrip("▁#") or "#") == 1 or re.fullmatch("<0x[0-9A-F]{2}>", token) is not None
+    is_dict, kind = isinstance(model["vocab"], dict), str(model.get("type", "BPE")).lower()
+    if token not in (model["vocab"] if is_dict else dict(model["vocab"])):
+        return False  # an added token only
+    is_bpe = is_dict and kind == "bpe"
+    if is_bpe and '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("normalizer")]):
+        return token in byte_alphabet()
+    prefix, suffix = (model.get(key) or "" for key in ("continuing_subword_prefix", "end_of_word_suffix"))
+    piece = token.removeprefix(prefix).removesuffix(suffix).lstrip("▁#")
+    if len(piece or token) == 1 or re.fullmatch("<0x[0-9A-F]{2}>", token) or (not is_bpe and piece.isalnum()):
+        return True
+    is_added = any(entry["content"] == token for entry in content.get("added_tokens") or [])
+    return not is_bpe and not is_added and not WELL_KNOWN.fullmatch(token)
 
 
 def token_ids(content: dict[str, Any]) -> dict[str, int]:
