@@ -175,7 +175,8 @@ def _find_tokenizer(plan: WorkPlan, world: World) -> Tokenizer:
     if not world.on_root(kept.exists):
         text = make_vocabulary(plan.config, plan.units, world)
         world.on_root(lambda: write_text_durably(kept, text))
-    tokenizer = tokenizers.from_json(world.on_root(lambda: kept.read_text(encoding="utf-8")))
+    origin = str(plan.config.tokenizer.path or TOKENIZER)
+    tokenizer = tokenizers.from_json(world.on_root(lambda: kept.read_text(encoding="utf-8")), origin)
     if world.on_root((plan.work / EXACTLY).exists):
         return tokenizer
     return with_fast_encoder(tokenizer, plan.config, plan.units, world)
@@ -365,7 +366,7 @@ def _finish(plan: WorkPlan, tokenizer: Tokenizer, manifest: Manifest, kinds: lis
     write_manifest(output, manifest)
     shutil.rmtree(output / ".work", ignore_errors=True)
     shards = {
-        name: f"{s.num_tokens:,} tokens in {counted(len(s.shards), 'shard')}"
+        name: f"{counted(s.num_tokens, 'token')} in {counted(len(s.shards), 'shard')}"
         for name, s in manifest.splits.items()
         if s.shards
     }

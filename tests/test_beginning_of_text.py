@@ -126,13 +126,17 @@ def test_tokenizer_config_beside_a_file_wins_over_it(file, bos_token):
     assert make("bpe", path=path).bos_id is None
     for config, message in (
         ({"add_bos_token": True, "bos_token": "<x>"}, "bos_token is '<x>', no token of tokenizer.json"),
+        (
+            {"add_bos_token": True},
+            "tokenizer_config.json: has add_bos_token: true, but no bos_token; set tokenizer.bos",
+        ),
         ({"add_bos_token": "yes"}, "tokenizer_config.json: is no .* neither true nor false"),
         ({"bos_token": 1}, "tokenizer_config.json: is no .* 1 is no token"),
     ):
         with pytest.raises(UserError, match=message):
             make("bpe", path=file(None, **config))
     path.with_name("tokenizer_config.json").write_text("[]")
-    with pytest.raises(UserError, match=r"tokenizer_config.json: is no tokenizer_config.json"):
+    with pytest.raises(UserError, match=r"tokenizer_config.json: is no tokenizer_config.json \(no JSON object\)"):
         make("bpe", path=path)
 
 

@@ -687,3 +687,34 @@ def test_a_text_has_the_same_ids_each_time_though_its_file_asks_for_dropout(made
     text = "the sun and the sea " * 20
     assert found.encode(text).tolist() == made["bpe"].encode(text).tolist()
     assert "t.json: its dropout of 0.9 is not used" in caplog.text
+
+
+def test_a_regular_expression_that_gives_up_asks_for_no_unknown_token():
+    cut = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    model = {"type": "BPE", "vocab": {"</s>": 0, "a": 1, "b": 2}, "merges": []}
+    content = {"version": "1.0", "added_tokens": [], "pre_tokenizer": cut, "model": model}
+    found = from_json(json.dumps(content), "t.json")
+    with pytest.raises(UserError, match=r"t.json: .*retry-limit.*; its pre_tokenizer's regular expression") as error:
+        found.encode("a" * 60 + "b")
+    assert "unk" not in str(error.value)
+
+
+def test_a_file_saved_on_windows_and_a_folder_are_read_or_said(made, tmp_path):
+    text, mark = made["bpe"].to_json(), "\ufeff"
+    path = tmp_path / "tokenizer.json"
+    path.write_text(mark + text, encoding="utf-8")
+    assert make("bpe", path=path).to_json() == load(path).to_json() == text
+    for content in ((mark + text).encode("utf-16-le"), (mark + text).encode("utf-16-be"), text.encode("utf-16-le")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="tokenizer.json: not a tokenizer.json; it is UTF-16: save it as UTF-8"):
+            make("bpe", path=path)
+    for kind in ("bpe", "tiktoken", "sentencepiece"):
+        with pytest.raises(UserError, match=rf"cannot read .* \(is no regular file\); give {path}"):
+            make(kind, path=tmp_path)
+    ranks = write_ranks(tmp_path / "a.tiktoken")
+    plain = make("tiktoken", path=ranks, pattern="gpt2")
+    ranks.write_bytes(mark.encode() + ranks.read_bytes())
+    assert make("tiktoken", path=ranks, pattern="gpt2").to_json() == plain.to_json()
+    (tmp_path / "a.model").write_bytes(bytes(1000))
+    with pytest.raises(UserError, match="not a .model of sentencepiece.*; it holds nothing but zeros: copy it again"):
+        make("sentencepiece", path=tmp_path / "a.model")

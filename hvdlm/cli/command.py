@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run a command and exit with its documented code."""
     rank = (launched_as() or (0, 1))[0]
     forget_the_step(knows_slurm=meets_through_slurm)  # before anything loads MPI, as a parallel h5py does
+    os.environ["RUST_BACKTRACE"] = "0"  # what a library of Rust refuses is told in one line of ours
     gc.set_threshold(100_000, 20, 100)  # imports make a million objects and no garbage: torch loads in two thirds
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that is not UTF-8, a name that is not: still printed
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -116,8 +116,7 @@ class BackendTokenizer:
             if not is_of_library(error):
                 raise
             raise UserError(
-                f"{self._origin}: this {self.kind} vocabulary cannot encode a text ({reason_of(error)}); "
-                "it needs an unknown token (unk)"
+                f"{self._origin}: this {self.kind} vocabulary cannot encode a text ({reason_of(error)}); {_cure(error)}"
             ) from None
 
     def decode(self, ids: np.ndarray) -> str:
@@ -149,6 +148,13 @@ def reason_of(error: BaseException) -> str:
     ("no 'model'", 'line 1 line 2')
     """
     return f"no {error.args[0]!r}" if isinstance(error, KeyError) and error.args else " ".join(str(error).split())
+
+
+def _cure(error: BaseException) -> str:
+    """What to do about a text that the library does not take."""
+    if "regex" in str(error).lower():
+        return "its pre_tokenizer's regular expression is too slow for this text: simplify it, or leave the text out"
+    return "it needs an unknown token (unk)"
 
 
 def _is_text(token: str, content: dict[str, Any]) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import re
+from pathlib import Path
 from typing import Any
 
 RANKS, JSON, MODEL = "a rank file of tiktoken", "a tokenizer.json", "a .model of sentencepiece"
@@ -43,10 +45,21 @@ def part_of(content: dict[str, Any]) -> str:
     return ""
 
 
+def within(path: Path) -> str:
+    """What to give instead of a folder, as the end of a message; "" for what is none or holds no vocabulary."""
+    names = ("tokenizer.json", "tokenizer.model")
+    found = next((path / name for name in names if (path / name).is_file()), None)
+    return f"; give {found}" if found else ""
+
+
 def remedy(head: bytes, expected: str) -> str:
     """What to do with a file that is not `expected`, as the end of a message; "" where nothing is known."""
     if not head.strip():
         return "; it is empty: copy it again"
+    if not head.strip(b"\0"):
+        return "; it holds nothing but zeros: copy it again"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or head[:2] in (b"{\0", b"\0{"):
+        return "; it is UTF-16: save it as UTF-8"
     if head.startswith(_COMPRESSED):
         return "; it is compressed: unpack it"
     if head.startswith(b"version https://git-lfs"):

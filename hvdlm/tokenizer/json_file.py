@@ -18,7 +18,7 @@ from hvdlm.files import read_bytes, read_json
 from hvdlm.tokenizer.backend import MISFITS, BackendTokenizer, is_of_library, reason_of, token_ids
 from hvdlm.tokenizer.bytes_utf8 import ByteTokenizer
 from hvdlm.tokenizer.char import CharTokenizer
-from hvdlm.tokenizer.file_kinds import HEAD_BYTES, JSON, part_of, remedy
+from hvdlm.tokenizer.file_kinds import HEAD_BYTES, JSON, part_of, remedy, within
 from hvdlm.tokenizer.interface import MAX_BYTES, Tokenizer
 from hvdlm.tokenizer.published import AUTO, ENDS, NONE, PublisherConfig, bos_of, config_beside, eos_of, tell_ends
 from hvdlm.tokenizer.sentencepiece_model import SentencePieceTokenizer
@@ -86,11 +86,11 @@ def load(path: Path, eos: str | None = None, bos: str | None = None) -> Tokenize
     try:
         content = read_bytes(path, limit=MAX_BYTES)
     except OSError as error:
-        raise UserError(f"{path}: cannot read this tokenizer ({error.strerror})") from None
+        raise UserError(f"{path}: cannot read this tokenizer ({error.strerror}){within(path)}") from None
     except ValueError as error:
         raise UserError(f"{path}: cannot be a tokenizer.json: {error}") from None
     try:
-        text = content.decode()
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a tokenizer.json{remedy(content[:HEAD_BYTES], JSON)}") from None
     if eos is None and bos is None:
@@ -114,6 +114,8 @@ def _load_foreign(text: str, content: dict[str, Any], path: Path, eos: str | Non
     except MISFITS as error:
         raise UserError(f"{path}: not a tokenizer.json ({reason_of(error)}){part_of(content)}") from None
     if bos == AUTO and (found is not None or config.adds_bos) and found not in tokens:
+        if config.adds_bos and config.bos is None and found is None:
+            raise UserError(f"{config.path}: has add_bos_token: true, but no bos_token; set tokenizer.bos")
         source = f"{config.path}: bos_token" if config.adds_bos else f"{path}: what post_processor puts before texts"
         raise UserError(f"{source} is {found!r}, no token of {path.name}; set tokenizer.bos")
     end = next((token for token in ENDS if token in tokens), "") if eos is None else eos

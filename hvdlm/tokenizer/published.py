@@ -49,6 +49,8 @@ def config_beside(path: Path) -> PublisherConfig:
         return PublisherConfig(beside)
     try:
         found = read_json(beside)
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
         adds_bos = found.get("add_bos_token")
         if adds_bos is not None and not isinstance(adds_bos, bool):
             raise ValueError(f"add_bos_token: {adds_bos!r} is neither true nor false")

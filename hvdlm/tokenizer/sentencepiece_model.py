@@ -11,7 +11,7 @@ import numpy as np
 
 from hvdlm.errors import UserError
 from hvdlm.files import read_bytes
-from hvdlm.tokenizer.file_kinds import HEAD_BYTES, MODEL, remedy
+from hvdlm.tokenizer.file_kinds import HEAD_BYTES, MODEL, remedy, within
 from hvdlm.tokenizer.interface import MAX_BYTES, join_documents, require
 from hvdlm.tokenizer.published import AUTO, NONE, config_beside, tell_ends
 
@@ -97,7 +97,7 @@ def read_model(path: Path, bos: str = AUTO) -> SentencePieceTokenizer:
     try:
         model = read_bytes(path, limit=MAX_BYTES)
     except OSError as error:
-        raise UserError(f"{path}: cannot read this model ({error.strerror})") from None
+        raise UserError(f"{path}: cannot read this model ({error.strerror}){within(path)}") from None
     except ValueError as error:
         raise UserError(f"{path}: cannot be a model of sentencepiece: {error}") from None
     tokenizer = SentencePieceTokenizer(model, str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import json
 import logging
 import unicodedata
@@ -15,7 +16,8 @@ import numpy as np
 
 from hvdlm.errors import UserError
 from hvdlm.files import read_bytes
-from hvdlm.tokenizer.file_kinds import HEAD_BYTES, RANKS, kind_of, remedy
+from hvdlm.tables import counted
+from hvdlm.tokenizer.file_kinds import HEAD_BYTES, RANKS, kind_of, remedy, within
 from hvdlm.tokenizer.interface import END_OF_TEXT, MAX_BYTES, MOST_IDS, join_documents, require
 from hvdlm.tokenizer.published import AUTO, NONE, PublisherConfig, config_beside, end_of
 
@@ -156,7 +158,7 @@ def _parse(ranks: str, origin: str) -> dict[bytes, int]:
         rank_of[token], line_of[value] = value, number
     missing = sum(bytes([byte]) not in rank_of for byte in range(256))
     if missing:
-        raise UserError(f"{origin}: not a rank file of tiktoken ({missing} bytes have no token)")
+        raise UserError(f"{origin}: not a rank file of tiktoken ({counted(missing, 'byte')} without a token)")
     return rank_of
 
 
@@ -168,9 +170,10 @@ def read_ranks(path: Path, pattern: str | None, bos: str = AUTO) -> TiktokenToke
     try:
         content = read_bytes(path, limit=MAX_BYTES)
     except OSError as error:
-        raise UserError(f"{path}: cannot read this rank file ({error.strerror})") from None
+        raise UserError(f"{path}: cannot read this rank file ({error.strerror}){within(path)}") from None
     except ValueError as error:
         raise UserError(f"{path}: cannot be a rank file: {error}") from None
+    content = content.removeprefix(codecs.BOM_UTF8)
     head = content[:HEAD_BYTES]
     if kind_of(head) != RANKS or not content.isascii():
         raise UserError(f"{path}: not a rank file of tiktoken (a token in base64 and its rank){remedy(head, RANKS)}")
