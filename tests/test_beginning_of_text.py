@@ -20,6 +20,7 @@ from hvdlm.tokenizer.sentencepiece_model import read_model
 from hvdlm.tokenizer.study import compare, show
 
 BOS = "<|begin_of_text|>"
+EOS = "<|endoftext|>"
 SPELT = [*TEXTS, BOS, f"a {BOS} b{BOS}", "<|endoftext|>"]
 
 
@@ -308,6 +309,33 @@ def test_other_formats_neither_lose_it_nor_double_it(data, tmp_path, to):
     if to == "jsonl":
         lines = (tmp_path / "away" / "train.jsonl").read_text().splitlines()
         assert [json.loads(line)["text"] for line in lines] == texts_of(data)
+
+
+@pytest.mark.parametrize("ends", [{}, {"bos": "none"}, {"eos": "<end>"}, {"eos": "<end>", "bos": "none"}, {"eos": EOS}])
+@pytest.mark.parametrize("way", [["megatron"], ["nanogpt"], ["jsonl"], ["megatron", "jsonl", "nanogpt"]])
+def test_other_formats_have_a_plain_vocabulary_that_comes_back_with_the_same_ends(file, corpus, tmp_path, ends, way):
+    from tokenizers import Tokenizer as Backend
+
+    path = file(BEFORE["llama"])
+    content = json.loads(path.read_text())
+    content["added_tokens"].append({**content["added_tokens"][-1], "id": 301, "content": "<end>"})
+    path.write_text(json.dumps(content))
+    data = tmp_path / "data"
+    preprocess(corpus, data, tokenizer={"kind": "bpe", "path": str(path), **ends})
+    last = data
+    for number, form in enumerate(way):
+        convert(last, tmp_path / f"{number}", to=form)
+        last = tmp_path / f"{number}"
+        assert (last / "tokenizer.json").read_text() == path.read_text()
+        Backend.from_file(str(last / "tokenizer.json"))
+    convert(last, tmp_path / "back", to="hvdlm")
+    was, found = read_manifest(data), read_manifest(tmp_path / "back")
+    assert found.train_digest == was.train_digest and found.tokenizer_digest == was.tokenizer_digest
+    assert (found.bos_id, found.eos_id) == (was.bos_id, was.eos_id)
+    assert (tmp_path / "back" / "tokenizer.json").read_text() == (data / "tokenizer.json").read_text()
+    assert not (tmp_path / "back" / "tokenizer_config.json").exists()
+    config = json.loads((last / "tokenizer_config.json").read_text())
+    assert (config["add_bos_token"], config["eos_token"]) == ("bos" not in ends, ends.get("eos", EOS))
 
 
 def test_ids_of_another_tool_are_kept_as_they_are(file, tmp_path, caplog):

@@ -12,7 +12,7 @@ import numpy as np
 from hvdlm.errors import UserError
 from hvdlm.tokenizer.dropped import Dropped, byte_alphabet
 from hvdlm.tokenizer.interface import MOST_IDS, join_documents
-from hvdlm.tokenizer.published import ENDS
+from hvdlm.tokenizer.published import ENDS, NAMED_EOS
 
 BATCH_CHARACTERS = 1 << 20  # of text handed to the library at once
 MISFITS = (ValueError, AttributeError, KeyError, TypeError, RecursionError)  # of JSON that is no tokenizer.json
@@ -53,6 +53,7 @@ class BackendTokenizer:
                 raise UserError(
                     f"{origin}: texts need the token {token!r}; add one to added_tokens and name that as {name}"
                 )
+        self._end = eos if eos is not None else next(token for token in ENDS if token in ids)
         self.vocab_size = max(ids.values()) + 1
         specials |= {token for token, number in ids.items() if number in (self.eos_id, self.bos_id, self.unk_id)}
         self._hidden = np.array(sorted({ids[token] for token in specials} - {self.unk_id}))
@@ -130,6 +131,18 @@ class BackendTokenizer:
             return self._text
         bos = {} if self._bos is None else {"bos": self._bos}  # files without one keep their digest
         return json.dumps({"hvdlm": "tokenizers", "eos": self._eos, **bos, "tokenizer_json": self._text}) + "\n"
+
+    def published(self) -> tuple[str, dict[str, Any]]:
+        """For other tools: the file as it was read, and a tokenizer_config.json that tells of its ends.
+
+        `load` of the two beside each other gives this tokenizer again.
+        """
+        config: dict[str, Any] = {"add_bos_token": self._bos is not None, "eos_token": self._end}
+        if self._bos is not None:
+            config["bos_token"] = self._bos
+        if self._eos is not None:
+            config[NAMED_EOS] = self._eos
+        return self._text, config
 
 
 def is_of_library(error: BaseException) -> bool:

@@ -19,6 +19,7 @@ log = logging.getLogger("hvdlm")
 
 AUTO, NONE = "auto", "none"  # values of tokenizer.bos that are no token
 CONFIG = "tokenizer_config.json"
+NAMED_EOS = "hvdlm_eos"  # in it, as `data convert` writes it: a tokenizer.eos that was set, so it is not weighed again
 # Of texts, the first that is there; the last two are DeepSeek's and Cohere's.
 ENDS = (
     *(END_OF_TEXT, "<|end_of_text|>", "</s>", END, "[SEP]", "[EOS]"),
@@ -39,6 +40,7 @@ class PublisherConfig:
     adds_bos: bool | None = None
     bos: str | None = None
     eos: str | None = None
+    named_eos: str | None = None  # wins over every rule
     ids: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -55,7 +57,8 @@ def config_beside(path: Path) -> PublisherConfig:
         if adds_bos is not None and not isinstance(adds_bos, bool):
             raise ValueError(f"add_bos_token: {adds_bos!r} is neither true nor false")
         ids = {entry["content"]: int(number) for number, entry in (found.get("added_tokens_decoder") or {}).items()}
-        return PublisherConfig(beside, adds_bos, _token(found, "bos_token"), _token(found, "eos_token"), ids)
+        bos, eos, named_eos = (_token(found, key) for key in ("bos_token", "eos_token", NAMED_EOS))
+        return PublisherConfig(beside, adds_bos, bos, eos, named_eos if named_eos == eos else None, ids)
     except OSError as error:
         raise UserError(f"{beside}: cannot read it ({error.strerror})") from None
     except (ValueError, AttributeError, KeyError, TypeError) as error:
@@ -124,6 +127,8 @@ def eos_of(tokens: Collection[str], config: PublisherConfig) -> str | None:
     The eos_token of a tokenizer_config.json counts if it ends texts (ENDS), or if nothing else is known to: that of
     a chat model ends a turn, and its vocabulary has the end of texts as well.
     """
+    if config.named_eos in tokens:
+        return config.named_eos
     known = [token for token in ENDS if token in tokens]
     if config.eos not in tokens or (known and config.eos not in known):
         return None

@@ -7,6 +7,7 @@ What cannot come back exactly is an error unless the loss is allowed.
 from __future__ import annotations
 
 import glob
+import json
 import logging
 import os
 import shutil
@@ -21,7 +22,9 @@ from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.files import replace_durably, sync_folder, write_text_durably
 from hvdlm.tables import counted
-from hvdlm.tokenizer import AUTO, NONE, load
+from hvdlm.tokenizer import AUTO, NONE, Tokenizer, load
+from hvdlm.tokenizer.backend import BackendTokenizer
+from hvdlm.tokenizer.published import CONFIG
 
 log = logging.getLogger("hvdlm")
 
@@ -52,7 +55,7 @@ def convert(
         if name != "hvdlm" and not _begins_with_bos(corpus):
             corpus = replace(corpus, tokenizer=load(named, bos=NONE))
         _check_columns(corpus, to, options)
-        write_text_durably(aside / TOKENIZER, corpus.tokenizer.to_json())
+        _write_tokenizer(aside, corpus.tokenizer, to)
         FORMATS[to].write(aside, corpus, options)
         shutil.rmtree(spool)
         _check_totals(corpus, FORMATS[to].totals(aside, corpus.tokenizer), destination, options)
@@ -67,6 +70,16 @@ def convert(
     }
     log.info("%s (%s) is now %s (%s): %s", source, name, destination, to, splits)
     return {"source": str(source), "from": name, "output": str(destination), "to": to, "splits": splits}
+
+
+def _write_tokenizer(aside: Path, tokenizer: Tokenizer, to: str) -> None:
+    """For other tools the plain file of the tokenizers library, where it is one: its ends stand in a file beside it."""
+    if to == "hvdlm" or not isinstance(tokenizer, BackendTokenizer):
+        write_text_durably(aside / TOKENIZER, tokenizer.to_json())
+        return
+    text, config = tokenizer.published()
+    write_text_durably(aside / TOKENIZER, text)
+    write_text_durably(aside / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
 
 def _check_columns(corpus: SourceCorpus, to: str, options: ConvertOptions) -> None:
