@@ -9,7 +9,6 @@ same command continues after a kill, on any number of ranks, and loses at most t
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import re
 import shutil
@@ -372,9 +371,9 @@ def _finish(plan: WorkPlan, tokenizer: Tokenizer, manifest: Manifest, kinds: lis
         write_dropped(plan, kinds)
     write_manifest(output, manifest)
     shutil.rmtree(output / ".work", ignore_errors=True)
-    shards = {
-        name: f"{s.num_tokens:,} tokens in {counted(len(s.shards), 'shard')}"
+    shards = [
+        f"{name} {counted(s.num_tokens, 'token')} in {counted(len(s.shards), 'shard')}"
         for name, s in manifest.splits.items()
         if s.shards
-    }
-    log.info("%s", json.dumps(shards))
+    ]
+    log.info("%s: %s", output, "; ".join(shards))
