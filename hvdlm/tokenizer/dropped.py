@@ -30,6 +30,8 @@ class Dropped:
         self._twin = _load(self._with_unknown(content)) if self._drops else backend
         self._lacking = self._twin.token_to_id(LACKING)
         self._added = {self._twin.token_to_id(entry["content"]) for entry in content.get("added_tokens") or []}
+        self._known = _known_anywhere(content) if self._drops else set()
+        self._told = {*self._added, *self._spaces, self._lacking}  # ids whose places in a text matter
 
     def _with_unknown(self, content: dict[str, Any]) -> dict[str, Any]:
         """The vocabulary with an unknown token, which then stands wherever a character would be dropped.
@@ -60,9 +62,12 @@ class Dropped:
         lost = 0
         kept = [0]  # bounds of what is no added token
         without: set[int] = set()  # places in the text
-        if self._drops or self._added:
+        is_known = not self._removes and self._known >= set(text)  # most texts: a look at the ids takes as long as they
+        if not is_known and (self._drops or self._added):
             encoding = self._twin.encode(text, add_special_tokens=False)
-            for number, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
+            ids = encoding.ids
+            for place in itertools.compress(range(len(ids)), map(self._told.__contains__, ids)):
+                number, (first, last) = ids[place], encoding.token_to_chars(place)
                 if number in self._added:
                     kept += [first, last]
                 elif number == self._lacking or (number in self._spaces and text[first:last] == SPACE_MARK):
@@ -94,6 +99,18 @@ def _drops(content: dict[str, Any]) -> bool:
     is_byte_level = any(rule.get("type") == "ByteLevel" for part in KEYS for rule in steps(content, part))
     has_forms = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
     return bool(not is_byte_level or has_forms or not model["vocab"].keys() >= set(byte_alphabet()))
+
+
+def _known_anywhere(content: dict[str, Any]) -> set[str]:
+    """Characters that a BPE keeps wherever they stand; none where a rule puts others in their place."""
+    model = content["model"]
+    cuts = steps(content, "pre_tokenizer")
+    if content.get("normalizer") is not None or any(rule.get("type") == "ByteLevel" for rule in cuts):
+        return set()
+    prefix, suffix = (model.get(key) or "" for key in ("continuing_subword_prefix", "end_of_word_suffix"))
+    forms = list(itertools.product(("", prefix), ("", suffix)))
+    known = {token for token in model["vocab"] if len(token) == 1}
+    return {c for c in known if all(before + c + after in model["vocab"] for before, after in forms)} | set(" \n\t\r")
 
 
 def _load(content: dict[str, Any]) -> Any:
