@@ -1,5 +1,6 @@
 """Text formats: ranges share a file without loss, memory is bounded, and a fault is named with its place."""
 
+import bz2
 import gzip
 import itertools
 import json
@@ -391,7 +392,8 @@ def test_all_whole_documents_before_a_break_are_kept_and_its_place_is_named(tmp_
     assert [item.text for item in good] == [str(n) for n in range(expected)]
     place = {10: len(streams[0]), 20: sum(map(len, streams[:2])) + 2, 30: sum(map(len, streams)), 0: 0}[expected]
     assert bad.place == str(path)
-    assert bad.reason.startswith(f"broken {suffix[1:]} (at byte ")
+    start = f"is not {suffix[1:]}, whatever its name" if case == "an error page" else f"broken {suffix[1:]} (at byte "
+    assert bad.reason.startswith(start)
     if case in ("a stream that begins wrong", "garbage behind the end"):
         assert f"at byte {place} of" in bad.reason
 
@@ -404,6 +406,72 @@ def test_what_a_damaged_member_holds_before_the_damage_is_kept(tmp_path):
     *good, bad = found(tmp_path / "a.jsonl.gz")
     assert len([item for item in good if isinstance(item, Document)]) > 9_000
     assert "broken gz (at byte " in bad.reason
+
+
+PACKED_LINES = [b'{"text": "%d %s"}\n' % (n, str(n * n).encode() * 9) for n in range(300)]
+CHECKED = {  # a stream with a check -> its bytes, and where the check lies, from its end
+    "gz, CRC": (".gz", gzip.compress, -8),
+    "gz, length": (".gz", gzip.compress, -1),
+    "bz2": (".bz2", bz2.compress, -2),
+    "xz, index": (".xz", lzma.compress, -1),
+    "xz, check": (".xz", lzma.compress, -29),
+    "zst": (".zst", zstandard.ZstdCompressor(write_checksum=True).compress, -1),
+}
+
+
+@pytest.mark.parametrize("case", CHECKED)
+@pytest.mark.parametrize("name", ["jsonl", "json", "wet", "second stream"])
+def test_what_stands_before_a_wrong_check_is_kept(tmp_path, case, name):
+    suffix, compress, place = CHECKED[case]
+    form = b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s\r\n\r\n"
+    lines = [form % (len(line), line) for line in PACKED_LINES] if name == "wet" else PACKED_LINES
+    before = compress(b"".join(lines)) if name == "second stream" else b""
+    damaged = bytearray(compress(b"".join(lines)))
+    damaged[place] ^= 0xFF
+    path = tmp_path / f"a.{'wet' if name == 'wet' else 'json' if name == 'json' else 'jsonl'}{suffix}"
+    path.write_bytes(before + damaged)
+    *good, bad = found(path)
+    assert len(good) == (600 if before else 300)
+    assert all(isinstance(item, Document) for item in good)
+    size = len(b"".join(lines)) * (2 if before else 1)
+    at, content = map(int, re.match(r"broken \w+ \(at byte (\d+) .*, behind (\d+) bytes", bad.reason).groups())
+    assert content == size
+    assert 0 <= at - (len(before + damaged) + place) < 8  # where the check is, or its last byte
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_whole_json_values_before_a_break_are_kept(tmp_path, suffix):
+    streams = [COMPRESS[suffix](b",".join(PACKED_LINES[n : n + 100])) for n in (0, 100, 200)]
+    path = tmp_path / f"a.json{suffix}"
+    path.write_bytes(streams[0] + b"\1\2" + streams[1])
+    *good, bad = found(path)
+    assert len(good) == 100
+    assert f"at byte {len(streams[0])} of" in bad.reason
+    path.write_bytes(COMPRESS[suffix](b"[" + b",".join(PACKED_LINES) + b',{"text": "half') + b"\1\2")
+    *good, bad = found(path)
+    assert len(good) == 300
+    assert "broken " in bad.reason
+
+
+def test_a_name_that_promises_a_compression_is_told(tmp_path):
+    for suffix, content in itertools.product([*COMPRESS, ".lzma"], [b"plain text\n" * 99, b"x"]):
+        (tmp_path / f"a.txt{suffix}").write_bytes(content)
+        (bad,) = found(tmp_path / f"a.txt{suffix}")
+        assert bad.reason.startswith(f"is not {suffix[1:]}, whatever its name says (it begins with b'{chr(content[0])}")
+        assert f"rename it without {suffix}" in bad.reason
+
+
+def test_a_zst_that_needs_a_dictionary_is_told(tmp_path):
+    dictionary = zstandard.train_dictionary(1000, PACKED_LINES)
+    packed = zstandard.ZstdCompressor(dict_data=dictionary).compress(b"".join(PACKED_LINES))
+    (tmp_path / "a.jsonl.zst").write_bytes(packed)
+    (bad,) = found(tmp_path / "a.jsonl.zst")
+    assert bad.reason.startswith("is zst that needs a dictionary")
+
+
+def test_a_mark_between_json_values_is_no_value(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf[{"text": "a"}]\n\xef\xbb\xbf{"text": "b"}')
+    assert read(tmp_path / "a.json") == ["a", "b"]
 
 
 def test_a_zst_of_the_longest_window_is_read(tmp_path):

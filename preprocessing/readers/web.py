@@ -19,6 +19,7 @@ from hvdlm.errors import UserError
 from hvdlm.tables import counted
 
 from .. import documents
+from ..compression import BeforeBreak
 from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
 from .jsonl import whole_characters
 from .tables import larger_than_limit
@@ -104,7 +105,7 @@ class _Archive:
     """A stream of uncompressed WARC records, each begun, read as far as wanted, and ended."""
 
     def __init__(self, file: BinaryIO, aside: IO[bytes]) -> None:
-        self._file, self.aside = file, aside  # aside: for the text of a long record
+        self._file, self.aside = BeforeBreak(file), aside  # aside: for the text of a long record
         self._ahead: bytes | None = None  # a line that was read to see where a record ends
         self.num_left = 0  # bytes of the record under way
 
@@ -114,6 +115,7 @@ class _Archive:
         while line and not line.strip():
             line = self._read_line()
         if not line:
+            self._file.end()
             return None
         if not line.startswith(b"WARC/"):
             self._find_record()
@@ -125,6 +127,8 @@ class _Archive:
             if num_bytes > MAX_HEAD_BYTES:
                 self._find_record()
                 raise _Refused("headers of a WARC record without an end")
+        if not line:
+            self._file.end()
         headers = _headers(b"".join(head))
         length = headers.get("content-length", "")
         if not re.fullmatch("[0-9]{1,18}", length):
@@ -142,6 +146,7 @@ class _Archive:
         """Goes past what is left of a record, to the next one."""
         while self.num_left:
             if not self.read(1 << 20):
+                self._file.end()
                 num_missing, self.num_left = self.num_left, 0
                 raise _Refused(f"cut short: {counted(num_missing, 'byte')} missing at its end; fetch the file again")
         line = self._read_line()
