@@ -6,7 +6,9 @@ import itertools
 import json
 import lzma
 import os
+import pickle
 import re
+import zlib
 
 import pytest
 import zstandard
@@ -15,7 +17,7 @@ from reading import read as found
 
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import documents
-from hvdlm.preprocessing.documents import BadRecord, Document, ReadOptions, find_files
+from hvdlm.preprocessing.documents import BadRecord, Document, ReadOptions, TableConfig, find_files
 from hvdlm.preprocessing.readers import FORMATS, can_split, check_formats, encodings, text
 
 
@@ -591,6 +593,20 @@ CONTENTS = {  # what is no text -> (how it begins, what is said)
     "UTF-16, big": ("text in ascii\n".encode("utf-16-be"), "set encoding: utf-16-be"),
     "UTF-32": ("日本語\n".encode("utf-32"), "set encoding: utf-32"),
     "UTF-32 without BOM": ("text in ascii\n".encode("utf-32-le"), "set encoding: utf-32-le"),
+    "elf": (b"\x7fELF\x02\x01\x01\0\0", "no text but a program (ELF)"),
+    "gif": (b"GIF89a\x01\0\x01\0\x80", "no text but a picture (GIF)"),
+    "orc": (b"ORC\n\x0b\n\x03\0\0\0\x12", "no text but an ORC table"),
+    "avro": (b"Obj\x01\x04\x16avro.schema\xf0", "no text but an Avro table"),
+    "pickle 2": (pickle.dumps(["a text"], 2), "no text but a pickle"),
+    "pickle 4": (pickle.dumps(["a text"], 4), "no text but a pickle"),
+    "zlib": (zlib.compress(b"some text, and more of it" * 99), "no text but compressed by zlib"),
+    "zlib, fast": (zlib.compress(b"short", 1), "no text but compressed by zlib"),
+    "snappy": (b"\xff\x06\0\0sNaPpY\x01", "no text but compressed by snappy"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
+    "lfs, old line ends": (b"version https://git-lfs.github.com/spec/v1\r\noid sha256:4d7a\r\n", "git lfs pull"),
+    "pdf in ascii": (b"%PDF-1.4\n%comment\n1 0 obj\n<< /Type /Catalog >>\n", "no text but a PDF"),
+    "rtf": (rb"{\rtf1\ansi\deff0 {\fonttbl {\f0 Times;}} Words\par}", "no text but RTF"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "no text but PostScript"),
     "twice": (gzip.compress(gzip.compress(b"text")), "is compressed twice (inside it is .gz)"),
 }
 
@@ -662,6 +678,13 @@ TEXTS = [
     b"P*M",
     b"LZIP",
     b"\xef\xbb\xbfa",
+    b"version https://git-lfs.github.com/spec/v1 is how a pointer begins",
+    b"%PDF-1.4\nis how a PDF begins",
+    rb"{\rtf1 is how RTF begins",
+    b"%!PS\nis how PostScript begins",
+    b"GIF89a, ORC, MZ",
+    b"x^2 + 1",
+    b"<html> is how a page begins",
 ]
 
 
@@ -670,6 +693,84 @@ def test_what_may_be_text_is_read(tmp_path, content):
     (tmp_path / "a.txt").write_bytes(content)
     (item,) = found(tmp_path / "a.txt", ReadOptions(errors="replace"))
     assert isinstance(item, Document) == (not content.startswith(b"(\xb5"))
+
+
+PAGES = [
+    b"<!DOCTYPE html>\n<html>\n<title>404</title>",
+    b"\n<HTML lang=en><body>No",
+    b'<?xml version="1.0"?>\n<Error/>',
+]
+
+
+@pytest.mark.parametrize("name", ["jsonl", "json", "csv", "tsv"])
+def test_an_error_page_is_no_table(tmp_path, name):
+    for page in PAGES:
+        (tmp_path / "a").write_bytes(page)
+        (bad,) = found(tmp_path / "a", ReadOptions(name))
+        assert re.fullmatch("is no table but (an HTML page|XML), perhaps .*; fetch it again", bad.reason)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.wet", "a.wet.gz", "a.jsonl.zst"])
+def test_a_pointer_of_git_lfs_is_told_in_place_of_any_format(tmp_path, name):
+    (tmp_path / name).write_bytes(CONTENTS["lfs"][0])
+    (bad,) = found(tmp_path / name)
+    assert re.match("is not (parquet|arrow|wet|gz|zst) but the pointer of git-LFS to its content", bad.reason)
+
+
+def test_rows_without_a_header_may_be_pages(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"<html>one\n<html>two\n")
+    assert read(tmp_path / "a.csv", ReadOptions(table=TableConfig(header=["text"]))) == ["<html>one", "<html>two"]
+
+
+UTF8 = {
+    "ascii": b"a few words\n",
+    "ascii without blanks": b"antidisestablishmentarianism",
+    "marked": b"\xef\xbb\xbfx",
+    "utf-8": "日本語のテキスト、長い".encode(),
+}
+NOT_ASCII = ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "cp037", "cp500"]
+
+
+@pytest.mark.parametrize("case", UTF8)
+@pytest.mark.parametrize("encoding", [*NOT_ASCII, "gbk", "gb18030", "latin-1", "shift_jis", "cp1252", "utf-7"])
+def test_utf8_in_an_encoding_that_makes_noise_of_it_is_told(tmp_path, case, encoding):
+    (tmp_path / "a.txt").write_bytes(UTF8[case])
+    items = found(tmp_path / "a.txt", ReadOptions(encoding=encoding))
+    if case == "marked" or encoding in NOT_ASCII:
+        assert [bad.reason for bad in items] == [
+            f"is not {encoding} but, by its first bytes, utf-8; set encoding: utf-8"
+        ]
+    elif "ascii" in case:
+        assert [item.text.encode() for item in items] == [UTF8[case]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "UTF8", "U8"])
+def test_marked_text_is_read_in_utf8_by_any_name(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfword")
+    assert read(tmp_path / "a.txt", ReadOptions(encoding=encoding)) == ["word"]
+
+
+@pytest.mark.parametrize("text", ["中", "中文", "中国人民", "一", "…", "“中”", "日本語", "中文字中文字中文字。\n"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16", "utf-32-le"])
+def test_short_wide_text_that_looks_like_utf8_is_read(tmp_path, text, encoding):
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    assert read(tmp_path / "a.txt", ReadOptions(encoding=encoding)) == [text]
+
+
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+def test_a_lost_byte_beside_half_a_pair_ends_wide_text_and_loses_none_before(tmp_path, errors):
+    texts = WESTERN.split("\n\n")
+    content = bytearray(WESTERN.encode("utf-16-le"))
+    del content[20_001]
+    content[30_000:30_000] = b"\0\xdc"
+    content[10_000:10_000] = b"\0\xdc"
+    (tmp_path / "a.txt").write_bytes(content)
+    *items, bad = found(tmp_path / "a.txt", ReadOptions("paragraphs", encoding="utf-16-le", errors=errors))
+    assert bad.reason.startswith("has lost a byte near byte ")
+    wrong = [item for item in items if isinstance(item, BadRecord)]
+    assert [item.place for item in wrong] == ([f"{tmp_path / 'a.txt'}: byte 10000"] if errors == "strict" else [])
+    whole = [item.text for item in items if isinstance(item, Document)]
+    assert set(whole) - set(texts[: len(items)]) == set() if errors == "strict" else len(whole) > 150
 
 
 TAILS = {  # behind a long text -> id and label, or what is said
