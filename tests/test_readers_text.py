@@ -161,6 +161,30 @@ def test_files_with_a_byte_order_mark_may_be_put_together(write):
     assert read(write("a.jsonl", b'\xef\xbb\xbf{"text": "a"}\n' * 2)) == ["a", "a"]
 
 
+SEVERAL_LINES = {
+    "pretty-printed": json.dumps({"text": "a, b", "meta": {"k": [1, "x"]}}, indent=2),
+    "an array": '[{"text": "a"}, {"text": "b"}]',
+    "an array in lines": '[\n{"text": "a"},\n{"text": "b"},\n]',
+    "commas at the ends": '{"text": "a"},\r\n{"text": "b"},',
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL_LINES)
+def test_json_over_several_lines_names_the_format_that_reads_it(tmp_path, monkeypatch, case):
+    for limit in (4096,) if case == "commas at the ends" else (4096, 8):
+        monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", limit)
+        (tmp_path / "a.jsonl").write_text(SEVERAL_LINES[case])
+        first = next(item for item in found(tmp_path / "a.jsonl") if isinstance(item, BadRecord))
+        assert first.reason.endswith("; format: json reads arrays, and objects over several lines")
+    monkeypatch.undo()
+    assert read(tmp_path / "a.jsonl", ReadOptions("json"))[0][:1] == "a"
+
+
+def test_other_wrong_lines_do_not(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"\n{"body": "a"}\nwords\n"text"\n{"text": "\xff"}\n')
+    assert [bad for bad in found(tmp_path / "a.jsonl") if "format: json" in bad.reason] == []
+
+
 def test_half_a_surrogate_pair_becomes_a_replacement_character(write):
     (text,) = read(write("a.jsonl", b'{"text": "a\\ud83dz"}'))
     assert text == "a\ufffdz"
