@@ -13,7 +13,6 @@ from ..compression import LFS_POINTER, LFS_REMEDY, MAGICS, ChunkStream, read_bef
 
 HEAD_BYTES = 1 << 16
 
-PICKLE = "a pickle, which may run code; write its text as jsonl"
 # How files begin that are no text, what they are called, and what to do.
 FOREIGN = {
     b"PK\x03\x04": "a zip archive (or an office document); unpack it",
@@ -32,30 +31,33 @@ FOREIGN = {
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an office document; save it as text",
     b"\x7fELF": "a program (ELF)",
     b"\xff\x06\0\0sNaPpY": "compressed by snappy; unpack it, or compress it by zstd",
-    **{bytes([0x80, protocol, code]): PICKLE for protocol in (2, 3, 4, 5) for code in b"]}(cCX\x8a\x8c\x95K\x88\x89N"},
     b"\x89PNG\r\n": "a picture (PNG)",
     b"\xff\xd8\xff": "a picture (JPEG)",
 }
-# Of these an old text might begin so: only where there is a NUL in the head.
+# A text might begin so: only with a NUL close behind.
 FOREIGN_WITH_NUL = {
     b"ORC": "an ORC table; write it as Parquet",
     b"GIF8": "a picture (GIF)",
     b"RIFF": "a sound, a picture or a film (RIFF)",
     b"OggS": "sound (Ogg)",
-    b"SEQ": "a Hadoop sequence file; write its text as jsonl",
-    b"MZ": "a program",
+    b"SEQ\x06": "a Hadoop sequence file; write its text as jsonl",
 }
-# What may be UTF-8, and no text to learn from: by more than a text about it would begin with.
-NO_TEXT_BUT_UTF8 = {
+# What is known by more than a few fixed bytes: a text may be about it, or begin with U+8004, which is a character.
+PATTERNS = {
+    re.compile(rb"\x80[\4\5]\x95.{4}\0{4}|\x80[\2\3](?:[]})(]+q\0|c[\w.]+\n|X..\0\0)", re.DOTALL): (
+        "a pickle, which may run code; write its text as jsonl"
+    ),
     re.compile(rb"Obj\x01"): "an Avro table; write it as Parquet",
     re.compile(LFS_POINTER + rb"\r?\n(?:ext-[^\n]*\n)*oid "): LFS_REMEDY,
     re.compile(rb"%PDF-\d\.\d\s*[\r\n](?:%[^\r\n]*[\r\n]+)*\d+ \d+ obj\b"): "a PDF; extract its text first",
     re.compile(rb"\{\\rtf1?\s*\\"): "RTF; save it as plain text",
     re.compile(rb"%!PS(?:-Adobe-[\d.]+[^\r\n]*)?\s*[\r\n]%%"): "PostScript; extract its text first",
 }
+CLOSE_BYTES = 64
 MARKUP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html\b|html[\s>]|(?P<xml>\?xml\s))", re.I)
 ASCII_SAMPLE = "The end. 0"
 SURELY_UTF8_BYTES = 16  # without a blank or a line end
+MOST_CONTROL = 0.1  # of the bytes of a text, such as a log with colours
 CONTROL = re.compile(rb"[\x01-\x08\x0b\x0e-\x1f\x7f]")
 TAR, TAR_PLACE = b"ustar", 257
 BOMS = {  # the longer first: UTF-32's begins like UTF-16's
@@ -78,7 +80,7 @@ def head_of(file: BinaryIO) -> bytes:
 def foreign(head: bytes, encoding: str) -> str | None:
     """Why a file that begins so is no text in this encoding, and the remedy; None for what may be text."""
     asked = codecs.lookup(encoding).name
-    if kind := next((kind for pattern, kind in NO_TEXT_BUT_UTF8.items() if pattern.match(head)), None):
+    if kind := next((kind for pattern, kind in PATTERNS.items() if pattern.match(head)), None):
         return f"is no text but {kind}"
     found: str | None = "utf-8"
     if not _is_utf8(head):
@@ -96,7 +98,7 @@ def _binary(head: bytes) -> str | None:
     for start, suffix in MAGICS.items():
         if head.startswith(start):
             return f"is compressed twice (inside it is {suffix}); unpack it once"
-    for start, kind in (FOREIGN | FOREIGN_WITH_NUL if b"\0" in head else FOREIGN).items():
+    for start, kind in (FOREIGN | FOREIGN_WITH_NUL if b"\0" in head[:CLOSE_BYTES] else FOREIGN).items():
         if head.startswith(start):
             return f"is no text but {kind}"
     if head[TAR_PLACE:].startswith(TAR):
@@ -126,8 +128,18 @@ def _may_be_in(asked: str, head: bytes) -> bool:
         return False
     if ASCII_SAMPLE.encode(asked, "replace") == ASCII_SAMPLE.encode():
         return True
-    enough = 4 if asked.startswith("utf-32") or re.search(rb"\s", head) else SURELY_UTF8_BYTES
-    return len(head) < enough or CONTROL.search(head) is not None
+    return not _is_surely_utf8(head, asked)
+
+
+def _is_surely_utf8(head: bytes, asked: str) -> bool:
+    """Whether valid UTF-8 is so not by chance: by its length, or its blanks, which in UTF-16 are seldom upper bytes."""
+    if len(head) < 4 or len(CONTROL.findall(head)) > len(head) * MOST_CONTROL:
+        return False
+    if len(head) >= SURELY_UTF8_BYTES or asked.startswith("utf-32"):
+        return True
+    blanks = [blank.start() for blank in re.finditer(rb"\s", head)]
+    upper = 0 if asked.endswith("be") else 1
+    return len(blanks) > 1 or any(at % 2 == upper or not asked.startswith("utf-16") for at in blanks)
 
 
 def _is_zlib(head: bytes) -> bool:
