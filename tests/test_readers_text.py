@@ -769,6 +769,18 @@ def test_utf8_in_an_encoding_that_makes_noise_of_it_is_told(tmp_path, case, enco
         assert [item.text.encode() for item in items] == [UTF8[case]]
 
 
+@pytest.mark.parametrize("encoding", ["gbk", "gb18030", "latin-1", "cp1252", "utf-8", "utf-8-sig"])
+def test_text_that_looks_like_utf8_in_another_encoding_is_remarked(tmp_path, caplog, encoding):
+    (tmp_path / "a.txt").write_bytes("naïve Größe, größer\n".encode() * 9)
+    found(tmp_path / "a.txt", ReadOptions(encoding=encoding, errors="replace"))
+    assert ("looks like UTF-8 by its first bytes" in caplog.text) == (not encoding.startswith("utf-8"))
+    caplog.clear()
+    for content, other in (("naïve Größe\n" * 99, "latin-1"), ("中文的文本在这里\n" * 99, "gbk")):
+        (tmp_path / "a.txt").write_bytes(content.encode(other))
+        assert read(tmp_path / "a.txt", ReadOptions(encoding=other)) == [content]
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "UTF8", "U8"])
 def test_marked_text_is_read_in_utf8_by_any_name(tmp_path, encoding):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfword")

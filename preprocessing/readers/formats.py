@@ -19,7 +19,7 @@ from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions, on
 from . import columnar, delimited, json_values, jsonl, text, web
 from .cutting import in_pieces
 from .encodings import Recoded
-from .sniffing import foreign, has_old_line_ends, head_of, markup, with_new_line_ends
+from .sniffing import foreign, has_old_line_ends, head_of, looks_like_utf8, markup, with_new_line_ends
 
 log = logging.getLogger("hvdlm")
 
@@ -151,6 +151,12 @@ def _read_text(format_: Format, file: BinaryIO, part: Part, options: ReadOptions
         if part.start == 0:  # once a file, whoever reads the rest of it
             yield BadRecord(part.path, reason)
         return
+    if looks_like_utf8(head, options.encoding):
+        log.warning(
+            "%s: is read as %s, and looks like UTF-8 by its first bytes; if its text is noise, set encoding: utf-8",
+            one_line(part.path),
+            options.encoding,
+        )
     recoded = Recoded(file, options) if codecs.lookup(options.encoding).name != "utf-8" else None
     if recoded:
         file, head = recoded.file, head_of(recoded.file)

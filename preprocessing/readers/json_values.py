@@ -15,7 +15,7 @@ from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions
 from .jsonl import read_long_record, read_record
 from .text import RawRecord, in_chunks
 
-BETWEEN, SCALAR = re.compile(rb"(?:[\s,]|\xef\xbb\xbf)*"), re.compile(rb'[^][{},"\s]+')
+BETWEEN, SCALAR = re.compile(rb"[\s,]*(?:\xef\xbb\xbf[\s,]*)*"), re.compile(rb'[^][{},"\s]+')
 OUTSIDE_STRING, INSIDE_STRING = re.compile(rb'[][{}"]'), re.compile(rb'["\\]')
 
 NO_END = "cut short: its JSON has no end; fetch the file again"

@@ -56,7 +56,8 @@ PATTERNS = {
 CLOSE_BYTES = 64
 MARKUP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html\b|html[\s>]|(?P<xml>\?xml\s))", re.I)
 ASCII_SAMPLE = "The end. 0"
-SURELY_UTF8_BYTES = 16  # without a blank or a line end
+SURELY_UTF8_BYTES = 24  # without a blank or a line end
+LONG_CHARACTER, SURELY_UTF8_CHARACTERS = re.compile(rb"[\xc2-\xf4][\x80-\xbf]+"), 16
 MOST_CONTROL = 0.1  # of the bytes of a text, such as a log with colours
 CONTROL = re.compile(rb"[\x01-\x08\x0b\x0e-\x1f\x7f]")
 TAR, TAR_PLACE = b"ustar", 257
@@ -106,6 +107,12 @@ def _binary(head: bytes) -> str | None:
     if _is_zlib(head):
         return "is no text but compressed by zlib; unpack it, or compress it by gzip"
     return None
+
+
+def looks_like_utf8(head: bytes, encoding: str) -> bool:
+    """Whether text to be read in another encoding has many characters of several bytes, all of them valid UTF-8."""
+    is_other = codecs.lookup(encoding).name not in ("utf-8", "utf-8-sig")
+    return is_other and _is_utf8(head) and len(LONG_CHARACTER.findall(head)) >= SURELY_UTF8_CHARACTERS
 
 
 def markup(head: bytes) -> str | None:
