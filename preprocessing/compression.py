@@ -19,6 +19,10 @@ from hvdlm.tokenizer.interface import require
 
 BLOCK_BYTES = 2048  # read at once: a break loses what one block expands to; 4 bytes of zstd can stand for 128 KiB
 PIECE_BYTES = 1 << 16  # expanded at once, where the library can be told
+HEAD_BYTES = 64  # that tell what a file is
+SHOWN_BYTES = 24
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+LFS_REMEDY = "the pointer of git-LFS to its content; fetch that by git lfs pull"
 ZSTD_MAX_WINDOW = 1 << 31  # of zstd --long=31: as much memory, where the content is as long
 
 
@@ -51,19 +55,21 @@ class ChunkStream(io.RawIOBase):
         super().close()
 
 
-def _zlib_pieces(decoder: Any, block: bytes) -> Iterator[bytes]:
-    while block and not decoder.eof:
-        yield decoder.decompress(block, PIECE_BYTES)
+def _zlib_pieces(decoder: Any, block: bytes, size: int) -> Iterator[bytes]:
+    while not decoder.eof:
+        yield (piece := decoder.decompress(block, size))
         block = decoder.unconsumed_tail
+        if not block and len(piece) < size:
+            return
 
 
-def _pieces(decoder: Any, block: bytes) -> Iterator[bytes]:
-    yield decoder.decompress(block, PIECE_BYTES)
+def _pieces(decoder: Any, block: bytes, size: int) -> Iterator[bytes]:
+    yield decoder.decompress(block, size)
     while not decoder.eof and not decoder.needs_input:
-        yield decoder.decompress(b"", PIECE_BYTES)
+        yield decoder.decompress(b"", size)
 
 
-def _zstd_pieces(decoder: Any, block: bytes) -> Iterator[bytes]:
+def _zstd_pieces(decoder: Any, block: bytes, _size: int) -> Iterator[bytes]:
     yield decoder.decompress(block)
 
 
@@ -77,7 +83,7 @@ class Compression:
     """One kind of compressed file: streams (members, frames) one behind the other."""
 
     decoder: Callable[[], Any]  # for one stream
-    pieces: Callable[[Any, bytes], Iterator[bytes]]  # what a block of it expands to, not at once
+    pieces: Callable[[Any, bytes, int], Iterator[bytes]]  # what a block of it expands to, in pieces of a size
     magics: tuple[bytes, ...]  # how such a file begins, and no text does
     has_padding: bool = True  # zero bytes may stand behind a stream
 
@@ -148,32 +154,85 @@ def read_before_break(file: BinaryIO, size: int) -> tuple[bytes, BrokenStream | 
     return b"".join(pieces), None
 
 
+class BeforeBreak:
+    """A file that ends where it breaks; `end` then raises the break, when all that is sound has been used."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._broken: BrokenStream | None = None
+
+    def read(self, size: int) -> bytes:
+        if self._broken:
+            return b""
+        data, self._broken = read_before_break(self._file, size)
+        return data
+
+    def readline(self, size: int) -> bytes:
+        """Up to a line end; nothing of a line that the break is in."""
+        try:
+            return b"" if self._broken else self._file.readline(size)
+        except BrokenStream as error:
+            self._broken = error
+            return b""
+
+    def end(self) -> None:
+        if self._broken:
+            raise self._broken
+
+
 def _content(path: str, suffix: str) -> Generator[bytes, None, None]:
     """What a file expands to; anything in it that is neither a stream nor padding is BrokenStream."""
     kind = COMPRESSIONS[suffix]
-    decoder, num_streams, num_read, num_given = None, 0, 0, 0
+    decoder, num_streams, start, num_given, num_before = None, 0, 0, 0, 0  # of the stream: its start, what is before it
     with Path(path).open("rb") as file:
         block = b""
         while block or (block := file.read(BLOCK_BYTES)):
-            num_read = file.tell()
             if decoder is None:
                 block = block.lstrip(b"\0") if num_streams and kind.has_padding else block
                 decoder = kind.decoder() if block else None
-            place = num_read - len(block)
+                start, num_before = file.tell() - len(block), num_given
+            place = file.tell() - len(block)
             try:
-                for piece in kind.pieces(decoder, block) if block else ():
+                for piece in kind.pieces(decoder, block, PIECE_BYTES) if block else ():
                     num_given += len(piece)
                     yield piece
             except Exception as error:
                 if not _is_of_library(error):
                     raise
-                raise _broken(suffix, place, num_given, str(error)) from None
+                rest, place = _before_fault(kind, file, start, place, num_given - num_before)
+                num_given += len(rest)
+                yield from (rest[at : at + PIECE_BYTES] for at in range(0, len(rest), PIECE_BYTES))
+                place = place if num_given > num_before else start
+                raise _broken(path, suffix, place, num_given, str(error)) from None
             block = b""
             if decoder is not None and decoder.eof:
                 block, decoder, num_streams = decoder.unused_data, None, num_streams + 1
-    if decoder is not None or not num_streams:
-        why = "it ends there, inside a stream" if num_read else "it is empty"
-        raise _broken(suffix, num_read, num_given, why)
+        if decoder is not None or not num_streams:
+            why = "it ends there, inside a stream" if file.tell() else "it is empty"
+            raise _broken(path, suffix, file.tell(), num_given, why)
+
+
+def _before_fault(kind: Compression, file: BinaryIO, start: int, place: int, num_given: int) -> tuple[bytes, int]:
+    """What the stream from byte `start` on gives before its fault, beyond `num_given` bytes, and where the fault is.
+
+    A decoder keeps what it had expanded when it meets a fault (such as a checksum that is wrong) in the same call. So
+    the stream is expanded again: in blocks up to byte `place`, which is before the fault, then byte by byte.
+    """
+    decoder, given, num_seen = kind.decoder(), bytearray(), 0
+    file.seek(start)
+    try:
+        while True:
+            is_near = file.tell() >= place
+            block = file.read(1 if is_near else min(BLOCK_BYTES, place - file.tell()))
+            for piece in kind.pieces(decoder, block, 1 if is_near else PIECE_BYTES):
+                given += piece[max(0, num_given - num_seen) :]
+                num_seen += len(piece)
+            if not block or decoder.eof:  # no fault this time
+                return bytes(given), place
+    except Exception as error:
+        if not _is_of_library(error):
+            raise
+    return bytes(given), file.tell() - 1
 
 
 def _is_of_library(error: Exception) -> bool:
@@ -181,8 +240,20 @@ def _is_of_library(error: Exception) -> bool:
     return isinstance(error, zlib.error | lzma.LZMAError | OSError | EOFError) or type(error).__name__ == "ZstdError"
 
 
-def _broken(suffix: str, place: int, num_given: int, why: str) -> BrokenStream:
+def _broken(path: str, suffix: str, place: int, num_given: int, why: str) -> BrokenStream:
+    with Path(path).open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    name, magics = suffix[1:], COMPRESSIONS[suffix].magics
+    if head.startswith(LFS_POINTER):
+        return BrokenStream(f"is not {name} but {LFS_REMEDY}")
+    if head and not num_given and not any(head.startswith(magic[: len(head)]) for magic in magics):
+        return BrokenStream(
+            f"is not {name}, whatever its name says (it begins with {head[:SHOWN_BYTES]!r}); fetch it again, or rename "
+            f"it without {suffix} if that is its content"
+        )
+    if "ictionary" in why:
+        return BrokenStream(f"is {name} that needs a dictionary ({why}); compress it again without one")
     return BrokenStream(
-        f"broken {suffix[1:]} (at byte {place} of the compressed file, behind {num_given} bytes of content: {why}); "
+        f"broken {name} (at byte {place} of the compressed file, behind {num_given} bytes of content: {why}); "
         "fetch or compress it again"
     )

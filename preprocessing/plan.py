@@ -101,6 +101,7 @@ class PreprocessConfig(Section):
     def _check(self) -> PreprocessConfig:
         try:
             "a".encode(self.encoding)  # raises for what Python knows but is no encoding of text, such as base64
+            codecs.getincrementaldecoder(self.encoding)("surrogateescape").decode(b"a")  # idna, punycode: for names
         except (LookupError, ValueError):
             raise ValueError(f"encoding {self.encoding!r} is no text encoding that Python knows") from None
         if (self.separator is not None) != (self.format == "separated"):

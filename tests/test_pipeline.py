@@ -112,6 +112,8 @@ def test_the_summary_tells_where_time_went(source, tmp_path):
     [
         ({"encoding": "klingon"}, "encoding 'klingon' is no text encoding"),
         ({"encoding": "base64"}, "encoding 'base64' is no text encoding"),
+        ({"encoding": "punycode"}, "encoding 'punycode' is no text encoding"),
+        ({"encoding": "idna"}, "encoding 'idna' is no text encoding"),
         ({"separator": "x"}, "format: separated and separator go together"),
         ({"format": "separated"}, "format: separated and separator go together"),
     ],

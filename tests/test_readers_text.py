@@ -1,11 +1,14 @@
 """Text formats: ranges share a file without loss, memory is bounded, and a fault is named with its place."""
 
+import bz2
 import gzip
 import itertools
 import json
 import lzma
 import os
+import pickle
 import re
+import zlib
 
 import pytest
 import zstandard
@@ -14,7 +17,7 @@ from reading import read as found
 
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import documents
-from hvdlm.preprocessing.documents import BadRecord, Document, ReadOptions, find_files
+from hvdlm.preprocessing.documents import BadRecord, Document, ReadOptions, TableConfig, find_files
 from hvdlm.preprocessing.readers import FORMATS, can_split, check_formats, encodings, text
 
 
@@ -156,6 +159,30 @@ def test_lines_may_end_in_several_ways(write, between):
 
 def test_files_with_a_byte_order_mark_may_be_put_together(write):
     assert read(write("a.jsonl", b'\xef\xbb\xbf{"text": "a"}\n' * 2)) == ["a", "a"]
+
+
+SEVERAL_LINES = {
+    "pretty-printed": json.dumps({"text": "a, b", "meta": {"k": [1, "x"]}}, indent=2),
+    "an array": '[{"text": "a"}, {"text": "b"}]',
+    "an array in lines": '[\n{"text": "a"},\n{"text": "b"},\n]',
+    "commas at the ends": '{"text": "a"},\r\n{"text": "b"},',
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL_LINES)
+def test_json_over_several_lines_names_the_format_that_reads_it(tmp_path, monkeypatch, case):
+    for limit in (4096,) if case == "commas at the ends" else (4096, 8):
+        monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", limit)
+        (tmp_path / "a.jsonl").write_text(SEVERAL_LINES[case])
+        first = next(item for item in found(tmp_path / "a.jsonl") if isinstance(item, BadRecord))
+        assert first.reason.endswith("; format: json reads arrays, and objects over several lines")
+    monkeypatch.undo()
+    assert read(tmp_path / "a.jsonl", ReadOptions("json"))[0][:1] == "a"
+
+
+def test_other_wrong_lines_do_not(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"\n{"body": "a"}\nwords\n"text"\n{"text": "\xff"}\n')
+    assert [bad for bad in found(tmp_path / "a.jsonl") if "format: json" in bad.reason] == []
 
 
 def test_half_a_surrogate_pair_becomes_a_replacement_character(write):
@@ -391,7 +418,8 @@ def test_all_whole_documents_before_a_break_are_kept_and_its_place_is_named(tmp_
     assert [item.text for item in good] == [str(n) for n in range(expected)]
     place = {10: len(streams[0]), 20: sum(map(len, streams[:2])) + 2, 30: sum(map(len, streams)), 0: 0}[expected]
     assert bad.place == str(path)
-    assert bad.reason.startswith(f"broken {suffix[1:]} (at byte ")
+    start = f"is not {suffix[1:]}, whatever its name" if case == "an error page" else f"broken {suffix[1:]} (at byte "
+    assert bad.reason.startswith(start)
     if case in ("a stream that begins wrong", "garbage behind the end"):
         assert f"at byte {place} of" in bad.reason
 
@@ -404,6 +432,72 @@ def test_what_a_damaged_member_holds_before_the_damage_is_kept(tmp_path):
     *good, bad = found(tmp_path / "a.jsonl.gz")
     assert len([item for item in good if isinstance(item, Document)]) > 9_000
     assert "broken gz (at byte " in bad.reason
+
+
+PACKED_LINES = [b'{"text": "%d %s"}\n' % (n, str(n * n).encode() * 9) for n in range(300)]
+CHECKED = {  # a stream with a check -> its bytes, and where the check lies, from its end
+    "gz, CRC": (".gz", gzip.compress, -8),
+    "gz, length": (".gz", gzip.compress, -1),
+    "bz2": (".bz2", bz2.compress, -2),
+    "xz, index": (".xz", lzma.compress, -1),
+    "xz, check": (".xz", lzma.compress, -29),
+    "zst": (".zst", zstandard.ZstdCompressor(write_checksum=True).compress, -1),
+}
+
+
+@pytest.mark.parametrize("case", CHECKED)
+@pytest.mark.parametrize("name", ["jsonl", "json", "wet", "second stream"])
+def test_what_stands_before_a_wrong_check_is_kept(tmp_path, case, name):
+    suffix, compress, place = CHECKED[case]
+    form = b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s\r\n\r\n"
+    lines = [form % (len(line), line) for line in PACKED_LINES] if name == "wet" else PACKED_LINES
+    before = compress(b"".join(lines)) if name == "second stream" else b""
+    damaged = bytearray(compress(b"".join(lines)))
+    damaged[place] ^= 0xFF
+    path = tmp_path / f"a.{'wet' if name == 'wet' else 'json' if name == 'json' else 'jsonl'}{suffix}"
+    path.write_bytes(before + damaged)
+    *good, bad = found(path)
+    assert len(good) == (600 if before else 300)
+    assert all(isinstance(item, Document) for item in good)
+    size = len(b"".join(lines)) * (2 if before else 1)
+    at, content = map(int, re.match(r"broken \w+ \(at byte (\d+) .*, behind (\d+) bytes", bad.reason).groups())
+    assert content == size
+    assert 0 <= at - (len(before + damaged) + place) < 8  # where the check is, or its last byte
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_whole_json_values_before_a_break_are_kept(tmp_path, suffix):
+    streams = [COMPRESS[suffix](b",".join(PACKED_LINES[n : n + 100])) for n in (0, 100, 200)]
+    path = tmp_path / f"a.json{suffix}"
+    path.write_bytes(streams[0] + b"\1\2" + streams[1])
+    *good, bad = found(path)
+    assert len(good) == 100
+    assert f"at byte {len(streams[0])} of" in bad.reason
+    path.write_bytes(COMPRESS[suffix](b"[" + b",".join(PACKED_LINES) + b',{"text": "half') + b"\1\2")
+    *good, bad = found(path)
+    assert len(good) == 300
+    assert "broken " in bad.reason
+
+
+def test_a_name_that_promises_a_compression_is_told(tmp_path):
+    for suffix, content in itertools.product([*COMPRESS, ".lzma"], [b"plain text\n" * 99, b"x"]):
+        (tmp_path / f"a.txt{suffix}").write_bytes(content)
+        (bad,) = found(tmp_path / f"a.txt{suffix}")
+        assert bad.reason.startswith(f"is not {suffix[1:]}, whatever its name says (it begins with b'{chr(content[0])}")
+        assert f"rename it without {suffix}" in bad.reason
+
+
+def test_a_zst_that_needs_a_dictionary_is_told(tmp_path):
+    dictionary = zstandard.train_dictionary(1000, PACKED_LINES)
+    packed = zstandard.ZstdCompressor(dict_data=dictionary).compress(b"".join(PACKED_LINES))
+    (tmp_path / "a.jsonl.zst").write_bytes(packed)
+    (bad,) = found(tmp_path / "a.jsonl.zst")
+    assert bad.reason.startswith("is zst that needs a dictionary")
+
+
+def test_a_mark_between_json_values_is_no_value(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf[{"text": "a"}]\n\xef\xbb\xbf{"text": "b"}')
+    assert read(tmp_path / "a.json") == ["a", "b"]
 
 
 def test_a_zst_of_the_longest_window_is_read(tmp_path):
@@ -523,6 +617,20 @@ CONTENTS = {  # what is no text -> (how it begins, what is said)
     "UTF-16, big": ("text in ascii\n".encode("utf-16-be"), "set encoding: utf-16-be"),
     "UTF-32": ("日本語\n".encode("utf-32"), "set encoding: utf-32"),
     "UTF-32 without BOM": ("text in ascii\n".encode("utf-32-le"), "set encoding: utf-32-le"),
+    "elf": (b"\x7fELF\x02\x01\x01\0\0", "no text but a program (ELF)"),
+    "gif": (b"GIF89a\x01\0\x01\0\x80", "no text but a picture (GIF)"),
+    "orc": (b"ORC\n\x0b\n\x03\0\0\0\x12", "no text but an ORC table"),
+    "avro": (b"Obj\x01\x04\x16avro.schema\xf0", "no text but an Avro table"),
+    "pickle 2": (pickle.dumps(["a text"], 2), "no text but a pickle"),
+    "pickle 4": (pickle.dumps(["a text"], 4), "no text but a pickle"),
+    "zlib": (zlib.compress(b"some text, and more of it" * 99), "no text but compressed by zlib"),
+    "zlib, fast": (zlib.compress(b"short", 1), "no text but compressed by zlib"),
+    "snappy": (b"\xff\x06\0\0sNaPpY\x01", "no text but compressed by snappy"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
+    "lfs, old line ends": (b"version https://git-lfs.github.com/spec/v1\r\noid sha256:4d7a\r\n", "git lfs pull"),
+    "pdf in ascii": (b"%PDF-1.4\n%comment\n1 0 obj\n<< /Type /Catalog >>\n", "no text but a PDF"),
+    "rtf": (rb"{\rtf1\ansi\deff0 {\fonttbl {\f0 Times;}} Words\par}", "no text but RTF"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "no text but PostScript"),
     "twice": (gzip.compress(gzip.compress(b"text")), "is compressed twice (inside it is .gz)"),
 }
 
@@ -594,6 +702,13 @@ TEXTS = [
     b"P*M",
     b"LZIP",
     b"\xef\xbb\xbfa",
+    b"version https://git-lfs.github.com/spec/v1 is how a pointer begins",
+    b"%PDF-1.4\nis how a PDF begins",
+    rb"{\rtf1 is how RTF begins",
+    b"%!PS\nis how PostScript begins",
+    b"GIF89a, ORC, MZ",
+    b"x^2 + 1",
+    b"<html> is how a page begins",
 ]
 
 
@@ -602,6 +717,99 @@ def test_what_may_be_text_is_read(tmp_path, content):
     (tmp_path / "a.txt").write_bytes(content)
     (item,) = found(tmp_path / "a.txt", ReadOptions(errors="replace"))
     assert isinstance(item, Document) == (not content.startswith(b"(\xb5"))
+
+
+PAGES = [
+    b"<!DOCTYPE html>\n<html>\n<title>404</title>",
+    b"\n<HTML lang=en><body>No",
+    b'<?xml version="1.0"?>\n<Error/>',
+]
+
+
+@pytest.mark.parametrize("name", ["jsonl", "json", "csv", "tsv"])
+def test_an_error_page_is_no_table(tmp_path, name):
+    for page in PAGES:
+        (tmp_path / "a").write_bytes(page)
+        (bad,) = found(tmp_path / "a", ReadOptions(name))
+        assert re.fullmatch("is no table but (an HTML page|XML), perhaps .*; fetch it again", bad.reason)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.wet", "a.wet.gz", "a.jsonl.zst"])
+def test_a_pointer_of_git_lfs_is_told_in_place_of_any_format(tmp_path, name):
+    (tmp_path / name).write_bytes(CONTENTS["lfs"][0])
+    (bad,) = found(tmp_path / name)
+    assert re.match("is not (parquet|arrow|wet|gz|zst) but the pointer of git-LFS to its content", bad.reason)
+
+
+def test_rows_without_a_header_may_be_pages(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"<html>one\n<html>two\n")
+    assert read(tmp_path / "a.csv", ReadOptions(table=TableConfig(header=["text"]))) == ["<html>one", "<html>two"]
+
+
+UTF8 = {
+    "ascii": b"a few words\n",
+    "ascii in colour": b"a log \x1b[31merror\x1b[0m of many words\n" * 99,
+    "ascii without blanks": b"antidisestablishmentarianism",
+    "marked": b"\xef\xbb\xbfx",
+    "utf-8": "日本語のテキスト、長い".encode(),
+}
+NOT_ASCII = ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "cp037", "cp500"]
+
+
+@pytest.mark.parametrize("case", UTF8)
+@pytest.mark.parametrize("encoding", [*NOT_ASCII, "gbk", "gb18030", "latin-1", "shift_jis", "cp1252", "utf-7"])
+def test_utf8_in_an_encoding_that_makes_noise_of_it_is_told(tmp_path, case, encoding):
+    (tmp_path / "a.txt").write_bytes(UTF8[case])
+    items = found(tmp_path / "a.txt", ReadOptions(encoding=encoding))
+    if case == "marked" or encoding in NOT_ASCII:
+        assert [bad.reason for bad in items] == [
+            f"is not {encoding} but, by its first bytes, utf-8; set encoding: utf-8"
+        ]
+    elif "ascii" in case and encoding != "utf-7":
+        assert [item.text.encode() for item in items] == [UTF8[case]]
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "gb18030", "latin-1", "cp1252", "utf-8", "utf-8-sig"])
+def test_text_that_looks_like_utf8_in_another_encoding_is_remarked(tmp_path, caplog, encoding):
+    (tmp_path / "a.txt").write_bytes("naïve Größe, größer\n".encode() * 9)
+    found(tmp_path / "a.txt", ReadOptions(encoding=encoding, errors="replace"))
+    assert ("looks like UTF-8 by its first bytes" in caplog.text) == (not encoding.startswith("utf-8"))
+    caplog.clear()
+    for content, other in (("naïve Größe\n" * 99, "latin-1"), ("中文的文本在这里\n" * 99, "gbk")):
+        (tmp_path / "a.txt").write_bytes(content.encode(other))
+        assert read(tmp_path / "a.txt", ReadOptions(encoding=other)) == [content]
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "UTF8", "U8"])
+def test_marked_text_is_read_in_utf8_by_any_name(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfword")
+    assert read(tmp_path / "a.txt", ReadOptions(encoding=encoding)) == ["word"]
+
+
+@pytest.mark.parametrize(
+    "text", ["中", "中文", "中国人民", "者一", "考一", "码", "一", "…", "“中”", "日本語", "中文字中文字中文字。\n"]
+)
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16", "utf-32-le"])
+def test_short_wide_text_that_looks_like_utf8_is_read(tmp_path, text, encoding):
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    assert read(tmp_path / "a.txt", ReadOptions(encoding=encoding)) == [text]
+
+
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+def test_a_lost_byte_beside_half_a_pair_ends_wide_text_and_loses_none_before(tmp_path, errors):
+    texts = WESTERN.split("\n\n")
+    content = bytearray(WESTERN.encode("utf-16-le"))
+    del content[20_001]
+    content[30_000:30_000] = b"\0\xdc"
+    content[10_000:10_000] = b"\0\xdc"
+    (tmp_path / "a.txt").write_bytes(content)
+    *items, bad = found(tmp_path / "a.txt", ReadOptions("paragraphs", encoding="utf-16-le", errors=errors))
+    assert bad.reason.startswith("has lost a byte near byte ")
+    wrong = [item for item in items if isinstance(item, BadRecord)]
+    assert [item.place for item in wrong] == ([f"{tmp_path / 'a.txt'}: byte 10000"] if errors == "strict" else [])
+    whole = [item.text for item in items if isinstance(item, Document)]
+    assert set(whole) - set(texts[: len(items)]) == set() if errors == "strict" else len(whole) > 150
 
 
 TAILS = {  # behind a long text -> id and label, or what is said

@@ -268,6 +268,39 @@ def test_extracted_text_stands_as_it_is(tmp_path, name):
     assert found == [Document(text, i + 1, f"http://{i}/") for i, text in enumerate(texts)]
 
 
+def test_records_of_other_kinds_are_counted(tmp_path, trafilatura, caplog):
+    caplog.set_level("INFO")
+    archive = conversions(["one", "two"])
+    archive.add(b"{}", "conversion", record="application/json").add(b"about", "metadata", record="text/plain")
+    assert [f.text for f in read(archive.write(tmp_path / "a.wet"))] == ["one", "two"]
+    told = f"{tmp_path}/a.wet: passed over 1 record of other kinds (conversion of application/json 1)"
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [("INFO", told)]
+    caplog.clear()
+    archive.add(page(STORY)).add(b"x", status="404 Not Found").add(b"x", http=[]).records.append(b"garbage")
+    archive.records[-2] = archive.records[-2].replace(b"text/html", b"image/png")
+    read(archive.write(tmp_path / "a.warc"))
+    told = "(conversion 3, response 404 1, response of image/png 1); set format: wet"
+    assert f"a.warc: passed over 5 records of other kinds {told}" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "other"), [("a.warc", "wet"), ("a.wet.gz", "warc")])
+def test_an_archive_of_the_other_kind_names_the_format(tmp_path, trafilatura, caplog, name, other):
+    archive = conversions(["one"] * 12) if other == "wet" else Archive()
+    for _ in range(12 if other == "warc" else 0):
+        archive.add(page(STORY))
+    archive.add(b"software: x\r\n", "warcinfo", record="application/warc-fields")
+    path = archive.write(tmp_path / name)
+    assert read(path) == []
+    (record,) = caplog.records
+    kind = {"wet": "conversion", "warc": "response"}[other]
+    told = f"{path}: passed over 12 records of other kinds ({kind} 12); set format: {other}"
+    assert (record.levelname, record.getMessage()) == ("WARNING", told)
+    path.write_bytes(path.read_bytes() + b"\1\2" * (path.suffix == ".gz"))
+    caplog.clear()
+    assert len(read(path)) == (path.suffix == ".gz")  # a break is told too
+    assert told in caplog.text
+
+
 def test_wrong_bytes_of_extracted_text_follow_the_error_policy(tmp_path):
     archive = conversions(["one", "two"])
     archive.records[0] = archive.records[0].replace(b"one", b"\xff\xfee")

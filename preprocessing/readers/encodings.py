@@ -83,6 +83,7 @@ class Recoded:
                 place = num_read - num_pending + 2 * shifted
                 broken = BrokenStream(f"has lost a byte near byte {place}: what follows is no UTF-16; fetch it again")
                 decoded = decoded[:shifted]
+                del _found[decoded.count(WRONG_CHARACTER) :]
             text = decoded.encode("utf-8", "hvdlm.mark")
             if _found:
                 self._remember(text, num_given, num_read - num_pending)

@@ -14,12 +14,12 @@ from typing import BinaryIO
 from hvdlm.errors import UserError
 from hvdlm.tables import counted
 
-from ..compression import BrokenStream, is_compressed, open_plain, plain_suffix
+from ..compression import LFS_POINTER, LFS_REMEDY, BrokenStream, is_compressed, open_plain, plain_suffix
 from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions, one_line
 from . import columnar, delimited, json_values, jsonl, text, web
 from .cutting import in_pieces
 from .encodings import Recoded
-from .sniffing import foreign, has_old_line_ends, head_of, with_new_line_ends
+from .sniffing import foreign, has_old_line_ends, head_of, looks_like_utf8, markup, with_new_line_ends
 
 log = logging.getLogger("hvdlm")
 
@@ -34,6 +34,7 @@ class Format:
     suffixes: tuple[str, ...] = ()
     splittable: bool = False  # byte ranges can be read apart
     has_lines: bool = True  # line ends part its records; else they are text like any other
+    is_table: bool = False  # of JSON records or of rows: no markup
     is_text: bool = True  # made of characters in `encoding`, not of a binary layout of its own
 
 
@@ -43,10 +44,10 @@ FORMATS: dict[str, Format] = {
     "separated": Format(text.read_separated, splittable=True),
     "wikitext": Format(partial(text.read_between, boundary=text.ARTICLES), (".tokens",), splittable=True),
     "md": Format(text.read_file, (".md", ".markdown"), splittable=True, has_lines=False),
-    "jsonl": Format(jsonl.read_json_lines, (".jsonl", ".ndjson"), splittable=True),
-    "json": Format(json_values.read_json, (".json",)),
-    "csv": Format(partial(delimited.read_rows, dialect=delimited.CSV), (".csv",)),
-    "tsv": Format(partial(delimited.read_rows, dialect=delimited.TSV), (".tsv",)),
+    "jsonl": Format(jsonl.read_json_lines, (".jsonl", ".ndjson"), splittable=True, is_table=True),
+    "json": Format(json_values.read_json, (".json",), is_table=True),
+    "csv": Format(partial(delimited.read_rows, dialect=delimited.CSV), (".csv",), is_table=True),
+    "tsv": Format(partial(delimited.read_rows, dialect=delimited.TSV), (".tsv",), is_table=True),
     "parquet": Format(columnar.read_parquet, (".parquet",), is_text=False),
     "arrow": Format(columnar.read_arrow, (".arrow", ".feather", ".ipc"), is_text=False),
     "html": Format(web.read_html, (".html", ".htm", ".xhtml"), is_text=False),
@@ -122,11 +123,14 @@ def read_documents(part: Part, options: ReadOptions) -> Iterator[Document | BadR
 
     A UserError is a mistake in the settings or a file that cannot be opened; bad content never is one.
     """
-    format_ = FORMATS[format_of(part.path, options.format)]
+    name = format_of(part.path, options.format)
+    format_ = FORMATS[name]
     try:
         with open_plain(part.path) as file:
             if format_.is_text:
                 yield from _read_text(format_, file, part, options)
+            elif head_of(file).startswith(LFS_POINTER):
+                yield BadRecord(part.path, f"is not {name} but {LFS_REMEDY}")
             else:
                 yield from in_pieces(format_.read(file, part, options), part, options)
     except UnicodeError as error:  # of a whole stream, such as UTF-16 without a byte order mark
@@ -142,10 +146,17 @@ def read_documents(part: Part, options: ReadOptions) -> Iterator[Document | BadR
 def _read_text(format_: Format, file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
     """What a format of characters reads, if there are any; in its encoding, with its line ends."""
     head = head_of(file)
-    if reason := foreign(head, options.encoding):
+    may_be_markup = not format_.is_table or options.table.header is not None
+    if reason := foreign(head, options.encoding) or (None if may_be_markup else markup(head)):
         if part.start == 0:  # once a file, whoever reads the rest of it
             yield BadRecord(part.path, reason)
         return
+    if looks_like_utf8(head, options.encoding):
+        log.warning(
+            "%s: is read as %s, and looks like UTF-8 by its first bytes; if its text is noise, set encoding: utf-8",
+            one_line(part.path),
+            options.encoding,
+        )
     recoded = Recoded(file, options) if codecs.lookup(options.encoding).name != "utf-8" else None
     if recoded:
         file, head = recoded.file, head_of(recoded.file)

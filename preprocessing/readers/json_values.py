@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from .. import documents
+from ..compression import BeforeBreak
 from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions
 from .jsonl import read_long_record, read_record
-from .text import BOM, RawRecord, in_chunks
+from .text import RawRecord, in_chunks
 
-BETWEEN, SCALAR = re.compile(rb"[\s,]*"), re.compile(rb'[^][{},"\s]+')
+BETWEEN, SCALAR = re.compile(rb"[\s,]*(?:\xef\xbb\xbf[\s,]*)*"), re.compile(rb'[^][{},"\s]+')
 OUTSIDE_STRING, INSIDE_STRING = re.compile(rb'[][{}"]'), re.compile(rb'["\\]')
 
 NO_END = "cut short: its JSON has no end; fetch the file again"
@@ -35,12 +36,13 @@ def read_json(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Docu
 def _values(file: BinaryIO, part: Part) -> Iterator[RawRecord | BadRecord]:
     """The members of arrays, and values that stand in none; one of over MAX_DOCUMENT_BYTES in several pieces."""
     limit = documents.MAX_DOCUMENT_BYTES
-    window, position = file.read(2 * limit), 0  # position: of the window's first byte
-    at = len(BOM) if window.startswith(BOM) else 0
+    sound = BeforeBreak(file)
+    window, position = sound.read(2 * limit), 0  # position: of the window's first byte
+    at = 0
     is_array = False
     while True:
         at = _skip(window, at)
-        if len(window) - at <= limit and (block := file.read(limit)):
+        if len(window) - at <= limit and (block := sound.read(limit)):
             window, position, at = window[at:] + block, position + at, 0
         elif at == len(window):
             break
@@ -52,20 +54,22 @@ def _values(file: BinaryIO, part: Part) -> Iterator[RawRecord | BadRecord]:
             if scan.is_whole or is_open:
                 yield from in_chunks(RawRecord(position + start, window[start : scan.at], is_open))
             else:
+                sound.end()
                 yield BadRecord(f"{part.path}: byte {position + start}", NO_END, position + start)
             while not scan.is_whole and window:
                 overshoot, position = scan.at - len(window), position + len(window)
-                window = file.read(limit)
+                window = sound.read(limit)
                 scan = _scan(window, scan._replace(at=overshoot))
                 if is_open:
                     yield RawRecord(position, window[: scan.at], not scan.is_whole and bool(window))
             at = min(scan.at, len(window))
+    sound.end()
     if is_array:
         yield BadRecord(f"{part.path}: byte {position + at}", NO_END, position + at)
 
 
 def _skip(window: bytes, at: int) -> int:
-    """Past blanks and commas."""
+    """Past blanks and commas, and marks of files that were put behind one another."""
     between = BETWEEN.match(window, at)
     return between.end() if between else at
 

@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, TypeVar
 
 import orjson
 
@@ -18,11 +18,15 @@ from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadO
 from .tables import larger_than_limit, listed
 from .text import LINES, RawRecord, chunks_of, decode, records
 
+AnyFound = TypeVar("AnyFound", bound=Document | LongDocument | BadRecord)
 MISSING = object()
 DECODER = json.JSONDecoder(parse_int=str, parse_float=str)
 BEFORE_NAME, COLON = re.compile(r'[\s,]*(?=")'), re.compile(r"\s*:\s*")
 SURROGATE = re.compile("[\ud800-\udfff]")
 HIGH_SURROGATE = re.compile(rb"\\u[dD][89abAB]")
+# An array, a bracket, a member of an object, or a value with a comma behind it.
+SEVERAL_LINES = re.compile(rb'\[.*|[][{}]+,?|"(?:[^"\\]|\\.)*"\s*:.*|.*,', re.DOTALL)
+OVER_SEVERAL_LINES = "format: json reads arrays, and objects over several lines"
 BACKSLASH = ord("\\")
 ESCAPE_BYTES = 6  # backslash, u, four digits; a surrogate pair takes two
 BLOCK_BYTES = 1 << 20  # of a long text on its way through temporary files
@@ -33,13 +37,21 @@ def read_json_lines(file: BinaryIO, part: Part, options: ReadOptions) -> Iterato
     lines = records(file, part, LINES)
     for line in lines:
         if line.is_cut:
-            yield from read_long_record(line, lines, part, options)
+            for item in read_long_record(line, lines, part, options):
+                yield _with_remedy(item, line.data)
         elif line.data and not line.data.isspace():
             found = read_record(line.data, line.position, part, options)
             if isinstance(found, BadRecord) and b"\r" in line.data.strip():
-                yield from _parted_by_returns(line, part, options) or [found]
+                yield from _parted_by_returns(line, part, options) or [_with_remedy(found, line.data)]
             else:
-                yield found
+                yield _with_remedy(found, line.data)
+
+
+def _with_remedy(found: AnyFound, line: bytes) -> AnyFound:
+    """A wrong line that looks like one of JSON over several lines, or like an array, with the format that reads it."""
+    if isinstance(found, BadRecord) and SEVERAL_LINES.fullmatch(line.strip()) and found.reason != NOT_UTF8:
+        return found._replace(reason=f"{found.reason}; {OVER_SEVERAL_LINES}")
+    return found
 
 
 def _parted_by_returns(line: RawRecord, part: Part, options: ReadOptions) -> list[Document | BadRecord]:

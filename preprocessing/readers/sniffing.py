@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
+import zlib
 from collections.abc import Generator
 from typing import BinaryIO, cast
 
-from ..compression import MAGICS, ChunkStream, read_before_break
+from ..compression import LFS_POINTER, LFS_REMEDY, MAGICS, ChunkStream, read_before_break
 
 HEAD_BYTES = 1 << 16
 
@@ -27,9 +29,37 @@ FOREIGN = {
     b"SQLite format 3\0": "an SQLite database; write its text as jsonl",
     b"%PDF-": "a PDF; extract its text first",
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an office document; save it as text",
+    b"\x7fELF": "a program (ELF)",
+    b"\xff\x06\0\0sNaPpY": "compressed by snappy; unpack it, or compress it by zstd",
     b"\x89PNG\r\n": "a picture (PNG)",
     b"\xff\xd8\xff": "a picture (JPEG)",
 }
+# A text might begin so: only with a NUL close behind.
+FOREIGN_WITH_NUL = {
+    b"ORC": "an ORC table; write it as Parquet",
+    b"GIF8": "a picture (GIF)",
+    b"RIFF": "a sound, a picture or a film (RIFF)",
+    b"OggS": "sound (Ogg)",
+    b"SEQ\x06": "a Hadoop sequence file; write its text as jsonl",
+}
+# What is known by more than a few fixed bytes: a text may be about it, or begin with U+8004, which is a character.
+PATTERNS = {
+    re.compile(rb"\x80[\4\5]\x95.{4}\0{4}|\x80[\2\3](?:[]})(]+q\0|c[\w.]+\n|X..\0\0)", re.DOTALL): (
+        "a pickle, which may run code; write its text as jsonl"
+    ),
+    re.compile(rb"Obj\x01"): "an Avro table; write it as Parquet",
+    re.compile(LFS_POINTER + rb"\r?\n(?:ext-[^\n]*\n)*oid "): LFS_REMEDY,
+    re.compile(rb"%PDF-\d\.\d\s*[\r\n](?:%[^\r\n]*[\r\n]+)*\d+ \d+ obj\b"): "a PDF; extract its text first",
+    re.compile(rb"\{\\rtf1?\s*\\"): "RTF; save it as plain text",
+    re.compile(rb"%!PS(?:-Adobe-[\d.]+[^\r\n]*)?\s*[\r\n]%%"): "PostScript; extract its text first",
+}
+CLOSE_BYTES = 64
+MARKUP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html\b|html[\s>]|(?P<xml>\?xml\s))", re.I)
+ASCII_SAMPLE = "The end. 0"
+SURELY_UTF8_BYTES = 24  # without a blank or a line end
+LONG_CHARACTER, SURELY_UTF8_CHARACTERS = re.compile(rb"[\xc2-\xf4][\x80-\xbf]+"), 16
+MOST_CONTROL = 0.1  # of the bytes of a text, such as a log with colours
+CONTROL = re.compile(rb"[\x01-\x08\x0b\x0e-\x1f\x7f]")
 TAR, TAR_PLACE = b"ustar", 257
 BOMS = {  # the longer first: UTF-32's begins like UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
@@ -50,20 +80,84 @@ def head_of(file: BinaryIO) -> bytes:
 
 def foreign(head: bytes, encoding: str) -> str | None:
     """Why a file that begins so is no text in this encoding, and the remedy; None for what may be text."""
-    if _is_utf8(head):
-        return None
+    asked = codecs.lookup(encoding).name
+    if kind := next((kind for pattern, kind in PATTERNS.items() if pattern.match(head)), None):
+        return f"is no text but {kind}"
+    found: str | None = "utf-8"
+    if not _is_utf8(head):
+        if reason := _binary(head):
+            return reason
+        found = _wide_encoding(head)
+        if found is None and head.startswith(codecs.BOM_UTF8):
+            found = "utf-8"
+    is_fit = found is None or (_may_be_in(asked, head) if found == "utf-8" else _is_same_order(asked, found, head))
+    return None if is_fit else f"is not {encoding} but, by its first bytes, {found}; set encoding: {found}"
+
+
+def _binary(head: bytes) -> str | None:
+    """What a file is that is no text in any encoding, by how it begins, and the remedy."""
     for start, suffix in MAGICS.items():
         if head.startswith(start):
             return f"is compressed twice (inside it is {suffix}); unpack it once"
-    for start, kind in FOREIGN.items():
+    for start, kind in (FOREIGN | FOREIGN_WITH_NUL if b"\0" in head[:CLOSE_BYTES] else FOREIGN).items():
         if head.startswith(start):
             return f"is no text but {kind}"
     if head[TAR_PLACE:].startswith(TAR):
         return "is no text but a tar archive; unpack it"
-    wide, asked = _wide_encoding(head), codecs.lookup(encoding).name
-    if wide is None or _is_same_order(asked, wide, head):
+    if _is_zlib(head):
+        return "is no text but compressed by zlib; unpack it, or compress it by gzip"
+    return None
+
+
+def looks_like_utf8(head: bytes, encoding: str) -> bool:
+    """Whether text to be read in another encoding has many characters of several bytes, all of them valid UTF-8."""
+    is_other = codecs.lookup(encoding).name not in ("utf-8", "utf-8-sig")
+    return is_other and _is_utf8(head) and len(LONG_CHARACTER.findall(head)) >= SURELY_UTF8_CHARACTERS
+
+
+def markup(head: bytes) -> str | None:
+    """Why a file that begins so holds no records of JSON or rows of a table, and the remedy."""
+    kind = MARKUP.match(head)
+    if kind is None:
         return None
-    return f"is not {encoding} but, by its first bytes, {wide}; set encoding: {wide}"
+    return f"is no table but {'XML' if kind['xml'] else 'an HTML page'}, perhaps an error message; fetch it again"
+
+
+def _may_be_in(asked: str, head: bytes) -> bool:
+    """Whether text of UTF-8 may all the same be in the encoding that was asked for.
+
+    By a mark it is not. Without one it may be where ASCII is spelt as in UTF-8; elsewhere (UTF-16, EBCDIC) it is
+    noise, unless it is so short that it may look like UTF-8 by chance, as a Chinese character of UTF-16 does.
+    """
+    if asked in ("utf-8", "utf-8-sig"):
+        return True
+    if head.startswith(codecs.BOM_UTF8):
+        return False
+    if ASCII_SAMPLE.encode(asked, "replace") == ASCII_SAMPLE.encode():
+        return True
+    return not _is_surely_utf8(head, asked)
+
+
+def _is_surely_utf8(head: bytes, asked: str) -> bool:
+    """Whether valid UTF-8 is so not by chance: by its length, or its blanks, which in UTF-16 are seldom upper bytes."""
+    if len(head) < 4 or len(CONTROL.findall(head)) > len(head) * MOST_CONTROL:
+        return False
+    if len(head) >= SURELY_UTF8_BYTES or asked.startswith("utf-32"):
+        return True
+    blanks = [blank.start() for blank in re.finditer(rb"\s", head)]
+    upper = 0 if asked.endswith("be") else 1
+    return len(blanks) > 1 or any(at % 2 == upper or not asked.startswith("utf-16") for at in blanks)
+
+
+def _is_zlib(head: bytes) -> bool:
+    """Whether this is a zlib stream, which has no more than two bytes to be known by: by what it expands to."""
+    if head[:1] != b"x" or int.from_bytes(head[:2]) % 31:
+        return False
+    decoder = zlib.decompressobj()
+    try:
+        return len(decoder.decompress(head, 64)) == 64 or decoder.eof
+    except zlib.error:
+        return False
 
 
 def _is_same_order(asked: str, wide: str, head: bytes) -> bool:

@@ -12,6 +12,7 @@ import logging
 import re
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import IO, BinaryIO, NamedTuple
 
@@ -19,14 +20,21 @@ from hvdlm.errors import UserError
 from hvdlm.tables import counted
 
 from .. import documents
+from ..compression import BeforeBreak, BrokenStream
 from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
 from .jsonl import whole_characters
 from .tables import larger_than_limit
+
+log = logging.getLogger("hvdlm")
 
 MAX_TAGS = 100_000  # trafilatura needs up to 4 KB and 0.2 ms for each
 BLOCK_BYTES = 1 << 20  # of a long record
 MAX_HEAD_BYTES = 1 << 16  # of the headers of a record, or of a response
 CACHED_PAGE_CHARACTERS = 1 << 16  # trafilatura keeps a thousand lines, whatever their length
+
+HOLD_CONTENT = {"response", "conversion", "resource"}  # types of records; others are about them
+READ_BY = {"response": "warc", "conversion": "wet"}  # the format that reads all of such a type
+MOST_KINDS = 5  # that are named
 
 BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 CHARSET = re.compile(
@@ -52,6 +60,10 @@ NOT_CHARSETS = {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "und
 
 class _Refused(Exception):
     """Why there is no text."""
+
+
+class _PassedOver(Exception):
+    """Of which kind a record is that is not asked for."""
 
 
 def read_html(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
@@ -80,6 +92,21 @@ def read_wet(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Docum
 def _read_archive(
     file: BinaryIO, part: Part, options: ReadOptions, text_of: TextOf
 ) -> Iterator[Document | LongDocument | BadRecord]:
+    passed, num_documents = Counter[str](), 0
+    try:
+        for found in _texts(file, part, options, text_of, passed):
+            num_documents += not isinstance(found, BadRecord)
+            yield found
+    except BrokenStream:
+        _tell_passed(passed, num_documents, part)
+        raise
+    _tell_passed(passed, num_documents, part)
+
+
+def _texts(
+    file: BinaryIO, part: Part, options: ReadOptions, text_of: TextOf, passed: Counter[str]
+) -> Iterator[Document | LongDocument | BadRecord]:
+    """What the records hold; those of other kinds are counted in `passed`."""
     with tempfile.SpooledTemporaryFile(documents.MAX_DOCUMENT_BYTES) as aside:
         archive = _Archive(file, aside)
         for number in itertools.count():
@@ -94,17 +121,38 @@ def _read_archive(
                 address = headers.get("warc-target-uri", "").strip("<> ") or None
                 if isinstance(text, str):
                     yield Document(text, number, address)
-                elif text is not None:
+                else:
                     yield LongDocument(iter(lambda: aside.read(BLOCK_BYTES), b""), number, address)
+            except _PassedOver as error:
+                passed[str(error)] += 1
             except _Refused as error:
                 yield BadRecord(f"{part.path}: record {number}", str(error))
+
+
+def _tell_passed(passed: Counter[str], num_documents: int, part: Part) -> None:
+    """One line a file for records that might have held text: a warning where there was no other."""
+    held = Counter({kind: number for kind, number in passed.items() if kind.partition(" ")[0] in HOLD_CONTENT})
+    if not held:
+        return
+    listed = ", ".join(f"{kind} {number:,}" for kind, number in held.most_common(MOST_KINDS))
+    more = ", ..." if len(held) > MOST_KINDS else ""
+    remedy = next((f"; set format: {name}" for kind, name in READ_BY.items() if held[kind]), "")
+    log.log(
+        logging.INFO if num_documents else logging.WARNING,
+        "%s: passed over %s of other kinds (%s%s)%s",
+        documents.one_line(part.path),
+        counted(held.total(), "record"),
+        listed,
+        more,
+        remedy,
+    )
 
 
 class _Archive:
     """A stream of uncompressed WARC records, each begun, read as far as wanted, and ended."""
 
     def __init__(self, file: BinaryIO, aside: IO[bytes]) -> None:
-        self._file, self.aside = file, aside  # aside: for the text of a long record
+        self._file, self.aside = BeforeBreak(file), aside  # aside: for the text of a long record
         self._ahead: bytes | None = None  # a line that was read to see where a record ends
         self.num_left = 0  # bytes of the record under way
 
@@ -114,6 +162,7 @@ class _Archive:
         while line and not line.strip():
             line = self._read_line()
         if not line:
+            self._file.end()
             return None
         if not line.startswith(b"WARC/"):
             self._find_record()
@@ -125,6 +174,8 @@ class _Archive:
             if num_bytes > MAX_HEAD_BYTES:
                 self._find_record()
                 raise _Refused("headers of a WARC record without an end")
+        if not line:
+            self._file.end()
         headers = _headers(b"".join(head))
         length = headers.get("content-length", "")
         if not re.fullmatch("[0-9]{1,18}", length):
@@ -142,6 +193,7 @@ class _Archive:
         """Goes past what is left of a record, to the next one."""
         while self.num_left:
             if not self.read(1 << 20):
+                self._file.end()
                 num_missing, self.num_left = self.num_left, 0
                 raise _Refused(f"cut short: {counted(num_missing, 'byte')} missing at its end; fetch the file again")
         line = self._read_line()
@@ -163,8 +215,8 @@ class _Archive:
         self._ahead = line or None
 
 
-# The text of a record with these headers, or None where it is none of interest.
-TextOf = Callable[[_Archive, dict[str, str], ReadOptions], str | IO[bytes] | None]
+# The text of a record with these headers; _PassedOver where it is none of interest.
+TextOf = Callable[[_Archive, dict[str, str], ReadOptions], str | IO[bytes]]
 
 
 def _headers(head: bytes) -> dict[str, str]:
@@ -176,10 +228,12 @@ def _headers(head: bytes) -> dict[str, str]:
     return headers
 
 
-def _text_of_conversion(archive: _Archive, headers: dict[str, str], options: ReadOptions) -> str | IO[bytes] | None:
+def _text_of_conversion(archive: _Archive, headers: dict[str, str], options: ReadOptions) -> str | IO[bytes]:
     kind = _content_type(headers)
-    if headers.get("warc-type") != "conversion" or kind.name != "text/plain":
-        return None
+    if headers.get("warc-type") != "conversion":
+        raise _PassedOver(headers.get("warc-type", "none"))
+    if kind.name != "text/plain":
+        raise _PassedOver(f"conversion of {kind.name or 'no type'}")
     charset = kind.charset or options.encoding
     if archive.num_left > documents.MAX_DOCUMENT_BYTES:
         return _laid_aside(archive, charset, options)
@@ -203,17 +257,21 @@ def _laid_aside(archive: _Archive, charset: str, options: ReadOptions) -> IO[byt
     return archive.aside
 
 
-def _text_of_response(archive: _Archive, headers: dict[str, str], options: ReadOptions) -> str | None:
-    if headers.get("warc-type") != "response" or _content_type(headers).name != "application/http":
-        return None
+def _text_of_response(archive: _Archive, headers: dict[str, str], options: ReadOptions) -> str:
+    if headers.get("warc-type") != "response":
+        raise _PassedOver(headers.get("warc-type", "none"))
+    if (protocol := _content_type(headers).name) != "application/http":
+        raise _PassedOver(f"response of {protocol or 'no type'}")
     start = archive.read(MAX_HEAD_BYTES)
     found = re.match(rb"HTTP/[0-9.]+ +([0-9]{3})\b[^\n]*\n(.*?\n)??\r?\n", start, re.DOTALL)
     if not found:
         raise _Refused("a response without HTTP headers")
     http = _headers(found[2] or b"")
     kind = _content_type(http)
-    if found[1] != b"200" or kind.name not in ("text/html", "application/xhtml+xml"):
-        return None
+    if found[1] != b"200":
+        raise _PassedOver(f"response {found[1].decode()}")
+    if kind.name not in ("text/html", "application/xhtml+xml"):
+        raise _PassedOver(f"response of {kind.name or 'no type'}")
     page = _whole_block(archive, start[found.end() :])
     if http.get("transfer-encoding", "").lower() == "chunked":
         page = _dechunked(page)
