@@ -420,6 +420,27 @@ NAMES = {
     "struct": (pa.array([{"a": 1}]), '{"a": 1}'),
     "dictionary": (pa.array(["x"]).dictionary_encode(), "x"),
     "null": (pa.nulls(1), None),
+    "float16": (pa.array([0.1], pa.float16()), "0.1"),
+    "floats in a list": (pa.array([[0.1]], pa.list_(pa.float32())), "[0.1]"),
+    "bytes in a list": (pa.array([["中".encode(), b"\xff", None]]), '["中", "ff", null]'),
+    "nanoseconds in a struct": (
+        pa.array([{"a": 1}], pa.struct([("a", pa.timestamp("ns"))])),
+        '{"a": "1970-01-01 00:00:00.000000001"}',
+    ),
+    "nanoseconds in a map": (
+        pa.array([[("k", 1)]], pa.map_(pa.string(), pa.timestamp("ns"))),
+        '[["k", "1970-01-01 00:00:00.000000001"]]',
+    ),
+    "a span of nanoseconds": (pa.array([1], pa.duration("ns")), "1 ns"),
+    "spans in a list": (pa.array([[1, 1000]], pa.list_(pa.duration("ns"))), '["1 ns", "0:00:00.000001"]'),
+    "a date beyond Python's": (pa.array([10**7], pa.date32()), "29349-01-26"),
+    "a date before Python's": (pa.array([-(10**6)], pa.date32()), "-0768-02-04"),
+    "a time beyond Python's": (pa.array([3 * 10**14], pa.timestamp("ms")), "11476-08-15 05:20:00.000"),
+    "a time in a list beyond Python's": (
+        pa.array([[3 * 10**14]], pa.list_(pa.timestamp("ms"))),
+        '["11476-08-15 05:20:00.000"]',
+    ),
+    "nested twice": (pa.array([{"a": [{"b": True}, None]}]), '{"a": [{"b": true}, null]}'),
 }
 
 
@@ -429,6 +450,65 @@ def test_ids_and_labels_of_any_type_lose_nothing(write, suffix, kind):
     values, name = NAMES[kind]
     table = pa.table({"text": ["a"], "id": values, "label": values})
     assert read(write("a" + suffix, packed(suffix, table))) == [Document("a", 0, name, name)]
+
+
+def test_a_name_that_cannot_be_shown_costs_its_own_row_alone(write):
+    zones = pa.array([0, 0], pa.timestamp("s", "Nowhere/Such"))
+    path = write("a.arrow", arrow_stream(pa.table({"text": ["a", "b"], "id": zones, "label": ["x", "y"]})))
+    found = read(path)
+    assert ["its id or label cannot be shown" in bad.reason for bad in found] == [True] * 2
+    assert [bad.place for bad in found] == [f"{path}: row {n}" for n in range(2)]
+
+
+def test_an_id_that_is_no_text_costs_its_own_row_alone(write):
+    ids = pa.array([[b"\xff"], [b"ok"]]).view(pa.list_(pa.string()))
+    bad, good = read(write("a.parquet", parquet(pa.table({"text": ["a", "b"], "id": ids, "label": ["x", "y"]}))))
+    assert (bad.reason, good.id) == (NOT_UTF8, '["ok"]')
+
+
+@pytest.mark.parametrize("suffix", [".arrow", ".ipc"])
+def test_text_in_runs_is_text(write, suffix):
+    runs = pa.RunEndEncodedArray.from_arrays(pa.array([2, 3], pa.int32()), pa.array(["x", None]))
+    one, two, bad = read(
+        write("a" + suffix, packed(suffix, pa.table({"text": runs, "id": runs}))), ReadOptions(id_key="id")
+    )
+    assert (one, two) == (Document("x", 0, "x"), Document("x", 1, "x"))
+    assert bad.reason == "'text' is null"
+
+
+@pytest.mark.parametrize("suffix", COLUMNAR)
+def test_files_put_one_behind_the_other_lose_nothing_in_silence(write, suffix):
+    first, other = packed(suffix, a_table(["a", "b"])), packed(suffix, a_table(["c", "d", "e"], "large_string"))
+    assert len(read(write("one" + suffix, first))) == 2
+    for number, joined in enumerate(
+        (first + other, first + first, other + first + first, first + packed(suffix, a_table([])))
+    ):
+        found = read(write(f"{number}{suffix}", joined))
+        if suffix == ".arrow":  # streams, which go on
+            texts = ["abcde", "abab", "cdeabab", "ab"][number]
+            assert [(f.text, f.position) for f in found] == [(text, n) for n, text in enumerate(texts)]
+        else:
+            assert ["put one behind the other" in bad.reason for bad in found] == [True]
+
+
+@pytest.mark.parametrize("behind", [b"x", b"garbage" * 99, b"\xff" * 8, b"\0" * 64 + b"x", "file"])
+def test_bytes_behind_the_end_of_a_stream_are_told(write, behind):
+    stream = arrow_stream(a_table(["a", "b"]))
+    behind = arrow_file(a_table(["c"])) if behind == "file" else behind
+    *found, bad = read(write("a.arrow", stream + behind))
+    assert [f.text for f in found] == ["a", "b"]
+    assert f"behind the end of the stream, byte {len(stream)}, none begins" in bad.reason
+
+
+def test_zeros_behind_the_end_of_a_stream_are_padding(write):
+    assert len(read(write("a.arrow", arrow_stream(a_table(["a", "b"])) + bytes(64)))) == 2
+
+
+@pytest.mark.parametrize("suffix", COLUMNAR)
+def test_a_file_may_hold_what_stands_between_files(write, suffix):
+    seams = ["PAR1PAR1", "\x04\0\0\0PAR1PAR1", "ARROW1", "ARROW1ARROW1\0\0"]
+    content = packed(suffix, a_table(seams)) if suffix != ".parquet" else parquet(a_table(seams), compression="none")
+    assert [f.text for f in read(write("a" + suffix, content))] == seams
 
 
 @pytest.mark.parametrize("pack", [arrow_file, arrow_stream])
