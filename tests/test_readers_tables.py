@@ -288,6 +288,63 @@ def test_a_header_that_comes_again_is_remarked(write, caplog):
     assert [m.partition(": row ")[2][:11] for m in caplog.messages] == ["1 (line 3):"]
 
 
+@pytest.mark.parametrize("header", ["text,n", '"text","n"'])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_header_that_comes_again_behind_a_mark_is_the_same(write, caplog, header, order):
+    header = ",".join(header.split(",")[::order])
+    content = f"\ufeff{header}\n{','.join(['a', '1'][::order])}\n".encode() * 2
+    found = read(write("a.csv", content), ReadOptions(id_key="n"))
+    assert [(f.text, f.id) for f in found] == [("a", "1"), ("text", "n"), ("a", "1")]
+    assert ["is the header again" in m for m in caplog.messages] == [True]
+
+
+def test_a_mark_before_a_row_is_kept_with_a_remark(write, caplog):
+    table = TableConfig(header=["n", "text"])
+    found = read(write("a.csv", "\ufeff1,a\n\ufeff1,b\n".encode()), ReadOptions(id_key="n", table=table))
+    assert [f.id for f in found] == ["1", "\ufeff1"]
+    assert [m.partition(": row ")[2][:11] for m in caplog.messages] == ["1 (line 2):"]
+
+
+@pytest.mark.parametrize("row", ['"He said \\"hi\\" ok",1', '"\\"hi\\", she said",1', '"a \\"b\\"",1\n"c",2'])
+def test_a_backslash_before_a_quote_names_the_escape(write, row):
+    content = f"text,n\n{row}\nlast,2\n".encode()
+    bad = [f for f in read(write("a.csv", content), STRICT) if isinstance(f, BadRecord)]
+    assert [b.reason.endswith("set table.escape: '\\'") for b in bad] == [True]
+    good = read(write("b.csv", content), ReadOptions(table=TableConfig(escape="\\")))
+    assert good[0].text == next(csv.reader(row.splitlines(), escapechar="\\", doublequote=False))[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "remark"),
+    [
+        (r'"He said \"', "set table.escape: '\\'"),
+        ("'whole'", """set table.quote: "'\""""),
+        (' "whole"', "write no blanks between delimiter and quote"),
+        (r"C:\dir" + "\\", None),
+        ("'tis it", None),
+        (' so "he said', None),
+        ('"""whole"""', None),
+        ("'", None),
+    ],
+)
+def test_cells_that_tell_of_another_habit_are_remarked(write, caplog, row, remark):
+    read(write("a.csv", f"n,text\n1,{row}\n2,{row}\n".encode()), STRICT)
+    assert [m.endswith(remark or "?") for m in caplog.messages] == [True] * bool(remark)
+
+
+@pytest.mark.parametrize(
+    ("table", "hint"),
+    [
+        ({"escape": '"'}, "a quote doubled inside quotes needs no escape"),
+        ({"delimiter": "\\t"}, 'a tab is "\\\\t", in'),
+    ],
+)
+def test_settings_that_clash_or_are_no_character_have_a_remedy(table, hint):
+    with pytest.raises(ValueError, match=hint):
+        TableConfig(**table)
+    TableConfig(escape='"', quote="none")
+
+
 @pytest.mark.parametrize(
     ("table", "content", "texts"),
     [

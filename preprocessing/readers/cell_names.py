@@ -26,7 +26,7 @@ def name_of(cell: Any) -> str | None:
 
 def _value(cell: Any) -> Any:
     """A cell as JSON has it: text for all that JSON has no type for."""
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
 
     if not cell.is_valid:
         return None

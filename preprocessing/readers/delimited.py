@@ -27,7 +27,14 @@ LONE_RETURN = re.compile(rb"\r(?!\n)")
 LOOKED_AT = 1 << 20  # bytes of a row that show whether it is many
 DELIMITERS = ",;|\t"  # that are met
 
-QUOTES_KEPT = "quotes around a cell are kept as text; if they are not, set table.quote: '\"'"
+BOM = "\ufeff"
+SIGNS = frozenset("\"' " + BOM)  # first characters of a text that may tell of another habit
+
+QUOTES_KEPT = "quotes around a cell are kept as text; if they are not, set table.quote: "
+AS_YAML = {'"': "'\"'", "'": '"\'"'}
+BLANK_BEFORE_QUOTE = "a quote behind a blank is text; if it is not, write no blanks between delimiter and quote"
+ESCAPED_QUOTES = "a backslash stands before a quote; if it makes the quote text, set table.escape: '\\'"
+MARK_KEPT = "begins with a byte order mark, as where files were put one behind the other; it is kept in the first cell"
 HEADER_AGAIN = "is the header again, as where files were put one behind the other; it is read as a document"
 RETURNS_END_ROWS = "a carriage return alone ends rows here"
 
@@ -58,13 +65,15 @@ def read_rows(
             yield BadRecord(table.place, row)
             continue
         cells = row if isinstance(row, list) else row.cells
+        if cells[0][:1] == BOM:
+            table.unmark(cells)
         id_ = None if id_at is None else cells[id_at]
         label = None if label_at is None else cells[label_at]
         if isinstance(row, LongRow):
             yield LongDocument(row.text(), table.number, id_, label)
             continue
         text = cells[text_at]
-        if text[:1] == '"' or text == header[text_at]:
+        if text[:1] in SIGNS or text[-1:] == "\\" or text == header[text_at]:
             table.remark_on(cells, text)
         yield Document(text, table.number, id_, label)
 
@@ -138,10 +147,28 @@ class _Table:
 
     def remark_on(self, cells: list[str], text: str) -> None:
         """Tell of a row that is right by the settings, where they may be wrong."""
-        if self._dialect.quote is None and len(text) > 1 and text[0] == text[-1] == '"':
-            self._remark(QUOTES_KEPT)
+        quote = self._dialect.quote
+        if len(text) > 1 and text[0] == text[-1] in AS_YAML and text[0] != quote:
+            self._remark(QUOTES_KEPT + AS_YAML[text[0]])
+        elif quote and text[:1] == " " and text.lstrip()[:1] == text[-1] == quote:
+            self._remark(BLANK_BEFORE_QUOTE)
+        elif text[-1:] == "\\" and self._has_escaped_quote(self._lines.row):
+            self._remark(ESCAPED_QUOTES)
         elif cells == self._header:
             self._remark(HEADER_AGAIN)
+
+    def unmark(self, cells: list[str]) -> None:
+        """Take the byte order mark off a header that comes again; any other row keeps it, with a remark."""
+        bare = cells[0].removeprefix(BOM)
+        quote = self._dialect.quote or ""  # not known as one behind a mark
+        if cells[1:] == self._header[1:] and self._header[0] in (bare, bare.removeprefix(quote).removesuffix(quote)):
+            cells[0] = self._header[0]
+        else:
+            self._remark(MARK_KEPT)
+
+    def _has_escaped_quote(self, row: bytes) -> bool:
+        quote, escape = self._dialect.quote, self._dialect.escape
+        return quote is not None and escape is None and f"\\{quote}".encode() in row
 
     def _remark(self, words: str) -> None:
         """Once a file."""
@@ -149,9 +176,11 @@ class _Table:
             self._remarks.add(words)
             log.warning("%s: %s", self.place, words)
 
-    def _remark_joined(self) -> None:
+    def _remark_joined(self, row: bytes) -> None:
         quote = self._dialect.quote
-        if len(self._header) > 1:
+        if self._has_escaped_quote(row):
+            self._remark(ESCAPED_QUOTES)
+        elif len(self._header) > 1:
             self._remark(
                 f"a {quote} joins lines that look like rows of their own; if quotes are text, set table.quote: none"
             )
@@ -164,7 +193,7 @@ class _Table:
         if cells and (fault := self._wrong_number(cells, row)):
             return self._refuse(fault + self._quote_hint(row), row)
         if self._looks_like_rows(row):
-            self._remark_joined()
+            self._remark_joined(row)
         return cells
 
     def _refuse(self, fault: str, row: bytes) -> str | None:
@@ -176,7 +205,7 @@ class _Table:
         behind_first = row.find(b"\n") + 1
         is_one_line = not 0 < behind_first < len(row)
         if len(self._header) != 1 and (NEW_LINE in fault or is_one_line):
-            self._remark("a carriage return alone ends rows here")
+            self._remark(RETURNS_END_ROWS)
             self._lines.put_back_end(LONE_RETURN.sub(b"\n", row))
             self._read_on(self._first_line - 1, 0)
             return None
@@ -211,7 +240,7 @@ class _Table:
         if fault:
             return fault + self._quote_hint(begun)
         if held:
-            self._remark_joined()
+            self._remark_joined(begun)
         return row
 
     def _looks_like_rows(self, row: bytes) -> bool:
@@ -239,4 +268,6 @@ class _Table:
 
     def _quote_hint(self, row: bytes) -> str:
         quote = self._dialect.quote
+        if self._has_escaped_quote(row):
+            return f"; {ESCAPED_QUOTES}"
         return f"; if a {quote} is text here, set table.quote: none" if quote and quote.encode() in row else ""

@@ -35,7 +35,7 @@ def is_joined_parquet(file: BinaryIO) -> bool:
 
 def _ends_parquet(file: BinaryIO, end: int) -> bool:
     """Whether a footer that can be read stands before the magic at `end`; the two words may be text."""
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
     from pyarrow.parquet import read_metadata  # type: ignore[import-untyped]
 
     file.seek(max(0, end - LENGTH_BYTES))
