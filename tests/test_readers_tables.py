@@ -1,6 +1,7 @@
 """Rows of CSV, TSV, Parquet and Arrow become documents, and a wrong row does not lose the next."""
 
 import csv
+import gzip
 import io
 import re
 import sys
@@ -21,6 +22,7 @@ from reading import read as read_with
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import documents
 from hvdlm.preprocessing.documents import NOT_UTF8, BadRecord, Document, ReadOptions, TableConfig
+from hvdlm.preprocessing.readers import delimited as delimited_reader
 from hvdlm.preprocessing.readers.long_rows import LongRow
 from hvdlm.preprocessing.readers.table_lines import Dialect
 
@@ -232,18 +234,41 @@ def test_a_long_row_is_parsed_as_the_csv_module_does(dialect, data):
         assert rest.decode() == lines.read()
 
 
-def test_a_stray_quote_costs_its_line_wherever_it_is(write, monkeypatch):
-    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 500)  # and 4,000 of a row are held
+@pytest.mark.parametrize("num_held", [8, 256])
+def test_a_stray_quote_costs_its_line_wherever_it_is(write, monkeypatch, num_held):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 500)  # and 4,000 of a row are held in memory
+    monkeypatch.setattr(delimited_reader, "HELD_DOCUMENTS", num_held)
     for header, end in (("text,n", ",1"), ("text", "")):
         rows = [f"row {n}{end}" for n in range(900)]
         for place in (3, 600, 898, 899):
             stray = [*rows[:place], '"' + rows[place], *rows[place + 1 :]]
             found = read(write("a.csv", "\n".join([header, *stray, ""]).encode()), STRICT)
             assert [n for n, one in enumerate(found) if isinstance(one, BadRecord)] == [place], (header, place)
-            assert ("larger than" in found[place].reason) == (place == 3)
+            assert ("larger than" in found[place].reason) == (place == 3 and num_held == 8)
             assert [one.text for one in found if isinstance(one, Document)] == [
                 f"row {n}" for n in range(900) if n != place
             ]
+
+
+@pytest.mark.parametrize("header", ["text", "text,n"])
+def test_a_cell_of_any_size_may_hold_lines_that_look_like_rows(write, monkeypatch, caplog, header):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 500)
+    end = header.removeprefix("text").replace("n", "1")
+    text = f"line of a book{end}\n" * 900
+    found = read(write("a.csv", f'{header}\nfirst{end}\n"{text}"{end}\nlast{end}\n'.encode()), STRICT)
+    assert "".join(f.text for f in found) == f"first{text}last"
+    assert ["if quotes are text, set table.quote: none" in m for m in caplog.messages] == [True]
+
+
+def test_a_stray_quote_loses_no_line_before_a_break(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 500)
+    rows = "".join(f"row {n},1\n" for n in range(300))
+    packed = gzip.compress(f'text,n\n"stray,1\n{rows}'.encode(), 0)
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(packed[:-8])
+    found = read(path, STRICT)
+    assert [f.text for f in found if isinstance(f, Document)] == [f"row {n}" for n in range(300)]
+    assert len([f for f in found if isinstance(f, BadRecord)]) == 2
 
 
 def test_a_cell_without_end_that_looks_like_no_rows_is_one_bad_record(write, monkeypatch):

@@ -10,10 +10,12 @@ import contextlib
 import csv
 import logging
 import re
+import tempfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from .. import documents
+from ..compression import BrokenStream
 from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
 from .long_rows import NEW_LINE, WRONG_QUOTING, LongRow
 from .table_lines import Dialect, Lines, RowTooLong, is_utf8
@@ -25,6 +27,7 @@ EXCEL_LINE = re.compile(r'"?sep=(.)"?\s*')  # a first line that only tells the d
 LINE_END = re.compile(r"\r\n?|\n")
 LONE_RETURN = re.compile(rb"\r(?!\n)")
 LOOKED_AT = 1 << 20  # bytes of a row that show whether it is many
+HELD_DOCUMENTS = 256  # as many times the largest document, 1 GiB, a quote is followed to its end
 DELIMITERS = ",;|\t"  # that are met
 
 BOM = "\ufeff"
@@ -176,11 +179,12 @@ class _Table:
             self._remarks.add(words)
             log.warning("%s: %s", self.place, words)
 
-    def _remark_joined(self, row: bytes) -> None:
+    def _remark_joined(self, row: bytes, *, is_large: bool = False) -> None:
+        """In a single column every line looks like a row; there only a large cell is told."""
         quote = self._dialect.quote
         if self._has_escaped_quote(row):
             self._remark(ESCAPED_QUOTES)
-        elif len(self._header) > 1:
+        elif len(self._header) > 1 or is_large:
             self._remark(
                 f"a {quote} joins lines that look like rows of their own; if quotes are text, set table.quote: none"
             )
@@ -216,32 +220,62 @@ class _Table:
 
     def _long_row(self) -> LongRow | str | None:
         """The row under way, too long for the csv module; or what is wrong with it, as `_refuse` does."""
-        begun, rest, num_lines = self._lines.row, b"", 0
+        begun = self._lines.row
         self._lines.put_back(begun)
         can_part = self._looks_like_rows(begun) and (len(self._header) != 1 or b"\n" in begun)
-        held = bytearray() if can_part else None  # to be read again
+        row = LongRow(self._dialect, self._lines.errors, self._wanted)
         with contextlib.ExitStack() as stack:
-            row = stack.enter_context(contextlib.closing(LongRow(self._dialect, self._lines.errors, self._wanted)))
-            while not row.has_ended and not (row.fault and held and len(held) >= len(begun)):
-                data = self._lines.take()
-                rest = row.feed(data)
-                num_lines += data.count(b"\n") - rest.count(b"\n")
-                if held is not None:
-                    held += data
-                    if len(held) > record_limit() and not (row.has_ended or row.fault):
-                        row.fault = f"{larger_than_limit()}, and what is in quotes looks like rows"
+            stack.callback(row.close)
+            held = tempfile.SpooledTemporaryFile(record_limit()) if can_part else None  # noqa: SIM115 - read again
+            rest, num_lines = self._follow(row, begun, held)
             fault = row.fault or self._wrong_number(row.cells, begun)
+            if held and fault:
+                return self._refuse_held(fault + self._quote_hint(begun), held, begun)
             if not fault:
                 stack.pop_all()  # the text is wanted
-        if held and fault:
-            return self._refuse(fault + self._quote_hint(begun), bytes(held))
         self._lines.put_back(rest)
         self._read_on(self._first_line - 1 + num_lines, num_lines)
         if fault:
             return fault + self._quote_hint(begun)
         if held:
-            self._remark_joined(begun)
+            self._remark_joined(begun, is_large=held.tell() > record_limit())
+            held.close()
         return row
+
+    def _follow(self, row: LongRow, begun: bytes, held: IO[bytes] | None) -> tuple[bytes, int]:
+        """Read a row to its end, or to what is wrong with it: the bytes behind it, and its line ends.
+
+        What is read goes to `held` too, as long as that is not too much.
+        """
+        limit = HELD_DOCUMENTS * documents.MAX_DOCUMENT_BYTES if b"\n" in begun else record_limit()
+        rest, num_lines = b"", 0
+        while not row.has_ended and not (row.fault and held and held.tell() >= len(begun)):
+            try:
+                data = self._lines.take()
+            except BrokenStream:  # which is raised again behind what was read before
+                if held is None:
+                    raise
+                row.fault = f"{WRONG_QUOTING} (unexpected end of data)"
+                break
+            rest = row.feed(data)
+            num_lines += data.count(b"\n") - rest.count(b"\n")
+            if held:
+                held.write(data)
+                if held.tell() > limit and not (row.has_ended or row.fault):
+                    row.fault = f"{larger_than_limit(limit)}, and what is in quotes looks like rows"
+        return rest, num_lines
+
+    def _refuse_held(self, fault: str, held: IO[bytes], begun: bytes) -> str | None:
+        """As `_refuse` does; what is much is read again from the file that holds it."""
+        first_bytes = begun.find(b"\n") + 1
+        if held.tell() > record_limit() and first_bytes:
+            held.seek(first_bytes)
+            self._lines.put_back_file(held)
+            self._read_on(self._first_line, 1)
+            return fault
+        held.seek(0)
+        with held:
+            return self._refuse(fault, held.read())
 
     def _looks_like_rows(self, row: bytes) -> bool:
         """Whether most lines of a row have as many cells as a row of their own; a single column always has."""
