@@ -9,7 +9,6 @@ same command continues after a kill, on any number of ranks, and loses at most t
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import re
 import shutil
@@ -352,8 +351,16 @@ def _finish(plan: WorkPlan, tokenizer: Tokenizer, manifest: Manifest, kinds: lis
         if path.name not in listed:
             path.unlink()  # of a run with another config that never finished
     for split, fraction in (("train", 1 - config.val - config.test), ("val", config.val), ("test", config.test)):
-        if fraction and not manifest.splits[split].num_tokens:
+        share = manifest.splits[split].num_tokens / manifest.num_tokens
+        if fraction and not share:
             log.warning("no document fell into %s (a share of %g of %d)", split, fraction, manifest.num_documents)
+        elif abs(share - fraction) > max(0.05, fraction):  # as of few or of very long documents
+            log.warning(
+                "%s has %.0f %% of the tokens, as documents differ in length; asked for %g",
+                split,
+                100 * share,
+                fraction,
+            )
     shard = next(shard for split in manifest.splits.values() for shard in split.shards)  # all have the same columns
     for key, name in ((plan.config.id_key, "doc_ids"), (plan.config.label_key, "doc_labels")):
         if key is not None and doc_column(output, shard, name) is None:
@@ -364,9 +371,9 @@ def _finish(plan: WorkPlan, tokenizer: Tokenizer, manifest: Manifest, kinds: lis
         write_dropped(plan, kinds)
     write_manifest(output, manifest)
     shutil.rmtree(output / ".work", ignore_errors=True)
-    shards = {
-        name: f"{s.num_tokens:,} tokens in {counted(len(s.shards), 'shard')}"
+    shards = [
+        f"{name} {counted(s.num_tokens, 'token')} in {counted(len(s.shards), 'shard')}"
         for name, s in manifest.splits.items()
         if s.shards
-    }
-    log.info("%s", json.dumps(shards))
+    ]
+    log.info("%s: %s", output, "; ".join(shards))

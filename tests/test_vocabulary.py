@@ -7,6 +7,7 @@ import pytest
 from harness import preprocess
 
 from hvdlm.preprocessing.vocabulary import SAMPLE_PIECE, pieces_of
+from hvdlm.tokenizer.word import WordRule, border_finder, cutter
 
 ONE_LINE = " ".join(f"word{n:05d}" for n in range(9_000))
 TEXTS = {
@@ -43,6 +44,29 @@ def test_text_without_spaces_is_cut_behind_punctuation_or_between_characters():
     assert all(piece.endswith("。") for piece in pieces_of(f"{sentence}。" * 2_000))
     thai = "ก\u0e33\u0e37\u0e48" * 20_000  # a vowel and a tone stand on the letter before them
     assert not any(piece[0] in "\u0e37\u0e48" for piece in pieces_of(thai))
+
+
+WORDS_OF = {
+    "a word of many pieces": (WordRule(), "word " * 2_000 + '{"k":1},' * 5_000 + " word" * 9_000),
+    "a word to the end": (WordRule(), "word " * 2_000 + "x" * 40_000),
+    "words with blanks": (WordRule("regex", "[^|]+"), " | ".join(f"alpha beta {n} gamma" for n in range(4_000))),
+    "words with line ends": (WordRule("regex", "[^|]+"), "|".join(f"alpha\nbeta {n}" for n in range(4_000))),
+    "words with hyphens": (WordRule("regex", "[^,]+"), ",".join(f"foo-bar{n}" for n in range(9_000))),
+    "a pattern that finds nothing": (WordRule("regex", "[0-9]"), "x" * 40_000),
+    "Chinese without punctuation": (WordRule("jieba"), "研究生命的起源是一个非常重要的科学问题" * 3_000),
+    "Chinese with some": (WordRule("jieba"), ("研究生命的起源" * 700 + "。") * 9),
+}
+
+
+@pytest.mark.parametrize("case", WORDS_OF)
+def test_pieces_have_the_words_of_the_text(case):
+    rule, text = WORDS_OF[case]
+    if rule.words == "jieba":
+        pytest.importorskip("jieba")
+    pieces, cut = list(pieces_of(text, border_finder(rule))), cutter(rule)
+    assert "".join(pieces) == text
+    assert [word for piece in pieces for word in cut(piece)] == list(cut(text))
+    assert len(pieces) > 1 or "nothing" in case
 
 
 @pytest.mark.parametrize(

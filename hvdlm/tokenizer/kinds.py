@@ -33,12 +33,11 @@ def _char(config: TokenizerConfig, sample: SampleTexts) -> Tokenizer:
 
 
 def _word(config: TokenizerConfig, sample: SampleTexts) -> Tokenizer:
-    rule = WordRule(config.words, config.pattern, config.line_ends)
     if config.path:
         return load(config.path, bos=config.bos)
     if config.vocabulary:
-        return read_vocabulary(config.vocabulary, rule)
-    return count_words(sample(), rule, config.vocab_size, config.min_frequency)
+        return read_vocabulary(config.vocabulary, config.word_rule)
+    return count_words(sample(), config.word_rule, config.vocab_size, config.min_frequency)
 
 
 def _trained(train: Callable[[Iterator[str], int], Tokenizer]) -> Callable[[TokenizerConfig, SampleTexts], Tokenizer]:
@@ -159,7 +158,7 @@ class TokenizerConfig(Section):
             raise ValueError(f"eos names a token of the file in path; a trained {self.kind} has its own")
         if self.bos not in (AUTO, NONE) and self.path is None:
             raise ValueError(f"bos names a token of the file in path; a trained {self.kind} has none")
-        if "words" in kind.keys:
+        if self.has_words:
             self._check_word()
         return self
 
@@ -180,6 +179,15 @@ class TokenizerConfig(Section):
         beside = None if self.path is None else self.path.parent / CONFIG
         found = [path for path in (self.path, self.vocabulary) if path is not None]
         return [*found, beside] if beside is not None and beside.is_file() else found
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the vocabulary is one of words, which `word_rule` cuts."""
+        return "words" in TOKENIZERS[self.kind].keys
+
+    @property
+    def word_rule(self) -> WordRule:
+        return WordRule(self.words, self.pattern, self.line_ends)
 
     @property
     def is_learnt(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import warnings
@@ -146,6 +147,38 @@ def cutter(rule: WordRule) -> Cut:
     ['don', "'", 't', '<unk>', '!']
     """
     return CUTTERS[rule.words](rule)
+
+
+# The first border of words at `least` or behind it, in a text that is cut into words from `start` on; else its end.
+Border = Callable[[str, int, int], int]
+SPACE, AFTER_MARK = re.compile(r"\s"), re.compile(r"(?<=[^\w\s])(?=\w)")
+
+
+def border_finder(rule: WordRule) -> Border:
+    """Where a text may be parted so that its parts have its words.
+
+    >>> border_finder(WordRule("regex", "[^|]+"))("a b|c d|e", 0, 1)
+    3
+    """
+    if rule.line_ends:
+        return lambda text, start, least: text.find("\n", least) + 1 or len(text)
+    if rule.words == "regex":
+        pattern = _regex(rule)
+        return lambda text, start, least: next(
+            (found.end() for found in pattern.finditer(text, start) if found.end() >= least), len(text)
+        )
+    breaks = (SPACE,) if rule.words == "whitespace" else (SPACE, AFTER_MARK)  # which jieba's words do not hold
+    cut = None if rule.words == "whitespace" else cutter(rule)
+
+    def border(text: str, start: int, least: int) -> int:
+        stop = len(text) if cut is None else 2 * least - start  # to jieba a search in vain is not worth a whole text
+        found = next((match.start() for each in breaks if (match := each.search(text, least, stop))), None)
+        if found is not None or cut is None:
+            return len(text) if found is None else found
+        ends = itertools.accumulate(map(len, cut(text[start:])), initial=start)
+        return next(end for end in ends if end >= least)
+
+    return border
 
 
 def count_words(texts: Iterable[str], rule: WordRule, vocab_size: int, min_frequency: int) -> WordTokenizer:
