@@ -57,10 +57,12 @@ class TableConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TableConfig:
-        quote = None if self.quote in ("auto", "none", None) else self.quote
+        quote = None if self.quote in ("none", None) else '"' if self.quote == "auto" else self.quote
         given = [value for value in (self.delimiter, quote, self.escape) if value is not None]
         if any(len(value) != 1 or value in "\r\n\0" for value in given) or len(set(given)) < len(given):
-            raise ValueError(f"delimiter, quote and escape are different single characters, not {given}")
+            hint = '; a tab is "\\t", in double quotes' if "\\t" in given else ""
+            hint += "; a quote doubled inside quotes needs no escape" if self.escape == quote is not None else ""
+            raise ValueError(f"delimiter, quote and escape are different single characters, not {given}{hint}")
         return self
 
 

@@ -1,15 +1,23 @@
 """To other tools' formats and back with the same tokens, documents and splits; damage is one clear line."""
 
+import bz2
+import gzip
+import io
 import itertools
 import json
+import lzma
+import pickle
 import struct
 import tempfile
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import torch
+import zstandard
 from harness import documents_of, preprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -315,6 +323,102 @@ def test_a_bin_of_another_layout_is_refused(case, tmp_path, tokenizer_file):
     with pytest.raises(UserError, match=message):
         convert(tmp_path, tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
     assert not (tmp_path / "b").exists()
+
+
+WIDE_IDS = np.random.default_rng(0).zipf(1.3, 400).clip(max=59_999) * (np.arange(400) % 40 != 39)
+
+
+@pytest.fixture(scope="module")
+def wide_tokenizer(tmp_path_factory):
+    """60,000 ids, of which 0 ends a text."""
+    vocabulary = {"<|endoftext|>": 0} | {f"t{number}": number for number in range(1, 60_000)}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "t1"}
+    path = tmp_path_factory.mktemp("wide") / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    return path
+
+
+def npz_bytes():
+    content = io.BytesIO()
+    np.savez(content, ids=WIDE_IDS.astype("<u2"))
+    return content.getvalue()
+
+
+def torch_bytes(**settings):
+    content = io.BytesIO()
+    torch.save(torch.arange(99), content, **settings)
+    return content.getvalue()
+
+
+def hdf5_bytes():
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file["ids"] = WIDE_IDS
+    return content.getvalue()
+
+
+IDS_BYTES = WIDE_IDS.astype("<u2").tobytes()
+NO_IDS = {
+    "big-endian uint32": (WIDE_IDS.astype(">u4").tobytes(), "its numbers are big-endian uint32, not little-endian ids"),
+    "big-endian int64": (WIDE_IDS.astype(">i8").tobytes(), "its numbers are big-endian int64, not little-endian ids"),
+    "float16": (np.minimum(WIDE_IDS, 2048).astype("<f2").tobytes(), "its numbers are float16, not little-endian ids"),
+    "float32": (WIDE_IDS.astype("<f4").tobytes(), "its numbers are float32, not little-endian ids"),
+    "float64": (WIDE_IDS.astype("<f8").tobytes(), "its numbers are float64, not little-endian ids"),
+    "llm.c's evaluation": (
+        llm_c_bytes(WIDE_IDS, 20240522),
+        r"a header that is not known \(its first number is 20240522",
+    ),
+    "another header": (llm_c_bytes(WIDE_IDS, 278895051), "a header that is not known .*278895051"),
+    "npz": (npz_bytes(), "is a zip archive, or saved by torch.save"),
+    "torch": (torch_bytes(), "is a zip archive, or saved by torch.save"),
+    "old torch": (torch_bytes(_use_new_zipfile_serialization=False), "is saved by torch.save, not bare ids"),
+    "pickle": (pickle.dumps(WIDE_IDS.tolist()), "is a pickle, not bare ids"),
+    "hdf5": (hdf5_bytes(), "is HDF5, not bare ids; write its ids alone"),
+    "parquet": (b"PAR1\x15\x04" + bytes(range(200)), "is Parquet, not bare ids"),
+    "arrow": (b"ARROW1\0\0" + bytes(range(200)), "is an Arrow file, not bare ids"),
+    "safetensors": ((64).to_bytes(8, "little") + b'{"ids":' + b" " * 99, "is safetensors, not bare ids"),
+    "gzip": (gzip.compress(IDS_BYTES), "is compressed by gzip, not bare ids; unpack it"),
+    "bzip2": (bz2.compress(IDS_BYTES), "is compressed by bzip2, not bare ids; unpack it"),
+    "xz": (lzma.compress(IDS_BYTES), "is compressed by xz, not bare ids; unpack it"),
+    "zstd": (zstandard.compress(IDS_BYTES), "is compressed by zstd, not bare ids; unpack it"),
+    "text": ("Ein Text, naïve 中文 and more.\n".encode() * 9, "is text, not bare ids; preprocess it"),
+    "jsonl": (b'{"text": "a line"}\n' * 8, "is text, not bare ids; preprocess it, or name it .jsonl"),
+    "git lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7\n",
+        "is a pointer of Git LFS.*git lfs pull",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_IDS)
+def test_a_bin_that_holds_no_bare_ids_says_what_it_is(case, tmp_path, wide_tokenizer):
+    data, message = NO_IDS[case]
+    (tmp_path / "train.bin").write_bytes(data + b"\0" * (len(data) % 2))
+    with pytest.raises(UserError, match=message):
+        convert(tmp_path, tmp_path / "b", to="hvdlm", tokenizer=wide_tokenizer)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "remark"),
+    [
+        (np.minimum(WIDE_IDS, 200).astype(">u2").tobytes(), "its ids are smaller the other way round"),
+        (bytes(800), "all its 400 tokens are id 0"),
+        (np.array([7] * 20, "<u2").tobytes(), "all its 20 tokens are id 7"),
+        (np.array([7, 0, 0, 9] * 20 + [0], "<u2").tobytes(), "41 of its 81 tokens are the end-of-text id 0"),
+        (np.random.default_rng(0).normal(size=400).astype("<f2").tobytes(), "hold no end-of-text id 0"),
+        (b"", "is empty"),
+        (IDS_BYTES, None),
+        (np.array([29, 1, 0], "<u2").tobytes(), None),
+        (np.minimum(WIDE_IDS, 255).astype("<u2").tobytes(), None),
+    ],
+)
+def test_ids_that_are_hardly_a_text_are_remarked(data, remark, tmp_path, wide_tokenizer, caplog):
+    (tmp_path / "train.bin").write_bytes(data)
+    with caplog.at_level("WARNING", "hvdlm"):
+        convert(tmp_path, tmp_path / "b", to="hvdlm", tokenizer=wide_tokenizer)
+    remarks = [m for m in warnings_of(caplog) if "train.bin: " in m]
+    assert any(remark in m for m in remarks) if remark else not remarks
 
 
 @pytest.mark.parametrize("documents", [[0, 1, 1, 2], [0, 0, 1, 2], [0, 1, 2, 2, 2], [0, 0, 1, 1, 2, 2]])

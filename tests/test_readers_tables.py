@@ -1,6 +1,7 @@
 """Rows of CSV, TSV, Parquet and Arrow become documents, and a wrong row does not lose the next."""
 
 import csv
+import gzip
 import io
 import re
 import sys
@@ -21,6 +22,7 @@ from reading import read as read_with
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import documents
 from hvdlm.preprocessing.documents import NOT_UTF8, BadRecord, Document, ReadOptions, TableConfig
+from hvdlm.preprocessing.readers import delimited as delimited_reader
 from hvdlm.preprocessing.readers.long_rows import LongRow
 from hvdlm.preprocessing.readers.table_lines import Dialect
 
@@ -232,18 +234,41 @@ def test_a_long_row_is_parsed_as_the_csv_module_does(dialect, data):
         assert rest.decode() == lines.read()
 
 
-def test_a_stray_quote_costs_its_line_wherever_it_is(write, monkeypatch):
-    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 500)  # and 4,000 of a row are held
+@pytest.mark.parametrize("num_held", [8, 256])
+def test_a_stray_quote_costs_its_line_wherever_it_is(write, monkeypatch, num_held):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 500)  # and 4,000 of a row are held in memory
+    monkeypatch.setattr(delimited_reader, "HELD_DOCUMENTS", num_held)
     for header, end in (("text,n", ",1"), ("text", "")):
         rows = [f"row {n}{end}" for n in range(900)]
         for place in (3, 600, 898, 899):
             stray = [*rows[:place], '"' + rows[place], *rows[place + 1 :]]
             found = read(write("a.csv", "\n".join([header, *stray, ""]).encode()), STRICT)
             assert [n for n, one in enumerate(found) if isinstance(one, BadRecord)] == [place], (header, place)
-            assert ("larger than" in found[place].reason) == (place == 3)
+            assert ("larger than" in found[place].reason) == (place == 3 and num_held == 8)
             assert [one.text for one in found if isinstance(one, Document)] == [
                 f"row {n}" for n in range(900) if n != place
             ]
+
+
+@pytest.mark.parametrize("header", ["text", "text,n"])
+def test_a_cell_of_any_size_may_hold_lines_that_look_like_rows(write, monkeypatch, caplog, header):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 500)
+    end = header.removeprefix("text").replace("n", "1")
+    text = f"line of a book{end}\n" * 900
+    found = read(write("a.csv", f'{header}\nfirst{end}\n"{text}"{end}\nlast{end}\n'.encode()), STRICT)
+    assert "".join(f.text for f in found) == f"first{text}last"
+    assert ["if quotes are text, set table.quote: none" in m for m in caplog.messages] == [True]
+
+
+def test_a_stray_quote_loses_no_line_before_a_break(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 500)
+    rows = "".join(f"row {n},1\n" for n in range(300))
+    packed = gzip.compress(f'text,n\n"stray,1\n{rows}'.encode(), 0)
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(packed[:-8])
+    found = read(path, STRICT)
+    assert [f.text for f in found if isinstance(f, Document)] == [f"row {n}" for n in range(300)]
+    assert len([f for f in found if isinstance(f, BadRecord)]) == 2
 
 
 def test_a_cell_without_end_that_looks_like_no_rows_is_one_bad_record(write, monkeypatch):
@@ -286,6 +311,63 @@ def test_a_header_that_comes_again_is_remarked(write, caplog):
     found = read(write("a.csv", b"text,n\na,1\ntext,n\ntext,2\n"), STRICT)
     assert texts_and_lines(found) == ["a", "text", "text"]
     assert [m.partition(": row ")[2][:11] for m in caplog.messages] == ["1 (line 3):"]
+
+
+@pytest.mark.parametrize("header", ["text,n", '"text","n"'])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_header_that_comes_again_behind_a_mark_is_the_same(write, caplog, header, order):
+    header = ",".join(header.split(",")[::order])
+    content = f"\ufeff{header}\n{','.join(['a', '1'][::order])}\n".encode() * 2
+    found = read(write("a.csv", content), ReadOptions(id_key="n"))
+    assert [(f.text, f.id) for f in found] == [("a", "1"), ("text", "n"), ("a", "1")]
+    assert ["is the header again" in m for m in caplog.messages] == [True]
+
+
+def test_a_mark_before_a_row_is_kept_with_a_remark(write, caplog):
+    table = TableConfig(header=["n", "text"])
+    found = read(write("a.csv", "\ufeff1,a\n\ufeff1,b\n".encode()), ReadOptions(id_key="n", table=table))
+    assert [f.id for f in found] == ["1", "\ufeff1"]
+    assert [m.partition(": row ")[2][:11] for m in caplog.messages] == ["1 (line 2):"]
+
+
+@pytest.mark.parametrize("row", ['"He said \\"hi\\" ok",1', '"\\"hi\\", she said",1', '"a \\"b\\"",1\n"c",2'])
+def test_a_backslash_before_a_quote_names_the_escape(write, row):
+    content = f"text,n\n{row}\nlast,2\n".encode()
+    bad = [f for f in read(write("a.csv", content), STRICT) if isinstance(f, BadRecord)]
+    assert [b.reason.endswith("set table.escape: '\\'") for b in bad] == [True]
+    good = read(write("b.csv", content), ReadOptions(table=TableConfig(escape="\\")))
+    assert good[0].text == next(csv.reader(row.splitlines(), escapechar="\\", doublequote=False))[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "remark"),
+    [
+        (r'"He said \"', "set table.escape: '\\'"),
+        ("'whole'", """set table.quote: "'\""""),
+        (' "whole"', "write no blanks between delimiter and quote"),
+        (r"C:\dir" + "\\", None),
+        ("'tis it", None),
+        (' so "he said', None),
+        ('"""whole"""', None),
+        ("'", None),
+    ],
+)
+def test_cells_that_tell_of_another_habit_are_remarked(write, caplog, row, remark):
+    read(write("a.csv", f"n,text\n1,{row}\n2,{row}\n".encode()), STRICT)
+    assert [m.endswith(remark or "?") for m in caplog.messages] == [True] * bool(remark)
+
+
+@pytest.mark.parametrize(
+    ("table", "hint"),
+    [
+        ({"escape": '"'}, "a quote doubled inside quotes needs no escape"),
+        ({"delimiter": "\\t"}, 'a tab is "\\\\t", in'),
+    ],
+)
+def test_settings_that_clash_or_are_no_character_have_a_remedy(table, hint):
+    with pytest.raises(ValueError, match=hint):
+        TableConfig(**table)
+    TableConfig(escape='"', quote="none")
 
 
 @pytest.mark.parametrize(
@@ -420,6 +502,27 @@ NAMES = {
     "struct": (pa.array([{"a": 1}]), '{"a": 1}'),
     "dictionary": (pa.array(["x"]).dictionary_encode(), "x"),
     "null": (pa.nulls(1), None),
+    "float16": (pa.array([0.1], pa.float16()), "0.1"),
+    "floats in a list": (pa.array([[0.1]], pa.list_(pa.float32())), "[0.1]"),
+    "bytes in a list": (pa.array([["中".encode(), b"\xff", None]]), '["中", "ff", null]'),
+    "nanoseconds in a struct": (
+        pa.array([{"a": 1}], pa.struct([("a", pa.timestamp("ns"))])),
+        '{"a": "1970-01-01 00:00:00.000000001"}',
+    ),
+    "nanoseconds in a map": (
+        pa.array([[("k", 1)]], pa.map_(pa.string(), pa.timestamp("ns"))),
+        '[["k", "1970-01-01 00:00:00.000000001"]]',
+    ),
+    "a span of nanoseconds": (pa.array([1], pa.duration("ns")), "1 ns"),
+    "spans in a list": (pa.array([[1, 1000]], pa.list_(pa.duration("ns"))), '["1 ns", "0:00:00.000001"]'),
+    "a date beyond Python's": (pa.array([10**7], pa.date32()), "29349-01-26"),
+    "a date before Python's": (pa.array([-(10**6)], pa.date32()), "-0768-02-04"),
+    "a time beyond Python's": (pa.array([3 * 10**14], pa.timestamp("ms")), "11476-08-15 05:20:00.000"),
+    "a time in a list beyond Python's": (
+        pa.array([[3 * 10**14]], pa.list_(pa.timestamp("ms"))),
+        '["11476-08-15 05:20:00.000"]',
+    ),
+    "nested twice": (pa.array([{"a": [{"b": True}, None]}]), '{"a": [{"b": true}, null]}'),
 }
 
 
@@ -429,6 +532,65 @@ def test_ids_and_labels_of_any_type_lose_nothing(write, suffix, kind):
     values, name = NAMES[kind]
     table = pa.table({"text": ["a"], "id": values, "label": values})
     assert read(write("a" + suffix, packed(suffix, table))) == [Document("a", 0, name, name)]
+
+
+def test_a_name_that_cannot_be_shown_costs_its_own_row_alone(write):
+    zones = pa.array([0, 0], pa.timestamp("s", "Nowhere/Such"))
+    path = write("a.arrow", arrow_stream(pa.table({"text": ["a", "b"], "id": zones, "label": ["x", "y"]})))
+    found = read(path)
+    assert ["its id or label cannot be shown" in bad.reason for bad in found] == [True] * 2
+    assert [bad.place for bad in found] == [f"{path}: row {n}" for n in range(2)]
+
+
+def test_an_id_that_is_no_text_costs_its_own_row_alone(write):
+    ids = pa.array([[b"\xff"], [b"ok"]]).view(pa.list_(pa.string()))
+    bad, good = read(write("a.parquet", parquet(pa.table({"text": ["a", "b"], "id": ids, "label": ["x", "y"]}))))
+    assert (bad.reason, good.id) == (NOT_UTF8, '["ok"]')
+
+
+@pytest.mark.parametrize("suffix", [".arrow", ".ipc"])
+def test_text_in_runs_is_text(write, suffix):
+    runs = pa.RunEndEncodedArray.from_arrays(pa.array([2, 3], pa.int32()), pa.array(["x", None]))
+    one, two, bad = read(
+        write("a" + suffix, packed(suffix, pa.table({"text": runs, "id": runs}))), ReadOptions(id_key="id")
+    )
+    assert (one, two) == (Document("x", 0, "x"), Document("x", 1, "x"))
+    assert bad.reason == "'text' is null"
+
+
+@pytest.mark.parametrize("suffix", COLUMNAR)
+def test_files_put_one_behind_the_other_lose_nothing_in_silence(write, suffix):
+    first, other = packed(suffix, a_table(["a", "b"])), packed(suffix, a_table(["c", "d", "e"], "large_string"))
+    assert len(read(write("one" + suffix, first))) == 2
+    for number, joined in enumerate(
+        (first + other, first + first, other + first + first, first + packed(suffix, a_table([])))
+    ):
+        found = read(write(f"{number}{suffix}", joined))
+        if suffix == ".arrow":  # streams, which go on
+            texts = ["abcde", "abab", "cdeabab", "ab"][number]
+            assert [(f.text, f.position) for f in found] == [(text, n) for n, text in enumerate(texts)]
+        else:
+            assert ["put one behind the other" in bad.reason for bad in found] == [True]
+
+
+@pytest.mark.parametrize("behind", [b"x", b"garbage" * 99, b"\xff" * 8, b"\0" * 64 + b"x", "file"])
+def test_bytes_behind_the_end_of_a_stream_are_told(write, behind):
+    stream = arrow_stream(a_table(["a", "b"]))
+    behind = arrow_file(a_table(["c"])) if behind == "file" else behind
+    *found, bad = read(write("a.arrow", stream + behind))
+    assert [f.text for f in found] == ["a", "b"]
+    assert f"behind the end of the stream, byte {len(stream)}, none begins" in bad.reason
+
+
+def test_zeros_behind_the_end_of_a_stream_are_padding(write):
+    assert len(read(write("a.arrow", arrow_stream(a_table(["a", "b"])) + bytes(64)))) == 2
+
+
+@pytest.mark.parametrize("suffix", COLUMNAR)
+def test_a_file_may_hold_what_stands_between_files(write, suffix):
+    seams = ["PAR1PAR1", "\x04\0\0\0PAR1PAR1", "ARROW1", "ARROW1ARROW1\0\0"]
+    content = packed(suffix, a_table(seams)) if suffix != ".parquet" else parquet(a_table(seams), compression="none")
+    assert [f.text for f in read(write("a" + suffix, content))] == seams
 
 
 @pytest.mark.parametrize("pack", [arrow_file, arrow_stream])

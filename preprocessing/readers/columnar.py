@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import codecs
 import io
-import json
 import re
 from collections.abc import Callable, Iterator
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, BinaryIO
-
-import numpy as np
 
 from hvdlm.errors import UserError
 from hvdlm.tokenizer.interface import require
@@ -21,6 +17,8 @@ from hvdlm.tokenizer.interface import require
 from .. import documents
 from ..compression import is_compressed
 from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
+from .cell_names import NO_VALUE, name_of
+from .joined import ARROW_MAGIC, REMEDY, is_joined_arrow, is_joined_parquet
 from .tables import listed, wanted_columns
 
 if TYPE_CHECKING:
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 # By pyarrow's names; `null` is what writers take for a column that holds nothing else.
 TEXT_TYPES = re.compile(r"(large_)?(string|binary)|(string|binary)_view|fixed_size_binary\[\d+\]|null")
 CHUNK_BYTES = 1 << 20  # of a long cell
-ARROW_MAGIC, FEATHER_1_MAGIC = b"ARROW1", b"FEA1"
+FEATHER_1_MAGIC = b"FEA1"
 
 FieldPath = list[str]  # names of a column and of the fields inside it
 
@@ -47,8 +45,12 @@ def read_parquet(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[D
     try:
         table = ParquetFile(source, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
         columns = _wanted(table.schema_arrow, part, options)
+        is_joined = is_joined_parquet(source)
     except faults as error:
         yield BadRecord(part.path, f"broken parquet ({_first_line(error)}); fetch it again")
+        return
+    if is_joined:
+        yield BadRecord(part.path, REMEDY)
         return
     file_bytes = source.seek(0, io.SEEK_END)
     position = 0
@@ -105,7 +107,8 @@ def _field_path(fields: Any, key: str) -> FieldPath | None:
 
 
 def _is_text(kind: Any) -> bool:
-    kind = getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind
+    while str(kind).startswith(("dictionary", "run_end_encoded")):
+        kind = kind.value_type
     storage = getattr(kind, "storage_type", None)  # of an extension, such as JSON; not of UUIDs, which are bytes
     return bool(TEXT_TYPES.fullmatch(str(storage or kind))) and "binary" not in str(storage)
 
@@ -153,7 +156,7 @@ def _document(cells: list[Any], position: int, part: Part, options: ReadOptions)
     text, id_, label = cells
     place = f"{part.path}: row {position}"
     while text.is_valid and not hasattr(text, "as_buffer"):
-        text = text.value  # of a dictionary or an extension
+        text = text.value  # of a dictionary, an extension or a run
     if not text.is_valid:
         return BadRecord(place, f"{options.text_key!r} is null")
     data = memoryview(text.as_buffer())
@@ -161,38 +164,16 @@ def _document(cells: list[Any], position: int, part: Part, options: ReadOptions)
         if len(data) > documents.MAX_DOCUMENT_BYTES:
             for _ in codecs.iterdecode(_chunks(data), "utf-8", options.errors):
                 pass  # a wrong byte costs the row, as in a short one
-            return LongDocument(_chunks(data), position, _name(id_), _name(label))
-        return Document(str(data, "utf-8", options.errors), position, _name(id_), _name(label))
+            return LongDocument(_chunks(data), position, name_of(id_), name_of(label))
+        return Document(str(data, "utf-8", options.errors), position, name_of(id_), name_of(label))
     except UnicodeDecodeError:
         return BadRecord(place, NOT_UTF8)
-    except (ValueError, OverflowError, ImportError) as error:  # a date that Python has none for
-        return BadRecord(place, f"id or label has no value in Python ({_first_line(error)})")
+    except NO_VALUE as error:
+        return BadRecord(place, f"its id or label cannot be shown ({_first_line(error)})")
 
 
 def _chunks(data: memoryview) -> Iterator[bytes]:
     return (bytes(data[start : start + CHUNK_BYTES]) for start in range(0, len(data), CHUNK_BYTES))
-
-
-def _name(cell: Any) -> str | None:
-    """An id or a label of any type, without loss: JSON for what is nested, hexadecimal for bytes that are no text."""
-    if cell is None or not cell.is_valid:
-        return None
-    if hasattr(cell, "index") and hasattr(cell, "dictionary"):
-        return _name(cell.value)
-    try:
-        value = cell.as_py()
-    except ValueError:  # what Python has no type for, such as nanoseconds
-        value = cell.cast("string").as_py()
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return value.hex()
-    if isinstance(value, bool | list | tuple | dict):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    if str(cell.type) == "float":
-        return str(np.float32(value))  # not as the nearest double, which has other digits
-    return None if value is None else f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
 def _first_line(error: Exception) -> str:
@@ -216,8 +197,12 @@ def read_arrow(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Doc
     try:
         source = pyarrow.memory_map(part.path) if content is None else pyarrow.BufferReader(content.read())
         batches = _Batches(pyarrow, source, magic.startswith(ARROW_MAGIC), part, options)
+        is_joined = batches.are_known and is_joined_arrow(source)
     except faults as error:
         yield BadRecord(part.path, f"broken arrow ({_first_line(error)}); fetch it again")
+        return
+    if is_joined:
+        yield BadRecord(part.path, REMEDY)
         return
     number = position = 0
     while True:
@@ -235,16 +220,23 @@ def read_arrow(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Doc
 
 
 class _Batches:
-    """The record batches of an IPC file or stream, of which only the wanted columns are read."""
+    """The record batches of an IPC file or of streams one behind the other, of which wanted columns alone are read."""
 
     def __init__(self, pyarrow: Any, source: Any, is_file: bool, part: Part, options: ReadOptions) -> None:
-        open_: Callable[..., Any] = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
-        schema = open_(source).schema
-        self.columns = _wanted(schema, part, options)
-        source.seek(0)
-        wanted = sorted({schema.get_field_index(path[0]) for path in self.columns if path})
-        self._reader = open_(source, options=pyarrow.ipc.IpcReadOptions(included_fields=wanted))
+        self._pyarrow, self._source, self._part, self._options = pyarrow, source, part, options
         self.are_known = is_file
+        self._open(0)
+
+    def _open(self, start: int) -> None:
+        """The file, or the stream that begins at this byte; its columns are of its own schema."""
+        ipc = self._pyarrow.ipc
+        open_: Callable[..., Any] = ipc.open_file if self.are_known else ipc.open_stream
+        self._source.seek(start)
+        schema = open_(self._source).schema
+        self.columns = _wanted(schema, self._part, self._options)
+        self._source.seek(start)
+        wanted = sorted({schema.get_field_index(path[0]) for path in self.columns if path})
+        self._reader = open_(self._source, options=ipc.IpcReadOptions(included_fields=wanted))
 
     def read(self, number: int) -> Any:
         """A batch that is safe to look into; None at the end."""
@@ -252,9 +244,24 @@ class _Batches:
             batch = self._reader.get_batch(number) if number < self._reader.num_record_batches else None
         else:
             batch = next(self._reader, None)
+            while batch is None and self._open_next():
+                batch = next(self._reader, None)
         for column in batch.columns if batch is not None else []:
             _check_offsets(column)
         return batch
+
+    def _open_next(self) -> bool:
+        """Whether another stream begins behind the one that ended; zeros there are padding."""
+        start = self._source.tell()
+        while (block := self._source.read(CHUNK_BYTES)) and not any(block):
+            pass
+        if not block:
+            return False
+        try:
+            self._open(start)
+        except (self._pyarrow.ArrowException, OSError) as error:
+            raise OSError(f"behind the end of the stream, byte {start}, none begins: {_first_line(error)}") from None
+        return True
 
 
 def _check_offsets(column: Any) -> None:

@@ -10,10 +10,12 @@ import contextlib
 import csv
 import logging
 import re
+import tempfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from .. import documents
+from ..compression import BrokenStream
 from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
 from .long_rows import NEW_LINE, WRONG_QUOTING, LongRow
 from .table_lines import Dialect, Lines, RowTooLong, is_utf8
@@ -25,9 +27,17 @@ EXCEL_LINE = re.compile(r'"?sep=(.)"?\s*')  # a first line that only tells the d
 LINE_END = re.compile(r"\r\n?|\n")
 LONE_RETURN = re.compile(rb"\r(?!\n)")
 LOOKED_AT = 1 << 20  # bytes of a row that show whether it is many
+HELD_DOCUMENTS = 256  # as many times the largest document, 1 GiB, a quote is followed to its end
 DELIMITERS = ",;|\t"  # that are met
 
-QUOTES_KEPT = "quotes around a cell are kept as text; if they are not, set table.quote: '\"'"
+BOM = "\ufeff"
+SIGNS = frozenset("\"' " + BOM)  # first characters of a text that may tell of another habit
+
+QUOTES_KEPT = "quotes around a cell are kept as text; if they are not, set table.quote: "
+AS_YAML = {'"': "'\"'", "'": '"\'"'}
+BLANK_BEFORE_QUOTE = "a quote behind a blank is text; if it is not, write no blanks between delimiter and quote"
+ESCAPED_QUOTES = "a backslash stands before a quote; if it makes the quote text, set table.escape: '\\'"
+MARK_KEPT = "begins with a byte order mark, as where files were put one behind the other; it is kept in the first cell"
 HEADER_AGAIN = "is the header again, as where files were put one behind the other; it is read as a document"
 RETURNS_END_ROWS = "a carriage return alone ends rows here"
 
@@ -58,13 +68,15 @@ def read_rows(
             yield BadRecord(table.place, row)
             continue
         cells = row if isinstance(row, list) else row.cells
+        if cells[0][:1] == BOM:
+            table.unmark(cells)
         id_ = None if id_at is None else cells[id_at]
         label = None if label_at is None else cells[label_at]
         if isinstance(row, LongRow):
             yield LongDocument(row.text(), table.number, id_, label)
             continue
         text = cells[text_at]
-        if text[:1] == '"' or text == header[text_at]:
+        if text[:1] in SIGNS or text[-1:] == "\\" or text == header[text_at]:
             table.remark_on(cells, text)
         yield Document(text, table.number, id_, label)
 
@@ -138,10 +150,28 @@ class _Table:
 
     def remark_on(self, cells: list[str], text: str) -> None:
         """Tell of a row that is right by the settings, where they may be wrong."""
-        if self._dialect.quote is None and len(text) > 1 and text[0] == text[-1] == '"':
-            self._remark(QUOTES_KEPT)
+        quote = self._dialect.quote
+        if len(text) > 1 and text[0] == text[-1] in AS_YAML and text[0] != quote:
+            self._remark(QUOTES_KEPT + AS_YAML[text[0]])
+        elif quote and text[:1] == " " and text.lstrip()[:1] == text[-1] == quote:
+            self._remark(BLANK_BEFORE_QUOTE)
+        elif text[-1:] == "\\" and self._has_escaped_quote(self._lines.row):
+            self._remark(ESCAPED_QUOTES)
         elif cells == self._header:
             self._remark(HEADER_AGAIN)
+
+    def unmark(self, cells: list[str]) -> None:
+        """Take the byte order mark off a header that comes again; any other row keeps it, with a remark."""
+        bare = cells[0].removeprefix(BOM)
+        quote = self._dialect.quote or ""  # not known as one behind a mark
+        if cells[1:] == self._header[1:] and self._header[0] in (bare, bare.removeprefix(quote).removesuffix(quote)):
+            cells[0] = self._header[0]
+        else:
+            self._remark(MARK_KEPT)
+
+    def _has_escaped_quote(self, row: bytes) -> bool:
+        quote, escape = self._dialect.quote, self._dialect.escape
+        return quote is not None and escape is None and f"\\{quote}".encode() in row
 
     def _remark(self, words: str) -> None:
         """Once a file."""
@@ -149,9 +179,12 @@ class _Table:
             self._remarks.add(words)
             log.warning("%s: %s", self.place, words)
 
-    def _remark_joined(self) -> None:
+    def _remark_joined(self, row: bytes, *, is_large: bool = False) -> None:
+        """In a single column every line looks like a row; there only a large cell is told."""
         quote = self._dialect.quote
-        if len(self._header) > 1:
+        if self._has_escaped_quote(row):
+            self._remark(ESCAPED_QUOTES)
+        elif len(self._header) > 1 or is_large:
             self._remark(
                 f"a {quote} joins lines that look like rows of their own; if quotes are text, set table.quote: none"
             )
@@ -164,7 +197,7 @@ class _Table:
         if cells and (fault := self._wrong_number(cells, row)):
             return self._refuse(fault + self._quote_hint(row), row)
         if self._looks_like_rows(row):
-            self._remark_joined()
+            self._remark_joined(row)
         return cells
 
     def _refuse(self, fault: str, row: bytes) -> str | None:
@@ -176,7 +209,7 @@ class _Table:
         behind_first = row.find(b"\n") + 1
         is_one_line = not 0 < behind_first < len(row)
         if len(self._header) != 1 and (NEW_LINE in fault or is_one_line):
-            self._remark("a carriage return alone ends rows here")
+            self._remark(RETURNS_END_ROWS)
             self._lines.put_back_end(LONE_RETURN.sub(b"\n", row))
             self._read_on(self._first_line - 1, 0)
             return None
@@ -187,32 +220,62 @@ class _Table:
 
     def _long_row(self) -> LongRow | str | None:
         """The row under way, too long for the csv module; or what is wrong with it, as `_refuse` does."""
-        begun, rest, num_lines = self._lines.row, b"", 0
+        begun = self._lines.row
         self._lines.put_back(begun)
         can_part = self._looks_like_rows(begun) and (len(self._header) != 1 or b"\n" in begun)
-        held = bytearray() if can_part else None  # to be read again
+        row = LongRow(self._dialect, self._lines.errors, self._wanted)
         with contextlib.ExitStack() as stack:
-            row = stack.enter_context(contextlib.closing(LongRow(self._dialect, self._lines.errors, self._wanted)))
-            while not row.has_ended and not (row.fault and held and len(held) >= len(begun)):
-                data = self._lines.take()
-                rest = row.feed(data)
-                num_lines += data.count(b"\n") - rest.count(b"\n")
-                if held is not None:
-                    held += data
-                    if len(held) > record_limit() and not (row.has_ended or row.fault):
-                        row.fault = f"{larger_than_limit()}, and what is in quotes looks like rows"
+            stack.callback(row.close)
+            held = tempfile.SpooledTemporaryFile(record_limit()) if can_part else None  # noqa: SIM115 - read again
+            rest, num_lines = self._follow(row, begun, held)
             fault = row.fault or self._wrong_number(row.cells, begun)
+            if held and fault:
+                return self._refuse_held(fault + self._quote_hint(begun), held, begun)
             if not fault:
                 stack.pop_all()  # the text is wanted
-        if held and fault:
-            return self._refuse(fault + self._quote_hint(begun), bytes(held))
         self._lines.put_back(rest)
         self._read_on(self._first_line - 1 + num_lines, num_lines)
         if fault:
             return fault + self._quote_hint(begun)
         if held:
-            self._remark_joined()
+            self._remark_joined(begun, is_large=held.tell() > record_limit())
+            held.close()
         return row
+
+    def _follow(self, row: LongRow, begun: bytes, held: IO[bytes] | None) -> tuple[bytes, int]:
+        """Read a row to its end, or to what is wrong with it: the bytes behind it, and its line ends.
+
+        What is read goes to `held` too, as long as that is not too much.
+        """
+        limit = HELD_DOCUMENTS * documents.MAX_DOCUMENT_BYTES if b"\n" in begun else record_limit()
+        rest, num_lines = b"", 0
+        while not row.has_ended and not (row.fault and held and held.tell() >= len(begun)):
+            try:
+                data = self._lines.take()
+            except BrokenStream:  # which is raised again behind what was read before
+                if held is None:
+                    raise
+                row.fault = f"{WRONG_QUOTING} (unexpected end of data)"
+                break
+            rest = row.feed(data)
+            num_lines += data.count(b"\n") - rest.count(b"\n")
+            if held:
+                held.write(data)
+                if held.tell() > limit and not (row.has_ended or row.fault):
+                    row.fault = f"{larger_than_limit(limit)}, and what is in quotes looks like rows"
+        return rest, num_lines
+
+    def _refuse_held(self, fault: str, held: IO[bytes], begun: bytes) -> str | None:
+        """As `_refuse` does; what is much is read again from the file that holds it."""
+        first_bytes = begun.find(b"\n") + 1
+        if held.tell() > record_limit() and first_bytes:
+            held.seek(first_bytes)
+            self._lines.put_back_file(held)
+            self._read_on(self._first_line, 1)
+            return fault
+        held.seek(0)
+        with held:
+            return self._refuse(fault, held.read())
 
     def _looks_like_rows(self, row: bytes) -> bool:
         """Whether most lines of a row have as many cells as a row of their own; a single column always has."""
@@ -239,4 +302,6 @@ class _Table:
 
     def _quote_hint(self, row: bytes) -> str:
         quote = self._dialect.quote
+        if self._has_escaped_quote(row):
+            return f"; {ESCAPED_QUOTES}"
         return f"; if a {quote} is text here, set table.quote: none" if quote and quote.encode() in row else ""

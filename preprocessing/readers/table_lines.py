@@ -9,7 +9,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 from .. import documents
 from ..compression import BrokenStream, read_before_break
@@ -52,7 +52,7 @@ class Lines:
         self._file = file
         self.errors = errors if errors == "replace" else "surrogateescape"
         self.has_wrong_bytes = False  # whether there were any so far
-        self._again: deque[bytes] = deque()  # to be read before the file
+        self._again: deque[bytes | IO[bytes]] = deque()  # to be read before the file
         self._broken: BrokenStream | None = None
         self._block, self._is_utf8 = io.BytesIO(), True
         self._start = 0  # of the row under way, in the block
@@ -74,16 +74,24 @@ class Lines:
 
     def first_line(self) -> bytes:
         """The first line of the file, as far as the first block holds it."""
-        return self._again[0].split(b"\n", 1)[0] if self._again else b""
+        data = self.take()
+        self.put_back(data)
+        return data.split(b"\n", 1)[0]
 
     def skip_line(self) -> None:
         """Of the first block."""
-        self.put_back(self._again.popleft().partition(b"\n")[2])
+        self.put_back(self.take().partition(b"\n")[2])
 
     def take(self) -> bytes:
         """The next bytes, which may end anywhere; none at the end."""
-        if self._again:
-            return self._again.popleft()
+        while self._again:
+            again = self._again.popleft()
+            if isinstance(again, bytes):
+                return again
+            if data := again.read(_block_bytes()):
+                self._again.appendleft(again)
+                return data
+            again.close()
         if self._broken:
             raise self._broken
         data, self._broken = read_before_break(self._file, _block_bytes())
@@ -99,6 +107,10 @@ class Lines:
         self._again.extendleft(data[start : start + size] for start in reversed(range(0, len(data), size)))
         self._block = io.BytesIO()
         self.begin_row()
+
+    def put_back_file(self, data: IO[bytes]) -> None:
+        """Make what is left of a file the next bytes, where no block is under way; it is closed at its end."""
+        self._again.appendleft(data)
 
     def put_back_end(self, data: bytes) -> None:
         """Make these bytes, as long as the end of the row under way, the next ones instead of it."""

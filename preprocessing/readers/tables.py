@@ -10,9 +10,9 @@ from hvdlm.errors import UserError
 from ..documents import Part, ReadOptions, record_limit
 
 
-def larger_than_limit() -> str:
-    """Why a row, page or record is refused that would have to be held as a whole."""
-    return f"larger than {record_limit() / 2**20:g} MiB"
+def larger_than_limit(num_bytes: int | None = None) -> str:
+    """Why a row, page or record is refused that would have to be held as a whole, or followed further than this."""
+    return f"larger than {(num_bytes or record_limit()) / 2**20:g} MiB"
 
 
 def wanted_columns(

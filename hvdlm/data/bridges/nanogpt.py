@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hvdlm.data.bridges.foreign import refuse_foreign, remark_ids
 from hvdlm.data.bridges.interface import (
     PIECE_TOKENS,
     ConvertOptions,
@@ -33,7 +34,6 @@ KEEPS_COLUMNS = False
 SUFFIX: str | None = ".bin"
 LLM_C_BYTES = 1024  # of the header
 LLM_C_DTYPES = {20240520: "<u2", 20240801: "<u4"}  # by magic: for GPT-2 and for Llama 3
-NUMPY_MAGIC = b"\x93NUMPY"
 FEWEST_WIDE = 4  # ids that prove by their empty upper halves how wide they are
 
 
@@ -55,6 +55,7 @@ def _read_split(path: Path, tokenizer: Tokenizer) -> TokenSplit:
         )
     num_tokens = num_bytes // dtype.itemsize
     whole = TokenSplit(path, np.array([num_tokens]), reader_of(path, dtype, start), dtype.name, tokenizer.vocab_size)
+    remark_ids(whole, tokenizer.eos_id)
     ends = [ends + 1 for ends in _places(whole, tokenizer.eos_id)]
     if not any(map(len, ends)) and tokenizer.bos_id is not None:  # as llm.c writes Llama 3's: beginnings alone
         ends = [starts[starts > 0] for starts in _places(whole, tokenizer.bos_id)]
@@ -74,8 +75,6 @@ def _layout(path: Path, vocab_size: int) -> tuple[np.dtype, int]:
     """(type of the ids, byte at which they begin); UserError for a file of something else."""
     with path.open("rb") as file:
         head = file.read(LLM_C_BYTES)
-    if head.startswith(NUMPY_MAGIC):
-        raise UserError(f"{path}: is an array saved by numpy.save; write its ids alone (numpy.load(...).tofile)")
     if len(head) >= 12:
         magic, version, num_tokens = np.frombuffer(head, "<i4", 3).tolist()
         swapped = int(np.frombuffer(head, ">i4", 1)[0])
@@ -83,6 +82,7 @@ def _layout(path: Path, vocab_size: int) -> tuple[np.dtype, int]:
             return _llm_c_layout(path, np.dtype(LLM_C_DTYPES[magic]), version, num_tokens)
         if swapped in LLM_C_DTYPES:
             raise UserError(f"{path}: has a big-endian header of llm.c; write it little-endian")
+    refuse_foreign(path, vocab_size)
     dtype = dtype_for(vocab_size)
     found = _widest(path, dtype)
     if found != dtype:
