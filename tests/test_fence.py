@@ -41,7 +41,7 @@ def break_stage(stage, error, monkeypatch):
     if stage == "encoder":
         tokenizer = ByteTokenizer()
         tokenizer.encode_documents = raising(error, tokenizer.encode_documents)
-        monkeypatch.setattr(build.tokenizers, "from_json", lambda text: tokenizer)
+        monkeypatch.setattr(build.tokenizers, "from_json", lambda text, origin: tokenizer)
     elif stage == "dedup":
         monkeypatch.setattr(build.Signer, "sign", lambda self, text, data: raising(error, lambda text: b"")(text))
     else:
