@@ -4,6 +4,7 @@ import json
 import logging
 import random
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
 from hvdlm.tokenizer import ByteTokenizer, FastTokenizer, digest, from_json, make_fast, train_bpe
-from hvdlm.tokenizer.fast import APART, KNOWN_PATTERNS, NASTY, PROVEN, Characters
+from hvdlm.tokenizer.fast import APART, KNOWN_PATTERNS, NASTY, PROVEN, Characters, is_settled
 
 pytest.importorskip("gigatoken")
 
@@ -288,3 +289,15 @@ def test_one_character_that_parts_the_encoders_is_found_in_any_company(text, cha
     for _ in range(2):  # unseen, and seen
         assert not characters.are_same(text.format(character))
         assert characters.are_same(text.format("a")) and characters.are_same("éaé")
+
+
+RULES = [BYTE_LEVEL, *map(split_by, KNOWN_PATTERNS)]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=range(len(RULES)))
+def test_every_settled_character_is_cut_alike_by_both(rule):
+    settled = [code for code in range(128, 0x110000) if is_settled(chr(code))]
+    written = [code for code in settled if unicodedata.category(chr(code)) != "Co"]
+    assert len(written) > 90_000
+    assert all(Characters(rule).agree(written[:: 1 if rule is BYTE_LEVEL else 7]))
+    assert not any(is_settled(character) for character in "\u017f\u212a\u0130\u0378a")

@@ -57,6 +57,7 @@ CHECK_CHARACTERS = 1 << 16  # of text looked through at once; more would leave t
 VISIBLE = r"[\w!-~、。，！？；：「」『』“”‘’（）《》…]"
 CUT = re.compile(rf"(?<={VISIBLE}\n)(?=\w)|(?= {VISIBLE})")
 
+UNASSIGNED = ("Cn", "Cs")  # categories of code points that are no characters, and of halves of them
 PROVEN, UNSEEN, APART = 0, 1, 2  # what is known of a character
 NEARBY_CHARACTERS = 16  # beside a character that are looked at when the job first has it
 MOST_PIECES = 16  # of CHECK_CHARACTERS of text: what is new in the first texts of a job is met again later
@@ -178,7 +179,9 @@ class FastTokenizer:
 
 
 class Characters:
-    """The characters that both encoders cut alike, each tried when a text first has it; `rule`: the pre_tokenizer.
+    """The characters that both encoders cut alike; `rule`: the pre_tokenizer.
+
+    Those that are not settled since long are tried when a text first has them.
 
     One that is unassigned to this Python's Unicode is never trusted: its normal form may differ too.
     """
@@ -222,17 +225,23 @@ class Characters:
         return places
 
     def _try(self, codes: np.ndarray) -> None:
-        known = [code for code in codes.tolist() if unicodedata.category(chr(code)) not in ("Cn", "Cs")]
+        known = [code for code in codes.tolist() if unicodedata.category(chr(code)) not in UNASSIGNED]
+        settled = [code for code in known if is_settled(chr(code))]
         self._state[codes] = APART
-        texts = [self._surroundings.format(chr(code)) for code in known]
+        self._state[settled] = PROVEN
+        odd = sorted(set(known).difference(settled))
+        self._state[odd] = np.where(self.agree(odd), PROVEN, APART)
+
+    def agree(self, codes: list[int]) -> list[bool]:
+        """Whether both encoders cut alike around each of these characters."""
+        texts = [self._surroundings.format(chr(code)) for code in codes]
         if not texts:
-            return
+            return []
         exact, fast = self._find_probes()
         rows = fast.encode_batch(texts, parallel=False).layout
-        offsets, ids = np.asarray(rows.offsets.data), np.asarray(rows.content.data)
+        bounds, ids = itertools.pairwise(np.asarray(rows.offsets.data)), np.asarray(rows.content.data)
         found = exact.encode_batch_fast(texts, add_special_tokens=False)
-        for code, first, last, encoding in zip(known, offsets, offsets[1:], found, strict=False):
-            self._state[code] = PROVEN if encoding.ids == ids[first:last].tolist() else APART
+        return [encoding.ids == ids[slice(*bound)].tolist() for encoding, bound in zip(found, bounds, strict=True)]
 
     def _find_probes(self) -> tuple[Any, Any]:
         if self._probes is None:
@@ -242,6 +251,17 @@ class Characters:
             text = json.dumps({"version": "1.0", "pre_tokenizer": self._rule, "model": _probe_model()})
             self._probes = Backend.from_str(text), gigatoken.Tokenizer.from_json(text)
         return self._probes
+
+
+def is_settled(character: str) -> bool:
+    """Whether a character is in the class that it had in Unicode 3.2 (2002), and is no form of an ASCII letter.
+
+    Both encoders know these; a test tries every one of them in both, as that takes seconds.
+    """
+    category = unicodedata.category(character)
+    forms = character.casefold() + character.lower() + character.upper()
+    is_same = category == unicodedata.ucd_3_2_0.category(character) and category not in UNASSIGNED
+    return is_same and not any(map(str.isascii, forms))
 
 
 def _probe_model() -> dict[str, Any]:
