@@ -22,7 +22,7 @@ import numpy as np
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import FastTokenizer, Tokenizer, loss_of
 from hvdlm.tokenizer.backend import ENDS, BackendTokenizer
-from hvdlm.tokenizer.interface import UNKNOWN
+from hvdlm.tokenizer.interface import UNKNOWN, code_points
 
 from .documents import Document
 from .fence import reason_of
@@ -150,7 +150,7 @@ class Excerpts:
 
     def _meet(self, text: str) -> list[int]:
         """Where the characters stand that the unit has not had before, each once."""
-        codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
+        codes = code_points(text)
         places = np.flatnonzero(codes > 127)
         met: list[int] = []
         while (places := places[~self._met.take(codes[places])]).size:

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from hvdlm.config import Section, choice_of
+from hvdlm.tokenizer.interface import code_points
 
 _CJK = ("han", "kana", "hangul")
 _OTHER = "other"
@@ -175,7 +176,7 @@ def _count_letters(text: str) -> np.ndarray:
         counts[_SCRIPTS.index("latin")] = len(text.encode().translate(None, _NOT_LETTERS))
         return counts
     for start in range(0, len(text), _CHUNK):
-        codes = np.frombuffer(text[start : start + _CHUNK].encode("utf-32-le", "surrogatepass"), np.uint32)
+        codes = code_points(text[start : start + _CHUNK])
         counts += np.bincount(_script_of()[codes], minlength=len(_SCRIPTS))
     return counts
 

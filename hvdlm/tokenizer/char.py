@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from hvdlm.errors import UserError
-from hvdlm.tokenizer.interface import END, UNKNOWN, join_documents
+from hvdlm.tokenizer.interface import END, UNKNOWN, code_points, join_documents
 
 NUM_CODE_POINTS = 0x110000
 SPECIALS = (UNKNOWN, END)
@@ -32,7 +32,7 @@ class CharTokenizer:
         if len(set(characters)) != len(characters):
             raise UserError(f"{origin}: lists a character twice")
         self._characters = characters
-        codes = _code_points(characters)
+        codes = code_points(characters)
         self.vocab_size = len(SPECIALS) + len(codes)
         self._id_of = np.zeros(NUM_CODE_POINTS, dtype=np.int64)  # a table of 9 MB: one gather encodes a text
         self._id_of[codes] = np.arange(len(SPECIALS), self.vocab_size)
@@ -42,7 +42,7 @@ class CharTokenizer:
         return join_documents(map(self.encode, texts), self)
 
     def encode(self, text: str) -> np.ndarray:
-        return self._id_of[_code_points(text)]
+        return self._id_of[code_points(text)]
 
     def decode(self, ids: np.ndarray) -> str:
         ids = np.asarray(ids, dtype=np.int64)
@@ -50,10 +50,6 @@ class CharTokenizer:
 
     def to_json(self) -> str:
         return json.dumps({"hvdlm": "char", "characters": self._characters}, ensure_ascii=False) + "\n"
-
-
-def _code_points(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
 
 
 def count_chars(texts: Iterable[str], vocab_size: int, min_frequency: int) -> CharTokenizer:

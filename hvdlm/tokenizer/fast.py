@@ -21,7 +21,7 @@ import numpy as np
 from hvdlm.host import memory_bytes
 from hvdlm.tokenizer.backend import BackendTokenizer
 from hvdlm.tokenizer.dropped import byte_alphabet, steps
-from hvdlm.tokenizer.interface import Tokenizer, insert_ends
+from hvdlm.tokenizer.interface import Tokenizer, code_points, insert_ends
 from hvdlm.tokenizer.tiktoken_ranks import PATTERNS
 
 log = logging.getLogger("hvdlm")
@@ -70,7 +70,7 @@ SPLIT_AT = "a1!A \n'"  # the probe's vocabulary joins these with every byte, so 
 class FastTokenizer:
     """A BackendTokenizer whose `encode_documents` runs in gigatoken; all else is the same object's.
 
-    What may tell the two apart is encoded by the exact one: a text with an added token, and lines with a character
+    What may tell the two apart is encoded by the exact one: a text with an added token, and words with a character
     that is of another class to gigatoken or that this Python does not know, or, where the vocabulary asks for
     NFC, that are not in it. (An NFC text of assigned characters is NFC in every later Unicode.)
 
@@ -181,9 +181,8 @@ class FastTokenizer:
 class Characters:
     """The characters that both encoders cut alike; `rule`: the pre_tokenizer.
 
-    Those that are not settled since long are tried when a text first has them.
-
-    One that is unassigned to this Python's Unicode is never trusted: its normal form may differ too.
+    Those that are not settled since long are tried when a text first has them. One that is unassigned to this
+    Python's Unicode is never trusted: its normal form may differ too.
     """
 
     def __init__(self, rule: dict[str, Any]) -> None:
@@ -200,7 +199,7 @@ class Characters:
         with contextlib.suppress(UnicodeEncodeError):  # most texts of Europe: a third of the time of what follows
             if not text.encode("latin-1").translate(None, self._proven_latin):
                 return True
-        codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
+        codes = code_points(text)
         is_ascii = codes < 128
         if np.count_nonzero(is_ascii) > len(codes) // 2:  # to choose is cheaper than to look up, where it leaves few
             codes = codes[~is_ascii]
@@ -217,7 +216,7 @@ class Characters:
 
     def are_apart(self, text: str) -> np.ndarray:
         """Of each character (bool), whether encoders may part on it; `are_same` was asked before."""
-        return self._state.take(np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")) != PROVEN
+        return self._state.take(code_points(text)) != PROVEN
 
     def take_first_met(self) -> list[int]:
         """Where the last text had characters that none before it had, of many a few; once."""

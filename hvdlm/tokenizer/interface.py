@@ -89,6 +89,15 @@ def shown(tokenizer: Tokenizer, token: int) -> str:
     return ends.get(token) or tokenizer.decode(np.array([token]))
 
 
+def code_points(text: str) -> np.ndarray:
+    """The characters of a text as numbers (uint32, 1-D).
+
+    >>> code_points("a中").tolist()
+    [97, 20013]
+    """
+    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
+
+
 def num_letters(text: str) -> int:
     """Characters but for white space.
 

@@ -138,7 +138,7 @@ def _row_group(
     """Rows of one group, so few at a time that even equal cells, stored once, do not fill memory."""
     names = sorted({".".join(path) for path in columns if path})
     num_bytes = max(1, table.metadata.row_group(group).total_byte_size)
-    batch_size = max(1, min(64, 8 * documents.MAX_DOCUMENT_BYTES // num_bytes))
+    batch_size = max(1, min(64, record_limit() // num_bytes))
     for batch in table.iter_batches(batch_size=batch_size, row_groups=[group], columns=names):
         yield from _rows(batch, columns, position, part, options)
         position += batch.num_rows
