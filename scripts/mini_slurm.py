@@ -30,6 +30,7 @@ NEEDED = ("slurmctld", "slurmd", "munged", "srun", "sbatch", "sinfo", "setpriv")
 NODES = ("n1", "n2")
 START_S = 30
 GRACE_S = 10
+LONGEST_FOLDER = 64  # a socket's path has 107 bytes at most; SLURM's own names below the folder take up to 40
 
 # TmpFS and the spool are a node's own, or the two PMIx servers would meet in one folder. cred_expire: for so long
 # a requeued job is held back (120 s by default). SlurmdTimeout: so soon a node that is silent counts as lost.
@@ -178,8 +179,20 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextmanager
+def short_folder() -> Iterator[Path]:
+    """A new folder for a SLURM, below TMPDIR where that is short enough for its sockets, else below /tmp."""
+    parent = tempfile.gettempdir()
+    if len(os.fsencode(parent)) + len("/mini-slurm-12345678") > LONGEST_FOLDER:
+        parent = "/tmp"  # noqa: S108 (a folder of its own follows)
+    with tempfile.TemporaryDirectory(prefix="mini-slurm-", dir=parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@contextmanager
 def mini_slurm(folder: Path, environment: dict[str, str]) -> Iterator[MiniSlurm]:
     """SLURM in an empty folder, up for the body. `environment` is what its jobs inherit."""
+    if len(os.fsencode(folder)) > LONGEST_FOLDER:  # its jobs would be requeued and held, without a word
+        raise ValueError(f"{folder} has more than {LONGEST_FOLDER} bytes: SLURM's sockets do not fit below it")
     for name in ("munge", "state", *(f"tmp-{node}" for node in NODES)):
         (folder / name).mkdir(mode=0o700)
     key = folder / "munge" / "key"
@@ -214,8 +227,7 @@ def main(words: list[str]) -> int:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
     if os.geteuid() == 0:  # Open MPI wants to be told that root is meant
         environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    folders = tempfile.TemporaryDirectory(prefix="mini-slurm-", ignore_cleanup_errors=True)
-    with folders as folder, mini_slurm(Path(folder), environment) as slurm:
+    with short_folder() as folder, mini_slurm(folder, environment) as slurm:
         print(f"[mini-slurm] up: nodes {', '.join(NODES)}, SLURM_CONF={slurm.config}", file=sys.stderr)
         code = subprocess.run(words[1:], env=slurm.environment).returncode
     print("[mini-slurm] down", file=sys.stderr)
