@@ -109,7 +109,10 @@ def make_filter(config: FilterConfig) -> Callable[[str], str | None]:
     chosen = [rule for rule in rules if rule[1] is not None]
 
     def drop_reason(text: str) -> str | None:
-        return next((f"filter_{key}" for key, limit, breaks in chosen if breaks(text, limit, config)), None)
+        for key, limit, breaks in chosen:
+            if breaks(text, limit, config):
+                return f"filter_{key}"
+        return None
 
     return drop_reason
 

@@ -46,7 +46,7 @@ def make_masker(config: PiiConfig) -> Callable[[str, Counter[str]], str]:
     chosen = [(f"pii_{name}", mask) for name, mask in MASKS.items() if getattr(config, name)]
 
     def mask_all(text: str, statistics: Counter[str]) -> str:
-        for _ in range(MAX_PASSES):
+        for _ in range(MAX_PASSES if chosen else 0):
             before = text
             for name, mask in chosen:
                 text, num_masked = mask(text)

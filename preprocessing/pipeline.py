@@ -44,14 +44,16 @@ class Pipeline:
         """Documents to keep, in input order; counts what happens to all others, and hands each of them to `drop`."""
         self.read, self.texts, self.bad, self.first_bad = Counter(), Counter(), Counter(), {}
         for number, part in enumerate(unit.parts):
+            num_read = num_later = 0
             for found in found_in(part, self._config.read_options):
-                self.read[number] += 1
-                self.texts[number] += isinstance(found, BadRecord) or not found.piece
+                num_read += 1
                 if isinstance(found, BadRecord):
                     self._pass_over(found, part, statistics, drop)
                     continue
-                if found.piece == 1:  # each long document has just one
-                    statistics["cut_documents"] += 1
+                if found.piece:
+                    num_later += 1
+                    if found.piece == 1:  # each long document has just one
+                        statistics["cut_documents"] += 1
                 try:
                     document, reason = self._prepare(found, statistics)
                 except BaseException as error:
@@ -62,6 +64,7 @@ class Pipeline:
                 else:
                     statistics[reason] += 1
                     drop(dropped_line(part.path, found.position, found.id, reason))
+            self.read[number], self.texts[number] = num_read, num_read - num_later
 
     def _prepare(self, document: Document, statistics: Counter[str]) -> tuple[Document, str | None]:
         text = self._mask(self._clean(document.text, statistics), statistics)

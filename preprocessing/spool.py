@@ -45,7 +45,8 @@ class Batch:
         self.documents.append(document)
         self.splits.append(split)
         self.text_bytes.append(len(data))
-        self.has_nul = self.has_nul or 0 in data  # now that it is in the processor's cache
+        if 0 in data:  # now that it is in the processor's cache
+            self.has_nul = True
         self.signatures.append(signature)
         self.num_bytes += len(data) + BYTES_PER_DOCUMENT
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
 from hvdlm.tokenizer import ByteTokenizer, FastTokenizer, digest, from_json, make_fast, train_bpe
-from hvdlm.tokenizer.fast import APART, KNOWN_PATTERNS, NASTY, PROVEN, Characters, is_settled
+from hvdlm.tokenizer.fast import APART, CUT, KNOWN_PATTERNS, NASTY, PROVEN, Characters, _cuts_around, is_settled
 
 pytest.importorskip("gigatoken")
 
@@ -178,6 +178,15 @@ def test_stretches_of_a_text_have_the_ids_that_they_have_in_it(drawn, rules):
     parts = [part for text in texts for part in fast._parted(text)]
     num_exact = sum(len(piece) for is_fast, piece in parts if not is_fast)
     assert num_exact < 0.8 * sum(map(len, texts)) or "added_tokens" in rules  # else they are not worth it
+
+
+def test_the_nearest_cuts_around_a_character_are_found_wherever_it_is(drawn):
+    for text in drawn[0]:
+        places = [place for place, character in enumerate(text) if character == "\u0378"]
+        cuts = [found.start() for found in CUT.finditer(text)]
+        expected = {max(cut for cut in [0, *cuts] if cut <= place) for place in places}
+        expected |= {min(cut for cut in [*cuts, len(text)] if cut > place) for place in places}
+        assert _cuts_around(text, places) == sorted(expected - {0, len(text)})
 
 
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])

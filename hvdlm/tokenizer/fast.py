@@ -60,7 +60,7 @@ CUT = re.compile(rf"(?<={VISIBLE}\n)(?=\w)|(?= {VISIBLE})")
 UNASSIGNED = ("Cn", "Cs")  # categories of code points that are no characters, and of halves of them
 PROVEN, UNSEEN, APART = 0, 1, 2  # what is known of a character
 NEARBY_CHARACTERS = 16  # beside a character that are looked at when the job first has it
-MOST_PIECES = 16  # of CHECK_CHARACTERS of text: what is new in the first texts of a job is met again later
+MOST_PIECES = 4  # of CHECK_CHARACTERS of text: what is new in the first texts of a job is met again later
 # Of a character in its probe; and more for a pattern that tells large from small letters, or knows 's by either.
 SURROUNDINGS = "a{0}a 1{0}1 !{0}! {0} {0}\na'{0}a"
 MORE_SURROUNDINGS = "A{0}a{0}A1{0}a'{0}ea'l{0}a"
@@ -90,6 +90,7 @@ class FastTokenizer:
         self._encoder = self._make()
         self._characters = Characters(content["pre_tokenizer"])
         self.wrong: str | None = None  # a text of the job that the two were found to encode differently
+        self._unproven: list[str] = []  # text around characters that are met for the first time
         self._resident = memory_bytes("VmRSS")
         self.kind, self.vocab_size = exact.kind, exact.vocab_size
         self.eos_id, self.bos_id, self.unk_id = exact.eos_id, exact.bos_id, exact.unk_id
@@ -102,6 +103,8 @@ class FastTokenizer:
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         is_fast = np.fromiter(self._are_same(texts), dtype=bool, count=len(texts))
+        if self._unproven:
+            self._prove()
         if is_fast.all():
             return insert_ends(*self._encode_fast(texts), self)
         pieces: list[tuple[bool, str]] = []  # whether it is for the fast encoder
@@ -119,8 +122,13 @@ class FastTokenizer:
         """A text that is not for the fast encoder as a whole: stretches that are, and the others."""
         if self._has_added(text) or (self._needs_nfc and self._has_added(unicodedata.normalize("NFC", text))):
             return [(False, text)]
-        starts = np.array([0, *(found.start() for found in CUT.finditer(text))])
-        are_fast = ~np.logical_or.reduceat(self._characters.are_apart(text), starts)
+        is_apart = self._characters.are_apart(text)
+        if self._needs_nfc:
+            cuts = _cuts(text, 0, len(text))
+        else:
+            cuts = _cuts_around(text, np.flatnonzero(is_apart).tolist())
+        starts = np.unique([0, *cuts])
+        are_fast = ~np.logical_or.reduceat(is_apart, starts)
         if self._needs_nfc:
             pieces = map(text.__getitem__, map(slice, starts, [*starts[1:], len(text)]))
             are_fast &= [unicodedata.is_normalized("NFC", piece) for piece in pieces]
@@ -151,20 +159,14 @@ class FastTokenizer:
         if text.isascii():
             return True
         is_same = self._characters.are_same(text)
-        self._prove_around(text, self._characters.take_first_met())
+        self._unproven += around(text, self._characters.take_first_met())
         return is_same and (not self._needs_nfc or unicodedata.is_normalized("NFC", text))
 
-    def _prove_around(self, text: str, places: list[int]) -> None:
-        """Compare both encoders on the text around characters that are met for the first time."""
-        if not places or self.wrong is not None:
-            return
-        pieces, end = [], 0
-        for place in places:
-            if place + NEARBY_CHARACTERS > end:  # else it stands well within the piece before
-                end = place + 2 * NEARBY_CHARACTERS
-                pieces.append(text[max(0, place - NEARBY_CHARACTERS) : end])
+    def _prove(self) -> None:
+        """Compare both encoders on real text around the characters that were just met for the first time."""
+        pieces, self._unproven = self._unproven, []
         pieces = list(itertools.compress(pieces, self._are_same(pieces)))
-        if pieces:
+        if pieces and self.wrong is None:
             ids, counts = insert_ends(*self._encode_fast(pieces), self)
             self.wrong = _first_difference(self._exact, pieces, ids, counts)
 
@@ -176,6 +178,35 @@ class FastTokenizer:
         rows = self._encoder.encode_batch(texts, parallel=self._threads > 1).layout
         offsets = np.asarray(rows.offsets.data)
         return np.asarray(rows.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
+
+
+def _cuts(text: str, start: int, stop: int) -> list[int]:
+    """Where the text may be parted in [start, stop), in ascending order."""
+    return [found.start() for found in CUT.finditer(text, start, min(len(text), stop + 1)) if found.start() < stop]
+
+
+def _cuts_around(text: str, places: list[int]) -> list[int]:
+    """The nearest cuts before and behind each of these places, which ascend; each cut once."""
+    found: set[int] = set()
+    end = 0  # of the stretch between two cuts that the last place is in
+    for place in places:
+        if place < end:
+            continue
+        near = max(end, place - NEARBY_CHARACTERS)
+        found.update((_cuts(text, near, place + 1) or _cuts(text, end, near))[-1:])
+        behind = CUT.search(text, place + 1)
+        end = behind.start() if behind else len(text)
+        found.add(end)
+    return sorted(found - {len(text)})
+
+
+def around(text: str, places: list[int]) -> Iterator[str]:
+    """The text around each of these places, in ascending order; once where they are near each other."""
+    end = 0
+    for place in places:
+        if place + NEARBY_CHARACTERS > end:  # else it stands well within the piece before
+            end = place + 2 * NEARBY_CHARACTERS
+            yield text[max(0, place - NEARBY_CHARACTERS) : end]
 
 
 class Characters:

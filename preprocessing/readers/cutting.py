@@ -62,11 +62,9 @@ def in_pieces(
     """What a reader gives, no text longer than a document may be; a piece that is not UTF-8 is a bad record."""
     short = documents.MAX_DOCUMENT_BYTES // 4  # characters that are no longer than a document may be
     for found in given:
-        if isinstance(found, BadRecord):
-            yield found
-        elif isinstance(found, LongDocument):
+        if isinstance(found, LongDocument):
             yield from _pieces_of_long(found, part, options)
-        elif len(found.text) <= short:
+        elif isinstance(found, BadRecord) or len(found.text) <= short:
             yield found
         else:
             for piece in cut([found.text.encode()]):

@@ -41,7 +41,9 @@ def read_json_lines(file: BinaryIO, part: Part, options: ReadOptions) -> Iterato
                 yield _with_remedy(item, line.data)
         elif line.data and not line.data.isspace():
             found = read_record(line.data, line.position, part, options)
-            if isinstance(found, BadRecord) and b"\r" in line.data.strip():
+            if isinstance(found, Document):
+                yield found
+            elif b"\r" in line.data.strip():
                 yield from _parted_by_returns(line, part, options) or [_with_remedy(found, line.data)]
             else:
                 yield _with_remedy(found, line.data)

@@ -26,7 +26,7 @@ BOM = b"\xef\xbb\xbf"
 class Boundary(NamedTuple):
     """What lies between two records."""
 
-    pattern: re.Pattern[bytes]  # its one group holds all of the match
+    pattern: re.Pattern[bytes] | bytes  # its one group holds all of the match; or what is always the same
     reach: int  # bytes before and after a place that decide whether a record starts there
     lead: re.Pattern[bytes] | None = None  # what may still stand before a record, and is none of it
 
@@ -39,7 +39,7 @@ class RawRecord(NamedTuple):
     is_cut: bool
 
 
-LINES = Boundary(re.compile(rb"(\n)"), 1)
+LINES = Boundary(b"\n", 1)
 # A line of more than 80 blanks counts as text: what decides must lie within reach. A long run of blank lines
 # comes as several boundaries, since a repeated group takes memory for each time; the last one may stay over.
 BLANK_LINES = Boundary(re.compile(rb"(\n(?:[ \t\r]{0,80}\n){1,256})"), 82, re.compile(rb"[ \t\r]{0,80}\n"))
@@ -91,11 +91,18 @@ def _split(held: bytes, boundary: Boundary, is_begun: bool, is_last: bool) -> tu
 
     `is_begun`: the first is the rest of a record, whose beginning was given before.
     """
-    pieces = boundary.pattern.split(held)
+    found: list[bytes]
+    gaps: Iterator[int]  # bytes between two records
+    if isinstance(boundary.pattern, bytes):
+        found = held.split(boundary.pattern)
+        gaps = itertools.repeat(len(boundary.pattern), len(found) - 1)
+    else:
+        pieces = boundary.pattern.split(held)
+        found, gaps = pieces[::2], map(len, pieces[1::2])
     sure = len(held) - (0 if is_last else boundary.reach)  # a match nearer to the end may turn out longer
     complete, used = [], 0
-    for record, between in zip(pieces[:-1:2], pieces[1::2], strict=True):
-        after = used + len(record) + len(between)
+    for record, gap in zip(found, gaps, strict=False):  # what is behind the last gap has no end yet
+        after = used + len(record) + gap
         if after > sure:
             break
         complete.append((used, record))
@@ -187,8 +194,7 @@ def read_separated(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator
             "format: separated needs a separator, such as <|endoftext|> (to YAML a bare --- is null: quote it, as in "
             "separator: '---', on a command line \"separator='---'\")"
         )
-    boundary = Boundary(re.compile(b"(" + re.escape(separator) + b")"), len(separator))
-    yield from read_between(file, part, options, boundary=boundary)
+    yield from read_between(file, part, options, boundary=Boundary(separator, len(separator)))
 
 
 def overlaps_itself(separator: str | None) -> bool:
