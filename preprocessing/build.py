@@ -219,7 +219,7 @@ class Worker:
             if batch.documents and (wrong := found_wrong(batch.documents, self._tokenizer)):
                 self._distrust(wrong, unit)
             count_suspect(batch, reads, statistics)
-            self._count_lost(batch, statistics)
+            self._count_without_names(batch, statistics)
             if number % self._care.units == 0:
                 excerpts.look(batch.documents, ids, lengths)
             self._result.add(batch, ids, lengths)
@@ -247,10 +247,8 @@ class Worker:
             reads.append({"path": part.path, "bytes": num_bytes})
         return inputs, reads
 
-    def _count_lost(self, batch: Batch, statistics: Counter[str]) -> None:
+    def _count_without_names(self, batch: Batch, statistics: Counter[str]) -> None:
         config = self._plan.config
-        if lost := num_lost(self._tokenizer, [document.text for document in batch.documents]):
-            statistics["lost_characters"] += lost  # as a BPE without unk drops what it does not know
         for key, name in ((config.id_key, "id"), (config.label_key, "label")):
             if key is not None and (without := sum(not getattr(document, name) for document in batch.documents)):
                 statistics[f"documents_without_{name}"] += without
@@ -312,19 +310,26 @@ class Worker:
     def _encode(self, batch: Batch, unit: Unit, statistics: Counter[str]) -> tuple[Batch, np.ndarray, np.ndarray]:
         """(documents, flat ids, tokens a document); without those that the tokenizer cannot take."""
         try:
-            return batch, *self._tokenizer.encode_documents([document.text for document in batch.documents])
+            return batch, *self._ids_of([document.text for document in batch.documents], statistics)
         except BaseException as error:
             _ = _fault_of_text(error)  # raises what is no document's fault
         encoded, parts = Batch(), [(np.empty(0, dtype_for(self._tokenizer.vocab_size)), np.empty(0, np.int64))]
         for document, split, data, signature in batch.rows():
             try:
-                parts.append(self._tokenizer.encode_documents([document.text]))
+                parts.append(self._ids_of([document.text], statistics))
             except BaseException as error:
                 self._refuse(document, unit, f"the tokenizer cannot take it ({_fault_of_text(error)})", statistics)
                 continue
             encoded.append(document, split, data, signature)
         ids, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return encoded, ids, lengths
+
+    def _ids_of(self, texts: list[str], statistics: Counter[str]) -> tuple[np.ndarray, np.ndarray]:
+        """As `encode_documents` returns; counts what no id stands for, as where a BPE without unk drops a character."""
+        ids, lengths = self._tokenizer.encode_documents(texts)
+        if lost := num_lost(self._tokenizer, texts, ids):
+            statistics["lost_characters"] += lost
+        return ids, lengths
 
     def _refuse(self, document: Document, unit: Unit, reason: str, statistics: Counter[str]) -> None:
         self._pipeline.refuse(document, unit.parts[document.part], reason, statistics, self._drop)

@@ -36,6 +36,7 @@ MOST_NAMES = 8  # of special and added tokens
 UNUSUAL = {"Cc", "Cf", "Cn", "Co", "Lt", "Mc", "Me", "Mn", "Nl", "No", "Zl", "Zp", "Zs"}  # categories of Unicode
 BEYOND_BMP = "beyond U+FFFF"
 SPACE = re.compile(r"\s")
+ORDINARY = bytes([*b"\t\n\r", *range(0x20, 0x7F)])  # characters that no vocabulary finds unusual
 
 
 class Excerpt(NamedTuple):
@@ -83,7 +84,7 @@ class Excerpts:
     def __init__(self, care: Care) -> None:
         self._care = care
         self._met = np.zeros(NUM_CODE_POINTS, dtype=bool)
-        self._met[:128] = True
+        self._met[np.frombuffer(ORDINARY, np.uint8)] = True
         self._rare: deque[Excerpt] = deque(maxlen=care.rare)
         self._named: dict[str, Excerpt] = {}  # by category of Unicode or name of a token
         self._spread: list[Excerpt] = []
@@ -133,7 +134,7 @@ class Excerpts:
         found = [
             (place, name) for name in self._care.names if name not in self._named and (place := text.find(name)) >= 0
         ]
-        rare = [] if text.isascii() else self._meet(text)
+        rare = [] if _is_ordinary(text) else self._meet(text)
         starts = list(itertools.accumulate((len(document.text) for document in group), initial=0))
 
         def excerpt(place: int) -> Excerpt:
@@ -151,7 +152,7 @@ class Excerpts:
     def _meet(self, text: str) -> list[int]:
         """Where the characters stand that the unit has not had before, each once."""
         codes = code_points(text)
-        places = np.flatnonzero(codes > 127)
+        places = np.flatnonzero((codes > 126) | (codes < 32))
         met: list[int] = []
         while (places := places[~self._met.take(codes[places])]).size:
             first = places[NEW_AT_ONCE - 1 :: -1]  # backwards, so that the first place of each is kept
@@ -162,6 +163,10 @@ class Excerpts:
 
     def _excerpt(self, document: Document, place: int) -> Excerpt:
         return Excerpt(around(document.text, place, self._care.characters), document.position, document.part)
+
+
+def _is_ordinary(text: str) -> bool:
+    return text.isascii() and not text.encode().translate(None, ORDINARY)
 
 
 def around(text: str, place: int, num_characters: int) -> str:

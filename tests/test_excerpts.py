@@ -35,7 +35,20 @@ def bpe():
 
 
 @pytest.mark.parametrize(
-    "rare", ["\u0967", "\u0301", "\U0001f600", "\ue000", "\U000e0fff", "\x85", "\u2028", "<|endoftext|>"]
+    "rare",
+    [
+        "\u0967",
+        "\u0301",
+        "\U0001f600",
+        "\ue000",
+        "\U000e0fff",
+        "\x85",
+        "\u2028",
+        "\x00",
+        "\x1b",
+        "\x7f",
+        "<|endoftext|>",
+    ],
 )
 @pytest.mark.parametrize("nth", [0, 55, 99])
 def test_what_is_unusual_is_among_them_wherever_it_stands(rare, nth):
@@ -54,6 +67,11 @@ def test_what_is_unusual_stays_among_them_when_new_characters_follow():
 def test_a_common_character_makes_no_excerpt_again():
     texts = [f"{text} \u00f6 \u4f60" for text in ORDINARY]
     assert len(seen(texts)) - len(seen(ORDINARY)) <= 2
+
+
+def test_a_line_end_or_a_tab_is_nothing_unusual():
+    texts = [f"{text}\t{text}\r\n~" for text in ORDINARY]
+    assert len(seen(texts)) == len(seen(ORDINARY))
 
 
 def test_they_do_not_depend_on_how_documents_are_handed_over():

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hvdlm import tokenizer as tokenizers
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import TOKENIZERS, ByteTokenizer, TokenizerConfig, dtype_for, from_json, load, read_any
+from hvdlm.tokenizer.dropped import byte_alphabet
 from hvdlm.tokenizer.loss import num_lost
 from hvdlm.tokenizer.sentencepiece_model import read_model
 from hvdlm.tokenizer.tiktoken_ranks import PATTERNS, PUBLISHED, read_ranks
@@ -521,6 +522,60 @@ def test_an_end_that_texts_need_is_refused(model, eos, made, tmp_path):
     word = next(token for token in json.loads(made["bpe"].to_json())["model"]["vocab"] if len(token) == 3)
     found = load(path, word)  # other pieces stand for its text
     assert found.decode(found.encode(f"a {word} b")) == f"a {word} b"
+
+
+UNKNOWN_ENDS = {
+    "BPE": {"vocab": {"<unk>": 0, "a": 1, "</s>": 2}, "merges": [], "unk_token": "<unk>"},
+    "Unigram": {"vocab": [["<unk>", 0.0], ["a", -1.0], ["</s>", 0.0]], "unk_id": 0},
+    "WordLevel": {"vocab": {"<unk>": 0, "a": 1, "</s>": 2}, "unk_token": "<unk>"},
+    "WordPiece": {**WORDPIECE, "vocab": {"<unk>": 0, "a": 1, "</s>": 2}, "unk_token": "<unk>"},
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN_ENDS)
+def test_an_unknown_token_neither_ends_nor_begins_documents(kind, tmp_path):
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": kind, **UNKNOWN_ENDS[kind]}}))
+    with pytest.raises(UserError, match=r"t.json: its unknown token \(id 0\) would also end .* set tokenizer.eos"):
+        load(path, "<unk>")
+    with pytest.raises(UserError, match=r"would also begin documents.*set tokenizer.bos to .* or none"):
+        load(path, bos="<unk>")
+    path.write_text(json.dumps({"hvdlm": "tokenizers", "eos": "<unk>", "tokenizer_json": path.read_text()}))
+    with pytest.raises(UserError, match="would also end"):
+        load(path, bos="auto")
+    assert load(path).eos_id == 0  # shards that have it stay readable
+    assert load(path, "</s>").eos_id == 2
+
+
+@pytest.mark.parametrize("suffix", [None, "</w>"])
+@pytest.mark.parametrize("lacking", [(), (0xC0, 0xF5, 0xFF)])  # bytes of no UTF-8
+def test_an_end_that_is_an_unknown_token_by_name_only_is_taken(suffix, lacking, tmp_path):
+    alphabet = [token for byte, token in enumerate(byte_alphabet()) if byte not in lacking]
+    tokens = ["<|endoftext|>", *alphabet, *(token + suffix for token in alphabet if suffix)]
+    model = {"type": "BPE", "merges": [], "unk_token": "<|endoftext|>", "end_of_word_suffix": suffix}
+    model["vocab"] = {token: number for number, token in enumerate(tokens)}
+    rule = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True, "trim_offsets": True}
+    path = tmp_path / "t.json"
+    content = {"version": "1.0", "added_tokens": [], "pre_tokenizer": rule, "decoder": rule, "model": model}
+    path.write_text(json.dumps(content))
+    found = load(path, bos="auto")
+    assert (found.eos_id, found.unk_id) == (0, None)
+    ids, _ = found.encode_documents(["\u6c49 a"])
+    assert ids.tolist().count(0) == 1 and found.decode(ids) == found.decode(ids[:-1])
+    del model["vocab"]["a"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="would also end"):
+        load(path, bos="auto")
+
+
+@pytest.mark.parametrize("value", [5, ["x"]])
+@pytest.mark.parametrize("key", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_an_affix_of_another_type_is_named_with_its_file(key, value, tmp_path):
+    vocab = {"</s>": 0, "a": 1}
+    path = whitespace_model(tmp_path, type="BPE", vocab=vocab, merges=[], unk_token=None, **{key: value})
+    for ends in ({}, {"bos": "auto"}, {"eos": "</s>"}, {"bos": "a"}):
+        with pytest.raises(UserError, match=r"t.json: not a tokenizer.json \(.* is no text\)"):
+            load(path, **ends)
 
 
 NAMES = (

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hvdlm.errors import UserError
-from hvdlm.tokenizer.dropped import Dropped, byte_alphabet
+from hvdlm.tokenizer.dropped import Dropped, byte_alphabet, forms_of, spells_all, steps
 from hvdlm.tokenizer.interface import MOST_IDS, join_documents
 from hvdlm.tokenizer.published import ENDS, NAMED_EOS
 
@@ -42,6 +42,7 @@ class BackendTokenizer:
             ids = token_ids(content)
             self.kind = str(content["model"].get("type", "BPE")).lower()
             self.unk_id = _unk_id(content["model"])
+            _ = forms_of(content["model"])
             specials = {entry["content"] for entry in content.get("added_tokens") or [] if entry["special"]}
         except MISFITS as error:
             raise UserError(f"{origin}: not a tokenizer.json ({reason_of(error)})") from None
@@ -56,11 +57,16 @@ class BackendTokenizer:
         self._end = eos if eos is not None else next(token for token in ENDS if token in ids)
         self.vocab_size = max(ids.values()) + 1
         specials |= {token for token, number in ids.items() if number in (self.eos_id, self.bos_id, self.unk_id)}
-        self._hidden = np.array(sorted({ids[token] for token in specials} - {self.unk_id}))
+        shown = {self.unk_id} - {self.eos_id, self.bos_id}
+        self._hidden = np.array(sorted({ids[token] for token in specials} - shown))
+        self._shown_names = [token for token in specials if ids[token] in shown]
         try:
+            if self.unk_id in (self.eos_id, self.bos_id) and spells_all(content):
+                self.unk_id = None  # as CLIP's, whose end of text is named, but never used, as the unknown token
             self._plain = _without_specials(content, specials)
             self._backend = Backend.from_str(json.dumps(self._plain))
             self._dropped = Dropped(self._plain, self._backend)
+            self._verbatim = _verbatim(self._plain)
         except BaseException as error:  # the library raises bare Exception, and its panics are none
             if not is_of_library(error):
                 raise
@@ -122,8 +128,18 @@ class BackendTokenizer:
 
     def decode(self, ids: np.ndarray) -> str:
         ids = np.asarray(ids)
-        shown = ids[~np.isin(ids, self._hidden)].tolist()
-        return self._backend.decode(shown, skip_special_tokens=False).replace(UNMATCHABLE, "")
+        shown = ids[~np.isin(ids, self._hidden)]
+        text, first = "", 0
+        for place in np.flatnonzero(np.isin(shown, list(self._verbatim))).tolist() if self._verbatim else ():
+            text += self._decode(shown[first:place]) + self._verbatim[int(shown[place])]
+            first = place + 1
+        return text + self._decode(shown[first:])
+
+    def _decode(self, ids: np.ndarray) -> str:
+        text = self._backend.decode(ids.tolist(), skip_special_tokens=False)
+        for name in self._shown_names:
+            text = text.replace(UNMATCHABLE + name, name)
+        return text
 
     def to_json(self) -> str:
         """The file as it was read; wrapped only where eos or bos is remembered, for which it has no place."""
@@ -260,6 +276,16 @@ def _without_specials(content: dict[str, Any], specials: set[str]) -> dict[str, 
         model["dropout"] = None  # which would cut a text in another way each time
     no_cuts = {"truncation": None, "padding": None, "post_processor": None}
     return {**content, **no_cuts, "added_tokens": added, "model": model}
+
+
+def _verbatim(content: dict[str, Any]) -> dict[int, str]:
+    """Added tokens that the decoder of byte-level vocabularies would take for bytes: id -> text."""
+    decoders = steps(content, "decoder")
+    if [rule.get("type") for rule in decoders] != ["ByteLevel"]:
+        return {}
+    own = {entry["id"]: entry["content"] for entry in content["added_tokens"] if not entry["special"]}
+    vocab = content["model"]["vocab"]
+    return {number: name for number, name in own.items() if not name.isascii() and name not in vocab}
 
 
 def _tokens_of(merge: str | list[str]) -> tuple[str, str, str]:

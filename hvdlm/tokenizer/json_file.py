@@ -97,8 +97,22 @@ def load(path: Path, eos: str | None = None, bos: str | None = None) -> Tokenize
         return from_json(text, str(path))
     parsed = _parse(text, str(path))
     if parsed.get("hvdlm") is None:
-        return _load_foreign(text, parsed, path, eos, bos)
-    return from_json(json.dumps(_with_ends(parsed, str(path), eos, bos)), str(path))
+        found = _load_foreign(text, parsed, path, eos, bos)
+    else:
+        found = from_json(json.dumps(_with_ends(parsed, str(path), eos, bos)), str(path))
+    _check_unknown(found, path)
+    return found
+
+
+def _check_unknown(tokenizer: Tokenizer, path: Path) -> None:
+    """UserError where unknown text would become an end or a beginning of documents."""
+    for key, number, ends in (("eos", tokenizer.eos_id, "end"), ("bos", tokenizer.bos_id, "begin")):
+        if number is not None and number == tokenizer.unk_id:
+            raise UserError(
+                f"{path}: its unknown token (id {number}) would also {ends} documents, so unknown text would {ends} "
+                f"them anywhere; set tokenizer.{key} to another of its tokens{' or none' if key == 'bos' else ''}, or "
+                "use a vocabulary without unknown text"
+            )
 
 
 def _load_foreign(text: str, content: dict[str, Any], path: Path, eos: str | None, bos: str | None) -> Tokenizer:

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import islice
 
+import numpy as np
+
 from hvdlm.tokenizer.backend import BackendTokenizer
 from hvdlm.tokenizer.interface import Tokenizer
+from hvdlm.tokenizer.sentencepiece_model import SentencePieceTokenizer
+from hvdlm.tokenizer.tiktoken_ranks import TiktokenTokenizer
 from hvdlm.tokenizer.word import WordTokenizer
 
 WINDOW = 40  # characters that are looked at to tell what became of the first one that differs
@@ -52,9 +56,15 @@ def loss_of(tokenizer: Tokenizer, text: str) -> Loss | None:
     return Loss((Counter(text) - Counter(back)).total(), place, example, is_white_space)
 
 
-def num_lost(tokenizer: Tokenizer, texts: list[str]) -> int:
-    """Characters of these texts, white space aside, that their ids lack, without an unknown token in their place."""
-    return tokenizer.num_lost(texts) if isinstance(tokenizer, (BackendTokenizer, WordTokenizer)) else 0
+def num_lost(tokenizer: Tokenizer, texts: list[str], ids: np.ndarray | None = None) -> int:
+    """Characters of these texts, white space aside, that their ids lack, without an unknown token in their place.
+
+    `ids`: those of the texts, flat, where they are there already; some kinds are asked faster with them.
+    """
+    if isinstance(tokenizer, TiktokenTokenizer):
+        return tokenizer.num_lost(texts, ids)
+    is_counted = isinstance(tokenizer, (BackendTokenizer, SentencePieceTokenizer, WordTokenizer))
+    return tokenizer.num_lost(texts) if is_counted else 0
 
 
 def _first_difference(text: str, back: str) -> tuple[int, str]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from hvdlm.errors import UserError
 from hvdlm.files import read_bytes
+from hvdlm.tokenizer.dropped import SPACE_MARK, Vanishing
 from hvdlm.tokenizer.file_kinds import HEAD_BYTES, MODEL, remedy, within
 from hvdlm.tokenizer.interface import MAX_BYTES, join_documents, require
 from hvdlm.tokenizer.published import AUTO, NONE, config_beside, tell_ends
@@ -46,6 +47,7 @@ class SentencePieceTokenizer:
         self.vocab_size = max(self._num_pieces, self.eos_id + 1)
         self.unk_id: int | None = int(self._processor.unk_id())
         self.bos_id = None if bos is None else self._control_id(bos, origin)
+        self._vanishing = Vanishing(lambda character: self._processor.normalize(character).replace(SPACE_MARK, ""))
 
     def _control_id(self, piece: str, origin: str) -> int:
         number = int(self._processor.piece_to_id(piece))
@@ -86,6 +88,10 @@ class SentencePieceTokenizer:
     def decode(self, ids: np.ndarray) -> str:
         known = [token for token in np.asarray(ids).tolist() if token != self.eos_id]  # the library hides bos
         return self._processor.decode(known)
+
+    def num_lost(self, texts: list[str]) -> int:
+        """Characters, white space aside, that the model's normalizer takes away or makes white space."""
+        return sum(map(self._vanishing.count, texts))
 
     def to_json(self) -> str:
         bos = {} if self._bos is None else {"bos": self._bos}  # models without one keep their digest

@@ -9,16 +9,18 @@ import json
 import logging
 import unicodedata
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from hvdlm.errors import UserError
 from hvdlm.files import read_bytes
 from hvdlm.tables import counted
+from hvdlm.tokenizer.backend import is_of_library, reason_of
 from hvdlm.tokenizer.file_kinds import HEAD_BYTES, RANKS, kind_of, remedy, within
-from hvdlm.tokenizer.interface import END_OF_TEXT, MAX_BYTES, MOST_IDS, join_documents, require
+from hvdlm.tokenizer.interface import END_OF_TEXT, MAX_BYTES, MOST_IDS, join_documents, num_letters, require
 from hvdlm.tokenizer.published import AUTO, NONE, PublisherConfig, config_beside, end_of
 
 log = logging.getLogger("hvdlm")
@@ -41,6 +43,7 @@ PATTERNS["llama3"] = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 PATTERNS["qwen"] = PATTERNS["llama3"].replace("{1,3}", "")
+PROBE = "ab A1 + x\n\n é中\t--  .\r\n"  # where a pattern that can match nothing does
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,10 @@ class TiktokenTokenizer:
 
     def __init__(self, ranks: str, pattern: str, origin: str = "tokenizer.json", extras: Extras = Extras()) -> None:
         tiktoken = require("tiktoken", f"{origin}: kind: tiktoken")
-        self._ranks, self._pattern, self._extras = ranks, pattern, extras
+        self._ranks, self._pattern, self._extras, self._origin = ranks, pattern, extras, origin
+        self._may_lose = pattern not in PATTERNS and pattern not in PATTERNS.values()  # those match every text
+        if self._may_lose and _matches_nothing(pattern):  # the library panics, at every text
+            raise UserError(f"{origin}: pattern {pattern!r} also matches nothing, so pieces would be empty")
         rank_of = _parse(ranks, origin)
         self._bytes_of = {rank: token for token, rank in rank_of.items()}
         top = max(self._bytes_of)
@@ -117,16 +123,45 @@ class TiktokenTokenizer:
         except ValueError as error:
             raise UserError(f"{origin}: pattern {pattern!r} is not a regular expression ({error})") from None
 
+    def num_lost(self, texts: list[str], ids: np.ndarray | None = None) -> int:
+        """Characters, white space aside, that lie between the matches of a pattern that is none of PATTERNS.
+
+        `ids`: those of the texts, where they are there already; mostly their bytes are all of the texts.
+        """
+        if not self._may_lose:
+            return 0
+        texts = list(map(self._normalized, texts))
+        if ids is not None and self._num_bytes.take(ids).sum() == sum(len(text.encode()) for text in texts):
+            return 0
+        return sum(num_letters(text) - num_letters(self.decode(self._encode(text))) for text in texts)
+
+    @cached_property
+    def _num_bytes(self) -> np.ndarray:
+        """Of each id (int64)."""
+        sizes = np.zeros(self.vocab_size, dtype=np.int64)
+        sizes[list(self._bytes_of)] = list(map(len, self._bytes_of.values()))
+        return sizes
+
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        return join_documents(map(self._encode, texts), self)
+        return join_documents((self._encode(self._normalized(text)) for text in texts), self)
 
     def encode(self, text: str) -> np.ndarray:
-        return self._encode(text).astype(np.int64)
+        return self._encode(self._normalized(text)).astype(np.int64)
 
-    def _encode(self, text: str) -> np.ndarray:
-        if self._form is not None:
-            text = unicodedata.normalize(self._form, text)
-        return self._encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
+    def _normalized(self, text: str) -> str:
+        return text if self._form is None else unicodedata.normalize(self._form, text)
+
+    def _encode(self, text: str) -> Any:
+        """Ids (uint32) of a normalized text; UserError of one that the library refuses, as it backtracks too far."""
+        try:
+            return self._encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
+        except BaseException as error:
+            if not is_of_library(error):
+                raise
+            raise UserError(
+                f"{self._origin}: pattern {self._pattern!r} cannot cut a text ({reason_of(error)}); shorten its "
+                "longest run of blanks or of one character (clean.whitespace), or leave the text out"
+            ) from None
 
     def decode(self, ids: np.ndarray) -> str:
         tokens = (self._bytes_of.get(token, b"") for token in np.asarray(ids).tolist())  # eos has no bytes
@@ -135,6 +170,15 @@ class TiktokenTokenizer:
     def to_json(self) -> str:
         own = {name: value for name, value in asdict(self._extras).items() if value is not None}
         return json.dumps({"hvdlm": "tiktoken", "pattern": self._pattern, "ranks": self._ranks, **own}) + "\n"
+
+
+def _matches_nothing(pattern: str) -> bool:
+    """Whether a pattern of the user's own is known to match an empty string; False where only the library reads it."""
+    regex = require("regex", "a pattern of kind: tiktoken")  # tiktoken needs it too
+    try:
+        return any(found.start() == found.end() for found in regex.finditer(pattern, PROBE))
+    except regex.error:
+        return False
 
 
 def _parse(ranks: str, origin: str) -> dict[bytes, int]:
@@ -187,8 +231,9 @@ def read_ranks(path: Path, pattern: str | None, bos: str = AUTO) -> TiktokenToke
             f"{path}: a rank file of tiktoken does not say how it cuts text; "
             f"set tokenizer.pattern (--pattern) to {', '.join(PATTERNS)} or a regex"
         )
-    pattern = pattern or (known.pattern if known else None)
-    assert pattern is not None
+    if pattern is None:
+        assert known is not None
+        pattern = known.pattern
     if named and published is None:
         log.warning(
             "%s: has %d ranks, the published file of this name %d; its end of text is the id after the last rank",
