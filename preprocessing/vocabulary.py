@@ -7,13 +7,14 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from hvdlm import tokenizer as tokenizers
 from hvdlm.errors import UserError
 from hvdlm.partition import fraction_of
 from hvdlm.tables import counted
 from hvdlm.tokenizer import Tokenizer
-from hvdlm.tokenizer.word import Border, border_finder
+from hvdlm.tokenizer.word import of_counts, parts_finder
 from hvdlm.world.interface import World
 
 from .documents import BadRecord, Document, Part, ReadOptions, find_files
@@ -36,18 +37,33 @@ PROOF_BYTES = 64 << 10  # of text in all of them
 
 def make_vocabulary(config: PreprocessConfig, units: list[Unit], world: World) -> str:
     """The content of tokenizer.json, the same at any number of ranks; on all of them. Collective."""
-    texts = _sample(config, units, world) if config.tokenizer.is_learnt else []
-    return world.on_root(lambda: _make(config, texts).to_json())
+    sample = _sample(config, units, world) if config.tokenizer.is_learnt else Sample()
+    return world.on_root(lambda: _make(config, sample).to_json())
 
 
-def _make(config: PreprocessConfig, texts: list[str]) -> Tokenizer:
+@dataclass
+class Sample:
+    """What a vocabulary is learnt from: texts in input order, or words for a vocabulary of these."""
+
+    texts: list[str] = field(default_factory=list)
+    words: Counter[str] = field(default_factory=Counter)
+    num_characters: int = 0
+
+
+def _make(config: PreprocessConfig, sample: Sample) -> Tokenizer:
     section = config.tokenizer
     if section.is_learnt:
-        if not texts:
-            raise UserError(f"input {config.input!r}: no document of its sample is left to learn a vocabulary from")
-        log.info("learning a %s vocabulary from %.1f MB", section.kind, sum(map(len, texts)) / 1e6)
+        if not sample.num_characters:
+            raise UserError(
+                f"input {config.input!r}: no document of its sample is left to learn a vocabulary from; raise "
+                f"tokenizer.sample_mb (now {section.sample_mb:g})"
+            )
+        log.info("learning a %s vocabulary from %.1f MB", section.kind, sample.num_characters / 1e6)
     try:
-        made = tokenizers.TOKENIZERS[section.kind].make(section, lambda: iter(texts))
+        if section.is_learnt and section.has_words:
+            made: Tokenizer = of_counts(sample.words, section.word_rule, section.vocab_size, section.min_frequency)
+        else:
+            made = tokenizers.TOKENIZERS[section.kind].make(section, lambda: iter(sample.texts))
     except BaseException as error:
         raise UserError(
             f"tokenizer: a {section.kind} vocabulary cannot be made of this input ({reason_of(error)}); "
@@ -58,36 +74,52 @@ def _make(config: PreprocessConfig, texts: list[str]) -> Tokenizer:
     return made
 
 
-def _sample(config: PreprocessConfig, units: list[Unit], world: World) -> list[str]:
-    """On rank 0 the training text in input order, drawn by all ranks; elsewhere nothing."""
+def _sample(config: PreprocessConfig, units: list[Unit], world: World) -> Sample:
+    """On rank 0 what all ranks drew; elsewhere nothing."""
     chosen, fraction = sample_units(units, config.tokenizer.sample_mb * 1e6)
     pipeline = Pipeline(config, is_quiet=True)
-    border = border_finder(config.tokenizer.word_rule) if config.tokenizer.has_words else None
+    parts_of = parts_finder(config.tokenizer.word_rule) if config.tokenizer.has_words else None
     drawn: list[tuple[int, list[str]]] = []
+    words: Counter[str] = Counter()
+    num_characters = 0
     with world.together():
         for unit in chosen[world.rank :: world.size]:
-            pieces = (
-                piece for document in pipeline.documents(unit, Counter()) for piece in pieces_of(document.text, border)
-            )
-            drawn.append((unit.number, [p for p in pieces if fraction_of(p.encode(), config.seed + 1) < fraction]))
-    received = world.exchange_bytes([json.dumps(drawn).encode(), *[b""] * (world.size - 1)])
+            drawn.append((unit.number, []))
+            for document in pipeline.documents(unit, Counter()):
+                if parts_of is None:
+                    drawn[-1][1].extend(p for p in pieces_of(document.text) if _is_drawn(p, config, fraction))
+                else:
+                    for part in parts_of(document.text, SAMPLE_PIECE):
+                        if _is_drawn(part.text, config, fraction):
+                            num_characters += len(part.text)
+                            words.update(part.words())
+    mine = json.dumps([drawn, words, num_characters]).encode()
+    received = world.exchange_bytes([mine, *[b""] * (world.size - 1)])
     if world.rank:
-        return []
-    by_unit = sorted(pair for part in received for pair in json.loads(part))
-    return [piece for _, pieces in by_unit for piece in pieces]
+        return Sample()
+    sample, by_unit = Sample(), []
+    for found, counts, number in map(json.loads, received):
+        by_unit += found
+        sample.words.update(counts)
+        sample.num_characters += number
+    sample.texts = [piece for _, pieces in sorted(by_unit) for piece in pieces]
+    sample.num_characters += sum(map(len, sample.texts))
+    return sample
 
 
-def pieces_of(text: str, border: Border | None = None) -> Iterator[str]:
-    """A text in pieces of SAMPLE_PIECE characters or more that cut no word, by the text alone.
+def _is_drawn(piece: str, config: PreprocessConfig, fraction: float) -> bool:
+    return fraction_of(piece.encode(), config.seed + 1) < fraction
 
-    Words are what `border` parts; without it what stands between white space, up to twice a piece.
+
+def pieces_of(text: str) -> Iterator[str]:
+    """A text in pieces of SAMPLE_PIECE to twice so many characters, by the text alone; most cut no word.
 
     >>> [len(piece) for piece in pieces_of("word " * 2000)]
     [8194, 1806]
     """
     start = 0
     while len(text) - start > SAMPLE_PIECE:
-        end = border(text, start, start + SAMPLE_PIECE) if border else _end_of_piece(text, start + SAMPLE_PIECE)
+        end = _end_of_piece(text, start + SAMPLE_PIECE)
         yield text[start:end]
         start = end
     if start < len(text):

@@ -1,6 +1,7 @@
 """Each tokenizer gives back what it was given, and its digest names it."""
 
 import base64
+import gzip
 import io
 import itertools
 import json
@@ -21,7 +22,7 @@ from hvdlm.tokenizer.dropped import byte_alphabet
 from hvdlm.tokenizer.loss import num_lost
 from hvdlm.tokenizer.sentencepiece_model import read_model
 from hvdlm.tokenizer.tiktoken_ranks import PATTERNS, PUBLISHED, read_ranks
-from hvdlm.tokenizer.word import WordRule, read_vocabulary
+from hvdlm.tokenizer.word import WordRule, cutter, read_vocabulary
 
 TEXTS = ["plain words", "", "tabs\t and\n\nnewlines  ", "héllo wörld 你好 🙂", "def f(x):\n    return x\n"]
 SENTENCES = ["我们在北京大学学习自然语言处理。", "今天天气很好,我们去公园散步。", "他来到了网易杭研大厦"]
@@ -232,6 +233,73 @@ def test_a_word_twice_in_a_vocabulary_is_an_error(tmp_path):
         make("word", vocabulary=tmp_path / "words.txt")
     with pytest.raises(UserError, match="cannot read this vocabulary"):
         make("word", vocabulary=tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_vocabulary_has_its_words_whatever_parts_its_lines(end, mark, tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_bytes(mark + end.join(["the", "", "cat", "sat"]).encode())
+    assert make("word", vocabulary=path).encode("the cat sat").tolist() == [2, 3, 4]
+
+
+def test_words_that_no_text_has_are_remarked(tmp_path, caplog):
+    path = tmp_path / "words.txt"
+    path.write_text("the 100\ncat\nsat \n\u3000x\n")
+    make("word", vocabulary=path)
+    assert "words.txt: 3 of 4 words hold white space, so no text has them, such as 'the 100'" in caplog.text
+    caplog.clear()
+    make("word", vocabulary=path, words="regex", pattern="[^|]+")
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"the 100\ncat 7\n", "2 of 2 words hold white space.* one word a line, and nothing else"),
+        (gzip.compress(b"the\ncat\n"), "is not UTF-8; it is compressed: unpack it"),
+        (b"PK\x03\x04\0\0", "holds NUL.*; it is compressed: unpack it"),
+        ("the\ncat\n".encode("utf-16"), "is not UTF-8; it is UTF-16: save it as UTF-8"),
+        ("the\ncat\n".encode("utf-16-le"), "holds NUL.*; save the vocabulary as UTF-8"),
+        (b"caf\xe9\n", "byte 3 is not UTF-8; save the vocabulary as UTF-8"),
+        (b'{"the": 0,\n"cat": 1}', "is JSON.*; tokenizer.vocabulary names a file with one word a line"),
+        (b'["the",\n"cat"]', "is JSON; tokenizer.vocabulary names"),
+        (b"\xef\xbb\xbf\r\n", "holds no word"),
+    ],
+)
+def test_what_is_no_list_of_words_says_what_it_is(content, message, tmp_path):
+    (tmp_path / "words.txt").write_bytes(content)
+    with pytest.raises(UserError, match=f"words.txt: .*{message}"):
+        make("word", vocabulary=tmp_path / "words.txt")
+
+
+@pytest.mark.parametrize("content", ["{\n}\n", "[\n]\nthe\n", '{"\n'])
+def test_signs_are_words(content, tmp_path):
+    (tmp_path / "words.txt").write_text(content)
+    assert make("word", vocabulary=tmp_path / "words.txt").encode("{ ]").tolist() != [0, 0] or content == '{"\n'
+
+
+FLAGGED = {
+    r"(?i)[a-z]+": ["Foo", "bar", "x", "y"],
+    "(?x) [a-z]+  # letters": ["oo", "bar", "x", "y"],
+    "(?m)^.": ["F", "x"],
+    "(?i)(?x) [A-Z] + # letters": ["Foo", "bar", "x", "y"],
+    "(?s)a.+": ["ar\nx-y"],
+    "(?ai)foo|(?-i:B)": ["Foo"],
+    r"(?P<c>o)(?P=c)": ["oo"],
+}
+
+
+@pytest.mark.parametrize("pattern", FLAGGED)
+def test_flags_in_a_pattern_hold_for_it_and_not_for_the_unknown_word(pattern):
+    config = TokenizerConfig.model_validate({"kind": "word", "words": "regex", "pattern": pattern})
+    assert list(cutter(config.word_rule)("Foo bar\nx-y")) == FLAGGED[pattern]
+    assert list(cutter(config.word_rule)("<unk>")) == ["<unk>"] and "<UNK>" not in cutter(config.word_rule)("<UNK>")
+
+
+def test_what_a_pattern_finds_of_no_length_is_no_word():
+    assert list(cutter(WordRule("regex", r"\b|[a-z]+(?=-)"))("foo bar-")) == ["bar"]
+    assert list(cutter(WordRule("regex", r"(?=x)|[a-z]+"))("foo x")) == ["foo"]
 
 
 def test_unigram_gives_text_of_known_characters_back(made):
@@ -631,6 +699,9 @@ def test_a_character_with_the_mark_of_its_place_ends_no_text(tmp_path):
         ({"kind": "char", "words": "jieba"}, "words is for kind: word, not char"),
         ({"kind": "word", "pattern": "a"}, "pattern is for words: regex"),
         ({"kind": "word", "words": "regex", "pattern": "("}, "not a regular expression"),
+        ({"kind": "word", "words": "regex", "pattern": "a)|(b"}, "not a regular expression"),
+        ({"kind": "word", "words": "regex", "pattern": "(?i)x*"}, "also matches nothing"),
+        ({"kind": "word", "words": "regex", "pattern": "a{99999999999}"}, "not a regular expression"),
         ({"kind": "word", "vocabulary": "a", "path": "b"}, "both name the words"),
         ({"kind": "bpe", "eos": "x"}, "eos names a token of the file in path"),
     ],

@@ -7,7 +7,7 @@ import pytest
 from harness import preprocess
 
 from hvdlm.preprocessing.vocabulary import SAMPLE_PIECE, pieces_of
-from hvdlm.tokenizer.word import WordRule, border_finder, cutter
+from hvdlm.tokenizer.word import WordRule, cutter, parts_finder
 
 ONE_LINE = " ".join(f"word{n:05d}" for n in range(9_000))
 TEXTS = {
@@ -53,6 +53,23 @@ WORDS_OF = {
     "words with line ends": (WordRule("regex", "[^|]+"), "|".join(f"alpha\nbeta {n}" for n in range(4_000))),
     "words with hyphens": (WordRule("regex", "[^,]+"), ",".join(f"foo-bar{n}" for n in range(9_000))),
     "a pattern that finds nothing": (WordRule("regex", "[0-9]"), "x" * 40_000),
+    "words before a mark": (WordRule("regex", r"\w+(?=-)"), "-".join(f"foo{n}" for n in range(9_000))),
+    "words behind a mark": (WordRule("regex", r"(?<=-)\w+|^\w+"), "-".join(f"foo{n}" for n in range(9_000))),
+    "the first words of lines": (WordRule("regex", r"(?m)^\w+"), "\n".join(f"foo{n} bar baz" for n in range(9_000))),
+    "words at the very start": (WordRule("regex", r"\A\w+|\.\w+"), ".".join(f"foo{n}" for n in range(9_000))),
+    "words of so many letters": (WordRule("regex", r"[a-z]{4}"), "etaoinshrdlu" * 5_000),
+    "words as the ones before": (WordRule("regex", r"(\w)\1|\w"), "aabcc deeff" * 5_000),
+    "lines": (WordRule(line_ends=True), "\n".join(f"foo{n} bar" for n in range(9_000))),
+    "words with the line's end": (WordRule("regex", r"\w+$", True), "\n".join(f"bar foo{n}" for n in range(9_000))),
+    "spaces": (WordRule(), "\u3000".join(f"foo{n}" for n in range(9_000))),
+    "Chinese lines": (WordRule("jieba", None, True), "研究生命的起源\n" * 9_000),
+    "Chinese with numbers": (WordRule("jieba"), "圆周率3.14159约为3.5%，" * 5_000),
+    "Chinese with others' words": (WordRule("jieba"), "用C++和foo-bar及a_b.c发user@x.com与A&B、#1<unk>\r\n" * 2_000),
+    "Chinese with numbers alone": (WordRule("jieba"), "圆周率3.14159约为3.5%_" * 5_000),
+    "Chinese of single characters": (
+        WordRule("jieba"),
+        "".join(random.Random(3).choices("的一是在不了有和人", k=60_000)),
+    ),
     "Chinese without punctuation": (WordRule("jieba"), "研究生命的起源是一个非常重要的科学问题" * 3_000),
     "Chinese with some": (WordRule("jieba"), ("研究生命的起源" * 700 + "。") * 9),
 }
@@ -63,10 +80,12 @@ def test_pieces_have_the_words_of_the_text(case):
     rule, text = WORDS_OF[case]
     if rule.words == "jieba":
         pytest.importorskip("jieba")
-    pieces, cut = list(pieces_of(text, border_finder(rule))), cutter(rule)
-    assert "".join(pieces) == text
-    assert [word for piece in pieces for word in cut(piece)] == list(cut(text))
-    assert len(pieces) > 1 or "nothing" in case
+    parts, cut = list(parts_finder(rule)(text, SAMPLE_PIECE)), cutter(rule)
+    assert "".join(part.text for part in parts) == text
+    lines = text.split("\n") if rule.line_ends else [text]
+    assert [word for part in parts for word in part.words()] == [word for line in lines for word in cut(line)]
+    assert all(len(part.text) >= SAMPLE_PIECE for part in parts[:-1])
+    assert len(parts) > 1 or "nothing" in case
 
 
 @pytest.mark.parametrize(

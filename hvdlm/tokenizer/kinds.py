@@ -20,7 +20,7 @@ from hvdlm.tokenizer.published import AUTO, CONFIG, NONE
 from hvdlm.tokenizer.sentencepiece_model import read_model
 from hvdlm.tokenizer.tiktoken_ranks import read_ranks
 from hvdlm.tokenizer.training import train_bpe, train_unigram, train_wordpiece
-from hvdlm.tokenizer.word import CUTTERS, WordRule, count_words, read_vocabulary
+from hvdlm.tokenizer.word import CUTTERS, WordRule, count_words, cutter, read_vocabulary
 
 MOST_TRAINED = 1 << 24  # ids; the trainers reserve memory for all, and no published vocabulary has a tenth of it
 SampleTexts = Callable[[], Iterator[str]]
@@ -167,11 +167,15 @@ class TokenizerConfig(Section):
             raise ValueError("vocabulary and path both name the words; remove one")
         if self.pattern is not None and self.words != "regex":
             raise ValueError(f"pattern is for words: regex, not {self.words}")
+        if self.pattern is None:
+            return
         try:
-            if self.pattern is not None and re.compile(self.pattern).fullmatch(""):
-                raise ValueError(f"pattern {self.pattern!r} also matches nothing, so words would be empty")
-        except re.error as error:
+            _ = cutter(self.word_rule)
+            is_empty = re.fullmatch(self.pattern, "") is not None
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"pattern {self.pattern!r} is not a regular expression ({error})") from None
+        if is_empty:
+            raise ValueError(f"pattern {self.pattern!r} also matches nothing, so words would be empty")
 
     @property
     def files(self) -> list[Path]:

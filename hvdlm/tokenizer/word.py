@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hvdlm.errors import UserError
-from hvdlm.files import read_text
+from hvdlm.files import read_bytes
+from hvdlm.tables import counted
 from hvdlm.tokenizer.char import most_frequent
+from hvdlm.tokenizer.file_kinds import HEAD_BYTES, remedy
 from hvdlm.tokenizer.interface import END, MAX_BYTES, UNKNOWN, join_documents, num_letters, require
 
+log = logging.getLogger("hvdlm")
+
+WINDOW = 40  # characters of a word that is shown
+LINE_END = re.compile(r"\r\n|\r|\n")
 DEFAULT_PATTERN = r"\w+|[^\w\s]"
 Cut = Callable[[str], Iterable[str]]
 
@@ -105,18 +114,26 @@ class WordTokenizer:
         return json.dumps({"hvdlm": "word", **asdict(self._rule), "vocabulary": self._words}, ensure_ascii=False) + "\n"
 
 
-def _jieba_cut() -> Cut:
-    """jieba's cut, without its cache.
+def _jieba_segmenter() -> Any:
+    """jieba, without its cache.
 
     jieba keeps its dictionary as /tmp/jieba.cache, which whoever writes it first controls and several ranks
     write at once. Reading the dictionary itself takes a second and prints nothing.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports pkg_resources, which says that it is old
-        segmenter = require("jieba", "words: jieba").Tokenizer()
+        return _loaded(require("jieba", "words: jieba"))
+
+
+@cache
+def _loaded(jieba: Any) -> Any:
+    segmenter = jieba.Tokenizer()
     segmenter.FREQ, segmenter.total = segmenter.gen_pfdict(segmenter.get_dict_file())
     segmenter.initialized = True
+    return segmenter
 
+
+def _jieba_cut(segmenter: Any) -> Cut:
     def cut(text: str) -> Iterator[str]:
         for part in re.split(f"({UNKNOWN})", text):
             yield from [part] if part == UNKNOWN else segmenter.cut(part)
@@ -124,19 +141,29 @@ def _jieba_cut() -> Cut:
     return cut
 
 
+LEADING_FLAGS = re.compile(r"\(\?([aimsux]+)\)(?:\s+(?=\(\?[aimsux]+\)))?")  # such as (?i)
+
+
 def _regex(rule: WordRule) -> re.Pattern[str]:
-    return re.compile(f"{UNKNOWN}|(?:{rule.pattern or DEFAULT_PATTERN})")
+    """The word <unk>, or the pattern, whose flags do not reach what stands before it; re.error for what is none."""
+    pattern, flags = rule.pattern or DEFAULT_PATTERN, ""
+    re.compile(pattern)  # by itself: "a)|(b" would else be one
+    while found := LEADING_FLAGS.match(pattern):
+        flags, pattern = flags + found[1], pattern[found.end() :]
+    flags = "".join(sorted(set(flags)))
+    end = "\n" if "x" in flags else ""  # of a comment
+    return re.compile(f"{UNKNOWN}|(?{flags}:{pattern}{end})")
 
 
 def _regex_cut(rule: WordRule) -> Cut:
     pattern = _regex(rule)
-    return lambda text: (match[0] for match in pattern.finditer(text))
+    return lambda text: (word for match in pattern.finditer(text) if (word := match[0]))
 
 
 CUTTERS: dict[str, Callable[[WordRule], Cut]] = {
     "whitespace": lambda rule: str.split,
     "regex": _regex_cut,
-    "jieba": lambda rule: _jieba_cut(),
+    "jieba": lambda rule: _jieba_cut(_jieba_segmenter()),
 }
 
 
@@ -149,36 +176,95 @@ def cutter(rule: WordRule) -> Cut:
     return CUTTERS[rule.words](rule)
 
 
-# The first border of words at `least` or behind it, in a text that is cut into words from `start` on; else its end.
-Border = Callable[[str, int, int], int]
-SPACE, AFTER_MARK = re.compile(r"\s"), re.compile(r"(?<=[^\w\s])(?=\w)")
+class PartOfText(NamedTuple):
+    """A stretch of a text, and the words that the whole text has there."""
+
+    text: str
+    words: Callable[[], Iterable[str]]
 
 
-def border_finder(rule: WordRule) -> Border:
-    """Where a text may be parted so that its parts have its words.
+Parts = Callable[[str, int], Iterator[PartOfText]]  # of a text, each of so many characters at least, the last of fewer
+SPACE = re.compile(r"\s")
+# No word of jieba's goes on behind such a character, but "\r\n" is one, and <unk> too.
+AFTER_MARK = re.compile(r"(?<=[^\u3400-\u9fffa-zA-Z0-9+#&._%\-<\r])")
 
-    >>> border_finder(WordRule("regex", "[^|]+"))("a b|c d|e", 0, 1)
-    3
+
+def parts_finder(rule: WordRule) -> Parts:
+    """How a text is parted between words, so that a sample of its parts has words of the text and no others.
+
+    >>> [part.text for part in parts_finder(WordRule("regex", "[^|]+"))("a b|c d|e", 2)]
+    ['a b', '|c d', '|e']
     """
-    if rule.line_ends:
-        return lambda text, start, least: text.find("\n", least) + 1 or len(text)
-    if rule.words == "regex":
-        pattern = _regex(rule)
-        return lambda text, start, least: next(
-            (found.end() for found in pattern.finditer(text, start) if found.end() >= least), len(text)
-        )
-    breaks = (SPACE,) if rule.words == "whitespace" else (SPACE, AFTER_MARK)  # which jieba's words do not hold
-    cut = None if rule.words == "whitespace" else cutter(rule)
+    if rule.words == "regex" and not rule.line_ends:
+        return _parts_of_matches(_regex(rule))
+    if rule.words == "jieba" and not rule.line_ends:
+        return _parts_of_jieba(_jieba_segmenter())
+    cut = cutter(rule)
+    behind = re.compile(r"(?<=\n)") if rule.line_ends else SPACE
 
-    def border(text: str, start: int, least: int) -> int:
-        stop = len(text) if cut is None else 2 * least - start  # to jieba a search in vain is not worth a whole text
-        found = next((match.start() for each in breaks if (match := each.search(text, least, stop))), None)
-        if found is not None or cut is None:
-            return len(text) if found is None else found
-        ends = itertools.accumulate(map(len, cut(text[start:])), initial=start)
-        return next(end for end in ends if end >= least)
+    def words_of(lines: str) -> Iterable[str]:
+        return itertools.chain.from_iterable(map(cut, lines.split("\n") if rule.line_ends else [lines]))
 
-    return border
+    def parts(text: str, size: int) -> Iterator[PartOfText]:
+        start = 0
+        while len(text) - start > size and (found := behind.search(text, start + size)):
+            yield PartOfText(text[start : found.start()], partial(words_of, text[start : found.start()]))
+            start = found.start()
+        if start < len(text):
+            yield PartOfText(text[start:], partial(words_of, text[start:]))
+
+    return parts
+
+
+def _parts_of_matches(pattern: re.Pattern[str]) -> Parts:
+    """What a pattern matches may depend on all that is around it, so the whole text is searched once."""
+
+    def parts(text: str, size: int) -> Iterator[PartOfText]:
+        start, words = 0, list[str]()
+        for found in pattern.finditer(text):
+            words.append(found[0])
+            if found.end() - start >= size and len(text) - start > size:
+                yield PartOfText(text[start : found.end()], partial(filter, None, words))
+                start, words = found.end(), []
+        if start < len(text):
+            yield PartOfText(text[start:], partial(filter, None, words))
+
+    return parts
+
+
+def _parts_of_jieba(segmenter: Any) -> Parts:
+    cut = _jieba_cut(segmenter)
+
+    def ends(text: str, size: int) -> Iterator[int]:
+        start = 0
+        while len(text) - start > size:
+            found = AFTER_MARK.search(text, start + size, start + 2 * size)
+            if found is None:  # a long stretch without a mark is cut into words once
+                found = AFTER_MARK.search(text, start + 2 * size)
+                stop = found.end() if found else len(text)
+                yield from (start := end for end in _ends_of_words(segmenter, text, start, stop) if end - start >= size)
+                start = stop
+            else:
+                start = found.end()
+            yield start
+
+    def parts(text: str, size: int) -> Iterator[PartOfText]:
+        for start, stop in itertools.pairwise([0, *ends(text, size), len(text)]):
+            if start < stop:
+                yield PartOfText(text[start:stop], partial(cut, text[start:stop]))
+
+    return parts
+
+
+def _ends_of_words(segmenter: Any, text: str, start: int, stop: int) -> Iterator[int]:
+    """Ends of words of jieba's dictionary: what is before and behind them it cuts as if they were not there.
+
+    Not so between single characters, which it joins by a model of their neighbours.
+    """
+    for word in segmenter.cut(text[start:stop], HMM=False):
+        start += len(word)
+        if len(word) > 1 and not word[0].isascii():
+            yield start
 
 
 def count_words(texts: Iterable[str], rule: WordRule, vocab_size: int, min_frequency: int) -> WordTokenizer:
@@ -188,22 +274,55 @@ def count_words(texts: Iterable[str], rule: WordRule, vocab_size: int, min_frequ
     for text in texts:
         for part in text.split("\n") if rule.line_ends else [text]:
             counts.update(cut(part))
-    for special in (UNKNOWN, END):
-        counts.pop(special, None)
-    return WordTokenizer(most_frequent(counts, vocab_size - 2, min_frequency), rule)
+    return of_counts(counts, rule, vocab_size, min_frequency)
+
+
+def of_counts(counts: Mapping[str, int], rule: WordRule, vocab_size: int, min_frequency: int) -> WordTokenizer:
+    """The same of words that are counted already."""
+    words = Counter({word: count for word, count in counts.items() if word not in (UNKNOWN, END)})
+    return WordTokenizer(most_frequent(words, vocab_size - 2, min_frequency), rule)
 
 
 def read_vocabulary(path: Path, rule: WordRule) -> WordTokenizer:
     """The words of a file, one a line, in its order; <unk> and <eos> come first unless it holds them."""
+    words = [line for line in LINE_END.split(_text_of(path)) if line]
+    if not words:
+        raise UserError(f"{path}: holds no word, so every word would be unknown")
+    unmet = [word for word in words if word.split() != [word]] if rule.words == "whitespace" else []
+    if unmet:
+        told = (
+            f"{path}: {len(unmet):,} of {counted(len(words), 'word')} hold white space, so no text has them, such as "
+        )
+        if len(unmet) == len(words):
+            raise UserError(f"{told}{unmet[0][:WINDOW]!r}; a vocabulary has one word a line, and nothing else")
+        log.warning("%s%r", told, unmet[0][:WINDOW])
+    return WordTokenizer(words, rule, str(path))
+
+
+def _text_of(path: Path) -> str:
+    """What a vocabulary's file holds; UserError for what is no list of words."""
     try:
-        lines = read_text(path, limit=MAX_BYTES).split("\n")
+        content = read_bytes(path, limit=MAX_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot read this vocabulary ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; save the vocabulary as UTF-8") from None
     except ValueError as error:
         raise UserError(f"{path}: cannot be a vocabulary: {error}") from None
-    words = [line.rstrip("\r") for line in lines]
-    if not any(words):
-        raise UserError(f"{path}: holds no word, so every word would be unknown")
-    return WordTokenizer([word for word in words if word], rule, str(path))
+    cure = remedy(content[:HEAD_BYTES], "a vocabulary")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        cure = cure or "; save the vocabulary as UTF-8"
+        raise UserError(f"{path}: byte {error.start} is not UTF-8{cure}") from None
+    if "\0" in text:
+        raise UserError(f"{path}: holds NUL, as no list of words does{cure or '; save the vocabulary as UTF-8'}")
+    if text.lstrip()[:1] in ("{", "[") and _is_json(text):
+        raise UserError(f"{path}: is JSON{cure}; tokenizer.vocabulary names a file with one word a line")
+    return text
+
+
+def _is_json(text: str) -> bool:
+    """Whether a text that begins as an object or an array is one, and not empty."""
+    try:
+        return bool(json.loads(text))
+    except (ValueError, RecursionError):
+        return False
