@@ -31,6 +31,7 @@ from hvdlm.session.stop import STOPPED, BatchJob, stop_flag
 from hvdlm.tables import counted
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
+from hvdlm.tokenizer.json_file import digest_of as digest_of_text
 from hvdlm.tokenizer.loss import num_lost
 from hvdlm.world.interface import World
 
@@ -54,7 +55,7 @@ from .plan import PreprocessConfig, Unit, WorkPlan, make_units, plan_digest, spl
 from .readers import check_formats, format_of
 from .records import DROPPED, PROVENANCE, digest_of, write_dropped, write_provenance
 from .remarks import of_settings, tell
-from .spool import Batch, UnitResult
+from .spool import Batch, UnitResult, is_as_saved, num_segments_of
 from .vocabulary import make_vocabulary, with_fast_encoder
 from .work_queue import PhaseTimer, Tasks, WorkQueue
 
@@ -65,6 +66,7 @@ SEGMENT_BYTES = 32 << 20  # text in one spool file: a unit that cannot be split 
 SUMMARY = "preprocess.json"
 DISTRUSTED = ".distrusted"  # in the spool's folder: the fast encoder was wrong, and what it made is not used
 EXACTLY = "encode-exactly"  # there: the exact encoder made what is in it
+TOKENIZER_DIGEST = f"{TOKENIZER}.digest"
 LOCK = ".lock"  # held while a job writes to the folder
 SHARD_NAME = re.compile(r"(train|val|test)(-[0-9]{5})?\.h5")
 
@@ -87,6 +89,8 @@ def build(config: PreprocessConfig, world: World, batch_job: BatchJob = BatchJob
         if isinstance(plan, Manifest):
             log.info("%s is complete already: %s tokens", config.output, f"{plan.num_tokens:,}")
             return plan
+        with timer.phase("plan"):
+            plan = _without_damaged(plan, world)
         try:
             return _build(plan, WorkQueue(plan, world, stop, timer))
         except UserError:
@@ -170,15 +174,51 @@ def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
 
 def _find_tokenizer(plan: WorkPlan, world: World) -> Tokenizer:
     """The vocabulary, or what an interrupted run made, with its fastest exact encoder."""
-    kept = plan.work / TOKENIZER
-    if not world.on_root(kept.exists):
+    text = world.on_root(lambda: _kept_vocabulary(plan.work))
+    if text is None:
         text = make_vocabulary(plan.config, plan.units, world)
-        world.on_root(lambda: write_text_durably(kept, text))
+        world.on_root(lambda: _keep_vocabulary(plan.work, text))
     origin = str(plan.config.tokenizer.path or TOKENIZER)
-    tokenizer = tokenizers.from_json(world.on_root(lambda: kept.read_text(encoding="utf-8")), origin)
+    tokenizer = tokenizers.from_json(text, origin)
     if world.on_root((plan.work / EXACTLY).exists):
         return tokenizer
     return with_fast_encoder(tokenizer, plan.config, plan.units, world)
+
+
+def _keep_vocabulary(work: Path, text: str) -> None:
+    write_text_durably(work / TOKENIZER, text)
+    write_text_durably(work / TOKENIZER_DIGEST, digest_of_text(text))
+
+
+def _kept_vocabulary(work: Path) -> str | None:
+    """What an interrupted run made, unless it has changed since: then it is made again, the same."""
+    try:
+        text = (work / TOKENIZER).read_text(encoding="utf-8")
+        return text if (work / TOKENIZER_DIGEST).read_text(encoding="utf-8") == digest_of_text(text) else None
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+
+
+def _without_damaged(plan: WorkPlan, world: World) -> WorkPlan:
+    """The plan in which units are done again whose files are not as an earlier start saved them. Collective."""
+    done = sorted({unit.number for unit in plan.units}.difference(plan.todo))
+    with world.together():
+        damaged = [number for number in done[world.rank :: world.size] if not _is_as_saved(plan, number)]
+    again = sorted(number for found in world.gather(damaged) for number in found)
+    if not again:
+        return plan
+    if world.rank == 0:
+        log.warning("%s: %s changed since the kill; done again", plan.work, counted(len(again), "unit"))
+        for number in again:
+            for path in [*plan.segments(number), plan.spool(number)]:
+                path.unlink(missing_ok=True)
+    todo = sorted((*plan.todo, *again), key=lambda number: -plan.units[number].num_bytes)
+    return replace(plan, todo=tuple(todo))
+
+
+def _is_as_saved(plan: WorkPlan, number: int) -> bool:
+    last, segments = plan.spool(number), plan.segments(number)
+    return all(map(is_as_saved, [*segments, last])) and num_segments_of(last) == len(segments)
 
 
 def _discard_distrusted(work: Path) -> None:
@@ -234,6 +274,7 @@ class Worker:
                 read |= {"bad_records": bad, "first_bad": self._pipeline.first_bad[read["path"]]}
         self._result.inputs, self._result.reads, self._result.statistics = inputs, reads, statistics
         self._result.round_trip = self._prove(list(excerpts), unit)
+        self._result.num_segments = self._num_segments
         self._save(self._plan.spool(number))
         return unit.num_bytes
 

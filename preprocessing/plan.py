@@ -164,6 +164,10 @@ class WorkPlan:
         """A spool file before the last one of a unit with more text than one shall hold."""
         return self.work / f"unit-{unit:06d}.part-{number:05d}.npz"
 
+    def segments(self, unit: int) -> list[Path]:
+        """Those that are there."""
+        return sorted(self.work.glob(f"unit-{unit:06d}.part-*.npz"))
+
     def find_spools(self) -> tuple[Path, ...]:
         """The spool files of all units, in the order of the input."""
         by_unit: dict[str, list[Path]] = {}

@@ -9,12 +9,14 @@ split, within a split in input order.
 from __future__ import annotations
 
 import json
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from hvdlm.data.manifest import SPLITS
 from hvdlm.data.shards import COLUMNS, pack_strings, unpack_strings
@@ -66,6 +68,7 @@ class UnitResult:
         self.inputs: list[dict[str, Any]] = []  # what was read, with digests
         self.reads: list[dict[str, Any]] = []  # how much that was, for the balance
         self.round_trip: dict[str, Any] = {}  # what became of the excerpts
+        self.num_segments = 0  # of the unit, before this one
         self._tokens: dict[int, list[np.ndarray]] = {number: [] for number in range(len(SPLITS))}
         self._splits: list[int] = []
         self._lengths: list[np.ndarray] = []
@@ -112,15 +115,20 @@ class UnitResult:
             "inputs": np.frombuffer(json.dumps(self.inputs).encode(), np.uint8),
             "reads": np.frombuffer(json.dumps(self.reads).encode(), np.uint8),
             "round_trip": np.frombuffer(json.dumps(self.round_trip).encode(), np.uint8),
+            "num_segments": np.array(self.num_segments),
         }
         for name, values in zip(COLUMNS, zip(*self._names, strict=True), strict=False):
             if any(value is not None for value in values):
                 arrays[name], arrays[f"{name}_offsets"] = pack_strings([values[row] or "" for row in order])
         aside = path.with_name(f".{path.name}")
+        digest = xxhash.xxh3_128()
         with naming(path), aside.open("wb") as file:
             for number in range(len(SPLITS)):
                 for piece in self._tokens[number]:
-                    file.write(piece.astype(dtype, copy=False).data)
+                    data = piece.astype(dtype, copy=False).data
+                    digest.update(data)
+                    file.write(data)
+            arrays["tokens_digest"] = np.array(digest.hexdigest())
             np.savez(file, **arrays)  # type: ignore[arg-type]
         with naming(path):
             replace_durably(aside, path)
@@ -180,12 +188,36 @@ class Spool:
         kept = self._kept[rows[0] : rows[-1] + 1]
         return tokens if kept.all() else tokens[np.repeat(kept, lengths[rows[0] : rows[-1] + 1])]
 
+    def has_its_tokens(self) -> bool:
+        """Whether all ids are those that were saved."""
+        num_tokens = int(self["lengths"].sum())
+        tokens = np.memmap(self._path, np.dtype(str(self["dtype"])), "r", shape=(num_tokens,)) if num_tokens else b""
+        return xxhash.xxh3_128(tokens).hexdigest() == str(self["tokens_digest"])
+
     def column(self, name: str, split: str, first: int, last: int) -> list[str] | None:
         """Ids or labels of a split's documents [first, last), None where the input gave none."""
         if name not in self:
             return None
         strings = unpack_strings(self[name], self[f"{name}_offsets"])
         return [strings[row] for row in self.kept(split)[first:last]]
+
+
+def is_as_saved(path: Path) -> bool:
+    """Whether nothing has changed a spool file since it was written."""
+    try:
+        with zipfile.ZipFile(path) as arrays:
+            if arrays.testzip() is not None:  # the checksums, before a length among them is believed
+                return False
+        with Spool(path) as spool:
+            return spool.has_its_tokens()
+    except Exception:  # what a damaged zip makes libraries raise has many types
+        return False
+
+
+def num_segments_of(path: Path) -> int:
+    """Spool files of a unit before its last one."""
+    with Spool(path) as spool:
+        return int(spool["num_segments"])
 
 
 def duplicates_of(spool: Path) -> Path:

@@ -78,6 +78,50 @@ def test_an_interrupted_run_is_no_data_set_and_continues_to_the_same_bytes(
         tokenize.assert_not_called()  # nothing is done twice
 
 
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {
+    "an id": ("unit-000000.npz", lambda path: flip(path, 40)),
+    "the last id": ("unit-000000.npz", lambda path: flip(path, path.read_bytes().index(b"PK\x03\x04") - 1)),
+    "a number of tokens": ("unit-000001.npz", lambda path: flip(path, path.read_bytes().index(b"lengths.npy") + 160)),
+    "the facts": ("unit-000001.npz", lambda path: flip(path, path.read_bytes().index(b'"documents"') + 13)),
+    "the end": ("unit-000001.npz", lambda path: flip(path, path.stat().st_size - 30)),
+    "half of it": ("unit-000000.npz", cut_short),
+    "all of it": ("unit-000000.npz", lambda path: path.write_bytes(b"")),
+    "a segment": ("unit-000000.part-00001.npz", lambda path: flip(path, 40)),
+    "a whole segment": ("unit-000000.part-00001.npz", lambda path: path.unlink()),
+    "the vocabulary": ("tokenizer.json", lambda path: flip(path, path.stat().st_size // 2)),
+    "half of the vocabulary": ("tokenizer.json", cut_short),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_what_changed_since_a_kill_is_made_again(what, corpus, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(build, "ENCODE_BYTES", 1_000)
+    monkeypatch.setattr(build, "SEGMENT_BYTES", 9_000)
+    monkeypatch.setattr("hvdlm.preprocessing.plan.MIN_UNIT_BYTES", 20_000)
+    settings = {"tokenizer": {"kind": "char"}, "shard_tokens": 20_000}
+    preprocess(corpus, tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(assemble, "_write", Mock(side_effect=KeyboardInterrupt))
+        preprocess(corpus, tmp_path / "resumed", **settings)
+    name, damage = DAMAGES[what]
+    damage(next((tmp_path / "resumed" / ".work").glob(f"*/{name}")))
+    tokenize = spy_on(monkeypatch, build.Worker, "tokenize")
+    preprocess(corpus, tmp_path / "resumed", **settings)
+    assert files_of(tmp_path / "resumed") == files_of(tmp_path / "whole")
+    assert tokenize.call_count == ("vocabulary" not in what)
+    assert ("1 unit changed since the kill; done again" in caplog.text) == ("vocabulary" not in what)
+
+
 def test_a_finished_run_is_not_repeated(corpus, tmp_path, monkeypatch):
     first = preprocess(corpus, tmp_path)
     monkeypatch.setattr(build.Worker, "tokenize", None)
