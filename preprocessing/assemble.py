@@ -138,7 +138,10 @@ def _note(plan: WorkPlan, shard: ShardPlan) -> Path:
 def _finished(plan: WorkPlan, shard: ShardPlan) -> ShardEntry | None:
     if not (_note(plan, shard).exists() and _path(plan, shard).exists()):
         return None
-    entry = ShardEntry.model_validate_json(_note(plan, shard).read_text())
+    try:
+        entry = ShardEntry.model_validate_json(_note(plan, shard).read_text())
+    except ValueError:  # changed since
+        return None
     return entry if sha256_of(_path(plan, shard)) == entry.checksum else None
 
 

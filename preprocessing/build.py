@@ -176,13 +176,23 @@ def _find_tokenizer(plan: WorkPlan, world: World) -> Tokenizer:
     """The vocabulary, or what an interrupted run made, with its fastest exact encoder."""
     text = world.on_root(lambda: _kept_vocabulary(plan.work))
     if text is None:
-        text = make_vocabulary(plan.config, plan.units, world)
+        text = _make_vocabulary(plan, world)
         world.on_root(lambda: _keep_vocabulary(plan.work, text))
     origin = str(plan.config.tokenizer.path or TOKENIZER)
     tokenizer = tokenizers.from_json(text, origin)
     if world.on_root((plan.work / EXACTLY).exists):
         return tokenizer
     return with_fast_encoder(tokenizer, plan.config, plan.units, world)
+
+
+def _make_vocabulary(plan: WorkPlan, world: World) -> str:
+    try:
+        return make_vocabulary(plan.config, plan.units, world)
+    except UserError as error:
+        if error.on_all_ranks:
+            parts = (part for unit in plan.units for part in unit.parts)
+            world.on_root(lambda: check_parts(parts, plan.listed))  # as above
+        raise
 
 
 def _keep_vocabulary(work: Path, text: str) -> None:
@@ -254,17 +264,11 @@ class Worker:
         inodes = check_parts(unit.parts, self._plan.listed)
         inputs, reads = self._look_through(unit)
         excerpts = Excerpts(self._care)
-        for whole in self._batches(unit, statistics):
-            batch, ids, lengths = self._encode(whole, unit, statistics)
-            if batch.documents and (wrong := found_wrong(batch.documents, self._tokenizer)):
-                self._distrust(wrong, unit)
-            count_suspect(batch, reads, statistics)
-            self._count_without_names(batch, statistics)
-            if number % self._care.units == 0:
-                excerpts.look(batch.documents, ids, lengths)
-            self._result.add(batch, ids, lengths)
-            self._queue.count(documents=len(batch), tokens=len(ids))
-            self._save_segment_if_due()
+        try:
+            self._read(unit, reads, statistics, excerpts)
+        except (UserError, OSError):
+            check_parts(unit.parts, self._plan.listed)  # a file that was cut short explains a bad record better
+            raise
         now = check_parts(unit.parts, self._plan.listed)  # as before the reading: nothing wrote to them meanwhile
         for part, found in zip(unit.parts, inputs, strict=True):
             check_replaced(part, found["xxh3_128"], inodes, now)
@@ -277,6 +281,20 @@ class Worker:
         self._result.num_segments = self._num_segments
         self._save(self._plan.spool(number))
         return unit.num_bytes
+
+    def _read(self, unit: Unit, reads: list[dict[str, Any]], statistics: Counter[str], excerpts: Excerpts) -> None:
+        """All documents of a unit into `_result`, and what is counted of them."""
+        for whole in self._batches(unit, statistics):
+            batch, ids, lengths = self._encode(whole, unit, statistics)
+            if batch.documents and (wrong := found_wrong(batch.documents, self._tokenizer)):
+                self._distrust(wrong, unit)
+            count_suspect(batch, reads, statistics)
+            self._count_without_names(batch, statistics)
+            if unit.number % self._care.units == 0:
+                excerpts.look(batch.documents, ids, lengths)
+            self._result.add(batch, ids, lengths)
+            self._queue.count(documents=len(batch), tokens=len(ids))
+            self._save_segment_if_due()
 
     def _look_through(self, unit: Unit) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Digest and bytes of each part; UserError unless it is what was listed."""

@@ -200,6 +200,27 @@ def test_a_file_that_changes_under_the_job_ends_it(change, when, source, tmp_pat
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("change", ["cut", "removed"])
+@pytest.mark.parametrize("when", ["sample", "head", "reading"])
+def test_a_file_that_is_cut_short_before_it_is_read_is_no_bad_record(change, when, tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": make_text(n, 40)}) for n in range(50)))
+    owner, name = {"sample": (build, "make_vocabulary"), "head": (build, "with_fast_encoder")}.get(
+        when, (build.Worker, "_batches")
+    )
+    real = getattr(owner, name)
+
+    def changes(*arguments):
+        CHANGES[change](path)
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, name, changes)
+    expected = "(cannot be found any more|No such file)" if change == "removed" else "changed while the job ran"
+    with pytest.raises(UserError, match=rf"a\.jsonl: .*{expected}"):
+        preprocess(path, tmp_path / "out", tokenizer={"kind": "bpe", "vocab_size": 300})
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
 def test_a_file_of_which_not_all_is_read_ends_the_job(source, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "digest_of", lambda part: ("", 3))
     with pytest.raises(UserError, match=r"a\.jsonl: gave 3 bytes from byte 0 on, \d+ were listed"):

@@ -246,6 +246,18 @@ def test_a_merge_listed_twice_is_left_to_the_exact_encoder(exact, caplog):
     assert make_fast(other, SAMPLE) is other and "a merge listed twice" in caplog.text
 
 
+def test_of_what_gigatoken_says_the_first_line_is_told(exact, caplog, monkeypatch):
+    def refuse(text):
+        raise ValueError("unsupported tokenizer\nhere is how\nto do it otherwise")
+
+    monkeypatch.setattr("gigatoken.Tokenizer.from_json", refuse)
+    with caplog.at_level(logging.WARNING, "hvdlm"):
+        assert make_fast(exact, SAMPLE) is exact
+    assert [record.getMessage() for record in caplog.records] == [
+        "the slower tokenizers library encodes: gigatoken cannot take this vocabulary (unsupported tokenizer)"
+    ]
+
+
 def test_a_difference_is_one_warning_and_the_exact_encoder(exact, caplog, monkeypatch):
     def wrong(self, texts):
         ids, counts = exact.encode_documents(texts)

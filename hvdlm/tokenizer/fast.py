@@ -387,7 +387,8 @@ def make_fast(tokenizer: Tokenizer, sample: list[str], *, threads: int = 1) -> T
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a Rust panic is no Exception
-        reason = f"gigatoken cannot take this vocabulary ({str(error).strip() or type(error).__name__})"
+        told = str(error).strip() or type(error).__name__
+        reason = f"gigatoken cannot take this vocabulary ({told.splitlines()[0]})"  # a guide to its options follows
     else:
         if difference is None:
             return fast
