@@ -131,9 +131,8 @@ class Excerpts:
 
     def _look_through(self, group: Sequence[Document]) -> None:
         text = "".join(document.text for document in group)
-        found = [
-            (place, name) for name in self._care.names if name not in self._named and (place := text.find(name)) >= 0
-        ]
+        names = [name for name in self._care.names if name not in self._named and name[:1] in text]  # sooner said
+        found = [(place, name) for name in names if (place := text.find(name)) >= 0]
         rare = [] if _is_ordinary(text) else self._meet(text)
         starts = list(itertools.accumulate((len(document.text) for document in group), initial=0))
 

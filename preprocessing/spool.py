@@ -190,9 +190,10 @@ class Spool:
 
     def has_its_tokens(self) -> bool:
         """Whether all ids are those that were saved."""
-        num_tokens = int(self["lengths"].sum())
-        tokens = np.memmap(self._path, np.dtype(str(self["dtype"])), "r", shape=(num_tokens,)) if num_tokens else b""
-        return xxhash.xxh3_128(tokens).hexdigest() == str(self["tokens_digest"])
+        num_tokens, digest = int(self["lengths"].sum()), xxhash.xxh3_128()
+        if num_tokens:
+            digest.update(np.memmap(self._path, np.dtype(str(self["dtype"])), "r", shape=(num_tokens,)).data)
+        return digest.hexdigest() == str(self["tokens_digest"])
 
     def column(self, name: str, split: str, first: int, last: int) -> list[str] | None:
         """Ids or labels of a split's documents [first, last), None where the input gave none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ class Vanishing:
 
     def count(self, text: str) -> int:
         """White space, of which nothing else can be left, aside."""
+        if text.isascii() and not text.encode().translate(None, self._staying):  # a tenth of the time of what follows
+            return 0
         codes = code_points(text)
         states = self._state.take(codes)
         if states.min(initial=STAYS) == UNSEEN:
@@ -35,6 +38,11 @@ class Vanishing:
             self._state[unseen] = [GONE if self._is_gone(chr(code)) else STAYS for code in unseen.tolist()]
             states = self._state.take(codes)
         return int(np.count_nonzero(states == GONE))
+
+    @cached_property
+    def _staying(self) -> bytes:
+        """The characters of ASCII that stay."""
+        return bytes(code for code in range(128) if not self._is_gone(chr(code)))
 
     def _is_gone(self, character: str) -> bool:
         return not character.isspace() and not num_letters(self._normalize(character))

@@ -63,8 +63,9 @@ def num_lost(tokenizer: Tokenizer, texts: list[str], ids: np.ndarray | None = No
     """
     if isinstance(tokenizer, TiktokenTokenizer):
         return tokenizer.num_lost(texts, ids)
-    is_counted = isinstance(tokenizer, (BackendTokenizer, SentencePieceTokenizer, WordTokenizer))
-    return tokenizer.num_lost(texts) if is_counted else 0
+    if isinstance(tokenizer, (BackendTokenizer, SentencePieceTokenizer, WordTokenizer)):
+        return tokenizer.num_lost(texts)
+    return 0
 
 
 def _first_difference(text: str, back: str) -> tuple[int, str]:
