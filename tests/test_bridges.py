@@ -23,13 +23,13 @@ from harness import documents_of, preprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvdlm.data.bridges import convert, folder, interface, megatron, to_text
+from hvdlm.data.bridges import convert, folder, interface, jsonl, megatron, to_text
 from hvdlm.data.bridges.interface import ConvertOptions
 from hvdlm.data.manifest import read_manifest
 from hvdlm.data.shards import doc_column
 from hvdlm.data.verify import verify
 from hvdlm.errors import UserError
-from hvdlm.tokenizer import CharTokenizer, load
+from hvdlm.tokenizer import CharTokenizer, FastTokenizer, load
 
 EOS = 256
 CODES = {4: "<i4", 8: "<u2", 5: "<i8"}
@@ -170,6 +170,32 @@ def test_jsonl_comes_back_with_ids_and_labels(records, tokenizer_file):
             assert doc_column(room / "b", entry.shards[0], column) == (expected if any(expected) else None)
         convert(room / "b", room / "c", to="jsonl")
         assert (room / "c" / "train.jsonl").read_bytes() == lines.encode()
+
+
+class OtherIds(FastTokenizer):
+    """Finds other ids than any document has."""
+
+    wrong = None
+
+    def __init__(self, exact):
+        self.asked = 0
+
+    def encode_documents(self, texts):
+        self.asked += len(texts)
+        return np.zeros(len(texts), np.int64), np.ones(len(texts), np.int64)
+
+
+def test_the_fast_encoder_is_never_the_last_word_on_documents_that_change(tmp_path, tokenizer_file, monkeypatch):
+    source = write_megatron(tmp_path / "a", train=[[*b"abc", EOS]] * 9 + [[104, 105]])
+    other = OtherIds(None)
+    monkeypatch.setattr(jsonl, "BATCH_TOKENS", 4)
+    monkeypatch.setattr(jsonl, "make_fast", lambda exact, texts: other)
+    with pytest.raises(UserError, match=r"train.bin: document 9 has other ids than its text has"):
+        convert(source, tmp_path / "b", to="jsonl", tokenizer=tokenizer_file)
+    assert other.asked == 9  # all but the first batch
+    other.wrong = "abc"
+    with pytest.raises(UserError, match=r"gigatoken encodes 'abc' otherwise than .*please report"):
+        convert(source, tmp_path / "b", to="jsonl", tokenizer=tokenizer_file)
 
 
 @pytest.mark.parametrize("document", [[104, 105], [195, EOS], [104, EOS, 105, EOS], []])

@@ -17,7 +17,7 @@ from hvdlm.data.bridges.interface import ConvertOptions, SourceCorpus, TokenSpli
 from hvdlm.errors import UserError
 from hvdlm.json_members import written_members
 from hvdlm.tables import counted
-from hvdlm.tokenizer import Tokenizer
+from hvdlm.tokenizer import FastTokenizer, Tokenizer, make_fast
 from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.tokenizer.loss import num_lost
 
@@ -169,9 +169,10 @@ def _name(value: Any, key: str, line: bytes) -> str:
 
 def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
     for name, split in corpus.splits.items():
+        encoder = _Encoder(corpus.tokenizer)
         changed = 0
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
-            for first, texts, num_changed in _texts(split, corpus.tokenizer, options):
+            for first, texts, num_changed in _texts(split, encoder, options):
                 changed += num_changed
                 for document, text in enumerate(texts, first):
                     columns = {key: split.columns.get(name) for key, name in COLUMNS.items()}
@@ -179,6 +180,33 @@ def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
                     file.write(json.dumps({"text": text, **labels}, ensure_ascii=False) + "\n")
         if changed:
             log.warning("%s: %s would come back with other ids", split.file, counted(changed, "document"))
+
+
+class _Encoder:
+    """Tells whether ids are those of their texts, from the second batch on by the fast encoder where there is one.
+
+    A document of which the fast one has other ids is encoded by the exact one too, whose word counts.
+    """
+
+    def __init__(self, exact: Tokenizer) -> None:
+        self.exact, self._fast = exact, exact
+        self._num_batches = 0
+
+    def changed(self, documents: list[np.ndarray], texts: list[str]) -> list[int]:
+        """Numbers of the documents that have other ids than their texts."""
+        if self._num_batches == 1:  # one alone is sooner encoded than the fast encoder is proven
+            self._fast = make_fast(self.exact, texts)
+        self._num_batches += 1
+        changed = _changed(documents, texts, self._fast)
+        if isinstance(self._fast, FastTokenizer):
+            if self._fast.wrong is not None:
+                raise UserError(
+                    f"gigatoken encodes {self._fast.wrong[:80]!r} otherwise than the tokenizers library; please report "
+                    "this, uninstall gigatoken and run the same command again"
+                )
+            wrong = _changed([documents[n] for n in changed], [texts[n] for n in changed], self.exact)
+            changed = [changed[n] for n in wrong]
+        return changed
 
 
 def totals(folder: Path, tokenizer: Tokenizer) -> dict[str, tuple[int, int | None]]:
@@ -190,12 +218,12 @@ def totals(folder: Path, tokenizer: Tokenizer) -> dict[str, tuple[int, int | Non
     return found
 
 
-def _texts(split: TokenSplit, tokenizer: Tokenizer, options: ConvertOptions) -> Iterator[tuple[int, list[str], int]]:
+def _texts(split: TokenSplit, encoder: _Encoder, options: ConvertOptions) -> Iterator[tuple[int, list[str], int]]:
     """(number of the first document, texts, how many would come back as other ids) in batches.
 
     UserError for one that would, unless losses are allowed.
     """
-    offsets = split.offsets()
+    offsets, tokenizer = split.offsets(), encoder.exact
     first = 0
     while first < len(split.lengths):
         last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + BATCH_TOKENS, side="right")) - 1)
@@ -208,7 +236,7 @@ def _texts(split: TokenSplit, tokenizer: Tokenizer, options: ConvertOptions) -> 
             tokenizer.decode(document[:-1] if document.size and document[-1] == tokenizer.eos_id else document)
             for document in documents
         ]
-        changed = _changed(documents, texts, tokenizer)
+        changed = encoder.changed(documents, texts)
         if changed and not options.is_lossy:
             raise UserError(
                 f"{split.file}: document {first + changed[0]} has other ids than its text has, so it would not come "
@@ -219,7 +247,9 @@ def _texts(split: TokenSplit, tokenizer: Tokenizer, options: ConvertOptions) -> 
 
 
 def _changed(documents: list[np.ndarray], texts: list[str], tokenizer: Tokenizer) -> list[int]:
-    """Numbers of the documents that have other ids than their texts."""
+    """Numbers of the documents that `tokenizer` gives other ids for their texts."""
+    if not texts:
+        return []
     try:
         ids, lengths = tokenizer.encode_documents(texts)
     except UserError:  # of one that was decoded to what the vocabulary cannot spell
