@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import re
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,7 +26,16 @@ NOT_UTF8 = "is not UTF-8; set encoding, or errors: replace"
 # A longer document is cut into pieces, so that memory is bounded whatever the input holds: readers/cutting.py.
 MAX_DOCUMENT_BYTES = 4 << 20
 
-MARKERS = ("_SUCCESS", "Thumbs.db", "desktop.ini")  # that programs leave among data
+# What programs leave among data: their marks and notes, what they have not finished.
+MARKERS = (
+    *("_SUCCESS", "_metadata", "_common_metadata", "Thumbs.db", "desktop.ini"),
+    *("dataset_dict.json", "dataset_info.json", "dataset_infos.json"),
+)
+UNFINISHED = ".incomplete"
+# Of Hugging Face's datasets: tables as save_to_disk names them, and what may lie beside them or such as its cache has.
+HF_TABLE, HF_NOTE = re.compile(r"data-\d{5}-of-\d{5}\.arrow|dataset\.arrow"), "dataset_info.json"
+HF_BESIDE = re.compile(r"cache-\w+\.arrow|state\.json|tmp\w{8}|.*\.lock")
+HF_INDICES = re.compile(r"indices(?:-\d{5}-of-\d{5})?\.arrow")
 
 # The sources of the running interpreter: tens of MB of real text on every machine, nothing to download.
 BUILTIN_CORPORA: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -169,17 +179,39 @@ def _files_of(folder: Path) -> list[str]:
     """All files below a folder, but for those that are no data; one line tells of these."""
     taken: list[Path] = []
     passed: list[Path] = []
+    of_folders: dict[Path, list[Path]] = {}
     for path in _files_below(folder):
-        is_data = path.is_file() and path.name not in MARKERS and not _is_hidden(path.relative_to(folder))
-        (taken if is_data else passed).append(path)
+        of_folders.setdefault(path.parent, []).append(path)
+    for paths in of_folders.values():
+        is_of_datasets = _are_of_datasets([path.name for path in paths])
+        for path in paths:
+            is_noted = path.name in MARKERS or (is_of_datasets and _lies_beside(path))
+            is_data = path.is_file() and not is_noted and not _is_hidden(path.relative_to(folder))
+            (taken if is_data else passed).append(path)
     if passed:
         log.info(
-            "%s: passed over %s (hidden, a marker, or no regular file), such as %s",
+            "%s: passed over %s (hidden, unfinished, no regular file, or a program's own), such as %s",
             one_line(str(folder)),
             counted(len(passed), "file"),
             one_line(str(min(passed))),
         )
     return sorted(map(str, taken))
+
+
+def _are_of_datasets(names: list[str]) -> bool:
+    """Whether tables of Hugging Face's datasets are among the files of a folder; others may use its names for data."""
+    is_noted = HF_NOTE in names and any(name.endswith(".arrow") and not HF_BESIDE.fullmatch(name) for name in names)
+    return is_noted or any(map(HF_TABLE.fullmatch, names))
+
+
+def _lies_beside(path: Path) -> bool:
+    """Whether a file beside tables of Hugging Face's datasets is none of them; UserError if it changes what they are.
+
+    save_to_disk leaves state.json, map and filter cache-*.arrow with the same rows again.
+    """
+    if HF_INDICES.fullmatch(path.name):
+        raise UserError(f"{path}: selects rows of the tables beside it; save these again after flatten_indices()")
+    return bool(HF_BESIDE.fullmatch(path.name))
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
@@ -206,5 +238,5 @@ def one_line(name: str) -> str:
 
 
 def _is_hidden(path: Path) -> bool:
-    """Whether a file or a folder above it begins with a dot, such as .git."""
-    return any(part.startswith(".") for part in path.parts)
+    """Whether a file or a folder above it begins with a dot, such as .git, or was not finished."""
+    return any(part.startswith(".") or part.endswith(UNFINISHED) for part in path.parts)

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from hvdlm.data.bridges import convert, folder, interface, jsonl, megatron, to_text
 from hvdlm.data.bridges.interface import ConvertOptions
+from hvdlm.data.inspection import inspect
 from hvdlm.data.manifest import read_manifest
 from hvdlm.data.shards import doc_column
 from hvdlm.data.verify import verify
@@ -260,6 +261,14 @@ def test_text_bytes_are_counted_across_pieces(data_dir, tmp_path, monkeypatch, t
     convert(source, tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
     assert read_manifest(tmp_path / "b").splits["train"].text_bytes == 2 * (len(document) - 1)
     assert ids_of(tmp_path / "b") == [document, document]
+
+
+def test_inspect_tells_empty_documents_apart_and_no_token_that_is_not_there(tmp_path, tokenizer_file):
+    source = write_megatron(tmp_path / "a", train=[[], [EOS], [], [*b"a" * 3000, 7, EOS]])
+    convert(source, tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
+    split = inspect(tmp_path / "b")["splits"]["train"]
+    assert split["histogram"] == [(0, 2), (1, 1), *((2**power, 0) for power in range(1, 11)), (2048, 1)]
+    assert [(one["id"], one["share"]) for one in split["frequent"]] == [(97, 0.999), (EOS, 0.0007)]
 
 
 def test_a_wide_vocabulary_is_int32_in_megatron_and_uint32_in_nanogpt(tmp_path):
