@@ -18,6 +18,8 @@ from hvdlm.config import Section
 from hvdlm.errors import UserError
 from hvdlm.tables import counted
 
+from .compression import COMPRESSIONS
+
 log = logging.getLogger("hvdlm")
 
 ErrorPolicy = Literal["strict", "replace"]
@@ -34,7 +36,8 @@ MARKERS = (
 UNFINISHED = ".incomplete"
 # Of Hugging Face's datasets: tables as save_to_disk names them, and what may lie beside them or such as its cache has.
 HF_TABLE, HF_NOTE = re.compile(r"data-\d{5}-of-\d{5}\.arrow|dataset\.arrow"), "dataset_info.json"
-HF_BESIDE = re.compile(r"cache-\w+\.arrow|state\.json|tmp\w{8}|.*\.lock")
+HF_CACHE = re.compile(r"cache-\w+\.arrow")
+HF_BESIDE = re.compile(HF_CACHE.pattern + r"|state\.json|tmp\w{8}|.*\.lock")
 HF_INDICES = re.compile(r"indices(?:-\d{5}-of-\d{5})?\.arrow")
 
 # The sources of the running interpreter: tens of MB of real text on every machine, nothing to download.
@@ -146,7 +149,23 @@ def find_stamps(sources: list[str]) -> dict[str, Stamp]:
             raise UserError(f"input {source!r}: {why or 'no such file, folder or match'}")
         for path in paths:  # by their real paths: links and other spellings lead to the same files
             found.setdefault(os.path.realpath(path), path)
+    _remark_copies(set(found.values()))
     return {path: stamp_of(stat_of(path)) for path in found.values()}
+
+
+def _remark_copies(paths: set[str]) -> None:
+    """Of files that may hold what others of the input hold: one that was unpacked, a cache that a glob finds."""
+    arrow = [Path(path) for path in paths if path.endswith(".arrow")]
+    of_tables = {path.parent for path in arrow if HF_TABLE.fullmatch(path.name)}
+    caches = [str(path) for path in arrow if HF_CACHE.fullmatch(path.name) and path.parent in of_tables]
+    packed = {path: path[: -len(suffix)] for suffix in COMPRESSIONS for path in paths if path.endswith(suffix)}
+    unpacked = [path for path, plain in packed.items() if plain in paths]
+    for copies, others in ((unpacked, "unpacked file"), (caches, "tables of Hugging Face's datasets")):
+        if copies:
+            log.warning(
+                "%s may hold once more what the %s beside it has, such as %s; if so, name one of them alone",
+                *(counted(len(copies), "file"), others, one_line(min(copies))),
+            )
 
 
 def stat_of(path: str) -> os.stat_result:

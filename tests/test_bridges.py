@@ -534,7 +534,12 @@ def test_what_is_missing_or_there_already_is_named(data_dir, tmp_path, tokenizer
     with pytest.raises(UserError, match=r"nowhere: is no file or folder, nor the PREFIX of PREFIX-train.bin"):
         convert(tmp_path / "nowhere", tmp_path / "b", to="hvdlm")
     (tmp_path / "texts").mkdir()
-    with pytest.raises(UserError, match=r"texts: holds no manifest.json, and no train, val or test"):
+    with pytest.raises(
+        UserError, match=r"texts: holds no manifest.json, and no train, val or test .*; hvdlm preprocess"
+    ):
+        convert(tmp_path / "texts", tmp_path / "b", to="hvdlm")
+    (tmp_path / "texts" / "valid.bin").touch()
+    with pytest.raises(UserError, match=r"texts: holds no manifest.json.*; name a file, such as .*/texts/valid.bin"):
         convert(tmp_path / "texts", tmp_path / "b", to="hvdlm")
     for name, remedy in {"a.jsonl.gz": "unpack it", "a.parquet": "hvdlm preprocess reads texts"}.items():
         (tmp_path / "texts" / name).touch()
@@ -559,6 +564,7 @@ BAD_LINES = {
     b'[{"text": "a"}]': f"is an array, not a JSON object; {OVER_SEVERAL}",
     b'\x1e{"text": "a"}': r"it begins with the mark of a JSON text sequence .RFC 7464.; take it",
     b'{"text": "a"}\r{"text": "b"}': "carriage returns alone end its lines; preprocess it",
+    bytes(99): "it is nothing but zeros, so copy the file again",
     b'"text"': "is a text, not a JSON object; mend or remove this line",
     b"null": "is null, not a JSON object",
     b"1e3": "is a number, not a JSON object",

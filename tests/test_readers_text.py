@@ -302,8 +302,28 @@ def test_what_lies_beside_the_tables_of_hugging_face_is_no_data(table, tmp_path,
         (tmp_path / name).touch()
     assert [path for path, _ in find_files([str(tmp_path)])] == [f"{tmp_path}/train/{table}"]
     assert f"passed over {len(names)} files" in caplog.text
-    by_name = f"{tmp_path}/train/cache-*.arrow"
-    assert len(find_files([by_name])) == 2  # who names them means them
+    caplog.clear()
+    assert len(find_files([f"{tmp_path}/train/cache-*.arrow"])) == 2  # who names them means them
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("names", "glob", "remark"),
+    [
+        (("a.jsonl", "a.jsonl.gz", "b.jsonl.gz"), "", "1 file may hold once more what the unpacked file beside it has"),
+        (
+            ("data-00000-of-00001.arrow", *HF_CACHES),
+            "/*.arrow",
+            "2 files may hold once more what the tables",
+        ),
+        (("a.jsonl", "b.jsonl.gz", "cache-1.arrow"), "", None),
+    ],
+)
+def test_what_may_be_read_twice_is_remarked(names, glob, remark, tmp_path, caplog):
+    for name in names:
+        (tmp_path / name).touch()
+    assert len(find_files([f"{tmp_path}{glob}"])) == len(names)
+    assert [remark in message for message in caplog.messages] == [True] * bool(remark)
 
 
 def test_the_names_of_hugging_face_are_data_where_none_of_its_tables_lie(tmp_path):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from hvdlm.data.bridges import folder, jsonl, megatron, nanogpt
-from hvdlm.data.bridges.interface import Bridge, ConvertOptions, SourceCorpus, TokenSplit, split_files
+from hvdlm.data.bridges.interface import ENDINGS, Bridge, ConvertOptions, SourceCorpus, TokenSplit, split_files
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.files import replace_durably, sync_folder, write_text_durably
@@ -176,10 +176,10 @@ def format_of(source: Path) -> str:
         if module.is_there(source):
             return name
     if source.is_dir():
-        raise UserError(
-            f"{source}: holds no manifest.json, and no train, val or test as .bin with .idx, .bin alone or .jsonl; "
-            "give a folder of these, or a file"
-        )
+        others = sorted(path for path in source.iterdir() if path.suffix in ENDINGS)
+        remedy = f"name a file, such as {others[0]}" if others else "hvdlm preprocess reads texts in other formats"
+        wanted = "no manifest.json, and no train, val or test as .bin with .idx, .bin alone or .jsonl"
+        raise UserError(f"{source}: holds {wanted}; {remedy}")
     if source.is_file():
         remedy = "unpack it" if source.suffix in COMPRESSIONS else "hvdlm preprocess reads texts"
         if folder.is_there(source.parent):

@@ -112,7 +112,7 @@ class _Number(str):
 def _record(line: bytes, place: str, others: Counter[str]) -> dict[str, str]:
     """The texts of a line by their keys; UserError that says what is wrong with it."""
     try:
-        value: Any = json.loads(line.rstrip(), parse_int=_Number, parse_float=_Number)
+        value: Any = json.loads(line.decode("utf-8-sig").rstrip(), parse_int=_Number, parse_float=_Number)
     except RecursionError:
         raise UserError(f"{place}: is nested too deeply; mend or remove this line") from None
     except UnicodeDecodeError as error:
@@ -149,6 +149,8 @@ def _kind(value: Any) -> str:
 def _cure(line: bytes) -> str:
     """What to do about a line that is no JSON object."""
     stripped = line.strip()
+    if not stripped.strip(b"\0"):
+        return "it is nothing but zeros, so copy the file again"
     if stripped.startswith(RECORD_MARK):
         return "it begins with the mark of a JSON text sequence (RFC 7464); take it away (tr -d '\\036')"
     if b"\r" in stripped:
