@@ -20,8 +20,8 @@ from hvdlm.files import read_text
 from hvdlm.tokenizer.char import most_frequent
 from hvdlm.tokenizer.interface import END, MAX_BYTES, UNKNOWN, join_documents, num_letters, require
 
-PATTERN_S = 60.0  # of the processor; a sound pattern takes a second
-LIMITED_CHARACTERS, SHOWN_CHARACTERS = 4 << 20, 40
+PATTERN_S = 20.0  # of the processor; a sound pattern takes a second or two
+LIMITED_CHARACTERS, SHOWN_CHARACTERS = 1 << 20, 40
 DEFAULT_PATTERN = r"\w+|[^\w\s]"
 Cut = Callable[[str], Iterable[str]]
 
