@@ -6,6 +6,8 @@ import itertools
 import json
 import logging
 import re
+import signal
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,8 +27,9 @@ from hvdlm.tokenizer.interface import END, MAX_BYTES, UNKNOWN, join_documents, n
 
 log = logging.getLogger("hvdlm")
 
-WINDOW = 40  # characters of a word that is shown
 LINE_END = re.compile(r"\r\n|\r|\n")
+PATTERN_S = 20.0  # of the processor; a sound pattern takes a second or two
+LIMITED_CHARACTERS, SHOWN_CHARACTERS = 1 << 20, 40
 DEFAULT_PATTERN = r"\w+|[^\w\s]"
 Cut = Callable[[str], Iterable[str]]
 
@@ -80,9 +83,14 @@ class WordTokenizer:
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         last_end = "\n" if self._rule.line_ends else ""
-        return join_documents((self.encode(text.removesuffix(last_end)) for text in texts), self)
+        with _Limit(self._rule) as limit:
+            return join_documents((self._encode(limit.on(text).removesuffix(last_end)) for text in texts), self)
 
     def encode(self, text: str) -> np.ndarray:
+        with _Limit(self._rule) as limit:
+            return self._encode(limit.on(text))
+
+    def _encode(self, text: str) -> np.ndarray:
         if not self._rule.line_ends:
             return self._encode_line(text)
         eos = np.array([self.eos_id])
@@ -108,7 +116,8 @@ class WordTokenizer:
             return 0
         lines = (line for text in texts for line in (text.split("\n") if self._rule.line_ends else [text]))
         word = _regex(self._rule)
-        return sum(num_letters(word.sub("", line)) for line in lines)
+        with _Limit(self._rule) as limit:
+            return sum(num_letters(word.sub("", limit.on(line))) for line in lines)
 
     def to_json(self) -> str:
         return json.dumps({"hvdlm": "word", **asdict(self._rule), "vocabulary": self._words}, ensure_ascii=False) + "\n"
@@ -160,6 +169,52 @@ def _regex_cut(rule: WordRule) -> Cut:
     return lambda text: (word for match in pattern.finditer(text) if (word := match[0]))
 
 
+class SlowPatternError(UserError):
+    """A pattern that does not come to an end with a text: a mistake in the settings, whatever text shows it."""
+
+
+class _Limit:
+    """Within it a pattern of the user's may compute for PATTERN_S on a few texts; some, as (a+)+$ on aaaa!, never end.
+
+    `re` is ended by a signal alone, which the main thread alone gets: elsewhere there is no limit. The clock runs with
+    the processor, so that neither a busy machine nor a job that was suspended counts.
+    """
+
+    def __init__(self, rule: WordRule) -> None:
+        self._pattern, self._text, self._left = rule.pattern, "", LIMITED_CHARACTERS
+        is_of_user = rule.words == "regex" and rule.pattern is not None
+        self._is_on = is_of_user and threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> _Limit:
+        if self._is_on:
+            signal.signal(signal.SIGVTALRM, self._end)
+            self._renew()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._is_on:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+    def on(self, text: str) -> str:
+        """The text, which meets the pattern next."""
+        if self._is_on:
+            self._text, self._left = text, self._left - len(text)
+            if self._left < 0:
+                self._renew()
+        return text
+
+    def _renew(self) -> None:
+        self._left = LIMITED_CHARACTERS
+        signal.setitimer(signal.ITIMER_VIRTUAL, PATTERN_S)
+
+    def _end(self, number: int, frame: object) -> None:
+        raise SlowPatternError(
+            f"tokenizer.pattern {self._pattern!r}: takes more than {PATTERN_S:g} s for a text such as "
+            f"{self._text[:SHOWN_CHARACTERS]!r}; a repeat inside a repeat, such as (a+)+, may try without end: leave "
+            "one of them out"
+        )
+
+
 CUTTERS: dict[str, Callable[[WordRule], Cut]] = {
     "whitespace": lambda rule: str.split,
     "regex": _regex_cut,
@@ -196,14 +251,16 @@ def parts_finder(rule: WordRule) -> Parts:
     ['a b', '|c d', '|e']
     """
     if rule.words == "regex" and not rule.line_ends:
-        return _parts_of_matches(_regex(rule))
+        return _parts_of_matches(rule)
     if rule.words == "jieba" and not rule.line_ends:
         return _parts_of_jieba(_jieba_segmenter())
     cut = cutter(rule)
     behind = re.compile(r"(?<=\n)") if rule.line_ends else SPACE
 
-    def words_of(lines: str) -> Iterable[str]:
-        return itertools.chain.from_iterable(map(cut, lines.split("\n") if rule.line_ends else [lines]))
+    def words_of(text: str) -> list[str]:
+        lines = text.split("\n") if rule.line_ends else [text]
+        with _Limit(rule) as limit:
+            return [word for line in lines for word in cut(limit.on(line))]
 
     def parts(text: str, size: int) -> Iterator[PartOfText]:
         start = 0
@@ -216,18 +273,23 @@ def parts_finder(rule: WordRule) -> Parts:
     return parts
 
 
-def _parts_of_matches(pattern: re.Pattern[str]) -> Parts:
+def _parts_of_matches(rule: WordRule) -> Parts:
     """What a pattern matches may depend on all that is around it, so the whole text is searched once."""
+    pattern = _regex(rule)
 
     def parts(text: str, size: int) -> Iterator[PartOfText]:
-        start, words = 0, list[str]()
-        for found in pattern.finditer(text):
-            words.append(found[0])
-            if found.end() - start >= size and len(text) - start > size:
-                yield PartOfText(text[start : found.end()], partial(filter, None, words))
-                start, words = found.end(), []
-        if start < len(text):
-            yield PartOfText(text[start:], partial(filter, None, words))
+        matches, start = pattern.finditer(text), 0
+        while start < len(text):
+            stop, words = len(text), list[str]()
+            with _Limit(rule) as limit:
+                limit.on(text[start : start + SHOWN_CHARACTERS])
+                for found in matches:
+                    words.append(found[0])
+                    if found.end() - start >= size and len(text) - start > size:
+                        stop = found.end()
+                        break
+            yield PartOfText(text[start:stop], partial(filter, None, words))
+            start = stop
 
     return parts
 
@@ -272,8 +334,9 @@ def count_words(texts: Iterable[str], rule: WordRule, vocab_size: int, min_frequ
     counts: Counter[str] = Counter()
     cut = cutter(rule)
     for text in texts:
-        for part in text.split("\n") if rule.line_ends else [text]:
-            counts.update(cut(part))
+        with _Limit(rule) as limit:
+            for part in limit.on(text).split("\n") if rule.line_ends else [limit.on(text)]:
+                counts.update(cut(part))
     return of_counts(counts, rule, vocab_size, min_frequency)
 
 
@@ -294,8 +357,10 @@ def read_vocabulary(path: Path, rule: WordRule) -> WordTokenizer:
             f"{path}: {len(unmet):,} of {counted(len(words), 'word')} hold white space, so no text has them, such as "
         )
         if len(unmet) == len(words):
-            raise UserError(f"{told}{unmet[0][:WINDOW]!r}; a vocabulary has one word a line, and nothing else")
-        log.warning("%s%r", told, unmet[0][:WINDOW])
+            raise UserError(
+                f"{told}{unmet[0][:SHOWN_CHARACTERS]!r}; a vocabulary has one word a line, and nothing else"
+            )
+        log.warning("%s%r", told, unmet[0][:SHOWN_CHARACTERS])
     return WordTokenizer(words, rule, str(path))
 
 
