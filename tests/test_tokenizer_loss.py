@@ -107,6 +107,10 @@ METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "al
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True, "trim_offsets": True}
 
 
+NO_HYPHEN = removing("Split", pattern={"String": "-"})
+IN_PIECES = {"type": "Sequence", "pretokenizers": [NO_HYPHEN, BYTE_LEVEL, {"type": "FixedLength", "length": 4}]}
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "text", "lost"),
     [
@@ -121,6 +125,7 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True,
         (bpe(model=UNKNOWN, pre_tokenizer=removing("Split", pattern={"Regex": "[a-z]+"}, invert=True)), "a1b2 é", 3),
         (bpe(model=UNKNOWN, pre_tokenizer=removing("Split", pattern={"String": " "}, invert=True)), "ab c", 3),
         (bpe(model=UNKNOWN, pre_tokenizer=removing("Punctuation")), "a.b, c", 2),
+        (bpe(BYTE_ALPHABET, model=UNKNOWN, pre_tokenizer=IN_PIECES, decoder=BYTE_LEVEL), "-a\u6c49b-\u6c49", 2),
         (bpe(model=UNKNOWN, normalizer={"type": "Nmt"}), "a\x01b\x7f \u200bc", 3),
         (bpe(model=UNKNOWN, normalizer=BERT), "\x01a\ufffdb \u00e9e\u0301\u064b", 4),  # a composed letter stays
         (bpe(model=UNKNOWN, normalizer=[{"type": "NFD"}, {"type": "StripAccents"}]), "\u00e9 a\u0301b", 1),

@@ -134,8 +134,10 @@ class Dropped:
             before, text = text, normalizer.normalize_str(text)
             removed += removes and num_letters(before) - num_letters(text)
         if self._cuts_away:
-            seen = "".join(text[first:last] for _, (first, last) in self._backend.pre_tokenizer.pre_tokenize_str(text))
-            removed += max(0, num_letters(text) - num_letters(seen))
+            is_seen = bytearray(len(text))  # bytes of one character may lie in two pieces
+            for _, (first, last) in self._backend.pre_tokenizer.pre_tokenize_str(text):
+                is_seen[first:last] = b"\1" * (last - first)
+            removed += sum(not text[place].isspace() for place, seen in enumerate(is_seen) if not seen)
         return removed
 
 
