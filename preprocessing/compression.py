@@ -7,9 +7,11 @@ The readers of Python's own modules are not used: they take what follows a strea
 from __future__ import annotations
 
 import bz2
+import contextlib
 import io
 import lzma
 import zlib
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,12 @@ from hvdlm.tokenizer.interface import require
 
 BLOCK_BYTES = 2048  # read at once: a break loses what one block expands to; 4 bytes of zstd can stand for 128 KiB
 PIECE_BYTES = 1 << 16  # expanded at once, where the library can be told
+MAX_BZ2_BLOCK_BYTES = 900_000 // 5 * 259  # of runs: 4 equal bytes and their further number, up to 255, stand for 259
+GZ_CHECKS, GZ_TRAILER_BYTES = ("incorrect data check", "incorrect length check"), 8  # zlib's words
+BZ2_TRAILER_START, BZ2_TRAILER_BYTES = 0x177245385090, 10
+ZSTD_CHECK, ZSTD_TRAILER_BYTES = "checksum", 4
+XZ_HEADER_BYTES, XZ_FOOTER_BYTES = 12, 12
+MOST_XZ_INDEX_BYTES = 1 << 20  # that are looked for
 HEAD_BYTES = 64  # that tell what a file is
 SHOWN_BYTES = 24
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -27,7 +35,14 @@ ZSTD_MAX_WINDOW = 1 << 31  # of zstd --long=31: as much memory, where the conten
 
 
 class BrokenStream(Exception):
-    """A compressed file that cannot be read beyond a place; the message names the place and the remedy."""
+    """A compressed file that cannot be read beyond a place; the message names the place and the remedy.
+
+    `is_all_given`: whether all content stands before the place, where a checksum or a trailer alone is wrong or missing.
+    """
+
+    def __init__(self, message: str, *, is_all_given: bool = False) -> None:
+        super().__init__(message)
+        self.is_all_given = is_all_given
 
 
 class ChunkStream(io.RawIOBase):
@@ -69,6 +84,25 @@ def _pieces(decoder: Any, block: bytes, size: int) -> Iterator[bytes]:
         yield decoder.decompress(b"", size)
 
 
+def _bz2_pieces(decoder: Any, block: bytes, _size: int) -> Iterator[bytes]:
+    """What is held back is of a block whose checksum was not compared yet: libbz2 gives a block out before.
+
+    It has done so when it has nothing more to give, or when it is further than the largest block behind a byte.
+    """
+    held: deque[bytes] = deque()
+    num_held = 0
+    piece = decoder.decompress(block, PIECE_BYTES)
+    while piece or not (decoder.eof or decoder.needs_input):
+        held.append(piece)
+        num_held += len(piece)
+        while num_held - len(held[0]) >= MAX_BZ2_BLOCK_BYTES:
+            num_held -= len(held[0])
+            yield held.popleft()
+        piece = b"" if decoder.eof else decoder.decompress(b"", PIECE_BYTES)
+    while held:
+        yield held.popleft()
+
+
 def _zstd_pieces(decoder: Any, block: bytes, _size: int) -> Iterator[bytes]:
     yield decoder.decompress(block)
 
@@ -79,29 +113,137 @@ def _zstd_decoder() -> Any:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """Where the stream of a file from byte `start` on breaks: at byte `place`, behind `num_given` bytes of its content."""
+
+    path: str
+    start: int
+    place: int
+    num_given: int
+    why: str = ""  # a library's words; none where the file ends inside the stream
+    decoder: Any = None  # of a stream that the file ends in
+
+    def num_behind(self) -> int:
+        """Bytes of the file behind the place."""
+        return Path(self.path).stat().st_size - self.place - 1
+
+
+def _is_behind_deflate(fault: Fault) -> bool:
+    if fault.why:
+        return fault.why.endswith(GZ_CHECKS) and fault.num_behind() < GZ_TRAILER_BYTES
+    # No code of deflate can be complete by zeros and by ones alike: these are read as a checksum, or give a byte.
+    return all(_is_wrong_trailer(fault.decoder.copy(), byte) for byte in (b"\0", b"\xff"))
+
+
+def _is_wrong_trailer(decoder: Any, byte: bytes) -> bool:
+    try:
+        for _ in range(GZ_TRAILER_BYTES):
+            if decoder.decompress(byte):
+                return False
+    except zlib.error as error:
+        return str(error).endswith(GZ_CHECKS)
+    return bool(decoder.eof)
+
+
+def _is_behind_bz2_blocks(fault: Fault) -> bool:
+    """Where a block has ended so close before that no other one has room, or that what follows is the trailer's."""
+    decoder, near = bz2.BZ2Decompressor(), max(fault.start, fault.place - BZ2_TRAILER_BYTES)
+    num_given = 0  # by the last bytes
+    with Path(fault.path).open("rb") as file:
+        file.seek(fault.start)
+        while size := min(BLOCK_BYTES, near - file.tell()):
+            deque(_bz2_pieces(decoder, file.read(size), PIECE_BYTES), maxlen=0)
+        with contextlib.suppress(OSError):
+            while byte := file.read(1):
+                num_given += sum(map(len, _bz2_pieces(decoder, byte, PIECE_BYTES)))
+        file.seek(near)
+        bits = int.from_bytes(file.read())
+    if not num_given or fault.why:
+        return num_given > 0 and fault.num_behind() < BZ2_TRAILER_BYTES
+    return any(bits >> n & (1 << 48) - 1 == BZ2_TRAILER_START for n in range(32))
+
+
+def _is_behind_zstd_blocks(fault: Fault) -> bool:
+    if fault.why:
+        return ZSTD_CHECK in fault.why and fault.num_behind() < ZSTD_TRAILER_BYTES
+    try:  # zeros are a wrong checksum, or else a block that gives something or is empty
+        for _ in range(ZSTD_TRAILER_BYTES):
+            if fault.decoder.eof or fault.decoder.decompress(b"\0"):
+                return False
+    except Exception as error:
+        return ZSTD_CHECK in str(error)
+    return bool(fault.decoder.eof)
+
+
+def _is_behind_xz_blocks(fault: Fault) -> bool:
+    """By the index behind the blocks: it tells how long they are, so where it is itself."""
+    with Path(fault.path).open("rb") as file:
+        file.seek(fault.start)
+        size = file.seek(0, io.SEEK_END) - fault.start
+        first = max(XZ_HEADER_BYTES, size - MOST_XZ_INDEX_BYTES & ~3)
+        file.seek(fault.start + first)
+        tail = file.read()
+    for at in range(first, size, 4):
+        found = _xz_index(tail[at - first :], at) if not tail[at - first] else None
+        if found is not None:
+            num_content, num_index = found
+            return num_content == fault.num_given and not tail[at - first + num_index + XZ_FOOTER_BYTES :].strip(b"\0")
+    return False
+
+
+def _xz_index(data: bytes, place: int) -> tuple[int, int] | None:
+    """Bytes of content by the index that stands so far behind the start of its stream, and its own; None if it is none.
+
+    https://tukaani.org/xz/xz-file-format.txt, section 4.
+    """
+    numbers: list[int] = []
+    at = 1
+    while len(numbers) < 1 or len(numbers) < 1 + 2 * numbers[0]:
+        end = at
+        while data[end : end + 1] and data[end] & 0x80:
+            end += 1
+        if end >= len(data) or end - at > 8:
+            return None
+        numbers.append(sum((byte & 0x7F) << 7 * n for n, byte in enumerate(data[at : end + 1])))
+        at = end + 1
+    if XZ_HEADER_BYTES + sum(number + 3 & ~3 for number in numbers[1::2]) != place:
+        return None
+    return sum(numbers[2::2]), (at + 3 & ~3) + 4
+
+
+def _is_never_known(_fault: Fault) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
 class Compression:
     """One kind of compressed file: streams (members, frames) one behind the other."""
 
     decoder: Callable[[], Any]  # for one stream
     pieces: Callable[[Any, bytes, int], Iterator[bytes]]  # what a block of it expands to, in pieces of a size
+    is_all_given: Callable[[Fault], bool]  # whether nothing but a checksum or a trailer is broken
     magics: tuple[bytes, ...]  # how such a file begins, and no text does
     has_padding: bool = True  # zero bytes may stand behind a stream
+    is_checked_late: bool = True  # its checksum comes behind what may be the whole content
 
 
 COMPRESSIONS = {
-    ".gz": Compression(lambda: zlib.decompressobj(31), _zlib_pieces, (b"\x1f\x8b\x08",)),
+    ".gz": Compression(lambda: zlib.decompressobj(31), _zlib_pieces, _is_behind_deflate, (b"\x1f\x8b\x08",)),
     ".bz2": Compression(
         bz2.BZ2Decompressor,
-        _pieces,
+        _bz2_pieces,
+        _is_behind_bz2_blocks,
         tuple(b"BZh%d" % n + block for n in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")),
+        is_checked_late=False,
     ),
-    ".xz": Compression(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), _pieces, (b"\xfd7zXZ\0",)),
+    ".xz": Compression(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), _pieces, _is_behind_xz_blocks, (b"\xfd7zXZ\0",)),
     ".lzma": Compression(  # of old, or of xz --format=lzma: it begins by its usual settings, and knows no padding
-        lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE), _pieces, (b"\x5d\0\0",), has_padding=False
+        lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE), _pieces, _is_never_known, (b"\x5d\0\0",), has_padding=False
     ),
     ".zst": Compression(
         _zstd_decoder,
         _zstd_pieces,
+        _is_behind_zstd_blocks,
         (b"\x28\xb5\x2f\xfd", *(bytes([n]) + b"\x2a\x4d\x18" for n in range(0x50, 0x60))),  # and skippable frames
         has_padding=False,
     ),
@@ -203,13 +345,12 @@ def _content(path: str, suffix: str) -> Generator[bytes, None, None]:
                 num_given += len(rest)
                 yield from (rest[at : at + PIECE_BYTES] for at in range(0, len(rest), PIECE_BYTES))
                 place = place if num_given > num_before else start
-                raise _broken(path, suffix, place, num_given, str(error)) from None
+                raise _broken(suffix, Fault(path, start, place, num_given - num_before, str(error)), num_given) from None
             block = b""
             if decoder is not None and decoder.eof:
                 block, decoder, num_streams = decoder.unused_data, None, num_streams + 1
         if decoder is not None or not num_streams:
-            why = "it ends there, inside a stream" if file.tell() else "it is empty"
-            raise _broken(path, suffix, file.tell(), num_given, why)
+            raise _broken(suffix, Fault(path, start, file.tell(), num_given - num_before, decoder=decoder), num_given)
 
 
 def _before_fault(kind: Compression, file: BinaryIO, start: int, place: int, num_given: int) -> tuple[bytes, int]:
@@ -240,20 +381,26 @@ def _is_of_library(error: Exception) -> bool:
     return isinstance(error, zlib.error | lzma.LZMAError | OSError | EOFError) or type(error).__name__ == "ZstdError"
 
 
-def _broken(path: str, suffix: str, place: int, num_given: int, why: str) -> BrokenStream:
-    with Path(path).open("rb") as file:
+def _broken(suffix: str, fault: Fault, num_given: int) -> BrokenStream:
+    """What is told of a fault, behind so many bytes of content of the whole file."""
+    with Path(fault.path).open("rb") as file:
         head = file.read(HEAD_BYTES)
-    name, magics = suffix[1:], COMPRESSIONS[suffix].magics
+    kind, name = COMPRESSIONS[suffix], suffix[1:]
     if head.startswith(LFS_POINTER):
         return BrokenStream(f"is not {name} but {LFS_REMEDY}")
-    if head and not num_given and not any(head.startswith(magic[: len(head)]) for magic in magics):
+    if head and not num_given and not any(head.startswith(magic[: len(head)]) for magic in kind.magics):
         return BrokenStream(
             f"is not {name}, whatever its name says (it begins with {head[:SHOWN_BYTES]!r}); fetch it again, or rename "
             f"it without {suffix} if that is its content"
         )
-    if "ictionary" in why:
-        return BrokenStream(f"is {name} that needs a dictionary ({why}); compress it again without one")
+    if "ictionary" in fault.why:
+        return BrokenStream(f"is {name} that needs a dictionary ({fault.why}); compress it again without one")
+    is_all_given = bool(fault.decoder or fault.why) and kind.is_all_given(fault)
+    why = fault.why or ("it ends there, inside a stream" if fault.place else "it is empty")
+    what = "content, all of that stream" if is_all_given else "content"
+    what += ", wrong ones perhaps among them" if fault.why and num_given and kind.is_checked_late else ""
     return BrokenStream(
-        f"broken {name} (at byte {place} of the compressed file, behind {num_given} bytes of content: {why}); "
-        "fetch or compress it again"
+        f"broken {name} (at byte {fault.place} of the compressed file, behind {num_given} bytes of {what}: {why}); "
+        "fetch or compress it again",
+        is_all_given=is_all_given,
     )
