@@ -27,6 +27,7 @@ BZ2_TRAILER_START, BZ2_TRAILER_BYTES = 0x177245385090, 10
 ZSTD_CHECK, ZSTD_TRAILER_BYTES = "checksum", 4
 XZ_HEADER_BYTES, XZ_FOOTER_BYTES = 12, 12
 MOST_XZ_INDEX_BYTES = 1 << 20  # that are looked for
+LOOKED_THROUGH_BYTES = 4 << 30  # of content, to see whether a break is the cause of other errors
 HEAD_BYTES = 64  # that tell what a file is
 SHOWN_BYTES = 24
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -37,7 +38,7 @@ ZSTD_MAX_WINDOW = 1 << 31  # of zstd --long=31: as much memory, where the conten
 class BrokenStream(Exception):
     """A compressed file that cannot be read beyond a place; the message names the place and the remedy.
 
-    `is_all_given`: whether all content stands before the place, where a checksum or a trailer alone is wrong or missing.
+    `is_all_given`: whether all content stands before it, where a checksum or a trailer alone is wrong or missing.
     """
 
     def __init__(self, message: str, *, is_all_given: bool = False) -> None:
@@ -114,7 +115,7 @@ def _zstd_decoder() -> Any:
 
 @dataclass(frozen=True)
 class Fault:
-    """Where the stream of a file from byte `start` on breaks: at byte `place`, behind `num_given` bytes of its content."""
+    """Where the stream from byte `start` of a file on breaks: at byte `place`, behind `num_given` bytes of content."""
 
     path: str
     start: int
@@ -296,12 +297,35 @@ def read_before_break(file: BinaryIO, size: int) -> tuple[bytes, BrokenStream | 
     return b"".join(pieces), None
 
 
+def break_of(path: str) -> BrokenStream | None:
+    """The break of a compressed file, if it has one in its first LOOKED_THROUGH_BYTES of content."""
+    num_bytes = 0
+    try:
+        if not is_compressed(path):
+            return None
+        with open_plain(path) as file:
+            while (block := file.read(1 << 20)) and num_bytes < LOOKED_THROUGH_BYTES:
+                num_bytes += len(block)
+    except BrokenStream as error:
+        return error
+    except OSError:  # told by who reads it
+        return None
+    return None
+
+
 class BeforeBreak:
-    """A file that ends where it breaks; `end` then raises the break, when all that is sound has been used."""
+    """A file that ends where it breaks; `end` then raises the break, when all that is sound has been used.
+
+    `is_cut`: whether content may be missing there.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._broken: BrokenStream | None = None
+
+    @property
+    def is_cut(self) -> bool:
+        return self._broken is not None and not self._broken.is_all_given
 
     def read(self, size: int) -> bytes:
         if self._broken:
@@ -344,8 +368,10 @@ def _content(path: str, suffix: str) -> Generator[bytes, None, None]:
                 rest, place = _before_fault(kind, file, start, place, num_given - num_before)
                 num_given += len(rest)
                 yield from (rest[at : at + PIECE_BYTES] for at in range(0, len(rest), PIECE_BYTES))
-                place = place if num_given > num_before else start
-                raise _broken(suffix, Fault(path, start, place, num_given - num_before, str(error)), num_given) from None
+                fault = Fault(
+                    path, start, place if num_given > num_before else start, num_given - num_before, str(error)
+                )
+                raise _broken(suffix, fault, num_given) from None
             block = b""
             if decoder is not None and decoder.eof:
                 block, decoder, num_streams = decoder.unused_data, None, num_streams + 1

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from hvdlm.errors import UserError
 from hvdlm.tables import counted
 
-from ..compression import LFS_POINTER, LFS_REMEDY, BrokenStream, is_compressed, open_plain, plain_suffix
+from ..compression import LFS_POINTER, LFS_REMEDY, BrokenStream, break_of, is_compressed, open_plain, plain_suffix
 from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions, one_line
 from . import columnar, delimited, json_values, jsonl, text, web
 from .cutting import in_pieces
@@ -141,6 +141,11 @@ def read_documents(part: Part, options: ReadOptions) -> Iterator[Document | BadR
         yield BadRecord(part.path, f"is broken ({error}); fetch it again")
     except BrokenStream as error:
         yield BadRecord(part.path, str(error))
+    except UserError:  # such as names of columns that are noise
+        broken = break_of(part.path)
+        if broken is None:
+            raise
+        yield BadRecord(part.path, str(broken))
 
 
 def _read_text(format_: Format, file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:

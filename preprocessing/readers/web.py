@@ -69,13 +69,17 @@ class _PassedOver(Exception):
 def read_html(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
     """The main text of a page as the one document of a file."""
     _check_trafilatura(part)
-    data = file.read(record_limit() + 1)
+    sound = BeforeBreak(file)
+    data = sound.read(record_limit() + 1)
+    if sound.is_cut:
+        sound.end()
     try:
         if len(data) > record_limit():
             raise _Refused(larger_than_limit())
         yield Document(_main_text(_decoded(data, None, options)), 0)
     except _Refused as error:
         yield BadRecord(part.path, str(error))
+    sound.end()
 
 
 def read_warc(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | LongDocument | BadRecord]:
