@@ -26,6 +26,8 @@ GZ_CHECKS, GZ_TRAILER_BYTES = ("incorrect data check", "incorrect length check")
 BZ2_TRAILER_START, BZ2_TRAILER_BYTES = 0x177245385090, 10
 ZSTD_CHECK, ZSTD_TRAILER_BYTES = "checksum", 4
 XZ_HEADER_BYTES, XZ_FOOTER_BYTES = 12, 12
+XZ_CHECK_BYTES = (0, 4, 4, 4, 8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64)  # by the number of their kind
+MAX_XZ_CHUNK_BYTES = 2 << 20  # of content
 MOST_XZ_INDEX_BYTES = 1 << 20  # that are looked for
 LOOKED_THROUGH_BYTES = 4 << 30  # of content, to see whether a break is the cause of other errors
 HEAD_BYTES = 64  # that tell what a file is
@@ -47,10 +49,14 @@ class BrokenStream(Exception):
 
 
 class ChunkStream(io.RawIOBase):
-    """A stream of the bytes that an iterator gives piece by piece; an empty piece is not the end."""
+    """A stream of the bytes that an iterator gives piece by piece; an empty piece is not the end.
 
-    def __init__(self, chunks: Generator[bytes, None, None]) -> None:
+    `starts`: where streams of a compressed file begin in its content, as far as was read; not all that were long ago.
+    """
+
+    def __init__(self, chunks: Generator[bytes, None, None], starts: deque[int] | None = None) -> None:
         self._chunks, self._ready = chunks, b""
+        self.starts = deque[int]() if starts is None else starts
 
     def readable(self) -> bool:
         return True
@@ -212,6 +218,34 @@ def _xz_index(data: bytes, place: int) -> tuple[int, int] | None:
     return sum(numbers[2::2]), (at + 3 & ~3) + 4
 
 
+def _whole_xz_chunks(file: BinaryIO, start: int, place: int) -> int:
+    """Bytes of content in the chunks of LZMA2 that end before a place, in the stream from byte `start` on.
+
+    A chunk is short (64 KiB, of 2 MiB of content), and a wrong one is found at its end at the latest, but for stored
+    ones. Their sizes stand before them: https://tukaani.org/xz/xz-file-format.txt, section 3, and liblzma.
+    """
+
+    def number(at: int, size: int) -> int:
+        file.seek(at)
+        return int.from_bytes(file.read(size)) if at + size <= place else 0
+
+    num_check = XZ_CHECK_BYTES[number(start + 7, 1) & 15]
+    at, num_content = start + XZ_HEADER_BYTES, 0
+    while at < place and (size := number(at, 1)):  # else the index
+        at += 4 * (size + 1)
+        while control := number(at, 1):
+            is_stored = control < 0x80
+            high = 0 if is_stored else (control & 0x1F) << 16
+            num_bytes = high + number(at + 1, 2) + 1
+            at += 3 + num_bytes if is_stored else (6 if control >= 0xC0 else 5) + number(at + 3, 2) + 1
+            if at >= place:
+                return num_content
+            num_content += num_bytes
+        at += 1
+        at += -(at - start) % 4 + num_check
+    return num_content
+
+
 def _is_never_known(_fault: Fault) -> bool:
     return False
 
@@ -225,6 +259,10 @@ class Compression:
     is_all_given: Callable[[Fault], bool]  # whether nothing but a checksum or a trailer is broken
     magics: tuple[bytes, ...]  # how such a file begins, and no text does
     has_padding: bool = True  # zero bytes may stand behind a stream
+    num_held: int = 0  # bytes before the decoder's place that a fault found there may have spoilt
+    num_sound: Callable[[BinaryIO, int, int], int] | None = (
+        None  # bytes of content that a fault has not: `_before_fault`
+    )
     is_checked_late: bool = True  # its checksum comes behind what may be the whole content
 
 
@@ -237,7 +275,14 @@ COMPRESSIONS = {
         tuple(b"BZh%d" % n + block for n in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")),
         is_checked_late=False,
     ),
-    ".xz": Compression(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), _pieces, _is_behind_xz_blocks, (b"\xfd7zXZ\0",)),
+    ".xz": Compression(
+        lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ),
+        _pieces,
+        _is_behind_xz_blocks,
+        (b"\xfd7zXZ\0",),
+        num_held=MAX_XZ_CHUNK_BYTES,
+        num_sound=_whole_xz_chunks,
+    ),
     ".lzma": Compression(  # of old, or of xz --format=lzma: it begins by its usual settings, and knows no padding
         lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE), _pieces, _is_never_known, (b"\x5d\0\0",), has_padding=False
     ),
@@ -279,7 +324,8 @@ def open_plain(path: str) -> BinaryIO:
     suffix = compression_of(path)
     if suffix is None:
         return Path(path).open("rb")
-    return cast(BinaryIO, io.BufferedReader(ChunkStream(_content(path, suffix)), 1 << 17))
+    starts: deque[int] = deque(maxlen=1 << 17)  # no more than a buffer holds bytes
+    return cast(BinaryIO, io.BufferedReader(ChunkStream(_content(path, suffix, starts), starts), 1 << 17))
 
 
 def read_before_break(file: BinaryIO, size: int) -> tuple[bytes, BrokenStream | None]:
@@ -333,6 +379,22 @@ class BeforeBreak:
         data, self._broken = read_before_break(self._file, size)
         return data
 
+    def read_some(self, size: int) -> bytes:
+        """At least one byte, unless it is at the end."""
+        try:
+            return b"" if self._broken else self._file.read1(size)  # type: ignore[attr-defined, no-any-return]
+        except BrokenStream as error:
+            self._broken = error
+            return b""
+
+    def peek(self) -> bytes:
+        """The next bytes, at least one unless it is at the end; they stay to be read."""
+        try:
+            return b"" if self._broken else self._file.peek()  # type: ignore[attr-defined, no-any-return]
+        except BrokenStream as error:
+            self._broken = error
+            return b""
+
     def readline(self, size: int) -> bytes:
         """Up to a line end; nothing of a line that the break is in."""
         try:
@@ -346,10 +408,11 @@ class BeforeBreak:
             raise self._broken
 
 
-def _content(path: str, suffix: str) -> Generator[bytes, None, None]:
+def _content(path: str, suffix: str, starts: deque[int]) -> Generator[bytes, None, None]:
     """What a file expands to; anything in it that is neither a stream nor padding is BrokenStream."""
     kind = COMPRESSIONS[suffix]
     decoder, num_streams, start, num_given, num_before = None, 0, 0, 0, 0  # of the stream: its start, what is before it
+    held = _HeldBack(kind.num_held)
     with Path(path).open("rb") as file:
         block = b""
         while block or (block := file.read(BLOCK_BYTES)):
@@ -357,9 +420,10 @@ def _content(path: str, suffix: str) -> Generator[bytes, None, None]:
                 block = block.lstrip(b"\0") if num_streams and kind.has_padding else block
                 decoder = kind.decoder() if block else None
                 start, num_before = file.tell() - len(block), num_given
+                starts.append(num_given)
             place = file.tell() - len(block)
             try:
-                for piece in kind.pieces(decoder, block, PIECE_BYTES) if block else ():
+                for piece in held.behind(kind.pieces(decoder, block, PIECE_BYTES)) if block else ():
                     num_given += len(piece)
                     yield piece
             except Exception as error:
@@ -368,15 +432,41 @@ def _content(path: str, suffix: str) -> Generator[bytes, None, None]:
                 rest, place = _before_fault(kind, file, start, place, num_given - num_before)
                 num_given += len(rest)
                 yield from (rest[at : at + PIECE_BYTES] for at in range(0, len(rest), PIECE_BYTES))
-                fault = Fault(
-                    path, start, place if num_given > num_before else start, num_given - num_before, str(error)
-                )
+                place = place if num_given > num_before else start
+                fault = Fault(path, start, place, num_given - num_before, str(error))
                 raise _broken(suffix, fault, num_given) from None
             block = b""
             if decoder is not None and decoder.eof:
+                yield (rest := held.rest())
+                num_given += len(rest)
                 block, decoder, num_streams = decoder.unused_data, None, num_streams + 1
+        yield (rest := held.rest())
+        num_given += len(rest)
         if decoder is not None or not num_streams:
             raise _broken(suffix, Fault(path, start, file.tell(), num_given - num_before, decoder=decoder), num_given)
+
+
+class _HeldBack:
+    """The last bytes of a stream, so many that a fault that is found behind them may have spoilt them."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._num_bytes, self._pieces, self._num_held = num_bytes, deque[bytes](), 0
+
+    def behind(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """The pieces that are held no longer, as these come in."""
+        for piece in pieces:
+            self._pieces.append(piece)
+            self._num_held += len(piece)
+            while self._pieces and self._num_held - len(self._pieces[0]) >= self._num_bytes:
+                self._num_held -= len(self._pieces[0])
+                yield self._pieces.popleft()
+
+    def rest(self) -> bytes:
+        """All that is held, at the end of the stream."""
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        self._num_held = 0
+        return data
 
 
 def _before_fault(kind: Compression, file: BinaryIO, start: int, place: int, num_given: int) -> tuple[bytes, int]:
@@ -399,7 +489,9 @@ def _before_fault(kind: Compression, file: BinaryIO, start: int, place: int, num
     except Exception as error:
         if not _is_of_library(error):
             raise
-    return bytes(given), file.tell() - 1
+    place = file.tell() - 1
+    num_sound = num_given + len(given) if kind.num_sound is None else kind.num_sound(file, start, place)
+    return bytes(given[: max(0, num_sound - num_given)]), place
 
 
 def _is_of_library(error: Exception) -> bool:
