@@ -33,6 +33,7 @@ from .stream_faults import (
 )
 
 LOOKED_THROUGH_BYTES = 4 << 30  # of content, to see whether a break is the cause of other errors
+SCRAP_BYTES = 8  # the shortest stream, of zstd, has 9
 HEAD_BYTES = 64  # that tell what a file is
 SHOWN_BYTES = 24
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -352,6 +353,15 @@ def _is_of_library(error: Exception) -> bool:
     return isinstance(error, zlib.error | lzma.LZMAError | OSError | EOFError) or type(error).__name__ == "ZstdError"
 
 
+def _is_scrap(kind: Compression, fault: Fault) -> bool:
+    """Whether what stands behind the last stream begins none, and is too short for one, such as a line end."""
+    with Path(fault.path).open("rb") as file:
+        file.seek(fault.start)
+        rest = file.read(SCRAP_BYTES + 1)
+    is_stream = any(magic.startswith(rest) or rest.startswith(magic) for magic in kind.magics)
+    return fault.start > 0 and len(rest) <= SCRAP_BYTES and not is_stream
+
+
 def _broken(suffix: str, fault: Fault, num_given: int) -> BrokenStream:
     """What is told of a fault, behind so many bytes of content of the whole file."""
     with Path(fault.path).open("rb") as file:
@@ -366,7 +376,7 @@ def _broken(suffix: str, fault: Fault, num_given: int) -> BrokenStream:
         )
     if "ictionary" in fault.why:
         return BrokenStream(f"is {name} that needs a dictionary ({fault.why}); compress it again without one")
-    is_all_given = bool(fault.decoder or fault.why) and kind.is_all_given(fault)
+    is_all_given = _is_scrap(kind, fault) or (bool(fault.decoder or fault.why) and kind.is_all_given(fault))
     why = fault.why or ("it ends there, inside a stream" if fault.place else "it is empty")
     what = "content, all of that stream" if is_all_given else "content"
     what += ", wrong ones perhaps among them" if fault.why and num_given and kind.is_checked_late else ""
