@@ -9,6 +9,7 @@ MAX_DEPTH = 1 << 16  # of brackets that are open; the libraries that read JSON t
 # Possessive: a string of any length is matched in constant memory.
 REST_OF_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+("?)', re.DOTALL)
 REST_OF_SCALAR = re.compile(rb'[^][{}",:\s]*+')
+SCALARS = re.compile(rb"-?[0-9][0-9.eE+-]*|-?Infinity|NaN|true|false|null")  # or nearly so
 BLANKS = re.compile(rb"\s*+")
 
 
@@ -57,7 +58,7 @@ class Structure:
             self.at = blanks.end()
             if self.at == len(data):
                 return True
-            if not self._takes(data[self.at : self.at + 1]):
+            if not self._takes(data):
                 return False
         return True
 
@@ -86,9 +87,9 @@ class Structure:
             self._after_value()
         return True
 
-    def _takes(self, char: bytes) -> bool:
-        """Whether this character may come next; it is passed if so."""
-        expects = self.expects
+    def _takes(self, data: bytes) -> bool:
+        """Whether the next character may come next; it is passed if so."""
+        char, expects = data[self.at : self.at + 1], self.expects
         if char in CLOSES:
             if expects not in MAY_CLOSE[char] or self._open[-1] != CLOSES[char]:
                 return False
@@ -99,13 +100,13 @@ class Structure:
                 return False
             is_key = expects is Expects.NEXT and self._open[-1] == CLOSES[b"}"]
             self.expects = Expects.KEY if is_key else Expects.VALUE
-        elif not self._begins(char):
+        elif not self._begins(char, data):
             return False
         self.at += 1
         return True
 
-    def _begins(self, char: bytes) -> bool:
-        """Whether a key or a value, which comes next, may begin so."""
+    def _begins(self, char: bytes, data: bytes) -> bool:
+        """Whether a key or a value, which is due, may begin so."""
         is_key = self.expects in KEYS
         if char == b'"':
             self.token = self.at
@@ -119,6 +120,9 @@ class Structure:
             self.expects = Expects.FIRST_KEY if char == b"{" else Expects.FIRST_VALUE
         else:
             self.expects = Expects.REST_OF_SCALAR
+            word = REST_OF_SCALAR.match(data, self.at)
+            assert word, "any number of characters"
+            return word.end() == len(data) or bool(SCALARS.fullmatch(word[0]))
         return True
 
     def _after_value(self) -> None:

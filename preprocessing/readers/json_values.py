@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple, NoReturn
 from .. import documents
 from ..compression import BeforeBreak
 from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadOptions
-from .json_grammar import Expects, Structure
+from .json_grammar import SCALARS, Expects, Structure
 from .jsonl import INVALID, read_long_record, read_record
 from .text import RawRecord, in_chunks
 
@@ -21,7 +21,6 @@ from .text import RawRecord, in_chunks
 BETWEEN = re.compile(rb"[\s,\x1e]*+(?:\xef\xbb\xbf[\s,\x1e]*+)*+")
 SCALAR = re.compile(rb'[^][{}",\s]+')
 OUTSIDE_STRING, INSIDE_STRING = re.compile(rb'[][{}"]'), re.compile(rb'["\\]')
-IS_SCALAR = re.compile(rb"-?[0-9][0-9.eE+-]*|-?Infinity|NaN|true|false|null")
 STRAY_BRACKETS = re.compile(rb"[]}]+")
 MAY_FOLLOW = {b"", *(b"%c" % char for char in b'",]}[{ \t\r\n\x1e\xef')}
 
@@ -136,12 +135,14 @@ class _Window:
             return None
         self._at = scan.at
         value = self._data[self._start : scan.at]
-        if scan.is_scalar and not IS_SCALAR.fullmatch(value):
+        if scan.is_scalar and not SCALARS.fullmatch(value):
             raise self._fault(self._start, Expects.VALUE)
         return value
 
     def long_value(self) -> Iterator[RawRecord]:
         """The value that begins here, whose end is behind the window, in pieces."""
+        if self.is_array and self._data[self._at : self._at + 1] == b"[":
+            self._begins_twice()
         value = Structure(self._at)
         while True:
             if not value.follow(self._data):
@@ -170,11 +171,20 @@ class _Window:
         """Raises _Damage if the last value goes on behind its end, as by a brace too many."""
         if self._is_near_end():
             self._read_on(self._start)
-        behind = _skip(self._data, self._at)
-        char = self._data[self._at : self._at + 1]
-        if char not in MAY_FOLLOW or (char != b"}" and self._goes_on(self._start, behind)):
-            self._at = behind if self._data[self._start : self._start + 1] == b"{" else self._start + 1
-            raise self._fault(behind, Expects.NEXT)
+        first, char = self._data[self._start : self._start + 1], self._data[self._at : self._at + 1]
+        is_parted = char in MAY_FOLLOW or (char == b":" and first == b"{")
+        self._at = _skip(self._data, self._at)
+        if first == b"[" and self.is_array and self._at == len(self._data):  # its end is that of the array around it
+            self._begins_twice()
+        goes_on = self._data[self._at : self._at + 1] == b'"' and self._goes_on(self._start, self._at)
+        if goes_on or not is_parted:
+            fault = self._fault(self._at, Expects.NEXT)
+            self._at = self._at if first == b"{" else self._start + 1
+            raise fault
+
+    def _begins_twice(self) -> NoReturn:
+        self._at = self._start + 1
+        raise _Damage(f"{INVALID} (an opening bracket too many, or an array of arrays)")
 
     def find_record(self, start: int) -> bool:
         """Goes to the next place that begins a record, behind the damaged one at place `start`; False if none does.
@@ -231,7 +241,8 @@ class _Window:
         """Whether an object from `start` to `behind` is followed by more of the one that it is in."""
         member, own = MEMBER.match(self._data, behind), OPENING.match(self._data, start)
         if self._data[behind : behind + 1] == b"}":
-            return self._before(start) not in (b",", b"}", b"]", b"")
+            is_value = self._data[max(0, start - CONTEXT_BYTES) : start].rstrip(b"]}, \t\r\n").endswith(b":")
+            return is_value or self._before(start) not in (b",", b"}", b"]", b"")
         return bool(member and not (own and member[1] == own[1]))  # else another record, which has lost its brace
 
     def _before(self, at: int) -> bytes:
