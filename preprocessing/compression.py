@@ -96,8 +96,12 @@ COMPRESSIONS = {
         tuple(b"BZh%d" % n + block for n in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")),
     ),
     ".xz": Compression(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), _pieces, (b"\xfd7zXZ\0",)),
-    ".lzma": Compression(  # of old, or of xz --format=lzma: it begins by its usual settings, and knows no padding
-        lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE), _pieces, (b"\x5d\0\0",), has_padding=False
+    ".lzma": Compression(  # of old, or of xz --format=lzma: it knows no padding
+        lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE),
+        _pieces,
+        # Its usual settings, and a dictionary of 2^n or 2^n + 2^(n - 1) bytes: UTF-16 may begin by less.
+        tuple(b"\x5d" + (half << n).to_bytes(4, "little") for n in range(15, 30) for half in (2, 3)),
+        has_padding=False,
     ),
     ".zst": Compression(
         _zstd_decoder,

@@ -27,6 +27,9 @@ HIGH_SURROGATE = re.compile(rb"\\u[dD][89abAB]")
 # An array, a bracket, a member of an object, or a value with a comma behind it.
 SEVERAL_LINES = re.compile(rb'\[.*|[][{}]+,?|"(?:[^"\\]|\\.)*"\s*:.*|.*,', re.DOTALL)
 OVER_SEVERAL_LINES = "format: json reads arrays, and objects over several lines"
+SEPARATOR = b"\x1e"  # before each record of RFC 7464
+SEVERAL_RECORDS = re.compile(rb"\}[\s,\x1e]*\{")
+ON_ONE_LINE = "format: json reads several records on a line, and those of RFC 7464 (JSON text sequences)"
 INVALID = "not valid JSON"
 TWICE = "the key {!r} is there twice; remove one"
 MOST_DIGITS = 4000  # of an int: Python converts no more than 4300
@@ -53,9 +56,13 @@ def read_json_lines(file: BinaryIO, part: Part, options: ReadOptions) -> Iterato
 
 
 def _with_remedy(found: AnyFound, line: bytes) -> AnyFound:
-    """A wrong line that looks like one of JSON over several lines, or like an array, with the format that reads it."""
-    if isinstance(found, BadRecord) and SEVERAL_LINES.fullmatch(line.strip()) and found.reason != NOT_UTF8:
+    """A wrong line that looks like JSON that is not laid out in lines, with the format that reads it."""
+    if not isinstance(found, BadRecord) or found.reason == NOT_UTF8:
+        return found
+    if SEVERAL_LINES.fullmatch(line.strip()):
         return found._replace(reason=f"{found.reason}; {OVER_SEVERAL_LINES}")
+    if line.lstrip().startswith(SEPARATOR) or ("Extra data" in found.reason and SEVERAL_RECORDS.search(line)):
+        return found._replace(reason=f"{found.reason}; {ON_ONE_LINE}")
     return found
 
 
