@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -232,6 +233,7 @@ def plan_digest(config: PreprocessConfig, listed: Mapping[str, Stamp]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """What makes the shards: goes into provenance.json."""
     found = {"hvdlm": __version__, "python": platform.python_version()}
