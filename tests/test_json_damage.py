@@ -162,13 +162,17 @@ def test_json_that_is_no_json_is_a_bad_record_a_record(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])
 @pytest.mark.parametrize("size", [10, 40_000])
-def test_a_key_that_is_there_twice_is_a_bad_record(suffix, size, tmp_path, monkeypatch):
+def test_the_last_of_a_key_that_is_there_twice_is_read_and_remarked_once(size, suffix, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 1000)
-    line = json.dumps({"text": "x" * size})[:-1] + ', "text": "b"}\n'
-    (bad,) = read(write_packed(tmp_path / f"a.{suffix}", line.encode()))
-    assert bad.reason == "the key 'text' is there twice; remove one"
+    line = json.dumps({"text": "x" * size})[:-1] + ', "text": "b", "id": 3}\n'
+    found = read(write_packed(tmp_path / f"a.{suffix}", line.encode() * 3), ReadOptions(id_key="id"))
+    assert [(item.text, item.id) for item in found] == [("b", "3")] * 3
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        "has records with the key 'text' twice, of which the last is read; remove one"
+    ]
     (good,) = read(write_packed(tmp_path / f"b.{suffix}", b'{"text": "a", "n": {"text": "b"}, "m": "\\"text\\""}'))
     assert good.text == "a"
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize("size", [10, 40_000])

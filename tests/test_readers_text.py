@@ -819,7 +819,7 @@ TAILS = {  # behind a long text -> id and label, or what is said
     " GARBAGE [[[": "not valid JSON behind its text",
     "": "not valid JSON behind its text",
     "} {": "not valid JSON behind its text",
-    ', "text": "again"}': "the key 'text' is there twice",
+    ', "text": 5}': "'text' is there twice, and last int, not text",
     ', "id": "\udcff"}': "is not UTF-8",
     ', "other": "' + "x" * 9000 + '"}': "a line with over ",
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
+import logging
 import re
 import tempfile
 from collections import Counter, deque
@@ -14,9 +16,11 @@ from typing import IO, Any, BinaryIO, TypeVar
 import orjson
 
 from .. import documents
-from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
+from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadOptions, one_line, record_limit
 from .tables import larger_than_limit, listed
 from .text import LINES, RawRecord, chunks_of, decode, records
+
+log = logging.getLogger("hvdlm")
 
 AnyFound = TypeVar("AnyFound", bound=Document | LongDocument | BadRecord)
 MISSING = object()
@@ -31,7 +35,6 @@ SEPARATOR = b"\x1e"  # before each record of RFC 7464
 SEVERAL_RECORDS = re.compile(rb"\}[\s,\x1e]*\{")
 ON_ONE_LINE = "format: json reads several records on a line, and those of RFC 7464 (JSON text sequences)"
 INVALID = "not valid JSON"
-TWICE = "the key {!r} is there twice; remove one"
 MOST_DIGITS = 4000  # of an int: Python converts no more than 4300
 BACKSLASH = ord("\\")
 ESCAPE_BYTES = 6  # backslash, u, four digits; a surrogate pair takes two
@@ -99,7 +102,7 @@ def read_record(line: bytes, position: int, part: Part, options: ReadOptions) ->
     if not isinstance(value, str):
         return _bad(part, position, f"{options.text_key!r} is {type(value).__name__}, not text")
     if line.count(f'{key.rpartition(".")[2]}"'.encode()) > 1 and _is_twice(line, key):
-        return _bad(part, position, TWICE.format(key))
+        _tell_twice(part.path, key)
     if options.id_key is None and options.label_key is None:
         return Document(as_text(value), position)
     try:
@@ -111,6 +114,11 @@ def read_record(line: bytes, position: int, part: Part, options: ReadOptions) ->
 def _loads(data: str | bytes) -> Any:
     """JSON in which a number may have any number of digits: one for which an id or a label is not made of the value."""
     return json.loads(data, parse_int=lambda digits: int(digits) if len(digits) <= MOST_DIGITS else float(digits))
+
+
+@functools.lru_cache
+def _tell_twice(path: str, key: str) -> None:
+    log.warning("%s: has records with the key %r twice, of which the last is read; remove one", one_line(path), key)
 
 
 def _is_twice(line: bytes, key: str) -> bool:
@@ -244,13 +252,18 @@ def _larger_record(
     with tempfile.SpooledTemporaryFile(limit) as spelled, tempfile.SpooledTemporaryFile(limit) as text:
         tail = _spool_string(start[found:], pieces, spelled)
         line = start[: found - 1] + b'""' + (tail if isinstance(tail, bytes) else b"")
-        labels = tail if isinstance(tail, str) else _around_text(line, options)
-        fault = labels if isinstance(labels, str) else _unescape(spelled, text, options)
-        if isinstance(labels, str) or fault:
+        around = tail if isinstance(tail, str) else _around_text(line, options)
+        fault = around if isinstance(around, str) else _unescape(spelled, text, options)
+        if isinstance(around, str) or fault:
             yield _bad(part, position, str(fault))
             return
+        last, id_, label = around
+        if last:
+            _tell_twice(part.path, options.text_key)
+            yield LongDocument(iter([whole_characters(last).encode()]), position, id_, label)
+            return
         text.seek(0)
-        yield LongDocument(iter(lambda: text.read(BLOCK_BYTES), b""), position, *labels)
+        yield LongDocument(iter(lambda: text.read(BLOCK_BYTES), b""), position, id_, label)
 
 
 def _opening(held: bytes, options: ReadOptions) -> int | None:
@@ -298,12 +311,17 @@ def _spool_string(data: bytes, pieces: Iterator[bytes], spool: IO[bytes]) -> byt
     return tail
 
 
-def _around_text(line: bytes, options: ReadOptions) -> tuple[str | None, str | None] | str:
-    """Id and label of a line that has an empty string for its text, or what is wrong with it."""
+def _around_text(line: bytes, options: ReadOptions) -> tuple[str, str | None, str | None] | str:
+    """The text, id and label of a line that has an empty string for its text, or what is wrong with it.
+
+    The text is another one where its key comes again.
+    """
     try:
         record = _loads(line)
-        is_once = _value(record, options.text_key) == ""
-        return _id_and_label(record, line, options) if is_once else TWICE.format(options.text_key)
+        last = _value(record, options.text_key)
+        if not isinstance(last, str):
+            return f"{options.text_key!r} is there twice, and last {type(last).__name__}, not text"
+        return last, *_id_and_label(record, line, options)
     except UnicodeDecodeError:
         return NOT_UTF8
     except (ValueError, RecursionError) as error:
