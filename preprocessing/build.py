@@ -32,6 +32,7 @@ from hvdlm.tables import counted
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
 from hvdlm.tokenizer.loss import num_lost
+from hvdlm.tokenizer.word import SlowPatternError
 from hvdlm.world.interface import World
 
 from .assemble import assemble
@@ -337,6 +338,8 @@ class Worker:
 
 def _fault_of_text(error: BaseException) -> str:
     """`reason_of` for what a tokenizer raises, whose own UserError tells of a text that its vocabulary cannot spell."""
+    if isinstance(error, SlowPatternError):  # the output must not depend on how fast a machine is
+        raise error
     return str(error) if isinstance(error, UserError) else reason_of(error)
 
 

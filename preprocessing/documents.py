@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import re
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from hvdlm.config import Section
 from hvdlm.errors import UserError
 from hvdlm.tables import counted
 
+from .compression import COMPRESSIONS
+
 log = logging.getLogger("hvdlm")
 
 ErrorPolicy = Literal["strict", "replace"]
@@ -25,7 +28,17 @@ NOT_UTF8 = "is not UTF-8; set encoding, or errors: replace"
 # A longer document is cut into pieces, so that memory is bounded whatever the input holds: readers/cutting.py.
 MAX_DOCUMENT_BYTES = 4 << 20
 
-MARKERS = ("_SUCCESS", "Thumbs.db", "desktop.ini")  # that programs leave among data
+# What programs leave among data: their marks and notes, what they have not finished.
+MARKERS = (
+    *("_SUCCESS", "_metadata", "_common_metadata", "Thumbs.db", "desktop.ini"),
+    *("dataset_dict.json", "dataset_info.json", "dataset_infos.json"),
+)
+UNFINISHED = ".incomplete"
+# Of Hugging Face's datasets: tables as save_to_disk names them, and what may lie beside them or such as its cache has.
+HF_TABLE, HF_NOTE = re.compile(r"data-\d{5}-of-\d{5}\.arrow|dataset\.arrow"), "dataset_info.json"
+HF_CACHE = re.compile(r"cache-\w+\.arrow")
+HF_BESIDE = re.compile(HF_CACHE.pattern + r"|state\.json|tmp\w{8}|.*\.lock")
+HF_INDICES = re.compile(r"indices(?:-\d{5}-of-\d{5})?\.arrow")
 
 # The sources of the running interpreter: tens of MB of real text on every machine, nothing to download.
 BUILTIN_CORPORA: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -136,7 +149,23 @@ def find_stamps(sources: list[str]) -> dict[str, Stamp]:
             raise UserError(f"input {source!r}: {why or 'no such file, folder or match'}")
         for path in paths:  # by their real paths: links and other spellings lead to the same files
             found.setdefault(os.path.realpath(path), path)
+    _remark_copies(set(found.values()))
     return {path: stamp_of(stat_of(path)) for path in found.values()}
+
+
+def _remark_copies(paths: set[str]) -> None:
+    """Of files that may hold what others of the input hold: one that was unpacked, a cache that a glob finds."""
+    arrow = [Path(path) for path in paths if path.endswith(".arrow")]
+    of_tables = {path.parent for path in arrow if HF_TABLE.fullmatch(path.name)}
+    caches = [str(path) for path in arrow if HF_CACHE.fullmatch(path.name) and path.parent in of_tables]
+    packed = {path: path[: -len(suffix)] for suffix in COMPRESSIONS for path in paths if path.endswith(suffix)}
+    unpacked = [path for path, plain in packed.items() if plain in paths]
+    for copies, others in ((unpacked, "unpacked file"), (caches, "tables of Hugging Face's datasets")):
+        if copies:
+            log.warning(
+                "%s may hold once more what the %s beside it has, such as %s; if so, name one of them alone",
+                *(counted(len(copies), "file"), others, one_line(min(copies))),
+            )
 
 
 def stat_of(path: str) -> os.stat_result:
@@ -169,17 +198,39 @@ def _files_of(folder: Path) -> list[str]:
     """All files below a folder, but for those that are no data; one line tells of these."""
     taken: list[Path] = []
     passed: list[Path] = []
+    of_folders: dict[Path, list[Path]] = {}
     for path in _files_below(folder):
-        is_data = path.is_file() and path.name not in MARKERS and not _is_hidden(path.relative_to(folder))
-        (taken if is_data else passed).append(path)
+        of_folders.setdefault(path.parent, []).append(path)
+    for paths in of_folders.values():
+        is_of_datasets = _are_of_datasets([path.name for path in paths])
+        for path in paths:
+            is_noted = path.name in MARKERS or (is_of_datasets and _lies_beside(path))
+            is_data = path.is_file() and not is_noted and not _is_hidden(path.relative_to(folder))
+            (taken if is_data else passed).append(path)
     if passed:
         log.info(
-            "%s: passed over %s (hidden, a marker, or no regular file), such as %s",
+            "%s: passed over %s (hidden, unfinished, no regular file, or a program's own), such as %s",
             one_line(str(folder)),
             counted(len(passed), "file"),
             one_line(str(min(passed))),
         )
     return sorted(map(str, taken))
+
+
+def _are_of_datasets(names: list[str]) -> bool:
+    """Whether tables of Hugging Face's datasets are among the files of a folder; others may use its names for data."""
+    is_noted = HF_NOTE in names and any(name.endswith(".arrow") and not HF_BESIDE.fullmatch(name) for name in names)
+    return is_noted or any(map(HF_TABLE.fullmatch, names))
+
+
+def _lies_beside(path: Path) -> bool:
+    """Whether a file beside tables of Hugging Face's datasets is none of them; UserError if it changes what they are.
+
+    save_to_disk leaves state.json, map and filter cache-*.arrow with the same rows again.
+    """
+    if HF_INDICES.fullmatch(path.name):
+        raise UserError(f"{path}: selects rows of the tables beside it; save these again after flatten_indices()")
+    return bool(HF_BESIDE.fullmatch(path.name))
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
@@ -206,5 +257,5 @@ def one_line(name: str) -> str:
 
 
 def _is_hidden(path: Path) -> bool:
-    """Whether a file or a folder above it begins with a dot, such as .git."""
-    return any(part.startswith(".") for part in path.parts)
+    """Whether a file or a folder above it begins with a dot, such as .git, or was not finished."""
+    return any(part.startswith(".") or part.endswith(UNFINISHED) for part in path.parts)

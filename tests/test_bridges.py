@@ -9,6 +9,7 @@ import lzma
 import pickle
 import struct
 import tempfile
+import zlib
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,13 +23,14 @@ from harness import documents_of, preprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvdlm.data.bridges import convert, folder, interface, megatron
+from hvdlm.data.bridges import convert, folder, interface, jsonl, megatron, to_text
 from hvdlm.data.bridges.interface import ConvertOptions
+from hvdlm.data.inspection import inspect
 from hvdlm.data.manifest import read_manifest
 from hvdlm.data.shards import doc_column
 from hvdlm.data.verify import verify
 from hvdlm.errors import UserError
-from hvdlm.tokenizer import load
+from hvdlm.tokenizer import CharTokenizer, FastTokenizer, load
 
 EOS = 256
 CODES = {4: "<i4", 8: "<u2", 5: "<i8"}
@@ -171,6 +173,32 @@ def test_jsonl_comes_back_with_ids_and_labels(records, tokenizer_file):
         assert (room / "c" / "train.jsonl").read_bytes() == lines.encode()
 
 
+class OtherIds(FastTokenizer):
+    """Finds other ids than any document has."""
+
+    wrong = None
+
+    def __init__(self, exact):
+        self.asked = 0
+
+    def encode_documents(self, texts):
+        self.asked += len(texts)
+        return np.zeros(len(texts), np.int64), np.ones(len(texts), np.int64)
+
+
+def test_the_fast_encoder_is_never_the_last_word_on_documents_that_change(tmp_path, tokenizer_file, monkeypatch):
+    source = write_megatron(tmp_path / "a", train=[[*b"abc", EOS]] * 9 + [[104, 105]])
+    other = OtherIds(None)
+    monkeypatch.setattr(jsonl, "BATCH_TOKENS", 4)
+    monkeypatch.setattr(jsonl, "make_fast", lambda exact, texts: other)
+    with pytest.raises(UserError, match=r"train.bin: document 9 has other ids than its text has"):
+        convert(source, tmp_path / "b", to="jsonl", tokenizer=tokenizer_file)
+    assert other.asked == 9  # all but the first batch
+    other.wrong = "abc"
+    with pytest.raises(UserError, match=r"gigatoken encodes 'abc' otherwise than .*please report"):
+        convert(source, tmp_path / "b", to="jsonl", tokenizer=tokenizer_file)
+
+
 @pytest.mark.parametrize("document", [[104, 105], [195, EOS], [104, EOS, 105, EOS], []])
 def test_ids_that_no_text_has_do_not_go_to_jsonl(document, tmp_path, tokenizer_file):
     source = write_megatron(tmp_path / "a", train=[[104, 105, EOS], document])
@@ -211,6 +239,19 @@ def test_a_prefix_and_a_single_prefix_are_found(tmp_path, tokenizer_file):
         assert ids_of(tmp_path / f"out{number}", splits[-1]) == documents
 
 
+def test_a_file_is_taken_as_what_it_is_named_and_what_else_a_folder_holds_is_told(tmp_path, tokenizer_file, caplog):
+    source = write_megatron(tmp_path / "a", train=[[1, 2, EOS], [3, EOS]])
+    (source / "train.jsonl").write_text('{"text": "hi"}\n')
+    (source / "train-train.jsonl").write_text('{"text": "another"}\n')
+    told = convert(source / "train.jsonl", tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
+    assert told["from"] == "jsonl"
+    assert ids_of(tmp_path / "b") == [[*b"hi", EOS]]
+    assert convert(source / "train.bin", tmp_path / "c", to="hvdlm", tokenizer=tokenizer_file)["from"] == "megatron"
+    assert not warnings_of(caplog)
+    assert convert(source, tmp_path / "d", to="hvdlm", tokenizer=tokenizer_file)["from"] == "megatron"
+    assert warnings_of(caplog) == [f"{source}: is read as megatron; what it holds as jsonl is left out, name its file"]
+
+
 def test_text_bytes_are_counted_across_pieces(data_dir, tmp_path, monkeypatch, tokenizer_file):
     """A long document is decoded in parts that are cut between characters."""
     monkeypatch.setattr(folder, "TEXT_TOKENS", 64)
@@ -220,6 +261,14 @@ def test_text_bytes_are_counted_across_pieces(data_dir, tmp_path, monkeypatch, t
     convert(source, tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
     assert read_manifest(tmp_path / "b").splits["train"].text_bytes == 2 * (len(document) - 1)
     assert ids_of(tmp_path / "b") == [document, document]
+
+
+def test_inspect_tells_empty_documents_apart_and_no_token_that_is_not_there(tmp_path, tokenizer_file):
+    source = write_megatron(tmp_path / "a", train=[[], [EOS], [], [*b"a" * 3000, 7, EOS]])
+    convert(source, tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
+    split = inspect(tmp_path / "b")["splits"]["train"]
+    assert split["histogram"] == [(0, 2), (1, 1), *((2**power, 0) for power in range(1, 11)), (2048, 1)]
+    assert [(one["id"], one["share"]) for one in split["frequent"]] == [(97, 0.999), (EOS, 0.0007)]
 
 
 def test_a_wide_vocabulary_is_int32_in_megatron_and_uint32_in_nanogpt(tmp_path):
@@ -312,7 +361,8 @@ FOREIGN = {
     "version": (llm_c_bytes(LLM_C_IDS, version=2), "has a header of llm.c of version 2"),
     "big-endian header": (np.array([20240520] * 256, ">i4").tobytes(), "has a big-endian header of llm.c"),
     "npy": (b"\x93NUMPY\x01\x00" + bytes(120), "is an array saved by numpy.save"),
-    "big-endian": (np.array([104, 105, EOS], ">u2").tobytes(), "token 0 is id 26624, the tokenizer has 257"),
+    "big-endian": (np.array([104, 105, EOS], ">u2").tobytes(), "its numbers are big-endian uint16, not little-endian"),
+    "of a larger vocabulary": (np.array([104, 999, EOS], "<u2").tobytes(), "token 1 is id 999, the tokenizer has 257"),
 }
 
 
@@ -364,6 +414,13 @@ NO_IDS = {
     "float16": (np.minimum(WIDE_IDS, 2048).astype("<f2").tobytes(), "its numbers are float16, not little-endian ids"),
     "float32": (WIDE_IDS.astype("<f4").tobytes(), "its numbers are float32, not little-endian ids"),
     "float64": (WIDE_IDS.astype("<f8").tobytes(), "its numbers are float64, not little-endian ids"),
+    "big-endian float32": (WIDE_IDS.astype(">f4").tobytes(), "its numbers are big-endian float32, not"),
+    "big-endian float64": (WIDE_IDS.astype(">f8").tobytes(), "its numbers are big-endian float64, not"),
+    "bfloat16": ((np.minimum(WIDE_IDS, 256).astype("<f4").view("<u4") >> 16).astype("<u2").tobytes(), "are bfloat16,"),
+    "big-endian": ((WIDE_IDS.clip(max=59_000) | 255).astype(">u2").tobytes(), "are big-endian uint16,"),
+    "marked int16": (np.where(WIDE_IDS > 99, -100, WIDE_IDS).astype("<i2").tobytes(), r"int16, and number \d+ is"),
+    "marked int32": (np.append(WIDE_IDS, -100).astype("<i4").tobytes(), "are int32, and number 400 is below 0.* marks"),
+    "marked int64": (np.append(WIDE_IDS, -1).astype("<i8").tobytes(), "are int64, and number 400 is below 0"),
     "llm.c's evaluation": (
         llm_c_bytes(WIDE_IDS, 20240522),
         r"a header that is not known \(its first number is 20240522",
@@ -379,6 +436,9 @@ NO_IDS = {
     "safetensors": ((64).to_bytes(8, "little") + b'{"ids":' + b" " * 99, "is safetensors, not bare ids"),
     "gzip": (gzip.compress(IDS_BYTES), "is compressed by gzip, not bare ids; unpack it"),
     "bzip2": (bz2.compress(IDS_BYTES), "is compressed by bzip2, not bare ids; unpack it"),
+    "lzma": (lzma.compress(IDS_BYTES, lzma.FORMAT_ALONE), "is compressed by lzma, not bare ids; unpack it"),
+    "zlib": (zlib.compress(IDS_BYTES), "is compressed by zlib, not bare ids; unpack it"),
+    "web page": (b"<!DOCTYPE html><title>No pages</title>", "is text, not bare ids; download the file itself"),
     "xz": (lzma.compress(IDS_BYTES), "is compressed by xz, not bare ids; unpack it"),
     "zstd": (zstandard.compress(IDS_BYTES), "is compressed by zstd, not bare ids; unpack it"),
     "text": ("Ein Text, naïve 中文 and more.\n".encode() * 9, "is text, not bare ids; preprocess it"),
@@ -397,6 +457,35 @@ def test_a_bin_that_holds_no_bare_ids_says_what_it_is(case, tmp_path, wide_token
     with pytest.raises(UserError, match=message):
         convert(tmp_path, tmp_path / "b", to="hvdlm", tokenizer=wide_tokenizer)
     assert not (tmp_path / "b").exists()
+
+
+def test_characters_as_bytes_are_no_ids_of_two_bytes(tmp_path):
+    """Of a small vocabulary, as older copies of nanoGPT's Shakespeare have it."""
+    (tmp_path / "tokenizer.json").write_text(CharTokenizer("abcdefghij").to_json())
+    for data in (bytes([1, 4, 7, 9, 3, 11]) * 20, bytes([1, 4, 7, 9, 3]) * 21):
+        (tmp_path / "train.bin").write_bytes(data)
+        with pytest.raises(UserError, match=r"train.bin: its numbers are uint8, not little-endian ids; write them as"):
+            convert(tmp_path, tmp_path / "b", to="hvdlm")
+
+
+def test_narrow_ids_under_a_wide_vocabulary_are_told(tmp_path, caplog):
+    vocabulary = {"<|endoftext|>": 0} | {f"t{number}": number for number in range(1, 70_000)}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "t1"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    WIDE_IDS.astype("<u2").tofile(tmp_path / "train.bin")
+    with pytest.raises(UserError, match="no ids as uint32, which 70000 ids take; if they are uint16, a smaller voc"):
+        convert(tmp_path, tmp_path / "b", to="hvdlm")
+    (WIDE_IDS + 20_000).astype("<u4").tofile(tmp_path / "train.bin")
+    with pytest.raises(UserError, match=r"token \d+ is id 7\d+, the tokenizer has 70000 ids; give the tokenizer.json"):
+        convert(tmp_path, tmp_path / "b", to="hvdlm")
+
+
+def test_ids_that_are_too_few_to_tell_their_width_are_remarked_once(tmp_path, tokenizer_file, caplog):
+    np.array([5, EOS, 7], "<u4").tofile(tmp_path / "train.bin")
+    convert(tmp_path, tmp_path / "b", to="nanogpt", tokenizer=tokenizer_file)
+    remarks = [line for line in warnings_of(caplog) if "is read as 6 ids of uint16; if it holds 3 of uint32" in line]
+    assert len(remarks) == 1
+    assert (tmp_path / "b" / "train.bin").read_bytes() == (tmp_path / "train.bin").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -442,8 +531,20 @@ def test_negative_ids_are_named(tmp_path, tokenizer_file):
 
 
 def test_what_is_missing_or_there_already_is_named(data_dir, tmp_path, tokenizer_file):
-    with pytest.raises(UserError, match=r"nowhere: holds no manifest.json, and no train, val or test"):
+    with pytest.raises(UserError, match=r"nowhere: is no file or folder, nor the PREFIX of PREFIX-train.bin"):
         convert(tmp_path / "nowhere", tmp_path / "b", to="hvdlm")
+    (tmp_path / "texts").mkdir()
+    with pytest.raises(
+        UserError, match=r"texts: holds no manifest.json, and no train, val or test .*; hvdlm preprocess"
+    ):
+        convert(tmp_path / "texts", tmp_path / "b", to="hvdlm")
+    (tmp_path / "texts" / "valid.bin").touch()
+    with pytest.raises(UserError, match=r"texts: holds no manifest.json.*; name a file, such as .*/texts/valid.bin"):
+        convert(tmp_path / "texts", tmp_path / "b", to="hvdlm")
+    for name, remedy in {"a.jsonl.gz": "unpack it", "a.parquet": "hvdlm preprocess reads texts"}.items():
+        (tmp_path / "texts" / name).touch()
+        with pytest.raises(UserError, match=f"{name}: is no .bin, .idx or .jsonl; {remedy}"):
+            convert(tmp_path / "texts" / name, tmp_path / "b", to="hvdlm")
     with pytest.raises(UserError, match=r"exists already; remove it or give another destination"):
         convert(data_dir, tmp_path, to="jsonl")
     source = write_megatron(tmp_path / "a", train=[])
@@ -455,10 +556,54 @@ def test_what_is_missing_or_there_already_is_named(data_dir, tmp_path, tokenizer
         convert(tmp_path / "n", tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
 
 
-@pytest.mark.parametrize("line", ["{", '"text"', "[]", '{"id": 1}', '{"text": 1}', r'{"text": "\ud800"}', "\xff"])
-def test_a_bad_line_is_named(line, tmp_path, tokenizer_file):
-    (tmp_path / "x.jsonl").write_bytes(b'{"text": "a"}\n\n' + line.encode("latin-1") + b"\n")
-    with pytest.raises(UserError, match=r"x.jsonl:3: not a JSON object with \"text\""):
+OVER_SEVERAL = "preprocess it with format: json, or write one object a line"
+BAD_LINES = {
+    b"{": f"is no JSON object .*; {OVER_SEVERAL}",
+    b'  "text": "a",': f"is no JSON object .*; {OVER_SEVERAL}",
+    b'{"text": "a"} {"text": "b"}': f"is no JSON object .Extra data, character 14.; {OVER_SEVERAL}",
+    b'[{"text": "a"}]': f"is an array, not a JSON object; {OVER_SEVERAL}",
+    b'\x1e{"text": "a"}': r"it begins with the mark of a JSON text sequence .RFC 7464.; take it",
+    b'{"text": "a"}\r{"text": "b"}': "carriage returns alone end its lines; preprocess it",
+    bytes(99): "it is nothing but zeros, so copy the file again",
+    b'"text"': "is a text, not a JSON object; mend or remove this line",
+    b"null": "is null, not a JSON object",
+    b"1e3": "is a number, not a JSON object",
+    b'{"content": "a", "n": 1}': r"""has no key "text" \(it has: 'content', 'n'\); name it so, or prepro""",
+    b'{"text": 1e3}': '"text" is a number, no text; mend or remove this line',
+    b'{"text": ["a"]}': '"text" is an array, no text',
+    rb'{"text": "\ud800"}': "has half a surrogate pair",
+    rb'{"text": "a", "id": "\ud800"}': "has half a surrogate pair",
+    b'{"text": "a", "id": ' + b"[" * 99_999: "is nested too deeply",
+    b'{"text": "a\xff"}': "byte 11 of it is not UTF-8; mend it, or preprocess with encoding",
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES, ids=lambda line: line[:30])
+def test_a_bad_line_is_named_with_what_to_do(line, tmp_path, tokenizer_file):
+    (tmp_path / "x.jsonl").write_bytes(b'{"text": "a"}\n\n' + line + b"\n")
+    with pytest.raises(UserError, match=f"x.jsonl:3: .*{BAD_LINES[line]}"):
+        convert(tmp_path / "x.jsonl", tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
+
+
+LINES = b'{"text": "a"}\n' * 9
+NO_LINES = {
+    gzip.compress(LINES): "is compressed by gzip, not lines of JSON; unpack it",
+    zlib.compress(LINES): "is compressed by zlib, not lines of JSON; unpack it",
+    LINES.decode().encode("utf-16"): "is UTF-16 or UTF-32, not lines of JSON; save it as UTF-8",
+    LINES.decode().encode("utf-16-le"): "is UTF-16 or UTF-32, not lines of JSON; save it as UTF-8",
+    LINES.decode().encode("utf-32-be"): "is UTF-16 or UTF-32, not lines of JSON; save it as UTF-8",
+    b"PAR1\x15\x04": "is Parquet, not lines of JSON; preprocess it",
+    b"\x93NUMPY\x01": "is an array saved by numpy.save, not lines of JSON; write its texts as JSON lines",
+    b"version https://git-lfs.github.com/spec/v1\n": "is a pointer of Git LFS, not lines of JSON; fetch the file",
+    b"<!doctype html>\n": "is a web page or XML, not lines of JSON; download the file itself",
+    bytes(99): "is nothing but zeros, not lines of JSON; copy it again",
+}
+
+
+@pytest.mark.parametrize("data", NO_LINES, ids=lambda data: data[:12])
+def test_a_jsonl_that_holds_no_lines_says_what_it_is(data, tmp_path, tokenizer_file):
+    (tmp_path / "x.jsonl").write_bytes(data)
+    with pytest.raises(UserError, match=f"x.jsonl: {NO_LINES[data]}"):
         convert(tmp_path / "x.jsonl", tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
 
 
@@ -466,21 +611,14 @@ def warnings_of(caplog):
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
-@pytest.mark.parametrize(
-    "line", [r'{"text": "a", "id": "\ud800"}', '{"text": "a", "id": ' + "[" * 99_999, '{"text": 1e3}']
-)
-def test_no_line_is_a_traceback(line, tmp_path, tokenizer_file):
-    (tmp_path / "x.jsonl").write_text(line + "\n")
-    with pytest.raises(UserError, match=r"x.jsonl:1: not a JSON object with \"text\""):
-        convert(tmp_path / "x.jsonl", tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
-
-
 def test_ids_and_labels_are_kept_as_they_are_written_and_other_keys_are_counted(tmp_path, tokenizer_file, caplog):
     values = {
         "1e3": "1e3",
         "1.50": "1.50",
         "true": "true",
-        '{"a": [1]}': '{"a": [1]}',
+        '{"a": [1e3,  -0]}': '{"a": [1e3,  -0]}',
+        "[" + "8" * 5000 + "]": "[" + "8" * 5000 + "]",
+        "9" * 5000: "9" * 5000,
         "null": "",
         '"é"': "é",
         "7": "7",
@@ -491,7 +629,7 @@ def test_ids_and_labels_are_kept_as_they_are_written_and_other_keys_are_counted(
     shard = read_manifest(tmp_path / "b").splits["train"].shards[0]
     assert doc_column(tmp_path / "b", shard, "doc_ids") == [*values.values(), ""]
     assert [line.partition(": ")[2] for line in warnings_of(caplog)] == [
-        "left out: 'source' of 8 records, 'score' of 1 record"
+        "left out: 'source' of 10 records, 'score' of 1 record"
     ]
 
 
@@ -521,6 +659,18 @@ def test_what_is_lost_where_losses_are_allowed_is_counted(tmp_path, tokenizer_fi
         "doc_ids of 2 documents are left out",
         "3 documents would come back with other ids",
         "of 5 documents 1 do not end with their one end-of-text id 256; there are 5 now",
+    ]
+
+
+def test_documents_are_told_as_the_files_hold_them(tmp_path, tokenizer_file):
+    lossy = ConvertOptions(is_lossy=True)
+    source = write_megatron(tmp_path / "a", train=[[1], [2, EOS], [3], [4], [5, EOS]], val=[[6, EOS]])
+    told = convert(source, tmp_path / "b", to="nanogpt", tokenizer=tokenizer_file, options=lossy)
+    assert told["splits"]["train"] == {"num_tokens": 7, "num_documents": 2}
+    assert to_text(told).splitlines() == [
+        f"{tmp_path}/b: nanogpt, from megatron {source}",
+        "  train  7 tokens  2 documents",
+        "  val    2 tokens   1 document",
     ]
 
 

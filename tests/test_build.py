@@ -157,3 +157,13 @@ def test_the_cut_into_units_changes_no_byte_of_the_data(tmp_path, monkeypatch):
         found.append({name: data for name, data in files_of(output).items() if name != "provenance.json"})
     assert found[0] == found[1] == found[2]
     assert len(found[0]) > 4
+
+
+def test_a_pattern_that_never_ends_ends_the_job_whatever_becomes_of_bad_records(tmp_path, monkeypatch):
+    """Which texts a pattern takes long for is a machine's matter, and so may not choose the data."""
+    monkeypatch.setattr("hvdlm.tokenizer.word.PATTERN_S", 0.05)
+    (tmp_path / "a.jsonl").write_text('{"text": "b"}\n{"text": "' + "a" * 40 + '!"}\n')
+    (tmp_path / "vocabulary").write_text("b\n")
+    words = {"kind": "word", "words": "regex", "pattern": "(a+)+$|b", "vocabulary": str(tmp_path / "vocabulary")}
+    with pytest.raises(UserError, match=r"tokenizer.pattern '\(a\+\)\+\$\|b': takes more than 0.05 s"):
+        preprocess(tmp_path / "a.jsonl", tmp_path / "out", tokenizer=words, on_error="skip")

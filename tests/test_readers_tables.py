@@ -464,6 +464,27 @@ def test_text_of_any_type(write, suffix, kind):
     assert bad.reason == "'text' is null"
 
 
+@pytest.mark.parametrize("suffix", [".arrow", ".ipc"])
+def test_text_of_a_union(write, suffix):
+    """Parquet and Feather have no place for one."""
+    numbers, texts = pa.array([0, 1, 1, 0], pa.int8()), pa.array(["eins", "b", "c", "四"])
+    sparse = pa.UnionArray.from_sparse(numbers, [texts, pa.array(["a", "zwei", None, "d"], pa.large_string())])
+    children = [pa.array(["eins", "四"]), pa.array([b"zwei", None], pa.binary())]
+    dense = pa.UnionArray.from_dense(numbers, pa.array([0, 0, 1, 1], pa.int32()), children)
+    mixed = pa.UnionArray.from_dense(numbers, pa.array([0, 0, 1, 1], pa.int32()), [children[0], pa.array([2, 3])])
+    path = write("a" + suffix, packed(suffix, pa.table({"sparse": sparse, "dense": dense, "mixed": mixed})))
+    for key in ("sparse", "dense"):
+        one, two, bad, four = read(path, ReadOptions(text_key=key, id_key=key, label_key="mixed"))
+        assert [(d.text, d.id, d.label) for d in (one, two, four)] == [
+            ("eins", "eins", "eins"),
+            ("zwei", "zwei", "2"),
+            ("四", "四", "四"),
+        ]
+        assert bad.reason == f"{key!r} is null"
+    with pytest.raises(UserError, match="column 'mixed' is dense_union.*, not string"):
+        read(path, ReadOptions(text_key="mixed"))
+
+
 @pytest.mark.parametrize("suffix", COLUMNAR)
 def test_text_that_is_json_or_bytes_of_one_size_or_null(write, suffix):
     json_column = pa.ExtensionArray.from_storage(pa.json_(), pa.array(['{"a": 1.0}', None]))

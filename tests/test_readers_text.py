@@ -285,8 +285,59 @@ def test_a_folder_is_read_through_links_and_what_is_passed_over_is_told(tmp_path
     names = [path.removeprefix(str(tmp_path)) for path, _ in find_files([str(tmp_path / "d")])]
     assert names == ["/d/a.txt", "/d/linked/b.txt", "/d/linked/deep/c.txt"]
     assert [m.partition(" passed over ")[2] for m in caplog.messages] == [
-        f"3 files (hidden, a marker, or no regular file), such as {tmp_path}/d/.hidden"
+        f"3 files (hidden, unfinished, no regular file, or a program's own), such as {tmp_path}/d/.hidden"
     ]
+
+
+HF_CACHES = ("cache-0123456789abcdef.arrow", "cache-0123456789abcdef_00001_of_00004.arrow")
+
+
+@pytest.mark.parametrize("table", ["data-00000-of-00002.arrow", "dataset.arrow", "wiki-train.arrow"])
+def test_what_lies_beside_the_tables_of_hugging_face_is_no_data(table, tmp_path, caplog):
+    caplog.set_level("INFO")
+    notes = ("state.json", "dataset_info.json", *HF_CACHES, "tmpab12_9xy", "builder.lock")
+    names = (table, *notes, "new.incomplete/wiki-train.arrow")
+    for name in ("dataset_dict.json", *(f"train/{name}" for name in names)):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    assert [path for path, _ in find_files([str(tmp_path)])] == [f"{tmp_path}/train/{table}"]
+    assert f"passed over {len(names)} files" in caplog.text
+    caplog.clear()
+    assert len(find_files([f"{tmp_path}/train/cache-*.arrow"])) == 2  # who names them means them
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("names", "glob", "remark"),
+    [
+        (("a.jsonl", "a.jsonl.gz", "b.jsonl.gz"), "", "1 file may hold once more what the unpacked file beside it has"),
+        (
+            ("data-00000-of-00001.arrow", *HF_CACHES),
+            "/*.arrow",
+            "2 files may hold once more what the tables",
+        ),
+        (("a.jsonl", "b.jsonl.gz", "cache-1.arrow"), "", None),
+    ],
+)
+def test_what_may_be_read_twice_is_remarked(names, glob, remark, tmp_path, caplog):
+    for name in names:
+        (tmp_path / name).touch()
+    assert len(find_files([f"{tmp_path}{glob}"])) == len(names)
+    assert [remark in message for message in caplog.messages] == [True] * bool(remark)
+
+
+def test_the_names_of_hugging_face_are_data_where_none_of_its_tables_lie(tmp_path):
+    names = ["cache-0123456789abcdef.arrow", "indices.arrow", "state.json", "wiki-train.arrow"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert [path for path, _ in find_files([str(tmp_path)])] == [f"{tmp_path}/{name}" for name in names]
+
+
+def test_tables_of_which_rows_are_selected_are_refused(tmp_path):
+    for name in ("data-00000-of-00001.arrow", "indices.arrow"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"indices.arrow: selects rows of the tables .* flatten_indices"):
+        find_files([str(tmp_path)])
 
 
 def test_several_formats_are_remarked_with_a_file_of_each(tmp_path, monkeypatch, caplog):

@@ -176,6 +176,22 @@ def test_a_folder_without_manifest_is_no_data_set(copy):
         read_manifest(copy)
 
 
+@pytest.mark.parametrize("name", ["", "train.bin", "wiki"])
+@pytest.mark.parametrize("file", ["train.bin", "wiki-train.bin", "wiki_text_document.idx"])
+def test_ids_of_other_tools_are_to_be_converted(name, file, tmp_path):
+    """A folder of them, one of the files, or the prefix of their names."""
+    (tmp_path / file).touch()
+    is_of_it = not name or file.startswith(name)
+    with pytest.raises(UserError, match="`hvdlm data convert`" if is_of_it else "run `hvdlm preprocess`"):
+        read_manifest(tmp_path / name)
+
+
+def test_a_model_is_not_to_be_converted(tmp_path):
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(UserError, match="run `hvdlm preprocess`"):
+        read_manifest(tmp_path)
+
+
 def test_a_foreign_manifest_is_named(copy):
     (copy / "manifest.json").write_text('{"format_version": 9}')
     with pytest.raises(UserError, match="made by another version"):

@@ -5,7 +5,9 @@ import io
 import itertools
 import json
 import os
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from hvdlm.tokenizer import TOKENIZERS, ByteTokenizer, TokenizerConfig, dtype_fo
 from hvdlm.tokenizer.loss import num_lost
 from hvdlm.tokenizer.sentencepiece_model import read_model
 from hvdlm.tokenizer.tiktoken_ranks import PATTERNS, PUBLISHED, read_ranks
-from hvdlm.tokenizer.word import WordRule, read_vocabulary
+from hvdlm.tokenizer.word import SlowPatternError, WordRule, WordTokenizer, border_finder, count_words, read_vocabulary
 
 TEXTS = ["plain words", "", "tabs\t and\n\nnewlines  ", "héllo wörld 你好 🙂", "def f(x):\n    return x\n"]
 SENTENCES = ["我们在北京大学学习自然语言处理。", "今天天气很好,我们去公园散步。", "他来到了网易杭研大厦"]
@@ -718,3 +720,22 @@ def test_a_file_saved_on_windows_and_a_folder_are_read_or_said(made, tmp_path):
     (tmp_path / "a.model").write_bytes(bytes(1000))
     with pytest.raises(UserError, match="not a .model of sentencepiece.*; it holds nothing but zeros: copy it again"):
         make("sentencepiece", path=tmp_path / "a.model")
+
+
+def test_a_pattern_that_never_ends_is_named_with_the_text(monkeypatch):
+    """Wherever a pattern meets a text: when words are counted, encoded, looked for what lies between, or parted."""
+    monkeypatch.setattr("hvdlm.tokenizer.word.PATTERN_S", 0.02)
+    rule, text = WordRule("regex", "(a+)+$|b"), "a" * 40 + "!"
+    tokenizer = WordTokenizer(["b"], rule)
+    for use in (
+        lambda: count_words(["b", text], rule, 9, 1),
+        lambda: tokenizer.encode_documents(["b", text]),
+        lambda: tokenizer.num_lost(["b", text]),
+        lambda: border_finder(rule)(text, 0, 1),
+    ):
+        with pytest.raises(SlowPatternError, match=r"pattern '\(a\+\)\+\$\|b': .* such as 'aaa"):
+            use()
+    assert tokenizer.encode("b b").tolist() == [2, 2]
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(tokenizer.encode, "b").result().tolist() == [2]

@@ -109,12 +109,12 @@ def _bridges() -> Iterable[str]:
 @by_rank_0
 def data_convert(source: Path, destination: Path, to: Any, tokenizer: Path | None, lossy: bool, as_json: bool) -> None:
     """To and from Megatron's .bin/.idx, nanoGPT's .bin and jsonl; the source's format is recognized."""
-    from hvdlm.data.bridges import ConvertOptions, convert
+    from hvdlm.data.bridges import ConvertOptions, convert, to_text
     from hvdlm.session.logs import setup_logging
 
     setup_logging(0)
     found = convert(source, destination, to=to, tokenizer=tokenizer, options=ConvertOptions(is_lossy=lossy))
-    result(found, as_json, f"{destination}: {to}, from {found['from']}")
+    result(found, as_json, to_text(found))
 
 
 @click.group(cls=Group)

@@ -21,7 +21,7 @@ from hvdlm.tokenizer.interface import shown
 SAMPLE_TOKENS = 60
 COUNTED_TOKENS = 4 << 20  # of a split, from everywhere in it: enough for frequencies, soon done
 PIECE_TOKENS = 1 << 14
-FREQUENT = 8
+FREQUENT, LEAST_SHARE = 8, 0.0005  # tokens that are shown as frequent: 0.1 % or more, rounded
 BAR_WIDTH = 40
 LINE_WIDTH = 80
 MOST_DAMAGED = 5  # files that are named with their bad records
@@ -101,6 +101,7 @@ def _split(
     counts = _counts(stream, manifest.vocab_size)
     share = counts / counts.sum()
     frequent = np.argsort(-counts, kind="stable")[:FREQUENT]
+    frequent = frequent[(share[frequent] >= LEAST_SHARE) | (np.arange(len(frequent)) == 0)]
     chosen = np.unique(np.linspace(0, len(lengths) - 1, num_samples, dtype=np.int64))
     starts = np.cumsum(lengths) - lengths
     ids = doc_column(folder, entry.shards[0], "doc_ids")
@@ -137,14 +138,15 @@ def _counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
 
 
 def histogram(lengths: np.ndarray) -> list[tuple[int, int]]:
-    """(least length, documents) in classes that double: 1, 2 to 3, 4 to 7 …
+    """(least length, documents) in classes that double: 1, 2 to 3, 4 to 7 …; before them 0, if any has no token.
 
-    >>> histogram(np.array([1, 2, 3, 9]))
-    [(1, 1), (2, 2), (4, 0), (8, 1)]
+    >>> histogram(np.array([1, 2, 3, 9])), histogram(np.array([0, 2]))
+    ([(1, 1), (2, 2), (4, 0), (8, 1)], [(0, 1), (2, 1)])
     """
-    counts = np.bincount(np.log2(np.maximum(lengths, 1)).astype(np.int64))
+    num_empty = int(np.count_nonzero(lengths == 0))
+    counts = np.bincount(np.log2(lengths[lengths > 0]).astype(np.int64))
     first = int(np.flatnonzero(counts)[0])
-    return [(2**power, int(counts[power])) for power in range(first, len(counts))]
+    return [(0, num_empty)] * (num_empty > 0) + [(2**power, int(counts[power])) for power in range(first, len(counts))]
 
 
 def to_text(facts: dict) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -148,8 +149,11 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         return Manifest.model_validate_json(read_text(path, limit=MAX_BYTES))
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is none, so this is no finished data set; run `hvdlm preprocess`") from None
+    except (FileNotFoundError, NotADirectoryError):
+        remedy = (
+            "convert these files (`hvdlm data convert`)" if _is_of_other_tools(folder) else "run `hvdlm preprocess`"
+        )
+        raise UserError(f"{path}: there is none, so this is no finished data set; {remedy}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot read it ({error.strerror})") from None
     except ValidationError as error:
@@ -161,6 +165,13 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     except ValueError as error:
         raise UserError(f"{path}: is no manifest ({error}); rerun `hvdlm preprocess`") from None
+
+
+def _is_of_other_tools(folder: Path) -> bool:
+    """Whether these are ids of Megatron or nanoGPT: a folder of them, one of them, or the prefix of their names."""
+    beside, prefix = (folder, "") if folder.is_dir() else (folder.parent, folder.stem)
+    names = [path.name for path in beside.glob(f"{glob.escape(prefix)}*") if path.suffix in (".bin", ".idx")]
+    return any(name.endswith(".idx") or any(split in name for split in SPLITS) for name in names)
 
 
 def tokenizer_of(folder: Path, manifest: Manifest) -> Tokenizer:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import signal
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +20,8 @@ from hvdlm.files import read_text
 from hvdlm.tokenizer.char import most_frequent
 from hvdlm.tokenizer.interface import END, MAX_BYTES, UNKNOWN, join_documents, num_letters, require
 
+PATTERN_S = 20.0  # of the processor; a sound pattern takes a second or two
+LIMITED_CHARACTERS, SHOWN_CHARACTERS = 1 << 20, 40
 DEFAULT_PATTERN = r"\w+|[^\w\s]"
 Cut = Callable[[str], Iterable[str]]
 
@@ -71,9 +75,14 @@ class WordTokenizer:
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         last_end = "\n" if self._rule.line_ends else ""
-        return join_documents((self.encode(text.removesuffix(last_end)) for text in texts), self)
+        with _Limit(self._rule) as limit:
+            return join_documents((self._encode(limit.on(text).removesuffix(last_end)) for text in texts), self)
 
     def encode(self, text: str) -> np.ndarray:
+        with _Limit(self._rule) as limit:
+            return self._encode(limit.on(text))
+
+    def _encode(self, text: str) -> np.ndarray:
         if not self._rule.line_ends:
             return self._encode_line(text)
         eos = np.array([self.eos_id])
@@ -99,7 +108,8 @@ class WordTokenizer:
             return 0
         lines = (line for text in texts for line in (text.split("\n") if self._rule.line_ends else [text]))
         word = _regex(self._rule)
-        return sum(num_letters(word.sub("", line)) for line in lines)
+        with _Limit(self._rule) as limit:
+            return sum(num_letters(word.sub("", limit.on(line))) for line in lines)
 
     def to_json(self) -> str:
         return json.dumps({"hvdlm": "word", **asdict(self._rule), "vocabulary": self._words}, ensure_ascii=False) + "\n"
@@ -133,6 +143,52 @@ def _regex_cut(rule: WordRule) -> Cut:
     return lambda text: (match[0] for match in pattern.finditer(text))
 
 
+class SlowPatternError(UserError):
+    """A pattern that does not come to an end with a text: a mistake in the settings, whatever text shows it."""
+
+
+class _Limit:
+    """Within it a pattern of the user's may compute for PATTERN_S on a few texts; some, as (a+)+$ on aaaa!, never end.
+
+    `re` is ended by a signal alone, which the main thread alone gets: elsewhere there is no limit. The clock runs with
+    the processor, so that neither a busy machine nor a job that was suspended counts.
+    """
+
+    def __init__(self, rule: WordRule) -> None:
+        self._pattern, self._text, self._left = rule.pattern, "", LIMITED_CHARACTERS
+        is_of_user = rule.words == "regex" and rule.pattern is not None
+        self._is_on = is_of_user and threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> _Limit:
+        if self._is_on:
+            signal.signal(signal.SIGVTALRM, self._end)
+            self._renew()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._is_on:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+    def on(self, text: str) -> str:
+        """The text, which meets the pattern next."""
+        if self._is_on:
+            self._text, self._left = text, self._left - len(text)
+            if self._left < 0:
+                self._renew()
+        return text
+
+    def _renew(self) -> None:
+        self._left = LIMITED_CHARACTERS
+        signal.setitimer(signal.ITIMER_VIRTUAL, PATTERN_S)
+
+    def _end(self, number: int, frame: object) -> None:
+        raise SlowPatternError(
+            f"tokenizer.pattern {self._pattern!r}: takes more than {PATTERN_S:g} s for a text such as "
+            f"{self._text[:SHOWN_CHARACTERS]!r}; a repeat inside a repeat, such as (a+)+, may try without end: leave "
+            "one of them out"
+        )
+
+
 CUTTERS: dict[str, Callable[[WordRule], Cut]] = {
     "whitespace": lambda rule: str.split,
     "regex": _regex_cut,
@@ -163,10 +219,7 @@ def border_finder(rule: WordRule) -> Border:
     if rule.line_ends:
         return lambda text, start, least: text.find("\n", least) + 1 or len(text)
     if rule.words == "regex":
-        pattern = _regex(rule)
-        return lambda text, start, least: next(
-            (found.end() for found in pattern.finditer(text, start) if found.end() >= least), len(text)
-        )
+        return _regex_border(rule)
     breaks = (SPACE,) if rule.words == "whitespace" else (SPACE, AFTER_MARK)  # which jieba's words do not hold
     cut = None if rule.words == "whitespace" else cutter(rule)
 
@@ -181,13 +234,26 @@ def border_finder(rule: WordRule) -> Border:
     return border
 
 
+def _regex_border(rule: WordRule) -> Border:
+    pattern = _regex(rule)
+
+    def border(text: str, start: int, least: int) -> int:
+        with _Limit(rule) as limit:
+            limit.on(text[start : start + SHOWN_CHARACTERS])
+            ends = (found.end() for found in pattern.finditer(text, start))
+            return next((end for end in ends if end >= least), len(text))
+
+    return border
+
+
 def count_words(texts: Iterable[str], rule: WordRule, vocab_size: int, min_frequency: int) -> WordTokenizer:
     """The most frequent words of the texts, in order of frequency."""
     counts: Counter[str] = Counter()
     cut = cutter(rule)
     for text in texts:
-        for part in text.split("\n") if rule.line_ends else [text]:
-            counts.update(cut(part))
+        with _Limit(rule) as limit:
+            for part in limit.on(text).split("\n") if rule.line_ends else [limit.on(text)]:
+                counts.update(cut(part))
     for special in (UNKNOWN, END):
         counts.pop(special, None)
     return WordTokenizer(most_frequent(counts, vocab_size - 2, min_frequency), rule)

@@ -110,6 +110,8 @@ def _field_path(fields: Any, key: str) -> FieldPath | None:
 def _is_text(kind: Any) -> bool:
     while str(kind).startswith(("dictionary", "run_end_encoded")):
         kind = kind.value_type
+    if str(kind).startswith(("sparse_union", "dense_union")):
+        return all(_is_text(kind.field(number).type) for number in range(kind.num_fields))
     storage = getattr(kind, "storage_type", None)  # of an extension, such as JSON; not of UUIDs, which are bytes
     return bool(TEXT_TYPES.fullmatch(str(storage or kind))) and "binary" not in str(storage)
 
@@ -157,7 +159,7 @@ def _document(cells: list[Any], position: int, part: Part, options: ReadOptions)
     text, id_, label = cells
     place = f"{part.path}: row {position}"
     while text.is_valid and not hasattr(text, "as_buffer"):
-        text = text.value  # of a dictionary, an extension or a run
+        text = text.value  # of a dictionary, an extension, a run or a union
     if not text.is_valid:
         return BadRecord(place, f"{options.text_key!r} is null")
     data = memoryview(text.as_buffer())

@@ -15,6 +15,8 @@ from typing import IO, Any, BinaryIO, TypeVar
 
 import orjson
 
+from hvdlm.json_members import written_members
+
 from .. import documents
 from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadOptions, one_line, record_limit
 from .tables import larger_than_limit, listed
@@ -24,8 +26,6 @@ log = logging.getLogger("hvdlm")
 
 AnyFound = TypeVar("AnyFound", bound=Document | LongDocument | BadRecord)
 MISSING = object()
-DECODER = json.JSONDecoder(parse_int=str, parse_float=str)
-BEFORE_NAME, COLON = re.compile(r'[\s,]*(?=")'), re.compile(r"\s*:\s*")
 SURROGATE = re.compile("[\ud800-\udfff]")
 HIGH_SURROGATE = re.compile(rb"\\u[dD][89abAB]")
 # An array, a bracket, a member of an object, or a value with a comma behind it.
@@ -177,26 +177,7 @@ def _name(value: Any, key: str, line: bytes) -> str | None:
         return "true" if value else "false"
     if isinstance(value, int) and value:  # zero may be written as -0
         return str(value)
-    return whole_characters(_value(line.decode("utf-8", "replace").lstrip("\ufeff \t\r"), key, _written_members))
-
-
-def _written_members(text: str) -> dict[str, str] | None:
-    """The members of a valid JSON object, each as the text that spells its value.
-
-    >>> _written_members('{"a": 1e3, "b": [1.50]}')
-    {'a': '1e3', 'b': '[1.50]'}
-    """
-    if not text.startswith("{"):
-        return None
-    members, end = {}, 1
-    while found := BEFORE_NAME.match(text, end):
-        name, end = DECODER.raw_decode(text, found.end())
-        colon = COLON.match(text, end)
-        assert colon, "a valid object"
-        start = colon.end()
-        _, end = DECODER.raw_decode(text, start)
-        members[name] = text[start:end]
-    return members
+    return whole_characters(_value(line.decode("utf-8", "replace").lstrip("\ufeff \t\r"), key, written_members))
 
 
 def _bad(part: Part, position: int, reason: str) -> BadRecord:

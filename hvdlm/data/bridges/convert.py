@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from hvdlm.data.bridges import folder, jsonl, megatron, nanogpt
-from hvdlm.data.bridges.interface import Bridge, ConvertOptions, SourceCorpus, TokenSplit, split_files
+from hvdlm.data.bridges.interface import ENDINGS, Bridge, ConvertOptions, SourceCorpus, TokenSplit, split_files
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.files import replace_durably, sync_folder, write_text_durably
-from hvdlm.tables import counted
+from hvdlm.tables import counted, table
 from hvdlm.tokenizer import AUTO, NONE, Tokenizer, load
 from hvdlm.tokenizer.backend import BackendTokenizer
 from hvdlm.tokenizer.published import CONFIG
@@ -30,6 +30,8 @@ log = logging.getLogger("hvdlm")
 
 # In the order in which a source is tried: .bin alone is nanoGPT's, with .idx Megatron's.
 FORMATS: dict[str, Bridge] = {"hvdlm": folder, "megatron": megatron, "nanogpt": nanogpt, "jsonl": jsonl}
+
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".lzma", ".zst", ".lz4", ".zip", ".7z", ".tar", ".tgz")
 
 
 def convert(
@@ -50,7 +52,7 @@ def convert(
     spool = aside / ".spool"
     try:
         spool.mkdir(parents=True)
-        _tell_left_out(source, FORMATS[name].SUFFIX)
+        _tell_left_out(source, name)
         corpus = SourceCorpus(source, name, vocabulary, FORMATS[name].read(source, vocabulary, spool, options))
         if name != "hvdlm" and not _begins_with_bos(corpus):
             corpus = replace(corpus, tokenizer=load(named, bos=NONE))
@@ -58,18 +60,28 @@ def convert(
         _write_tokenizer(aside, corpus.tokenizer, to)
         FORMATS[to].write(aside, corpus, options)
         shutil.rmtree(spool)
-        _check_totals(corpus, FORMATS[to].totals(aside, corpus.tokenizer), destination, options)
+        written = FORMATS[to].totals(aside, corpus.tokenizer)
+        _check_totals(corpus, written, destination, options)
         _publish(aside, destination)
     except OSError as error:
         raise UserError(f"{error.filename or destination}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     splits = {
-        split: {"num_tokens": found.num_tokens, "num_documents": len(found.lengths)}
+        split: {"num_tokens": found.num_tokens, "num_documents": written.get(split, (0, None))[0]}
         for split, found in corpus.splits.items()
     }
-    log.info("%s (%s) is now %s (%s): %s", source, name, destination, to, splits)
     return {"source": str(source), "from": name, "output": str(destination), "to": to, "splits": splits}
+
+
+def to_text(facts: dict) -> str:
+    """What `convert` returns, for people."""
+    rows = [
+        [f"  {split}", counted(found["num_tokens"], "token"), counted(found["num_documents"], "document")]
+        for split, found in facts["splits"].items()
+    ]
+    head = f"{facts['output']}: {facts['to']}, from {facts['from']} {facts['source']}"
+    return "\n".join([head, table([], rows)]).rstrip()
 
 
 def _write_tokenizer(aside: Path, tokenizer: Tokenizer, to: str) -> None:
@@ -138,8 +150,14 @@ def _count_first(split: TokenSplit, token: int) -> tuple[int, int]:
     return count, len(starts)
 
 
-def _tell_left_out(source: Path, suffix: str | None) -> None:
-    """Files that look like the source's, but are not named as a split is: valid.bin, train.jsonl.gz."""
+def _tell_left_out(source: Path, name: str) -> None:
+    """What a source holds in other formats too, and files that are not named as a split is: valid.bin."""
+    suffix = FORMATS[name].SUFFIX
+    others = [other for other, module in FORMATS.items() if other != name and module.is_there(source)]
+    if left_out := [other for other in others if suffix != FORMATS[other].SUFFIX]:
+        log.warning(
+            "%s: is read as %s; what it holds as %s is left out, name its file", source, name, " and ".join(left_out)
+        )
     if suffix is None or source.is_file():
         return
     beside, prefix = (source, "") if source.is_dir() else (source.parent, f"{source.name}-")
@@ -157,10 +175,17 @@ def format_of(source: Path) -> str:
     for name, module in FORMATS.items():
         if module.is_there(source):
             return name
-    raise UserError(
-        f"{source}: holds no manifest.json, and no train, val or test as .bin with .idx, .bin alone or .jsonl; "
-        "give a folder of these, a file, or the prefix PREFIX of PREFIX-train.bin"
-    )
+    if source.is_dir():
+        others = sorted(path for path in source.iterdir() if path.suffix in ENDINGS)
+        remedy = f"name a file, such as {others[0]}" if others else "hvdlm preprocess reads texts in other formats"
+        wanted = "no manifest.json, and no train, val or test as .bin with .idx, .bin alone or .jsonl"
+        raise UserError(f"{source}: holds {wanted}; {remedy}")
+    if source.is_file():
+        remedy = "unpack it" if source.suffix in COMPRESSIONS else "hvdlm preprocess reads texts"
+        if folder.is_there(source.parent):
+            remedy = f"give the whole data folder, {source.parent}"
+        raise UserError(f"{source}: is no .bin, .idx or .jsonl; {remedy}")
+    raise UserError(f"{source}: is no file or folder, nor the PREFIX of PREFIX-train.bin or of PREFIX-train.jsonl")
 
 
 def _tokenizer_beside(source: Path) -> Path:

@@ -1,65 +1,112 @@
-"""Files that are no bare little-endian ids: told by their first bytes, or by numbers that are hardly ids."""
+"""Files that are something else than their names say, told by their first bytes; and ids that are hardly a text's."""
 
 from __future__ import annotations
 
 import codecs
 import logging
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
 
-from hvdlm.data.bridges.interface import PIECE_TOKENS, TokenSplit
+from hvdlm.data.bridges.interface import TokenSplit
+from hvdlm.data.bridges.number_types import FEWEST_NUMBERS, refuse_surely_other
 from hvdlm.errors import UserError
 
 log = logging.getLogger("hvdlm")
 
 HEAD_BYTES = 1 << 16
-FEWEST_NUMBERS = 16  # that show of which type they are
 FEWEST_CHARS = 16  # that show that they are text
+FEWEST_EXPANDED = 64  # bytes that show that they were compressed
 HEADER_BYTES, USED_BYTES = 1024, 64  # of headers as llm.c has them: 256 int32, the rest of which is empty
 
-UNPACK = "unpack it"
-# How files begin that hold no bare ids: what they are, and what to do.
+UNPACK, BARE = "unpack it", "write its ids alone (array.tofile)"
+TABLE = f"preprocess it, or {BARE}"
+LFS = "fetch the file itself (git lfs pull)"
+# How files begin that hold neither bare ids nor lines: what they are, and what to do where ids were expected.
 FOREIGN = {
     rb"\x93NUMPY": ("an array saved by numpy.save", "write its ids alone (numpy.load(...).tofile)"),
-    rb"\x89HDF\r\n\x1a\n": ("HDF5", "write its ids alone (array.tofile)"),
-    rb"PAR1": ("Parquet", "preprocess it, or write its ids alone (array.tofile)"),
-    rb"ARROW1": ("an Arrow file", "preprocess it, or write its ids alone (array.tofile)"),
+    rb"\x89HDF\r\n\x1a\n": ("HDF5", BARE),
+    rb"PAR1": ("Parquet", TABLE),
+    rb"ARROW1\0\0": ("an Arrow file", TABLE),
+    rb"\xff{4}.{3}\0\x10\0\0\0": ("an Arrow stream", TABLE),
     rb"\x80\x02\x8a\x0a\x6c\xfc\x9c": ("saved by torch.save", "write its ids alone (tensor.numpy().tofile)"),
-    rb"\x80[\x04\x05]\x95.{4}\0{4}": ("a pickle", "write its ids alone (array.tofile)"),
-    rb"PK\x03\x04": ("a zip archive, or saved by torch.save or numpy.savez", "write its ids alone (array.tofile)"),
-    rb".{6}\0\0\{\"": ("safetensors", "write its ids alone (array.tofile)"),
+    rb"\x80[\x04\x05]\x95.{4}\0{4}": ("a pickle", BARE),
+    rb"PK\x03\x04": ("a zip archive, or saved by torch.save or numpy.savez", BARE),
+    rb".{6}\0\0\{\"": ("safetensors", BARE),
     rb"GGUF": ("a model (GGUF)", "give the file of ids"),
     rb"MMIDIDX\0": ("an index of Megatron", "name it .idx, beside its .bin"),
     rb"\x1f\x8b\x08[\0-\x1f]": ("compressed by gzip", UNPACK),
     rb"\x28\xb5\x2f\xfd": ("compressed by zstd", UNPACK),
     rb"\xfd7zXZ\0": ("compressed by xz", UNPACK),
+    rb"\x5d\0\0.{2}\xff{8}": ("compressed by lzma", UNPACK),
     rb"BZh[1-9]1AY&SY": ("compressed by bzip2", UNPACK),
     rb"\x04\x22\x4d\x18": ("compressed by lz4", UNPACK),
     rb"7z\xbc\xaf\x27\x1c": ("a 7z archive", UNPACK),
     rb".{257}ustar": ("a tar archive", UNPACK),
-    rb"SQLite format 3\0": ("an SQLite database", "write its ids alone (array.tofile)"),
-    rb"version https://git-lfs": ("a pointer of Git LFS", "fetch the file itself (git lfs pull)"),
+    rb"SQLite format 3\0": ("an SQLite database", BARE),
+    rb"version https://git-lfs": ("a pointer of Git LFS", LFS),
 }
+# The same for texts that are no lines of JSON.
+NO_LINES = {
+    rb"\0+\Z": ("nothing but zeros", "copy it again"),
+    rb"\xff\xfe|\xfe\xff|[{\[]\0|\0+[{\[]": ("UTF-16 or UTF-32", "save it as UTF-8"),
+    rb"\s*<(?i:!doctype|html|\?xml)": ("a web page or XML", "download the file itself"),
+}
+WEB_PAGE = re.compile(rb"\s*<(?i:!doctype\s+html|html[\s>])")
 
 
 def refuse_foreign(path: Path, vocab_size: int) -> None:
     """UserError for a file that is, beyond reasonable doubt, no bare little-endian ids."""
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-    for start, (kind, remedy) in FOREIGN.items():
-        if re.match(start, head, re.DOTALL):
-            raise UserError(f"{path}: is {kind}, not bare ids; {remedy}")
+    head = _head(path)
+    if known := _known(head):
+        raise UserError(f"{path}: is {known[0]}, not bare ids; {known[1]}")
     if len(head) >= FEWEST_CHARS and _is_text(head):
-        raise UserError(f"{path}: is text, not bare ids; preprocess it, or name it .jsonl if that is what it is")
+        is_page = WEB_PAGE.match(head)
+        remedy = "download the file itself" if is_page else "preprocess it, or name it .jsonl if that is what it is"
+        raise UserError(f"{path}: is text, not bare ids; {remedy}")
     if len(head) >= HEADER_BYTES and any(head[:USED_BYTES]) and not any(head[USED_BYTES:HEADER_BYTES]):
         magic = int(np.frombuffer(head, "<i4", 1)[0])
         raise UserError(
             f"{path}: begins with a header that is not known (its first number is {magic}); write its ids alone"
         )
-    if numbers := _other_numbers(path, vocab_size):
-        raise UserError(f"{path}: its numbers are {numbers}, not little-endian ids; write them as uint16 or uint32")
+    refuse_surely_other(path, vocab_size)
+
+
+def refuse_no_lines(path: Path) -> None:
+    """UserError for a file that is, by its first bytes, something else than lines of JSON in UTF-8."""
+    head = _head(path)
+    for start, (kind, remedy) in NO_LINES.items():
+        if re.match(start, head):
+            raise UserError(f"{path}: is {kind}, not lines of JSON; {remedy}")
+    if known := _known(head):
+        kind, remedy = known
+        if remedy not in (UNPACK, LFS):
+            remedy = "preprocess it" if remedy == TABLE else "write its texts as JSON lines"
+        raise UserError(f"{path}: is {kind}, not lines of JSON; {remedy}")
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def _known(head: bytes) -> tuple[str, str] | None:
+    """What a file is that begins so, and the remedy, if that is known."""
+    found = next((known for start, known in FOREIGN.items() if re.match(start, head, re.DOTALL)), None)
+    return ("compressed by zlib", UNPACK) if found is None and _is_zlib(head) else found
+
+
+def _is_zlib(head: bytes) -> bool:
+    """Whether this is a zlib stream, which has no more than two bytes to be known by: by what it expands to."""
+    if head[:1] != b"x" or int.from_bytes(head[:2], "big") % 31:
+        return False
+    decoder = zlib.decompressobj()
+    try:
+        return len(decoder.decompress(head, FEWEST_EXPANDED)) == FEWEST_EXPANDED or decoder.eof
+    except zlib.error:
+        return False
 
 
 def _is_text(head: bytes) -> bool:
@@ -69,24 +116,6 @@ def _is_text(head: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return not re.search("[\0-\x08\x0e-\x1f\x7f]", text)
-
-
-def _other_numbers(path: Path, vocab_size: int) -> str | None:
-    """Of which other type all numbers are ids; two types at once are hardly met by chance."""
-    for dtype in (">u4", ">i8", "<f2", "<f4", "<f8"):
-        kind = np.dtype(dtype)
-        if path.stat().st_size % kind.itemsize or path.stat().st_size < FEWEST_NUMBERS * kind.itemsize:
-            continue
-        numbers = np.memmap(path, dtype=kind, mode="r")
-        pieces = (numbers[first : first + PIECE_TOKENS] for first in range(0, len(numbers), PIECE_TOKENS))
-        if all(_are_ids(piece, vocab_size) for piece in pieces) and 2 * np.count_nonzero(numbers) > len(numbers):
-            return f"{'big-endian ' if dtype[0] == '>' else ''}{kind.name}"
-    return None
-
-
-def _are_ids(numbers: np.ndarray, vocab_size: int) -> bool:
-    with np.errstate(invalid="ignore"):  # of bytes that are no numbers
-        return bool(((numbers >= 0) & (numbers < vocab_size) & (numbers == np.floor(numbers))).all())
 
 
 def remark_ids(split: TokenSplit, eos_id: int) -> None:

@@ -14,6 +14,7 @@ from hvdlm.errors import UserError
 from hvdlm.tokenizer import Tokenizer
 
 PIECE_TOKENS = 4 << 20  # 32 MiB of the widest dtype
+ENDINGS = (".bin", ".idx", ".jsonl")  # of files that are known by their names
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,18 @@ class Bridge(Protocol):
 
 
 def split_files(source: Path, suffix: str) -> dict[str, Path]:
-    """The files of a source by split: FOLDER/train.bin …, PREFIX-train.bin …, or PREFIX.bin, which is train."""
+    """The files of a source by split: FOLDER/train.bin …, PREFIX-train.bin …, or PREFIX.bin, which is train.
+
+    A file that is there is itself, or the .idx of its .bin.
+    """
     if source.is_dir():
         found = {split: source / f"{split}{suffix}" for split in SPLITS}
+    elif source.suffix in ENDINGS and source.is_file():
+        is_of_it = source.suffix == suffix or {source.suffix, suffix} == {".bin", ".idx"}
+        found = {"train": source.with_suffix(suffix)} if is_of_it else {}
     else:
         prefix = str(source)
-        for ending in (".bin", ".idx", ".jsonl"):
+        for ending in ENDINGS:
             prefix = prefix.removesuffix(ending)
         found = {split: Path(f"{prefix}-{split}{suffix}") for split in SPLITS}
         if not any(path.is_file() for path in found.values()):

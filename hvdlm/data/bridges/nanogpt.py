@@ -24,6 +24,7 @@ from hvdlm.data.bridges.interface import (
     split_files,
     write_array,
 )
+from hvdlm.data.bridges.number_types import refuse_other
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
@@ -46,29 +47,45 @@ def read(source: Path, tokenizer: Tokenizer, work: Path, options: ConvertOptions
 
 
 def _read_split(path: Path, tokenizer: Tokenizer) -> TokenSplit:
+    whole = _whole(path, tokenizer)
+    try:
+        remark_ids(whole, tokenizer.eos_id)
+    except UserError:  # an id that is none
+        if not _is_of_llm_c(path):
+            refuse_other(path, tokenizer.vocab_size)
+        raise
+    _remark_width(path, np.dtype(whole.dtype))
+    lengths = _lengths(whole, tokenizer)
+    if len(lengths) == 1 and whole.read(whole.num_tokens - 1, whole.num_tokens)[0] != tokenizer.eos_id:
+        log.warning(
+            "%s: its %d tokens hold no end-of-text id %d, so they are one document; is it this tokenizer's, "
+            "little-endian, without a header?",
+            *(path, whole.num_tokens, tokenizer.eos_id),
+        )
+    return dataclasses.replace(whole, lengths=lengths)
+
+
+def _whole(path: Path, tokenizer: Tokenizer) -> TokenSplit:
+    """All tokens of a file as one document."""
     dtype, start = _layout(path, tokenizer.vocab_size)
     num_bytes = path.stat().st_size - start
     if num_bytes % dtype.itemsize:
+        refuse_other(path, tokenizer.vocab_size)
         raise UserError(
             f"{path}: has {num_bytes} bytes, no whole number of {dtype.name} for {tokenizer.vocab_size} ids; "
             "copy it again, or give the tokenizer.json that made it"
         )
     num_tokens = num_bytes // dtype.itemsize
-    whole = TokenSplit(path, np.array([num_tokens]), reader_of(path, dtype, start), dtype.name, tokenizer.vocab_size)
-    remark_ids(whole, tokenizer.eos_id)
+    return TokenSplit(path, np.array([num_tokens]), reader_of(path, dtype, start), dtype.name, tokenizer.vocab_size)
+
+
+def _lengths(whole: TokenSplit, tokenizer: Tokenizer) -> np.ndarray:
+    """Tokens of each document, int64: each ends with the end of text; the last may have none."""
     ends = [ends + 1 for ends in _places(whole, tokenizer.eos_id)]
     if not any(map(len, ends)) and tokenizer.bos_id is not None:  # as llm.c writes Llama 3's: beginnings alone
         ends = [starts[starts > 0] for starts in _places(whole, tokenizer.bos_id)]
     offsets = np.concatenate([[0], *ends])
-    if num_tokens and len(offsets) == 1:
-        log.warning(
-            "%s: its %d tokens hold no end-of-text id %d, so they are one document; is it this tokenizer's, "
-            "little-endian, without a header?",
-            *(path, num_tokens, tokenizer.eos_id),
-        )
-    if offsets[-1] != num_tokens:  # the last document has no end: it is one all the same
-        offsets = np.append(offsets, num_tokens)
-    return dataclasses.replace(whole, lengths=np.diff(offsets))
+    return np.diff(offsets if offsets[-1] == whole.num_tokens else np.append(offsets, whole.num_tokens))
 
 
 def _layout(path: Path, vocab_size: int) -> tuple[np.dtype, int]:
@@ -84,10 +101,24 @@ def _layout(path: Path, vocab_size: int) -> tuple[np.dtype, int]:
             raise UserError(f"{path}: has a big-endian header of llm.c; write it little-endian")
     refuse_foreign(path, vocab_size)
     dtype = dtype_for(vocab_size)
-    found = _widest(path, dtype)
+    found = _widest(path, dtype, FEWEST_WIDE)
     if found != dtype:
         log.warning("%s: its ids are %s, though %d ids need only %s", path, found.name, vocab_size, dtype.name)
     return found, 0
+
+
+def _is_of_llm_c(path: Path) -> bool:
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(4), "little") in LLM_C_DTYPES
+
+
+def _remark_width(path: Path, dtype: np.dtype) -> None:
+    """Of numbers that are too few to tell how wide they are."""
+    wide = _widest(path, dtype, 1)
+    if wide != dtype:
+        num_bytes = path.stat().st_size
+        told = path, num_bytes // dtype.itemsize, dtype.name, num_bytes // wide.itemsize, wide.name
+        log.warning("%s: is read as %d ids of %s; if it holds %d of %s, write these as the former", *told)
 
 
 def _llm_c_layout(path: Path, dtype: np.dtype, version: int, num_tokens: int) -> tuple[np.dtype, int]:
@@ -99,11 +130,11 @@ def _llm_c_layout(path: Path, dtype: np.dtype, version: int, num_tokens: int) ->
     return dtype, LLM_C_BYTES
 
 
-def _widest(path: Path, dtype: np.dtype) -> np.dtype:
+def _widest(path: Path, dtype: np.dtype, fewest: int) -> np.dtype:
     """int64 or uint32 where the upper half of every number is empty and the lower one mostly not, else `dtype`."""
     num_bytes = path.stat().st_size
     for wide in (np.dtype("<i8"), np.dtype("<u4")):
-        if wide.itemsize <= dtype.itemsize or num_bytes % wide.itemsize or num_bytes < FEWEST_WIDE * wide.itemsize:
+        if wide.itemsize <= dtype.itemsize or num_bytes % wide.itemsize or num_bytes < fewest * wide.itemsize:
             continue
         halves = np.memmap(path, dtype=f"<u{wide.itemsize // 2}", mode="r").reshape(-1, 2)  # lower, upper
         pieces = (halves[first : first + PIECE_TOKENS] for first in range(0, len(halves), PIECE_TOKENS))
@@ -132,8 +163,8 @@ def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
 
 def totals(folder: Path, tokenizer: Tokenizer) -> dict[str, tuple[int, int | None]]:
     """As they are read again."""
-    found = read(folder, tokenizer, folder, ConvertOptions())
-    return {name: (len(split.lengths), split.num_tokens) for name, split in found.items()}
+    found = {name: _whole(path, tokenizer) for name, path in split_files(folder, ".bin").items()}
+    return {name: (len(_lengths(whole, tokenizer)), whole.num_tokens) for name, whole in found.items()}
 
 
 def _check_ends(split: TokenSplit, eos_id: int, options: ConvertOptions) -> None:
