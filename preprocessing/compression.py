@@ -137,8 +137,13 @@ COMPRESSIONS = {
         num_held=MAX_XZ_CHUNK_BYTES,
         num_sound=whole_xz_chunks,
     ),
-    ".lzma": Compression(  # of old, or of xz --format=lzma: it begins by its usual settings, and knows no padding
-        lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE), _pieces, is_never_known, (b"\x5d\0\0",), has_padding=False
+    ".lzma": Compression(  # of old, or of xz --format=lzma: it knows no padding
+        lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE),
+        _pieces,
+        is_never_known,
+        # Its usual settings, and a dictionary of 2^n or 2^n + 2^(n - 1) bytes: UTF-16 may begin by less.
+        tuple(b"\x5d" + (half << n).to_bytes(4, "little") for n in range(15, 30) for half in (2, 3)),
+        has_padding=False,
     ),
     ".zst": Compression(
         _zstd_decoder,

@@ -16,7 +16,7 @@ from hvdlm.tokenizer.interface import require
 
 from .. import documents
 from ..compression import BrokenStream, is_compressed, read_before_break
-from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
+from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
 from .cell_names import NO_VALUE, name_of
 from .joined import ARROW_MAGIC, ARROW_START_BYTES, REMEDY, is_joined_arrow, is_joined_parquet
 from .tables import listed, wanted_columns
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TEXT_TYPES = re.compile(r"(large_)?(string|binary)|(string|binary)_view|fixed_size_binary\[\d+\]|null")
 CHUNK_BYTES = 1 << 20  # of a long cell
 FEATHER_1_MAGIC = b"FEA1"
+WRONG_TEXT = "is not UTF-8, as all text is in such a table; set errors: replace, or write the table again"
 
 FieldPath = list[str]  # names of a column and of the fields inside it
 
@@ -172,7 +173,7 @@ def _document(cells: list[Any], position: int, part: Part, options: ReadOptions)
             return LongDocument(_chunks(data), position, name_of(id_), name_of(label))
         return Document(str(data, "utf-8", options.errors), position, name_of(id_), name_of(label))
     except UnicodeDecodeError:
-        return BadRecord(place, NOT_UTF8)
+        return BadRecord(place, WRONG_TEXT)
     except NO_VALUE as error:
         return BadRecord(place, f"its id or label cannot be shown ({_first_line(error)})")
 

@@ -179,7 +179,7 @@ class _Archive:
             return None
         if not line.startswith(WARC):
             self._find_record()
-            raise _Refused("bytes that are no WARC record")
+            raise _Refused("bytes that are no WARC record; fetch the file again, or set its format")
         head, num_bytes = [], 0
         while (line := self._read_line()).strip():
             head.append(line)
