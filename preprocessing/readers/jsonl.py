@@ -35,6 +35,7 @@ SEPARATOR = b"\x1e"  # before each record of RFC 7464
 SEVERAL_RECORDS = re.compile(rb"\}[\s,\x1e]*\{")
 ON_ONE_LINE = "format: json reads several records on a line, and those of RFC 7464 (JSON text sequences)"
 INVALID = "not valid JSON"
+LOOKED_AT, SHORT_BYTES = 16, 200  # records that are searched for a second text: short ones, and one of so many
 MOST_DIGITS = 4000  # of an int: Python converts no more than 4300
 BACKSLASH = ord("\\")
 ESCAPE_BYTES = 6  # backslash, u, four digits; a surrogate pair takes two
@@ -101,7 +102,8 @@ def read_record(line: bytes, position: int, part: Part, options: ReadOptions) ->
         return _bad(part, position, f"no key {options.text_key!r} (it has: {keys}); set text_key")
     if not isinstance(value, str):
         return _bad(part, position, f"{options.text_key!r} is {type(value).__name__}, not text")
-    if line.count(f'{key.rpartition(".")[2]}"'.encode()) > 1 and _is_twice(line, key):
+    is_looked_at = not position % LOOKED_AT or len(line) <= SHORT_BYTES
+    if is_looked_at and line.count(f'{key.rpartition(".")[2]}"'.encode()) > 1 and _is_twice(line, key):
         _tell_twice(part.path, key)
     if options.id_key is None and options.label_key is None:
         return Document(as_text(value), position)
