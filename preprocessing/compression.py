@@ -10,6 +10,7 @@ import bz2
 import io
 import lzma
 import zlib
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,22 @@ from typing import Any, BinaryIO, cast
 
 from hvdlm.tokenizer.interface import require
 
-BLOCK_BYTES = 2048  # read at once: a break loses what one block expands to; 4 bytes of zstd can stand for 128 KiB
-PIECE_BYTES = 1 << 16  # expanded at once, where the library can be told
+from .stream_faults import (
+    BLOCK_BYTES,
+    MAX_XZ_CHUNK_BYTES,
+    PIECE_BYTES,
+    Fault,
+    is_behind_bz2_blocks,
+    is_behind_deflate,
+    is_behind_xz_blocks,
+    is_behind_zstd_blocks,
+    is_never_known,
+    sound_bz2_pieces,
+    whole_xz_chunks,
+)
+
+LOOKED_THROUGH_BYTES = 4 << 30  # of content, to see whether a break is the cause of other errors
+SCRAP_BYTES = 8  # the shortest stream, of zstd, has 9
 HEAD_BYTES = 64  # that tell what a file is
 SHOWN_BYTES = 24
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -27,14 +42,25 @@ ZSTD_MAX_WINDOW = 1 << 31  # of zstd --long=31: as much memory, where the conten
 
 
 class BrokenStream(Exception):
-    """A compressed file that cannot be read beyond a place; the message names the place and the remedy."""
+    """A compressed file that cannot be read beyond a place; the message names the place and the remedy.
+
+    `is_all_given`: whether all content stands before it, where a checksum or a trailer alone is wrong or missing.
+    """
+
+    def __init__(self, message: str, *, is_all_given: bool = False) -> None:
+        super().__init__(message)
+        self.is_all_given = is_all_given
 
 
 class ChunkStream(io.RawIOBase):
-    """A stream of the bytes that an iterator gives piece by piece; an empty piece is not the end."""
+    """A stream of the bytes that an iterator gives piece by piece; an empty piece is not the end.
 
-    def __init__(self, chunks: Generator[bytes, None, None]) -> None:
+    `starts`: where streams of a compressed file begin in its content, as far as was read; not all that were long ago.
+    """
+
+    def __init__(self, chunks: Generator[bytes, None, None], starts: deque[int] | None = None) -> None:
         self._chunks, self._ready = chunks, b""
+        self.starts = deque[int]() if starts is None else starts
 
     def readable(self) -> bool:
         return True
@@ -84,24 +110,45 @@ class Compression:
 
     decoder: Callable[[], Any]  # for one stream
     pieces: Callable[[Any, bytes, int], Iterator[bytes]]  # what a block of it expands to, in pieces of a size
+    is_all_given: Callable[[Fault], bool]  # whether nothing but a checksum or a trailer is broken
     magics: tuple[bytes, ...]  # how such a file begins, and no text does
     has_padding: bool = True  # zero bytes may stand behind a stream
+    num_held: int = 0  # bytes before the decoder's place that a fault found there may have spoilt
+    num_sound: Callable[[BinaryIO, int, int], int] | None = (
+        None  # bytes of content that a fault has not: `_before_fault`
+    )
+    is_checked_late: bool = True  # its checksum comes behind what may be the whole content
 
 
 COMPRESSIONS = {
-    ".gz": Compression(lambda: zlib.decompressobj(31), _zlib_pieces, (b"\x1f\x8b\x08",)),
+    ".gz": Compression(lambda: zlib.decompressobj(31), _zlib_pieces, is_behind_deflate, (b"\x1f\x8b\x08",)),
     ".bz2": Compression(
         bz2.BZ2Decompressor,
-        _pieces,
+        sound_bz2_pieces,
+        is_behind_bz2_blocks,
         tuple(b"BZh%d" % n + block for n in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")),
+        is_checked_late=False,
     ),
-    ".xz": Compression(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), _pieces, (b"\xfd7zXZ\0",)),
-    ".lzma": Compression(  # of old, or of xz --format=lzma: it begins by its usual settings, and knows no padding
-        lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE), _pieces, (b"\x5d\0\0",), has_padding=False
+    ".xz": Compression(
+        lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ),
+        _pieces,
+        is_behind_xz_blocks,
+        (b"\xfd7zXZ\0",),
+        num_held=MAX_XZ_CHUNK_BYTES,
+        num_sound=whole_xz_chunks,
+    ),
+    ".lzma": Compression(  # of old, or of xz --format=lzma: it knows no padding
+        lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE),
+        _pieces,
+        is_never_known,
+        # Its usual settings, and a dictionary of 2^n or 2^n + 2^(n - 1) bytes: UTF-16 may begin by less.
+        tuple(b"\x5d" + (half << n).to_bytes(4, "little") for n in range(15, 30) for half in (2, 3)),
+        has_padding=False,
     ),
     ".zst": Compression(
         _zstd_decoder,
         _zstd_pieces,
+        is_behind_zstd_blocks,
         (b"\x28\xb5\x2f\xfd", *(bytes([n]) + b"\x2a\x4d\x18" for n in range(0x50, 0x60))),  # and skippable frames
         has_padding=False,
     ),
@@ -136,7 +183,8 @@ def open_plain(path: str) -> BinaryIO:
     suffix = compression_of(path)
     if suffix is None:
         return Path(path).open("rb")
-    return cast(BinaryIO, io.BufferedReader(ChunkStream(_content(path, suffix)), 1 << 17))
+    starts: deque[int] = deque(maxlen=1 << 17)  # no more than a buffer holds bytes
+    return cast(BinaryIO, io.BufferedReader(ChunkStream(_content(path, suffix, starts), starts), 1 << 17))
 
 
 def read_before_break(file: BinaryIO, size: int) -> tuple[bytes, BrokenStream | None]:
@@ -154,18 +202,57 @@ def read_before_break(file: BinaryIO, size: int) -> tuple[bytes, BrokenStream | 
     return b"".join(pieces), None
 
 
+def break_of(path: str) -> BrokenStream | None:
+    """The break of a compressed file, if it has one in its first LOOKED_THROUGH_BYTES of content."""
+    num_bytes = 0
+    try:
+        if not is_compressed(path):
+            return None
+        with open_plain(path) as file:
+            while (block := file.read(1 << 20)) and num_bytes < LOOKED_THROUGH_BYTES:
+                num_bytes += len(block)
+    except BrokenStream as error:
+        return error
+    except OSError:  # told by who reads it
+        return None
+    return None
+
+
 class BeforeBreak:
-    """A file that ends where it breaks; `end` then raises the break, when all that is sound has been used."""
+    """A file that ends where it breaks; `end` then raises the break, when all that is sound has been used.
+
+    `is_cut`: whether content may be missing there.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._broken: BrokenStream | None = None
+
+    @property
+    def is_cut(self) -> bool:
+        return self._broken is not None and not self._broken.is_all_given
 
     def read(self, size: int) -> bytes:
         if self._broken:
             return b""
         data, self._broken = read_before_break(self._file, size)
         return data
+
+    def read_some(self, size: int) -> bytes:
+        """At least one byte, unless it is at the end."""
+        try:
+            return b"" if self._broken else self._file.read1(size)  # type: ignore[attr-defined]
+        except BrokenStream as error:
+            self._broken = error
+            return b""
+
+    def peek(self) -> bytes:
+        """The next bytes, at least one unless it is at the end; they stay to be read."""
+        try:
+            return b"" if self._broken else self._file.peek()  # type: ignore[attr-defined]
+        except BrokenStream as error:
+            self._broken = error
+            return b""
 
     def readline(self, size: int) -> bytes:
         """Up to a line end; nothing of a line that the break is in."""
@@ -180,10 +267,11 @@ class BeforeBreak:
             raise self._broken
 
 
-def _content(path: str, suffix: str) -> Generator[bytes, None, None]:
+def _content(path: str, suffix: str, starts: deque[int]) -> Generator[bytes, None, None]:
     """What a file expands to; anything in it that is neither a stream nor padding is BrokenStream."""
     kind = COMPRESSIONS[suffix]
     decoder, num_streams, start, num_given, num_before = None, 0, 0, 0, 0  # of the stream: its start, what is before it
+    held = _HeldBack(kind.num_held)
     with Path(path).open("rb") as file:
         block = b""
         while block or (block := file.read(BLOCK_BYTES)):
@@ -191,9 +279,10 @@ def _content(path: str, suffix: str) -> Generator[bytes, None, None]:
                 block = block.lstrip(b"\0") if num_streams and kind.has_padding else block
                 decoder = kind.decoder() if block else None
                 start, num_before = file.tell() - len(block), num_given
+                starts.append(num_given)
             place = file.tell() - len(block)
             try:
-                for piece in kind.pieces(decoder, block, PIECE_BYTES) if block else ():
+                for piece in held.behind(kind.pieces(decoder, block, PIECE_BYTES)) if block else ():
                     num_given += len(piece)
                     yield piece
             except Exception as error:
@@ -203,13 +292,40 @@ def _content(path: str, suffix: str) -> Generator[bytes, None, None]:
                 num_given += len(rest)
                 yield from (rest[at : at + PIECE_BYTES] for at in range(0, len(rest), PIECE_BYTES))
                 place = place if num_given > num_before else start
-                raise _broken(path, suffix, place, num_given, str(error)) from None
+                fault = Fault(path, start, place, num_given - num_before, str(error))
+                raise _broken(suffix, fault, num_given) from None
             block = b""
             if decoder is not None and decoder.eof:
+                yield (rest := held.rest())
+                num_given += len(rest)
                 block, decoder, num_streams = decoder.unused_data, None, num_streams + 1
+        yield (rest := held.rest())
+        num_given += len(rest)
         if decoder is not None or not num_streams:
-            why = "it ends there, inside a stream" if file.tell() else "it is empty"
-            raise _broken(path, suffix, file.tell(), num_given, why)
+            raise _broken(suffix, Fault(path, start, file.tell(), num_given - num_before, decoder=decoder), num_given)
+
+
+class _HeldBack:
+    """The last bytes of a stream, so many that a fault that is found behind them may have spoilt them."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._num_bytes, self._pieces, self._num_held = num_bytes, deque[bytes](), 0
+
+    def behind(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """The pieces that are held no longer, as these come in."""
+        for piece in pieces:
+            self._pieces.append(piece)
+            self._num_held += len(piece)
+            while self._pieces and self._num_held - len(self._pieces[0]) >= self._num_bytes:
+                self._num_held -= len(self._pieces[0])
+                yield self._pieces.popleft()
+
+    def rest(self) -> bytes:
+        """All that is held, at the end of the stream."""
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        self._num_held = 0
+        return data
 
 
 def _before_fault(kind: Compression, file: BinaryIO, start: int, place: int, num_given: int) -> tuple[bytes, int]:
@@ -232,7 +348,9 @@ def _before_fault(kind: Compression, file: BinaryIO, start: int, place: int, num
     except Exception as error:
         if not _is_of_library(error):
             raise
-    return bytes(given), file.tell() - 1
+    place = file.tell() - 1
+    num_sound = num_given + len(given) if kind.num_sound is None else kind.num_sound(file, start, place)
+    return bytes(given[: max(0, num_sound - num_given)]), place
 
 
 def _is_of_library(error: Exception) -> bool:
@@ -240,20 +358,35 @@ def _is_of_library(error: Exception) -> bool:
     return isinstance(error, zlib.error | lzma.LZMAError | OSError | EOFError) or type(error).__name__ == "ZstdError"
 
 
-def _broken(path: str, suffix: str, place: int, num_given: int, why: str) -> BrokenStream:
-    with Path(path).open("rb") as file:
+def _is_scrap(kind: Compression, fault: Fault) -> bool:
+    """Whether what stands behind the last stream begins none, and is too short for one, such as a line end."""
+    with Path(fault.path).open("rb") as file:
+        file.seek(fault.start)
+        rest = file.read(SCRAP_BYTES + 1)
+    is_stream = any(magic.startswith(rest) or rest.startswith(magic) for magic in kind.magics)
+    return fault.start > 0 and len(rest) <= SCRAP_BYTES and not is_stream
+
+
+def _broken(suffix: str, fault: Fault, num_given: int) -> BrokenStream:
+    """What is told of a fault, behind so many bytes of content of the whole file."""
+    with Path(fault.path).open("rb") as file:
         head = file.read(HEAD_BYTES)
-    name, magics = suffix[1:], COMPRESSIONS[suffix].magics
+    kind, name = COMPRESSIONS[suffix], suffix[1:]
     if head.startswith(LFS_POINTER):
         return BrokenStream(f"is not {name} but {LFS_REMEDY}")
-    if head and not num_given and not any(head.startswith(magic[: len(head)]) for magic in magics):
+    if head and not num_given and not any(head.startswith(magic[: len(head)]) for magic in kind.magics):
         return BrokenStream(
             f"is not {name}, whatever its name says (it begins with {head[:SHOWN_BYTES]!r}); fetch it again, or rename "
             f"it without {suffix} if that is its content"
         )
-    if "ictionary" in why:
-        return BrokenStream(f"is {name} that needs a dictionary ({why}); compress it again without one")
+    if "ictionary" in fault.why:
+        return BrokenStream(f"is {name} that needs a dictionary ({fault.why}); compress it again without one")
+    is_all_given = _is_scrap(kind, fault) or (bool(fault.decoder or fault.why) and kind.is_all_given(fault))
+    why = fault.why or ("it ends there, inside a stream" if fault.place else "it is empty")
+    what = "content, all of that stream" if is_all_given else "content"
+    what += ", wrong ones perhaps among them" if fault.why and num_given and kind.is_checked_late else ""
     return BrokenStream(
-        f"broken {name} (at byte {place} of the compressed file, behind {num_given} bytes of content: {why}); "
-        "fetch or compress it again"
+        f"broken {name} (at byte {fault.place} of the compressed file, behind {num_given} bytes of {what}: {why}); "
+        "fetch or compress it again",
+        is_all_given=is_all_given,
     )

@@ -30,17 +30,13 @@ def reason_of(error: BaseException) -> str:
 
 def refused(document: Document, part: Part, options: ReadOptions, reason: str) -> BadRecord:
     """The bad record that a document is for `reason`."""
-    is_bytes = _has_byte_positions(part, options)
-    return BadRecord(place_of(document.position, part, options), reason, document.position if is_bytes else None)
+    is_byte = FORMATS[format_of(part.path, options.format)].counts == "byte"
+    return BadRecord(place_of(document.position, part, options), reason, document.position if is_byte else None)
 
 
 def place_of(position: int, part: Part, options: ReadOptions) -> str:
     """A document's place for a message."""
-    return f"{part.path}: {'byte' if _has_byte_positions(part, options) else 'document'} {position}"
-
-
-def _has_byte_positions(part: Part, options: ReadOptions) -> bool:
-    return FORMATS[format_of(part.path, options.format)].splittable
+    return f"{part.path}: {FORMATS[format_of(part.path, options.format)].counts} {position}"
 
 
 def found_in(part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:

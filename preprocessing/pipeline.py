@@ -10,7 +10,7 @@ from typing import Any
 from hvdlm.errors import UserError
 
 from .clean import make_cleaner
-from .compression import open_plain
+from .compression import break_of, open_plain
 from .documents import BadRecord, Document, Part, one_line
 from .fence import found_in, reason_of, refused
 from .filters import make_filter
@@ -90,7 +90,9 @@ class Pipeline:
         if self._config.on_error == "fail":
             is_counted = bad.position is not None and bad.wrong_byte is None and self._config.is_utf8
             place = _line_of(part.path, bad.position or 0) if is_counted else bad.place
-            raise UserError(f"{one_line(place)}: {bad.reason} (on_error: skip would pass over it)")
+            broken = break_of(part.path) if bad.place != part.path else None
+            cause = f"; perhaps because the file is {broken}" if broken else ""
+            raise UserError(f"{one_line(place)}: {bad.reason}{cause} (on_error: skip would pass over it)")
         if self._is_quiet:
             return
         ends_file = bad.place == part.path

@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from harness import preprocess, texts_of
 
@@ -107,12 +109,17 @@ def test_a_trainer_that_panics_is_one_line(source, tmp_path, monkeypatch):
         preprocess(source, tmp_path / "out", tokenizer={"kind": "bpe", "vocab_size": 300})
 
 
-@pytest.mark.parametrize("suffix", ["csv", "txt"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "txt", "parquet"])
 def test_the_place_is_in_the_terms_of_the_format(suffix, tmp_path, monkeypatch):
     path = tmp_path / f"in.{suffix}"
     path.write_text("text\n" + "".join(f"{text}\n" for text in TEXTS))
+    if suffix == "json":
+        path.write_text("[\n" + ",\n".join(json.dumps({"text": text}) for text in TEXTS) + "]")
+    elif suffix == "parquet":
+        pq.write_table(pa.table({"text": TEXTS}), path)
+    place = {"json": ":[23]", "txt": ":1"}.get(suffix, ": row [12]")
     break_stage("encoder", ValueError("no"), monkeypatch)
-    with pytest.raises(UserError, match=rf"in\.{suffix}: (document|row) 1: |in\.txt:1: "):
+    with pytest.raises(UserError, match=rf"in\.{suffix}{place}: "):
         preprocess(path, tmp_path / "out", split={"val": 0})
 
 

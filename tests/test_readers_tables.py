@@ -23,6 +23,7 @@ from hvdlm.errors import UserError
 from hvdlm.preprocessing import documents
 from hvdlm.preprocessing.documents import NOT_UTF8, BadRecord, Document, ReadOptions, TableConfig
 from hvdlm.preprocessing.readers import delimited as delimited_reader
+from hvdlm.preprocessing.readers.columnar import WRONG_TEXT
 from hvdlm.preprocessing.readers.long_rows import LongRow
 from hvdlm.preprocessing.readers.table_lines import Dialect
 
@@ -492,7 +493,7 @@ def test_text_that_is_json_or_bytes_of_one_size_or_null(write, suffix):
     one, bad = read(path, ReadOptions(text_key="json"))
     assert (one.text, bad.reason) == ('{"a": 1.0}', "'json' is null")
     one, bad = read(path, ReadOptions(text_key="fixed"))
-    assert (one.text, bad.reason) == ("abc", NOT_UTF8)
+    assert (one.text, bad.reason) == ("abc", WRONG_TEXT)
     assert [bad.reason for bad in read(path, ReadOptions(text_key="null"))] == ["'null' is null"] * 2
 
 
@@ -566,7 +567,7 @@ def test_a_name_that_cannot_be_shown_costs_its_own_row_alone(write):
 def test_an_id_that_is_no_text_costs_its_own_row_alone(write):
     ids = pa.array([[b"\xff"], [b"ok"]]).view(pa.list_(pa.string()))
     bad, good = read(write("a.parquet", parquet(pa.table({"text": ["a", "b"], "id": ids, "label": ["x", "y"]}))))
-    assert (bad.reason, good.id) == (NOT_UTF8, '["ok"]')
+    assert (bad.reason, good.id) == (WRONG_TEXT, '["ok"]')
 
 
 @pytest.mark.parametrize("suffix", [".arrow", ".ipc"])
@@ -634,7 +635,7 @@ def test_a_damaged_arrow_file_is_told(write):
     *rest, bad = read(write("b.arrow", stream[: len(stream) * 3 // 4]), STRICT)
     assert "record batch" in bad.place
     assert 0 < len(rest) < 9
-    for broken in (b"", b"x" * 99, content[:50], b"FEA1" + b"x" * 99):
+    for broken in (b"", b"x\0" * 99, content[:50], b"FEA1" + b"x" * 99):
         assert re.match("broken arrow|is Feather version 1", only_bad(write("c.arrow", broken)).reason)
 
 
@@ -672,7 +673,7 @@ def test_a_long_cell_with_a_wrong_byte_follows_the_error_policy(write, monkeypat
     monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 2000)
     text = pa.array([b"a", b"x" * 3000 + b"\xff" + b"y" * 3000]).view(pa.string())
     path = write("a.parquet", parquet(pa.table({"text": text})))
-    assert read(path, STRICT) == [Document("a", 0), BadRecord(f"{path}: row 1", NOT_UTF8)]
+    assert read(path, STRICT) == [Document("a", 0), BadRecord(f"{path}: row 1", WRONG_TEXT)]
     _, *pieces = read(path, ReadOptions(errors="replace"))
     assert "".join(piece.text for piece in pieces) == "x" * 3000 + "\ufffd" + "y" * 3000
 
@@ -682,7 +683,7 @@ def test_bytes_that_are_no_text_follow_the_error_policy(write):
     path = write("a.parquet", parquet(pa.table({"text": text})))
     first, *wrong = read(path, STRICT)
     assert first == Document("a", 0)
-    assert wrong == [BadRecord(f"{path}: row {row}", NOT_UTF8) for row in (1, 2)]
+    assert wrong == [BadRecord(f"{path}: row {row}", WRONG_TEXT) for row in (1, 2)]
     texts = [found.text for found in read(path, ReadOptions(errors="replace"))]
     assert texts == ["a", "caf\ufffd", "\ufffd\ufffd\ufffd"]
 
@@ -695,7 +696,9 @@ def test_a_column_of_numbers_is_no_text(write):
         read(path, ReadOptions(text_key="body"))
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[:-5], lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"x" * 999])
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:-5], lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"x\0" * 999]
+)
 def test_a_parquet_file_without_a_footer_is_one_bad_record(write, damage):
     assert re.fullmatch("broken parquet .*", only_bad(write("a.parquet", damage(parquet(a_table(TEXTS))))).reason)
 

@@ -15,10 +15,10 @@ from hvdlm.errors import UserError
 from hvdlm.tokenizer.interface import require
 
 from .. import documents
-from ..compression import is_compressed
-from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
+from ..compression import BrokenStream, is_compressed, read_before_break
+from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
 from .cell_names import NO_VALUE, name_of
-from .joined import ARROW_MAGIC, REMEDY, is_joined_arrow, is_joined_parquet
+from .joined import ARROW_MAGIC, ARROW_START_BYTES, REMEDY, is_joined_arrow, is_joined_parquet
 from .tables import listed, wanted_columns
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TEXT_TYPES = re.compile(r"(large_)?(string|binary)|(string|binary)_view|fixed_size_binary\[\d+\]|null")
 CHUNK_BYTES = 1 << 20  # of a long cell
 FEATHER_1_MAGIC = b"FEA1"
+WRONG_TEXT = "is not UTF-8, as all text is in such a table; set errors: replace, or write the table again"
 
 FieldPath = list[str]  # names of a column and of the fields inside it
 
@@ -38,10 +39,12 @@ def read_parquet(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[D
     from pyarrow.parquet import ParquetFile
 
     faults = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
-    source = _seekable(file, part)
+    source, broken = _seekable(file, part)
     if isinstance(source, BadRecord):
         yield source
         return
+    if broken and not broken.is_all_given:  # what tells where everything is stands at the end
+        raise broken
     try:
         table = ParquetFile(source, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
         columns = _wanted(table.schema_arrow, part, options)
@@ -64,19 +67,20 @@ def read_parquet(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[D
             place = f"{part.path}: rows {position} to {position + num_rows - 1}"
             yield BadRecord(place, f"cannot read their row group ({_first_line(error)})")
         position += num_rows
+    if broken:
+        raise broken
 
 
-def _seekable(file: BinaryIO, part: Part) -> BinaryIO | BadRecord:
-    """The file, or what a decompressor gives of it: a table by columns is not read in one go."""
+def _seekable(file: BinaryIO, part: Part) -> tuple[BinaryIO | BadRecord, BrokenStream | None]:
+    """The file, or what a decompressor gives of it up to a break: a table by columns is not read in one go."""
     if file.seekable() and not is_compressed(part.path):
-        return file
+        return file, None
     limit = record_limit()
-    content = io.BytesIO()
-    while block := file.read(1 << 20):
-        if content.tell() + len(block) > limit:
-            return BadRecord(part.path, f"a table of over {limit >> 20} MiB inside a compression; decompress it first")
-        content.write(block)
-    return content
+    content, broken = read_before_break(file, limit + 1)
+    if len(content) > limit:
+        reason = f"a table of over {limit >> 20} MiB inside a compression; decompress it first"
+        return BadRecord(part.path, reason), None
+    return io.BytesIO(content), broken
 
 
 def _wanted(schema: Any, part: Part, options: ReadOptions) -> list[FieldPath | None]:
@@ -169,7 +173,7 @@ def _document(cells: list[Any], position: int, part: Part, options: ReadOptions)
             return LongDocument(_chunks(data), position, name_of(id_), name_of(label))
         return Document(str(data, "utf-8", options.errors), position, name_of(id_), name_of(label))
     except UnicodeDecodeError:
-        return BadRecord(place, NOT_UTF8)
+        return BadRecord(place, WRONG_TEXT)
     except NO_VALUE as error:
         return BadRecord(place, f"its id or label cannot be shown ({_first_line(error)})")
 
@@ -183,29 +187,46 @@ def _first_line(error: Exception) -> str:
 
 
 def read_arrow(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | LongDocument | BadRecord]:
-    """A document a row of Arrow's IPC file or stream; behind a damaged batch a file is read on, a stream is not."""
+    """A document a row of Arrow's IPC file or stream; behind a damaged batch a file is read on, a stream is not.
+
+    A file whose footer is missing or damaged is read as the stream that it begins with.
+    """
     pyarrow = require("pyarrow", f"{part.path}: reading arrow")
-    faults = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
     magic = file.peek(len(ARROW_MAGIC)) if hasattr(file, "peek") else b""
     if magic.startswith(FEATHER_1_MAGIC):
         yield BadRecord(part.path, "is Feather version 1; write it again as version 2")
         return
-    content = _seekable(file, part) if is_compressed(part.path) else None
+    content, broken = _seekable(file, part) if is_compressed(part.path) else (None, None)
     if isinstance(content, BadRecord):
         yield content
         return
-    if content is not None:
-        content.seek(0)
     try:
         source = pyarrow.memory_map(part.path) if content is None else pyarrow.BufferReader(content.read())
         batches = _Batches(pyarrow, source, magic.startswith(ARROW_MAGIC), part, options)
         is_joined = batches.are_known and is_joined_arrow(source)
-    except faults as error:
+    except _faults(pyarrow) as error:
+        if broken:
+            raise broken from None
         yield BadRecord(part.path, f"broken arrow ({_first_line(error)}); fetch it again")
         return
     if is_joined:
         yield BadRecord(part.path, REMEDY)
         return
+    yield from _batch_by_batch(pyarrow, batches, broken, part, options)
+    if broken:
+        raise broken
+    if batches.fault:
+        yield BadRecord(part.path, f"broken arrow ({batches.fault}; batches are read up to there); fetch it again")
+
+
+def _faults(pyarrow: Any) -> tuple[type[Exception], ...]:
+    return pyarrow.ArrowException, OSError, UnicodeDecodeError
+
+
+def _batch_by_batch(
+    pyarrow: Any, batches: _Batches, broken: BrokenStream | None, part: Part, options: ReadOptions
+) -> Iterator[Document | LongDocument | BadRecord]:
+    """The rows of all batches; of a content that is cut, up to there."""
     number = position = 0
     while True:
         try:
@@ -214,7 +235,9 @@ def read_arrow(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Doc
                 return
             yield from _rows(batch, batches.columns, position, part, options)
             position += batch.num_rows
-        except faults as error:
+        except _faults(pyarrow) as error:
+            if not batches.are_known and (broken or batches.fault):  # which is told once
+                return
             yield BadRecord(f"{part.path}: record batch {number}", f"cannot read it ({_first_line(error)})")
             if not batches.are_known:
                 return
@@ -227,7 +250,14 @@ class _Batches:
     def __init__(self, pyarrow: Any, source: Any, is_file: bool, part: Part, options: ReadOptions) -> None:
         self._pyarrow, self._source, self._part, self._options = pyarrow, source, part, options
         self.are_known = is_file
-        self._open(0)
+        self.fault: str | None = None  # of a file that has no footer
+        try:
+            self._open(0)
+        except _faults(pyarrow) as error:
+            if not is_file:
+                raise
+            self.are_known, self.fault = False, _first_line(error)
+            self._open(ARROW_START_BYTES)
 
     def _open(self, start: int) -> None:
         """The file, or the stream that begins at this byte; its columns are of its own schema."""
@@ -246,7 +276,7 @@ class _Batches:
             batch = self._reader.get_batch(number) if number < self._reader.num_record_batches else None
         else:
             batch = next(self._reader, None)
-            while batch is None and self._open_next():
+            while batch is None and not self.fault and self._open_next():
                 batch = next(self._reader, None)
         for column in batch.columns if batch is not None else []:
             _check_offsets(column)

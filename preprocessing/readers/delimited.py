@@ -136,6 +136,7 @@ class _Table:
                 if lines.has_wrong_bytes or not is_plain:
                     found = self._checked(cells)
             except StopIteration:
+                lines.end()
                 return
             except csv.Error as error:
                 # " - do you need to open the file with newline=''" is advice to programmers

@@ -78,7 +78,7 @@ class Recoded:
             block, broken = read_before_break(self._source, BLOCK_BYTES)
             is_last, num_pending = not block, len(decoder.getstate()[0])
             _found.clear()
-            decoded = decoder.decode(block, final=is_last and not broken)
+            decoded = decoder.decode(block, final=broken.is_all_given if broken else is_last)
             if is_utf16 and (shifted := _shifted_from(decoded)) is not None:
                 place = num_read - num_pending + 2 * shifted
                 broken = BrokenStream(f"has lost a byte near byte {place}: what follows is no UTF-16; fetch it again")

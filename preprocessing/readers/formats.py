@@ -14,12 +14,12 @@ from typing import BinaryIO
 from hvdlm.errors import UserError
 from hvdlm.tables import counted
 
-from ..compression import LFS_POINTER, LFS_REMEDY, BrokenStream, is_compressed, open_plain, plain_suffix
+from ..compression import BrokenStream, break_of, is_compressed, open_plain, plain_suffix
 from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions, one_line
 from . import columnar, delimited, json_values, jsonl, text, web
 from .cutting import in_pieces
 from .encodings import Recoded
-from .sniffing import foreign, has_old_line_ends, head_of, looks_like_utf8, markup, with_new_line_ends
+from .sniffing import foreign, has_old_line_ends, head_of, looks_like_utf8, markup, other_kind, with_new_line_ends
 
 log = logging.getLogger("hvdlm")
 
@@ -36,6 +36,7 @@ class Format:
     has_lines: bool = True  # line ends part its records; else they are text like any other
     is_table: bool = False  # of JSON records or of rows: no markup
     is_text: bool = True  # made of characters in `encoding`, not of a binary layout of its own
+    counts: str = "byte"  # what a document's position is the number of
 
 
 FORMATS: dict[str, Format] = {
@@ -46,13 +47,13 @@ FORMATS: dict[str, Format] = {
     "md": Format(text.read_file, (".md", ".markdown"), splittable=True, has_lines=False),
     "jsonl": Format(jsonl.read_json_lines, (".jsonl", ".ndjson"), splittable=True, is_table=True),
     "json": Format(json_values.read_json, (".json",), is_table=True),
-    "csv": Format(partial(delimited.read_rows, dialect=delimited.CSV), (".csv",), is_table=True),
-    "tsv": Format(partial(delimited.read_rows, dialect=delimited.TSV), (".tsv",), is_table=True),
-    "parquet": Format(columnar.read_parquet, (".parquet",), is_text=False),
-    "arrow": Format(columnar.read_arrow, (".arrow", ".feather", ".ipc"), is_text=False),
+    "csv": Format(partial(delimited.read_rows, dialect=delimited.CSV), (".csv",), is_table=True, counts="row"),
+    "tsv": Format(partial(delimited.read_rows, dialect=delimited.TSV), (".tsv",), is_table=True, counts="row"),
+    "parquet": Format(columnar.read_parquet, (".parquet",), is_text=False, counts="row"),
+    "arrow": Format(columnar.read_arrow, (".arrow", ".feather", ".ipc"), is_text=False, counts="row"),
     "html": Format(web.read_html, (".html", ".htm", ".xhtml"), is_text=False),
-    "warc": Format(web.read_warc, (".warc",), is_text=False),
-    "wet": Format(web.read_wet, (".wet",), is_text=False),
+    "warc": Format(web.read_warc, (".warc",), is_text=False, counts="record"),
+    "wet": Format(web.read_wet, (".wet",), is_text=False, counts="record"),
 }
 OTHER_TABLES = {
     ".orc": "an ORC table; write it as parquet",
@@ -129,8 +130,8 @@ def read_documents(part: Part, options: ReadOptions) -> Iterator[Document | BadR
         with open_plain(part.path) as file:
             if format_.is_text:
                 yield from _read_text(format_, file, part, options)
-            elif head_of(file).startswith(LFS_POINTER):
-                yield BadRecord(part.path, f"is not {name} but {LFS_REMEDY}")
+            elif reason := other_kind(name, head_of(file)):
+                yield BadRecord(part.path, reason)
             else:
                 yield from in_pieces(format_.read(file, part, options), part, options)
     except UnicodeError as error:  # of a whole stream, such as UTF-16 without a byte order mark
@@ -141,6 +142,11 @@ def read_documents(part: Part, options: ReadOptions) -> Iterator[Document | BadR
         yield BadRecord(part.path, f"is broken ({error}); fetch it again")
     except BrokenStream as error:
         yield BadRecord(part.path, str(error))
+    except UserError:  # such as names of columns that are noise
+        broken = break_of(part.path)
+        if broken is None:
+            raise
+        yield BadRecord(part.path, str(broken))
 
 
 def _read_text(format_: Format, file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:

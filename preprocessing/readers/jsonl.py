@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
+import logging
 import re
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import IO, Any, BinaryIO, TypeVar
 
@@ -16,9 +18,11 @@ import orjson
 from hvdlm.json_members import written_members
 
 from .. import documents
-from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
+from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadOptions, one_line, record_limit
 from .tables import larger_than_limit, listed
 from .text import LINES, RawRecord, chunks_of, decode, records
+
+log = logging.getLogger("hvdlm")
 
 AnyFound = TypeVar("AnyFound", bound=Document | LongDocument | BadRecord)
 MISSING = object()
@@ -27,6 +31,12 @@ HIGH_SURROGATE = re.compile(rb"\\u[dD][89abAB]")
 # An array, a bracket, a member of an object, or a value with a comma behind it.
 SEVERAL_LINES = re.compile(rb'\[.*|[][{}]+,?|"(?:[^"\\]|\\.)*"\s*:.*|.*,', re.DOTALL)
 OVER_SEVERAL_LINES = "format: json reads arrays, and objects over several lines"
+SEPARATOR = b"\x1e"  # before each record of RFC 7464
+SEVERAL_RECORDS = re.compile(rb"\}[\s,\x1e]*\{")
+ON_ONE_LINE = "format: json reads several records on a line, and those of RFC 7464 (JSON text sequences)"
+INVALID = "not valid JSON"
+LOOKED_AT, SHORT_BYTES = 16, 200  # records that are searched for a second text: short ones, and one of so many
+MOST_DIGITS = 4000  # of an int: Python converts no more than 4300
 BACKSLASH = ord("\\")
 ESCAPE_BYTES = 6  # backslash, u, four digits; a surrogate pair takes two
 BLOCK_BYTES = 1 << 20  # of a long text on its way through temporary files
@@ -50,9 +60,13 @@ def read_json_lines(file: BinaryIO, part: Part, options: ReadOptions) -> Iterato
 
 
 def _with_remedy(found: AnyFound, line: bytes) -> AnyFound:
-    """A wrong line that looks like one of JSON over several lines, or like an array, with the format that reads it."""
-    if isinstance(found, BadRecord) and SEVERAL_LINES.fullmatch(line.strip()) and found.reason != NOT_UTF8:
+    """A wrong line that looks like JSON that is not laid out in lines, with the format that reads it."""
+    if not isinstance(found, BadRecord) or found.reason == NOT_UTF8:
+        return found
+    if SEVERAL_LINES.fullmatch(line.strip()):
         return found._replace(reason=f"{found.reason}; {OVER_SEVERAL_LINES}")
+    if line.lstrip().startswith(SEPARATOR) or ("Extra data" in found.reason and SEVERAL_RECORDS.search(line)):
+        return found._replace(reason=f"{found.reason}; {ON_ONE_LINE}")
     return found
 
 
@@ -78,7 +92,7 @@ def read_record(line: bytes, position: int, part: Part, options: ReadOptions) ->
         if isinstance(text, BadRecord):
             return text
         try:
-            record = json.loads(text.removeprefix("\ufeff"))  # of a file that was put behind another one
+            record = _loads(text.removeprefix("\ufeff"))  # of a file that was put behind another one
         except (ValueError, RecursionError) as error:
             return _bad(part, position, f"not valid JSON ({error or 'nested too deeply'})")
     key = options.text_key
@@ -88,12 +102,46 @@ def read_record(line: bytes, position: int, part: Part, options: ReadOptions) ->
         return _bad(part, position, f"no key {options.text_key!r} (it has: {keys}); set text_key")
     if not isinstance(value, str):
         return _bad(part, position, f"{options.text_key!r} is {type(value).__name__}, not text")
+    is_looked_at = not position % LOOKED_AT or len(line) <= SHORT_BYTES
+    if is_looked_at and line.count(f'{key.rpartition(".")[2]}"'.encode()) > 1 and _is_twice(line, key):
+        _tell_twice(part.path, key)
     if options.id_key is None and options.label_key is None:
         return Document(as_text(value), position)
     try:
         return Document(as_text(value), position, *_id_and_label(record, line, options))
     except RecursionError:
         return _bad(part, position, "nested too deeply to tell how its id or label is written")
+
+
+def _loads(data: str | bytes) -> Any:
+    """JSON in which a number may have any number of digits: one for which an id or a label is not made of the value."""
+    return json.loads(data, parse_int=lambda digits: int(digits) if len(digits) <= MOST_DIGITS else float(digits))
+
+
+@functools.lru_cache
+def _tell_twice(path: str, key: str) -> None:
+    log.warning("%s: has records with the key %r twice, of which the last is read; remove one", one_line(path), key)
+
+
+def _is_twice(line: bytes, key: str) -> bool:
+    """Whether a valid object has two members of this key, of which parsers take one without a word."""
+
+    def is_repeated(value: Any, key: str) -> bool:
+        if not isinstance(value, tuple):
+            return False
+        number, fields = value
+        if key in fields:
+            return bool(number[key] > 1)
+        heads = [key[: dot.start()] for dot in re.finditer(r"\.", key)]
+        return any(number[head] > 1 or is_repeated(fields.get(head), key[len(head) + 1 :]) for head in heads)
+
+    text = line.decode("utf-8", "replace").lstrip("\ufeff")
+    return is_repeated(
+        json.loads(
+            text, parse_int=str, object_pairs_hook=lambda pairs: (Counter(name for name, _ in pairs), dict(pairs))
+        ),
+        key,
+    )
 
 
 def _dict(value: Any) -> dict[str, Any] | None:
@@ -187,27 +235,40 @@ def _larger_record(
     with tempfile.SpooledTemporaryFile(limit) as spelled, tempfile.SpooledTemporaryFile(limit) as text:
         tail = _spool_string(start[found:], pieces, spelled)
         line = start[: found - 1] + b'""' + (tail if isinstance(tail, bytes) else b"")
-        labels = tail if isinstance(tail, str) else _around_text(line, options)
-        fault = labels if isinstance(labels, str) else _unescape(spelled, text, options)
-        if isinstance(labels, str) or fault:
+        around = tail if isinstance(tail, str) else _around_text(line, options)
+        fault = around if isinstance(around, str) else _unescape(spelled, text, options)
+        if isinstance(around, str) or fault:
             yield _bad(part, position, str(fault))
             return
+        last, id_, label = around
+        if last:
+            _tell_twice(part.path, options.text_key)
+            yield LongDocument(iter([whole_characters(last).encode()]), position, id_, label)
+            return
         text.seek(0)
-        yield LongDocument(iter(lambda: text.read(BLOCK_BYTES), b""), position, *labels)
+        yield LongDocument(iter(lambda: text.read(BLOCK_BYTES), b""), position, id_, label)
 
 
 def _opening(held: bytes, options: ReadOptions) -> int | None:
     """Where the text's string begins, or None if nowhere."""
     key = options.text_key
     names = [key[start:] for start in (0, *(dot.end() for dot in re.finditer(r"\.", key)))]
-    pattern = b"|".join(re.escape(json.dumps(name)[1:-1].encode()) for name in names)
+    pattern = b"|".join(b"".join(map(_spellings, name)) for name in names)
     for found in re.finditer(rb'[{,]\s*"(?:' + pattern + rb')"\s*:\s*"', held):
         for depth in range(1, len(names) + 1):
             with contextlib.suppress(ValueError, RecursionError):
-                head = json.loads(held[: found.end() - 1] + b'""' + b"}" * depth)  # only where all objects are closed
+                head = _loads(held[: found.end() - 1] + b'""' + b"}" * depth)  # only where all objects are closed
                 if _value(head, key) == "":
                     return found.end()
     return None
+
+
+def _spellings(char: str) -> bytes:
+    """A pattern for a character inside a string: itself, or escaped."""
+    escaped = json.dumps(char)[1:-1].encode()  # a sign, or by numbers where it is not ASCII
+    units = char.encode("utf-16-be", "surrogatepass")
+    by_number = b"".join(rb"\\u(?i:%04x)" % int.from_bytes(units[at : at + 2]) for at in range(0, len(units), 2))
+    return b"(?:%s|%s|%s)" % (re.escape(char.encode("utf-8", "surrogatepass")), re.escape(escaped), by_number)
 
 
 def _spool_string(data: bytes, pieces: Iterator[bytes], spool: IO[bytes]) -> bytes | str:
@@ -233,12 +294,17 @@ def _spool_string(data: bytes, pieces: Iterator[bytes], spool: IO[bytes]) -> byt
     return tail
 
 
-def _around_text(line: bytes, options: ReadOptions) -> tuple[str | None, str | None] | str:
-    """Id and label of a line that has an empty string for its text, or what is wrong with it."""
+def _around_text(line: bytes, options: ReadOptions) -> tuple[str, str | None, str | None] | str:
+    """The text, id and label of a line that has an empty string for its text, or what is wrong with it.
+
+    The text is another one where its key comes again.
+    """
     try:
-        record = json.loads(line)
-        is_once = _value(record, options.text_key) == ""
-        return _id_and_label(record, line, options) if is_once else f"the key {options.text_key!r} is there twice"
+        record = _loads(line)
+        last = _value(record, options.text_key)
+        if not isinstance(last, str):
+            return f"{options.text_key!r} is there twice, and last {type(last).__name__}, not text"
+        return last, *_id_and_label(record, line, options)
     except UnicodeDecodeError:
         return NOT_UTF8
     except (ValueError, RecursionError) as error:

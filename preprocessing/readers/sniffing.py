@@ -21,13 +21,12 @@ FOREIGN = {
     b"\x1f\x9d": "compressed by compress (.Z); unpack it",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it",
     b"Rar!\x1a\x07": "a rar archive; unpack it",
-    b"PAR1": "Parquet; set format: parquet, or name it .parquet",
     b"ARROW1\0\0": "an Arrow file; set format: arrow, or name it .arrow",
-    b"\xff\xff\xff\xff": "an Arrow stream, or other binary data; write it as Parquet",
+    b"\xff\xff\xff\xff": "an Arrow stream (set format: arrow, or name it .arrow), or other binary data",
+    b"FEA1": "Feather version 1; write it again as version 2",
     b"\x89HDF\r\n\x1a\n": "HDF5; write its text as jsonl",
     b"\x93NUMPY": "a numpy array; write its text as jsonl",
     b"SQLite format 3\0": "an SQLite database; write its text as jsonl",
-    b"%PDF-": "a PDF; extract its text first",
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an office document; save it as text",
     b"\x7fELF": "a program (ELF)",
     b"\xff\x06\0\0sNaPpY": "compressed by snappy; unpack it, or compress it by zstd",
@@ -47,9 +46,12 @@ PATTERNS = {
     re.compile(rb"\x80[\4\5]\x95.{4}\0{4}|\x80[\2\3](?:[]})(]+q\0|c[\w.]+\n|X..\0\0)", re.DOTALL): (
         "a pickle, which may run code; write its text as jsonl"
     ),
+    re.compile(rb"PAR1[\0-\x08\x0e-\x1f]"): "Parquet; set format: parquet, or name it .parquet",
     re.compile(rb"Obj\x01"): "an Avro table; write it as Parquet",
     re.compile(LFS_POINTER + rb"\r?\n(?:ext-[^\n]*\n)*oid "): LFS_REMEDY,
-    re.compile(rb"%PDF-\d\.\d\s*[\r\n](?:%[^\r\n]*[\r\n]+)*\d+ \d+ obj\b"): "a PDF; extract its text first",
+    re.compile(
+        rb"%PDF-\d\.\d\s*[\r\n](?:%[^\r\n]*[\r\n]+)*(?:\d+ \d+ obj\b|%[^\r\n]{0,3}[\x80-\xff]{2})"
+    ): "a PDF; extract its text first",
     re.compile(rb"\{\\rtf1?\s*\\"): "RTF; save it as plain text",
     re.compile(rb"%!PS(?:-Adobe-[\d.]+[^\r\n]*)?\s*[\r\n]%%"): "PostScript; extract its text first",
 }
@@ -61,6 +63,14 @@ LONG_CHARACTER, SURELY_UTF8_CHARACTERS = re.compile(rb"[\xc2-\xf4][\x80-\xbf]+")
 MOST_CONTROL = 0.1  # of the bytes of a text, such as a log with colours
 CONTROL = re.compile(rb"[\x01-\x08\x0b\x0e-\x1f\x7f]")
 TAR, TAR_PLACE = b"ustar", 257
+TAR_BYTES, TAR_SUM = 512, slice(148, 156)  # of the first header, and where its checksum is
+FEWEST_ZEROS = 16  # that are no text in any encoding
+ZEROS = "zeros alone by its first bytes, as of a download that was cut; fetch it again"
+JSON = re.compile(rb'(?:\xef\xbb\xbf)?[\s\x1e]*(?P<array>\[?)\s*\{\s*(?:"(?:[^"\\]|\\.){0,512}+"\s*:|\})', re.DOTALL)
+ARCHIVE = re.compile(rb"\s*WARC/\d")
+# How the formats begin that are not made of characters; html and warc by what they cannot be.
+OWN_STARTS = {"parquet": re.compile(rb"PAR[1E]"), "arrow": re.compile(rb"ARROW1|\xff{4}|FEA1")}
+SHOWN_BYTES = 24
 BOMS = {  # the longer first: UTF-32's begins like UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -102,11 +112,37 @@ def _binary(head: bytes) -> str | None:
     for start, kind in (FOREIGN | FOREIGN_WITH_NUL if b"\0" in head[:CLOSE_BYTES] else FOREIGN).items():
         if head.startswith(start):
             return f"is no text but {kind}"
-    if head[TAR_PLACE:].startswith(TAR):
+    if _is_tar(head):
         return "is no text but a tar archive; unpack it"
     if _is_zlib(head):
         return "is no text but compressed by zlib; unpack it, or compress it by gzip"
-    return None
+    return f"is no text but {ZEROS}" if len(head) >= FEWEST_ZEROS and not any(head) else None
+
+
+def other_kind(name: str, head: bytes) -> str | None:
+    """Why a file that begins so is not of a format of no characters, and the remedy; None for what may be."""
+    own = OWN_STARTS.get(name)
+    if not head or (own and own.match(head)):
+        return None
+    if head.startswith(LFS_POINTER):
+        return f"is not {name} but {LFS_REMEDY}"
+    kind = next((kind for pattern, kind in PATTERNS.items() if pattern.match(head)), None)
+    found = f"is no text but {kind}" if kind else _binary(head)
+    if found:
+        return found.replace("is no text but", f"is not {name} but")
+    if ARCHIVE.match(head):
+        return None if name in ("warc", "wet") else f"is not {name} but WARC; set format: warc, or wet for its texts"
+    if name in ("warc", "wet") and b"WARC/" in head:  # a damaged first record
+        return None
+    if json_ := JSON.match(head):
+        return f"is not {name} but JSON; set format: {'json' if json_['array'] else 'jsonl, or json'}"
+    if name == "html":
+        return None
+    if page := MARKUP.match(head):
+        what = "XML" if page["xml"] else "an HTML page"
+        return f"is not {name} but {what}, perhaps an error message; fetch it again, or set its format"
+    is_text = own is not None and _is_utf8(head) and not CONTROL.search(head)
+    return f"is not {name} but text ({head[:SHOWN_BYTES]!r}); fetch it again, or set its format" if is_text else None
 
 
 def looks_like_utf8(head: bytes, encoding: str) -> bool:
@@ -147,6 +183,17 @@ def _is_surely_utf8(head: bytes, asked: str) -> bool:
     blanks = [blank.start() for blank in re.finditer(rb"\s", head)]
     upper = 0 if asked.endswith("be") else 1
     return len(blanks) > 1 or any(at % 2 == upper or not asked.startswith("utf-16") for at in blanks)
+
+
+def _is_tar(head: bytes) -> bool:
+    """Whether this is a header of tar: by its mark, or by its checksum, as the oldest kind has no mark."""
+    if head[TAR_PLACE:].startswith(TAR):
+        return True
+    header = head[:TAR_BYTES]
+    checksum = header[TAR_SUM].strip(b" \0")
+    if len(header) < TAR_BYTES or not re.fullmatch(rb"[0-7]{1,7}", checksum):
+        return False
+    return int(checksum, 8) == sum(header) - sum(header[TAR_SUM]) + (TAR_SUM.stop - TAR_SUM.start) * ord(" ")
 
 
 def _is_zlib(head: bytes) -> bool:

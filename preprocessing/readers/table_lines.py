@@ -92,12 +92,17 @@ class Lines:
                 self._again.appendleft(again)
                 return data
             again.close()
-        if self._broken:
-            raise self._broken
-        data, self._broken = read_before_break(self._file, _block_bytes())
-        if self._broken and not data:
+        data = b""
+        if not self._broken:
+            data, self._broken = read_before_break(self._file, _block_bytes())
+        if self._broken and not data and not self._broken.is_all_given:
             raise self._broken
         return data
+
+    def end(self) -> None:
+        """Raises the break that the file ends at, if all its rows are whole."""
+        if self._broken:
+            raise self._broken
 
     def put_back(self, data: bytes) -> None:
         """Make these bytes the next ones, before what is left of the block under way."""

@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 from hvdlm.errors import UserError
 
 from .. import documents
-from ..compression import read_before_break
+from ..compression import BeforeBreak, read_before_break
 from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions
 from . import cutting
 
@@ -58,7 +58,7 @@ def records(file: BinaryIO, part: Part, boundary: Boundary) -> Iterator[RawRecor
         block, broken = read_before_break(file, _block_bytes(part, position + len(held), len(held)))
         held += block
         complete, used = _split(held, boundary, is_cut, is_last=broken is not None or not block)
-        complete = complete[:-1] if broken else complete  # the last one may be half
+        complete = complete[:-1] if broken and not broken.is_all_given else complete  # the last one may be half
         for offset, data in complete:
             start = position + offset
             if not (is_foreign or is_cut) and part.stop is not None and start >= part.stop:
@@ -204,8 +204,9 @@ def overlaps_itself(separator: str | None) -> bool:
 
 
 def read_file(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[LongDocument]:
-    """A document a file; a range of it is the pieces that begin there."""
-    start = file.read(len(BOM))
+    """A document a file; a range of it is the pieces that begin there; nothing of a last piece that is not whole."""
+    sound = BeforeBreak(file)
+    start = sound.read(len(BOM))
     skipped = len(BOM) if start == BOM else 0
     step, _ = cutting.step_and_reach()
     first = -(-part.start // step)
@@ -213,7 +214,14 @@ def read_file(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Long
         file.seek(skipped + first * step)
         start = b""
     if part.stop is None or first * step < part.stop:
-        rest = iter(lambda: file.read(1 << 20), b"")
         yield LongDocument(
-            itertools.chain([start[skipped:]], rest), skipped, first=first, stop=part.stop, is_verbatim=True
+            itertools.chain([start[skipped:]], _all_of(sound)), skipped, first=first, stop=part.stop, is_verbatim=True
         )
+        sound.end()
+
+
+def _all_of(sound: BeforeBreak) -> Iterator[bytes]:
+    while chunk := sound.read(1 << 20):
+        yield chunk
+    if sound.is_cut:
+        sound.end()

@@ -12,7 +12,7 @@ import logging
 import re
 import tempfile
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import IO, BinaryIO, NamedTuple
 
@@ -29,6 +29,8 @@ log = logging.getLogger("hvdlm")
 
 MAX_TAGS = 100_000  # trafilatura needs up to 4 KB and 0.2 ms for each
 BLOCK_BYTES = 1 << 20  # of a long record
+WARC = b"WARC/"  # how a record begins
+AGAIN_BYTES = 1 << 30  # of a file that are read a second time for records that a wrong length took for content
 MAX_HEAD_BYTES = 1 << 16  # of the headers of a record, or of a response
 CACHED_PAGE_CHARACTERS = 1 << 16  # trafilatura keeps a thousand lines, whatever their length
 
@@ -69,13 +71,17 @@ class _PassedOver(Exception):
 def read_html(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
     """The main text of a page as the one document of a file."""
     _check_trafilatura(part)
-    data = file.read(record_limit() + 1)
+    sound = BeforeBreak(file)
+    data = sound.read(record_limit() + 1)
+    if sound.is_cut:
+        sound.end()
     try:
         if len(data) > record_limit():
             raise _Refused(larger_than_limit())
         yield Document(_main_text(_decoded(data, None, options)), 0)
     except _Refused as error:
         yield BadRecord(part.path, str(error))
+    sound.end()
 
 
 def read_warc(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | LongDocument | BadRecord]:
@@ -149,10 +155,17 @@ def _tell_passed(passed: Counter[str], num_documents: int, part: Part) -> None:
 
 
 class _Archive:
-    """A stream of uncompressed WARC records, each begun, read as far as wanted, and ended."""
+    """A stream of uncompressed WARC records, each begun, read as far as wanted, and ended.
+
+    A record never goes on where another one begins with a stream of the compression (a member of gzip).
+    """
 
     def __init__(self, file: BinaryIO, aside: IO[bytes]) -> None:
         self._file, self.aside = BeforeBreak(file), aside  # aside: for the text of a long record
+        self._plain = file if file.seekable() else None
+        self._starts: deque[int] = getattr(getattr(file, "raw", None), "starts", deque())
+        self._position = self._content_start = 0  # of the next byte; of the content under way
+        self._num_again = AGAIN_BYTES  # that may still be read a second time
         self._ahead: bytes | None = None  # a line that was read to see where a record ends
         self.num_left = 0  # bytes of the record under way
 
@@ -164,9 +177,9 @@ class _Archive:
         if not line:
             self._file.end()
             return None
-        if not line.startswith(b"WARC/"):
+        if not line.startswith(WARC):
             self._find_record()
-            raise _Refused("bytes that are no WARC record")
+            raise _Refused("bytes that are no WARC record; fetch the file again, or set its format")
         head, num_bytes = [], 0
         while (line := self._read_line()).strip():
             head.append(line)
@@ -181,36 +194,74 @@ class _Archive:
         if not re.fullmatch("[0-9]{1,18}", length):
             self._find_record()
             raise _Refused("a WARC record without a Content-Length")
-        self.num_left = int(length)
+        self.num_left, self._content_start = int(length), self._position
         return headers
 
     def read(self, size: int) -> bytes:
-        data = self._file.read(min(size, self.num_left))
-        self.num_left -= len(data)
-        return data
+        """So many bytes of the record under way; fewer at its end, or where another one begins."""
+        pieces: list[bytes] = []
+        size = min(size, self.num_left)
+        while size and not self._begins_record():
+            start = self._starts[0] if self._starts else self._position + size
+            piece = self._file.read_some(min(size, start - self._position))
+            if not piece:
+                break
+            pieces.append(piece)
+            self._position += len(piece)
+            self.num_left -= len(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+    def _begins_record(self) -> bool:
+        """Whether a stream of the compression begins here, and a record with it."""
+        if self._plain:
+            return False
+        ahead = self._file.peek()[: len(WARC)]
+        while self._starts and self._starts[0] < self._position:
+            self._starts.popleft()
+        is_start = bool(self._starts) and self._starts[0] == self._position
+        if is_start and not ahead.startswith(WARC[: len(ahead) or 1]):
+            self._starts.popleft()
+            return False
+        return is_start
 
     def end_record(self) -> None:
         """Goes past what is left of a record, to the next one."""
         while self.num_left:
             if not self.read(1 << 20):
-                self._file.end()
                 num_missing, self.num_left = self.num_left, 0
+                if self._begins_record():
+                    raise _Refused("goes on, by its Content-Length, where the next member of the compression begins")
+                self._file.end()
+                self._find_record_within()
                 raise _Refused(f"cut short: {counted(num_missing, 'byte')} missing at its end; fetch the file again")
         line = self._read_line()
-        if line.startswith(b"WARC/"):
+        if line.startswith(WARC):
             self._ahead = line
         elif line.strip():
-            self._find_record()
+            self._find_record_within()
             raise _Refused("does not end where its Content-Length says")
 
     def _read_line(self) -> bytes:
-        line = self._file.readline(MAX_HEAD_BYTES) if self._ahead is None else self._ahead
+        line = self._ahead
+        if line is None:
+            line = self._file.readline(MAX_HEAD_BYTES)
+            self._position += len(line)
         self._ahead = None
         return line
 
+    def _find_record_within(self) -> None:
+        """The next record, which a wrong length may have taken for content; a plain file is read again for it."""
+        num_again = self._position - self._content_start
+        if self._plain and num_again <= self._num_again:
+            self._num_again -= num_again
+            self._plain.seek(self._content_start)
+            self._position = self._content_start
+        self._find_record()
+
     def _find_record(self) -> None:
         line = self._read_line()
-        while line and not line.startswith(b"WARC/"):
+        while line and not line.startswith(WARC):
             line = self._read_line()
         self._ahead = line or None
 
