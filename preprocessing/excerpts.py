@@ -70,7 +70,7 @@ class Care:
 
 def care_for(tokenizer: Tokenizer, num_units: int) -> Care:
     """All that streams by, but of encoders of 100 MB/s, of which most lose nothing, as much as is cheap."""
-    if isinstance(tokenizer, FastTokenizer) or tokenizer.kind == "byte":  # proven around every character anyway
+    if isinstance(tokenizer, FastTokenizer) or tokenizer.kind == "byte":  # no character is taken unproven
         return Care(1 + num_units // MANY_UNITS, 2, 2, 1, 96, ())
     if tokenizer.kind in ("char", "word"):  # 10 to 50 MB/s
         return Care(1, 16, 8, 8, 128, ())

@@ -59,8 +59,8 @@ CUT = re.compile(rf"(?<={VISIBLE}\n)(?=\w)|(?= {VISIBLE})")
 
 UNASSIGNED = ("Cn", "Cs")  # categories of code points that are no characters, and of halves of them
 PROVEN, UNSEEN, APART = 0, 1, 2  # what is known of a character
-NEARBY_CHARACTERS = 16  # beside a character that are looked at when the job first has it
-MOST_PIECES = 4  # of CHECK_CHARACTERS of text: what is new in the first texts of a job is met again later
+NEARBY_CHARACTERS = 16  # beside a character that is tried, or parted from the others
+MOST_PIECES = 4  # around characters that were tried for CHECK_CHARACTERS of text
 # Of a character in its probe; and more for a pattern that tells large from small letters, or knows 's by either.
 SURROUNDINGS = "a{0}a 1{0}1 !{0}! {0} {0}\na'{0}a"
 MORE_SURROUNDINGS = "A{0}a{0}A1{0}a'{0}ea'l{0}a"
@@ -90,7 +90,7 @@ class FastTokenizer:
         self._encoder = self._make()
         self._characters = Characters(content["pre_tokenizer"])
         self.wrong: str | None = None  # a text of the job that the two were found to encode differently
-        self._unproven: list[str] = []  # text around characters that are met for the first time
+        self._unproven: list[str] = []  # text around characters that were just tried
         self._resident = memory_bytes("VmRSS")
         self.kind, self.vocab_size = exact.kind, exact.vocab_size
         self.eos_id, self.bos_id, self.unk_id = exact.eos_id, exact.bos_id, exact.unk_id
@@ -159,11 +159,11 @@ class FastTokenizer:
         if text.isascii():
             return True
         is_same = self._characters.are_same(text)
-        self._unproven += around(text, self._characters.take_first_met())
+        self._unproven += around(text, self._characters.take_first_tried())
         return is_same and (not self._needs_nfc or unicodedata.is_normalized("NFC", text))
 
     def _prove(self) -> None:
-        """Compare both encoders on real text around the characters that were just met for the first time."""
+        """Compare both encoders on real text around the characters that were just tried."""
         pieces, self._unproven = self._unproven, []
         pieces = list(itertools.compress(pieces, self._are_same(pieces)))
         if pieces and self.wrong is None:
@@ -224,7 +224,7 @@ class Characters:
         self._state[:128] = PROVEN
         self._proven_latin = bytes(range(128))
         self._probes: tuple[Any, Any] | None = None
-        self._first_met: list[int] = []
+        self._first_tried: list[int] = []
 
     def are_same(self, text: str) -> bool:
         with contextlib.suppress(UnicodeEncodeError):  # most texts of Europe: a third of the time of what follows
@@ -239,28 +239,29 @@ class Characters:
             return True
         unseen = np.unique(codes[states == UNSEEN])
         if len(unseen):
-            self._try(unseen)
+            tried = self._try(unseen)
             self._proven_latin = np.flatnonzero(self._state[:256] == PROVEN).astype(np.uint8).tobytes()
-            chosen = unseen[:: -(-len(unseen) // MOST_PIECES)]
-            self._first_met = sorted(map(text.index, map(chr, chosen.tolist())))
+            self._first_tried = sorted(map(text.index, map(chr, tried[:: 1 + len(tried) // MOST_PIECES])))
         return bool(self._state.take(codes).max() == PROVEN)
 
     def are_apart(self, text: str) -> np.ndarray:
         """Of each character (bool), whether encoders may part on it; `are_same` was asked before."""
         return self._state.take(code_points(text)) != PROVEN
 
-    def take_first_met(self) -> list[int]:
-        """Where the last text had characters that none before it had, of many a few; once."""
-        places, self._first_met = self._first_met, []
+    def take_first_tried(self) -> list[int]:
+        """Where the last text had characters that were tried for it, of many a few; once."""
+        places, self._first_tried = self._first_tried, []
         return places
 
-    def _try(self, codes: np.ndarray) -> None:
+    def _try(self, codes: np.ndarray) -> list[int]:
+        """Find out about new characters; those for which both encoders were asked, in ascending order."""
         known = [code for code in codes.tolist() if unicodedata.category(chr(code)) not in UNASSIGNED]
         settled = [code for code in known if is_settled(chr(code))]
         self._state[codes] = APART
         self._state[settled] = PROVEN
         odd = sorted(set(known).difference(settled))
         self._state[odd] = np.where(self.agree(odd), PROVEN, APART)
+        return odd
 
     def agree(self, codes: list[int]) -> list[bool]:
         """Whether both encoders cut alike around each of these characters."""
