@@ -250,6 +250,17 @@ def test_a_broken_member_in_the_middle_of_an_archive_ends_it(tmp_path):
     assert "broken gz" in bad.reason
 
 
+@pytest.mark.parametrize("num_empty", [1, 3])
+def test_empty_members_of_an_archive_cut_no_record(tmp_path, num_empty):
+    texts = ["one", "two " * 99, "three"]
+    first, second, third = conversions(texts).records
+    empty = gzip.compress(b"") * num_empty
+    for place in (1, len(second) // 2, len(second) - 8):  # in the headers, in the text, in its last bytes
+        parts = [first, second[:place], second[place:], third]
+        (tmp_path / "a.wet.gz").write_bytes(empty + b"".join(gzip.compress(part) + empty for part in parts))
+        assert [found.text for found in read(tmp_path / "a.wet.gz")] == texts
+
+
 def conversions(texts):
     archive = Archive()
     for i, text in enumerate(texts):

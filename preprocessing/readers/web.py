@@ -221,7 +221,8 @@ class _Archive:
             self._starts.popleft()
         is_start = bool(self._starts) and self._starts[0] == self._position
         if is_start and not ahead.startswith(WARC[: len(ahead) or 1]):
-            self._starts.popleft()
+            while self._starts and self._starts[0] == self._position:  # several, behind empty streams
+                self._starts.popleft()
             return False
         return is_start
 
