@@ -192,7 +192,8 @@ def _make_vocabulary(plan: WorkPlan, world: World) -> str:
     except UserError as error:
         if error.on_all_ranks:
             parts = (part for unit in plan.units for part in unit.parts)
-            world.on_root(lambda: check_parts(parts, plan.listed))  # as above
+            # A file that changed meanwhile explains the fault better, and then it is not the vocabulary's.
+            world.on_root(lambda: check_parts(parts, plan.listed))
         raise
 
 
@@ -213,6 +214,8 @@ def _kept_vocabulary(work: Path) -> str | None:
 def _without_damaged(plan: WorkPlan, world: World) -> WorkPlan:
     """The plan in which units are done again whose files are not as an earlier start saved them. Collective."""
     done = sorted({unit.number for unit in plan.units}.difference(plan.todo))
+    if done and world.rank == 0:
+        log.info("%s: checking %s of an earlier start", plan.work, counted(len(done), "unit"))
     with world.together():
         damaged = [number for number in done[world.rank :: world.size] if not _is_as_saved(plan, number)]
     again = sorted(number for found in world.gather(damaged) for number in found)
@@ -220,11 +223,16 @@ def _without_damaged(plan: WorkPlan, world: World) -> WorkPlan:
         return plan
     if world.rank == 0:
         log.warning("%s: %s changed since the kill; done again", plan.work, counted(len(again), "unit"))
-        for number in again:
-            for path in [*plan.segments(number), plan.spool(number)]:
-                path.unlink(missing_ok=True)
+    world.on_root(lambda: _remove(plan, again))
     todo = sorted((*plan.todo, *again), key=lambda number: -plan.units[number].num_bytes)
     return replace(plan, todo=tuple(todo))
+
+
+def _remove(plan: WorkPlan, numbers: list[int]) -> None:
+    """What is kept of units, so that they count as not begun."""
+    for number in numbers:
+        for path in plan.files(number):
+            path.unlink()
 
 
 def _is_as_saved(plan: WorkPlan, number: int) -> bool:

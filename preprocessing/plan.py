@@ -169,6 +169,10 @@ class WorkPlan:
         """Those that are there."""
         return sorted(self.work.glob(f"unit-{unit:06d}.part-*.npz"))
 
+    def files(self, unit: int) -> list[Path]:
+        """All that is kept of a unit, marks of dedup among it; last the file that says that it is finished."""
+        return sorted(self.work.glob(f"unit-{unit:06d}.*"), key=lambda path: path == self.spool(unit))
+
     def find_spools(self) -> tuple[Path, ...]:
         """The spool files of all units, in the order of the input."""
         by_unit: dict[str, list[Path]] = {}

@@ -8,6 +8,7 @@ split, within a split in input order.
 
 from __future__ import annotations
 
+import errno
 import json
 import zipfile
 from collections import Counter
@@ -204,13 +205,22 @@ class Spool:
 
 
 def is_as_saved(path: Path) -> bool:
-    """Whether nothing has changed a spool file since it was written."""
+    """Whether nothing has changed a spool file since it was written, and its marks of dedup can be read.
+
+    OSError and MemoryError where that cannot be told.
+    """
     try:
         with zipfile.ZipFile(path) as arrays:
             if arrays.testzip() is not None:  # the checksums, before a length among them is believed
                 return False
         with Spool(path) as spool:
             return spool.has_its_tokens()
+    except MemoryError:
+        raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # as of a place before the file's start, which a damaged zip names
+            raise
+        return False
     except Exception:  # what a damaged zip makes libraries raise has many types
         return False
 

@@ -1,7 +1,9 @@
 """Preprocessing as one process: complete or absent, resumable, every document once."""
 
+import errno
 import itertools
 import json
+import shutil
 from unittest.mock import Mock, create_autospec
 
 import numpy as np
@@ -12,6 +14,8 @@ from hvdlm.data.manifest import SPLITS, read_manifest
 from hvdlm.data.verify import unigram_loss
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import assemble, build
+from hvdlm.preprocessing.documents import Document
+from hvdlm.preprocessing.spool import Batch, Spool, UnitResult, is_as_saved
 
 
 def spy_on(monkeypatch, owner, name):
@@ -98,6 +102,8 @@ DAMAGES = {
     "all of it": ("unit-000000.npz", lambda path: path.write_bytes(b"")),
     "a segment": ("unit-000000.part-00001.npz", lambda path: flip(path, 40)),
     "a whole segment": ("unit-000000.part-00001.npz", lambda path: path.unlink()),
+    "marks of dedup": ("unit-*.duplicates.npy", lambda path: path.write_bytes(b"")),
+    "half of the marks": ("unit-*.duplicates.npy", cut_short),
     "the vocabulary": ("tokenizer.json", lambda path: flip(path, path.stat().st_size // 2)),
     "half of the vocabulary": ("tokenizer.json", cut_short),
 }
@@ -108,8 +114,11 @@ def test_what_changed_since_a_kill_is_made_again(what, corpus, tmp_path, monkeyp
     monkeypatch.setattr(build, "ENCODE_BYTES", 1_000)
     monkeypatch.setattr(build, "SEGMENT_BYTES", 9_000)
     monkeypatch.setattr("hvdlm.preprocessing.plan.MIN_UNIT_BYTES", 20_000)
-    settings = {"tokenizer": {"kind": "char"}, "shard_tokens": 20_000}
-    preprocess(corpus, tmp_path / "whole", **settings)
+    (tmp_path / "again").mkdir()
+    shutil.copy(corpus / "text-030.txt", tmp_path / "again")
+    settings = {"tokenizer": {"kind": "char"}, "shard_tokens": 20_000, "dedup": {"exact": True}}
+    settings["input"] = [str(corpus), str(tmp_path / "again")]
+    assert preprocess(corpus, tmp_path / "whole", **settings).statistics["duplicate_documents"] == 1
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(assemble, "_write", Mock(side_effect=KeyboardInterrupt))
         preprocess(corpus, tmp_path / "resumed", **settings)
@@ -120,6 +129,35 @@ def test_what_changed_since_a_kill_is_made_again(what, corpus, tmp_path, monkeyp
     assert files_of(tmp_path / "resumed") == files_of(tmp_path / "whole")
     assert tokenize.call_count == ("vocabulary" not in what)
     assert ("1 unit changed since the kill; done again" in caplog.text) == ("vocabulary" not in what)
+
+
+@pytest.fixture
+def spool_file(tmp_path):
+    """Of one unit with a few documents."""
+    batch, result = Batch(), UnitResult()
+    for n in range(9):
+        batch.append(Document("a" * n, n), 0, b"a" * n, b"%16d" % n)
+    result.add(batch, np.arange(36), np.arange(9))
+    result.save(tmp_path / "unit-000000.npz", np.dtype(np.uint16))
+    return tmp_path / "unit-000000.npz"
+
+
+def test_whatever_bytes_of_a_spool_file_are_damaged_is_told_by_no_error(spool_file):
+    """Also where the archive's own lists point before its start, which an OSError tells."""
+    assert is_as_saved(spool_file)
+    saved = spool_file.read_bytes()
+    for place in [*range(0, len(saved), 97), *range(len(saved) - 24, len(saved))]:
+        for bits in (0xFF, 0x01):
+            spool_file.write_bytes(saved[:place] + bytes([saved[place] ^ bits]) + saved[place + 1 :])
+            assert isinstance(is_as_saved(spool_file), bool)
+    assert not is_as_saved(cut_short(spool_file) or spool_file)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error")])
+def test_what_hinders_to_read_a_spool_file_is_no_damage(spool_file, monkeypatch, error):
+    monkeypatch.setattr(Spool, "has_its_tokens", Mock(side_effect=error))
+    with pytest.raises(type(error)):
+        is_as_saved(spool_file)
 
 
 def test_a_finished_run_is_not_repeated(corpus, tmp_path, monkeypatch):
