@@ -561,6 +561,9 @@ BAD_LINES = {
     b"{": f"is no JSON object .*; {OVER_SEVERAL}",
     b'  "text": "a",': f"is no JSON object .*; {OVER_SEVERAL}",
     b'{"text": "a"} {"text": "b"}': f"is no JSON object .Extra data, character 14.; {OVER_SEVERAL}",
+    b'{"text": "a"} , {"text": "b"': f"is no JSON object .Extra data, character 14.; {OVER_SEVERAL}",
+    b'{"text": "if (a) {b},{c}': "is no JSON object .*; mend or remove this line",
+    b'"text": "a' + b"\\n" * 9: f"is no JSON object .*; {OVER_SEVERAL}",
     b'[{"text": "a"}]': f"is an array, not a JSON object; {OVER_SEVERAL}",
     b'\x1e{"text": "a"}': r"it begins with the mark of a JSON text sequence .RFC 7464.; take it",
     b'{"text": "a"}\r{"text": "b"}': "carriage returns alone end its lines; preprocess it",
@@ -583,6 +586,14 @@ def test_a_bad_line_is_named_with_what_to_do(line, tmp_path, tokenizer_file):
     (tmp_path / "x.jsonl").write_bytes(b'{"text": "a"}\n\n' + line + b"\n")
     with pytest.raises(UserError, match=f"x.jsonl:3: .*{BAD_LINES[line]}"):
         convert(tmp_path / "x.jsonl", tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
+
+
+def test_a_long_bad_line_is_told_at_once(tmp_path, tokenizer_file):
+    """To look for what is wrong takes no time that grows with the square of its length, and so an hour."""
+    for line in (b'{"text": "' + b"},{" * 200_000 + b'"}}', b'"' + b'\\"' * 200_000, b"{" * 200_000 + b"x"):
+        (tmp_path / "x.jsonl").write_bytes(line + b"\n")
+        with pytest.raises(UserError, match=r"x.jsonl:1: is n"):
+            convert(tmp_path / "x.jsonl", tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
 
 
 LINES = b'{"text": "a"}\n' * 9

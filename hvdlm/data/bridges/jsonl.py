@@ -30,8 +30,9 @@ BATCH_TOKENS = 1 << 18
 SHOWN_KEYS = 8
 COLUMNS = {"id": "doc_ids", "label": "doc_labels"}
 RECORD_MARK = b"\x1e"
-# An array, a bracket, a member of an object over several lines, or objects one after another.
-SEVERAL = re.compile(rb'\[|[][{}]+,?\Z|"(?:[^"\\]|\\.)*"\s*:|\{.*\}[\s,]*\{.*\}\Z', re.DOTALL)
+# How a line of JSON over several lines begins: an array, brackets alone, or a member of an object. Its name is a loop
+# without a choice, so that a long one is gone through once.
+SEVERAL_LINES = re.compile(rb'\[|[][{}]+,?\Z|"[^"\\]*(?:\\.[^"\\]*)*"\s*:', re.DOTALL)
 ONE_A_LINE = "write one object a line (jq -c)"
 
 
@@ -63,7 +64,7 @@ def _read_split(path: Path, tokenizer: Tokenizer, spool: Path) -> TokenSplit:
             write_array(file, ids, dtype)
             lengths.append(of_documents)
             text_bytes += sum(len(text.encode()) for text in texts)
-            lost += num_lost(tokenizer, texts)
+            lost += num_lost(tokenizer, texts, ids)
             for key, name in COLUMNS.items():
                 columns[name] += [record[key] for record in records]
     if lost:
@@ -120,7 +121,8 @@ def _record(line: bytes, place: str, others: Counter[str]) -> dict[str, str]:
         raise UserError(f"{place}: {fault}; mend it, or preprocess with encoding") from None
     except json.JSONDecodeError as error:
         fault = f"{error.msg}, character {error.pos}"
-        raise UserError(f"{place}: is no JSON object ({fault}); {_cure(line)}") from None
+        rest = error.doc[error.pos :] if error.msg == "Extra data" else ""
+        raise UserError(f"{place}: is no JSON object ({fault}); {_cure(line, rest)}") from None
     if not isinstance(value, dict):
         raise UserError(f"{place}: is {_kind(value)}, not a JSON object; {_cure(line)}")
     if "text" not in value:
@@ -146,8 +148,8 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "null" if value is None else "a number")
 
 
-def _cure(line: bytes) -> str:
-    """What to do about a line that is no JSON object."""
+def _cure(line: bytes, rest: str = "") -> str:
+    """What to do about a line that is no JSON object, or in which `rest` follows one."""
     stripped = line.strip()
     if not stripped.strip(b"\0"):
         return "it is nothing but zeros, so copy the file again"
@@ -155,7 +157,7 @@ def _cure(line: bytes) -> str:
         return "it begins with the mark of a JSON text sequence (RFC 7464); take it away (tr -d '\\036')"
     if b"\r" in stripped:
         return "carriage returns alone end its lines; preprocess it, or end them by line feeds"
-    if SEVERAL.match(stripped):
+    if SEVERAL_LINES.match(stripped) or rest.lstrip(", \t").startswith("{"):
         return f"preprocess it with format: json, or {ONE_A_LINE}"
     return "mend or remove this line"
 
