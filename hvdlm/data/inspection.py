@@ -140,13 +140,16 @@ def _counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
 def histogram(lengths: np.ndarray) -> list[tuple[int, int]]:
     """(least length, documents) in classes that double: 1, 2 to 3, 4 to 7 …; before them 0, if any has no token.
 
-    >>> histogram(np.array([1, 2, 3, 9])), histogram(np.array([0, 2]))
-    ([(1, 1), (2, 2), (4, 0), (8, 1)], [(0, 1), (2, 1)])
+    >>> histogram(np.array([1, 2, 3, 9])), histogram(np.array([0, 2])), histogram(np.array([0, 0]))
+    ([(1, 1), (2, 2), (4, 0), (8, 1)], [(0, 1), (2, 1)], [(0, 2)])
     """
     num_empty = int(np.count_nonzero(lengths == 0))
+    empty = [(0, num_empty)] if num_empty else []
+    if num_empty == len(lengths):
+        return empty
     counts = np.bincount(np.log2(lengths[lengths > 0]).astype(np.int64))
     first = int(np.flatnonzero(counts)[0])
-    return [(0, num_empty)] * (num_empty > 0) + [(2**power, int(counts[power])) for power in range(first, len(counts))]
+    return empty + [(2**power, int(counts[power])) for power in range(first, len(counts))]
 
 
 def to_text(facts: dict) -> str:
