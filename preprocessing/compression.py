@@ -23,16 +23,15 @@ from .stream_faults import (
     MAX_XZ_CHUNK_BYTES,
     PIECE_BYTES,
     Fault,
-    is_behind_bz2_blocks,
-    is_behind_deflate,
-    is_behind_xz_blocks,
-    is_behind_zstd_blocks,
-    is_never_known,
+    bz2_is_all_given,
+    gz_is_all_given,
     sound_bz2_pieces,
     whole_xz_chunks,
+    xz_is_all_given,
+    zstd_is_all_given,
 )
 
-LOOKED_THROUGH_BYTES = 4 << 30  # of content, to see whether a break is the cause of other errors
+LOOKED_THROUGH_BYTES = 256 << 20  # of content, in seconds, to see whether a break is the cause of other errors
 SCRAP_BYTES = 8  # the shortest stream, of zstd, has 9
 HEAD_BYTES = 64  # that tell what a file is
 SHOWN_BYTES = 24
@@ -114,25 +113,24 @@ class Compression:
     magics: tuple[bytes, ...]  # how such a file begins, and no text does
     has_padding: bool = True  # zero bytes may stand behind a stream
     num_held: int = 0  # bytes before the decoder's place that a fault found there may have spoilt
-    num_sound: Callable[[BinaryIO, int, int], int] | None = (
-        None  # bytes of content that a fault has not: `_before_fault`
-    )
+    # Bytes of content before a fault that it cannot have spoilt, by file, start of the stream and place of the fault.
+    num_sound: Callable[[BinaryIO, int, int], int] | None = None
     is_checked_late: bool = True  # its checksum comes behind what may be the whole content
 
 
 COMPRESSIONS = {
-    ".gz": Compression(lambda: zlib.decompressobj(31), _zlib_pieces, is_behind_deflate, (b"\x1f\x8b\x08",)),
+    ".gz": Compression(lambda: zlib.decompressobj(31), _zlib_pieces, gz_is_all_given, (b"\x1f\x8b\x08",)),
     ".bz2": Compression(
         bz2.BZ2Decompressor,
         sound_bz2_pieces,
-        is_behind_bz2_blocks,
+        bz2_is_all_given,
         tuple(b"BZh%d" % n + block for n in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")),
         is_checked_late=False,
     ),
     ".xz": Compression(
         lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ),
         _pieces,
-        is_behind_xz_blocks,
+        xz_is_all_given,
         (b"\xfd7zXZ\0",),
         num_held=MAX_XZ_CHUNK_BYTES,
         num_sound=whole_xz_chunks,
@@ -140,7 +138,7 @@ COMPRESSIONS = {
     ".lzma": Compression(  # of old, or of xz --format=lzma: it knows no padding
         lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE),
         _pieces,
-        is_never_known,
+        lambda _fault: False,  # it has no trailer that could be told
         # Its usual settings, and a dictionary of 2^n or 2^n + 2^(n - 1) bytes: UTF-16 may begin by less.
         tuple(b"\x5d" + (half << n).to_bytes(4, "little") for n in range(15, 30) for half in (2, 3)),
         has_padding=False,
@@ -148,7 +146,7 @@ COMPRESSIONS = {
     ".zst": Compression(
         _zstd_decoder,
         _zstd_pieces,
-        is_behind_zstd_blocks,
+        zstd_is_all_given,
         (b"\x28\xb5\x2f\xfd", *(bytes([n]) + b"\x2a\x4d\x18" for n in range(0x50, 0x60))),  # and skippable frames
         has_padding=False,
     ),

@@ -1,4 +1,7 @@
-"""What a fault in a compressed stream has spoilt: whether content is missing, and how much before it is wrong."""
+"""What a fault in a compressed stream has spoilt: whether content is missing, and how much before it is wrong.
+
+Each `*_is_all_given` tells whether all content of the stream stands before the fault, where that can be known.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+# How compressed files are read, by preprocessing/compression.py too.
 BLOCK_BYTES = 2048  # read at once: a break loses what one block expands to; 4 bytes of zstd can stand for 128 KiB
 PIECE_BYTES = 1 << 16  # expanded at once, where the library can be told
 MAX_BZ2_BLOCK_BYTES = 900_000 // 5 * 259  # of runs: 4 equal bytes and their further number, up to 255, stand for 259
@@ -59,7 +63,7 @@ class Fault:
         return Path(self.path).stat().st_size - self.place - 1
 
 
-def is_behind_deflate(fault: Fault) -> bool:
+def gz_is_all_given(fault: Fault) -> bool:
     """Where a checksum or length is missing or wrong, and no other member follows."""
     if fault.why:
         return fault.why.endswith(GZ_CHECKS) and fault.num_behind() < GZ_TRAILER_BYTES
@@ -77,7 +81,7 @@ def _is_wrong_trailer(decoder: Any, byte: bytes) -> bool:
     return bool(decoder.eof)
 
 
-def is_behind_bz2_blocks(fault: Fault) -> bool:
+def bz2_is_all_given(fault: Fault) -> bool:
     """Where a block has ended so close before that no other one has room, or that what follows is the trailer's."""
     if fault.why and fault.num_behind() >= BZ2_TRAILER_BYTES:
         return False
@@ -96,7 +100,7 @@ def is_behind_bz2_blocks(fault: Fault) -> bool:
     return num_given > 0 and (is_trailer or any(bits >> n & (1 << 48) - 1 == BZ2_TRAILER_START for n in range(32)))
 
 
-def is_behind_zstd_blocks(fault: Fault) -> bool:
+def zstd_is_all_given(fault: Fault) -> bool:
     """Where a checksum is missing or wrong, and no other frame follows."""
     if fault.why:
         return ZSTD_CHECK in fault.why and fault.num_behind() < ZSTD_TRAILER_BYTES
@@ -109,7 +113,7 @@ def is_behind_zstd_blocks(fault: Fault) -> bool:
     return bool(fault.decoder.eof)
 
 
-def is_behind_xz_blocks(fault: Fault) -> bool:
+def xz_is_all_given(fault: Fault) -> bool:
     """By the index behind the blocks: it tells how long they are, so where it is itself."""
     with Path(fault.path).open("rb") as file:
         file.seek(fault.start)
@@ -171,8 +175,3 @@ def whole_xz_chunks(file: BinaryIO, start: int, place: int) -> int:
         at += 1
         at += -(at - start) % 4 + num_check
     return num_content
-
-
-def is_never_known(_fault: Fault) -> bool:
-    """Of .lzma, which has no trailer."""
-    return False

@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import random
+import re
 import zlib
 from collections import Counter
 
@@ -20,6 +21,7 @@ from hvdlm.preprocessing.compression import break_of, open_plain, read_before_br
 from hvdlm.preprocessing.documents import BadRecord, Document, Part, ReadOptions
 from hvdlm.preprocessing.pipeline import Pipeline
 from hvdlm.preprocessing.plan import PreprocessConfig, Unit
+from hvdlm.preprocessing.stream_faults import PIECE_BYTES, sound_bz2_pieces
 
 COMPRESS = {
     ".gz": gzip.compress,
@@ -110,6 +112,44 @@ def test_stored_content_that_lacks_a_byte_is_not_whole(tmp_path):
                 given, broken = content_of(tmp_path / "a.txt.gz")
                 assert broken.is_all_given == (num_missing <= 8)
                 assert given == content or num_missing > 8
+
+
+@pytest.mark.parametrize("has_checksum", [True, False])
+def test_stored_blocks_of_zstd_that_lack_a_byte_are_not_whole(tmp_path, has_checksum):
+    content = random.Random(2).randbytes(5000)
+    packed = zstandard.ZstdCompressor(write_checksum=has_checksum).compress(content)
+    for num_missing in range(1, 14):
+        (tmp_path / "a.txt.zst").write_bytes(packed[:-num_missing])
+        given, broken = content_of(tmp_path / "a.txt.zst")
+        assert broken.is_all_given == (given == content) == (num_missing <= 4 * has_checksum)
+
+
+def test_bz2_is_all_given_where_its_last_block_has_ended_and_nowhere_else(tmp_path):
+    path, packed = tmp_path / "a.txt.bz2", bz2.compress(WORDS[:250_000], 1)
+    bits = f"{int.from_bytes(packed, 'big'):0{8 * len(packed)}b}"
+    starts = [found.start() // 8 for found in re.finditer(f"{0x314159265359:048b}", bits)]
+    assert len(starts) == 3  # blocks
+    for place in range(starts[2] - 2, starts[2] + 20):  # between the second and the third
+        path.write_bytes(packed[:place])
+        assert not content_of(path)[1].is_all_given
+    content = random.Random(2).randbytes(100)
+    short = bz2.compress(content)
+    for bit in range(8 * 10, 8 * 50):  # such that the block's end is missed, and the trailer read as its data
+        damaged = (int.from_bytes(short, "big") ^ 1 << bit).to_bytes(len(short), "big")
+        path.write_bytes(damaged[:-2])
+        given, broken = content_of(path)
+        assert given == content or not broken.is_all_given
+
+
+def test_no_more_of_bz2_is_held_back_than_its_largest_block(monkeypatch):
+    """Else a file that expands without end by a few bytes would fill the memory."""
+    monkeypatch.setattr("hvdlm.preprocessing.stream_faults.MAX_BZ2_BLOCK_BYTES", 200_000)
+    decoder, content = bz2.BZ2Decompressor(), bytes(3_000_000)
+    pieces = sound_bz2_pieces(decoder, bz2.compress(content), 0)
+    first = next(pieces)
+    rest = decoder.decompress(b"", -1)  # what libbz2 has not given yet
+    assert len(content) - 200_000 - 2 * PIECE_BYTES <= len(rest) < len(content)
+    assert first + b"".join(pieces) + rest == content
 
 
 TABLE = pa.table({"text": [f"row {n} {n**5}" for n in range(300)]})
