@@ -873,3 +873,23 @@ def test_a_pattern_that_never_ends_is_named_with_the_text(monkeypatch):
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
     with ThreadPoolExecutor(1) as threads:
         assert threads.submit(tokenizer.encode, "b").result().tolist() == [2]
+
+
+def test_the_time_of_a_pattern_grows_with_the_text_and_leaves_the_signal_as_it_was(monkeypatch):
+    """A long document of a sound pattern is no endless one, and a profiler may use the same clock."""
+    limits, rule = list[float](), WordRule("regex", "a|b")
+    monkeypatch.setattr("hvdlm.tokenizer.word.LIMITED_CHARACTERS", 100)
+    monkeypatch.setattr(signal, "setitimer", lambda which, seconds: limits.append(seconds))
+    tokenizer = WordTokenizer(["a"], rule)
+    for uses in (None, signal.SIG_IGN, lambda number, frame: None):
+        before = signal.getsignal(signal.SIGVTALRM) if uses is None else uses
+        signal.signal(signal.SIGVTALRM, before)
+        assert len(tokenizer.encode("a")) == 1
+        assert signal.getsignal(signal.SIGVTALRM) is before
+    signal.signal(signal.SIGVTALRM, signal.SIG_DFL)
+    limits.clear()
+    tokenizer.encode_documents(["a" * 250, "b", "a" * 90, "b" * 20])
+    assert limits == [50, 20, 20, 0]
+    limits.clear()
+    assert sum(len(part.text) for part in parts_finder(rule)("a" * 300, 200)) == 300
+    assert limits == [60, 0, 20, 0]

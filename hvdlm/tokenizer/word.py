@@ -28,7 +28,7 @@ from hvdlm.tokenizer.interface import END, MAX_BYTES, UNKNOWN, join_documents, n
 log = logging.getLogger("hvdlm")
 
 LINE_END = re.compile(r"\r\n|\r|\n")
-PATTERN_S = 20.0  # of the processor; a sound pattern takes a second or two
+PATTERN_S = 20.0  # of the processor, for LIMITED_CHARACTERS; a sound pattern takes a second or two
 LIMITED_CHARACTERS, SHOWN_CHARACTERS = 1 << 20, 40
 DEFAULT_PATTERN = r"\w+|[^\w\s]"
 Cut = Callable[[str], Iterable[str]]
@@ -174,42 +174,43 @@ class SlowPatternError(UserError):
 
 
 class _Limit:
-    """Within it a pattern of the user's may compute for PATTERN_S on a few texts; some, as (a+)+$ on aaaa!, never end.
+    """Within it a pattern of the user's may compute for PATTERN_S a MiB of text; some, as (a+)+$ on aaaa!, never end.
 
     `re` is ended by a signal alone, which the main thread alone gets: elsewhere there is no limit. The clock runs with
     the processor, so that neither a busy machine nor a job that was suspended counts.
     """
 
     def __init__(self, rule: WordRule) -> None:
-        self._pattern, self._text, self._left = rule.pattern, "", LIMITED_CHARACTERS
+        self._pattern, self._text, self._limit_s = rule.pattern, "", PATTERN_S
+        self._left = 0  # characters that may come before the clock starts anew
+        self._former: Any = None
         is_of_user = rule.words == "regex" and rule.pattern is not None
         self._is_on = is_of_user and threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> _Limit:
         if self._is_on:
-            signal.signal(signal.SIGVTALRM, self._end)
-            self._renew()
+            self._former = signal.signal(signal.SIGVTALRM, self._end)
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._is_on:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, self._former or signal.SIG_DFL)  # None: of no Python
 
-    def on(self, text: str) -> str:
-        """The text, which meets the pattern next."""
+    def on(self, text: str, num_characters: int | None = None) -> str:
+        """The text, which meets the pattern next; `num_characters` if it is the beginning of so many."""
         if self._is_on:
-            self._text, self._left = text, self._left - len(text)
+            length = len(text) if num_characters is None else num_characters
+            self._text, self._left = text, self._left - length
             if self._left < 0:
-                self._renew()
+                self._left = LIMITED_CHARACTERS - length
+                self._limit_s = PATTERN_S * max(1, length / LIMITED_CHARACTERS)
+                signal.setitimer(signal.ITIMER_VIRTUAL, self._limit_s)
         return text
-
-    def _renew(self) -> None:
-        self._left = LIMITED_CHARACTERS
-        signal.setitimer(signal.ITIMER_VIRTUAL, PATTERN_S)
 
     def _end(self, number: int, frame: object) -> None:
         raise SlowPatternError(
-            f"tokenizer.pattern {self._pattern!r}: takes more than {PATTERN_S:g} s for a text such as "
+            f"tokenizer.pattern {self._pattern!r}: takes more than {self._limit_s:.3g} s for a text such as "
             f"{self._text[:SHOWN_CHARACTERS]!r}; a repeat inside a repeat, such as (a+)+, may try without end: leave "
             "one of them out"
         )
@@ -282,7 +283,7 @@ def _parts_of_matches(rule: WordRule) -> Parts:
         while start < len(text):
             stop, words = len(text), list[str]()
             with _Limit(rule) as limit:
-                limit.on(text[start : start + SHOWN_CHARACTERS])
+                limit.on(text[start : start + SHOWN_CHARACTERS], len(text) - start)  # the next match may be the last
                 for found in matches:
                     words.append(found[0])
                     if found.end() - start >= size and len(text) - start > size:
@@ -304,7 +305,10 @@ def _parts_of_jieba(segmenter: Any) -> Parts:
             if found is None:  # a long stretch without a mark is cut into words once
                 found = AFTER_MARK.search(text, start + 2 * size)
                 stop = found.end() if found else len(text)
-                yield from (start := end for end in _ends_of_words(segmenter, text, start, stop) if end - start >= size)
+                for end in _ends_of_words(segmenter, text, start, stop):
+                    if end - start >= size:
+                        start = end
+                        yield start
                 start = stop
             else:
                 start = found.end()
