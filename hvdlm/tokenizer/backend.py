@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hvdlm.errors import UserError
-from hvdlm.tokenizer.dropped import Dropped, byte_alphabet, forms_of, spells_all, steps
+from hvdlm.tokenizer.dropped import Dropped, byte_alphabet, check_affixes, spells_all, steps
 from hvdlm.tokenizer.interface import MOST_IDS, join_documents
 from hvdlm.tokenizer.published import ENDS, NAMED_EOS
 
@@ -42,7 +42,7 @@ class BackendTokenizer:
             ids = token_ids(content)
             self.kind = str(content["model"].get("type", "BPE")).lower()
             self.unk_id = _unk_id(content["model"])
-            _ = forms_of(content["model"])
+            check_affixes(content["model"])
             specials = {entry["content"] for entry in content.get("added_tokens") or [] if entry["special"]}
         except MISFITS as error:
             raise UserError(f"{origin}: not a tokenizer.json ({reason_of(error)})") from None

@@ -17,6 +17,7 @@ WHITE_SPACE = (" ", r"\s", r"\s+")  # patterns
 LACKING = "\U0010ffff\x00lacking"  # no text holds it
 NO_BYTES = {0xC0, 0xC1, *range(0xF5, 0x100)}  # of no UTF-8
 BY_CHARACTER = ("BertNormalizer", "Nmt", "Precompiled", "StripAccents")  # normalizers that take some away
+AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")  # of a BPE
 UNSEEN, STAYS, GONE = 0, 1, 2  # what is known of a character
 
 
@@ -166,16 +167,16 @@ def spells_all(content: dict[str, Any]) -> bool:
     )
 
 
-def forms_of(model: dict[str, Any]) -> list[tuple[str, str]]:
-    """What a BPE writes before and behind a character: by whether it continues a word, and whether it ends one.
+def check_affixes(model: dict[str, Any]) -> None:
+    """ValueError where what a BPE writes before or behind a character is no text."""
+    for key in AFFIXES:
+        if not isinstance(model.get(key) or "", str):
+            raise ValueError(f"{key} {model[key]!r} is no text")
 
-    ValueError for what is no text.
-    """
-    affixes = [model.get(key) or "" for key in ("continuing_subword_prefix", "end_of_word_suffix")]
-    for affix in affixes:
-        if not isinstance(affix, str):
-            raise ValueError(f"continuing_subword_prefix or end_of_word_suffix {affix!r} is no text")
-    prefix, suffix = affixes
+
+def forms_of(model: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a BPE writes before and behind a character: by whether it continues a word, and whether it ends one."""
+    prefix, suffix = (model.get(key) or "" for key in AFFIXES)
     return list(dict.fromkeys(itertools.product(("", prefix), ("", suffix))))
 
 

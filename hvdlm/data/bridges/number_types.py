@@ -12,8 +12,9 @@ from hvdlm.data.bridges.interface import PIECE_TOKENS
 from hvdlm.errors import UserError
 
 BFLOAT16 = "bfloat16"
-# Types by the names that messages have for them: those as which ids of another type are hardly ever ids, and ...
-SELDOM = {
+# Types by the names that messages have for them. Numbers that are all ids as one of SURE_TYPES are of it, as ids of
+# another type hardly ever are so by chance; as one of DOUBTFUL_TYPES they may well be.
+SURE_TYPES = {
     "big-endian uint32": ">u4",
     "big-endian int64": ">i8",
     "float16": "<f2",
@@ -23,9 +24,9 @@ SELDOM = {
     "big-endian float64": ">f8",
     BFLOAT16: "<u2",  # numpy has none
 }
-OFTEN = {"big-endian uint16": ">u2", "uint8": "u1"}  # ... those as which they may well be
+DOUBTFUL_TYPES = {"big-endian uint16": ">u2", "uint8": "u1"}
 WITH_MARKS = {"int64": "<i8", "int32": "<i4", "int16": "<i2"}  # the wider first, since -1 is two of the narrower
-KINDS = {name: np.dtype(kind) for name, kind in (SELDOM | OFTEN | WITH_MARKS).items()}
+KINDS = {name: np.dtype(kind) for name, kind in (SURE_TYPES | DOUBTFUL_TYPES | WITH_MARKS).items()}
 FEWEST_NUMBERS = 16  # that show of which type they are
 LIKELIHOOD = 1e-6  # of a chance, at which it is no more taken for one
 LEAST_MARK = -100  # of numbers in the place of ids that stand for targets which do not count
@@ -35,7 +36,7 @@ AS_IDS = "write them as uint16 or uint32"
 
 def refuse_surely_other(path: Path, vocab_size: int) -> None:
     """UserError for a file whose numbers are all ids as a type as which they would not be so by chance."""
-    for kind in SELDOM:
+    for kind in SURE_TYPES:
         if path.stat().st_size >= FEWEST_NUMBERS * KINDS[kind].itemsize and _holds(path, kind, vocab_size):
             raise UserError(f"{path}: its numbers are {kind}, not little-endian ids; {AS_IDS}")
 
@@ -48,7 +49,7 @@ def refuse_other(path: Path, vocab_size: int) -> None:
                 f"{path}: its numbers are {kind}, and number {place} is below 0, as marks of targets that do not count "
                 "are (-100); write the ids themselves"
             )
-    for kind in OFTEN:
+    for kind in DOUBTFUL_TYPES:
         share = vocab_size / 256 ** KINDS[kind].itemsize  # of all numbers that are ids
         num = path.stat().st_size // KINDS[kind].itemsize
         if share < 1 and num * math.log(share) < math.log(LIKELIHOOD) and _holds(path, kind, vocab_size):
