@@ -91,7 +91,7 @@ def is_behind_bz2_blocks(fault: Fault) -> bool:
             while byte := file.read(1):
                 num_given += sum(map(len, sound_bz2_pieces(decoder, byte, PIECE_BYTES)))
         file.seek(near)
-        bits = int.from_bytes(file.read())
+        bits = int.from_bytes(file.read(), "big")
     is_trailer = bool(fault.why)  # as no block has room
     return num_given > 0 and (is_trailer or any(bits >> n & (1 << 48) - 1 == BZ2_TRAILER_START for n in range(32)))
 
@@ -154,7 +154,7 @@ def whole_xz_chunks(file: BinaryIO, start: int, place: int) -> int:
 
     def number(at: int, size: int) -> int:
         file.seek(at)
-        return int.from_bytes(file.read(size)) if at + size <= place else 0
+        return int.from_bytes(file.read(size), "big") if at + size <= place else 0
 
     num_check = XZ_CHECK_BYTES[number(start + 7, 1) & 15]
     at, num_content = start + XZ_HEADER_BYTES, 0

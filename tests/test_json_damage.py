@@ -162,17 +162,26 @@ def test_json_that_is_no_json_is_a_bad_record_a_record(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])
 @pytest.mark.parametrize("size", [10, 40_000])
-def test_the_last_of_a_key_that_is_there_twice_is_read_and_remarked_once(size, suffix, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("last", ["b", ""])
+def test_the_last_of_a_key_that_is_there_twice_is_read_and_remarked_once(
+    last, size, suffix, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 1000)
-    line = json.dumps({"text": "x" * size})[:-1] + ', "text": "b", "id": 3}\n'
+    line = json.dumps({"text": "x" * size})[:-1] + f', "text": "{last}", "id": 3}}\n'
     found = read(write_packed(tmp_path / f"a.{suffix}", line.encode() * 3), ReadOptions(id_key="id"))
-    assert [(item.text, item.id) for item in found] == [("b", "3")] * 3
+    assert [(item.text, item.id) for item in found] == [(last, "3")] * 3
     assert [message.partition(": ")[2] for message in caplog.messages] == [
         "has records with the key 'text' twice, of which the last is read; remove one"
     ]
     (good,) = read(write_packed(tmp_path / f"b.{suffix}", b'{"text": "a", "n": {"text": "b"}, "m": "\\"text\\""}'))
     assert good.text == "a"
     assert len(caplog.messages) == 1
+
+
+def test_a_record_may_be_nested_as_deeply_as_the_faster_parser_goes(tmp_path):
+    deep = '{"text": "a", "x": "text", "n": ' + "[" * 1000 + "]" * 1000 + "}\n"
+    found = read(write_packed(tmp_path / "a.jsonl", (deep + '{"text": "b"}\n').encode()))
+    assert [item.text for item in found] == ["a", "b"]
 
 
 @pytest.mark.parametrize("size", [10, 40_000])

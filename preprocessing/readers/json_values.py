@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple, NoReturn
+from typing import BinaryIO, NoReturn
 
 from .. import documents
 from ..compression import BeforeBreak
@@ -18,15 +18,15 @@ from .jsonl import INVALID, read_long_record, read_record
 from .text import RawRecord, in_chunks
 
 # Between values: blanks, commas, marks of files put behind one another, and what begins a text of RFC 7464.
-BETWEEN = re.compile(rb"[\s,\x1e]*+(?:\xef\xbb\xbf[\s,\x1e]*+)*+")
+BETWEEN = re.compile(rb"[\s,\x1e]*(?:\xef\xbb\xbf[\s,\x1e]*)*")
 SCALAR = re.compile(rb'[^][{}",\s]+')
 OUTSIDE_STRING, INSIDE_STRING = re.compile(rb'[][{}"]'), re.compile(rb'["\\]')
 STRAY_BRACKETS = re.compile(rb"[]}]+")
 MAY_FOLLOW = {b"", *(b"%c" % char for char in b'",]}[{ \t\r\n\x1e\xef')}
 
-KEY = rb'"(?:[^"\\\x00-\x1f]|\\.){0,512}+"'  # the limit bounds what is searched again behind a border of windows
-MEMBER = re.compile(b"(" + KEY + rb")\s*+:")
-OPENING = re.compile(rb"\{\s*+(?:(" + KEY + rb")\s*+:|([^][\"{}:,\s][^]{}:,\s]{0,64}))")
+KEY = rb'"(?:[^"\\\x00-\x1f]|\\.){0,512}"'  # the limit bounds what is searched again behind a border of windows
+MEMBER = re.compile(b"(" + KEY + rb")\s*:")
+OPENING = re.compile(rb"\{\s*(?:(" + KEY + rb")\s*:|([^][\"{}:,\s][^]{}:,\s]{0,64}))")
 BEHIND_ARRAY = re.compile(rb"[],\s]*")
 CONTEXT_BYTES = 4096  # before a place, that stay in the window
 
@@ -126,16 +126,16 @@ class _Window:
         if stray := STRAY_BRACKETS.match(self._data, self._at):
             self._at = stray.end()
             raise _Damage(f"{INVALID} (a closing bracket without its opening one)")
-        scan = _scan(self._data, _Scan(self._at))
+        end, is_scalar, is_whole = _end_of_value(self._data, self._at)
         is_at_end = len(self._data) - self._at <= self._limit
-        if not scan.is_whole and not (is_at_end and scan.is_scalar):
+        if not is_whole and not (is_at_end and is_scalar):
             if is_at_end:
                 self.check_value()
                 self._no_end()
             return None
-        self._at = scan.at
-        value = self._data[self._start : scan.at]
-        if scan.is_scalar and not SCALARS.fullmatch(value):
+        self._at = end
+        value = self._data[self._start : end]
+        if is_scalar and not SCALARS.fullmatch(value):
             raise self._fault(self._start, Expects.VALUE)
         return value
 
@@ -284,32 +284,20 @@ def _skip(window: bytes, at: int) -> int:
     return between.end() if between else at
 
 
-class _Scan(NamedTuple):
-    """How far a value was followed."""
-
-    at: int  # the next byte to look at
-    depth: int = 0  # of brackets that are open
-    is_string: bool = False
-    is_scalar: bool = False
-    is_whole: bool = False
-
-
-def _scan(data: bytes, scan: _Scan) -> _Scan:
-    """Follows a value to its end, or to that of the data."""
-    at, depth, is_string = scan.at, scan.depth, scan.is_string
-    scalar = None if depth or is_string else SCALAR.match(data, at)
-    if scalar or scan.is_scalar:
-        end = scalar.end() if scalar else at
-        return _Scan(end, is_scalar=True, is_whole=end < len(data))
-    while found := (INSIDE_STRING if is_string else OUTSIDE_STRING).search(data, at):
-        at = found.end()
-        if is_string:
-            is_string = found[0] != b'"'
-            at += is_string  # a backslash takes the next byte along
-        elif found[0] == b'"':
-            is_string = True
+def _end_of_value(data: bytes, at: int) -> tuple[int, bool, bool]:
+    """(where the value that begins here ends, or the data do; whether it is a scalar; whether it ends)."""
+    if scalar := SCALAR.match(data, at):
+        return scalar.end(), True, scalar.end() < len(data)
+    depth, pattern = 0, OUTSIDE_STRING
+    while found := pattern.search(data, at):
+        at, sign = found.end(), found[0]
+        if sign == b"\\":  # it takes the next byte along
+            at += 1
+            continue
+        if sign == b'"':
+            pattern = INSIDE_STRING if pattern is OUTSIDE_STRING else OUTSIDE_STRING
         else:
-            depth += 1 if found[0] in b"[{" else -1
-        if depth <= 0 and not is_string:
-            return _Scan(at, is_whole=True)
-    return _Scan(max(at, len(data)), depth, is_string=is_string)
+            depth += 1 if sign in b"[{" else -1
+        if depth <= 0 and pattern is OUTSIDE_STRING:
+            return at, False, True
+    return max(at, len(data)), False, False

@@ -66,7 +66,7 @@ TAR, TAR_PLACE = b"ustar", 257
 TAR_BYTES, TAR_SUM = 512, slice(148, 156)  # of the first header, and where its checksum is
 FEWEST_ZEROS = 16  # that are no text in any encoding
 ZEROS = "zeros alone by its first bytes, as of a download that was cut; fetch it again"
-JSON = re.compile(rb'(?:\xef\xbb\xbf)?[\s\x1e]*(?P<array>\[?)\s*\{\s*(?:"(?:[^"\\]|\\.){0,512}+"\s*:|\})', re.DOTALL)
+JSON = re.compile(rb'(?:\xef\xbb\xbf)?[\s\x1e]*(?P<array>\[?)\s*\{\s*(?:"(?:[^"\\]|\\.){0,512}"\s*:|\})', re.DOTALL)
 ARCHIVE = re.compile(rb"\s*WARC/\d")
 # How the formats begin that are not made of characters; html and warc by what they cannot be.
 OWN_STARTS = {"parquet": re.compile(rb"PAR[1E]"), "arrow": re.compile(rb"ARROW1|\xff{4}|FEA1")}
@@ -198,7 +198,7 @@ def _is_tar(head: bytes) -> bool:
 
 def _is_zlib(head: bytes) -> bool:
     """Whether this is a zlib stream, which has no more than two bytes to be known by: by what it expands to."""
-    if head[:1] != b"x" or int.from_bytes(head[:2]) % 31:
+    if head[:1] != b"x" or int.from_bytes(head[:2], "big") % 31:
         return False
     decoder = zlib.decompressobj()
     try:
