@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 from reading import STRICT, read, write_packed
@@ -49,6 +50,7 @@ DAMAGES = {
     "lost comma": lambda record: record.replace('{",', '{"', 1),
     "lost colon": lambda record: record.replace(":", "", 1),
     "lost bracket": lambda record: record.replace("]", "", 1),
+    "lost colon of the first key": lambda record: record.replace('"text":', '"text"', 1),
     "a word": lambda record: record.replace('"two }, {"', "None", 1),
 }
 
@@ -77,6 +79,34 @@ def test_a_damaged_record_is_one_bad_record(layout, damage, limit, tmp_path, mon
     assert bad.position == place_of(layout, spelled) + len(spelled[DAMAGED]) - len(spelled[DAMAGED].lstrip())
     assert bad.reason.startswith("not valid JSON (at byte ")
     assert bad.reason.endswith(" to the next record; mend it, or fetch the file again")
+
+
+@pytest.mark.parametrize("layout", ["a record a line of an array", "an indented array"])
+def test_brackets_that_are_missing_cost_no_record_of_another_line(layout, tmp_path):
+    spelled = [LAYOUTS[layout][3]({"n": [{"a": n}], "text": str(n)}) for n in range(6)]
+    spelled[2] = re.sub(r"\}\s*\],", ",", spelled[2], count=1)  # all that follows may lie inside
+    found = read(write_packed(tmp_path / "a.json", content_with(layout, spelled)))
+    (bad,) = (item for item in found if isinstance(item, BadRecord))
+    assert [item.text for item in found if item is not bad] == list("01345")
+    assert "no closing bracket before a line that begins like it" in bad.reason
+
+
+def test_a_first_record_without_its_colon_lends_no_inner_object(tmp_path):
+    records = [{"data": {"text": "inner", "x": {}}, "text": f"{n}", "z": None} for n in range(9)]
+    content = "\n".join(json.dumps(record, indent=1) for record in records).replace('"data":', '"data"', 1)
+    found = read(write_packed(tmp_path / "a.json", content.encode()))
+    assert [item.text for item in found if isinstance(item, Document)] == list("12345678")
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGES.keys() - {"lost first brace"}))  # that leaves nothing to know it by
+@pytest.mark.parametrize("layout", ["a record a line of an array", "an indented array", "an object a line"])
+def test_records_of_their_own_lines_may_begin_with_any_key(layout, damage, tmp_path):
+    """By the first key they are known where they stand on one line."""
+    others_way = [record if n == DAMAGED else dict(reversed(record.items())) for n, record in enumerate(RECORDS)]
+    spelled = [LAYOUTS[layout][3](record) for record in others_way]
+    spelled[DAMAGED] = DAMAGES[damage](spelled[DAMAGED])
+    found = read(write_packed(tmp_path / "a.json", content_with(layout, spelled)))
+    assert [item.text for item in found if isinstance(item, Document)] == OTHERS
 
 
 def edits(record):
@@ -136,7 +166,7 @@ def test_a_lost_end_is_told_once(array, end, tmp_path, monkeypatch):
     path = write_packed(tmp_path / "a.json", f'{array}{{"text": "a"}}, {end}'.encode())
     first, *bad = read(path)
     assert first.text == "a"
-    assert [one.reason for one in bad] == [json_values.NO_END] * bool(array or end)
+    assert [one.reason.partition(" (")[0] for one in bad] == [json_values.NO_END] * bool(array or end)
 
 
 @pytest.mark.parametrize("last", ["null", "true", "12", '"word"'])

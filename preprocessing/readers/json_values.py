@@ -27,6 +27,7 @@ MAY_FOLLOW = {b"", *(b"%c" % char for char in b'",]}[{ \t\r\n\x1e\xef')}
 KEY = rb'"(?:[^"\\\x00-\x1f]|\\.){0,512}"'  # the limit bounds what is searched again behind a border of windows
 MEMBER = re.compile(b"(" + KEY + rb")\s*:")
 OPENING = re.compile(rb"\{\s*(?:(" + KEY + rb")\s*:|([^][\"{}:,\s][^]{}:,\s]{0,64}))")
+FIRST_KEY = re.compile(rb"\{\s*(" + KEY + rb')()\s*[{"\[]')  # where no colon tells that it is one
 BEHIND_ARRAY = re.compile(rb"[],\s]*")
 CONTEXT_BYTES = 4096  # before a place, that stay in the window
 
@@ -56,9 +57,8 @@ def read_json(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Docu
         except _Damage as damage:
             has_end = window.find_record(start)
             reason = str(damage)
-            if reason != NO_END:
-                passed = f"{window.place - start} bytes are passed over, to the {'next record' if has_end else 'end'}"
-                reason += f"; {passed}; mend it, or fetch the file again"
+            passed = f"{window.place - start} bytes are passed over, to the {'next record' if has_end else 'end'}"
+            reason += f" ({passed})" if reason == NO_END else f"; {passed}; mend it, or fetch the file again"
             yield BadRecord(f"{part.path}: byte {start}", reason, start)
         else:
             if isinstance(found, Document):
@@ -87,6 +87,10 @@ class _Like:
         if is_nested is None:
             return is_same_key if None in (indentation, self._indentation) else indentation == self._indentation
         return is_same_key or self._indentation in (None, indentation)
+
+    def begins_line(self, found: re.Match[bytes], indentation: bytes | None) -> bool:
+        """Whether an object begins its line as these records do theirs."""
+        return indentation is not None and indentation == self._indentation and found[1] in self._keys
 
 
 class _Window:
@@ -131,6 +135,7 @@ class _Window:
         if not is_whole and not (is_at_end and is_scalar):
             if is_at_end:
                 self.check_value()
+                self._pass_unclosed()
                 self._no_end()
             return None
         self._at = end
@@ -191,9 +196,7 @@ class _Window:
 
         An object in quotes that are sound has backslashes; one inside the damaged record is told by what follows it.
         """
-        own = start - self._position
-        damaged = OPENING.match(self._data, own) if own >= 0 else None
-        like = _Like(damaged, OPENING.match(self.opening), self._indentation(own) if own >= 0 else None)
+        like = self._like(start - self._position)
         known_to, is_nested = 0, None
         while True:
             found = OPENING.search(self._data, self._at)
@@ -215,6 +218,11 @@ class _Window:
             value = Structure(self._at)
             is_sound = value.follow(self._data) and value.is_whole
             self._at = known_to if is_nested and not is_inside else value.at if is_sound else self._at + 1
+
+    def _like(self, own: int) -> _Like:
+        """By the damaged record, which begins at `own` in the window, unless it is no longer there."""
+        damaged = OPENING.match(self._data, own) or FIRST_KEY.match(self._data, own) if own >= 0 else None
+        return _Like(damaged, OPENING.match(self.opening), self._indentation(own) if own >= 0 else None)
 
     def _follow_run(self, start: int) -> tuple[bool | None, int]:
         """Whether the values from `start` on stand in an object, and how far that is known; None: it cannot be told."""
@@ -267,6 +275,14 @@ class _Window:
             self._position += gone
             self._at, self._start = self._at - gone, max(0, self._start - gone)
         return bool(block)
+
+    def _pass_unclosed(self) -> None:
+        """Raises _Damage if a line behind the value, which has no end, begins as its own: then brackets are missing."""
+        like = self._like(self._start)
+        for found in OPENING.finditer(self._data, self._start + 1):
+            if like.begins_line(found, self._indentation(found.start())):
+                self._at = found.start()
+                raise _Damage(f"{INVALID} (no closing bracket before a line that begins like it)")
 
     def _no_end(self) -> NoReturn:
         self._at = len(self._data)
