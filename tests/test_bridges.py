@@ -328,6 +328,16 @@ def llm_c_bytes(ids, magic=20240520, version=1, num_tokens=None, kind="<u2"):
     return header.tobytes() + np.array(ids, kind).tobytes()
 
 
+@pytest.mark.parametrize("width", [512, 1000])
+def test_rows_padded_by_zeros_are_no_header(width, tmp_path, tokenizer_file):
+    rows = np.zeros((3, width), np.uint16)
+    rows[:, :20] = np.arange(40, 60)
+    rows[:, 20] = 256
+    rows.tofile(tmp_path / "train.bin")
+    convert(tmp_path / "train.bin", tmp_path / "out", to="hvdlm", tokenizer=tokenizer_file)
+    assert h5py.File(tmp_path / "out" / "train-00000.h5")["tokens"][:].tolist() == rows.ravel().tolist()
+
+
 @pytest.mark.parametrize(("magic", "kind"), [(20240520, "<u2"), (20240801, "<u4")])
 def test_a_file_of_llm_c_is_its_ids_without_the_header(magic, kind, tmp_path, tokenizer_file):
     (tmp_path / "train.bin").write_bytes(llm_c_bytes(LLM_C_IDS, magic, kind=kind))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 from reading import STRICT, read, write_packed
@@ -49,6 +50,7 @@ DAMAGES = {
     "lost comma": lambda record: record.replace('{",', '{"', 1),
     "lost colon": lambda record: record.replace(":", "", 1),
     "lost bracket": lambda record: record.replace("]", "", 1),
+    "lost colon of the first key": lambda record: record.replace('"text":', '"text"', 1),
     "a word": lambda record: record.replace('"two }, {"', "None", 1),
 }
 
@@ -77,6 +79,34 @@ def test_a_damaged_record_is_one_bad_record(layout, damage, limit, tmp_path, mon
     assert bad.position == place_of(layout, spelled) + len(spelled[DAMAGED]) - len(spelled[DAMAGED].lstrip())
     assert bad.reason.startswith("not valid JSON (at byte ")
     assert bad.reason.endswith(" to the next record; mend it, or fetch the file again")
+
+
+@pytest.mark.parametrize("layout", ["a record a line of an array", "an indented array"])
+def test_brackets_that_are_missing_cost_no_record_of_another_line(layout, tmp_path):
+    spelled = [LAYOUTS[layout][3]({"n": [{"a": n}], "text": str(n)}) for n in range(6)]
+    spelled[2] = re.sub(r"\}\s*\],", ",", spelled[2], count=1)  # all that follows may lie inside
+    found = read(write_packed(tmp_path / "a.json", content_with(layout, spelled)))
+    (bad,) = (item for item in found if isinstance(item, BadRecord))
+    assert [item.text for item in found if item is not bad] == list("01345")
+    assert "no closing bracket before a line that begins like it" in bad.reason
+
+
+def test_a_first_record_without_its_colon_lends_no_inner_object(tmp_path):
+    records = [{"data": {"text": "inner", "x": {}}, "text": f"{n}", "z": None} for n in range(9)]
+    content = "\n".join(json.dumps(record, indent=1) for record in records).replace('"data":', '"data"', 1)
+    found = read(write_packed(tmp_path / "a.json", content.encode()))
+    assert [item.text for item in found if isinstance(item, Document)] == list("12345678")
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGES.keys() - {"lost first brace"}))  # that leaves nothing to know it by
+@pytest.mark.parametrize("layout", ["a record a line of an array", "an indented array", "an object a line"])
+def test_records_of_their_own_lines_may_begin_with_any_key(layout, damage, tmp_path):
+    """By the first key they are known where they stand on one line."""
+    others_way = [record if n == DAMAGED else dict(reversed(record.items())) for n, record in enumerate(RECORDS)]
+    spelled = [LAYOUTS[layout][3](record) for record in others_way]
+    spelled[DAMAGED] = DAMAGES[damage](spelled[DAMAGED])
+    found = read(write_packed(tmp_path / "a.json", content_with(layout, spelled)))
+    assert [item.text for item in found if isinstance(item, Document)] == OTHERS
 
 
 def edits(record):
@@ -136,7 +166,7 @@ def test_a_lost_end_is_told_once(array, end, tmp_path, monkeypatch):
     path = write_packed(tmp_path / "a.json", f'{array}{{"text": "a"}}, {end}'.encode())
     first, *bad = read(path)
     assert first.text == "a"
-    assert [one.reason for one in bad] == [json_values.NO_END] * bool(array or end)
+    assert [one.reason.partition(" (")[0] for one in bad] == [json_values.NO_END] * bool(array or end)
 
 
 @pytest.mark.parametrize("last", ["null", "true", "12", '"word"'])
@@ -162,17 +192,26 @@ def test_json_that_is_no_json_is_a_bad_record_a_record(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])
 @pytest.mark.parametrize("size", [10, 40_000])
-def test_the_last_of_a_key_that_is_there_twice_is_read_and_remarked_once(size, suffix, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("last", ["b", ""])
+def test_the_last_of_a_key_that_is_there_twice_is_read_and_remarked_once(
+    last, size, suffix, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 1000)
-    line = json.dumps({"text": "x" * size})[:-1] + ', "text": "b", "id": 3}\n'
+    line = json.dumps({"text": "x" * size})[:-1] + f', "text": "{last}", "id": 3}}\n'
     found = read(write_packed(tmp_path / f"a.{suffix}", line.encode() * 3), ReadOptions(id_key="id"))
-    assert [(item.text, item.id) for item in found] == [("b", "3")] * 3
+    assert [(item.text, item.id) for item in found] == [(last, "3")] * 3
     assert [message.partition(": ")[2] for message in caplog.messages] == [
         "has records with the key 'text' twice, of which the last is read; remove one"
     ]
     (good,) = read(write_packed(tmp_path / f"b.{suffix}", b'{"text": "a", "n": {"text": "b"}, "m": "\\"text\\""}'))
     assert good.text == "a"
     assert len(caplog.messages) == 1
+
+
+def test_a_record_may_be_nested_as_deeply_as_the_faster_parser_goes(tmp_path):
+    deep = '{"text": "a", "x": "text", "n": ' + "[" * 1000 + "]" * 1000 + "}\n"
+    found = read(write_packed(tmp_path / "a.jsonl", (deep + '{"text": "b"}\n').encode()))
+    assert [item.text for item in found] == ["a", "b"]
 
 
 @pytest.mark.parametrize("size", [10, 40_000])

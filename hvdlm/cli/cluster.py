@@ -77,9 +77,10 @@ def _commands_of(group: click.Group, path: tuple[str, ...] = ()) -> dict[tuple[s
     for name, command in group.commands.items():
         options = [each for each in command.params if isinstance(each, click.Option)]
         known = {each: not option.is_flag for option in options for each in (*option.opts, *option.secondary_opts)}
-        found[(*path, name)] = {"-h": False, "--help": False, **known}
+        words = (*path, name)
+        found[words] = {"-h": False, "--help": False, **known}
         if isinstance(command, click.Group):
-            found |= _commands_of(command, (*path, name))
+            found |= _commands_of(command, words)
     return found
 
 

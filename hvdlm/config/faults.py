@@ -210,9 +210,10 @@ def _keys_of(model: type[Section], above: Key = ()) -> Iterator[Key]:
     """All keys that a config may have, but those of the items of lists, which are set as a whole."""
     found: dict[Key, None] = {}
     for name, field in model.model_fields.items():
-        found[(*above, name)] = None
+        key = (*above, name)
+        found[key] = None
         for section in () if _holds_list(field) else sections_of(field):
-            found |= dict.fromkeys(_keys_of(section, (*above, name)))
+            found |= dict.fromkeys(_keys_of(section, key))
     yield from found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple, NoReturn
+from typing import BinaryIO, NoReturn
 
 from .. import documents
 from ..compression import BeforeBreak
@@ -18,15 +18,16 @@ from .jsonl import INVALID, read_long_record, read_record
 from .text import RawRecord, in_chunks
 
 # Between values: blanks, commas, marks of files put behind one another, and what begins a text of RFC 7464.
-BETWEEN = re.compile(rb"[\s,\x1e]*+(?:\xef\xbb\xbf[\s,\x1e]*+)*+")
+BETWEEN = re.compile(rb"[\s,\x1e]*(?:\xef\xbb\xbf[\s,\x1e]*)*")
 SCALAR = re.compile(rb'[^][{}",\s]+')
 OUTSIDE_STRING, INSIDE_STRING = re.compile(rb'[][{}"]'), re.compile(rb'["\\]')
 STRAY_BRACKETS = re.compile(rb"[]}]+")
 MAY_FOLLOW = {b"", *(b"%c" % char for char in b'",]}[{ \t\r\n\x1e\xef')}
 
-KEY = rb'"(?:[^"\\\x00-\x1f]|\\.){0,512}+"'  # the limit bounds what is searched again behind a border of windows
-MEMBER = re.compile(b"(" + KEY + rb")\s*+:")
-OPENING = re.compile(rb"\{\s*+(?:(" + KEY + rb")\s*+:|([^][\"{}:,\s][^]{}:,\s]{0,64}))")
+KEY = rb'"(?:[^"\\\x00-\x1f]|\\.){0,512}"'  # the limit bounds what is searched again behind a border of windows
+MEMBER = re.compile(b"(" + KEY + rb")\s*:")
+OPENING = re.compile(rb"\{\s*(?:(" + KEY + rb")\s*:|([^][\"{}:,\s][^]{}:,\s]{0,64}))")
+FIRST_KEY = re.compile(rb"\{\s*(" + KEY + rb')()\s*[{"\[]')  # where no colon tells that it is one
 BEHIND_ARRAY = re.compile(rb"[],\s]*")
 CONTEXT_BYTES = 4096  # before a place, that stay in the window
 
@@ -56,9 +57,8 @@ def read_json(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Docu
         except _Damage as damage:
             has_end = window.find_record(start)
             reason = str(damage)
-            if reason != NO_END:
-                passed = f"{window.place - start} bytes are passed over, to the {'next record' if has_end else 'end'}"
-                reason += f"; {passed}; mend it, or fetch the file again"
+            passed = f"{window.place - start} bytes are passed over, to the {'next record' if has_end else 'end'}"
+            reason += f" ({passed})" if reason == NO_END else f"; {passed}; mend it, or fetch the file again"
             yield BadRecord(f"{part.path}: byte {start}", reason, start)
         else:
             if isinstance(found, Document):
@@ -87,6 +87,10 @@ class _Like:
         if is_nested is None:
             return is_same_key if None in (indentation, self._indentation) else indentation == self._indentation
         return is_same_key or self._indentation in (None, indentation)
+
+    def begins_line(self, found: re.Match[bytes], indentation: bytes | None) -> bool:
+        """Whether an object begins its line as these records do theirs."""
+        return indentation is not None and indentation == self._indentation and found[1] in self._keys
 
 
 class _Window:
@@ -126,16 +130,17 @@ class _Window:
         if stray := STRAY_BRACKETS.match(self._data, self._at):
             self._at = stray.end()
             raise _Damage(f"{INVALID} (a closing bracket without its opening one)")
-        scan = _scan(self._data, _Scan(self._at))
+        end, is_scalar, is_whole = _end_of_value(self._data, self._at)
         is_at_end = len(self._data) - self._at <= self._limit
-        if not scan.is_whole and not (is_at_end and scan.is_scalar):
+        if not is_whole and not (is_at_end and is_scalar):
             if is_at_end:
                 self.check_value()
+                self._pass_unclosed()
                 self._no_end()
             return None
-        self._at = scan.at
-        value = self._data[self._start : scan.at]
-        if scan.is_scalar and not SCALARS.fullmatch(value):
+        self._at = end
+        value = self._data[self._start : end]
+        if is_scalar and not SCALARS.fullmatch(value):
             raise self._fault(self._start, Expects.VALUE)
         return value
 
@@ -191,9 +196,7 @@ class _Window:
 
         An object in quotes that are sound has backslashes; one inside the damaged record is told by what follows it.
         """
-        own = start - self._position
-        damaged = OPENING.match(self._data, own) if own >= 0 else None
-        like = _Like(damaged, OPENING.match(self.opening), self._indentation(own) if own >= 0 else None)
+        like = self._like(start - self._position)
         known_to, is_nested = 0, None
         while True:
             found = OPENING.search(self._data, self._at)
@@ -215,6 +218,11 @@ class _Window:
             value = Structure(self._at)
             is_sound = value.follow(self._data) and value.is_whole
             self._at = known_to if is_nested and not is_inside else value.at if is_sound else self._at + 1
+
+    def _like(self, own: int) -> _Like:
+        """By the damaged record, which begins at `own` in the window, unless it is no longer there."""
+        damaged = OPENING.match(self._data, own) or FIRST_KEY.match(self._data, own) if own >= 0 else None
+        return _Like(damaged, OPENING.match(self.opening), self._indentation(own) if own >= 0 else None)
 
     def _follow_run(self, start: int) -> tuple[bool | None, int]:
         """Whether the values from `start` on stand in an object, and how far that is known; None: it cannot be told."""
@@ -268,6 +276,14 @@ class _Window:
             self._at, self._start = self._at - gone, max(0, self._start - gone)
         return bool(block)
 
+    def _pass_unclosed(self) -> None:
+        """Raises _Damage if a line behind the value, which has no end, begins as its own: then brackets are missing."""
+        like = self._like(self._start)
+        for found in OPENING.finditer(self._data, self._start + 1):
+            if like.begins_line(found, self._indentation(found.start())):
+                self._at = found.start()
+                raise _Damage(f"{INVALID} (no closing bracket before a line that begins like it)")
+
     def _no_end(self) -> NoReturn:
         self._at = len(self._data)
         self.end()
@@ -284,32 +300,20 @@ def _skip(window: bytes, at: int) -> int:
     return between.end() if between else at
 
 
-class _Scan(NamedTuple):
-    """How far a value was followed."""
-
-    at: int  # the next byte to look at
-    depth: int = 0  # of brackets that are open
-    is_string: bool = False
-    is_scalar: bool = False
-    is_whole: bool = False
-
-
-def _scan(data: bytes, scan: _Scan) -> _Scan:
-    """Follows a value to its end, or to that of the data."""
-    at, depth, is_string = scan.at, scan.depth, scan.is_string
-    scalar = None if depth or is_string else SCALAR.match(data, at)
-    if scalar or scan.is_scalar:
-        end = scalar.end() if scalar else at
-        return _Scan(end, is_scalar=True, is_whole=end < len(data))
-    while found := (INSIDE_STRING if is_string else OUTSIDE_STRING).search(data, at):
-        at = found.end()
-        if is_string:
-            is_string = found[0] != b'"'
-            at += is_string  # a backslash takes the next byte along
-        elif found[0] == b'"':
-            is_string = True
+def _end_of_value(data: bytes, at: int) -> tuple[int, bool, bool]:
+    """(where the value that begins here ends, or the data do; whether it is a scalar; whether it ends)."""
+    if scalar := SCALAR.match(data, at):
+        return scalar.end(), True, scalar.end() < len(data)
+    depth, pattern = 0, OUTSIDE_STRING
+    while found := pattern.search(data, at):
+        at, sign = found.end(), found[0]
+        if sign == b"\\":  # it takes the next byte along
+            at += 1
+            continue
+        if sign == b'"':
+            pattern = INSIDE_STRING if pattern is OUTSIDE_STRING else OUTSIDE_STRING
         else:
-            depth += 1 if found[0] in b"[{" else -1
-        if depth <= 0 and not is_string:
-            return _Scan(at, is_whole=True)
-    return _Scan(max(at, len(data)), depth, is_string=is_string)
+            depth += 1 if sign in b"[{" else -1
+        if depth <= 0 and pattern is OUTSIDE_STRING:
+            return at, False, True
+    return max(at, len(data)), False, False

@@ -46,7 +46,8 @@ def test_an_interrupted_search_leaves_a_config_that_trains_and_no_rank(tuning, j
     first = raw["stages"][0]
     expected = [f"micro_batch 1, threads 1, {sync}" for sync in ("horovod", "allreduce")]
     assert [row["settings"] for row in first["candidates"]] == expected
-    assert sum(run["stage"] == first["stage"] for run in raw["runs"]) >= 3  # one may be hopeless after its first
+    measured = [run["settings"]["kind"] for run in raw["runs"] if run["stage"] == first["stage"]]
+    assert {"horovod", "allreduce"} <= set(measured)  # once at least: one may be hopeless after that
     assert all(run["record"]["workload"]["sync"] in run["settings"]["kind"] for run in raw["runs"])
     assert load(RunConfig, tmp_path / "t.yaml").train.global_batch == 2
     done = job(2, "train", tmp_path / "t.yaml", "train.steps=2", "--json")

@@ -19,6 +19,7 @@ log = logging.getLogger("hvdlm")
 HEAD_BYTES = 1 << 16
 FEWEST_CHARS = 16  # that show that they are text
 FEWEST_EXPANDED = 64  # bytes that show that they were compressed
+LAST_VERSION = 99
 HEADER_BYTES, USED_BYTES = 1024, 64  # of headers as llm.c has them: 256 int32, the rest of which is empty
 
 UNPACK, BARE = "unpack it", "write its ids alone (array.tofile)"
@@ -66,12 +67,20 @@ def refuse_foreign(path: Path, vocab_size: int) -> None:
         is_page = WEB_PAGE.match(head)
         remedy = "download the file itself" if is_page else "preprocess it, or name it .jsonl if that is what it is"
         raise UserError(f"{path}: is text, not bare ids; {remedy}")
-    if len(head) >= HEADER_BYTES and any(head[:USED_BYTES]) and not any(head[USED_BYTES:HEADER_BYTES]):
-        magic = int(np.frombuffer(head, "<i4", 1)[0])
+    if (magic := _magic_of_header(head, path.stat().st_size)) is not None:
         raise UserError(
             f"{path}: begins with a header that is not known (its first number is {magic}); write its ids alone"
         )
     refuse_surely_other(path, vocab_size)
+
+
+def _magic_of_header(head: bytes, size: int) -> int | None:
+    """The first number of a header such as llm.c's: magic, version, number of ids; None for what may be padded text."""
+    if len(head) < HEADER_BYTES or not any(head[:USED_BYTES]) or any(head[USED_BYTES:HEADER_BYTES]):
+        return None
+    magic, version, num_ids = np.frombuffer(head, "<i4", 3).tolist()
+    has_count = num_ids in {(size - HEADER_BYTES) // width for width in (1, 2, 4, 8)}
+    return magic if has_count or 0 < version <= LAST_VERSION else None
 
 
 def refuse_no_lines(path: Path) -> None:
