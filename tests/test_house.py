@@ -3,6 +3,8 @@
 import ast
 import doctest
 import importlib
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -155,3 +157,29 @@ def test_examples_in_docstrings_are_true(path):
         return
     module = importlib.import_module(name if name.startswith("hvdlm") else f"hvdlm.{name}")
     assert doctest.testmod(module).failed == 0
+
+
+def patterns_in(value):
+    """The compiled patterns in a module's dict, and in the lists, tuples and dicts there."""
+    if isinstance(value, re.Pattern):
+        yield value.pattern
+    elif isinstance(value, dict):
+        for pair in value.items():
+            yield from patterns_in(pair)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from patterns_in(item)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="there no such pattern can be compiled")
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_patterns_can_be_compiled_by_python_3_10(path):
+    """It has no possessive repeats (`*+`) and no atomic groups; all else of later versions mypy and ruff know."""
+    name = name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+    if name.endswith("__main__"):
+        return
+    module = importlib.import_module(name if name.startswith("hvdlm") else f"hvdlm.{name}")
+    for pattern in patterns_in(list(vars(module).values())):
+        parsed = str(re._parser.parse(pattern))
+        assert "POSSESSIVE_REPEAT" not in parsed, pattern
+        assert "ATOMIC_GROUP" not in parsed, pattern

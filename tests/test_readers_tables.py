@@ -213,7 +213,8 @@ def test_a_text_of_any_length_comes_in_pieces(write, monkeypatch, caplog, case, 
 @settings(max_examples=200, derandomize=True, deadline=None, database=None)
 @given(data=st.data())
 def test_a_long_row_is_parsed_as_the_csv_module_does(dialect, data):
-    signs = st.sampled_from(["a", "é", ",", ";", "\t", "→", '"', "'", "\\", "\n", "\r", "\0x"])
+    nul = ["\0x"] * (sys.version_info >= (3, 11))  # which the csv module of Python 3.10 does not take
+    signs = st.sampled_from(["a", "é", ",", ";", "\t", "→", '"', "'", "\\", "\n", "\r", *nul])
     content = "x" + "".join(data.draw(st.lists(signs, max_size=20))) + "z\n"
     size = data.draw(st.integers(1, 5))
     row = LongRow(dialect, "surrogateescape", [0, 1, 2])
