@@ -600,7 +600,7 @@ def test_a_bad_line_is_named_with_what_to_do(line, tmp_path, tokenizer_file):
 
 def test_a_long_bad_line_is_told_at_once(tmp_path, tokenizer_file):
     """To look for what is wrong takes no time that grows with the square of its length, and so an hour."""
-    for line in (b'{"text": "' + b"},{" * 200_000 + b'"}}', b'"' + b'\\"' * 200_000, b"{" * 200_000 + b"x"):
+    for line in (b'{"text": "' + b"},{" * 200_000, b'"' + b'\\"' * 200_000, b"{" * 200_000 + b"x"):
         (tmp_path / "x.jsonl").write_bytes(line + b"\n")
         with pytest.raises(UserError, match=r"x.jsonl:1: is n"):
             convert(tmp_path / "x.jsonl", tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
