@@ -66,9 +66,19 @@ class Fault:
 def gz_is_all_given(fault: Fault) -> bool:
     """Where a checksum or length is missing or wrong, and no other member follows."""
     if fault.why:
-        return fault.why.endswith(GZ_CHECKS) and fault.num_behind() < GZ_TRAILER_BYTES
+        is_trailer = fault.why.endswith(GZ_CHECKS) and fault.num_behind() < GZ_TRAILER_BYTES
+        return is_trailer and (
+            fault.why.endswith(GZ_CHECKS[1]) or _gz_length(fault.path) == fault.num_given % (1 << 32)
+        )
     # No code of deflate can be complete by zeros and by ones alike: these are read as a checksum, or give a byte.
     return all(_is_wrong_trailer(fault.decoder.copy(), byte) for byte in (b"\0", b"\xff"))
+
+
+def _gz_length(path: str) -> int:
+    """What the last bytes of a file say of its content: where the checksum is wrong too, some may be missing."""
+    with Path(path).open("rb") as file:
+        file.seek(-4, io.SEEK_END)
+        return int.from_bytes(file.read(4), "little")
 
 
 def _is_wrong_trailer(decoder: Any, byte: bytes) -> bool:

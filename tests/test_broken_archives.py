@@ -103,6 +103,17 @@ def test_a_break_says_whether_all_content_stands_before_it(tmp_path, suffix):
         assert not broken.is_all_given
 
 
+def test_gz_that_ends_before_the_length_in_its_trailer_is_not_whole(tmp_path):
+    """A flip in the last bytes of deflate can be a sound end."""
+    path = tmp_path / "a.txt.gz"
+    content = b"one two three"
+    for num_given in (len(content), len(content) - 2):
+        path.write_bytes(gzip.compress(content[:num_given])[:-8] + bytes(4) + len(content).to_bytes(4, "little"))
+        given, broken = content_of(path)
+        assert given == content[:num_given]
+        assert broken.is_all_given == (num_given == len(content))
+
+
 def test_stored_content_that_lacks_a_byte_is_not_whole(tmp_path):
     for content in (b"a page", bytes(range(250)) * 20):
         for level in (0, 1, 9):
