@@ -397,6 +397,10 @@ class Worker:
         ids, lengths = self._tokenizer.encode_documents(texts)
         if lost := num_lost(self._tokenizer, texts, ids):
             statistics["lost_characters"] += lost
+        unknown = self._tokenizer.unk_id
+        if unknown is not None:
+            statistics["unknown_tokens"] += int(np.count_nonzero(ids == unknown))
+            statistics["encoded_tokens"] += len(ids)
         return ids, lengths
 
     def _refuse(self, document: Document, unit: Unit, reason: str, statistics: Counter[str]) -> None:

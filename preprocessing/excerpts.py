@@ -23,6 +23,7 @@ from hvdlm.errors import UserError
 from hvdlm.tokenizer import FastTokenizer, Tokenizer, loss_of
 from hvdlm.tokenizer.backend import ENDS, BackendTokenizer
 from hvdlm.tokenizer.interface import UNKNOWN, code_points
+from hvdlm.tokenizer.word import WordTokenizer
 
 from .documents import Document
 from .fence import reason_of
@@ -224,6 +225,8 @@ def round_trip(excerpts: Sequence[Excerpt], tokenizer: Tokenizer) -> dict[str, A
     """
     counts: dict[str, Any] = {"excerpts": 0, "changed": 0, "white_space": 0}
     for excerpt in excerpts:
+        if excerpt.ids is None and isinstance(tokenizer, WordTokenizer) and tokenizer.has_unspaced_words:
+            continue  # its ends may lie inside words, of which other ones are made; unknown ones are counted by ids
         try:
             what = _what_changes(excerpt, tokenizer)
             counts["excerpts"] += 1

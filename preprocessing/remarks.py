@@ -16,8 +16,15 @@ log = logging.getLogger("hvdlm")
 
 RECORDS = {"jsonl", "json", "csv", "tsv", "parquet", "arrow"}  # formats with keys or columns
 ROWS = {"csv", "tsv"}
+UNKNOWN_SHARE = 0.1  # of the tokens; a vocabulary of PTB's words has 0.05
 MOST_DAMAGED = 5  # files that are named with their bad records
-TOLD = ("replaced_characters", "nul_characters", "lost_characters", "cut_documents")  # statistics about texts
+TOLD = (
+    "replaced_characters",
+    "nul_characters",
+    "lost_characters",
+    "unknown_tokens",
+    "cut_documents",
+)  # statistics about texts
 
 
 def of_settings(config: PreprocessConfig, formats: Iterable[str]) -> list[str]:
@@ -73,6 +80,9 @@ def of_balance(balance: Mapping[str, Any], statistics: Mapping[str, int], config
         missing = statistics.get(f"documents_without_{name}", 0)
         if 0 < missing < balance["documents_kept"]:
             lines.append(f"{counted(missing, 'document')} without {key!r}; their {name} is empty")
+    unknown = statistics.get("unknown_tokens", 0)
+    if unknown and (share := unknown / statistics["encoded_tokens"]) >= UNKNOWN_SHARE:
+        lines.append(f"{share:.0%} of the tokens are unknown to the vocabulary; is it one for this text?")
     found = balance["round_trip"]
     if changed := found["changed"]:
         lines.append(

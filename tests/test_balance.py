@@ -12,6 +12,7 @@ from harness import files_of, make_text, preprocess, preprocess_values
 
 from hvdlm.config import validate
 from hvdlm.data.inspection import inspect, to_text
+from hvdlm.data.manifest import read_manifest
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import build, documents
 from hvdlm.preprocessing.balance import close_balance, sum_round_trips
@@ -349,6 +350,14 @@ def test_each_file_is_looked_at_once_for_the_plan(source, monkeypatch):
     real = documents.stat_of
     monkeypatch.setattr(documents, "stat_of", lambda path: looked.append(path) or real(path))
     assert sorted(documents.find_stamps([str(source)])) == sorted(looked) == sorted(map(str, source.iterdir()))
+
+
+def test_what_a_vocabulary_does_not_know_is_counted_and_remarked(source, tmp_path, caplog):
+    caplog.set_level("WARNING")
+    preprocess(source, tmp_path / "out", tokenizer={"kind": "word", "vocab_size": 12}, **SETTINGS)
+    counts = read_manifest(tmp_path / "out").statistics
+    assert 0.1 < counts["unknown_tokens"] / counts["encoded_tokens"] < 1
+    assert [message for message in caplog.messages if "of the tokens are unknown to the vocabulary" in message]
 
 
 def test_inspect_shows_the_balance(source, tmp_path):

@@ -156,6 +156,14 @@ def test_what_comes_back_changed_is_counted_with_an_example():
         round_trip([excerpts[0]._replace(ids=words.encode("b b"))], words)
 
 
+def test_a_part_of_a_text_without_spaces_is_not_judged_by_its_ends():
+    pytest.importorskip("jieba")
+    words = WordTokenizer(["科学", "开放"], WordRule("jieba"))
+    assert round_trip([Excerpt("学开", 0, 0)], words)["excerpts"] == 0
+    whole = Excerpt("科学学", 0, 0, words.encode("科学学"))
+    assert round_trip([whole], words)["changed"] == 1
+
+
 @pytest.fixture
 def source(tmp_path):
     texts = ORDINARY[:40]

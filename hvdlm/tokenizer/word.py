@@ -81,6 +81,11 @@ class WordTokenizer:
         self.eos_id = self._id_of.pop(END)  # the word "<eos>" inside a text is unknown, not an end
         self._cut = cutter(rule)
 
+    @property
+    def has_unspaced_words(self) -> bool:
+        """Whether words stand beside each other without white space, and follow from all that is around them."""
+        return self._rule.words == "jieba"
+
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         last_end = "\n" if self._rule.line_ends else ""
         with _Limit(self._rule) as limit:
