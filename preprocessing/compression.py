@@ -23,6 +23,7 @@ from .stream_faults import (
     MAX_XZ_CHUNK_BYTES,
     PIECE_BYTES,
     Fault,
+    HeldBack,
     bz2_is_all_given,
     gz_is_all_given,
     sound_bz2_pieces,
@@ -269,7 +270,7 @@ def _content(path: str, suffix: str, starts: deque[int]) -> Generator[bytes, Non
     """What a file expands to; anything in it that is neither a stream nor padding is BrokenStream."""
     kind = COMPRESSIONS[suffix]
     decoder, num_streams, start, num_given, num_before = None, 0, 0, 0, 0  # of the stream: its start, what is before it
-    held = _HeldBack(kind.num_held)
+    held = HeldBack(kind.num_held)
     with Path(path).open("rb") as file:
         block = b""
         while block or (block := file.read(BLOCK_BYTES)):
@@ -294,36 +295,15 @@ def _content(path: str, suffix: str, starts: deque[int]) -> Generator[bytes, Non
                 raise _broken(suffix, fault, num_given) from None
             block = b""
             if decoder is not None and decoder.eof:
-                yield (rest := held.rest())
-                num_given += len(rest)
+                for piece in held.rest():
+                    num_given += len(piece)
+                    yield piece
                 block, decoder, num_streams = decoder.unused_data, None, num_streams + 1
-        yield (rest := held.rest())
-        num_given += len(rest)
+        for piece in held.rest():
+            num_given += len(piece)
+            yield piece
         if decoder is not None or not num_streams:
             raise _broken(suffix, Fault(path, start, file.tell(), num_given - num_before, decoder=decoder), num_given)
-
-
-class _HeldBack:
-    """The last bytes of a stream, so many that a fault that is found behind them may have spoilt them."""
-
-    def __init__(self, num_bytes: int) -> None:
-        self._num_bytes, self._pieces, self._num_held = num_bytes, deque[bytes](), 0
-
-    def behind(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        """The pieces that are held no longer, as these come in."""
-        for piece in pieces:
-            self._pieces.append(piece)
-            self._num_held += len(piece)
-            while self._pieces and self._num_held - len(self._pieces[0]) >= self._num_bytes:
-                self._num_held -= len(self._pieces[0])
-                yield self._pieces.popleft()
-
-    def rest(self) -> bytes:
-        """All that is held, at the end of the stream."""
-        data = b"".join(self._pieces)
-        self._pieces.clear()
-        self._num_held = 0
-        return data
 
 
 def _before_fault(kind: Compression, file: BinaryIO, start: int, place: int, num_given: int) -> tuple[bytes, int]:

@@ -18,13 +18,14 @@ RECORDS = {"jsonl", "json", "csv", "tsv", "parquet", "arrow"}  # formats with ke
 ROWS = {"csv", "tsv"}
 UNKNOWN_SHARE = 0.1  # of the tokens; a vocabulary of PTB's words has 0.05
 MOST_DAMAGED = 5  # files that are named with their bad records
+# Statistics about texts.
 TOLD = (
     "replaced_characters",
     "nul_characters",
     "lost_characters",
     "unknown_tokens",
     "cut_documents",
-)  # statistics about texts
+)
 
 
 def of_settings(config: PreprocessConfig, formats: Iterable[str]) -> list[str]:

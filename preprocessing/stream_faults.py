@@ -28,23 +28,43 @@ MAX_XZ_CHUNK_BYTES = 2 << 20  # of content
 MOST_XZ_INDEX_BYTES = 1 << 20  # that are looked for
 
 
+class HeldBack:
+    """The last bytes of a stream, so many that a fault that is found behind them may have spoilt them."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._num_bytes, self._pieces, self._num_held = num_bytes, deque[bytes](), 0
+
+    def behind(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """The pieces that are held no longer, as these come in."""
+        for piece in pieces:
+            self._pieces.append(piece)
+            self._num_held += len(piece)
+            while self._pieces and self._num_held - len(self._pieces[0]) >= self._num_bytes:
+                self._num_held -= len(self._pieces[0])
+                yield self._pieces.popleft()
+
+    def rest(self) -> Iterator[bytes]:
+        """All that is held, at the end of the stream."""
+        self._num_held = 0
+        while self._pieces:
+            yield self._pieces.popleft()
+
+
 def sound_bz2_pieces(decoder: Any, block: bytes, _size: int) -> Iterator[bytes]:
     """What is held back is of a block whose checksum was not compared yet: libbz2 gives a block out before.
 
     It has done so when it has nothing more to give, or when it is further than the largest block behind a byte.
     """
-    held: deque[bytes] = deque()
-    num_held = 0
+    held = HeldBack(MAX_BZ2_BLOCK_BYTES)
+    yield from held.behind(_drained(decoder, block))
+    yield from held.rest()
+
+
+def _drained(decoder: Any, block: bytes) -> Iterator[bytes]:
     piece = decoder.decompress(block, PIECE_BYTES)
     while piece or not (decoder.eof or decoder.needs_input):
-        held.append(piece)
-        num_held += len(piece)
-        while num_held - len(held[0]) >= MAX_BZ2_BLOCK_BYTES:
-            num_held -= len(held[0])
-            yield held.popleft()
+        yield piece
         piece = b"" if decoder.eof else decoder.decompress(b"", PIECE_BYTES)
-    while held:
-        yield held.popleft()
 
 
 @dataclass(frozen=True)

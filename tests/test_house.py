@@ -14,7 +14,7 @@ SOURCES = sorted(path for part in ("hvdlm", "preprocessing", "perf", "jobs") for
 
 # From bottom to top: a room may import rooms that stand before it. Rooms that stand together do not know each other.
 LAYERS = """
-    errors | partition | tables | numerals | json_members | host | files | config | launch | world
+    errors | partition | tables | numerals | json_members | first_bytes | host | files | config | launch | world
     | tokenizer optim sync checkpoint session | data | compute | models | tasks | train | inference
     | preprocessing perf jobs | doctor | cli | __main__
 """
@@ -150,13 +150,17 @@ def test_nothing_is_unpickled_from_files():
                 assert not any(k.arg == "allow_pickle" for k in node.keywords)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_examples_in_docstrings_are_true(path):
+def imported(path):
     name = name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
-    if name.endswith("__main__"):
-        return
-    module = importlib.import_module(name if name.startswith("hvdlm") else f"hvdlm.{name}")
-    assert doctest.testmod(module).failed == 0
+    return importlib.import_module(name if name.startswith("hvdlm") else f"hvdlm.{name}")
+
+
+IMPORTABLE = [path for path in SOURCES if path.stem != "__main__"]
+
+
+@pytest.mark.parametrize("path", IMPORTABLE, ids=name_of)
+def test_examples_in_docstrings_are_true(path):
+    assert doctest.testmod(imported(path)).failed == 0
 
 
 def patterns_in(value):
@@ -172,14 +176,10 @@ def patterns_in(value):
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="there no such pattern can be compiled")
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+@pytest.mark.parametrize("path", IMPORTABLE, ids=name_of)
 def test_patterns_can_be_compiled_by_python_3_10(path):
     """It has no possessive repeats (`*+`) and no atomic groups; all else of later versions mypy and ruff know."""
-    name = name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
-    if name.endswith("__main__"):
-        return
-    module = importlib.import_module(name if name.startswith("hvdlm") else f"hvdlm.{name}")
-    for pattern in patterns_in(list(vars(module).values())):
+    for pattern in patterns_in(list(vars(imported(path)).values())):
         parsed = str(re._parser.parse(pattern))
         assert "POSSESSIVE_REPEAT" not in parsed, pattern
         assert "ATOMIC_GROUP" not in parsed, pattern

@@ -42,6 +42,10 @@ class WordRule:
     pattern: str | None = None
     line_ends: bool = False
 
+    def lines_of(self, text: str) -> list[str]:
+        """What is cut into words by itself: the lines of a text, or all of it."""
+        return text.split("\n") if self.line_ends else [text]
+
 
 class _IdOf(dict[str, int]):
     """word -> id, and <unk>'s id for every other word."""
@@ -106,7 +110,7 @@ class WordTokenizer:
         return np.array(list(map(self._id_of.__getitem__, self._cut(line))), dtype=np.int64)
 
     def decode(self, ids: np.ndarray) -> str:
-        glue = "" if self._rule.words == "jieba" else " "  # jieba cuts without loss, spaces are words
+        glue = "" if self.has_unspaced_words else " "  # jieba cuts without loss, spaces are words
         lines: list[list[str]] = [[]]
         for token in np.asarray(ids).tolist():
             if token != self.eos_id:
@@ -119,7 +123,7 @@ class WordTokenizer:
         """Characters, white space aside, that lie between the words of a pattern."""
         if self._rule.words != "regex" or self._rule.pattern is None:
             return 0
-        lines = (line for text in texts for line in (text.split("\n") if self._rule.line_ends else [text]))
+        lines = (line for text in texts for line in self._rule.lines_of(text))
         word = _regex(self._rule)
         with _Limit(self._rule) as limit:
             return sum(num_letters(word.sub("", limit.on(line))) for line in lines)
@@ -264,9 +268,8 @@ def parts_finder(rule: WordRule) -> Parts:
     behind = re.compile(r"(?<=\n)") if rule.line_ends else SPACE
 
     def words_of(text: str) -> list[str]:
-        lines = text.split("\n") if rule.line_ends else [text]
         with _Limit(rule) as limit:
-            return [word for line in lines for word in cut(limit.on(line))]
+            return [word for line in rule.lines_of(text) for word in cut(limit.on(line))]
 
     def parts(text: str, size: int) -> Iterator[PartOfText]:
         start = 0
@@ -344,7 +347,7 @@ def count_words(texts: Iterable[str], rule: WordRule, vocab_size: int, min_frequ
     cut = cutter(rule)
     for text in texts:
         with _Limit(rule) as limit:
-            for part in limit.on(text).split("\n") if rule.line_ends else [limit.on(text)]:
+            for part in rule.lines_of(limit.on(text)):
                 counts.update(cut(part))
     return of_counts(counts, rule, vocab_size, min_frequency)
 

@@ -95,7 +95,7 @@ def read_record(line: bytes, position: int, part: Part, options: ReadOptions) ->
         try:
             record = _loads(text.removeprefix("\ufeff"))  # of a file that was put behind another one
         except (ValueError, RecursionError) as error:
-            return _bad(part, position, f"not valid JSON ({error or 'nested too deeply'})")
+            return _bad(part, position, f"{INVALID} ({error or 'nested too deeply'})")
     key = options.text_key
     value = record[key] if isinstance(record, dict) and key in record else _value(record, key)
     if value is MISSING:
@@ -288,7 +288,7 @@ def _spool_string(data: bytes, pieces: Iterator[bytes], spool: IO[bytes]) -> byt
         num_behind += len(behind)
         tail += behind if num_behind <= record_limit() else b""
     if is_open:
-        return "not valid JSON (the text has no end)"
+        return f"{INVALID} (the text has no end)"
     if num_behind > record_limit():
         return f"a line with over {record_limit() / 2**20:g} MiB behind its text; put the text last"
     return tail
@@ -308,7 +308,7 @@ def _around_text(line: bytes, options: ReadOptions) -> tuple[str, str | None, st
     except UnicodeDecodeError:
         return NOT_UTF8
     except (ValueError, RecursionError) as error:
-        return f"not valid JSON behind its text ({str(error).partition(': line')[0] or 'nested too deeply'})"
+        return f"{INVALID} behind its text ({str(error).partition(': line')[0] or 'nested too deeply'})"
 
 
 def _unescape(spelled: IO[bytes], text: IO[bytes], options: ReadOptions) -> str | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import codecs
 import io
 import re
-import zlib
 from collections.abc import Generator
 from typing import BinaryIO, cast
+
+from hvdlm.first_bytes import is_zlib
 
 from ..compression import LFS_POINTER, LFS_REMEDY, MAGICS, ChunkStream, read_before_break
 
@@ -114,7 +115,7 @@ def _binary(head: bytes) -> str | None:
             return f"is no text but {kind}"
     if _is_tar(head):
         return "is no text but a tar archive; unpack it"
-    if _is_zlib(head):
+    if is_zlib(head):
         return "is no text but compressed by zlib; unpack it, or compress it by gzip"
     return f"is no text but {ZEROS}" if len(head) >= FEWEST_ZEROS and not any(head) else None
 
@@ -194,17 +195,6 @@ def _is_tar(head: bytes) -> bool:
     if len(header) < TAR_BYTES or not re.fullmatch(rb"[0-7]{1,7}", checksum):
         return False
     return int(checksum, 8) == sum(header) - sum(header[TAR_SUM]) + (TAR_SUM.stop - TAR_SUM.start) * ord(" ")
-
-
-def _is_zlib(head: bytes) -> bool:
-    """Whether this is a zlib stream, which has no more than two bytes to be known by: by what it expands to."""
-    if head[:1] != b"x" or int.from_bytes(head[:2], "big") % 31:
-        return False
-    decoder = zlib.decompressobj()
-    try:
-        return len(decoder.decompress(head, 64)) == 64 or decoder.eof
-    except zlib.error:
-        return False
 
 
 def _is_same_order(asked: str, wide: str, head: bytes) -> bool:

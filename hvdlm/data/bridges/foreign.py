@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import logging
 import re
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,12 @@ import numpy as np
 from hvdlm.data.bridges.interface import TokenSplit
 from hvdlm.data.bridges.number_types import FEWEST_NUMBERS, refuse_surely_other
 from hvdlm.errors import UserError
+from hvdlm.first_bytes import is_zlib
 
 log = logging.getLogger("hvdlm")
 
 HEAD_BYTES = 1 << 16
 FEWEST_CHARS = 16  # that show that they are text
-FEWEST_EXPANDED = 64  # bytes that show that they were compressed
 LAST_VERSION = 99
 HEADER_BYTES, USED_BYTES = 1024, 64  # of headers as llm.c has them: 256 int32, the rest of which is empty
 
@@ -104,18 +103,7 @@ def _head(path: Path) -> bytes:
 def _known(head: bytes) -> tuple[str, str] | None:
     """What a file is that begins so, and the remedy, if that is known."""
     found = next((known for start, known in FOREIGN.items() if re.match(start, head, re.DOTALL)), None)
-    return ("compressed by zlib", UNPACK) if found is None and _is_zlib(head) else found
-
-
-def _is_zlib(head: bytes) -> bool:
-    """Whether this is a zlib stream, which has no more than two bytes to be known by: by what it expands to."""
-    if head[:1] != b"x" or int.from_bytes(head[:2], "big") % 31:
-        return False
-    decoder = zlib.decompressobj()
-    try:
-        return len(decoder.decompress(head, FEWEST_EXPANDED)) == FEWEST_EXPANDED or decoder.eof
-    except zlib.error:
-        return False
+    return ("compressed by zlib", UNPACK) if found is None and is_zlib(head) else found
 
 
 def _is_text(head: bytes) -> bool:
