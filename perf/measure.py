@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,8 +16,8 @@ from hvdlm.files import read_json
 from hvdlm.host import affinity, physical_cores
 from hvdlm.models import num_parameters
 from hvdlm.train.config import RunConfig
-from hvdlm.train.setup import build_engine
-from hvdlm.train.step import Engine
+from hvdlm.train.setup import build_learner
+from hvdlm.train.step import GradientLearner
 from hvdlm.world.interface import World
 
 from .record import (
@@ -82,13 +81,13 @@ def measure(spec: MeasurementSpec, world: World, job: str) -> RunRecord:
     if not config.sync.steps_together:
         raise UserError.shared(f"sync: {config.sync.label} has no steps that all ranks share, so there is none to time")
     start = Start.now()
-    engine, _ = build_engine(config, world)
-    results = engine.run(0, spec.warmup + spec.steps)
-    loss = np.array([float(results[0].loss_sum), results[0].micro_batches])
-    world.sum_(loss)
+    learner, _ = build_learner(config, world)
+    results = learner.run(0, spec.warmup + spec.steps)
+    sums = results[0].sums.cpu().numpy()
+    world.sum_(sums)
     times = world.gather([result.step_s for result in results])
     waits = world.gather([result.data_wait_s for result in results])
-    first_loss = float(loss[0] / loss[1])
+    first_loss = learner.task.figures(learner.task.named(sums))["loss"]
     if not math.isfinite(first_loss):
         raise UserError.shared(f"the loss of the first step is {first_loss}: see optim and precision of the config")
     try:
@@ -103,24 +102,24 @@ def measure(spec: MeasurementSpec, world: World, job: str) -> RunRecord:
             step_s=tuple(tuple(rank[spec.warmup :]) for rank in times),
             data_wait_s=tuple(tuple(rank[spec.warmup :]) for rank in waits),
             first_loss=first_loss,
-            workload=_workload(engine, world),
-            environment=environment(start, machine_of(world, engine.device), job),
+            workload=_workload(learner, world),
+            environment=environment(start, machine_of(world, learner.device), job),
         )
     except ValidationError as error:
         raise UserError.shared(f"the clock cannot be believed: {first_fault(error)}; measure again") from None
 
 
-def _workload(engine: Engine, world: World) -> Workload:
-    config = engine.config
+def _workload(learner: GradientLearner, world: World) -> Workload:
+    config = learner.config
     return Workload(
         family=config.model.family,
-        num_parameters=num_parameters(engine.model),
+        num_parameters=num_parameters(learner.model),
         seq_len=config.data.seq_len,
         micro_batch=config.train.micro_batch,
         precision=config.train.precision,
-        sync=engine.sync.kind,
+        sync=learner.sync.kind,
         world=world.kind,
-        device=engine.device.type,
+        device=learner.device.type,
         threads=torch.get_num_threads(),
     )
 

@@ -22,6 +22,7 @@ from hvdlm.data.orders import order_over
 from hvdlm.models import build_model
 from hvdlm.partition import slice_of
 from hvdlm.train.config import RunConfig
+from hvdlm.train.parts import vocabulary_of
 from hvdlm.world.horovod import load_horovod
 
 Distribute = Callable[[nn.Module, torch.optim.Optimizer], tuple[nn.Module, Any]]  # says how the ranks meet
@@ -37,9 +38,10 @@ class PlainLoop:
         corpora = open_corpora(config.data)
         source, seq_len = corpora.train_source(), config.data.seq_len
         self._batches = order_over(source, seq_len=seq_len, global_batch=self._global_batch, seed=config.seed)
-        model = build_model(config.model, corpora.manifest.vocab_size, config.seed)
+        model = build_model(config.model, vocabulary_of(corpora.manifest), config.seed)
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.lr, fused=True)
         self._model, self._optimizer = distribute(model, optimizer)
+        self._head = model.head
 
     def run(self, first: int, end: int) -> dict[str, Any]:
         """Run steps [first, end); this rank's tokens, and the seconds of each step."""
@@ -50,7 +52,8 @@ class PlainLoop:
             tokens += windows[:, 1:].numel()
             self._optimizer.zero_grad()
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._is_bf16):
-                logits = self._model(windows[:, :-1])
+                hidden, _ = self._model(windows[:, :-1])
+                logits = self._head(hidden)
             F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten()).backward()
             self._optimizer.step()
             step_s.append(time.perf_counter() - start)

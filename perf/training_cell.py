@@ -53,16 +53,16 @@ class EngineProgram:
 
     def __init__(self, config: RunConfig, world: World) -> None:
         from hvdlm.models import num_parameters
-        from hvdlm.train.setup import build_engine
+        from hvdlm.train.setup import build_learner
 
-        self.engine, _ = build_engine(config, world)
-        self.num_parameters = num_parameters(self.engine.model)
-        self._real = self.engine.batches
+        self.learner, _ = build_learner(config, world)
+        self.num_parameters = num_parameters(self.learner.model)
+        self._real = self.learner.batches
         self._tokens_per_micro_batch = config.train.micro_batch * config.data.seq_len
 
     def run(self, first: int, end: int) -> dict[str, Any]:
         """Run steps [first, end); this rank's tokens, and the seconds of each step."""
-        results = self.engine.run(first, end)
+        results = self.learner.run(first, end)
         return {
             "tokens": sum(result.micro_batches for result in results) * self._tokens_per_micro_batch,
             "step_s": [result.step_s for result in results],
@@ -72,11 +72,11 @@ class EngineProgram:
 
     def use(self, data: str) -> None:
         """`constant` repeats one batch from memory from now on, `real` reads windows as always."""
-        self.engine.batches = Constant(self._real) if data == "constant" else self._real
+        self.learner.batches = Constant(self._real) if data == "constant" else self._real
 
     def loader_windows_per_s(self, seconds: float) -> float:
         """How many windows a second the loader gives to this rank while nobody trains."""
-        num = self.engine.config.train.global_batch // self.engine.world.size
+        num = self.learner.config.train.global_batch // self.learner.world.size
         step, start = 0, time.perf_counter()
         while (spent := time.perf_counter() - start) < seconds:
             self._real.windows(np.arange(step * num, (step + 1) * num, dtype=np.int64), step)

@@ -2,14 +2,14 @@
 
 import math
 
-from hvdlm.train.step import Engine
+from hvdlm.train.step import GradientLearner
 
 
-class Broken(Engine):
+class Broken(GradientLearner):
     """Its gradient is nan on the rank that has sample 50, of step 4."""
 
-    def _accumulate(self, step, part, windows):
-        loss = super()._accumulate(step, part, windows)
+    def _accumulate(self, step, part, share):
+        sums = super()._accumulate(step, part, share)
         if 50 in self._positions(step, part, self.left_out):
             self.sync.parameters[0].grad.fill_(math.nan)
-        return loss
+        return sums

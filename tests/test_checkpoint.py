@@ -18,7 +18,7 @@ from hvdlm.checkpoint import store as checkpoint
 from hvdlm.errors import UserError
 from hvdlm.files import sha256_of
 from hvdlm.session.metrics import read_metrics
-from hvdlm.train.step import Engine
+from hvdlm.train.step import GradientLearner
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data_dir, tmp_pat
     overrides = ("checkpoint.every=3", f"optim.name={optimizer}", "model.dropout=0.1")
     run_training(data_dir, tmp_path / "whole", *overrides)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Engine, "_step", dying(Engine._step, stop_after, KeyboardInterrupt()))
+        patch.setattr(GradientLearner, "_step", dying(GradientLearner._step, stop_after, KeyboardInterrupt()))
         run_training(data_dir, tmp_path / "resumed", *overrides)
     run_training(data_dir, tmp_path / "resumed", *overrides)
     assert final_state(tmp_path / "resumed") == final_state(tmp_path / "whole")

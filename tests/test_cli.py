@@ -94,8 +94,8 @@ def test_nothing_that_comes_later_is_loaded_before_the_first_step(data_dir, tmp_
     """torch._dynamo alone took a second of CPU: `optim.torch_classes` has the reason."""
     config = write_config(tmp_path / "c.yaml", run_values(data_dir, tmp_path / "run"))
     code = (
-        "import sys\nfrom hvdlm.train.step import Engine\nstep = Engine._step\n"
-        "def first(*given):\n    step(*given)\n    raise SystemExit\nEngine._step = first\n"
+        "import sys\nfrom hvdlm.train.step import GradientLearner\nstep = GradientLearner._step\n"
+        "def first(*given):\n    step(*given)\n    raise SystemExit\nGradientLearner._step = first\n"
     )
     assert loaded(code + ENDS.format(calls=[["train", str(config), "world=serial"]]), LATER) == "[]"
 

@@ -15,26 +15,36 @@ from hvdlm.data.windows import EvaluationStreams, EvaluationWindows
 from hvdlm.errors import UserError
 from hvdlm.inference.evaluate import evaluate_checkpoint
 from hvdlm.inference.generate import Sampling, choose, generate
+from hvdlm.models import LanguageModel, Vocabulary
 from hvdlm.models.recurrent import LstmConfig
+from hvdlm.tasks import TaskContext
 from hvdlm.tasks.evaluate import evaluate, pool
+from hvdlm.tasks.language_model import LmConfig, NoiseConfig, ObjectiveConfig
 from hvdlm.world.serial import SerialWorld
 
 
-class Unigram(nn.Module):
+class Unigram(LanguageModel):
     """A model without context: the same logits everywhere."""
 
     def __init__(self, logits):
         super().__init__()
-        self.logits = nn.Parameter(logits)
+        self.everywhere, self.head = nn.Parameter(logits), nn.Identity()
 
-    def forward(self, ids):
-        return self.logits.expand(*ids.shape, -1)
+    def initial_state(self, num):
+        return ()
+
+    def forward(self, ids, state=None, draws=None):
+        return self.everywhere.expand(*ids.shape, -1), state
+
+
+TASK = LmConfig().build(TaskContext(Vocabulary(257, 0), ObjectiveConfig(), NoiseConfig()))
 
 
 def evaluate_unigram(data_dir, logits, split="val", seq_len=32):
     manifest = read_manifest(data_dir)
     windows = EvaluationWindows(TokenStream(data_dir, split), seq_len, manifest.eos_id)
-    return evaluate(Unigram(logits), windows, manifest.splits[split], batch=5, precision="fp32", world=SerialWorld())
+    entry = manifest.splits[split]
+    return evaluate(Unigram(logits), TASK, windows, entry, batch=5, precision="fp32", world=SerialWorld())
 
 
 @pytest.mark.parametrize("seq_len", [1, 7, 32, 100_000])
@@ -76,7 +86,7 @@ class Tokens:
 
 
 def loss_on(model, read):
-    return evaluate(model, read, read.stream.entry, batch=5, precision="fp32", world=SerialWorld())
+    return evaluate(model, TASK, read, read.stream.entry, batch=5, precision="fp32", world=SerialWorld())
 
 
 @pytest.mark.parametrize("ids", [[0] * 8000 + [1] * 4000, [0, 0, 1] * 4000, [0] * 32 + ([1] * 32 + [0] * 32) * 190])
@@ -105,7 +115,7 @@ def test_a_part_of_each_corpus_stands_for_all_of_it():
 @pytest.fixture(scope="module")
 def lstm():
     torch.manual_seed(0)
-    model = LstmConfig(layers=2, width=16).build(50)
+    model = LstmConfig(layers=2, width=16).build(Vocabulary(50, 49))
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)  # so that the past counts
     return model, Tokens(np.random.default_rng(0).integers(0, 49, 700))
@@ -114,7 +124,7 @@ def lstm():
 def nats_of(model, ids, before):
     """By one pass over all of `ids`, from a state of zero."""
     inputs = torch.tensor([[before, *ids[:-1].tolist()]])
-    logits = model(inputs)[0]
+    logits = model.logits(inputs)[0][0]
     return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(ids), reduction="sum").detach())
 
 

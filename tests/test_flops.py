@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hvdlm.models import build_model
-from hvdlm.models.flops import flops_per_token
+from hvdlm.models import Vocabulary, build_model
 from hvdlm.models.recurrent import LstmConfig
 from hvdlm.models.transformer import TransformerConfig
 
@@ -22,9 +21,9 @@ from hvdlm.models.transformer import TransformerConfig
 @pytest.mark.parametrize("seq_len", [16, 64])
 def test_the_formula_counts_what_torch_counts(config, tie, seq_len):
     config = config.model_copy(update={"tie_embeddings": tie})
-    model, ids = build_model(config, 200, seed=0), torch.randint(200, (2, seq_len))
+    model, ids = build_model(config, Vocabulary(200, 199), seed=0), torch.randint(200, (2, seq_len))
     counter = FlopCounterMode(display=False)
     # The counter does not look into oneDNN's LSTM and torch's fused attention; these are the same in plain operations.
     with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), counter:
-        F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
-    assert counter.get_total_flops() / ids.numel() == pytest.approx(flops_per_token(model, config, seq_len), rel=0.03)
+        F.cross_entropy(model.logits(ids)[0].flatten(0, 1), ids.flatten()).backward()
+    assert counter.get_total_flops() / ids.numel() == pytest.approx(model.flops_per_token(seq_len), rel=0.03)

@@ -13,7 +13,7 @@ from hvdlm import checkpoint
 from hvdlm.errors import UserError
 from hvdlm.files import sha256_of
 from hvdlm.train.initial_weights import begin_with, pinned
-from hvdlm.train.setup import build_engine, train
+from hvdlm.train.setup import build_learner, train
 from hvdlm.world.serial import SerialWorld
 
 
@@ -28,7 +28,7 @@ def source(data_dir, tmp_path_factory):
 def begun(data_dir, tmp_path, source, *overrides):
     """(engine, resolved config) of a new run, before its first step."""
     config, path = pinned(make_config(data_dir, tmp_path / "new", f"init.from={source}", *overrides))
-    engine, corpora = build_engine(config, SerialWorld())
+    engine, corpora = build_learner(config, SerialWorld())
     begin_with(path, engine, corpora.manifest.tokenizer_digest)
     return engine, config
 

@@ -39,7 +39,7 @@ def by_formula(logits, targets, config):
         target_distribution[target] += 1 - config.label_smoothing
         aims.append(-(target_distribution * (row - log_z)).sum() + config.z_loss * log_z**2)
         nats.append(log_z - row[target])
-    return torch.stack(aims).mean(), torch.stack(nats).mean()
+    return torch.stack(aims).sum(), torch.stack(nats).sum()
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -51,7 +51,7 @@ def test_the_objective_is_its_formula_with_its_gradient(batch, config):
         assert float(one.detach()) == pytest.approx(float(other.detach()), rel=1e-5)
     actual[0].backward()
     expected[0].backward()
-    assert torch.allclose(leaves[0].grad, leaves[1].grad, atol=1e-6)
+    assert torch.allclose(leaves[0].grad, leaves[1].grad, atol=1e-5)
     assert not actual[1].requires_grad
 
 

@@ -205,7 +205,7 @@ def test_validation_counts_every_token_of_every_corpus_once(folders, tmp_path):
     corpora = open_corpora(config_of(folders, tmp_path).data)
     evaluation = SplitEvaluation(corpora, "val", seq_len=32)
     for corpus, (name, windows, _) in zip(corpora.corpora, evaluation._parts, strict=True):
-        targets = np.concatenate([targets.ravel() for _, targets in windows.batches(4, rank=0, size=1)])
+        targets = np.concatenate([piece.ids[:, 1:].ravel() for piece in windows.batches(4, rank=0, size=1)])
         stream = TokenStream(corpus.path, "val")
         assert name == corpus.name
         assert targets[targets != IGNORED].tolist() == stream.read(0, len(stream)).tolist()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from hvdlm.compute.draws import Draws, draws_for
 from hvdlm.config import tagged_union
-from hvdlm.models import MODELS, build_model, num_parameters
+from hvdlm.models import MODELS, Vocabulary, build_model, num_parameters
 from hvdlm.models.recurrent import LstmConfig
 from hvdlm.models.transformer import TransformerConfig, rotary, rotate
 
@@ -23,7 +23,7 @@ def but(config, **changes):
 
 
 def build(config):
-    return build_model(config, 50, seed=0)
+    return build_model(config, Vocabulary(50, 49), seed=0)
 
 
 CONFIGS = [
@@ -43,8 +43,12 @@ def draws(samples, step=0):
     return draws_for(0, step, np.arange(samples))
 
 
+def logits_of(model, ids, draws=None, state=None):
+    return model.head(model(ids, state, draws)[0])
+
+
 def loss_of(model, ids, draws=None):
-    return F.cross_entropy(model(ids[:, :-1], draws).flatten(0, 1), ids[:, 1:].flatten())
+    return F.cross_entropy(logits_of(model, ids[:, :-1], draws).flatten(0, 1), ids[:, 1:].flatten())
 
 
 def gradients(model, ids, draws):
@@ -70,16 +74,16 @@ def test_a_family_is_registered_under_its_own_name():
 
 
 def test_logits_have_the_shape_of_the_interface(model):
-    assert model(torch.randint(50, (3, 7))).shape == (3, 7, 50)
+    assert logits_of(model, torch.randint(50, (3, 7))).shape == (3, 7, 50)
 
 
 def test_a_position_sees_the_ones_before_it_and_none_after(model):
     ids = torch.randint(50, (2, 9))
-    before = model(ids)
+    before = logits_of(model, ids)
     for place in (0, 6):
         changed = ids.clone()
         changed[:, place] = (ids[:, place] + 1) % 50
-        after = model(changed)
+        after = logits_of(model, changed)
         assert torch.allclose(before[:, :place], after[:, :place], atol=1e-6)
         assert (before[:, place:] - after[:, place:]).abs().amax(dim=(0, 2)).min() > 0
 
@@ -93,7 +97,7 @@ def test_the_first_loss_is_that_of_a_uniform_guess(model):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_the_seed_decides_the_weights(config):
-    first, again, other = (build_model(config, 50, seed) for seed in (1, 1, 2))
+    first, again, other = (build_model(config, Vocabulary(50, 49), seed) for seed in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.embed.weight, other.embed.weight)
 
@@ -115,33 +119,34 @@ def test_rotation_keeps_lengths_and_depends_on_distance_alone():
 @pytest.mark.parametrize("config", DROPOUTS)
 def test_dropout_follows_its_draws_alone(config):
     model, ids = build(config).train(), torch.randint(50, (4, 9))
-    assert config.is_random
-    assert torch.equal(model(ids), model(ids))  # none without draws
-    assert not torch.equal(model(ids, draws(4)), model(ids))
-    assert torch.equal(model(ids, draws(4)), model(ids, draws(4)))
-    assert not torch.equal(model(ids, draws(4)), model(ids, draws(4, step=1)))
-    micro = [model(ids[row : row + 1], draws_for(0, 0, np.array([row]))) for row in range(4)]
-    assert torch.allclose(torch.cat(micro), model(ids, draws(4)), atol=1e-6)
+    assert model.takes_draws
+    plain, drawn = logits_of(model, ids), logits_of(model, ids, draws(4))
+    assert torch.equal(plain, logits_of(model, ids))  # none without draws
+    assert not torch.equal(drawn, plain)
+    assert torch.equal(drawn, logits_of(model, ids, draws(4)))
+    assert not torch.equal(drawn, logits_of(model, ids, draws(4, step=1)))
+    micro = [logits_of(model, ids[row : row + 1], draws_for(0, 0, np.array([row]))) for row in range(4)]
+    assert torch.allclose(torch.cat(micro), drawn, atol=1e-6)
 
 
 @pytest.mark.parametrize("config", [DROPOUTS[3], DROPOUTS[4]], ids=lambda config: config.family)
 def test_no_two_dropouts_have_the_same_draws(config, monkeypatch):
     sites, plain = [], Draws.uniform_bits
     monkeypatch.setattr(Draws, "uniform_bits", lambda self, site, shape: sites.append(site) or plain(self, site, shape))
-    build(config)(torch.randint(50, (4, 9)), draws(4))
+    logits_of(build(config), torch.randint(50, (4, 9)), draws(4))
     assert sites == list(range({"transformer": 1 + 3 * 2, "lstm": 1 + 2}[config.family]))
 
 
 @pytest.mark.parametrize("config", [TransformerConfig(), LstmConfig(), TransformerConfig(dropout=0.5, embed_dropout=0)])
 def test_a_model_takes_draws_where_some_dropout_is_on(config):
-    assert config.is_random == (config.dropout > 0)
+    assert build(config).takes_draws == (config.dropout > 0)
 
 
 def test_each_kind_of_dropout_is_as_dropout_unless_it_is_said():
     ids = torch.randint(50, (4, 9))
 
     def logits(**kinds):
-        return build(but(TRANSFORMER, **kinds))(ids, draws(4))
+        return logits_of(build(but(TRANSFORMER, **kinds)), ids, draws(4))
 
     kinds = ("embed_dropout", "residual_dropout", "attention_dropout")
     assert torch.equal(logits(dropout=0.3), logits(**dict.fromkeys(kinds, 0.3)))
@@ -156,11 +161,12 @@ def test_attention_with_dropout_has_the_mean_of_attention_without():
     random = torch.Generator().manual_seed(0)
     x, rotation = torch.randn(1, 9, 16, generator=random).expand(20_000, 9, 16), rotary(9, 8, torch.device("cpu"))
     with torch.no_grad():
-        plain, dropped = attention(x[:1], rotation, None)[0], attention(x, rotation, draws(20_000))
+        plain, dropped = (attention(rows, rotation, by, None)[0] for rows, by in ((x[:1], None), (x, draws(20_000))))
+    plain = plain[0]
     error = dropped.std(0) / 20_000**0.5
     assert float(((dropped.mean(0) - plain) / error).abs().max()) < 5
     attention.dropout = 1e-12
-    assert torch.allclose(attention(x[:2], rotation, draws(2))[0], plain, atol=1e-6)
+    assert torch.allclose(attention(x[:2], rotation, draws(2), None)[0][0], plain, atol=1e-6)
 
 
 @pytest.mark.parametrize("config", [DROPOUTS[3], but(DROPOUTS[3], attention_dropout=0.0)])
@@ -182,34 +188,37 @@ def test_a_variational_mask_is_one_for_all_time_steps():
         assert torch.equal(x, x[:, :1].expand_as(x)) == variational
 
 
-def test_windows_with_carried_state_are_the_whole_sequence():
-    model, ids = build(LSTM), torch.randint(50, (3, 12))
-    whole, state = model(ids), model.initial_state(3, "cpu")
-    parts = []
-    for window in ids.split(4, dim=1):
-        logits, state = model.forward_from(window, None, state)
-        parts.append(logits)
-    assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-6)
-    assert not state.requires_grad
+def test_the_state_makes_pieces_the_whole(model):
+    """All at once, in pieces, and token by token."""
+    ids = torch.randint(50, (3, 9))
+    whole = logits_of(model, ids)
+    for lengths in ([4, 5], [1] * 9):
+        state, parts = model.initial_state(3), []
+        for piece in ids.split(lengths, dim=1):
+            logits, state = model.logits(piece, state)
+            parts.append(logits)
+        assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
+    assert model(ids)[1] is None  # nobody asked for it
 
 
-def test_state_is_split_by_sample_along_dimension_1():
-    model, ids = build(LSTM), torch.randint(50, (3, 12))
-    _, state = model.forward_from(ids, None, model.initial_state(3, "cpu"))
-    logits, after = model.forward_from(ids, None, state)
+def test_samples_lie_along_dimension_0_of_the_state(model):
+    ids = torch.randint(50, (3, 12))
+    _, state = model.logits(ids, model.initial_state(3))
+    logits, after = model.logits(ids, state)
     for row in range(3):
         part = slice(row, row + 1)
-        alone, alone_after = model.forward_from(ids[part], None, state[:, part])
-        assert torch.allclose(alone, logits[part], atol=1e-6)
-        assert torch.allclose(alone_after, after[:, part], atol=1e-6)
+        alone, alone_after = model.logits(ids[part], tuple(each[part] for each in state))
+        assert torch.allclose(alone, logits[part], atol=1e-5)
+        for one, all_ in zip(alone_after, after, strict=True):
+            assert torch.allclose(one, all_[part], atol=1e-5)
 
 
-def test_state_stays_float32_under_autocast():
+def test_a_recurrent_state_stays_float32_under_autocast():
     model, ids = build(but(LSTM, dropout=0.1)), torch.randint(50, (3, 12))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        _, state = model.forward_from(ids, draws(3), model.initial_state(3, "cpu"))
-        logits, state = model.forward_from(ids, draws(3), state)
-    assert (logits.dtype, state.dtype) == (torch.bfloat16, torch.float32)
+        _, state = model(ids, model.initial_state(3), draws(3))
+        hidden, (state,) = model(ids, state, draws(3))
+    assert (hidden.dtype, state.dtype) == (torch.bfloat16, torch.float32)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo, behind an LSTM

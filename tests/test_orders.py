@@ -124,14 +124,20 @@ def test_a_mixture_has_no_contiguous_order(tmp_path):
 
 def read_by_all(read, size):
     """Flat (inputs, targets) of everything that `size` ranks read, without padding."""
-    pairs = []
+    pieces = []
     for rank in range(size):
         if isinstance(read, EvaluationWindows):
-            pairs += read.batches(4, rank=rank, size=size)
+            pieces += read.batches(4, rank=rank, size=size)
         else:
-            pairs += [pair for group in read.groups(2, rank=rank, size=size) for pair in read.chunks(group, 50)]
-    inputs, targets = (np.concatenate([part.ravel() for part in parts]) for parts in zip(*pairs, strict=True))
-    return inputs[targets != IGNORED].tolist(), targets[targets != IGNORED].tolist()
+            pieces += [piece for group in read.groups(2, rank=rank, size=size) for piece in read.chunks(group, 50)]
+    inputs, targets = [], []
+    for piece in pieces:
+        for row, context in zip(piece.ids, piece.context, strict=True):
+            is_target = row[1:] != IGNORED
+            is_target[:context] = False
+            inputs += row[:-1][is_target].tolist()
+            targets += row[1:][is_target].tolist()
+    return inputs, targets
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
@@ -140,6 +146,21 @@ def test_every_token_is_a_target_exactly_once(stream, size):
     whole = stream.read(0, len(stream)).tolist()
     assert read_by_all(windows, size) == ([256, *whole[:-1]], whole)
     assert windows.num_tokens == len(whole)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("length", "seq_len", "stride"), [(100, 20, 5), (103, 20, 7), (20, 20, 3), (7, 20, 3), (64, 8, 8)]
+)
+def test_windows_that_overlap_predict_each_token_once(length, seq_len, stride, size):
+    """Each from the token before it, and from seq_len - stride more at least, but for those of the first window."""
+    windows = EvaluationWindows(Numbers(length), seq_len, 999, stride=stride)
+    inputs, targets = read_by_all(windows, size)
+    assert targets == list(range(length))
+    assert inputs == [999, *range(length - 1)]
+    first, *rest = [context for piece in windows.batches(3, rank=0, size=1) for context in piece.context.tolist()]
+    assert first == 0
+    assert set(rest) <= {seq_len - stride}
 
 
 @pytest.mark.parametrize("streams", [1, 3, 8])
@@ -154,7 +175,8 @@ def test_every_token_is_a_target_of_some_stream_exactly_once(size, streams):
 
 def test_a_stream_is_read_from_its_beginning_to_its_end():
     (group,) = EvaluationStreams(Numbers(103), 20, 999, 2).groups(2, rank=0, size=1)
-    rows = np.concatenate([targets for _, targets in EvaluationStreams(Numbers(103), 20, 999, 2).chunks(group, 7)], 1)
+    pieces = EvaluationStreams(Numbers(103), 20, 999, 2).chunks(group, 7)
+    rows = np.concatenate([piece.ids[:, 1:] for piece in pieces], 1)
     assert [row[row != IGNORED].tolist() for row in rows] == [list(range(51)), list(range(51, 103))]
 
 

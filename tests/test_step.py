@@ -20,7 +20,7 @@ from hvdlm.session.metrics import read_metrics
 from hvdlm.train import setup as stage
 from hvdlm.train.guard import Verdict
 from hvdlm.train.noise_scale import NoiseScale
-from hvdlm.train.step import Engine
+from hvdlm.train.step import GradientLearner
 from hvdlm.world.place import Place
 from hvdlm.world.serial import SerialWorld
 from hvdlm.world.threads import thread_worlds
@@ -32,14 +32,14 @@ def make_engine(data_dir, tmp_path):
 
     def make(*overrides, world=None):
         config = make_config(data_dir, tmp_path, *overrides)
-        return Engine(config, source, manifest, world or SerialWorld(), Place(0, 1, 1))
+        return GradientLearner(config, source, manifest, world or SerialWorld(), Place(0, 1, 1))
 
     return make
 
 
 def run(engine, first, end):
     """The steps [first, end): (mean loss, gradient norm) of each."""
-    return [(float(r.loss_sum) / r.micro_batches, float(r.grad_norm)) for r in engine.run(first, end)]
+    return [(float(r.sums[0] / r.sums[1]), float(r.grad_norm)) for r in engine.run(first, end)]
 
 
 def weights(engine):
@@ -153,7 +153,7 @@ def test_fp16_trains_like_fp32(make_engine):
 @pytest.fixture
 def broken(data_dir, tmp_path, monkeypatch):
     """Train 10 steps of 12 samples; step 4 holds sample 50."""
-    monkeypatch.setattr(stage, "Engine", Broken)
+    monkeypatch.setattr(stage, "GradientLearner", Broken)
 
     def train(name, *overrides):
         overrides = ("train.steps=10", "checkpoint.every=2", "log.every=1", *overrides)
@@ -208,7 +208,7 @@ def test_a_run_ends_by_tokens_epochs_patience_or_target(make_engine, data_dir, t
 def test_the_mean_of_the_weights_is_evaluated_and_restored(data_dir, tmp_path):
     result = run_training(data_dir, tmp_path, "ema.decay=0.9", "optim.lr=1e-2")
     path = checkpoint.resolve(tmp_path)
-    model, _, _ = load_checkpoint_model(path, (), Place(0, 1, 1))
+    model = load_checkpoint_model(path, (), Place(0, 1, 1)).model
     name, parameter = next(iter(model.named_parameters()))
     assert torch.equal(parameter, checkpoint.load_tensors(path)[f"ema/{name}"])
     found = evaluate_checkpoint(tmp_path, (), "val", SerialWorld())

@@ -63,6 +63,12 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     type=WholeNumber(1),
     help="With --carry: parts of the split, each read through (1).",
 )
+@click.option(
+    "--stride",
+    type=WholeNumber(1),
+    help="Windows that overlap: each begins so many tokens after the last, and what both have is predicted in the "
+    "first, so that tokens have a past.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Also write the result as JSON there.")
 @json_option
 def evaluate(
@@ -79,7 +85,12 @@ def evaluate(
     with connected(environment=may_wait) as world:
         setup_logging(world.rank)
         found = evaluate_checkpoint(checkpoint, overrides, split, world, **protocol)
-        hidden = {"streams", "seq_len", "split_tokens"}  # the protocol says them in words; all tokens are counted
+        hidden = {
+            "streams",
+            "stride",
+            "seq_len",
+            "split_tokens",
+        }  # the protocol says them in words; all tokens are counted
         numbers = {
             name: value for name, value in found.items() if name not in hidden and isinstance(value, int | float)
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, Union
 
@@ -36,29 +36,49 @@ def choice_of(names: Iterable[str]) -> Any:
 
 @dataclass(frozen=True)
 class TaggedUnion:
-    """The sections that a field may hold, told apart by the value of their key `tag`."""
+    """The sections that a field may hold, told apart by the value of their key `tag`: those of a registry, as it is.
 
-    sections: tuple[type[Section], ...]
+    What is registered later is known to a model after its `model_rebuild(force=True)`.
+    """
+
+    registry: Mapping[str, type[Section]]
     tag: str
 
     def __get_pydantic_core_schema__(self, _source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        self.check()
         return handler.generate_schema(Annotated[Union[self.sections], Field(discriminator=self.tag)])  # noqa: UP007
 
     @property
+    def sections(self) -> tuple[type[Section], ...]:
+        return tuple(self.registry.values())
+
+    @property
     def by_name(self) -> dict[str, type[Section]]:
-        return {section.model_fields[self.tag].default: section for section in self.sections}
+        return dict(self.registry)
+
+    def check(self) -> None:
+        """ValueError for one that is registered under another name than its own, the default of its field `tag`."""
+        for name, section in self.registry.items():
+            if section.model_fields[self.tag].default != name:
+                raise ValueError(
+                    f"{section.__name__} has {self.tag}: {section.model_fields[self.tag].default}, not {name}"
+                )
 
 
-def tagged_union(sections: Mapping[str, type[Section]], tag: str) -> Any:
+def tagged_union(registry: Mapping[str, type[Section]], tag: str) -> Any:
     """What makes a section one of a registry's, told apart by the key `tag`: `Annotated[Shared, tagged_union(…)]`.
 
     `Shared` is the class that all of them come from. ValueError for one that is registered under another name than
-    its own, the default of its field `tag`.
+    its own.
     """
-    for name, section in sections.items():
-        if section.model_fields[tag].default != name:
-            raise ValueError(f"{section.__name__} has {tag}: {section.model_fields[tag].default}, not {name}")
-    return TaggedUnion(tuple(sections.values()), tag)
+    union = TaggedUnion(registry, tag)
+    union.check()
+    return union
+
+
+def by_name(tag: str) -> Callable[[Any], Any]:
+    """A validator before others, by which `sync: tree` stands for `sync: {kind: tree}`."""
+    return lambda value: {tag: value} if isinstance(value, str) else value
 
 
 def union_of(field: FieldInfo) -> TaggedUnion | None:

@@ -18,25 +18,42 @@ from hvdlm.partition import slice_of, spread
 IGNORED = -100  # target of a padded position; cross_entropy's ignore_index
 RUN_WINDOWS = 16  # of seq_len: what an estimate reads of a stream at least, so that most tokens have a past
 
-Pair = tuple[np.ndarray, np.ndarray]
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows that a task makes a batch of."""
+
+    ids: np.ndarray  # int64 (n, T + 1): what stands before, then the tokens; behind their end IGNORED
+    places: np.ndarray  # int64 (n,): where a row stands in the split, for draws that depend on it
+    context: np.ndarray  # int64 (n,): so many of the first tokens are there to be seen, and were predicted before
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
 class EvaluationWindows:
     """A split cut into windows of `seq_len`, of which each is predicted from its own beginning.
 
-    With `max_tokens` (0 is all) the split is cut into equal parts, as many as windows of that many tokens, and a window
-    of each part is read: a fixed one, drawn so that no period of the text meets it.
+    With a `stride` (0 is seq_len) the next window begins so many tokens after the last, and what both have is predicted
+    in the first of them alone: all but the first have seq_len - stride tokens of context at least (Baevski and Auli
+    2019). With `max_tokens` (0 is all) the split is cut into equal parts, as many as windows of that many tokens, and
+    a window of each part is read: a fixed one, drawn so that no period of the text meets it.
     """
 
     stream: TokenStream
     seq_len: int
     eos_id: int
     max_tokens: int = 0
+    stride: int = 0
+
+    @property
+    def _step(self) -> int:
+        return self.stride or self.seq_len
 
     @property
     def _in_all(self) -> int:
-        return -(-len(self.stream) // self.seq_len)
+        return 1 + -(-max(0, len(self.stream) - self.seq_len) // self._step)
 
     @property
     def _chosen(self) -> int:
@@ -45,19 +62,26 @@ class EvaluationWindows:
     @property
     def num_tokens(self) -> int:
         """Targets that are read."""
+        if self._chosen == self._in_all:
+            return len(self.stream)
         last = int(spread(np.array([self._chosen - 1]), self._chosen, self._in_all)[0])
         return (self._chosen - 1) * self.seq_len + min(self.seq_len, len(self.stream) - last * self.seq_len)
 
     def __str__(self) -> str:
+        if self.stride:
+            least = self.seq_len - self.stride
+            return f"windows of {self.seq_len} tokens, a stride of {self.stride}: {least:,} tokens of context or more"
         return f"windows of {self.seq_len} tokens, each from its own beginning"
 
-    def batches(self, batch: int, *, rank: int, size: int) -> Iterator[Pair]:
-        """The rank's windows as (inputs, targets), both int64 (<= batch, seq_len); padding is IGNORED."""
+    def batches(self, batch: int, *, rank: int, size: int) -> Iterator[Examples]:
+        """The rank's windows, at most `batch` at once, as rows of seq_len + 1."""
         mine = slice_of(rank, size, self._chosen)
         for first in range(mine.start, mine.stop, batch):
             places = np.arange(first, min(first + batch, mine.stop))
-            starts = spread(places, self._chosen, self._in_all) * self.seq_len
-            yield _stacked(self.stream, [(int(at), len(self.stream)) for at in starts], self.seq_len, self.eos_id)
+            numbers = spread(places, self._chosen, self._in_all)
+            spans = [(int(number) * self._step, len(self.stream)) for number in numbers]
+            ids = _stacked(self.stream, spans, self.seq_len, self.eos_id)
+            yield Examples(ids, numbers, np.where(numbers > 0, self.seq_len - self._step, 0))
 
 
 @dataclass(frozen=True)
@@ -96,15 +120,16 @@ class EvaluationStreams:
         mine = slice_of(rank, size, self.num_streams)
         return (mine[first : first + batch] for first in range(0, len(mine), batch))
 
-    def chunks(self, group: range, length: int) -> Iterator[Pair]:
-        """These streams side by side, piece after piece: (inputs, targets), both int64 (len(group), length).
+    def chunks(self, group: range, length: int) -> Iterator[Examples]:
+        """These streams side by side, piece after piece, as rows of length + 1.
 
-        The state goes from each piece to the next. Ends that are shorter than the others' are padded with IGNORED.
+        The state goes from each piece to the next. Ends that are shorter than the others' are padded.
         """
         spans = self._spans(group)
         for done in range(0, max(stop - start for start, stop in spans), length):
             places = [(min(start + done, stop), stop) for start, stop in spans]
-            yield _stacked(self.stream, places, length, self.eos_id)
+            ids = _stacked(self.stream, places, length, self.eos_id)
+            yield Examples(ids, np.arange(group.start, group.stop), np.zeros(len(group), dtype=np.int64))
 
     def _spans(self, group: range) -> list[tuple[int, int]]:
         parts = [slice_of(number, self.num_streams, len(self.stream)) for number in group]
@@ -112,16 +137,13 @@ class EvaluationStreams:
         return [(part.start, min(part.stop, part.start + limit)) for part in parts]
 
 
-def _stacked(stream: TokenStream, places: list[tuple[int, int]], length: int, eos_id: int) -> Pair:
-    """For each (start, stop) the tokens from `start` on, at most `length` and none from `stop` on, as a row."""
-    inputs = np.full((len(places), length), eos_id, dtype=np.int64)
-    targets = np.full((len(places), length), IGNORED, dtype=np.int64)
-    for row, (start, stop) in enumerate(places):
+def _stacked(stream: TokenStream, places: list[tuple[int, int]], length: int, eos_id: int) -> np.ndarray:
+    """For each (start, stop) the token before and those from `start` on, at most `length` and none from `stop` on."""
+    rows = np.full((len(places), 1 + length), IGNORED, dtype=np.int64)
+    for row, (start, stop) in zip(rows, places, strict=True):
         count = min(length, stop - start)
         if count <= 0:
             continue
-        targets[row, :count] = stream.read(start, count)
-        inputs[row, 1:count] = targets[row, : count - 1]
-        if start:
-            inputs[row, 0] = stream.read(start - 1, 1)[0]
-    return inputs, targets
+        row[1 : 1 + count] = stream.read(start, count)
+        row[0] = stream.read(start - 1, 1)[0] if start else eos_id
+    return rows

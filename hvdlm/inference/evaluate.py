@@ -19,7 +19,7 @@ log = logging.getLogger("hvdlm")
 EVAL_BATCH_TOKENS = 8192
 
 
-def evaluate_checkpoint(
+def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyword
     target: Path,
     overrides: tuple[str, ...],
     split: str,
@@ -27,17 +27,19 @@ def evaluate_checkpoint(
     *,
     carry: bool | None = None,
     streams: int | None = None,
+    stride: int | None = None,
 ) -> dict:
     """Evaluate a checkpoint on a whole split with all ranks; the result is equal on each.
 
     With `carry` a recurrent state runs through the split in `streams` streams (1), which are shared among the ranks;
-    None: where the run was trained so.
+    None: where the run was trained so. With a `stride` windows overlap, so that tokens are predicted from a past.
     """
     path = world.on_root(lambda: checkpoint.resolve(target))
     place = find_place(world)
     with world.together():
-        model, config, state = load_checkpoint_model(path, overrides, place)
-        num_streams = _streams(config, carry, streams)
+        loaded = load_checkpoint_model(path, overrides, place)
+        config, state = loaded.config, loaded.state
+        num_streams = _streams(config, carry, streams, stride)
         corpora = open_corpora(config.data)
         found = corpora.manifest.tokenizer_digest
         if found != state["tokenizer_digest"]:
@@ -45,7 +47,9 @@ def evaluate_checkpoint(
                 f"{corpora}: was made with tokenizer {found}, {path} was trained with "
                 f"{state['tokenizer_digest']}; set data.path to data of the same tokenizer"
             )
-        evaluation = SplitEvaluation(corpora, split, seq_len=config.data.seq_len, streams=num_streams)
+        evaluation = SplitEvaluation(
+            corpora, split, seq_len=config.data.seq_len, streams=num_streams, stride=stride or 0
+        )
         if num_streams > (most := evaluation.most_streams):
             raise UserError(
                 f"--streams: {num_streams} are more than the {most} windows of {config.data.seq_len} tokens"
@@ -54,14 +58,27 @@ def evaluate_checkpoint(
         text = "%s: read by as many of the %d ranks, the others wait (--streams gives them work, and another protocol)"
         log.info(text, evaluation.protocol, world.size)
     batch = max(1, EVAL_BATCH_TOKENS // config.data.seq_len)
-    result, by_corpus = evaluation.run(model, batch=batch, precision=config.train.precision, world=world)
+    result, by_corpus = evaluation.run(
+        loaded.model, loaded.task, batch=batch, precision=config.train.precision, world=world
+    )
     parts = {"corpora": {name: part.to_dict() for name, part in by_corpus.items()}} if by_corpus else {}
-    how = {"protocol": evaluation.protocol, "streams": num_streams, "seq_len": config.data.seq_len}
+    how = {
+        "protocol": evaluation.protocol,
+        "streams": num_streams,
+        "stride": stride or config.data.seq_len,
+        "seq_len": config.data.seq_len,
+    }
     return {**result.to_dict(), **parts, **how, "split": split, "step": state["step"], "checkpoint": str(path)}
 
 
-def _streams(config: RunConfig, carry: bool | None, streams: int | None) -> int:
+def _streams(config: RunConfig, carry: bool | None, streams: int | None, stride: int | None) -> int:
     """Streams that carry the model's state; 0 where each window begins anew."""
+    if stride is not None:
+        if carry or streams is not None:
+            raise UserError("--stride is of windows, --carry and --streams of a state that goes on; leave one out")
+        if stride > config.data.seq_len:
+            raise UserError(f"--stride: {stride} is more than data.seq_len {config.data.seq_len}, so tokens are missed")
+        return 0
     carries = config.data.order == "contiguous" or streams is not None if carry is None else carry
     if carries and not config.model.carries_state:
         raise UserError(

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hvdlm import checkpoint
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.inference.load import load_checkpoint_model
+from hvdlm.models import LanguageModel
 from hvdlm.tokenizer import Tokenizer, digest, load
 from hvdlm.world.place import find_place
 from hvdlm.world.serial import SerialWorld
@@ -49,21 +50,31 @@ def choose(logits: Tensor, sampling: Sampling, random: torch.Generator) -> int:
 
 @torch.no_grad()
 def generate(
-    model: nn.Module, prompt: list[int], sampling: Sampling, *, seq_len: int, max_tokens: int, eos_id: int
+    model: LanguageModel, prompt: list[int], sampling: Sampling, *, seq_len: int | None, max_tokens: int, eos_id: int
 ) -> Iterator[int]:
-    """Yield ids that continue `prompt` until the end of text or `max_tokens`; sees the last `seq_len` ids."""
+    """Yield ids that continue `prompt` until the end of text or `max_tokens`.
+
+    The model's state goes from id to id. Of a model whose state grows, it holds the last `seq_len` ids and no more.
+    """
     model.eval()
     random = torch.Generator().manual_seed(sampling.seed)
     ids = list(prompt) or [eos_id]
-    device = next(model.parameters()).device
+    unread, state = ids[-seq_len:] if seq_len else ids, model.initial_state(1)
+    num_read = 0
     for _ in range(max_tokens):
-        logits = model(torch.tensor([ids[-seq_len:]], device=device))[0, -1]  # (V,)
+        if seq_len and num_read + len(unread) > seq_len:
+            unread, state, num_read = ids[-seq_len:], model.initial_state(1), 0
+        num_read += len(unread)
+        everywhere, after = model.logits(torch.tensor([unread], device=model.device), state)
+        assert after is not None, "a state was given"
+        state, logits = after, everywhere[0, -1]  # (V,)
         if not logits.isfinite().all():
             raise UserError("the model's logits are not finite: it has diverged; use a checkpoint from before that")
         chosen = choose(logits.cpu(), sampling, random)
         if chosen == eos_id:
             return
         ids.append(chosen)
+        unread = [chosen]
         yield chosen
 
 
@@ -74,11 +85,13 @@ def continue_text(target: Path, overrides: tuple[str, ...], prompt: str, samplin
     except UnicodeEncodeError as error:
         raise UserError(f"--prompt: character {error.start} is not UTF-8") from None
     path = checkpoint.resolve(target)
-    model, config, state = load_checkpoint_model(path, overrides, find_place(SerialWorld()))
+    loaded = load_checkpoint_model(path, overrides, find_place(SerialWorld()))
+    config, state = loaded.config, loaded.state
     tokenizer = _tokenizer_of(path, state)
     first = state["eos_id"] if tokenizer.bos_id is None else tokenizer.bos_id  # as before each document's text
     ids = [first, *tokenizer.encode(prompt).tolist()]
-    written = generate(model, ids, sampling, seq_len=config.data.seq_len, max_tokens=max_tokens, eos_id=state["eos_id"])
+    seq_len = None if config.model.carries_state else config.data.seq_len
+    written = generate(loaded.model, ids, sampling, seq_len=seq_len, max_tokens=max_tokens, eos_id=state["eos_id"])
     return tokenizer.decode(np.array(list(written), dtype=np.int64))
 
 

@@ -1,6 +1,15 @@
 """Model families behind one interface."""
 
 from hvdlm.models.families import MODELS, ModelConfig, build_model, num_parameters
-from hvdlm.models.interface import FamilyConfig
+from hvdlm.models.interface import FamilyConfig, LanguageModel, State, Vocabulary
 
-__all__ = ["MODELS", "FamilyConfig", "ModelConfig", "build_model", "num_parameters"]
+__all__ = [
+    "MODELS",
+    "FamilyConfig",
+    "LanguageModel",
+    "ModelConfig",
+    "State",
+    "Vocabulary",
+    "build_model",
+    "num_parameters",
+]

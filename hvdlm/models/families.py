@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hvdlm.config import tagged_union
-from hvdlm.models.interface import FamilyConfig
+from hvdlm.models.interface import FamilyConfig, LanguageModel, Vocabulary
 from hvdlm.models.recurrent import LstmConfig
 from hvdlm.models.transformer import TransformerConfig
 
@@ -17,10 +17,10 @@ MODELS: dict[str, type[FamilyConfig]] = {"transformer": TransformerConfig, "lstm
 ModelConfig = Annotated[FamilyConfig, tagged_union(MODELS, "family")]
 
 
-def build_model(config: FamilyConfig, vocab_size: int, seed: int) -> nn.Module:
-    """A freshly initialized model; the same (config, vocab_size, seed) gives the same weights."""
+def build_model(config: FamilyConfig, vocabulary: Vocabulary, seed: int) -> LanguageModel:
+    """A freshly initialized model; the same (config, vocabulary, seed) gives the same weights."""
     torch.manual_seed(seed)
-    return config.build(vocab_size)
+    return config.build(vocabulary)
 
 
 def num_parameters(model: nn.Module) -> int:

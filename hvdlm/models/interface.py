@@ -1,46 +1,117 @@
-"""What the rest asks of a model family: its config, which builds the model and says what it can."""
+"""What the rest asks of a model family: a config that says what it can, and the model it builds."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from hvdlm.compute.draws import Draws
 from hvdlm.config import Section
+from hvdlm.optim.roles import Role, roles_of
+
+# What a model remembers of the past: an LSTM's cells, a transformer's keys and values, an n-gram's last ids. Samples
+# lie along dimension 0 of each tensor.
+State = tuple[Tensor, ...]
+
+T = TypeVar("T")
+OF_TRAINING = "of training"
+OfTraining = Annotated[T, OF_TRAINING]  # a setting that changes how a model is trained, and not what its weights mean
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The ids that a model is built for: range(size). An end of text stands before each document's first token."""
+
+    size: int
+    eos_id: int
+    bos_id: int | None = None
 
 
 class FamilyConfig(Section, ABC):
-    """`model: {family: …, …}`; each family is a subclass in a file of its own.
-
-    The model: `model(ids, draws=None)`, (B, T) ids -> (B, T, V) logits. Training gives the draws that dropout is made
-    from; without them there is no dropout, whatever mode the module is in.
-    """
+    """`model: {family: …, …}`; each family is a subclass in a file of its own, and a line in MODELS."""
 
     family: str
 
-    # Has `initial_state` and `forward_from`, so that windows may go on from where others ended.
+    # How it is estimated when nobody says otherwise: a key of LEARNERS.
+    learner: ClassVar[str] = "gradient"
+    # Its state has a fixed size, so that windows may go on from where others ended, for ever.
     carries_state: ClassVar[bool] = False
     # As a message names it, where torch has no float16 of it on CPUs.
     without_cpu_fp16: ClassVar[str] = ""
-    # Settings beside the dropouts that change how it is trained, and not what weights mean.
-    of_training: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
-    def build(self, vocab_size: int) -> nn.Module:
+    def build(self, vocabulary: Vocabulary) -> LanguageModel:
         """A model of this config, initialized by torch's generator."""
 
     @property
-    def is_random(self) -> bool:
-        """Whether training the model takes draws."""
-        return any(getattr(self, name) for name in type(self).model_fields if name.endswith("dropout"))
+    def tasks(self) -> tuple[str, ...]:
+        """What it can be trained for, keys of TASKS: the first where nobody says otherwise."""
+        return ("lm",)
+
+    @property
+    def task_remedy(self) -> str:
+        """How it would be one for other tasks, to end a message with."""
+        return ""
 
     @property
     def architecture(self) -> dict[str, Any]:
         """The settings that weights depend on: those of one such model fit another one whose are equal."""
-        names = {name for name in type(self).model_fields if not name.endswith("dropout")} - self.of_training
-        return self.model_dump(include=names)
+        fields = type(self).model_fields.items()
+        return self.model_dump(include={name for name, field in fields if OF_TRAINING not in field.metadata})
 
-    def attention_flops(self, seq_len: int) -> int:
-        """FLOPs that a token's forward and backward pass needs beside the products with weights."""
-        return 0
+
+class LanguageModel(nn.Module, ABC):
+    """A body, `model(ids, state, draws)`, and a head, `model.head(hidden)`.
+
+    The head gives logits (B, T, V), or whatever a task has put in its place; a body that gives log-probabilities
+    itself has `nn.Identity` for one.
+    """
+
+    head: nn.Module
+
+    # Training gives it the draws that dropout is made from. Without draws it has none, whatever mode it is in.
+    takes_draws = False
+
+    @abstractmethod
+    def forward(
+        self, ids: Tensor, state: State | None = None, draws: Draws | None = None
+    ) -> tuple[Tensor, State | None]:
+        """(B, T) ids -> hidden (B, T, C), and the state after them.
+
+        Position t has seen the ids up to t, and what `state` remembers. Without a state the windows begin anew, and
+        none is returned.
+        """
+
+    def initial_state(self, num: int) -> State:
+        """Of `num` samples that have no past, on the model's device."""
+        raise NotImplementedError
+
+    def logits(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
+        """What the head makes of the body: (B, T, V), without draws; and the state after it."""
+        hidden, state = self(ids, state)
+        return self.head(hidden), state
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """FLOPs of one token's forward and backward pass in sequences of `seq_len`, by the usual convention.
+
+        6 for each weight of a matrix that the token is multiplied with: the head counts though it may be tied, the
+        embedding is a look-up. What activation checkpointing computes again does not count.
+        """
+        matrices = {id(parameter): parameter.numel() for parameter in self.parameters() if parameter.dim() == 2}
+        used_twice = {id(parameter) for parameter in self.head.parameters()}
+        for module in self.modules():
+            if isinstance(module, nn.Embedding) and id(module.weight) not in used_twice:
+                matrices.pop(id(module.weight), None)
+        return 6 * sum(matrices.values())
+
+    def parameter_roles(self) -> dict[str, Role]:
+        """What each parameter is, by name: optimizers treat embeddings, head, matrices and vectors apart."""
+        return roles_of(self)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -11,25 +12,28 @@ from torch.optim import Optimizer
 from hvdlm.errors import UserError
 from hvdlm.numerals import LARGEST_FLOAT
 from hvdlm.optim.optimizers import OPTIMIZERS, OptimConfig
+from hvdlm.optim.roles import Role, roles_of
 from hvdlm.optim.torch_classes import spare_dynamo
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, config: OptimConfig, roles: Mapping[str, Role] | None = None
+) -> list[dict[str, Any]]:
     """The groups that OPTIMIZERS take: `params`, `weight_decay`, `lr_scale`, and the optimizer's own options.
 
-    Gains and biases (fewer than two dimensions) do not decay. UserError if a rule of `config.groups` is no
-    parameter's first match.
+    `roles` by name are those of the modules where nobody says otherwise. Vectors, as gains and biases, do not decay.
+    UserError if a rule of `config.groups` is no parameter's first match.
     """
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    roles = roles_of(model) if roles is None else roles
     names = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     patterns = [re.compile(rule.match) for rule in config.groups]
     groups: dict[tuple, dict[str, Any]] = {}
     used = set()
     for name, parameter in names:
-        is_embedding = id(parameter) in embeddings
-        decays = parameter.dim() >= 2 and (config.decay_embeddings or not is_embedding)
+        role = roles[name]
+        decays = role != "vector" and (config.decay_embeddings or role != "embedding")
         options = {"weight_decay": config.weight_decay if decays else 0.0, "lr_scale": 1.0}
-        options |= OPTIMIZERS[config.name].parameter_options(name, parameter, is_embedding, config)
+        options |= OPTIMIZERS[config.name].parameter_options(role, parameter, config)
         number = next((number for number, pattern in enumerate(patterns) if pattern.search(name)), None)
         if number is not None:
             used.add(number)
@@ -51,14 +55,14 @@ def _check_rules(config: OptimConfig, used: set[int], names: list[str]) -> None:
             )
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
+def build_optimizer(model: nn.Module, config: OptimConfig, roles: Mapping[str, Role] | None = None) -> Optimizer:
     """The optimizer over the model's `parameter_groups`, at the peak learning rate.
 
     Every option is in its groups, so `type(optimizer)(optimizer.param_groups)` is the same optimizer without
     its state, which is how Horovod wraps it.
     """
     spare_dynamo()
-    groups = parameter_groups(model, config)
+    groups = parameter_groups(model, config, roles)
     for group in groups:
         group["lr"] = config.lr * group["lr_scale"]
         if group["lr"] * max(1.0, group["weight_decay"]) > LARGEST_FLOAT:

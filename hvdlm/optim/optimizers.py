@@ -18,10 +18,10 @@ from hvdlm.optim.lamb import Lamb
 from hvdlm.optim.lars import Lars
 from hvdlm.optim.lion import Lion
 from hvdlm.optim.muon import MuonAdamW
+from hvdlm.optim.roles import Role
 from hvdlm.optim.schedules import DECAY_SHAPES, SCHEDULES
 from hvdlm.optim.torch_classes import eager, from_torch, fused
 
-HEAD = "head"  # the attribute that every model family has its output layer in
 Groups = list[dict[str, Any]]
 Build = Callable[[Groups, "OptimConfig"], Optimizer]
 
@@ -49,14 +49,13 @@ def _muon(groups: Groups, config: OptimConfig) -> Optimizer:
     return MuonAdamW([{**group, **(muon if group["algorithm"] == "muon" else adamw)} for group in groups])
 
 
-def _muon_options(name: str, parameter: Tensor, is_embedding: bool, config: OptimConfig) -> dict[str, Any]:
-    is_head = name.split(".")[-2:-1] == [HEAD]
-    if parameter.dim() == 2 and not is_embedding and not is_head:
+def _muon_options(role: Role, parameter: Tensor, config: OptimConfig) -> dict[str, Any]:
+    if role == "matrix" and parameter.dim() == 2:
         return {"algorithm": "muon"}
     return {"algorithm": "adamw", "lr_scale": config.muon.adamw_lr_scale}
 
 
-def _no_options(name: str, parameter: Tensor, is_embedding: bool, config: OptimConfig) -> dict[str, Any]:
+def _no_options(role: Role, parameter: Tensor, config: OptimConfig) -> dict[str, Any]:
     return {}
 
 
@@ -65,7 +64,7 @@ class OptimizerChoice:
     """How an optimizer is built from `parameter_groups`, and what it wants to know of each parameter beside them."""
 
     build: Build
-    parameter_options: Callable[[str, Tensor, bool, OptimConfig], dict[str, Any]] = _no_options
+    parameter_options: Callable[[Role, Tensor, OptimConfig], dict[str, Any]] = _no_options
 
 
 OPTIMIZERS = {

@@ -58,8 +58,6 @@ class AsyncSync(Sync):
     same weights. `bytes_sent` counts what is added to other ranks' slices; as much and more is read from them.
     """
 
-    sums_ranks = False
-
     def __init__(self, config: AsyncConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
         super().__init__(model, optimizer, world)
         if type(world).window is World.window:
@@ -120,6 +118,10 @@ class AsyncSync(Sync):
     def _pull(self, shards: WeightShards) -> None:
         shards.pull(self._pulled.numpy())
         self._weights.copy_(self._pulled)
+
+    def weight(self, targets: int, all_targets: int) -> float:
+        """Each task is a mean over its own targets."""
+        return 1 / max(1, targets)
 
     def begin(self, step: int, passes: int) -> None:
         assert self._opened is not None, "a task comes out of `work`"

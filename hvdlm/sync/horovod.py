@@ -87,13 +87,18 @@ class HorovodSync(Sync):
         self._is_adasum = config.op == "adasum"
         if self._is_adasum and world.size & (world.size - 1):
             raise UserError(f"sync.op: adasum needs a power of two ranks, these are {world.size}; use op: average")
-        self.sums_ranks = config.op == "average" and config.predivide is None
-        op = {"average": hvd.Sum if self.sums_ranks else hvd.Average, "sum": hvd.Sum, "adasum": hvd.Adasum}[config.op]
+        self._sums = config.op == "average" and config.predivide is None
+        op = {"average": hvd.Sum if self._sums else hvd.Average, "sum": hvd.Sum, "adasum": hvd.Adasum}[config.op]
         compression = {"none": hvd.Compression.none, "fp16": hvd.Compression.fp16}[config.compression]
         self._passes = 1
         self._step_bytes = ring_bytes(self.parameters, world.size) // (2 if config.compression == "fp16" else 1)
         options = {"gradient_predivide_factor": config.predivide or 1.0, "groups": config.groups or None}
         self.optimizer: Any = hvd.DistributedOptimizer(optimizer, self.named, compression=compression, op=op, **options)
+
+    def weight(self, targets: int, all_targets: int) -> float:
+        if self._is_adasum:  # it combines what each rank would do by itself
+            return 1 / max(1, targets)
+        return (1 if self._sums else self.world.size) / max(1, all_targets)
 
     def begin(self, step: int, passes: int) -> None:
         if passes != self._passes:

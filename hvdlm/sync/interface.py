@@ -68,8 +68,6 @@ class Sync(ABC):
     """
 
     kind = ""  # that of the config; `build_sync` sets it
-    # `reduce` adds up the ranks' gradients, so the loss is divided by their number beforehand. Otherwise it averages.
-    sums_ranks = True
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
         self.optimizer: Any = optimizer  # its state is saved, its learning rate set; a wrapper replaces it
@@ -82,6 +80,14 @@ class Sync(ABC):
         """(step, part) of the global batches of steps [first, end) that this rank computes; part < world.size."""
         for step in range(first, end):
             yield step, self.world.rank
+
+    def weight(self, targets: int, all_targets: int) -> float:
+        """What this rank's sum of losses is multiplied with, before its gradient is taken.
+
+        It has `targets` of the global batch's `all_targets`. Where `reduce` adds up the ranks' gradients, this makes
+        their sum the gradient of the global mean.
+        """
+        return 1 / max(1, all_targets)
 
     def begin(self, step: int, passes: int) -> None:
         """Before a step of `passes` micro-batches on this rank."""

@@ -42,13 +42,17 @@ class LocalSgdSync(Sync):
     gradient is not finite. The optimizer's state stays each rank's own until `settle`.
     """
 
-    sums_ranks = False
-
     def __init__(self, config: LocalSgdConfig, model: nn.Module, optimizer: Optimizer, world: World) -> None:
         super().__init__(model, optimizer, world)
         self._config = config
         self._weights = flatten(self.parameters)
         self._step = 0
+
+    def weight(self, targets: int, all_targets: int) -> float:
+        """A mean over this rank's own targets, or what averages to the mean over all of them."""
+        if self._step < self._config.warmup_steps:
+            return self.world.size / max(1, all_targets)
+        return 1 / max(1, targets)
 
     def begin(self, step: int, passes: int) -> None:
         self._step = step

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BeforeValidator
 from torch import nn
 
-from hvdlm.config import tagged_union
+from hvdlm.config import by_name, tagged_union
 from hvdlm.errors import UserError
 from hvdlm.sync.allreduce import AllreduceConfig
 from hvdlm.sync.async_sgd import AsyncConfig
@@ -44,12 +46,9 @@ class AutoConfig(StrategyConfig):
         return self.resolved(world.kind).build(model, optimizer, world)
 
 
-def _by_name(value: Any) -> Any:
-    """`sync: tree` for `sync: {kind: tree}`."""
-    return {"kind": value} if isinstance(value, str) else value
-
-
-SyncConfig = Annotated[StrategyConfig, tagged_union({"auto": AutoConfig, **SYNCS}, "kind"), BeforeValidator(_by_name)]
+# `sync: tree` or `sync: {kind: tree, …}`; ChainMap's first comes last.
+ALL_SYNCS: Mapping[str, type[StrategyConfig]] = ChainMap(SYNCS, {"auto": AutoConfig})
+SyncConfig = Annotated[StrategyConfig, tagged_union(ALL_SYNCS, "kind"), BeforeValidator(by_name("kind"))]
 
 
 def build_sync(config: StrategyConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:

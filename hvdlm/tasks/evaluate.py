@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from hvdlm.compute.device import autocast
+from hvdlm.compute.draws import draws_for
 from hvdlm.data.corpora import Corpora, mean_by_tokens
 from hvdlm.data.manifest import SplitEntry
 from hvdlm.data.stream import TokenStream
-from hvdlm.data.windows import IGNORED, EvaluationStreams, EvaluationWindows
+from hvdlm.data.windows import EvaluationStreams, EvaluationWindows, Examples
+from hvdlm.models import LanguageModel, State
+from hvdlm.tasks.interface import Task
 from hvdlm.world.interface import World
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`loss` is in nats per token; `bits_per_byte` counts the UTF-8 bytes of the documents.
+    """`loss` is in nats per target, of which there are `num_tokens`; `bits_per_byte` counts the documents' UTF-8 bytes.
 
-    The end-of-text ids are predicted too and count in both. `num_tokens` of the split's `split_tokens` were predicted;
-    where they are not all, they are an estimate, and without bits per byte, since nobody counted the bytes of a part.
-    `unigram_loss` is what token frequencies alone reach on the whole split.
+    Where every token is a target, the end-of-text ids are too and count in both. Where `num_tokens` are not all of the
+    split's `split_tokens`, loss and perplexity are an estimate, and there are no bits per byte, since nobody counted
+    the bytes of a part. `unigram_loss` is what token frequencies alone reach on the whole split. `figures` are the
+    task's own.
     """
 
     loss: float
@@ -35,9 +36,11 @@ class Evaluation:
     num_tokens: int
     split_tokens: int
     unigram_loss: float | None
+    figures: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        values = asdict(self)
+        return {**values, **values.pop("figures")}
 
     @property
     def coverage(self) -> str:
@@ -48,8 +51,9 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module,
+def evaluate(  # noqa: PLR0913 - model, task and data, and how they meet
+    model: LanguageModel,
+    task: Task,
     read: EvaluationWindows | EvaluationStreams,
     entry: SplitEntry,
     *,
@@ -62,61 +66,75 @@ def evaluate(
     The result is equal on all ranks, and but for rounding the same at any number of them.
     """
     model.eval()
-    device = next(model.parameters()).device
-    total = np.zeros(2)  # nats, tokens: float64
-    for logits, targets in _predictions(model, read, batch, precision, world):
-        expected = torch.from_numpy(targets).to(device).flatten()
-        total[0] += float(
-            F.cross_entropy(logits.float().flatten(0, 1), expected, ignore_index=IGNORED, reduction="sum")
-        )
-        total[1] += int((targets >= 0).sum())
+    total = np.zeros(len(task.sums))  # float64
+    state: State | None = None
+    for examples, state_before in _pieces(model, read, batch, world):
+        state = state_before if state_before is not None else state
+        sums, state = _sums_of(model, task, examples, state, precision)
+        total += sums
         world.beats += 1
     world.sum_(total)
-    nats, num_tokens = float(total[0]), int(total[1])
-    text_bytes = entry.text_bytes if num_tokens == entry.num_tokens else None
-    return _evaluation(nats, nats / num_tokens, num_tokens, entry.num_tokens, text_bytes, entry.unigram_loss)
+    sums_by_name = task.named(total)
+    figures = task.figures(sums_by_name)
+    loss, num_tokens = figures.pop("loss"), round(sums_by_name["targets"])
+    is_text = task.predicts_text and num_tokens == entry.num_tokens
+    text_bytes = entry.text_bytes if is_text else None
+    nats = sums_by_name["loss"]
+    return _evaluation(nats, loss, num_tokens, entry.num_tokens, text_bytes, entry.unigram_loss, figures)
 
 
-def _predictions(
-    model: Any, read: EvaluationWindows | EvaluationStreams, batch: int, precision: str, world: World
-) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Logits (B, T, V) and targets (B, T) of what this rank reads."""
-    device = next(model.parameters()).device
+def _sums_of(
+    model: LanguageModel, task: Task, examples: Examples, state: State | None, precision: str
+) -> tuple[np.ndarray, State | None]:
+    device = model.device
+    draws = draws_for(0, 0, examples.places).to(device) if task.evaluation_takes_draws else None
+    context = torch.from_numpy(examples.context).to(device) if examples.context.any() else None
+    batch = task.batch(torch.from_numpy(examples.ids).to(device), context, draws, training=False)
+    with autocast(device, precision):
+        sums, state = task.loss(model, batch, state, None)
+    return sums.values.cpu().numpy(), state
+
+
+def _pieces(
+    model: LanguageModel, read: EvaluationWindows | EvaluationStreams, batch: int, world: World
+) -> Iterator[tuple[Examples, State | None]]:
+    """What this rank reads, piece after piece, and the state where streams begin."""
     if isinstance(read, EvaluationWindows):
-        for inputs, targets in read.batches(batch, rank=world.rank, size=world.size):
-            with autocast(device, precision):
-                logits = model(torch.from_numpy(inputs).to(device))
-            yield logits, targets
+        for examples in read.batches(batch, rank=world.rank, size=world.size):
+            yield examples, None
         return
     for group in read.groups(batch, rank=world.rank, size=world.size):
-        state = model.initial_state(len(group), device)
-        for inputs, targets in read.chunks(group, read.seq_len * (batch // len(group))):  # any length is the same sum
-            with autocast(device, precision):
-                logits, state = model.forward_from(torch.from_numpy(inputs).to(device), None, state)
-            yield logits, targets
+        state: State | None = model.initial_state(len(group))
+        for examples in read.chunks(group, read.seq_len * (batch // len(group))):  # any length is the same sum
+            yield examples, state
+            state = None
 
 
-def _evaluation(
+def _evaluation(  # noqa: PLR0913 - an Evaluation from what it is computed from
     nats: float,
     loss: float,
     num_tokens: int,
     split_tokens: int,
     text_bytes: int | None,
     unigram_loss: float | None,
+    figures: dict[str, float],
 ) -> Evaluation:
     bits_per_byte = None if text_bytes is None else nats / math.log(2) / text_bytes
-    return Evaluation(loss, math.exp(min(loss, 700.0)), bits_per_byte, num_tokens, split_tokens, unigram_loss)
+    perplexity = math.exp(min(loss, 700.0))
+    return Evaluation(loss, perplexity, bits_per_byte, num_tokens, split_tokens, unigram_loss, figures)
 
 
 class SplitEvaluation:
     """A split of all corpora, opened once: each token is a target exactly once.
 
     `max_tokens` of each corpus's split are read, spread over it; 0 is all of it. With `streams` that many streams run
-    through each split, with the model's state carried along; 0 is windows, each for itself. UserError if no corpus
-    has the split.
+    through each split, with the model's state carried along; 0 is windows, each for itself, or with a `stride` each
+    with a past. UserError if no corpus has the split.
     """
 
-    def __init__(self, corpora: Corpora, split: str, *, seq_len: int, max_tokens: int = 0, streams: int = 0) -> None:
+    def __init__(
+        self, corpora: Corpora, split: str, *, seq_len: int, max_tokens: int = 0, streams: int = 0, stride: int = 0
+    ) -> None:
         eos_id = corpora.manifest.eos_id
         self._parts: list[tuple[str, EvaluationWindows | EvaluationStreams, SplitEntry]] = []
         for corpus in corpora.having(split) or corpora.corpora[:1]:
@@ -124,7 +142,7 @@ class SplitEvaluation:
             read: EvaluationWindows | EvaluationStreams = (
                 EvaluationStreams(stream, seq_len, eos_id, streams, max_tokens)
                 if streams
-                else EvaluationWindows(stream, seq_len, eos_id, max_tokens)
+                else EvaluationWindows(stream, seq_len, eos_id, max_tokens, stride)
             )
             self._parts.append((corpus.name, read, corpus.manifest.splits[split]))
         self._has_several = len(corpora.corpora) > 1
@@ -140,11 +158,11 @@ class SplitEvaluation:
         return "; ".join(dict.fromkeys(str(read) for _, read, _ in self._parts))
 
     def run(
-        self, model: nn.Module, *, batch: int, precision: str, world: World
+        self, model: LanguageModel, task: Task, *, batch: int, precision: str, world: World
     ) -> tuple[Evaluation, dict[str, Evaluation]]:
         """The result over all tokens, and by corpus where there are several; equal on all ranks."""
         results = [
-            evaluate(model, read, entry, batch=batch, precision=precision, world=world)
+            evaluate(model, task, read, entry, batch=batch, precision=precision, world=world)
             for _, read, entry in self._parts
         ]
         by_corpus = {name: result for (name, _, _), result in zip(self._parts, results, strict=True)}
@@ -164,4 +182,8 @@ def pool(results: list[Evaluation], entries: list[SplitEntry]) -> Evaluation:
     is_whole = all(result.bits_per_byte is not None for result in results)
     text_bytes = sum(entry.text_bytes for entry in entries) if is_whole else None
     unigram_loss = mean_by_tokens([(result.unigram_loss, result.split_tokens) for result in results])
-    return _evaluation(loss * split_tokens, loss, num_tokens, split_tokens, text_bytes, unigram_loss)
+    figures = {
+        name: sum(result.figures[name] * result.split_tokens for result in results) / split_tokens
+        for name in results[0].figures
+    }
+    return _evaluation(loss * split_tokens, loss, num_tokens, split_tokens, text_bytes, unigram_loss, figures)

@@ -1,7 +1,10 @@
-"""What training minimizes, and the noise it puts on its inputs. Evaluation has neither: its loss is plain."""
+"""The next token (`task: {kind: lm}`): what training minimizes, and the noise it puts on its inputs."""
 
 from __future__ import annotations
 
+from typing import Literal
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -10,6 +13,8 @@ from torch import Tensor
 from hvdlm.compute.draws import Draws, threshold
 from hvdlm.config import Section
 from hvdlm.data.windows import IGNORED
+from hvdlm.models import LanguageModel, State
+from hvdlm.tasks.interface import Batch, Sums, Task, TaskConfig, TaskContext, unseen, without_padding
 
 _WORD_SITE, _RATIO_SITE, _MASKING_SITE = -1, -2, -3
 
@@ -36,24 +41,58 @@ class NoiseConfig(Section):
         return self.word_dropout > 0 or self.token_masking > 0
 
 
+class LmConfig(TaskConfig):
+    """`task: {kind: lm}`: each token from those before it."""
+
+    kind: Literal["lm"] = "lm"
+
+    def build(self, context: TaskContext) -> Task:
+        return LanguageModelling(context)
+
+
+class LanguageModelling(Task):
+    """Every token of an example but the first is a target."""
+
+    def __init__(self, context: TaskContext) -> None:
+        assert isinstance(context.objective, ObjectiveConfig) and isinstance(context.noise, NoiseConfig)
+        self.objective, self.noise, self.eos_id = context.objective, context.noise, context.vocabulary.eos_id
+        self.takes_draws = self.noise.is_on
+
+    def count(self, ids: np.ndarray) -> int:
+        return int((ids[:, 1:] != IGNORED).sum())
+
+    def batch(self, ids: Tensor, context: Tensor | None, draws: Draws | None, *, training: bool) -> Batch:
+        inputs = without_padding(ids[:, :-1], self.eos_id)
+        return Batch(noisy_inputs(inputs, self.noise, self.eos_id, draws), unseen(ids[:, 1:], context))
+
+    def loss(
+        self, model: LanguageModel, batch: Batch, state: State | None, draws: Draws | None
+    ) -> tuple[Sums, State | None]:
+        hidden, state = model(batch.inputs, state, draws)
+        aim, nll = objective(model.head(hidden), batch.targets, self.objective)
+        targets = (batch.targets != IGNORED).sum()
+        return Sums(aim, torch.stack((nll.double(), targets.double()))), state
+
+
 def objective(logits: Tensor, targets: Tensor, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
-    """(what to differentiate, nats a token without a graph): means over the targets (B, T) that are not IGNORED.
+    """(what to differentiate, nats without a graph): sums over the targets (B, T) that are not IGNORED.
 
     `logits` are (B, T, V); float32 from here on.
     """
     logits, targets = logits.float().flatten(0, 1), targets.flatten()  # (N, V), (N,)
-    aim = F.cross_entropy(logits, targets, ignore_index=IGNORED, label_smoothing=config.label_smoothing)
+    aim = F.cross_entropy(
+        logits, targets, ignore_index=IGNORED, label_smoothing=config.label_smoothing, reduction="sum"
+    )
     if not config.label_smoothing and not config.z_loss:
         return aim, aim.detach()
     counted = targets != IGNORED
-    num_tokens = counted.sum()
-    with torch.set_grad_enabled(config.z_loss > 0):
+    with torch.set_grad_enabled(config.z_loss > 0 and torch.is_grad_enabled()):
         log_z = logits.logsumexp(-1)  # (N,)
     with torch.no_grad():
         chosen = logits.gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1)
-        nll = torch.where(counted, log_z - chosen, 0.0).sum() / num_tokens
+        nll = torch.where(counted, log_z - chosen, 0.0).sum()
     if config.z_loss:
-        aim = aim + config.z_loss * torch.where(counted, log_z, 0.0).square().sum() / num_tokens
+        aim = aim + config.z_loss * torch.where(counted, log_z, 0.0).square().sum()
     return aim, nll
 
 

@@ -16,7 +16,8 @@ from hvdlm.optim import OptimConfig
 from hvdlm.optim.ema import EmaConfig
 from hvdlm.session.logs import LogConfig
 from hvdlm.sync import AutoConfig, SyncConfig
-from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig
+from hvdlm.tasks import TASKS, AnyTaskConfig
+from hvdlm.tasks.language_model import LmConfig, NoiseConfig, ObjectiveConfig
 from hvdlm.train.batch_plan import BatchPlan, RampConfig
 from hvdlm.train.guard import GuardConfig
 from hvdlm.train.init_config import InitConfig
@@ -66,6 +67,7 @@ class RunConfig(Section):
     init: InitConfig | None = Field(None, description="begin with the weights of another run")
     data: DataConfig
     model: ModelConfig = TransformerConfig()
+    task: AnyTaskConfig = Field(LmConfig(), description="what it is trained for; unsaid: what the family is for")
     objective: ObjectiveConfig = ObjectiveConfig()
     noise: NoiseConfig = NoiseConfig()
     optim: OptimConfig = OptimConfig()
@@ -76,6 +78,18 @@ class RunConfig(Section):
     world: Free[WorldKind] = Field("auto", description="how ranks talk; auto: by launcher and sync, serial by hand")
     checkpoint: Free[CheckpointConfig] = CheckpointConfig()
     log: Free[LogConfig] = LogConfig()
+
+    @model_validator(mode="after")
+    def _choose_task(self) -> RunConfig:
+        family, kinds = self.model.family, self.model.tasks
+        if "task" not in self.model_fields_set:
+            self.__dict__["task"] = TASKS[kinds[0]]()
+        if self.task.kind not in kinds:
+            raise ValueError(
+                f"task: {self.task.kind} is nothing for this model ({family}), which can be trained for"
+                f" {', '.join(kinds)}{self.model.task_remedy}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:

@@ -20,7 +20,7 @@ from hvdlm import checkpoint
 from hvdlm.errors import UserError
 from hvdlm.train.config import RunConfig
 from hvdlm.train.init_config import InitConfig
-from hvdlm.train.step import Engine
+from hvdlm.train.learner import Learner
 
 log = logging.getLogger("hvdlm")
 
@@ -120,12 +120,12 @@ def _find(init: InitConfig) -> Path:
     return path
 
 
-def begin_with(path: Path, engine: Engine, tokenizer_digest: str) -> None:
+def begin_with(path: Path, learner: Learner, tokenizer_digest: str) -> None:
     """Give this rank's model (and optimizer) what the checkpoint holds; every rank reads the same files.
 
     UserError if it is of another tokenizer or model, or not finite.
     """
-    init, state = engine.config.init, checkpoint.read_state(path)
+    init, state = learner.config.init, checkpoint.read_state(path)
     assert init is not None
     if state["tokenizer_digest"] != tokenizer_digest:
         without = " and tokenizer.bos: none" if state.get("bos_id") is None else ""
@@ -134,19 +134,19 @@ def begin_with(path: Path, engine: Engine, tokenizer_digest: str) -> None:
             f"{tokenizer_digest}; preprocess them with tokenizer.path: {path.resolve().parent.parent}/tokenizer.json"
             f"{without}"
         )
-    _check_same_model(path, state["config"].get("model", {}), engine)
-    takes_mean = load_weights(path, engine.model, mean=not init.optimizer if init.ema is None else init.ema)
+    _check_same_model(path, state["config"].get("model", {}), learner)
+    takes_mean = load_weights(path, learner.model, mean=not init.optimizer if init.ema is None else init.ema)
     if init.ema and not takes_mean:
         raise UserError(f"init.ema: {path} holds no running mean of the weights; set it to false")
     if init.optimizer:
         name = state["config"].get("optim", {}).get("name")
-        if name != engine.config.optim.name:
+        if name != learner.config.optim.name:
             raise UserError(
-                f"init.optimizer: {path} has the state of optim.name: {name}, this run's is {engine.config.optim.name};"
-                " set it the same, or init.optimizer: false"
+                f"init.optimizer: {path} has the state of optim.name: {name}, this run's is"
+                f" {learner.config.optim.name}; set it the same, or init.optimizer: false"
             )
-        checkpoint.load_optimizer(path, engine.model, engine.sync.optimizer)
-    _check_finite(path, engine)
+        checkpoint.load_optimizer(path, learner.model, learner.optimizer)
+    _check_finite(path, learner)
     what = "the running mean of the weights" if takes_mean else "the weights"
     also = " and the optimizer's state" if init.optimizer else ""
     log.info("beginning with %s%s of %s (%.12s…)", what, also, path, init.digest)
@@ -173,9 +173,9 @@ def _kind_of(tensor: torch.Tensor | None) -> Any:
     return None if tensor is None else (tensor.shape, tensor.dtype)
 
 
-def _check_same_model(path: Path, theirs: dict[str, Any], engine: Engine) -> None:
-    model = engine.config.model
-    keys = {"family": model.family, **model.architecture}
+def _check_same_model(path: Path, theirs: dict[str, Any], learner: Learner) -> None:
+    model = learner.config.model
+    keys = model.architecture
     defaults = {name: field.default for name, field in type(model).model_fields.items()}
     other = [
         f"model.{key} is {theirs.get(key, defaults[key])} there and {ours} here"
@@ -186,9 +186,9 @@ def _check_same_model(path: Path, theirs: dict[str, Any], engine: Engine) -> Non
         raise UserError(f"init.from: {path} is of another model: {'; '.join(other)}; make it the same")
 
 
-def _check_finite(path: Path, engine: Engine) -> None:
-    tensors = dict(engine.model.named_parameters())
-    state = engine.sync.optimizer.state
+def _check_finite(path: Path, learner: Learner) -> None:
+    tensors = dict(learner.model.named_parameters())
+    state = learner.optimizer.state if learner.optimizer else {}
     moments = {
         f"the optimizer's {entry} of {name}": value
         for name, parameter in tensors.items()

@@ -16,12 +16,12 @@ import torch
 
 from hvdlm.compute.peak_flops import peak_flops
 from hvdlm.host import memory_bytes
-from hvdlm.models.flops import flops_per_token
 from hvdlm.session.stop import Wish
 from hvdlm.tables import figure
 from hvdlm.train.guard import Verdict
+from hvdlm.train.learner import Learner, StepResult
+from hvdlm.train.noise_scale import NoiseScale
 from hvdlm.train.replicas import fold, tensor_digests
-from hvdlm.train.step import Engine, StepResult
 
 TARGET_S = 0.25  # a signal is heard after about this time
 
@@ -31,9 +31,14 @@ class StepFacts:
     """A step over all ranks."""
 
     step: int
-    loss: float  # nats per token
+    figures: dict[str, float]  # the task's, the loss among them
     grad_norm: float
     lr: float
+    targets: float  # what the loss is a mean over
+
+    @property
+    def loss(self) -> float:
+        return self.figures["loss"]
 
 
 @dataclass(frozen=True)
@@ -80,28 +85,29 @@ class _Row:
     verdict: float
     digest_high: float
     digest_low: float
-    small: float  # squared norm of a micro-batch's gradient, for the noise scale
-    has_small: float
+    small: float  # squared norm of a micro-batch's mean gradient, for the noise scale
+    small_part: float  # 1 / its targets; 0 where none was measured
 
 
 class IntervalMeter:
     """Collects an interval's results and shares them."""
 
-    def __init__(self, engine: Engine, every: int) -> None:
-        self._engine, self._every = engine, every
+    def __init__(self, learner: Learner, every: int) -> None:
+        self._learner, self._every = learner, every
+        self._noise: NoiseScale | None = getattr(learner, "noise_scale", None)
         self._length = 1
-        train = engine.config.train
-        self._peak = peak_flops(engine.device, train.precision)
-        self._flops = flops_per_token(engine.model, engine.config.model, engine.config.data.seq_len)
-        numbers = (every, train.eval_every, engine.config.checkpoint.every, train.digest_every)
+        train = learner.config.train
+        self._peak = peak_flops(learner.device, train.precision)
+        self._flops = learner.model.flops_per_token(learner.config.data.seq_len)
+        numbers = (every, train.eval_every, learner.config.checkpoint.every, train.digest_every)
         self._stops = [number for number in numbers if number]
         self._since = time.perf_counter()
 
     def next_end(self, step: int) -> int:
         """Where the interval that begins at `step` ends."""
         boundary = min(step + number - step % number for number in self._stops)
-        length = self._length if self._engine.config.sync.steps_together else self._every
-        return min(boundary, step + length, self._engine.total_steps)
+        length = self._length if self._learner.config.sync.steps_together else self._every
+        return min(boundary, step + length, self._learner.total_steps)
 
     def restart_clock(self) -> None:
         """After a validation or a checkpoint, whose time is no step's."""
@@ -109,57 +115,61 @@ class IntervalMeter:
 
     def agree(self, first: int, end: int, results: list[StepResult], *, wish: Wish) -> Interval:
         """Collective: the interval [first, end) over all ranks."""
-        engine, world = self._engine, self._engine.world
+        learner, world = self._learner, self._learner.world
         count, width = end - first, len(_Row.__dataclass_fields__)
-        digest = fold(tensor_digests(engine.model)) if self._checks(end) else (0, 0)
-        buffer = np.zeros(3 * count + world.size * width)
+        digest = fold(tensor_digests(learner.model)) if self._checks(end) else (0, 0)
+        names = len(learner.task.sums)
+        buffer = np.zeros(count * (names + 2) + world.size * width)
+        steps = buffer[: count * (names + 2)].reshape(count, names + 2)  # sums, weighted norm, its weight
         for result in results:
-            buffer[result.step - first] += float(result.loss_sum)
-            buffer[count + result.step - first] += result.micro_batches
-            buffer[2 * count + result.step - first] += float(result.grad_norm) * result.micro_batches
-        rows = buffer[3 * count :].reshape(world.size, width)
+            row = steps[result.step - first]
+            row[:names] += result.sums.cpu().numpy()
+            row[names:] += float(result.grad_norm) * result.micro_batches, result.micro_batches
+        rows = buffer[steps.size :].reshape(world.size, width)
         rows[world.rank] = list(vars(self._row(results, wish, digest)).values())
         with np.errstate(all="ignore"):
             world.sum_(buffer)
-        return self._interval(first, end, buffer[: 3 * count].reshape(3, count), rows)
+        return self._interval(first, end, steps, rows)
 
     def _checks(self, end: int) -> bool:
         """Whether replicas are compared: every `digest_every` steps, and before a checkpoint keeps what is wrong."""
-        every, saves = self._engine.config.train.digest_every, self._engine.config.checkpoint.every
-        return every > 0 and self._engine.config.sync.keeps_replicas_equal and (end % every == 0 or end % saves == 0)
+        every, saves = self._learner.config.train.digest_every, self._learner.config.checkpoint.every
+        return every > 0 and self._learner.config.sync.keeps_replicas_equal and (end % every == 0 or end % saves == 0)
 
     def _row(self, results: list[StepResult], wish: Wish, digest: tuple[int, int]) -> _Row:
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         comm_s, wait_s = sum(r.comm_s for r in results), sum(r.data_wait_s for r in results)
-        small = self._engine.noise_scale.small
-        device = self._engine.device
+        noise = self._noise
+        device = self._learner.device
         memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory_bytes("VmHWM")
         busy_s = sum(r.step_s for r in results) - comm_s - wait_s
         verdict = max((r.verdict for r in results), default=Verdict.APPLY)
-        noise = small or 0.0, small is not None
-        return _Row(seconds, busy_s, wait_s, comm_s, memory, wish, verdict, *digest, *noise)
+        small = (noise.small, 1 / noise.targets) if noise is not None and noise.small is not None else (0.0, 0.0)
+        return _Row(seconds, busy_s, wait_s, comm_s, memory, wish, verdict, *digest, *small)
 
-    def _interval(self, first: int, end: int, sums: np.ndarray, rows: np.ndarray) -> Interval:
-        engine = self._engine
+    def _interval(self, first: int, end: int, steps: np.ndarray, rows: np.ndarray) -> Interval:
+        learner = self._learner
         ranks = [_Row(*row) for row in rows.tolist()]
-        losses, norms = sums[0] / sums[1], sums[2] / sums[1]
-        facts = [
-            StepFacts(step + 1, float(losses[step - first]), float(norms[step - first]), engine.lr_of(step))
-            for step in range(first, end)
-        ]
+        facts = [self._facts(first + number, sums) for number, sums in enumerate(steps)]
         seconds = ranks[0].seconds
         self._length = max(1, min(self._every, round(TARGET_S / max(seconds / (end - first), 1e-6))))
         wish, verdict = Wish(int(max(row.wish for row in ranks))), Verdict(int(max(row.verdict for row in ranks)))
         replicas_equal = len({(row.digest_high, row.digest_low) for row in ranks}) == 1
-        tokens = engine.tokens_before(end) - engine.tokens_before(first)
+        tokens = learner.tokens_before(end) - learner.tokens_before(first)
         interval = Interval(end, facts, wish, verdict, replicas_equal, seconds, tokens)
         interval.live.update(self._live(interval, ranks))
         return interval
 
+    def _facts(self, step: int, sums: np.ndarray) -> StepFacts:
+        task = self._learner.task
+        by_name, (norm, weight) = task.named(sums), sums[len(task.sums) :]
+        figures = task.figures(by_name)
+        return StepFacts(step + 1, figures, float(norm / weight), self._learner.lr_of(step), by_name["targets"])
+
     def _live(self, interval: Interval, ranks: list[_Row]) -> dict[str, float]:
         """The numbers of an interval that a person watches."""
-        engine = self._engine
+        learner = self._learner
         worked = [row.busy_s + row.comm_s + row.data_wait_s for row in ranks]
         busy = [row.busy_s for row in ranks]
         loss = interval.steps[-1].loss
@@ -170,12 +180,20 @@ class IntervalMeter:
             "exposed_comm": sum(row.comm_s for row in ranks) / sum(worked),
             "straggler_spread": max(busy) / (sum(busy) / len(busy)) - 1,
             "memory_gb": max(row.memory for row in ranks) / 1e9,
-            **{name: value for name, value in engine.sync.facts().items() if isinstance(value, int | float)},
+            **learner.facts(),
         }
         if self._peak:
-            live["mfu"] = interval.tokens_per_s * self._flops / (self._peak * engine.world.size)
-        noise, batches = engine.noise_scale, (engine.config.train.micro_batch, engine.plan.batch_at(interval.end - 1))
-        if all(row.has_small for row in ranks) and noise.large is not None:
-            scale = noise.estimate(sum(row.small for row in ranks) / len(ranks), noise.large, *batches)
-            live |= {"noise_scale": scale} if scale is not None else {}
+            live["mfu"] = interval.tokens_per_s * self._flops / (self._peak * learner.world.size)
+        if (scale := self._noise_scale(interval.end - 1, ranks)) is not None:
+            live["noise_scale"] = scale
         return live
+
+    def _noise_scale(self, step: int, ranks: list[_Row]) -> float | None:
+        """In sequences; None where some rank did not measure."""
+        noise = self._noise
+        if noise is None or noise.large is None or not all(row.small_part for row in ranks):
+            return None
+        targets = len(ranks) / sum(row.small_part for row in ranks)
+        small = sum(row.small for row in ranks) / len(ranks)
+        scale = noise.estimate(small, noise.large, targets, noise.all_targets)
+        return None if scale is None else scale * self._learner.plan.batch_at(step) / noise.all_targets

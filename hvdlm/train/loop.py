@@ -22,8 +22,8 @@ from hvdlm.tasks.evaluate import Evaluation, SplitEvaluation
 from hvdlm.train.config import RunConfig, TrainConfig
 from hvdlm.train.guard import Verdict
 from hvdlm.train.interval import Interval, IntervalMeter, StepFacts
+from hvdlm.train.learner import Learner
 from hvdlm.train.replicas import name_stray
-from hvdlm.train.step import Engine
 
 log = logging.getLogger("hvdlm")
 
@@ -37,10 +37,16 @@ class Loop:
     """One run from its first step to its end."""
 
     def __init__(
-        self, engine: Engine, corpora: Corpora, validation: Validation, run_log: RunLog, stop: StopFlag, spent_s: float
+        self,
+        learner: Learner,
+        corpora: Corpora,
+        validation: Validation,
+        run_log: RunLog,
+        stop: StopFlag,
+        spent_s: float,
     ) -> None:
-        self.engine, self.config, self.stop = engine, engine.config, stop
-        stop.saves_when_continued = engine.config.sync.keeps_replicas_equal
+        self.learner, self.config, self.stop = learner, learner.config, stop
+        stop.saves_when_continued = learner.config.sync.keeps_replicas_equal
         self.corpora, self.validation, self.run_log = corpora, validation, run_log
         self.spent_s = spent_s  # training, over all resumptions; rank 0's clock
         self.step = self.first = 0
@@ -59,18 +65,18 @@ class Loop:
     def run(self, first: int, progress: Progress) -> None:
         """From step `first` to an end. Every decision follows from numbers that all ranks have."""
         self.step = self.first = first
-        self.ending = ending(self.config.train, self.engine.val_losses, self.spent_s)
-        if first >= self.engine.total_steps or self.ending:
+        self.ending = ending(self.config.train, self.learner.val_losses, self.spent_s)
+        if first >= self.learner.total_steps or self.ending:
             why = self.ending and f": {self.ending}"
-            log.info("%s is at step %d of %d already%s", self.config.run_dir, first, self.engine.total_steps, why)
+            log.info("%s is at step %d of %d already%s", self.config.run_dir, first, self.learner.total_steps, why)
             self._check_result()
             return
         self.fault = ""  # it goes on
         self._find_unsound()
-        meter = IntervalMeter(self.engine, self.config.log.every)
-        with watchdog(self.engine.world, self.config.guard.stall_s):
+        meter = IntervalMeter(self.learner, self.config.log.every)
+        with watchdog(self.learner.world, self.config.guard.stall_s):
             self._train(meter, progress)
-        self.engine.world.on_root(self.run_log.check)
+        self.learner.world.on_root(self.run_log.check)
         if not self.is_stopped:
             self._check_result()
 
@@ -83,13 +89,13 @@ class Loop:
 
     def _find_unsound(self) -> None:
         """On rank 0: later checkpoints than the one that was loaded were damaged or not finite."""
-        if self.engine.world.rank == 0:
+        if self.learner.world.rank == 0:
             self.unsound = {step for step in checkpoint.complete_steps(self.config.run_dir) if step > self.step}
 
     def _train(self, meter: IntervalMeter, progress: Progress) -> None:
-        while self.step < self.engine.total_steps and not self.ending and not self.is_stopped:
+        while self.step < self.learner.total_steps and not self.ending and not self.is_stopped:
             end = meter.next_end(self.step)
-            results = self.engine.run(self.step, end)
+            results = self.learner.run(self.step, end)
             self.updates += sum(result.verdict == Verdict.APPLY for result in results)
             wish = Wish.FAULT if self.run_log.fault else Wish.NONE
             interval = meter.agree(self.step, end, results, wish=max(wish, self.stop.look()))
@@ -103,11 +109,11 @@ class Loop:
             progress.reach(end, interval.line)
             self._after(interval)
             meter.restart_clock()
-            self.is_stopped = interval.wish >= Wish.STOP and not self.ending and end < self.engine.total_steps
+            self.is_stopped = interval.wish >= Wish.STOP and not self.ending and end < self.learner.total_steps
 
     def _obey(self, interval: Interval) -> None:
         """End at once where nothing may be written any more."""
-        run_dir, world = self.config.run_dir, self.engine.world
+        run_dir, world = self.config.run_dir, self.learner.world
         if interval.wish == Wish.KILL:
             raise StoppedOnRequest(
                 f"ended before step {interval.end} by {run_dir}/KILL; remove it to go on from the last checkpoint"
@@ -127,7 +133,7 @@ class Loop:
         self.tokens, self.seconds = self.tokens + interval.tokens, self.seconds + interval.seconds
         self.spent_s += interval.seconds
         self.ending = ending(train, [], self.spent_s)
-        is_last = self.step == self.engine.total_steps or bool(self.ending)
+        is_last = self.step == self.learner.total_steps or bool(self.ending)
         if is_last or self.step % train.eval_every == 0:
             self._validate()
             is_last = is_last or bool(self.ending)
@@ -144,7 +150,7 @@ class Loop:
 
     def _find_fault(self) -> str:
         """Why what this run ends with is no result, or nothing. Collective."""
-        if not sum(self.engine.world.gather(self.updates)):
+        if not sum(self.learner.world.gather(self.updates)):
             return "every update was left out"
         if self.evaluation is not None and not math.isfinite(self.evaluation.loss):
             return f"validation loss {self.evaluation.loss}"
@@ -157,40 +163,41 @@ class Loop:
         if self.is_proven or not (math.isfinite(facts.loss) and math.isfinite(facts.grad_norm)):
             return
         self.is_proven = True
-        if self.engine.world.rank == 0 and not self.stop.ouster():
+        if self.learner.world.rank == 0 and not self.stop.ouster():
             keep = self.config.checkpoint.keep
             checkpoint.prune(self.config.run_dir, self.step, keep=keep, unsound=self.unsound)
 
     def _validate(self) -> None:
-        with self.engine.evaluated_weights():
+        with self.learner.evaluated():
             self.evaluation = self.validation.run(self.step, self.run_log)
         if self.evaluation is not None:
-            self.engine.val_losses.append(self.evaluation.loss)
-            self.ending = self.ending or ending(self.config.train, self.engine.val_losses, self.spent_s)
+            self.learner.val_losses.append(self.evaluation.loss)
+            self.ending = self.ending or ending(self.config.train, self.learner.val_losses, self.spent_s)
 
     def _judge(self, interval: Interval) -> bool:
         """Stop the job for replicas that differ or a gradient that forbids to go on; True after a rewind."""
-        engine = self.engine
+        learner = self.learner
         if not interval.replicas_equal:
-            every = engine.config.train.digest_every
+            every = learner.config.train.digest_every
             raise UserError.shared(
-                f"step {interval.end}: {name_stray(engine.model, engine.world)} (checked every {every} steps): memory "
-                "or network corrupted it; run `hvdlm doctor`, then the same command resumes from the last checkpoint"
+                f"step {interval.end}: {name_stray(learner.model, learner.world)} (checked every {every} steps): "
+                "memory or network corrupted it; run `hvdlm doctor`, then the same command resumes from the last"
+                " checkpoint"
             )
         bad = next((s for s in interval.steps if not (math.isfinite(s.loss) and math.isfinite(s.grad_norm))), None)
         verdict = interval.verdict
         if bad is not None and verdict == Verdict.APPLY:  # nobody had looked before
             verdict = Verdict.STOP
         if verdict == Verdict.REWIND:
-            self._rewind(interval, engine.guard.reason or "a gradient on another rank")
+            self._rewind(interval, learner.reason or "a gradient on another rank")
             return True
         if verdict == Verdict.STOP:
             step = bad or interval.steps[-1]
-            reason = engine.guard.reason or f"loss {step.loss}, gradient norm {step.grad_norm}"
+            reason = learner.reason or f"loss {step.loss}, gradient norm {step.grad_norm}"
             raise UserError.shared(f"step {step.step}: {reason}: {DIVERGED}{self._doubt()}")
         if verdict == Verdict.SKIP:
-            log.warning("steps up to %d: left out an update (%s)", interval.end, engine.guard.reason or "fp16 overflow")
-        engine.guard.reason = ""
+            log.warning("steps up to %d: left out an update (%s)", interval.end, learner.reason or "fp16 overflow")
+        learner.reason = ""
         return False
 
     def _doubt(self) -> str:
@@ -201,18 +208,18 @@ class Loop:
 
     def _rewind(self, interval: Interval, reason: str) -> None:
         """Back to the last checkpoint, and past the samples since then: with them it would happen again."""
-        engine, world, run_dir = self.engine, self.engine.world, self.config.run_dir
+        learner, world, run_dir = self.learner, self.learner.world, self.config.run_dir
         self.rewinds += 1
         before = self.step if self.step == self.rewound_to and not self.is_proven else None  # it broke there again
         path = world.on_root(lambda: checkpoint.newest(run_dir, before=before) or checkpoint.newest(run_dir))
         if path is None or self.rewinds > self.config.guard.max_skips:
             why = "there is no checkpoint yet" if path is None else f"{self.rewinds - 1} times already"
             raise UserError.shared(f"step {interval.end}: {reason}, and cannot rewind: {why}; lower optim.lr")
-        left_out = engine.left_out
+        left_out = learner.left_out
         with world.together():
-            self.step = self.rewound_to = engine.restore(path)
+            self.step = self.rewound_to = learner.restore(path)
             self.run_log.rewind(self.step)
-        engine.left_out = left_out + engine.plan.samples_before(interval.end) - engine.plan.samples_before(self.step)
+        learner.left_out = left_out + learner.plan.samples_before(interval.end) - learner.plan.samples_before(self.step)
         self.is_proven = False
         log.warning("%s: back to step %d, and past the samples up to step %d", reason, self.step, interval.end)
         self._find_unsound()
@@ -220,8 +227,9 @@ class Loop:
     def _log(self, interval: Interval) -> None:
         for facts in interval.steps:
             live = interval.live if facts.step == interval.end else {}
-            values = {"loss": facts.loss, "lr": facts.lr, "grad_norm": facts.grad_norm}
-            tokens = self.engine.tokens_before(facts.step)
+            descent = {"lr": facts.lr, "grad_norm": facts.grad_norm} if self.learner.descends else {}
+            values = {**facts.figures, **descent}
+            tokens = self.learner.tokens_before(facts.step)
             self.run_log.write(facts.step, "train", **values, tokens=tokens, **live)
 
     def _save_or_rewind(self, interval: Interval) -> bool:
@@ -240,15 +248,15 @@ class Loop:
         Returns what is not finite, where nothing was saved for it.
         """
         start = time.monotonic()
-        tensors, scalars = self.engine.collect()
+        tensors, scalars = self.learner.collect()
         manifest = self.corpora.manifest
         self.figures = self._figures()
         state = {
-            "tokens": self.engine.tokens_before(self.step),
+            "tokens": self.learner.tokens_before(self.step),
             "seconds": self.spent_s,
             "fault": self.fault,
             "updates": self.updates,
-            "ranks": self.engine.world.size,
+            "ranks": self.learner.world.size,
             "threads": torch.get_num_threads(),  # a rank; another number may change last bits
             "tokenizer_digest": manifest.tokenizer_digest,
             "data_digest": self.corpora.digest,
@@ -259,7 +267,7 @@ class Loop:
             "figures": self.figures,
             "config": self.config.model_dump(mode="json"),
         }
-        path, culprit = self.engine.world.on_root(lambda: self._write(state, tensors))
+        path, culprit = self.learner.world.on_root(lambda: self._write(state, tensors))
         seconds = time.monotonic() - start
         if path is not None:
             self.stop.saved(seconds)
@@ -270,7 +278,7 @@ class Loop:
     def _write(self, state: dict, tensors: dict[str, torch.Tensor]) -> tuple[Path | None, str]:
         """On rank 0: the checkpoint, or what in it is not finite."""
         self._check_owner()
-        parts = self.engine.model, self.engine.sync.optimizer, state, tensors
+        parts = self.learner.model, self.learner.optimizer, state, tensors
         try:
             path = checkpoint.save(self.config.run_dir, self.step, *parts, permit=self._check_owner)
         except checkpoint.NotFiniteError as error:
@@ -286,11 +294,11 @@ class Loop:
         """What `hvdlm train --json` prints: of a run that had ended before, what it printed then."""
         known = {name: self.figures.get(name, value) for name, value in self._figures().items()}
         known["ending"] = self.ending or known["ending"]
-        return {"run_dir": str(self.config.run_dir), "step": self.step, **known, "sync": self.engine.sync.kind}
+        return {"run_dir": str(self.config.run_dir), "step": self.step, **known, "sync": self.learner.sync_kind}
 
     def _figures(self) -> dict:
         """Speed and traffic are those of the process that made the last step."""
-        steps, found, losses = self.step - self.first, self.evaluation, self.engine.val_losses
+        steps, found, losses = self.step - self.first, self.evaluation, self.learner.val_losses
         return {
             "ending": self.ending or "all steps",
             "loss": self.loss,
@@ -299,10 +307,10 @@ class Loop:
             "val_split_tokens": found.split_tokens if found else None,
             "val_protocol": self.validation.protocol or None,
             "best_val_loss": min(losses, default=None),
-            "tokens": self.engine.tokens_before(self.step),
+            "tokens": self.learner.tokens_before(self.step),
             "seconds": round(self.seconds, 3),
             "tokens_per_s": self.tokens / self.seconds if self.seconds else None,
-            "bytes_per_step": self.engine.sync.bytes_sent / steps if steps > 0 else None,
+            "bytes_per_step": self.learner.bytes_sent / steps if steps > 0 else None,
         }
 
 
@@ -322,8 +330,8 @@ def ending(train: TrainConfig, val_losses: list[float], seconds: float) -> str:
 class Validation:
     """The validation splits of all corpora, opened once; nothing happens where the data has none."""
 
-    def __init__(self, config: RunConfig, engine: Engine, corpora: Corpora) -> None:
-        self._train, self._engine = config.train, engine
+    def __init__(self, config: RunConfig, learner: Learner, corpora: Corpora) -> None:
+        self._train, self._learner = config.train, learner
         self._split: SplitEvaluation | None = None
         self._carries, self.protocol = config.data.order == "contiguous", ""  # how it reads, in words
         judges = config.train.patience or config.train.target_loss is not None or config.optim.needs_validation
@@ -345,8 +353,10 @@ class Validation:
     def run(self, step: int, run_log: RunLog) -> Evaluation | None:
         if self._split is None:
             return None
-        train, model, world = self._train, self._engine.model, self._engine.world
-        result, by_corpus = self._split.run(model, batch=train.micro_batch, precision=train.precision, world=world)
+        train, model, world = self._train, self._learner.model, self._learner.world
+        result, by_corpus = self._split.run(
+            model, self._learner.task, batch=train.micro_batch, precision=train.precision, world=world
+        )
         values = {k: v for k, v in result.to_dict().items() if v is not None and k != "unigram_loss"}
         run_log.write(step, "val", **values, **{f"loss/{name}": part.loss for name, part in by_corpus.items()})
         log.info(

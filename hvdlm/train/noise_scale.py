@@ -18,7 +18,8 @@ class NoiseScale:
     MEMORY = 0.9  # of the running means: single estimates are very noisy
 
     def __init__(self, model: nn.Module) -> None:
-        self.weight = 1.0  # what the loss of a micro-batch was multiplied with
+        self._weight = 1.0  # what a micro-batch's sum of losses is multiplied with
+        self.targets = self.all_targets = 1  # of the micro-batch that is measured, and of the global batch
         self._is_armed = False
         self._squares: list[Tensor] = []
         self.small: float | None = None  # squared norm of this rank's micro-batch gradient
@@ -32,6 +33,10 @@ class NoiseScale:
         """Measure in the coming micro-batch."""
         self._is_armed, self._squares, self.small, self.large = True, [], None, None
 
+    def weigh(self, weight: float, targets: int, all_targets: int) -> None:
+        """Say of the coming micro-batch what its sum is multiplied with, and its and the global batch's targets."""
+        self._weight, self.targets, self.all_targets = weight, targets, all_targets
+
     def disarm(self) -> None:
         self._is_armed = False
 
@@ -41,13 +46,16 @@ class NoiseScale:
 
     def take(self, norm: Tensor) -> None:
         """The norm of the mean gradient over the global batch."""
-        if self._squares:
-            self.small = float(torch.stack(self._squares).sum()) / self.weight**2
+        if self._squares and self.targets:
+            self.small = float(torch.stack(self._squares).sum()) / (self._weight * self.targets) ** 2
             self.large = float(norm) ** 2
             self._squares = []
 
-    def estimate(self, small: float, large: float, micro_batch: int, global_batch: int) -> float | None:
-        """In sequences, from squared norms at two batch sizes (appendix A.1); None if it is not positive or unknown."""
+    def estimate(self, small: float, large: float, micro_batch: float, global_batch: float) -> float | None:
+        """From squared norms at two batch sizes, in whose unit it is (appendix A.1); None if not positive or unknown.
+
+        Of micro-batches of several sizes these are the mean of the norms and the harmonic mean of the sizes.
+        """
         if micro_batch == global_batch or not (math.isfinite(small) and math.isfinite(large)):
             return None
         signal = (global_batch * large - micro_batch * small) / (global_batch - micro_batch)

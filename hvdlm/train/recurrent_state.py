@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from hvdlm.models import LanguageModel, State
 from hvdlm.partition import slice_of
 from hvdlm.world.interface import World
 
 
 class RecurrentState:
-    """State of this rank's streams, (…, streams, C) along dimension 1, detached between steps."""
+    """State of this rank's streams, detached between steps."""
 
-    def __init__(self, model: Any, global_batch: int, world: World, device: torch.device) -> None:
+    def __init__(self, model: LanguageModel, global_batch: int, world: World) -> None:
         self._world, self._global_batch = world, global_batch
-        self._device = device
-        self._state: Tensor = model.initial_state(len(slice_of(world.rank, world.size, global_batch)), device)
+        mine = slice_of(world.rank, world.size, global_batch)
+        self._state = tuple(part.clone() for part in model.initial_state(len(mine)))
+        self._fresh = tuple(part.clone() for part in self._state)
 
-    def forward(self, model: Any, inputs: Tensor, draws: Any, rows: slice, *, anew: bool) -> Tensor:
-        """Logits of the streams `rows`, continued from where they stand, or from zero."""
-        before = self._state[:, rows]
-        logits, after = model.forward_from(inputs, draws, torch.zeros_like(before) if anew else before.clone())
-        self._state[:, rows] = after.detach()
-        return logits
+    def before(self, rows: slice, *, anew: bool) -> State:
+        """Where the streams `rows` stand, or where they begin."""
+        return tuple(part[rows].clone() for part in (self._fresh if anew else self._state))
 
-    def gather(self) -> Tensor:
-        """The state of all streams in their order, (…, global batch, C), on all ranks; collective."""
-        parts = self._world.gather_rows(self._state.contiguous().view(-1))
-        return torch.cat([part.view_as(self._state) for part in parts], dim=1)
+    def keep(self, rows: slice, after: State) -> None:
+        """Where they have come to; gradients stop here."""
+        for part, now in zip(self._state, after, strict=True):
+            part[rows] = now.detach()
 
-    def load(self, everything: Tensor) -> None:
+    def gather(self) -> list[Tensor]:
+        """The state of all streams in their order, on all ranks; collective."""
+        everything = []
+        for part in self._state:
+            rows = self._world.gather_rows(part.contiguous().view(-1))
+            everything.append(torch.cat([row.view(part.shape) for row in rows]))
+        return everything
+
+    def load(self, everything: Sequence[Tensor]) -> None:
         """Take this rank's streams out of what `gather` returned at any number of ranks."""
         mine = slice_of(self._world.rank, self._world.size, self._global_batch)
-        self._state = everything[:, mine.start : mine.stop].clone().to(self._device)
+        for part, whole in zip(self._state, everything, strict=True):
+            part.copy_(whole[mine.start : mine.stop])

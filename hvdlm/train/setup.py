@@ -34,9 +34,10 @@ from hvdlm.tables import count, counted
 from hvdlm.tokenizer import load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.initial_weights import begin_with, pinned
+from hvdlm.train.learner import Learner
 from hvdlm.train.loop import Loop, Validation
 from hvdlm.train.remarks import remarks
-from hvdlm.train.step import Engine
+from hvdlm.train.step import GradientLearner
 from hvdlm.world.bindings import Binding, binding_map
 from hvdlm.world.interface import World
 from hvdlm.world.place import find_place
@@ -50,16 +51,16 @@ CONFIG = "config.yaml"  # in a run's folder, for people and `hvdlm train RUN/con
 FREE_ON_RESUME = free_on_resume(RunConfig)
 
 
-def build_engine(config: RunConfig, world: World) -> tuple[Engine, Corpora]:
-    """An engine for this config; what is wrong with the data or the numbers is raised on all ranks."""
+def build_learner(config: RunConfig, world: World) -> tuple[GradientLearner, Corpora]:
+    """A learner for this config; what is wrong with the data or the numbers is raised on all ranks."""
     place = find_place(world)
     with world.together():
         corpora = open_corpora(config.data)
         source = corpora.train_source()
     with world.together():
-        engine = Engine(config, source, corpora.manifest, world, place)
-    engine.agree_on_weights()
-    return engine, corpora
+        learner = GradientLearner(config, source, corpora.manifest, world, place)
+    learner.agree()
+    return learner, corpora
 
 
 def train(config: RunConfig, world: World, job: BatchJob = BatchJob()) -> dict:  # noqa: B008 - frozen
@@ -75,41 +76,41 @@ def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
     if world.on_root((config.run_dir / KILL).exists):
         raise StoppedOnRequest(f"{config.run_dir / KILL} is there: nothing was started; remove it to go on")
     config, source = world.on_root(lambda: pinned(config))
-    engine, corpora = build_engine(config, world)
+    learner, corpora = build_learner(config, world)
     with world.together():
         if source is not None:
-            begin_with(source, engine, corpora.manifest.tokenizer_digest)
-        validation = Validation(config, engine, corpora)
-    found = world.on_root(lambda: _claim_run_dir(config, corpora, stop, engine.total_steps))
+            begin_with(source, learner, corpora.manifest.tokenizer_digest)
+        validation = Validation(config, learner, corpora)
+    found = world.on_root(lambda: _claim_run_dir(config, corpora, stop, learner.total_steps))
     first, saved = 0, {}
     if found is not None:
         with world.together():
-            first = engine.restore(found)
+            first = learner.restore(found)
             saved = checkpoint.read_state(found)
         log.info("resuming from %s%s", found, "; init.from is not read again" if config.init else "")
-    _announce(engine, config, corpora, world)
+    _announce(learner, config, corpora, world)
     with world.together():
         run_log = RunLog(config.log, config.run_dir, world, step=first)
-    stop.expect(3 * sum(parameter.nbytes for parameter in engine.model.parameters()))  # Adam keeps two more of each
-    loop = Loop(engine, corpora, validation, run_log, stop, saved.get("seconds", 0.0))
+    stop.expect(3 * sum(parameter.nbytes for parameter in learner.model.parameters()))  # Adam keeps two more of each
+    loop = Loop(learner, corpora, validation, run_log, stop, saved.get("seconds", 0.0))
     loop.fault, loop.updates = saved.get("fault", ""), saved.get("updates", first)
     loop.figures = saved.get("figures", {})
     with (
         run_log,
         quiet_gc(),
-        Progress("train", engine.total_steps, "steps", world, done=first, every=config.log.every) as progress,
+        Progress("train", learner.total_steps, "steps", world, done=first, every=config.log.every) as progress,
     ):
         try:
             loop.run(first, progress)
         except (UserError, StoppedOnRequest) as end:
             if isinstance(end, StoppedOnRequest) or end.on_all_ranks:
-                engine.close()
+                learner.close()
             raise
-    engine.close()
+    learner.close()
     if loop.is_stopped:
         reason = stop.reason or "a signal to another rank"
         raise StoppedOnRequest(
-            f"stopped at step {loop.step} of {count(engine.total_steps)} by {reason}, saved; the same command resumes"
+            f"stopped at step {loop.step} of {count(learner.total_steps)} by {reason}, saved; the same command resumes"
         )
     return loop.summary()
 
@@ -180,29 +181,29 @@ def _changes(before: dict, now: dict, prefix: str = "") -> list[str]:
     return changed
 
 
-def _announce(engine: Engine, config: RunConfig, corpora: Corpora, world: World) -> None:
+def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: World) -> None:
     train, batch = config.train, config.train.global_batch
     names = ", ".join(corpus.name for corpus in corpora.corpora)
-    epochs = ", ".join(f"{samples / batch:,.1f}" for samples in engine.batches.epoch_samples)
+    epochs = ", ".join(f"{samples / batch:,.1f}" for samples in learner.epoch_samples)
     log.info(
-        f"{world.kind} world of {world.size}, sync {engine.sync.kind}, {engine.device},"
+        f"{world.kind} world of {world.size}, sync {learner.sync_kind}, {learner.device},"
         f" {counted(torch.get_num_threads(), 'thread')} a rank, {train.precision}"
-        f" | {config.model.family} of {num_parameters(engine.model):,} parameters"
+        f" | {config.model.family} of {num_parameters(learner.model):,} parameters"
         f" | {batch // train.micro_batch} x {counted(train.micro_batch, 'sequence')} of {config.data.seq_len} a step"
-        f" | {counted(engine.total_steps, 'step')}, an epoch of {names} is {epochs}"
+        f" | {counted(learner.total_steps, 'step')}, an epoch of {names} is {epochs}"
     )
     memory = "as the user's malloc settings say" if memory_is_tuned() else "kept by the process (mallopt)"
     log.info("%s, freed memory %s", ", ".join(world.settings()) or "no MPI", memory)
     cores, total = affinity(), os.cpu_count() or 1
-    if engine.device.type == "cpu" and len(cores) < total // world.size and not train.threads:
+    if learner.device.type == "cpu" and len(cores) < total // world.size and not train.threads:
         remedy = "start with `mpirun --bind-to none`, or srun --cpus-per-task"
         log.warning("this rank may use %d of %d cores; %s", len(cores), total, remedy)
-    own = Binding(world.rank, socket.gethostname(), cores, torch.get_num_threads(), str(engine.device))
+    own = Binding(world.rank, socket.gethostname(), cores, torch.get_num_threads(), str(learner.device))
     bindings = world.gather(own)
     for line in binding_map(bindings).splitlines() if world.rank == 0 and world.size > 1 else ():
         log.info("%s", line)
     _announce_validation(corpora)
-    for remark in remarks(config, engine.plan, engine.total_steps, engine.batches.epoch_samples):
+    for remark in remarks(config, learner.plan, learner.total_steps, learner.epoch_samples):
         log.warning("%s", remark)
 
 

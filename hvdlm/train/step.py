@@ -1,4 +1,4 @@
-"""The training step of one rank, the same for `hvdlm train` and for every measurement of it."""
+"""Learning by gradients: the training step of one rank, for `hvdlm train` and for every measurement of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hvdlm import checkpoint
 from hvdlm.compute.device import autocast, prepare_device
-from hvdlm.compute.draws import draws_for
+from hvdlm.compute.draws import Draws, draws_for
 from hvdlm.compute.trace import Timed, Trace
 from hvdlm.data.manifest import Manifest
 from hvdlm.data.orders import ContiguousBatches, MixedStreams, order_over
@@ -27,12 +27,14 @@ from hvdlm.optim import build_optimizer, lr_at, set_lr
 from hvdlm.optim.ema import Ema
 from hvdlm.partition import slice_of
 from hvdlm.sync import build_sync
-from hvdlm.tasks.language_model import noisy_inputs, objective
+from hvdlm.tasks import Sums
 from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig, total_steps
 from hvdlm.train.guard import Guard, Verdict
+from hvdlm.train.learner import Learner, StepResult
 from hvdlm.train.loss_scale import LossScaler
 from hvdlm.train.noise_scale import NoiseScale
+from hvdlm.train.parts import build_task, model_vocabulary, vocabulary_of
 from hvdlm.train.prefetch import Prefetch
 from hvdlm.train.recurrent_state import RecurrentState
 from hvdlm.world.interface import World
@@ -40,28 +42,23 @@ from hvdlm.world.place import Place
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """What this rank did in a step. `loss_sum` may still be under way on a GPU."""
+class _Share:
+    """What a rank computes of a step."""
 
-    step: int
-    loss_sum: Tensor  # of its micro-batches, each the mean nats per token; float64 scalar
-    micro_batches: int
-    grad_norm: Tensor  # of the gradient to be applied, before clipping
-    verdict: Verdict
-    step_s: float
-    data_wait_s: float
-    comm_s: float  # in which nothing was computed for waiting on other ranks
+    ids: np.ndarray  # its examples, int64 (n, T + 1)
+    targets: int  # the denominator that they bring in
+    all_targets: int  # that of the global batch
 
 
-class Engine:
+class GradientLearner(Learner):
     """Model, optimizer, sync and data order of one rank, ready to run any step."""
 
     def __init__(
         self, config: RunConfig, source: TokenStream | MixedStreams, manifest: Manifest, world: World, place: Place
     ) -> None:
-        """Builds this rank's part and talks to no other: a rank may fail here. Then `agree_on_weights`."""
+        """Builds this rank's part and talks to no other: a rank may fail here. Then `agree`."""
         train = config.train
-        self.config, self.world, self.eos_id = config, world, manifest.eos_id
+        self.config, self.world = config, world
         self.plan = BatchPlan(train.global_batch, train.ramp)
         self.plan.check(train.micro_batch, world.size)
         self.device = prepare_device(train.device, place, threads=train.threads)
@@ -72,30 +69,29 @@ class Engine:
         self.batches: Any = order_over(
             source, seq_len=data.seq_len, global_batch=train.global_batch, seed=seed, order=data.order
         )
-        self.total_steps = total_steps(train, self.plan, self.batches.epoch_samples, data.seq_len)
-        self.model = build_model(config.model, manifest.vocab_size, config.seed).to(self.device)
-        self.forward = torch.compile(self.model) if train.compile else self.model
+        self.epoch_samples = self.batches.epoch_samples
+        self.total_steps = total_steps(train, self.plan, self.epoch_samples, data.seq_len)
+        vocabulary = vocabulary_of(manifest)
+        self.task = build_task(config, vocabulary)
+        self.model = build_model(config.model, model_vocabulary(config, vocabulary), config.seed).to(self.device)
+        self._loss = torch.compile(self.task.loss) if train.compile else self.task.loss
         self.noise_scale = NoiseScale(self.model)  # its hooks must run before those of the sync
-        self.sync = build_sync(config.sync, self.model, build_optimizer(self.model, config.optim), world)
+        optimizer = build_optimizer(self.model, config.optim, self.model.parameter_roles())
+        self.sync = build_sync(config.sync, self.model, optimizer, world)
         self.ema = Ema(self.model, config.ema) if config.ema.decay else None
         self.guard = Guard(config.guard)
         self.scaler = LossScaler() if train.precision == "fp16" else None
         self.recurrent_state: RecurrentState | None = None
         if isinstance(self.batches, ContiguousBatches):
-            self.recurrent_state = RecurrentState(self.model, train.global_batch, world, self.device)
+            self.recurrent_state = RecurrentState(self.model, train.global_batch, world)
         self.left_out = 0  # samples that a rewind has passed over
         self.val_losses: list[float] = []
         # On a GPU the norm is looked at only where somebody must know it: that waits for all that was started.
         looks = self.guard.is_needed or self.scaler is not None or self.device.type == "cpu"
         self._judges = looks and (config.sync.reduces_to_mean or not config.sync.keeps_replicas_equal)
-        self._is_random = config.model.is_random or config.noise.is_on
+        self._takes_draws = self.model.takes_draws or self.task.takes_draws
         self._reader = Prefetch(self._read)
         self._trace = Trace(config.log.trace, config.run_dir / "trace" / f"rank{world.rank}.json")
-
-    def agree_on_weights(self) -> None:
-        """Give every rank rank 0's weights and buffers."""
-        for tensor in (*self.model.parameters(), *self.model.buffers()):
-            self.world.broadcast_(tensor.data)
 
     def run(self, first: int, end: int) -> list[StepResult]:
         """Train on the global batches of steps [first, end), this rank's share of them."""
@@ -111,25 +107,51 @@ class Engine:
         total, optim, batch = self.total_steps, self.config.optim, self.plan.batch_at(step)
         return lr_at(step, total, optim, global_batch=batch, val_losses=self.val_losses)
 
-    def tokens_before(self, step: int) -> int:
-        """Tokens trained on before a step, over all ranks."""
-        return self.plan.samples_before(step) * self.config.data.seq_len
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:  # type: ignore[override]
+        return self.sync.optimizer
+
+    @property
+    def sync_kind(self) -> str:
+        return self.sync.kind
+
+    @property
+    def bytes_sent(self) -> int:
+        return self.sync.bytes_sent
+
+    @property
+    def reason(self) -> str:  # type: ignore[override]
+        return self.guard.reason
+
+    @reason.setter
+    def reason(self, reason: str) -> None:
+        self.guard.reason = reason
+
+    def facts(self) -> dict[str, float]:
+        return {name: value for name, value in self.sync.facts().items() if isinstance(value, int | float)}
 
     def _positions(self, step: int, part: int, left_out: int) -> np.ndarray:
         """Places in the order, int64 (n,), of a part of a step's global batch."""
         mine = slice_of(part, self.world.size, self.plan.batch_at(step))
         return self.plan.samples_before(step) + left_out + np.arange(mine.start, mine.stop, dtype=np.int64)
 
-    def _read(self, step: int, part: int, left_out: int) -> np.ndarray:
-        return self.batches.windows(self._positions(step, part, left_out), step)
+    def _read(self, step: int, part: int, left_out: int) -> _Share:
+        """Its examples; where their shape does not tell how many targets those of others have, theirs are read too."""
+        ids = self.batches.windows(self._positions(step, part, left_out), step)
+        mine, batch = self.task.count(ids), self.plan.batch_at(step)
+        if self.task.counts_by_shape or len(ids) == batch:
+            return _Share(ids, mine, mine * batch // len(ids))
+        others = (other for other in range(self.world.size) if other != part)
+        counts = (self.task.count(self.batches.windows(self._positions(step, o, left_out), step)) for o in others)
+        return _Share(ids, mine, mine + sum(counts))
 
     def _step(self, step: int, part: int, end: int) -> StepResult:
         start = time.perf_counter()
         with Timed("wait for data") as wait:
-            windows = self._reader.get(step, part, self.left_out)
+            share = self._reader.get(step, part, self.left_out)
         if step + 1 < self.total_steps:
             self._reader.expect(step + 1, part, self.left_out)
-        passes = len(windows) // self.config.train.micro_batch
+        passes = len(share.ids) // self.config.train.micro_batch
         set_lr(self.sync.optimizer, self.lr_of(step))
         with Timed("sync.begin") as begin:
             self.sync.begin(step, passes)
@@ -137,7 +159,7 @@ class Engine:
         if step == end - 1 and facts.keeps_replicas_equal and facts.reduces_to_mean:
             self.noise_scale.arm()
         with Timed("forward and backward"):
-            loss_sum = self._accumulate(step, part, windows)
+            sums = self._accumulate(step, part, share)
         with Timed("sync.reduce") as reduce:
             self.sync.reduce()
         with Timed("clip and update"):
@@ -145,36 +167,39 @@ class Engine:
         with Timed("sync.zero_grad") as zero_grad:  # where local SGD averages
             self.sync.zero_grad()
         comm_s = begin.seconds + reduce.seconds + zero_grad.seconds
-        return StepResult(step, loss_sum, passes, norm, verdict, time.perf_counter() - start, wait.seconds, comm_s)
+        return StepResult(step, sums, passes, norm, verdict, time.perf_counter() - start, wait.seconds, comm_s)
 
-    def _accumulate(self, step: int, part: int, windows: np.ndarray) -> Tensor:
-        """Backward over the micro-batches of (n, T + 1) windows; the sum of their losses."""
-        train, micro_batch = self.config.train, self.config.train.micro_batch
+    def _accumulate(self, step: int, part: int, share: _Share) -> Tensor:
+        """Backward over the micro-batches of this rank's share; their sums."""
+        micro_batch = self.config.train.micro_batch
         self.model.train()
-        passes = len(windows) // micro_batch
-        weight = 1.0 / (passes * (self.world.size if self.sync.sums_ranks else 1))
-        self.noise_scale.weight = weight * self._scale
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        ids = torch.from_numpy(windows).to(self.device, non_blocking=True)
+        weight = self.sync.weight(share.targets, share.all_targets) * self._scale
+        totals = torch.zeros(len(self.task.sums), dtype=torch.float64, device=self.device)
+        ids = torch.from_numpy(share.ids).to(self.device, non_blocking=True)
         positions = self._positions(step, part, self.left_out)
-        for number in range(passes):
-            rows = slice(number * micro_batch, (number + 1) * micro_batch)
+        self.noise_scale.weigh(weight, self.task.count(share.ids[:micro_batch]), share.all_targets)
+        for first in range(0, len(ids), micro_batch):
+            rows = slice(first, first + micro_batch)
             draws = None
-            if self._is_random:
+            if self._takes_draws:
                 draws = draws_for(self.config.seed, step, positions[rows]).to(self.device)
-            inputs = noisy_inputs(ids[rows, :-1], self.config.noise, self.eos_id, draws)
-            with autocast(self.device, train.precision):
-                if self.recurrent_state is None:
-                    logits = self.forward(inputs, draws)
-                else:
-                    anew = self.batches.starts_anew(step)
-                    logits = self.recurrent_state.forward(self.model, inputs, draws, rows, anew=anew)
-            aim, nll = objective(logits, ids[rows, 1:], self.config.objective)
-            (aim * (weight * self._scale)).backward()
-            loss_sum += nll.detach()
+            sums = self._sums_of(step, rows, ids[rows], draws)
+            (sums.aim * weight).backward()
+            totals += sums.values
             self.sync.accumulated()
             self.noise_scale.disarm()
-        return loss_sum
+        return totals
+
+    def _sums_of(self, step: int, rows: slice, ids: Tensor, draws: Draws | None) -> Sums:
+        """The task's sums over a micro-batch, which are `rows` of this rank's examples."""
+        batch = self.task.batch(ids, None, draws, training=True)
+        carried = self.recurrent_state
+        state = None if carried is None else carried.before(rows, anew=self.batches.starts_anew(step))
+        with autocast(self.device, self.config.train.precision):
+            sums, state = self._loss(self.model, batch, state, draws if self.model.takes_draws else None)
+        if carried is not None and state is not None:
+            carried.keep(rows, state)
+        return sums
 
     @property
     def _scale(self) -> float:
@@ -213,7 +238,7 @@ class Engine:
             torch._foreach_mul_(gradients, factor)
 
     @contextmanager
-    def evaluated_weights(self) -> Iterator[None]:
+    def evaluated(self) -> Iterator[None]:
         """The weights that count, in the model: the ranks' mean where they differ, the running mean where it is on."""
         if self.ema is not None:
             with self.ema.swapped():
@@ -236,7 +261,7 @@ class Engine:
         if self.ema is not None:
             tensors |= {f"ema/{name}": tensor for name, tensor in self.ema.state().items()}
         if self.recurrent_state is not None:
-            tensors["carried"] = self.recurrent_state.gather()
+            tensors |= {f"carried/{number}": part for number, part in enumerate(self.recurrent_state.gather())}
         scalars = {"sync": self.sync.kind, "guard": self.guard.to_dict(), "left_out": self.left_out}
         scaler = self.scaler.to_dict() if self.scaler else None
         return tensors, {**scalars, "val_losses": self.val_losses, "scaler": scaler}
@@ -251,8 +276,8 @@ class Engine:
             self.sync.load_state(_under("sync/", tensors))
         if self.ema is not None and any(name.startswith("ema/") for name in tensors):
             self.ema.load_state(_under("ema/", tensors))
-        if self.recurrent_state is not None and "carried" in tensors:
-            self.recurrent_state.load(tensors["carried"])
+        if self.recurrent_state is not None:
+            self.recurrent_state.load(list(_under("carried/", tensors).values()))
         if self.scaler is not None and scalars.get("scaler"):
             self.scaler.load(scalars["scaler"])
         if "guard" in scalars:

@@ -38,7 +38,7 @@ def engine_of(data_dir, world):
     def make(*overrides):
         close()
         config = make_config(data_dir, Path("unused"), "train.micro_batch=1", *overrides)
-        engine, corpora = setup.build_engine(config, world)
+        engine, corpora = setup.build_learner(config, world)
         made.append(engine)
         return engine, corpora
 
@@ -118,7 +118,7 @@ def losses_of(world, engine_of):
 
     def losses_of(options="", *overrides):
         engine, _ = engine_of(f"sync={{kind: horovod, {options}}}", *overrides)
-        found = [float(result.loss_sum) for result in engine.run(0, 4)]
+        found = [float(result.sums[0]) for result in engine.run(0, 4)]
         weights = world.gather([float(p.detach().double().sum()) for p in engine.model.parameters()])
         assert all(rank == weights[0] for rank in weights)
         return torch.tensor(found)
@@ -160,7 +160,7 @@ def test_a_ramp_changes_the_number_of_passes(world, engine_of):
 
 @in_any_world
 def test_all_ranks_rewind_together(world, data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(setup, "Engine", Broken)
+    monkeypatch.setattr(setup, "GradientLearner", Broken)
     often = ("train.micro_batch=1", "train.steps=8", "checkpoint.every=2", "log.every=2")
     options = (*often, "guard.nonfinite=rewind", "sync={kind: allreduce, overlap: false}")
     config = make_config(data_dir, tmp_path / "run", *options)

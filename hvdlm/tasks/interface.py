@@ -1,0 +1,105 @@
+"""What a model is trained for: examples to a batch, a loss as sums, metrics as sums that are divided once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvdlm.compute.draws import Draws
+from hvdlm.config import Section
+from hvdlm.data.windows import IGNORED
+from hvdlm.models import LanguageModel, State, Vocabulary
+
+
+class Batch(NamedTuple):
+    """What a task gives a model at once."""
+
+    inputs: Tensor  # ids, int64 (B, T)
+    targets: Tensor  # int64 (B, T); IGNORED, which is outside every vocabulary, where nothing is to be predicted
+    lengths: Tensor | None = None  # int64 (B,): tokens without padding, for models that look ahead
+
+
+class Sums(NamedTuple):
+    """What targets add up to. Of micro-batches, ranks and steps they are added, and divided once, at the end."""
+
+    aim: Tensor  # of what is to be made small, with its graph: a scalar
+    values: Tensor  # by the names of `Task.sums`: float64 (len(sums),)
+
+
+class TaskConfig(Section, ABC):
+    """`task: {kind: …, …}`; each kind is a subclass in a file of its own, beside the task that it builds."""
+
+    kind: str
+
+    # Ids that the model must know behind those of the vocabulary.
+    extra_ids: ClassVar[int] = 0
+
+    @abstractmethod
+    def build(self, context: TaskContext) -> Task: ...
+
+
+class TaskContext(NamedTuple):
+    """What a task is built with, beside its own section."""
+
+    vocabulary: Vocabulary
+    objective: Section
+    noise: Section
+    starts_word: np.ndarray | None = None  # bool (V,): which ids begin a word, where the tokenizer tells
+
+
+class Task(ABC):
+    """One denominator: the loss of a step is the sum over all targets of its global batch by their number.
+
+    That number is known to each rank without a message, for examples are a function of the step.
+    """
+
+    # Names of what is added up. `loss` is in nats, without the terms that only training minimizes; `targets` is what
+    # it is divided by.
+    sums: ClassVar[tuple[str, ...]] = ("loss", "targets")
+    # Whether training takes draws for it, or evaluation.
+    takes_draws: bool = False
+    evaluation_takes_draws: bool = False
+    # Whether `count` follows from the shape of examples without padding, so that nobody has to read those of others.
+    counts_by_shape: bool = True
+    # Whether each token is predicted once, so that the loss is one of the text: in bits per byte, or by the word.
+    predicts_text: ClassVar[bool] = True
+
+    @abstractmethod
+    def count(self, ids: np.ndarray) -> int:
+        """The denominator that examples, int64 (n, T + 1), bring in."""
+
+    @abstractmethod
+    def batch(self, ids: Tensor, context: Tensor | None, draws: Draws | None, *, training: bool) -> Batch:
+        """A batch of examples (B, T + 1), of which the first `context` (B,) targets are there to be seen alone."""
+
+    @abstractmethod
+    def loss(
+        self, model: LanguageModel, batch: Batch, state: State | None, draws: Draws | None
+    ) -> tuple[Sums, State | None]:
+        """The sums over the batch's targets; an aim of 0 with a graph where there are none. And the state after it."""
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """What sums over any number of batches say, `loss` first; a loss of 0 where there was no target."""
+        return {"loss": sums["loss"] / max(1.0, sums["targets"])}
+
+    def named(self, values: Sequence[float] | np.ndarray) -> dict[str, float]:
+        """Sums by name; further numbers behind them are left out."""
+        return dict(zip(self.sums, map(float, values), strict=False))
+
+
+def without_padding(ids: Tensor, filler: int) -> Tensor:
+    """Ids for a model, with `filler` where there is padding."""
+    return torch.where(ids == IGNORED, filler, ids)
+
+
+def unseen(targets: Tensor, context: Tensor | None) -> Tensor:
+    """Targets (B, T), of which the first `context` (B,) of each row are IGNORED."""
+    if context is None:
+        return targets
+    places = torch.arange(targets.shape[1], device=targets.device)
+    return targets.masked_fill(places < context.unsqueeze(1), IGNORED)

@@ -1,0 +1,102 @@
+"""What the loop drives: something that learns, step after step, and can be evaluated, saved and restored."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hvdlm.models import LanguageModel
+from hvdlm.tasks import Task
+from hvdlm.train.batch_plan import BatchPlan
+from hvdlm.train.config import RunConfig
+from hvdlm.train.guard import Verdict
+from hvdlm.world.interface import World
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What this rank did in a step. Tensors may still be under way on a GPU."""
+
+    step: int
+    sums: Tensor  # the task's, over this rank's targets: float64 (len(task.sums),)
+    micro_batches: int
+    grad_norm: Tensor  # of the gradient to be applied, before clipping; 0 where nothing descends
+    verdict: Verdict
+    step_s: float
+    data_wait_s: float
+    comm_s: float  # in which nothing was computed for waiting on other ranks
+
+
+class Learner(ABC):
+    """A model of one rank and what changes it. What is said to be collective is called by all ranks."""
+
+    # Its steps have a learning rate and a gradient, which are logged.
+    descends: ClassVar[bool] = True
+
+    config: RunConfig
+    world: World
+    model: LanguageModel
+    task: Task
+    device: torch.device
+    plan: BatchPlan
+    optimizer: torch.optim.Optimizer | None = None  # whose state a checkpoint keeps
+    total_steps: int
+    epoch_samples: list[float]  # in how many samples of the order each corpus is seen once
+    val_losses: list[float]
+    left_out = 0  # samples that a rewind has passed over
+    reason = ""  # of the last verdict but APPLY
+
+    @abstractmethod
+    def run(self, first: int, end: int) -> list[StepResult]:
+        """Steps [first, end), this rank's share of them; collective."""
+
+    @abstractmethod
+    def collect(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain values of a checkpoint besides weights and optimizer; collective, the same on all ranks."""
+
+    @abstractmethod
+    def restore(self, path: Path) -> int:
+        """Load a checkpoint; every rank reads the same files. Returns the step to go on with."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Collective."""
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """The weights that count, in the model; collective."""
+        yield
+
+    def agree(self) -> None:
+        """Give every rank rank 0's weights and buffers; collective."""
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            self.world.broadcast_(tensor.data)
+
+    def lr_of(self, step: int) -> float:
+        """Learning rate of a step, the same at any number of ranks."""
+        return 0.0
+
+    def tokens_before(self, step: int) -> int:
+        """Tokens trained on before a step, over all ranks; without padding as many as sequences hold."""
+        return self.plan.samples_before(step) * self.config.data.seq_len
+
+    def facts(self) -> dict[str, float]:
+        """Numbers of the last interval that are worth a place in the log."""
+        return {}
+
+    @property
+    def sync_kind(self) -> str:
+        """How the ranks' work becomes one, in a word."""
+        return "sum"
+
+    @property
+    def bytes_sent(self) -> int:
+        """Payload that this rank has handed to the network since it started."""
+        return 0
