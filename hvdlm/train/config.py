@@ -83,7 +83,7 @@ class RunConfig(Section):
     def _choose_task(self) -> RunConfig:
         family, kinds = self.model.family, self.model.tasks
         if "task" not in self.model_fields_set:
-            self.__dict__["task"] = TASKS[kinds[0]]()
+            self.__dict__["task"] = TASKS[kinds[0]](kind=kinds[0])
         if self.task.kind not in kinds:
             raise ValueError(
                 f"task: {self.task.kind} is nothing for this model ({family}), which can be trained for"

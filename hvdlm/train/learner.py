@@ -46,12 +46,10 @@ class Learner(ABC):
     task: Task
     device: torch.device
     plan: BatchPlan
-    optimizer: torch.optim.Optimizer | None = None  # whose state a checkpoint keeps
     total_steps: int
     epoch_samples: list[float]  # in how many samples of the order each corpus is seen once
     val_losses: list[float]
     left_out = 0  # samples that a rewind has passed over
-    reason = ""  # of the last verdict but APPLY
 
     @abstractmethod
     def run(self, first: int, end: int) -> list[StepResult]:
@@ -68,6 +66,15 @@ class Learner(ABC):
     @abstractmethod
     def close(self) -> None:
         """Collective."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """Whose state a checkpoint keeps."""
+        return None
+
+    def take_reason(self) -> str:
+        """Why the last verdict was not to apply a step, once."""
+        return ""
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:

@@ -185,19 +185,18 @@ class Loop:
                 " checkpoint"
             )
         bad = next((s for s in interval.steps if not (math.isfinite(s.loss) and math.isfinite(s.grad_norm))), None)
-        verdict = interval.verdict
+        verdict, reason = interval.verdict, learner.take_reason()
         if bad is not None and verdict == Verdict.APPLY:  # nobody had looked before
             verdict = Verdict.STOP
         if verdict == Verdict.REWIND:
-            self._rewind(interval, learner.reason or "a gradient on another rank")
+            self._rewind(interval, reason or "a gradient on another rank")
             return True
         if verdict == Verdict.STOP:
             step = bad or interval.steps[-1]
-            reason = learner.reason or f"loss {step.loss}, gradient norm {step.grad_norm}"
+            reason = reason or f"loss {step.loss}, gradient norm {step.grad_norm}"
             raise UserError.shared(f"step {step.step}: {reason}: {DIVERGED}{self._doubt()}")
         if verdict == Verdict.SKIP:
-            log.warning("steps up to %d: left out an update (%s)", interval.end, learner.reason or "fp16 overflow")
-        learner.reason = ""
+            log.warning("steps up to %d: left out an update (%s)", interval.end, reason or "fp16 overflow")
         return False
 
     def _doubt(self) -> str:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
+from hvdlm.data.manifest import Manifest
 from hvdlm.models import Vocabulary
 from hvdlm.tasks import Task, TaskContext
 from hvdlm.train.config import RunConfig
 
 
-class HasIds(Protocol):
-    """A manifest, or what else knows the ids of its tokenizer."""
-
-    vocab_size: int
-    eos_id: int
-    bos_id: int | None
-
-
-def vocabulary_of(found: HasIds) -> Vocabulary:
-    return Vocabulary(found.vocab_size, found.eos_id, found.bos_id)
+def vocabulary_of(manifest: Manifest) -> Vocabulary:
+    return Vocabulary(manifest.vocab_size, manifest.eos_id, manifest.bos_id)
 
 
 def model_vocabulary(config: RunConfig, vocabulary: Vocabulary) -> Vocabulary:

@@ -108,7 +108,7 @@ class GradientLearner(Learner):
         return lr_at(step, total, optim, global_batch=batch, val_losses=self.val_losses)
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer:  # type: ignore[override]
+    def optimizer(self) -> torch.optim.Optimizer:
         return self.sync.optimizer
 
     @property
@@ -119,13 +119,9 @@ class GradientLearner(Learner):
     def bytes_sent(self) -> int:
         return self.sync.bytes_sent
 
-    @property
-    def reason(self) -> str:  # type: ignore[override]
-        return self.guard.reason
-
-    @reason.setter
-    def reason(self, reason: str) -> None:
-        self.guard.reason = reason
+    def take_reason(self) -> str:
+        reason, self.guard.reason = self.guard.reason, ""
+        return reason
 
     def facts(self) -> dict[str, float]:
         return {name: value for name, value in self.sync.facts().items() if isinstance(value, int | float)}
