@@ -19,6 +19,7 @@ import yaml
 from pydantic import ValidationError
 
 from hvdlm import checkpoint
+from hvdlm.compute.device import check_own_gpu
 from hvdlm.config import free_on_resume, to_yaml
 from hvdlm.data.corpora import Corpora, open_corpora
 from hvdlm.data.manifest import TOKENIZER
@@ -59,6 +60,7 @@ def build_learner(config: RunConfig, world: World) -> tuple[GradientLearner, Cor
         source = corpora.train_source()
     with world.together():
         learner = GradientLearner(config, source, corpora.manifest, world, place)
+    check_own_gpu(learner.device, world)
     learner.agree()
     return learner, corpora
 
