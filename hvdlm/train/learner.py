@@ -90,9 +90,9 @@ class Learner(ABC):
         """Learning rate of a step, the same at any number of ranks."""
         return 0.0
 
+    @abstractmethod
     def tokens_before(self, step: int) -> int:
-        """Tokens trained on before a step, over all ranks; without padding as many as sequences hold."""
-        return self.plan.samples_before(step) * self.config.data.seq_len
+        """Tokens trained on before a step, over all ranks; where samples differ, by their mean length."""
 
     def facts(self) -> dict[str, float]:
         """Numbers of the last interval that are worth a place in the log."""
