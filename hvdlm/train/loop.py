@@ -227,7 +227,7 @@ class Loop:
     def _log(self, interval: Interval) -> None:
         for facts in interval.steps:
             live = interval.live if facts.step == interval.end else {}
-            descent = {"lr": facts.lr, "grad_norm": facts.grad_norm} if self.learner.descends else {}
+            descent = {} if facts.lr is None else {"lr": facts.lr, "grad_norm": facts.grad_norm}
             values = {**facts.figures, **descent}
             tokens = self.learner.tokens_before(facts.step)
             self.run_log.write(facts.step, "train", **values, tokens=tokens, **live)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,7 +56,6 @@ class GradientLearner(Learner):
     def __init__(
         self, config: RunConfig, source: TokenStream | MixedStreams, manifest: Manifest, world: World, place: Place
     ) -> None:
-        """Builds this rank's part and talks to no other: a rank may fail here. Then `agree`."""
         train = config.train
         self.config, self.world = config, world
         self.plan = BatchPlan(train.global_batch, train.ramp)
@@ -107,7 +105,6 @@ class GradientLearner(Learner):
         return results
 
     def lr_of(self, step: int) -> float:
-        """Learning rate of a step, the same at any number of ranks."""
         total, optim, batch = self.total_steps, self.config.optim, self.plan.batch_at(step)
         return lr_at(step, total, optim, global_batch=batch, val_losses=self.val_losses)
 
@@ -300,7 +297,7 @@ class GradientLearner(Learner):
         if "guard" in scalars:
             self.guard.load(scalars["guard"])
         self.left_out = scalars.get("left_out", 0)
-        self.val_losses = [math.nan if loss is None else loss for loss in scalars.get("val_losses", [])]
+        self.val_losses = self.losses_in(state)
         return state["step"]
 
     def close(self) -> None:
