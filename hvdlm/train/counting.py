@@ -37,7 +37,7 @@ from hvdlm.world.place import Place
 
 log = logging.getLogger("hvdlm")
 
-MOST_UNITS, UNIT_TOKENS = 64, 4096  # parts of a text, and what each has at least
+MOST_UNITS, UNIT_TOKENS = 64, 1 << 14  # parts of a text, and what each has at least
 
 
 class CountingLearner(Learner):
@@ -106,7 +106,7 @@ class Summing(Protocol):
     """A model that is estimated from sums over its text."""
 
     def accumulate(self, ids: np.ndarray, *, is_beginning: bool) -> Sequence[Tensor]:
-        """What a part of the text, int64 (n,), adds: float64 tensors, the last two nats and number of tokens.
+        """What a part of the text, int64 (n,), adds: float64 tensors, the last two log-likelihood and number of tokens.
 
         `is_beginning` says whether a document begins with it. The same bits for the same ids, on any rank.
         """
@@ -138,7 +138,7 @@ class SumsLearner(CountingLearner):
         comm_s = time.perf_counter() - begin
         self._figures = model.update(total)
         is_first = self.world.rank == 0  # it speaks for all
-        return float(total[-2]) * is_first, float(total[-1]) * is_first, comm_s
+        return -float(total[-2]) * is_first, float(total[-1]) * is_first, comm_s
 
     def facts(self) -> dict[str, float]:
         return self._figures
