@@ -17,6 +17,7 @@ from hvdlm.session.stop import BatchJob, StopFlag, Wish
 from hvdlm.train import setup
 from hvdlm.train.guard import Verdict
 from hvdlm.train.interval import IntervalMeter
+from hvdlm.train.learners import LEARNERS
 from hvdlm.train.loop import Loop
 
 on_horovod = pytest.mark.on_ranks(2, kind="horovod")
@@ -160,7 +161,7 @@ def test_a_ramp_changes_the_number_of_passes(world, engine_of):
 
 @in_any_world
 def test_all_ranks_rewind_together(world, data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(setup, "GradientLearner", Broken)
+    monkeypatch.setitem(LEARNERS, "gradient", Broken)
     often = ("train.micro_batch=1", "train.steps=8", "checkpoint.every=2", "log.every=2")
     options = (*often, "guard.nonfinite=rewind", "sync={kind: allreduce, overlap: false}")
     config = make_config(data_dir, tmp_path / "run", *options)
