@@ -444,7 +444,7 @@ NO_IDS = {
     "parquet": (b"PAR1\x15\x04" + bytes(range(200)), "is Parquet, not bare ids"),
     "arrow": (b"ARROW1\0\0" + bytes(range(200)), "is an Arrow file, not bare ids"),
     "safetensors": ((64).to_bytes(8, "little") + b'{"ids":' + b" " * 99, "is safetensors, not bare ids"),
-    "gzip": (gzip.compress(IDS_BYTES), "is compressed by gzip, not bare ids; unpack it"),
+    "gzip": (gzip.compress(IDS_BYTES, mtime=0), "is compressed by gzip, not bare ids; unpack it"),
     "bzip2": (bz2.compress(IDS_BYTES), "is compressed by bzip2, not bare ids; unpack it"),
     "lzma": (lzma.compress(IDS_BYTES, lzma.FORMAT_ALONE), "is compressed by lzma, not bare ids; unpack it"),
     "zlib": (zlib.compress(IDS_BYTES), "is compressed by zlib, not bare ids; unpack it"),
@@ -608,7 +608,7 @@ def test_a_long_bad_line_is_told_at_once(tmp_path, tokenizer_file):
 
 LINES = b'{"text": "a"}\n' * 9
 NO_LINES = {
-    gzip.compress(LINES): "is compressed by gzip, not lines of JSON; unpack it",
+    gzip.compress(LINES, mtime=0): "is compressed by gzip, not lines of JSON; unpack it",
     zlib.compress(LINES): "is compressed by zlib, not lines of JSON; unpack it",
     LINES.decode().encode("utf-16"): "is UTF-16 or UTF-32, not lines of JSON; save it as UTF-8",
     LINES.decode().encode("utf-16-le"): "is UTF-16 or UTF-32, not lines of JSON; save it as UTF-8",

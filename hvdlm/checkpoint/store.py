@@ -89,7 +89,7 @@ def save(  # noqa: PLR0913 - what a checkpoint is made of
     run_dir: Path,
     step: int,
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizer | None,
     state: dict[str, Any],
     tensors: dict[str, torch.Tensor] | None = None,
     *,
@@ -346,8 +346,13 @@ def load_model(path: Path, model: nn.Module) -> None:
             tensor.copy_(saved[name])
 
 
-def load_optimizer(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Restore the optimizer's state by parameter name; call it after the optimizer was wrapped."""
+def load_optimizer(path: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
+    """Restore the optimizer's state by parameter name; call it after the optimizer was wrapped.
+
+    What is learnt without one has None.
+    """
+    if optimizer is None:
+        return
     parameters = dict(model.named_parameters())
     scalars = read_state(path).get("optimizer_scalars", {})
     for key, value in {**load_file(path / OPTIMIZER), **scalars}.items():
@@ -363,11 +368,12 @@ def _model_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
 
 
-def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _optimizer_state(model: nn.Module, optimizer: Optimizer | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The optimizer's tensors and its plain values, both keyed `parameter/entry`."""
     tensors, scalars = {}, {}
+    states = {} if optimizer is None else optimizer.state
     for name, parameter in model.named_parameters():
-        for entry, value in optimizer.state.get(parameter, {}).items():
+        for entry, value in states.get(parameter, {}).items():
             if isinstance(value, torch.Tensor):
                 tensors[f"{name}/{entry}"] = value
             else:

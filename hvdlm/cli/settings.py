@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from hvdlm.cli.extensions import import_option
 from hvdlm.cli.options import Choice, Command, Group, by_rank_0, config_arguments, json_option, result
 from hvdlm.errors import UserError
 from hvdlm.launch.environment import launched_as
@@ -53,6 +54,7 @@ def config_group() -> None:
 
 @config_group.command("show", epilog="hvdlm config show configs/quickstart.yaml optim.lr=3e-4")
 @config_arguments
+@import_option
 @json_option
 @by_rank_0
 def config_show(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from hvdlm.cli.beginning import ends_with
+from hvdlm.cli.extensions import import_option
 from hvdlm.cli.options import (
     Command,
     Names,
@@ -27,6 +28,7 @@ from hvdlm.world.connect import connected
 
 @click.command(cls=Command, epilog="mpirun -np 2 hvdlm train configs/quickstart.yaml train.steps=50 run_dir=runs/short")
 @config_arguments
+@import_option
 @json_option
 def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Train, or resume the run in run_dir from its newest complete checkpoint."""
@@ -51,6 +53,7 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.command("eval", cls=Command, epilog="mpirun -np 2 hvdlm eval runs/quickstart/train --split val --json")
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN|CHECKPOINT")
 @overrides_argument
+@import_option
 @click.option("--split", type=Names(splits), default="val", show_default=True)
 @click.option(
     "--carry/--no-carry",
@@ -109,6 +112,7 @@ def evaluate(
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN|CHECKPOINT")
 @overrides_argument
+@import_option
 @click.option("--prompt", default="", help="Text to continue.")
 @click.option("--max-tokens", type=WholeNumber(1), default=200, show_default=True)
 @click.option("--temperature", type=Number(0), default=0.8, show_default=True, help="0: the likeliest.")

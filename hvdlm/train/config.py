@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from pydantic import Field, model_validator
@@ -40,6 +41,9 @@ class TrainConfig(Section):
     micro_batch: Free[int] = Field(ge=1, le=1_000_000_000, description="sequences that a rank computes at once")
     precision: Precision = Field("fp32", description="of matrix products; parameters and sums stay fp32")
     compile: Free[bool] = Field(False, description="torch.compile the model")
+    deterministic: Free[bool] = Field(
+        False, description="on a GPU: the same bits from run to run, and of a resumed run, at some cost in speed"
+    )
     eval_every: Free[int] = Field(100, ge=1, description="steps between validations; the last step always has one")
     eval_tokens: Free[int] = Field(
         0, ge=0, description="validate on so many tokens of each corpus, spread over its split; 0 is all"
@@ -83,8 +87,8 @@ class RunConfig(Section):
     def _choose_task(self) -> RunConfig:
         family, kinds = self.model.family, self.model.tasks
         if "task" not in self.model_fields_set:
-            self.__dict__["task"] = TASKS[kinds[0]]()
-        if self.task.kind not in kinds:
+            self.__dict__["task"] = TASKS[kinds[0]](kind=kinds[0])
+        if self.task.kind not in kinds and self.task.like not in kinds:
             raise ValueError(
                 f"task: {self.task.kind} is nothing for this model ({family}), which can be trained for"
                 f" {', '.join(kinds)}{self.model.task_remedy}"
@@ -127,11 +131,11 @@ class RunConfig(Section):
             raise ValueError("data.order: contiguous does not compile; set train.compile: false")
 
 
-def total_steps(train: TrainConfig, plan: BatchPlan, epoch_samples: list[float], seq_len: int) -> int:
+def total_steps(train: TrainConfig, plan: BatchPlan, epoch_samples: list[float], tokens_per_sample: float) -> int:
     """Steps until the first of `steps`, `tokens` and `epochs` is reached."""
     ends = [train.steps] if train.steps is not None else []
     if train.tokens is not None:
-        ends.append(plan.steps_for(-(-train.tokens // seq_len)))
+        ends.append(plan.steps_for(math.ceil(train.tokens / tokens_per_sample)))
     if train.epochs is not None:
         ends.append(plan.steps_for(round(train.epochs * max(epoch_samples))))
     return max(1, min(ends))

@@ -1,24 +1,19 @@
-"""What a config and a data folder say together: the vocabulary, the task."""
+"""What a config and a data folder say together: the vocabulary, the task, and whose files it takes."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import sys
 
+from hvdlm.data.manifest import Manifest
 from hvdlm.models import Vocabulary
 from hvdlm.tasks import Task, TaskContext
 from hvdlm.train.config import RunConfig
 
-
-class HasIds(Protocol):
-    """A manifest, or what else knows the ids of its tokenizer."""
-
-    vocab_size: int
-    eos_id: int
-    bos_id: int | None
+EXTENSION = "hvdlm_extension_"  # how the modules of --import are named
 
 
-def vocabulary_of(found: HasIds) -> Vocabulary:
-    return Vocabulary(found.vocab_size, found.eos_id, found.bos_id)
+def vocabulary_of(manifest: Manifest) -> Vocabulary:
+    return Vocabulary(manifest.vocab_size, manifest.eos_id, manifest.bos_id)
 
 
 def model_vocabulary(config: RunConfig, vocabulary: Vocabulary) -> Vocabulary:
@@ -28,3 +23,9 @@ def model_vocabulary(config: RunConfig, vocabulary: Vocabulary) -> Vocabulary:
 
 def build_task(config: RunConfig, vocabulary: Vocabulary) -> Task:
     return config.task.build(TaskContext(vocabulary, config.objective, config.noise))
+
+
+def extensions_of(config: RunConfig) -> list[str]:
+    """The files of --import that define its model, task or sync."""
+    modules = {type(part).__module__ for part in (config.model, config.task, config.sync)}
+    return sorted(str(sys.modules[name].__file__) for name in modules if name.startswith(EXTENSION))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +18,9 @@ from hvdlm.compute.device import autocast, prepare_device
 from hvdlm.compute.draws import Draws, draws_for
 from hvdlm.compute.trace import Timed, Trace
 from hvdlm.data.manifest import Manifest
-from hvdlm.data.orders import ContiguousBatches, MixedStreams, order_over
+from hvdlm.data.orders import ContiguousBatches, MixedStreams, OrderSettings, order_over
 from hvdlm.data.stream import TokenStream
+from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.models import build_model
 from hvdlm.optim import build_optimizer, lr_at, set_lr
@@ -45,7 +45,7 @@ from hvdlm.world.place import Place
 class _Share:
     """What a rank computes of a step."""
 
-    ids: np.ndarray  # its examples, int64 (n, T + 1)
+    ids: Tensor  # its examples, int64 (n, T + 1), on the host
     targets: int  # the denominator that they bring in
     all_targets: int  # that of the global batch
 
@@ -56,24 +56,23 @@ class GradientLearner(Learner):
     def __init__(
         self, config: RunConfig, source: TokenStream | MixedStreams, manifest: Manifest, world: World, place: Place
     ) -> None:
-        """Builds this rank's part and talks to no other: a rank may fail here. Then `agree`."""
         train = config.train
         self.config, self.world = config, world
         self.plan = BatchPlan(train.global_batch, train.ramp)
         self.plan.check(train.micro_batch, world.size)
-        self.device = prepare_device(train.device, place, threads=train.threads)
+        self.device = prepare_device(train.device, place, threads=train.threads, deterministic=train.deterministic)
         lacking = config.model.without_cpu_fp16
         if lacking and train.precision == "fp16" and self.device.type == "cpu":
             raise UserError(f"train.precision: fp16 is not there for {lacking} on CPUs; use bf16 or fp32")
         data, seed = config.data, config.seed
-        self.batches: Any = order_over(
-            source, seq_len=data.seq_len, global_batch=train.global_batch, seed=seed, order=data.order
-        )
+        settings = OrderSettings(data.seq_len, train.global_batch, seed, manifest.eos_id)
+        self.batches: Any = order_over(source, settings, data.order)
         self.epoch_samples = self.batches.epoch_samples
-        self.total_steps = total_steps(train, self.plan, self.epoch_samples, data.seq_len)
+        self.total_steps = total_steps(train, self.plan, self.epoch_samples, self.batches.tokens_per_sample)
         vocabulary = vocabulary_of(manifest)
         self.task = build_task(config, vocabulary)
         self.model = build_model(config.model, model_vocabulary(config, vocabulary), config.seed).to(self.device)
+        # With the loss in the same graph its float32 logits, the largest tensor of all, are never written.
         self._loss = torch.compile(self.task.loss) if train.compile else self.task.loss
         self.noise_scale = NoiseScale(self.model)  # its hooks must run before those of the sync
         optimizer = build_optimizer(self.model, config.optim, self.model.parameter_roles())
@@ -88,6 +87,9 @@ class GradientLearner(Learner):
         self.val_losses: list[float] = []
         # On a GPU the norm is looked at only where somebody must know it: that waits for all that was started.
         looks = self.guard.is_needed or self.scaler is not None or self.device.type == "cpu"
+        self.is_timed = False  # on a GPU: wait at the end of each step, so that `step_s` is the whole of it
+        # What this rank computed last is over before it waits for others, so that `comm_s` is that wait alone.
+        self._computes_first = self.device.type == "cuda" and world.size > 1 and config.sync.keeps_replicas_equal
         self._judges = looks and (config.sync.reduces_to_mean or not config.sync.keeps_replicas_equal)
         self._takes_draws = self.model.takes_draws or self.task.takes_draws
         self._reader = Prefetch(self._read)
@@ -103,12 +105,11 @@ class GradientLearner(Learner):
         return results
 
     def lr_of(self, step: int) -> float:
-        """Learning rate of a step, the same at any number of ranks."""
         total, optim, batch = self.total_steps, self.config.optim, self.plan.batch_at(step)
         return lr_at(step, total, optim, global_batch=batch, val_losses=self.val_losses)
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer:  # type: ignore[override]
+    def optimizer(self) -> torch.optim.Optimizer:
         return self.sync.optimizer
 
     @property
@@ -119,13 +120,12 @@ class GradientLearner(Learner):
     def bytes_sent(self) -> int:
         return self.sync.bytes_sent
 
-    @property
-    def reason(self) -> str:  # type: ignore[override]
-        return self.guard.reason
+    def take_reason(self) -> str:
+        reason, self.guard.reason = self.guard.reason, ""
+        return reason
 
-    @reason.setter
-    def reason(self, reason: str) -> None:
-        self.guard.reason = reason
+    def tokens_before(self, step: int) -> int:
+        return round(self.plan.samples_before(step) * self.batches.tokens_per_sample)
 
     def facts(self) -> dict[str, float]:
         return {name: value for name, value in self.sync.facts().items() if isinstance(value, int | float)}
@@ -136,14 +136,19 @@ class GradientLearner(Learner):
         return self.plan.samples_before(step) + left_out + np.arange(mine.start, mine.stop, dtype=np.int64)
 
     def _read(self, step: int, part: int, left_out: int) -> _Share:
-        """Its examples; where their shape does not tell how many targets those of others have, theirs are read too."""
+        """Its examples; where their shape does not tell how many targets those of others have, theirs are read too.
+
+        From pinned memory they are copied to a GPU while it still computes.
+        """
         ids = self.batches.windows(self._positions(step, part, left_out), step)
         mine, batch = self.task.count(ids), self.plan.batch_at(step)
-        if self.task.counts_by_shape or len(ids) == batch:
-            return _Share(ids, mine, mine * batch // len(ids))
+        pages = torch.from_numpy(ids)
+        pages = pages.pin_memory() if self.device.type == "cuda" else pages
+        if (self.task.counts_by_shape and not self.batches.pads) or len(ids) == batch:
+            return _Share(pages, mine, mine * batch // len(ids))
         others = (other for other in range(self.world.size) if other != part)
         counts = (self.task.count(self.batches.windows(self._positions(step, o, left_out), step)) for o in others)
-        return _Share(ids, mine, mine + sum(counts))
+        return _Share(pages, mine, mine + sum(counts))
 
     def _step(self, step: int, part: int, end: int) -> StepResult:
         start = time.perf_counter()
@@ -160,10 +165,14 @@ class GradientLearner(Learner):
             self.noise_scale.arm()
         with Timed("forward and backward"):
             sums = self._accumulate(step, part, share)
+            if self._computes_first:
+                torch.cuda.current_stream().synchronize()
         with Timed("sync.reduce") as reduce:
             self.sync.reduce()
         with Timed("clip and update"):
             norm, verdict = self._apply(step)
+            if self.is_timed and self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
         with Timed("sync.zero_grad") as zero_grad:  # where local SGD averages
             self.sync.zero_grad()
         comm_s = begin.seconds + reduce.seconds + zero_grad.seconds
@@ -175,20 +184,25 @@ class GradientLearner(Learner):
         self.model.train()
         weight = self.sync.weight(share.targets, share.all_targets) * self._scale
         totals = torch.zeros(len(self.task.sums), dtype=torch.float64, device=self.device)
-        ids = torch.from_numpy(share.ids).to(self.device, non_blocking=True)
+        ids = share.ids.to(self.device, non_blocking=True)
         positions = self._positions(step, part, self.left_out)
-        self.noise_scale.weigh(weight, self.task.count(share.ids[:micro_batch]), share.all_targets)
+        self.noise_scale.weigh(weight, self.task.count(share.ids[:micro_batch].numpy()), share.all_targets)
         for first in range(0, len(ids), micro_batch):
             rows = slice(first, first + micro_batch)
             draws = None
             if self._takes_draws:
                 draws = draws_for(self.config.seed, step, positions[rows]).to(self.device)
-            sums = self._sums_of(step, rows, ids[rows], draws)
+            width = self._width(share.ids[rows])
+            sums = self._sums_of(step, rows, ids[rows, :width], draws)
             (sums.aim * weight).backward()
             totals += sums.values
             self.sync.accumulated()
             self.noise_scale.disarm()
         return totals
+
+    def _width(self, ids: Tensor) -> int:
+        """Columns of examples on the host that hold more than padding."""
+        return max(2, int((ids != IGNORED).any(0).sum())) if self.batches.pads else ids.shape[1]
 
     def _sums_of(self, step: int, rows: slice, ids: Tensor, draws: Draws | None) -> Sums:
         """The task's sums over a micro-batch, which are `rows` of this rank's examples."""
@@ -283,7 +297,7 @@ class GradientLearner(Learner):
         if "guard" in scalars:
             self.guard.load(scalars["guard"])
         self.left_out = scalars.get("left_out", 0)
-        self.val_losses = [math.nan if loss is None else loss for loss in scalars.get("val_losses", [])]
+        self.val_losses = self.losses_in(state)
         return state["step"]
 
     def close(self) -> None:
