@@ -25,8 +25,11 @@ class NgramConfig(FamilyConfig):
     order: int = Field(5, ge=1, le=9, description="words of the longest n-gram, the predicted one included")
     across_documents: bool = Field(False, description="n-grams may reach into the document before")
 
-    learner = "counting"
     carries_state = True
+
+    @property
+    def learner(self) -> str:
+        return "ngrams"
 
     def build(self, vocabulary: Vocabulary) -> LanguageModel:
         return Ngram(self, vocabulary)
@@ -59,18 +62,81 @@ class Ngrams(nn.Module):
         return torch.where((self.keys[found] == wanted) & (places >= 0) & (ids >= 0), found, -1)
 
 
+class BackoffTrie(nn.Module):
+    """The head: places of contexts (B, T, order - 1) -> log-probabilities (B, T, V) float32.
+
+    A place is where the last 1, 2, … ids stand among the n-grams of their order, -1 where they do not.
+    """
+
+    def __init__(self, tables: Sequence[BackoffTable]) -> None:
+        super().__init__()
+        self.orders = nn.ModuleList(map(Ngrams, tables))
+        self.vocab_size = len(tables[0].keys)
+
+    @torch.no_grad()
+    def places(self, seen: Tensor) -> Tensor:
+        """Of each of the last T ids in (B, order - 1 + T) with those before it; an id of -1 is none."""
+        length = len(self.orders) - 1
+        places = [seen]
+        for size, order in enumerate(self.orders[1:length], 2):
+            places.append(order.find(places[-1][:, :-1], seen[:, size - 1 :], self.vocab_size))
+        columns = [place[:, length - number :] for number, place in enumerate(places[:length])]
+        return torch.stack(columns, -1) if columns else seen.new_empty(*seen.shape, 0)
+
+    @torch.no_grad()
+    def log_probs(self, places: Tensor, targets: Tensor) -> Tensor:
+        """Of targets (B, T) alone, float64."""
+        found = self.orders[0].log_probs[targets]
+        for order, place, backoff in zip(self.orders[1:], places.unbind(-1), self._backoffs(places), strict=True):
+            child = order.find(place, targets, self.vocab_size)
+            is_there = child >= 0
+            found = found + backoff
+            found[is_there] = order.log_probs[child[is_there]]
+        return found
+
+    @torch.no_grad()
+    def forward(self, places: Tensor) -> Tensor:
+        flat = places.flatten(0, 1)
+        out = torch.empty(len(flat), self.vocab_size, device=places.device)
+        rows = max(1, BLOCK // self.vocab_size)
+        for part, block in zip(flat.split(rows), out.split(rows), strict=True):
+            self._fill(block, part)
+        return out.view(*places.shape[:2], -1)
+
+    def _backoffs(self, places: Tensor) -> Iterator[Tensor]:
+        """Of each column of places, float64: what words cost that do not follow there."""
+        for order, place in zip(self.orders, places.unbind(-1), strict=False):
+            backoffs = torch.zeros(place.shape, dtype=torch.float64, device=place.device)
+            is_there = place >= 0
+            backoffs[is_there] = order.log_backoffs[place[is_there]]
+            yield backoffs
+
+    def _fill(self, out: Tensor, places: Tensor) -> None:
+        """Log-probabilities (n, V) after (n, order - 1): those of single words, then of ever longer n-grams."""
+        backoffs = [*self._backoffs(places), torch.zeros(len(out), dtype=torch.float64, device=out.device)]
+        backoffs = list(torch.stack(backoffs).flip(0).cumsum(0).flip(0))  # of each order and all above it
+        torch.add(backoffs[0].unsqueeze(1), self.orders[0].log_probs, out=out)
+        for order, place, backoff in zip(self.orders[1:], places.unbind(-1), backoffs[1:], strict=True):
+            first = torch.searchsorted(order.keys, place * self.vocab_size)
+            num = torch.searchsorted(order.keys, (place + 1) * self.vocab_size) - first
+            row = torch.repeat_interleave(num)
+            child = torch.arange(len(row), device=out.device) + (first - num.cumsum(0) + num)[row]
+            words = order.keys[child] - place[row] * self.vocab_size
+            out[row, words] = (order.log_probs[child] + backoff[row]).float()
+
+
 class Ngram(LanguageModel):
-    """The body gives log-probabilities (B, T, V) float32. The state is the last order - 1 ids, -1 where there are none.
+    """The body finds what the head is asked for; it is all look-ups. The state is the last order - 1 ids, -1 for none.
 
     As it is built, before anything was counted, all ids are equally likely.
     """
 
+    head: BackoffTrie
+
     def __init__(self, config: NgramConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
-        self.head = nn.Identity()
-        self.orders = nn.ModuleList()
-        self.set_tables(nothing_counted(config.order, vocabulary.size))
+        self.head = BackoffTrie(nothing_counted(config.order, vocabulary.size))
 
     def count(self, ids: np.ndarray, history: np.ndarray) -> NgramTable:
         """`count_ngrams` by this model's conventions; `merge` adds up what is counted in parts of a text."""
@@ -82,13 +148,15 @@ class Ngram(LanguageModel):
         self.set_tables(estimate(levels, self.vocabulary.size))
 
     def set_tables(self, tables: Sequence[BackoffTable]) -> None:
-        device = self.orders[0].keys.device if len(self.orders) else None
-        self.orders = nn.ModuleList(map(Ngrams, tables)).to(device)
+        self.head = BackoffTrie(tables).to(self.device)
+
+    def tables(self) -> list[BackoffTable]:
+        return [order.table() for order in self.head.orders]
 
     def take_shapes(self, shapes: Mapping[str, torch.Size]) -> None:
         """Make room for the tensors of a checkpoint: how many n-grams there are only the text knows."""
-        for number, order in enumerate(self.orders):
-            shape = shapes.get(f"orders.{number}.keys", ())
+        for number, order in enumerate(self.head.orders):
+            shape = shapes.get(f"head.orders.{number}.keys", ())
             if number and len(shape) == 1:  # of single words there are as many as ids
                 order.take_size(shape[0])
 
@@ -99,59 +167,12 @@ class Ngram(LanguageModel):
     def initial_state(self, num: int) -> State:
         return (torch.full((num, self.config.order - 1), -1, device=self.device),)
 
-    @torch.no_grad()
     def forward(
         self, ids: Tensor, state: State | None = None, draws: Draws | None = None
     ) -> tuple[Tensor, State | None]:
-        contexts, after = self._contexts(ids, state)
-        out = torch.empty(ids.numel(), self.vocabulary.size, device=ids.device)
-        for rows in torch.arange(len(out), device=ids.device).split(max(1, BLOCK // self.vocabulary.size)):
-            self._fill(out[rows[0] : rows[-1] + 1], [context.flatten()[rows] for context in contexts])
-        return out.view(*ids.shape, -1), after
-
-    @torch.no_grad()
-    def log_prob(self, ids: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
-        """Of targets (B, T), each after the ids up to it: float64 (B, T), without the other V - 1; the state after."""
-        contexts, after = self._contexts(ids, state)
-        found = self.orders[0].log_probs[targets]
-        for size, (context, backoff) in enumerate(zip(contexts, self._backoffs(contexts), strict=True), 1):
-            order = self.orders[size]
-            place = order.find(context, targets, self.vocabulary.size)
-            longer = order.log_probs[place] if len(order.keys) else found
-            found = torch.where(place >= 0, longer, found + backoff)
-        return found, after
-
-    def _contexts(self, ids: Tensor, state: State | None) -> tuple[list[Tensor], State | None]:
-        """Where the last 1, 2, … order - 1 ids stand among the n-grams of their order, each (B, T), -1 for nowhere."""
-        before = (self.initial_state(len(ids)) if state is None else state)[0]
+        (before,) = self.initial_state(len(ids)) if state is None else state
         seen = torch.cat((before, ids), 1)  # (B, order - 1 + T)
-        length = before.shape[1]
-        contexts = []
-        places = seen
-        for size in range(1, self.config.order):
-            if size > 1:
-                places = self.orders[size - 1].find(places[:, :-1], seen[:, size - 1 :], self.vocabulary.size)
-            contexts.append(places[:, length - size + 1 :])
-        return contexts, None if state is None else (seen[:, seen.shape[1] - length :],)
+        return self.head.places(seen), None if state is None else (seen[:, ids.shape[1] :],)
 
-    def _backoffs(self, contexts: list[Tensor]) -> Iterator[Tensor]:
-        """Logarithms for words that do not follow each of the contexts."""
-        for order, context in zip(self.orders, contexts, strict=False):
-            if len(order.keys):
-                yield torch.where(context >= 0, order.log_backoffs[context.clamp(min=0)], 0.0)
-            else:
-                yield torch.zeros_like(context, dtype=torch.float64)
-
-    def _fill(self, out: Tensor, contexts: list[Tensor]) -> None:
-        """Log-probabilities (n, V) after contexts, each (n,): those of single words, then of ever longer n-grams."""
-        vocab_size = self.vocabulary.size
-        backoffs = [*self._backoffs(contexts), torch.zeros(len(out), dtype=torch.float64, device=out.device)]
-        backoffs = list(torch.stack(backoffs).flip(0).cumsum(0).flip(0))  # of each order and all above it
-        torch.add(backoffs[0].unsqueeze(1), self.orders[0].log_probs, out=out)
-        for order, context, backoff in zip(self.orders[1:], contexts, backoffs[1:], strict=True):
-            first = torch.searchsorted(order.keys, context * vocab_size)
-            num = torch.searchsorted(order.keys, (context + 1) * vocab_size) - first
-            row = torch.repeat_interleave(num)
-            place = torch.arange(len(row), device=out.device) + (first - num.cumsum(0) + num)[row]
-            words = order.keys[place] - context[row] * vocab_size
-            out[row, words] = (order.log_probs[place] + backoff[row]).float()
+    def target_log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return self.head.log_probs(hidden, targets)

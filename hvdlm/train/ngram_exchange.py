@@ -15,15 +15,17 @@ from hvdlm.partition import mix
 from hvdlm.world.interface import World
 
 
-def share_counts(table: NgramTable, world: World) -> list[NgramTable]:
-    """Each rank's counts to the `adjusted_counts` of all ranks' text, for `estimate`; collective.
+def share_counts(table: NgramTable, world: World) -> tuple[list[NgramTable], int]:
+    """From each rank's counts to the `adjusted_counts` of all ranks' text; and what this one sent. Collective.
 
-    A rank sends what it has counted once, and needs memory for all distinct n-grams in the end.
+    What a rank has counted it sends once, then what it owns of the whole: bytes. In the end it holds all n-grams.
     """
     owner = _owner_of(table.words, world.size)
     parts = [NgramTable(table.words[owner == rank], table.counts[owner == rank]) for rank in range(world.size)]
-    mine = merge(*_exchange(parts, world))
-    return [_gather(_in_reading_order(level), world) for level in adjusted_counts(mine)]
+    levels = [_in_reading_order(level) for level in adjusted_counts(merge(*_exchange(parts, world)))]
+    is_alone = world.size == 1
+    sent = 0 if is_alone else sum(part.words.nbytes + part.counts.nbytes for part in (table, *levels))
+    return [_gather(level, world) for level in levels], sent
 
 
 def _owner_of(words: np.ndarray, size: int) -> np.ndarray:

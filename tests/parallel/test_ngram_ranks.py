@@ -25,7 +25,7 @@ def test_ranks_count_what_one_counts(world):
         for unit in slice_of(world.rank, world.size, num_units):
             start = 1 + unit * UNIT
             table = merge(table, model.count(ids[start : start + UNIT], ids[max(0, start - 4) : start]))
-        model.update(share_counts(table, world))
+        model.update(share_counts(table, world)[0])
         alone = build_model(NgramConfig(), Vocabulary(40, 0), seed=0)
         alone.update(adjusted_counts(alone.count(ids[1:], ids[:1])))
         expected = alone.state_dict()
