@@ -45,8 +45,10 @@ class TokenStream:
         manifest = manifest or read_manifest(folder)
         if split not in manifest.splits or not manifest.splits[split].num_tokens:
             have = ", ".join(name for name, entry in manifest.splits.items() if entry.num_tokens)
+            remedy = "such a folder is for `hvdlm eval`" if split == "train" else "name one of these"
             raise UserError(
-                f"{folder}: has no {split} tokens (it has: {have or 'none'}); see `split` of the preprocess config"
+                f"{folder}: has no {split} tokens (it has: {have or 'none'}); {remedy if have else 'it is empty'}, or "
+                "see `input` and `split` of the preprocess config"
             )
         entries = manifest.splits[split].shards
         self._folder, self._vocab_size = folder, manifest.vocab_size
