@@ -64,7 +64,8 @@ class PreprocessConfig(Section):
     format: Annotated[str, choice_of(["auto", *FORMATS])] = Field(
         "auto",
         description="auto goes by suffix (.txt .md .jsonl .json .csv .tsv .parquet .arrow .feather .html .warc .wet "
-        ".tokens, also .gz .bz2 .xz .zst); of .txt, paragraphs cuts at blank lines and separated at `separator`",
+        ".tokens, also .gz .bz2 .xz .zst); of .txt, paragraphs cuts at blank lines, separated at `separator` and "
+        "lines at line ends",
     )
     text_key: str = Field("text", description="key (json) or column (tables) of the text; a.b is b inside a")
     id_key: str | None = Field(None, description="key or column of a document's id, kept in the shards")

@@ -58,7 +58,7 @@ def named_as_splits(paths: Collection[str]) -> dict[str, str]:
     """
     names = {**OTHER_NAMES, **{split: split for split in SPLITS}}
     found: dict[str, str] = {}
-    whole = {path: os.path.abspath(path) for path in paths}
+    whole = {path: os.path.abspath(path) for path in paths}  # noqa: PTH100 - there may be a million
     common = os.path.commonpath(whole.values())  # tells no two files apart
     for path in paths:
         said = {names[word] for word in re.split("[^a-z]+", whole[path][len(common) :].lower()) if word in names}
