@@ -19,7 +19,7 @@ from hvdlm.tokenizer import Tokenizer
 from hvdlm.world.interface import World
 
 from .balance import close_balance, passed_over, sum_round_trips
-from .plan import ShardPlan, WorkPlan, shard_plans, windows_of
+from .plan import ShardPlan, WorkPlan, shard_plans, unit_of, windows_of
 from .spool import Spool
 from .work_queue import Tasks, WorkQueue
 
@@ -43,7 +43,7 @@ def assemble(
             statistics.update(unit["statistics"])
         if fault := passed_over(statistics, plan.config):
             raise UserError.shared(fault)
-        if fault := _nothing_left(plan, totals, statistics):
+        if fault := _nothing_left(plan, totals):
             raise UserError.shared(fault)
     write = _write_shared_files if plan.config.layout == "mpio" else _write_shards
     entries = write(plan, totals, labels, queue)
@@ -64,12 +64,14 @@ def assemble(
         return read_back(plan.config.output, manifest, queue.world), balance
 
 
-def _nothing_left(plan: WorkPlan, totals: list[Any], statistics: Counter[str]) -> str | None:
+def _nothing_left(plan: WorkPlan, totals: list[Any]) -> str | None:
     """What is wrong where an input gave no document; one that is cut by a hash may leave a split without any."""
-    splits = plan.config.splits
+    splits, split_of = plan.config.splits, [plan.units[unit_of(path)].split for path in plan.spools]
     for named in splits.sources:
-        if not sum(unit[split]["tokens"] for unit in totals for split in splits.filled_by(named)):
-            found = ", ".join(f"{name} {count}" for name, count in sorted(statistics.items()) if count)
+        units = [unit for unit, split in zip(totals, split_of, strict=True) if split == named]
+        if not sum(unit[split]["tokens"] for unit in units for split in splits.filled_by(named)):
+            counts = sum((Counter(unit["statistics"]) for unit in units), Counter[str]())
+            found = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
             return f"{splits.told(named)}: no document is left ({found or 'there was none'})"
     return None
 

@@ -98,12 +98,17 @@ class SplitPlan:
         """The splits that documents of an input may go to."""
         return [named, *(split for split, fraction in self.fractions.items() if fraction and named == "train")]
 
+    @property
+    def made(self) -> set[str]:
+        """The splits that there will be, if every fraction finds a document."""
+        return {split for named in self.sources for split in self.filled_by(named)}
+
     def check(self) -> None:
         """ValueError for what contradicts itself."""
         if not self.sources:
             raise ValueError("input: names no split; give input.train, input.val or input.test")
         for split, sources in self.sources.items():
-            if not sources:
+            if not all(source.strip() for source in sources or [""]):  # an empty path would be the current folder
                 remedy = "leave it out, or name some" if self.is_predefined else "name some"
                 raise ValueError(f"{self.key_of(split)}: names no file; {remedy}")
         for split, fraction in self.fractions.items():

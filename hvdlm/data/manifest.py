@@ -184,6 +184,19 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path}: is no manifest ({error}); rerun `hvdlm preprocess`") from None
 
 
+def need_split(folder: Path, manifest: Manifest, split: str) -> SplitEntry:
+    """A split of a data folder; UserError if it has no tokens."""
+    entry = manifest.splits.get(split)
+    if entry is None or not entry.num_tokens:
+        have = ", ".join(name for name, other in manifest.splits.items() if other.num_tokens)
+        remedy = "evaluate on it, do not train" if split == "train" else "name one of these"
+        raise UserError(
+            f"{folder}: has no {split} tokens (it has: {have or 'none'}); {remedy if have else 'it is empty'}, or set "
+            "`input` and `split` of the preprocess config"
+        )
+    return entry
+
+
 def _is_of_other_tools(folder: Path) -> bool:
     """Whether these are ids of Megatron or nanoGPT: a folder of them, one of them, or the prefix of their names."""
     beside, prefix = (folder, "") if folder.is_dir() else (folder.parent, folder.stem)
