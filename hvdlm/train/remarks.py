@@ -21,6 +21,7 @@ def remarks(config: RunConfig, plan: BatchPlan, total_steps: int, epoch_samples:
     `epoch_samples` are the samples of the training order in which each corpus is seen once.
     """
     return [
+        *config.model.remarks,
         *_of_learning_rate(config, total_steps),
         *_of_batch(config, plan, total_steps),
         *_of_intervals(config, total_steps),
