@@ -36,8 +36,6 @@ class FamilyConfig(Section, ABC):
 
     family: str
 
-    # How it is estimated when nobody says otherwise: a key of LEARNERS.
-    learner: ClassVar[str] = "gradient"
     # Its state has a fixed size, so that windows may go on from where others ended, for ever.
     carries_state: ClassVar[bool] = False
     # As a message names it, where torch has no float16 of it on CPUs.
@@ -46,6 +44,11 @@ class FamilyConfig(Section, ABC):
     @abstractmethod
     def build(self, vocabulary: Vocabulary) -> LanguageModel:
         """A model of this config, initialized by torch's generator."""
+
+    @property
+    def learner(self) -> str:
+        """How it is estimated: a key of LEARNERS."""
+        return "gradient"
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -36,6 +36,8 @@ class TaskConfig(Section, ABC):
 
     kind: str
 
+    # A task that it is like: what can be trained for that can be trained for this.
+    like: ClassVar[str] = ""
     # Ids that the model must know behind those of the vocabulary.
     extra_ids: ClassVar[int] = 0
 
