@@ -61,6 +61,18 @@ class FamilyConfig(Section, ABC):
         return ""
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is told when a run starts: settings that mean something else than they seem to, a line each."""
+        return ()
+
+    def for_sequences(self, seq_len: int) -> FamilyConfig:
+        """Itself for a run whose sequences have that length, which fills what follows from it.
+
+        ValueError where such a model cannot read them.
+        """
+        return self
+
+    @property
     def architecture(self) -> dict[str, Any]:
         """The settings that weights depend on: those of one such model fit another one whose are equal."""
         fields = type(self).model_fields.items()
