@@ -8,8 +8,8 @@ set -uo pipefail
 cd "$(dirname "$(realpath "$0")")/.." || exit
 export PATH=$PWD/.venv/bin:$PATH
 OUT=${OUT:-runs/gpu-check}
-read -ra BENCH <<<"${BENCH:-}"
-read -ra TRAIN <<<"${TRAIN:-}"
+read -ra bench_options <<<"${BENCH:-}"
+read -ra overrides <<<"${TRAIN:-}"
 if [ "$(id -u)" = 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
 export PYTHONUNBUFFERED=1
 steps=("$@")
@@ -21,7 +21,7 @@ doctor() { hvdlm doctor; }
 
 tests() { python -m pytest -q -p no:cacheprovider tests/test_gpu.py tests/test_gpu_time.py tests/test_draws.py; }
 
-bench() { hvdlm bench gpu --out "$OUT/bench" "${BENCH[@]}"; }
+bench() { hvdlm bench gpu --out "$OUT/bench" "${bench_options[@]}"; }
 
 # Byte-level BPE of GPT-2's size on the sources of Python's standard library; and how fast windows of it are read.
 data() {
@@ -30,10 +30,10 @@ data() {
 }
 
 train() { # 20 steps, two of them in a trace, a validation and a checkpoint
-    hvdlm train "${gpt[@]}" "run_dir=$OUT/train" train.steps=20 "log.trace=[12,14]" "${TRAIN[@]}" && figures "$OUT/train"
+    hvdlm train "${gpt[@]}" "run_dir=$OUT/train" train.steps=20 "log.trace=[12,14]" "${overrides[@]}" && figures "$OUT/train"
 }
 
-resume() { hvdlm train "${gpt[@]}" "run_dir=$OUT/train" train.steps=30 "${TRAIN[@]}" && figures "$OUT/train"; }
+resume() { hvdlm train "${gpt[@]}" "run_dir=$OUT/train" train.steps=30 "${overrides[@]}" && figures "$OUT/train"; }
 
 # Both worlds; of more ranks than GPUs NCCL is refused in one line, MPI goes on and says that they share.
 ranks() {
@@ -51,7 +51,7 @@ ranks() {
 scale() {
     local counts=1
     [ "$gpus" -gt 1 ] && counts=1,$gpus
-    hvdlm scale "${gpt[@]}" "run_dir=$OUT/scale" "${TRAIN[@]}" --ranks "$counts" --mode weak --steps 5 --warmup 2 \
+    hvdlm scale "${gpt[@]}" "run_dir=$OUT/scale" "${overrides[@]}" --ranks "$counts" --mode weak --steps 5 --warmup 2 \
         --repeats 2 --out "$OUT/scaling"
 }
 
