@@ -51,6 +51,11 @@ class FamilyConfig(Section, ABC):
         return "gradient"
 
     @property
+    def reads_streams(self) -> bool:
+        """Whether it is evaluated in one stream where nobody says otherwise: what is counted knows no windows."""
+        return self.carries_state and self.learner != "gradient"
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """What it can be trained for, keys of TASKS: the first where nobody says otherwise."""
         return ("lm",)
@@ -59,6 +64,18 @@ class FamilyConfig(Section, ABC):
     def task_remedy(self) -> str:
         """How it would be one for other tasks, to end a message with."""
         return ""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is told when a run starts: settings that mean something else than they seem to, a line each."""
+        return ()
+
+    def for_sequences(self, seq_len: int) -> FamilyConfig:
+        """Itself for a run whose sequences have that length, which fills what follows from it.
+
+        ValueError where such a model cannot read them.
+        """
+        return self
 
     @property
     def architecture(self) -> dict[str, Any]:

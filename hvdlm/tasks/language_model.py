@@ -65,6 +65,9 @@ class LanguageModelling(Task):
     def count(self, ids: np.ndarray) -> int:
         return int((ids[:, 1:] != IGNORED).sum())
 
+    def count_of(self, lengths: np.ndarray) -> int | None:
+        return int(lengths.sum())
+
     def batch(self, ids: Tensor, context: Tensor | None, draws: Draws | None, *, training: bool) -> Batch:
         inputs = without_padding(ids[:, :-1], self.eos_id)
         return Batch(noisy_inputs(inputs, self.noise, self.eos_id, draws), unseen(ids[:, 1:], context))

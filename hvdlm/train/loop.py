@@ -13,6 +13,7 @@ import torch
 from hvdlm import checkpoint
 from hvdlm.data.corpora import Corpora
 from hvdlm.errors import StoppedOnRequest, UserError
+from hvdlm.models import num_parameters
 from hvdlm.session.metrics import RunLog
 from hvdlm.session.progress import Progress
 from hvdlm.session.stop import SAVE, StopFlag, Wish
@@ -308,6 +309,7 @@ class Loop:
             "val_split_tokens": found.split_tokens if found else None,
             "val_protocol": self.validation.protocol or None,
             "best_val_loss": min(losses, default=None),
+            "parameters": num_parameters(self.learner.model),
             "tokens": self.learner.tokens_before(self.step),
             "seconds": round(self.seconds, 3),
             "tokens_per_s": self.tokens / self.seconds if self.seconds else None,
@@ -334,7 +336,8 @@ class Validation:
     def __init__(self, config: RunConfig, learner: Learner, corpora: Corpora) -> None:
         self._train, self._learner = config.train, learner
         self._split: SplitEvaluation | None = None
-        self._carries, self.protocol = config.data.order == "contiguous", ""  # how it reads, in words
+        in_order, self.protocol = config.data.order == "contiguous", ""  # how it reads, in words
+        self._carries = in_order or config.model.reads_streams
         judges = config.train.patience or config.train.target_loss is not None or config.optim.needs_validation
         if judges and not corpora.having("val"):
             raise UserError(
@@ -345,7 +348,7 @@ class Validation:
             protocol = Protocol(
                 seq_len=config.data.seq_len,
                 max_tokens=config.train.eval_tokens,
-                streams=config.train.global_batch if self._carries else 0,
+                streams=config.train.global_batch if in_order else int(self._carries),
                 documents=config.data.order == "documents",
             )
             self._split = SplitEvaluation(corpora, "val", protocol)
