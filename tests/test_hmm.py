@@ -176,6 +176,24 @@ def test_the_objective_never_falls(prior, max_length):
     assert objectives[-1] > objectives[1] + 10
 
 
+@pytest.mark.parametrize("max_length", [5, 99])  # with pieces that begin within documents, and without
+def test_the_update_is_where_counts_and_prior_are_most_probable(max_length):
+    prior = Prior(2.0, 7.0)
+    counts = accumulate(some_probabilities(4, 6), pieces_of(some_text(80, 6), EOS, max_length))
+    logits = [part.log().requires_grad_() for part in update(counts, prior)]
+    found = Probabilities(*(part.softmax(-1) for part in logits))
+    expected = sum((count * part.log()).sum() for count, part in zip(counts, found, strict=False))
+    (expected + log_prior(found, counts, prior)).backward()
+    for part in logits[: 1 if max_length == 99 else 2] + logits[2:]:
+        assert part.grad.abs().max() < 1e-12
+
+
+def test_what_begins_within_a_document_is_in_any_state_where_nothing_was_seen_to():
+    text = some_text(80, 6)
+    counts, prior = accumulate(some_probabilities(4, 6), pieces_of(text, EOS, 1024)), Prior(1e-9, 1.0)
+    assert torch.allclose(update(counts, prior).inside, counts.emission.sum(1) / len(text))
+
+
 def test_one_state_is_the_unigram_model_after_one_pass():
     text = np.append(some_text(500, 8), EOS)
     counts = accumulate(some_probabilities(1, 8), pieces_of(text, EOS, 1024))

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Tokens that go through the recursions side by side: enough for matrix products, few enough for the cache.
-BATCH_TOKENS = 1 << 13
+# Tokens that go through the recursions side by side: enough for matrix products over long pieces, few for the cache.
+BATCH_TOKENS = 1 << 14
 
 
 class Probabilities(NamedTuple):
