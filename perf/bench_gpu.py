@@ -24,6 +24,7 @@ from hvdlm.files import to_json, write_text_durably
 from hvdlm.tables import table
 from hvdlm.train.config import RunConfig
 from hvdlm.train.setup import build_learner
+from hvdlm.train.step import GradientLearner
 from hvdlm.world.serial import SerialWorld
 
 from .gpu_time import where_time_goes
@@ -57,7 +58,9 @@ class EngineSteps:
     """hvdlm's own training step."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.learner, _ = build_learner(config, SerialWorld())
+        learner, _ = build_learner(config, SerialWorld())
+        assert isinstance(learner, GradientLearner), "a GPT descends"
+        self.learner = learner
         self._step = 0
 
     def run(self, num_steps: int) -> None:

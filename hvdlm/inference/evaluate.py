@@ -9,7 +9,7 @@ from hvdlm import checkpoint
 from hvdlm.data.corpora import open_corpora
 from hvdlm.errors import UserError
 from hvdlm.inference.load import load_checkpoint_model
-from hvdlm.tasks.evaluate import SplitEvaluation
+from hvdlm.tasks.evaluate import Protocol, SplitEvaluation
 from hvdlm.train.config import RunConfig
 from hvdlm.world.interface import World
 from hvdlm.world.place import find_place
@@ -39,7 +39,7 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
     with world.together():
         loaded = load_checkpoint_model(path, overrides, place)
         config, state = loaded.config, loaded.state
-        num_streams = _streams(config, carry, streams, stride)
+        protocol = _protocol(config, carry, streams, stride)
         corpora = open_corpora(config.data)
         found = corpora.manifest.tokenizer_digest
         if found != state["tokenizer_digest"]:
@@ -47,9 +47,7 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
                 f"{corpora}: was made with tokenizer {found}, {path} was trained with "
                 f"{state['tokenizer_digest']}; set data.path to data of the same tokenizer"
             )
-        evaluation = SplitEvaluation(
-            corpora, split, seq_len=config.data.seq_len, streams=num_streams, stride=stride or 0
-        )
+        evaluation, num_streams = SplitEvaluation(corpora, split, protocol), protocol.streams
         if num_streams > (most := evaluation.most_streams):
             raise UserError(
                 f"--streams: {num_streams} are more than the {most} windows of {config.data.seq_len} tokens"
@@ -71,19 +69,22 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
     return {**result.to_dict(), **parts, **how, "split": split, "step": state["step"], "checkpoint": str(path)}
 
 
-def _streams(config: RunConfig, carry: bool | None, streams: int | None, stride: int | None) -> int:
-    """Streams that carry the model's state; 0 where each window begins anew."""
+def _protocol(config: RunConfig, carry: bool | None, streams: int | None, stride: int | None) -> Protocol:
+    """As the user says; where nothing is said, as the run was trained."""
+    data = config.data
     if stride is not None:
         if carry or streams is not None:
             raise UserError("--stride is of windows, --carry and --streams of a state that goes on; leave one out")
-        if stride > config.data.seq_len:
-            raise UserError(f"--stride: {stride} is more than data.seq_len {config.data.seq_len}, so tokens are missed")
-        return 0
-    carries = config.data.order == "contiguous" or streams is not None if carry is None else carry
+        if stride > data.seq_len:
+            raise UserError(f"--stride: {stride} is more than data.seq_len {data.seq_len}, so tokens would be missed")
+        return Protocol(data.seq_len, stride=stride)
+    carries = data.order == "contiguous" or streams is not None if carry is None else carry
     if carries and not config.model.carries_state:
         raise UserError(
             f"--carry: model.family: {config.model.family} has no state to carry from window to window; leave it out"
         )
     if streams is not None and not carries:
         raise UserError("--streams is of --carry; leave one of --streams and --no-carry out")
-    return (streams or 1) if carries else 0
+    if carries:
+        return Protocol(data.seq_len, streams=streams or 1)
+    return Protocol(data.seq_len, documents=data.order == "documents" and carry is None)

@@ -7,15 +7,27 @@ have probability 1. What begins within a document, as a window may, has its firs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from hvdlm.compute.draws import Draws
-from hvdlm.models.baum_welch import Prior, Probabilities
+from hvdlm.errors import UserError
+from hvdlm.models.baum_welch import (
+    Counts,
+    Prior,
+    Probabilities,
+    accumulate,
+    log_prior,
+    pieces_of,
+    update,
+    used_states,
+)
 from hvdlm.models.interface import FamilyConfig, LanguageModel, OfTraining, State, Vocabulary
 
 # Standard deviations of the first logits. States that begin alike stay so: EM needs them apart from the first pass on.
@@ -44,7 +56,7 @@ class HmmConfig(FamilyConfig):
 
     @property
     def learner(self) -> str:
-        return "counting" if self.training == "em" else "gradient"
+        return "sums" if self.training == "em" else "gradient"
 
     @property
     def prior(self) -> Prior:
@@ -65,7 +77,8 @@ class Hmm(LanguageModel):
     def __init__(self, config: HmmConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         dtype = torch.float64 if config.training == "em" else torch.float32
-        num, self.vocabulary = config.states, vocabulary
+        num, self.vocabulary, self.config = config.states, vocabulary, config
+        self._objective: float | None = None  # of the pass before
         self.initial = nn.Parameter(torch.zeros(num, dtype=dtype))
         self.inside = nn.Parameter(torch.zeros(num, dtype=dtype))
         self.transition = nn.Parameter((TRANSITION_SPREAD * torch.randn(num, num, dtype=torch.float64)).to(dtype))
@@ -77,6 +90,26 @@ class Hmm(LanguageModel):
         return Probabilities(
             self.initial.softmax(0), self.inside.softmax(0), self.transition.softmax(1), self.head.logits.softmax(1)
         )
+
+    def accumulate(self, ids: np.ndarray, *, is_beginning: bool) -> Counts:
+        """The expected counts of a part of the text, whose documents are modelled one by one."""
+        pieces = pieces_of(ids, self.vocabulary.eos_id, self.config.max_length, is_beginning=is_beginning)
+        return accumulate(self.probabilities(), pieces)
+
+    @torch.no_grad()
+    def update(self, sums: Sequence[Tensor]) -> dict[str, float]:
+        """The next parameters; how probable these made the text and themselves, which never falls, and states in use.
+
+        UserError if it has fallen from one pass to the next, by more than rounding does: a machine that miscounts.
+        """
+        counts, prior = Counts(*sums), self.config.prior
+        objective = float(counts.nats + log_prior(self.probabilities(), counts, prior))
+        if self._objective is not None and objective < self._objective - 1e-8 * abs(self._objective):
+            raise UserError.shared(f"Baum-Welch: the likelihood fell from {self._objective} to {objective} nats")
+        self._objective = objective
+        num_used, num_equal = used_states(counts)
+        self.set_probabilities(update(counts, prior))
+        return {"map_objective": objective, "used_states": num_used, "equal_states": num_equal}
 
     @torch.no_grad()
     def set_probabilities(self, probabilities: Probabilities) -> None:

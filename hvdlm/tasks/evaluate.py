@@ -14,10 +14,12 @@ from hvdlm.compute.draws import draws_for
 from hvdlm.data.corpora import Corpora, mean_by_tokens
 from hvdlm.data.manifest import SplitEntry
 from hvdlm.data.stream import TokenStream
-from hvdlm.data.windows import EvaluationStreams, EvaluationWindows, Examples
+from hvdlm.data.windows import EvaluationDocuments, EvaluationStreams, EvaluationWindows, Examples
 from hvdlm.models import LanguageModel, State
 from hvdlm.tasks.interface import Task
 from hvdlm.world.interface import World
+
+Read = EvaluationWindows | EvaluationStreams | EvaluationDocuments
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Evaluation:
 
     def to_dict(self) -> dict:
         values = asdict(self)
-        return {**values, **values.pop("figures")}
+        figures = values.pop("figures")
+        return {**values, **figures}
 
     @property
     def coverage(self) -> str:
@@ -54,7 +57,7 @@ class Evaluation:
 def evaluate(  # noqa: PLR0913 - model, task and data, and how they meet
     model: LanguageModel,
     task: Task,
-    read: EvaluationWindows | EvaluationStreams,
+    read: Read,
     entry: SplitEntry,
     *,
     batch: int,
@@ -95,11 +98,9 @@ def _sums_of(
     return sums.values.cpu().numpy(), state
 
 
-def _pieces(
-    model: LanguageModel, read: EvaluationWindows | EvaluationStreams, batch: int, world: World
-) -> Iterator[tuple[Examples, State | None]]:
+def _pieces(model: LanguageModel, read: Read, batch: int, world: World) -> Iterator[tuple[Examples, State | None]]:
     """What this rank reads, piece after piece, and the state where streams begin."""
-    if isinstance(read, EvaluationWindows):
+    if not isinstance(read, EvaluationStreams):
         for examples in read.batches(batch, rank=world.rank, size=world.size):
             yield examples, None
         return
@@ -124,26 +125,36 @@ def _evaluation(  # noqa: PLR0913 - an Evaluation from what it is computed from
     return Evaluation(loss, perplexity, bits_per_byte, num_tokens, split_tokens, unigram_loss, figures)
 
 
-class SplitEvaluation:
-    """A split of all corpora, opened once: each token is a target exactly once.
+@dataclass(frozen=True)
+class Protocol:
+    """How a split is read; numbers of different protocols are not to be compared.
 
-    `max_tokens` of each corpus's split are read, spread over it; 0 is all of it. With `streams` that many streams run
-    through each split, with the model's state carried along; 0 is windows, each for itself, or with a `stride` each
-    with a past. UserError if no corpus has the split.
+    As windows of seq_len, each for itself, or with a `stride` each with a past; in so many `streams` with the model's
+    state carried along; or document by document. `max_tokens` of each corpus are read, spread over it; 0 is all.
     """
 
-    def __init__(
-        self, corpora: Corpora, split: str, *, seq_len: int, max_tokens: int = 0, streams: int = 0, stride: int = 0
-    ) -> None:
+    seq_len: int
+    max_tokens: int = 0
+    streams: int = 0
+    stride: int = 0
+    documents: bool = False
+
+    def reader(self, stream: TokenStream, eos_id: int) -> Read:
+        if self.documents:
+            return EvaluationDocuments(stream, self.seq_len, eos_id, self.max_tokens)
+        if self.streams:
+            return EvaluationStreams(stream, self.seq_len, eos_id, self.streams, self.max_tokens)
+        return EvaluationWindows(stream, self.seq_len, eos_id, self.max_tokens, self.stride)
+
+
+class SplitEvaluation:
+    """A split of all corpora, opened once: each token is a target exactly once. UserError if no corpus has it."""
+
+    def __init__(self, corpora: Corpora, split: str, protocol: Protocol) -> None:
         eos_id = corpora.manifest.eos_id
-        self._parts: list[tuple[str, EvaluationWindows | EvaluationStreams, SplitEntry]] = []
+        self._parts: list[tuple[str, Read, SplitEntry]] = []
         for corpus in corpora.having(split) or corpora.corpora[:1]:
-            stream = TokenStream(corpus.path, split, corpus.manifest)
-            read: EvaluationWindows | EvaluationStreams = (
-                EvaluationStreams(stream, seq_len, eos_id, streams, max_tokens)
-                if streams
-                else EvaluationWindows(stream, seq_len, eos_id, max_tokens, stride)
-            )
+            read = protocol.reader(TokenStream(corpus.path, split, corpus.manifest), eos_id)
             self._parts.append((corpus.name, read, corpus.manifest.splits[split]))
         self._has_several = len(corpora.corpora) > 1
 

@@ -1,11 +1,15 @@
-"""What a config and a data folder say together: the vocabulary, the task."""
+"""What a config and a data folder say together: the vocabulary, the task, and whose files it takes."""
 
 from __future__ import annotations
+
+import sys
 
 from hvdlm.data.manifest import Manifest
 from hvdlm.models import Vocabulary
 from hvdlm.tasks import Task, TaskContext
 from hvdlm.train.config import RunConfig
+
+EXTENSION = "hvdlm_extension_"  # how the modules of --import are named
 
 
 def vocabulary_of(manifest: Manifest) -> Vocabulary:
@@ -19,3 +23,9 @@ def model_vocabulary(config: RunConfig, vocabulary: Vocabulary) -> Vocabulary:
 
 def build_task(config: RunConfig, vocabulary: Vocabulary) -> Task:
     return config.task.build(TaskContext(vocabulary, config.objective, config.noise))
+
+
+def extensions_of(config: RunConfig) -> list[str]:
+    """The files of --import that define its model, task or sync."""
+    modules = {type(part).__module__ for part in (config.model, config.task, config.sync)}
+    return sorted(str(sys.modules[name].__file__) for name in modules if name.startswith(EXTENSION))
