@@ -9,10 +9,12 @@ from pathlib import Path
 from hvdlm import checkpoint
 from hvdlm.compute.device import prepare_device
 from hvdlm.config import validate
+from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.models import MODELS, LanguageModel, Vocabulary, build_model
 from hvdlm.sync.strategies import ALL_SYNCS
 from hvdlm.tasks import TASKS, Task
+from hvdlm.tokenizer import Tokenizer, digest, load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.initial_weights import load_weights
 from hvdlm.train.parts import build_task, model_vocabulary
@@ -53,3 +55,12 @@ def _check_extensions(path: Path, state: dict) -> None:
     )
     if (files := state.get("extensions")) and any(name not in registry for name, registry in named):
         raise UserError(f"{path}: was trained with --import {' --import '.join(files)}; give that again")
+
+
+def tokenizer_of(path: Path, state: dict) -> Tokenizer:
+    """RUN/tokenizer.json, found from RUN/checkpoints/step_…; it must be the one trained with."""
+    file = path.resolve().parent.parent / TOKENIZER
+    tokenizer = load(file)
+    if digest(tokenizer) != state["tokenizer_digest"]:
+        raise UserError(f"{file}: is not the tokenizer that {path} was trained with ({state['tokenizer_digest']})")
+    return tokenizer
