@@ -296,10 +296,16 @@ def test_windows_with_carried_state_are_the_whole_and_so_are_single_tokens(train
     assert torch.allclose(model(ids[1:2], (state[0][1:2],))[0][0], whole[1], atol=1e-6)
 
 
-def test_log_probabilities_need_no_softmax():
+def test_log_probabilities_need_no_softmax_and_those_of_targets_are_the_same():
     model, ids = HmmConfig(states=5).build(Vocabulary(11, EOS)), torch.randint(11, (2, 9))
-    log_p = model.logits(ids)[0]
+    hidden, _ = model(ids)
+    log_p = model.head(hidden)
     assert torch.allclose(log_p, log_p.log_softmax(-1), atol=1e-12)
+    targets, gradients = torch.randint(11, (2, 9)), []
+    for chosen in (log_p.gather(2, targets[..., None])[..., 0], model.target_log_probs(hidden, targets)):
+        gradients.append(torch.autograd.grad(chosen.sum(), list(model.parameters()), retain_graph=True))
+        assert torch.allclose(chosen, log_p.gather(2, targets[..., None])[..., 0], atol=1e-12)
+    assert all(torch.allclose(one, other, atol=1e-10) for one, other in zip(*gradients, strict=True))
 
 
 def test_what_a_beginning_of_text_begins_has_no_past():
@@ -322,9 +328,12 @@ def test_a_very_improbable_word_costs_much_and_breaks_nothing():
     model = GRADIENT.build(Vocabulary(4, EOS))
     with torch.no_grad():
         model.head.logits[:, 3] = -1000.0
-    loss = F.cross_entropy(model.logits(torch.tensor([[1, 3, 3, 2]]))[0][0], torch.tensor([3, 3, 2, 1]))
-    loss.backward()
-    assert 20 < loss.item() < 200
+    hidden, _ = model(torch.tensor([[1, 3, 3, 2]]))
+    targets = torch.tensor([[3, 3, 2, 1]])
+    loss = F.cross_entropy(model.head(hidden)[0], targets[0])
+    exact = -model.target_log_probs(hidden, targets).mean()
+    (loss + exact).backward()
+    assert 20 < loss.item() < 200 < exact.item() < 1000
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
@@ -343,7 +352,7 @@ def test_the_best_path_is_the_best_of_all(seed):
 
 def test_who_estimates_it_follows_the_training_and_the_weights_stay_what_they_are():
     em, gradient = HmmConfig(), HmmConfig(training="gradient")
-    assert (em.learner, gradient.learner) == ("counting", "gradient")
+    assert (em.learner, gradient.learner) == ("sums", "gradient")
     assert em.architecture == gradient.architecture == {"family": "hmm", "states": 64}
     one, other = (torch.manual_seed(3) and config.build(Vocabulary(9, EOS)) for config in (em, gradient))
     assert all(torch.equal(a.float(), b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Tokens that go through the recursions side by side: enough for matrix products over long pieces, few for the cache.
-BATCH_TOKENS = 1 << 14
+# Tokens that go through the recursions side by side: fewer make thin matrix products of long pieces, more leave the
+# cache, and a part of a text should have some for each thread.
+BATCH_TOKENS = 1 << 13
 
 
 class Probabilities(NamedTuple):
