@@ -46,10 +46,10 @@ class HmmConfig(FamilyConfig):
         1024, ge=2, description="em: longer documents are counted in pieces of so many tokens"
     )
     transition_prior: OfTraining[float] = Field(
-        1.0, gt=0, le=1e9, description="em: transitions that each state has beside those counted, to all alike"
+        0.1, gt=0, le=1e9, description="em: transitions from each state beside those counted, to all alike"
     )
     emission_prior: OfTraining[float] = Field(
-        10.0, gt=0, le=1e9, description="em: words that each state has beside those counted, as common as in the text"
+        0.1, gt=0, le=1e9, description="em: occurrences of each word beside those counted, from all states alike"
     )
 
     carries_state = True
