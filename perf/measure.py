@@ -83,6 +83,7 @@ def measure(spec: MeasurementSpec, world: World, job: str) -> RunRecord:
         raise UserError.shared(f"sync: {config.sync.label} has no steps that all ranks share, so there is none to time")
     start = Start.now()
     engine, _ = build_engine(config, world)
+    engine.is_timed = True
     results = engine.run(0, spec.warmup + spec.steps)
     loss = np.array([float(results[0].loss_sum), results[0].micro_batches])
     world.sum_(loss)

@@ -196,13 +196,22 @@ def make_venv() -> None:
 
 
 def _venv(options: list[str]) -> None:
-    command = [sys.executable, "-m", "venv", *options, str(VENV)]
+    """`python -m venv`; where this Python has no ensurepip (Debian without python3-venv), its pip puts one in."""
+    lends_pip = not importlib.util.find_spec("ensurepip") and bool(importlib.util.find_spec("pip"))
+    without = ["--without-pip"] if lends_pip else []
+    _begin([sys.executable, "-m", "venv", *without, *options, str(VENV)], f"`{sys.executable} -m venv` failed")
+    if lends_pip:
+        lend = [sys.executable, "-m", "pip", "--python", str(PYTHON), "install", "--no-compile", "pip"]
+        _begin(lend, "no pip for .venv")
+
+
+def _begin(command: list[str], failure: str) -> None:
     with tempfile.TemporaryFile("w+", errors="replace") as log:  # a failure removes the folder of the others
         if run_guarded(command, log, dict(os.environ)):
             log.seek(0)
             cause, remedy = first_cause(log.read())
             remedy = remedy or "`apt-get install python3-venv`, or PYTHON=… one that has it; then again"
-            raise SetupError(f"`{sys.executable} -m venv` failed: {cause}; {remedy}")
+            raise SetupError(f"{failure}: {cause}; {remedy}")
 
 
 def _runs_pip() -> bool:

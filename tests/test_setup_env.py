@@ -628,3 +628,18 @@ def test_somebody_s_own_venv_is_completed_and_never_removed(tmp_path, monkeypatc
     with pytest.raises(SetupError):
         setup_env.make_venv()
     assert (tmp_path / ".venv" / "mine").exists()
+
+
+def test_a_python_without_ensurepip_lends_its_pip(tmp_path, monkeypatch):
+    """Debian's and Ubuntu's, where python3-venv is not installed."""
+    begun = []
+    monkeypatch.setattr(setup_env, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(setup_env, "run_guarded", lambda command, *_: begun.append(command[1:]) or 0)
+    found = {"ensurepip": None, "pip": object()}
+    monkeypatch.setattr(setup_env.importlib.util, "find_spec", found.get)
+    setup_env._venv(["--system-site-packages"])
+    assert begun[0] == ["-m", "venv", "--without-pip", "--system-site-packages", str(tmp_path / ".venv")]
+    assert begun[1][:3] == ["-m", "pip", "--python"] and begun[1][-1] == "pip"
+    found["ensurepip"] = object()
+    setup_env._venv([])
+    assert begun[2:] == [["-m", "venv", str(tmp_path / ".venv")]]

@@ -98,6 +98,37 @@ def bench_train(workloads: tuple[str, ...], variants: str, out: Path, as_json: b
     result(found, as_json, stage.to_text(found))
 
 
+@bench.command("gpu", epilog="hvdlm bench gpu --micro-batches 8,16 --out runs/bench-gpu")
+@click.option("--layers", type=WholeNumber(1), default=12, show_default=True)
+@click.option("--heads", type=WholeNumber(1), default=12, show_default=True)
+@click.option("--width", type=WholeNumber(2), default=768, show_default=True)
+@click.option("--seq-len", type=WholeNumber(1), default=1024, show_default=True)
+@click.option("--vocab-size", type=WholeNumber(257), default=50304, show_default=True)
+@click.option("--precision", type=Choice(["bf16", "fp32"]), default="bf16", show_default=True)
+@click.option("--batch", type=WholeNumber(1), default=480, show_default=True, help="Sequences a step.")
+@click.option("--micro-batches", default="8,16,32", show_default=True)
+@click.option("--compile", "compiles", type=Choice(["both", "yes", "no"]), default="both", show_default=True)
+@click.option("--rounds", type=REPEATS, default=5, show_default=True)
+@click.option("--steps", type=WholeNumber(1), default=2, show_default=True, help="Of one program in a round.")
+@click.option("--device", type=Choice(["cuda", "cpu"]), default="cuda", show_default=True)
+@click.option("--out", type=PATH, default=Path("runs/bench-gpu"), show_default=True)
+@json_option
+def bench_gpu(out: Path, as_json: bool, micro_batches: str, compiles: str, **choices: Any) -> None:
+    """Training of GPT-2 124M on one GPU beside a plain torch loop, in turn: tokens/s, MFU, memory, where time goes."""
+    refuse_a_launcher("hvdlm bench")
+    from hvdlm.perf import bench_gpu as stage
+    from hvdlm.perf.plain_gpt import GptShape
+    from hvdlm.perf.sweep import parse_ranks
+    from hvdlm.session.logs import setup_logging
+
+    setup_logging(0)
+    shape = GptShape(**{name: choices.pop(name) for name in GptShape.__dataclass_fields__})
+    sizes, either = tuple(parse_ranks(micro_batches)), {"both": (False, True), "yes": (True,), "no": (False,)}
+    options = stage.GpuBenchOptions(out=out, shape=shape, micro_batches=sizes, compiles=either[compiles], **choices)
+    found = stage.bench(options)
+    result(found, as_json, stage.to_text(found))
+
+
 @bench.command("cell", hidden=True)
 @click.argument("spec", type=PATH)
 def bench_cell(spec: Path) -> None:

@@ -39,6 +39,9 @@ class TrainConfig(Section):
     micro_batch: Free[int] = Field(ge=1, le=1_000_000_000, description="sequences that a rank computes at once")
     precision: Precision = Field("fp32", description="of matrix products; parameters and sums stay fp32")
     compile: Free[bool] = Field(False, description="torch.compile the model")
+    deterministic: Free[bool] = Field(
+        False, description="on a GPU: the same bits from run to run, and of a resumed run, at some cost in speed"
+    )
     eval_every: Free[int] = Field(100, ge=1, description="steps between validations; the last step always has one")
     eval_tokens: Free[int] = Field(
         0, ge=0, description="validate on so many tokens of each corpus, spread over its split; 0 is all"

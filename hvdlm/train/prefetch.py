@@ -6,13 +6,13 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
+from torch import Tensor
 
 
 class Prefetch:
     """One read ahead. What was expected and is not asked for is thrown away."""
 
-    def __init__(self, read: Callable[..., np.ndarray]) -> None:
+    def __init__(self, read: Callable[..., Tensor]) -> None:
         self._read = read
         self._thread = ThreadPoolExecutor(1, "hvdlm-prefetch")
         self._expected: tuple[Any, Future] | None = None
@@ -21,7 +21,7 @@ class Prefetch:
         """Begin to read what `get` will probably be asked for next."""
         self._expected = key, self._thread.submit(self._read, *key)
 
-    def get(self, *key: int) -> np.ndarray:
+    def get(self, *key: int) -> Tensor:
         """`read(*key)`, from the thread if it was expected; errors of the read are raised here."""
         expected, self._expected = self._expected, None
         if expected is not None and expected[0] == key:

@@ -19,6 +19,7 @@ import yaml
 from pydantic import ValidationError
 
 from hvdlm import checkpoint
+from hvdlm.compute.device import check_own_gpu
 from hvdlm.config import free_on_resume, to_yaml
 from hvdlm.data.corpora import Corpora, open_corpora
 from hvdlm.data.manifest import TOKENIZER
@@ -58,6 +59,7 @@ def build_engine(config: RunConfig, world: World) -> tuple[Engine, Corpora]:
         source = corpora.train_source()
     with world.together():
         engine = Engine(config, source, corpora.manifest, world, place)
+    check_own_gpu(engine.device, world)
     engine.agree_on_weights()
     return engine, corpora
 

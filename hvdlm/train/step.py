@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hvdlm import checkpoint
 from hvdlm.compute.device import autocast, prepare_device
-from hvdlm.compute.draws import draws_for
+from hvdlm.compute.draws import Draws, draws_for
 from hvdlm.compute.trace import Timed, Trace
 from hvdlm.data.manifest import Manifest
 from hvdlm.data.orders import ContiguousBatches, MixedStreams, order_over
@@ -64,7 +64,7 @@ class Engine:
         self.config, self.world, self.eos_id = config, world, manifest.eos_id
         self.plan = BatchPlan(train.global_batch, train.ramp)
         self.plan.check(train.micro_batch, world.size)
-        self.device = prepare_device(train.device, place, threads=train.threads)
+        self.device = prepare_device(train.device, place, threads=train.threads, deterministic=train.deterministic)
         lacking = config.model.without_cpu_fp16
         if lacking and train.precision == "fp16" and self.device.type == "cpu":
             raise UserError(f"train.precision: fp16 is not there for {lacking} on CPUs; use bf16 or fp32")
@@ -74,7 +74,8 @@ class Engine:
         )
         self.total_steps = total_steps(train, self.plan, self.batches.epoch_samples, data.seq_len)
         self.model = build_model(config.model, manifest.vocab_size, config.seed).to(self.device)
-        self.forward = torch.compile(self.model) if train.compile else self.model
+        # With the loss in the same graph its float32 logits, the largest tensor of all, are never written.
+        self.losses = torch.compile(self._losses) if train.compile else self._losses
         self.noise_scale = NoiseScale(self.model)  # its hooks must run before those of the sync
         self.sync = build_sync(config.sync, self.model, build_optimizer(self.model, config.optim), world)
         self.ema = Ema(self.model, config.ema) if config.ema.decay else None
@@ -87,6 +88,9 @@ class Engine:
         self.val_losses: list[float] = []
         # On a GPU the norm is looked at only where somebody must know it: that waits for all that was started.
         looks = self.guard.is_needed or self.scaler is not None or self.device.type == "cpu"
+        self.is_timed = False  # on a GPU: wait at the end of each step, so that `step_s` is the whole of it
+        # What this rank computed last is over before it waits for others, so that `comm_s` is that wait alone.
+        self._computes_first = self.device.type == "cuda" and world.size > 1 and config.sync.keeps_replicas_equal
         self._judges = looks and (config.sync.reduces_to_mean or not config.sync.keeps_replicas_equal)
         self._is_random = config.model.is_random or config.noise.is_on
         self._reader = Prefetch(self._read)
@@ -120,8 +124,13 @@ class Engine:
         mine = slice_of(part, self.world.size, self.plan.batch_at(step))
         return self.plan.samples_before(step) + left_out + np.arange(mine.start, mine.stop, dtype=np.int64)
 
-    def _read(self, step: int, part: int, left_out: int) -> np.ndarray:
-        return self.batches.windows(self._positions(step, part, left_out), step)
+    def _read(self, step: int, part: int, left_out: int) -> Tensor:
+        """Windows (n, T + 1) on the host. From pinned memory they are copied to a GPU while it still computes."""
+        windows = torch.from_numpy(self.batches.windows(self._positions(step, part, left_out), step))
+        return windows.pin_memory() if self.device.type == "cuda" else windows
+
+    def _losses(self, inputs: Tensor, targets: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
+        return objective(self.model(inputs, draws), targets, self.config.objective)
 
     def _step(self, step: int, part: int, end: int) -> StepResult:
         start = time.perf_counter()
@@ -138,16 +147,20 @@ class Engine:
             self.noise_scale.arm()
         with Timed("forward and backward"):
             loss_sum = self._accumulate(step, part, windows)
+            if self._computes_first:
+                torch.cuda.current_stream().synchronize()
         with Timed("sync.reduce") as reduce:
             self.sync.reduce()
         with Timed("clip and update"):
             norm, verdict = self._apply(step)
+            if self.is_timed and self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
         with Timed("sync.zero_grad") as zero_grad:  # where local SGD averages
             self.sync.zero_grad()
         comm_s = begin.seconds + reduce.seconds + zero_grad.seconds
         return StepResult(step, loss_sum, passes, norm, verdict, time.perf_counter() - start, wait.seconds, comm_s)
 
-    def _accumulate(self, step: int, part: int, windows: np.ndarray) -> Tensor:
+    def _accumulate(self, step: int, part: int, windows: Tensor) -> Tensor:
         """Backward over the micro-batches of (n, T + 1) windows; the sum of their losses."""
         train, micro_batch = self.config.train, self.config.train.micro_batch
         self.model.train()
@@ -155,7 +168,7 @@ class Engine:
         weight = 1.0 / (passes * (self.world.size if self.sync.sums_ranks else 1))
         self.noise_scale.weight = weight * self._scale
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        ids = torch.from_numpy(windows).to(self.device, non_blocking=True)
+        ids = windows.to(self.device, non_blocking=True)
         positions = self._positions(step, part, self.left_out)
         for number in range(passes):
             rows = slice(number * micro_batch, (number + 1) * micro_batch)
@@ -165,11 +178,11 @@ class Engine:
             inputs = noisy_inputs(ids[rows, :-1], self.config.noise, self.eos_id, draws)
             with autocast(self.device, train.precision):
                 if self.recurrent_state is None:
-                    logits = self.forward(inputs, draws)
+                    aim, nll = self.losses(inputs, ids[rows, 1:], draws)
                 else:
                     anew = self.batches.starts_anew(step)
                     logits = self.recurrent_state.forward(self.model, inputs, draws, rows, anew=anew)
-            aim, nll = objective(logits, ids[rows, 1:], self.config.objective)
+                    aim, nll = objective(logits, ids[rows, 1:], self.config.objective)
             (aim * (weight * self._scale)).backward()
             loss_sum += nll.detach()
             self.sync.accumulated()

@@ -76,6 +76,7 @@ class HorovodWorld(World):
         os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "300")
         self._hvd = load_horovod()
         self.takes_gpu_tensors = bool(self._hvd.cuda_built() or self._hvd.rocm_built())
+        self.needs_own_gpu = bool(self._hvd.nccl_built())
         # Under Gloo's own rendezvous (horovodrun --gloo) ranks are no MPI processes.
         if not met_over_gloo():
             reduce_large_buffers_in_segments()

@@ -61,6 +61,7 @@ class World(ABC):
     rank: int
     size: int
     takes_gpu_tensors = True  # a Horovod that was built for CPU tensors does not
+    needs_own_gpu = False  # two ranks on one GPU cannot meet
     overlaps = False  # a sum that was started goes on by itself while this rank computes
     beats = 0  # pieces of work that this rank has done: a watchdog looks whether it grows
 
