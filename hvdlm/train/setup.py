@@ -215,7 +215,7 @@ def _announce_validation(corpora: Corpora) -> None:
     lacking = [corpus.name for corpus in corpora.corpora if corpus not in having]
     if lacking:
         rest = f"validation is on {', '.join(corpus.name for corpus in having)}" if having else "nothing is validated"
-        log.info("%s: no validation split (preprocess with split.val); %s", ", ".join(lacking), rest)
+        log.info("%s: no validation split (preprocess with split.val or input.val); %s", ", ".join(lacking), rest)
     unigram = corpora.unigram_loss("val")
     if unigram is not None:
         num_tokens = sum(corpus.manifest.splits["val"].num_tokens for corpus in having)
