@@ -41,6 +41,10 @@ class MlmConfig(TaskConfig):
             raise ValueError(f"masked {self.masked} and random {self.random} are more than 1 together")
         return self
 
+    @property
+    def needs_word_starts(self) -> bool:
+        return self.whole_words
+
     def build(self, context: TaskContext) -> Task:
         return MaskedTokens(self, context)
 
