@@ -10,10 +10,16 @@ from torch import nn
 from hvdlm.config import tagged_union
 from hvdlm.models.hmm import HmmConfig
 from hvdlm.models.interface import FamilyConfig, LanguageModel, Vocabulary
+from hvdlm.models.ngram import NgramConfig
 from hvdlm.models.recurrent import LstmConfig
 from hvdlm.models.transformer import TransformerConfig
 
-MODELS: dict[str, type[FamilyConfig]] = {"transformer": TransformerConfig, "lstm": LstmConfig, "hmm": HmmConfig}
+MODELS: dict[str, type[FamilyConfig]] = {
+    "transformer": TransformerConfig,
+    "lstm": LstmConfig,
+    "hmm": HmmConfig,
+    "ngram": NgramConfig,
+}
 
 ModelConfig = Annotated[FamilyConfig, tagged_union(MODELS, "family")]
 

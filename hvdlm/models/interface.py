@@ -110,6 +110,10 @@ class LanguageModel(nn.Module, ABC):
         hidden, state = self(ids, state)
         return self.head(hidden), state
 
+    def target_log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor | None:
+        """Log-probabilities (B, T) of targets (B, T), where these alone cost less than the head; None where not."""
+        return None
+
     def flops_per_token(self, seq_len: int) -> int:
         """FLOPs of one token's forward and backward pass in sequences of `seq_len`, by the usual convention.
 
