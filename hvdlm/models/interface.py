@@ -51,6 +51,11 @@ class FamilyConfig(Section, ABC):
         return "gradient"
 
     @property
+    def reads_streams(self) -> bool:
+        """Whether it is evaluated in one stream where nobody says otherwise: what is counted knows no windows."""
+        return self.carries_state and self.learner != "gradient"
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """What it can be trained for, keys of TASKS: the first where nobody says otherwise."""
         return ("lm",)
