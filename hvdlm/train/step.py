@@ -17,7 +17,7 @@ from hvdlm import checkpoint
 from hvdlm.compute.device import autocast, prepare_device
 from hvdlm.compute.draws import Draws, draws_for
 from hvdlm.compute.trace import Timed, Trace
-from hvdlm.data.manifest import Manifest, tokenizer_of
+from hvdlm.data.manifest import Manifest
 from hvdlm.data.orders import ContiguousBatches, MixedStreams, OrderSettings, order_over
 from hvdlm.data.stream import TokenStream
 from hvdlm.data.windows import IGNORED
@@ -70,7 +70,7 @@ class GradientLearner(Learner):
         self.epoch_samples = self.batches.epoch_samples
         self.total_steps = total_steps(train, self.plan, self.epoch_samples, self.batches.tokens_per_sample)
         vocabulary = vocabulary_of(manifest)
-        self.task = build_task(config, vocabulary, lambda: tokenizer_of(data.corpora[0].path, manifest))
+        self.task = build_task(config, vocabulary)
         self.model = build_model(config.model, model_vocabulary(config, vocabulary), config.seed).to(self.device)
         # With the loss in the same graph its float32 logits, the largest tensor of all, are never written.
         self._loss = torch.compile(self.task.loss) if train.compile else self.task.loss
