@@ -41,6 +41,11 @@ class TaskConfig(Section, ABC):
     # Ids that the model must know behind those of the vocabulary.
     extra_ids: ClassVar[int] = 0
 
+    @property
+    def needs_word_starts(self) -> bool:
+        """Whether it must be told which ids begin a word."""
+        return False
+
     @abstractmethod
     def build(self, context: TaskContext) -> Task: ...
 

@@ -236,6 +236,8 @@ class Learned(Positions):
 class Sinusoidal(Positions):
     """Sines at even places of a vector, cosines at odd ones."""
 
+    frequency: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self._width = width
@@ -248,6 +250,8 @@ class Sinusoidal(Positions):
 
 
 class Alibi(Positions):
+    slopes: Tensor
+
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.register_buffer("slopes", torch.tensor(alibi_slopes(heads)), persistent=False)
