@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from hvdlm.errors import UserError
-from hvdlm.models.recurrent import Lstm, LstmConfig
+from hvdlm.models.recurrent import LstmConfig, Recurrent
 from hvdlm.models.transformer import Transformer, TransformerConfig
 from hvdlm.optim import OptimConfig, build_optimizer, set_lr
 
@@ -77,7 +77,7 @@ def test_set_lr_respects_the_groups():
     "model_of",
     [
         lambda tied: Transformer(TransformerConfig(layers=1, heads=2, width=8, tie_embeddings=tied), 11),
-        lambda tied: Lstm(LstmConfig(layers=1, width=8, tie_embeddings=tied), 11),
+        lambda tied: Recurrent(LstmConfig(layers=1, width=8, tie_embeddings=tied), 11),
     ],
 )
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(model_of, tied):

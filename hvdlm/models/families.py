@@ -8,11 +8,20 @@ import torch
 from torch import nn
 
 from hvdlm.config import tagged_union
+from hvdlm.models.convolutional import ConvConfig
 from hvdlm.models.interface import FamilyConfig, LanguageModel, Vocabulary
-from hvdlm.models.recurrent import LstmConfig
+from hvdlm.models.min_gru import MinGruConfig
+from hvdlm.models.recurrent import GruConfig, LstmConfig, RnnConfig
 from hvdlm.models.transformer import TransformerConfig
 
-MODELS: dict[str, type[FamilyConfig]] = {"transformer": TransformerConfig, "lstm": LstmConfig}
+MODELS: dict[str, type[FamilyConfig]] = {
+    "transformer": TransformerConfig,
+    "rnn": RnnConfig,
+    "gru": GruConfig,
+    "lstm": LstmConfig,
+    "mingru": MinGruConfig,
+    "conv": ConvConfig,
+}
 
 ModelConfig = Annotated[FamilyConfig, tagged_union(MODELS, "family")]
 

@@ -58,6 +58,11 @@ class FamilyConfig(Section, ABC):
         return ""
 
     @property
+    def facts(self) -> str:
+        """What to say of it at the start, beside its size; or nothing."""
+        return ""
+
+    @property
     def architecture(self) -> dict[str, Any]:
         """The settings that weights depend on: those of one such model fit another one whose are equal."""
         fields = type(self).model_fields.items()

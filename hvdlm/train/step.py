@@ -286,7 +286,8 @@ class GradientLearner(Learner):
         if self.ema is not None and any(name.startswith("ema/") for name in tensors):
             self.ema.load_state(_under("ema/", tensors))
         if self.recurrent_state is not None:
-            self.recurrent_state.load(list(_under("carried/", tensors).values()))
+            carried = _under("carried/", tensors)
+            self.recurrent_state.load([carried[str(number)] for number in range(len(carried))])
         if self.scaler is not None and scalars.get("scaler"):
             self.scaler.load(scalars["scaler"])
         if "guard" in scalars:
