@@ -66,6 +66,12 @@ class FamilyConfig(Section, ABC):
         return ""
 
     @property
+    @property
+    def facts(self) -> str:
+        """What to say of it at the start, beside its size; or nothing."""
+        return ""
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         """What is told when a run starts: settings that mean something else than they seem to, a line each."""
         return ()
