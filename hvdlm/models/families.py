@@ -12,8 +12,14 @@ from hvdlm.models.hmm import HmmConfig
 from hvdlm.models.interface import FamilyConfig, LanguageModel, Vocabulary
 from hvdlm.models.recurrent import LstmConfig
 from hvdlm.models.transformer import TransformerConfig
+from hvdlm.models.vae import VaeConfig
 
-MODELS: dict[str, type[FamilyConfig]] = {"transformer": TransformerConfig, "lstm": LstmConfig, "hmm": HmmConfig}
+MODELS: dict[str, type[FamilyConfig]] = {
+    "transformer": TransformerConfig,
+    "lstm": LstmConfig,
+    "hmm": HmmConfig,
+    "vae": VaeConfig,
+}
 
 ModelConfig = Annotated[FamilyConfig, tagged_union(MODELS, "family")]
 
