@@ -66,7 +66,7 @@ class ElboConfig(TaskConfig):
             found.append(
                 f"task.anneal_steps: {count(self.anneal_steps)} is not below this run's {count(total_steps)} steps:"
                 f" task.kl_weight: {self.kl_weight} is never reached, the last step has"
-                f" {self.weight_at(total_steps - 1):.3g}; what is minimized is no bound on the loss until then"
+                f" {self.weight_at(total_steps - 1):.3g}"
             )
         if self.anneal_start and not self.anneal_steps:
             found.append(f"task.anneal_start: {self.anneal_start} is of task.anneal_steps, which are 0: nothing rises")
@@ -135,6 +135,7 @@ class Elbo(Task):
         rows = None if trains else torch.cat((posterior.mean, posterior.log_variance, z), dim=1)
         return Sums(aim, torch.stack([part.double() for part in parts]), rows), None
 
+    @torch.no_grad()
     def _importance_weighted(self, model: LatentModel, batch: Batch, posterior: Posterior) -> Tensor:
         """-log of the mean of p(x | z) p(z) / q(z | x) over samples of z: nats, float64 (B,)."""
         assert batch.draws is not None

@@ -44,7 +44,8 @@ class Evaluation:
 
     def to_dict(self) -> dict:
         values = asdict(self)
-        return {**values, **values.pop("figures")}
+        figures = values.pop("figures")
+        return {**values, **figures}
 
     @property
     def coverage(self) -> str:
