@@ -115,6 +115,9 @@ class Emptied:
     def __getattr__(self, name):
         return getattr(self._order, name)
 
+    def lengths(self, positions):
+        return np.where(np.isin(positions, self._empty), 0, self._order.lengths(positions))
+
     def windows(self, positions, step):
         ids = self._order.windows(positions, step)
         ids[np.isin(positions, self._empty), 1:] = IGNORED

@@ -19,7 +19,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -320,9 +320,19 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     return load_file(path / ENGINE) if ENGINE in read_state(path)["files"] else {}
 
 
+@runtime_checkable
+class TakesShapes(Protocol):
+    """A model whose tensors have the shapes of what it was estimated from, such as an n-gram model's tables."""
+
+    def take_shapes(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Make room for tensors of these shapes."""
+
+
 def load_model(path: Path, model: nn.Module) -> None:
     """Copy the checkpoint's weights into `model`, every one of them, bit for bit."""
     saved = load_file(path / MODEL)
+    if isinstance(model, TakesShapes):
+        model.take_shapes({name: tensor.shape for name, tensor in saved.items()})
     current = _model_state(model)
     if saved.keys() != current.keys():
         odd = sorted(saved.keys() ^ current.keys())

@@ -21,6 +21,9 @@ class Batches(Protocol):
     def windows(self, positions: np.ndarray, step: int) -> np.ndarray:
         """The windows at ascending places (int64 (n,)) of the order, all of one step: int64 (n, seq_len + 1)."""
 
+    def lengths(self, positions: np.ndarray) -> np.ndarray:
+        """Tokens to predict at ascending places, both int64 (n,), without reading them."""
+
     @property
     def epoch_samples(self) -> list[float]:
         """In how many samples of the order each corpus is seen once."""
@@ -44,6 +47,9 @@ class TrainBatches:
     @property
     def tokens_per_sample(self) -> float:
         return float(self._seq_len)
+
+    def lengths(self, positions: np.ndarray) -> np.ndarray:
+        return np.full(len(positions), self._seq_len)
 
     @property
     def epoch_samples(self) -> list[float]:
@@ -71,8 +77,14 @@ class DocumentBatches:
     def tokens_per_sample(self) -> float:
         return self.documents.num_tokens / len(self.documents)
 
+    def lengths(self, positions: np.ndarray) -> np.ndarray:
+        return self.documents.lengths(self._rows(positions))
+
     def windows(self, positions: np.ndarray, step: int) -> np.ndarray:
-        return self.documents.read(samples_at(positions, num_samples=len(self.documents), seed=self._seed))
+        return self.documents.read(self._rows(positions))
+
+    def _rows(self, positions: np.ndarray) -> np.ndarray:
+        return samples_at(positions, num_samples=len(self.documents), seed=self._seed)
 
 
 class ContiguousBatches:
@@ -97,6 +109,9 @@ class ContiguousBatches:
     @property
     def tokens_per_sample(self) -> float:
         return float(self._seq_len)
+
+    def lengths(self, positions: np.ndarray) -> np.ndarray:
+        return np.full(len(positions), self._seq_len)
 
     @property
     def epoch_samples(self) -> list[float]:
@@ -130,6 +145,9 @@ class MixedBatches:
     @property
     def tokens_per_sample(self) -> float:
         return float(self._seq_len)
+
+    def lengths(self, positions: np.ndarray) -> np.ndarray:
+        return np.full(len(positions), self._seq_len)
 
     @property
     def epoch_samples(self) -> list[float]:

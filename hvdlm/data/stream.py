@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hvdlm.data.manifest import Manifest, ShardEntry, read_manifest
+from hvdlm.data.manifest import Manifest, ShardEntry, need_split, read_manifest
 from hvdlm.data.shards import doc_offsets, map_tokens, opened
 from hvdlm.errors import UserError
 
@@ -43,12 +43,7 @@ class TokenStream:
 
     def __init__(self, folder: Path, split: str, manifest: Manifest | None = None) -> None:
         manifest = manifest or read_manifest(folder)
-        if split not in manifest.splits or not manifest.splits[split].num_tokens:
-            have = ", ".join(name for name, entry in manifest.splits.items() if entry.num_tokens)
-            raise UserError(
-                f"{folder}: has no {split} tokens (it has: {have or 'none'}); see `split` of the preprocess config"
-            )
-        entries = manifest.splits[split].shards
+        entries = need_split(folder, manifest, split).shards
         self._folder, self._vocab_size, self._entries = folder, manifest.vocab_size, entries
         self._maps = [_open_tokens(folder / entry.file, entry, manifest) for entry in entries]
         self._starts = np.cumsum([0] + [len(tokens) for tokens in self._maps])

@@ -10,6 +10,7 @@ from torch import nn
 from hvdlm.config import tagged_union
 from hvdlm.models.hmm import HmmConfig
 from hvdlm.models.interface import FamilyConfig, LanguageModel, Vocabulary
+from hvdlm.models.ngram import NgramConfig
 from hvdlm.models.recurrent import LstmConfig
 from hvdlm.models.transformer import TransformerConfig
 from hvdlm.models.vae import VaeConfig
@@ -18,6 +19,7 @@ MODELS: dict[str, type[FamilyConfig]] = {
     "transformer": TransformerConfig,
     "lstm": LstmConfig,
     "hmm": HmmConfig,
+    "ngram": NgramConfig,
     "vae": VaeConfig,
 }
 

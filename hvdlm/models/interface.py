@@ -61,6 +61,18 @@ class FamilyConfig(Section, ABC):
         return ""
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is told when a run starts: settings that mean something else than they seem to, a line each."""
+        return ()
+
+    def for_sequences(self, seq_len: int) -> FamilyConfig:
+        """Itself for a run whose sequences have that length, which fills what follows from it.
+
+        ValueError where such a model cannot read them.
+        """
+        return self
+
+    @property
     def architecture(self) -> dict[str, Any]:
         """The settings that weights depend on: those of one such model fit another one whose are equal."""
         fields = type(self).model_fields.items()
@@ -101,6 +113,10 @@ class LanguageModel(nn.Module, ABC):
         """What the head makes of the body: (B, T, V), without draws; and the state after it."""
         hidden, state = self(ids, state)
         return self.head(hidden), state
+
+    def target_log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor | None:
+        """Log-probabilities (B, T) of targets (B, T), where these alone cost less than the head; None where not."""
+        return None
 
     def flops_per_token(self, seq_len: int) -> int:
         """FLOPs of one token's forward and backward pass in sequences of `seq_len`, by the usual convention.

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from hvdlm.compute.draws import Draws, dropout
 from hvdlm.models.interface import FamilyConfig, OfTraining, State, Vocabulary
 from hvdlm.models.latent import LatentModel, Posterior
-from hvdlm.models.transformer import Block, TransformerConfig, rotary
+from hvdlm.models.transformer import TransformerConfig
+from hvdlm.models.transformer.blocks import Block, initialize
+from hvdlm.models.transformer.stack import Entrance, last_norm_of, through, view_of
 
 Kind = Literal["lstm", "transformer"]
 
@@ -151,31 +153,29 @@ class TransformerStack(Stack):
 
     def __init__(self, config: VaeConfig, dropout: float, *, first_site: int) -> None:
         super().__init__()
-        shape = config.transformer(dropout)
-        self.heads, self.head_width = shape.heads, shape.width // shape.heads
-        self.dropout, self.first_site, self.num_sites = dropout, first_site, 1 + 3 * config.layers
-        self.blocks = nn.ModuleList(Block(shape, first_site=first_site + 1 + 3 * n) for n in range(config.layers))
-        self.norm = nn.LayerNorm(config.width, bias=False)
-        for name, parameter in self.blocks.named_parameters():  # as Transformer begins
-            if parameter.dim() > 1:
-                into_stream = name.endswith(("attention.out.weight", "mlp.2.weight"))
-                nn.init.normal_(parameter, std=0.02 / (2 * config.layers) ** 0.5 if into_stream else 0.02)
+        self.options, sites = config.transformer(dropout), Block.num_sites(crosses=False)
+        self.num_sites = 1 + sites * config.layers
+        self.entrance = Entrance(self.options, site=first_site)
+        self.blocks = nn.ModuleList(
+            Block(self.options, first_site=first_site + 1 + sites * layer) for layer in range(config.layers)
+        )
+        self.norm = last_norm_of(self.options)
+        initialize(self)
 
     def begin(self, num: int, start: Tensor | None) -> State:
-        empty = torch.zeros(num, self.heads, 0, self.head_width, device=self.norm.weight.device)
-        return (empty,) * (2 * len(self.blocks))
+        like, options = next(self.parameters()), self.options
+        return (like.new_zeros(num, options.num_kv_heads, 0, options.width_of_head),) * (2 * options.layers)
 
     def forward(self, x: Tensor, state: State, draws: Draws | None) -> tuple[Tensor, State]:
-        x, first = dropout(x, self.dropout, draws, self.first_site), state[0].shape[2]
-        rotation = rotary(first + x.shape[1], self.head_width, x.device, first=first)
-        after: list[Tensor] = []
-        for number, block in enumerate(self.blocks):
-            x, seen = block(x, rotation, draws, state[2 * number : 2 * number + 2])
-            after += seen
-        return self.norm(x), tuple(after)
+        pasts, first = [state[number : number + 2] for number in range(0, len(state), 2)], state[0].shape[2]
+        view = view_of(self.entrance, self.options, x, first + x.shape[1], None, causal=True)
+        x = self.entrance(x, draws, first=first)
+        x, after = through(self.blocks, x, view, draws, frugal=False, pasts=pasts)
+        return self.norm(x), after
 
     def flops_per_token(self, seq_len: int) -> int:
-        return 12 * len(self.blocks) * self.heads * self.head_width * seq_len
+        options = self.options
+        return 12 * options.layers * options.heads * options.width_of_head * seq_len
 
 
 STACKS: dict[str, type[LstmStack] | type[TransformerStack]] = {"lstm": LstmStack, "transformer": TransformerStack}

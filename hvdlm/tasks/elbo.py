@@ -96,6 +96,9 @@ class Elbo(Task):
     def count(self, ids: np.ndarray) -> int:
         return int((ids[:, 1:] != IGNORED).any(1).sum())
 
+    def count_of(self, lengths: np.ndarray) -> int | None:
+        return int((lengths > 0).sum())
+
     def begin(self, step: int) -> None:
         self._kl_weights = torch.tensor(self.config.weight_at(step))
 

@@ -78,8 +78,6 @@ class Task(ABC):
     # Whether training takes draws for it, or evaluation.
     takes_draws: bool = False
     evaluation_takes_draws: bool = False
-    # Whether `count` follows from the shape of examples without padding, so that nobody has to read those of others.
-    counts_by_shape: bool = True
     # Whether each token is predicted once, so that the loss is one of the text: in bits per byte, or by the word.
     predicts_text: ClassVar[bool] = True
     # Whether some first targets of an example may be there to be seen alone.
@@ -90,6 +88,13 @@ class Task(ABC):
     @abstractmethod
     def count(self, ids: np.ndarray) -> int:
         """The denominator that examples, int64 (n, T + 1), bring in."""
+
+    def count_of(self, lengths: np.ndarray) -> int | None:
+        """The same from their numbers of tokens alone, int64 (n,); None where it takes the ids.
+
+        With it no rank has to read the examples of others.
+        """
+        return None
 
     def begin(self, step: int) -> None:
         """Before the batches of a step: what follows a schedule follows from the step's number alone."""

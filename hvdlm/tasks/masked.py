@@ -51,7 +51,6 @@ class MaskedTokens(Task):
     sums = ("loss", "targets", "correct")
     takes_draws = True
     evaluation_takes_draws = True
-    counts_by_shape = False
     predicts_text = False
 
     def __init__(self, config: MlmConfig, context: TaskContext) -> None:

@@ -84,9 +84,14 @@ class RunConfig(Section):
     log: Free[LogConfig] = LogConfig()
 
     @model_validator(mode="after")
+    def _fit_model(self) -> RunConfig:
+        self.__dict__["model"] = self.model.for_sequences(self.data.seq_len)
+        return self
+
+    @model_validator(mode="after")
     def _choose_task(self) -> RunConfig:
         family, kinds = self.model.family, self.model.tasks
-        if "task" not in self.model_fields_set:
+        if "task" not in self.model_fields_set and kinds[0] in TASKS:
             self.__dict__["task"] = TASKS[kinds[0]](kind=kinds[0])
         if self.task.kind not in kinds and self.task.like not in kinds:
             raise ValueError(

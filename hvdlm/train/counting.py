@@ -122,7 +122,7 @@ class SumsLearner(CountingLearner):
         self, config: RunConfig, source: TokenStream | MixedStreams, manifest: Manifest, world: World, place: Place
     ) -> None:
         super().__init__(config, source, manifest, world, place)
-        self._units = _units(self.text)
+        self._units = units_of(self.text)
         self._figures: dict[str, float] = {}
 
     def _pass(self) -> tuple[float, float, float]:
@@ -169,7 +169,7 @@ class SumsLearner(CountingLearner):
         return next(shapes for shapes in self.world.gather(mine) if shapes)
 
 
-def _units(text: TokenStream) -> list[int]:
+def units_of(text: TokenStream) -> list[int]:
     """Where the parts of a text begin, and its end: at beginnings of documents where there is one."""
     num = max(1, min(MOST_UNITS, len(text) // UNIT_TOKENS))
     documents = text.document_starts()

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from hvdlm import checkpoint
 from hvdlm.errors import UserError
+from hvdlm.models import FamilyConfig
 from hvdlm.train.config import RunConfig
 from hvdlm.train.init_config import InitConfig
 from hvdlm.train.learner import Learner
@@ -175,15 +177,22 @@ def _kind_of(tensor: torch.Tensor | None) -> Any:
 
 def _check_same_model(path: Path, theirs: dict[str, Any], learner: Learner) -> None:
     model = learner.config.model
-    keys = model.architecture
-    defaults = {name: field.default for name, field in type(model).model_fields.items()}
+    there = _architecture(type(model), theirs)
     other = [
-        f"model.{key} is {theirs.get(key, defaults[key])} there and {ours} here"
-        for key, ours in keys.items()
-        if theirs.get(key, defaults[key]) != ours
+        f"model.{key} is {there.get(key)} there and {ours} here"
+        for key, ours in model.architecture.items()
+        if there.get(key) != ours
     ]
     if other:
         raise UserError(f"init.from: {path} is of another model: {'; '.join(other)}; make it the same")
+
+
+def _architecture(section: type[FamilyConfig], written: dict[str, Any]) -> dict[str, Any]:
+    """That of a model as a checkpoint notes it, with the defaults of keys that have come since."""
+    try:
+        return section.model_validate(written).architecture
+    except ValidationError:  # of another family, or with keys that are gone
+        return written
 
 
 def _check_finite(path: Path, learner: Learner) -> None:

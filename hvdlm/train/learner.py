@@ -96,7 +96,8 @@ class Learner(ABC):
     def agree(self) -> None:
         """Give every rank rank 0's weights and buffers; collective."""
         for tensor in (*self.model.parameters(), *self.model.buffers()):
-            self.world.broadcast_(tensor.data)
+            if tensor.numel():
+                self.world.broadcast_(tensor.data)
 
     def lr_of(self, step: int) -> float | None:
         """Learning rate of a step, the same at any number of ranks; None where nothing descends."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hvdlm.train.counting import SumsLearner
 from hvdlm.train.learner import Learner
+from hvdlm.train.ngram_learner import NgramLearner
 from hvdlm.train.step import GradientLearner
 
-LEARNERS: dict[str, type[Learner]] = {"gradient": GradientLearner, "sums": SumsLearner}
+LEARNERS: dict[str, type[Learner]] = {"gradient": GradientLearner, "sums": SumsLearner, "ngrams": NgramLearner}

@@ -13,6 +13,7 @@ import torch
 from hvdlm import checkpoint
 from hvdlm.data.corpora import Corpora
 from hvdlm.errors import StoppedOnRequest, UserError
+from hvdlm.models import num_parameters
 from hvdlm.session.metrics import RunLog
 from hvdlm.session.progress import Progress
 from hvdlm.session.stop import SAVE, StopFlag, Wish
@@ -308,6 +309,7 @@ class Loop:
             "val_split_tokens": found.split_tokens if found else None,
             "val_protocol": self.validation.protocol or None,
             "best_val_loss": min(losses, default=None),
+            "parameters": num_parameters(self.learner.model),
             "tokens": self.learner.tokens_before(self.step),
             "seconds": round(self.seconds, 3),
             "tokens_per_s": self.tokens / self.seconds if self.seconds else None,

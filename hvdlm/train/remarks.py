@@ -24,6 +24,7 @@ def remarks(config: RunConfig, plan: BatchPlan, total_steps: int, epoch_samples:
     if not epoch_samples:
         return list(_of_intervals(config, total_steps))
     return [
+        *config.model.remarks,
         *_of_learning_rate(config, total_steps),
         *_of_batch(config, plan, total_steps),
         *_of_intervals(config, total_steps),

@@ -130,25 +130,26 @@ class GradientLearner(Learner):
     def facts(self) -> dict[str, float]:
         return {name: value for name, value in self.sync.facts().items() if isinstance(value, int | float)}
 
+    def _all_positions(self, step: int, left_out: int) -> np.ndarray:
+        """Places in the order, int64 (n,), of a step's global batch."""
+        return self.plan.samples_before(step) + left_out + np.arange(self.plan.batch_at(step), dtype=np.int64)
+
     def _positions(self, step: int, part: int, left_out: int) -> np.ndarray:
-        """Places in the order, int64 (n,), of a part of a step's global batch."""
+        """Those of a part of it."""
         mine = slice_of(part, self.world.size, self.plan.batch_at(step))
-        return self.plan.samples_before(step) + left_out + np.arange(mine.start, mine.stop, dtype=np.int64)
+        return self._all_positions(step, left_out)[mine.start : mine.stop]
 
     def _read(self, step: int, part: int, left_out: int) -> _Share:
-        """Its examples; where their shape does not tell how many targets those of others have, theirs are read too.
-
-        From pinned memory they are copied to a GPU while it still computes.
-        """
+        """Its examples and what they count; on the host, from where a GPU copies pinned memory while it computes."""
         ids = self.batches.windows(self._positions(step, part, left_out), step)
-        mine, batch = self.task.count(ids), self.plan.batch_at(step)
+        mine, everybody = self.task.count(ids), self._all_positions(step, left_out)
+        total = self.task.count_of(self.batches.lengths(everybody))
+        if total is None:  # it depends on what stands in the examples of others
+            parts = range(self.world.size)
+            others = [self._positions(step, other, left_out) for other in parts if other != part]
+            total = mine + sum(self.task.count(self.batches.windows(positions, step)) for positions in others)
         pages = torch.from_numpy(ids)
-        pages = pages.pin_memory() if self.device.type == "cuda" else pages
-        if (self.task.counts_by_shape and not self.batches.pads) or len(ids) == batch:
-            return _Share(pages, mine, mine * batch // len(ids))
-        others = (other for other in range(self.world.size) if other != part)
-        counts = (self.task.count(self.batches.windows(self._positions(step, o, left_out), step)) for o in others)
-        return _Share(pages, mine, mine + sum(counts))
+        return _Share(pages.pin_memory() if self.device.type == "cuda" else pages, mine, total)
 
     def _step(self, step: int, part: int, end: int) -> StepResult:
         start = time.perf_counter()
@@ -312,7 +313,10 @@ class GradientLearner(Learner):
         if self.ema is not None and any(name.startswith("ema/") for name in tensors):
             self.ema.load_state(_under("ema/", tensors))
         if self.recurrent_state is not None:
-            self.recurrent_state.load(list(_under("carried/", tensors).values()))
+            carried = _under("carried/", tensors)
+            if "carried" in tensors:  # of versions that knew one LSTM, with samples along dimension 1
+                carried = {"0": tensors["carried"].transpose(0, 1)}
+            self.recurrent_state.load([carried[str(number)] for number in range(len(carried))])
         if self.scaler is not None and scalars.get("scaler"):
             self.scaler.load(scalars["scaler"])
         if "guard" in scalars:
