@@ -73,7 +73,8 @@ class Vae(LatentModel):
         self.to_input = nn.Linear(config.latent, config.width, bias=False)
         self.to_state = nn.Linear(config.latent, self.decoder.state_width) if self.decoder.state_width else None
         self.head = nn.Linear(config.width, vocab_size, bias=False)
-        nn.init.normal_(self.embed.weight, std=self.decoder.embedding_std)
+        for weight in (self.embed.weight, self.head.weight):
+            nn.init.normal_(weight, std=self.decoder.embedding_std)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
 
