@@ -49,7 +49,7 @@ class Draws:
     def normal(self, site: int, shape_per_sample: tuple[int, ...]) -> Tensor:
         """Standard normal float32 (B, *shape_per_sample), by the method of Box and Muller 1958.
 
-        A longer shape begins with the draws of a shorter one.
+        A shape with a longer first dimension begins with the draws of a shorter one.
         """
         bits = self.uniform_bits(site, (*shape_per_sample, 2)).double()  # in float64, for the tails
         radius, angle = ((bits + (2**31 + 0.5)) / 2**32).unbind(-1)  # in (0, 1)
