@@ -17,6 +17,7 @@ from hvdlm.models.recurrent import GruConfig, LstmConfig, RnnConfig
 from hvdlm.models.transformer import TransformerConfig
 from hvdlm.models.transformer.attention import View, sight_of
 from hvdlm.models.transformer.positions import Rotary, RotaryConfig, rotate
+from hvdlm.models.vae import VaeConfig
 
 TRANSFORMER = TransformerConfig(layers=2, heads=2, width=16)
 LSTM = LstmConfig(layers=2, width=16)
@@ -66,6 +67,8 @@ CONFIGS = [
     CONV,
     ConvConfig(layers=2, width=16, embed_width=12, preset="tcn"),
     ConvConfig(layers=3, width=16, kernel=4, preset="gcnn", weight_norm=True),
+    VaeConfig(layers=2, width=16, latent=3),
+    VaeConfig(layers=1, width=16, latent=3, heads=2, decoder="transformer", tie_embeddings=False),
 ]
 DROPOUTS = [
     *(but(TRANSFORMER, **{f"{kind}dropout": 0.5}) for kind in ("embed_", "residual_", "attention_", "")),

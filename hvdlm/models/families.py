@@ -15,6 +15,7 @@ from hvdlm.models.min_gru import MinGruConfig
 from hvdlm.models.ngram import NgramConfig
 from hvdlm.models.recurrent import GruConfig, LstmConfig, RnnConfig
 from hvdlm.models.transformer import TransformerConfig
+from hvdlm.models.vae import VaeConfig
 
 MODELS: dict[str, type[FamilyConfig]] = {
     "transformer": TransformerConfig,
@@ -25,6 +26,7 @@ MODELS: dict[str, type[FamilyConfig]] = {
     "conv": ConvConfig,
     "hmm": HmmConfig,
     "ngram": NgramConfig,
+    "vae": VaeConfig,
 }
 
 ModelConfig = Annotated[FamilyConfig, tagged_union(MODELS, "family")]

@@ -116,6 +116,10 @@ class LanguageModel(nn.Module, ABC):
         """Of `num` samples that have no past, on the model's device."""
         raise NotImplementedError
 
+    def sampled_state(self, num: int, random: torch.Generator) -> State:
+        """Of `num` texts that are to be written: a model with a latent variable draws it from its prior."""
+        return self.initial_state(num)
+
     def logits(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
         """What the head makes of the body: (B, T, V), without draws; and the state after it."""
         hidden, state = self(ids, state)
