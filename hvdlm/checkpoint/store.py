@@ -368,8 +368,10 @@ def load_optimizer(path: Path, model: nn.Module, optimizer: Optimizer | None) ->
 
 
 def _model_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name; a tied weight once, under its first name."""
-    return {name: tensor.detach() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    """Parameters and buffers by name, but for buffers that are computed; a tied weight once, under its first name."""
+    kept = model.state_dict().keys()
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach() for name, tensor in tensors if name in kept}
 
 
 def _optimizer_state(model: nn.Module, optimizer: Optimizer | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
