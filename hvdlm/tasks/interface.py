@@ -41,6 +41,8 @@ class TaskConfig(Section, ABC):
 
     # A task that it is like: what can be trained for that can be trained for this.
     like: ClassVar[str] = ""
+    # An example is a text as a whole, and a window is but a makeshift for one.
+    reads_documents: ClassVar[bool] = False
     # Ids that the model must know behind those of the vocabulary.
     extra_ids: ClassVar[int] = 0
 
