@@ -71,6 +71,7 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     help="Windows that overlap: each begins so many tokens after the last, and what both have is predicted in the "
     "first, so that tokens have a past.",
 )
+@click.option("--words", is_flag=True, help="Perplexity by the word too (white space parts them): tokenizers compared.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Also write the result as JSON there.")
 @json_option
 def evaluate(

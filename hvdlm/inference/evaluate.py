@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
+import numpy as np
+
 from hvdlm import checkpoint
-from hvdlm.data.corpora import open_corpora
+from hvdlm.data.corpora import Corpora, open_corpora
+from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
-from hvdlm.inference.load import load_checkpoint_model
+from hvdlm.inference.load import load_checkpoint_model, tokenizer_of
+from hvdlm.partition import slice_of
 from hvdlm.tasks.evaluate import Protocol, SplitEvaluation
+from hvdlm.tokenizer import Tokenizer
 from hvdlm.train.config import RunConfig
 from hvdlm.world.interface import World
 from hvdlm.world.place import find_place
@@ -28,11 +34,13 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
     carry: bool | None = None,
     streams: int | None = None,
     stride: int | None = None,
+    words: bool = False,
 ) -> dict:
     """Evaluate a checkpoint on a whole split with all ranks; the result is equal on each.
 
     With `carry` a recurrent state runs through the split in `streams` streams (1), which are shared among the ranks;
     None: where the run was trained so. With a `stride` windows overlap, so that tokens are predicted from a past.
+    With `words` perplexity is told by the word too, which is the same measure for all tokenizers.
     """
     path = world.on_root(lambda: checkpoint.resolve(target))
     place = find_place(world)
@@ -57,6 +65,8 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
     if num_streams and num_streams < world.size:
         text = "%s: read by as many of the %d ranks, the others wait (--streams gives them work, and another protocol)"
         log.info(text, evaluation.protocol, world.size)
+    if words and not loaded.task.predicts_text:
+        raise UserError.shared(f"--words: task: {config.task.kind} does not predict each token of a text; leave it out")
     batch = max(1, EVAL_BATCH_TOKENS // config.data.seq_len)
     result, by_corpus = evaluation.run(
         loaded.model, loaded.task, batch=batch, precision=config.train.precision, world=world
@@ -68,7 +78,30 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
         "stride": stride or config.data.seq_len,
         "seq_len": config.data.seq_len,
     }
+    if words:
+        with world.together():
+            tokenizer = tokenizer_of(path, state)
+            num = np.array([num_words(corpora, split, tokenizer, rank=world.rank, size=world.size)], dtype=np.int64)
+        world.sum_(num)
+        nats = result.loss * result.num_tokens
+        how |= {"num_words": int(num[0]), "word_perplexity": math.exp(min(nats / int(num[0]), 700.0))}
     return {**result.to_dict(), **parts, **how, "split": split, "step": state["step"], "checkpoint": str(path)}
+
+
+def num_words(corpora: Corpora, split: str, tokenizer: Tokenizer, *, rank: int, size: int) -> int:
+    """Words of the split in this rank's share of its documents: what white space parts, and an end a document.
+
+    So Penn Treebank's are counted: a sentence's end is a word (Mikolov et al. 2010).
+    """
+    total = 0
+    for corpus in corpora.having(split):
+        stream = TokenStream(corpus.path, split, corpus.manifest)
+        starts = stream.document_starts()
+        mine = slice_of(rank, size, len(starts) - 1)
+        for number in mine:
+            ids = stream.read(int(starts[number]), int(starts[number + 1] - starts[number]))
+            total += len(tokenizer.decode(ids[ids != corpus.manifest.eos_id]).split()) + 1
+    return total
 
 
 def _protocol(config: RunConfig, carry: bool | None, streams: int | None, stride: int | None) -> Protocol:
@@ -80,7 +113,8 @@ def _protocol(config: RunConfig, carry: bool | None, streams: int | None, stride
         if stride > data.seq_len:
             raise UserError(f"--stride: {stride} is more than data.seq_len {data.seq_len}, so tokens would be missed")
         return Protocol(data.seq_len, stride=stride)
-    carries = data.order == "contiguous" or streams is not None if carry is None else carry
+    as_trained = data.order == "contiguous" or config.model.reads_streams
+    carries = as_trained or streams is not None if carry is None else carry
     if carries and not config.model.carries_state:
         raise UserError(
             f"--carry: model.family: {config.model.family} has no state to carry from window to window; leave it out"

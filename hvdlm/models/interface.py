@@ -51,6 +51,11 @@ class FamilyConfig(Section, ABC):
         return "gradient"
 
     @property
+    def reads_streams(self) -> bool:
+        """Whether it is evaluated in one stream where nobody says otherwise: what is counted knows no windows."""
+        return self.carries_state and self.learner != "gradient"
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """What it can be trained for, keys of TASKS: the first where nobody says otherwise."""
         return ("lm",)
@@ -58,6 +63,11 @@ class FamilyConfig(Section, ABC):
     @property
     def task_remedy(self) -> str:
         """How it would be one for other tasks, to end a message with."""
+        return ""
+
+    @property
+    def facts(self) -> str:
+        """What to say of it at the start, beside its size; or nothing."""
         return ""
 
     @property

@@ -47,6 +47,11 @@ class TaskConfig(Section, ABC):
     extra_ids: ClassVar[int] = 0
 
     @property
+    def needs_word_starts(self) -> bool:
+        """Whether it must be told which ids begin a word."""
+        return False
+
+    @property
     def meets_before_backward(self) -> bool:
         """Whether it must know sums over the whole global batch before a step's first backward (`Task.survey`)."""
         return False

@@ -336,7 +336,8 @@ class Validation:
     def __init__(self, config: RunConfig, learner: Learner, corpora: Corpora) -> None:
         self._train, self._learner = config.train, learner
         self._split: SplitEvaluation | None = None
-        self._carries, self.protocol = config.data.order == "contiguous", ""  # how it reads, in words
+        in_order, self.protocol = config.data.order == "contiguous", ""  # how it reads, in words
+        self._carries = in_order or config.model.reads_streams
         judges = config.train.patience or config.train.target_loss is not None or config.optim.needs_validation
         if judges and not corpora.having("val"):
             raise UserError(
@@ -347,7 +348,7 @@ class Validation:
             protocol = Protocol(
                 seq_len=config.data.seq_len,
                 max_tokens=config.train.eval_tokens,
-                streams=config.train.global_batch if self._carries else 0,
+                streams=config.train.global_batch if in_order else int(self._carries),
                 documents=config.data.order == "documents",
             )
             self._split = SplitEvaluation(corpora, "val", protocol)

@@ -314,8 +314,8 @@ class GradientLearner(Learner):
             self.ema.load_state(_under("ema/", tensors))
         if self.recurrent_state is not None:
             carried = _under("carried/", tensors)
-            if "carried" in tensors:  # of versions that knew one LSTM, with samples along dimension 1
-                carried = {"0": tensors["carried"].transpose(0, 1)}
+            if "carried" in tensors:  # of versions that knew one LSTM: of each layer its output, then its cell
+                carried = {str(number): part for number, part in enumerate(tensors["carried"])}
             self.recurrent_state.load([carried[str(number)] for number in range(len(carried))])
         if self.scaler is not None and scalars.get("scaler"):
             self.scaler.load(scalars["scaler"])
