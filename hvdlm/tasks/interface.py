@@ -14,6 +14,7 @@ from hvdlm.compute.draws import Draws
 from hvdlm.config import Section
 from hvdlm.data.windows import IGNORED
 from hvdlm.models import LanguageModel, State, Vocabulary
+from hvdlm.tables import figure
 
 
 class Batch(NamedTuple):
@@ -134,6 +135,12 @@ class Task(ABC):
     def named(self, values: Sequence[float] | np.ndarray) -> dict[str, float]:
         """Sums by name; further numbers behind them are left out."""
         return dict(zip(self.sums, map(float, values), strict=False))
+
+
+def in_words(figures: Mapping[str, float], before: str) -> str:
+    """A task's own figures for a person, `before` each; the loss stands elsewhere."""
+    own = {name: value for name, value in figures.items() if name != "loss"}
+    return "".join(f"{before}{name.replace('_', ' ')} {figure(value)}" for name, value in own.items())
 
 
 def without_padding(ids: Tensor, filler: int) -> Tensor:
