@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from harness import make_config
 from test_models import VARIANTS, build, draws, name_of, variant
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from hvdlm.compute.draws import Draws
 from hvdlm.config import validate
@@ -383,6 +385,25 @@ def test_an_encoder_and_a_decoder_learn_to_reverse():
             written.append(ids)
     right = ((torch.cat(written, 1) == targets) | (targets == -100)).all(1)
     assert float(right.float().mean()) > 0.95
+
+
+FLOPS = [
+    variant(width=48, kv_heads=2, activation="swiglu", norm="rmsnorm", qk_norm=True),
+    variant(width=48, positions={"kind": "learned", "max_seq_len": 64}, window=64, bias=True, norm_position="post"),
+    variant(width=48, positions={"kind": "alibi"}, head_width=20, mlp_width=100, tie_embeddings=False),
+    variant(width=48, causal=False, head_transform=True),
+    variant(width=48, encoder_layers=3),
+]
+
+
+@pytest.mark.parametrize("options", FLOPS)
+def test_flops_are_what_torch_counts(options):
+    model, ids = build_model(options, Vocabulary(200, 199), seed=0), torch.randint(200, (2, 64))
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:  # the counter does not look into fused attention
+        state = model.encode(ids) if options.encoder_layers else None
+        F.cross_entropy(model.logits(ids, state)[0].flatten(0, 1), ids.flatten()).backward()
+    assert counter.get_total_flops() / ids.numel() == pytest.approx(model.flops_per_token(64), rel=0.03)
 
 
 def test_flops_count_what_is_seen_and_read():
