@@ -196,5 +196,5 @@ def test_a_checkpoint_gives_the_tables_back(tmp_path):
     checkpoint.load_model(path, again)
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
     other = build_model(NgramConfig(order=4), Vocabulary(21, EOS), seed=0)
-    with pytest.raises(ValueError, match=r"head\.orders\.0"):
+    with pytest.raises(ValueError, match=r"head\.ngrams\.0"):
         checkpoint.load_model(path, other)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ class NgramConfig(FamilyConfig):
 class Ngrams(nn.Module):
     """Those of one order: a `BackoffTable` whose size is that of the text it was counted in."""
 
+    keys: Tensor
+
     def __init__(self, table: BackoffTable) -> None:
         super().__init__()
         self.register_buffer("keys", torch.from_numpy(table.keys))
@@ -70,8 +72,12 @@ class BackoffTrie(nn.Module):
 
     def __init__(self, tables: Sequence[BackoffTable]) -> None:
         super().__init__()
-        self.orders = nn.ModuleList(map(Ngrams, tables))
+        self.ngrams = nn.ModuleList(map(Ngrams, tables))
         self.vocab_size = len(tables[0].keys)
+
+    @property
+    def orders(self) -> list[Ngrams]:
+        return cast(list[Ngrams], list(self.ngrams))
 
     @torch.no_grad()
     def places(self, seen: Tensor) -> Tensor:
@@ -156,7 +162,7 @@ class Ngram(LanguageModel):
     def take_shapes(self, shapes: Mapping[str, torch.Size]) -> None:
         """Make room for the tensors of a checkpoint: how many n-grams there are only the text knows."""
         for number, order in enumerate(self.head.orders):
-            shape = shapes.get(f"head.orders.{number}.keys", ())
+            shape = shapes.get(f"head.ngrams.{number}.keys", ())
             if number and len(shape) == 1:  # of single words there are as many as ids
                 order.take_size(shape[0])
 
