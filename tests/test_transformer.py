@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from harness import make_config
-from test_models import VARIANTS, build, draws, name_of, variant
+from test_models import VARIANTS, build, draws, variant
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -165,7 +165,7 @@ def test_swiglu_is_two_thirds_of_four_times_the_width():
     assert [tuple(p.shape) for p in build(config).blocks[0].mlp.parameters()] == [(256, 48), (48, 128)]
 
 
-@pytest.mark.parametrize("options", [*VARIANTS.values(), BERT], ids=name_of)
+@pytest.mark.parametrize("options", [*VARIANTS.values(), BERT], ids=[*VARIANTS, "bert"])
 def test_gradients_are_those_of_differences(options):
     torch.manual_seed(0)
     model = build(options).double()
