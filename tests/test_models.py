@@ -113,7 +113,10 @@ def model(request):
 
 
 def test_every_family_is_tested():
-    assert {config.family for config in CONFIGS} == set(MODELS)
+    """Those that are counted say nothing before they are; test_hmm.py and test_ngram.py have them."""
+    assert {config.family for config in CONFIGS} == {
+        n for n, family in MODELS.items() if family().learner == "gradient"
+    }
 
 
 def test_a_family_is_registered_under_its_own_name():
