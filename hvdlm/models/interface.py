@@ -66,7 +66,6 @@ class FamilyConfig(Section, ABC):
         return ""
 
     @property
-    @property
     def facts(self) -> str:
         """What to say of it at the start, beside its size; or nothing."""
         return ""
