@@ -28,6 +28,7 @@ from hvdlm.models.transformer.positions import (
 from hvdlm.models.transformer.stack import view_of
 from hvdlm.optim.roles import roles_of
 from hvdlm.train.config import RunConfig
+from hvdlm.train.initial_weights import architecture_of
 
 BERT = variant(causal=False, positions={"kind": "learned", "max_seq_len": 40}, norm_position="post", bias=True)
 ENCODERS = [BERT, variant(causal=False), variant(causal=False, positions={"kind": "alibi"}, window=3, kv_heads=2)]
@@ -73,6 +74,11 @@ def test_a_preset_fills_what_is_not_said_and_all_of_it_is_saved():
     assert TransformerConfig.model_validate(saved) == config
     assert "preset" not in config.architecture  # a name changes no weight
     assert TransformerConfig(preset="gpt2").remarks == TransformerConfig().remarks == ()
+
+
+def test_what_older_checkpoints_do_not_note_has_its_default():
+    noted = {"family": "transformer", "layers": 2, "heads": 2, "width": 32, "dropout": 0.1, "tie_embeddings": True}
+    assert architecture_of(TransformerConfig, noted) == TransformerConfig(layers=2, heads=2, width=32).architecture
 
 
 def test_scaled_frequencies_are_their_formulas():
