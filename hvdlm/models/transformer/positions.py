@@ -278,8 +278,8 @@ class Alibi(Positions):
 
 
 def frequencies(base: float, width: int) -> Tensor:
-    """Angle of each pair from one position to the next, float32 (width / 2,)."""
-    return base ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
+    """Angle of each pair from one position to the next, float32 (width / 2,), on the CPU."""
+    return base ** (-torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width)
 
 
 def alibi_slopes(heads: int) -> list[float]:
