@@ -144,16 +144,16 @@ def test_losses_of_a_recurrent_model_are_equal_too(train, alone):
 
 @on_two
 @pytest.mark.parametrize("family", ["rnn", "gru", "mingru", "conv"])
-def test_other_families_train_as_one_process_over_streams_and_go_on(train, forget, alone, family):
+def test_other_families_train_as_one_process_over_streams_and_go_on(world, train, forget, alone, family):
     """Their carried states and draws of a step, in other micro-batches, and over an interruption."""
-    options = ("data.order=contiguous", "train.steps=8", "train.eval_every=8", "checkpoint.every=4")
+    options = ("data.order=contiguous", "train.steps=6", "train.eval_every=6", "checkpoint.every=3")
     options += ("model.weight_dropout=0.2",) if family in ("rnn", "gru") else ()
-    whole = train("whole", *options, "train.micro_batch=3", family=family)
-    assert losses(whole)["train"] == pytest.approx(losses(alone(*options, family=family))["train"], rel=1e-5)
-    before = weights(whole)
-    forget(whole, 8)
-    train("whole", *options, "train.micro_batch=3", family=family)
-    assert weights(whole) == before
+    run_dir = train("run", *options, "train.micro_batch=3", family=family)
+    assert losses(run_dir)["train"] == pytest.approx(losses(alone(*options, family=family))["train"], rel=1e-5)
+    before = world.on_root(lambda: weights(run_dir))
+    forget(run_dir, 6)
+    train("run", *options, "train.micro_batch=3", family=family)
+    assert world.on_root(lambda: weights(run_dir)) == before
 
 
 @on_two
