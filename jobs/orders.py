@@ -65,7 +65,9 @@ def follow(*groups: Sequence[Job]) -> list[Job]:
 
 
 def evaluate(request: Request, run: Path, overrides: Sequence[str], split: str) -> Job:
-    out = run / f"eval-{split}.json"
+    others = [word.partition("=")[2] for word in overrides if word.startswith("data.path=")]
+    of_data = f"-{Path(others[-1]).name}" if others else ""  # beside the result on the run's own data
+    out = run / f"eval-{split}{of_data}.json"
     return request.job("eval", ("eval", str(run), *overrides, "--split", split, "--out", str(out)), run)
 
 

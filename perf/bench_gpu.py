@@ -6,6 +6,7 @@ Both are alive at once and take turns, so that what the card does meanwhile (clo
 from __future__ import annotations
 
 import gc
+import logging
 import statistics
 import time
 from collections.abc import Iterator
@@ -24,11 +25,14 @@ from hvdlm.files import to_json, write_text_durably
 from hvdlm.tables import table
 from hvdlm.train.config import RunConfig
 from hvdlm.train.setup import build_learner
+from hvdlm.train.step import GradientLearner
 from hvdlm.world.serial import SerialWorld
 
 from .gpu_time import where_time_goes
 from .plain_gpt import GptShape, PlainTraining
 from .random_shards import write_random_shards
+
+log = logging.getLogger("hvdlm")
 
 MANY_STEPS = 1_000_000  # so that the schedule never ends
 WARM_STEPS = 2  # compilation, allocation, the choice of kernels
@@ -57,7 +61,9 @@ class EngineSteps:
     """hvdlm's own training step."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.learner, _ = build_learner(config, SerialWorld())
+        learner, _ = build_learner(config, SerialWorld())
+        assert isinstance(learner, GradientLearner), "a GPT descends"
+        self.learner = learner
         self._step = 0
 
     def run(self, num_steps: int) -> None:
@@ -78,6 +84,8 @@ def bench(options: GpuBenchOptions) -> dict:
     for compiled in options.compiles:
         for micro_batch in options.micro_batches:
             found, profile = _measure(options, micro_batch, compiled, device)
+            for row in found:
+                log.info(", ".join(f"{name} {value}" for name, value in row.items()))
             rows += found
             profiles[f"{micro_batch}, {'compiled' if compiled else 'eager'}"] = profile
             _forget()

@@ -82,6 +82,8 @@ def measure(spec: MeasurementSpec, world: World, job: str) -> RunRecord:
         raise UserError.shared(f"sync: {config.sync.label} has no steps that all ranks share, so there is none to time")
     start = Start.now()
     learner, _ = build_learner(config, world)
+    if not isinstance(learner, GradientLearner):
+        raise UserError.shared(f"model.family: {config.model.family} is counted and has no steps whose scaling matters")
     learner.is_timed = True
     results = learner.run(0, spec.warmup + spec.steps)
     sums = results[0].sums.cpu().numpy()

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hvdlm.data.corpora import open_corpora
-from hvdlm.data.orders import order_over
+from hvdlm.data.orders import OrderSettings, order_over
 from hvdlm.models import build_model
 from hvdlm.partition import slice_of
 from hvdlm.train.config import RunConfig
@@ -36,8 +36,9 @@ class PlainLoop:
         self._rank, self._size, self._is_bf16 = rank, size, config.train.precision == "bf16"
         self._global_batch = config.train.global_batch
         corpora = open_corpora(config.data)
-        source, seq_len = corpora.train_source(), config.data.seq_len
-        self._batches = order_over(source, seq_len=seq_len, global_batch=self._global_batch, seed=config.seed)
+        source, eos_id = corpora.train_source(), corpora.manifest.eos_id
+        settings = OrderSettings(config.data.seq_len, self._global_batch, config.seed, eos_id)
+        self._batches = order_over(source, settings)
         model = build_model(config.model, vocabulary_of(corpora.manifest), config.seed)
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.lr, fused=True)
         self._model, self._optimizer = distribute(model, optimizer)

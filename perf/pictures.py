@@ -180,3 +180,26 @@ def draw_steps(study: Study) -> bytes:
 
 
 PLOTS = {"speedup": draw_speedup, "efficiency": draw_efficiency, "steps": draw_steps}
+
+
+def draw_models(result: dict[str, Any]) -> bytes:
+    """Loss against speed of each family of `hvdlm bench models`; the area of a point grows with its parameters."""
+    rows = {name: row for name, row in result["rows"].items() if row["tokens_per_s"]}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for name, row in rows.items():
+            size = 12 * (1 + math.log10(max(10, row["parameters"])))
+            color = COLORS["strong" if row["task"] == "lm" else "weak"]
+            axes.scatter(row["tokens_per_s"], row["val_loss"], s=size, color=color, zorder=3)
+            place: Any = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 9}
+            axes.annotate(name, (row["tokens_per_s"], row["val_loss"]), **place)
+        if result["unigram_loss"] is not None:
+            axes.axhline(result["unigram_loss"], **{**IDEAL, "label": "token frequencies"})
+            axes.legend()
+        axes.set_xscale("log")
+        axes.set_xmargin(0.18)
+        axes.set_xlabel("tokens/s of training")
+        axes.set_ylabel("validation loss, nats a target")
+        axes.set_title("Families, equal tokens", loc="left")
+        return _png(figure)

@@ -54,8 +54,11 @@ class EngineProgram:
     def __init__(self, config: RunConfig, world: World) -> None:
         from hvdlm.models import num_parameters
         from hvdlm.train.setup import build_learner
+        from hvdlm.train.step import GradientLearner
 
-        self.learner, _ = build_learner(config, world)
+        learner, _ = build_learner(config, world)
+        assert isinstance(learner, GradientLearner), "what is counted has no step to time"
+        self.learner = learner
         self.num_parameters = num_parameters(self.learner.model)
         self._real = self.learner.batches
         self._tokens_per_micro_batch = config.train.micro_batch * config.data.seq_len

@@ -19,7 +19,7 @@ from hvdlm.tokenizer import Tokenizer
 from hvdlm.world.interface import World
 
 from .balance import close_balance, passed_over, sum_round_trips
-from .plan import ShardPlan, WorkPlan, shard_plans, windows_of
+from .plan import ShardPlan, WorkPlan, shard_plans, unit_of, windows_of
 from .spool import Spool
 from .work_queue import Tasks, WorkQueue
 
@@ -29,33 +29,51 @@ Piece = tuple[str, int, np.ndarray]  # dataset, start, what stands there
 
 
 def assemble(
-    plan: WorkPlan, tokenizer: Tokenizer, duplicates: dict[str, int], queue: WorkQueue
+    plan: WorkPlan, tokenizer: Tokenizer, counts: dict[str, int], queue: WorkQueue
 ) -> tuple[Manifest, dict[str, Any]]:
     """Shards from spool files: offsets by a prefix sum over units, each shard by one rank or, mpio, by all.
 
-    Returns the manifest, and the balance of what was read and kept.
+    `counts` of duplicates join the statistics. Returns the manifest, and the balance of what was read and kept.
     """
     labels = {split: ShardLabels.of(split, tokenizer) for split in SPLITS}
     with queue.timer.phase("offsets"):
         totals = _of_all(plan, queue.world, _totals)
-        statistics = Counter(duplicates)
+        statistics = Counter(counts)
         for unit in totals:
             statistics.update(unit["statistics"])
         if fault := passed_over(statistics, plan.config):
             raise UserError.shared(fault)
-        if not sum(unit[split]["tokens"] for unit in totals for split in SPLITS):
-            found = ", ".join(f"{name} {count}" for name, count in sorted(statistics.items()) if count)
-            raise UserError.shared(f"input {plan.config.input!r}: no document is left ({found or 'there was none'})")
+        if fault := _nothing_left(plan, totals):
+            raise UserError.shared(fault)
     write = _write_shared_files if plan.config.layout == "mpio" else _write_shards
     entries = write(plan, totals, labels, queue)
     text_bytes = {split: sum(unit[split]["text_bytes"] for unit in totals) for split in SPLITS}
-    manifest = manifest_of(tokenizer, entries, text_bytes=text_bytes, statistics=statistics, plan=plan.digest)
+    manifest = manifest_of(
+        tokenizer,
+        entries,
+        text_bytes=text_bytes,
+        statistics=statistics,
+        plan=plan.digest,
+        splitting=plan.config.splits.splitting,
+    )
     reads = [read for unit in totals for read in unit["reads"]]
     balance = close_balance(plan.listed, reads, statistics, manifest.num_documents)
     balance["round_trip"] = sum_round_trips(unit["round_trip"] for unit in totals)
     queue.check_together()
     with queue.timer.phase("read back"):
         return read_back(plan.config.output, manifest, queue.world), balance
+
+
+def _nothing_left(plan: WorkPlan, totals: list[Any]) -> str | None:
+    """What is wrong where an input gave no document; one that is cut by a hash may leave a split without any."""
+    splits, split_of = plan.config.splits, [plan.units[unit_of(path)].split for path in plan.spools]
+    for named in splits.sources:
+        units = [unit for unit, split in zip(totals, split_of, strict=True) if split == named]
+        if not sum(unit[split]["tokens"] for unit in units for split in splits.filled_by(named)):
+            counts = sum((Counter(unit["statistics"]) for unit in units), Counter[str]())
+            found = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+            return f"{splits.told(named)}: no document is left ({found or 'there was none'})"
+    return None
 
 
 def _of_all(plan: WorkPlan, world: World, look: Callable[[int, Spool], Any]) -> list[Any]:

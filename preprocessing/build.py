@@ -48,14 +48,15 @@ from .balance import (
     passed_over,
 )
 from .dedup import Signer, find_duplicates
-from .documents import Document, find_stamps, one_line
+from .documents import Document, one_line
 from .excerpts import Excerpt, Excerpts, OtherIds, care_for, exactly_encoded, found_wrong, round_trip
 from .fence import MOST_SHOWN, place_of, reason_of
+from .overlap import count_overlap
 from .pipeline import Pipeline
-from .plan import PreprocessConfig, Unit, WorkPlan, make_units, plan_digest, split_of, work_name
+from .plan import PreprocessConfig, Unit, WorkPlan, plan_digest, units_of, work_name
 from .readers import check_formats, format_of
 from .records import DROPPED, PROVENANCE, digest_of, write_dropped, write_provenance
-from .remarks import of_settings, tell
+from .remarks import of_names, of_overlap, of_settings, of_shares, tell
 from .spool import Batch, UnitResult, is_as_saved, num_segments_of
 from .vocabulary import make_vocabulary, with_fast_encoder
 from .work_queue import PhaseTimer, Tasks, WorkQueue
@@ -110,9 +111,11 @@ def _build(plan: WorkPlan, queue: WorkQueue) -> Manifest:
         queue.run(Tasks("tokenize", plan.todo, worker.tokenize, total, "MB", 1_000_000, worker.finish))
     with timer.phase("dedup"):
         plan = replace(plan, spools=world.on_root(plan.find_spools))
-        duplicates = find_duplicates(plan.config.dedup, plan.spools, world)
+        spools, num_held_out = plan.with_held_out_first()
+        duplicates = find_duplicates(plan.config.dedup, spools, world, num_held_out)
+        overlap = count_overlap(plan.spools, world) if len(plan.config.splits.sources) > 1 else {}
     queue.check_together()
-    manifest, balance = assemble(plan, tokenizer, duplicates, queue)
+    manifest, balance = assemble(plan, tokenizer, {**duplicates, **overlap}, queue)
     queue.write_summary(plan.config.output / SUMMARY, manifest, balance)
     world.on_root(lambda: tell(balance, manifest.statistics, plan.config))
     world.on_root(lambda: _finish(plan, tokenizer, manifest, list(duplicates)))
@@ -134,14 +137,13 @@ def _made_before(config: PreprocessConfig, digest: str) -> Manifest:
 
 def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
     """On rank 0: list the input, fix the plan, make the folders; or the manifest if all is done."""
-    listed = find_stamps(config.sources)
-    files = [(path, size) for path, (size, _) in listed.items()]
-    if not sum(size for _, size in files):
-        raise UserError(f"input {config.input!r}: nothing but empty files ({len(files)})")
-    check_formats((path for path, _ in files), config.format)  # what cannot be read is found now, not after hours
-    for remark in of_settings(config, {format_of(path, config.format) for path, _ in files}):
+    inputs = config.splits.find()
+    listed = {path: stamp for files in inputs.values() for path, stamp in files.items()}
+    check_formats(listed, config.format)  # what cannot be read is found now, not after hours
+    formats = {format_of(path, config.format) for path in listed}
+    for remark in [*of_settings(config, formats), *of_names(config.splits, listed)]:
         log.warning("%s", remark)
-    units = make_units(files, config.read_options)
+    units = units_of(inputs, config.read_options)
     if config.dedup.near:
         _ = Signer(config.dedup).bands  # what cannot be is said before any work
     digest, config_digest = plan_digest(config, listed), plan_digest(config, {})
@@ -166,9 +168,9 @@ def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
     plan = WorkPlan(config, units, digest, work, listed=listed)
     todo = [unit for unit in units if not plan.spool(unit.number).exists()]
     todo.sort(key=lambda unit: -unit.num_bytes)  # a large one at the end would keep the others waiting
-    size_mb = sum(size for _, size in files) / 1e6
+    size_mb = sum(size for size, _ in listed.values()) / 1e6
     done_before = f", {len(units) - len(todo)} of them done" if len(todo) < len(units) else ""
-    num_files, num_units = counted(len(files), "file"), counted(len(units), "unit")
+    num_files, num_units = counted(len(listed), "file"), counted(len(units), "unit")
     log.info("plan %s: %s, %.1f MB, %s%s", digest, num_files, size_mb, num_units, done_before)
     return replace(plan, todo=tuple(unit.number for unit in todo))
 
@@ -254,7 +256,8 @@ class Worker:
 
     def __init__(self, plan: WorkPlan, tokenizer: Tokenizer, queue: WorkQueue) -> None:
         self._plan, self._tokenizer, self._queue = plan, tokenizer, queue
-        self._pipeline, self._signer = Pipeline(plan.config), Signer(plan.config.dedup)
+        self._pipeline, self._signer = Pipeline(plan.config), Signer(plan.config.dedup, plan.config.compares_texts)
+        self._splits = plan.config.splits
         self._care = care_for(tokenizer, len(plan.units))
         self._writer = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
@@ -368,7 +371,8 @@ class Worker:
             except BaseException as error:
                 self._refuse(document, unit, f"it cannot be signed for dedup ({reason_of(error)})", statistics)
                 continue
-            batch.append(document, SPLITS.index(split_of(data, self._plan.config)), data, signature)
+            split = self._splits.of_document(data, unit.split, self._plan.config.seed)
+            batch.append(document, SPLITS.index(split), data, signature)
             if batch.num_bytes >= ENCODE_BYTES:
                 yield batch
                 batch = Batch()
@@ -425,22 +429,13 @@ def _shards_in(output: Path) -> list[Path]:
 
 
 def _finish(plan: WorkPlan, tokenizer: Tokenizer, manifest: Manifest, kinds: list[str]) -> None:
-    output, config = plan.config.output, plan.config.split
+    output = plan.config.output
     listed = {shard.file for split in manifest.splits.values() for shard in split.shards}
     for path in _shards_in(output):
         if path.name not in listed:
             path.unlink()  # of a run with another config that never finished
-    for split, fraction in (("train", 1 - config.val - config.test), ("val", config.val), ("test", config.test)):
-        share = manifest.splits[split].num_tokens / manifest.num_tokens
-        if fraction and not share:
-            log.warning("no document fell into %s (a share of %g of %d)", split, fraction, manifest.num_documents)
-        elif abs(share - fraction) > max(0.05, fraction):  # as of few or of very long documents
-            log.warning(
-                "%s has %.0f %% of the tokens, as documents differ in length; asked for %g",
-                split,
-                100 * share,
-                fraction,
-            )
+    for remark in [*of_shares(plan.config.splits, manifest), *of_overlap(manifest)]:
+        log.warning("%s", remark)
     shard = next(shard for split in manifest.splits.values() for shard in split.shards)  # all have the same columns
     for key, name in ((plan.config.id_key, "doc_ids"), (plan.config.label_key, "doc_labels")):
         if key is not None and doc_column(output, shard, name) is None:

@@ -2,6 +2,9 @@
 
 A document's number is its spool file's and its place in it, so who finds a duplicate changes nothing. Keys travel to
 the rank that owns them, one kind at a time: a rank holds some 200 bytes for each document of its share.
+
+Predefined val and test splits are benchmarks, which lose nothing: their spool files come first, and what they hold is
+kept, also twice; documents of train give way to them.
 """
 
 from __future__ import annotations
@@ -42,8 +45,8 @@ class Signer:
     Ullman, Mining of Massive Datasets, 3.4); the number of bands follows from the threshold.
     """
 
-    def __init__(self, config: DedupConfig) -> None:
-        self._config = config
+    def __init__(self, config: DedupConfig, is_on: bool = True) -> None:
+        self._config, self._is_on = config, is_on
 
     @cached_property
     def _fresh(self) -> Any:
@@ -66,8 +69,8 @@ class Signer:
         return index.b, index.r
 
     def sign(self, text: str, data: bytes) -> bytes:
-        """EXACT_BYTES and 8 a band; `data` is the text's UTF-8."""
-        if not self._config.is_on:
+        """EXACT_BYTES and 8 a band; `data` is the text's UTF-8. Nothing where no documents are compared."""
+        if not self._is_on:
             return b""
         exact = xxhash.xxh3_128_digest(data)
         num_bands, rows = self.bands
@@ -97,17 +100,21 @@ def shingles(text: str) -> np.ndarray:
     return mix(runs) >> np.uint64(32)
 
 
-def find_duplicates(config: DedupConfig, spools: Sequence[Path], world: World) -> dict[str, int]:
-    """Mark duplicates beside their spool files; returns how many there are, by kind. Collective."""
+def find_duplicates(config: DedupConfig, spools: Sequence[Path], world: World, num_held_out: int = 0) -> dict[str, int]:
+    """Mark duplicates beside their spool files; returns how many there are, by kind. Collective.
+
+    The first `num_held_out` spool files are of predefined val and test splits.
+    """
     if not config.is_on:
         return {}
     mine = range(world.rank, len(spools), world.size)
     with world.together():
         numbers, exact = _column(spools, mine, 0, EXACT_BYTES)
-    later = later_of_equal(*_to_owners(exact, numbers, world))
-    found = {"duplicate_documents": _to_readers(later, world)}
+    later = later_of_equal(*to_owners(exact, numbers, world))
+    found = {"duplicate_documents": _to_readers(later[later >> 32 >= num_held_out], world)}
     if config.near:
-        found["near_duplicate_documents"] = _near_duplicates(config, spools, mine, found["duplicate_documents"], world)
+        later = _near_duplicates(config, spools, mine, found["duplicate_documents"], world)
+        found["near_duplicate_documents"] = _to_readers(later[later >> 32 >= num_held_out], world)
     with world.together():
         for spool in mine:
             _mark(spools[spool], [numbers[numbers >> 32 == spool] & 0xFFFFFFFF for numbers in found.values()])
@@ -125,7 +132,7 @@ def _column(spools: Sequence[Path], mine: range, start: int, stop: int) -> tuple
     return np.concatenate(numbers), np.ascontiguousarray(np.concatenate(values))
 
 
-def _to_owners(values: np.ndarray, numbers: np.ndarray, world: World) -> tuple[np.ndarray, np.ndarray]:
+def to_owners(values: np.ndarray, numbers: np.ndarray, world: World) -> tuple[np.ndarray, np.ndarray]:
     """Send each (value, number) to the rank that owns the value; returns what this rank was sent."""
     width = values.shape[1]
     owner = values[:, :8].copy().view(np.uint64)[:, 0] % np.uint64(world.size)
@@ -139,12 +146,16 @@ def _groups(values: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.nda
     """(number, first number of the same value) of all documents, sorted by value and number."""
     if not len(numbers):
         return numbers, numbers
-    keys = np.ascontiguousarray(values).view([("", np.uint64)] * (values.shape[1] // 8))[:, 0]
-    _, key = np.unique(keys, return_inverse=True)
+    _, key = np.unique(keys_of(values), return_inverse=True)
     order = np.lexsort((numbers, key))
     numbers, key = numbers[order], key[order]
     is_first = np.concatenate([[True], key[1:] != key[:-1]])
     return numbers, numbers[is_first][np.cumsum(is_first) - 1]
+
+
+def keys_of(values: np.ndarray) -> np.ndarray:
+    """Rows of bytes, a multiple of 8, as one array of what can be compared."""
+    return np.ascontiguousarray(values).view([("", np.uint64)] * (values.shape[1] // 8))[:, 0]
 
 
 def later_of_equal(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -162,7 +173,7 @@ def _to_readers(numbers: np.ndarray, world: World) -> np.ndarray:
 def _near_duplicates(
     config: DedupConfig, spools: Sequence[Path], mine: range, dropped: np.ndarray, world: World
 ) -> np.ndarray:
-    """Numbers of near-duplicates in this rank's spool files: all but the first of each connected group."""
+    """Numbers of near-duplicates, all but the first of each connected group; on rank 0."""
     edges = [np.empty((0, 2), np.int64)]
     num_bands, _ = Signer(config).bands
     for band in range(num_bands):
@@ -170,7 +181,7 @@ def _near_duplicates(
         with world.together():
             numbers, keys = _column(spools, mine, start, start + 8)
         stays = ~np.isin(numbers, dropped)
-        numbers, first = _groups(*_to_owners(keys[stays], numbers[stays], world))
+        numbers, first = _groups(*to_owners(keys[stays], numbers[stays], world))
         is_later = numbers != first
         edges.append(np.stack([first[is_later], numbers[is_later]], axis=1))
     pairs = np.unique(np.concatenate(edges), axis=0)
@@ -178,7 +189,7 @@ def _near_duplicates(
     later = np.empty(0, np.int64)
     if world.rank == 0:
         later = all_but_first(np.frombuffer(b"".join(received), np.int64).reshape(-1, 2))
-    return _to_readers(later, world)
+    return later
 
 
 def all_but_first(edges: np.ndarray) -> np.ndarray:

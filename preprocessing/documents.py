@@ -135,10 +135,11 @@ def find_files(sources: list[str]) -> list[tuple[str, int]]:
     return [(path, size) for path, (size, _) in find_stamps(sources).items()]
 
 
-def find_stamps(sources: list[str]) -> dict[str, Stamp]:
+def find_stamps(sources: list[str], key: str = "input") -> dict[str, Stamp]:
     """Every input file by its path, sorted by path within a source, each file once.
 
-    A source is a file, a folder (all files below it), a glob, or the name of a built-in corpus.
+    A source is a file, a folder (all files below it), a glob, or the name of a built-in corpus; `key` of the config
+    names them.
     """
     found: dict[str, str] = {}
     for source in sources:
@@ -146,7 +147,7 @@ def find_stamps(sources: list[str]) -> dict[str, Stamp]:
         if not paths:
             there = Path(source)
             why = "no file in this folder" if there.is_dir() else "is no regular file" if there.exists() else ""
-            raise UserError(f"input {source!r}: {why or 'no such file, folder or match'}")
+            raise UserError(f"{key} {source!r}: {why or 'no such file, folder or match'}")
         for path in paths:  # by their real paths: links and other spellings lead to the same files
             found.setdefault(os.path.realpath(path), path)
     _remark_copies(set(found.values()))

@@ -10,9 +10,9 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -21,7 +21,6 @@ from hvdlm import __version__
 from hvdlm.config import Section, choice_of
 from hvdlm.data.manifest import SPLITS
 from hvdlm.files import sha256_of
-from hvdlm.partition import fraction_of
 from hvdlm.tokenizer import TokenizerConfig
 
 from .clean import CleanConfig
@@ -29,6 +28,7 @@ from .documents import ErrorPolicy, Part, ReadOptions, Stamp, TableConfig
 from .filters import FilterConfig
 from .pii import PiiConfig
 from .readers import FORMATS, can_split
+from .splits import SplitConfig, SplitInputs, SplitPlan
 
 MIN_UNIT_BYTES = 4 << 20
 MAX_UNIT_BYTES = 64 << 20
@@ -39,21 +39,11 @@ LIBRARIES = (
 )  # the libraries whose version may change a shard
 
 
-class SplitConfig(Section):
-    """The `split` section: fractions of documents; the rest is train."""
-
-    val: float = Field(0.01, ge=0, lt=1, description="share of the documents for validation")
-    test: float = Field(0.0, ge=0, lt=1, description="share of the documents for the final test")
-
-    @model_validator(mode="after")
-    def _check(self) -> SplitConfig:
-        if self.val + self.test >= 1:
-            raise ValueError(f"val {self.val} + test {self.test} leave nothing to train on")
-        return self
-
-
 class DedupConfig(Section):
-    """The `dedup` section: of documents that are the same, the first in input order stays."""
+    """The `dedup` section: of documents that are the same, the first in input order stays.
+
+    Of predefined splits val and test lose nothing: a document of train that stands there too is dropped.
+    """
 
     exact: bool = Field(False, description="drop documents whose cleaned text was there before")
     near: bool = Field(False, description="drop near-duplicates by MinHash (implies exact)")
@@ -68,11 +58,14 @@ class DedupConfig(Section):
 class PreprocessConfig(Section):
     """A preprocess config: raw text in, tokenized shards out."""
 
-    input: str | list[str] = Field(description="file, folder, glob, list of these, or python-stdlib")
+    input: str | list[str] | SplitInputs = Field(
+        description="file, folder, glob, list of these, or python-stdlib; predefined splits are named one by one"
+    )
     format: Annotated[str, choice_of(["auto", *FORMATS])] = Field(
         "auto",
         description="auto goes by suffix (.txt .md .jsonl .json .csv .tsv .parquet .arrow .feather .html .warc .wet "
-        ".tokens, also .gz .bz2 .xz .zst); of .txt, paragraphs cuts at blank lines and separated at `separator`",
+        ".tokens, also .gz .bz2 .xz .zst); of .txt, paragraphs cuts at blank lines, separated at `separator` and "
+        "lines at line ends",
     )
     text_key: str = Field("text", description="key (json) or column (tables) of the text; a.b is b inside a")
     id_key: str | None = Field(None, description="key or column of a document's id, kept in the shards")
@@ -98,8 +91,23 @@ class PreprocessConfig(Section):
     shard_tokens: int = Field(64_000_000, ge=1, description="tokens after which the next shard begins")
     seed: int = Field(0, description="decides which documents are validation and test")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_train_whole(cls, values: Any) -> Any:
+        """Of predefined splits nothing is cut out of train unless that is asked for."""
+        if isinstance(values, dict) and isinstance(values.get("input"), dict | SplitInputs):
+            split = values.get("split", {})
+            return {**values, "split": {"val": 0.0, **split}} if isinstance(split, dict) else values
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> PreprocessConfig:
+        self.splits.check()
+        if "train" not in self.splits.sources and self.tokenizer.is_learnt:
+            raise ValueError(
+                f"tokenizer: a {self.tokenizer.kind} vocabulary is learnt from input.train, and there is none; set "
+                "tokenizer.path to the tokenizer.json of the data that the model is trained on"
+            )
         try:
             "a".encode(self.encoding)  # raises for what Python knows but is no encoding of text, such as base64
             codecs.getincrementaldecoder(self.encoding)("surrogateescape").decode(b"a")  # idna, punycode: for names
@@ -110,8 +118,13 @@ class PreprocessConfig(Section):
         return self
 
     @property
-    def sources(self) -> list[str]:
-        return [self.input] if isinstance(self.input, str) else list(self.input)
+    def splits(self) -> SplitPlan:
+        return SplitPlan.of(self.input, self.split)
+
+    @property
+    def compares_texts(self) -> bool:
+        """Whether it is known of documents which are the same."""
+        return self.dedup.is_on or len(self.splits.sources) > 1
 
     @property
     def is_utf8(self) -> bool:
@@ -133,11 +146,12 @@ class PreprocessConfig(Section):
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of work for one rank: parts of the input, in order."""
+    """A piece of work for one rank: parts of the input of one split, in order."""
 
     number: int
     parts: tuple[Part, ...]
     num_bytes: int
+    split: str = "train"  # whose input it is; `SplitPlan.of_document` has the last word
 
 
 @dataclass(frozen=True)
@@ -173,6 +187,11 @@ class WorkPlan:
         """All that is kept of a unit, marks of dedup among it; last the file that says that it is finished."""
         return sorted(self.work.glob(f"unit-{unit:06d}.*"), key=lambda path: path == self.spool(unit))
 
+    def with_held_out_first(self) -> tuple[list[Path], int]:
+        """`spools`, those of predefined val and test splits before all others, and how many they are."""
+        is_train = {path: self.units[unit_of(path)].split == "train" for path in self.spools}
+        return sorted(self.spools, key=is_train.__getitem__), sum(not found for found in is_train.values())
+
     def find_spools(self) -> tuple[Path, ...]:
         """The spool files of all units, in the order of the input."""
         by_unit: dict[str, list[Path]] = {}
@@ -197,6 +216,15 @@ def unit_of(spool: Path) -> int:
     12
     """
     return int(spool.name.split(".")[0].removeprefix("unit-"))
+
+
+def units_of(inputs: Mapping[str, Mapping[str, Stamp]], options: ReadOptions) -> list[Unit]:
+    """`make_units` of each split's files, one split after the other."""
+    units: list[Unit] = []
+    for split, files in inputs.items():
+        of_split = make_units([(path, size) for path, (size, _) in files.items()], options)
+        units += [replace(unit, number=len(units) + unit.number, split=split) for unit in of_split]
+    return units
 
 
 def make_units(files: list[tuple[str, int]], options: ReadOptions) -> list[Unit]:
@@ -256,14 +284,6 @@ def sample_units(units: list[Unit], sample_bytes: float) -> tuple[list[Unit], fl
     total = sum(unit.num_bytes for unit in units)
     chosen = units[:: max(1, int(total / (8 * sample_bytes)))]
     return chosen, min(1.0, sample_bytes / max(1, sum(unit.num_bytes for unit in chosen)))
-
-
-def split_of(text: bytes, config: PreprocessConfig) -> str:
-    """The split of a document: by its content and the seed alone, so it never moves."""
-    fraction = fraction_of(text, config.seed)
-    if fraction < config.split.val:
-        return "val"
-    return "test" if fraction < config.split.val + config.split.test else "train"
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,12 @@ PROOF_BYTES = 64 << 10  # of text in all of them
 
 
 def make_vocabulary(config: PreprocessConfig, units: list[Unit], world: World) -> str:
-    """The content of tokenizer.json, the same at any number of ranks; on all of them. Collective."""
-    sample = _sample(config, units, world) if config.tokenizer.is_learnt else Sample()
+    """The content of tokenizer.json, the same at any number of ranks; on all of them. Collective.
+
+    It is learnt from the input of the train split alone.
+    """
+    of_train = [unit for unit in units if unit.split == "train"]
+    sample = _sample(config, of_train, world) if config.tokenizer.is_learnt else Sample()
     return world.on_root(lambda: _make(config, sample).to_json())
 
 
@@ -55,7 +59,7 @@ def _make(config: PreprocessConfig, sample: Sample) -> Tokenizer:
     if section.is_learnt:
         if not sample.num_characters:
             raise UserError(
-                f"input {config.input!r}: no document of its sample is left to learn a vocabulary from; raise "
+                f"{config.splits.told('train')}: no document of its sample is left to learn a vocabulary from; raise "
                 f"tokenizer.sample_mb (now {section.sample_mb:g})"
             )
         log.info("learning a %s vocabulary from %.1f MB", section.kind, sample.num_characters / 1e6)
@@ -81,11 +85,13 @@ def _sample(config: PreprocessConfig, units: list[Unit], world: World) -> Sample
     parts_of = parts_finder(config.tokenizer.word_rule) if config.tokenizer.has_words else None
     drawn: list[tuple[int, list[str]]] = []
     words: Counter[str] = Counter()
-    num_characters = 0
+    num_characters, splits = 0, config.splits
     with world.together():
         for unit in chosen[world.rank :: world.size]:
             drawn.append((unit.number, []))
             for document in pipeline.documents(unit, Counter()):
+                if splits.is_predefined and splits.of_document(document.text.encode(), "train", config.seed) != "train":
+                    continue  # what is held out shall not name words
                 if parts_of is None:
                     drawn[-1][1].extend(p for p in pieces_of(document.text) if _is_drawn(p, config, fraction))
                 else:

@@ -72,7 +72,16 @@ def folder(data_dir, tmp_path):
 # --- data folders
 
 
-FREE = {"tokenizer_kind", "tokenizer_digest", "statistics", "plan", "digest", "unigram_loss", "text_bytes"}  # or
+FREE = {
+    "tokenizer_kind",
+    "tokenizer_digest",
+    "statistics",
+    "plan",
+    "digest",
+    "unigram_loss",
+    "text_bytes",
+    "splitting",
+}  # or
 FREE |= {"num_bytes", "checksum", "file", "vocab_size", "eos_id"}  # checked where the files are opened
 
 
@@ -94,7 +103,9 @@ def test_a_manifest_of_any_content_is_read_as_it_was_or_refused(folder):
     ("key", "value", "message"),
     [
         ("splits.val.shards", [], r"splits.val.num_tokens is \d+, its parts have 0"),
-        ("splits.train", DELETED, "there is no split train, only val, test"),
+        ("splits.train", DELETED, r"num_tokens is \d+, its parts have \d+"),
+        ("splits", {}, "there is no split train, val or test, only none"),
+        ("splitting.kind", "dev", "'hash' or 'predefined'"),
         ("splits.val.text_bytes", -1, "should be greater than or equal to 0"),
         ("splits.val.unigram_loss", math.inf, "finite number"),
         ("vocab_size", 1 << 70, "less than or equal to"),
@@ -364,6 +375,17 @@ def test_weights_of_another_type_are_refused(saved, dtype):
     assert checkpoint.damage(saved) is None
     with pytest.raises(UserError, match=f"bias is {dtype}, and not torch.float32 as it was saved"):
         checkpoint.load_model(saved, torch.nn.Linear(2, 2))
+    with pytest.raises(UserError, match=f"bias is {dtype}"):
+        load_weights(saved, torch.nn.Linear(2, 2), mean=False)
+
+
+def test_a_run_may_begin_with_weights_of_twice_the_precision_and_not_go_on_with_them(saved):
+    plain, double = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).double()
+    load_weights(saved, plain, mean=False)
+    load_weights(saved, double, mean=False)
+    assert torch.equal(double.weight, plain.weight.double())
+    with pytest.raises(UserError, match="float32, and not torch.float64"):
+        checkpoint.load_model(saved, double)
 
 
 def test_no_leftover_of_a_save_is_waited_for(saved, tmp_path):

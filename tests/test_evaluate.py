@@ -6,20 +6,22 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from harness import run_training
+from harness import documents_of, make_config, run_training
 from torch import nn
 
-from hvdlm.data.manifest import SplitEntry, read_manifest
+from hvdlm.data.corpora import open_corpora
+from hvdlm.data.manifest import TOKENIZER, SplitEntry, read_manifest
 from hvdlm.data.stream import TokenStream
 from hvdlm.data.windows import EvaluationStreams, EvaluationWindows
 from hvdlm.errors import UserError
-from hvdlm.inference.evaluate import evaluate_checkpoint
+from hvdlm.inference.evaluate import evaluate_checkpoint, num_words
 from hvdlm.inference.generate import Sampling, choose, generate
 from hvdlm.models import LanguageModel, Vocabulary
 from hvdlm.models.recurrent import LstmConfig
 from hvdlm.tasks import TaskContext
 from hvdlm.tasks.evaluate import evaluate, pool
 from hvdlm.tasks.language_model import LmConfig, NoiseConfig, ObjectiveConfig
+from hvdlm.tokenizer import load
 from hvdlm.world.serial import SerialWorld
 
 
@@ -211,3 +213,15 @@ def test_generation_is_reproducible_and_ends_at_the_end_of_text():
     ended = list(generate(model, [], Sampling(1.0), seq_len=4, max_tokens=10_000, eos_id=3))
     assert len(ended) < 10_000
     assert 3 not in ended
+
+
+def test_words_are_what_white_space_parts_and_an_end_a_document(data_dir, tmp_path):
+    run_training(data_dir, tmp_path / "run", "train.steps=1")
+    found = evaluate_checkpoint(tmp_path / "run", (), "val", SerialWorld(), words=True)
+    texts = [bytes(ids[:-1].astype(np.uint8)).decode() for ids in documents_of(data_dir, "val")]
+    assert found["num_words"] == sum(len(text.split()) + 1 for text in texts)
+    nats = found["loss"] * found["num_tokens"]
+    assert math.log(found["word_perplexity"]) == pytest.approx(nats / found["num_words"], rel=1e-9)
+    corpora, tokenizer = open_corpora(make_config(data_dir, tmp_path).data), load(data_dir / TOKENIZER)
+    parts = [num_words(corpora, "val", tokenizer, rank=rank, size=3) for rank in range(3)]
+    assert sum(parts) == found["num_words"]

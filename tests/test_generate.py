@@ -8,6 +8,7 @@ from harness import run_training
 
 from hvdlm.errors import UserError
 from hvdlm.inference.generate import Sampling, choose, continue_text, generate
+from hvdlm.models import LanguageModel
 
 LOGITS = torch.tensor([-300.0, 2.0, 1.0, 1.9, 300.0, -1e30])
 
@@ -40,12 +41,18 @@ def test_usual_temperatures_draw_as_the_softmax_says():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_diverged_model_is_refused(value):
-    class Diverged(torch.nn.Linear):
-        def forward(self, ids):
-            return torch.full((1, ids.shape[1], 3), value)
+    class Diverged(LanguageModel):
+        device = "cpu"
+        head = torch.nn.Identity()
+
+        def initial_state(self, num):
+            return ()
+
+        def forward(self, ids, state=None, draws=None):
+            return torch.full((1, ids.shape[1], 3), value), state
 
     with pytest.raises(UserError, match="not finite: it has diverged"):
-        list(generate(Diverged(1, 1), [], Sampling(), seq_len=4, max_tokens=2, eos_id=0))
+        list(generate(Diverged(), [], Sampling(), seq_len=4, max_tokens=2, eos_id=0))
 
 
 def test_any_64_bit_seed_and_any_prompt_that_is_text(data_dir, tmp_path):

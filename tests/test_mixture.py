@@ -15,14 +15,14 @@ from hvdlm.config import load, validate
 from hvdlm.data.config import DataConfig
 from hvdlm.data.corpora import open_corpora
 from hvdlm.data.mixture import Mixture
-from hvdlm.data.orders import MixedBatches, MixedStreams, TrainBatches, order_over
+from hvdlm.data.orders import MixedBatches, MixedStreams, OrderSettings, TrainBatches, order_over
 from hvdlm.data.stream import TokenStream
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.inference.evaluate import evaluate_checkpoint
 from hvdlm.partition import permute, permute_each, slice_of
 from hvdlm.session.metrics import read_metrics
-from hvdlm.tasks.evaluate import SplitEvaluation
+from hvdlm.tasks.evaluate import Protocol, SplitEvaluation
 from hvdlm.train.config import RunConfig
 from hvdlm.train.setup import train
 from hvdlm.world.serial import SerialWorld
@@ -186,7 +186,7 @@ def test_a_mixture_of_one_is_that_corpus(folders):
     one = TrainBatches(TokenStream(folders / "zh", "train"), seq_len=32, seed=3)
     for step in (0, 50, 700):
         positions = np.arange(step * 6, step * 6 + 6)
-        mixture = order_over(source, seq_len=32, global_batch=6, seed=3).windows(positions, step)
+        mixture = order_over(source, OrderSettings(32, 6, 3, 256)).windows(positions, step)
         assert mixture.tolist() == one.windows(positions, step).tolist()
     path = DataConfig.model_validate({"path": folders / "zh"})
     assert open_corpora(data).digest == open_corpora(path).digest == open_corpora(path).manifest.train_digest
@@ -194,7 +194,7 @@ def test_a_mixture_of_one_is_that_corpus(folders):
 
 def test_windows_of_a_mixture_are_windows_of_its_corpora(folders, tmp_path):
     source = open_corpora(config_of(folders, tmp_path).data).train_source()
-    batches = order_over(source, seq_len=32, global_batch=12, seed=1)
+    batches = order_over(source, OrderSettings(32, 12, 1, 256))
     positions = np.arange(36, 48)
     windows = zip(*batches.samples_at(positions), batches.windows(positions, 3), strict=True)
     for corpus, sample, window in windows:
@@ -203,7 +203,7 @@ def test_windows_of_a_mixture_are_windows_of_its_corpora(folders, tmp_path):
 
 def test_validation_counts_every_token_of_every_corpus_once(folders, tmp_path):
     corpora = open_corpora(config_of(folders, tmp_path).data)
-    evaluation = SplitEvaluation(corpora, "val", seq_len=32)
+    evaluation = SplitEvaluation(corpora, "val", Protocol(32))
     for corpus, (name, windows, _) in zip(corpora.corpora, evaluation._parts, strict=True):
         targets = np.concatenate([piece.ids[:, 1:].ravel() for piece in windows.batches(4, rank=0, size=1)])
         stream = TokenStream(corpus.path, "val")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hvdlm.config import validate
 from hvdlm.data.config import DataConfig
-from hvdlm.data.orders import ContiguousBatches, TrainBatches, order_over
+from hvdlm.data.orders import ContiguousBatches, OrderSettings, TrainBatches, order_over
 from hvdlm.data.stream import TokenStream
 from hvdlm.data.windows import IGNORED, EvaluationStreams, EvaluationWindows
 from hvdlm.errors import UserError
@@ -112,7 +112,7 @@ def test_streams_shorter_than_a_window_are_an_error():
 
 def test_the_order_is_chosen_by_name(stream):
     for order, kind in (("random", TrainBatches), ("contiguous", ContiguousBatches)):
-        assert isinstance(order_over(stream, seq_len=8, global_batch=2, seed=0, order=order), kind)
+        assert isinstance(order_over(stream, OrderSettings(8, 2, 0, 256), order), kind)
 
 
 def test_a_mixture_has_no_contiguous_order(tmp_path):

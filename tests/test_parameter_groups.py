@@ -4,8 +4,9 @@ import pytest
 from torch import nn
 
 from hvdlm.errors import UserError
+from hvdlm.models import Vocabulary
 from hvdlm.models.recurrent import LstmConfig, Recurrent
-from hvdlm.models.transformer import Transformer, TransformerConfig
+from hvdlm.models.transformer import TransformerConfig
 from hvdlm.optim import OptimConfig, build_optimizer, set_lr
 
 
@@ -76,7 +77,7 @@ def test_set_lr_respects_the_groups():
 @pytest.mark.parametrize(
     "model_of",
     [
-        lambda tied: Transformer(TransformerConfig(layers=1, heads=2, width=8, tie_embeddings=tied), 11),
+        lambda tied: TransformerConfig(layers=1, heads=2, width=8, tie_embeddings=tied).build(Vocabulary(11, 10)),
         lambda tied: Recurrent(LstmConfig(layers=1, width=8, tie_embeddings=tied), 11),
     ],
 )

@@ -112,6 +112,7 @@ SMALL = {
     "txt": ("\ufeffone\r\n\r\nzwei ü\n" + "b中文c\n" * 4).encode(),
     "paragraphs": b"\n\none\nmore\r\n \t\r\n\ntwo\r\n\r\n\xe4\xb8\xad\n\n",
     "separated": b"<|end|>one<|end|><|end|>t<|en\xc3\xa9<|end|>\n",
+    "lines": b"\xef\xbb\xbf one \r\n\n \t\nzw\xc3\xa9i\n\n\xe4\xb8\xad c",
     "wikitext": b" \n = A = \n text \n = = B = = \n more \n\n = C = \n x = y = \n",
     "md": "# Title\n\n*é*\n\n---\n* one\n* two\nend".encode(),
     "jsonl": b'\xef\xbb\xbf{"text":"a"}\n\n{"text":"b\\ud83d"}\r\n{"text":}\n{"text":"c\xc3\xa9"}',
@@ -201,6 +202,7 @@ def parquet_bytes(compression):
 VALID = {
     "txt": "some text\nwith lines 中文\n".encode(),
     "paragraphs": "one\nmore\n\ntwo 中文\n\n".encode(),
+    "lines": "one\n\ntwo 中文\n".encode(),
     "jsonl": b'{"text": "one \\u4e2d", "id": 1}\n{"text": "two", "label": [1, {"a": null}]}\n',
     "csv": 'text,id\n"one, ""two""\nmore",1\n中文,2\n'.encode(),
     "tsv": 'text\tid\n"one\ttwo"\t1\n中文\t2\n'.encode(),

@@ -45,6 +45,16 @@ def test_paragraphs_are_documents_between_blank_lines(write):
     assert "is not UTF-8" in bad.reason
 
 
+def test_lines_are_documents_and_blank_ones_are_none(write):
+    """What stands in a line stays as it is: blanks, and what other languages take for a line's end."""
+    options = ReadOptions("lines")
+    path = write("a.txt", " one <unk> \n\ntwo\x0b\u2028é\r\n \t\nthree\n\n".encode())
+    assert read(path, options) == [" one <unk> ", "two\x0b\u2028é", "three"]
+    *good, bad, last = found(write("b.txt", b"one\nab\xff\ntwo"), options)
+    assert [item.text for item in (*good, last)] == ["one", "two"]
+    assert bad.place.endswith(": byte 6")
+
+
 def test_separated_documents(write):
     options = ReadOptions("separated", separator="<|endoftext|>")
     assert read(write("a.txt", "eins\n<|endoftext|>\nzwei ü<|endoftext|>".encode()), options) == ["eins", "zwei ü"]
@@ -251,7 +261,7 @@ def test_replace_keeps_what_can_be_read(write):
 
 
 def test_every_format_has_a_suffix_or_must_be_asked_for():
-    assert {name for name, format_ in FORMATS.items() if not format_.suffixes} == {"paragraphs", "separated"}
+    assert {name for name, format_ in FORMATS.items() if not format_.suffixes} == {"paragraphs", "separated", "lines"}
 
 
 def test_sources_are_files_folders_globs_and_lists(tmp_path):
@@ -447,7 +457,7 @@ BREAKS = {  # what becomes of three streams -> how many whole documents stand be
 
 @pytest.mark.parametrize("suffix", COMPRESS)
 @pytest.mark.parametrize("case", BREAKS)
-@pytest.mark.parametrize("name", ["jsonl", "paragraphs", "separated", "csv", "utf-16"])
+@pytest.mark.parametrize("name", ["jsonl", "paragraphs", "separated", "lines", "csv", "utf-16"])
 def test_all_whole_documents_before_a_break_are_kept_and_its_place_is_named(tmp_path, monkeypatch, suffix, case, name):
     damage, expected = BREAKS[case]
     options = ReadOptions("jsonl" if name == "utf-16" else name, separator="<>")
@@ -455,6 +465,7 @@ def test_all_whole_documents_before_a_break_are_kept_and_its_place_is_named(tmp_
         "jsonl": RECORDS,
         "paragraphs": [b"%d\n\n" % n for n in range(30)],
         "separated": [b"%d<>" % n for n in range(30)],
+        "lines": [b"%d\n" % n for n in range(30)],
         "csv": [b"text\n0\n"] + [b"%d\n" % n for n in range(1, 30)],
         "utf-16": [line.decode().encode("utf-16-le") for line in RECORDS],
     }[name]
@@ -632,6 +643,7 @@ OLD_LINES = {
     "tsv": "id\ttext\r1\tone é\r2\ttwo",
     "paragraphs": "\r\rone é\r \r\rtwo\r\r",
     "separated": "one é\r---\rtwo",
+    "lines": "\rone é\r \rtwo\r",
     "wikitext": " = One é = \r two\r = Two = \r three",
 }
 
@@ -731,7 +743,7 @@ def test_the_old_kind_of_lzma_is_read_whatever_it_is_called(tmp_path, name):
 
 
 @pytest.mark.parametrize("case", CONTENTS)
-@pytest.mark.parametrize("name", ["txt", "md", "paragraphs", "separated", "wikitext", "jsonl", "csv", "tsv"])
+@pytest.mark.parametrize("name", ["txt", "md", "paragraphs", "lines", "separated", "wikitext", "jsonl", "csv", "tsv"])
 def test_what_is_no_text_is_never_taken_for_text(tmp_path, case, name):
     content, reason = CONTENTS[case]
     path = tmp_path / "a"

@@ -12,6 +12,7 @@ from hvdlm import checkpoint
 from hvdlm.errors import UserError
 from hvdlm.session.metrics import RunLog, read_metrics
 from hvdlm.train.guard import Guard, Verdict
+from hvdlm.train.learners import LEARNERS
 from hvdlm.train.step import GradientLearner
 
 WORDS = ("train.steps=6", "train.eval_every=6", "checkpoint.every=2", "ema={decay: 0.9}")
@@ -188,7 +189,7 @@ class PoisonedOnce(GradientLearner):
 
 
 def test_a_broken_weight_is_rewound_where_gradients_are(data_dir, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("hvdlm.train.setup.GradientLearner", PoisonedOnce)
+    monkeypatch.setitem(LEARNERS, "gradient", PoisonedOnce)
     words = ("guard.nonfinite=rewind", "checkpoint.every=2", "train.steps=6")
     assert run_training(data_dir, tmp_path, *words)["step"] == 6
     assert "is not finite: back to step 2, and past the samples up to step 4" in caplog.text

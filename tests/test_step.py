@@ -17,8 +17,8 @@ from hvdlm.errors import UserError
 from hvdlm.inference.evaluate import evaluate_checkpoint
 from hvdlm.inference.load import load_checkpoint_model
 from hvdlm.session.metrics import read_metrics
-from hvdlm.train import setup as stage
 from hvdlm.train.guard import Verdict
+from hvdlm.train.learners import LEARNERS
 from hvdlm.train.noise_scale import NoiseScale
 from hvdlm.train.step import GradientLearner
 from hvdlm.world.place import Place
@@ -153,7 +153,7 @@ def test_fp16_trains_like_fp32(make_engine):
 @pytest.fixture
 def broken(data_dir, tmp_path, monkeypatch):
     """Train 10 steps of 12 samples; step 4 holds sample 50."""
-    monkeypatch.setattr(stage, "GradientLearner", Broken)
+    monkeypatch.setitem(LEARNERS, "gradient", Broken)
 
     def train(name, *overrides):
         overrides = ("train.steps=10", "checkpoint.every=2", "log.every=1", *overrides)

@@ -17,7 +17,9 @@ from hvdlm.cli.options import (
     NameList,
     Number,
     WholeNumber,
+    config_of_study,
     json_option,
+    overrides_argument,
     refuse_a_launcher,
     result,
 )
@@ -32,6 +34,12 @@ def _workloads() -> Iterable[str]:
     from hvdlm.perf.train_cases import WORKLOADS as FOUND
 
     return FOUND
+
+
+def _families() -> Iterable[str]:
+    from hvdlm.models import MODELS
+
+    return MODELS
 
 
 @click.group(cls=Group)
@@ -95,6 +103,26 @@ def bench_train(workloads: tuple[str, ...], variants: str, out: Path, as_json: b
         out=out, workloads=workloads, variants=tuple(map(str.strip, variants.split(","))), **counts
     )
     found = stage.bench(options)
+    result(found, as_json, stage.to_text(found))
+
+
+@bench.command("models", epilog="hvdlm bench models configs/quickstart.yaml --steps 400 --out runs/bench-models")
+@click.argument("config", type=PATH, default=Path("configs/quickstart.yaml"))
+@overrides_argument
+@click.option("--ranks", type=RANKS, default=2, show_default=True)
+@click.option("--steps", type=WholeNumber(1), default=400, show_default=True, help="Of those that descend.")
+@click.option("--families", type=NameList(_families), default=None, help="Comma-separated; default: all.")
+@click.option("--out", type=PATH, default=Path("runs/bench-models"), show_default=True)
+@json_option
+def bench_models(
+    config: Path, overrides: tuple[str, ...], families: tuple[str, ...] | None, as_json: bool, **choices: Any
+) -> None:
+    """Every family on one corpus and as many tokens: loss, speed, parameters, in a table and a picture."""
+    settings = config_of_study("hvdlm bench", config, overrides)
+    from hvdlm.perf import bench_models as stage
+
+    options = stage.ModelBenchOptions(models=stage.families(families), **choices)
+    found = stage.bench(settings, options)
     result(found, as_json, stage.to_text(found))
 
 

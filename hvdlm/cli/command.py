@@ -16,7 +16,7 @@ import time
 import click
 
 from hvdlm import __version__
-from hvdlm.cli import benchmarks, cluster, data, launching, scaling, settings, submission, training, tuning
+from hvdlm.cli import benchmarks, cluster, data, launching, models, scaling, settings, submission, training, tuning
 from hvdlm.cli.options import Group
 from hvdlm.cli.usage import is_help, usage_line
 from hvdlm.errors import EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError, lack_of_memory
@@ -106,7 +106,15 @@ def cli() -> None:
 
 for group in (
     (settings.doctor, data.preprocess, data.data, data.tokenizer, training.train, training.evaluate),
-    (training.generate, launching.launch, scaling.scale, scaling.measure, scaling.report, tuning.tune),
+    (
+        training.generate,
+        models.model_group,
+        launching.launch,
+        scaling.scale,
+        scaling.measure,
+        scaling.report,
+        tuning.tune,
+    ),
     (benchmarks.bench, settings.config_group, submission.submit),
     (cluster.jobs, cluster.logs, cluster.cancel, cluster.lint, cluster.sites),
 ):

@@ -133,8 +133,7 @@ def tokenizer_train(config: Path, overrides: tuple[str, ...], out: Path, as_json
     """Learn the vocabulary of a preprocess config from a sample of its input, without the shards."""
     settings = preprocess_config(config, overrides)
     from hvdlm.files import write_text_durably
-    from hvdlm.preprocessing.documents import find_files
-    from hvdlm.preprocessing.plan import make_units
+    from hvdlm.preprocessing.plan import units_of
     from hvdlm.preprocessing.vocabulary import make_vocabulary
     from hvdlm.session.logs import setup_logging
     from hvdlm.tokenizer import digest, from_json
@@ -142,7 +141,7 @@ def tokenizer_train(config: Path, overrides: tuple[str, ...], out: Path, as_json
     with connected() as world:
         setup_logging(world.rank)
         world.on_root(lambda: _check_out(out))
-        units = world.on_root(lambda: make_units(find_files(settings.sources), settings.read_options))
+        units = world.on_root(lambda: units_of(settings.splits.find(), settings.read_options))
         text = make_vocabulary(settings, units, world)
         world.on_root(lambda: write_text_durably(out, text))
         made = from_json(text)

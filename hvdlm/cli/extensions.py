@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,44 +22,48 @@ def import_option(function: Any) -> Any:
         multiple=True,
         is_eager=True,
         expose_value=False,
-        callback=lambda _context, _option, files: _import_all(files),
+        callback=lambda _context, _option, files: import_all(files),
         help="Run a Python file that registers a model family, a task or a sync: "
         'MODELS["mine"] = MineConfig. May be given several times.',
     )(function)
 
 
-def _import_all(files: tuple[Path, ...]) -> None:
+def import_all(files: tuple[Path, ...]) -> None:
+    """Run the files; UserError for one that cannot be run, or registers nothing of use."""
     if not files:
         return
-    from hvdlm.models import MODELS
-    from hvdlm.sync import SYNCS
-    from hvdlm.tasks import TASKS
+    from hvdlm.models import MODELS, FamilyConfig
+    from hvdlm.sync import SYNCS, StrategyConfig
+    from hvdlm.tasks import TASKS, TaskConfig
     from hvdlm.train.config import RunConfig
 
-    registries: dict[str, Mapping[str, type]] = {"MODELS": MODELS, "TASKS": TASKS, "SYNCS": SYNCS}
+    registries = (("MODELS", MODELS, FamilyConfig), ("TASKS", TASKS, TaskConfig), ("SYNCS", SYNCS, StrategyConfig))
     for file in files:
-        before = {name: dict(registry) for name, registry in registries.items()}
+        before = {name: dict(registry) for name, registry, _ in registries}
         _run(file)
-        added = [name for name, registry in registries.items() if registry.keys() - before[name].keys()]
-        for name, registry in registries.items():
+        num_added = 0
+        for name, registry, kind in registries:
+            added = registry.keys() - before[name].keys()
+            num_added += len(added)
             if changed := [key for key, section in before[name].items() if registry.get(key) is not section]:
-                raise UserError(f"--import {file}: {name} has {changed[0]!r} already; register it by another name")
-        if not added:
-            raise UserError(f"--import {file}: registers nothing in {', '.join(registries)}")
-    _rebuild(RunConfig.model_rebuild, files)
-
-
-def _rebuild(rebuild: Callable[..., Any], files: tuple[Path, ...]) -> None:
+                raise UserError(f"--import {file}: {name} has {changed[0]!r} already; register yours by another name")
+            for key in added:
+                if not (isinstance(registry[key], type) and issubclass(registry[key], kind)):
+                    raise UserError(f"--import {file}: {key} in {name} is no {kind.__name__}")
+        if not num_added:
+            raise UserError(f"--import {file}: registers nothing in {', '.join(name for name, _, _ in registries)}")
     try:
-        rebuild(force=True)
-    except Exception as error:
-        raise UserError(f"--import {', '.join(map(str, files))}: what it registers is no section: {error}") from None
+        RunConfig.model_rebuild(force=True)
+    except ValueError as error:
+        raise UserError(f"--import {', '.join(map(str, files))}: {error}") from None
 
 
 def _run(file: Path) -> None:
+    from hvdlm.train.parts import EXTENSION
+
     if not file.is_file():
         raise UserError(f"--import {file}: there is no such file")
-    name = f"hvdlm_extension_{file.stem}"
+    name = f"{EXTENSION}{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise UserError(f"--import {file}: is no Python file (.py)")

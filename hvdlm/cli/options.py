@@ -66,10 +66,13 @@ class Choice(click.Choice):
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter as error:
-            near = difflib.get_close_matches(value, self.choices, n=1)
+            near = self.nearest(value)
             if not near:
                 raise
-            self.fail(f"{error.message.removesuffix('.')}. Did you mean {near[0]!r}?", param, ctx)
+            self.fail(f"{error.message.removesuffix('.')}. Did you mean {near!r}?", param, ctx)
+
+    def nearest(self, value: str) -> str | None:
+        return next(iter(difflib.get_close_matches(value, self.choices, n=1)), None)
 
 
 class Names(Choice):
@@ -125,7 +128,16 @@ class Number(click.FloatRange):
         return super().convert(found, param, ctx)
 
 
-def splits() -> Iterable[str]:
+class SplitName(Names):
+    """One of the splits."""
+
+    def nearest(self, value: str) -> str | None:
+        from hvdlm.data.manifest import OTHER_NAMES
+
+        return OTHER_NAMES.get(value) or super().nearest(value)
+
+
+def _splits() -> Iterable[str]:
     from hvdlm.data.manifest import SPLITS
 
     return SPLITS
@@ -148,6 +160,7 @@ def by_rank_0(function: Any) -> Any:
 RANKS = WholeNumber(1, 1_000_000)  # more are a slip of the hand, and lists of them fill the memory
 REPEATS = WholeNumber(1, 10_000)
 PATH = click.Path(path_type=Path)
+SPLIT = SplitName(_splits)
 MODE = Choice(["strong", "weak", "both"])  # of a scaling study
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
 

@@ -13,14 +13,13 @@ from hvdlm.cli.options import (
     MODE,
     PATH,
     REPEATS,
+    SPLIT,
     Group,
-    Names,
     WholeNumber,
     config_arguments,
     overrides_argument,
     preprocess_config,
     run_config,
-    splits,
 )
 from hvdlm.cli.submit_options import need, need_shards, saying_whose_ranks, submission, training_job
 from hvdlm.errors import UserError
@@ -80,10 +79,10 @@ def submit_train(config: Path, overrides: tuple[str, ...], chain: int, stage_in:
 @submit.command("eval", epilog="hvdlm submit eval runs/quickstart/train --site generic-cpu --time 10")
 @click.argument("run", type=PATH)
 @overrides_argument
-@click.option("--split", type=Names(splits), default="val", show_default=True)
+@click.option("--split", type=SPLIT, default="val", show_default=True)
 @submission
 def submit_eval(run: Path, overrides: tuple[str, ...], split: str, request: Request) -> list[Job]:
-    """Perplexity of a run's newest checkpoint, into RUN/eval-SPLIT.json."""
+    """Perplexity of a run's newest checkpoint, into RUN/eval-SPLIT.json; with data.path, of eval-SPLIT-FOLDER.json."""
     from hvdlm.jobs import orders
 
     need(request, run, "train first")
@@ -176,14 +175,20 @@ def submit_pipeline(
     from hvdlm.perf.sweep import Effort
 
     training, settings = training_job(request, config, to_training)
+    if "train" not in data.splits.made:
+        raise UserError(f"{data_config}: makes no train split, which the pipeline trains on; name input.train")
     if settings.data.path != data.output:
         raise UserError(
             f"{config}: trains on {settings.data.path}, but {data_config} writes {data.output}; set data.path or "
             "preprocess.output"
         )
+    held_out = [split for split in ("val", "test") if split in data.splits.made][:1]
+    if not held_out:
+        remark = f"warning: {data_config} makes no val or test split, so nothing is evaluated"
+        training = replace(training, remarks=(*training.remarks, remark))
     return orders.follow(
         [orders.preprocess(request, data_config, to_data, data.output)],
         orders.chain(training, chain),
-        [orders.evaluate(request, settings.run_dir, (), "val")],
+        [orders.evaluate(request, settings.run_dir, (), split) for split in held_out],
         _study(request, settings, ranks, None, mode="both", effort=Effort(steps=20, warmup=5, repeats=3)),
     )

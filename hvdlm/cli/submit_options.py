@@ -213,11 +213,12 @@ def need(request: Request, path: Path, remedy: str) -> None:
 
 
 def need_shards(request: Request, settings: RunConfig) -> None:
-    from hvdlm.data.manifest import MANIFEST
+    from hvdlm.data.manifest import MANIFEST, need_split, read_manifest
 
-    for folder in (settings.data.path, *(corpus.path for corpus in settings.data.mixture)):
-        if folder is not None:
-            need(request, folder / MANIFEST, "preprocess first")
+    for folder in (corpus.path for corpus in settings.data.corpora):
+        need(request, folder / MANIFEST, "preprocess first")
+        if (folder / MANIFEST).exists():
+            need_split(folder, read_manifest(folder), "train")
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import click
 from hvdlm.cli.beginning import ends_with
 from hvdlm.cli.extensions import import_option
 from hvdlm.cli.options import (
+    SPLIT,
     Command,
-    Names,
     Number,
     WholeNumber,
     batch_job,
@@ -21,7 +21,6 @@ from hvdlm.cli.options import (
     overrides_argument,
     result,
     run_config,
-    splits,
 )
 from hvdlm.world.connect import connected
 
@@ -34,13 +33,13 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Train, or resume the run in run_dir from its newest complete checkpoint."""
     with ends_with("before the first step: this start has trained and saved nothing yet") as has_begun:
         settings = run_config(config, overrides)
-        from hvdlm.data.manifest import read_manifest
+        from hvdlm.data.manifest import need_split, read_manifest
         from hvdlm.session.logs import setup_logging
         from hvdlm.sync import preferred_world
         from hvdlm.train import setup as stage
 
         for corpus in settings.data.corpora:  # before MPI starts
-            read_manifest(corpus.path)
+            need_split(corpus.path, read_manifest(corpus.path), "train")
         prefer = preferred_world(settings.sync)
         with connected(settings.world, prefer=prefer, environment=settings.sync.environment) as world:
             setup_logging(world.rank)
@@ -54,7 +53,7 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN|CHECKPOINT")
 @overrides_argument
 @import_option
-@click.option("--split", type=Names(splits), default="val", show_default=True)
+@click.option("--split", type=SPLIT, default="val", show_default=True)
 @click.option(
     "--carry/--no-carry",
     default=None,
@@ -72,6 +71,7 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     help="Windows that overlap: each begins so many tokens after the last, and what both have is predicted in the "
     "first, so that tokens have a past.",
 )
+@click.option("--words", is_flag=True, help="Perplexity by the word too (white space parts them): tokenizers compared.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Also write the result as JSON there.")
 @json_option
 def evaluate(

@@ -50,6 +50,8 @@ def prepare_device(
         torch.set_num_threads(threads or threads_wanted() or place.threads)
         return torch.device("cpu")
     visible = torch.cuda.device_count()
+    if not visible:
+        raise UserError("train.device: cuda: no GPU is to be seen here (see `hvdlm doctor`); set train.device: cpu")
     number = 0 if visible == 1 else place.local_rank  # a launcher that binds GPUs shows each rank one
     if 1 != visible < place.local_size:
         raise UserError(
@@ -61,10 +63,14 @@ def prepare_device(
 
 
 def _choose_kernels(deterministic: bool) -> None:
-    """Before the first kernel. Torch warns where it has no kernel that gives the same bits each time."""
+    """Before the first kernel. Torch raises a RuntimeError where it has no kernel that gives the same bits each time.
+
+    If it only warned (warn_only), cuDNN's and the memory-efficient attention would take their other kernels.
+    """
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, in an LSTM as elsewhere; who wants speed takes bf16
     if deterministic:
         fix_cublas_workspace()
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over each new tensor, for faulty programs
 
 

@@ -54,6 +54,15 @@ class Draws:
             bits *= factor
         return bits
 
+    def normal(self, site: int, shape_per_sample: tuple[int, ...]) -> Tensor:
+        """Standard normal float32 (B, *shape_per_sample), by the method of Box and Muller 1958.
+
+        A shape with a longer first dimension begins with the draws of a shorter one.
+        """
+        bits = self.uniform_bits(site, (*shape_per_sample, 2)).double()  # in float64, for the tails
+        radius, angle = ((bits + (2**31 + 0.5)) / 2**32).unbind(-1)  # in (0, 1)
+        return ((-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()).float()
+
 
 def draws_for(seed: int, step: int, samples: np.ndarray) -> Draws:
     """The draws of `samples`, places (int64, (B,)) in the global batch of `step` or in the whole order. On the CPU."""

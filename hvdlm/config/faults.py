@@ -7,7 +7,7 @@ import functools
 import math
 import re
 import reprlib
-import typing
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from hvdlm.config.sections import Section, options_of, sections_of, union_of
+from hvdlm.config.sections import Section, is_section, items_of, options_of, sections_of, union_of
 from hvdlm.config.words import choices, demand, one_of
 from hvdlm.config.written import Written
 from hvdlm.numerals import LARGEST, LARGEST_FLOAT, is_too_large, number, truth
@@ -94,7 +94,10 @@ def _names(message: str, key: Key, section: Key) -> bool:
 
 def explain(model: type[Section], error: ValidationError, values: dict[str, Any], origin: Origin) -> str:
     """One line for the first problem, and how many more there are; `values` are those before they were read."""
-    problems = [_Problem.of(model, details, values) for details in error.errors(include_url=False)]
+    found = [_Problem.of(model, details, values) for details in error.errors(include_url=False)]
+    # Of a key that takes text or a section, pydantic tells what is wrong with either: what was meant is looked into.
+    above = {problem.key[:depth] for problem in found for depth in range(len(problem.key))}
+    problems = [problem for problem in found if problem.key not in above or problem.key == ()]
     problems.sort(key=lambda problem: problem.kind != "extra_forbidden")  # a misspelt key is often the missing one
     first, keys = problems[0], {problem.key for problem in problems}
     text = _strange_keys(model, problems, origin) if first.kind == "extra_forbidden" else _text(first, origin)
@@ -137,28 +140,32 @@ def _place(model: type[Section], loc: Key, kind: str) -> tuple[Key, type[Section
     tag: Key = ()
     by_name: dict[str, type[Section]] = {}
     options: list[type[Section]] = []
+    items: list[type[Section]] = []
     for part in loc:
         if part in by_name:
             model, by_name = by_name[part], {}
         elif part in model.model_fields:
             field = model.model_fields[part]
-            union, options = union_of(field), sections_of(field)
+            union, options, items = union_of(field), sections_of(field), items_of(field)
             key.append(part)
             if union:
                 tag, by_name = (*key, union.tag), union.by_name
-            elif len(options) == 1 and not _holds_list(field):
+            elif len(options) == 1 and not items and not _takes_more(field):
                 model, tag = options[0], ()
         elif part.isdigit():
             key.append(part)
-            if len(options) == 1:
-                model, tag = options[0], ()
+            if len(items) == 1:
+                model, tag = items[0], ()
+        elif len(options) == 1 and part == options[0].__name__:
+            model, tag = options[0], ()
         elif part == loc[-1] and kind == "extra_forbidden":
             key.append(part)
     return tuple(key), model, tag
 
 
-def _holds_list(field: FieldInfo) -> bool:
-    return any(typing.get_origin(option) in (list, tuple) for option in options_of(field.annotation))
+def _takes_more(field: FieldInfo) -> bool:
+    """Whether a value other than a section is one, too."""
+    return any(not is_section(option) and option is not types.NoneType for option in options_of(field.annotation))
 
 
 def _at(values: Any, key: Key, default: Any) -> Any:
@@ -184,9 +191,10 @@ def _strange_keys(model: type[Section], problems: Sequence[_Problem], origin: Or
     first = problems[0]
     valid = sorted(first.section.model_fields)
     place = origin.of(first.key)
-    is_of_another = first.tag and first.key in set(_keys_of(model))
-    near = [] if is_of_another else difflib.get_close_matches(first.key[-1], valid, n=1)
-    near = [".".join((*first.key[:-1], name)) for name in near]
+    known = first.section.other_names.get(first.key[-1])
+    is_of_another = first.tag and not known and first.key in set(_keys_of(model))
+    nearest = [known] if known else [] if is_of_another else difflib.get_close_matches(first.key[-1], valid, n=1)
+    near = [".".join((*first.key[:-1], name)) for name in nearest]
     is_chosen_late = first.tag in origin.overrides and not place.startswith("override")
     if first.tag and not near and (is_of_another or is_chosen_late):
         return _of_another_choice(problems, origin, valid, is_chosen_late=is_chosen_late)
@@ -224,7 +232,7 @@ def _keys_of(model: type[Section], above: Key = ()) -> Iterator[Key]:
     for name, field in model.model_fields.items():
         key = (*above, name)
         found[key] = None
-        for section in () if _holds_list(field) else sections_of(field):
+        for section in () if items_of(field) else sections_of(field):
             found |= dict.fromkeys(_keys_of(section, key))
     yield from found
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from hvdlm.config.faults import Origin, explain
 from hvdlm.config.reading import NULLS, collection, fit
-from hvdlm.config.sections import Section, union_of
+from hvdlm.config.sections import Section, sections_of, union_of
 from hvdlm.config.written import Written, read
 from hvdlm.errors import UserError
 
@@ -88,6 +88,8 @@ def _assigned(
     if not isinstance(below, dict):
         name = ".".join(key[: depth + 1])
         what = f"a list, which is set as a whole: '{name}=[…]'" if isinstance(below, list) else "a value, not a section"
+        if field is not None and sections_of(field):
+            what = f"a value here; to make it a section, replace it: '{name}={{{key[depth + 1]}: {value}}}'"
         raise UserError(f"override {override!r}: {name} is {what}")
     return {**values, name: _assigned(None, below, key, value, override, depth + 1)}
 

@@ -6,7 +6,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, Union
+from typing import Annotated, Any, ClassVar, TypeVar, Union
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetPydanticSchema
 from pydantic.fields import FieldInfo
@@ -20,6 +20,8 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    other_names: ClassVar[Mapping[str, str]] = {}  # of keys, as other tools call them: for messages alone
 
 
 T = TypeVar("T")
@@ -108,8 +110,13 @@ def sections_of(field: FieldInfo) -> list[type[Section]]:
     if union := union_of(field):
         return list(union.sections)
     options = options_of(field.annotation)
-    items = [item for option in options for part in typing.get_args(option) for item in options_of(part)]
-    return [option for option in (*options, *items) if is_section(option)]
+    return [option for option in options if is_section(option)] + items_of(field)
+
+
+def items_of(field: FieldInfo) -> list[type[Section]]:
+    """The sections that a list or tuple in the field holds."""
+    parts = [part for option in options_of(field.annotation) for part in typing.get_args(option)]
+    return [item for part in parts for item in options_of(part) if is_section(item)]
 
 
 FREE = "free on resume"

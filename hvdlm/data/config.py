@@ -31,7 +31,9 @@ class DataConfig(Section):
     )
     seq_len: int = Field(256, ge=1, description="tokens a sequence, T")
     order: Annotated[str, choice_of(ORDERS)] = Field(
-        "random", description="contiguous: each sequence of a batch goes on where the one of the last step ended"
+        "random",
+        description="contiguous: each sequence of a batch goes on where the one of the last step ended; "
+        "documents: each is one, alone, in as many pieces of seq_len as it needs",
     )
 
     @field_validator("mixture")
@@ -58,8 +60,8 @@ class DataConfig(Section):
     @field_validator("order")
     @classmethod
     def _check_order(cls, order: str, info: ValidationInfo) -> str:
-        if order == "contiguous" and info.data.get("mixture"):
-            raise ValueError("contiguous is an order of one corpus; set data.path, or data.order=random")
+        if order != "random" and info.data.get("mixture"):
+            raise ValueError(f"{order} is an order of one corpus; set data.path, or data.order=random")
         return order
 
     @property

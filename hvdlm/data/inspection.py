@@ -24,6 +24,7 @@ PIECE_TOKENS = 1 << 14
 FREQUENT, LEAST_SHARE = 8, 0.0005  # tokens that are shown as frequent: 0.1 % or more, rounded
 BAR_WIDTH = 40
 LINE_WIDTH = 80
+MOST_SOURCES = 5  # that are named of a split
 MOST_DAMAGED = 5  # files that are named with their bad records
 SUMMARY = "preprocess.json"
 
@@ -90,7 +91,8 @@ def inspect(folder: Path, num_samples: int = 1) -> dict:
     copied = manifest.model_dump(include={"tokenizer_digest", "vocab_size", "dtype", "statistics"})
     balance = read_balance(folder)
     told = None if balance is None else balance.model_dump(exclude_none=True)
-    return {**facts, **copied, "balance": told, "splits": splits}
+    splitting = None if manifest.splitting is None else manifest.splitting.model_dump(mode="json")
+    return {**facts, **copied, "balance": told, "splitting": splitting, "splits": splits}
 
 
 def _split(
@@ -157,17 +159,19 @@ def to_text(facts: dict) -> str:
         f"{facts['folder']}: {facts['tokenizer']} tokenizer {facts['tokenizer_digest']}, "
         f"{facts['vocab_size']:,} ids as {facts['dtype']}",
         *_origin(facts["balance"], facts["statistics"]),
+        *_splitting(facts["splitting"]),
     ]
     for name, split in facts["splits"].items():
         lengths = "  ".join(f"{key} {value:,}" for key, value in split["tokens_per_document"].items())
         part = split["counted_tokens"]
         seen = "" if part == split["num_tokens"] else f" in a sample of {part:,} tokens"
         unknown = "" if split["unknown"] is None else f", {split['unknown']:.2%} unknown"
+        bar = "" if split["unigram_loss"] is None else f"unigram loss {split['unigram_loss']:.4f}, "
         frequent = "  ".join(f"{one['text']!r} ({one['id']}) {one['share']:.1%}" for one in split["frequent"])
         lines += _wrapped(
             f"{name}: {split['num_tokens']:,} tokens, {counted(split['num_documents'], 'document')}, "
             f"{counted(split['num_shards'], 'shard')}, {split['bytes_per_token']:.2f} bytes a token, "
-            f"unigram loss {split['unigram_loss']:.4f}, {counted(split['ids_used'], 'id')} used{unknown}{seen}"
+            f"{bar}{counted(split['ids_used'], 'id')} used{unknown}{seen}"
         )
         lines.append(f"  digest {split['digest']}")
         lines += _wrapped(f"  frequent: {frequent}")
@@ -203,6 +207,21 @@ def _origin(balance: dict | None, statistics: dict[str, int]) -> list[str]:
         if "example" in trip:
             lines += _wrapped(f"    {trip.get('place')}: {trip['example']}")
     return lines
+
+
+def _splitting(splitting: dict | None) -> list[str]:
+    """How documents came to their splits; nothing of folders that do not tell."""
+    if splitting is None:
+        return []
+    named = [f"{split} is {_some(sources)}" for split, sources in splitting["inputs"].items()]
+    cut = [f"{split} {share:g}" for split, share in splitting["fractions"].items() if share]
+    by_hash = [f"by a hash of the text {', '.join(cut)}"] if cut else []
+    return _wrapped(f"splits: {'; '.join([*named, *by_hash]) or 'all is train'}")
+
+
+def _some(sources: list[str]) -> str:
+    more = f" and {len(sources) - MOST_SOURCES:,} more" if len(sources) > MOST_SOURCES else ""
+    return ", ".join(sources[:MOST_SOURCES]) + more
 
 
 def _columns(counts: dict[str, int]) -> list[str]:

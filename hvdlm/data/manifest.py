@@ -19,6 +19,12 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 MAX_BYTES = 1 << 30  # of a manifest: millions of shards
 SPLITS = ("train", "val", "test")
+# What others call them, for messages: a name is never taken for another one without a word.
+OTHER_NAMES = {
+    **dict.fromkeys(("training", "trn"), "train"),
+    **dict.fromkeys(("valid", "validation", "dev", "development", "eval"), "val"),
+    **dict.fromkeys(("testing", "tst", "heldout", "held_out"), "test"),
+}
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Dtype = Literal["uint16", "uint32"]  # of tokens
@@ -47,9 +53,17 @@ class SplitEntry(_Entry):
     num_tokens: Count
     num_documents: Count
     text_bytes: Count  # UTF-8 bytes of the documents, for bits per byte
-    # nats per token under the train split's smoothed token frequencies
+    # nats per token under the train split's smoothed token frequencies; null without tokens here or in train
     unigram_loss: Annotated[float, Field(ge=0)] | None
     digest: str  # of the tokens alone, however they lie in files: see verify.stream_digest
+
+
+class Splitting(_Entry):
+    """How documents came to their splits: by the input they stand in, or by a hash of their text."""
+
+    kind: Literal["hash", "predefined"]
+    inputs: dict[str, tuple[str, ...]] = {}  # of predefined splits: what the config names, by split
+    fractions: dict[str, float] = {}  # of the documents of one input, or of input.train, that a hash took out of train
 
 
 class Manifest(_Entry):
@@ -67,11 +81,12 @@ class Manifest(_Entry):
     num_documents: Count
     statistics: dict[str, int]
     plan: str  # digest of input and config: the same plan gives the same bytes
+    splitting: Splitting | None = None  # of folders that `hvdlm preprocess` made; earlier versions told none
 
     @model_validator(mode="after")
     def _fits_together(self) -> Manifest:
-        if "train" not in self.splits:
-            raise ValueError(f"there is no split train, only {', '.join(self.splits) or 'none'}")
+        if not any(split in self.splits for split in SPLITS):
+            raise ValueError(f"there is no split train, val or test, only {', '.join(self.splits) or 'none'}")
         for what in ("num_tokens", "num_documents"):
             for name, split in self.splits.items():
                 _check_sum(f"splits.{name}.{what}", getattr(split, what), [getattr(s, what) for s in split.shards])
@@ -100,6 +115,7 @@ def manifest_of(
     text_bytes: Mapping[str, int] | None = None,
     statistics: Mapping[str, int] | None = None,
     plan: str = "",
+    splitting: Splitting | None = None,
 ) -> Manifest:
     """The manifest of shards just written, by split; `verify.read_back` adds their digests and unigram losses.
 
@@ -134,12 +150,13 @@ def manifest_of(
         num_documents=num_documents,
         statistics=dict(sorted(counts.items())),
         plan=plan,
+        splitting=splitting,
     )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Declare a folder complete; nothing may be written after this."""
-    absent = {"bos_id"} if manifest.bos_id is None else set()
+    absent = {name for name in ("bos_id", "splitting") if getattr(manifest, name) is None}
     content = manifest.model_dump(mode="json", exclude=absent)
     write_text_durably(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
@@ -165,6 +182,19 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     except ValueError as error:
         raise UserError(f"{path}: is no manifest ({error}); rerun `hvdlm preprocess`") from None
+
+
+def need_split(folder: Path, manifest: Manifest, split: str) -> SplitEntry:
+    """A split of a data folder; UserError if it has no tokens."""
+    entry = manifest.splits.get(split)
+    if entry is None or not entry.num_tokens:
+        have = ", ".join(name for name, other in manifest.splits.items() if other.num_tokens)
+        remedy = "evaluate on it, do not train" if split == "train" else "name one of these"
+        raise UserError(
+            f"{folder}: has no {split} tokens (it has: {have or 'none'}); {remedy if have else 'it is empty'}, or set "
+            "`input` and `split` of the preprocess config"
+        )
+    return entry
 
 
 def _is_of_other_tools(folder: Path) -> bool:

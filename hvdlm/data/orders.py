@@ -10,6 +10,7 @@ import numpy as np
 
 from hvdlm.data.mixture import Mixture
 from hvdlm.data.stream import TokenStream
+from hvdlm.data.windows import Documents
 from hvdlm.errors import UserError
 from hvdlm.partition import permute_each, samples_at
 
@@ -20,17 +21,35 @@ class Batches(Protocol):
     def windows(self, positions: np.ndarray, step: int) -> np.ndarray:
         """The windows at ascending places (int64 (n,)) of the order, all of one step: int64 (n, seq_len + 1)."""
 
+    def lengths(self, positions: np.ndarray) -> np.ndarray:
+        """Tokens to predict at ascending places, both int64 (n,), without reading them."""
+
     @property
     def epoch_samples(self) -> list[float]:
         """In how many samples of the order each corpus is seen once."""
+
+    @property
+    def tokens_per_sample(self) -> float:
+        """Tokens to predict in a sample; where that differs, the mean over an epoch."""
+
+    pads: bool  # some samples are shorter, with IGNORED behind their end
 
 
 class TrainBatches:
     """The order of one corpus: windows at multiples of seq_len, permuted anew each epoch, for ever."""
 
+    pads = False
+
     def __init__(self, stream: TokenStream, *, seq_len: int, seed: int) -> None:
         self.num_samples = _num_windows(stream, seq_len, "the train split")
         self._stream, self._seq_len, self._seed = stream, seq_len, seed
+
+    @property
+    def tokens_per_sample(self) -> float:
+        return float(self._seq_len)
+
+    def lengths(self, positions: np.ndarray) -> np.ndarray:
+        return np.full(len(positions), self._seq_len)
 
     @property
     def epoch_samples(self) -> list[float]:
@@ -41,6 +60,33 @@ class TrainBatches:
         return self._stream.read_windows(samples * self._seq_len, self._seq_len + 1)
 
 
+class DocumentBatches:
+    """One corpus document by document, permuted anew each epoch; one longer than seq_len is several samples."""
+
+    pads = True
+
+    def __init__(self, stream: TokenStream, *, seq_len: int, seed: int, eos_id: int) -> None:
+        self.documents = Documents(stream, seq_len, eos_id)
+        self._seed = seed
+
+    @property
+    def epoch_samples(self) -> list[float]:
+        return [float(len(self.documents))]
+
+    @property
+    def tokens_per_sample(self) -> float:
+        return self.documents.num_tokens / len(self.documents)
+
+    def lengths(self, positions: np.ndarray) -> np.ndarray:
+        return self.documents.lengths(self._rows(positions))
+
+    def windows(self, positions: np.ndarray, step: int) -> np.ndarray:
+        return self.documents.read(self._rows(positions))
+
+    def _rows(self, positions: np.ndarray) -> np.ndarray:
+        return samples_at(positions, num_samples=len(self.documents), seed=self._seed)
+
+
 class ContiguousBatches:
     """One corpus cut into `global_batch` streams that are read side by side, window after window, for ever.
 
@@ -48,6 +94,8 @@ class ContiguousBatches:
     (Zaremba et al. 2014, Merity et al. 2018). An epoch has the same order as the last and leaves out the end of the
     corpus, less than global_batch x seq_len tokens that fill no window in every stream.
     """
+
+    pads = False
 
     def __init__(self, stream: TokenStream, *, seq_len: int, global_batch: int) -> None:
         self.epoch_steps = (len(stream) - 1) // (seq_len * global_batch)
@@ -57,6 +105,13 @@ class ContiguousBatches:
                 f" {global_batch} streams; lower train.global_batch or data.seq_len, or set data.order=random"
             )
         self._stream, self._seq_len, self._global_batch = stream, seq_len, global_batch
+
+    @property
+    def tokens_per_sample(self) -> float:
+        return float(self._seq_len)
+
+    def lengths(self, positions: np.ndarray) -> np.ndarray:
+        return np.full(len(positions), self._seq_len)
 
     @property
     def epoch_samples(self) -> list[float]:
@@ -77,6 +132,8 @@ class ContiguousBatches:
 class MixedBatches:
     """The order of several corpora: exact shares, and each corpus epoch after epoch in its own permuted order."""
 
+    pads = False
+
     def __init__(self, sources: MixedStreams, *, seq_len: int, seed: int) -> None:
         self.num_samples = [
             _num_windows(stream, seq_len, f"the train split of {name}")
@@ -84,6 +141,13 @@ class MixedBatches:
         ]
         self.mixture = Mixture(sources.weights, seed=seed)
         self._streams, self._seq_len, self._seed = sources.streams, seq_len, seed
+
+    @property
+    def tokens_per_sample(self) -> float:
+        return float(self._seq_len)
+
+    def lengths(self, positions: np.ndarray) -> np.ndarray:
+        return np.full(len(positions), self._seq_len)
 
     @property
     def epoch_samples(self) -> list[float]:
@@ -112,6 +176,16 @@ class MixedBatches:
 
 
 @dataclass(frozen=True)
+class OrderSettings:
+    """What an order may depend on besides the tokens."""
+
+    seq_len: int
+    global_batch: int
+    seed: int
+    eos_id: int
+
+
+@dataclass(frozen=True)
 class MixedStreams:
     """The train splits of several corpora, and how much of each."""
 
@@ -120,22 +194,19 @@ class MixedStreams:
     names: tuple[str, ...]
 
 
-# Over one corpus: a function of (stream, seq_len, global_batch, seed).
-ORDERS: dict[str, Callable[[TokenStream, int, int, int], Batches]] = {
-    "random": lambda stream, seq_len, global_batch, seed: TrainBatches(stream, seq_len=seq_len, seed=seed),
-    "contiguous": lambda stream, seq_len, global_batch, seed: ContiguousBatches(
-        stream, seq_len=seq_len, global_batch=global_batch
-    ),
+# Over one corpus: a function of (stream, settings).
+ORDERS: dict[str, Callable[[TokenStream, OrderSettings], Batches]] = {
+    "random": lambda stream, by: TrainBatches(stream, seq_len=by.seq_len, seed=by.seed),
+    "contiguous": lambda stream, by: ContiguousBatches(stream, seq_len=by.seq_len, global_batch=by.global_batch),
+    "documents": lambda stream, by: DocumentBatches(stream, seq_len=by.seq_len, seed=by.seed, eos_id=by.eos_id),
 }
 
 
-def order_over(
-    source: TokenStream | MixedStreams, *, seq_len: int, global_batch: int, seed: int, order: str = "random"
-) -> Batches:
+def order_over(source: TokenStream | MixedStreams, settings: OrderSettings, order: str = "random") -> Batches:
     """The training order over one corpus or several; only the contiguous one depends on the global batch."""
     if not isinstance(source, TokenStream):
-        return MixedBatches(source, seq_len=seq_len, seed=seed)
-    return ORDERS[order](source, seq_len, global_batch, seed)
+        return MixedBatches(source, seq_len=settings.seq_len, seed=settings.seed)
+    return ORDERS[order](source, settings)
 
 
 def _num_windows(stream: TokenStream, seq_len: int, name: str) -> int:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hvdlm.data.manifest import Manifest, ShardEntry, read_manifest
-from hvdlm.data.shards import map_tokens, opened
+from hvdlm.data.manifest import Manifest, ShardEntry, need_split, read_manifest
+from hvdlm.data.shards import doc_offsets, map_tokens, opened
 from hvdlm.errors import UserError
 
 
@@ -43,19 +43,22 @@ class TokenStream:
 
     def __init__(self, folder: Path, split: str, manifest: Manifest | None = None) -> None:
         manifest = manifest or read_manifest(folder)
-        if split not in manifest.splits or not manifest.splits[split].num_tokens:
-            have = ", ".join(name for name, entry in manifest.splits.items() if entry.num_tokens)
-            raise UserError(
-                f"{folder}: has no {split} tokens (it has: {have or 'none'}); see `split` of the preprocess config"
-            )
-        entries = manifest.splits[split].shards
-        self._folder, self._vocab_size = folder, manifest.vocab_size
+        entries = need_split(folder, manifest, split).shards
+        self._folder, self._vocab_size, self._entries = folder, manifest.vocab_size, entries
         self._maps = [_open_tokens(folder / entry.file, entry, manifest) for entry in entries]
         self._starts = np.cumsum([0] + [len(tokens) for tokens in self._maps])
         self._windows: dict[int, list[np.ndarray | None]] = {}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def document_starts(self) -> np.ndarray:
+        """Where each document begins, and the end of the last: int64 (documents + 1,). Empty ones are left out."""
+        parts = [
+            doc_offsets(self._folder, entry)[:-1] + start
+            for entry, start in zip(self._entries, self._starts, strict=False)
+        ]
+        return np.unique(np.concatenate([*parts, self._starts[-1:]]))
 
     def read(self, start: int, length: int) -> np.ndarray:
         """Tokens [start, start + length) as int64, across shards; IndexError beyond the end."""

@@ -50,9 +50,9 @@ def read_back(folder: Path, manifest: Manifest, world: World) -> Manifest:
 def unigram_loss(train_counts: np.ndarray, counts: np.ndarray) -> float | None:
     """Nats per token of `counts` (vocab_size,) under the train frequencies with add-one smoothing.
 
-    What a model without any context would reach: the bar that training has to clear.
+    What a model without any context would reach: the bar that training has to clear. None where either has no token.
     """
-    if not counts.sum():
+    if not (counts.sum() and train_counts.sum()):
         return None
     log_p = np.log(train_counts + 1.0) - np.log(train_counts.sum() + len(train_counts))
     return float(-(counts * log_p).sum() / counts.sum())

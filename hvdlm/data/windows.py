@@ -67,6 +67,11 @@ class EvaluationWindows:
         last = int(spread(np.array([self._chosen - 1]), self._chosen, self._in_all)[0])
         return (self._chosen - 1) * self.seq_len + min(self.seq_len, len(self.stream) - last * self.seq_len)
 
+    @property
+    def num_examples(self) -> int:
+        """Rows over all ranks."""
+        return self._chosen
+
     def __str__(self) -> str:
         if self.stride:
             least = self.seq_len - self.stride
@@ -135,6 +140,70 @@ class EvaluationStreams:
         parts = [slice_of(number, self.num_streams, len(self.stream)) for number in group]
         limit = -(-self.max_tokens // self.num_streams) if self.max_tokens else len(self.stream)
         return [(part.start, min(part.stop, part.start + limit)) for part in parts]
+
+
+class Documents:
+    """The documents of a split, each a row; one of more than `seq_len` tokens is as many rows as it needs.
+
+    Every token is in exactly one row. What stands before a document's first is the end of the one before, or `eos_id`.
+    """
+
+    def __init__(self, stream: TokenStream, seq_len: int, eos_id: int) -> None:
+        starts = stream.document_starts()
+        lengths = np.diff(starts)
+        pieces = -(-lengths // seq_len)
+        within = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # number in its document
+        self._starts = np.repeat(starts[:-1], pieces) + within * seq_len
+        self._ends = np.minimum(self._starts + seq_len, np.repeat(starts[1:], pieces))
+        self.num_documents, self.num_tokens = len(lengths), len(stream)
+        self._stream, self._seq_len, self._eos_id = stream, seq_len, eos_id
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens of rows, both int64 (n,)."""
+        return self._ends[rows] - self._starts[rows]
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """int64 (n, seq_len + 1): what stands before, the tokens, and behind their end IGNORED."""
+        spans = list(zip(self._starts[rows].tolist(), self._ends[rows].tolist(), strict=True))
+        return _stacked(self._stream, spans, self._seq_len, self._eos_id)
+
+
+class EvaluationDocuments:
+    """Each document of a split from its own beginning, at most `seq_len` tokens at once.
+
+    With `max_tokens` (0 is all) about so many are read, in documents from everywhere.
+    """
+
+    def __init__(self, stream: TokenStream, seq_len: int, eos_id: int, max_tokens: int = 0) -> None:
+        self.seq_len, self._documents = seq_len, Documents(stream, seq_len, eos_id)
+        rows = len(self._documents)
+        chosen = min(rows, -(-max_tokens * rows // len(stream))) if max_tokens else rows
+        self._rows = spread(np.arange(chosen), chosen, rows)
+
+    @property
+    def num_tokens(self) -> int:
+        """Targets that are read."""
+        return int(self._documents.lengths(self._rows).sum())
+
+    @property
+    def num_examples(self) -> int:
+        """Rows over all ranks."""
+        return len(self._rows)
+
+    def __str__(self) -> str:
+        return f"documents, each from its own beginning, in pieces of at most {self.seq_len} tokens"
+
+    def batches(self, batch: int, *, rank: int, size: int) -> Iterator[Examples]:
+        """The rank's documents, at most `batch` at once."""
+        mine = slice_of(rank, size, len(self._rows))
+        for first in range(mine.start, mine.stop, batch):
+            rows = self._rows[first : min(first + batch, mine.stop)]
+            ids = self._documents.read(rows)
+            width = 1 + int(self._documents.lengths(rows).max())
+            yield Examples(ids[:, :width], rows, np.zeros(len(rows), dtype=np.int64))
 
 
 def _stacked(stream: TokenStream, places: list[tuple[int, int]], length: int, eos_id: int) -> np.ndarray:

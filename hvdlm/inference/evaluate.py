@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
+import numpy as np
+
 from hvdlm import checkpoint
-from hvdlm.data.corpora import open_corpora
+from hvdlm.data.corpora import Corpora, open_corpora
+from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
-from hvdlm.inference.load import load_checkpoint_model
-from hvdlm.tasks.evaluate import SplitEvaluation
+from hvdlm.inference.load import load_checkpoint_model, tokenizer_of
+from hvdlm.partition import slice_of
+from hvdlm.tasks.evaluate import Protocol, SplitEvaluation
+from hvdlm.tokenizer import Tokenizer
 from hvdlm.train.config import RunConfig
 from hvdlm.world.interface import World
 from hvdlm.world.place import find_place
@@ -28,18 +34,22 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
     carry: bool | None = None,
     streams: int | None = None,
     stride: int | None = None,
+    words: bool = False,
 ) -> dict:
     """Evaluate a checkpoint on a whole split with all ranks; the result is equal on each.
 
     With `carry` a recurrent state runs through the split in `streams` streams (1), which are shared among the ranks;
     None: where the run was trained so. With a `stride` windows overlap, so that tokens are predicted from a past.
+    With `words` perplexity is told by the word too, which is the same measure for all tokenizers.
     """
     path = world.on_root(lambda: checkpoint.resolve(target))
     place = find_place(world)
     with world.together():
         loaded = load_checkpoint_model(path, overrides, place)
         config, state = loaded.config, loaded.state
-        num_streams = _streams(config, carry, streams, stride)
+        if stride is not None and not loaded.task.takes_context:
+            raise UserError(f"--stride: task: {config.task.kind} is of a sequence as a whole; leave it out")
+        protocol = _protocol(config, carry, streams, stride)
         corpora = open_corpora(config.data)
         found = corpora.manifest.tokenizer_digest
         if found != state["tokenizer_digest"]:
@@ -47,9 +57,7 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
                 f"{corpora}: was made with tokenizer {found}, {path} was trained with "
                 f"{state['tokenizer_digest']}; set data.path to data of the same tokenizer"
             )
-        evaluation = SplitEvaluation(
-            corpora, split, seq_len=config.data.seq_len, streams=num_streams, stride=stride or 0
-        )
+        evaluation, num_streams = SplitEvaluation(corpora, split, protocol), protocol.streams
         if num_streams > (most := evaluation.most_streams):
             raise UserError(
                 f"--streams: {num_streams} are more than the {most} windows of {config.data.seq_len} tokens"
@@ -57,6 +65,8 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
     if num_streams and num_streams < world.size:
         text = "%s: read by as many of the %d ranks, the others wait (--streams gives them work, and another protocol)"
         log.info(text, evaluation.protocol, world.size)
+    if words and not loaded.task.predicts_text:
+        raise UserError.shared(f"--words: task: {config.task.kind} does not predict each token of a text; leave it out")
     batch = max(1, EVAL_BATCH_TOKENS // config.data.seq_len)
     result, by_corpus = evaluation.run(
         loaded.model, loaded.task, batch=batch, precision=config.train.precision, world=world
@@ -68,22 +78,49 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
         "stride": stride or config.data.seq_len,
         "seq_len": config.data.seq_len,
     }
+    if words:
+        with world.together():
+            tokenizer = tokenizer_of(path, state)
+            num = np.array([num_words(corpora, split, tokenizer, rank=world.rank, size=world.size)], dtype=np.int64)
+        world.sum_(num)
+        nats = result.loss * result.num_tokens
+        how |= {"num_words": int(num[0]), "word_perplexity": math.exp(min(nats / int(num[0]), 700.0))}
     return {**result.to_dict(), **parts, **how, "split": split, "step": state["step"], "checkpoint": str(path)}
 
 
-def _streams(config: RunConfig, carry: bool | None, streams: int | None, stride: int | None) -> int:
-    """Streams that carry the model's state; 0 where each window begins anew."""
+def num_words(corpora: Corpora, split: str, tokenizer: Tokenizer, *, rank: int, size: int) -> int:
+    """Words of the split in this rank's share of its documents: what white space parts, and an end a document.
+
+    So Penn Treebank's are counted: a sentence's end is a word (Mikolov et al. 2010).
+    """
+    total = 0
+    for corpus in corpora.having(split):
+        stream = TokenStream(corpus.path, split, corpus.manifest)
+        starts = stream.document_starts()
+        mine = slice_of(rank, size, len(starts) - 1)
+        for number in mine:
+            ids = stream.read(int(starts[number]), int(starts[number + 1] - starts[number]))
+            total += len(tokenizer.decode(ids[ids != corpus.manifest.eos_id]).split()) + 1
+    return total
+
+
+def _protocol(config: RunConfig, carry: bool | None, streams: int | None, stride: int | None) -> Protocol:
+    """As the user says; where nothing is said, as the run was trained."""
+    data = config.data
     if stride is not None:
         if carry or streams is not None:
             raise UserError("--stride is of windows, --carry and --streams of a state that goes on; leave one out")
-        if stride > config.data.seq_len:
-            raise UserError(f"--stride: {stride} is more than data.seq_len {config.data.seq_len}, so tokens are missed")
-        return 0
-    carries = config.data.order == "contiguous" or streams is not None if carry is None else carry
+        if stride > data.seq_len:
+            raise UserError(f"--stride: {stride} is more than data.seq_len {data.seq_len}, so tokens would be missed")
+        return Protocol(data.seq_len, stride=stride)
+    as_trained = data.order == "contiguous" or config.model.reads_streams
+    carries = as_trained or streams is not None if carry is None else carry
     if carries and not config.model.carries_state:
         raise UserError(
             f"--carry: model.family: {config.model.family} has no state to carry from window to window; leave it out"
         )
     if streams is not None and not carries:
         raise UserError("--streams is of --carry; leave one of --streams and --no-carry out")
-    return (streams or 1) if carries else 0
+    if carries:
+        return Protocol(data.seq_len, streams=streams or 1)
+    return Protocol(data.seq_len, documents=data.order == "documents" and carry is None)

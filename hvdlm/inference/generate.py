@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from hvdlm import checkpoint
-from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
-from hvdlm.inference.load import load_checkpoint_model
+from hvdlm.inference.load import load_checkpoint_model, tokenizer_of
 from hvdlm.models import LanguageModel
-from hvdlm.tokenizer import Tokenizer, digest, load
 from hvdlm.world.place import find_place
 from hvdlm.world.serial import SerialWorld
 
@@ -59,11 +57,12 @@ def generate(
     model.eval()
     random = torch.Generator().manual_seed(sampling.seed)
     ids = list(prompt) or [eos_id]
-    unread, state = ids[-seq_len:] if seq_len else ids, model.initial_state(1)
+    beginning = model.sampled_state(1, random)
+    unread, state = ids[-seq_len:] if seq_len else ids, beginning
     num_read = 0
     for _ in range(max_tokens):
         if seq_len and num_read + len(unread) > seq_len:
-            unread, state, num_read = ids[-seq_len:], model.initial_state(1), 0
+            unread, state, num_read = ids[-seq_len:], beginning, 0
         num_read += len(unread)
         everywhere, after = model.logits(torch.tensor([unread], device=model.device), state)
         assert after is not None, "a state was given"
@@ -87,18 +86,9 @@ def continue_text(target: Path, overrides: tuple[str, ...], prompt: str, samplin
     path = checkpoint.resolve(target)
     loaded = load_checkpoint_model(path, overrides, find_place(SerialWorld()))
     config, state = loaded.config, loaded.state
-    tokenizer = _tokenizer_of(path, state)
+    tokenizer = tokenizer_of(path, state)
     first = state["eos_id"] if tokenizer.bos_id is None else tokenizer.bos_id  # as before each document's text
     ids = [first, *tokenizer.encode(prompt).tolist()]
     seq_len = None if config.model.carries_state else config.data.seq_len
     written = generate(loaded.model, ids, sampling, seq_len=seq_len, max_tokens=max_tokens, eos_id=state["eos_id"])
     return tokenizer.decode(np.array(list(written), dtype=np.int64))
-
-
-def _tokenizer_of(path: Path, state: dict) -> Tokenizer:
-    """RUN/tokenizer.json, found from RUN/checkpoints/step_…; it must be the one trained with."""
-    file = path.resolve().parent.parent / TOKENIZER
-    tokenizer = load(file)
-    if digest(tokenizer) != state["tokenizer_digest"]:
-        raise UserError(f"{file}: is not the tokenizer that {path} was trained with ({state['tokenizer_digest']})")
-    return tokenizer

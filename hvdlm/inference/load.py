@@ -9,8 +9,12 @@ from pathlib import Path
 from hvdlm import checkpoint
 from hvdlm.compute.device import prepare_device
 from hvdlm.config import validate
-from hvdlm.models import LanguageModel, Vocabulary, build_model
-from hvdlm.tasks import Task
+from hvdlm.data.manifest import TOKENIZER
+from hvdlm.errors import UserError
+from hvdlm.models import MODELS, LanguageModel, Vocabulary, build_model
+from hvdlm.sync.strategies import ALL_SYNCS
+from hvdlm.tasks import TASKS, Task
+from hvdlm.tokenizer import Tokenizer, digest, load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.initial_weights import load_weights
 from hvdlm.train.parts import build_task, model_vocabulary
@@ -32,9 +36,31 @@ class Loaded:
 def load_checkpoint_model(path: Path, overrides: tuple[str, ...], place: Place) -> Loaded:
     """A checkpoint's model; where the run kept a running mean of the weights, that is it."""
     state = checkpoint.read_state(path)
+    _check_extensions(path, state)
     config = validate(RunConfig, state["config"], path / checkpoint.STATE, overrides)
     device = prepare_device(config.train.device, place, threads=config.train.threads)
     vocabulary = Vocabulary(state["vocab_size"], state["eos_id"], state.get("bos_id"))
     model = build_model(config.model, model_vocabulary(config, vocabulary), config.seed)
     load_weights(path, model, mean=True)
-    return Loaded(model.to(device), build_task(config, vocabulary), config, state)
+    return Loaded(model.to(device), build_task(config, vocabulary, lambda: tokenizer_of(path, state)), config, state)
+
+
+def tokenizer_of(path: Path, state: dict) -> Tokenizer:
+    """RUN/tokenizer.json, found from RUN/checkpoints/step_…; it must be the one trained with."""
+    file = path.resolve().parent.parent / TOKENIZER
+    tokenizer = load(file)
+    if digest(tokenizer) != state["tokenizer_digest"]:
+        raise UserError(f"{file}: is not the tokenizer that {path} was trained with ({state['tokenizer_digest']})")
+    return tokenizer
+
+
+def _check_extensions(path: Path, state: dict) -> None:
+    """UserError if what a file of --import had registered is not there now."""
+    config = state["config"]
+    named = (
+        (config["model"]["family"], MODELS),
+        (config.get("task", {}).get("kind", "lm"), TASKS),
+        (config["sync"]["kind"], ALL_SYNCS),
+    )
+    if (files := state.get("extensions")) and any(name not in registry for name, registry in named):
+        raise UserError(f"{path}: was trained with --import {' --import '.join(files)}; give that again")

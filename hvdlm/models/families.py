@@ -9,10 +9,13 @@ from torch import nn
 
 from hvdlm.config import tagged_union
 from hvdlm.models.convolutional import ConvConfig
+from hvdlm.models.hmm import HmmConfig
 from hvdlm.models.interface import FamilyConfig, LanguageModel, Vocabulary
 from hvdlm.models.min_gru import MinGruConfig
+from hvdlm.models.ngram import NgramConfig
 from hvdlm.models.recurrent import GruConfig, LstmConfig, RnnConfig
 from hvdlm.models.transformer import TransformerConfig
+from hvdlm.models.vae import VaeConfig
 
 MODELS: dict[str, type[FamilyConfig]] = {
     "transformer": TransformerConfig,
@@ -21,6 +24,9 @@ MODELS: dict[str, type[FamilyConfig]] = {
     "lstm": LstmConfig,
     "mingru": MinGruConfig,
     "conv": ConvConfig,
+    "hmm": HmmConfig,
+    "ngram": NgramConfig,
+    "vae": VaeConfig,
 }
 
 ModelConfig = Annotated[FamilyConfig, tagged_union(MODELS, "family")]

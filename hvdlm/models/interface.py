@@ -36,8 +36,6 @@ class FamilyConfig(Section, ABC):
 
     family: str
 
-    # How it is estimated when nobody says otherwise: a key of LEARNERS.
-    learner: ClassVar[str] = "gradient"
     # Its state has a fixed size, so that windows may go on from where others ended, for ever.
     carries_state: ClassVar[bool] = False
     # As a message names it, where torch has no float16 of it on CPUs.
@@ -46,6 +44,16 @@ class FamilyConfig(Section, ABC):
     @abstractmethod
     def build(self, vocabulary: Vocabulary) -> LanguageModel:
         """A model of this config, initialized by torch's generator."""
+
+    @property
+    def learner(self) -> str:
+        """How it is estimated: a key of LEARNERS."""
+        return "gradient"
+
+    @property
+    def reads_streams(self) -> bool:
+        """Whether it is evaluated in one stream where nobody says otherwise: what is counted knows no windows."""
+        return self.carries_state and self.learner != "gradient"
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -61,6 +69,18 @@ class FamilyConfig(Section, ABC):
     def facts(self) -> str:
         """What to say of it at the start, beside its size; or nothing."""
         return ""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is told when a run starts: settings that mean something else than they seem to, a line each."""
+        return ()
+
+    def for_sequences(self, seq_len: int) -> FamilyConfig:
+        """Itself for a run whose sequences have that length, which fills what follows from it.
+
+        ValueError where such a model cannot read them.
+        """
+        return self
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -95,10 +115,18 @@ class LanguageModel(nn.Module, ABC):
         """Of `num` samples that have no past, on the model's device."""
         raise NotImplementedError
 
+    def sampled_state(self, num: int, random: torch.Generator) -> State:
+        """Of `num` texts that are to be written: a model with a latent variable draws it from its prior."""
+        return self.initial_state(num)
+
     def logits(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
         """What the head makes of the body: (B, T, V), without draws; and the state after it."""
         hidden, state = self(ids, state)
         return self.head(hidden), state
+
+    def target_log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor | None:
+        """Log-probabilities (B, T) of targets (B, T), where these alone cost less than the head; None where not."""
+        return None
 
     def flops_per_token(self, seq_len: int) -> int:
         """FLOPs of one token's forward and backward pass in sequences of `seq_len`, by the usual convention.

@@ -8,16 +8,20 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hvdlm.compute.device import autocast
 from hvdlm.compute.draws import draws_for
 from hvdlm.data.corpora import Corpora, mean_by_tokens
 from hvdlm.data.manifest import SplitEntry
 from hvdlm.data.stream import TokenStream
-from hvdlm.data.windows import EvaluationStreams, EvaluationWindows, Examples
+from hvdlm.data.windows import EvaluationDocuments, EvaluationStreams, EvaluationWindows, Examples
 from hvdlm.models import LanguageModel, State
-from hvdlm.tasks.interface import Task
+from hvdlm.partition import slice_of, spread
+from hvdlm.tasks.interface import Sums, Task
 from hvdlm.world.interface import World
+
+Read = EvaluationWindows | EvaluationStreams | EvaluationDocuments
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Evaluation:
 
     def to_dict(self) -> dict:
         values = asdict(self)
-        return {**values, **values.pop("figures")}
+        figures = values.pop("figures")
+        return {**values, **figures}
 
     @property
     def coverage(self) -> str:
@@ -54,7 +59,7 @@ class Evaluation:
 def evaluate(  # noqa: PLR0913 - model, task and data, and how they meet
     model: LanguageModel,
     task: Task,
-    read: EvaluationWindows | EvaluationStreams,
+    read: Read,
     entry: SplitEntry,
     *,
     batch: int,
@@ -67,15 +72,17 @@ def evaluate(  # noqa: PLR0913 - model, task and data, and how they meet
     """
     model.eval()
     total = np.zeros(len(task.sums))  # float64
+    sample = _Sample(task, read, world)
     state: State | None = None
     for examples, state_before in _pieces(model, read, batch, world):
         state = state_before if state_before is not None else state
         sums, state = _sums_of(model, task, examples, state, precision)
-        total += sums
+        total += sums.values.cpu().numpy()
+        sample.take(len(examples), sums.rows)
         world.beats += 1
     world.sum_(total)
     sums_by_name = task.named(total)
-    figures = task.figures(sums_by_name)
+    figures = {**task.figures(sums_by_name), **sample.figures()}
     loss, num_tokens = figures.pop("loss"), round(sums_by_name["targets"])
     is_text = task.predicts_text and num_tokens == entry.num_tokens
     text_bytes = entry.text_bytes if is_text else None
@@ -85,21 +92,44 @@ def evaluate(  # noqa: PLR0913 - model, task and data, and how they meet
 
 def _sums_of(
     model: LanguageModel, task: Task, examples: Examples, state: State | None, precision: str
-) -> tuple[np.ndarray, State | None]:
+) -> tuple[Sums, State | None]:
     device = model.device
     draws = draws_for(0, 0, examples.places).to(device) if task.evaluation_takes_draws else None
     context = torch.from_numpy(examples.context).to(device) if examples.context.any() else None
     batch = task.batch(torch.from_numpy(examples.ids).to(device), context, draws, training=False)
     with autocast(device, precision):
-        sums, state = task.loss(model, batch, state, None)
-    return sums.values.cpu().numpy(), state
+        return task.loss(model, batch, state, None)
 
 
-def _pieces(
-    model: LanguageModel, read: EvaluationWindows | EvaluationStreams, batch: int, world: World
-) -> Iterator[tuple[Examples, State | None]]:
+class _Sample:
+    """The rows of `task.num_rows` examples from all over what is read, the same ones at any number of ranks."""
+
+    def __init__(self, task: Task, read: Read, world: World) -> None:
+        self._task, self._world = task, world
+        total = 0 if isinstance(read, EvaluationStreams) else read.num_examples
+        num = min(task.num_rows, total)
+        self._chosen = spread(np.arange(num), num, total) if num else np.empty(0, dtype=np.int64)
+        self._next = slice_of(world.rank, world.size, total).start  # number of the next example
+        self._rows: list[np.ndarray] = []
+
+    def take(self, num: int, rows: Tensor | None) -> None:
+        """The rows (num, K) of this rank's next examples."""
+        numbers = np.arange(self._next, self._next + num)
+        self._next += num
+        if rows is not None and (is_chosen := np.isin(numbers, self._chosen)).any():
+            self._rows.append(rows[torch.from_numpy(is_chosen).to(rows.device)].float().cpu().numpy())
+
+    def figures(self) -> dict[str, float]:
+        """What the task says of them; collective."""
+        if not len(self._chosen):
+            return {}
+        everybody = [rows for part in self._world.gather(self._rows) for rows in part]
+        return self._task.figures_of_rows(np.concatenate(everybody)) if everybody else {}
+
+
+def _pieces(model: LanguageModel, read: Read, batch: int, world: World) -> Iterator[tuple[Examples, State | None]]:
     """What this rank reads, piece after piece, and the state where streams begin."""
-    if isinstance(read, EvaluationWindows):
+    if not isinstance(read, EvaluationStreams):
         for examples in read.batches(batch, rank=world.rank, size=world.size):
             yield examples, None
         return
@@ -124,26 +154,36 @@ def _evaluation(  # noqa: PLR0913 - an Evaluation from what it is computed from
     return Evaluation(loss, perplexity, bits_per_byte, num_tokens, split_tokens, unigram_loss, figures)
 
 
-class SplitEvaluation:
-    """A split of all corpora, opened once: each token is a target exactly once.
+@dataclass(frozen=True)
+class Protocol:
+    """How a split is read; numbers of different protocols are not to be compared.
 
-    `max_tokens` of each corpus's split are read, spread over it; 0 is all of it. With `streams` that many streams run
-    through each split, with the model's state carried along; 0 is windows, each for itself, or with a `stride` each
-    with a past. UserError if no corpus has the split.
+    As windows of seq_len, each for itself, or with a `stride` each with a past; in so many `streams` with the model's
+    state carried along; or document by document. `max_tokens` of each corpus are read, spread over it; 0 is all.
     """
 
-    def __init__(
-        self, corpora: Corpora, split: str, *, seq_len: int, max_tokens: int = 0, streams: int = 0, stride: int = 0
-    ) -> None:
+    seq_len: int
+    max_tokens: int = 0
+    streams: int = 0
+    stride: int = 0
+    documents: bool = False
+
+    def reader(self, stream: TokenStream, eos_id: int) -> Read:
+        if self.documents:
+            return EvaluationDocuments(stream, self.seq_len, eos_id, self.max_tokens)
+        if self.streams:
+            return EvaluationStreams(stream, self.seq_len, eos_id, self.streams, self.max_tokens)
+        return EvaluationWindows(stream, self.seq_len, eos_id, self.max_tokens, self.stride)
+
+
+class SplitEvaluation:
+    """A split of all corpora, opened once: each token is a target exactly once. UserError if no corpus has it."""
+
+    def __init__(self, corpora: Corpora, split: str, protocol: Protocol) -> None:
         eos_id = corpora.manifest.eos_id
-        self._parts: list[tuple[str, EvaluationWindows | EvaluationStreams, SplitEntry]] = []
+        self._parts: list[tuple[str, Read, SplitEntry]] = []
         for corpus in corpora.having(split) or corpora.corpora[:1]:
-            stream = TokenStream(corpus.path, split, corpus.manifest)
-            read: EvaluationWindows | EvaluationStreams = (
-                EvaluationStreams(stream, seq_len, eos_id, streams, max_tokens)
-                if streams
-                else EvaluationWindows(stream, seq_len, eos_id, max_tokens, stride)
-            )
+            read = protocol.reader(TokenStream(corpus.path, split, corpus.manifest), eos_id)
             self._parts.append((corpus.name, read, corpus.manifest.splits[split]))
         self._has_several = len(corpora.corpora) > 1
 

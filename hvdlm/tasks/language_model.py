@@ -31,6 +31,11 @@ class ObjectiveConfig(Section):
         0.0, ge=0, description="weight of the mean square of its change from token to token (TAR: the same)"
     )
 
+    @property
+    def is_on(self) -> bool:
+        """Whether there are terms of the logits."""
+        return self.label_smoothing > 0 or self.z_loss > 0
+
 
 class NoiseConfig(Section):
     """The `noise` section: input ids replaced by the end-of-text id in training; targets stay."""
@@ -67,6 +72,9 @@ class LanguageModelling(Task):
     def count(self, ids: np.ndarray) -> int:
         return int((ids[:, 1:] != IGNORED).sum())
 
+    def count_of(self, lengths: np.ndarray) -> int | None:
+        return int(lengths.sum())
+
     def batch(self, ids: Tensor, context: Tensor | None, draws: Draws | None, *, training: bool) -> Batch:
         inputs = without_padding(ids[:, :-1], self.eos_id)
         return Batch(noisy_inputs(inputs, self.noise, self.eos_id, draws), unseen(ids[:, 1:], context))
@@ -75,11 +83,16 @@ class LanguageModelling(Task):
         self, model: LanguageModel, batch: Batch, state: State | None, draws: Draws | None
     ) -> tuple[Sums, State | None]:
         hidden, state = model(batch.inputs, state, draws)
-        aim, nll = objective(model.head(hidden), batch.targets, self.objective)
+        is_target = batch.targets != IGNORED
+        chosen = None if self.objective.is_on else model.target_log_probs(hidden, batch.targets.clamp(min=0))
+        if chosen is None:
+            aim, nll = objective(model.head(hidden), batch.targets, self.objective)
+        else:
+            aim = -torch.where(is_target, chosen, 0.0).sum()
+            nll = aim.detach()
         if self.objective.activation or self.objective.temporal:
             aim = aim + activity(hidden, batch.targets, self.objective)
-        targets = (batch.targets != IGNORED).sum()
-        return Sums(aim, torch.stack((nll.double(), targets.double()))), state
+        return Sums(aim, torch.stack((nll.double(), is_target.sum().double()))), state
 
 
 def objective(logits: Tensor, targets: Tensor, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
@@ -91,7 +104,7 @@ def objective(logits: Tensor, targets: Tensor, config: ObjectiveConfig) -> tuple
     aim = F.cross_entropy(
         logits, targets, ignore_index=IGNORED, label_smoothing=config.label_smoothing, reduction="sum"
     )
-    if not config.label_smoothing and not config.z_loss:
+    if not config.is_on:
         return aim, aim.detach()
     counted = targets != IGNORED
     with torch.set_grad_enabled(config.z_loss > 0 and torch.is_grad_enabled()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from pydantic import Field, model_validator
@@ -83,11 +84,16 @@ class RunConfig(Section):
     log: Free[LogConfig] = LogConfig()
 
     @model_validator(mode="after")
+    def _fit_model(self) -> RunConfig:
+        self.__dict__["model"] = self.model.for_sequences(self.data.seq_len)
+        return self
+
+    @model_validator(mode="after")
     def _choose_task(self) -> RunConfig:
         family, kinds = self.model.family, self.model.tasks
-        if "task" not in self.model_fields_set:
+        if "task" not in self.model_fields_set and kinds[0] in TASKS:
             self.__dict__["task"] = TASKS[kinds[0]](kind=kinds[0])
-        if self.task.kind not in kinds:
+        if self.task.kind not in kinds and self.task.like not in kinds:
             raise ValueError(
                 f"task: {self.task.kind} is nothing for this model ({family}), which can be trained for"
                 f" {', '.join(kinds)}{self.model.task_remedy}"
@@ -98,6 +104,11 @@ class RunConfig(Section):
     def _check(self) -> RunConfig:
         if self.data.order == "contiguous":
             self._check_contiguous()
+        if self.task.meets_before_backward and not self.sync.steps_together:
+            raise ValueError(
+                f"task.free_bits is of the mean over a step's whole batch, and {self.sync.label} has no step that all"
+                " ranks share; set task.free_bits: 0 or another sync"
+            )
         if not self.sync.keeps_replicas_equal:
             if self.train.precision == "fp16":
                 raise ValueError(f"train.precision: fp16 scales all ranks alike, {self.sync.label} does not; use bf16")
@@ -130,11 +141,11 @@ class RunConfig(Section):
             raise ValueError("data.order: contiguous does not compile; set train.compile: false")
 
 
-def total_steps(train: TrainConfig, plan: BatchPlan, epoch_samples: list[float], seq_len: int) -> int:
+def total_steps(train: TrainConfig, plan: BatchPlan, epoch_samples: list[float], tokens_per_sample: float) -> int:
     """Steps until the first of `steps`, `tokens` and `epochs` is reached."""
     ends = [train.steps] if train.steps is not None else []
     if train.tokens is not None:
-        ends.append(plan.steps_for(-(-train.tokens // seq_len)))
+        ends.append(plan.steps_for(math.ceil(train.tokens / tokens_per_sample)))
     if train.epochs is not None:
         ends.append(plan.steps_for(round(train.epochs * max(epoch_samples))))
     return max(1, min(ends))

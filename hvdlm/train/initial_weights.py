@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from hvdlm import checkpoint
 from hvdlm.errors import UserError
+from hvdlm.models import FamilyConfig
 from hvdlm.train.config import RunConfig
 from hvdlm.train.init_config import InitConfig
 from hvdlm.train.learner import Learner
@@ -154,13 +156,13 @@ def begin_with(path: Path, learner: Learner, tokenizer_digest: str) -> None:
 
 def load_weights(path: Path, model: nn.Module, *, mean: bool) -> bool:
     """The checkpoint's weights, or with `mean` their running mean where there is one; whether it was that."""
-    checkpoint.load_model(path, model)
+    checkpoint.load_model(path, model, rounded=True)
     found = checkpoint.load_tensors(path) if mean else {}
     means = {name.removeprefix("ema/"): tensor for name, tensor in found.items() if name.startswith("ema/")}
     if not means:
         return False
     learnt = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    odd = [name for name in learnt.keys() | means.keys() if _kind_of(means.get(name)) != _kind_of(learnt.get(name))]
+    odd = [name for name in learnt.keys() | means.keys() if _shape_of(means.get(name)) != _shape_of(learnt.get(name))]
     if odd:
         raise UserError(f"{path}: its running mean of the weights is of another model ({', '.join(sorted(odd)[:3])} …)")
     with torch.no_grad():
@@ -169,21 +171,28 @@ def load_weights(path: Path, model: nn.Module, *, mean: bool) -> bool:
     return True
 
 
-def _kind_of(tensor: torch.Tensor | None) -> Any:
-    return None if tensor is None else (tensor.shape, tensor.dtype)
+def _shape_of(tensor: torch.Tensor | None) -> torch.Size | None:
+    return None if tensor is None else tensor.shape
 
 
 def _check_same_model(path: Path, theirs: dict[str, Any], learner: Learner) -> None:
     model = learner.config.model
-    keys = model.architecture
-    defaults = {name: field.default for name, field in type(model).model_fields.items()}
+    there = _architecture(type(model), theirs)
     other = [
-        f"model.{key} is {theirs.get(key, defaults[key])} there and {ours} here"
-        for key, ours in keys.items()
-        if theirs.get(key, defaults[key]) != ours
+        f"model.{key} is {there.get(key)} there and {ours} here"
+        for key, ours in model.architecture.items()
+        if there.get(key) != ours
     ]
     if other:
         raise UserError(f"init.from: {path} is of another model: {'; '.join(other)}; make it the same")
+
+
+def _architecture(section: type[FamilyConfig], written: dict[str, Any]) -> dict[str, Any]:
+    """That of a model as a checkpoint notes it, with the defaults of keys that have come since."""
+    try:
+        return section.model_validate(written).architecture
+    except ValidationError:  # of another family, or with keys that are gone
+        return written
 
 
 def _check_finite(path: Path, learner: Learner) -> None:

@@ -33,7 +33,7 @@ class StepFacts:
     step: int
     figures: dict[str, float]  # the task's, the loss among them
     grad_norm: float
-    lr: float
+    lr: float | None
     targets: float  # what the loss is a mean over
 
     @property
@@ -62,11 +62,11 @@ class Interval:
     def line(self) -> str:
         """For a person: what matters, in a few words."""
         last, live = self.steps[-1], self.live
+        descent = "" if last.lr is None else f" | lr {last.lr:.2e} | norm {figure(last.grad_norm)}"
         mfu = f" | MFU {live['mfu']:.0%}" if "mfu" in live else ""
         noise = f" | noise scale {figure(live['noise_scale'])}" if "noise_scale" in live else ""
         return (
-            f"loss {last.loss:.4f} | ppl {figure(live['perplexity'], 4)} | lr {last.lr:.2e}"
-            f" | norm {figure(last.grad_norm)}"
+            f"loss {last.loss:.4f} | ppl {figure(live['perplexity'], 4)}{descent}"
             f" | {self.tokens_per_s:,.0f} tokens/s{mfu} | data {live['data_wait']:.1%} comm {live['exposed_comm']:.1%}"
             f" spread {live['straggler_spread']:.1%} | {live['memory_gb']:.2f} GB{noise}"
         )
@@ -182,7 +182,7 @@ class IntervalMeter:
             "memory_gb": max(row.memory for row in ranks) / 1e9,
             **learner.facts(),
         }
-        if self._peak:
+        if self._peak and learner.descends:
             live["mfu"] = interval.tokens_per_s * self._flops / (self._peak * learner.world.size)
         if (scale := self._noise_scale(interval.end - 1, ranks)) is not None:
             live["noise_scale"] = scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +13,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hvdlm.data.manifest import Manifest
+from hvdlm.data.orders import MixedStreams
+from hvdlm.data.stream import TokenStream
 from hvdlm.models import LanguageModel
+from hvdlm.tables import counted
 from hvdlm.tasks import Task
 from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig
 from hvdlm.train.guard import Verdict
 from hvdlm.world.interface import World
+from hvdlm.world.place import Place
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,12 @@ class Learner(ABC):
     left_out = 0  # samples that a rewind has passed over
 
     @abstractmethod
+    def __init__(
+        self, config: RunConfig, source: TokenStream | MixedStreams, manifest: Manifest, world: World, place: Place
+    ) -> None:
+        """Builds this rank's part and talks to no other: a rank may fail here. Then `agree`."""
+
+    @abstractmethod
     def run(self, first: int, end: int) -> list[StepResult]:
         """Steps [first, end), this rank's share of them; collective."""
 
@@ -84,19 +96,35 @@ class Learner(ABC):
     def agree(self) -> None:
         """Give every rank rank 0's weights and buffers; collective."""
         for tensor in (*self.model.parameters(), *self.model.buffers()):
-            self.world.broadcast_(tensor.data)
+            if tensor.numel():
+                self.world.broadcast_(tensor.data)
 
-    def lr_of(self, step: int) -> float:
-        """Learning rate of a step, the same at any number of ranks."""
-        return 0.0
+    def lr_of(self, step: int) -> float | None:
+        """Learning rate of a step, the same at any number of ranks; None where nothing descends."""
+        return None
 
+    @abstractmethod
     def tokens_before(self, step: int) -> int:
-        """Tokens trained on before a step, over all ranks; without padding as many as sequences hold."""
-        return self.plan.samples_before(step) * self.config.data.seq_len
+        """Tokens trained on before a step, over all ranks; where samples differ, by their mean length."""
 
     def facts(self) -> dict[str, float]:
         """Numbers of the last interval that are worth a place in the log."""
         return {}
+
+    @staticmethod
+    def losses_in(state: dict[str, Any]) -> list[float]:
+        """The validation losses of a checkpoint's state."""
+        found = state.get("engine", {}).get("val_losses", [])
+        return [math.nan if loss is None else loss for loss in found]
+
+    @property
+    def step_in_words(self) -> str:
+        """What a step does, in a few words."""
+        train = self.config.train
+        return (
+            f"{train.global_batch // train.micro_batch} x {counted(train.micro_batch, 'sequence')}"
+            f" of {self.config.data.seq_len} a step"
+        )
 
     @property
     def sync_kind(self) -> str:

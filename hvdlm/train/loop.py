@@ -13,16 +13,18 @@ import torch
 from hvdlm import checkpoint
 from hvdlm.data.corpora import Corpora
 from hvdlm.errors import StoppedOnRequest, UserError
+from hvdlm.models import num_parameters
 from hvdlm.session.metrics import RunLog
 from hvdlm.session.progress import Progress
 from hvdlm.session.stop import SAVE, StopFlag, Wish
 from hvdlm.session.watchdog import watchdog
 from hvdlm.tables import figure
-from hvdlm.tasks.evaluate import Evaluation, SplitEvaluation
+from hvdlm.tasks.evaluate import Evaluation, Protocol, SplitEvaluation
 from hvdlm.train.config import RunConfig, TrainConfig
 from hvdlm.train.guard import Verdict
 from hvdlm.train.interval import Interval, IntervalMeter, StepFacts
 from hvdlm.train.learner import Learner
+from hvdlm.train.parts import extensions_of
 from hvdlm.train.replicas import name_stray
 
 log = logging.getLogger("hvdlm")
@@ -226,7 +228,7 @@ class Loop:
     def _log(self, interval: Interval) -> None:
         for facts in interval.steps:
             live = interval.live if facts.step == interval.end else {}
-            descent = {"lr": facts.lr, "grad_norm": facts.grad_norm} if self.learner.descends else {}
+            descent = {} if facts.lr is None else {"lr": facts.lr, "grad_norm": facts.grad_norm}
             values = {**facts.figures, **descent}
             tokens = self.learner.tokens_before(facts.step)
             self.run_log.write(facts.step, "train", **values, tokens=tokens, **live)
@@ -262,6 +264,7 @@ class Loop:
             "vocab_size": manifest.vocab_size,
             "eos_id": manifest.eos_id,
             **({} if manifest.bos_id is None else {"bos_id": manifest.bos_id}),
+            **({"extensions": extensions} if (extensions := extensions_of(self.config)) else {}),
             "engine": scalars,
             "figures": self.figures,
             "config": self.config.model_dump(mode="json"),
@@ -306,6 +309,7 @@ class Loop:
             "val_split_tokens": found.split_tokens if found else None,
             "val_protocol": self.validation.protocol or None,
             "best_val_loss": min(losses, default=None),
+            "parameters": num_parameters(self.learner.model),
             "tokens": self.learner.tokens_before(self.step),
             "seconds": round(self.seconds, 3),
             "tokens_per_s": self.tokens / self.seconds if self.seconds else None,
@@ -332,7 +336,8 @@ class Validation:
     def __init__(self, config: RunConfig, learner: Learner, corpora: Corpora) -> None:
         self._train, self._learner = config.train, learner
         self._split: SplitEvaluation | None = None
-        self._carries, self.protocol = config.data.order == "contiguous", ""  # how it reads, in words
+        in_order, self.protocol = config.data.order == "contiguous", ""  # how it reads, in words
+        self._carries = in_order or config.model.reads_streams
         judges = config.train.patience or config.train.target_loss is not None or config.optim.needs_validation
         if judges and not corpora.having("val"):
             raise UserError(
@@ -340,13 +345,13 @@ class Validation:
                 "plateau need; preprocess with split.val, or leave them out"
             )
         if corpora.having("val"):
-            self._split = SplitEvaluation(
-                corpora,
-                "val",
+            protocol = Protocol(
                 seq_len=config.data.seq_len,
                 max_tokens=config.train.eval_tokens,
-                streams=config.train.global_batch if self._carries else 0,
+                streams=config.train.global_batch if in_order else int(self._carries),
+                documents=config.data.order == "documents",
             )
+            self._split = SplitEvaluation(corpora, "val", protocol)
             self.protocol = self._split.protocol
 
     def run(self, step: int, run_log: RunLog) -> Evaluation | None:

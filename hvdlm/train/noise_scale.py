@@ -56,7 +56,7 @@ class NoiseScale:
 
         Of micro-batches of several sizes these are the mean of the norms and the harmonic mean of the sizes.
         """
-        if micro_batch == global_batch or not (math.isfinite(small) and math.isfinite(large)):
+        if math.isclose(micro_batch, global_batch) or not (math.isfinite(small) and math.isfinite(large)):
             return None
         signal = (global_batch * large - micro_batch * small) / (global_batch - micro_batch)
         noise = (small - large) / (1 / micro_batch - 1 / global_batch)

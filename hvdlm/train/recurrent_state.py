@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, State
 from hvdlm.partition import slice_of
 from hvdlm.world.interface import World
@@ -40,6 +41,11 @@ class RecurrentState:
 
     def load(self, everything: Sequence[Tensor]) -> None:
         """Take this rank's streams out of what `gather` returned at any number of ranks."""
+        if len(everything) != len(self._state):
+            raise UserError(
+                f"the checkpoint carries {len(everything)} tensors of state, this model has {len(self._state)}:"
+                " it was not trained with data.order: contiguous"
+            )
         mine = slice_of(self._world.rank, self._world.size, self._global_batch)
         for part, whole in zip(self._state, everything, strict=True):
             part.copy_(whole[mine.start : mine.stop])

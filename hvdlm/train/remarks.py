@@ -18,12 +18,17 @@ MANY_EPOCHS = 2.0  # passes over a corpus that nobody asked for in so many words
 def remarks(config: RunConfig, plan: BatchPlan, total_steps: int, epoch_samples: Sequence[float]) -> list[str]:
     """One line for each setting that has no effect, or another than it seems, in a run of `total_steps`.
 
-    `epoch_samples` are the samples of the training order in which each corpus is seen once.
+    `epoch_samples` are the samples of the training order in which each corpus is seen once; a run that counts, and does
+    not descend, has no order.
     """
+    if not epoch_samples:
+        return list(_of_intervals(config, total_steps))
     return [
+        *config.model.remarks,
         *_of_learning_rate(config, total_steps),
         *_of_batch(config, plan, total_steps),
         *_of_intervals(config, total_steps),
+        *config.task.remarks(total_steps),
         *_of_data(config, plan.samples_before(total_steps), epoch_samples),
     ]
 

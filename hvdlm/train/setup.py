@@ -36,9 +36,9 @@ from hvdlm.tokenizer import load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.initial_weights import begin_with, pinned
 from hvdlm.train.learner import Learner
+from hvdlm.train.learners import LEARNERS
 from hvdlm.train.loop import Loop, Validation
 from hvdlm.train.remarks import remarks
-from hvdlm.train.step import GradientLearner
 from hvdlm.world.bindings import Binding, binding_map
 from hvdlm.world.interface import World
 from hvdlm.world.place import find_place
@@ -52,14 +52,14 @@ CONFIG = "config.yaml"  # in a run's folder, for people and `hvdlm train RUN/con
 FREE_ON_RESUME = free_on_resume(RunConfig)
 
 
-def build_learner(config: RunConfig, world: World) -> tuple[GradientLearner, Corpora]:
+def build_learner(config: RunConfig, world: World) -> tuple[Learner, Corpora]:
     """A learner for this config; what is wrong with the data or the numbers is raised on all ranks."""
     place = find_place(world)
     with world.together():
         corpora = open_corpora(config.data)
         source = corpora.train_source()
     with world.together():
-        learner = GradientLearner(config, source, corpora.manifest, world, place)
+        learner = LEARNERS[config.model.learner](config, source, corpora.manifest, world, place)
     check_own_gpu(learner.device, world)
     learner.agree()
     return learner, corpora
@@ -188,12 +188,12 @@ def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: Worl
     names = ", ".join(corpus.name for corpus in corpora.corpora)
     size = f"{config.model.family} of {num_parameters(learner.model):,} parameters"
     epochs = ", ".join(f"{samples / batch:,.1f}" for samples in learner.epoch_samples)
+    epoch = f", an epoch of {names} is {epochs}" if learner.descends else ""
     log.info(
         f"{world.kind} world of {world.size}, sync {learner.sync_kind}, {learner.device},"
         f" {counted(torch.get_num_threads(), 'thread')} a rank, {train.precision}"
         f" | {', '.join(filter(None, (size, config.model.facts)))}"
-        f" | {batch // train.micro_batch} x {counted(train.micro_batch, 'sequence')} of {config.data.seq_len} a step"
-        f" | {counted(learner.total_steps, 'step')}, an epoch of {names} is {epochs}"
+        f" | {learner.step_in_words} | {counted(learner.total_steps, 'step')}{epoch}"
     )
     memory = "as the user's malloc settings say" if memory_is_tuned() else "kept by the process (mallopt)"
     log.info("%s, freed memory %s", ", ".join(world.settings()) or "no MPI", memory)
@@ -206,7 +206,7 @@ def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: Worl
     for line in binding_map(bindings).splitlines() if world.rank == 0 and world.size > 1 else ():
         log.info("%s", line)
     _announce_validation(corpora)
-    for remark in remarks(config, learner.plan, learner.total_steps, learner.epoch_samples):
+    for remark in remarks(config, learner.plan, learner.total_steps, learner.epoch_samples if learner.descends else []):
         log.warning("%s", remark)
 
 
@@ -216,7 +216,7 @@ def _announce_validation(corpora: Corpora) -> None:
     lacking = [corpus.name for corpus in corpora.corpora if corpus not in having]
     if lacking:
         rest = f"validation is on {', '.join(corpus.name for corpus in having)}" if having else "nothing is validated"
-        log.info("%s: no validation split (preprocess with split.val); %s", ", ".join(lacking), rest)
+        log.info("%s: no validation split (preprocess with split.val or input.val); %s", ", ".join(lacking), rest)
     unigram = corpora.unigram_loss("val")
     if unigram is not None:
         num_tokens = sum(corpus.manifest.splits["val"].num_tokens for corpus in having)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +18,9 @@ from hvdlm.compute.device import autocast, prepare_device
 from hvdlm.compute.draws import Draws, draws_for
 from hvdlm.compute.trace import Timed, Trace
 from hvdlm.data.manifest import Manifest
-from hvdlm.data.orders import ContiguousBatches, MixedStreams, order_over
+from hvdlm.data.orders import ContiguousBatches, MixedStreams, OrderSettings, order_over
 from hvdlm.data.stream import TokenStream
+from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.models import build_model
 from hvdlm.optim import build_optimizer, lr_at, set_lr
@@ -56,7 +56,6 @@ class GradientLearner(Learner):
     def __init__(
         self, config: RunConfig, source: TokenStream | MixedStreams, manifest: Manifest, world: World, place: Place
     ) -> None:
-        """Builds this rank's part and talks to no other: a rank may fail here. Then `agree`."""
         train = config.train
         self.config, self.world = config, world
         self.plan = BatchPlan(train.global_batch, train.ramp)
@@ -66,11 +65,10 @@ class GradientLearner(Learner):
         if lacking and train.precision == "fp16" and self.device.type == "cpu":
             raise UserError(f"train.precision: fp16 is not there for {lacking} on CPUs; use bf16 or fp32")
         data, seed = config.data, config.seed
-        self.batches: Any = order_over(
-            source, seq_len=data.seq_len, global_batch=train.global_batch, seed=seed, order=data.order
-        )
+        settings = OrderSettings(data.seq_len, train.global_batch, seed, manifest.eos_id)
+        self.batches: Any = order_over(source, settings, data.order)
         self.epoch_samples = self.batches.epoch_samples
-        self.total_steps = total_steps(train, self.plan, self.epoch_samples, data.seq_len)
+        self.total_steps = total_steps(train, self.plan, self.epoch_samples, self.batches.tokens_per_sample)
         vocabulary = vocabulary_of(manifest)
         self.task = build_task(config, vocabulary)
         self.model = build_model(config.model, model_vocabulary(config, vocabulary), config.seed).to(self.device)
@@ -107,7 +105,6 @@ class GradientLearner(Learner):
         return results
 
     def lr_of(self, step: int) -> float:
-        """Learning rate of a step, the same at any number of ranks."""
         total, optim, batch = self.total_steps, self.config.optim, self.plan.batch_at(step)
         return lr_at(step, total, optim, global_batch=batch, val_losses=self.val_losses)
 
@@ -127,28 +124,32 @@ class GradientLearner(Learner):
         reason, self.guard.reason = self.guard.reason, ""
         return reason
 
+    def tokens_before(self, step: int) -> int:
+        return round(self.plan.samples_before(step) * self.batches.tokens_per_sample)
+
     def facts(self) -> dict[str, float]:
         return {name: value for name, value in self.sync.facts().items() if isinstance(value, int | float)}
 
+    def _all_positions(self, step: int, left_out: int) -> np.ndarray:
+        """Places in the order, int64 (n,), of a step's global batch."""
+        return self.plan.samples_before(step) + left_out + np.arange(self.plan.batch_at(step), dtype=np.int64)
+
     def _positions(self, step: int, part: int, left_out: int) -> np.ndarray:
-        """Places in the order, int64 (n,), of a part of a step's global batch."""
+        """Those of a part of it."""
         mine = slice_of(part, self.world.size, self.plan.batch_at(step))
-        return self.plan.samples_before(step) + left_out + np.arange(mine.start, mine.stop, dtype=np.int64)
+        return self._all_positions(step, left_out)[mine.start : mine.stop]
 
     def _read(self, step: int, part: int, left_out: int) -> _Share:
-        """Its examples; where their shape does not tell how many targets those of others have, theirs are read too.
-
-        From pinned memory they are copied to a GPU while it still computes.
-        """
+        """Its examples and what they count; on the host, from where a GPU copies pinned memory while it computes."""
         ids = self.batches.windows(self._positions(step, part, left_out), step)
-        mine, batch = self.task.count(ids), self.plan.batch_at(step)
+        mine, everybody = self.task.count(ids), self._all_positions(step, left_out)
+        total = self.task.count_of(self.batches.lengths(everybody))
+        if total is None:  # it depends on what stands in the examples of others
+            parts = range(self.world.size)
+            others = [self._positions(step, other, left_out) for other in parts if other != part]
+            total = mine + sum(self.task.count(self.batches.windows(positions, step)) for positions in others)
         pages = torch.from_numpy(ids)
-        pages = pages.pin_memory() if self.device.type == "cuda" else pages
-        if self.task.counts_by_shape or len(ids) == batch:
-            return _Share(pages, mine, mine * batch // len(ids))
-        others = (other for other in range(self.world.size) if other != part)
-        counts = (self.task.count(self.batches.windows(self._positions(step, o, left_out), step)) for o in others)
-        return _Share(pages, mine, mine + sum(counts))
+        return _Share(pages.pin_memory() if self.device.type == "cuda" else pages, mine, total)
 
     def _step(self, step: int, part: int, end: int) -> StepResult:
         start = time.perf_counter()
@@ -163,6 +164,8 @@ class GradientLearner(Learner):
         facts = self.config.sync
         if step == end - 1 and facts.keeps_replicas_equal and facts.reduces_to_mean:
             self.noise_scale.arm()
+        self.task.begin(step)
+        survey_s = self._survey(step, part, share) if self.config.task.meets_before_backward else 0.0
         with Timed("forward and backward"):
             sums = self._accumulate(step, part, share)
             if self._computes_first:
@@ -175,8 +178,23 @@ class GradientLearner(Learner):
                 torch.cuda.synchronize(self.device)
         with Timed("sync.zero_grad") as zero_grad:  # where local SGD averages
             self.sync.zero_grad()
-        comm_s = begin.seconds + reduce.seconds + zero_grad.seconds
+        comm_s = begin.seconds + survey_s + reduce.seconds + zero_grad.seconds
         return StepResult(step, sums, passes, norm, verdict, time.perf_counter() - start, wait.seconds, comm_s)
+
+    @torch.no_grad()
+    def _survey(self, step: int, part: int, share: _Share) -> float:
+        """Let the task know what it must of the whole global batch; seconds of waiting for others. Collective."""
+        self.model.train()
+        parts = []
+        for _, ids, draws in self._micro_batches(step, part, share):
+            batch = self.task.batch(ids, None, draws, training=True)
+            with autocast(self.device, self.config.train.precision):
+                parts.append(self.task.survey(self.model, batch, draws if self.model.takes_draws else None))
+        sums = torch.stack(parts).sum(0)
+        with Timed("sum of the survey") as summed:
+            self.world.sum_(sums)
+        self.task.surveyed(sums, share.all_targets)
+        return summed.seconds
 
     def _accumulate(self, step: int, part: int, share: _Share) -> Tensor:
         """Backward over the micro-batches of this rank's share; their sums."""
@@ -184,20 +202,29 @@ class GradientLearner(Learner):
         self.model.train()
         weight = self.sync.weight(share.targets, share.all_targets) * self._scale
         totals = torch.zeros(len(self.task.sums), dtype=torch.float64, device=self.device)
-        ids = share.ids.to(self.device, non_blocking=True)
-        positions = self._positions(step, part, self.left_out)
         self.noise_scale.weigh(weight, self.task.count(share.ids[:micro_batch].numpy()), share.all_targets)
-        for first in range(0, len(ids), micro_batch):
-            rows = slice(first, first + micro_batch)
-            draws = None
-            if self._takes_draws:
-                draws = draws_for(self.config.seed, step, positions[rows]).to(self.device)
-            sums = self._sums_of(step, rows, ids[rows], draws)
+        for rows, ids, draws in self._micro_batches(step, part, share):
+            sums = self._sums_of(step, rows, ids, draws)
             (sums.aim * weight).backward()
             totals += sums.values
             self.sync.accumulated()
             self.noise_scale.disarm()
         return totals
+
+    def _micro_batches(self, step: int, part: int, share: _Share) -> Iterator[tuple[slice, Tensor, Draws | None]]:
+        """Rows of this rank's examples, their ids on its device, and their draws."""
+        micro_batch, positions = self.config.train.micro_batch, self._positions(step, part, self.left_out)
+        ids = share.ids.to(self.device, non_blocking=True)
+        for first in range(0, len(ids), micro_batch):
+            rows = slice(first, first + micro_batch)
+            draws = None
+            if self._takes_draws:
+                draws = draws_for(self.config.seed, step, positions[rows]).to(self.device)
+            yield rows, ids[rows, : self._width(share.ids[rows])], draws
+
+    def _width(self, ids: Tensor) -> int:
+        """Columns of examples on the host that hold more than padding."""
+        return max(2, int((ids != IGNORED).any(0).sum())) if self.batches.pads else ids.shape[1]
 
     def _sums_of(self, step: int, rows: slice, ids: Tensor, draws: Draws | None) -> Sums:
         """The task's sums over a micro-batch, which are `rows` of this rank's examples."""
@@ -287,13 +314,15 @@ class GradientLearner(Learner):
             self.ema.load_state(_under("ema/", tensors))
         if self.recurrent_state is not None:
             carried = _under("carried/", tensors)
+            if "carried" in tensors:  # of versions that knew one LSTM: of each layer its output, then its cell
+                carried = {str(number): part for number, part in enumerate(tensors["carried"])}
             self.recurrent_state.load([carried[str(number)] for number in range(len(carried))])
         if self.scaler is not None and scalars.get("scaler"):
             self.scaler.load(scalars["scaler"])
         if "guard" in scalars:
             self.guard.load(scalars["guard"])
         self.left_out = scalars.get("left_out", 0)
-        self.val_losses = [math.nan if loss is None else loss for loss in scalars.get("val_losses", [])]
+        self.val_losses = self.losses_in(state)
         return state["step"]
 
     def close(self) -> None:

@@ -94,7 +94,10 @@ class HorovodWorld(World):
         self._synchronize(self._hvd.allreduce_async_(tensor, op=self._hvd.Sum, name=name))
 
     def broadcast_(self, buffer: Any) -> None:
-        data = torch.as_tensor(buffer).detach().view(-1).view(torch.uint8)  # any dtype, bfloat16 and bool too
+        tensor = torch.as_tensor(buffer).detach()
+        if not tensor.numel():  # of numpy's empty arrays torch cannot see the bytes
+            return
+        data = tensor.view(-1).view(torch.uint8)  # any dtype, bfloat16 and bool too
         for start in range(0, data.numel(), PIECE_BYTES):
             piece = data[start : start + PIECE_BYTES]
             self._hvd.broadcast_(piece, root_rank=0, name=f"hvdlm.broadcast.{piece.numel()}")

@@ -184,6 +184,8 @@ class MpiWorld(World):
         return Pending(thread.submit(self._sum_over, comm, buffer).result)
 
     def broadcast_(self, buffer: Any) -> None:
+        if not buffer.nbytes:  # of numpy's empty arrays torch cannot see the bytes
+            return
         if isinstance(buffer, np.ndarray):
             host = buffer.reshape(-1).view(np.uint8)
         else:

@@ -43,6 +43,7 @@ FORMATS: dict[str, Format] = {
     "txt": Format(text.read_file, (".txt",), splittable=True, has_lines=False),
     "paragraphs": Format(partial(text.read_between, boundary=text.BLANK_LINES), splittable=True),
     "separated": Format(text.read_separated, splittable=True),
+    "lines": Format(partial(text.read_between, boundary=text.LINES), splittable=True),
     "wikitext": Format(partial(text.read_between, boundary=text.ARTICLES), (".tokens",), splittable=True),
     "md": Format(text.read_file, (".md", ".markdown"), splittable=True, has_lines=False),
     "jsonl": Format(jsonl.read_json_lines, (".jsonl", ".ndjson"), splittable=True, is_table=True),

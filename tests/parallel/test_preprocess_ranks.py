@@ -296,3 +296,63 @@ def test_bad_input_is_one_line_on_rank_0_and_exit_2(job, tmp_path):
     assert "a.txt: byte 3: is not UTF-8; set encoding, or errors: replace" in lines[0]
     assert "Traceback" not in done.stderr
     assert not done.stdout.strip()
+
+
+def split_mixed(corpus, folder):
+    """Each split's lines, with texts that come again in the same and in other splits; those of train in two files."""
+    texts = [path.read_text() for path in sorted(corpus.iterdir())]
+    by_split = {"train": texts[:25] + texts[3:6] + texts[:2], "val": texts[20:30] * 2, "test": texts[28:]}
+    for split, found in by_split.items():
+        lines = [json.dumps({"text": text, "id": f"{split} {n}"}) for n, text in enumerate(found)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    (folder / "more.jsonl").write_text("\n".join(json.dumps({"text": f"{n} {text}"}) for n, text in enumerate(texts)))
+
+
+@pytest.fixture(scope="session")
+def split_corpus(corpus, made_once):
+    return made_once("split", lambda folder: split_mixed(corpus, folder))
+
+
+def inputs_of(folder):
+    return {"train": [f"{folder}/train.jsonl", f"{folder}/more.jsonl"], "val": f"{folder}/val.jsonl"} | {
+        "test": f"{folder}/test.jsonl"
+    }
+
+
+@pytest.mark.on_ranks(1, 2, 3, 4)
+@pytest.mark.parametrize("dedup", [{}, {"near": True, "threshold": 0.7}], ids=["all kept", "near"])
+def test_predefined_splits_are_the_same_at_any_number_of_ranks(
+    world, preprocess_on_ranks, split_corpus, made_once, tmp_path, dedup
+):
+    settings = EVERYTHING | {"input": inputs_of(split_corpus), "split": {}, "dedup": dedup}
+    alone = made_once(f"splits-alone-{len(dedup)}", lambda folder: preprocess("", folder, **settings))
+    done = preprocess_on_ranks("", tmp_path / "out", **settings)
+    assert files_of(tmp_path / "out") == files_of(alone)
+    assert done.splitting.kind == "predefined"
+    assert done.statistics["test_documents_in_val"] == 2
+    assert (done.statistics["val_documents_in_train"] == 0) == bool(dedup)
+    assert done.splits["val"].num_documents == 18  # an empty one is there twice
+
+
+CONTENTS = {"train": "one\ntwo\n", "val": "three\n", "test": "four\n", "empty": "", "blank": "\n \n"}
+SPLIT_FAULTS = {
+    "the same file": ({"val": "train"}, "is a file of input.train '"),
+    "nothing there": ({"test": "none"}, "no such file, folder or match"),
+    "an empty one": ({"val": "empty"}, "nothing but empty files (1)"),
+    "blank lines": ({"test": "blank"}, "no document is left (there was none)"),
+}
+
+
+@on_two
+@pytest.mark.parametrize("case", SPLIT_FAULTS)
+def test_a_fault_of_a_split_is_raised_on_all_ranks(world, preprocess_on_ranks, tmp_path, case):
+    names, message = SPLIT_FAULTS[case]
+    if world.rank == 0:
+        for name, content in CONTENTS.items():
+            (tmp_path / f"{name}.txt").write_text(content)
+    world.barrier()
+    inputs = {split: f"{tmp_path}/{names.get(split, split)}.txt" for split in ("train", "val", "test")}
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        preprocess_on_ranks("", tmp_path / "out", input=inputs, split={}, format="lines")
+    assert caught.value.on_all_ranks
+    assert not world.on_root((tmp_path / "out" / "manifest.json").exists)

@@ -38,6 +38,7 @@ def test_rank_0_hands_out_any_dtype(world):
             tensor = expected.clone() if world.rank == 0 else torch.zeros(shape, dtype=dtype)
             world.broadcast_(tensor)
             assert torch.equal(tensor, expected), (dtype, shape)
+    world.broadcast_(torch.from_numpy(np.empty(0)))  # whose stride is 0
     assert world.broadcast({"from": world.rank}) == {"from": 0}
     assert world.on_root(lambda: world.rank) == 0
 

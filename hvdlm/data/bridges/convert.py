@@ -18,7 +18,7 @@ import numpy as np
 
 from hvdlm.data.bridges import folder, jsonl, megatron, nanogpt
 from hvdlm.data.bridges.interface import ENDINGS, Bridge, ConvertOptions, SourceCorpus, TokenSplit, split_files
-from hvdlm.data.manifest import TOKENIZER
+from hvdlm.data.manifest import OTHER_NAMES, SPLITS, TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.files import replace_durably, sync_folder, write_text_durably
 from hvdlm.tables import counted, table
@@ -158,6 +158,8 @@ def _tell_left_out(source: Path, name: str) -> None:
         log.warning(
             "%s: is read as %s; what it holds as %s is left out, name its file", source, name, " and ".join(left_out)
         )
+    if source.is_file() and (held_out := _held_out_name(source)):
+        log.warning("%s: is read as train, as every single file is; give its folder to keep it %s", source, held_out)
     if suffix is None or source.is_file():
         return
     beside, prefix = (source, "") if source.is_dir() else (source.parent, f"{source.name}-")
@@ -168,6 +170,13 @@ def _tell_left_out(source: Path, name: str) -> None:
             "%s: %s left out, such as %s: splits are train, val and test",
             *(source, counted(len(found), f"file of {suffix}", f"files of {suffix}"), found[0].name),
         )
+
+
+def _held_out_name(source: Path) -> str | None:
+    """The split that a file is named after, `val.bin` or `web-valid.jsonl`, unless that is train."""
+    word = source.stem.rpartition("-")[2].lower()
+    split = OTHER_NAMES.get(word, word)
+    return split if split in SPLITS and split != "train" else None
 
 
 def format_of(source: Path) -> str:

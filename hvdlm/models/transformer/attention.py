@@ -1,0 +1,164 @@
+"""Attention of queries to keys and values: what a query may see, and its weighted mean of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hvdlm.compute.draws import Draws, dropout
+from hvdlm.models.interface import State
+from hvdlm.models.transformer.layers import NORMS, softcapped
+from hvdlm.models.transformer.options import Options
+from hvdlm.models.transformer.positions import Rotation, rotate
+
+HAS_GROUPS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 5)  # enable_gqa of torch's attention
+
+
+class Sight(NamedTuple):
+    """What T queries see of S keys; where neither says anything, all."""
+
+    is_causal: bool = False  # as many queries as keys, each sees the keys up to its own
+    mask: Tensor | None = None  # to (B, H, T, S): bool, True is seen; or a number that is added to the score
+
+
+class View(NamedTuple):
+    """What all blocks of one pass share."""
+
+    sight: Sight
+    rotation: Rotation | None = None  # of all keys, of which the last are those of the queries
+    keep: int | None = None  # so many of the last keys are remembered, None: all
+
+
+def sight_of(  # noqa: PLR0913 - the ways in which less than all is seen
+    time: int,
+    seen: int,
+    device: torch.device,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    known: Tensor | None = None,
+    bias: Callable[[Tensor], Tensor | None] = lambda distance: None,
+) -> Sight:
+    """The last of `time` queries stands where the last of `seen` keys does.
+
+    `known` (B, S) bool says which keys there are. A query sees its own place in any case, for a softmax over nothing
+    is NaN.
+    """
+    distance = torch.arange(seen - time, seen, device=device).unsqueeze(1) - torch.arange(seen, device=device)  # (T, S)
+    scores = bias(distance)
+    if scores is None and known is None and (window is None or seen <= window):
+        if not causal or time == 1:
+            return Sight()
+        if time == seen:
+            return Sight(is_causal=True)
+    mask = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    if window is not None:
+        mask = mask & (distance.abs() < window)
+    if known is not None:
+        mask = mask & known[:, None, None, :] | (distance == 0)  # (B, 1, T, S)
+    return Sight(mask=mask if scores is None else torch.where(mask, scores, float("-inf")))
+
+
+def source_sight(known: Tensor) -> Sight:
+    """Of a source, of whose tokens there are `known` (B, S); one without any is seen as it is, for NaN's sake."""
+    return Sight(mask=(known | ~known.any(1, keepdim=True))[:, None, None, :])
+
+
+class Attending(nn.Module):
+    """What self-attention and attention to a source share."""
+
+    def __init__(self, options: Options, *, site: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_width = options.heads, options.num_kv_heads, options.width_of_head
+        self.dropout, self.site = options.dropout_of(options.attention_dropout), site
+        self.softcap = options.attention_softcap
+        self.q_norm = self.k_norm = None
+        if options.qk_norm:
+            norm = NORMS[options.norm]
+            self.q_norm, self.k_norm = (norm(self.head_width, options.norm_eps, options.bias) for _ in range(2))
+
+    def by_head(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """(B, T, H x D) -> (B, H, T, D)."""
+        x = x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        return x if norm is None else norm(x).to(x.dtype)
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, draws: Draws | None) -> Tensor:
+        """(B, T, H x D): for each query the values of the keys that it sees, weighted."""
+        if self.softcap is None and (draws is None or self.dropout == 0):
+            mixed = self._fused(q, k, v, sight)
+        else:
+            mixed = self._by_weights(q, k, v, sight, draws)
+        return mixed.transpose(1, 2).flatten(2)
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
+        mask = sight.mask if sight.mask is None or sight.mask.dtype == torch.bool else sight.mask.to(q.dtype)
+        if self.kv_heads == self.heads:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=sight.is_causal)
+        if HAS_GROUPS:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=sight.is_causal, enable_gqa=True)
+        k, v = self._for_all_heads(k), self._for_all_heads(v)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=sight.is_causal)
+
+    def _by_weights(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, draws: Draws | None) -> Tensor:
+        """With the weights (B, H, T, S) built, for torch's fused kernels know neither keyed masks nor soft-caps."""
+        k, v = self._for_all_heads(k), self._for_all_heads(v)
+        scores = softcapped(q * self.head_width**-0.5 @ k.transpose(-1, -2), self.softcap)
+        mask = sight.mask
+        if sight.is_causal:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        return dropout(weights, self.dropout, draws, self.site).to(v.dtype) @ v
+
+    def _for_all_heads(self, x: Tensor) -> Tensor:
+        """(B, kv heads, S, D) -> (B, H, S, D): each head's group."""
+        return x if self.kv_heads == self.heads else x.repeat_interleave(self.heads // self.kv_heads, dim=1)
+
+
+class Attention(Attending):
+    """Of a sequence to itself."""
+
+    def __init__(self, options: Options, *, site: int) -> None:
+        super().__init__(options, site=site)
+        self.qkv = nn.Linear(options.width, (self.heads + 2 * self.kv_heads) * self.head_width, bias=options.bias)
+        self.out = nn.Linear(self.heads * self.head_width, options.width, bias=options.bias)
+
+    def forward(self, x: Tensor, view: View, draws: Draws | None, past: State | None) -> tuple[Tensor, State]:
+        """What it makes of x (B, T, C); with a `past` the keys and values so far, as they are before any rotation."""
+        parts = self.qkv(x).split([heads * self.head_width for heads in (self.heads, self.kv_heads, self.kv_heads)], -1)
+        q, k, v = map(self.by_head, parts, (self.q_norm, self.k_norm, None))
+        seen: State = ()  # what nobody asked for is kept by nobody
+        if past is not None:
+            k, v = (torch.cat((before.to(now.dtype), now), dim=2) for before, now in zip(past, (k, v), strict=True))
+            first = 0 if view.keep is None else max(0, k.shape[2] - view.keep)
+            seen = tuple(part[:, :, first:].to(before.dtype) for part, before in zip((k, v), past, strict=True))
+        if view.rotation is not None:
+            cos, sin = view.rotation
+            first = k.shape[2] - q.shape[2]
+            q, k = rotate(q, (cos[first:], sin[first:])), rotate(k, view.rotation)
+        return self.out(self.mixed(q, k, v, view.sight, draws)), seen
+
+
+class CrossAttention(Attending):
+    """Of a sequence to a source, whose keys and values are made once."""
+
+    def __init__(self, options: Options, *, site: int) -> None:
+        super().__init__(options, site=site)
+        self.q = nn.Linear(options.width, self.heads * self.head_width, bias=options.bias)
+        self.kv = nn.Linear(options.width, 2 * self.kv_heads * self.head_width, bias=options.bias)
+        self.out = nn.Linear(self.heads * self.head_width, options.width, bias=options.bias)
+
+    def keys_values(self, source: Tensor) -> State:
+        """(B, S, C) -> keys and values, each (B, kv heads, S, D)."""
+        k, v = self.kv(source).chunk(2, dim=-1)
+        return self.by_head(k, self.k_norm), self.by_head(v)
+
+    def forward(self, x: Tensor, source: State, sight: Sight, draws: Draws | None) -> Tensor:
+        q = self.by_head(self.q(x), self.q_norm)
+        k, v = (part.to(q.dtype) for part in source)
+        return self.out(self.mixed(q, k, v, sight, draws))

@@ -1,0 +1,56 @@
+"""The transformer as a family: presets, what it can be trained for, and the model that is built."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from hvdlm.config import choice_of
+from hvdlm.models.interface import LanguageModel, OfTraining, Vocabulary
+from hvdlm.models.transformer.model import Transformer
+from hvdlm.models.transformer.options import Options
+from hvdlm.models.transformer.presets import PRESETS
+
+
+class TransformerConfig(Options):
+    """`model: {family: transformer, …}`."""
+
+    family: Literal["transformer"] = "transformer"
+    preset: OfTraining[Annotated[str, choice_of(PRESETS)]] = Field(
+        "none", description="shape of a published model: fills what is not said here"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        """With the values of its preset, which are saved like those that were said."""
+        name = values.get("preset") if isinstance(values, dict) else None
+        return {**PRESETS[name], **values} if isinstance(name, str) and name in PRESETS else values
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        if self.encoder_layers:
+            return ("seq2seq",)
+        return ("lm",) if self.causal else ("mlm",)
+
+    @property
+    def task_remedy(self) -> str:
+        if self.encoder_layers:
+            return "; model.encoder_layers: 0 makes it one for lm"
+        return f"; model.causal: {'false' if self.causal else 'true'} makes it one for {'mlm' if self.causal else 'lm'}"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        given = self.model_dump()
+        fills = type(self)(preset=self.preset).model_dump()
+        other = [
+            f"{name}: {given[name]} (not {fills[name]})" for name in PRESETS[self.preset] if given[name] != fills[name]
+        ]
+        return (f"model.preset: {self.preset} but for {', '.join(other)}, as the config says",) if other else ()
+
+    def for_sequences(self, seq_len: int) -> TransformerConfig:
+        return self.model_copy(update={"positions": self.positions.for_sequences(seq_len)})
+
+    def build(self, vocabulary: Vocabulary) -> LanguageModel:
+        return Transformer(self, vocabulary)

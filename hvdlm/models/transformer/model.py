@@ -1,0 +1,151 @@
+"""The transformer: a decoder, an encoder alone, or a decoder behind an encoder.
+
+Sources: Vaswani et al. 2017; Radford et al. 2019 (GPT-2: layout and initialization), Press and Wolf 2017 (tied
+embeddings), Devlin et al. 2019 (BERT: the encoder alone). Those of the options stand beside them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hvdlm.compute.draws import Draws
+from hvdlm.data.windows import IGNORED
+from hvdlm.errors import UserError
+from hvdlm.models.interface import LanguageModel, State, Vocabulary
+from hvdlm.models.transformer.attention import source_sight
+from hvdlm.models.transformer.blocks import Block, Head, initialize
+from hvdlm.models.transformer.options import Options
+from hvdlm.models.transformer.stack import Encoder, Entrance, Source, known_of, last_norm_of, only, through, view_of
+
+
+class Held(NamedTuple):
+    """A state, part by part."""
+
+    pasts: list[State] | None = None  # of each block its keys and values so far
+    num_read: Tensor | None = None  # int64 (B,): tokens so far, of a state of fixed size
+    of_source: State = ()  # of each block the keys and values of the source; which there are
+
+    @property
+    def length(self) -> int:
+        return self.pasts[0][0].shape[2] if self.pasts else 0
+
+
+class Transformer(LanguageModel):
+    """Embedding, blocks, head.
+
+    The state is each block's keys, then values, (B, kv heads, T so far, D). Where the window bounds them and positions
+    are relative they are the last window - 1, and the number of tokens so far, int64 (B,), stands behind them. Of a
+    model with an encoder the keys and values of the source follow, and which of its tokens there are, bool (B, S).
+    """
+
+    def __init__(self, options: Options, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.options = options
+        self.start_id = vocabulary.eos_id if options.decoder_start is None else options.decoder_start
+        self._pad_id = vocabulary.eos_id
+        if self.start_id >= vocabulary.size:
+            raise UserError(f"model.decoder_start: {self.start_id} is no id of a vocabulary of {vocabulary.size}")
+        kinds = options.embed_dropout, options.residual_dropout, options.attention_dropout
+        self.takes_draws = any(map(options.dropout_of, kinds))
+        crosses = options.encoder_layers > 0
+        sites = Block.num_sites(crosses=crosses)
+        self.embed = nn.Embedding(vocabulary.size, options.width)
+        self.entrance = Entrance(options, site=0)
+        self.blocks = nn.ModuleList(
+            Block(options, first_site=1 + sites * layer, crosses=crosses) for layer in range(options.layers)
+        )
+        self.norm = last_norm_of(options)
+        self.encoder = Encoder(options, first_site=1 + sites * options.layers) if crosses else None
+        self.head = Head(options, vocabulary.size)
+        if options.tie_embeddings:
+            self.head.weight = self.embed.weight
+        initialize(self)
+
+    def initial_state(self, num: int) -> State:
+        if not self.options.causal:
+            raise UserError("model.causal: false sees both sides of a token: such a model cannot continue a text")
+        if self.encoder is not None:
+            raise UserError("model.encoder_layers: such a model begins with a source, it does not continue a text")
+        return self._no_past(num)
+
+    def _no_past(self, num: int) -> State:
+        options, like = self.options, self.embed.weight
+        shape = num, options.num_kv_heads, options.keep or 0, options.width_of_head
+        count = () if options.keep is None else (torch.zeros(num, dtype=torch.int64, device=like.device),)
+        return (like.new_zeros(shape),) * (2 * options.layers) + count
+
+    def forward(
+        self, ids: Tensor, state: State | None = None, draws: Draws | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State | None]:
+        """As any family's; a model with an encoder begins with the state that `encode` gives.
+
+        `lengths` (B,) of a model that sees both sides: what stands behind them is padding, of which nobody sees
+        anything, and whose hidden vectors are 0.
+        """
+        options, time, held = self.options, ids.shape[1], self._held(state)
+        padding = None if options.causal else known_of(lengths, time)
+        known = self._known(held, time) if options.causal else padding
+        x = self.embed(ids)  # (B, T, C)
+        view = view_of(self.entrance, options, x, held.length + time, known, causal=options.causal)
+        x = only(self.entrance(x, draws, first=held.length), padding)
+        source, frugal = self._source(held), options.activation_checkpointing
+        x, after = through(self.blocks, x, view, draws, frugal=frugal, pasts=held.pasts, source=source)
+        x = only(self.norm(x), padding)
+        if state is None:
+            return x, None
+        return x, (*after, *(() if held.num_read is None else (held.num_read + time,)), *held.of_source)
+
+    def encode(self, source: Tensor, lengths: Tensor | None = None, draws: Draws | None = None) -> State:
+        """Ids (B, S), of which those behind `lengths` (B,) are padding -> the state that the decoder begins with."""
+        assert self.encoder is not None, "model.encoder_layers is 0"
+        known = known_of(lengths, source.shape[1])
+        hidden = self.encoder(self.embed(source), known, draws)
+        crosses = [block.cross for block in self.blocks if isinstance(block, Block) and block.cross is not None]
+        parts = [part for cross in crosses for part in cross.keys_values(hidden)]
+        everything = torch.ones_like(source, dtype=torch.bool) if known is None else known
+        return (*self._no_past(len(source)), *parts, everything)
+
+    def decoder_inputs(self, targets: Tensor) -> Tensor:
+        """Targets (B, T) one place to the right, behind the start id; an id, too, where they are IGNORED."""
+        start = targets.new_full((len(targets), 1), self.start_id)
+        inputs = torch.cat((start, targets[:, :-1]), dim=1)
+        return inputs.masked_fill(inputs == IGNORED, self._pad_id)
+
+    def _held(self, state: State | None) -> Held:
+        num = 2 * self.options.layers
+        if state is None:
+            if self.encoder is not None:
+                raise ValueError("a model with an encoder goes on from the state that encode(source) gives")
+            return Held()
+        pasts = [state[first : first + 2] for first in range(0, num, 2)]
+        rest = state[num:]
+        return Held(pasts, of_source=rest) if self.options.keep is None else Held(pasts, rest[0], rest[1:])
+
+    def _known(self, held: Held, time: int) -> Tensor | None:
+        """Which keys a state of fixed size holds in truth, and the `time` new ones, bool (B, S)."""
+        if held.num_read is None:
+            return None
+        missing = held.length - held.num_read.unsqueeze(1)  # places that nothing has come to yet
+        return torch.arange(held.length + time, device=missing.device) >= missing
+
+    def _source(self, held: Held) -> Source | None:
+        if self.encoder is None:
+            return None
+        *parts, known = held.of_source
+        pairs = [tuple(parts[first : first + 2]) for first in range(0, len(parts), 2)]
+        return pairs, source_sight(known)
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Attention adds 12 x heads x D for each layer and key that is seen, the causal half not taken off.
+
+        Source: Chowdhery et al. 2022, "PaLM", appendix B. Of a model with an encoder it is those of a token of the
+        source and one of the target, in sequences of `seq_len` both.
+        """
+        options = self.options
+        crossed = seq_len * options.layers if options.encoder_layers else 0
+        keys = options.layers * options.num_seen(seq_len, causal=options.causal) + crossed
+        keys += options.encoder_layers * options.num_seen(seq_len, causal=False)
+        return super().flops_per_token(seq_len) + 12 * options.heads * options.width_of_head * keys

@@ -1,0 +1,106 @@
+"""What ids pass through: the entrance, and blocks one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hvdlm.compute.draws import Draws, dropout
+from hvdlm.models.interface import State
+from hvdlm.models.transformer.attention import Sight, View, sight_of
+from hvdlm.models.transformer.blocks import Block, norm_of
+from hvdlm.models.transformer.options import Options
+
+Source = tuple[list[State], Sight]  # keys and values for each block, and what is seen of them
+
+
+class Entrance(nn.Module):
+    """What is done to embeddings before the first block; its draws have one site."""
+
+    def __init__(self, options: Options, *, site: int) -> None:
+        super().__init__()
+        self.positions = options.positions.build(options.width, options.heads, options.width_of_head)
+        self.norm = norm_of(options) if options.embed_norm else nn.Identity()
+        self.scale = options.width**0.5 if options.embed_scale else 1.0
+        self.dropout, self.site = options.dropout_of(options.embed_dropout), site
+
+    def forward(self, x: Tensor, draws: Draws | None, *, first: int = 0) -> Tensor:
+        """(B, T, C), which stand at the positions from `first` on."""
+        x = x if self.scale == 1.0 else x * self.scale
+        added = self.positions.added(first, x.shape[1])
+        x = self.norm(x if added is None else x + added)
+        return dropout(x, self.dropout, draws, self.site)
+
+
+class Encoder(nn.Module):
+    """Blocks that see both sides; entrance and blocks have the sites from first_site on."""
+
+    def __init__(self, options: Options, *, first_site: int) -> None:
+        super().__init__()
+        self._options = options
+        self.entrance = Entrance(options, site=first_site)
+        first, sites = first_site + 1, Block.num_sites(crosses=False)
+        self.blocks = nn.ModuleList(
+            Block(options, first_site=first + sites * layer) for layer in range(options.encoder_layers)
+        )
+        self.norm = last_norm_of(options)
+
+    def forward(self, x: Tensor, known: Tensor | None, draws: Draws | None) -> Tensor:
+        """Embeddings (B, T, C), of which `known` (B, T) are no padding -> hidden (B, T, C)."""
+        view = view_of(self.entrance, self._options, x, x.shape[1], known, causal=False)
+        x = only(self.entrance(x, draws), known)
+        x, _ = through(self.blocks, x, view, draws, frugal=self._options.activation_checkpointing)
+        return only(self.norm(x), known)
+
+
+def view_of(entrance: Entrance, options: Options, x: Tensor, seen: int, known: Tensor | None, *, causal: bool) -> View:
+    """Of the positions that x (B, T, C) has, the last of `seen`."""
+    bias, window = entrance.positions.bias, options.window
+    sight = sight_of(x.shape[1], seen, x.device, causal=causal, window=window, known=known, bias=bias)
+    return View(sight, entrance.positions.rotation(seen, x.device), options.keep)
+
+
+def through(  # noqa: PLR0913 - blocks and what they read
+    blocks: Iterable[nn.Module],
+    x: Tensor,
+    view: View,
+    draws: Draws | None,
+    *,
+    frugal: bool,
+    pasts: list[State] | None = None,
+    source: Source | None = None,
+) -> tuple[Tensor, State]:
+    """The stream behind the last block; and with `pasts` each block's keys and values so far.
+
+    A `frugal` pass keeps each block's input alone and computes the rest again.
+    """
+    after: State = ()
+    for number, block in enumerate(blocks):
+        past = None if pasts is None else pasts[number]
+        of_source = None if source is None else (source[0][number], source[1])
+        if frugal and torch.is_grad_enabled():
+            # Draws are keyed, so the second pass draws the same; torch's generator has no part in it.
+            parts = x, view, draws, past, of_source
+            x, seen = checkpoint(block, *parts, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x, seen = block(x, view, draws, past, of_source)
+        after += seen
+    return x, after
+
+
+def last_norm_of(options: Options) -> nn.Module:
+    """Behind the last block, where no norm stands yet."""
+    return norm_of(options) if options.norm_position == "pre" else nn.Identity()
+
+
+def known_of(lengths: Tensor | None, time: int) -> Tensor | None:
+    """Which of `time` tokens come before the end of their row, bool (B, T)."""
+    return None if lengths is None else torch.arange(time, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def only(x: Tensor, known: Tensor | None) -> Tensor:
+    """x (B, T, C) with 0 for padding."""
+    return x if known is None else x.masked_fill(~known.unsqueeze(-1), 0.0)

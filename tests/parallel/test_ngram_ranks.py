@@ -1,0 +1,32 @@
+"""N-grams counted by real ranks: the same bits as by one, over every way that bytes travel."""
+
+import numpy as np
+import pytest
+import torch
+
+from hvdlm.models import Vocabulary, build_model
+from hvdlm.models.ngram import NgramConfig
+from hvdlm.models.ngram_counts import adjusted_counts, empty_table, merge
+from hvdlm.partition import slice_of
+from hvdlm.train.ngram_exchange import share_counts
+
+UNIT = 256
+
+
+@pytest.mark.on_ranks(1, 2, 3)
+@pytest.mark.on_ranks(2, kind="horovod")
+@pytest.mark.on_ranks(2, kind="gloo")
+def test_ranks_count_what_one_counts(world):
+    stream = np.concatenate(([0], (np.random.default_rng(0).random(5000) ** 2 * 40).astype(int)))
+    for num_units in (20, 1):  # with one unit some ranks have nothing to count
+        ids = stream[: 1 + num_units * UNIT]
+        model = build_model(NgramConfig(), Vocabulary(40, 0), seed=0)
+        table = empty_table(5)
+        for unit in slice_of(world.rank, world.size, num_units):
+            start = 1 + unit * UNIT
+            table = merge(table, model.count(ids[start : start + UNIT], ids[max(0, start - 4) : start]))
+        model.update(share_counts(table, world)[0])
+        alone = build_model(NgramConfig(), Vocabulary(40, 0), seed=0)
+        alone.update(adjusted_counts(alone.count(ids[1:], ids[:1])))
+        expected = alone.state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())

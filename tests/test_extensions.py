@@ -1,0 +1,85 @@
+"""What docs/extending.md shows can be imported, trains on 2 ranks, is evaluated, and generates."""
+
+import re
+
+import pytest
+from harness import ROOT, make_config, run_training, run_values, write_config
+
+from hvdlm.cli.extensions import import_all
+from hvdlm.errors import UserError
+from hvdlm.inference.evaluate import evaluate_checkpoint
+from hvdlm.inference.generate import Sampling, continue_text
+from hvdlm.models import MODELS
+from hvdlm.session.metrics import read_metrics
+from hvdlm.sync import SYNCS
+from hvdlm.tasks import TASKS
+from hvdlm.train.config import RunConfig
+from hvdlm.world.serial import SerialWorld
+
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.S)
+MINE = ("model={family: bigram, width: 16}", "task.kind=focal", "optim.lr=0.02")
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    """What a test registers is gone after it."""
+    registries = [(registry, dict(registry)) for registry in (MODELS, TASKS, SYNCS)]
+    yield
+    for registry, before in registries:
+        registry.clear()
+        registry.update(before)
+    RunConfig.model_rebuild(force=True)
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """One file with all three examples."""
+    file = tmp_path / "mine.py"
+    file.write_text("\n\n".join(BLOCKS))
+    return file
+
+
+def losses(run_dir):
+    return [row["loss"] for row in read_metrics(run_dir / "metrics.jsonl", "train")]
+
+
+def test_a_family_a_task_and_a_sync_of_a_file_train_on_two_ranks(data_dir, tmp_path, mine, job):
+    run = tmp_path / "run"
+    config = write_config(tmp_path / "c.yaml", run_values(data_dir, run))
+    job(2, "train", config, "--import", mine, *MINE, "sync=plain")
+    with pytest.raises(UserError, match=r"run.*: was trained with --import .*mine.py; give that again"):
+        evaluate_checkpoint(run, (), "val", SerialWorld())
+    import_all((mine,))
+    run_training(data_dir, tmp_path / "alone", *MINE)
+    assert losses(run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+    assert evaluate_checkpoint(run, (), "val", SerialWorld())["loss"] < 5
+    assert isinstance(continue_text(run, (), "", Sampling(), 3), str)
+
+
+def test_a_task_may_be_like_another_one(data_dir, tmp_path, mine):
+    import_all((mine,))
+    assert make_config(data_dir, tmp_path, "task=focal").task.gamma == 2.0
+    TASKS["focal"].like = ""
+    with pytest.raises(UserError, match="task: focal is nothing for this model"):
+        make_config(data_dir, tmp_path, "task=focal")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"--import .*: there is no such file"),
+        ("x = 1", r"--import .*: registers nothing in MODELS, TASKS, SYNCS"),
+        ("\nx = 1 / 0", r"--import .*mine.py:2: ZeroDivisionError: division by zero"),
+        ("x = (", r"--import .*mine.py:1: '\(' was never closed"),
+        ("from hvdlm.models import MODELS\nMODELS['lstm'] = MODELS['transformer']", r"MODELS has 'lstm' already"),
+        ("from hvdlm.models import MODELS\nMODELS['mine'] = int", r"mine in MODELS is no FamilyConfig"),
+        ("from hvdlm.models import MODELS\nMODELS['mine'] = MODELS['lstm']", r"LstmConfig has family: lstm, not mine"),
+    ],
+)
+def test_a_file_that_registers_nothing_of_use_says_why(tmp_path, content, message):
+    file = tmp_path / "mine.py"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        import_all((file,))
+    assert "\n" not in str(caught.value)
