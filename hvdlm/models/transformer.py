@@ -19,6 +19,7 @@ from hvdlm.config import Free
 from hvdlm.models.interface import FamilyConfig
 
 ROTARY_BASE = 10_000.0
+ROTARY_TABLE = 4096  # positions whose rotation is kept; of longer sequences it is computed at each pass
 
 
 class TransformerConfig(FamilyConfig):
@@ -62,6 +63,10 @@ class Transformer(nn.Module):
         self.activation_checkpointing = config.activation_checkpointing
         self.embed = nn.Embedding(vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, first_site=1 + 3 * layer) for layer in range(config.layers))
+        # A compiled model would else compute a power, a sine and a cosine for each value that it rotates: 26 % of the
+        # step of GPT-2 124M on an H100.
+        for name, part in zip(("cos", "sin"), rotary(ROTARY_TABLE, self.head_width, torch.device("cpu")), strict=True):
+            self.register_buffer(name, part, persistent=False)
         self.norm = nn.LayerNorm(config.width, bias=False)
         self.head = nn.Linear(config.width, vocab_size, bias=False)
         if config.tie_embeddings:
@@ -77,7 +82,7 @@ class Transformer(nn.Module):
 
     def forward(self, ids: Tensor, draws: Draws | None = None) -> Tensor:
         x = dropout(self.embed(ids), self.dropout, draws, 0)  # (B, T, C)
-        rotation = rotary(ids.shape[1], self.head_width, x.device)
+        rotation = self.rotation(ids.shape[1])
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 # Draws are keyed, so the second pass draws the same; torch's generator has no part in it.
@@ -85,6 +90,12 @@ class Transformer(nn.Module):
             else:
                 x = block(x, rotation, draws)
         return self.head(self.norm(x))
+
+    def rotation(self, time: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for the positions from 0, each (T, head_width / 2)."""
+        if time <= ROTARY_TABLE:
+            return self.cos[:time], self.sin[:time]
+        return rotary(time, self.head_width, self.cos.device)
 
 
 class Block(nn.Module):
