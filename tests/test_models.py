@@ -106,7 +106,7 @@ def test_tied_embeddings_count_once():
 def test_rotation_keeps_lengths_and_depends_on_distance_alone():
     q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
     rotation = rotary(20, 8, torch.device("cpu"))
-    turned_q, turned_k = (rotate(x.expand(1, 1, 20, 8), rotation)[0, 0] for x in (q, k))
+    turned_q, turned_k = (rotate(x.expand(1, 20, 1, 8), rotation)[0, :, 0] for x in (q, k))
     assert torch.allclose(turned_q.norm(dim=-1), q.norm().expand(20), atol=1e-5)
     dots = turned_q @ turned_k.T
     assert torch.allclose(dots.diagonal(5), dots[0, 5].expand(15), atol=1e-4)
