@@ -56,6 +56,9 @@ class TransformerConfig(FamilyConfig):
 class Transformer(nn.Module):
     """(B, T) ids -> (B, T, V) logits."""
 
+    cos: Tensor  # of `rotary`, (ROTARY_TABLE, head_width / 2)
+    sin: Tensor
+
     def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
         super().__init__()
         self.head_width = config.width // config.heads
