@@ -12,7 +12,7 @@ from hvdlm.compute.draws import Draws, draws_for
 from hvdlm.config import tagged_union
 from hvdlm.models import MODELS, build_model, num_parameters
 from hvdlm.models.recurrent import LstmConfig
-from hvdlm.models.transformer import TransformerConfig, rotary, rotate
+from hvdlm.models.transformer import ROTARY_TABLE, TransformerConfig, rotary, rotate
 
 TRANSFORMER = TransformerConfig(layers=2, heads=2, width=16)
 LSTM = LstmConfig(layers=2, width=16)
@@ -106,10 +106,19 @@ def test_tied_embeddings_count_once():
 def test_rotation_keeps_lengths_and_depends_on_distance_alone():
     q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
     rotation = rotary(20, 8, torch.device("cpu"))
-    turned_q, turned_k = (rotate(x.expand(1, 1, 20, 8), rotation)[0, 0] for x in (q, k))
+    turned_q, turned_k = (rotate(x.expand(1, 20, 1, 8), rotation)[0, :, 0] for x in (q, k))
     assert torch.allclose(turned_q.norm(dim=-1), q.norm().expand(20), atol=1e-5)
     dots = turned_q @ turned_k.T
     assert torch.allclose(dots.diagonal(5), dots[0, 5].expand(15), atol=1e-4)
+
+
+def test_the_kept_rotation_is_the_computed_one_and_no_part_of_the_weights():
+    model = build(TRANSFORMER)
+    for time in (5, ROTARY_TABLE, ROTARY_TABLE + 3):
+        computed = rotary(time, model.head_width, torch.device("cpu"))
+        assert all(map(torch.equal, model.rotation(time), computed))
+    assert model.cos.shape[0] == ROTARY_TABLE
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
 @pytest.mark.parametrize("config", DROPOUTS)

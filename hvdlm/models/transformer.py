@@ -56,6 +56,9 @@ class TransformerConfig(FamilyConfig):
 class Transformer(nn.Module):
     """(B, T) ids -> (B, T, V) logits."""
 
+    cos: Tensor  # of `rotary`, (ROTARY_TABLE, head_width / 2)
+    sin: Tensor
+
     def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
         super().__init__()
         self.head_width = config.width // config.heads
@@ -129,9 +132,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], draws: Draws | None) -> Tensor:
         batch, time, width = x.shape
-        heads = self.qkv(x).view(batch, time, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4)
-        q, k, v = heads.unbind(0)  # each (B, H, T, C / H)
-        q, k = rotate(q, rotation), rotate(k, rotation)
+        # Heads stay beside their position in memory, as the product before and the one after have them.
+        q, k, v = self.qkv(x).view(batch, time, 3, self.heads, self.head_width).unbind(2)  # each (B, T, H, C / H)
+        q, k, v = (part.transpose(1, 2) for part in (rotate(q, rotation), rotate(k, rotation), v))  # (B, H, T, C / H)
         if draws is None or self.dropout == 0:
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
@@ -158,7 +161,7 @@ def rotary(time: int, head_width: int, device: torch.device) -> tuple[Tensor, Te
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (first half, second half) of the last axis by its position's angle."""
-    cos, sin = (part.to(x.dtype) for part in rotation)
+    """Turn each pair (first half, second half) of the last axis of x (B, T, H, C / H) by its position's angle."""
+    cos, sin = (part.to(x.dtype).unsqueeze(1) for part in rotation)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
