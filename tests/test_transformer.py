@@ -74,6 +74,8 @@ def test_a_preset_fills_what_is_not_said_and_all_of_it_is_saved():
     assert TransformerConfig.model_validate(saved) == config
     assert "preset" not in config.architecture  # a name changes no weight
     assert TransformerConfig(preset="gpt2").remarks == TransformerConfig().remarks == ()
+    (remark,) = TransformerConfig(causal=False, positions={"kind": "none"}).remarks
+    assert "a bag of tokens" in remark
 
 
 def test_what_older_checkpoints_do_not_note_has_its_default():
