@@ -59,7 +59,7 @@ class ConvConfig(StackConfig):
         if self.receptive_field > MOST_SEEN:
             raise ValueError(
                 f"with kernel {self.kernel}, dilation {self.dilation}, layers {self.layers} and convolutions"
-                f" {self.convolutions} a token sees {self.receptive_field:.3g} others; {MOST_SEEN:,} are the most"
+                f" {self.convolutions} a token would see more than {MOST_SEEN:,} others; lower one of them"
             )
         return self
 

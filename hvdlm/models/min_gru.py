@@ -85,12 +85,13 @@ class Block(nn.Module):
         time = x.shape[1]
         seen = torch.cat((inputs.to(x.dtype), self.norm1(x)), dim=1)  # (B, K - 1 + T, C)
         mixed = sum(tap * seen[:, place : place + time] for place, tap in enumerate(self.taps))
-        gate, value = self.gates(mixed).float().chunk(2, dim=-1)  # each (B, T, E C)
+        gates = self.gates(mixed)
+        gate, value = gates.to(torch.promote_types(gates.dtype, torch.float32)).chunk(2, dim=-1)  # each (B, T, E C)
         update = gate.sigmoid()
         # 1 - sigmoid(gate) without cancellation; g is x + 1/2 above 0 and sigmoid(x) below.
         added = update * torch.where(value >= 0, value + 0.5, value.sigmoid())
         kept = (-gate).sigmoid()
-        hidden = LinearRecurrence.apply(kept, added, before)
+        hidden = LinearRecurrence.apply(kept, added, before.to(kept.dtype))
         x = self.residual(x) + self.drop1(self.out(hidden.to(mixed.dtype)), draws)
         return x + self.drop2(self.mlp(self.norm2(x)), draws), (hidden[:, -1], seen[:, time:])
 

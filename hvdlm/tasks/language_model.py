@@ -24,9 +24,16 @@ class ObjectiveConfig(Section):
 
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="weight of a uniform target (Szegedy et al. 2016)")
     z_loss: float = Field(0.0, ge=0, description="weight of log(sum(exp(logits)))^2 (Chowdhery et al. 2022)")
+    activation: float = Field(
+        0.0, ge=0, description="weight of the mean square of what the head sees (AR: Merity et al. 2017)"
+    )
+    temporal: float = Field(
+        0.0, ge=0, description="weight of the mean square of its change from token to token (TAR: the same)"
+    )
 
     @property
     def is_on(self) -> bool:
+        """Whether there are terms of the logits."""
         return self.label_smoothing > 0 or self.z_loss > 0
 
 
@@ -83,6 +90,8 @@ class LanguageModelling(Task):
         else:
             aim = -torch.where(is_target, chosen, 0.0).sum()
             nll = aim.detach()
+        if self.objective.activation or self.objective.temporal:
+            aim = aim + activity(hidden, batch.targets, self.objective)
         return Sums(aim, torch.stack((nll.double(), is_target.sum().double()))), state
 
 
@@ -106,6 +115,18 @@ def objective(logits: Tensor, targets: Tensor, config: ObjectiveConfig) -> tuple
     if config.z_loss:
         aim = aim + config.z_loss * torch.where(counted, log_z, 0.0).square().sum()
     return aim, nll
+
+
+def activity(hidden: Tensor, targets: Tensor, config: ObjectiveConfig) -> Tensor:
+    """Activation and temporal activation regularization of hidden (B, T, C), as sums like those of `objective`.
+
+    Sums over the targets of the mean over units: of the squares, and of those of the difference to the position
+    before, where that has a target too.
+    """
+    hidden, counted = hidden.float(), targets != IGNORED
+    size = torch.where(counted, hidden.square().mean(-1), 0.0).sum()
+    change = (hidden[:, 1:] - hidden[:, :-1]).square().mean(-1)
+    return config.activation * size + config.temporal * torch.where(counted[:, 1:] & counted[:, :-1], change, 0.0).sum()
 
 
 def noisy_inputs(ids: Tensor, config: NoiseConfig, eos_id: int, draws: Draws | None) -> Tensor:
