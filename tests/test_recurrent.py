@@ -10,10 +10,13 @@ from pydantic import ValidationError
 from torch.autograd import gradcheck
 
 from hvdlm.compute.draws import draws_for
+from hvdlm.errors import UserError
 from hvdlm.models import Vocabulary, build_model
 from hvdlm.models.convolutional import ConvConfig
 from hvdlm.models.min_gru import LinearRecurrence, MinGruConfig, scan
 from hvdlm.models.recurrent import GruConfig, LstmConfig, RnnConfig
+from hvdlm.train.recurrent_state import RecurrentState
+from hvdlm.world.serial import SerialWorld
 
 RECURRENT = [RnnConfig, GruConfig, LstmConfig]
 FAMILIES = [*RECURRENT, MinGruConfig, ConvConfig]
@@ -221,6 +224,22 @@ def test_weight_norm_begins_as_the_plain_convolution_and_learns_lengths():
     assert torch.allclose(normed(ids)[0], plain(ids)[0], atol=1e-6)  # directions alone
 
 
+def test_a_carried_state_of_another_version_is_refused_in_words():
+    state = RecurrentState(build(LstmConfig(layers=1, width=8)), 4, SerialWorld())
+    saved = state.gather()
+    state.load(saved)
+    with pytest.raises(UserError, match=r"of another version of hvdlm \(tensors of \[\(2, 8\)\] a stream, not"):
+        state.load([torch.zeros(4, 2, 8)])
+    with pytest.raises(UserError, match="begin a new run with these weights"):
+        state.load([*saved, saved[0]])
+
+
+def test_a_preset_is_no_other_architecture_than_its_keys():
+    tcn = ConvConfig(preset="tcn")
+    keys = {key: getattr(tcn, key) for key in ("activation", "convolutions", "dilation", "weight_norm")}
+    assert ConvConfig(**keys).architecture == tcn.architecture != ConvConfig().architecture
+
+
 def test_min_gru_is_its_formula():
     """One block without a convolution: h = (1 - z) h + z g(v), step by step in float64."""
     model = build(MinGruConfig(layers=1, width=4, kernel=1)).double()
@@ -232,6 +251,6 @@ def test_min_gru_is_its_formula():
         hidden = (1 - z) * hidden + z * g
         added = x[:, place] + block.out(hidden)
         expected.append(added + block.mlp(block.norm2(added)))
-    found, (after, _) = block(x, tuple(part.double() for part in model.layer_state(0, 2)), None)
+    found, (after, _) = block(x, tuple(part.double() for part in model.initial_state(2)), None)
     assert torch.allclose(found, torch.stack(expected, dim=1), atol=1e-5)
     assert torch.allclose(after.double(), hidden, atol=1e-5)

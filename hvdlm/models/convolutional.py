@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from hvdlm.compute.draws import Draws
-from hvdlm.models.interface import LanguageModel, State, Vocabulary
+from hvdlm.models.interface import LanguageModel, OfTraining, State, Vocabulary
 from hvdlm.models.stack import Dropout, Stack, StackConfig, fitted
 from hvdlm.tables import counted
 
@@ -35,7 +35,7 @@ class ConvConfig(StackConfig):
 
     family: Literal["conv"] = "conv"
     layers: int = Field(4, ge=1, le=10_000, description="blocks, one above the other")
-    preset: Literal["tcn", "gcnn"] | None = Field(
+    preset: OfTraining[Literal["tcn", "gcnn"] | None] = Field(  # weights depend on the keys that it stands for
         None, description="of Bai et al. 2018 or Dauphin et al. 2017: the next four keys, which then say nothing else"
     )
     activation: Literal["glu", "relu"] = Field("glu", description="glu: half of the values gate the others")
@@ -78,6 +78,14 @@ class ConvConfig(StackConfig):
         first, *between, last = super().dropouts
         return [first, *[0.0 for _ in between], last]
 
+    @property
+    def state_shapes(self) -> list[list[tuple[int, ...]]]:
+        pasts = [(self.kernel - 1) * self.dilation**number for number in range(self.layers)]
+        return [
+            [(past, width) for width in (inputs, *[outputs] * (self.convolutions - 1))]
+            for past, inputs, outputs in zip(pasts, self.widths, self.widths[1:], strict=False)
+        ]
+
     def build(self, vocabulary: Vocabulary) -> LanguageModel:
         return Convolutional(self, vocabulary.size)
 
@@ -87,13 +95,6 @@ class Convolutional(Stack):
 
     def __init__(self, config: ConvConfig, vocab_size: int) -> None:
         super().__init__(config, vocab_size, (Block(config, number) for number in range(config.layers)))
-
-    def layer_state(self, number: int, num: int) -> State:
-        convolutions = self.layers[number].convolutions
-        return tuple(torch.zeros(num, each.num_past, each.inputs, device=self.device) for each in convolutions)
-
-    def run_layer(self, number: int, x: Tensor, past: State, draws: Draws | None) -> tuple[Tensor, State]:
-        return self.layers[number](x, past, draws)
 
 
 class Block(nn.Module):
@@ -136,16 +137,12 @@ class CausalConvolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int, *, weight_norm: bool) -> None:
         super().__init__()
-        self.inputs, self.kernel, self.dilation = inputs, kernel, dilation
+        self.kernel, self.dilation = kernel, dilation
         self.linear = nn.Linear(kernel * inputs, outputs)
         self.length = nn.Parameter(self.linear.weight.detach().norm(dim=1)) if weight_norm else None  # of each row
 
-    @property
-    def num_past(self) -> int:
-        return (self.kernel - 1) * self.dilation
-
     def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, T, inputs), past (B, num_past, inputs) -> (B, T, outputs), and the past of what comes next."""
+        """x (B, T, inputs) and the (kernel - 1) x dilation before -> (B, T, outputs), and the past of the next."""
         seen, time = torch.cat((past.to(x.dtype), x), dim=1), x.shape[1]
         taps = [seen[:, place * self.dilation :][:, :time] for place in range(self.kernel)]
         weight = self.linear.weight
