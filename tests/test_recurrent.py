@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from harness import ROOT
 from pydantic import ValidationError
 from torch.autograd import gradcheck
 
 from hvdlm.compute.draws import draws_for
+from hvdlm.config import load
 from hvdlm.errors import UserError
 from hvdlm.models import Vocabulary, build_model
 from hvdlm.models.convolutional import ConvConfig
 from hvdlm.models.min_gru import LinearRecurrence, MinGruConfig, scan
 from hvdlm.models.recurrent import GruConfig, LstmConfig, RnnConfig
+from hvdlm.optim import lr_at
+from hvdlm.train.config import RunConfig
 from hvdlm.train.recurrent_state import RecurrentState
 from hvdlm.world.serial import SerialWorld
 
@@ -222,6 +226,14 @@ def test_weight_norm_begins_as_the_plain_convolution_and_learns_lengths():
     for convolution in normed.layers[0].convolutions:
         convolution.linear.weight.data.mul_(2)
     assert torch.allclose(normed(ids)[0], plain(ids)[0], atol=1e-6)  # directions alone
+
+
+def test_the_ptb_lstm_decays_as_zaremba_s():
+    """4 epochs at 1.0 a window of 20 (20 a token), then half as much with each; 2,323 steps an epoch of PTB."""
+    config = load(RunConfig, ROOT / "configs/ptb-lstm.yaml")
+    for epoch in range(13):
+        rates = {lr_at(2323 * epoch + step, 13 * 2323, config.optim) for step in (0, 1, 1000, 2321, 2322)}
+        assert rates == {20 * 0.5 ** max(0, epoch + 1 - 4)}
 
 
 def test_a_carried_state_of_another_version_is_refused_in_words():
