@@ -423,16 +423,19 @@ def test_what_does_not_go_together_is_said_in_one_line(sentences, tmp_path):
     with pytest.raises(UserError, match="width 15 is not a multiple of 2 x heads 4"):
         run("model={family: vae, decoder: transformer, width: 15}")
     assert run(VAE).task.kind == "elbo"
+    lstm, transformers = "an LSTM", "model={family: vae, encoder: transformer, decoder: transformer}"
+    assert [run(model).model.without_cpu_fp16 for model in (VAE, transformers)] == [lstm, ""]
 
 
 def test_settings_without_an_effect_are_remarked(sentences, tmp_path):
-    def said(task):
-        config = make_config(sentences, tmp_path, *SENTENCES, f"task={{kind: elbo, {task}}}")
+    def said(task, *overrides):
+        config = make_config(sentences, tmp_path, *SENTENCES, f"task={{kind: elbo, {task}}}", *overrides)
         learner = learner_of(sentences, tmp_path, SerialWorld())
         learner.close()
         return "\n".join(remarks(config, learner.plan, 20, [1e9]))
 
     assert "task" not in said("anneal_steps: 19, free_bits: 2")
+    assert "data.order: random cuts windows of 32 tokens wherever they fall" in said("", "data.order=random")
     assert "task.kl_weight: 1.0 is never reached, the last step has 0.95" in said("anneal_steps: 20")
     assert "task.anneal_start: 0.5 is of task.anneal_steps, which are 0" in said("anneal_start: 0.5")
     assert "task.free_bits: 2.0 frees nothing: task.kl_weight is 0" in said("free_bits: 2, kl_weight: 0")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from hvdlm.config import choice_of
-from hvdlm.models.interface import LanguageModel, OfTraining, Vocabulary
+from hvdlm.models.interface import LanguageModel, Vocabulary
 from hvdlm.models.transformer.model import Transformer
 from hvdlm.models.transformer.options import Options
 from hvdlm.models.transformer.presets import PRESETS
@@ -17,9 +16,6 @@ class TransformerConfig(Options):
     """`model: {family: transformer, …}`."""
 
     family: Literal["transformer"] = "transformer"
-    preset: OfTraining[Annotated[str, choice_of(PRESETS)]] = Field(
-        "none", description="shape of a published model: fills what is not said here"
-    )
 
     @model_validator(mode="before")
     @classmethod
