@@ -203,13 +203,14 @@ def test_a_position_sees_its_receptive_field_and_no_more(config, seen):
             assert is_equal == (place < 70 - seen), place
 
 
-def test_a_preset_names_settings_and_agrees_with_what_else_is_said():
+def test_a_preset_fills_what_is_not_said_and_what_differs_is_told():
     tcn = ConvConfig(preset="tcn", width=8)
     assert (tcn.activation, tcn.convolutions, tcn.dilation, tcn.weight_norm) == ("relu", 2, 2, True)
     assert ConvConfig(**tcn.model_dump()) == tcn
-    assert ConvConfig(preset="gcnn", activation="glu").convolutions == 1
-    with pytest.raises(ValidationError, match="preset: tcn has activation: relu, not glu; leave out one of the two"):
-        ConvConfig(preset="tcn", activation="glu")
+    assert tcn.remarks == ConvConfig().remarks == ()
+    mixed = ConvConfig(preset="tcn", activation="glu")
+    assert (mixed.activation, mixed.convolutions) == ("glu", 2)
+    assert mixed.remarks == ("model.preset: tcn but for activation: glu (not relu), as the config says",)
 
 
 def test_a_stack_that_sees_too_far_is_refused():

@@ -232,7 +232,10 @@ def test_learned_positions_are_as_many_as_a_run_has_and_longer_sequences_are_ref
             r"model.positions.scaling.kind: must be .*llama3.* got 'yarn'",
         ),
         ("positions=rotery", r"model.positions: must be .* did you mean 'rotary'"),
-        ("positions={kind: learned, base: 5}", r"base of model.positions is no key of kind: learned, which has max_seq_len$"),
+        (
+            "positions={kind: learned, base: 5}",
+            r"base of model.positions is no key of kind: learned, which has max_seq_len$",
+        ),
         ("preset=gpt3", r"model.preset: must be .* did you mean 'gpt2'"),
         ("window=0", r"model.window: "),
         ("causal=false", r"task: lm is nothing for this model .* for mlm; model.causal: true makes it one for lm"),

@@ -7,7 +7,7 @@ Sources: Bai et al. 2018 (temporal convolutional networks: `preset: tcn`), Dauph
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from hvdlm.compute.draws import Draws
+from hvdlm.config import choice_of
 from hvdlm.models.interface import LanguageModel, OfTraining, State, Vocabulary
 from hvdlm.models.stack import Dropout, Stack, StackConfig, fitted
 from hvdlm.tables import counted
@@ -25,6 +26,7 @@ ACTIVATIONS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {"glu": (2, F.g
 MOST_SEEN = 1 << 20  # the state holds so many vectors for each sample
 
 PRESETS: dict[str, dict[str, Any]] = {
+    "none": {},
     "tcn": {"activation": "relu", "convolutions": 2, "dilation": 2, "weight_norm": True},
     "gcnn": {"activation": "glu", "convolutions": 1, "dilation": 1, "weight_norm": True},
 }
@@ -35,8 +37,8 @@ class ConvConfig(StackConfig):
 
     family: Literal["conv"] = "conv"
     layers: int = Field(4, ge=1, le=10_000, description="blocks, one above the other")
-    preset: OfTraining[Literal["tcn", "gcnn"] | None] = Field(  # weights depend on the keys that it stands for
-        None, description="of Bai et al. 2018 or Dauphin et al. 2017: the next four keys, which then say nothing else"
+    preset: OfTraining[Annotated[str, choice_of(PRESETS)]] = Field(
+        "none", description="shape of blocks in Bai et al. 2018 or Dauphin et al. 2017: fills what is not said here"
     )
     activation: Literal["glu", "relu"] = Field("glu", description="glu: half of the values gate the others")
     convolutions: int = Field(2, ge=1, le=64, description="in each block")
@@ -46,16 +48,15 @@ class ConvConfig(StackConfig):
 
     carries_state = True
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        """With the values of its preset, which are saved like those that were said."""
+        name = values.get("preset") if isinstance(values, dict) else None
+        return {**PRESETS[name], **values} if isinstance(name, str) and name in PRESETS else values
+
     @model_validator(mode="after")
     def _check(self) -> ConvConfig:
-        for key, value in PRESETS.get(self.preset or "", {}).items():
-            said = getattr(self, key)
-            if key in self.model_fields_set and said != value:
-                raise ValueError(
-                    f"preset: {self.preset} has {key}: {value}, not {said}; leave out one of the two, or write the"
-                    " preset's keys instead of its name"
-                )
-            self.__dict__[key] = value
         if self.receptive_field > MOST_SEEN:
             raise ValueError(
                 f"with kernel {self.kernel}, dilation {self.dilation}, layers {self.layers} and convolutions"
@@ -71,6 +72,13 @@ class ConvConfig(StackConfig):
     @property
     def facts(self) -> str:
         return f"a token sees {counted(self.receptive_field, 'token')}"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        given = self.model_dump()
+        preset = PRESETS[self.preset].items()
+        other = [f"{name}: {given[name]} (not {value})" for name, value in preset if given[name] != value]
+        return (f"model.preset: {self.preset} but for {', '.join(other)}, as the config says",) if other else ()
 
     @property
     def dropouts(self) -> list[float]:
