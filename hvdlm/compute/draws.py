@@ -37,7 +37,7 @@ class Draws:
         Sample and site choose an odd multiplier and an offset for the positions 0, 1, …; then come two rounds of an
         integer hash (xor-shift and multiply modulo 2^32, constants of Wellons' hash-prospector search).
         """
-        keys = _mix64(self.keys + _signed64(site * _GOLDEN)).view(-1, *[1] * len(shape_per_sample))
+        keys = mix64(self.keys + signed64(site * _GOLDEN)).view(-1, *[1] * len(shape_per_sample))
         places = torch.arange(math.prod(shape_per_sample), dtype=torch.int32, device=keys.device)
         bits = places.view(1, *shape_per_sample) * (keys.to(torch.int32) | 1)
         bits += (keys >> 32).to(torch.int32)
@@ -74,10 +74,10 @@ def threshold(p: float) -> int:
     return min(round(p * 2**32), 2**32 - 1) - 2**31
 
 
-def _mix64(value: Tensor) -> Tensor:
+def mix64(value: Tensor) -> Tensor:
     """`partition.mix` of int64 tensors, for torch has no unsigned arithmetic."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        value = (value ^ _shifted(value, shift, 64)) * _signed64(factor)
+        value = (value ^ _shifted(value, shift, 64)) * signed64(factor)
     return value ^ _shifted(value, 31, 64)
 
 
@@ -86,6 +86,6 @@ def _shifted(value: Tensor, shift: int, width: int) -> Tensor:
     return (value >> shift).bitwise_and_((1 << width - shift) - 1)
 
 
-def _signed64(number: int) -> int:
+def signed64(number: int) -> int:
     """`number` modulo 2^64 as an int64."""
     return (number + 2**63 & _MASK64) - 2**63

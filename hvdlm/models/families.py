@@ -10,6 +10,7 @@ from torch import nn
 from hvdlm.config import tagged_union
 from hvdlm.models.hmm import HmmConfig
 from hvdlm.models.interface import FamilyConfig, LanguageModel, Vocabulary
+from hvdlm.models.maxent import MaxentConfig
 from hvdlm.models.ngram import NgramConfig
 from hvdlm.models.recurrent import LstmConfig
 from hvdlm.models.transformer import TransformerConfig
@@ -19,6 +20,7 @@ MODELS: dict[str, type[FamilyConfig]] = {
     "lstm": LstmConfig,
     "hmm": HmmConfig,
     "ngram": NgramConfig,
+    "maxent": MaxentConfig,
 }
 
 ModelConfig = Annotated[FamilyConfig, tagged_union(MODELS, "family")]
