@@ -6,6 +6,7 @@ Both are alive at once and take turns, so that what the card does meanwhile (clo
 from __future__ import annotations
 
 import gc
+import logging
 import statistics
 import time
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ from hvdlm.world.serial import SerialWorld
 from .gpu_time import where_time_goes
 from .plain_gpt import GptShape, PlainTraining
 from .random_shards import write_random_shards
+
+log = logging.getLogger("hvdlm")
 
 MANY_STEPS = 1_000_000  # so that the schedule never ends
 WARM_STEPS = 2  # compilation, allocation, the choice of kernels
@@ -81,6 +84,8 @@ def bench(options: GpuBenchOptions) -> dict:
     for compiled in options.compiles:
         for micro_batch in options.micro_batches:
             found, profile = _measure(options, micro_batch, compiled, device)
+            for row in found:
+                log.info(", ".join(f"{name} {value}" for name, value in row.items()))
             rows += found
             profiles[f"{micro_batch}, {'compiled' if compiled else 'eager'}"] = profile
             _forget()

@@ -189,8 +189,8 @@ class WorkPlan:
 
     def with_held_out_first(self) -> tuple[list[Path], int]:
         """`spools`, those of predefined val and test splits before all others, and how many they are."""
-        held_out = [path for path in self.spools if self.units[unit_of(path)].split != "train"]
-        return [*held_out, *(path for path in self.spools if path not in set(held_out))], len(held_out)
+        is_train = {path: self.units[unit_of(path)].split == "train" for path in self.spools}
+        return sorted(self.spools, key=is_train.__getitem__), sum(not found for found in is_train.values())
 
     def find_spools(self) -> tuple[Path, ...]:
         """The spool files of all units, in the order of the input."""

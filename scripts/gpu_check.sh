@@ -15,7 +15,7 @@ export PYTHONUNBUFFERED=1
 steps=("$@")
 [ $# -gt 0 ] || steps=(doctor tests bench data train resume ranks scale generate)
 gpus=${GPUS:-$(python -c 'import torch; print(torch.cuda.device_count())')}
-gpt=(configs/gpt-124m.yaml "data.path=$OUT/data" train.compile=true train.eval_tokens=65536 optim.warmup_steps=2 log.every=5)
+gpt=(configs/gpt-124m.yaml "data.path=$OUT/data" train.eval_tokens=65536 optim.warmup_steps=2 log.every=5)
 
 doctor() { hvdlm doctor; }
 

@@ -40,7 +40,7 @@ SIGNS = [
         "not enough memory for the compiler; MAX_JOBS=1 lets one run at a time",
     ),
     Sign(r"^.*#error (.*(?:GCC|C\+\+\d\d|compiler).*)$", COMPILER),
-    Sign(r"^.*(?:unrecognized|unknown|invalid value).*-std=\S*.*$", COMPILER),
+    Sign(r"^.*\b(?:error|fatal)\b.*(?:unrecognized|unknown|invalid value).*-std=\S*.*$", COMPILER),
     Sign(r"^.*fatal error: mpi\.h: No such file.*$", "the MPI on PATH has no headers; install its -dev package"),
     Sign(
         r"^.*fatal error: Python\.h: No such file.*$",

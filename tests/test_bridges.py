@@ -669,6 +669,16 @@ def test_files_that_are_no_split_are_told(name, prefix, tmp_path, tokenizer_file
     assert warnings_of(caplog) == []  # one file was asked for
 
 
+@pytest.mark.parametrize(("name", "split"), {"val": "val", "web-valid": "val", "test": "test", "web": None}.items())
+def test_a_single_file_that_is_named_as_held_out_is_remarked_where_it_becomes_train(
+    name, split, tmp_path, tokenizer_file, caplog
+):
+    (tmp_path / f"{name}.jsonl").write_text('{"text": "a"}\n')
+    convert(tmp_path / f"{name}.jsonl", tmp_path / "b", to="hvdlm", tokenizer=tokenizer_file)
+    wanted = [f"{tmp_path}/{name}.jsonl: is read as train, as every single file is; give its folder to keep it {split}"]
+    assert warnings_of(caplog) == (wanted if split else [])
+
+
 def test_what_is_lost_where_losses_are_allowed_is_counted(tmp_path, tokenizer_file, caplog):
     lossy = ConvertOptions(is_lossy=True)
     (tmp_path / "x.jsonl").write_text('{"text": "a", "id": "1"}\n{"text": "b"}\n')

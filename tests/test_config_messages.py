@@ -27,17 +27,19 @@ WRONG = ["", "word", "-1", "0", "1.5", "nan", "inf", "1e400", "1e30", "9" * 5000
 WRONG += ["a\0b", "{a: [", "[]", "{}", "1:30", "2026-11-26", "é", "a b", "*x", "&x", "!x", "%", "`", "- a", "a: b"]
 
 
+# Models that can be trained for tasks which the usual one cannot.
+FOR_TASK = {"mlm": ("model={family: transformer, causal: false}",), "elbo": ("model={family: vae}",)}
+
+
 def keys_of(section, prefix=()):
     """(key, the overrides that make it a key) of all that a config may hold."""
     for name, field in section.model_fields.items():
         yield (*prefix, name), ()
         union = union_of(field)
         for option in sections_of(field) if not str(field.annotation).startswith(("tuple", "list")) else ():
-            choice = (
-                (f"{'.'.join((*prefix, name))}={{{union.tag}: {option.model_fields[union.tag].default}}}",)
-                if union
-                else ()
-            )
+            kind = option.model_fields[union.tag].default if union else ""
+            choice = (f"{'.'.join((*prefix, name))}={{{union.tag}: {kind}}}",) if union else ()
+            choice = (*FOR_TASK.get(kind, ()), *choice) if name == "task" else choice
             for key, more in keys_of(option, (*prefix, name)):
                 yield key, choice + more
 

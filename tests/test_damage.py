@@ -375,6 +375,17 @@ def test_weights_of_another_type_are_refused(saved, dtype):
     assert checkpoint.damage(saved) is None
     with pytest.raises(UserError, match=f"bias is {dtype}, and not torch.float32 as it was saved"):
         checkpoint.load_model(saved, torch.nn.Linear(2, 2))
+    with pytest.raises(UserError, match=f"bias is {dtype}"):
+        load_weights(saved, torch.nn.Linear(2, 2), mean=False)
+
+
+def test_a_run_may_begin_with_weights_of_twice_the_precision_and_not_go_on_with_them(saved):
+    plain, double = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).double()
+    load_weights(saved, plain, mean=False)
+    load_weights(saved, double, mean=False)
+    assert torch.equal(double.weight, plain.weight.double())
+    with pytest.raises(UserError, match="float32, and not torch.float64"):
+        checkpoint.load_model(saved, double)
 
 
 def test_no_leftover_of_a_save_is_waited_for(saved, tmp_path):

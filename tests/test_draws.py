@@ -134,6 +134,30 @@ def test_thresholds_are_int32():
     assert [threshold(p) for p in (0.0, 0.5, 1 - 1e-16)] == [-(2**31), 0, 2**31 - 1]
 
 
+def test_normal_draws_are_normal_and_independent():
+    """By their moments, their tails, and the correlation of neighbours and of their squares."""
+    values = draws_for(0, 0, np.arange(200_000)).normal(-4, (2,)).double()
+    powers = [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]  # of a normal number: power, mean, variance
+    for power, mean, variance in powers:
+        error = (variance / values.numel()) ** 0.5
+        assert abs(float((values**power).mean()) - mean) < 4.5 * error, power
+    for limit in (1, 2, 3, 4):
+        share = math.erfc(limit / math.sqrt(2))
+        found = float((values.abs() > limit).double().mean())
+        assert abs(found - share) < 4.5 * math.sqrt(share / values.numel()), limit
+    for pairs in (values, values**2):
+        assert abs(float(torch.corrcoef(pairs.T)[0, 1])) < 4.5 / math.sqrt(200_000)
+
+
+def test_normal_draws_are_frozen_and_more_of_them_begin_alike():
+    draws = draws_for(1, 2, np.array([3, 2**40]))
+    values = draws.normal(-4, (3,))
+    expected = torch.tensor([[0.32696846, 0.29054296, 1.65988934], [2.03333020, 0.72130942, -0.71326894]])
+    assert values.dtype == torch.float32
+    assert torch.allclose(values, expected, rtol=1e-6)
+    assert torch.equal(draws.normal(-4, (5, 3))[:, 0], values)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_draws_what_the_cpu_draws():
     draws = draws_for(5, 6, np.arange(10))

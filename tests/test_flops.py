@@ -7,7 +7,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hvdlm.models import Vocabulary, build_model
-from hvdlm.models.recurrent import LstmConfig
+from hvdlm.models.convolutional import ConvConfig
+from hvdlm.models.min_gru import MinGruConfig
+from hvdlm.models.recurrent import GruConfig, LstmConfig, RnnConfig
 from hvdlm.models.transformer import TransformerConfig
 
 
@@ -15,8 +17,18 @@ from hvdlm.models.transformer import TransformerConfig
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize(
     "config",
-    [TransformerConfig(layers=3, heads=2, width=48), LstmConfig(layers=3, width=48), LstmConfig(layers=1, width=96)],
-    ids=["transformer", "lstm-3", "lstm-1"],
+    [
+        TransformerConfig(layers=3, heads=2, width=48),
+        LstmConfig(layers=3, width=48),
+        LstmConfig(layers=1, width=96),
+        LstmConfig(layers=3, width=96, embed_width=48),
+        RnnConfig(layers=2, width=48),
+        GruConfig(layers=2, width=48),
+        MinGruConfig(layers=2, width=48),
+        ConvConfig(layers=2, width=48),
+        ConvConfig(layers=2, width=48, embed_width=32, preset="tcn"),
+    ],
+    ids=lambda config: f"{config.family}-{config.layers}-{config.width}",
 )
 @pytest.mark.parametrize("seq_len", [16, 64])
 def test_the_formula_counts_what_torch_counts(config, tie, seq_len):

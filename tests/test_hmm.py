@@ -176,13 +176,31 @@ def test_the_objective_never_falls(prior, max_length):
     assert objectives[-1] > objectives[1] + 10
 
 
+@pytest.mark.parametrize("max_length", [5, 99])  # with pieces that begin within documents, and without
+def test_the_update_is_where_counts_and_prior_are_most_probable(max_length):
+    prior = Prior(2.0, 7.0)
+    counts = accumulate(some_probabilities(4, 6), pieces_of(some_text(80, 6), EOS, max_length))
+    logits = [part.log().requires_grad_() for part in update(counts, prior)]
+    found = Probabilities(*(part.softmax(-1) for part in logits))
+    expected = sum((count * part.log()).sum() for count, part in zip(counts, found, strict=False))
+    (expected + log_prior(found, counts, prior)).backward()
+    for part in logits[: 1 if max_length == 99 else 2] + logits[2:]:
+        assert part.grad.abs().max() < 1e-12
+
+
+def test_what_begins_within_a_document_is_in_any_state_where_nothing_was_seen_to():
+    text = some_text(80, 6)
+    counts, prior = accumulate(some_probabilities(4, 6), pieces_of(text, EOS, 1024)), Prior(1e-9, 1.0)
+    assert torch.allclose(update(counts, prior).inside, counts.emission.sum(1) / len(text))
+
+
 def test_one_state_is_the_unigram_model_after_one_pass():
     text = np.append(some_text(500, 8), EOS)
     counts = accumulate(some_probabilities(1, 8), pieces_of(text, EOS, 1024))
-    share = np.bincount(text, minlength=8) / len(text)
-    assert update(counts, Prior(1e-9, 1e-9)).emission[0].numpy() == pytest.approx(share)
-    # The prior is as the text is, and one word of each kind more.
-    assert update(counts, Prior(1.0, 10.0)).emission[0].numpy() == pytest.approx(share, rel=0.01)
+    count = np.bincount(text, minlength=8)
+    assert update(counts, Prior(1e-9, 1e-9)).emission[0].numpy() == pytest.approx(count / len(text))
+    smoothed = (count + 0.5) / (len(text) + 8 * 0.5)
+    assert update(counts, Prior(1.0, 0.5)).emission[0].numpy() == pytest.approx(smoothed)
 
 
 def test_no_state_and_no_word_ever_has_probability_0():
@@ -278,10 +296,16 @@ def test_windows_with_carried_state_are_the_whole_and_so_are_single_tokens(train
     assert torch.allclose(model(ids[1:2], (state[0][1:2],))[0][0], whole[1], atol=1e-6)
 
 
-def test_log_probabilities_need_no_softmax():
+def test_log_probabilities_need_no_softmax_and_those_of_targets_are_the_same():
     model, ids = HmmConfig(states=5).build(Vocabulary(11, EOS)), torch.randint(11, (2, 9))
-    log_p = model.logits(ids)[0]
+    hidden, _ = model(ids)
+    log_p = model.head(hidden)
     assert torch.allclose(log_p, log_p.log_softmax(-1), atol=1e-12)
+    targets, gradients = torch.randint(11, (2, 9)), []
+    for chosen in (log_p.gather(2, targets[..., None])[..., 0], model.target_log_probs(hidden, targets)):
+        gradients.append(torch.autograd.grad(chosen.sum(), list(model.parameters()), retain_graph=True))
+        assert torch.allclose(chosen, log_p.gather(2, targets[..., None])[..., 0], atol=1e-12)
+    assert all(torch.allclose(one, other, atol=1e-10) for one, other in zip(*gradients, strict=True))
 
 
 def test_what_a_beginning_of_text_begins_has_no_past():
@@ -304,9 +328,12 @@ def test_a_very_improbable_word_costs_much_and_breaks_nothing():
     model = GRADIENT.build(Vocabulary(4, EOS))
     with torch.no_grad():
         model.head.logits[:, 3] = -1000.0
-    loss = F.cross_entropy(model.logits(torch.tensor([[1, 3, 3, 2]]))[0][0], torch.tensor([3, 3, 2, 1]))
-    loss.backward()
-    assert 20 < loss.item() < 200
+    hidden, _ = model(torch.tensor([[1, 3, 3, 2]]))
+    targets = torch.tensor([[3, 3, 2, 1]])
+    loss = F.cross_entropy(model.head(hidden)[0], targets[0])
+    exact = -model.target_log_probs(hidden, targets).mean()
+    (loss + exact).backward()
+    assert 20 < loss.item() < 200 < exact.item() < 1000
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
@@ -325,7 +352,7 @@ def test_the_best_path_is_the_best_of_all(seed):
 
 def test_who_estimates_it_follows_the_training_and_the_weights_stay_what_they_are():
     em, gradient = HmmConfig(), HmmConfig(training="gradient")
-    assert (em.learner, gradient.learner) == ("counting", "gradient")
+    assert (em.learner, gradient.learner) == ("sums", "gradient")
     assert em.architecture == gradient.architecture == {"family": "hmm", "states": 64}
     one, other = (torch.manual_seed(3) and config.build(Vocabulary(9, EOS)) for config in (em, gradient))
     assert all(torch.equal(a.float(), b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

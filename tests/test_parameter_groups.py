@@ -5,7 +5,7 @@ from torch import nn
 
 from hvdlm.errors import UserError
 from hvdlm.models import Vocabulary
-from hvdlm.models.recurrent import Lstm, LstmConfig
+from hvdlm.models.recurrent import LstmConfig, Recurrent
 from hvdlm.models.transformer import TransformerConfig
 from hvdlm.optim import OptimConfig, build_optimizer, set_lr
 
@@ -78,7 +78,7 @@ def test_set_lr_respects_the_groups():
     "model_of",
     [
         lambda tied: TransformerConfig(layers=1, heads=2, width=8, tie_embeddings=tied).build(Vocabulary(11, 10)),
-        lambda tied: Lstm(LstmConfig(layers=1, width=8, tie_embeddings=tied), 11),
+        lambda tied: Recurrent(LstmConfig(layers=1, width=8, tie_embeddings=tied), 11),
     ],
 )
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(model_of, tied):

@@ -202,6 +202,11 @@ OLD_GCC = 'c10.h:5:2: error: #error "We need GCC 9 or later."'
         (COMPILER.format("a.cc:9:1: error: 'foo' was not declared"), "a.cc:9:1: error: 'foo'", ""),
         (COMPILER.format(OLD_GCC), '"We need GCC 9 or later."', "load a newer compiler"),
         (COMPILER.format("c++: error: unrecognized command line option '-std=c++17'"), "c++: error", "load a newer"),
+        (
+            COMPILER.format("nvcc -forward-unknown-to-host-compiler -std=c++17 a.cu\na.cu(9): error: x"),
+            "a.cu(9): error",
+            "",
+        ),
         (COMPILER.format("c++: fatal error: Killed signal terminated program cc1plus"), "c++: fatal", "MAX_JOBS=1"),
         (COMPILER.format("/usr/bin/ld: cannot find -lmpi: No such file"), "/usr/bin/ld: cannot find -lmpi", ""),
         (CMAKE, "CMake Error at CMakeLists.txt:230 (message): HOROVOD_GPU_OPERATIONS=X is invalid, supported", ""),

@@ -62,6 +62,22 @@ def test_each_split_is_its_own_input_whole_and_in_order(files, tmp_path, given):
     assert verify(tmp_path / "out") == []
 
 
+def test_a_manifest_may_name_held_out_splits_alone(files, tmp_path):
+    """As one that another program wrote."""
+    of_splits({"train": files["train"], "test": [files["test"]] * 7}, tmp_path)
+    whole = json.loads((tmp_path / "manifest.json").read_text())
+    test = whole["splits"]["test"]
+    totals = {name: test[name] for name in ("num_tokens", "num_documents")}
+    (tmp_path / "manifest.json").write_text(json.dumps({**whole, **totals, "splits": {"test": test}}))
+    assert verify(tmp_path) == []
+    assert set(inspect(tmp_path)["splits"]) == {"test"}
+    assert to_text(inspect(tmp_path)).replace("\n ", "").count("test.txt") == 5
+    assert "and 2 more" in to_text(inspect(tmp_path))
+    convert(tmp_path, tmp_path / "there", to="jsonl")
+    with pytest.raises(UserError, match=r"has no train tokens \(it has: test\)"):
+        train(make_config(tmp_path, tmp_path / "run"), SerialWorld())
+
+
 def test_one_input_is_parted_by_a_hash_as_ever_and_that_is_told(corpus, tmp_path):
     assert preprocess(corpus, tmp_path).splitting.model_dump() == {
         "kind": "hash",

@@ -3,9 +3,10 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
-from harness import write_program
+from harness import preprocess, run_values, write_config, write_program
 
 from hvdlm import cli
 from hvdlm.cli import submit_options
@@ -294,6 +295,62 @@ def test_an_empty_option_is_no_option_left_out(ask):
         code, _, said = ask(option, "")
         assert code == 2
         assert f"{option} is empty" in said
+
+
+@pytest.fixture
+def pipeline_of(tmp_path, monkeypatch, capsys):
+    """The stages and scripts of `hvdlm submit pipeline … --dry-run` for an `input`, and what was said."""
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "run.yaml", run_values(Path("out"), Path("run")))
+
+    def call(**data):
+        write_config(tmp_path / "data.yaml", {"output": "out", "tokenizer": {"kind": "byte"}, **data})
+        with pytest.raises(SystemExit):
+            cli.main(
+                ["submit", "pipeline", "data.yaml", "run.yaml", *OF_PIPELINE, "--dry-run", "--json"],
+            )
+        said = capsys.readouterr()
+        jobs = json.loads(said.out)["jobs"] if said.out else []
+        return [job["stage"] for job in jobs], "\n".join(job["script"] for job in jobs), said.err
+
+    return call
+
+
+OF_PIPELINE = ("--site", "generic-cpu", "--time", "10", "--ranks-per-node", "1")
+
+
+def test_a_pipeline_evaluates_on_the_split_that_its_data_will_have(pipeline_of):
+    stages, script, _ = pipeline_of(input={"train": "a", "val": "b", "test": "c"})
+    assert stages[:3] == ["preprocess", "train", "eval"]
+    assert "--split val" in script
+    assert "--split test" in pipeline_of(input={"train": "a", "test": "c"})[1]
+    assert "--split val" in pipeline_of(input="a")[1]
+    stages, _, said = pipeline_of(input={"train": "a"})
+    assert stages[:3] == ["preprocess", "train", "measure"]
+    assert "data.yaml makes no val or test split, so nothing is evaluated" in said
+    stages, _, said = pipeline_of(input={"val": "b"})
+    assert not stages
+    assert "data.yaml: makes no train split, which the pipeline trains on; name input.train" in said
+
+
+def test_a_training_on_held_out_data_is_refused_before_the_queue(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("some text")
+    preprocess("", tmp_path / "out", input={"test": str(tmp_path / "a.txt")}, split={})
+    write_config(tmp_path / "run.yaml", run_values(Path("out"), Path("run")))
+    with pytest.raises(SystemExit) as end:
+        cli.main(["submit", "train", "run.yaml", *OF_PIPELINE])
+    assert end.value.code == 2
+    assert "out: has no train tokens (it has: test); evaluate on it, do not train" in capsys.readouterr().err
+
+
+def test_results_on_other_data_stand_beside_those_on_the_run_s_own(tmp_path):
+    request = Request(find("generic-cpu"), 1, 1, 10, cwd=tmp_path, dry_run=True)
+    outs = [
+        orders.evaluate(request, Path("run"), overrides, "test").words[-1]
+        for overrides in ((), ("train.threads=2",), ("data.path=x/y/held",))
+    ]
+    assert outs == ["run/eval-test.json", "run/eval-test.json", "run/eval-test-held.json"]
 
 
 def test_a_config_of_any_name_is_not_taken_for_another_file(tmp_path):

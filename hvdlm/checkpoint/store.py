@@ -328,8 +328,11 @@ class TakesShapes(Protocol):
         """Make room for tensors of these shapes."""
 
 
-def load_model(path: Path, model: nn.Module) -> None:
-    """Copy the checkpoint's weights into `model`, every one of them, bit for bit."""
+def load_model(path: Path, model: nn.Module, *, rounded: bool = False) -> None:
+    """Copy the checkpoint's weights into `model`, every one of them, bit for bit.
+
+    With `rounded` a model of float32 takes those of float64, and the reverse.
+    """
     saved = load_file(path / MODEL)
     if isinstance(model, TakesShapes):
         model.take_shapes({name: tensor.shape for name, tensor in saved.items()})
@@ -341,7 +344,8 @@ def load_model(path: Path, model: nn.Module) -> None:
         for name, tensor in current.items():
             if tensor.shape != saved[name].shape:
                 raise UserError(f"{path}: {name} is {tuple(saved[name].shape)}, this config says {tuple(tensor.shape)}")
-            if tensor.dtype != saved[name].dtype:
+            types = {tensor.dtype, saved[name].dtype}
+            if len(types) > 1 and not (rounded and types == {torch.float32, torch.float64}):
                 raise UserError(f"{path}: {name} is {saved[name].dtype}, and not {tensor.dtype} as it was saved")
             tensor.copy_(saved[name])
 
@@ -364,8 +368,10 @@ def load_optimizer(path: Path, model: nn.Module, optimizer: Optimizer | None) ->
 
 
 def _model_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name; a tied weight once, under its first name."""
-    return {name: tensor.detach() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    """Parameters and buffers by name, but for buffers that are computed; a tied weight once, under its first name."""
+    kept = model.state_dict().keys()
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach() for name, tensor in tensors if name in kept}
 
 
 def _optimizer_state(model: nn.Module, optimizer: Optimizer | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -63,11 +63,14 @@ def prepare_device(
 
 
 def _choose_kernels(deterministic: bool) -> None:
-    """Before the first kernel. Torch warns where it has no kernel that gives the same bits each time."""
+    """Before the first kernel. Torch raises a RuntimeError where it has no kernel that gives the same bits each time.
+
+    If it only warned (warn_only), cuDNN's and the memory-efficient attention would take their other kernels.
+    """
     torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, in an LSTM as elsewhere; who wants speed takes bf16
     if deterministic:
         fix_cublas_workspace()
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over each new tensor, for faulty programs
 
 

@@ -1,5 +1,7 @@
 """Random draws of training, keyed by (seed, step, sample): the same on any rank, in any micro-batch, when recomputed.
 
+Those of a step are keyed by (seed, step) alone: what all samples of a global batch share.
+
 Counter-based (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): a draw is a hash of its key and
 its place, so there is no generator state to keep, to send or to restore.
 """
@@ -27,9 +29,15 @@ class Draws:
     """
 
     keys: Tensor  # int64 (B,), one a sample
+    step_key: Tensor  # int64 (1,), no sample's
 
     def to(self, device: torch.device | str) -> Draws:
-        return Draws(self.keys.to(device))
+        return Draws(self.keys.to(device), self.step_key.to(device))
+
+    @property
+    def of_step(self) -> Draws:
+        """Draws as if for one sample, (1, …): the same in each micro-batch of the step, on every rank."""
+        return Draws(self.step_key, self.step_key)
 
     def uniform_bits(self, site: int, shape_per_sample: tuple[int, ...]) -> Tensor:
         """Uniform int32 (B, *shape_per_sample), a new tensor; the high bits are the best mixed.
@@ -46,12 +54,21 @@ class Draws:
             bits *= factor
         return bits
 
+    def normal(self, site: int, shape_per_sample: tuple[int, ...]) -> Tensor:
+        """Standard normal float32 (B, *shape_per_sample), by the method of Box and Muller 1958.
+
+        A shape with a longer first dimension begins with the draws of a shorter one.
+        """
+        bits = self.uniform_bits(site, (*shape_per_sample, 2)).double()  # in float64, for the tails
+        radius, angle = ((bits + (2**31 + 0.5)) / 2**32).unbind(-1)  # in (0, 1)
+        return ((-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()).float()
+
 
 def draws_for(seed: int, step: int, samples: np.ndarray) -> Draws:
     """The draws of `samples`, places (int64, (B,)) in the global batch of `step` or in the whole order. On the CPU."""
     start = mix(mix(np.array([seed & _MASK64], dtype=np.uint64)) + np.uint64(step))
     keys = mix(start + (samples.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))  # a stream of SplitMix64
-    return Draws(torch.from_numpy(keys.view(np.int64)))
+    return Draws(*(torch.from_numpy(part.view(np.int64)) for part in (keys, mix(start))))
 
 
 def dropout(x: Tensor, p: float, draws: Draws | None, site: int, *, shared_dims: tuple[int, ...] = ()) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -43,7 +44,9 @@ class Trace:
         elif step >= first and self._profile is None:
             kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
             self._profile = profile(activities=kinds)
-            self._profile.start()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what would be lost between cycles, of which there is one
+                self._profile.start()
 
     def close(self) -> None:
         """Write what was recorded, once."""

@@ -204,7 +204,7 @@ def _strange_keys(model: type[Section], problems: Sequence[_Problem], origin: Or
             f"{', '.join(name for name in valid if name != first.tag[-1])}; take them out of the file, or replace the "
             f"section: '{section}={{{first.tag[-1]}: {chosen}, …}}'"
         )
-    near = near or _elsewhere(model, first.key)
+    near = near or [name for name in _elsewhere(model, first.key) if name != first.name]  # another choice may have it
     hint = f"did you mean {one_of([*map(repr, near)])}?" if near else f"valid keys: {', '.join(valid)}"
     return f"{place}: unknown key {first.name!r}; {hint}"
 

@@ -24,6 +24,7 @@ PIECE_TOKENS = 1 << 14
 FREQUENT, LEAST_SHARE = 8, 0.0005  # tokens that are shown as frequent: 0.1 % or more, rounded
 BAR_WIDTH = 40
 LINE_WIDTH = 80
+MOST_SOURCES = 5  # that are named of a split
 MOST_DAMAGED = 5  # files that are named with their bad records
 SUMMARY = "preprocess.json"
 
@@ -212,10 +213,15 @@ def _splitting(splitting: dict | None) -> list[str]:
     """How documents came to their splits; nothing of folders that do not tell."""
     if splitting is None:
         return []
-    named = [f"{split} is {', '.join(sources)}" for split, sources in splitting["inputs"].items()]
+    named = [f"{split} is {_some(sources)}" for split, sources in splitting["inputs"].items()]
     cut = [f"{split} {share:g}" for split, share in splitting["fractions"].items() if share]
     by_hash = [f"by a hash of the text {', '.join(cut)}"] if cut else []
     return _wrapped(f"splits: {'; '.join([*named, *by_hash]) or 'all is train'}")
+
+
+def _some(sources: list[str]) -> str:
+    more = f" and {len(sources) - MOST_SOURCES:,} more" if len(sources) > MOST_SOURCES else ""
+    return ", ".join(sources[:MOST_SOURCES]) + more
 
 
 def _columns(counts: dict[str, int]) -> list[str]:

@@ -67,6 +67,11 @@ class EvaluationWindows:
         last = int(spread(np.array([self._chosen - 1]), self._chosen, self._in_all)[0])
         return (self._chosen - 1) * self.seq_len + min(self.seq_len, len(self.stream) - last * self.seq_len)
 
+    @property
+    def num_examples(self) -> int:
+        """Rows over all ranks."""
+        return self._chosen
+
     def __str__(self) -> str:
         if self.stride:
             least = self.seq_len - self.stride
@@ -182,6 +187,11 @@ class EvaluationDocuments:
     def num_tokens(self) -> int:
         """Targets that are read."""
         return int(self._documents.lengths(self._rows).sum())
+
+    @property
+    def num_examples(self) -> int:
+        """Rows over all ranks."""
+        return len(self._rows)
 
     def __str__(self) -> str:
         return f"documents, each from its own beginning, in pieces of at most {self.seq_len} tokens"

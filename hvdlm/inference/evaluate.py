@@ -47,6 +47,8 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
     with world.together():
         loaded = load_checkpoint_model(path, overrides, place)
         config, state = loaded.config, loaded.state
+        if stride is not None and not loaded.task.takes_context:
+            raise UserError(f"--stride: task: {config.task.kind} is of a sequence as a whole; leave it out")
         protocol = _protocol(config, carry, streams, stride)
         corpora = open_corpora(config.data)
         found = corpora.manifest.tokenizer_digest

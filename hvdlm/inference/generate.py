@@ -57,11 +57,12 @@ def generate(
     model.eval()
     random = torch.Generator().manual_seed(sampling.seed)
     ids = list(prompt) or [eos_id]
-    unread, state = ids[-seq_len:] if seq_len else ids, model.initial_state(1)
+    beginning = model.sampled_state(1, random)
+    unread, state = ids[-seq_len:] if seq_len else ids, beginning
     num_read = 0
     for _ in range(max_tokens):
         if seq_len and num_read + len(unread) > seq_len:
-            unread, state, num_read = ids[-seq_len:], model.initial_state(1), 0
+            unread, state, num_read = ids[-seq_len:], beginning, 0
         num_read += len(unread)
         everywhere, after = model.logits(torch.tensor([unread], device=model.device), state)
         assert after is not None, "a state was given"

@@ -42,7 +42,16 @@ def load_checkpoint_model(path: Path, overrides: tuple[str, ...], place: Place) 
     vocabulary = Vocabulary(state["vocab_size"], state["eos_id"], state.get("bos_id"))
     model = build_model(config.model, model_vocabulary(config, vocabulary), config.seed)
     load_weights(path, model, mean=True)
-    return Loaded(model.to(device), build_task(config, vocabulary), config, state)
+    return Loaded(model.to(device), build_task(config, vocabulary, lambda: tokenizer_of(path, state)), config, state)
+
+
+def tokenizer_of(path: Path, state: dict) -> Tokenizer:
+    """RUN/tokenizer.json, found from RUN/checkpoints/step_…; it must be the one trained with."""
+    file = path.resolve().parent.parent / TOKENIZER
+    tokenizer = load(file)
+    if digest(tokenizer) != state["tokenizer_digest"]:
+        raise UserError(f"{file}: is not the tokenizer that {path} was trained with ({state['tokenizer_digest']})")
+    return tokenizer
 
 
 def _check_extensions(path: Path, state: dict) -> None:
@@ -55,12 +64,3 @@ def _check_extensions(path: Path, state: dict) -> None:
     )
     if (files := state.get("extensions")) and any(name not in registry for name, registry in named):
         raise UserError(f"{path}: was trained with --import {' --import '.join(files)}; give that again")
-
-
-def tokenizer_of(path: Path, state: dict) -> Tokenizer:
-    """RUN/tokenizer.json, found from RUN/checkpoints/step_…; it must be the one trained with."""
-    file = path.resolve().parent.parent / TOKENIZER
-    tokenizer = load(file)
-    if digest(tokenizer) != state["tokenizer_digest"]:
-        raise UserError(f"{file}: is not the tokenizer that {path} was trained with ({state['tokenizer_digest']})")
-    return tokenizer

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Tokens that go through the recursions side by side: enough for matrix products, few enough for the cache.
+# Tokens that go through the recursions side by side: fewer make thin matrix products of long pieces, more leave the
+# cache, and a part of a text should have some for each thread.
 BATCH_TOKENS = 1 << 13
 
 
@@ -41,10 +42,10 @@ class Counts(NamedTuple):
 
 
 class Prior(NamedTuple):
-    """Observations that each row of the parameters begins with, so that none is ever 0 (Dirichlet, MAP estimate)."""
+    """Observations that are there before any text, so that no parameter is ever 0 (Dirichlet, MAP estimate)."""
 
-    transition: float  # of each state, in equal parts; also of the two first ones
-    emission: float  # of each state, shared out as the words of the text are
+    transition: float  # that leave each state, for all states alike; also of the two first ones
+    emission: float  # of each word, from all states alike
 
 
 class Pieces(NamedTuple):
@@ -115,11 +116,13 @@ def update(counts: Counts, prior: Prior) -> Probabilities:
 
     Where nothing began within a document, the state there is any that tokens have.
     """
+    num = len(counts.initial)
     inside = counts.inside if counts.inside.any() else counts.emission.sum(1)
-    each = prior.transition / len(inside)
-    initial, inside, transition = (_normalized(count + each) for count in (counts.initial, inside, counts.transition))
     return Probabilities(
-        initial, inside, transition, _normalized(counts.emission + prior.emission * _word_shares(counts))
+        _normalized(counts.initial + prior.transition / num),
+        _normalized(inside + prior.transition / num),
+        _normalized(counts.transition + prior.transition / num),
+        _normalized(counts.emission + prior.emission / num),
     )
 
 
@@ -131,9 +134,8 @@ def log_prior(probabilities: Probabilities, counts: Counts, prior: Prior) -> Ten
     first = [probabilities.initial, probabilities.transition]
     if counts.inside.any():
         first.append(probabilities.inside)
-    each = prior.transition / len(counts.initial)
-    nats = sum(each * part.log().sum() for part in first)
-    return nats + prior.emission * (probabilities.emission.log() @ _word_shares(counts)).sum()
+    nats = prior.transition * sum(part.log().sum() for part in first)
+    return (nats + prior.emission * probabilities.emission.log().sum()) / len(probabilities.initial)
 
 
 def used_states(counts: Counts) -> tuple[int, float]:
@@ -145,11 +147,6 @@ def used_states(counts: Counts) -> tuple[int, float]:
 
 def _normalized(count: Tensor) -> Tensor:
     return count / count.sum(-1, keepdim=True)
-
-
-def _word_shares(counts: Counts) -> Tensor:
-    """Of each word in the text, (V,); one that is not there counts as seen once."""
-    return _normalized(counts.emission.sum(0) + 1)
 
 
 class _Batch(NamedTuple):

@@ -8,19 +8,27 @@ import torch
 from torch import nn
 
 from hvdlm.config import tagged_union
+from hvdlm.models.convolutional import ConvConfig
 from hvdlm.models.hmm import HmmConfig
 from hvdlm.models.interface import FamilyConfig, LanguageModel, Vocabulary
 from hvdlm.models.maxent import MaxentConfig
+from hvdlm.models.min_gru import MinGruConfig
 from hvdlm.models.ngram import NgramConfig
-from hvdlm.models.recurrent import LstmConfig
+from hvdlm.models.recurrent import GruConfig, LstmConfig, RnnConfig
 from hvdlm.models.transformer import TransformerConfig
+from hvdlm.models.vae import VaeConfig
 
 MODELS: dict[str, type[FamilyConfig]] = {
     "transformer": TransformerConfig,
+    "rnn": RnnConfig,
+    "gru": GruConfig,
     "lstm": LstmConfig,
+    "mingru": MinGruConfig,
+    "conv": ConvConfig,
     "hmm": HmmConfig,
     "ngram": NgramConfig,
     "maxent": MaxentConfig,
+    "vae": VaeConfig,
 }
 
 ModelConfig = Annotated[FamilyConfig, tagged_union(MODELS, "family")]

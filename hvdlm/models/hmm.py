@@ -46,10 +46,10 @@ class HmmConfig(FamilyConfig):
         1024, ge=2, description="em: longer documents are counted in pieces of so many tokens"
     )
     transition_prior: OfTraining[float] = Field(
-        1.0, gt=0, le=1e9, description="em: transitions that each state has beside those counted, to all alike"
+        0.1, gt=0, le=1e9, description="em: transitions from each state beside those counted, to all alike"
     )
     emission_prior: OfTraining[float] = Field(
-        10.0, gt=0, le=1e9, description="em: words that each state has beside those counted, as common as in the text"
+        0.1, gt=0, le=1e9, description="em: occurrences of each word beside those counted, from all states alike"
     )
 
     carries_state = True
@@ -91,6 +91,7 @@ class Hmm(LanguageModel):
             self.initial.softmax(0), self.inside.softmax(0), self.transition.softmax(1), self.head.logits.softmax(1)
         )
 
+    @torch.no_grad()
     def accumulate(self, ids: np.ndarray, *, is_beginning: bool) -> Counts:
         """The expected counts of a part of the text, whose documents are modelled one by one."""
         pieces = pieces_of(ids, self.vocabulary.eos_id, self.config.max_length, is_beginning=is_beginning)
@@ -128,9 +129,7 @@ class Hmm(LanguageModel):
             ahead = inside.expand(len(ids), -1) if state is None else state[0]  # (B, K)
             if self.vocabulary.bos_id is not None:  # what it begins has no past
                 ahead = torch.where(ids[:, :1] == self.vocabulary.bos_id, initial, ahead)
-            words = F.embedding(ids, self.head.logits.log_softmax(1).T)  # (B, T, K)
-            # States are weighed against each other alone, so that none is too small a number to be there.
-            emitted = (words - words.amax(2, keepdim=True).detach()).exp().unbind(1)  # T of (B, K)
+            emitted = self._emitted(ids)[0].unbind(1)  # T of (B, K)
             ends = (ids == self.vocabulary.eos_id).unsqueeze(2).unbind(1)  # T of (B, 1)
             hidden = []
             for word, is_end in zip(emitted, ends, strict=True):
@@ -139,6 +138,20 @@ class Hmm(LanguageModel):
                 ahead = torch.where(is_end, initial, now @ transition)
                 hidden.append(ahead)
             return torch.stack(hidden, 1), None if state is None else (ahead,)
+
+    def target_log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(targets.device.type, enabled=False):
+            emitted, most = self._emitted(targets)
+            return (hidden * emitted).sum(2).log() + most
+
+    def _emitted(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """How probable each state makes the words, (B, T, K), as shares of the largest, whose log is (B, T).
+
+        Thus what all states make improbable is not too small a number. Gradients through the largest cancel.
+        """
+        words = F.embedding(ids, self.head.logits.log_softmax(1).T)
+        most = words.amax(2).detach()
+        return (words - most.unsqueeze(2)).exp(), most
 
 
 class Emission(nn.Module):

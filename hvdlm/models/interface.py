@@ -66,6 +66,11 @@ class FamilyConfig(Section, ABC):
         return ""
 
     @property
+    def facts(self) -> str:
+        """What to say of it at the start, beside its size; or nothing."""
+        return ""
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         """What is told when a run starts: settings that mean something else than they seem to, a line each."""
         return ()
@@ -109,6 +114,10 @@ class LanguageModel(nn.Module, ABC):
     def initial_state(self, num: int) -> State:
         """Of `num` samples that have no past, on the model's device."""
         raise NotImplementedError
+
+    def sampled_state(self, num: int, random: torch.Generator) -> State:
+        """Of `num` texts that are to be written: a model with a latent variable draws it from its prior."""
+        return self.initial_state(num)
 
     def logits(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
         """What the head makes of the body: (B, T, V), without draws; and the state after it."""

@@ -1,72 +1,128 @@
-"""Recurrent language models: a stack of LSTMs (Hochreiter and Schmidhuber 1997).
+"""Recurrent language models: stacks of simple, gated or long short-term memory layers.
 
 Over independent windows, or over a stream whose state is carried from window to window (truncated backpropagation
-through time: Zaremba et al. 2014, Merity et al. 2018).
+through time: Zaremba et al. 2014). Dropout of the hidden-to-hidden weights, of words, and with one mask for all time
+steps are those of AWD-LSTM (Merity et al. 2018).
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hvdlm.compute.draws import Draws, dropout
-from hvdlm.models.interface import FamilyConfig, LanguageModel, OfTraining, State, Vocabulary
+from hvdlm.compute.draws import Draws
+from hvdlm.models.interface import LanguageModel, OfTraining, State, Vocabulary
+from hvdlm.models.stack import Dropout, Stack, StackConfig
 
 
-class LstmConfig(FamilyConfig):
-    """`model: {family: lstm, …}`."""
+class RecurrentConfig(StackConfig):
+    """What the recurrent families share; each says which layer it is made of."""
 
-    family: Literal["lstm"] = "lstm"
-    layers: int = Field(2, ge=1, le=10_000, description="LSTMs one above the other")
-    width: int = Field(256, ge=1, le=1_000_000, description="size of embedding and hidden state, C")
-    dropout: OfTraining[float] = Field(0.0, ge=0, lt=1, description="after the embedding and after each layer")
-    embed_dropout: OfTraining[float | None] = Field(
-        None, ge=0, lt=1, description="after the embedding; null: as dropout"
+    weight_dropout: OfTraining[float] = Field(
+        0.0, ge=0, lt=1, description="of the hidden-to-hidden weights: the same ones in all of a step"
     )
-    variational: OfTraining[bool] = Field(False, description="one dropout mask for all time steps of a window")
-    tie_embeddings: bool = Field(True, description="the output layer shares the input embedding")
+    init_range: OfTraining[float | None] = Field(
+        None, gt=0, le=10, description="all weights begin uniform in +- this (Zaremba et al. 2014); null: by their kind"
+    )
 
     carries_state = True
-    without_cpu_fp16 = "an LSTM"
+
+    @abstractmethod
+    def layer(self, inputs: int, width: int) -> nn.RNNBase:
+        """Of so many inputs and hidden units, with `batch_first`."""
 
     def build(self, vocabulary: Vocabulary) -> LanguageModel:
-        return Lstm(self, vocabulary.size)
+        return Recurrent(self, vocabulary.size)
 
 
-class Lstm(LanguageModel):
-    """Embedding, layers, head. The state is (B, 2 x layers, C) float32: of each layer its output, then its cell."""
+class RnnConfig(RecurrentConfig):
+    """`model: {family: rnn, …}`: simple recurrent layers (Elman 1990), h' = f(W x + U h + b)."""
 
-    def __init__(self, config: LstmConfig, vocab_size: int) -> None:
-        super().__init__()
-        self.dropouts = [config.dropout if config.embed_dropout is None else config.embed_dropout]
-        self.dropouts += [config.dropout] * config.layers
-        self.takes_draws = any(self.dropouts)
-        self.shared_dims = (1,) if config.variational else ()  # Gal and Ghahramani 2016
-        self.embed = nn.Embedding(vocab_size, config.width)
-        self.layers = nn.ModuleList(nn.LSTM(config.width, config.width, batch_first=True) for _ in range(config.layers))
-        self.head = nn.Linear(config.width, vocab_size, bias=False)
-        nn.init.normal_(self.embed.weight, std=0.05)
-        if config.tie_embeddings:
-            self.head.weight = self.embed.weight
+    family: Literal["rnn"] = "rnn"
+    nonlinearity: Literal["tanh", "relu"] = Field("tanh", description="f")
 
-    def initial_state(self, num: int) -> State:
-        return (torch.zeros(num, 2 * len(self.layers), self.embed.embedding_dim, device=self.device),)
+    def layer(self, inputs: int, width: int) -> nn.RNNBase:
+        return nn.RNN(inputs, width, nonlinearity=self.nonlinearity, batch_first=True)
 
-    def forward(
-        self, ids: Tensor, state: State | None = None, draws: Draws | None = None
-    ) -> tuple[Tensor, State | None]:
-        x = self._dropped(self.embed(ids), draws, 0)  # (B, T, C)
-        (before,) = self.initial_state(len(ids)) if state is None else state
-        before = before.to(x.dtype).transpose(0, 1).contiguous()  # (2 x layers, B, C)
-        after = []
-        for number, layer in enumerate(self.layers):
-            x, last = layer(x, tuple(before[2 * number : 2 * number + 2].split(1)))
-            x = self._dropped(x, draws, 1 + number)
-            after += last
-        return x, None if state is None else (torch.cat(after).transpose(0, 1).float(),)
 
-    def _dropped(self, x: Tensor, draws: Draws | None, site: int) -> Tensor:
-        return dropout(x, self.dropouts[site], draws, site, shared_dims=self.shared_dims)
+class GruConfig(RecurrentConfig):
+    """`model: {family: gru, …}`: gated recurrent units (Cho et al. 2014), torch's variant: the reset gate after U h."""
+
+    family: Literal["gru"] = "gru"
+
+    def layer(self, inputs: int, width: int) -> nn.RNNBase:
+        return nn.GRU(inputs, width, batch_first=True)
+
+
+class LstmConfig(RecurrentConfig):
+    """`model: {family: lstm, …}`: long short-term memory (Hochreiter and Schmidhuber 1997), with a forget gate."""
+
+    family: Literal["lstm"] = "lstm"
+    forget_bias: OfTraining[float | None] = Field(
+        None, description="what the forget gate's bias begins with (Jozefowicz et al. 2015: 1); null: as the others"
+    )
+
+    without_cpu_fp16: ClassVar[str] = "an LSTM"
+
+    def layer(self, inputs: int, width: int) -> nn.RNNBase:
+        return nn.LSTM(inputs, width, batch_first=True)
+
+    def build(self, vocabulary: Vocabulary) -> LanguageModel:
+        model = Recurrent(self, vocabulary.size)
+        if self.forget_bias is not None:
+            for layer in model.layers:
+                forget = slice(layer.hidden_size, 2 * layer.hidden_size)  # torch's gates: input, forget, cell, output
+                with torch.no_grad():
+                    layer.bias_ih_l0[forget] = self.forget_bias  # torch adds the two
+                    layer.bias_hh_l0[forget] = 0.0
+        return model
+
+
+class Recurrent(Stack):
+    """Embedding, layers, head. The state is of each layer its output (B, C), and of an LSTM then its cell."""
+
+    def __init__(self, config: RecurrentConfig, vocab_size: int) -> None:
+        pairs = zip(config.widths, config.widths[1:], strict=False)
+        super().__init__(config, vocab_size, (config.layer(inputs, width) for inputs, width in pairs))
+        if config.init_range is not None:
+            for parameter in self.parameters():
+                nn.init.uniform_(parameter, -config.init_range, config.init_range)
+        self.weight_dropouts = nn.ModuleList(
+            Dropout(config.weight_dropout, 1 + number, of_step=True) for number in range(config.layers)
+        )
+        self.takes_draws |= config.weight_dropout > 0
+
+    def layer_state(self, number: int, num: int) -> State:
+        layer = self.layers[number]
+        return (torch.zeros(num, layer.hidden_size, device=self.device),) * (2 if isinstance(layer, nn.LSTM) else 1)
+
+    def run_layer(self, number: int, x: Tensor, past: State, draws: Draws | None) -> tuple[Tensor, State]:
+        layer, drop = self.layers[number], self.weight_dropouts[number]
+        before = tuple(part.to(x.dtype).unsqueeze(0) for part in past)  # each (1, B, C)
+        weight = drop(layer.weight_hh_l0.unsqueeze(0), draws)[0] if draws is not None and drop.p else None
+        with _hidden_weight(layer, weight):
+            x, after = layer(x, before if len(before) > 1 else before[0])
+        return x, tuple(part.squeeze(0) for part in (after if isinstance(after, tuple) else (after,)))
+
+
+@contextmanager
+def _hidden_weight(layer: nn.RNNBase, weight: Tensor | None) -> Iterator[None]:
+    """The layer with another hidden-to-hidden weight (G x C, C), through which gradients reach its own.
+
+    It takes the place of its own in the list that torch hands to the fused kernel, for the other ways fail:
+    `torch.func.functional_call` lays all weights out anew in a GPU's memory, under the feet of whoever holds them, and
+    where the kernel is called by us, torch.compile unrolls it over time, which takes minutes.
+    """
+    kept = layer._flat_weights
+    if weight is not None:
+        layer._flat_weights = [weight if own is layer.weight_hh_l0 else own for own in kept]
+    try:
+        yield
+    finally:
+        layer._flat_weights = kept

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hvdlm.compute.device import autocast
 from hvdlm.compute.draws import draws_for
@@ -16,7 +17,8 @@ from hvdlm.data.manifest import SplitEntry
 from hvdlm.data.stream import TokenStream
 from hvdlm.data.windows import EvaluationDocuments, EvaluationStreams, EvaluationWindows, Examples
 from hvdlm.models import LanguageModel, State
-from hvdlm.tasks.interface import Task
+from hvdlm.partition import slice_of, spread
+from hvdlm.tasks.interface import Sums, Task
 from hvdlm.world.interface import World
 
 Read = EvaluationWindows | EvaluationStreams | EvaluationDocuments
@@ -70,15 +72,17 @@ def evaluate(  # noqa: PLR0913 - model, task and data, and how they meet
     """
     model.eval()
     total = np.zeros(len(task.sums))  # float64
+    sample = _Sample(task, read, world)
     state: State | None = None
     for examples, state_before in _pieces(model, read, batch, world):
         state = state_before if state_before is not None else state
         sums, state = _sums_of(model, task, examples, state, precision)
-        total += sums
+        total += sums.values.cpu().numpy()
+        sample.take(len(examples), sums.rows)
         world.beats += 1
     world.sum_(total)
     sums_by_name = task.named(total)
-    figures = task.figures(sums_by_name)
+    figures = {**task.figures(sums_by_name), **sample.figures()}
     loss, num_tokens = figures.pop("loss"), round(sums_by_name["targets"])
     is_text = task.predicts_text and num_tokens == entry.num_tokens
     text_bytes = entry.text_bytes if is_text else None
@@ -88,14 +92,39 @@ def evaluate(  # noqa: PLR0913 - model, task and data, and how they meet
 
 def _sums_of(
     model: LanguageModel, task: Task, examples: Examples, state: State | None, precision: str
-) -> tuple[np.ndarray, State | None]:
+) -> tuple[Sums, State | None]:
     device = model.device
     draws = draws_for(0, 0, examples.places).to(device) if task.evaluation_takes_draws else None
     context = torch.from_numpy(examples.context).to(device) if examples.context.any() else None
     batch = task.batch(torch.from_numpy(examples.ids).to(device), context, draws, training=False)
     with autocast(device, precision):
-        sums, state = task.loss(model, batch, state, None)
-    return sums.values.cpu().numpy(), state
+        return task.loss(model, batch, state, None)
+
+
+class _Sample:
+    """The rows of `task.num_rows` examples from all over what is read, the same ones at any number of ranks."""
+
+    def __init__(self, task: Task, read: Read, world: World) -> None:
+        self._task, self._world = task, world
+        total = 0 if isinstance(read, EvaluationStreams) else read.num_examples
+        num = min(task.num_rows, total)
+        self._chosen = spread(np.arange(num), num, total) if num else np.empty(0, dtype=np.int64)
+        self._next = slice_of(world.rank, world.size, total).start  # number of the next example
+        self._rows: list[np.ndarray] = []
+
+    def take(self, num: int, rows: Tensor | None) -> None:
+        """The rows (num, K) of this rank's next examples."""
+        numbers = np.arange(self._next, self._next + num)
+        self._next += num
+        if rows is not None and (is_chosen := np.isin(numbers, self._chosen)).any():
+            self._rows.append(rows[torch.from_numpy(is_chosen).to(rows.device)].float().cpu().numpy())
+
+    def figures(self) -> dict[str, float]:
+        """What the task says of them; collective."""
+        if not len(self._chosen):
+            return {}
+        everybody = [rows for part in self._world.gather(self._rows) for rows in part]
+        return self._task.figures_of_rows(np.concatenate(everybody)) if everybody else {}
 
 
 def _pieces(model: LanguageModel, read: Read, batch: int, world: World) -> Iterator[tuple[Examples, State | None]]:

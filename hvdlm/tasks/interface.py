@@ -22,6 +22,8 @@ class Batch(NamedTuple):
     inputs: Tensor  # ids, int64 (B, T)
     targets: Tensor  # int64 (B, T); IGNORED, which is outside every vocabulary, where nothing is to be predicted
     lengths: Tensor | None = None  # int64 (B,): tokens without padding, for models that look ahead
+    draws: Draws | None = None  # for what a task itself draws
+    term_weights: Tensor | None = None  # in this step, of terms beside those of the targets; None in evaluation
 
 
 class Sums(NamedTuple):
@@ -29,6 +31,7 @@ class Sums(NamedTuple):
 
     aim: Tensor  # of what is to be made small, with its graph: a scalar
     values: Tensor  # by the names of `Task.sums`: float64 (len(sums),)
+    rows: Tensor | None = None  # in evaluation, of each example what `Task.figures_of_rows` takes: (B, K)
 
 
 class TaskConfig(Section, ABC):
@@ -40,6 +43,20 @@ class TaskConfig(Section, ABC):
     like: ClassVar[str] = ""
     # Ids that the model must know behind those of the vocabulary.
     extra_ids: ClassVar[int] = 0
+
+    @property
+    def needs_word_starts(self) -> bool:
+        """Whether it must be told which ids begin a word."""
+        return False
+
+    @property
+    def meets_before_backward(self) -> bool:
+        """Whether it must know sums over the whole global batch before a step's first backward (`Task.survey`)."""
+        return False
+
+    def remarks(self, total_steps: int) -> list[str]:
+        """A line for each setting that has no effect, or another than it seems, in a run of so many steps."""
+        return []
 
     @abstractmethod
     def build(self, context: TaskContext) -> Task: ...
@@ -62,12 +79,16 @@ class Task(ABC):
 
     # Names of what is added up. `loss` is in nats, without the terms that only training minimizes; `targets` is what
     # it is divided by.
-    sums: ClassVar[tuple[str, ...]] = ("loss", "targets")
+    sums: tuple[str, ...] = ("loss", "targets")
     # Whether training takes draws for it, or evaluation.
     takes_draws: bool = False
     evaluation_takes_draws: bool = False
     # Whether each token is predicted once, so that the loss is one of the text: in bits per byte, or by the word.
     predicts_text: ClassVar[bool] = True
+    # Whether some first targets of an example may be there to be seen alone.
+    takes_context: ClassVar[bool] = True
+    # Of how many examples, spread over a split, `figures_of_rows` wants to know.
+    num_rows: ClassVar[int] = 0
 
     @abstractmethod
     def count(self, ids: np.ndarray) -> int:
@@ -79,6 +100,16 @@ class Task(ABC):
         With it no rank has to read the examples of others.
         """
         return None
+
+    def begin(self, step: int) -> None:
+        """Before the batches of a step: what follows a schedule follows from the step's number alone."""
+
+    def survey(self, model: LanguageModel, batch: Batch, draws: Draws | None) -> Tensor:
+        """Where its config `meets_before_backward`: what a micro-batch adds up to, without a graph: float64 (n,)."""
+        raise NotImplementedError
+
+    def surveyed(self, sums: Tensor, denominator: int) -> None:
+        """Then, before the first backward: the sums over the global batch, and its denominator."""
 
     @abstractmethod
     def batch(self, ids: Tensor, context: Tensor | None, draws: Draws | None, *, training: bool) -> Batch:
@@ -93,6 +124,10 @@ class Task(ABC):
     def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
         """What sums over any number of batches say, `loss` first; a loss of 0 where there was no target."""
         return {"loss": sums["loss"] / max(1.0, sums["targets"])}
+
+    def figures_of_rows(self, rows: np.ndarray) -> dict[str, float]:
+        """What `Sums.rows` (n, K) of examples from all over a split say beside the sums."""
+        return {}
 
     def named(self, values: Sequence[float] | np.ndarray) -> dict[str, float]:
         """Sums by name; further numbers behind them are left out."""

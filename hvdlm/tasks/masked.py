@@ -10,7 +10,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, State
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskConfig, TaskContext, unseen, without_padding
+from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig, objective
 
 _ORDER_SITE, _KIND_SITE, _RANDOM_SITE = -1, -2, -3
 _LAST = torch.iinfo(torch.int64).max
@@ -41,6 +41,10 @@ class MlmConfig(TaskConfig):
             raise ValueError(f"masked {self.masked} and random {self.random} are more than 1 together")
         return self
 
+    @property
+    def needs_word_starts(self) -> bool:
+        return self.whole_words
+
     def build(self, context: TaskContext) -> Task:
         return MaskedTokens(self, context)
 
@@ -58,6 +62,10 @@ class MaskedTokens(Task):
         self._config, self._vocab_size, self.mask_id = config, vocabulary.size, vocabulary.size
         self._eos_id = vocabulary.eos_id
         self._special = [number for number in (vocabulary.eos_id, vocabulary.bos_id) if number is not None]
+        assert isinstance(context.objective, ObjectiveConfig) and isinstance(context.noise, NoiseConfig)
+        if context.noise.is_on:
+            raise UserError("noise: is for task: lm; mlm hides tokens as task.rate says: leave noise out")
+        self._objective = context.objective
         self._starts_word: Tensor | None = None
         if config.whole_words:
             if context.starts_word is None:
@@ -105,11 +113,10 @@ class MaskedTokens(Task):
         hidden, _ = model(batch.inputs, None, draws, lengths=batch.lengths)
         is_target = batch.targets != IGNORED
         targets = batch.targets[is_target]  # (M,)
-        logits = model.head(hidden[is_target]).float()  # of the targets alone: (M, V)
-        aim = F.cross_entropy(logits, targets, reduction="sum")
-        correct = (logits.argmax(-1) == targets).sum()
-        num = is_target.sum()
-        return Sums(aim, torch.stack((aim.detach().double(), num.double(), correct.double()))), None
+        logits = model.head(hidden[is_target])  # of the targets alone: (M, V)
+        aim, nll = objective(logits.unsqueeze(0), targets.unsqueeze(0), self._objective)
+        correct, num = (logits.argmax(-1) == targets).sum(), is_target.sum()
+        return Sums(aim, torch.stack((nll.double(), num.double(), correct.double()))), None
 
     def figures(self, sums: dict[str, float]) -> dict[str, float]:  # type: ignore[override]
         return {**super().figures(sums), "accuracy": sums["correct"] / max(1.0, sums["targets"])}

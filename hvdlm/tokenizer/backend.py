@@ -13,6 +13,7 @@ from hvdlm.errors import UserError
 from hvdlm.tokenizer.dropped import Dropped, byte_alphabet, check_affixes, spells_all, steps
 from hvdlm.tokenizer.interface import MOST_IDS, join_documents
 from hvdlm.tokenizer.published import ENDS, NAMED_EOS
+from hvdlm.tokenizer.word_starts import of_library
 
 BATCH_CHARACTERS = 1 << 20  # of text handed to the library at once
 MISFITS = (ValueError, AttributeError, KeyError, TypeError, RecursionError)  # of JSON that is no tokenizer.json
@@ -140,6 +141,10 @@ class BackendTokenizer:
         for name in self._shown_names:
             text = text.replace(UNMATCHABLE + name, name)
         return text
+
+    def word_starts(self) -> np.ndarray | None:
+        content = json.loads(self._text)
+        return of_library(content, token_ids(content))
 
     def to_json(self) -> str:
         """The file as it was read; wrapped only where eos or bos is remembered, for which it has no place."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from hvdlm.errors import UserError
 from hvdlm.tokenizer.interface import dtype_for
+from hvdlm.tokenizer.word_starts import of_bytes
 
 NEVER_IN_UTF8 = b"\xff"  # so it can stand for eos until the bytes are widened
 
@@ -54,6 +55,9 @@ class ByteTokenizer:
     def decode(self, ids: np.ndarray) -> str:
         ids = np.asarray(ids)
         return ids[ids < 256].astype(np.uint8).tobytes().decode(errors="replace")
+
+    def word_starts(self) -> np.ndarray | None:
+        return of_bytes(bytes([byte]) for byte in range(256))
 
     def to_json(self) -> str:
         return json.dumps({"hvdlm": "byte", "vocab_size": self.vocab_size, "eos_id": self.eos_id}) + "\n"

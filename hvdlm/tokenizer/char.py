@@ -10,6 +10,7 @@ import numpy as np
 
 from hvdlm.errors import UserError
 from hvdlm.tokenizer.interface import END, UNKNOWN, code_points, join_documents
+from hvdlm.tokenizer.word_starts import of_bytes
 
 NUM_CODE_POINTS = 0x110000
 SPECIALS = (UNKNOWN, END)
@@ -47,6 +48,10 @@ class CharTokenizer:
     def decode(self, ids: np.ndarray) -> str:
         ids = np.asarray(ids, dtype=np.int64)
         return self._code_of[ids[ids != self.eos_id]].tobytes().decode("utf-32-le", errors="surrogatepass")
+
+    def word_starts(self) -> np.ndarray | None:
+        unknown_and_end = [b""] * len(SPECIALS)
+        return of_bytes([*unknown_and_end, *(character.encode(errors="replace") for character in self._characters)])
 
     def to_json(self) -> str:
         return json.dumps({"hvdlm": "char", "characters": self._characters}, ensure_ascii=False) + "\n"

@@ -101,6 +101,9 @@ class FastTokenizer:
         """The encoder that this one is held to."""
         return self._exact
 
+    def word_starts(self) -> np.ndarray | None:
+        return self._exact.word_starts()
+
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         is_fast = np.fromiter(self._are_same(texts), dtype=bool, count=len(texts))
         if self._unproven:

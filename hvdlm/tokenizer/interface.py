@@ -38,6 +38,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: np.ndarray) -> str:
         """The text of these ids; bos and eos are dropped and invalid UTF-8 becomes U+FFFD."""
 
+    def word_starts(self) -> np.ndarray | None:
+        """Which ids begin a word, bool (V or fewer,), the last ones may be missing; None where ids do not tell."""
+
     def to_json(self) -> str:
         """All there is to know, as one text: `from_json` needs no other file."""
 

@@ -15,6 +15,7 @@ from hvdlm.tokenizer.dropped import SPACE_MARK, Vanishing
 from hvdlm.tokenizer.file_kinds import HEAD_BYTES, MODEL, remedy, within
 from hvdlm.tokenizer.interface import MAX_BYTES, join_documents, require
 from hvdlm.tokenizer.published import AUTO, NONE, config_beside, tell_ends
+from hvdlm.tokenizer.word_starts import of_pieces
 
 log = logging.getLogger("hvdlm")
 
@@ -92,6 +93,10 @@ class SentencePieceTokenizer:
     def num_lost(self, texts: list[str]) -> int:
         """Characters, white space aside, that the model's normalizer takes away or makes white space."""
         return sum(map(self._vanishing.count, texts))
+
+    def word_starts(self) -> np.ndarray | None:
+        pieces = [str(self._processor.id_to_piece(number)) for number in range(self._num_pieces)]
+        return of_pieces(pieces) if any(piece.startswith(SPACE_MARK) for piece in pieces) else None
 
     def to_json(self) -> str:
         bos = {} if self._bos is None else {"bos": self._bos}  # models without one keep their digest

@@ -22,6 +22,7 @@ from hvdlm.tokenizer.backend import is_of_library, reason_of
 from hvdlm.tokenizer.file_kinds import HEAD_BYTES, RANKS, kind_of, remedy, within
 from hvdlm.tokenizer.interface import END_OF_TEXT, MAX_BYTES, MOST_IDS, join_documents, num_letters, require
 from hvdlm.tokenizer.published import AUTO, NONE, PublisherConfig, config_beside, end_of
+from hvdlm.tokenizer.word_starts import of_bytes
 
 log = logging.getLogger("hvdlm")
 
@@ -166,6 +167,9 @@ class TiktokenTokenizer:
     def decode(self, ids: np.ndarray) -> str:
         tokens = (self._bytes_of.get(token, b"") for token in np.asarray(ids).tolist())  # eos has no bytes
         return b"".join(tokens).decode(errors="replace")
+
+    def word_starts(self) -> np.ndarray | None:
+        return of_bytes(self._bytes_of.get(number, b" ") for number in range(self.vocab_size))
 
     def to_json(self) -> str:
         own = {name: value for name, value in asdict(self._extras).items() if value is not None}

@@ -128,6 +128,9 @@ class WordTokenizer:
         with _Limit(self._rule) as limit:
             return sum(num_letters(word.sub("", limit.on(line))) for line in lines)
 
+    def word_starts(self) -> np.ndarray | None:
+        return np.ones(self.vocab_size, dtype=bool)
+
     def to_json(self) -> str:
         return json.dumps({"hvdlm": "word", **asdict(self._rule), "vocabulary": self._words}, ensure_ascii=False) + "\n"
 

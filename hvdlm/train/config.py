@@ -104,6 +104,11 @@ class RunConfig(Section):
     def _check(self) -> RunConfig:
         if self.data.order == "contiguous":
             self._check_contiguous()
+        if self.task.meets_before_backward and not self.sync.steps_together:
+            raise ValueError(
+                f"task.free_bits is of the mean over a step's whole batch, and {self.sync.label} has no step that all"
+                " ranks share; set task.free_bits: 0 or another sync"
+            )
         if not self.sync.keeps_replicas_equal:
             if self.train.precision == "fp16":
                 raise ValueError(f"train.precision: fp16 scales all ranks alike, {self.sync.label} does not; use bf16")

@@ -156,13 +156,13 @@ def begin_with(path: Path, learner: Learner, tokenizer_digest: str) -> None:
 
 def load_weights(path: Path, model: nn.Module, *, mean: bool) -> bool:
     """The checkpoint's weights, or with `mean` their running mean where there is one; whether it was that."""
-    checkpoint.load_model(path, model)
+    checkpoint.load_model(path, model, rounded=True)
     found = checkpoint.load_tensors(path) if mean else {}
     means = {name.removeprefix("ema/"): tensor for name, tensor in found.items() if name.startswith("ema/")}
     if not means:
         return False
     learnt = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    odd = [name for name in learnt.keys() | means.keys() if _kind_of(means.get(name)) != _kind_of(learnt.get(name))]
+    odd = [name for name in learnt.keys() | means.keys() if _shape_of(means.get(name)) != _shape_of(learnt.get(name))]
     if odd:
         raise UserError(f"{path}: its running mean of the weights is of another model ({', '.join(sorted(odd)[:3])} …)")
     with torch.no_grad():
@@ -171,8 +171,8 @@ def load_weights(path: Path, model: nn.Module, *, mean: bool) -> bool:
     return True
 
 
-def _kind_of(tensor: torch.Tensor | None) -> Any:
-    return None if tensor is None else (tensor.shape, tensor.dtype)
+def _shape_of(tensor: torch.Tensor | None) -> torch.Size | None:
+    return None if tensor is None else tensor.shape
 
 
 def _check_same_model(path: Path, theirs: dict[str, Any], learner: Learner) -> None:

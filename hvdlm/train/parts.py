@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
-from hvdlm.data.manifest import Manifest
+from hvdlm.data.manifest import TOKENIZER, Manifest
 from hvdlm.models import Vocabulary
 from hvdlm.tasks import Task, TaskContext
+from hvdlm.tokenizer import Tokenizer, load
+from hvdlm.tokenizer.word_starts import word_starts
 from hvdlm.train.config import RunConfig
 
 EXTENSION = "hvdlm_extension_"  # how the modules of --import are named
@@ -21,8 +24,12 @@ def model_vocabulary(config: RunConfig, vocabulary: Vocabulary) -> Vocabulary:
     return Vocabulary(vocabulary.size + config.task.extra_ids, vocabulary.eos_id, vocabulary.bos_id)
 
 
-def build_task(config: RunConfig, vocabulary: Vocabulary) -> Task:
-    return config.task.build(TaskContext(vocabulary, config.objective, config.noise))
+def build_task(config: RunConfig, vocabulary: Vocabulary, tokenizer: Callable[[], Tokenizer] | None = None) -> Task:
+    """`tokenizer` is asked for where the task must know what ids stand for; by default it is that of the data."""
+    starts = None
+    if config.task.needs_word_starts:
+        starts = word_starts(tokenizer() if tokenizer else load(config.data.corpora[0].path / TOKENIZER))
+    return config.task.build(TaskContext(vocabulary, config.objective, config.noise, starts))
 
 
 def extensions_of(config: RunConfig) -> list[str]:

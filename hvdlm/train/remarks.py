@@ -28,6 +28,7 @@ def remarks(config: RunConfig, plan: BatchPlan, total_steps: int, epoch_samples:
         *_of_learning_rate(config, total_steps),
         *_of_batch(config, plan, total_steps),
         *_of_intervals(config, total_steps),
+        *config.task.remarks(total_steps),
         *_of_data(config, plan.samples_before(total_steps), epoch_samples),
     ]
 

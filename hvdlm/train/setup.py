@@ -186,12 +186,13 @@ def _changes(before: dict, now: dict, prefix: str = "") -> list[str]:
 def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: World) -> None:
     train, batch = config.train, config.train.global_batch
     names = ", ".join(corpus.name for corpus in corpora.corpora)
+    size = f"{config.model.family} of {num_parameters(learner.model):,} parameters"
     epochs = ", ".join(f"{samples / batch:,.1f}" for samples in learner.epoch_samples)
     epoch = f", an epoch of {names} is {epochs}" if learner.descends else ""
     log.info(
         f"{world.kind} world of {world.size}, sync {learner.sync_kind}, {learner.device},"
         f" {counted(torch.get_num_threads(), 'thread')} a rank, {train.precision}"
-        f" | {config.model.family} of {num_parameters(learner.model):,} parameters"
+        f" | {', '.join(filter(None, (size, config.model.facts)))}"
         f" | {learner.step_in_words} | {counted(learner.total_steps, 'step')}{epoch}"
     )
     memory = "as the user's malloc settings say" if memory_is_tuned() else "kept by the process (mallopt)"
@@ -215,7 +216,7 @@ def _announce_validation(corpora: Corpora) -> None:
     lacking = [corpus.name for corpus in corpora.corpora if corpus not in having]
     if lacking:
         rest = f"validation is on {', '.join(corpus.name for corpus in having)}" if having else "nothing is validated"
-        log.info("%s: no validation split (preprocess with split.val); %s", ", ".join(lacking), rest)
+        log.info("%s: no validation split (preprocess with split.val or input.val); %s", ", ".join(lacking), rest)
     unigram = corpora.unigram_loss("val")
     if unigram is not None:
         num_tokens = sum(corpus.manifest.splits["val"].num_tokens for corpus in having)

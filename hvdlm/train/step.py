@@ -164,6 +164,8 @@ class GradientLearner(Learner):
         facts = self.config.sync
         if step == end - 1 and facts.keeps_replicas_equal and facts.reduces_to_mean:
             self.noise_scale.arm()
+        self.task.begin(step)
+        survey_s = self._survey(step, part, share) if self.config.task.meets_before_backward else 0.0
         with Timed("forward and backward"):
             sums = self._accumulate(step, part, share)
             if self._computes_first:
@@ -176,8 +178,23 @@ class GradientLearner(Learner):
                 torch.cuda.synchronize(self.device)
         with Timed("sync.zero_grad") as zero_grad:  # where local SGD averages
             self.sync.zero_grad()
-        comm_s = begin.seconds + reduce.seconds + zero_grad.seconds
+        comm_s = begin.seconds + survey_s + reduce.seconds + zero_grad.seconds
         return StepResult(step, sums, passes, norm, verdict, time.perf_counter() - start, wait.seconds, comm_s)
+
+    @torch.no_grad()
+    def _survey(self, step: int, part: int, share: _Share) -> float:
+        """Let the task know what it must of the whole global batch; seconds of waiting for others. Collective."""
+        self.model.train()
+        parts = []
+        for _, ids, draws in self._micro_batches(step, part, share):
+            batch = self.task.batch(ids, None, draws, training=True)
+            with autocast(self.device, self.config.train.precision):
+                parts.append(self.task.survey(self.model, batch, draws if self.model.takes_draws else None))
+        sums = torch.stack(parts).sum(0)
+        with Timed("sum of the survey") as summed:
+            self.world.sum_(sums)
+        self.task.surveyed(sums, share.all_targets)
+        return summed.seconds
 
     def _accumulate(self, step: int, part: int, share: _Share) -> Tensor:
         """Backward over the micro-batches of this rank's share; their sums."""
@@ -185,21 +202,25 @@ class GradientLearner(Learner):
         self.model.train()
         weight = self.sync.weight(share.targets, share.all_targets) * self._scale
         totals = torch.zeros(len(self.task.sums), dtype=torch.float64, device=self.device)
-        ids = share.ids.to(self.device, non_blocking=True)
-        positions = self._positions(step, part, self.left_out)
         self.noise_scale.weigh(weight, self.task.count(share.ids[:micro_batch].numpy()), share.all_targets)
-        for first in range(0, len(ids), micro_batch):
-            rows = slice(first, first + micro_batch)
-            draws = None
-            if self._takes_draws:
-                draws = draws_for(self.config.seed, step, positions[rows]).to(self.device)
-            width = self._width(share.ids[rows])
-            sums = self._sums_of(step, rows, ids[rows, :width], draws)
+        for rows, ids, draws in self._micro_batches(step, part, share):
+            sums = self._sums_of(step, rows, ids, draws)
             (sums.aim * weight).backward()
             totals += sums.values
             self.sync.accumulated()
             self.noise_scale.disarm()
         return totals
+
+    def _micro_batches(self, step: int, part: int, share: _Share) -> Iterator[tuple[slice, Tensor, Draws | None]]:
+        """Rows of this rank's examples, their ids on its device, and their draws."""
+        micro_batch, positions = self.config.train.micro_batch, self._positions(step, part, self.left_out)
+        ids = share.ids.to(self.device, non_blocking=True)
+        for first in range(0, len(ids), micro_batch):
+            rows = slice(first, first + micro_batch)
+            draws = None
+            if self._takes_draws:
+                draws = draws_for(self.config.seed, step, positions[rows]).to(self.device)
+            yield rows, ids[rows, : self._width(share.ids[rows])], draws
 
     def _width(self, ids: Tensor) -> int:
         """Columns of examples on the host that hold more than padding."""
@@ -293,8 +314,8 @@ class GradientLearner(Learner):
             self.ema.load_state(_under("ema/", tensors))
         if self.recurrent_state is not None:
             carried = _under("carried/", tensors)
-            if "carried" in tensors:  # of versions that knew one LSTM, with samples along dimension 1
-                carried = {"0": tensors["carried"].transpose(0, 1)}
+            if "carried" in tensors:  # of versions that knew one LSTM: of each layer its output, then its cell
+                carried = {str(number): part for number, part in enumerate(tensors["carried"])}
             self.recurrent_state.load([carried[str(number)] for number in range(len(carried))])
         if self.scaler is not None and scalars.get("scaler"):
             self.scaler.load(scalars["scaler"])

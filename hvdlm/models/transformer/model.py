@@ -25,7 +25,7 @@ class Held(NamedTuple):
     """A state, part by part."""
 
     pasts: list[State] | None = None  # of each block its keys and values so far
-    count: Tensor | None = None  # int64 (B,): tokens so far, of a state of fixed size
+    num_read: Tensor | None = None  # int64 (B,): tokens so far, of a state of fixed size
     of_source: State = ()  # of each block the keys and values of the source; which there are
 
     @property
@@ -96,14 +96,15 @@ class Transformer(LanguageModel):
         x = only(self.norm(x), padding)
         if state is None:
             return x, None
-        return x, (*after, *(() if held.count is None else (held.count + time,)), *held.of_source)
+        return x, (*after, *(() if held.num_read is None else (held.num_read + time,)), *held.of_source)
 
     def encode(self, source: Tensor, lengths: Tensor | None = None, draws: Draws | None = None) -> State:
         """Ids (B, S), of which those behind `lengths` (B,) are padding -> the state that the decoder begins with."""
         assert self.encoder is not None, "model.encoder_layers is 0"
         known = known_of(lengths, source.shape[1])
         hidden = self.encoder(self.embed(source), known, draws)
-        parts = [part for block in self.blocks for part in block.cross.keys_values(hidden)]  # type: ignore[union-attr]
+        crosses = [block.cross for block in self.blocks if isinstance(block, Block) and block.cross is not None]
+        parts = [part for cross in crosses for part in cross.keys_values(hidden)]
         everything = torch.ones_like(source, dtype=torch.bool) if known is None else known
         return (*self._no_past(len(source)), *parts, everything)
 
@@ -125,9 +126,9 @@ class Transformer(LanguageModel):
 
     def _known(self, held: Held, time: int) -> Tensor | None:
         """Which keys a state of fixed size holds in truth, and the `time` new ones, bool (B, S)."""
-        if held.count is None:
+        if held.num_read is None:
             return None
-        missing = held.length - held.count.unsqueeze(1)  # places that nothing has come to yet
+        missing = held.length - held.num_read.unsqueeze(1)  # places that nothing has come to yet
         return torch.arange(held.length + time, device=missing.device) >= missing
 
     def _source(self, held: Held) -> Source | None:

@@ -83,8 +83,8 @@ def through(  # noqa: PLR0913 - blocks and what they read
         of_source = None if source is None else (source[0][number], source[1])
         if frugal and torch.is_grad_enabled():
             # Draws are keyed, so the second pass draws the same; torch's generator has no part in it.
-            options = {"use_reentrant": False, "preserve_rng_state": False}
-            x, seen = checkpoint(block, x, view, draws, past, of_source, **options)
+            parts = x, view, draws, past, of_source
+            x, seen = checkpoint(block, *parts, use_reentrant=False, preserve_rng_state=False)
         else:
             x, seen = block(x, view, draws, past, of_source)
         after += seen

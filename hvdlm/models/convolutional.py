@@ -1,0 +1,154 @@
+"""`model: {family: conv, …}`: blocks of dilated causal convolutions, each with a residual connection.
+
+Sources: Bai et al. 2018 (temporal convolutional networks: `preset: tcn`), Dauphin et al. 2017 (gated linear units:
+`preset: gcnn`), Salimans and Kingma 2016 (weight normalization).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from hvdlm.compute.draws import Draws
+from hvdlm.models.interface import LanguageModel, State, Vocabulary
+from hvdlm.models.stack import Dropout, Stack, StackConfig, fitted
+from hvdlm.tables import counted
+
+# How many values of a convolution an activation makes one of, and the activation.
+ACTIVATIONS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {"glu": (2, F.glu), "relu": (1, F.relu)}
+
+MOST_SEEN = 1 << 20  # the state holds so many vectors for each sample
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tcn": {"activation": "relu", "convolutions": 2, "dilation": 2, "weight_norm": True},
+    "gcnn": {"activation": "glu", "convolutions": 1, "dilation": 1, "weight_norm": True},
+}
+
+
+class ConvConfig(StackConfig):
+    """`model: {family: conv, …}`: gated, dilated causal convolutions; the state is the past that each of them sees."""
+
+    family: Literal["conv"] = "conv"
+    layers: int = Field(4, ge=1, le=10_000, description="blocks, one above the other")
+    preset: Literal["tcn", "gcnn"] | None = Field(
+        None, description="of Bai et al. 2018 or Dauphin et al. 2017: the next four keys, which then say nothing else"
+    )
+    activation: Literal["glu", "relu"] = Field("glu", description="glu: half of the values gate the others")
+    convolutions: int = Field(2, ge=1, le=64, description="in each block")
+    dilation: int = Field(2, ge=1, le=64, description="inputs of block n are dilation^n apart, n from 0")
+    weight_norm: bool = Field(True, description="learn length and direction of each convolution's weights apart")
+    kernel: int = Field(3, ge=1, le=1024, description="inputs that a convolution sees")
+
+    carries_state = True
+
+    @model_validator(mode="after")
+    def _check(self) -> ConvConfig:
+        for key, value in PRESETS.get(self.preset or "", {}).items():
+            said = getattr(self, key)
+            if key in self.model_fields_set and said != value:
+                raise ValueError(
+                    f"preset: {self.preset} has {key}: {value}, not {said}; leave out one of the two, or write the"
+                    " preset's keys instead of its name"
+                )
+            self.__dict__[key] = value
+        if self.receptive_field > MOST_SEEN:
+            raise ValueError(
+                f"with kernel {self.kernel}, dilation {self.dilation}, layers {self.layers} and convolutions"
+                f" {self.convolutions} a token sees {self.receptive_field:.3g} others; {MOST_SEEN:,} are the most"
+            )
+        return self
+
+    @property
+    def receptive_field(self) -> int:
+        """So many inputs, its own and those before, a position's output depends on."""
+        return 1 + sum(self.convolutions * (self.kernel - 1) * self.dilation**block for block in range(self.layers))
+
+    @property
+    def facts(self) -> str:
+        return f"a token sees {counted(self.receptive_field, 'token')}"
+
+    @property
+    def dropouts(self) -> list[float]:
+        """Dropout of layers is within them."""
+        first, *between, last = super().dropouts
+        return [first, *[0.0 for _ in between], last]
+
+    def build(self, vocabulary: Vocabulary) -> LanguageModel:
+        return Convolutional(self, vocabulary.size)
+
+
+class Convolutional(Stack):
+    """Embedding, blocks, head. The state is of each convolution the inputs (B, (K - 1) x dilation, C) it still sees."""
+
+    def __init__(self, config: ConvConfig, vocab_size: int) -> None:
+        super().__init__(config, vocab_size, (Block(config, number) for number in range(config.layers)))
+
+    def layer_state(self, number: int, num: int) -> State:
+        convolutions = self.layers[number].convolutions
+        return tuple(torch.zeros(num, each.num_past, each.inputs, device=self.device) for each in convolutions)
+
+    def run_layer(self, number: int, x: Tensor, past: State, draws: Draws | None) -> tuple[Tensor, State]:
+        return self.layers[number](x, past, draws)
+
+
+class Block(nn.Module):
+    """Convolutions, each with its activation and dropout, added to the block's input."""
+
+    def __init__(self, config: ConvConfig, number: int) -> None:
+        super().__init__()
+        inputs, outputs = config.widths[number : number + 2]
+        num_halves, self.activation = ACTIVATIONS[config.activation]
+        self.ends_in_activation = config.activation == "relu"  # as in Bai et al.
+        widths = [inputs, *[outputs] * config.convolutions]
+        self.convolutions = nn.ModuleList(
+            CausalConvolution(
+                width, num_halves * outputs, config.kernel, config.dilation**number, weight_norm=config.weight_norm
+            )
+            for width in widths[:-1]
+        )
+        p, first = config.dropout_of(config.layer_dropout), 1 + config.layers + number * config.convolutions
+        self.dropouts = nn.ModuleList(
+            Dropout(p, first + place, shared_dims=config.shared_dims) for place in range(config.convolutions)
+        )
+        self.residual = fitted(inputs, outputs)
+
+    def forward(self, x: Tensor, past: State, draws: Draws | None) -> tuple[Tensor, State]:
+        made, after = x, []
+        for convolution, drop, before in zip(self.convolutions, self.dropouts, past, strict=True):
+            made, seen = convolution(made, before)
+            made = drop(self.activation(made), draws)
+            after.append(seen)
+        made = made + self.residual(x)
+        return F.relu(made) if self.ends_in_activation else made, tuple(after)
+
+
+class CausalConvolution(nn.Module):
+    """Of an input and the `kernel` - 1 before it that are `dilation` apart; before the first there are zeros.
+
+    A product with one matrix (outputs, kernel x inputs), the oldest input first, which is faster on CPUs than torch's
+    convolution over so few positions.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int, *, weight_norm: bool) -> None:
+        super().__init__()
+        self.inputs, self.kernel, self.dilation = inputs, kernel, dilation
+        self.linear = nn.Linear(kernel * inputs, outputs)
+        self.length = nn.Parameter(self.linear.weight.detach().norm(dim=1)) if weight_norm else None  # of each row
+
+    @property
+    def num_past(self) -> int:
+        return (self.kernel - 1) * self.dilation
+
+    def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, inputs), past (B, num_past, inputs) -> (B, T, outputs), and the past of what comes next."""
+        seen, time = torch.cat((past.to(x.dtype), x), dim=1), x.shape[1]
+        taps = [seen[:, place * self.dilation :][:, :time] for place in range(self.kernel)]
+        weight = self.linear.weight
+        if self.length is not None:
+            weight = weight * (self.length / weight.norm(dim=1)).unsqueeze(1)
+        return F.linear(torch.cat(taps, dim=-1), weight, self.linear.bias), seen[:, time:]

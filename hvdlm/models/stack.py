@@ -1,0 +1,136 @@
+"""What recurrent and convolutional models share: an embedding, layers one above the other, a head."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from hvdlm.compute.draws import Draws, dropout
+from hvdlm.models.interface import FamilyConfig, LanguageModel, OfTraining, State
+
+EMBED_STD = 0.05
+
+
+class StackConfig(FamilyConfig):
+    """The settings of ends and dropout; each family adds those of its layers."""
+
+    layers: int = Field(2, ge=1, le=10_000, description="one above the other")
+    width: int = Field(256, ge=1, le=1_000_000, description="size of embedding and hidden state, C")
+    embed_width: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="of the embedding, and of the last layer where they are tied; null: as width",
+    )
+    dropout: OfTraining[float] = Field(
+        0.0, ge=0, lt=1, description="of the three kinds below where they say nothing else"
+    )
+    embed_dropout: OfTraining[float | None] = Field(None, ge=0, lt=1, description="after the embedding")
+    layer_dropout: OfTraining[float | None] = Field(None, ge=0, lt=1, description="between layers")
+    output_dropout: OfTraining[float | None] = Field(None, ge=0, lt=1, description="after the last layer")
+    embed_word_dropout: OfTraining[float] = Field(
+        0.0, ge=0, lt=1, description="of whole words, rows of the input embedding: the same ones in all of a step"
+    )
+    variational: OfTraining[bool] = Field(False, description="one dropout mask for all time steps of a window")
+    tie_embeddings: bool = Field(True, description="the output layer shares the input embedding")
+    head_bias: bool = Field(False, description="the output layer has a bias")
+
+    @property
+    def widths(self) -> list[int]:
+        """Of the embedding, and of what each layer gives."""
+        embed_width = self.width if self.embed_width is None else self.embed_width
+        last = embed_width if self.tie_embeddings else self.width
+        return [embed_width, *[self.width] * (self.layers - 1), last]
+
+    @property
+    def dropouts(self) -> list[float]:
+        """After the embedding, and after each layer."""
+        between = [self.dropout_of(self.layer_dropout)] * (self.layers - 1)
+        return [self.dropout_of(self.embed_dropout), *between, self.dropout_of(self.output_dropout)]
+
+    def dropout_of(self, kind: float | None) -> float:
+        return self.dropout if kind is None else kind
+
+    @property
+    def shared_dims(self) -> tuple[int, ...]:
+        """Dimensions of (B, T, C) that have one mask for all."""
+        return (1,) if self.variational else ()  # Gal and Ghahramani 2016
+
+
+class Dropout(nn.Module):
+    """Keyed dropout of one site. For torch.compile the integers of a module are constants; a loop's are variables."""
+
+    def __init__(self, p: float, site: int, *, shared_dims: tuple[int, ...] = (), of_step: bool = False) -> None:
+        super().__init__()
+        self.p, self.site, self.shared_dims, self.of_step = p, site, shared_dims, of_step
+
+    def forward(self, x: Tensor, draws: Draws | None) -> Tensor:
+        """`x` (B, …) of the draws' samples; (1, …) where they are those of the step."""
+        if draws is None:
+            return x
+        return dropout(x, self.p, draws.of_step if self.of_step else draws, self.site, shared_dims=self.shared_dims)
+
+
+def fitted(inputs: int, outputs: int) -> nn.Module:
+    """What a residual connection passes through: nothing where the widths are equal, else a matrix."""
+    return nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs, bias=False)
+
+
+class Stack(LanguageModel, ABC):
+    """Embedding, layers, head. The state is of each layer the same number of tensors, float32.
+
+    Sites of draws: dropout of the embedding has 0, that after layer n has 1 + n, those within layers begin at
+    1 + layers. Of the draws of a step, dropout of words has 0, and layers begin at 1.
+    """
+
+    def __init__(self, config: StackConfig, vocab_size: int, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocab_size, config.widths[0])
+        self.layers = nn.ModuleList(layers)
+        self.norm: nn.Module = nn.Identity()
+        self.head = nn.Linear(config.widths[-1], vocab_size, bias=config.head_bias)
+        for end in (self.embed, self.head):
+            nn.init.normal_(end.weight, std=EMBED_STD)
+        if config.tie_embeddings:
+            self.head.weight = self.embed.weight
+        self.word_dropout = Dropout(config.embed_word_dropout, 0, of_step=True)
+        self.dropouts = nn.ModuleList(
+            Dropout(p, site, shared_dims=config.shared_dims) for site, p in enumerate(config.dropouts)
+        )
+        self.takes_draws = any(module.p > 0 for module in self.modules() if isinstance(module, Dropout))
+
+    @abstractmethod
+    def layer_state(self, number: int, num: int) -> State:
+        """Of layer `number` and `num` samples that have no past."""
+
+    @abstractmethod
+    def run_layer(self, number: int, x: Tensor, past: State, draws: Draws | None) -> tuple[Tensor, State]:
+        """What layer `number` makes of x (B, T, C) after its past; and its state then."""
+
+    def initial_state(self, num: int) -> State:
+        return tuple(part for number in range(len(self.layers)) for part in self.layer_state(number, num))
+
+    def forward(
+        self, ids: Tensor, state: State | None = None, draws: Draws | None = None
+    ) -> tuple[Tensor, State | None]:
+        x = self.dropouts[0](self._embedded(ids, draws), draws)  # (B, T, C)
+        past = self.initial_state(len(ids)) if state is None else state
+        num_parts = len(past) // len(self.layers)
+        after: list[Tensor] = []
+        for number in range(len(self.layers)):
+            x, seen = self.run_layer(number, x, past[num_parts * number : num_parts * (number + 1)], draws)
+            x = self.dropouts[1 + number](x, draws)
+            after += (part.float() for part in seen)
+        return self.norm(x), None if state is None else tuple(after)
+
+    def _embedded(self, ids: Tensor, draws: Draws | None) -> Tensor:
+        """Vectors (B, T, C) of ids; a dropped word is 0 wherever it stands, as if its row was (Merity et al. 2018)."""
+        x = self.embed(ids)
+        if draws is None or not self.word_dropout.p:
+            return x
+        kept = self.word_dropout(torch.ones(1, self.embed.num_embeddings, device=x.device), draws)
+        return x * kept[0, ids].unsqueeze(-1)  # 0 or 1 / (1 - p)
