@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -23,6 +24,7 @@ from hvdlm.models.interface import FamilyConfig, LanguageModel, OfTraining, Stat
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd
 _NO_SIGN = (1 << 63) - 1
+AT_ONCE = 1 << 13  # tokens
 
 
 class MaxentConfig(FamilyConfig):
@@ -36,19 +38,26 @@ class MaxentConfig(FamilyConfig):
         ge=1,
         description="runs of ids, which vocabularies list by frequency; null: about sqrt(V); 1: no classes",
     )
+    training: OfTraining[Literal["gradient", "lbfgs"]] = Field(
+        "gradient", description="by an optimizer, as other families; lbfgs: a step is an iteration over the whole text"
+    )
     l1: OfTraining[float] = Field(0.0, ge=0, description="a token's penalty: l1 times the sum of |weight|")
     l2: OfTraining[float] = Field(0.0, ge=0, description="a token's penalty: l2 / 2 times the sum of weight^2")
 
     carries_state = True
+
+    @property
+    def learner(self) -> str:
+        return self.training
 
     def build(self, vocabulary: Vocabulary) -> LanguageModel:
         return Maxent(self, vocabulary)
 
 
 class Penalized(torch.autograd.Function):
-    """Log-probabilities as they are; with their gradient comes that of the penalty, of as many tokens as are summed.
+    """Log-probabilities as they are; with their gradient comes that of the penalty of as many tokens as are summed.
 
-    So the penalty of a step is that of one token, whatever the loss is divided by and however the batch is split.
+    So a step's penalty is that of one token, whatever the loss is divided by and however the batch is split.
     """
 
     @staticmethod
@@ -72,7 +81,7 @@ class ClassedSoftmax(nn.Module):
 
     def __init__(self, config: MaxentConfig, vocab_size: int) -> None:
         super().__init__()
-        self.vocab_size, self.penalties = vocab_size, (config.l1, config.l2)
+        self.vocab_size = vocab_size
         num_classes = math.ceil(math.sqrt(vocab_size)) if config.classes is None else min(config.classes, vocab_size)
         self.class_size = math.ceil(vocab_size / num_classes)
         self.num_classes = math.ceil(vocab_size / self.class_size)
@@ -94,15 +103,12 @@ class ClassedSoftmax(nn.Module):
         return sums.masked_fill(words >= self.vocab_size, -math.inf).log_softmax(-1)
 
     def log_probs(self, hashes: Tensor, targets: Tensor) -> Tensor:
-        """Of targets (B, T) alone, with the gradient of the penalties."""
+        """Of targets (B, T) alone."""
         flat, words = hashes.flatten(0, 1), targets.flatten()
         classes = words // self.class_size
         of_class = self.class_log_probs(flat).gather(1, classes.unsqueeze(1))
         of_word = self.word_log_probs(flat, classes).gather(1, (words % self.class_size).unsqueeze(1))
-        found = (of_class + of_word).view(targets.shape)
-        if any(self.penalties):
-            found = Penalized.apply(found, *self.penalties, self.of_class.weight, self.of_word.weight)
-        return found
+        return (of_class + of_word).view(targets.shape)
 
     def forward(self, hashes: Tensor) -> Tensor:
         flat = hashes.flatten(0, 1)
@@ -129,6 +135,9 @@ class Maxent(LanguageModel):
         super().__init__()
         self.config, self.eos_id = config, vocabulary.eos_id
         self.head = ClassedSoftmax(config, vocabulary.size)
+        self.penalties = config.l1, config.l2
+        if config.training == "lbfgs":  # a line search compares sums over the whole text
+            self.double()
 
     def initial_state(self, num: int) -> State:
         return (torch.full((num, max(0, self.config.order - 2)), -1, device=self.device),)
@@ -143,7 +152,24 @@ class Maxent(LanguageModel):
         )
 
     def target_log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        return self.head.log_probs(hidden, targets)
+        found = self.head.log_probs(hidden, targets)
+        return Penalized.apply(found, *self.penalties, *self.parameters()) if any(self.penalties) else found
+
+    def accumulate(self, ids: np.ndarray, *, is_beginning: bool) -> list[Tensor]:
+        """What a part of the text adds: gradient of its log-likelihood by each table, that itself, number of tokens."""
+        targets = torch.from_numpy(ids)[None].to(self.device)
+        before = torch.full_like(targets[:, :1], self.eos_id if is_beginning else -1)
+        state, nats = self.initial_state(1), torch.zeros((), dtype=torch.float64)
+        self.zero_grad()
+        for part in targets.split(AT_ONCE, 1):
+            hidden, after = self(torch.cat((before, part[:, :-1]), 1), state)
+            log_likelihood = self.head.log_probs(hidden, part).sum()
+            log_likelihood.backward()
+            nats += log_likelihood.detach().cpu()
+            before, state = part[:, -1:], after
+        gradients = [parameter.grad for parameter in self.parameters()]
+        self.zero_grad()
+        return [*gradients, nats, torch.tensor(len(ids), dtype=torch.float64)]
 
     def flops_per_token(self, seq_len: int) -> int:
         """An addition and its gradient for each weight that a token is scored with."""
