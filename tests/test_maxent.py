@@ -181,7 +181,7 @@ def test_training_by_lbfgs_resumes_bit_for_bit(data_dir, tmp_path):
     model = "model={family: maxent, order: 2, buckets: 8, training: lbfgs, l2: 0.001}"
     whole = run_training(data_dir, tmp_path / "whole", model, "train.steps=2")
     run_training(data_dir, tmp_path / "parts", model, "train.steps=1")
-    parts = run_training(data_dir, tmp_path / "parts", model, "train.steps=1")
+    parts = run_training(data_dir, tmp_path / "parts", model, "train.steps=2")
     assert parts["val_loss"] == whole["val_loss"]
     paths = [checkpoint.path_of(tmp_path / name, 2) for name in ("whole", "parts")]
     for file in ("model.safetensors", "engine.safetensors"):

@@ -67,7 +67,7 @@ class Penalized(torch.autograd.Function):
         return log_probs.view_as(log_probs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         l1, l2 = ctx.strengths
         num = -gradient.sum()  # a loss adds up -log p
         return gradient, None, None, *(num * (l1 * weight.sign() + l2 * weight) for weight in ctx.saved_tensors)
@@ -76,15 +76,14 @@ class Penalized(torch.autograd.Function):
 class ClassedSoftmax(nn.Module):
     """The head: hashes of the last 0, 1, … words (B, T, order) -> log-probabilities (B, T, V).
 
-    Word w is number w % S of class w // S.
+    Classes are runs of ids, as equally large as can be, of S ids at most.
     """
 
     def __init__(self, config: MaxentConfig, vocab_size: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size
         num_classes = math.ceil(math.sqrt(vocab_size)) if config.classes is None else min(config.classes, vocab_size)
-        self.class_size = math.ceil(vocab_size / num_classes)
-        self.num_classes = math.ceil(vocab_size / self.class_size)
+        self.num_classes, self.class_size = num_classes, math.ceil(vocab_size / num_classes)
         self.of_class, self.of_word = (
             nn.Embedding(max(1, 2**config.buckets // width), width) for width in (self.num_classes, self.class_size)
         )
@@ -96,18 +95,19 @@ class ClassedSoftmax(nn.Module):
         return _sums(self.of_class, hashes).log_softmax(-1)
 
     def word_log_probs(self, hashes: Tensor, classes: Tensor) -> Tensor:
-        """Within classes (n,), after (n, order) -> (n, S); -inf for places beyond the last word."""
+        """Within classes (n,), after (n, order) -> (n, S); -inf for places beyond a class's last word."""
         key = (classes + 1) * signed64(_GOLDEN)
         sums = _sums(self.of_word, mix64(hashes ^ key.unsqueeze(-1)) & _NO_SIGN)
-        words = classes.unsqueeze(-1) * self.class_size + torch.arange(self.class_size, device=sums.device)
-        return sums.masked_fill(words >= self.vocab_size, -math.inf).log_softmax(-1)
+        sizes = self._first_of(classes + 1) - self._first_of(classes)
+        is_beyond = torch.arange(self.class_size, device=sums.device) >= sizes.unsqueeze(-1)
+        return sums.masked_fill(is_beyond, -math.inf).log_softmax(-1)
 
     def log_probs(self, hashes: Tensor, targets: Tensor) -> Tensor:
         """Of targets (B, T) alone."""
-        flat, words = hashes.flatten(0, 1), targets.flatten()
-        classes = words // self.class_size
+        flat = hashes.flatten(0, 1)
+        classes, places = self._places(targets.flatten())
         of_class = self.class_log_probs(flat).gather(1, classes.unsqueeze(1))
-        of_word = self.word_log_probs(flat, classes).gather(1, (words % self.class_size).unsqueeze(1))
+        of_word = self.word_log_probs(flat, classes).gather(1, places.unsqueeze(1))
         return (of_class + of_word).view(targets.shape)
 
     def forward(self, hashes: Tensor) -> Tensor:
@@ -115,7 +115,17 @@ class ClassedSoftmax(nn.Module):
         every = torch.arange(self.num_classes, device=flat.device).repeat(len(flat))
         words = self.word_log_probs(flat.repeat_interleave(self.num_classes, 0), every)
         both = self.class_log_probs(flat).unsqueeze(2) + words.view(len(flat), self.num_classes, -1)
-        return both.flatten(1)[:, : self.vocab_size].view(*hashes.shape[:2], -1)
+        classes, places = self._places(torch.arange(self.vocab_size, device=flat.device))
+        return both[:, classes, places].view(*hashes.shape[:2], -1)
+
+    def _places(self, words: Tensor) -> tuple[Tensor, Tensor]:
+        """Classes of words, and their places in them."""
+        classes = ((words + 1) * self.num_classes - 1) // self.vocab_size
+        return classes, words - self._first_of(classes)
+
+    def _first_of(self, classes: Tensor) -> Tensor:
+        """The first id of each class."""
+        return classes * self.vocab_size // self.num_classes
 
 
 def _sums(table: nn.Embedding, hashes: Tensor) -> Tensor:
@@ -167,7 +177,7 @@ class Maxent(LanguageModel):
             log_likelihood.backward()
             nats += log_likelihood.detach().cpu()
             before, state = part[:, -1:], after
-        gradients = [parameter.grad for parameter in self.parameters()]
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         self.zero_grad()
         return [*gradients, nats, torch.tensor(len(ids), dtype=torch.float64)]
 
