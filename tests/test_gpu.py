@@ -20,7 +20,7 @@ from hvdlm.inference.generate import Sampling, continue_text
 from hvdlm.session.metrics import read_metrics
 from hvdlm.train.replicas import tensor_digests
 from hvdlm.train.setup import train
-from hvdlm.train.step import Engine
+from hvdlm.train.step import GradientLearner
 from hvdlm.world.place import Place
 from hvdlm.world.serial import SerialWorld
 
@@ -127,22 +127,24 @@ def model_of(run_dir):
 
 
 @pytest.fixture
-def engine(data_dir, tmp_path):
+def learner(data_dir, tmp_path):
     config = make_config(data_dir, tmp_path, "train.device=cuda", "log.trace=[1,3]")
-    return Engine(config, TokenStream(data_dir, "train"), read_manifest(data_dir), SerialWorld(), Place(0, 1, 1))
+    return GradientLearner(
+        config, TokenStream(data_dir, "train"), read_manifest(data_dir), SerialWorld(), Place(0, 1, 1)
+    )
 
 
-def test_batches_come_from_pinned_memory_and_a_timed_step_is_whole(engine):
-    assert engine._read(0, 0, 0).is_pinned()
-    engine.is_timed = True
-    engine.run(0, 2)
+def test_batches_come_from_pinned_memory_and_a_timed_step_is_whole(learner):
+    assert learner._read(0, 0, 0).ids.is_pinned()
+    learner.is_timed = True
+    learner.run(0, 2)
     assert torch.cuda.current_stream().query()  # nothing is under way
-    engine.close()
+    learner.close()
 
 
-def test_a_trace_holds_what_the_gpu_did(engine, tmp_path):
-    engine.run(0, 4)
-    engine.close()
+def test_a_trace_holds_what_the_gpu_did(learner, tmp_path):
+    learner.run(0, 4)
+    learner.close()
     events = json.loads((tmp_path / "trace" / "rank0.json").read_text())["traceEvents"]
     assert sum(event.get("cat") == "kernel" for event in events) > 20
 
