@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -14,6 +15,7 @@ from hvdlm.errors import UserError
 from hvdlm.partition import fraction_of
 from hvdlm.tables import counted
 from hvdlm.tokenizer import Tokenizer
+from hvdlm.tokenizer.interface import END, UNKNOWN
 from hvdlm.tokenizer.word import of_counts, parts_finder
 from hvdlm.world.interface import World
 
@@ -75,7 +77,21 @@ def _make(config: PreprocessConfig, sample: Sample) -> Tokenizer:
         ) from None
     if section.fills_vocab_size and made.vocab_size < section.vocab_size:
         log.warning("the text has only enough for a vocabulary of %d ids", made.vocab_size)
+    if section.is_learnt and not section.fills_vocab_size and made.vocab_size == section.vocab_size:
+        _tell_left_out(config, sample, made)
     return made
+
+
+def _tell_left_out(config: PreprocessConfig, sample: Sample, made: Tokenizer) -> None:
+    """Of words or characters, which are counted, how many had no place."""
+    section = config.tokenizer
+    counts = sample.words if section.has_words else Counter(itertools.chain.from_iterable(sample.texts))
+    specials = {UNKNOWN, END}
+    found = sum(count >= section.min_frequency for part, count in counts.items() if part not in specials)
+    if found > made.vocab_size - len(specials):
+        what = "words" if section.has_words else "characters"
+        text = "tokenizer.vocab_size %s: has the most frequent of %s %s, the others are unknown to it"
+        log.info(text, f"{made.vocab_size:,}", f"{found:,}", what)
 
 
 def _sample(config: PreprocessConfig, units: list[Unit], world: World) -> Sample:

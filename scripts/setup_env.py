@@ -51,6 +51,7 @@ from setup_errors import NotServed, SetupError, first_cause, step_error
 from setup_horovod import (
     CHOICES,
     HOROVOD,
+    INCLUDES,
     Toolkit,
     Torch,
     cxx_standard,
@@ -496,7 +497,8 @@ def install_horovod(state: State, mpi: dict[str, str], torch: Torch, wanted: str
         shutil.rmtree(source)
         archive.unlink()
 
-    facts = {"horovod": HOROVOD, "patch": inspect.getsource(patch_horovod), "standard": standard, "cpu": cpu_features()}
+    patch = [inspect.getsource(patch_horovod), INCLUDES]
+    facts = {"horovod": HOROVOD, "patch": patch, "standard": standard, "cpu": cpu_features()}
     facts |= {**mpi, "torch": torch.version, "cuda": torch.cuda, "device": device, **options}
     for place in ("MAKEFLAGS", "HOROVOD_NCCL_HOME"):  # the binary finds things at run time, wherever they lie
         facts.pop(place, None)

@@ -74,7 +74,8 @@ def first_cause(log: str) -> tuple[str, str]:
     >>> first_cause("cc a.c\\na.c:1:10: fatal error: mpi.h: No such file or directory\\nmake: *** [a.o] Error 1")[0]
     'a.c:1:10: fatal error: mpi.h: No such file or directory'
     """
-    lines = [line.rstrip() for line in log.splitlines()]
+    # pip sets off by six blanks what a build printed.
+    lines = [line.rstrip().removeprefix("      ") for line in log.splitlines()]
     for sign in SIGNS:
         for number, line in enumerate(lines):
             found = re.match(sign.pattern, line)

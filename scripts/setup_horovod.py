@@ -28,6 +28,11 @@ def cxx_standard(aten_header: str) -> int:
 
 
 NEEDS_GPU = 'set(NEEDS_GPU "$ENV{HOROVOD_GPU_OPERATIONS}$ENV{HOROVOD_GPU_ALLREDUCE}")'
+# Its sources lean on headers that other headers brought along: up to GCC 12, and each later one brings fewer.
+HEADERS = re.findall(
+    r"\w+", "algorithm array cstdint cstring functional limits memory mutex numeric sstream stdexcept string thread"
+)
+INCLUDES = f'add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:SHELL:{" ".join(f"-include {name}" for name in HEADERS)}>")'
 UNLESS_ASKED = "".join(f"if(NOT HAVE_{kind})\n  set(Pytorch_{kind} FALSE)\nendif()\n" for kind in ("CUDA", "ROCM"))
 
 
@@ -43,14 +48,14 @@ def _replace(file: Path, *changes: tuple[str, str]) -> None:
 def patch_horovod(source: Path, standard: int) -> None:
     """Make the published 0.28.1 build with today's torch and start under today's Open MPI.
 
-    - Its CMake files ask for C++14 (CUDA kernels: C++11).
+    - Its CMake files ask for C++14 (CUDA kernels: C++11), and its sources name not all the headers that they use.
     - It takes the CUDA toolkit or ROCm as needed wherever torch was built with them; here only HOROVOD_GPU_OPERATIONS
       does, so that a CUDA torch on a machine without nvcc gets a Horovod for CPU tensors.
     - `horovodrun` says `-bind-to`, of which Open MPI 5 understands only the spelling with two dashes, as Open MPI 4
       does too.
     """
     standards = (r"(CMAKE_CXX_STANDARD\s+)\d+", rf"\g<1>{standard}")
-    needs_gpu = (r"(include\(CheckLanguage\))", NEEDS_GPU + r"\n\1")
+    needs_gpu = (r"(include\(CheckLanguage\))", f"{INCLUDES}\n{NEEDS_GPU}" + r"\n\1")
     uses_nvcc = (r"if\(CMAKE_CUDA_COMPILER\)", "if(CMAKE_CUDA_COMPILER AND NEEDS_GPU)")
     _replace(source / "CMakeLists.txt", standards, needs_gpu, uses_nvcc)
     _replace(source / "horovod/torch/CMakeLists.txt", standards)

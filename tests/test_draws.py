@@ -1,6 +1,7 @@
 """Draws follow (seed, step, sample, site, place) and nothing else, and are as good as independent."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -156,6 +157,15 @@ def test_normal_draws_are_frozen_and_more_of_them_begin_alike():
     assert values.dtype == torch.float32
     assert torch.allclose(values, expected, rtol=1e-6)
     assert torch.equal(draws.normal(-4, (5, 3))[:, 0], values)
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_a_site_may_be_a_variable_of_a_compiled_function():
+    """As it is behind a break of the graph, where layers share code: a constant beyond 64 bits breaks the compiler."""
+    draws = draws_for(5, 6, np.arange(3))
+    compiled = torch.compile(lambda site: draws.uniform_bits(site, (4,)), dynamic=True)
+    for site in (2, 7, -4):
+        assert torch.equal(compiled(site), draws.uniform_bits(site, (4,)))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -281,7 +281,8 @@ def test_gradients_are_those_of_finite_differences():
 
 @pytest.mark.parametrize("training", ["em", "gradient"])
 def test_windows_with_carried_state_are_the_whole_and_so_are_single_tokens(training):
-    model, ids = hmm_of(some_probabilities(4, 6), training=training), torch.randint(6, (3, 12))
+    model, ids = hmm_of(some_probabilities(4, 6), training=training), torch.tensor(some_text((3, 12), 6))
+    assert (ids == EOS).any(1).all()
     state = model.initial_state(3)
     whole, last = model(ids, state)
     for length in (1, 5, 12):

@@ -7,7 +7,12 @@ from pydantic import ValidationError
 
 from hvdlm.compute.draws import Draws, draws_for
 from hvdlm.data.windows import IGNORED
-from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig, noisy_inputs, objective
+from hvdlm.errors import UserError
+from hvdlm.models import MODELS, Vocabulary, build_model
+from hvdlm.tasks import TaskContext
+from hvdlm.tasks.elbo import ElboConfig
+from hvdlm.tasks.language_model import LmConfig, NoiseConfig, ObjectiveConfig, activity, noisy_inputs, objective
+from hvdlm.tasks.masked import MlmConfig
 
 CONFIGS = [
     ObjectiveConfig(),
@@ -62,6 +67,45 @@ def test_it_is_float32_from_the_logits_on(batch, config):
     for one, other in zip(objective(coarse, targets, config), objective(coarse.float(), targets, config), strict=True):
         assert torch.equal(one, other)
         assert one.dtype == torch.float32
+
+
+def test_activity_is_its_formula_where_there_are_targets():
+    hidden = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    targets = torch.ones(2, 5, dtype=torch.int64)
+    targets[0, 2], targets[1, 3:] = IGNORED, IGNORED
+    places = [(0, 0), (0, 1), (0, 3), (0, 4), (1, 0), (1, 1), (1, 2)]
+    squares = sum(float(hidden[place].square().mean()) for place in places)
+    pairs = [(0, 0), (0, 3), (1, 0), (1, 1)]
+    changes = sum(float((hidden[row, place + 1] - hidden[row, place]).square().mean()) for row, place in pairs)
+    found = [activity(hidden, targets, ObjectiveConfig(**{name: 3.0})) for name in ("activation", "temporal")]
+    assert [float(value) for value in found] == pytest.approx([3 * squares, 3 * changes], rel=1e-5)
+    both = activity(hidden, targets, ObjectiveConfig(activation=1.0, temporal=2.0))
+    assert float(both) == pytest.approx(squares + 2 * changes, rel=1e-5)
+    assert float(activity(hidden[:, :1], targets[:, :1], ObjectiveConfig(activation=1.0, temporal=2.0))) > 0
+
+
+@pytest.mark.parametrize("family", ["lstm", "conv", "transformer"])
+def test_activity_is_minimized_and_not_told_as_loss(family):
+    model = build_model(MODELS[family](layers=1, width=16), Vocabulary(50, 49), seed=0)
+    ids = torch.randint(50, (3, 9), generator=torch.Generator().manual_seed(0))
+    sums = {}
+    for name in ("", "activation", "temporal"):
+        terms = ObjectiveConfig(**({name: 1.0} if name else {}))
+        task = LmConfig().build(TaskContext(Vocabulary(50, 49), terms, NoiseConfig()))
+        sums[name], _ = task.loss(model, task.batch(ids, None, None, training=True), None, None)
+        parts = [task.loss(model, task.batch(row, None, None, training=True), None, None)[0] for row in ids.split(1)]
+        assert torch.allclose(sum(part.aim for part in parts), sums[name].aim, rtol=1e-5)
+    for name in ("activation", "temporal"):
+        assert torch.equal(sums[name].values, sums[""].values)
+        assert bool(sums[name].aim > sums[""].aim * (1 + 1e-6))
+
+
+@pytest.mark.parametrize("kind", [MlmConfig, ElboConfig])
+@pytest.mark.parametrize("name", ["activation", "temporal"])
+def test_tasks_that_would_pass_over_a_term_refuse_it(kind, name):
+    context = TaskContext(Vocabulary(50, 49), ObjectiveConfig(**{name: 1.0}), NoiseConfig())
+    with pytest.raises(UserError, match=f"are for task: lm, not {kind().kind}; leave them out"):
+        kind().build(context)
 
 
 def noisy(config, *, samples=2000, first=0, time=50):

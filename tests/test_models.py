@@ -311,7 +311,11 @@ def test_a_carried_state_stays_float32_under_autocast(config):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo, behind an LSTM
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("config", [but(DROPOUTS[3], layers=1), DROPOUTS[4]], ids=lambda config: config.family)
+@pytest.mark.parametrize(
+    "config",
+    [but(DROPOUTS[3], layers=1), but(DROPOUTS[4], layers=3, weight_dropout=0.5)],
+    ids=lambda config: config.family,
+)
 def test_a_compiled_model_has_the_same_masks_loss_and_gradients(config):
     model, ids = build(config), torch.randint(50, (4, 9))
     compiled = torch.compile(model)

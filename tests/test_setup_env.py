@@ -77,6 +77,7 @@ def test_horovod_is_patched_where_it_must_be(source):
     assert "set(CMAKE_CXX_STANDARD 20)" in cmake
     assert "$ENV{HOROVOD_GPU_OPERATIONS}" in cmake
     assert "if(CMAKE_CUDA_COMPILER AND NEEDS_GPU)" in cmake
+    assert "-include string" in cmake  # which GCC 13 no longer brings along
     assert torch == "set(CMAKE_CXX_STANDARD 20)\n"
     assert cuda == "set(CMAKE_CUDA_STANDARD 17)\n"
     assert runner == "_NO_BINDING_ARGS = ['--bind-to none', '--map-by slot']\n"
@@ -205,6 +206,11 @@ OLD_GCC = 'c10.h:5:2: error: #error "We need GCC 9 or later."'
         (
             COMPILER.format("nvcc -forward-unknown-to-host-compiler -std=c++17 a.cu\na.cu(9): error: x"),
             "a.cu(9): error",
+            "",
+        ),
+        (
+            "      a.h:35:47: error: 'string' in namespace\nERROR: Failed to build one or more wheels",
+            "a.h:35:47: error",
             "",
         ),
         (COMPILER.format("c++: fatal error: Killed signal terminated program cc1plus"), "c++: fatal", "MAX_JOBS=1"),

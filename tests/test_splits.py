@@ -361,6 +361,19 @@ def test_ptb_is_a_stream_of_its_words_with_an_end_at_each_line(tmp_path):
     assert tokenizer.encode("Mixed-Case mixed-case <unk> <eos>")[1:].tolist() == [tokenizer.unk_id] * 3
 
 
+@pytest.mark.parametrize(("kind", "all_of_them"), [("word", 205), ("char", 30)])
+def test_a_vocabulary_that_has_not_all_words_says_so(tmp_path, caplog, kind, all_of_them):
+    """The default size has a place for fewer than a benchmark's."""
+    files = ptb_like(tmp_path)
+    what = {"word": "words", "char": "characters"}[kind]
+    with caplog.at_level("INFO", "hvdlm"):
+        for size in (all_of_them + 2, all_of_them + 1):
+            assert "the most frequent of" not in caplog.text
+            tokenizer = {"kind": kind, "vocab_size": size}
+            of_splits({"train": str(files["train"])}, tmp_path / f"{size}", tokenizer=tokenizer)
+    assert f"vocab_size {size}: has the most frequent of {all_of_them} {what}, the others are unknown" in caplog.text
+
+
 def test_characters_of_a_file_are_one_text_with_its_line_ends(tmp_path):
     text = " First line:\nSecond, with\ta tab\n\n  É\n"
     for split, part in {"train": text, "val": text[5:20]}.items():

@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from harness import make_config
-from test_models import VARIANTS, build, draws, name_of, variant
+from test_models import VARIANTS, build, draws, variant
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from hvdlm.compute.draws import Draws
 from hvdlm.config import validate
@@ -26,6 +28,7 @@ from hvdlm.models.transformer.positions import (
 from hvdlm.models.transformer.stack import view_of
 from hvdlm.optim.roles import roles_of
 from hvdlm.train.config import RunConfig
+from hvdlm.train.initial_weights import architecture_of
 
 BERT = variant(causal=False, positions={"kind": "learned", "max_seq_len": 40}, norm_position="post", bias=True)
 ENCODERS = [BERT, variant(causal=False), variant(causal=False, positions={"kind": "alibi"}, window=3, kv_heads=2)]
@@ -71,6 +74,13 @@ def test_a_preset_fills_what_is_not_said_and_all_of_it_is_saved():
     assert TransformerConfig.model_validate(saved) == config
     assert "preset" not in config.architecture  # a name changes no weight
     assert TransformerConfig(preset="gpt2").remarks == TransformerConfig().remarks == ()
+    (remark,) = TransformerConfig(causal=False, positions={"kind": "none"}).remarks
+    assert "a bag of tokens" in remark
+
+
+def test_what_older_checkpoints_do_not_note_has_its_default():
+    noted = {"family": "transformer", "layers": 2, "heads": 2, "width": 32, "dropout": 0.1, "tie_embeddings": True}
+    assert architecture_of(TransformerConfig, noted) == TransformerConfig(layers=2, heads=2, width=32).architecture
 
 
 def test_scaled_frequencies_are_their_formulas():
@@ -163,7 +173,7 @@ def test_swiglu_is_two_thirds_of_four_times_the_width():
     assert [tuple(p.shape) for p in build(config).blocks[0].mlp.parameters()] == [(256, 48), (48, 128)]
 
 
-@pytest.mark.parametrize("options", [*VARIANTS.values(), BERT], ids=name_of)
+@pytest.mark.parametrize("options", [*VARIANTS.values(), BERT], ids=[*VARIANTS, "bert"])
 def test_gradients_are_those_of_differences(options):
     torch.manual_seed(0)
     model = build(options).double()
@@ -224,7 +234,10 @@ def test_learned_positions_are_as_many_as_a_run_has_and_longer_sequences_are_ref
             r"model.positions.scaling.kind: must be .*llama3.* got 'yarn'",
         ),
         ("positions=rotery", r"model.positions: must be .* did you mean 'rotary'"),
-        ("positions={kind: learned, base: 5}", r"unknown key 'model.positions.base'; valid keys: kind, max_seq_len$"),
+        (
+            "positions={kind: learned, base: 5}",
+            r"base of model.positions is no key of kind: learned, which has max_seq",
+        ),
         ("preset=gpt3", r"model.preset: must be .* did you mean 'gpt2'"),
         ("window=0", r"model.window: "),
         ("causal=false", r"task: lm is nothing for this model .* for mlm; model.causal: true makes it one for lm"),
@@ -383,6 +396,25 @@ def test_an_encoder_and_a_decoder_learn_to_reverse():
             written.append(ids)
     right = ((torch.cat(written, 1) == targets) | (targets == -100)).all(1)
     assert float(right.float().mean()) > 0.95
+
+
+FLOPS = [
+    variant(width=48, kv_heads=2, activation="swiglu", norm="rmsnorm", qk_norm=True),
+    variant(width=48, positions={"kind": "learned", "max_seq_len": 64}, window=64, bias=True, norm_position="post"),
+    variant(width=48, positions={"kind": "alibi"}, head_width=20, mlp_width=100, tie_embeddings=False),
+    variant(width=48, causal=False, head_transform=True),
+    variant(width=48, encoder_layers=3),
+]
+
+
+@pytest.mark.parametrize("options", FLOPS)
+def test_flops_are_what_torch_counts(options):
+    model, ids = build_model(options, Vocabulary(200, 199), seed=0), torch.randint(200, (2, 64))
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:  # the counter does not look into fused attention
+        state = model.encode(ids) if options.encoder_layers else None
+        F.cross_entropy(model.logits(ids, state)[0].flatten(0, 1), ids.flatten()).backward()
+    assert counter.get_total_flops() / ids.numel() == pytest.approx(model.flops_per_token(64), rel=0.03)
 
 
 def test_flops_count_what_is_seen_and_read():

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hvdlm import checkpoint
 from hvdlm.compute.draws import Draws, draws_for
-from hvdlm.data.manifest import read_manifest
+from hvdlm.data.manifest import SplitEntry, read_manifest
 from hvdlm.data.stream import TokenStream
 from hvdlm.data.windows import IGNORED, EvaluationDocuments
 from hvdlm.errors import UserError
@@ -28,7 +28,7 @@ from hvdlm.session.metrics import read_metrics
 from hvdlm.session.stop import Wish
 from hvdlm.tasks import TaskContext
 from hvdlm.tasks.elbo import ElboConfig
-from hvdlm.tasks.evaluate import evaluate
+from hvdlm.tasks.evaluate import Evaluation, evaluate, pool
 from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig
 from hvdlm.tasks.posteriors import active_units, mutual_information
 from hvdlm.train.interval import IntervalMeter
@@ -311,6 +311,21 @@ def test_an_evaluation_is_the_same_at_any_number_of_ranks_and_in_any_batches(sen
     assert 0 <= alone["active_units"] <= 4
 
 
+def test_figures_of_a_sentence_are_pooled_by_sentences():
+    """A corpus of long sentences has no more of a say for its tokens."""
+    task, entry = (
+        task_of(),
+        SplitEntry(shards=(), num_tokens=40, num_documents=1, text_bytes=40, unigram_loss=1.0, digest=""),
+    )
+    parts = [  # 10 sentences of 4 tokens, and of one of 40 half was read
+        Evaluation(2.0, 7.4, None, 40, 40, 1.0, {}, {"loss": 80.0, "targets": 40.0, "sentences": 10.0, "kl": 30.0}),
+        Evaluation(1.0, 2.7, None, 20, 40, 1.0, {}, {"loss": 20.0, "targets": 20.0, "sentences": 0.5, "kl": 2.0}),
+    ]
+    found = pool(task, parts, [entry, entry])
+    assert found.loss == pytest.approx(1.5)
+    assert found.figures == pytest.approx({"reconstruction": (120 - 34) / 11, "kl": 34 / 11, "elbo": 120 / 11})
+
+
 def test_information_is_that_of_the_aggregated_posterior(monkeypatch):
     monkeypatch.setattr("hvdlm.tasks.posteriors.CHUNK", 7)
     mean, log_variance, noise = torch.randn(3, 40, 2, dtype=torch.float64)
@@ -423,16 +438,19 @@ def test_what_does_not_go_together_is_said_in_one_line(sentences, tmp_path):
     with pytest.raises(UserError, match="width 15 is not a multiple of 2 x heads 4"):
         run("model={family: vae, decoder: transformer, width: 15}")
     assert run(VAE).task.kind == "elbo"
+    lstm, transformers = "an LSTM", "model={family: vae, encoder: transformer, decoder: transformer}"
+    assert [run(model).model.without_cpu_fp16 for model in (VAE, transformers)] == [lstm, ""]
 
 
 def test_settings_without_an_effect_are_remarked(sentences, tmp_path):
-    def said(task):
-        config = make_config(sentences, tmp_path, *SENTENCES, f"task={{kind: elbo, {task}}}")
+    def said(task, *overrides):
+        config = make_config(sentences, tmp_path, *SENTENCES, f"task={{kind: elbo, {task}}}", *overrides)
         learner = learner_of(sentences, tmp_path, SerialWorld())
         learner.close()
         return "\n".join(remarks(config, learner.plan, 20, [1e9]))
 
     assert "task" not in said("anneal_steps: 19, free_bits: 2")
+    assert "data.order: random cuts windows of 32 tokens wherever they fall" in said("", "data.order=random")
     assert "task.kl_weight: 1.0 is never reached, the last step has 0.95" in said("anneal_steps: 20")
     assert "task.anneal_start: 0.5 is of task.anneal_steps, which are 0" in said("anneal_start: 0.5")
     assert "task.free_bits: 2.0 frees nothing: task.kl_weight is 0" in said("free_bits: 2, kl_weight: 0")

@@ -45,7 +45,9 @@ class Draws:
         Sample and site choose an odd multiplier and an offset for the positions 0, 1, …; then come two rounds of an
         integer hash (xor-shift and multiply modulo 2^32, constants of Wellons' hash-prospector search).
         """
-        keys = mix64(self.keys + signed64(site * _GOLDEN)).view(-1, *[1] * len(shape_per_sample))
+        # The product is one of tensors, which wraps: torch.compile may take the site for a variable.
+        start = self.keys + torch.full_like(self.keys, site) * signed64(_GOLDEN)
+        keys = mix64(start).view(-1, *[1] * len(shape_per_sample))
         places = torch.arange(math.prod(shape_per_sample), dtype=torch.int32, device=keys.device)
         bits = places.view(1, *shape_per_sample) * (keys.to(torch.int32) | 1)
         bits += (keys >> 32).to(torch.int32)

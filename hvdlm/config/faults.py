@@ -190,23 +190,34 @@ def _strange_keys(model: type[Section], problems: Sequence[_Problem], origin: Or
     """A key that its section does not have: misspelt, another choice's, or one of another section."""
     first = problems[0]
     valid = sorted(first.section.model_fields)
-    known = first.section.other_names.get(first.key[-1])
-    nearest = [known] if known else difflib.get_close_matches(first.key[-1], valid, n=1)
-    near = [".".join((*first.key[:-1], name)) for name in nearest]
     place = origin.of(first.key)
-    if first.tag and first.tag in origin.overrides and not near and not place.startswith("override"):
-        chosen = first.section.model_fields[first.tag[-1]].default
-        names = ", ".join(problem.key[-1] for problem in _siblings(problems))
-        section = ".".join(first.tag[:-1])
-        return (
-            f"override {origin.overrides[first.tag]!r}: {place}: {names} of {section} "
-            f"{'is no key' if names == first.key[-1] else 'are no keys'} of {first.tag[-1]}: {chosen}, which has "
-            f"{', '.join(name for name in valid if name != first.tag[-1])}; take them out of the file, or replace the "
-            f"section: '{section}={{{first.tag[-1]}: {chosen}, …}}'"
-        )
-    near = near or [name for name in _elsewhere(model, first.key) if name != first.name]  # another choice may have it
+    known = first.section.other_names.get(first.key[-1])
+    is_of_another = first.tag and not known and first.key in set(_keys_of(model))
+    nearest = [known] if known else [] if is_of_another else difflib.get_close_matches(first.key[-1], valid, n=1)
+    near = [".".join((*first.key[:-1], name)) for name in nearest]
+    is_chosen_late = first.tag in origin.overrides and not place.startswith("override")
+    if first.tag and not near and (is_of_another or is_chosen_late):
+        return _of_another_choice(problems, origin, valid, is_chosen_late=is_chosen_late)
+    near = near or _elsewhere(model, first.key)
     hint = f"did you mean {one_of([*map(repr, near)])}?" if near else f"valid keys: {', '.join(valid)}"
     return f"{place}: unknown key {first.name!r}; {hint}"
+
+
+def _of_another_choice(problems: Sequence[_Problem], origin: Origin, valid: list[str], *, is_chosen_late: bool) -> str:
+    """Keys that the section would have if its choice was another one."""
+    first = problems[0]
+    place, names = origin.of(first.key), ", ".join(problem.key[-1] for problem in _siblings(problems))
+    chosen, section = first.section.model_fields[first.tag[-1]].default, ".".join(first.tag[:-1])
+    fault = (
+        f"{place}: {names} of {section} {'is no key' if names == first.key[-1] else 'are no keys'} of"
+        f" {first.tag[-1]}: {chosen}, which has {', '.join(name for name in valid if name != first.tag[-1])}"
+    )
+    if not is_chosen_late:
+        return fault
+    return (
+        f"override {origin.overrides[first.tag]!r}: {fault}; take them out of the file, or replace the section:"
+        f" '{section}={{{first.tag[-1]}: {chosen}, …}}'"
+    )
 
 
 def _elsewhere(model: type[Section], key: Key) -> list[str]:

@@ -12,11 +12,10 @@ from hvdlm import checkpoint
 from hvdlm.data.corpora import Corpora, open_corpora
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
-from hvdlm.inference.load import load_checkpoint_model, tokenizer_of
+from hvdlm.inference.load import Loaded, load_checkpoint_model, tokenizer_of
 from hvdlm.partition import slice_of
 from hvdlm.tasks.evaluate import Protocol, SplitEvaluation
 from hvdlm.tokenizer import Tokenizer
-from hvdlm.train.config import RunConfig
 from hvdlm.world.interface import World
 from hvdlm.world.place import find_place
 
@@ -47,9 +46,7 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
     with world.together():
         loaded = load_checkpoint_model(path, overrides, place)
         config, state = loaded.config, loaded.state
-        if stride is not None and not loaded.task.takes_context:
-            raise UserError(f"--stride: task: {config.task.kind} is of a sequence as a whole; leave it out")
-        protocol = _protocol(config, carry, streams, stride)
+        protocol = _protocol(loaded, carry, streams, stride)
         corpora = open_corpora(config.data)
         found = corpora.manifest.tokenizer_digest
         if found != state["tokenizer_digest"]:
@@ -104,10 +101,12 @@ def num_words(corpora: Corpora, split: str, tokenizer: Tokenizer, *, rank: int, 
     return total
 
 
-def _protocol(config: RunConfig, carry: bool | None, streams: int | None, stride: int | None) -> Protocol:
+def _protocol(loaded: Loaded, carry: bool | None, streams: int | None, stride: int | None) -> Protocol:
     """As the user says; where nothing is said, as the run was trained."""
-    data = config.data
+    config, data = loaded.config, loaded.config.data
     if stride is not None:
+        if not loaded.task.takes_context:
+            raise UserError(f"--stride: task: {config.task.kind} is of a sequence as a whole; leave it out")
         if carry or streams is not None:
             raise UserError("--stride is of windows, --carry and --streams of a state that goes on; leave one out")
         if stride > data.seq_len:

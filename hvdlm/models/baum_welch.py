@@ -77,6 +77,25 @@ def pieces_of(ids: np.ndarray, eos_id: int, max_length: int, *, is_beginning: bo
     return Pieces(ids, starts, np.diff(starts, append=len(ids)), begins)
 
 
+class Packed(NamedTuple):
+    """Sequences side by side, longest first: at each time the tokens of those that have not ended follow each other."""
+
+    places: np.ndarray  # int64 (N,) of the tokens, by time and then by sequence; the first P are the beginnings
+    widths: list[int]  # sequences at each time; falling
+
+
+def packed(starts: np.ndarray, lengths: np.ndarray) -> Packed:
+    """Of sequences that begin at `starts` (P,) and have `lengths` (P,), at least one.
+
+    >>> packed(np.array([0, 2]), np.array([2, 3]))
+    Packed(places=array([2, 0, 3, 1, 4]), widths=[2, 2, 1])
+    """
+    order = np.argsort(-lengths, kind="stable")
+    is_there = np.arange(lengths.max())[:, None] < lengths[order]  # (T, P)
+    time, sequence = np.nonzero(is_there)
+    return Packed(starts[order][sequence] + time, is_there.sum(1).tolist())
+
+
 def accumulate(probabilities: Probabilities, pieces: Pieces) -> Counts:
     """The counts of these pieces under `probabilities`, float64 (the E-step).
 
@@ -150,10 +169,10 @@ def _normalized(count: Tensor) -> Tensor:
 
 
 class _Batch(NamedTuple):
-    """Pieces side by side, longest first: at each time the rows of those that have not ended follow each other."""
+    """Packed pieces."""
 
-    ids: Tensor  # int64 (N,), by time and then by piece
-    widths: list[int]  # pieces at each time; falling
+    ids: Tensor  # int64 (N,)
+    widths: list[int]
     is_beginning: Tensor  # bool (P,)
 
 
@@ -162,14 +181,9 @@ def _batches(pieces: Pieces, device: torch.device) -> Iterator[_Batch]:
     number = (np.cumsum(pieces.lengths[order]) - 1) // BATCH_TOKENS
     for members in np.split(order, np.flatnonzero(np.diff(number)) + 1):
         if len(members):
-            starts, lengths = pieces.starts[members], pieces.lengths[members]
-            is_there = np.arange(lengths[0])[:, None] < lengths  # (T, P)
-            time, piece = np.nonzero(is_there)
-            yield _Batch(
-                ids=torch.from_numpy(pieces.ids[starts[piece] + time]).to(device),
-                widths=is_there.sum(1).tolist(),
-                is_beginning=torch.from_numpy(pieces.is_beginning[members]).to(device),
-            )
+            places, widths = packed(pieces.starts[members], pieces.lengths[members])
+            ids, is_beginning = pieces.ids[places], pieces.is_beginning[members]
+            yield _Batch(torch.from_numpy(ids).to(device), widths, torch.from_numpy(is_beginning).to(device))
 
 
 @contextmanager

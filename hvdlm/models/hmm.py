@@ -20,10 +20,12 @@ from hvdlm.compute.draws import Draws
 from hvdlm.errors import UserError
 from hvdlm.models.baum_welch import (
     Counts,
+    Packed,
     Prior,
     Probabilities,
     accumulate,
     log_prior,
+    packed,
     pieces_of,
     update,
     used_states,
@@ -121,6 +123,7 @@ class Hmm(LanguageModel):
     def initial_state(self, num: int) -> State:
         return (self.inside.detach().softmax(0).repeat(num, 1),)
 
+    @torch.compiler.disable()  # how many steps of which widths, the ids say
     def forward(
         self, ids: Tensor, state: State | None = None, draws: Draws | None = None
     ) -> tuple[Tensor, State | None]:
@@ -129,15 +132,26 @@ class Hmm(LanguageModel):
             ahead = inside.expand(len(ids), -1) if state is None else state[0]  # (B, K)
             if self.vocabulary.bos_id is not None:  # what it begins has no past
                 ahead = torch.where(ids[:, :1] == self.vocabulary.bos_id, initial, ahead)
-            emitted = self._emitted(ids)[0].unbind(1)  # T of (B, K)
-            ends = (ids == self.vocabulary.eos_id).unsqueeze(2).unbind(1)  # T of (B, 1)
-            hidden = []
-            for word, is_end in zip(emitted, ends, strict=True):
-                joint = ahead * word
-                now = joint / joint.sum(1, keepdim=True)
-                ahead = torch.where(is_end, initial, now @ transition)
-                hidden.append(ahead)
-            return torch.stack(hidden, 1), None if state is None else (ahead,)
+            # Documents are independent: those of one row go side by side, as many steps as the longest has tokens.
+            places, widths = self._documents_in(ids)
+            row, time = np.divmod(places[: widths[0]], ids.shape[1])
+            ahead = torch.where(_on(ids, time == 0).unsqueeze(1), ahead[_on(ids, row)], initial)  # (P, K)
+            emitted = self._emitted(ids)[0].flatten(0, 1)[_on(ids, places)]  # (N, K)
+            steps = []
+            for words in emitted.split(widths):
+                joint = ahead[: len(words)] * words
+                ahead = joint / joint.sum(1, keepdim=True) @ transition
+                steps.append(ahead)
+            hidden = torch.cat(steps)[_on(ids, np.argsort(places))].view(*ids.shape, -1)
+            hidden = torch.where((ids == self.vocabulary.eos_id).unsqueeze(2), initial, hidden)
+            return hidden, None if state is None else (hidden[:, -1],)
+
+    def _documents_in(self, ids: Tensor) -> Packed:
+        """What begins with each row of (B, T) ids, and behind each end of text; places are those of `ids.flatten()`."""
+        begins = np.ones(ids.shape, dtype=bool)
+        begins[:, 1:] = (ids[:, :-1] == self.vocabulary.eos_id).cpu().numpy()
+        starts = np.flatnonzero(begins)
+        return packed(starts, np.diff(starts, append=ids.numel()))
 
     def target_log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(targets.device.type, enabled=False):
@@ -152,6 +166,10 @@ class Hmm(LanguageModel):
         words = F.embedding(ids, self.head.logits.log_softmax(1).T)
         most = words.amax(2).detach()
         return (words - most.unsqueeze(2)).exp(), most
+
+
+def _on(like: Tensor, array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array).to(like.device)
 
 
 class Emission(nn.Module):

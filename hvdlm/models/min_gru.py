@@ -37,6 +37,11 @@ class MinGruConfig(StackConfig):
         first, *between, last = super().dropouts
         return [first, *[0.0 for _ in between], last]
 
+    @property
+    def state_shapes(self) -> list[list[tuple[int, ...]]]:
+        pairs = zip(self.widths, self.widths[1:], strict=False)
+        return [[(self.expansion * width,), (self.kernel - 1, inputs)] for inputs, width in pairs]
+
     def build(self, vocabulary: Vocabulary) -> LanguageModel:
         return MinGru(self, vocabulary.size)
 
@@ -44,18 +49,12 @@ class MinGruConfig(StackConfig):
 class MinGru(Stack):
     """Embedding, blocks, head. The state is of each block its hidden units (B, E C) and last inputs (B, K - 1, C)."""
 
+    end_std = 0.02  # what the head sees is normed, and larger than what recurrent layers give
+
     def __init__(self, config: MinGruConfig, vocab_size: int) -> None:
         first = 1 + config.layers
         super().__init__(config, vocab_size, (Block(config, n, site=first + 2 * n) for n in range(config.layers)))
         self.norm = nn.LayerNorm(config.widths[-1], bias=False)
-
-    def layer_state(self, number: int, num: int) -> State:
-        block = self.layers[number]
-        units = torch.zeros(num, block.out.in_features, device=self.device)
-        return units, torch.zeros(num, len(block.taps) - 1, block.taps.shape[2], device=self.device)
-
-    def run_layer(self, number: int, x: Tensor, past: State, draws: Draws | None) -> tuple[Tensor, State]:
-        return self.layers[number](x, past, draws)
 
 
 class Block(nn.Module):
@@ -85,12 +84,13 @@ class Block(nn.Module):
         time = x.shape[1]
         seen = torch.cat((inputs.to(x.dtype), self.norm1(x)), dim=1)  # (B, K - 1 + T, C)
         mixed = sum(tap * seen[:, place : place + time] for place, tap in enumerate(self.taps))
-        gate, value = self.gates(mixed).float().chunk(2, dim=-1)  # each (B, T, E C)
+        gates = self.gates(mixed)
+        gate, value = gates.to(torch.promote_types(gates.dtype, torch.float32)).chunk(2, dim=-1)  # each (B, T, E C)
         update = gate.sigmoid()
         # 1 - sigmoid(gate) without cancellation; g is x + 1/2 above 0 and sigmoid(x) below.
         added = update * torch.where(value >= 0, value + 0.5, value.sigmoid())
         kept = (-gate).sigmoid()
-        hidden = LinearRecurrence.apply(kept, added, before)
+        hidden = LinearRecurrence.apply(kept, added, before.to(kept.dtype))
         x = self.residual(x) + self.drop1(self.out(hidden.to(mixed.dtype)), draws)
         return x + self.drop2(self.mlp(self.norm2(x)), draws), (hidden[:, -1], seen[:, time:])
 

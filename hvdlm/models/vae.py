@@ -40,8 +40,6 @@ class VaeConfig(FamilyConfig):
     encoder_dropout: OfTraining[float] = Field(0.0, ge=0, lt=1, description="likewise in the encoder")
     tie_embeddings: bool = Field(True, description="the output layer shares the input embedding")
 
-    without_cpu_fp16 = "an LSTM"
-
     @model_validator(mode="after")
     def _check(self) -> VaeConfig:
         if "transformer" in (self.encoder, self.decoder):
@@ -51,6 +49,10 @@ class VaeConfig(FamilyConfig):
     def transformer(self, dropout: float) -> TransformerConfig:
         """One of this size."""
         return TransformerConfig(layers=self.layers, heads=self.heads, width=self.width, dropout=dropout)
+
+    @property
+    def without_cpu_fp16(self) -> str:  # type: ignore[override]
+        return "an LSTM" if "lstm" in (self.encoder, self.decoder) else ""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -142,9 +144,10 @@ class LstmStack(Stack):
         x = dropout(x, self.dropout, draws, self.first_site)
         before = state[0].to(x.dtype).transpose(0, 1).contiguous()  # (2 x layers, B, C)
         after = []
-        for number, layer in enumerate(self.layers):
-            x, last = layer(x, tuple(before[2 * number : 2 * number + 2].split(1)))
-            x = dropout(x, self.dropout, draws, self.first_site + 1 + number)
+        sites = range(self.first_site + 1, self.first_site + self.num_sites)
+        for site, layer, first in zip(sites, self.layers, before.split(2), strict=True):
+            x, last = layer(x, tuple(first.split(1)))
+            x = dropout(x, self.dropout, draws, site)
             after += last
         return x, (torch.cat(after).transpose(0, 1).float(),)
 

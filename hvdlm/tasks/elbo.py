@@ -36,6 +36,7 @@ class ElboConfig(TaskConfig):
     """`task: {kind: elbo}`: a text by way of a latent vector, for model.family: vae."""
 
     kind: Literal["elbo"] = "elbo"
+    reads_documents = True
     kl_weight: float = Field(1.0, ge=0, description="weight of the KL term, once it is annealed (Higgins et al. 2017)")
     anneal_steps: int = Field(
         0, ge=0, description="first steps, in which it rises from anneal_start (Bowman et al. 2016); 0: none"
@@ -88,6 +89,7 @@ class Elbo(Task):
 
     def __init__(self, config: ElboConfig, context: TaskContext) -> None:
         assert isinstance(context.objective, ObjectiveConfig) and isinstance(context.noise, NoiseConfig)
+        context.objective.refuse_hidden(config.kind)
         self.config, self.objective, self.noise = config, context.objective, context.noise
         self.eos_id = context.vocabulary.eos_id
         self.sums = ("loss", "targets", "sentences", "kl", *(("importance",) if config.samples else ()))
@@ -143,13 +145,15 @@ class Elbo(Task):
         """-log of the mean of p(x | z) p(z) / q(z | x) over samples of z: nats, float64 (B,)."""
         assert batch.draws is not None
         noise = batch.draws.normal(_LATENT_SITE, (self.config.samples, model.latent))
+        is_target = batch.targets != IGNORED
+        rows = is_target.nonzero()[:, 0]  # of each target
         total = torch.full((len(noise),), -math.inf, dtype=torch.float64, device=noise.device)
         for sample in noise.unbind(1):
             hidden, _ = model.decode(batch.inputs, posterior.sample(sample))
-            logits = model.head(hidden).float().transpose(1, 2)  # (B, V, T)
-            nats = F.cross_entropy(logits, batch.targets, ignore_index=IGNORED, reduction="none").double().sum(1)
-            total = torch.logaddexp(total, posterior.log_weight(sample).double() - nats)
-        return torch.where(batch.targets[:, 0] != IGNORED, math.log(self.config.samples) - total, 0.0)
+            nats = F.cross_entropy(model.head(hidden[is_target]).float(), batch.targets[is_target], reduction="none")
+            nats_by_row = torch.zeros_like(total).index_add(0, rows, nats.double())
+            total = torch.logaddexp(total, posterior.log_weight(sample).double() - nats_by_row)
+        return torch.where(is_target.any(1), math.log(self.config.samples) - total, 0.0)
 
     def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
         sentences, targets = max(1.0, sums["sentences"]), max(1.0, sums["targets"])

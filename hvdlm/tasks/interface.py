@@ -14,6 +14,7 @@ from hvdlm.compute.draws import Draws
 from hvdlm.config import Section
 from hvdlm.data.windows import IGNORED
 from hvdlm.models import LanguageModel, State, Vocabulary
+from hvdlm.tables import figure
 
 
 class Batch(NamedTuple):
@@ -41,6 +42,8 @@ class TaskConfig(Section, ABC):
 
     # A task that it is like: what can be trained for that can be trained for this.
     like: ClassVar[str] = ""
+    # An example is a text as a whole, and a window is but a makeshift for one.
+    reads_documents: ClassVar[bool] = False
     # Ids that the model must know behind those of the vocabulary.
     extra_ids: ClassVar[int] = 0
 
@@ -132,6 +135,12 @@ class Task(ABC):
     def named(self, values: Sequence[float] | np.ndarray) -> dict[str, float]:
         """Sums by name; further numbers behind them are left out."""
         return dict(zip(self.sums, map(float, values), strict=False))
+
+
+def in_words(figures: Mapping[str, float], before: str) -> str:
+    """A task's own figures for a person, `before` each; the loss stands elsewhere."""
+    own = {name: value for name, value in figures.items() if name != "loss"}
+    return "".join(f"{before}{name.replace('_', ' ')} {figure(value)}" for name, value in own.items())
 
 
 def without_padding(ids: Tensor, filler: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from hvdlm.compute.draws import Draws, threshold
 from hvdlm.config import Section
 from hvdlm.data.windows import IGNORED
+from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, State
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskConfig, TaskContext, unseen, without_padding
 
@@ -24,10 +25,27 @@ class ObjectiveConfig(Section):
 
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="weight of a uniform target (Szegedy et al. 2016)")
     z_loss: float = Field(0.0, ge=0, description="weight of log(sum(exp(logits)))^2 (Chowdhery et al. 2022)")
+    activation: float = Field(
+        0.0, ge=0, description="weight of the mean square of what the head sees (AR: Merity et al. 2017)"
+    )
+    temporal: float = Field(
+        0.0, ge=0, description="weight of the mean square of its change from token to token (TAR: the same)"
+    )
 
     @property
     def is_on(self) -> bool:
+        """Whether there are terms of the logits."""
         return self.label_smoothing > 0 or self.z_loss > 0
+
+    @property
+    def is_of_hidden(self) -> bool:
+        """Whether there are terms of what the head sees, which only `task: lm` knows."""
+        return self.activation > 0 or self.temporal > 0
+
+    def refuse_hidden(self, kind: str) -> None:
+        """UserError where a task of this kind would pass over a term."""
+        if self.is_of_hidden:
+            raise UserError(f"objective.activation, temporal: are for task: lm, not {kind}; leave them out")
 
 
 class NoiseConfig(Section):
@@ -83,6 +101,8 @@ class LanguageModelling(Task):
         else:
             aim = -torch.where(is_target, chosen, 0.0).sum()
             nll = aim.detach()
+        if self.objective.is_of_hidden:
+            aim = aim + activity(hidden, batch.targets, self.objective)
         return Sums(aim, torch.stack((nll.double(), is_target.sum().double()))), state
 
 
@@ -106,6 +126,18 @@ def objective(logits: Tensor, targets: Tensor, config: ObjectiveConfig) -> tuple
     if config.z_loss:
         aim = aim + config.z_loss * torch.where(counted, log_z, 0.0).square().sum()
     return aim, nll
+
+
+def activity(hidden: Tensor, targets: Tensor, config: ObjectiveConfig) -> Tensor:
+    """Activation and temporal activation regularization of hidden (B, T, C), as sums like those of `objective`.
+
+    Sums over the targets of the mean over units: of the squares, and of those of the difference to the position
+    before, where that has a target too.
+    """
+    hidden, counted = hidden.float(), targets != IGNORED
+    size = torch.where(counted, hidden.square().mean(-1), 0.0).sum()
+    change = (hidden[:, 1:] - hidden[:, :-1]).square().mean(-1)
+    return config.activation * size + config.temporal * torch.where(counted[:, 1:] & counted[:, :-1], change, 0.0).sum()
 
 
 def noisy_inputs(ids: Tensor, config: NoiseConfig, eos_id: int, draws: Draws | None) -> Tensor:

@@ -177,7 +177,7 @@ def _shape_of(tensor: torch.Tensor | None) -> torch.Size | None:
 
 def _check_same_model(path: Path, theirs: dict[str, Any], learner: Learner) -> None:
     model = learner.config.model
-    there = _architecture(type(model), theirs)
+    there = architecture_of(type(model), theirs)
     other = [
         f"model.{key} is {there.get(key)} there and {ours} here"
         for key, ours in model.architecture.items()
@@ -187,7 +187,7 @@ def _check_same_model(path: Path, theirs: dict[str, Any], learner: Learner) -> N
         raise UserError(f"init.from: {path} is of another model: {'; '.join(other)}; make it the same")
 
 
-def _architecture(section: type[FamilyConfig], written: dict[str, Any]) -> dict[str, Any]:
+def architecture_of(section: type[FamilyConfig], written: dict[str, Any]) -> dict[str, Any]:
     """That of a model as a checkpoint notes it, with the defaults of keys that have come since."""
     try:
         return section.model_validate(written).architecture

@@ -18,6 +18,7 @@ from hvdlm.compute.peak_flops import peak_flops
 from hvdlm.host import memory_bytes
 from hvdlm.session.stop import Wish
 from hvdlm.tables import figure
+from hvdlm.tasks.interface import in_words
 from hvdlm.train.guard import Verdict
 from hvdlm.train.learner import Learner, StepResult
 from hvdlm.train.noise_scale import NoiseScale
@@ -66,7 +67,7 @@ class Interval:
         mfu = f" | MFU {live['mfu']:.0%}" if "mfu" in live else ""
         noise = f" | noise scale {figure(live['noise_scale'])}" if "noise_scale" in live else ""
         return (
-            f"loss {last.loss:.4f} | ppl {figure(live['perplexity'], 4)}{descent}"
+            f"loss {last.loss:.4f} | ppl {figure(live['perplexity'], 4)}{in_words(last.figures, ' | ')}{descent}"
             f" | {self.tokens_per_s:,.0f} tokens/s{mfu} | data {live['data_wait']:.1%} comm {live['exposed_comm']:.1%}"
             f" spread {live['straggler_spread']:.1%} | {live['memory_gb']:.2f} GB{noise}"
         )

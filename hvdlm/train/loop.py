@@ -20,6 +20,7 @@ from hvdlm.session.stop import SAVE, StopFlag, Wish
 from hvdlm.session.watchdog import watchdog
 from hvdlm.tables import figure
 from hvdlm.tasks.evaluate import Evaluation, Protocol, SplitEvaluation
+from hvdlm.tasks.interface import in_words
 from hvdlm.train.config import RunConfig, TrainConfig
 from hvdlm.train.guard import Verdict
 from hvdlm.train.interval import Interval, IntervalMeter, StepFacts
@@ -364,8 +365,8 @@ class Validation:
         values = {k: v for k, v in result.to_dict().items() if v is not None and k != "unigram_loss"}
         run_log.write(step, "val", **values, **{f"loss/{name}": part.loss for name, part in by_corpus.items()})
         log.info(
-            "step %d: validation loss %.4f, perplexity %s, on %s%s",
-            *(step, result.loss, figure(result.perplexity, 4), result.coverage),
+            "step %d: validation loss %.4f, perplexity %s%s, on %s%s",
+            *(step, result.loss, figure(result.perplexity, 4), in_words(result.figures, ", "), result.coverage),
             f", {self.protocol}" if self._carries else "",
         )
         return result

@@ -100,6 +100,11 @@ def _of_intervals(config: RunConfig, total_steps: int) -> Iterator[str]:
 
 
 def _of_data(config: RunConfig, num_samples: int, epoch_samples: Sequence[float]) -> Iterator[str]:
+    if config.task.reads_documents and config.data.order != "documents":
+        yield (
+            f"task: {config.task.kind} is of texts as a whole, and data.order: {config.data.order} cuts windows of"
+            f" {config.data.seq_len} tokens wherever they fall; data.order=documents takes each document as one"
+        )
     for name, samples in zip(config.data.names, epoch_samples, strict=True):
         epochs, batch = num_samples / samples, config.train.global_batch
         if samples < batch:

@@ -26,7 +26,16 @@ LSTM = {
     "model": {"family": "lstm", "layers": 2, "width": 32},
     "optim": {"name": "sgd", "lr": 0.5, "warmup_steps": 5},
 }
-MODELS = {"transformer": {}, "lstm": LSTM}
+MODELS = {
+    "transformer": {},
+    "lstm": LSTM,
+    **{
+        family: {"model": {"family": family, "layers": 2, "width": 16, "dropout": 0.1, "embed_word_dropout": 0.1}}
+        for family in ("rnn", "gru", "mingru")
+    },
+    "conv": {"model": {"family": "conv", "layers": 6, "width": 16, "dropout": 0.1}},  # a state of 12 tensors
+}
+GOLDEN_FAMILIES = ("transformer", "lstm")
 on_two = pytest.mark.on_ranks(2)
 on_three = pytest.mark.on_ranks(3)
 on_two_of_horovod = pytest.mark.on_ranks(2, kind="horovod")
@@ -101,7 +110,7 @@ def assert_golden(found, family):
         assert found[name] == pytest.approx(expected, rel=1e-5 if name != "grad_norm" else 1e-3), name
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", GOLDEN_FAMILIES)
 def test_losses_of_one_process_are_golden(alone, family, request):
     """20 steps with one global batch. Renew with: pytest tests/parallel/test_training_ranks.py --renew-golden"""
     found = losses(alone(family=family))
@@ -132,6 +141,20 @@ def test_losses_are_equal_for_every_world_and_rank_count(train, world, alone):
 @on_three_of_horovod
 def test_losses_of_a_recurrent_model_are_equal_too(train, alone):
     assert_as_alone(train("run", family="lstm"), alone, "lstm")
+
+
+@on_two
+@pytest.mark.parametrize("family", ["rnn", "gru", "mingru", "conv"])
+def test_other_families_train_as_one_process_over_streams_and_go_on(world, train, forget, alone, family):
+    """Their carried states and draws of a step, in other micro-batches, and over an interruption."""
+    options = ("data.order=contiguous", "train.steps=6", "train.eval_every=6", "checkpoint.every=3")
+    options += ("model.weight_dropout=0.2",) if family in ("rnn", "gru") else ()
+    run_dir = train("run", *options, "train.micro_batch=3", family=family)
+    assert losses(run_dir)["train"] == pytest.approx(losses(alone(*options, family=family))["train"], rel=1e-5)
+    before = world.on_root(lambda: weights(run_dir))
+    forget(run_dir, 6)
+    train("run", *options, "train.micro_batch=3", family=family)
+    assert world.on_root(lambda: weights(run_dir)) == before
 
 
 @on_two

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from hvdlm.config import choice_of
-from hvdlm.models.interface import LanguageModel, OfTraining, Vocabulary
+from hvdlm.models.interface import LanguageModel, Vocabulary
 from hvdlm.models.transformer.model import Transformer
 from hvdlm.models.transformer.options import Options
 from hvdlm.models.transformer.presets import PRESETS
@@ -17,9 +16,6 @@ class TransformerConfig(Options):
     """`model: {family: transformer, …}`."""
 
     family: Literal["transformer"] = "transformer"
-    preset: OfTraining[Annotated[str, choice_of(PRESETS)]] = Field(
-        "none", description="shape of a published model: fills what is not said here"
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -42,12 +38,16 @@ class TransformerConfig(Options):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        given = self.model_dump()
-        fills = type(self)(preset=self.preset).model_dump()
+        found = []
+        given, fills = self.model_dump(), type(self)(preset=self.preset).model_dump()
         other = [
             f"{name}: {given[name]} (not {fills[name]})" for name in PRESETS[self.preset] if given[name] != fills[name]
         ]
-        return (f"model.preset: {self.preset} but for {', '.join(other)}, as the config says",) if other else ()
+        if other:
+            found.append(f"model.preset: {self.preset} but for {', '.join(other)}, as the config says")
+        if not self.causal and self.positions.kind == "none":
+            found.append("model.positions: none with model.causal: false: the model sees a bag of tokens, in no order")
+        return tuple(found)
 
     def for_sequences(self, seq_len: int) -> TransformerConfig:
         return self.model_copy(update={"positions": self.positions.for_sequences(seq_len)})

@@ -11,11 +11,15 @@ from hvdlm.config import Free, choice_of
 from hvdlm.models.interface import FamilyConfig, OfTraining
 from hvdlm.models.transformer.layers import ACTIVATIONS, NORMS
 from hvdlm.models.transformer.positions import AnyPositionsConfig, RotaryConfig
+from hvdlm.models.transformer.presets import PRESETS
 
 
 class Options(FamilyConfig, ABC):
-    """The keys below `model:`, but for family and preset."""
+    """The keys below `model:`, but for the family."""
 
+    preset: OfTraining[Annotated[str, choice_of(PRESETS)]] = Field(
+        "none", description="shape of a published model: fills what is not said here"
+    )
     layers: int = Field(4, ge=1, le=10_000, description="blocks of attention and MLP")
     heads: int = Field(4, ge=1, description="of attention in each block; they share the width")
     width: int = Field(128, ge=2, le=1_000_000, description="size of the residual stream, C")

@@ -278,8 +278,8 @@ class Alibi(Positions):
 
 
 def frequencies(base: float, width: int) -> Tensor:
-    """Angle of each pair from one position to the next, float32 (width / 2,)."""
-    return base ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
+    """Angle of each pair from one position to the next, float32 (width / 2,), on the CPU."""
+    return base ** (-torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width)
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -295,7 +295,10 @@ def alibi_slopes(heads: int) -> list[float]:
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn each pair (first half, second half) of the last axis by its position's angle."""
-    cos, sin = (part.to(x.dtype) for part in rotation)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+    """Turn each pair (first half, second half) of the last axis of x (B, H, T, D) by its position's angle.
+
+    In memory the heads stay beside their position, as the product before and the one after have them.
+    """
+    cos, sin = (part.to(x.dtype).unsqueeze(1) for part in rotation)  # (T, 1, D / 2)
+    first, second = x.transpose(1, 2).chunk(2, dim=-1)  # (B, T, H, D / 2)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).transpose(1, 2)
