@@ -7,9 +7,12 @@ from pydantic import ValidationError
 
 from hvdlm.compute.draws import Draws, draws_for
 from hvdlm.data.windows import IGNORED
+from hvdlm.errors import UserError
 from hvdlm.models import MODELS, Vocabulary, build_model
 from hvdlm.tasks import TaskContext
+from hvdlm.tasks.elbo import ElboConfig
 from hvdlm.tasks.language_model import LmConfig, NoiseConfig, ObjectiveConfig, activity, noisy_inputs, objective
+from hvdlm.tasks.masked import MlmConfig
 
 CONFIGS = [
     ObjectiveConfig(),
@@ -95,6 +98,14 @@ def test_activity_is_minimized_and_not_told_as_loss(family):
     for name in ("activation", "temporal"):
         assert torch.equal(sums[name].values, sums[""].values)
         assert bool(sums[name].aim > sums[""].aim * (1 + 1e-6))
+
+
+@pytest.mark.parametrize("kind", [MlmConfig, ElboConfig])
+@pytest.mark.parametrize("name", ["activation", "temporal"])
+def test_tasks_that_would_pass_over_a_term_refuse_it(kind, name):
+    context = TaskContext(Vocabulary(50, 49), ObjectiveConfig(**{name: 1.0}), NoiseConfig())
+    with pytest.raises(UserError, match=f"are for task: lm, not {kind().kind}; leave them out"):
+        kind().build(context)
 
 
 def noisy(config, *, samples=2000, first=0, time=50):

@@ -6,14 +6,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from harness import ROOT
 from pydantic import ValidationError
 from torch.autograd import gradcheck
 
 from hvdlm.compute.draws import draws_for
+from hvdlm.config import load
+from hvdlm.errors import UserError
 from hvdlm.models import Vocabulary, build_model
 from hvdlm.models.convolutional import ConvConfig
 from hvdlm.models.min_gru import LinearRecurrence, MinGruConfig, scan
 from hvdlm.models.recurrent import GruConfig, LstmConfig, RnnConfig
+from hvdlm.optim import lr_at
+from hvdlm.train.config import RunConfig
+from hvdlm.train.recurrent_state import RecurrentState
+from hvdlm.world.serial import SerialWorld
 
 RECURRENT = [RnnConfig, GruConfig, LstmConfig]
 FAMILIES = [*RECURRENT, MinGruConfig, ConvConfig]
@@ -196,13 +203,14 @@ def test_a_position_sees_its_receptive_field_and_no_more(config, seen):
             assert is_equal == (place < 70 - seen), place
 
 
-def test_a_preset_names_settings_and_agrees_with_what_else_is_said():
+def test_a_preset_fills_what_is_not_said_and_what_differs_is_told():
     tcn = ConvConfig(preset="tcn", width=8)
     assert (tcn.activation, tcn.convolutions, tcn.dilation, tcn.weight_norm) == ("relu", 2, 2, True)
     assert ConvConfig(**tcn.model_dump()) == tcn
-    assert ConvConfig(preset="gcnn", activation="glu").convolutions == 1
-    with pytest.raises(ValidationError, match="preset: tcn has activation: relu, not glu; leave out one of the two"):
-        ConvConfig(preset="tcn", activation="glu")
+    assert tcn.remarks == ConvConfig().remarks == ()
+    mixed = ConvConfig(preset="tcn", activation="glu")
+    assert (mixed.activation, mixed.convolutions) == ("glu", 2)
+    assert mixed.remarks == ("model.preset: tcn but for activation: glu (not relu), as the config says",)
 
 
 def test_a_stack_that_sees_too_far_is_refused():
@@ -221,6 +229,30 @@ def test_weight_norm_begins_as_the_plain_convolution_and_learns_lengths():
     assert torch.allclose(normed(ids)[0], plain(ids)[0], atol=1e-6)  # directions alone
 
 
+def test_the_ptb_lstm_decays_as_zaremba_s():
+    """4 epochs at 1.0 a window of 20 (20 a token), then half as much with each; 2,323 steps an epoch of PTB."""
+    config = load(RunConfig, ROOT / "configs/ptb-lstm.yaml")
+    for epoch in range(13):
+        rates = {lr_at(2323 * epoch + step, 13 * 2323, config.optim) for step in (0, 1, 1000, 2321, 2322)}
+        assert rates == {20 * 0.5 ** max(0, epoch + 1 - 4)}
+
+
+def test_a_carried_state_of_another_version_is_refused_in_words():
+    state = RecurrentState(build(LstmConfig(layers=1, width=8)), 4, SerialWorld())
+    saved = state.gather()
+    state.load(saved)
+    with pytest.raises(UserError, match=r"of another version of hvdlm \(tensors of \[\(2, 8\)\] a stream, not"):
+        state.load([torch.zeros(4, 2, 8)])
+    with pytest.raises(UserError, match="begin a new run with these weights"):
+        state.load([*saved, saved[0]])
+
+
+def test_a_preset_is_no_other_architecture_than_its_keys():
+    tcn = ConvConfig(preset="tcn")
+    keys = {key: getattr(tcn, key) for key in ("activation", "convolutions", "dilation", "weight_norm")}
+    assert ConvConfig(**keys).architecture == tcn.architecture != ConvConfig().architecture
+
+
 def test_min_gru_is_its_formula():
     """One block without a convolution: h = (1 - z) h + z g(v), step by step in float64."""
     model = build(MinGruConfig(layers=1, width=4, kernel=1)).double()
@@ -232,6 +264,6 @@ def test_min_gru_is_its_formula():
         hidden = (1 - z) * hidden + z * g
         added = x[:, place] + block.out(hidden)
         expected.append(added + block.mlp(block.norm2(added)))
-    found, (after, _) = block(x, tuple(part.double() for part in model.layer_state(0, 2)), None)
+    found, (after, _) = block(x, tuple(part.double() for part in model.initial_state(2)), None)
     assert torch.allclose(found, torch.stack(expected, dim=1), atol=1e-5)
     assert torch.allclose(after.double(), hidden, atol=1e-5)

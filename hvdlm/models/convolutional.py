@@ -7,7 +7,7 @@ Sources: Bai et al. 2018 (temporal convolutional networks: `preset: tcn`), Dauph
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from hvdlm.compute.draws import Draws
-from hvdlm.models.interface import LanguageModel, State, Vocabulary
+from hvdlm.config import choice_of
+from hvdlm.models.interface import LanguageModel, OfTraining, State, Vocabulary
 from hvdlm.models.stack import Dropout, Stack, StackConfig, fitted
 from hvdlm.tables import counted
 
@@ -25,6 +26,7 @@ ACTIVATIONS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {"glu": (2, F.g
 MOST_SEEN = 1 << 20  # the state holds so many vectors for each sample
 
 PRESETS: dict[str, dict[str, Any]] = {
+    "none": {},
     "tcn": {"activation": "relu", "convolutions": 2, "dilation": 2, "weight_norm": True},
     "gcnn": {"activation": "glu", "convolutions": 1, "dilation": 1, "weight_norm": True},
 }
@@ -35,8 +37,8 @@ class ConvConfig(StackConfig):
 
     family: Literal["conv"] = "conv"
     layers: int = Field(4, ge=1, le=10_000, description="blocks, one above the other")
-    preset: Literal["tcn", "gcnn"] | None = Field(
-        None, description="of Bai et al. 2018 or Dauphin et al. 2017: the next four keys, which then say nothing else"
+    preset: OfTraining[Annotated[str, choice_of(PRESETS)]] = Field(
+        "none", description="shape of blocks in Bai et al. 2018 or Dauphin et al. 2017: fills what is not said here"
     )
     activation: Literal["glu", "relu"] = Field("glu", description="glu: half of the values gate the others")
     convolutions: int = Field(2, ge=1, le=64, description="in each block")
@@ -46,16 +48,15 @@ class ConvConfig(StackConfig):
 
     carries_state = True
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        """With the values of its preset, which are saved like those that were said."""
+        name = values.get("preset") if isinstance(values, dict) else None
+        return {**PRESETS[name], **values} if isinstance(name, str) and name in PRESETS else values
+
     @model_validator(mode="after")
     def _check(self) -> ConvConfig:
-        for key, value in PRESETS.get(self.preset or "", {}).items():
-            said = getattr(self, key)
-            if key in self.model_fields_set and said != value:
-                raise ValueError(
-                    f"preset: {self.preset} has {key}: {value}, not {said}; leave out one of the two, or write the"
-                    " preset's keys instead of its name"
-                )
-            self.__dict__[key] = value
         if self.receptive_field > MOST_SEEN:
             raise ValueError(
                 f"with kernel {self.kernel}, dilation {self.dilation}, layers {self.layers} and convolutions"
@@ -73,10 +74,25 @@ class ConvConfig(StackConfig):
         return f"a token sees {counted(self.receptive_field, 'token')}"
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        given = self.model_dump()
+        preset = PRESETS[self.preset].items()
+        other = [f"{name}: {given[name]} (not {value})" for name, value in preset if given[name] != value]
+        return (f"model.preset: {self.preset} but for {', '.join(other)}, as the config says",) if other else ()
+
+    @property
     def dropouts(self) -> list[float]:
         """Dropout of layers is within them."""
         first, *between, last = super().dropouts
         return [first, *[0.0 for _ in between], last]
+
+    @property
+    def state_shapes(self) -> list[list[tuple[int, ...]]]:
+        pasts = [(self.kernel - 1) * self.dilation**number for number in range(self.layers)]
+        return [
+            [(past, width) for width in (inputs, *[outputs] * (self.convolutions - 1))]
+            for past, inputs, outputs in zip(pasts, self.widths, self.widths[1:], strict=False)
+        ]
 
     def build(self, vocabulary: Vocabulary) -> LanguageModel:
         return Convolutional(self, vocabulary.size)
@@ -87,13 +103,6 @@ class Convolutional(Stack):
 
     def __init__(self, config: ConvConfig, vocab_size: int) -> None:
         super().__init__(config, vocab_size, (Block(config, number) for number in range(config.layers)))
-
-    def layer_state(self, number: int, num: int) -> State:
-        convolutions = self.layers[number].convolutions
-        return tuple(torch.zeros(num, each.num_past, each.inputs, device=self.device) for each in convolutions)
-
-    def run_layer(self, number: int, x: Tensor, past: State, draws: Draws | None) -> tuple[Tensor, State]:
-        return self.layers[number](x, past, draws)
 
 
 class Block(nn.Module):
@@ -136,16 +145,12 @@ class CausalConvolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int, *, weight_norm: bool) -> None:
         super().__init__()
-        self.inputs, self.kernel, self.dilation = inputs, kernel, dilation
+        self.kernel, self.dilation = kernel, dilation
         self.linear = nn.Linear(kernel * inputs, outputs)
         self.length = nn.Parameter(self.linear.weight.detach().norm(dim=1)) if weight_norm else None  # of each row
 
-    @property
-    def num_past(self) -> int:
-        return (self.kernel - 1) * self.dilation
-
     def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, T, inputs), past (B, num_past, inputs) -> (B, T, outputs), and the past of what comes next."""
+        """x (B, T, inputs) and the (kernel - 1) x dilation before -> (B, T, outputs), and the past of the next."""
         seen, time = torch.cat((past.to(x.dtype), x), dim=1), x.shape[1]
         taps = [seen[:, place * self.dilation :][:, :time] for place in range(self.kernel)]
         weight = self.linear.weight

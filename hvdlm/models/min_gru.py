@@ -37,6 +37,11 @@ class MinGruConfig(StackConfig):
         first, *between, last = super().dropouts
         return [first, *[0.0 for _ in between], last]
 
+    @property
+    def state_shapes(self) -> list[list[tuple[int, ...]]]:
+        pairs = zip(self.widths, self.widths[1:], strict=False)
+        return [[(self.expansion * width,), (self.kernel - 1, inputs)] for inputs, width in pairs]
+
     def build(self, vocabulary: Vocabulary) -> LanguageModel:
         return MinGru(self, vocabulary.size)
 
@@ -44,18 +49,12 @@ class MinGruConfig(StackConfig):
 class MinGru(Stack):
     """Embedding, blocks, head. The state is of each block its hidden units (B, E C) and last inputs (B, K - 1, C)."""
 
+    end_std = 0.02  # what the head sees is normed, and larger than what recurrent layers give
+
     def __init__(self, config: MinGruConfig, vocab_size: int) -> None:
         first = 1 + config.layers
         super().__init__(config, vocab_size, (Block(config, n, site=first + 2 * n) for n in range(config.layers)))
         self.norm = nn.LayerNorm(config.widths[-1], bias=False)
-
-    def layer_state(self, number: int, num: int) -> State:
-        block = self.layers[number]
-        units = torch.zeros(num, block.out.in_features, device=self.device)
-        return units, torch.zeros(num, len(block.taps) - 1, block.taps.shape[2], device=self.device)
-
-    def run_layer(self, number: int, x: Tensor, past: State, draws: Draws | None) -> tuple[Tensor, State]:
-        return self.layers[number](x, past, draws)
 
 
 class Block(nn.Module):

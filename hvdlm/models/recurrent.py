@@ -32,10 +32,15 @@ class RecurrentConfig(StackConfig):
     )
 
     carries_state = True
+    num_states: ClassVar[int] = 1  # of a layer: its output, and what else it remembers
 
     @abstractmethod
     def layer(self, inputs: int, width: int) -> nn.RNNBase:
         """Of so many inputs and hidden units, with `batch_first`."""
+
+    @property
+    def state_shapes(self) -> list[list[tuple[int, ...]]]:
+        return [[(width,)] * self.num_states for width in self.widths[1:]]
 
     def build(self, vocabulary: Vocabulary) -> LanguageModel:
         return Recurrent(self, vocabulary.size)
@@ -69,6 +74,7 @@ class LstmConfig(RecurrentConfig):
     )
 
     without_cpu_fp16: ClassVar[str] = "an LSTM"
+    num_states: ClassVar[int] = 2
 
     def layer(self, inputs: int, width: int) -> nn.RNNBase:
         return nn.LSTM(inputs, width, batch_first=True)
@@ -76,11 +82,11 @@ class LstmConfig(RecurrentConfig):
     def build(self, vocabulary: Vocabulary) -> LanguageModel:
         model = Recurrent(self, vocabulary.size)
         if self.forget_bias is not None:
-            for layer in model.layers:
-                forget = slice(layer.hidden_size, 2 * layer.hidden_size)  # torch's gates: input, forget, cell, output
-                with torch.no_grad():
-                    layer.bias_ih_l0[forget] = self.forget_bias  # torch adds the two
-                    layer.bias_hh_l0[forget] = 0.0
+            for number, width in enumerate(self.widths[1:]):
+                forget = slice(width, 2 * width)  # torch's gates: input, forget, cell, output
+                with torch.no_grad():  # torch adds two biases
+                    model.layer(number).get_parameter("bias_ih_l0")[forget] = self.forget_bias
+                    model.layer(number).get_parameter("bias_hh_l0")[forget] = 0.0
         return model
 
 
@@ -93,19 +99,23 @@ class Recurrent(Stack):
         if config.init_range is not None:
             for parameter in self.parameters():
                 nn.init.uniform_(parameter, -config.init_range, config.init_range)
+        self.weight_dropout = config.weight_dropout
         self.weight_dropouts = nn.ModuleList(
             Dropout(config.weight_dropout, 1 + number, of_step=True) for number in range(config.layers)
         )
         self.takes_draws |= config.weight_dropout > 0
 
-    def layer_state(self, number: int, num: int) -> State:
+    def layer(self, number: int) -> nn.RNNBase:
         layer = self.layers[number]
-        return (torch.zeros(num, layer.hidden_size, device=self.device),) * (2 if isinstance(layer, nn.LSTM) else 1)
+        assert isinstance(layer, nn.RNNBase)
+        return layer
 
     def run_layer(self, number: int, x: Tensor, past: State, draws: Draws | None) -> tuple[Tensor, State]:
-        layer, drop = self.layers[number], self.weight_dropouts[number]
-        before = tuple(part.to(x.dtype).unsqueeze(0) for part in past)  # each (1, B, C)
-        weight = drop(layer.weight_hh_l0.unsqueeze(0), draws)[0] if draws is not None and drop.p else None
+        layer, before = self.layer(number), tuple(part.to(x.dtype).unsqueeze(0) for part in past)  # each (1, B, C)
+        weight = None
+        if draws is not None and self.weight_dropout:
+            own = layer.get_parameter("weight_hh_l0")
+            weight = self.weight_dropouts[number](own.unsqueeze(0), draws)[0]
         with _hidden_weight(layer, weight):
             x, after = layer(x, before if len(before) > 1 else before[0])
         return x, tuple(part.squeeze(0) for part in (after if isinstance(after, tuple) else (after,)))

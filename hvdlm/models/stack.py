@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
 
 import torch
@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from hvdlm.compute.draws import Draws, dropout
 from hvdlm.models.interface import FamilyConfig, LanguageModel, OfTraining, State
-
-EMBED_STD = 0.05
 
 
 class StackConfig(FamilyConfig):
@@ -52,6 +50,11 @@ class StackConfig(FamilyConfig):
         between = [self.dropout_of(self.layer_dropout)] * (self.layers - 1)
         return [self.dropout_of(self.embed_dropout), *between, self.dropout_of(self.output_dropout)]
 
+    @property
+    @abstractmethod
+    def state_shapes(self) -> list[list[tuple[int, ...]]]:
+        """Of each layer the shapes of one sample's state, of all layers as many."""
+
     def dropout_of(self, kind: float | None) -> float:
         return self.dropout if kind is None else kind
 
@@ -80,21 +83,24 @@ def fitted(inputs: int, outputs: int) -> nn.Module:
     return nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs, bias=False)
 
 
-class Stack(LanguageModel, ABC):
-    """Embedding, layers, head. The state is of each layer the same number of tensors, float32.
+class Stack(LanguageModel):
+    """Embedding, layers, head. A layer takes (x, its state, draws) and gives x and its state; that is float32 between.
 
     Sites of draws: dropout of the embedding has 0, that after layer n has 1 + n, those within layers begin at
     1 + layers. Of the draws of a step, dropout of words has 0, and layers begin at 1.
     """
 
+    end_std = 0.05  # of the weights that embedding and head begin with
+
     def __init__(self, config: StackConfig, vocab_size: int, layers: Iterable[nn.Module]) -> None:
         super().__init__()
+        self.state_shapes = config.state_shapes
         self.embed = nn.Embedding(vocab_size, config.widths[0])
         self.layers = nn.ModuleList(layers)
         self.norm: nn.Module = nn.Identity()
         self.head = nn.Linear(config.widths[-1], vocab_size, bias=config.head_bias)
         for end in (self.embed, self.head):
-            nn.init.normal_(end.weight, std=EMBED_STD)
+            nn.init.normal_(end.weight, std=self.end_std)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
         self.word_dropout = Dropout(config.embed_word_dropout, 0, of_step=True)
@@ -103,29 +109,26 @@ class Stack(LanguageModel, ABC):
         )
         self.takes_draws = any(module.p > 0 for module in self.modules() if isinstance(module, Dropout))
 
-    @abstractmethod
-    def layer_state(self, number: int, num: int) -> State:
-        """Of layer `number` and `num` samples that have no past."""
+    def initial_state(self, num: int) -> State:
+        shapes = (shape for layer in self.state_shapes for shape in layer)
+        return tuple(torch.zeros(num, *shape, device=self.device) for shape in shapes)
 
-    @abstractmethod
     def run_layer(self, number: int, x: Tensor, past: State, draws: Draws | None) -> tuple[Tensor, State]:
         """What layer `number` makes of x (B, T, C) after its past; and its state then."""
-
-    def initial_state(self, num: int) -> State:
-        return tuple(part for number in range(len(self.layers)) for part in self.layer_state(number, num))
+        return self.layers[number](x, past, draws)
 
     def forward(
         self, ids: Tensor, state: State | None = None, draws: Draws | None = None
     ) -> tuple[Tensor, State | None]:
-        x = self.dropouts[0](self._embedded(ids, draws), draws)  # (B, T, C)
+        x = self._embedded(ids, draws)  # (B, T, C)
         past = self.initial_state(len(ids)) if state is None else state
-        num_parts = len(past) // len(self.layers)
+        num_parts = len(self.state_shapes[0])
         after: list[Tensor] = []
         for number in range(len(self.layers)):
+            x = self.dropouts[number](x, draws)
             x, seen = self.run_layer(number, x, past[num_parts * number : num_parts * (number + 1)], draws)
-            x = self.dropouts[1 + number](x, draws)
             after += (part.float() for part in seen)
-        return self.norm(x), None if state is None else tuple(after)
+        return self.dropouts[-1](self.norm(x), draws), None if state is None else tuple(after)
 
     def _embedded(self, ids: Tensor, draws: Draws | None) -> Tensor:
         """Vectors (B, T, C) of ids; a dropped word is 0 wherever it stands, as if its row was (Merity et al. 2018)."""

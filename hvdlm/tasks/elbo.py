@@ -89,6 +89,7 @@ class Elbo(Task):
 
     def __init__(self, config: ElboConfig, context: TaskContext) -> None:
         assert isinstance(context.objective, ObjectiveConfig) and isinstance(context.noise, NoiseConfig)
+        context.objective.refuse_hidden(config.kind)
         self.config, self.objective, self.noise = config, context.objective, context.noise
         self.eos_id = context.vocabulary.eos_id
         self.sums = ("loss", "targets", "sentences", "kl", *(("importance",) if config.samples else ()))

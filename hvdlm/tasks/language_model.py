@@ -13,6 +13,7 @@ from torch import Tensor
 from hvdlm.compute.draws import Draws, threshold
 from hvdlm.config import Section
 from hvdlm.data.windows import IGNORED
+from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, State
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskConfig, TaskContext, unseen, without_padding
 
@@ -35,6 +36,16 @@ class ObjectiveConfig(Section):
     def is_on(self) -> bool:
         """Whether there are terms of the logits."""
         return self.label_smoothing > 0 or self.z_loss > 0
+
+    @property
+    def is_of_hidden(self) -> bool:
+        """Whether there are terms of what the head sees, which only `task: lm` knows."""
+        return self.activation > 0 or self.temporal > 0
+
+    def refuse_hidden(self, kind: str) -> None:
+        """UserError where a task of this kind would pass over a term."""
+        if self.is_of_hidden:
+            raise UserError(f"objective.activation, temporal: are for task: lm, not {kind}; leave them out")
 
 
 class NoiseConfig(Section):
@@ -90,7 +101,7 @@ class LanguageModelling(Task):
         else:
             aim = -torch.where(is_target, chosen, 0.0).sum()
             nll = aim.detach()
-        if self.objective.activation or self.objective.temporal:
+        if self.objective.is_of_hidden:
             aim = aim + activity(hidden, batch.targets, self.objective)
         return Sums(aim, torch.stack((nll.double(), is_target.sum().double()))), state
 

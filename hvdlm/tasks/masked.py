@@ -63,6 +63,7 @@ class MaskedTokens(Task):
         self._eos_id = vocabulary.eos_id
         self._special = [number for number in (vocabulary.eos_id, vocabulary.bos_id) if number is not None]
         assert isinstance(context.objective, ObjectiveConfig) and isinstance(context.noise, NoiseConfig)
+        context.objective.refuse_hidden(config.kind)
         if context.noise.is_on:
             raise UserError("noise: is for task: lm; mlm hides tokens as task.rate says: leave noise out")
         self._objective = context.objective

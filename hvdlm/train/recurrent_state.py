@@ -41,6 +41,12 @@ class RecurrentState:
 
     def load(self, everything: Sequence[Tensor]) -> None:
         """Take this rank's streams out of what `gather` returned at any number of ranks."""
+        found, wanted = ([tuple(part.shape[1:]) for part in state] for state in (everything, self._state))
+        if found != wanted:
+            raise UserError(
+                f"the checkpoint's carried state is of another version of hvdlm (tensors of {found} a stream, not"
+                f" {wanted}); begin a new run with these weights (init.from)"
+            )
         if len(everything) != len(self._state):
             raise UserError(
                 f"the checkpoint carries {len(everything)} tensors of state, this model has {len(self._state)}:"
