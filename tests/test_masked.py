@@ -1,5 +1,7 @@
 """Masks are exact in number, follow from the draws alone, spare ends of text, and hide whole words where asked to."""
 
+import base64
+import io
 import threading
 
 import numpy as np
@@ -25,6 +27,7 @@ from hvdlm.tasks.masked import MlmConfig
 from hvdlm.tokenizer.backend import BackendTokenizer
 from hvdlm.tokenizer.bytes_utf8 import ByteTokenizer
 from hvdlm.tokenizer.char import CharTokenizer
+from hvdlm.tokenizer.sentencepiece_model import SentencePieceTokenizer
 from hvdlm.tokenizer.tiktoken_ranks import TiktokenTokenizer
 from hvdlm.tokenizer.training import train_bpe, train_unigram, train_wordpiece
 from hvdlm.tokenizer.word import WordRule, WordTokenizer
@@ -240,11 +243,18 @@ def test_ids_tell_where_words_begin(tokenizer):
 
 def test_ids_of_a_rank_file_tell_where_words_begin():
     pytest.importorskip("tiktoken")
-    import base64
-
     tokens = [bytes([byte]) for byte in range(256)] + [b"th", b"the", b" w", b"er"]
     ranks = "\n".join(f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens))
     assert [word for word in words_of(TiktokenTokenizer(ranks, "gpt2")) if word] == ENGLISH
+
+
+def test_pieces_of_sentencepiece_tell_where_words_begin():
+    sentencepiece = pytest.importorskip("sentencepiece")
+    model, texts = io.BytesIO(), [TEXT.replace("\n", " ")] * 30
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=300, byte_fallback=True
+    )
+    assert words_of(SentencePieceTokenizer(model.getvalue())) == [*ENGLISH[:6], "中文", "that"]
 
 
 def test_a_vocabulary_that_does_not_mark_words_does_not_tell():

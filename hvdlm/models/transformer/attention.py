@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,26 +41,26 @@ def sight_of(  # noqa: PLR0913 - the ways in which less than all is seen
     causal: bool = True,
     window: int | None = None,
     known: Tensor | None = None,
-    bias: Callable[[Tensor], Tensor | None] = lambda distance: None,
+    bias: Callable[[Tensor], Tensor] | None = None,
 ) -> Sight:
     """The last of `time` queries stands where the last of `seen` keys does.
 
     `known` (B, S) bool says which keys there are. A query sees its own place in any case, for a softmax over nothing
     is NaN.
     """
-    distance = torch.arange(seen - time, seen, device=device).unsqueeze(1) - torch.arange(seen, device=device)  # (T, S)
-    scores = bias(distance)
-    if scores is None and known is None and (window is None or seen <= window):
+    if bias is None and known is None and (window is None or seen <= window):  # no (T, S) is built
         if not causal or time == 1:
             return Sight()
         if time == seen:
             return Sight(is_causal=True)
+    places = torch.arange(seen, dtype=torch.int32, device=device)
+    distance = places[seen - time :].unsqueeze(1) - places  # (T, S)
     mask = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
     if window is not None:
         mask = mask & (distance.abs() < window)
     if known is not None:
         mask = mask & known[:, None, None, :] | (distance == 0)  # (B, 1, T, S)
-    return Sight(mask=mask if scores is None else torch.where(mask, scores, float("-inf")))
+    return Sight(mask=mask if bias is None else torch.where(mask, bias(distance), float("-inf")))
 
 
 def source_sight(known: Tensor) -> Sight:
@@ -96,12 +96,12 @@ class Attending(nn.Module):
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
         mask = sight.mask if sight.mask is None or sight.mask.dtype == torch.bool else sight.mask.to(q.dtype)
-        if self.kv_heads == self.heads:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=sight.is_causal)
-        if HAS_GROUPS:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=sight.is_causal, enable_gqa=True)
-        k, v = self._for_all_heads(k), self._for_all_heads(v)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=sight.is_causal)
+        options: dict[str, Any] = {"attn_mask": mask, "is_causal": sight.is_causal}
+        if self.kv_heads < self.heads and HAS_GROUPS and mask is None:
+            options["enable_gqa"] = True  # of CUDA's kernels only the one that takes no masks can group
+        else:
+            k, v = self._for_all_heads(k), self._for_all_heads(v)
+        return F.scaled_dot_product_attention(q, k, v, **options)
 
     def _by_weights(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, draws: Draws | None) -> Tensor:
         """With the weights (B, H, T, S) built, for torch's fused kernels know neither keyed masks nor soft-caps."""

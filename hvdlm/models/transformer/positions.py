@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -29,9 +30,8 @@ class Positions(nn.Module):
         """Of keys and queries, for the positions [0, end)."""
         return None
 
-    def bias(self, distance: Tensor) -> Tensor | None:
-        """(H, T, S), to add to the scores of keys so far before the query, `distance` (T, S)."""
-        return None
+    # (H, T, S), to add to the scores of keys so far before the query, a distance (T, S).
+    bias: Callable[[Tensor], Tensor] | None = None
 
 
 class PositionsConfig(Section, ABC):
