@@ -80,19 +80,18 @@ def bench(options: GpuBenchOptions) -> dict:
         if options.batch % micro_batch:
             raise UserError(f"--micro-batches: {micro_batch} does not divide --batch {options.batch}")
     write_random_shards(_data_of(options), options.shape.vocab_size, 4 * options.batch * (options.shape.seq_len + 1))
-    rows, profiles = [], {}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    facts = {"gpu": name, "torch": torch.__version__, "shape": asdict(options.shape), "precision": options.precision}
+    result: dict[str, Any] = {**facts, "batch": options.batch, "rounds": options.rounds, "rows": [], "profiles": {}}
     for compiled in options.compiles:
         for micro_batch in options.micro_batches:
             found, profile = _measure(options, micro_batch, compiled, device)
             for row in found:
                 log.info(", ".join(f"{name} {value}" for name, value in row.items()))
-            rows += found
-            profiles[f"{micro_batch}, {'compiled' if compiled else 'eager'}"] = profile
+            result["rows"] += found
+            result["profiles"][f"{micro_batch}, {'compiled' if compiled else 'eager'}"] = profile
+            write_text_durably(options.out / "bench-gpu.json", to_json(result, indent=1) + "\n")
             _forget()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    facts = {"gpu": name, "torch": torch.__version__, "shape": asdict(options.shape), "precision": options.precision}
-    result = {**facts, "batch": options.batch, "rounds": options.rounds, "rows": rows, "profiles": profiles}
-    write_text_durably(options.out / "bench-gpu.json", to_json(result, indent=1) + "\n")
     return result
 
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Does everything work on this node's GPUs, and how fast? After `make setup` there; about 8 minutes on one H100.
+# Does everything work on this node's GPUs, and how fast? After `make setup` there; about 10 minutes on one H100.
 #   scripts/gpu_check.sh                    all steps
 #   scripts/gpu_check.sh tests bench        some: doctor tests bench data train resume ranks scale generate
 # A step that fails or takes too long stops no other one; logs, records and runs are left in OUT (runs/gpu-check).
-# LIMIT is seconds for a step (300), BENCH options of `hvdlm bench gpu`, TRAIN overrides of the training config.
+# LIMIT is seconds for a step (300), BENCH the options of `hvdlm bench gpu`, TRAIN overrides of the training config.
 set -uo pipefail
 cd "$(dirname "$(realpath "$0")")/.." || exit
 export PATH=$PWD/.venv/bin:$PATH
 OUT=${OUT:-runs/gpu-check}
-read -ra bench_options <<<"${BENCH:-}"
+read -ra bench_options <<<"${BENCH:---micro-batches 16,32 --compile yes --rounds 3 --steps 1}"
 read -ra overrides <<<"${TRAIN:-}"
 if [ "$(id -u)" = 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
 export PYTHONUNBUFFERED=1

@@ -29,8 +29,9 @@ def cxx_standard(aten_header: str) -> int:
 
 NEEDS_GPU = 'set(NEEDS_GPU "$ENV{HOROVOD_GPU_OPERATIONS}$ENV{HOROVOD_GPU_ALLREDUCE}")'
 # Its sources lean on headers that other headers brought along: up to GCC 12, and each later one brings fewer.
-HEADERS = ("algorithm", "array", "cstdint", "cstring", "functional", "limits", "memory", "mutex", "numeric")
-HEADERS += ("sstream", "stdexcept", "string", "thread")
+HEADERS = re.findall(
+    r"\w+", "algorithm array cstdint cstring functional limits memory mutex numeric sstream stdexcept string thread"
+)
 INCLUDES = f'add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:SHELL:{" ".join(f"-include {name}" for name in HEADERS)}>")'
 UNLESS_ASKED = "".join(f"if(NOT HAVE_{kind})\n  set(Pytorch_{kind} FALSE)\nendif()\n" for kind in ("CUDA", "ROCM"))
 

@@ -109,7 +109,7 @@ def test_a_part_of_each_corpus_stands_for_all_of_it():
     model = Unigram(torch.tensor([0.9, 0.1]).log())
     splits = [Tokens([0] * 9000), Tokens([1] * 1000)]
     results = {part: [loss_on(model, EvaluationWindows(split, 10, 0, part)) for split in splits] for part in (0, 500)}
-    whole, part = (pool(found, [split.entry for split in splits]) for found in results.values())
+    whole, part = (pool(TASK, found, [split.entry for split in splits]) for found in results.values())
     assert part.loss == pytest.approx(whole.loss, rel=1e-6)
     assert (part.num_tokens, part.split_tokens, part.bits_per_byte) == (1000, 10_000, None)
 

@@ -1,5 +1,6 @@
 """One step: accumulation, clipping and precision do what their names say; one reduction a step."""
 
+import functools
 import json
 import math
 
@@ -44,6 +45,19 @@ def run(engine, first, end):
 
 def weights(engine):
     return parameters_to_vector(engine.model.parameters()).detach()
+
+
+def test_a_compiled_step_is_one_graph_with_the_loss_in_it(make_engine, monkeypatch):
+    """On a GPU the float32 logits are then never written. Traced by torch.compile, and run as it stands."""
+    graphs = []
+    monkeypatch.setattr(
+        torch, "compile", functools.partial(torch.compile, backend=lambda graph, _: graphs.append(graph) or graph)
+    )
+    plain, compiled = make_engine(), make_engine("train.compile=true")
+    assert run(compiled, 0, 3) == run(plain, 0, 3)
+    (graph,) = graphs
+    assert "cross_entropy" in str(graph.graph)
+    assert "sin" not in {node.target for node in graph.graph.nodes if node.op == "call_method"}  # of a rotation
 
 
 class CountingWorld(SerialWorld):

@@ -74,6 +74,8 @@ def test_a_preset_fills_what_is_not_said_and_all_of_it_is_saved():
     assert TransformerConfig.model_validate(saved) == config
     assert "preset" not in config.architecture  # a name changes no weight
     assert TransformerConfig(preset="gpt2").remarks == TransformerConfig().remarks == ()
+    (remark,) = TransformerConfig(causal=False, positions={"kind": "none"}).remarks
+    assert "a bag of tokens" in remark
 
 
 def test_what_older_checkpoints_do_not_note_has_its_default():
@@ -234,7 +236,7 @@ def test_learned_positions_are_as_many_as_a_run_has_and_longer_sequences_are_ref
         ("positions=rotery", r"model.positions: must be .* did you mean 'rotary'"),
         (
             "positions={kind: learned, base: 5}",
-            r"base of model.positions is no key of kind: learned, which has max_seq_len$",
+            r"base of model.positions is no key of kind: learned, which has max_seq",
         ),
         ("preset=gpt3", r"model.preset: must be .* did you mean 'gpt2'"),
         ("window=0", r"model.window: "),

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hvdlm import checkpoint
 from hvdlm.compute.draws import Draws, draws_for
-from hvdlm.data.manifest import read_manifest
+from hvdlm.data.manifest import SplitEntry, read_manifest
 from hvdlm.data.stream import TokenStream
 from hvdlm.data.windows import IGNORED, EvaluationDocuments
 from hvdlm.errors import UserError
@@ -28,7 +28,7 @@ from hvdlm.session.metrics import read_metrics
 from hvdlm.session.stop import Wish
 from hvdlm.tasks import TaskContext
 from hvdlm.tasks.elbo import ElboConfig
-from hvdlm.tasks.evaluate import evaluate
+from hvdlm.tasks.evaluate import Evaluation, evaluate, pool
 from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig
 from hvdlm.tasks.posteriors import active_units, mutual_information
 from hvdlm.train.interval import IntervalMeter
@@ -309,6 +309,21 @@ def test_an_evaluation_is_the_same_at_any_number_of_ranks_and_in_any_batches(sen
     assert alone["iw_perplexity"] == pytest.approx(math.exp(alone["iw_loss"]))
     assert 0 < alone["mutual_information"] < min(alone["kl"], math.log(50))
     assert 0 <= alone["active_units"] <= 4
+
+
+def test_figures_of_a_sentence_are_pooled_by_sentences():
+    """A corpus of long sentences has no more of a say for its tokens."""
+    task, entry = (
+        task_of(),
+        SplitEntry(shards=(), num_tokens=40, num_documents=1, text_bytes=40, unigram_loss=1.0, digest=""),
+    )
+    parts = [  # 10 sentences of 4 tokens, and of one of 40 half was read
+        Evaluation(2.0, 7.4, None, 40, 40, 1.0, {}, {"loss": 80.0, "targets": 40.0, "sentences": 10.0, "kl": 30.0}),
+        Evaluation(1.0, 2.7, None, 20, 40, 1.0, {}, {"loss": 20.0, "targets": 20.0, "sentences": 0.5, "kl": 2.0}),
+    ]
+    found = pool(task, parts, [entry, entry])
+    assert found.loss == pytest.approx(1.5)
+    assert found.figures == pytest.approx({"reconstruction": (120 - 34) / 11, "kl": 34 / 11, "elbo": 120 / 11})
 
 
 def test_information_is_that_of_the_aggregated_posterior(monkeypatch):

@@ -109,6 +109,31 @@ def test_a_gpu_that_horovod_cannot_use_is_not_used_in_silence(monkeypatch, caplo
         prepare_device("cuda", without)
 
 
+def test_a_gpu_gives_the_same_bits_where_it_is_asked_to(monkeypatch):
+    """With `warn_only` torch would take kernels that do not: cuDNN's attention, and the memory-efficient one."""
+    chosen = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *how, **also: chosen.append((how, also)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    for flag in (False, True):
+        assert prepare_device("auto", place.Place(0, 1, 1), deterministic=flag) == torch.device("cuda", 0)
+        assert chosen.pop() == ((flag,), {})
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == flag
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the user's own
+    prepare_device("auto", place.Place(0, 1, 1), deterministic=True)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    torch.backends.cudnn.allow_tf32 = True
+
+
+def test_a_gpu_that_is_not_there_is_named():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(UserError, match=r"train\.device: cuda: no GPU is to be seen here"):
+        prepare_device("cuda", place.Place(0, 1, 1))
+
+
 def test_what_the_user_set_for_threads_and_memory_is_left_alone():
     assert [threads_wanted({"OMP_NUM_THREADS": value}) for value in ("4", "4,2", "", "all")] == [4, 4, 0, 0]
     assert threads_wanted({}) == 0

@@ -71,7 +71,8 @@ def _choose_kernels(deterministic: bool) -> None:
     if deterministic:
         fix_cublas_workspace()
     torch.use_deterministic_algorithms(deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over each new tensor, for faulty programs
+    # A pass over each new tensor, for programs that read what they have not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def check_own_gpu(device: torch.device, world: World) -> None:

@@ -46,8 +46,8 @@ class Draws:
         integer hash (xor-shift and multiply modulo 2^32, constants of Wellons' hash-prospector search).
         """
         # The product is one of tensors, which wraps: torch.compile may take the site for a variable.
-        start = self.keys + torch.full_like(self.keys, site) * _signed64(_GOLDEN)
-        keys = _mix64(start).view(-1, *[1] * len(shape_per_sample))
+        start = self.keys + torch.full_like(self.keys, site) * signed64(_GOLDEN)
+        keys = mix64(start).view(-1, *[1] * len(shape_per_sample))
         places = torch.arange(math.prod(shape_per_sample), dtype=torch.int32, device=keys.device)
         bits = places.view(1, *shape_per_sample) * (keys.to(torch.int32) | 1)
         bits += (keys >> 32).to(torch.int32)
@@ -93,10 +93,10 @@ def threshold(p: float) -> int:
     return min(round(p * 2**32), 2**32 - 1) - 2**31
 
 
-def _mix64(value: Tensor) -> Tensor:
+def mix64(value: Tensor) -> Tensor:
     """`partition.mix` of int64 tensors, for torch has no unsigned arithmetic."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        value = (value ^ _shifted(value, shift, 64)) * _signed64(factor)
+        value = (value ^ _shifted(value, shift, 64)) * signed64(factor)
     return value ^ _shifted(value, 31, 64)
 
 
@@ -105,6 +105,6 @@ def _shifted(value: Tensor, shift: int, width: int) -> Tensor:
     return (value >> shift).bitwise_and_((1 << width - shift) - 1)
 
 
-def _signed64(number: int) -> int:
+def signed64(number: int) -> int:
     """`number` modulo 2^64 as an int64."""
     return (number + 2**63 & _MASK64) - 2**63

@@ -11,6 +11,7 @@ from hvdlm.config import tagged_union
 from hvdlm.models.convolutional import ConvConfig
 from hvdlm.models.hmm import HmmConfig
 from hvdlm.models.interface import FamilyConfig, LanguageModel, Vocabulary
+from hvdlm.models.maxent import MaxentConfig
 from hvdlm.models.min_gru import MinGruConfig
 from hvdlm.models.ngram import NgramConfig
 from hvdlm.models.recurrent import GruConfig, LstmConfig, RnnConfig
@@ -26,6 +27,7 @@ MODELS: dict[str, type[FamilyConfig]] = {
     "conv": ConvConfig,
     "hmm": HmmConfig,
     "ngram": NgramConfig,
+    "maxent": MaxentConfig,
     "vae": VaeConfig,
 }
 

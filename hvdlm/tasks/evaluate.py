@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -41,10 +41,11 @@ class Evaluation:
     split_tokens: int
     unigram_loss: float | None
     figures: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)  # that the figures are made of
 
     def to_dict(self) -> dict:
         values = asdict(self)
-        figures = values.pop("figures")
+        figures, _ = values.pop("figures"), values.pop("sums")
         return {**values, **figures}
 
     @property
@@ -87,7 +88,8 @@ def evaluate(  # noqa: PLR0913 - model, task and data, and how they meet
     is_text = task.predicts_text and num_tokens == entry.num_tokens
     text_bytes = entry.text_bytes if is_text else None
     nats = sums_by_name["loss"]
-    return _evaluation(nats, loss, num_tokens, entry.num_tokens, text_bytes, entry.unigram_loss, figures)
+    found = _evaluation(nats, loss, num_tokens, entry.num_tokens, text_bytes, entry.unigram_loss, figures)
+    return replace(found, sums=sums_by_name)
 
 
 def _sums_of(
@@ -206,13 +208,14 @@ class SplitEvaluation:
             for _, read, entry in self._parts
         ]
         by_corpus = {name: result for (name, _, _), result in zip(self._parts, results, strict=True)}
-        return pool(results, [entry for _, _, entry in self._parts]), by_corpus if self._has_several else {}
+        return pool(task, results, [entry for _, _, entry in self._parts]), by_corpus if self._has_several else {}
 
 
-def pool(results: list[Evaluation], entries: list[SplitEntry]) -> Evaluation:
+def pool(task: Task, results: list[Evaluation], entries: list[SplitEntry]) -> Evaluation:
     """One result over the tokens of several splits; of one it is that one, to the last bit.
 
-    A split counts by its own tokens, not by how many of them were read: the estimate is of all splits as they are.
+    A split counts by its own tokens, not by how many of them were read: the estimate is of all splits as they are. What
+    is no sum over examples, but of one split's examples together, is told of each alone.
     """
     if len(results) == 1:
         return results[0]
@@ -222,8 +225,7 @@ def pool(results: list[Evaluation], entries: list[SplitEntry]) -> Evaluation:
     is_whole = all(result.bits_per_byte is not None for result in results)
     text_bytes = sum(entry.text_bytes for entry in entries) if is_whole else None
     unigram_loss = mean_by_tokens([(result.unigram_loss, result.split_tokens) for result in results])
-    figures = {
-        name: sum(result.figures[name] * result.split_tokens for result in results) / split_tokens
-        for name in results[0].figures
-    }
+    parts = [(result.sums, result.split_tokens / max(1, result.num_tokens)) for result in results]
+    figures = task.figures({name: sum(sums[name] * scale for sums, scale in parts) for name in task.sums})
+    del figures["loss"]
     return _evaluation(loss * split_tokens, loss, num_tokens, split_tokens, text_bytes, unigram_loss, figures)

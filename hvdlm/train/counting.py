@@ -126,6 +126,13 @@ class SumsLearner(CountingLearner):
         self._figures: dict[str, float] = {}
 
     def _pass(self) -> tuple[float, float, float]:
+        total, comm_s = self._sums()
+        self._figures = cast(Summing, self.model).update(total)
+        is_first = self.world.rank == 0  # it speaks for all
+        return -float(total[-2]) * is_first, float(total[-1]) * is_first, comm_s
+
+    def _sums(self) -> tuple[list[Tensor], float]:
+        """What the model accumulates over the whole text, on every rank; seconds of waiting for others. Collective."""
         model, mine = cast(Summing, self.model), slice_of(self.world.rank, self.world.size, len(self._units) - 1)
         stack: list[tuple[Node, list[Tensor]]] = []
         for number in mine:
@@ -135,10 +142,7 @@ class SumsLearner(CountingLearner):
             push(stack, Node(0, number), sums, _added)
         begin = time.perf_counter()
         total = self._over_ranks(stack)
-        comm_s = time.perf_counter() - begin
-        self._figures = model.update(total)
-        is_first = self.world.rank == 0  # it speaks for all
-        return -float(total[-2]) * is_first, float(total[-1]) * is_first, comm_s
+        return total, time.perf_counter() - begin
 
     def facts(self) -> dict[str, float]:
         return self._figures

@@ -10,6 +10,7 @@ from broken import Broken
 from harness import make_config
 
 from hvdlm import checkpoint
+from hvdlm.compute import device
 from hvdlm.errors import UserError
 from hvdlm.session.metrics import RunLog
 from hvdlm.session.progress import Progress
@@ -201,3 +202,15 @@ def test_an_interval_is_the_same_on_all_ranks(world, engine_of):
     ends = world.gather(meter.next_end(2))
     assert len(set(ends)) == 1
     assert ends[0] <= 5
+
+
+@pytest.mark.on_ranks(3)
+@on_horovod
+def test_ranks_on_one_gpu_are_refused_alike_where_nccl_sums(world, data_dir, tmp_path, monkeypatch):
+    """Before the first sum over a GPU, which would fail on each in NCCL's own words."""
+    monkeypatch.setattr(device, "gpu_id", lambda _: "GPU-1")
+    monkeypatch.setattr(world, "needs_own_gpu", True)
+    with pytest.raises(UserError, match="ranks 0, 1(, 2)? share one GPU, which NCCL refuses") as failure:
+        setup.build_engine(make_config(data_dir, tmp_path), world)
+    assert failure.value.on_all_ranks
+    world.barrier()  # nobody is lost

@@ -1,14 +1,20 @@
 """N-grams counted by real ranks: the same bits as by one, over every way that bytes travel."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from harness import make_config
 
 from hvdlm.models import Vocabulary, build_model
 from hvdlm.models.ngram import NgramConfig
 from hvdlm.models.ngram_counts import adjusted_counts, empty_table, merge
 from hvdlm.partition import slice_of
+from hvdlm.train import counting
 from hvdlm.train.ngram_exchange import share_counts
+from hvdlm.train.setup import build_learner
+from hvdlm.world.serial import SerialWorld
 
 UNIT = 256
 
@@ -30,3 +36,26 @@ def test_ranks_count_what_one_counts(world):
         alone.update(adjusted_counts(alone.count(ids[1:], ids[:1])))
         expected = alone.state_dict()
         assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+def after_its_pass(data_dir, world):
+    learner, corpora = build_learner(make_config(data_dir, Path("unused"), "model={family: ngram}"), world)
+    assert learner.total_steps == 1
+    (result,) = learner.run(0, 1)
+    learner.close()
+    sums = result.sums.numpy()
+    world.sum_(sums)
+    assert sums[1] == corpora.manifest.splits["train"].num_tokens
+    return learner.model.state_dict(), sums[0]
+
+
+@pytest.mark.on_ranks(1, 2, 3)
+@pytest.mark.parametrize("num_units", [1, 7])
+def test_ranks_learn_what_one_learns(data_dir, world, monkeypatch, num_units):
+    """And the loss of the text in the model, each rank's part of it read on from what stands before."""
+    monkeypatch.setattr(counting, "MOST_UNITS", num_units)
+    monkeypatch.setattr(counting, "UNIT_TOKENS", 500)
+    found, nats = after_its_pass(data_dir, world)
+    alone, same_nats = after_its_pass(data_dir, SerialWorld())
+    assert all(torch.equal(tensor, alone[name]) for name, tensor in found.items())
+    assert nats == pytest.approx(same_nats, rel=1e-12)

@@ -135,8 +135,10 @@ class Attention(Attending):
         seen: State = ()  # what nobody asked for is kept by nobody
         if past is not None:
             k, v = (torch.cat((before.to(now.dtype), now), dim=2) for before, now in zip(past, (k, v), strict=True))
-            first = 0 if view.keep is None else max(0, k.shape[2] - view.keep)
-            seen = tuple(part[:, :, first:].to(before.dtype) for part, before in zip((k, v), past, strict=True))
+            seen = k, v
+            if view.keep is not None:  # a state of fixed size, of one type too
+                first = k.shape[2] - view.keep
+                seen = tuple(part[:, :, first:].to(before.dtype) for part, before in zip(seen, past, strict=True))
         if view.rotation is not None:
             cos, sin = view.rotation
             first = k.shape[2] - q.shape[2]

@@ -38,12 +38,16 @@ class TransformerConfig(Options):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        given = self.model_dump()
-        fills = type(self)(preset=self.preset).model_dump()
+        found = []
+        given, fills = self.model_dump(), type(self)(preset=self.preset).model_dump()
         other = [
             f"{name}: {given[name]} (not {fills[name]})" for name in PRESETS[self.preset] if given[name] != fills[name]
         ]
-        return (f"model.preset: {self.preset} but for {', '.join(other)}, as the config says",) if other else ()
+        if other:
+            found.append(f"model.preset: {self.preset} but for {', '.join(other)}, as the config says")
+        if not self.causal and self.positions.kind == "none":
+            found.append("model.positions: none with model.causal: false: the model sees a bag of tokens, in no order")
+        return tuple(found)
 
     def for_sequences(self, seq_len: int) -> TransformerConfig:
         return self.model_copy(update={"positions": self.positions.for_sequences(seq_len)})
