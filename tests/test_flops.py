@@ -21,7 +21,7 @@ from hvdlm.models.transformer import TransformerConfig
         TransformerConfig(layers=3, heads=2, width=48),
         LstmConfig(layers=3, width=48),
         LstmConfig(layers=1, width=96),
-        LstmConfig(layers=3, width=96, embed_width=48),
+        LstmConfig(layers=2, width=48, embed_width=32),
         RnnConfig(layers=2, width=48),
         GruConfig(layers=2, width=48),
         MinGruConfig(layers=2, width=48),
