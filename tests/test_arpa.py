@@ -69,6 +69,7 @@ def test_a_file_says_what_the_model_says(model, tmp_path):
     write_arpa(path, model.tables(), NAMES, 0, begins=True)
     text = path.read_text()
     lines = lines_of(text)
+    assert lines["</s>"][1] == 0 and lines["<s>"][1] < 0  # nothing follows the one, what follows the other is its own
     for order, table in enumerate(model.tables(), 1):
         num = sum(len(words.split()) == order for words in lines)
         assert f"ngram {order}={num}\n" in text and num == len(table.keys) + (order == 1)
