@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from harness import make_config
 
 from hvdlm.config import free_on_resume, load, to_yaml
 from hvdlm.errors import UserError
@@ -311,3 +312,16 @@ def test_impossible_combinations_of_preprocessing(write):
 def test_the_shipped_configs_are_valid(path):
     model = PreprocessConfig if "\ninput:" in path.read_text() else RunConfig
     load(model, path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model={family: maxent, l2: 1e-7}", "objective.z_loss=0.1"), "do not go together with model.l1 and l2"),
+        (("model={family: ngram}", "noise.word_dropout=0.1"), "for what is trained by gradients; this ngram is"),
+        (("model={family: hmm}", "objective.temporal=0.1"), "for what is trained by gradients; this hmm is counted"),
+    ],
+)
+def test_terms_that_would_act_on_nothing_are_refused(tmp_path, overrides, message):
+    with pytest.raises(UserError, match=message):
+        make_config(tmp_path, tmp_path, *overrides)

@@ -82,6 +82,7 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
         world.sum_(num)
         nats = result.loss * result.num_tokens
         how |= {"num_words": int(num[0]), "word_perplexity": math.exp(min(nats / int(num[0]), 700.0))}
+    how["data"] = str(corpora)
     return {**result.to_dict(), **parts, **how, "split": split, "step": state["step"], "checkpoint": str(path)}
 
 

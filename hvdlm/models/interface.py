@@ -66,6 +66,11 @@ class FamilyConfig(Section, ABC):
         return ""
 
     @property
+    def own_terms(self) -> str:
+        """Settings by which the model adds terms of its own to a plain objective, and to no other; or nothing."""
+        return ""
+
+    @property
     def facts(self) -> str:
         """What to say of it at the start, beside its size; or nothing."""
         return ""

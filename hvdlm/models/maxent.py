@@ -50,6 +50,10 @@ class MaxentConfig(FamilyConfig):
     def learner(self) -> str:
         return self.training
 
+    @property
+    def own_terms(self) -> str:
+        return "model.l1 and l2" if self.l1 or self.l2 else ""
+
     def build(self, vocabulary: Vocabulary) -> LanguageModel:
         return Maxent(self, vocabulary)
 

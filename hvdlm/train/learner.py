@@ -16,7 +16,7 @@ from torch import Tensor
 from hvdlm.data.manifest import Manifest
 from hvdlm.data.orders import MixedStreams
 from hvdlm.data.stream import TokenStream
-from hvdlm.models import LanguageModel
+from hvdlm.models import LanguageModel, num_parameters
 from hvdlm.tables import counted
 from hvdlm.tasks import Task
 from hvdlm.train.batch_plan import BatchPlan
@@ -116,6 +116,11 @@ class Learner(ABC):
         """The validation losses of a checkpoint's state."""
         found = state.get("engine", {}).get("val_losses", [])
         return [math.nan if loss is None else loss for loss in found]
+
+    @property
+    def size_in_words(self) -> str:
+        """How large the model is, as it stands behind the family's name."""
+        return f"of {num_parameters(self.model):,} parameters"
 
     @property
     def step_in_words(self) -> str:

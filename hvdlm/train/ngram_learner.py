@@ -21,6 +21,10 @@ class NgramLearner(CountingLearner):
     passes = 1
 
     @property
+    def size_in_words(self) -> str:
+        return "of as many parameters as the text has n-grams"
+
+    @property
     def step_in_words(self) -> str:
         return "the one step counts the train split: optim, sync, batches and steps have no part in it"
 

@@ -27,7 +27,6 @@ from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.files import read_text, write_text_durably
 from hvdlm.host import affinity
 from hvdlm.launch.environment import memory_is_tuned
-from hvdlm.models import num_parameters
 from hvdlm.session.metrics import RunLog
 from hvdlm.session.progress import Progress
 from hvdlm.session.stop import KILL, BatchJob, StopFlag, stop_flag
@@ -186,7 +185,7 @@ def _changes(before: dict, now: dict, prefix: str = "") -> list[str]:
 def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: World) -> None:
     train, batch = config.train, config.train.global_batch
     names = ", ".join(corpus.name for corpus in corpora.corpora)
-    size = f"{config.model.family} of {num_parameters(learner.model):,} parameters"
+    size = f"{config.model.family} {learner.size_in_words}"
     epochs = ", ".join(f"{samples / batch:,.1f}" for samples in learner.epoch_samples)
     epoch = f", an epoch of {names} is {epochs}" if learner.descends else ""
     log.info(
