@@ -111,7 +111,7 @@ def bench_train(workloads: tuple[str, ...], variants: str, out: Path, as_json: b
 @overrides_argument
 @click.option("--ranks", type=RANKS, default=2, show_default=True)
 @click.option("--steps", type=WholeNumber(1), default=400, show_default=True, help="Of those that descend.")
-@click.option("--families", type=NameList(_families), default=None, help="Comma-separated; default: all.")
+@click.option("--families", type=NameList(_families), metavar="NAMES", default=None, help="With commas; default: all.")
 @click.option("--out", type=PATH, default=Path("runs/bench-models"), show_default=True)
 @json_option
 def bench_models(

@@ -55,6 +55,7 @@ class HmmConfig(FamilyConfig):
     )
 
     carries_state = True
+    compiles = False  # how many steps of which widths, the ids say
 
     @property
     def learner(self) -> str:
@@ -123,7 +124,6 @@ class Hmm(LanguageModel):
     def initial_state(self, num: int) -> State:
         return (self.inside.detach().softmax(0).repeat(num, 1),)
 
-    @torch.compiler.disable()  # how many steps of which widths, the ids say
     def forward(
         self, ids: Tensor, state: State | None = None, draws: Draws | None = None
     ) -> tuple[Tensor, State | None]:

@@ -55,17 +55,6 @@ class TrainConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _check_objective(self) -> RunConfig:
-        """What would act on nothing is refused."""
-        objective, family = self.objective, self.model.family
-        if objective.is_on and self.model.own_terms:
-            raise ValueError(f"objective: its terms do not go together with {self.model.own_terms}; set one of them")
-        is_more = objective.is_on or objective.is_of_hidden or self.noise.is_on
-        if self.model.learner != "gradient" and is_more:
-            raise ValueError(f"objective and noise are for what is trained by gradients; this {family} is counted")
-        return self
-
-    @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         if self.global_batch % self.micro_batch:
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
@@ -109,6 +98,23 @@ class RunConfig(Section):
                 f"task: {self.task.kind} is nothing for this model ({family}), which can be trained for"
                 f" {', '.join(kinds)}{self.model.task_remedy}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_compile(self) -> RunConfig:
+        if self.train.compile and not self.model.compiles:
+            raise ValueError(f"train.compile: no graph can be made of model.family: {self.model.family}; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_objective(self) -> RunConfig:
+        """What would act on nothing is refused."""
+        objective, family = self.objective, self.model.family
+        if objective.is_on and self.model.own_terms:
+            raise ValueError(f"objective: its terms do not go together with {self.model.own_terms}; set one of them")
+        is_more = objective.is_on or objective.is_of_hidden or self.noise.is_on
+        if self.model.learner != "gradient" and is_more:
+            raise ValueError(f"objective and noise are for what is trained by gradients; this {family} is counted")
         return self
 
     @model_validator(mode="after")
