@@ -211,6 +211,6 @@ def test_ranks_on_one_gpu_are_refused_alike_where_nccl_sums(world, data_dir, tmp
     monkeypatch.setattr(device, "gpu_id", lambda _: "GPU-1")
     monkeypatch.setattr(world, "needs_own_gpu", True)
     with pytest.raises(UserError, match="ranks 0, 1(, 2)? share one GPU, which NCCL refuses") as failure:
-        setup.build_engine(make_config(data_dir, tmp_path), world)
+        setup.build_learner(make_config(data_dir, tmp_path), world)
     assert failure.value.on_all_ranks
     world.barrier()  # nobody is lost
