@@ -90,9 +90,14 @@ class EngineProgram:
 class Constant:
     """The same windows for every step."""
 
+    pads = False
+
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
         self._windows: np.ndarray | None = None
+
+    def lengths(self, positions: np.ndarray) -> np.ndarray:
+        return self._batches.lengths(positions)
 
     def windows(self, positions: np.ndarray, step: int) -> np.ndarray:
         if self._windows is None:
