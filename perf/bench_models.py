@@ -7,17 +7,15 @@ its own, and the loss is that of its last validation.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hvdlm.config import to_yaml, validate
+from hvdlm.config import validate
 from hvdlm.data.corpora import open_corpora
 from hvdlm.errors import UserError
 from hvdlm.files import to_json, write_text_durably
@@ -25,11 +23,10 @@ from hvdlm.models import MODELS
 from hvdlm.tables import counted, table
 from hvdlm.train.config import RunConfig
 
-from .job import JobFailed, run_job
+from .bench_sync import OTHER_ENDS, train_afresh
+from .job import JobFailed
 
 log = logging.getLogger("hvdlm")
-
-OTHER_ENDS = ("tokens", "epochs", "minutes", "target_loss", "patience")  # of training, but its steps
 
 
 @dataclass(frozen=True)
@@ -115,14 +112,9 @@ def bench(config: RunConfig, options: ModelBenchOptions) -> dict[str, Any]:
 
 def _run(settings: RunConfig, ranks: int) -> ModelResult:
     """Train from nothing in the run's own folder, of which the checkpoint is not kept; raises JobFailed."""
-    shutil.rmtree(settings.run_dir, ignore_errors=True)
-    settings.run_dir.mkdir(parents=True)
-    path = settings.run_dir / "bench.yaml"
-    path.write_text(to_yaml(settings))
     start = time.monotonic()
-    summary = json.loads(run_job(ranks, ["train", str(path), "--json"]).splitlines()[-1])
+    summary = train_afresh(settings, ranks)
     seconds = time.monotonic() - start
-    shutil.rmtree(settings.run_dir / "checkpoints")
     return ModelResult(
         task=settings.task.kind,
         parameters=summary["parameters"],

@@ -161,15 +161,21 @@ def _round(plan: dict[str, RunConfig], ranks: int, failed: dict[str, str]) -> di
     return found
 
 
-def run_way(settings: RunConfig, ranks: int) -> Outcome:
-    """Train from nothing in the run's own folder, of which the checkpoint is not kept; raises JobFailed."""
+def train_afresh(settings: RunConfig, ranks: int) -> dict[str, Any]:
+    """What `hvdlm train` tells, from nothing in the run's own folder, without its checkpoints; raises JobFailed."""
     shutil.rmtree(settings.run_dir, ignore_errors=True)
     settings.run_dir.mkdir(parents=True)
     path = settings.run_dir / "bench.yaml"
     path.write_text(to_yaml(settings))
     summary = json.loads(run_job(ranks, ["train", str(path), "--json"]).splitlines()[-1])
-    rows = [row for row in read_metrics(settings.run_dir / "metrics.jsonl", "train") if "tokens_per_s" in row]
     shutil.rmtree(settings.run_dir / "checkpoints")
+    return summary
+
+
+def run_way(settings: RunConfig, ranks: int) -> Outcome:
+    """One run; raises JobFailed."""
+    summary = train_afresh(settings, ranks)
+    rows = [row for row in read_metrics(settings.run_dir / "metrics.jsonl", "train") if "tokens_per_s" in row]
     return Outcome(summary["val_loss"], rate_of(rows), summary["bytes_per_step"])
 
 

@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from first_gradient import first_gradient
 from harness import make_config, make_text, preprocess
 from torch.nn.utils import parameters_to_vector
 
@@ -16,14 +17,11 @@ from hvdlm.data.manifest import read_manifest
 from hvdlm.data.stream import TokenStream
 from hvdlm.data.windows import IGNORED
 from hvdlm.models import build_model
-from hvdlm.session.stop import Wish
 from hvdlm.tasks.language_model import ObjectiveConfig, objective
-from hvdlm.train.interval import IntervalMeter
 from hvdlm.train.parts import vocabulary_of
 from hvdlm.train.step import GradientLearner
 from hvdlm.world.place import Place
 from hvdlm.world.serial import SerialWorld
-from hvdlm.world.threads import run_on_threads
 
 BUILDING = threading.Lock()  # weights come from torch's one generator
 DOCUMENTS = ("data.order=documents", "data.seq_len=32", "optim.clip=0", "train.steps=4")
@@ -51,23 +49,15 @@ def gradient(sentences, tmp_path):
     def gradient(size, *overrides, spoil=None):
         config = make_config(sentences, tmp_path, *DOCUMENTS, *overrides)
 
-        def on_rank(world):
+        def learner_of(world):
             with BUILDING:
                 learner = GradientLearner(config, TokenStream(sentences, "train"), manifest, world, Place(0, 1, 1))
             if spoil is not None:
                 learner.batches = spoil(learner.batches)
             learner.agree()
-            found = []
-            parameters = learner.sync.parameters
-            learner.sync.step = lambda: found.append(torch.cat([p.grad.detach().flatten() for p in parameters]))
-            meter = IntervalMeter(learner, 1)
-            interval = meter.agree(0, 1, learner.run(0, 1), wish=Wish.NONE)
-            learner.close()
-            return found[0].clone(), interval
+            return learner
 
-        results = run_on_threads(size, on_rank) if size > 1 else [on_rank(SerialWorld())]
-        assert all(torch.equal(found, results[0][0]) for found, _ in results)
-        return results[0]
+        return first_gradient(size, learner_of)
 
     return gradient
 

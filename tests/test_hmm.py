@@ -14,7 +14,6 @@ from hvdlm.models.baum_welch import (
     Probabilities,
     accumulate,
     log_prior,
-    merge,
     pieces_of,
     update,
     used_states,
@@ -27,6 +26,10 @@ from hvdlm.sync.tree import Node, fold, nodes_of, push
 
 EOS = 0
 GRADIENT = HmmConfig(states=3, training="gradient")
+
+
+def merge(left, right):
+    return Counts(*(one + other for one, other in zip(left, right, strict=True)))
 
 
 def some_probabilities(num_states, vocab_size, seed=0):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from first_gradient import first_gradient
 from harness import make_config, make_text, preprocess, run_training
 from safetensors.torch import load_file
 from torch import nn
@@ -25,13 +26,11 @@ from hvdlm.models import Vocabulary, build_model
 from hvdlm.models.latent import LatentModel, Posterior
 from hvdlm.models.vae import VaeConfig
 from hvdlm.session.metrics import read_metrics
-from hvdlm.session.stop import Wish
 from hvdlm.tasks import TaskContext
 from hvdlm.tasks.elbo import ElboConfig
 from hvdlm.tasks.evaluate import Evaluation, evaluate, pool
 from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig
 from hvdlm.tasks.posteriors import active_units, mutual_information
-from hvdlm.train.interval import IntervalMeter
 from hvdlm.train.remarks import remarks
 from hvdlm.train.step import GradientLearner
 from hvdlm.world.place import Place
@@ -231,18 +230,7 @@ def gradient(sentences, tmp_path):
     """(gradient that is applied in the first step, what the ranks say of the step), by a number of threads as ranks."""
 
     def gradient(size, *overrides):
-        def on_rank(world):
-            learner = learner_of(sentences, tmp_path, world, *overrides)
-            found, parameters = [], learner.sync.parameters
-            learner.sync.step = lambda: found.append(torch.cat([p.grad.detach().flatten() for p in parameters]))
-            meter = IntervalMeter(learner, 1)
-            interval = meter.agree(0, 1, learner.run(0, 1), wish=Wish.NONE)
-            learner.close()
-            return found[0].clone(), interval
-
-        results = run_on_threads(size, on_rank) if size > 1 else [on_rank(SerialWorld())]
-        assert all(torch.equal(found, results[0][0]) for found, _ in results)
-        return results[0]
+        return first_gradient(size, lambda world: learner_of(sentences, tmp_path, world, *overrides))
 
     return gradient
 

@@ -1,7 +1,7 @@
 """Baum-Welch: expected counts of a hidden Markov model over pieces of text, and the parameters that follow from them.
 
 Rabiner 1989, "A tutorial on hidden Markov models", whose scaled recursions these are; Baum et al. 1970. One pass is
-`accumulate` over fixed units of the text, `merge` of their counts in a fixed order, `update`. Counts are float64, and
+`accumulate` over fixed units of the text, the sum of their counts in a fixed order, `update`. Counts are float64, and
 a unit's are the same bits wherever they are computed.
 """
 
@@ -124,10 +124,6 @@ def zeros(num_states: int, vocab_size: int, device: torch.device | str = "cpu") 
     """The counts of no text."""
     shapes = ((num_states,), (num_states,), (num_states, num_states), (num_states, vocab_size), (), ())
     return Counts(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
-
-
-def merge(left: Counts, right: Counts) -> Counts:
-    return Counts(*(one + other for one, other in zip(left, right, strict=True)))
 
 
 def update(counts: Counts, prior: Prior) -> Probabilities:

@@ -47,6 +47,7 @@ class ConvConfig(StackConfig):
     kernel: int = Field(3, ge=1, le=1024, description="inputs that a convolution sees")
 
     carries_state = True
+    drops_within_layers = True
 
     @model_validator(mode="before")
     @classmethod
@@ -79,12 +80,6 @@ class ConvConfig(StackConfig):
         preset = PRESETS[self.preset].items()
         other = [f"{name}: {given[name]} (not {value})" for name, value in preset if given[name] != value]
         return (f"model.preset: {self.preset} but for {', '.join(other)}, as the config says",) if other else ()
-
-    @property
-    def dropouts(self) -> list[float]:
-        """Dropout of layers is within them."""
-        first, *between, last = super().dropouts
-        return [first, *[0.0 for _ in between], last]
 
     @property
     def state_shapes(self) -> list[list[tuple[int, ...]]]:

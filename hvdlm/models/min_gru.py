@@ -30,12 +30,7 @@ class MinGruConfig(StackConfig):
     kernel: int = Field(4, ge=1, le=64, description="inputs that the convolution before it sees; 1 is none")
 
     carries_state = True
-
-    @property
-    def dropouts(self) -> list[float]:
-        """Dropout of layers is within them."""
-        first, *between, last = super().dropouts
-        return [first, *[0.0 for _ in between], last]
+    drops_within_layers = True
 
     @property
     def state_shapes(self) -> list[list[tuple[int, ...]]]:

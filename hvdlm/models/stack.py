@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -15,6 +16,9 @@ from hvdlm.models.interface import FamilyConfig, LanguageModel, OfTraining, Stat
 
 class StackConfig(FamilyConfig):
     """The settings of ends and dropout; each family adds those of its layers."""
+
+    # Layers have the dropout of `layer_dropout` in them, and none between them.
+    drops_within_layers: ClassVar[bool] = False
 
     layers: int = Field(2, ge=1, le=10_000, description="one above the other")
     width: int = Field(256, ge=1, le=1_000_000, description="size of embedding and hidden state, C")
@@ -46,8 +50,8 @@ class StackConfig(FamilyConfig):
 
     @property
     def dropouts(self) -> list[float]:
-        """After the embedding, and after each layer."""
-        between = [self.dropout_of(self.layer_dropout)] * (self.layers - 1)
+        """After the embedding, and after each layer, but where that between layers is within them."""
+        between = [0.0 if self.drops_within_layers else self.dropout_of(self.layer_dropout)] * (self.layers - 1)
         return [self.dropout_of(self.embed_dropout), *between, self.dropout_of(self.output_dropout)]
 
     @property

@@ -137,7 +137,7 @@ class GradientLearner(Learner):
     def _positions(self, step: int, part: int, left_out: int) -> np.ndarray:
         """Those of a part of it."""
         mine = slice_of(part, self.world.size, self.plan.batch_at(step))
-        return self._all_positions(step, left_out)[mine.start : mine.stop]
+        return self.plan.samples_before(step) + left_out + np.arange(mine.start, mine.stop, dtype=np.int64)
 
     def _read(self, step: int, part: int, left_out: int) -> _Share:
         """Its examples and what they count; on the host, from where a GPU copies pinned memory while it computes."""
