@@ -7,8 +7,10 @@ import torch
 from harness import run_training
 
 from hvdlm.errors import UserError
-from hvdlm.inference.generate import Sampling, choose, continue_text, generate
+from hvdlm.inference.generate import Sampling, added_text, choose, continue_text, generate
 from hvdlm.models import LanguageModel
+from hvdlm.tokenizer import ByteTokenizer
+from hvdlm.tokenizer.word import WordRule, WordTokenizer
 
 LOGITS = torch.tensor([-300.0, 2.0, 1.0, 1.9, 300.0, -1e30])
 
@@ -63,3 +65,18 @@ def test_any_64_bit_seed_and_any_prompt_that_is_text(data_dir, tmp_path):
     assert isinstance(continue_text(run, (), "long " * 100, Sampling(), 2), str)
     with pytest.raises(UserError, match="--prompt: character 1 is not UTF-8"):
         continue_text(run, (), "a\udcff", Sampling(), 2)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "prompt", "text"),
+    [
+        (WordTokenizer(["<unk>", "<eos>", "the", "cat", "sat"], WordRule()), "the cat", " sat the"),
+        (WordTokenizer(["<unk>", "<eos>", "the", "cat", "sat"], WordRule()), "the dog", " sat the"),
+        (WordTokenizer(["<unk>", "<eos>", "the", "cat", "sat"], WordRule()), "", "sat the"),
+        (ByteTokenizer(), "cafè", "é"),
+    ],
+)
+def test_a_continuation_joins_the_prompt_as_the_vocabulary_writes_it(tokenizer, prompt, text):
+    written = tokenizer.encode(text).tolist()
+    assert added_text(tokenizer, tokenizer.encode(prompt).tolist(), written) == text
+    assert added_text(tokenizer, [], []) == ""

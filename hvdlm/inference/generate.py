@@ -14,6 +14,7 @@ from hvdlm import checkpoint
 from hvdlm.errors import UserError
 from hvdlm.inference.load import load_checkpoint_model, tokenizer_of
 from hvdlm.models import LanguageModel
+from hvdlm.tokenizer import Tokenizer
 from hvdlm.world.place import find_place
 from hvdlm.world.serial import SerialWorld
 
@@ -91,4 +92,12 @@ def continue_text(target: Path, overrides: tuple[str, ...], prompt: str, samplin
     ids = [first, *tokenizer.encode(prompt).tolist()]
     seq_len = None if config.model.carries_state else config.data.seq_len
     written = generate(loaded.model, ids, sampling, seq_len=seq_len, max_tokens=max_tokens, eos_id=state["eos_id"])
-    return tokenizer.decode(np.array(list(written), dtype=np.int64))
+    return added_text(tokenizer, ids[1:], list(written))
+
+
+def added_text(tokenizer: Tokenizer, read: list[int], written: list[int]) -> str:
+    """What ids add to the text of those before them: of a vocabulary of words, the space between them too."""
+    before, whole = (tokenizer.decode(np.array(ids, dtype=np.int64)) for ids in (read, read + written))
+    if whole.startswith(before):
+        return whole[len(before) :]
+    return tokenizer.decode(np.array(written, dtype=np.int64))
