@@ -11,8 +11,8 @@ from test_ngram import after_border, counted, random_documents, stream_of
 from hvdlm.errors import UserError
 from hvdlm.inference.load import load_checkpoint_model
 from hvdlm.inference.ngram_files import export_arpa, import_arpa
-from hvdlm.models.arpa import names_of, write_arpa
-from hvdlm.models.arpa_reader import parse_arpa, tables_of
+from hvdlm.models.ngram.arpa import names_of, write_arpa
+from hvdlm.models.ngram.arpa_reader import parse_arpa, tables_of
 from hvdlm.tokenizer import ByteTokenizer, CharTokenizer, from_json
 from hvdlm.world.place import find_place
 from hvdlm.world.serial import SerialWorld

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hvdlm.models.baum_welch import (
+from hvdlm.models.hmm import HmmConfig
+from hvdlm.models.hmm.baum_welch import (
     Counts,
     Prior,
     Probabilities,
@@ -19,9 +20,8 @@ from hvdlm.models.baum_welch import (
     used_states,
     zeros,
 )
-from hvdlm.models.hmm import HmmConfig
+from hvdlm.models.hmm.viterbi import best_path
 from hvdlm.models.interface import Vocabulary
-from hvdlm.models.viterbi import best_path
 from hvdlm.sync.tree import Node, fold, nodes_of, push
 
 EOS = 0

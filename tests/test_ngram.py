@@ -9,9 +9,9 @@ from kneser_ney_by_hand import KneserNeyByHand
 
 from hvdlm import checkpoint
 from hvdlm.models import Vocabulary, build_model
-from hvdlm.models.kneser_ney import FALLBACK, discounts_of, estimate
 from hvdlm.models.ngram import NgramConfig
-from hvdlm.models.ngram_counts import adjusted_counts, count_ngrams, merge
+from hvdlm.models.ngram.counts import adjusted_counts, count_ngrams, merge
+from hvdlm.models.ngram.kneser_ney import FALLBACK, discounts_of, estimate
 from hvdlm.train.ngram_exchange import share_counts
 from hvdlm.world.threads import run_on_threads
 

@@ -14,9 +14,9 @@ from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
 from hvdlm.inference.load import load_checkpoint_model, tokenizer_of
 from hvdlm.models import Vocabulary, build_model
-from hvdlm.models.arpa import UNKNOWN, names_of, write_arpa
-from hvdlm.models.arpa_reader import ArpaFile, parse_arpa, tables_of
 from hvdlm.models.ngram import Ngram
+from hvdlm.models.ngram.arpa import UNKNOWN, names_of, write_arpa
+from hvdlm.models.ngram.arpa_reader import ArpaFile, parse_arpa, tables_of
 from hvdlm.tokenizer import Tokenizer, digest, from_json, load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.setup import CONFIG

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hvdlm.models.ngram_counts import NgramTable, adjusted_counts, merge, sorting
+from hvdlm.models.ngram.counts import NgramTable, adjusted_counts, merge, sorting
 from hvdlm.partition import mix
 from hvdlm.world.interface import World
 

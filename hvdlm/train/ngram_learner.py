@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hvdlm.models.ngram import Ngram
-from hvdlm.models.ngram_counts import NgramTable, empty_table, merge
+from hvdlm.models.ngram.counts import NgramTable, empty_table, merge
 from hvdlm.partition import slice_of
 from hvdlm.sync.tree import Node, push
 from hvdlm.train.counting import CountingLearner, units_of

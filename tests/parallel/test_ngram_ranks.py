@@ -9,7 +9,7 @@ from harness import make_config
 
 from hvdlm.models import Vocabulary, build_model
 from hvdlm.models.ngram import NgramConfig
-from hvdlm.models.ngram_counts import adjusted_counts, empty_table, merge
+from hvdlm.models.ngram.counts import adjusted_counts, empty_table, merge
 from hvdlm.partition import slice_of
 from hvdlm.train import counting
 from hvdlm.train.ngram_exchange import share_counts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hvdlm.models.baum_welch import Probabilities
+from hvdlm.models.hmm.baum_welch import Probabilities
 
 
 def best_path(probabilities: Probabilities, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

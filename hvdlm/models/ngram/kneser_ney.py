@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hvdlm.models.ngram_counts import NgramTable
+from hvdlm.models.ngram.counts import NgramTable
 
 log = logging.getLogger("hvdlm")
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from hvdlm.files import naming, replace_durably
-from hvdlm.models.kneser_ney import BackoffTable
+from hvdlm.models.ngram.kneser_ney import BackoffTable
 
 if TYPE_CHECKING:
     from hvdlm.tokenizer import Tokenizer

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hvdlm.compute.draws import Draws
 from hvdlm.errors import UserError
-from hvdlm.models.baum_welch import (
+from hvdlm.models.hmm.baum_welch import (
     Counts,
     Packed,
     Prior,

@@ -18,9 +18,9 @@ import torch
 
 from hvdlm.errors import UserError
 from hvdlm.files import open_regular
-from hvdlm.models.arpa import BEGIN, END, UNKNOWN, ZERO, ids_at
-from hvdlm.models.kneser_ney import BackoffTable, find
-from hvdlm.models.ngram import BackoffTrie
+from hvdlm.models.ngram.arpa import BEGIN, END, UNKNOWN, ZERO, ids_at
+from hvdlm.models.ngram.kneser_ney import BackoffTable, find
+from hvdlm.models.ngram.model import BackoffTrie
 
 log = logging.getLogger("hvdlm")
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from hvdlm.compute.draws import Draws
 from hvdlm.models.interface import FamilyConfig, LanguageModel, State, Vocabulary
-from hvdlm.models.kneser_ney import BackoffTable, estimate, nothing_counted
-from hvdlm.models.ngram_counts import NgramTable, count_ngrams
+from hvdlm.models.ngram.counts import NgramTable, count_ngrams
+from hvdlm.models.ngram.kneser_ney import BackoffTable, estimate, nothing_counted
 
 BLOCK = 1 << 23  # elements of (rows, V) that are filled at a time
 
