@@ -10,6 +10,8 @@ from typing import Any
 from .job import Job
 from .site import Site
 
+TAKES_EXTENSIONS = ("train", "eval", "generate")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -27,6 +29,7 @@ class Request:
     after: tuple[str, ...] = ()  # ids of jobs that must have ended well
     dry_run: bool = False
     notes: tuple[str, ...] = ()  # what is said of it, once it is accepted
+    extensions: tuple[str, ...] = ()  # files of --import, for the stages that take it
     ranks_from: str = ""  # whose word ranks_per_node is, if not the user's own
 
     @property
@@ -41,5 +44,7 @@ class Request:
 
     def job(self, stage: str, words: tuple[str, ...], run_dir: Path, **more: Any) -> Job:
         """A job of this size; `more` are fields of `Job`."""
+        if stage in TAKES_EXTENSIONS:
+            words = (*words, *(word for file in self.extensions for word in ("--import", file)))
         size = (self.nodes, self.ranks_per_node, self.threads, self.minutes)
         return Job(stage, words, *size, self.cwd, self.activate, run_dir, **more)

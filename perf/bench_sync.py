@@ -25,6 +25,7 @@ from hvdlm.files import to_json, write_text_durably
 from hvdlm.session.metrics import read_metrics
 from hvdlm.tables import counted, table
 from hvdlm.train.config import RunConfig
+from hvdlm.train.parts import extensions_of, import_words
 
 from .confidence import bracketed
 from .job import JobFailed, run_job
@@ -167,7 +168,8 @@ def train_afresh(settings: RunConfig, ranks: int) -> dict[str, Any]:
     settings.run_dir.mkdir(parents=True)
     path = settings.run_dir / "bench.yaml"
     path.write_text(to_yaml(settings))
-    summary = json.loads(run_job(ranks, ["train", str(path), "--json"]).splitlines()[-1])
+    words = ["train", str(path), "--json", *import_words(extensions_of(settings))]
+    summary = json.loads(run_job(ranks, words).splitlines()[-1])
     shutil.rmtree(settings.run_dir / "checkpoints")
     return summary
 

@@ -44,6 +44,7 @@ class MeasurementSpec:
     warmup: int
     is_strong: bool
     is_weak: bool
+    extensions: Sequence[str] = ()  # files of --import, which the config needs
 
 
 def read_spec(path: Path) -> MeasurementSpec:

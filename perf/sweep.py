@@ -22,6 +22,7 @@ from hvdlm.numerals import whole_number
 from hvdlm.partition import micro_batches_per_rank
 from hvdlm.tables import counted
 from hvdlm.train.config import RunConfig
+from hvdlm.train.parts import extensions_of
 
 from .job import JobFailed, run_job
 from .measure import MeasurementSpec
@@ -117,7 +118,9 @@ def plan_study(  # noqa: PLR0913 - what a study is
         specs = {}
         for repeat in range(effort.repeats):
             path = folder / "points" / f"r{point.ranks:05d}-b{point.global_batch}-{repeat}.json"
-            specs[path] = MeasurementSpec(values, str(records), repeat, *counts, point.is_strong, point.is_weak)
+            specs[path] = MeasurementSpec(
+                values, str(records), repeat, *counts, point.is_strong, point.is_weak, extensions_of(config)
+            )
         planned.append(PlannedPoint(point, specs))
     return planned
 

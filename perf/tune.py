@@ -26,6 +26,7 @@ from hvdlm.sync import SYNCS
 from hvdlm.tables import counted
 from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig
+from hvdlm.train.parts import extensions_of
 
 from .job import JobFailed, run_job
 from .measure import MeasurementSpec
@@ -156,7 +157,10 @@ class _Runs:
         values["train"]["ramp"] = None  # the steps of the full batch are what counts
         with tempfile.TemporaryDirectory(prefix="hvdlm-tune-") as folder:
             effort = {"steps": self._options.steps, "warmup": self._options.warmup}
-            spec = MeasurementSpec(values, folder, trial.round, **effort, is_strong=False, is_weak=False)
+            files = extensions_of(settings)
+            spec = MeasurementSpec(
+                values, folder, trial.round, **effort, is_strong=False, is_weak=False, extensions=files
+            )
             path = Path(folder) / "spec"
             path.write_text(json.dumps(asdict(spec)))
             try:

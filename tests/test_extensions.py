@@ -5,7 +5,10 @@ import re
 import pytest
 from harness import ROOT, make_config, run_training, run_values, write_config
 
+from hvdlm.cli.benchmarks import bench
 from hvdlm.cli.extensions import import_all
+from hvdlm.cli.scaling import scale
+from hvdlm.cli.submission import submit
 from hvdlm.errors import UserError
 from hvdlm.inference.evaluate import evaluate_checkpoint
 from hvdlm.inference.generate import Sampling, continue_text
@@ -20,15 +23,22 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").rea
 MINE = ("model={family: bigram, width: 16}", "task.kind=focal", "optim.lr=0.02")
 
 
-@pytest.fixture(autouse=True)
-def as_before():
-    """What a test registers is gone after it."""
-    registries = [(registry, dict(registry)) for registry in (MODELS, TASKS, SYNCS)]
-    yield
-    for registry, before in registries:
+BEFORE = [(registry, dict(registry)) for registry in (MODELS, TASKS, SYNCS)]
+
+
+def forget():
+    """As a process of its own would begin."""
+    for registry, before in BEFORE:
         registry.clear()
         registry.update(before)
     RunConfig.model_rebuild(force=True)
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    """What a test registers is gone after it."""
+    yield
+    forget()
 
 
 @pytest.fixture
@@ -54,6 +64,23 @@ def test_a_family_a_task_and_a_sync_of_a_file_train_on_two_ranks(data_dir, tmp_p
     assert losses(run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
     assert evaluate_checkpoint(run, (), "val", SerialWorld())["loss"] < 5
     assert isinstance(continue_text(run, (), "", Sampling(), 3), str)
+
+
+def test_commands_that_start_others_give_them_the_files(data_dir, tmp_path, mine, monkeypatch, capsys):
+    """Jobs of a cluster, measurements of a scaling study, runs of a benchmark."""
+    monkeypatch.chdir(tmp_path)
+    config = write_config(tmp_path / "c.yaml", run_values(data_dir, tmp_path / "run"))
+    given = [str(config), *MINE, "--import", "mine.py"]
+    site = ["--site", "generic-cpu", "--ranks-per-node", "2", "--cores-per-rank", "1", "--dry-run"]
+    submit.main(["train", *given, *site], standalone_mode=False)
+    assert f"--import {mine}" in capsys.readouterr().out
+    forget()
+    scale.main([*given, "--ranks", "2", "--steps", "3", "--warmup", "1", "--repeats", "1"], standalone_mode=False)
+    assert (tmp_path / "run" / "scaling" / "report.html").exists()
+    forget()
+    compared = ["models", *given, "--families", "bigram", "--steps", "2", "--out", str(tmp_path / "bench")]
+    bench.main(compared, standalone_mode=False)
+    assert '"bigram"' in (tmp_path / "bench" / "models.json").read_text()
 
 
 def test_a_task_may_be_like_another_one(data_dir, tmp_path, mine):

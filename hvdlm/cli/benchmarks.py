@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from hvdlm.cli.extensions import import_option
 from hvdlm.cli.options import (
     PATH,
     RANKS,
@@ -113,6 +114,7 @@ def bench_train(workloads: tuple[str, ...], variants: str, out: Path, as_json: b
 @click.option("--steps", type=WholeNumber(1), default=400, show_default=True, help="Of those that descend.")
 @click.option("--families", type=NameList(_families), metavar="NAMES", default=None, help="With commas; default: all.")
 @click.option("--out", type=PATH, default=Path("runs/bench-models"), show_default=True)
+@import_option
 @json_option
 def bench_models(
     config: Path, overrides: tuple[str, ...], families: tuple[str, ...] | None, as_json: bool, **choices: Any

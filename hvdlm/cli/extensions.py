@@ -13,25 +13,30 @@ import click
 from hvdlm.errors import UserError
 
 
-def import_option(function: Any) -> Any:
-    """The file is run while the command line is read, so that configs may name what it registers."""
+def _import_option(*, is_told: bool) -> Any:
     return click.option(
         "--import",
         "extensions",
         type=click.Path(path_type=Path),
         multiple=True,
         is_eager=True,
-        expose_value=False,
+        expose_value=is_told,
         callback=lambda _context, _option, files: import_all(files),
         help="Run a Python file that registers a model family, a task or a sync: "
         'MODELS["mine"] = MineConfig. May be given several times.',
-    )(function)
+    )
 
 
-def import_all(files: tuple[Path, ...]) -> None:
-    """Run the files; UserError for one that cannot be run, or registers nothing of use."""
+# The file is run while the command line is read, so that configs may name what it registers.
+import_option = _import_option(is_told=False)
+# For commands that start others: they are told the files too, as `extensions`.
+passed_import_option = _import_option(is_told=True)
+
+
+def import_all(files: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Run the files, and return them; UserError for one that cannot be run, or registers nothing of use."""
     if not files:
-        return
+        return files
     from hvdlm.models import MODELS, FamilyConfig
     from hvdlm.sync import SYNCS, StrategyConfig
     from hvdlm.tasks import TASKS, TaskConfig
@@ -56,6 +61,7 @@ def import_all(files: tuple[Path, ...]) -> None:
         RunConfig.model_rebuild(force=True)
     except ValueError as error:
         raise UserError(f"--import {', '.join(map(str, files))}: {error}") from None
+    return files
 
 
 def _run(file: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hvdlm.cli.extensions import import_all, import_option
 from hvdlm.cli.options import (
     MODE,
     PATH,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--warmup", type=WholeNumber(1), default=5, show_default=True, help="Steps before them, discarded.")
 @click.option("--repeats", type=REPEATS, default=3, show_default=True, help="Measurements of each point.")
 @click.option("--out", type=PATH, default=None, help="Default: RUN_DIR/scaling.")
+@import_option
 @json_option
 def scale(
     config: Path, overrides: tuple[str, ...], ranks: str, mode: str, out: Path | None, as_json: bool, **counts: int
@@ -60,6 +62,7 @@ def measure(spec: Path) -> None:
     from hvdlm.train.config import RunConfig
 
     task = read_spec(spec)
+    import_all(tuple(map(Path, task.extensions)))
     settings = validate(RunConfig, task.config, spec)
     with connected(
         settings.world, prefer=preferred_world(settings.sync), environment=settings.sync.environment

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hvdlm.cli.extensions import passed_import_option
 from hvdlm.cli.options import (
     MODE,
     PATH,
@@ -62,6 +63,7 @@ def submit_preprocess(config: Path, overrides: tuple[str, ...], request: Request
 @config_arguments
 @chain_option("Queue so many jobs, each after the one before: for sites that do not requeue.")
 @click.option("--stage-in", is_flag=True, help="Copy the shards to each node's own disk first.")
+@passed_import_option
 @submission
 def submit_train(config: Path, overrides: tuple[str, ...], chain: int, stage_in: bool, request: Request) -> list[Job]:
     """Train, or go on with the run; stopped by its time limit or for another job, it is queued again."""
@@ -80,6 +82,7 @@ def submit_train(config: Path, overrides: tuple[str, ...], chain: int, stage_in:
 @click.argument("run", type=PATH)
 @overrides_argument
 @click.option("--split", type=SPLIT, default="val", show_default=True)
+@passed_import_option
 @submission
 def submit_eval(run: Path, overrides: tuple[str, ...], split: str, request: Request) -> list[Job]:
     """Perplexity of a run's newest checkpoint, into RUN/eval-SPLIT.json; with data.path, of eval-SPLIT-FOLDER.json."""
@@ -94,6 +97,7 @@ def submit_eval(run: Path, overrides: tuple[str, ...], split: str, request: Requ
 )
 @click.argument("run", type=PATH)
 @click.argument("words", nargs=-1, metavar="[-- OPTIONS OF GENERATE]")
+@passed_import_option
 @submission
 def submit_generate(run: Path, words: tuple[str, ...], request: Request) -> list[Job]:
     """Text of a trained model, into the job's log."""
@@ -114,6 +118,7 @@ def submit_generate(run: Path, words: tuple[str, ...], request: Request) -> list
 @click.option("--warmup", type=WholeNumber(1), default=5, show_default=True)
 @click.option("--repeats", type=REPEATS, default=3, show_default=True)
 @click.option("--out", type=PATH, default=None, help="Default: RUN_DIR/scaling.")
+@passed_import_option
 @submission
 def submit_scale(
     config: Path, overrides: tuple[str, ...], ranks: str | None, out: Path | None, request: Request, **effort: Any
@@ -160,6 +165,7 @@ def _study(
 @config_arguments
 @chain_option("Training jobs in a row.")
 @click.option("--ranks", default=None, help="Rank counts of the report. Default: 1, 2, 4 … up to the job's own.")
+@passed_import_option
 @submission
 def submit_pipeline(
     data_config: Path, config: Path, overrides: tuple[str, ...], chain: int, ranks: str | None, request: Request

@@ -70,7 +70,8 @@ def submission(plan: Callable[..., list[Job]]) -> Any:
 
         if (launched_as() or (0, 1))[1] > 1:
             raise UserError("`hvdlm submit` queues jobs; call it without a launcher")
-        request = _request(options)
+        extensions = options.pop("extensions", ())
+        request = replace(_request(options), extensions=tuple(str(file.absolute()) for file in extensions))
         jobs = plan(*args, request=request, **options)
         costs = _costs(request, jobs, max_node_hours)
         done = submit(request, jobs)

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from hvdlm.cli.extensions import import_option
 from hvdlm.cli.options import (
     PATH,
     RANKS,
@@ -51,6 +52,7 @@ def _ways() -> Iterable[str]:
 @click.option("--repeats", type=WholeNumber(2), default=4, show_default=True, help="Rounds of a stage, at most.")
 @click.option("--kinds", type=Names(_tunable), multiple=True, metavar="SYNC", help=KINDS)
 @click.option("--out", type=PATH, default=None, help="Default: RUN_DIR/tuned.yaml.")
+@import_option
 @json_option
 def tune(config: Path, overrides: tuple[str, ...], out: Path | None, as_json: bool, **choices: Any) -> None:
     """Find the fastest micro-batch, threads and sync for this machine; global batch, precision and model stay.
@@ -74,6 +76,7 @@ def tune(config: Path, overrides: tuple[str, ...], out: Path | None, as_json: bo
 @click.option("--repeats", type=REPEATS, default=3, show_default=True, help="Rounds, each from another seed.")
 @click.option("--kinds", type=NameList(_ways), metavar="SYNCS", default=None, help="Names with commas; default: all.")
 @click.option("--out", type=PATH, default=Path("runs/bench-sync"), show_default=True)
+@import_option
 @json_option
 def bench_sync(
     config: Path, overrides: tuple[str, ...], kinds: tuple[str, ...] | None, as_json: bool, **choices: Any

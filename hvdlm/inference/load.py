@@ -17,7 +17,7 @@ from hvdlm.tasks import TASKS, Task
 from hvdlm.tokenizer import Tokenizer, digest, load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.initial_weights import load_weights
-from hvdlm.train.parts import build_task, model_vocabulary
+from hvdlm.train.parts import build_task, import_words, model_vocabulary
 from hvdlm.world.place import Place
 
 log = logging.getLogger("hvdlm")
@@ -63,4 +63,4 @@ def _check_extensions(path: Path, state: dict) -> None:
         (config["sync"]["kind"], ALL_SYNCS),
     )
     if (files := state.get("extensions")) and any(name not in registry for name, registry in named):
-        raise UserError(f"{path}: was trained with --import {' --import '.join(files)}; give that again")
+        raise UserError(f"{path}: was trained with {' '.join(import_words(files))}; give that again")
