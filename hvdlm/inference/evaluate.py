@@ -117,7 +117,8 @@ def _protocol(loaded: Loaded, carry: bool | None, streams: int | None, stride: i
     carries = as_trained or streams is not None if carry is None else carry
     if carries and not config.model.carries_state:
         raise UserError(
-            f"--carry: model.family: {config.model.family} has no state to carry from window to window; leave it out"
+            f"--carry: model.family: {config.model.family} has no state to carry from window to window; leave it out,"
+            " and take --stride for windows that overlap"
         )
     if streams is not None and not carries:
         raise UserError("--streams is of --carry; leave one of --streams and --no-carry out")

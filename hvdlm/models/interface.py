@@ -68,6 +68,11 @@ class FamilyConfig(Section, ABC):
         return ""
 
     @property
+    def state_remedy(self) -> str:
+        """How it would carry a state of fixed size, to end a message with."""
+        return ""
+
+    @property
     def own_terms(self) -> str:
         """Settings by which the model adds terms of its own to a plain objective, and to no other; or nothing."""
         return ""

@@ -145,7 +145,8 @@ class RunConfig(Section):
     def _check_contiguous(self) -> None:
         if not self.model.carries_state:
             raise ValueError(
-                f"data.order: contiguous carries a recurrent state; model.family: {self.model.family} has none"
+                f"data.order: contiguous carries a recurrent state; model.family: {self.model.family} has none;"
+                f" take data.order: random{self.model.state_remedy}"
             )
         if self.train.ramp is not None:
             raise ValueError("data.order: contiguous has as many streams as sequences a step; leave out train.ramp")

@@ -37,6 +37,11 @@ class TransformerConfig(Options):
         return f"; model.causal: {'false' if self.causal else 'true'} makes it one for {'mlm' if self.causal else 'lm'}"
 
     @property
+    def state_remedy(self) -> str:
+        may = self.causal and self.positions.is_relative and not self.encoder_layers
+        return ", or set model.window, behind which it forgets" if may else ""
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         found = []
         given, fills = self.model_dump(), type(self)(preset=self.preset).model_dump()
