@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hvdlm.compute.draws import Draws
 from hvdlm.config import choice_of
 from hvdlm.models.interface import LanguageModel, OfTraining, State, Vocabulary
+from hvdlm.models.presets import departures, filled
 from hvdlm.models.stack import Dropout, Stack, StackConfig, fitted
 from hvdlm.tables import counted
 
@@ -52,9 +53,7 @@ class ConvConfig(StackConfig):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
-        """With the values of its preset, which are saved like those that were said."""
-        name = values.get("preset") if isinstance(values, dict) else None
-        return {**PRESETS[name], **values} if isinstance(name, str) and name in PRESETS else values
+        return filled(values, PRESETS)
 
     @model_validator(mode="after")
     def _check(self) -> ConvConfig:
@@ -76,10 +75,7 @@ class ConvConfig(StackConfig):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        given = self.model_dump()
-        preset = PRESETS[self.preset].items()
-        other = [f"{name}: {given[name]} (not {value})" for name, value in preset if given[name] != value]
-        return (f"model.preset: {self.preset} but for {', '.join(other)}, as the config says",) if other else ()
+        return departures(self, self.preset, PRESETS[self.preset])
 
     @property
     def state_shapes(self) -> list[list[tuple[int, ...]]]:

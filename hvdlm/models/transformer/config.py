@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from hvdlm.models.interface import LanguageModel, Vocabulary
+from hvdlm.models.presets import departures, filled
 from hvdlm.models.transformer.model import Transformer
 from hvdlm.models.transformer.options import Options
 from hvdlm.models.transformer.presets import PRESETS
@@ -20,9 +21,7 @@ class TransformerConfig(Options):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
-        """With the values of its preset, which are saved like those that were said."""
-        name = values.get("preset") if isinstance(values, dict) else None
-        return {**PRESETS[name], **values} if isinstance(name, str) and name in PRESETS else values
+        return filled(values, PRESETS)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -43,16 +42,10 @@ class TransformerConfig(Options):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        found = []
-        given, fills = self.model_dump(), type(self)(preset=self.preset).model_dump()
-        other = [
-            f"{name}: {given[name]} (not {fills[name]})" for name in PRESETS[self.preset] if given[name] != fills[name]
-        ]
-        if other:
-            found.append(f"model.preset: {self.preset} but for {', '.join(other)}, as the config says")
+        found = departures(self, self.preset, PRESETS[self.preset])
         if not self.causal and self.positions.kind == "none":
-            found.append("model.positions: none with model.causal: false: the model sees a bag of tokens, in no order")
-        return tuple(found)
+            found += ("model.positions: none with model.causal: false: the model sees a bag of tokens, in no order",)
+        return found
 
     def for_sequences(self, seq_len: int) -> TransformerConfig:
         return self.model_copy(update={"positions": self.positions.for_sequences(seq_len)})
