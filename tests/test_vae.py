@@ -148,6 +148,13 @@ def test_padding_changes_nothing_and_a_row_of_it_is_no_sentence(encoder, decoder
     nothing.aim.backward()
 
 
+@pytest.mark.parametrize(("encoder", "decoder"), [("lstm", "transformer"), ("transformer", "lstm")])
+def test_all_weights_may_begin_within_a_range(encoder, decoder):
+    config = VaeConfig(encoder=encoder, decoder=decoder, width=16, latent=4, init_range=0.3)
+    for name, weight in build_model(config, VOCABULARY, 0).named_parameters():
+        assert 0 < weight.abs().max() <= 0.3, name
+
+
 @pytest.mark.parametrize(("encoder", "decoder"), [PAIRS[0], PAIRS[3]])
 def test_all_randomness_follows_the_sample(encoder, decoder):
     """z, dropout of encoder and decoder, and word dropout: rows by themselves have the sums of all together."""

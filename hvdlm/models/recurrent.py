@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hvdlm.compute.draws import Draws
 from hvdlm.models.interface import LanguageModel, OfTraining, State, Vocabulary
-from hvdlm.models.stack import Dropout, Stack, StackConfig
+from hvdlm.models.stack import Dropout, Stack, StackConfig, begin_within
 
 
 class RecurrentConfig(StackConfig):
@@ -97,8 +97,7 @@ class Recurrent(Stack):
         pairs = zip(config.widths, config.widths[1:], strict=False)
         super().__init__(config, vocab_size, (config.layer(inputs, width) for inputs, width in pairs))
         if config.init_range is not None:
-            for parameter in self.parameters():
-                nn.init.uniform_(parameter, -config.init_range, config.init_range)
+            begin_within(self, config.init_range)
         self.weight_dropout = config.weight_dropout
         self.weight_dropouts = nn.ModuleList(
             Dropout(config.weight_dropout, 1 + number, of_step=True) for number in range(config.layers)

@@ -82,6 +82,12 @@ class Dropout(nn.Module):
         return dropout(x, self.p, draws.of_step if self.of_step else draws, self.site, shared_dims=self.shared_dims)
 
 
+def begin_within(model: nn.Module, reach: float) -> None:
+    """All weights uniform in +- reach, as in Zaremba et al. 2014."""
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, -reach, reach)
+
+
 def fitted(inputs: int, outputs: int) -> nn.Module:
     """What a residual connection passes through: nothing where the widths are equal, else a matrix."""
     return nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs, bias=False)
