@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hvdlm.launch.words import import_words
+
 from .job import Job
 from .site import Site
 
@@ -45,6 +47,6 @@ class Request:
     def job(self, stage: str, words: tuple[str, ...], run_dir: Path, **more: Any) -> Job:
         """A job of this size; `more` are fields of `Job`."""
         if stage in TAKES_EXTENSIONS:
-            words = (*words, *(word for file in self.extensions for word in ("--import", file)))
+            words = (*words, *import_words(self.extensions))
         size = (self.nodes, self.ranks_per_node, self.threads, self.minutes)
         return Job(stage, words, *size, self.cwd, self.activate, run_dir, **more)

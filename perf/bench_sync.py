@@ -22,10 +22,11 @@ from hvdlm.data.corpora import open_corpora
 from hvdlm.data.manifest import MANIFEST
 from hvdlm.errors import UserError
 from hvdlm.files import to_json, write_text_durably
+from hvdlm.launch.words import import_words
 from hvdlm.session.metrics import read_metrics
 from hvdlm.tables import counted, table
 from hvdlm.train.config import RunConfig
-from hvdlm.train.parts import extensions_of, import_words
+from hvdlm.train.parts import extensions_of
 
 from .confidence import bracketed
 from .job import JobFailed, run_job

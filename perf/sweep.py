@@ -110,7 +110,7 @@ def plan_study(  # noqa: PLR0913 - what a study is
 
     The same spec measured again, by a job that was requeued, replaces its own record in the folder `records`.
     """
-    planned = []
+    planned, extensions = [], extensions_of(config)
     for point in plan_points(ranks, modes, config.train.global_batch, config.train.micro_batch):
         changes = (f"train.global_batch={point.global_batch}", f"train.threads={threads}")
         settings = validate(RunConfig, config.model_dump(mode="json"), Path("scale"), changes)
@@ -119,7 +119,7 @@ def plan_study(  # noqa: PLR0913 - what a study is
         for repeat in range(effort.repeats):
             path = folder / "points" / f"r{point.ranks:05d}-b{point.global_batch}-{repeat}.json"
             specs[path] = MeasurementSpec(
-                values, str(records), repeat, *counts, point.is_strong, point.is_weak, extensions_of(config)
+                values, str(records), repeat, *counts, point.is_strong, point.is_weak, extensions
             )
         planned.append(PlannedPoint(point, specs))
     return planned

@@ -70,8 +70,7 @@ def submission(plan: Callable[..., list[Job]]) -> Any:
 
         if (launched_as() or (0, 1))[1] > 1:
             raise UserError("`hvdlm submit` queues jobs; call it without a launcher")
-        extensions = options.pop("extensions", ())
-        request = replace(_request(options), extensions=tuple(str(file.absolute()) for file in extensions))
+        request = _request(options)
         jobs = plan(*args, request=request, **options)
         costs = _costs(request, jobs, max_node_hours)
         done = submit(request, jobs)
@@ -123,6 +122,7 @@ def _request(options: dict[str, Any]) -> Request:
         activate=f'export PATH={programs}:"$PATH"',
         environment=submission_environment(),
         notes=(*notes, *_clean_start(site)),
+        extensions=tuple(str(file.absolute()) for file in options.pop("extensions", ())),
         ranks_from="" if ranks_per_node else f"ranks_per_node of --site {name}",
         **{name: options.pop(name) for name in ("jobs_dir", "after", "dry_run")},
     )

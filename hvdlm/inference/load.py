@@ -11,13 +11,14 @@ from hvdlm.compute.device import prepare_device
 from hvdlm.config import validate
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
+from hvdlm.launch.words import import_words
 from hvdlm.models import MODELS, LanguageModel, Vocabulary, build_model
 from hvdlm.sync.strategies import ALL_SYNCS
 from hvdlm.tasks import TASKS, Task
 from hvdlm.tokenizer import Tokenizer, digest, load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.initial_weights import load_weights
-from hvdlm.train.parts import build_task, import_words, model_vocabulary
+from hvdlm.train.parts import build_task, model_vocabulary
 from hvdlm.world.place import Place
 
 log = logging.getLogger("hvdlm")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from hvdlm.data.manifest import TOKENIZER, Manifest
 from hvdlm.models import Vocabulary
@@ -36,12 +36,3 @@ def extensions_of(config: RunConfig) -> list[str]:
     """The files of --import that define its model, task or sync."""
     modules = {type(part).__module__ for part in (config.model, config.task, config.sync)}
     return sorted(str(sys.modules[name].__file__) for name in modules if name.startswith(EXTENSION))
-
-
-def import_words(files: Iterable[str]) -> list[str]:
-    """As words of a command line.
-
-    >>> import_words(["a.py", "b.py"])
-    ['--import', 'a.py', '--import', 'b.py']
-    """
-    return [word for file in files for word in ("--import", file)]

@@ -37,8 +37,7 @@ class TransformerConfig(Options):
 
     @property
     def state_remedy(self) -> str:
-        may = self.causal and self.positions.is_relative and not self.encoder_layers
-        return ", or set model.window, behind which it forgets" if may else ""
+        return ", or set model.window, behind which it forgets" if self.may_forget else ""
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -104,7 +104,12 @@ class Options(FamilyConfig, ABC):
     @property
     def carries_state(self) -> bool:  # type: ignore[override]
         """What lies behind the window is forgotten; without a window the state grows."""
-        return self.window is not None and self.causal and self.positions.is_relative and not self.encoder_layers
+        return self.window is not None and self.may_forget
+
+    @property
+    def may_forget(self) -> bool:
+        """Whether a window would make its state one of fixed size."""
+        return self.causal and self.positions.is_relative and not self.encoder_layers
 
     @property
     def keep(self) -> int | None:
