@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hvdlm.compute.draws import Draws
 from hvdlm.models.interface import LanguageModel, OfTraining, State, Vocabulary
-from hvdlm.models.stack import Dropout, Stack, StackConfig, begin_within
+from hvdlm.models.stack import Dropout, InitRange, Stack, StackConfig, begin_within
 
 
 class RecurrentConfig(StackConfig):
@@ -27,9 +27,7 @@ class RecurrentConfig(StackConfig):
     weight_dropout: OfTraining[float] = Field(
         0.0, ge=0, lt=1, description="of the hidden-to-hidden weights: the same ones in all of a step"
     )
-    init_range: OfTraining[float | None] = Field(
-        None, gt=0, le=10, description="all weights begin uniform in +- this (Zaremba et al. 2014); null: by their kind"
-    )
+    init_range: InitRange = None
 
     carries_state = True
     num_states: ClassVar[int] = 1  # of a layer: its output, and what else it remembers

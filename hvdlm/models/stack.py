@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -80,6 +80,12 @@ class Dropout(nn.Module):
         if draws is None:
             return x
         return dropout(x, self.p, draws.of_step if self.of_step else draws, self.site, shared_dims=self.shared_dims)
+
+
+InitRange = Annotated[
+    OfTraining[float | None],
+    Field(gt=0, le=10, description="all weights begin uniform in +- this (Zaremba et al. 2014); null: by their kind"),
+]
 
 
 def begin_within(model: nn.Module, reach: float) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hvdlm.compute.draws import Draws, dropout
 from hvdlm.models.interface import FamilyConfig, OfTraining, State, Vocabulary
 from hvdlm.models.latent import LatentModel, Posterior
-from hvdlm.models.stack import begin_within
+from hvdlm.models.stack import InitRange, begin_within
 from hvdlm.models.transformer import TransformerConfig
 from hvdlm.models.transformer.blocks import Block, initialize
 from hvdlm.models.transformer.stack import Entrance, last_norm_of, through, view_of
@@ -39,9 +39,7 @@ class VaeConfig(FamilyConfig):
         0.0, ge=0, lt=1, description="in the decoder: after the embedding and each layer, or as in a transformer"
     )
     encoder_dropout: OfTraining[float] = Field(0.0, ge=0, lt=1, description="likewise in the encoder")
-    init_range: OfTraining[float | None] = Field(
-        None, gt=0, le=10, description="all weights begin uniform in +- this (Zaremba et al. 2014); null: by their kind"
-    )
+    init_range: InitRange = None
     tie_embeddings: bool = Field(True, description="the output layer shares the input embedding")
 
     @model_validator(mode="after")
