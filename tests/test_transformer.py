@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from harness import make_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_models import VARIANTS, build, draws, variant
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,7 +18,7 @@ from hvdlm.errors import UserError
 from hvdlm.models import Vocabulary, build_model, num_parameters
 from hvdlm.models.transformer import TransformerConfig
 from hvdlm.models.transformer.attention import Attending
-from hvdlm.models.transformer.layers import RmsNorm
+from hvdlm.models.transformer.layers import ACTIVATIONS, RmsNorm
 from hvdlm.models.transformer.positions import (
     LinearScaling,
     Llama3Scaling,
@@ -362,6 +364,42 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+BOTH = st.booleans()
+ANY = {
+    "layers": st.integers(1, 3),
+    "kv_heads": st.sampled_from((None, 1, 2)),
+    "head_width": st.sampled_from((None, 6)),
+    "positions": st.sampled_from(("rotary", "learned", "sinusoidal", "alibi", "none")).map(lambda kind: {"kind": kind}),
+    "window": st.sampled_from((None, 1, 3)),
+    "norm": st.sampled_from(("layernorm", "rmsnorm")),
+    "norm_position": st.sampled_from(("pre", "post")),
+    "activation": st.sampled_from(tuple(ACTIVATIONS)),
+    "attention_softcap": st.sampled_from((None, 3.0)),
+    "logit_softcap": st.sampled_from((None, 5.0)),
+    **dict.fromkeys(("bias", "qk_norm", "embed_scale", "embed_norm", "head_transform", "head_bias"), BOTH),
+    **dict.fromkeys(("tie_embeddings", "activation_checkpointing"), BOTH),
+}
+
+
+@pytest.mark.usefixtures("one_thread")
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(options=st.fixed_dictionaries(ANY), pieces=st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_any_options_go_together(options, pieces):
+    """A causal model of any of them reads a text at once or in pieces, and has a gradient for each of its weights."""
+    length = sum(pieces)
+    model = build(variant(**options).for_sequences(length)).double()
+    ids = torch.randint(50, (2, length))
+    at_once, _ = model.logits(ids)
+    at_once.logsumexp(-1).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.no_grad():
+        state, found = model.initial_state(2), []
+        for piece in ids.split(pieces, 1):
+            logits, state = model.logits(piece, state)
+            found.append(logits)
+    torch.testing.assert_close(torch.cat(found, 1), at_once.detach(), rtol=0, atol=1e-9)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -74,8 +74,7 @@ class Head(nn.Linear):
         self.softcap = options.logit_softcap
         self.transform: nn.Module | None = None
         if options.head_transform:
-            linear = nn.Linear(options.width, options.width, bias=options.bias)
-            self.transform = nn.Sequential(linear, ACTIVATIONS[options.activation](), norm_of(options))
+            self.transform = nn.Sequential(*activated(options, options.width), norm_of(options))
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.transform is not None:
@@ -88,12 +87,14 @@ def norm_of(options: Options) -> nn.Module:
 
 
 def mlp_of(options: Options) -> nn.Module:
-    width, inner = options.width, options.width_of_mlp
-    return nn.Sequential(
-        nn.Linear(width, inner * (2 if options.activation in GATED else 1), bias=options.bias),
-        ACTIVATIONS[options.activation](),
-        nn.Linear(inner, width, bias=options.bias),
-    )
+    inner = options.width_of_mlp
+    return nn.Sequential(*activated(options, inner), nn.Linear(inner, options.width, bias=options.bias))
+
+
+def activated(options: Options, width: int) -> tuple[nn.Module, nn.Module]:
+    """A layer that gives `width` values of each position, and its activation."""
+    wide = 2 * width if options.activation in GATED else width
+    return nn.Linear(options.width, wide, bias=options.bias), ACTIVATIONS[options.activation]()
 
 
 INTO_STREAM = ("attention.out.weight", "cross.out.weight", "mlp.2.weight")
