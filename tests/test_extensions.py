@@ -66,6 +66,22 @@ def test_a_family_a_task_and_a_sync_of_a_file_train_on_two_ranks(data_dir, tmp_p
     assert isinstance(continue_text(run, (), "", Sampling(), 3), str)
 
 
+@pytest.mark.parametrize("more", ["", "# other"])
+def test_a_file_that_was_edited_since_is_remarked_on(data_dir, tmp_path, mine, more, caplog):
+    """And one that was moved alone is not."""
+    run = tmp_path / "run"
+    import_all((mine,))
+    run_training(data_dir, run, *MINE, "train.steps=2")
+    forget()
+    (tmp_path / "elsewhere").mkdir()
+    moved = mine.rename(tmp_path / "elsewhere" / mine.name)
+    moved.write_text(moved.read_text() + more)
+    import_all((moved,))
+    evaluate_checkpoint(run, (), "val", SerialWorld())
+    run_training(data_dir, run, *MINE, "train.steps=2")
+    assert caplog.text.count("mine.py: was edited since step_") == (2 if more else 0)
+
+
 def test_commands_that_start_others_give_them_the_files(data_dir, tmp_path, mine, monkeypatch, capsys):
     """Jobs of a cluster, measurements of a scaling study, runs of a benchmark."""
     monkeypatch.chdir(tmp_path)

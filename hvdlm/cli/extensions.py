@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from hvdlm.errors import UserError
+from hvdlm.files import sha256_of
 
 
 def _import_option(*, is_told: bool) -> Any:
@@ -65,7 +66,7 @@ def import_all(files: tuple[Path, ...]) -> tuple[Path, ...]:
 
 
 def _run(file: Path) -> None:
-    from hvdlm.train.parts import EXTENSION
+    from hvdlm.train.parts import EXTENSION, SHA256
 
     if not file.is_file():
         raise UserError(f"--import {file}: there is no such file")
@@ -74,6 +75,7 @@ def _run(file: Path) -> None:
     if spec is None or spec.loader is None:
         raise UserError(f"--import {file}: is no Python file (.py)")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    setattr(module, SHA256, sha256_of(file))
     try:
         spec.loader.exec_module(module)
     except UserError:

@@ -18,7 +18,7 @@ from hvdlm.tasks import TASKS, Task
 from hvdlm.tokenizer import Tokenizer, digest, load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.initial_weights import load_weights
-from hvdlm.train.parts import build_task, model_vocabulary
+from hvdlm.train.parts import build_task, model_vocabulary, remark_edited
 from hvdlm.world.place import Place
 
 log = logging.getLogger("hvdlm")
@@ -39,6 +39,7 @@ def load_checkpoint_model(path: Path, overrides: tuple[str, ...], place: Place) 
     state = checkpoint.read_state(path)
     _check_extensions(path, state)
     config = validate(RunConfig, state["config"], path / checkpoint.STATE, overrides)
+    remark_edited(config, state, path)
     device = prepare_device(config.train.device, place, threads=config.train.threads)
     vocabulary = Vocabulary(state["vocab_size"], state["eos_id"], state.get("bos_id"))
     model = build_model(config.model, model_vocabulary(config, vocabulary), config.seed)

@@ -25,7 +25,7 @@ from hvdlm.train.config import RunConfig, TrainConfig
 from hvdlm.train.guard import Verdict
 from hvdlm.train.interval import Interval, IntervalMeter, StepFacts
 from hvdlm.train.learner import Learner
-from hvdlm.train.parts import extensions_of
+from hvdlm.train.parts import extension_digests
 from hvdlm.train.replicas import name_stray
 
 log = logging.getLogger("hvdlm")
@@ -265,7 +265,7 @@ class Loop:
             "vocab_size": manifest.vocab_size,
             "eos_id": manifest.eos_id,
             **({} if manifest.bos_id is None else {"bos_id": manifest.bos_id}),
-            **({"extensions": extensions} if (extensions := extensions_of(self.config)) else {}),
+            **({"extensions": extensions} if (extensions := extension_digests(self.config)) else {}),
             "engine": scalars,
             "figures": self.figures,
             "config": self.config.model_dump(mode="json"),

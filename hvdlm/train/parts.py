@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from hvdlm.data.manifest import TOKENIZER, Manifest
 from hvdlm.models import Vocabulary
@@ -12,7 +14,10 @@ from hvdlm.tokenizer import Tokenizer, load
 from hvdlm.tokenizer.word_starts import word_starts
 from hvdlm.train.config import RunConfig
 
+log = logging.getLogger("hvdlm")
+
 EXTENSION = "hvdlm_extension_"  # how the modules of --import are named
+SHA256 = "hvdlm_sha256"  # an attribute of theirs: the digest of the file as it was run
 
 
 def vocabulary_of(manifest: Manifest) -> Vocabulary:
@@ -34,5 +39,22 @@ def build_task(config: RunConfig, vocabulary: Vocabulary, tokenizer: Callable[[]
 
 def extensions_of(config: RunConfig) -> list[str]:
     """The files of --import that define its model, task or sync."""
-    modules = {type(part).__module__ for part in (config.model, config.task, config.sync)}
-    return sorted(str(sys.modules[name].__file__) for name in modules if name.startswith(EXTENSION))
+    return list(extension_digests(config))
+
+
+def extension_digests(config: RunConfig) -> dict[str, str]:
+    """The same files, and their digests."""
+    names = {type(part).__module__ for part in (config.model, config.task, config.sync)}
+    modules = [sys.modules[name] for name in names if name.startswith(EXTENSION)]
+    return dict(sorted((str(module.__file__), getattr(module, SHA256)) for module in modules))
+
+
+def remark_edited(config: RunConfig, state: dict, checkpoint: Path) -> None:
+    """Say which of them are not the files, by name, that a checkpoint with this state was trained with."""
+    known = state.get("extensions", {})
+    if isinstance(known, list):  # noted without digests once
+        return
+    before = {Path(file).name: digest for file, digest in known.items()}
+    for file, digest in extension_digests(config).items():
+        if before.get(Path(file).name, digest) != digest:
+            log.warning("%s: was edited since %s; see that the weights still mean the same", file, checkpoint.name)

@@ -37,6 +37,7 @@ from hvdlm.train.initial_weights import begin_with, pinned
 from hvdlm.train.learner import Learner
 from hvdlm.train.learners import LEARNERS
 from hvdlm.train.loop import Loop, Validation
+from hvdlm.train.parts import remark_edited
 from hvdlm.train.remarks import remarks
 from hvdlm.world.bindings import Binding, binding_map
 from hvdlm.world.interface import World
@@ -150,6 +151,7 @@ def _check_same(config: RunConfig, corpora: Corpora, found: Path) -> None:
         )
     if state["data_digest"] != corpora.digest:
         raise UserError(f"{corpora}: is not the data that {found} was trained on; put that back or set another run_dir")
+    remark_edited(config, state, found)
     kept = config.run_dir / CONFIG
     try:
         written = yaml.safe_load(read_text(kept))
