@@ -23,7 +23,7 @@ from hvdlm.models import MODELS
 from hvdlm.tables import counted, table
 from hvdlm.train.config import RunConfig
 
-from .bench_sync import OTHER_ENDS, train_afresh
+from .fresh_run import OTHER_ENDS, train_afresh
 from .job import JobFailed
 
 log = logging.getLogger("hvdlm")

@@ -7,9 +7,7 @@ seed, so the spread of that difference is known. Speeds too are compared within 
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,19 +15,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hvdlm.config import to_yaml, validate
+from hvdlm.config import validate
 from hvdlm.data.corpora import open_corpora
 from hvdlm.data.manifest import MANIFEST
 from hvdlm.errors import UserError
 from hvdlm.files import to_json, write_text_durably
-from hvdlm.launch.words import import_words
 from hvdlm.session.metrics import read_metrics
 from hvdlm.tables import counted, table
 from hvdlm.train.config import RunConfig
-from hvdlm.train.parts import extensions_of
 
 from .confidence import bracketed
-from .job import JobFailed, run_job
+from .fresh_run import OTHER_ENDS, train_afresh
+from .job import JobFailed
 
 log = logging.getLogger("hvdlm")
 
@@ -60,7 +57,6 @@ WAYS: dict[str, Way] = {
 
 WARMUP_SHARE = 0.1  # of the steps, without which speeds are taken
 INTERVALS = 20  # measurements of the speed in a run, at least
-OTHER_ENDS = ("tokens", "epochs", "minutes", "target_loss", "patience")  # of training, but its steps
 
 
 @dataclass(frozen=True)
@@ -161,18 +157,6 @@ def _round(plan: dict[str, RunConfig], ranks: int, failed: dict[str, str]) -> di
         done = f"{number + 1} of {counted(len(plan), 'run')} of this round"
         log.info("%s: validation loss %.4f, %s | %s", kind, outcome.val_loss, speed, done)
     return found
-
-
-def train_afresh(settings: RunConfig, ranks: int) -> dict[str, Any]:
-    """What `hvdlm train` tells, from nothing in the run's own folder, without its checkpoints; raises JobFailed."""
-    shutil.rmtree(settings.run_dir, ignore_errors=True)
-    settings.run_dir.mkdir(parents=True)
-    path = settings.run_dir / "bench.yaml"
-    path.write_text(to_yaml(settings))
-    words = ["train", str(path), "--json", *import_words(extensions_of(settings))]
-    summary = json.loads(run_job(ranks, words).splitlines()[-1])
-    shutil.rmtree(settings.run_dir / "checkpoints")
-    return summary
 
 
 def run_way(settings: RunConfig, ranks: int) -> Outcome:

@@ -10,6 +10,8 @@ import torch
 from harness import make_config, preprocess, run_training
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from hvdlm.compute.draws import draws_for
 from hvdlm.data.manifest import read_manifest
@@ -144,6 +146,17 @@ def test_the_loss_is_that_of_the_targets_with_the_objectives_terms(ids):
     sums, _ = task.loss(model, nothing, None, None)
     sums.aim.backward()
     assert (float(sums.aim.detach()), sums.values.tolist()) == (0.0, [0.0, 0.0, 0.0])
+
+
+def test_flops_are_what_torch_counts(ids):
+    """Of a head that is asked at one token in seven."""
+    config = TransformerConfig(layers=1, heads=2, width=16, causal=False, head_transform=True)
+    model, task = build_model(config, Vocabulary(V + 1, EOS), seed=0), task_of()
+    batch, counter = batch_of(task, ids[100:]), FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:  # the counter does not look into fused attention
+        task.loss(model, batch, None, None)[0].aim.backward()
+    expected = task.flops_per_token(model, batch.inputs.shape[1])
+    assert counter.get_total_flops() / batch.inputs.numel() == pytest.approx(expected, rel=0.03)
 
 
 def test_a_step_is_the_same_at_any_number_of_ranks_and_micro_batches(data_dir, tmp_path):

@@ -104,6 +104,10 @@ class Task(ABC):
         """
         return None
 
+    def flops_per_token(self, model: LanguageModel, seq_len: int) -> int:
+        """FLOPs of one token's forward and backward pass, where the head is asked at each token."""
+        return model.flops_per_token(seq_len)
+
     def begin(self, step: int) -> None:
         """Before the batches of a step: what follows a schedule follows from the step's number alone."""
 

@@ -84,6 +84,11 @@ class MaskedTokens(Task):
         chosen = torch.floor(num_maskable.double() * self._config.rate + 0.5).long()
         return torch.where(num_maskable > 0, chosen.clamp(min=1), 0)
 
+    def flops_per_token(self, model: LanguageModel, seq_len: int) -> int:
+        """The head is asked at the targets alone."""
+        of_head = 6 * sum(matrix.numel() for matrix in model.head.parameters() if matrix.dim() == 2)
+        return model.flops_per_token(seq_len) - round((1 - self._config.rate) * of_head)
+
     def batch(self, ids: Tensor, context: Tensor | None, draws: Draws | None, *, training: bool) -> Batch:
         assert draws is not None, "masks are drawn"
         tokens = ids[:, 1:]

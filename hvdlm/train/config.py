@@ -83,6 +83,11 @@ class RunConfig(Section):
     checkpoint: Free[CheckpointConfig] = CheckpointConfig()
     log: Free[LogConfig] = LogConfig()
 
+    @property
+    def carries_state(self) -> bool:
+        """Whether it is evaluated in streams whose state goes on, where nobody says otherwise."""
+        return self.data.order == "contiguous" or self.model.reads_streams
+
     @model_validator(mode="after")
     def _fit_model(self) -> RunConfig:
         self.__dict__["model"] = self.model.for_sequences(self.data.seq_len)

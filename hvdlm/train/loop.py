@@ -338,7 +338,7 @@ class Validation:
         self._train, self._learner = config.train, learner
         self._split: SplitEvaluation | None = None
         in_order, self.protocol = config.data.order == "contiguous", ""  # how it reads, in words
-        self._carries = in_order or config.model.reads_streams
+        self._carries = config.carries_state
         judges = config.train.patience or config.train.target_loss is not None or config.optim.needs_validation
         if judges and not corpora.having("val"):
             raise UserError(
