@@ -98,7 +98,7 @@ def bench(config: RunConfig, options: ModelBenchOptions) -> dict[str, Any]:
         "steps": options.steps,
         "tokens": options.steps * config.train.global_batch * config.data.seq_len,
         "unigram_loss": open_corpora(config.data).unigram_loss("val"),
-        "rows": {name: asdict(row) for name, row in rows.items()},
+        "rows": ranked(rows),
         "failed": failed,
     }
     write_text_durably(options.out / "models.json", to_json(result, indent=1) + "\n")
@@ -108,6 +108,12 @@ def bench(config: RunConfig, options: ModelBenchOptions) -> dict[str, Any]:
 
         (options.out / "models.png").write_bytes(draw_models(result))
     return result
+
+
+def ranked(results: dict[str, ModelResult]) -> dict[str, dict[str, Any]]:
+    """Those of the next token first, and of each task the best loss first."""
+    rows = sorted(results.items(), key=lambda named: (named[1].task != "lm", named[1].task, named[1].val_loss))
+    return {name: asdict(row) for name, row in rows}
 
 
 def _run(settings: RunConfig, ranks: int) -> ModelResult:
@@ -129,21 +135,21 @@ HEADS = ("", "task", "parameters", "validation loss", "perplexity", "tokens/s", 
 
 
 def cells(result: dict[str, Any]) -> list[list[str]]:
-    """The table's rows as text, the best loss of each task first."""
-    rows = sorted(result["rows"].items(), key=lambda item: (item[1]["task"], item[1]["val_loss"]))
+    """The table's rows as text."""
     return [
         [
             *(name, row["task"], f"{row['parameters']:,}", f"{row['val_loss']:.4f}"),
             *(f"{math.exp(row['val_loss']):,.2f}", f"{row['tokens_per_s']:,.0f}"),
             *(f"{row['tokens']:,}", f"{row['seconds']:.0f}"),
         ]
-        for name, row in rows
+        for name, row in result["rows"].items()
     ]
 
 
 def to_text(result: dict[str, Any]) -> str:
     """The table as columns, below it the families that failed."""
-    head = f"{counted(result['ranks'], 'rank')}, {counted(result['tokens'], 'token')} each"
+    num = counted(result["tokens"], "token")
+    head = f"{counted(result['ranks'], 'rank')}, {num} each; what is counted reads the text as a whole"
     unigram = result["unigram_loss"]
     beat = f"to beat: {unigram:.4f} (token frequencies alone)" if unigram is not None else ""
     failed = [f"{name} failed: {reason}" for name, reason in result["failed"].items()]

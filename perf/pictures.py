@@ -183,23 +183,24 @@ PLOTS = {"speedup": draw_speedup, "efficiency": draw_efficiency, "steps": draw_s
 
 
 def draw_models(result: dict[str, Any]) -> bytes:
-    """Loss against speed of each family of `hvdlm bench models`; the area of a point grows with its parameters."""
-    rows = {name: row for name, row in result["rows"].items() if row["tokens_per_s"]}
+    """Loss and speed of each family of `hvdlm bench models`, a line each."""
+    rows = result["rows"].values()
+    names = [name if row["task"] == "lm" else f"{name} ({row['task']})" for name, row in result["rows"].items()]
+    colors = [COLORS["strong" if row["task"] == "lm" else "weak"] for row in rows]
+    places = range(len(rows))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-        axes = figure.subplots()
-        for name, row in rows.items():
-            size = 12 * (1 + math.log10(max(10, row["parameters"])))
-            color = COLORS["strong" if row["task"] == "lm" else "weak"]
-            axes.scatter(row["tokens_per_s"], row["val_loss"], s=size, color=color, zorder=3)
-            place: Any = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 9}
-            axes.annotate(name, (row["tokens_per_s"], row["val_loss"]), **place)
+        figure = Figure(figsize=(WIDTH, 1.2 + 0.25 * len(rows)), layout="constrained")
+        losses, speeds = figure.subplots(1, 2, sharey=True)
+        losses.scatter([row["val_loss"] for row in rows], places, color=colors, zorder=3)
         if result["unigram_loss"] is not None:
-            axes.axhline(result["unigram_loss"], **{**IDEAL, "label": "token frequencies"})
-            axes.legend()
-        axes.set_xscale("log")
-        axes.set_xmargin(0.18)
-        axes.set_xlabel("tokens/s of training")
-        axes.set_ylabel("validation loss, nats a target")
-        axes.set_title("Families, equal tokens", loc="left")
+            losses.axvline(result["unigram_loss"], **{**IDEAL, "label": "token frequencies"})
+            figure.legend(loc="outside lower left")
+        speeds.scatter([row["tokens_per_s"] or math.nan for row in rows], places, color=colors, zorder=3)
+        speeds.set_xscale("log")
+        losses.set_yticks(places, names)
+        losses.invert_yaxis()
+        losses.set_xlabel("nats a target")
+        speeds.set_xlabel("tokens/s")
+        losses.set_title("Validation loss", loc="left")
+        speeds.set_title("Speed of training", loc="left")
         return _png(figure)

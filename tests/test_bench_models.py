@@ -1,5 +1,7 @@
 """What `hvdlm bench models` plans, and how it tells what it found."""
 
+from dataclasses import replace
+
 import pytest
 from harness import make_config
 
@@ -25,19 +27,20 @@ def test_every_family_sees_as_many_tokens(data_dir, tmp_path):
         assert (settings.train.eval_every, settings.train.patience) == (settings.train.steps, None)
 
 
-ROW = {"task": "lm", "parameters": 1000, "val_loss": 2.0, "tokens_per_s": 900.0, "tokens": 5000, "seconds": 3.2}
+LSTM = stage.ModelResult("lm", parameters=1000, val_loss=2.0, tokens_per_s=900.0, tokens=5000, seconds=3.2)
+RNN, VAE = replace(LSTM, val_loss=1.5), replace(LSTM, val_loss=1.0, task="elbo")
 RESULT = {
     "ranks": 2,
     "steps": 10,
     "tokens": 5000,
     "unigram_loss": 3.0,
-    "rows": {"lstm": ROW, "rnn": {**ROW, "val_loss": 1.5}, "vae": {**ROW, "task": "elbo"}},
+    "rows": stage.ranked({"vae": VAE, "lstm": LSTM, "rnn": RNN}),
     "failed": {"hmm": "killed"},
 }
 
 
 def test_the_table_has_the_best_of_each_task_first():
-    assert [row[0] for row in stage.cells(RESULT)] == ["vae", "rnn", "lstm"]
+    assert [row[0] for row in stage.cells(RESULT)] == ["rnn", "lstm", "vae"]
     text, page = stage.to_text(RESULT), stage.to_markdown(RESULT)
     assert "hmm failed: killed" in text
     assert "to beat: 3.0000" in text
