@@ -23,6 +23,16 @@ def physical_cores(cpus: Iterable[int] | None = None) -> int:
     return len(cores)
 
 
+def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this processor multiplies bf16 numbers itself; True where that cannot be told."""
+    try:
+        words = set(cpuinfo.read_text().split())
+    except OSError:
+        return True
+    knows = bool(words & {"flags", "Features"})  # as x86 and ARM name them
+    return not knows or bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep large freed blocks instead of returning them to the kernel.
 

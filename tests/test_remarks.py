@@ -1,8 +1,10 @@
 """What a run cannot do of what its config says is said; a config that fits its run is met with silence."""
 
 import pytest
-from harness import make_config
+from harness import make_config, run_training
 
+from hvdlm import host
+from hvdlm.train import setup
 from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.remarks import remarks
 
@@ -63,3 +65,28 @@ def test_data_that_is_seen_again_and_again_is_said(data_dir, tmp_path):
     assert "is seen 37.0 times in this run" in line
     (line,) = said(data_dir, tmp_path, epoch_samples=[4.0])
     assert "is but 4.0 sequences of the order, fewer than train.global_batch: 12; each step sees it 3.0 times" in line
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "has"),
+    [
+        ("flags\t\t: fpu avx512_bf16 amx_tile", True),
+        ("flags\t\t: fpu avx2 avx512f", False),
+        ("Features\t: fp asimd bf16", True),
+        ("Features\t: fp asimd", False),
+        ("cpu: POWER10", True),
+        (None, True),
+    ],
+)
+def test_a_processor_says_whether_it_has_bf16(cpuinfo, has, tmp_path):
+    """Where it does not tell, nothing is said of it."""
+    file = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        file.write_text(cpuinfo)
+    assert host.has_bf16(file) is has
+
+
+def test_bf16_without_instructions_for_it_is_remarked_on(data_dir, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(setup, "has_bf16", lambda: False)
+    run_training(data_dir, tmp_path / "run", "train.steps=1", "train.precision=bf16")
+    assert "train.precision: bf16: this processor has no instructions for it" in caplog.text

@@ -25,7 +25,7 @@ from hvdlm.data.corpora import Corpora, open_corpora
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.files import read_text, write_text_durably
-from hvdlm.host import affinity
+from hvdlm.host import affinity, has_bf16
 from hvdlm.launch.environment import memory_is_tuned
 from hvdlm.session.metrics import RunLog
 from hvdlm.session.progress import Progress
@@ -202,6 +202,8 @@ def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: Worl
     if learner.device.type == "cpu" and len(cores) < total // world.size and not train.threads:
         remedy = "start with `mpirun --bind-to none`, or srun --cpus-per-task"
         log.warning("this rank may use %d of %d cores; %s", len(cores), total, remedy)
+    if learner.device.type == "cpu" and train.precision == "bf16" and not has_bf16():
+        log.warning("train.precision: bf16: this processor has no instructions for it; fp32 is as fast, or faster")
     own = Binding(world.rank, socket.gethostname(), cores, torch.get_num_threads(), str(learner.device))
     bindings = world.gather(own)
     for line in binding_map(bindings).splitlines() if world.rank == 0 and world.size > 1 else ():
