@@ -318,8 +318,14 @@ def test_the_shipped_configs_are_valid(path):
     ("overrides", "message"),
     [
         (("model={family: maxent, l2: 1e-7}", "objective.z_loss=0.1"), "do not go together with model.l1 and l2"),
-        (("model={family: ngram}", "noise.word_dropout=0.1"), "for what is trained by gradients; this ngram is"),
-        (("model={family: hmm}", "objective.temporal=0.1"), "for what is trained by gradients; this hmm is counted"),
+        (
+            ("model={family: ngram}", "noise.word_dropout=0.1"),
+            "noise.word_dropout: for what is trained by gradients, and this ngram is",
+        ),
+        (
+            ("model={family: hmm}", "objective.temporal=0.1"),
+            "objective.temporal: for what is trained by gradients, and this hmm is",
+        ),
     ],
 )
 def test_terms_that_would_act_on_nothing_are_refused(tmp_path, overrides, message):

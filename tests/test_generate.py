@@ -7,9 +7,10 @@ import torch
 from harness import run_training
 
 from hvdlm.errors import UserError
-from hvdlm.inference.generate import Sampling, added_text, choose, continue_text, generate
+from hvdlm.inference.generate import Sampling, _num_unknown, added_text, choose, continue_text, generate
 from hvdlm.models import LanguageModel
 from hvdlm.tokenizer import ByteTokenizer
+from hvdlm.tokenizer.char import CharTokenizer
 from hvdlm.tokenizer.word import WordRule, WordTokenizer
 
 LOGITS = torch.tensor([-300.0, 2.0, 1.0, 1.9, 300.0, -1e30])
@@ -65,6 +66,20 @@ def test_any_64_bit_seed_and_any_prompt_that_is_text(data_dir, tmp_path):
     assert isinstance(continue_text(run, (), "long " * 100, Sampling(), 2), str)
     with pytest.raises(UserError, match="--prompt: character 1 is not UTF-8"):
         continue_text(run, (), "a\udcff", Sampling(), 2)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "prompt", "num"),
+    [
+        (WordTokenizer(["<unk>", "<eos>", "the", "cat"], WordRule()), "the dog the cow", 2),
+        (WordTokenizer(["<unk>", "<eos>", "the", "cat"], WordRule()), "the cat", 0),
+        (WordTokenizer(["<unk>", "<eos>", "the", "cat"], WordRule("whitespace")), "the <unk> cat", 0),
+        (CharTokenizer("ab"), "abc", 1),
+        (ByteTokenizer(), "é", 0),
+    ],
+)
+def test_what_of_a_prompt_the_vocabulary_lacks_is_counted(tokenizer, prompt, num):
+    assert _num_unknown(tokenizer, prompt, tokenizer.encode(prompt).tolist()) == num
 
 
 @pytest.mark.parametrize(

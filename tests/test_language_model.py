@@ -66,7 +66,14 @@ def test_it_is_float32_from_the_logits_on(batch, config):
     coarse = logits.bfloat16()
     for one, other in zip(objective(coarse, targets, config), objective(coarse.float(), targets, config), strict=True):
         assert torch.equal(one, other)
-        assert one.dtype == torch.float32
+        assert one.dtype in (torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_nats_of_many_targets_are_added_up_without_rounding(config):
+    logits, targets = torch.zeros(1, 20_000, 3), torch.zeros(1, 20_000, dtype=torch.long)
+    of_one = float(objective(logits[:, :1], targets[:, :1], config)[1])
+    assert float(objective(logits, targets, config)[1]) == pytest.approx(20_000 * of_one, rel=1e-12)
 
 
 def test_activity_is_its_formula_where_there_are_targets():

@@ -30,6 +30,10 @@ def said(data_dir, tmp_path, *overrides, epoch_samples=(20_000.0,)):
         ("train.ramp={start: 4, increment: 4, steps: 100}",),
         ("train.epochs=40", "train.tokens=1000000"),
         ("log.trace=[990, 999]",),
+        ("model={family: lstm, layers: 1, dropout: 0.2, variational: true}",),
+        ("model={family: conv, layers: 1, layer_dropout: 0.2, variational: true}",),
+        ("model={family: vae, heads: 2, decoder: transformer}", "data.order=documents"),
+        ("model={family: hmm, transition_prior: 0.5, max_length: 64}",),
     ],
 )
 def test_a_config_that_fits_its_run_is_met_with_silence(data_dir, tmp_path, overrides):
@@ -58,6 +62,26 @@ def test_what_cannot_be_is_said_in_one_line(data_dir, tmp_path, overrides, messa
     (line,) = said(data_dir, tmp_path, *overrides)
     assert message in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("{family: lstm, variational: true}", "model.variational: true is of dropout, and there is none"),
+        ("{family: conv, variational: true, layer_dropout: 0}", "model.variational: true is of dropout"),
+        ("{family: gru, layers: 1, layer_dropout: 0.2}", "model.layer_dropout: 0.2 is between layers"),
+        ("{family: vae, heads: 2}", "model.heads: 2 are of a transformer"),
+        ("{family: hmm, training: gradient, max_length: 64, emission_prior: 1}", "max_length: 64, emission_prior: 1"),
+    ],
+)
+def test_a_setting_of_a_family_that_acts_on_nothing_is_said(data_dir, tmp_path, model, message):
+    (line,) = said(data_dir, tmp_path, f"model={model}", "data.order=documents")
+    assert message in line
+
+
+def test_a_counted_model_says_what_has_no_part_in_it(data_dir, tmp_path):
+    (line,) = said(data_dir, tmp_path, "model={family: ngram}", "ema.decay=0.9", epoch_samples=())
+    assert "ema.decay: 0.9 keeps no mean: this ngram is counted" in line
 
 
 def test_data_that_is_seen_again_and_again_is_said(data_dir, tmp_path):

@@ -433,6 +433,12 @@ def test_what_does_not_go_together_is_said_in_one_line(sentences, tmp_path):
     with pytest.raises(UserError, match="width 15 is not a multiple of 2 x heads 4"):
         run("model={family: vae, decoder: transformer, width: 15}")
     assert run(VAE).task.kind == "elbo"
+    free = run(VAE, "task.free_bits=2", "task.anneal_steps=4").task  # of what the family is for
+    assert (free.kind, free.free_bits, free.anneal_steps) == ("elbo", 2.0, 4)
+    with pytest.raises(UserError, match="unknown key 'task.free_bit'; did you mean 'task.free_bits'"):
+        run(VAE, "task.free_bit=2")
+    with pytest.raises(UserError, match="task.free_bits"):
+        run("task.free_bits=2")  # a transformer, for lm, has none
     lstm, transformers = "an LSTM", "model={family: vae, encoder: transformer, decoder: transformer}"
     assert [run(model).model.without_cpu_fp16 for model in (VAE, transformers)] == [lstm, ""]
 

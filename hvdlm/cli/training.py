@@ -126,7 +126,9 @@ def generate(
     """Write text with a trained model. Under a launcher rank 0 does it alone."""
     check_run(checkpoint)
     from hvdlm.inference.generate import Sampling, continue_text
+    from hvdlm.session.logs import setup_logging
 
     with connected(needs_ranks=False) as world:
+        setup_logging(world.rank)
         text = world.on_root(lambda: continue_text(checkpoint, overrides, prompt, Sampling(**options), max_tokens))
         result({"prompt": prompt, "text": text}, as_json, prompt + text, world.rank)

@@ -208,9 +208,10 @@ def _of_another_choice(problems: Sequence[_Problem], origin: Origin, valid: list
     first = problems[0]
     place, names = origin.of(first.key), ", ".join(problem.key[-1] for problem in _siblings(problems))
     chosen, section = first.section.model_fields[first.tag[-1]].default, ".".join(first.tag[:-1])
+    has = ", ".join(name for name in valid if name != first.tag[-1]) or "none"
     fault = (
         f"{place}: {names} of {section} {'is no key' if names == first.key[-1] else 'are no keys'} of"
-        f" {first.tag[-1]}: {chosen}, which has {', '.join(name for name in valid if name != first.tag[-1])}"
+        f" {first.tag[-1]}: {chosen}, which has {has}"
     )
     if not is_chosen_late:
         return fault

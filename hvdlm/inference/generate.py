@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from hvdlm.models import LanguageModel
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.world.place import find_place
 from hvdlm.world.serial import SerialWorld
+
+log = logging.getLogger("hvdlm")
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,19 @@ def continue_text(target: Path, overrides: tuple[str, ...], prompt: str, samplin
     tokenizer = tokenizer_of(path, state)
     first = state["eos_id"] if tokenizer.bos_id is None else tokenizer.bos_id  # as before each document's text
     ids = [first, *tokenizer.encode(prompt).tolist()]
+    if num_unknown := _num_unknown(tokenizer, prompt, ids[1:]):
+        text = "--prompt: %d of %d tokens are unknown to the vocabulary, so the model does not see what they are"
+        log.warning(text, num_unknown, len(ids) - 1)
     seq_len = None if config.model.carries_state else config.data.seq_len
     written = generate(loaded.model, ids, sampling, seq_len=seq_len, max_tokens=max_tokens, eos_id=state["eos_id"])
     return added_text(tokenizer, ids[1:], list(written))
+
+
+def _num_unknown(tokenizer: Tokenizer, prompt: str, ids: list[int]) -> int:
+    """How many of a prompt's ids stand for text that the vocabulary lacks; 0 if the prompt spells the unknown token."""
+    if tokenizer.unk_id is None or tokenizer.decode(np.array([tokenizer.unk_id])).strip() in prompt.split():
+        return 0
+    return ids.count(tokenizer.unk_id)
 
 
 def added_text(tokenizer: Tokenizer, read: list[int], written: list[int]) -> str:

@@ -75,7 +75,7 @@ class ConvConfig(StackConfig):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return departures(self, self.preset, PRESETS[self.preset])
+        return (*departures(self, self.preset, PRESETS[self.preset]), *super().remarks)
 
     @property
     def state_shapes(self) -> list[list[tuple[int, ...]]]:

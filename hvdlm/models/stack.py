@@ -59,6 +59,16 @@ class StackConfig(FamilyConfig):
     def state_shapes(self) -> list[list[tuple[int, ...]]]:
         """Of each layer the shapes of one sample's state, of all layers as many."""
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        found = []
+        within = self.dropout_of(self.layer_dropout) if self.drops_within_layers else 0.0
+        if self.variational and not any((*self.dropouts, within)):
+            found.append("model.variational: true is of dropout, and there is none; set model.dropout or its kinds")
+        if self.layer_dropout and self.layers == 1 and not self.drops_within_layers:
+            found.append(f"model.layer_dropout: {self.layer_dropout} is between layers, and model.layers is 1: none")
+        return tuple(found)
+
     def dropout_of(self, kind: float | None) -> float:
         return self.dropout if kind is None else kind
 

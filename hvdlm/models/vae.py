@@ -57,6 +57,12 @@ class VaeConfig(FamilyConfig):
         return "an LSTM" if "lstm" in (self.encoder, self.decoder) else ""
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        if self.heads != type(self).model_fields["heads"].default and "transformer" not in (self.encoder, self.decoder):
+            return (f"model.heads: {self.heads} are of a transformer, and encoder and decoder are each an lstm",)
+        return ()
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         return ("elbo",)
 

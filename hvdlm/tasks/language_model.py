@@ -99,8 +99,8 @@ class LanguageModelling(Task):
         if chosen is None:
             aim, nll = objective(model.head(hidden), batch.targets, self.objective)
         else:
-            aim = -torch.where(is_target, chosen, 0.0).sum()
-            nll = aim.detach()
+            losses = -torch.where(is_target, chosen, 0.0)
+            aim, nll = losses.sum(), losses.detach().double().sum()
         if self.objective.is_of_hidden:
             aim = aim + activity(hidden, batch.targets, self.objective)
         return Sums(aim, torch.stack((nll.double(), is_target.sum().double()))), state
@@ -112,17 +112,19 @@ def objective(logits: Tensor, targets: Tensor, config: ObjectiveConfig) -> tuple
     `logits` are (B, T, V); float32 from here on.
     """
     logits, targets = logits.float().flatten(0, 1), targets.flatten()  # (N, V), (N,)
-    aim = F.cross_entropy(
-        logits, targets, ignore_index=IGNORED, label_smoothing=config.label_smoothing, reduction="sum"
+    # torch's own reduction adds up one after another in float32, which loses a digit in some thousand targets.
+    losses = F.cross_entropy(
+        logits, targets, ignore_index=IGNORED, label_smoothing=config.label_smoothing, reduction="none"
     )
+    aim = losses.sum()
     if not config.is_on:
-        return aim, aim.detach()
+        return aim, losses.detach().double().sum()
     counted = targets != IGNORED
     with torch.set_grad_enabled(config.z_loss > 0 and torch.is_grad_enabled()):
         log_z = logits.logsumexp(-1)  # (N,)
     with torch.no_grad():
         chosen = logits.gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1)
-        nll = torch.where(counted, log_z - chosen, 0.0).sum()
+        nll = torch.where(counted, log_z - chosen, 0.0).double().sum()
     if config.z_loss:
         aim = aim + config.z_loss * torch.where(counted, log_z, 0.0).square().sum()
     return aim, nll

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from hvdlm.checkpoint import CheckpointConfig
 from hvdlm.compute.device import DeviceChoice, Precision
 from hvdlm.config import Free, Section
+from hvdlm.config.reading import fit
 from hvdlm.data.config import DataConfig
 from hvdlm.models import ModelConfig
 from hvdlm.models.transformer import TransformerConfig
@@ -88,6 +90,15 @@ class RunConfig(Section):
         """Whether it is evaluated in streams whose state goes on, where nobody says otherwise."""
         return self.data.order == "contiguous" or self.model.reads_streams
 
+    @field_validator("task", mode="before")
+    @classmethod
+    def _kind_of_family(cls, value: Any, info: ValidationInfo) -> Any:
+        """Settings of a task whose kind is unsaid are of what the family is for."""
+        model = info.data.get("model")  # None where it is faulty itself
+        if isinstance(value, dict) and "kind" not in value and model is not None and model.tasks[0] in TASKS:
+            return fit(TASKS[model.tasks[0]], {"kind": model.tasks[0], **value})
+        return value
+
     @model_validator(mode="after")
     def _fit_model(self) -> RunConfig:
         self.__dict__["model"] = self.model.for_sequences(self.data.seq_len)
@@ -117,9 +128,11 @@ class RunConfig(Section):
         objective, family = self.objective, self.model.family
         if objective.is_on and self.model.own_terms:
             raise ValueError(f"objective: its terms do not go together with {self.model.own_terms}; set one of them")
-        is_more = objective.is_on or objective.is_of_hidden or self.noise.is_on
-        if self.model.learner != "gradient" and is_more:
-            raise ValueError(f"objective and noise are for what is trained by gradients; this {family} is counted")
+        said = [f"{name}.{key}" for name in ("objective", "noise") for key, value in getattr(self, name) if value]
+        if self.model.learner != "gradient" and said:
+            raise ValueError(
+                f"{', '.join(said)}: for what is trained by gradients, and this {family} is counted; leave it out"
+            )
         return self
 
     @model_validator(mode="after")

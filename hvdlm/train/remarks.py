@@ -22,7 +22,7 @@ def remarks(config: RunConfig, plan: BatchPlan, total_steps: int, epoch_samples:
     not descend, has no order.
     """
     if not epoch_samples:
-        return list(_of_intervals(config, total_steps))
+        return [*config.model.remarks, *_of_counted(config), *_of_intervals(config, total_steps)]
     return [
         *config.model.remarks,
         *_of_learning_rate(config, total_steps),
@@ -31,6 +31,11 @@ def remarks(config: RunConfig, plan: BatchPlan, total_steps: int, epoch_samples:
         *config.task.remarks(total_steps),
         *_of_data(config, plan.samples_before(total_steps), epoch_samples),
     ]
+
+
+def _of_counted(config: RunConfig) -> Iterator[str]:
+    if config.ema.decay:
+        yield f"ema.decay: {config.ema.decay} keeps no mean: this {config.model.family} is counted"
 
 
 def _of_learning_rate(config: RunConfig, total_steps: int) -> Iterator[str]:

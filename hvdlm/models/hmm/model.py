@@ -62,6 +62,15 @@ class HmmConfig(FamilyConfig):
         return "sums" if self.training == "em" else "gradient"
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        of_em = ("max_length", "transition_prior", "emission_prior")
+        fields = type(self).model_fields
+        said = [f"{name}: {getattr(self, name)}" for name in of_em if getattr(self, name) != fields[name].default]
+        if self.training == "em" or not said:
+            return ()
+        return (f"model.{', '.join(said)}: for training: em alone; by gradient, optim.weight_decay is the prior",)
+
+    @property
     def prior(self) -> Prior:
         return Prior(self.transition_prior, self.emission_prior)
 
