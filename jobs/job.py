@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hvdlm.launch.words import import_words
 from hvdlm.tables import counted
 
 from .budget import Budget
@@ -55,6 +56,7 @@ class Job:
     activate: str = ""  # a shell line for sites that say nothing of their own
     run_dir: Path | None = None  # what the job fills; of a resumable one: where STOP is looked for
     config: Path | None = None  # the second of the words, copied into the job's folder
+    extensions: tuple[Path, ...] = ()  # files of --import, copied there too; behind the words
     folder: Path | None = None  # where logs go; None: where the script is submitted
     array: int = 0  # tasks of a job array
     options: tuple[tuple[str, str], ...] = ()  # more directives
@@ -100,11 +102,14 @@ class Job:
         return nodes * self.minutes / 60 * max(1, self.array) * starts
 
     def placed(self, folder: Path) -> Job:
-        """The job with its logs in a folder, and its config too: later edits of the user's do not change it."""
-        if self.config is None:
-            return replace(self, folder=folder)
-        stage, _, *rest = self.words
-        return replace(self, folder=folder, words=(stage, str(folder / self.config_name), *rest))
+        """The job with its logs in a folder, and what it reads of the user's too: later edits do not change it."""
+        words = self.words if self.config is None else (self.words[0], str(folder / self.config_name), *self.words[2:])
+        copies = map(str, self.copies_of_extensions(folder))
+        return replace(self, folder=folder, words=(*words, *import_words(copies)))
+
+    def copies_of_extensions(self, folder: Path) -> list[Path]:
+        """Each in a folder of its own, for it keeps its name, by which a checkpoint knows it."""
+        return [folder / "imports" / str(number) / file.name for number, file in enumerate(self.extensions)]
 
     @property
     def config_name(self) -> str:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hvdlm.launch.words import import_words
-
 from .job import Job
 from .site import Site
 
@@ -31,7 +29,7 @@ class Request:
     after: tuple[str, ...] = ()  # ids of jobs that must have ended well
     dry_run: bool = False
     notes: tuple[str, ...] = ()  # what is said of it, once it is accepted
-    extensions: tuple[str, ...] = ()  # files of --import, for the stages that take it
+    extensions: tuple[Path, ...] = ()  # files of --import, for the stages that take it
     ranks_from: str = ""  # whose word ranks_per_node is, if not the user's own
 
     @property
@@ -47,6 +45,6 @@ class Request:
     def job(self, stage: str, words: tuple[str, ...], run_dir: Path, **more: Any) -> Job:
         """A job of this size; `more` are fields of `Job`."""
         if stage in TAKES_EXTENSIONS:
-            words = (*words, *import_words(self.extensions))
+            more["extensions"] = self.extensions
         size = (self.nodes, self.ranks_per_node, self.threads, self.minutes)
         return Job(stage, words, *size, self.cwd, self.activate, run_dir, **more)

@@ -104,6 +104,9 @@ def _draft(request: Request, job: Job, folder: Path) -> Submitted:
     if not request.dry_run:
         if job.config is not None:
             shutil.copyfile(job.config, folder / job.config_name)
+        for file, copy in zip(job.extensions, job.copies_of_extensions(folder), strict=True):
+            copy.parent.mkdir(parents=True)
+            shutil.copyfile(file, copy)
         (folder / ledger.SCRIPT).write_text(text, encoding="utf-8")
     return Submitted(placed, folder, text, tuple(findings))
 

@@ -360,6 +360,26 @@ def test_a_config_of_any_name_is_not_taken_for_another_file(tmp_path):
         assert f"jobs/train-001/{name}.yaml" in done[0].text
 
 
+def test_a_job_has_a_file_of_import_as_it_was_when_it_was_queued(tmp_path):
+    """Two of one name too; both keep it, for a checkpoint knows a file by its name."""
+    files = [tmp_path / side / "mine.py" for side in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(f"# {file.parent.name}")
+    environment = fake_slurm(tmp_path, sbatch="echo 7")
+    where = {"cwd": tmp_path, "jobs_dir": tmp_path / "jobs", "environment": environment}
+    request = Request(find("generic-cpu"), 1, 1, 10, extensions=tuple(files), **where)
+    write_config(tmp_path / "run.yaml", {})
+    [done] = submit(request, [orders.train(request, tmp_path / "run.yaml", (), tmp_path / "run")])
+    for file in files:
+        file.write_text("# edited")
+    words = done.job.words
+    copies = [Path(words[number + 1]) for number, word in enumerate(words) if word == "--import"]
+    assert [copy.read_text() for copy in copies] == ["# a", "# b"]
+    assert {copy.name for copy in copies} == {"mine.py"}
+    assert all(str(copy) in done.text for copy in copies)
+
+
 def test_the_log_of_a_job_is_found_from_any_folder(tmp_path):
     plain = Request(find("generic-cpu"), 1, 1, 10, cwd=tmp_path / "$x", dry_run=True)
     assert "--output=runs/jobs/report-001/%j.log\n" in submit(plain, [orders.report(plain, tmp_path)])[0].text

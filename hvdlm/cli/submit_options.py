@@ -122,7 +122,7 @@ def _request(options: dict[str, Any]) -> Request:
         activate=f'export PATH={programs}:"$PATH"',
         environment=submission_environment(),
         notes=(*notes, *_clean_start(site)),
-        extensions=tuple(str(file.absolute()) for file in options.pop("extensions", ())),
+        extensions=tuple(file.absolute() for file in options.pop("extensions", ())),
         ranks_from="" if ranks_per_node else f"ranks_per_node of --site {name}",
         **{name: options.pop(name) for name in ("jobs_dir", "after", "dry_run")},
     )
