@@ -103,7 +103,7 @@ def num_words(corpora: Corpora, split: str, tokenizer: Tokenizer, *, rank: int, 
 
 
 def _protocol(loaded: Loaded, carry: bool | None, streams: int | None, stride: int | None) -> Protocol:
-    """As the user says; where nothing is said, as the run was trained."""
+    """As the user says; else windows or a stream, as the run was trained: one stream, as the literature has it."""
     config, data = loaded.config, loaded.config.data
     if stride is not None:
         if not loaded.task.takes_context:

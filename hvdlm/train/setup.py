@@ -36,9 +36,10 @@ from hvdlm.train.config import RunConfig
 from hvdlm.train.initial_weights import begin_with, pinned
 from hvdlm.train.learner import Learner
 from hvdlm.train.learners import LEARNERS
-from hvdlm.train.loop import Loop, Validation
+from hvdlm.train.loop import Loop
 from hvdlm.train.parts import remark_edited
 from hvdlm.train.remarks import remarks
+from hvdlm.train.validation import Validation
 from hvdlm.world.bindings import Binding, binding_map
 from hvdlm.world.interface import World
 from hvdlm.world.place import find_place
