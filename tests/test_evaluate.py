@@ -172,6 +172,13 @@ def test_how_a_run_was_trained_is_how_it_is_evaluated(data_dir, tmp_path):
         found("windows", streams=10_000_000)
 
 
+def test_what_a_model_forgets_is_part_of_the_protocol(data_dir, tmp_path):
+    for name, setting, told in (("own", "false", "which begins anew at each"), ("across", "true", "not reset between")):
+        run_training(data_dir, tmp_path / name, f"model={{family: ngram, across_documents: {setting}}}")
+        found = evaluate_checkpoint(tmp_path / name, (), "val", SerialWorld())
+        assert found["protocol"] == f"1 stream with carried state, {told} document{'' if name == 'own' else 's'}"
+
+
 def frequencies(logits, sampling, n=4000):
     random = torch.Generator().manual_seed(0)
     counts = Counter(choose(logits, sampling, random) for _ in range(n))

@@ -99,6 +99,25 @@ def test_commands_that_start_others_give_them_the_files(data_dir, tmp_path, mine
     assert '"bigram"' in (tmp_path / "bench" / "models.json").read_text()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "function"),
+    [
+        ("(targets != IGNORED).sum()))", "2 * (targets != IGNORED).sum()))", "count"),
+        ("        self.gamma = gamma", "        self.gamma, self.count_of = gamma, lambda lengths: 1", "count_of"),
+    ],
+)
+def test_a_task_that_counts_ahead_something_else_than_its_loss_ends_at_the_first_step(
+    data_dir, tmp_path, mine, old, new, function
+):
+    """Its gradients would be divided by that, in silence."""
+    text = mine.read_text()
+    assert old in text
+    mine.write_text(text.replace(old, new))
+    import_all((mine,))
+    with pytest.raises(UserError, match=rf"task: focal: its loss adds up \d+ targets where `{function}` tells \d+"):
+        run_training(data_dir, tmp_path / "run", *MINE, "train.steps=2")
+
+
 def test_a_task_may_be_like_another_one(data_dir, tmp_path, mine):
     import_all((mine,))
     assert make_config(data_dir, tmp_path, "task=focal").task.gamma == 2.0

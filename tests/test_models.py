@@ -323,3 +323,20 @@ def test_a_compiled_model_has_the_same_masks_loss_and_gradients(config):
         losses, slopes = zip(*(gradients(each, ids, draws(4, step)) for each in (model, compiled)), strict=True)
         assert losses[1] == pytest.approx(losses[0], abs=1e-5)
         assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(*slopes, strict=True))
+
+
+REMEMBERING = [config for config in CONFIGS if config.carries_state and config != VARIANTS["window-1"]]
+
+
+@pytest.mark.parametrize("config", REMEMBERING)
+def test_a_family_that_forgets_begins_anew_at_an_end_of_text(config):
+    """And one that does not is told apart: its stream is not reset between documents."""
+    model, eos = build(config).double().eval(), 49
+    one, other = torch.randint(49, (2, 1, 12)).unbind()
+    after = torch.cat((torch.full((1, 1), eos), torch.randint(49, (1, 4))), 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-1, 1)
+        states = [model(ids, model.initial_state(1))[1] for ids in (one, other)]
+        found = [model.logits(after, state)[0] for state in states]
+    assert torch.allclose(*found, rtol=0, atol=1e-12) is config.forgets

@@ -103,6 +103,7 @@ class EvaluationStreams:
     eos_id: int
     streams: int = 1
     max_tokens: int = 0
+    forgets: bool = False  # whether the model's own state begins anew at each document
 
     @property
     def num_streams(self) -> int:
@@ -118,7 +119,8 @@ class EvaluationStreams:
 
     def __str__(self) -> str:
         streams = "1 stream" if self.num_streams == 1 else f"{self.num_streams:,} streams"
-        return f"{streams} with carried state, not reset between documents"
+        reset = "which begins anew at each document" if self.forgets else "not reset between documents"
+        return f"{streams} with carried state, {reset}"
 
     def groups(self, batch: int, *, rank: int, size: int) -> Iterator[range]:
         """The rank's streams, at most `batch` at once."""

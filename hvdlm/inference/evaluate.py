@@ -116,11 +116,11 @@ def _protocol(loaded: Loaded, carry: bool | None, streams: int | None, stride: i
     carries = config.carries_state or streams is not None if carry is None else carry
     if carries and not config.model.carries_state:
         raise UserError(
-            f"--carry: model.family: {config.model.family} has no state to carry from window to window; leave it out,"
-            " and take --stride for windows that overlap"
+            f"--carry: model.family: {config.model.family} has no state to carry from window to window; leave it out"
+            f"{', and take --stride for windows that overlap' if loaded.task.takes_context else ''}"
         )
     if streams is not None and not carries:
         raise UserError("--streams is of --carry; leave one of --streams and --no-carry out")
     if carries:
-        return Protocol(data.seq_len, streams=streams or 1)
+        return Protocol(data.seq_len, streams=streams or 1, forgets=config.model.forgets)
     return Protocol(data.seq_len, documents=data.order == "documents" and carry is None)

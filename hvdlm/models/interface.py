@@ -38,6 +38,8 @@ class FamilyConfig(Section, ABC):
 
     # Its state has a fixed size, so that windows may go on from where others ended, for ever.
     carries_state: ClassVar[bool] = False
+    # Whether nothing reaches across an end of text, also in a stream.
+    forgets: ClassVar[bool] = False
     # Whether torch.compile can make a graph of it.
     compiles: ClassVar[bool] = True
     # As a message names it, where torch has no float16 of it on CPUs.

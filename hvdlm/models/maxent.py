@@ -44,7 +44,7 @@ class MaxentConfig(FamilyConfig):
     l1: OfTraining[float] = Field(0.0, ge=0, description="a token's penalty: l1 times the sum of |weight|")
     l2: OfTraining[float] = Field(0.0, ge=0, description="a token's penalty: l2 / 2 times the sum of weight^2")
 
-    carries_state = True
+    carries_state, forgets = True, True
 
     @property
     def learner(self) -> str:

@@ -82,6 +82,7 @@ class ElboConfig(TaskConfig):
 class Elbo(Task):
     """The denominator is the number of sentences. Figures are a token (`loss`), and a sentence (the others)."""
 
+    denominator = "sentences"
     takes_draws = True
     evaluation_takes_draws = True
     takes_context = False

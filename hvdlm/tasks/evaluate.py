@@ -169,12 +169,13 @@ class Protocol:
     streams: int = 0
     stride: int = 0
     documents: bool = False
+    forgets: bool = False  # of streams: whether the model itself begins anew at each document
 
     def reader(self, stream: TokenStream, eos_id: int) -> Read:
         if self.documents:
             return EvaluationDocuments(stream, self.seq_len, eos_id, self.max_tokens)
         if self.streams:
-            return EvaluationStreams(stream, self.seq_len, eos_id, self.streams, self.max_tokens)
+            return EvaluationStreams(stream, self.seq_len, eos_id, self.streams, self.max_tokens, self.forgets)
         return EvaluationWindows(stream, self.seq_len, eos_id, self.max_tokens, self.stride)
 
 

@@ -83,6 +83,8 @@ class Task(ABC):
     # Names of what is added up. `loss` is in nats, without the terms that only training minimizes; `targets` is what
     # it is divided by.
     sums: tuple[str, ...] = ("loss", "targets")
+    # Which of the sums `count` tells ahead: what a step is divided by.
+    denominator: ClassVar[str] = "targets"
     # Whether training takes draws for it, or evaluation.
     takes_draws: bool = False
     evaluation_takes_draws: bool = False

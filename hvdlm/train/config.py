@@ -110,9 +110,10 @@ class RunConfig(Section):
         if "task" not in self.model_fields_set and kinds[0] in TASKS:
             self.__dict__["task"] = TASKS[kinds[0]](kind=kinds[0])
         if self.task.kind not in kinds and self.task.like not in kinds:
+            ours = ", ".join(kind if kind in TASKS else f"{kind} (by a task of --import)" for kind in kinds)
             raise ValueError(
                 f"task: {self.task.kind} is nothing for this model ({family}), which can be trained for"
-                f" {', '.join(kinds)}{self.model.task_remedy}"
+                f" {ours}{self.model.task_remedy}"
             )
         return self
 

@@ -92,6 +92,7 @@ class GradientLearner(Learner):
         self._computes_first = self.device.type == "cuda" and world.size > 1 and config.sync.keeps_replicas_equal
         self._judges = looks and (config.sync.reduces_to_mean or not config.sync.keeps_replicas_equal)
         self._takes_draws = self.model.takes_draws or self.task.takes_draws
+        self._is_proven = False  # whether the task was seen to count ahead what its loss adds up
         self._reader = Prefetch(self._read)
         self._trace = Trace(config.log.trace, config.run_dir / "trace" / f"rank{world.rank}.json")
 
@@ -168,6 +169,8 @@ class GradientLearner(Learner):
         survey_s = self._survey(step, part, share) if self.config.task.meets_before_backward else 0.0
         with Timed("forward and backward"):
             sums = self._accumulate(step, part, share)
+            if not self._is_proven:
+                self._prove_denominator(step, part, share, sums)
             if self._computes_first:
                 torch.cuda.current_stream().synchronize()
         with Timed("sync.reduce") as reduce:
@@ -210,6 +213,19 @@ class GradientLearner(Learner):
             self.sync.accumulated()
             self.noise_scale.disarm()
         return totals
+
+    def _prove_denominator(self, step: int, part: int, share: _Share, sums: Tensor) -> None:
+        """UserError if gradients were divided by another number than that of what the loss is a sum of."""
+        kind, name = self.config.task.kind, self.task.denominator
+        added = round(float(sums[self.task.sums.index(name)]))
+        ahead = self.task.count_of(self.batches.lengths(self._positions(step, part, self.left_out)))
+        for function, counted in (("count", share.targets), ("count_of", ahead)):
+            if counted is not None and counted != added:
+                raise UserError(
+                    f"task: {kind}: its loss adds up {added} {name} where `{function}` tells {counted} of the same"
+                    f" examples, and a step is divided by that; make `{function}` tell what the loss counts"
+                )
+        self._is_proven = True
 
     def _micro_batches(self, step: int, part: int, share: _Share) -> Iterator[tuple[slice, Tensor, Draws | None]]:
         """Rows of this rank's examples, their ids on its device, and their draws."""

@@ -36,6 +36,7 @@ class Validation:
                 max_tokens=config.train.eval_tokens,
                 streams=config.train.global_batch if in_order else int(self._carries),
                 documents=config.data.order == "documents",
+                forgets=config.model.forgets,
             )
             self._split = SplitEvaluation(corpora, "val", protocol)
             self.protocol = self._split.protocol

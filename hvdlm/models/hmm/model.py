@@ -54,7 +54,7 @@ class HmmConfig(FamilyConfig):
         0.1, gt=0, le=1e9, description="em: occurrences of each word beside those counted, from all states alike"
     )
 
-    carries_state = True
+    carries_state, forgets = True, True
     compiles = False  # how many steps of which widths, the ids say
 
     @property

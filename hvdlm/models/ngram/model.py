@@ -28,6 +28,10 @@ class NgramConfig(FamilyConfig):
     carries_state = True
 
     @property
+    def forgets(self) -> bool:  # type: ignore[override]
+        return not self.across_documents
+
+    @property
     def learner(self) -> str:
         return "ngrams"
 
