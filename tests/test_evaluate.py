@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from harness import documents_of, make_config, run_training
+from harness import documents_of, make_config, preprocess, run_training
 from torch import nn
 
 from hvdlm.data.corpora import open_corpora
@@ -170,6 +170,19 @@ def test_how_a_run_was_trained_is_how_it_is_evaluated(data_dir, tmp_path):
         found("windows", carry=False, streams=2)
     with pytest.raises(UserError, match=r"--streams: 10000000 are more than .* windows of 32"):
         found("windows", streams=10_000_000)
+
+
+def test_unknown_words_are_remarked_on(tmp_path, caplog):
+    """Their letters cost nothing, so that bits per byte look better than those of a vocabulary that spells them."""
+    for kind, told in (("word", 1), ("byte", 0)):
+        text = tmp_path / f"{kind}.jsonl"
+        text.write_text("".join(f'{{"text": "of a word{n} and of one"}}\n' for n in range(300)))
+        data, size = tmp_path / kind, {"vocab_size": 8} if told else {}
+        preprocess(text, data, tokenizer={"kind": kind, **size})
+        run_training(data, tmp_path / f"run-{kind}", "train.steps=1")
+        caplog.clear()
+        evaluate_checkpoint(tmp_path / f"run-{kind}", (), "val", SerialWorld())
+        assert caplog.text.count("% of its tokens are unknown to the vocabulary") == told
 
 
 def test_what_a_model_forgets_is_part_of_the_protocol(data_dir, tmp_path):

@@ -14,7 +14,7 @@ from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
 from hvdlm.inference.load import Loaded, load_checkpoint_model, tokenizer_of
 from hvdlm.partition import slice_of
-from hvdlm.tasks.evaluate import Protocol, SplitEvaluation
+from hvdlm.tasks.evaluate import Evaluation, Protocol, SplitEvaluation
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.world.interface import World
 from hvdlm.world.place import find_place
@@ -78,12 +78,32 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
     if words:
         with world.together():
             tokenizer = tokenizer_of(path, state)
-            num = np.array([num_words(corpora, split, tokenizer, rank=world.rank, size=world.size)], dtype=np.int64)
-        world.sum_(num)
-        nats = result.loss * result.num_tokens
-        how |= {"num_words": int(num[0]), "word_perplexity": math.exp(min(nats / int(num[0]), 700.0))}
+        how |= _by_the_word(result, corpora, split, tokenizer, world)
+    if loaded.task.predicts_text:
+        _remark_unknown(corpora)
     how["data"] = str(corpora)
     return {**result.to_dict(), **parts, **how, "split": split, "step": state["step"], "checkpoint": str(path)}
+
+
+def _by_the_word(result: Evaluation, corpora: Corpora, split: str, tokenizer: Tokenizer, world: World) -> dict:
+    """Words of a split, and the perplexity of one; collective."""
+    with world.together():
+        num = np.array([num_words(corpora, split, tokenizer, rank=world.rank, size=world.size)], dtype=np.int64)
+    world.sum_(num)
+    nats = result.loss * result.num_tokens
+    return {"num_words": int(num[0]), "word_perplexity": math.exp(min(nats / int(num[0]), 700.0))}
+
+
+def _remark_unknown(corpora: Corpora) -> None:
+    """Say where a closed vocabulary makes a model look better than one that spells every word."""
+    for corpus in corpora.corpora:
+        found = corpus.manifest.statistics
+        if num_unknown := found.get("unknown_tokens", 0):
+            log.warning(
+                "%s: %.2g %% of its tokens are unknown to the vocabulary, and what they stand for is not predicted:"
+                " bits per byte and perplexity by the word are not to be compared with those of other vocabularies",
+                *(corpus.name, 100 * num_unknown / max(1, found.get("encoded_tokens", 0))),
+            )
 
 
 def num_words(corpora: Corpora, split: str, tokenizer: Tokenizer, *, rank: int, size: int) -> int:
