@@ -118,6 +118,15 @@ def test_a_task_that_counts_ahead_something_else_than_its_loss_ends_at_the_first
         run_training(data_dir, tmp_path / "run", *MINE, "train.steps=2")
 
 
+def test_a_family_that_looks_ahead_is_refused(data_dir, tmp_path, mine):
+    text = mine.read_text()
+    mine.write_text(text.replace("return self.embed(ids), state", "return self.embed(ids.roll(-1, 1)), state"))
+    assert mine.read_text() != text
+    import_all((mine,))
+    with pytest.raises(UserError, match="model.family: bigram sees tokens that it is to predict"):
+        run_training(data_dir, tmp_path / "run", MINE[0], "train.steps=2")
+
+
 def test_a_task_may_be_like_another_one(data_dir, tmp_path, mine):
     import_all((mine,))
     assert make_config(data_dir, tmp_path, "task=focal").task.gamma == 2.0

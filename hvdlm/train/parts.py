@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from hvdlm.config import Section
 from hvdlm.data.manifest import TOKENIZER, Manifest
 from hvdlm.models import Vocabulary
 from hvdlm.tasks import Task, TaskContext
@@ -40,6 +41,11 @@ def build_task(config: RunConfig, vocabulary: Vocabulary, tokenizer: Callable[[]
 def extensions_of(config: RunConfig) -> list[str]:
     """The files of --import that define its model, task or sync."""
     return list(extension_digests(config))
+
+
+def is_imported(part: Section) -> bool:
+    """Whether a section of the config is of a file of --import."""
+    return type(part).__module__.startswith(EXTENSION)
 
 
 def extension_digests(config: RunConfig) -> dict[str, str]:

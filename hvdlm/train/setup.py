@@ -31,13 +31,14 @@ from hvdlm.session.metrics import RunLog
 from hvdlm.session.progress import Progress
 from hvdlm.session.stop import KILL, BatchJob, StopFlag, stop_flag
 from hvdlm.tables import count, counted
+from hvdlm.tasks.language_model import LanguageModelling
 from hvdlm.tokenizer import load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.initial_weights import begin_with, pinned
 from hvdlm.train.learner import Learner
 from hvdlm.train.learners import LEARNERS
 from hvdlm.train.loop import Loop
-from hvdlm.train.parts import remark_edited
+from hvdlm.train.parts import is_imported, remark_edited
 from hvdlm.train.remarks import remarks
 from hvdlm.train.validation import Validation
 from hvdlm.world.bindings import Binding, binding_map
@@ -61,9 +62,30 @@ def build_learner(config: RunConfig, world: World) -> tuple[Learner, Corpora]:
         source = corpora.train_source()
     with world.together():
         learner = LEARNERS[config.model.learner](config, source, corpora.manifest, world, place)
+        if is_imported(config.model) and isinstance(learner.task, LanguageModelling):
+            _refuse_foresight(learner, corpora.manifest.vocab_size)
     check_own_gpu(learner.device, world)
     learner.agree()
     return learner, corpora
+
+
+@torch.no_grad()
+def _refuse_foresight(learner: Learner, vocab_size: int) -> None:
+    """UserError for a model of the user's own whose output at some token depends on a later one.
+
+    Its loss would be that of looking ahead, and be lower than any honest one.
+    """
+    length = learner.config.data.seq_len
+    ids = torch.arange(length, device=learner.device).remainder(vocab_size).unsqueeze(0)
+    other = ids.clone()
+    other[:, -1] = (ids[:, -1] + 1) % vocab_size
+    learner.model.eval()
+    one, two = (learner.model(given)[0][:, :-1] for given in (ids, other))
+    if not torch.allclose(one, two, rtol=1e-3, atol=1e-5):
+        raise UserError(
+            f"model.family: {learner.config.model.family} sees tokens that it is to predict: what it makes of the first"
+            f" {length - 1} tokens changes with token {length}; see Causality in docs/extending.md"
+        )
 
 
 def train(config: RunConfig, world: World, job: BatchJob = BatchJob()) -> dict:  # noqa: B008 - frozen
