@@ -133,7 +133,7 @@ def _protocol(loaded: Loaded, carry: bool | None, streams: int | None, stride: i
         if stride > data.seq_len:
             raise UserError(f"--stride: {stride} is more than data.seq_len {data.seq_len}, so tokens would be missed")
         return Protocol(data.seq_len, stride=stride)
-    carries = config.carries_state or streams is not None if carry is None else carry
+    carries = config.reads_streams or streams is not None if carry is None else carry
     if carries and not config.model.carries_state:
         raise UserError(
             f"--carry: model.family: {config.model.family} has no state to carry from window to window; leave it out"

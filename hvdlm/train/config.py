@@ -86,7 +86,7 @@ class RunConfig(Section):
     log: Free[LogConfig] = LogConfig()
 
     @property
-    def carries_state(self) -> bool:
+    def reads_streams(self) -> bool:
         """Whether it is evaluated in streams whose state goes on, where nobody says otherwise."""
         return self.data.order == "contiguous" or self.model.reads_streams
 

@@ -50,8 +50,8 @@ def is_imported(part: Section) -> bool:
 
 def extension_digests(config: RunConfig) -> dict[str, str]:
     """The same files, and their digests."""
-    names = {type(part).__module__ for part in (config.model, config.task, config.sync)}
-    modules = [sys.modules[name] for name in names if name.startswith(EXTENSION)]
+    names = {type(part).__module__ for part in (config.model, config.task, config.sync) if is_imported(part)}
+    modules = [sys.modules[name] for name in names]
     return dict(sorted((str(module.__file__), getattr(module, SHA256)) for module in modules))
 
 

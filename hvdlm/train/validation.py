@@ -23,7 +23,7 @@ class Validation:
         self._train, self._learner = config.train, learner
         self._split: SplitEvaluation | None = None
         in_order, self.protocol = config.data.order == "contiguous", ""  # how it reads, in words
-        self._carries = config.carries_state
+        self._carries = config.reads_streams
         judges = config.train.patience or config.train.target_loss is not None or config.optim.needs_validation
         if judges and not corpora.having("val"):
             raise UserError(
