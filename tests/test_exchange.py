@@ -27,7 +27,6 @@ LLAMA = {
 }
 ROPE3 = {
     "rope_type": "llama3",
-    "rope_theta": 1e4,
     "factor": 4.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -48,7 +47,7 @@ NEOX = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "use_parallel_residual": False,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0},
+    "rotary_pct": 1.0,
     "initializer_range": 0.3,
 }
 THEIRS = {
@@ -57,11 +56,11 @@ THEIRS = {
     "gpt2-erf": ("GPT2", "LMHeadModel", {**GPT2, "activation_function": "gelu", "layer_norm_epsilon": 1e-3}),
     "llama": ("Llama", "ForCausalLM", LLAMA),
     "llama-tied": ("Llama", "ForCausalLM", {**LLAMA, "tie_word_embeddings": True, "head_dim": 12}),
-    "llama-rope3": ("Llama", "ForCausalLM", {**LLAMA, "rope_parameters": ROPE3}),
+    "llama-rope3": ("Llama", "ForCausalLM", {**LLAMA, "rope_theta": 1e4, "rope_scaling": ROPE3}),
     "llama-linear": (
         "Llama",
         "ForCausalLM",
-        {**LLAMA, "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}},
+        {**LLAMA, "rope_theta": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     ),
     "mistral": ("Mistral", "ForCausalLM", {**LLAMA, "sliding_window": None}),
     "mistral-window": ("Mistral", "ForCausalLM", {**LLAMA, "sliding_window": 20}),
