@@ -12,13 +12,14 @@ from hvdlm.config import validate
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.launch.words import import_words
-from hvdlm.models import MODELS, LanguageModel, Vocabulary, build_model
+from hvdlm.models import MODELS, LanguageModel, Vocabulary
 from hvdlm.sync.strategies import ALL_SYNCS
 from hvdlm.tasks import TASKS, Task
 from hvdlm.tokenizer import Tokenizer, digest, load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.initial_weights import load_weights
-from hvdlm.train.parts import build_task, model_vocabulary, remark_edited
+from hvdlm.train.parts import build_task, remark_edited
+from hvdlm.train.trained import model_of
 from hvdlm.world.place import Place
 
 log = logging.getLogger("hvdlm")
@@ -42,7 +43,7 @@ def load_checkpoint_model(path: Path, overrides: tuple[str, ...], place: Place) 
     remark_edited(config, state, path)
     device = prepare_device(config.train.device, place, threads=config.train.threads)
     vocabulary = Vocabulary(state["vocab_size"], state["eos_id"], state.get("bos_id"))
-    model = build_model(config.model, model_vocabulary(config, vocabulary), config.seed)
+    model = model_of(config, vocabulary)
     load_weights(path, model, mean=True)
     return Loaded(model.to(device), build_task(config, vocabulary, lambda: tokenizer_of(path, state)), config, state)
 

@@ -22,7 +22,6 @@ from hvdlm.data.orders import ContiguousBatches, MixedStreams, OrderSettings, or
 from hvdlm.data.stream import TokenStream
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
-from hvdlm.models import build_model
 from hvdlm.optim import build_optimizer, lr_at, set_lr
 from hvdlm.optim.ema import Ema
 from hvdlm.partition import slice_of
@@ -34,9 +33,10 @@ from hvdlm.train.guard import Guard, Verdict
 from hvdlm.train.learner import Learner, StepResult
 from hvdlm.train.loss_scale import LossScaler
 from hvdlm.train.noise_scale import NoiseScale
-from hvdlm.train.parts import build_task, model_vocabulary, vocabulary_of
+from hvdlm.train.parts import build_task, vocabulary_of
 from hvdlm.train.prefetch import Prefetch
 from hvdlm.train.recurrent_state import RecurrentState
+from hvdlm.train.trained import model_of
 from hvdlm.world.interface import World
 from hvdlm.world.place import Place
 
@@ -71,7 +71,7 @@ class GradientLearner(Learner):
         self.total_steps = total_steps(train, self.plan, self.epoch_samples, self.batches.tokens_per_sample)
         vocabulary = vocabulary_of(manifest)
         self.task = build_task(config, vocabulary)
-        self.model = build_model(config.model, model_vocabulary(config, vocabulary), config.seed).to(self.device)
+        self.model = model_of(config, vocabulary).to(self.device)
         # With the loss in the same graph its float32 logits, the largest tensor of all, are never written.
         self._loss = torch.compile(self.task.loss) if train.compile else self.task.loss
         self.noise_scale = NoiseScale(self.model)  # its hooks must run before those of the sync
