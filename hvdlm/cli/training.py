@@ -72,12 +72,21 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     "first, so that tokens have a past.",
 )
 @click.option("--words", is_flag=True, help="Perplexity by the word too (white space parts them): tokenizers compared.")
+@click.option(
+    "--predictions",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Of labelled records: write a line of JSON each there, in input order.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Also write the result as JSON there.")
 @json_option
 def evaluate(
     checkpoint: Path, overrides: tuple[str, ...], split: str, out: Path | None, as_json: bool, **protocol: Any
 ) -> None:
-    """Perplexity and bits per byte over a whole split, each token exactly once over all ranks."""
+    """What a model is worth on a whole split: perplexity and bits per byte of text, the task's metrics of records.
+
+    Each token, and each record, counts exactly once over all ranks.
+    """
     check_run(checkpoint)
     from hvdlm.files import to_json, write_text_durably
     from hvdlm.inference.evaluate import evaluate_checkpoint

@@ -166,6 +166,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Declare a folder complete; nothing may be written after this."""
     absent = {name for name in ("bos_id", "splitting", "fields") if getattr(manifest, name) in (None, {})}
     content = manifest.model_dump(mode="json", exclude=absent)
+    if manifest.fields:
+        told = {name: field.model_dump(mode="json", exclude_defaults=True) for name, field in manifest.fields.items()}
+        content["fields"] = told
     write_text_durably(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from pathlib import Path
@@ -10,11 +11,15 @@ import numpy as np
 
 from hvdlm import checkpoint
 from hvdlm.data.corpora import Corpora, open_corpora
+from hvdlm.data.records import Records
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
-from hvdlm.inference.load import Loaded, load_checkpoint_model, tokenizer_of
+from hvdlm.files import write_text_durably
+from hvdlm.inference.load import Loaded, fields_in, load_checkpoint_model, tokenizer_of
 from hvdlm.partition import slice_of
 from hvdlm.tasks.evaluate import Evaluation, Protocol, SplitEvaluation
+from hvdlm.tasks.record_evaluation import RecordSplit
+from hvdlm.tasks.records import RecordTask
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.world.interface import World
 from hvdlm.world.place import find_place
@@ -34,19 +39,20 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
     streams: int | None = None,
     stride: int | None = None,
     words: bool = False,
+    predictions: Path | None = None,
 ) -> dict:
     """Evaluate a checkpoint on a whole split with all ranks; the result is equal on each.
 
     With `carry` a recurrent state runs through the split in `streams` streams (1), which are shared among the ranks;
     None: where the run was trained so. With a `stride` windows overlap, so that tokens are predicted from a past.
-    With `words` perplexity is told by the word too, which is the same measure for all tokenizers.
+    With `words` perplexity is told by the word too, which is the same measure for all tokenizers. Of labelled records
+    a line of JSON each goes to `predictions`, in the order of the input.
     """
     path = world.on_root(lambda: checkpoint.resolve(target))
     place = find_place(world)
     with world.together():
         loaded = load_checkpoint_model(path, overrides, place)
         config, state = loaded.config, loaded.state
-        protocol = _protocol(loaded, carry, streams, stride)
         corpora = open_corpora(config.data)
         found = corpora.manifest.tokenizer_digest
         if found != state["tokenizer_digest"]:
@@ -54,6 +60,15 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
                 f"{corpora}: was made with tokenizer {found}, {path} was trained with "
                 f"{state['tokenizer_digest']}; set data.path to data of the same tokenizer"
             )
+        if config.task.reads_records:
+            _refuse_text_protocols(config.task.kind, carry=carry, streams=streams, stride=stride, words=words)
+            records = _record_split(loaded, corpora, split, path)
+    if config.task.reads_records:
+        return _of_records(loaded, records, world, split=split, path=path, predictions=predictions)
+    if predictions is not None:
+        raise UserError.shared(f"--predictions: is of labelled records, not of task: {config.task.kind}; leave it out")
+    with world.together():
+        protocol = _protocol(loaded, carry, streams, stride)
         evaluation, num_streams = SplitEvaluation(corpora, split, protocol), protocol.streams
         if num_streams > (most := evaluation.most_streams):
             raise UserError(
@@ -83,6 +98,44 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
         _remark_unknown(corpora)
     how["data"] = str(corpora)
     return {**result.to_dict(), **parts, **how, "split": split, "step": state["step"], "checkpoint": str(path)}
+
+
+def _refuse_text_protocols(kind: str, **given: object) -> None:
+    for name, value in given.items():
+        if value:
+            raise UserError(f"--{name}: is of text; task: {kind} reads labelled records, each once; leave it out")
+
+
+def _record_split(loaded: Loaded, corpora: Corpora, split: str, path: Path) -> RecordSplit:
+    """The records of a split; UserError where their labels are not those that were trained with."""
+    task, manifest = loaded.task, corpora.manifest
+    assert isinstance(task, RecordTask)
+    records = Records(corpora.corpora[0].path, split, manifest)
+    for name, field in fields_in(loaded.state).items():
+        now = manifest.fields.get(name)
+        if now is None or now.type != field.type:
+            raise UserError(f"{corpora}: has no field {name} of type {field.type}, which {path} was trained with")
+        if now.labels != field.labels:
+            raise UserError(
+                f"{corpora}: {name} has labels {', '.join(now.labels[:6])}, {path} was trained with"
+                f" {', '.join(field.labels[:6])} (digest {field.labels_digest}); preprocess with"
+                f" fields.{name}.labels set to those of {path.resolve().parent.parent}"
+            )
+    return RecordSplit(task, records, loaded.config.data.seq_len)
+
+
+def _of_records(
+    loaded: Loaded, split_: RecordSplit, world: World, *, split: str, path: Path, predictions: Path | None
+) -> dict:
+    config, task = loaded.config, loaded.task
+    assert isinstance(task, RecordTask)
+    precision = config.train.precision
+    found = split_.evaluate(loaded.model, task, precision, world, judges=True, lines=predictions is not None)
+    if predictions is not None:
+        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found.lines)
+        world.on_root(lambda: write_text_durably(predictions, lines))
+    how = {"protocol": str(split_), "seq_len": config.data.seq_len, "data": str(split_.records.folder)}
+    return {**found.to_dict(), **how, "split": split, "step": loaded.state["step"], "checkpoint": str(path)}
 
 
 def _by_the_word(result: Evaluation, corpora: Corpora, split: str, tokenizer: Tokenizer, world: World) -> dict:

@@ -9,16 +9,17 @@ from pathlib import Path
 from hvdlm import checkpoint
 from hvdlm.compute.device import prepare_device
 from hvdlm.config import validate
+from hvdlm.data.fields import FieldEntry
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.launch.words import import_words
-from hvdlm.models import MODELS, LanguageModel, Vocabulary, build_model
+from hvdlm.models import MODELS, LanguageModel, Vocabulary
 from hvdlm.sync.strategies import ALL_SYNCS
 from hvdlm.tasks import TASKS, Task
 from hvdlm.tokenizer import Tokenizer, digest, load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.initial_weights import load_weights
-from hvdlm.train.parts import build_task, model_vocabulary, remark_edited
+from hvdlm.train.parts import build_for, build_task, remark_edited
 from hvdlm.world.place import Place
 
 log = logging.getLogger("hvdlm")
@@ -42,9 +43,15 @@ def load_checkpoint_model(path: Path, overrides: tuple[str, ...], place: Place) 
     remark_edited(config, state, path)
     device = prepare_device(config.train.device, place, threads=config.train.threads)
     vocabulary = Vocabulary(state["vocab_size"], state["eos_id"], state.get("bos_id"))
-    model = build_model(config.model, model_vocabulary(config, vocabulary), config.seed)
+    task = build_task(config, vocabulary, fields_in(state), lambda: tokenizer_of(path, state))
+    model = build_for(task, config, vocabulary)
     load_weights(path, model, mean=True)
-    return Loaded(model.to(device), build_task(config, vocabulary, lambda: tokenizer_of(path, state)), config, state)
+    return Loaded(model.to(device), task, config, state)
+
+
+def fields_in(state: dict) -> dict[str, FieldEntry]:
+    """The fields of the records that a checkpoint was trained on, as its state tells."""
+    return {name: FieldEntry.model_validate(field, strict=False) for name, field in state.get("fields", {}).items()}
 
 
 def tokenizer_of(path: Path, state: dict) -> Tokenizer:

@@ -19,6 +19,7 @@ from hvdlm.session.progress import Progress
 from hvdlm.session.stop import SAVE, StopFlag, Wish
 from hvdlm.session.watchdog import watchdog
 from hvdlm.tasks.evaluate import Evaluation
+from hvdlm.tasks.record_evaluation import RecordEvaluation
 from hvdlm.train.config import TrainConfig
 from hvdlm.train.guard import Verdict
 from hvdlm.train.interval import Interval, IntervalMeter, StepFacts
@@ -61,7 +62,7 @@ class Loop:
         self.unsound: set[int] = set()  # checkpoints that were passed over; of rank 0
         self.rewinds, self.rewound_to = 0, -1
         self.loss: float | None = None
-        self.evaluation: Evaluation | None = None
+        self.evaluation: Evaluation | RecordEvaluation | None = None
         self.figures: dict = {}  # as of the last save; of a checkpoint that was resumed, its own
 
     def run(self, first: int, progress: Progress) -> None:
@@ -264,6 +265,7 @@ class Loop:
             "vocab_size": manifest.vocab_size,
             "eos_id": manifest.eos_id,
             **({} if manifest.bos_id is None else {"bos_id": manifest.bos_id}),
+            **({"fields": told} if (told := self._fields()) else {}),
             **({"extensions": extensions} if (extensions := extension_digests(self.config)) else {}),
             "engine": scalars,
             "figures": self.figures,
@@ -276,6 +278,12 @@ class Loop:
             self.is_proven = False
             log.info("saved %s in %.2f s", path, seconds)
         return culprit
+
+    def _fields(self) -> dict:
+        """What the numbers in labelled records stand for, where the task reads any."""
+        if not self.config.task.reads_records:
+            return {}
+        return {name: field.model_dump(mode="json") for name, field in self.corpora.manifest.fields.items()}
 
     def _write(self, state: dict, tensors: dict[str, torch.Tensor]) -> tuple[Path | None, str]:
         """On rank 0: the checkpoint, or what in it is not finite."""

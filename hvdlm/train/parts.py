@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hvdlm.config import Section
+from hvdlm.data.fields import FieldEntry
 from hvdlm.data.manifest import TOKENIZER, Manifest
-from hvdlm.models import Vocabulary
+from hvdlm.models import LanguageModel, Vocabulary, build_model
 from hvdlm.tasks import Task, TaskContext
 from hvdlm.tokenizer import Tokenizer, load
 from hvdlm.tokenizer.word_starts import word_starts
@@ -30,12 +31,27 @@ def model_vocabulary(config: RunConfig, vocabulary: Vocabulary) -> Vocabulary:
     return Vocabulary(vocabulary.size + config.task.extra_ids, vocabulary.eos_id, vocabulary.bos_id)
 
 
-def build_task(config: RunConfig, vocabulary: Vocabulary, tokenizer: Callable[[], Tokenizer] | None = None) -> Task:
-    """`tokenizer` is asked for where the task must know what ids stand for; by default it is that of the data."""
+def build_task(
+    config: RunConfig,
+    vocabulary: Vocabulary,
+    fields: Mapping[str, FieldEntry] | None = None,
+    tokenizer: Callable[[], Tokenizer] | None = None,
+) -> Task:
+    """`tokenizer` is asked for where the task must know what ids stand for; by default it is that of the data.
+
+    `fields` are those of the data's records.
+    """
     starts = None
     if config.task.needs_word_starts:
         starts = word_starts(tokenizer() if tokenizer else load(config.data.corpora[0].path / TOKENIZER))
-    return config.task.build(TaskContext(vocabulary, config.objective, config.noise, starts))
+    return config.task.build(TaskContext(vocabulary, config.objective, config.noise, starts, fields or {}))
+
+
+def build_for(task: Task, config: RunConfig, vocabulary: Vocabulary) -> LanguageModel:
+    """A fresh model with the head of the task; the same config and data give the same weights."""
+    model = build_model(config.model, model_vocabulary(config, vocabulary), config.seed)
+    task.fit(model)
+    return model
 
 
 def extensions_of(config: RunConfig) -> list[str]:

@@ -59,7 +59,7 @@ def build_learner(config: RunConfig, world: World) -> tuple[Learner, Corpora]:
     place = find_place(world)
     with world.together():
         corpora = open_corpora(config.data)
-        source = corpora.train_source()
+        source = corpora.train_records() if config.task.reads_records else corpora.train_source()
     with world.together():
         learner = LEARNERS[config.model.learner](config, source, corpora.manifest, world, place)
         if is_imported(config.model) and isinstance(learner.task, LanguageModelling):
