@@ -25,10 +25,11 @@ from hvdlm.tokenizer import TokenizerConfig
 
 from . import fields as records
 from .clean import CleanConfig
-from .documents import ErrorPolicy, Part, ReadOptions, Stamp, TableConfig
+from .documents import ErrorPolicy, Part, ReadOptions, Stamp, TableConfig, stamp_of, stat_of
 from .filters import FilterConfig
 from .pii import PiiConfig
 from .readers import FORMATS, can_split
+from .readers.parallel import files_of
 from .splits import SplitConfig, SplitInputs, SplitPlan
 
 MIN_UNIT_BYTES = 4 << 20
@@ -284,6 +285,9 @@ def plan_digest(config: PreprocessConfig, listed: Mapping[str, Stamp]) -> str:
     """
     stamps = [(path, *stamp) for path, stamp in listed.items()]
     stamps += [(sha256_of(path), 0, 0) for path in config.tokenizer.files]
+    if config.format == "parallel":
+        options = config.read_options
+        stamps += [(path, *stamp_of(stat_of(path))) for one in listed for path in files_of(one, options) if path != one]
     unnamed = {"output", "on_error", *(() if config.fields else ("fields",))}
     content = {"config": config.model_dump(mode="json", exclude=unnamed), "files": stamps}
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -16,7 +16,7 @@ from hvdlm.tables import counted
 
 from ..compression import BrokenStream, break_of, is_compressed, open_plain, plain_suffix
 from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions, one_line
-from . import columnar, delimited, json_values, jsonl, text, web
+from . import columnar, conll, delimited, json_values, jsonl, parallel, squad, text, web
 from .cutting import in_pieces
 from .encodings import Recoded
 from .labelled import typed
@@ -53,6 +53,10 @@ FORMATS: dict[str, Format] = {
     "tsv": Format(partial(delimited.read_rows, dialect=delimited.TSV), (".tsv",), is_table=True, counts="row"),
     "parquet": Format(columnar.read_parquet, (".parquet",), is_text=False, counts="row"),
     "arrow": Format(columnar.read_arrow, (".arrow", ".feather", ".ipc"), is_text=False, counts="row"),
+    "conll": Format(conll.read_conll, (".conll", ".bio", ".bmes", ".bioes"), splittable=True),
+    "conllu": Format(conll.read_conllu, (".conllu",), splittable=True),
+    "squad": Format(squad.read_squad, is_table=True, counts="question"),
+    "parallel": Format(parallel.read_parallel, counts="line"),
     "html": Format(web.read_html, (".html", ".htm", ".xhtml"), is_text=False),
     "warc": Format(web.read_warc, (".warc",), is_text=False, counts="record"),
     "wet": Format(web.read_wet, (".wet",), is_text=False, counts="record"),

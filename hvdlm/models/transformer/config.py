@@ -27,7 +27,7 @@ class TransformerConfig(Options):
     def tasks(self) -> tuple[str, ...]:
         if self.encoder_layers:
             return ("seq2seq",)
-        return ("lm",) if self.causal else ("mlm",)
+        return ("lm","classify","tag","span") if self.causal else ("mlm","classify","tag","span")
 
     @property
     def task_remedy(self) -> str:

@@ -43,7 +43,7 @@ class Transformer(LanguageModel):
 
     def __init__(self, options: Options, vocabulary: Vocabulary) -> None:
         super().__init__()
-        self.options = options
+        self.options = options; self.hidden_width = options.width
         self.start_id = vocabulary.eos_id if options.decoder_start is None else options.decoder_start
         self._pad_id = vocabulary.eos_id
         if self.start_id >= vocabulary.size:
