@@ -272,6 +272,15 @@ def test_a_variational_mask_is_one_for_all_time_steps():
         assert torch.equal(x, x[:, :1].expand_as(x)) == variational
 
 
+def test_lengths_change_nothing_of_the_tokens_before_the_padding(model):
+    """Where all look only back; and hidden vectors are as wide as the model says, where a task may ask."""
+    ids, lengths = torch.randint(50, (3, 9)), torch.tensor([9, 4, 1])
+    hidden, _ = model(ids, lengths=lengths)
+    assert isinstance(model, Maxent) or hidden.shape[-1] == model.hidden_width
+    for row, length in enumerate(lengths.tolist()):
+        assert torch.allclose(model(ids[row : row + 1, :length])[0][0], hidden[row, :length], atol=1e-5)
+
+
 def test_the_state_makes_pieces_the_whole(model):
     """All at once, in pieces, and token by token."""
     ids = torch.randint(50, (3, 9))

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hvdlm.compute.draws import Draws, dropout
-from hvdlm.models.interface import FamilyConfig, LanguageModel, OfTraining, State
+from hvdlm.models.interface import BODY_TASKS, FamilyConfig, LanguageModel, OfTraining, State
 
 
 class StackConfig(FamilyConfig):
@@ -42,10 +42,14 @@ class StackConfig(FamilyConfig):
     head_bias: bool = Field(False, description="the output layer has a bias")
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        return ("lm", "seq2seq", *BODY_TASKS)
+
+    @property
     def widths(self) -> list[int]:
         """Of the embedding, and of what each layer gives."""
         embed_width = self.width if self.embed_width is None else self.embed_width
-        last = embed_width if self.tie_embeddings else self.width
+        last = embed_width if self.tie_embeddings and self.predicts_tokens else self.width
         return [embed_width, *[self.width] * (self.layers - 1), last]
 
     @property
@@ -124,10 +128,14 @@ class Stack(LanguageModel):
         self.embed = nn.Embedding(vocab_size, config.widths[0])
         self.layers = nn.ModuleList(layers)
         self.norm: nn.Module = nn.Identity()
-        self.head = nn.Linear(config.widths[-1], vocab_size, bias=config.head_bias)
+        self.hidden_width = config.widths[-1]
+        self.head: nn.Module = nn.Identity()
+        if config.predicts_tokens:
+            self.head = nn.Linear(self.hidden_width, vocab_size, bias=config.head_bias)
         for end in (self.embed, self.head):
-            nn.init.normal_(end.weight, std=self.end_std)
-        if config.tie_embeddings:
+            if isinstance(end, nn.Embedding | nn.Linear):
+                nn.init.normal_(end.weight, std=self.end_std)
+        if config.predicts_tokens and config.tie_embeddings:
             self.head.weight = self.embed.weight
         self.word_dropout = Dropout(config.embed_word_dropout, 0, of_step=True)
         self.dropouts = nn.ModuleList(
@@ -144,7 +152,7 @@ class Stack(LanguageModel):
         return self.layers[number](x, past, draws)
 
     def forward(
-        self, ids: Tensor, state: State | None = None, draws: Draws | None = None
+        self, ids: Tensor, state: State | None = None, draws: Draws | None = None, *, lengths: Tensor | None = None
     ) -> tuple[Tensor, State | None]:
         x = self._embedded(ids, draws)  # (B, T, C)
         past = self.initial_state(len(ids)) if state is None else state

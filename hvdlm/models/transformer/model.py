@@ -15,10 +15,11 @@ from hvdlm.compute.draws import Draws
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.models.interface import LanguageModel, State, Vocabulary
+from hvdlm.models.padding import known_of, only
 from hvdlm.models.transformer.attention import source_sight
 from hvdlm.models.transformer.blocks import Block, Head, initialize
 from hvdlm.models.transformer.options import Options
-from hvdlm.models.transformer.stack import Encoder, Entrance, Source, known_of, last_norm_of, only, through, view_of
+from hvdlm.models.transformer.stack import Encoder, Entrance, Source, last_norm_of, through, view_of
 
 
 class Held(NamedTuple):
@@ -43,7 +44,7 @@ class Transformer(LanguageModel):
 
     def __init__(self, options: Options, vocabulary: Vocabulary) -> None:
         super().__init__()
-        self.options = options; self.hidden_width = options.width
+        self.options, self.hidden_width = options, options.width
         self.start_id = vocabulary.eos_id if options.decoder_start is None else options.decoder_start
         self._pad_id = vocabulary.eos_id
         if self.start_id >= vocabulary.size:

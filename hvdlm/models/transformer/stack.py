@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hvdlm.compute.draws import Draws, dropout
 from hvdlm.models.interface import State
+from hvdlm.models.padding import only
 from hvdlm.models.transformer.attention import Sight, View, sight_of
 from hvdlm.models.transformer.blocks import Block, norm_of
 from hvdlm.models.transformer.options import Options
@@ -94,13 +95,3 @@ def through(  # noqa: PLR0913 - blocks and what they read
 def last_norm_of(options: Options) -> nn.Module:
     """Behind the last block, where no norm stands yet."""
     return norm_of(options) if options.norm_position == "pre" else nn.Identity()
-
-
-def known_of(lengths: Tensor | None, time: int) -> Tensor | None:
-    """Which of `time` tokens come before the end of their row, bool (B, T)."""
-    return None if lengths is None else torch.arange(time, device=lengths.device) < lengths.unsqueeze(1)
-
-
-def only(x: Tensor, known: Tensor | None) -> Tensor:
-    """x (B, T, C) with 0 for padding."""
-    return x if known is None else x.masked_fill(~known.unsqueeze(-1), 0.0)
