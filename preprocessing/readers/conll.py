@@ -19,6 +19,7 @@ NOTHING = "_"  # of CoNLL-U
 OUTSIDE = "O"
 UNIVERSAL = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 ROLES, PREDICATE = "roles", "predicate"  # keys of what frames give: the roles of a predicate's words, and its place
+NAMES = (*UNIVERSAL, ROLES, PREDICATE)
 
 
 class Line(NamedTuple):
@@ -54,14 +55,13 @@ def read_conll(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Doc
 
 def read_conllu(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
     """A record a sentence, or where roles are asked for one of each predicate (Universal Propositions)."""
-    keys = [
-        (name, key if key != name or key in (*UNIVERSAL, ROLES, PREDICATE) else "", kind)
-        for name, key, kind in _keys(part, options)
-    ]
-    wanted = [key or ("form" if kind == "text" else "upos") for _, key, kind in keys]
+    wanted = []
+    for name, key, kind in _keys(part, options):
+        is_said = key != name or key in NAMES
+        wanted.append(key if is_said else "form" if kind == "text" else "upos")
     for key in wanted:
-        if key not in (*UNIVERSAL, ROLES, PREDICATE):
-            known = ", ".join((*UNIVERSAL, ROLES, PREDICATE))
+        if key not in NAMES:
+            known = ", ".join(NAMES)
             raise UserError(f"{part.path}: CoNLL-U has no column {key!r}; a field's key is one of {known}")
     has_frames = ROLES in wanted or PREDICATE in wanted
     for found in _sentences(file, part, options, comments=True):
@@ -133,9 +133,8 @@ def _sentences(
     for record in found:
         if record.is_cut:
             size = sum(map(len, chunks_of(record, found)))
-            yield BadRecord(
-                f"{part.path}: byte {record.position}", f"{size} bytes without a blank line", record.position
-            )
+            place = f"{part.path}: byte {record.position}"
+            yield BadRecord(place, f"{size} bytes without a blank line", record.position)
             continue
         text = decode(record.data, record.position, part, options)
         if isinstance(text, BadRecord):

@@ -43,7 +43,7 @@ def read_parallel(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[
     if len(set(counts)) > 1:
         told = ", ".join(f"{path} has {count}" for path, count in zip(paths, counts, strict=True))
         yield BadRecord(
-            part.path, f"its lines are not those of the others ({told}); mend the files, so that each has as many"
+            part.path, f"the files have other numbers of lines ({told}); mend them, so that each has as many"
         )
         return
     with ExitStack() as stack:

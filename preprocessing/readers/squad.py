@@ -41,8 +41,9 @@ def _record(
     paragraph: dict[str, Any], question: Any, number: int, part: Part, options: ReadOptions
 ) -> Document | BadRecord:
     assert options.fields is not None
+    place = f"{part.path}: question {number}"
     if not isinstance(question, dict):
-        return BadRecord(f"{part.path}: question {number}", f"is {type(question).__name__}, not an object")
+        return BadRecord(place, f"is {type(question).__name__}, not an object")
     given = {"context": paragraph.get("context"), **question}
     if given.get("is_impossible"):
         given["answers"] = []
@@ -51,9 +52,7 @@ def _record(
         wanted = OWN.get(options.fields.entries[name].type, key) if key == name and key not in given else key
         if wanted not in given:
             have = ", ".join(map(str, given))
-            return BadRecord(
-                f"{part.path}: question {number}", f"no key {wanted!r} (it has: {have}); set fields.{name}.key"
-            )
+            return BadRecord(place, f"no key {wanted!r} (it has: {have}); set fields.{name}.key")
         raw.append(whole_value(given[wanted]))
     id_ = given.get(options.id_key or "")
     return Document("", number, None if id_ is None else str(id_), raw=tuple(raw))
