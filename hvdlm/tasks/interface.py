@@ -94,6 +94,8 @@ class Task(ABC):
     evaluation_takes_draws: bool = False
     # Whether each token is predicted once, so that the loss is one of the text: in bits per byte, or by the word.
     predicts_text: ClassVar[bool] = True
+    # Whether its loss is one of tokens, so that exp of it says among how many it wavers.
+    predicts_tokens: ClassVar[bool] = True
     # Whether some first targets of an example may be there to be seen alone.
     takes_context: ClassVar[bool] = True
     # Of how many examples, spread over a split, `figures_of_rows` wants to know.

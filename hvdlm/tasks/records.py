@@ -44,6 +44,7 @@ class RecordTask(Task):
     # The figures that a line of the log has room for.
     shown: tuple[str, ...] = ()
     predicts_text: ClassVar[bool] = False
+    predicts_tokens: ClassVar[bool] = False
     takes_context: ClassVar[bool] = False
 
     @abstractmethod

@@ -100,6 +100,7 @@ class Seq2seq(RecordTask):
 
     columns = 2
     sums = ("loss", "targets", "correct")
+    predicts_tokens = True
     is_judged_often = False  # writing takes far longer than reading
 
     def __init__(self, config: Seq2seqConfig, context: TaskContext) -> None:
@@ -160,7 +161,9 @@ class Seq2seq(RecordTask):
             max_tokens=config.most_tokens or seq_len,
             length_penalty=config.length_penalty,
             eos_id=self._eos_id,
-            never=tuple(one for one in (self._bos_id, *range(self._vocab_size, self._num_rows(model))) if one is not None),
+            never=tuple(
+                one for one in (self._bos_id, *range(self._vocab_size, self._num_rows(model))) if one is not None
+            ),
         )
         assert batch.lengths is not None
         lengths = batch.lengths if self._has_encoder else (batch.targets != IGNORED).long().argmax(1) + 1

@@ -126,7 +126,9 @@ class Span(RecordTask):
         self.question = field_of(fields, config.question, ("pair",), "question") or ""
         self.answer = field_of(fields, config.answer, ("span",), "answer") or ""
         if not fields[self.text].raw:
-            raise UserError(f"task: span compares answers by their characters; preprocess with fields.{self.text}.raw: true")
+            raise UserError(
+                f"task: span compares answers by their characters; preprocess with fields.{self.text}.raw: true"
+            )
         self.takes_draws = config.dropout > 0
 
     def fit(self, model: LanguageModel) -> None:

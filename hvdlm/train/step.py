@@ -67,11 +67,11 @@ class GradientLearner(Learner):
             raise UserError(f"train.precision: fp16 is not there for {lacking} on CPUs; use bf16 or fp32")
         vocabulary = vocabulary_of(manifest)
         self.task = build_task(config, vocabulary, manifest.fields)
+        self.model = build_for(self.task, config, vocabulary).to(self.device)
         self.batches: Any = _order_of(config, source, self.task, manifest)
         self.plan = TokenPlan(self.batches) if train.batch_tokens else plan
         self.epoch_samples = self.batches.epoch_samples
         self.total_steps = total_steps(train, self.plan, self.epoch_samples, self.batches.tokens_per_sample)
-        self.model = build_for(self.task, config, vocabulary).to(self.device)
         # With the loss in the same graph its float32 logits, the largest tensor of all, are never written.
         self._loss = torch.compile(self.task.loss) if train.compile else self.task.loss
         self.noise_scale = NoiseScale(self.model)  # its hooks must run before those of the sync
@@ -126,6 +126,11 @@ class GradientLearner(Learner):
     def take_reason(self) -> str:
         reason, self.guard.reason = self.guard.reason, ""
         return reason
+
+    @property
+    def num_cut(self) -> int:
+        """Labelled records of which some tokens have no place in an example."""
+        return self.batches.layout.num_cut if isinstance(self.batches, RecordBatches) else 0
 
     def tokens_before(self, step: int) -> int:
         return round(self.plan.samples_before(step) * self.batches.tokens_per_sample)
