@@ -113,6 +113,15 @@ def fitted(inputs: int, outputs: int) -> nn.Module:
     return nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs, bias=False)
 
 
+def embedded(embed: nn.Embedding, word_dropout: Dropout, ids: Tensor, draws: Draws | None) -> Tensor:
+    """Vectors (B, T, C) of ids; a dropped word is 0 wherever it stands, as if its row was (Merity et al. 2018)."""
+    x = embed(ids)
+    if draws is None or not word_dropout.p:
+        return x
+    kept = word_dropout(torch.ones(1, embed.num_embeddings, device=x.device), draws)
+    return x * kept[0, ids].unsqueeze(-1)  # 0 or 1 / (1 - p)
+
+
 class Stack(LanguageModel):
     """Embedding, layers, head. A layer takes (x, its state, draws) and gives x and its state; that is float32 between.
 
@@ -165,9 +174,4 @@ class Stack(LanguageModel):
         return self.dropouts[-1](self.norm(x), draws), None if state is None else tuple(after)
 
     def _embedded(self, ids: Tensor, draws: Draws | None) -> Tensor:
-        """Vectors (B, T, C) of ids; a dropped word is 0 wherever it stands, as if its row was (Merity et al. 2018)."""
-        x = self.embed(ids)
-        if draws is None or not self.word_dropout.p:
-            return x
-        kept = self.word_dropout(torch.ones(1, self.embed.num_embeddings, device=x.device), draws)
-        return x * kept[0, ids].unsqueeze(-1)  # 0 or 1 / (1 - p)
+        return embedded(self.embed, self.word_dropout, ids, draws)
