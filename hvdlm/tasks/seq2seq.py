@@ -170,8 +170,11 @@ class Seq2seq(RecordTask):
         found = decode(model, batch.inputs, lengths, how)
         return [np.array([one for one in best[0].ids if one != self._eos_id], dtype=np.int64) for best in found]
 
-    def _num_rows(self, model: LanguageModel) -> int:
-        return int(getattr(model.head, "weight", torch.empty(self._vocab_size, 0)).shape[0])
+    def _never(self, model: LanguageModel) -> tuple[int, ...]:
+        """Ids that are never written: the beginning of a text, and rows of a vocabulary that was rounded up."""
+        rows = int(getattr(model.head, "weight", torch.empty(self._vocab_size, 0)).shape[0])
+        begin = () if self._bos_id is None else (self._bos_id,)
+        return (*begin, *range(self._vocab_size, rows))
 
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
         from hvdlm.data.manifest import TOKENIZER

@@ -67,7 +67,7 @@ class SpanLayout(Layout):
         if (tight := np.flatnonzero(room < task.config.stride)).size and (texts[tight] > room[tight]).any():
             raise UserError(
                 f"data.seq_len: {seq_len} leaves less than task.stride {task.config.stride} tokens beside a question of"
-                f" {int(questions[tight].max())}, so that some of the text would be missed; raise it, or lower the stride"
+                f" {int(questions[tight].max())}: some of the text would be missed; raise it, or lower the stride"
             )
         windows = 1 + -(-np.maximum(texts - room, 0) // task.config.stride)
         self.records = np.repeat(np.arange(len(records)), windows)
