@@ -119,6 +119,6 @@ def test_it_predicts_no_token_and_continues_no_text(tmp_path):
         build().initial_state(1)
     with pytest.raises(UserError, match=r"task: lm is nothing for this model \(cnn\), .*; model.family: conv is one"):
         make_config(tmp_path / "data", tmp_path / "run", "model={family: cnn}", "task=lm")
-    with pytest.raises(UserError, match=r"model.kernels: must be a list of integer >= 1 and <= 1024, got"):
+    with pytest.raises(UserError, match=r"model.kernels.1: must be an integer >= 1 and <= 1024, got 0"):
         make_config(tmp_path / "data", tmp_path / "run", "model={family: cnn, kernels: [3, 0]}")
     assert CnnConfig.model_validate({"family": "cnn", "kernels": [2]}).kernels == (2,)

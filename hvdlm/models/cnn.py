@@ -20,7 +20,7 @@ from hvdlm.models.interface import BODY_TASKS, FamilyConfig, LanguageModel, OfTr
 from hvdlm.models.padding import known_of, only
 from hvdlm.models.stack import Dropout, embedded
 
-Kernel = Annotated[int, Field(ge=1, le=1024)]
+Kernel = Annotated[int, Field(ge=1, le=1024, strict=True)]
 EMBED_RANGE = 0.25  # the embedding begins uniform in +- this, as Kim's random vectors
 
 
@@ -30,7 +30,7 @@ class CnnConfig(FamilyConfig):
     family: Literal["cnn"] = "cnn"
     embed_width: int = Field(300, ge=1, le=1_000_000, description="size of the embedding")
     kernels: tuple[Kernel, ...] = Field(
-        (3, 4, 5), strict=False, min_length=1, description="inputs that each convolution sees"
+        (3, 4, 5), min_length=1, strict=False, description="inputs that each convolution sees"
     )
     maps: int = Field(100, ge=1, le=1_000_000, description="features of each; hidden vectors have those of all")
     dropout: OfTraining[float] = Field(
