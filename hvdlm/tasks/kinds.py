@@ -12,12 +12,14 @@ from hvdlm.tasks.elbo import ElboConfig
 from hvdlm.tasks.interface import TaskConfig
 from hvdlm.tasks.language_model import LmConfig
 from hvdlm.tasks.masked import MlmConfig
+from hvdlm.tasks.tag import TagConfig
 
 TASKS: dict[str, type[TaskConfig]] = {
     "lm": LmConfig,
     "mlm": MlmConfig,
     "elbo": ElboConfig,
     "classify": ClassifyConfig,
+    "tag": TagConfig,
 }
 
 # `task: mlm` or `task: {kind: mlm, …}`.

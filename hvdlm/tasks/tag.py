@@ -106,7 +106,7 @@ class Tag(RecordTask):
     """The denominator is the number of words, of a CRF that of sentences."""
 
     columns = 2
-    sums = ("loss", "targets", "correct", "words")
+    sums = ("loss", "targets")
     shown = ("f1", "accuracy")
 
     def __init__(self, config: TagConfig, context: TaskContext) -> None:
@@ -144,18 +144,16 @@ class Tag(RecordTask):
         self, model: LanguageModel, batch: Batch, state: State | None, draws: Draws | None
     ) -> tuple[Sums, State | None]:
         scores, labels, num_words = self._of_words(model, batch, draws)
-        is_word = torch.arange(scores.shape[1], device=scores.device) < num_words.unsqueeze(1)
-        correct = ((scores.argmax(-1) == labels) & is_word).sum()
         crf = model.head.crf
         if crf is None:
+            is_word = torch.arange(scores.shape[1], device=scores.device) < num_words.unsqueeze(1)
             target = labels.masked_fill(~is_word, IGNORED)
             losses = F.cross_entropy(scores.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="none")
             count = num_words.sum()
         else:
             losses = -crf.log_likelihood(scores, labels, num_words)  # (B,)
             count = torch.tensor(len(losses), device=losses.device)
-        parts = (losses.detach().double().sum(), count.double(), correct.double(), num_words.sum().double())
-        return Sums(losses.sum(), torch.stack(parts)), None
+        return Sums(losses.sum(), torch.stack((losses.detach().double().sum(), count.double()))), None
 
     def _of_words(self, model: LanguageModel, batch: Batch, draws: Draws | None) -> tuple[Tensor, Tensor, Tensor]:
         """Scores (B, W, K) and labels (B, W) of words alone, in order, and how many each sentence has (B,)."""
@@ -173,11 +171,8 @@ class Tag(RecordTask):
         found = on_host(scores.argmax(-1) if crf is None else crf.decode(scores, num_words))
         return [row[:num] for row, num in zip(found, num_words.tolist(), strict=True)]
 
-    def figures(self, sums: dict[str, float]) -> dict[str, float]:  # type: ignore[override]
-        return super().figures(sums)
-
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
         from hvdlm.tasks import tag_figures
 
         gold = [records.values(self.labels_field, record) for record in range(len(records))]
-        return tag_figures.judged(self.labels, self.scheme, gold, predictions, lines=lines)
+        return tag_figures.judged(self, gold, predictions, lines=lines)
