@@ -180,13 +180,12 @@ class FieldReader:
         if len(labels) != len(words):
             raise Refused(f"{key!r} has {len(labels)} labels for {len(words)} words; each word has one")
         if field.scheme:
-            from hvdlm.scoring.spans import first_illegal  # where schemes are known
+            from hvdlm.scoring.spans import validate  # where schemes are known
 
-            if (place := first_illegal(labels, field.scheme)) is not None:
-                before = f" after {labels[place - 1]!r}" if place else " at the beginning"
+            if (fault := validate(labels, field.scheme)) is not None:
                 raise Refused(
-                    f"{key!r}: {labels[place]!r} of word {place + 1}{before} is no {field.scheme}; mend it, or set"
-                    f" fields.{name}.scheme to the one that the labels are written in"
+                    f"{key!r}: word {fault.place + 1}: {fault.reason}; mend it, or set fields.{name}.scheme to the one"
+                    " that the labels are written in"
                 )
 
 

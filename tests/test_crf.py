@@ -9,15 +9,15 @@ import torch
 
 from hvdlm.data.windows import IGNORED
 from hvdlm.scoring.spans import legal_transitions, validate
-from hvdlm.tasks.crf import Crf, Legal, best_path, legal_scores
+from hvdlm.tasks.crf import LinearChainCrf, best_path, legal_scores
 
 LABELS = ["O", "B-X", "I-X", "B-Y", "I-Y"]
-LEGAL = Legal(*legal_transitions(LABELS, "BIO"))
+LEGAL = legal_transitions(LABELS, "BIO")
 
 
 def some_crf(legal=None, seed=0):
     random = torch.Generator().manual_seed(seed)
-    crf = Crf(len(LABELS), legal).double()
+    crf = LinearChainCrf(len(LABELS), legal).double()
     for part in crf.parameters():
         part.data.normal_(generator=random)
     return crf
@@ -117,7 +117,7 @@ def test_what_is_decoded_is_legal_whatever_the_logits(scheme):
     labels = ["O", *(f"{letter}-{kind}" for letter in letters for kind in "XY")]
     logits = 50 * torch.randn(40, 12, len(labels), generator=torch.Generator().manual_seed(3))
     lengths = torch.arange(40) % 12 + 1
-    found = best_path(logits, lengths, legal_scores(Legal(*legal_transitions(labels, scheme))))
+    found = best_path(logits, lengths, legal_scores(legal_transitions(labels, scheme)))
     for row, length in enumerate(lengths.tolist()):
         assert validate([labels[label] for label in found[row, :length].tolist()], scheme) is None
     assert any(validate([labels[label] for label in row.tolist()], scheme) for row in logits.argmax(2))
@@ -138,14 +138,14 @@ def test_long_sentences_round_no_more_than_short_ones():
     """The likelihood of a sure path is near 0, the difference of two scores of thousands."""
     labels = torch.arange(2000).remainder(3).unsqueeze(0)
     logits = 30 * torch.nn.functional.one_hot(labels, 3).float() + 100
-    crf = Crf(3)
+    crf = LinearChainCrf(3)
     found = crf.log_likelihood(logits, labels, torch.tensor([2000])).item()
     assert found == pytest.approx(-2000 * math.log1p(2 * math.exp(-30)), abs=1e-3)
 
 
 def test_it_learns_what_logits_cannot_tell():
     """Labels that alternate, from logits that are all alike."""
-    crf, labels = Crf(2), torch.tensor([[0, 1, 0, 1, 0]])
+    crf, labels = LinearChainCrf(2), torch.tensor([[0, 1, 0, 1, 0]])
     logits, lengths = torch.zeros(1, 5, 2), torch.tensor([5])
     optimizer = torch.optim.Adam(crf.parameters(), lr=0.3)
     for _ in range(60):
@@ -157,5 +157,5 @@ def test_it_learns_what_logits_cannot_tell():
 
 
 def test_what_is_legal_is_not_saved():
-    assert set(Crf(len(LABELS), LEGAL).state_dict()) == {"start", "end", "pairs"}
-    np.testing.assert_array_equal(Crf(len(LABELS), LEGAL).no_pairs.numpy(), ~LEGAL.pairs)
+    assert set(LinearChainCrf(len(LABELS), LEGAL).state_dict()) == {"start", "end", "pairs"}
+    np.testing.assert_array_equal(LinearChainCrf(len(LABELS), LEGAL).no_pairs.numpy(), ~LEGAL.pairs)

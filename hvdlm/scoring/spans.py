@@ -37,7 +37,6 @@ SCHEMES: dict[str, Scheme] = {
     "IOB1": Scheme({"B": "B", "I": "I"}, begins="I"),  # Ramshaw and Marcus 1995; CoNLL-2003 as published
     "BIOES": Scheme({"B": "B", "I": "I", "E": "E", "S": "S"}, marks_ends=True),
     "BMES": Scheme({"B": "B", "M": "I", "E": "E", "S": "S", "W": "S"}, marks_ends=True),  # W: as BMEWO writes S
-    "BILOU": Scheme({"B": "B", "I": "I", "L": "E", "U": "S"}, marks_ends=True),
 }
 
 
@@ -54,6 +53,14 @@ class Argument(NamedTuple):
 
     type: str
     pieces: tuple[tuple[int, int], ...]
+
+
+class Transitions(NamedTuple):
+    """Which labels may stand where; bool."""
+
+    start: np.ndarray  # (K,) at the first word
+    end: np.ndarray  # (K,) at the last
+    pairs: np.ndarray  # (K, K): one (row) before another (column)
 
 
 class Fault(NamedTuple):
@@ -120,17 +127,17 @@ def validate(tags: Sequence[str], scheme: str) -> Fault | None:
     return None
 
 
-def legal_transitions(labels: Sequence[str], scheme: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which labels may stand first (K,), last (K,), and one (row) before another (column) (K, K); bool.
+def legal_transitions(labels: Sequence[str], scheme: str) -> Transitions:
+    """What the scheme allows, by the numbers of the labels.
 
-    >>> legal_transitions(["B-PER", "I-PER", "O"], "BIO")[2].astype(int).tolist()
+    >>> legal_transitions(["B-PER", "I-PER", "O"], "BIO").pairs.astype(int).tolist()
     [[1, 1, 1], [1, 1, 1], [1, 0, 1]]
     """
     rules, tags = _scheme(scheme), [_parsed(label, scheme) for label in labels]
     start = np.array([not _fault_between(_OUTSIDE, tag, rules) for tag in tags])
     end = np.array([not _fault_between(tag, _OUTSIDE, rules) for tag in tags])
     pairs = np.array([[not _fault_between(before, after, rules) for after in tags] for before in tags])
-    return start, end, pairs.reshape(len(tags), len(tags))
+    return Transitions(start, end, pairs.reshape(len(tags), len(tags)))
 
 
 def types_of(labels: Iterable[str], scheme: str) -> list[str]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hvdlm.data.windows import IGNORED
+from hvdlm.scoring.spans import Transitions
 
 ILLEGAL = -1e9  # finite, for a gradient of infinities is NaN
 
@@ -26,18 +26,10 @@ class Scores(NamedTuple):
     pairs: Tensor  # (K, K) from, to
 
 
-class Legal(NamedTuple):
-    """Which steps there are, bool, as `scoring.spans.legal_transitions` gives them."""
-
-    start: np.ndarray  # (K,)
-    end: np.ndarray  # (K,)
-    pairs: np.ndarray  # (K, K)
-
-
-class Crf(nn.Module):
+class LinearChainCrf(nn.Module):
     """Trained scores of steps, 0 at first; `legal` of None makes all steps legal."""
 
-    def __init__(self, num_labels: int, legal: Legal | None = None) -> None:
+    def __init__(self, num_labels: int, legal: Transitions | None = None) -> None:
         super().__init__()
         self.start = nn.Parameter(torch.zeros(num_labels))
         self.end = nn.Parameter(torch.zeros(num_labels))
@@ -66,7 +58,7 @@ class Crf(nn.Module):
         return best_path(logits, lengths, self.scores())
 
 
-def legal_scores(legal: Legal, device: torch.device | str = "cpu") -> Scores:
+def legal_scores(legal: Transitions, device: torch.device | str = "cpu") -> Scores:
     """Scores that only rule illegal steps out: with them `best_path` reads logits without a CRF as legal labels."""
     allowed = (torch.as_tensor(part, device=device) for part in legal)
     return Scores(*(torch.zeros(part.shape, device=device).masked_fill(~part, ILLEGAL) for part in allowed))
