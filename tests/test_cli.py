@@ -13,7 +13,7 @@ from harness import ROOT, run_values, write_config
 from hvdlm import cli
 from hvdlm.errors import EXIT_STOPPED, StoppedOnRequest, UserError
 
-ALONE = ("doctor", "preprocess", "train", "eval", "generate", "scale", "report", "jobs", "lint")
+ALONE = ("doctor", "preprocess", "train", "eval", "generate", "scale", "report", "jobs", "lint", "export")
 COMMANDS = [(name,) for name in ALONE] + [("data", "inspect"), ("data", "verify"), ("config", "show")]
 COMMANDS += [("config", "schema"), *(("submit", stage) for stage in ("train", "eval", "scale", "pipeline"))]
 

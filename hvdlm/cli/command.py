@@ -108,6 +108,7 @@ for group in (
     (settings.doctor, data.preprocess, data.data, data.tokenizer, training.train, training.evaluate),
     (
         training.generate,
+        models.export,
         models.model_group,
         launching.launch,
         scaling.scale,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hvdlm.cli.options import PATH, Group, by_rank_0, check_run, json_option, result
+from hvdlm.cli.options import PATH, Choice, Command, Group, by_rank_0, check_run, json_option, result
 
 
 @click.group("model", cls=Group)
@@ -46,6 +46,24 @@ def model_import(file: Path, run: Path, data: Path | None, as_json: bool) -> Non
     setup_logging(0)
     found = import_arpa(file, run, data)
     result(found, as_json, f"{run}: {_in_words(found['num_ngrams'])}")
+
+
+@click.command(cls=Command, epilog="hvdlm export runs/quickstart/train --to hf exports/quickstart")
+@click.argument("checkpoint", type=PATH, metavar="RUN|CHECKPOINT")
+@click.option("--to", "kind", type=Choice(["hf"]), required=True, help="hf: a folder that Hugging Face's tools load.")
+@click.argument("folder", type=PATH)
+@json_option
+@by_rank_0
+def export(checkpoint: Path, kind: str, folder: Path, as_json: bool) -> None:
+    """A transformer as a folder of config.json, safetensors and tokenizer that `transformers` loads."""
+    check_run(checkpoint)
+    from hvdlm.inference.hf_files import export_hf
+    from hvdlm.session.logs import setup_logging
+
+    setup_logging(0)
+    found = export_hf(checkpoint, folder)
+    text = f"{folder}: {found['architecture']} of {found['parameters']:,} numbers, {found['vocab_size']:,} ids"
+    result(found, as_json, text)
 
 
 def _in_words(num_ngrams: list[int]) -> str:

@@ -28,6 +28,7 @@ from hvdlm.tasks.records import (
     RecordTask,
     RecordTaskConfig,
     field_of,
+    hidden_of,
     lengths_of,
     on_host,
     room_for,
@@ -150,7 +151,7 @@ class Classify(RecordTask):
 
     def logits(self, model: LanguageModel, batch: Batch, draws: Draws | None) -> Tensor:
         """float32 (B, K)."""
-        hidden, _ = model(batch.inputs, None, draws, lengths=batch.lengths)
+        hidden = hidden_of(model, batch, draws, self._eos_id)
         assert batch.lengths is not None
         pooled = POOLINGS[self.config.pooling](hidden, batch.lengths)
         return model.head(dropout(pooled, self.config.dropout, batch.draws, HEAD_SITE)).float()

@@ -14,6 +14,7 @@ from hvdlm.compute.draws import Draws
 from hvdlm.config import Section
 from hvdlm.data.fields import FieldEntry
 from hvdlm.data.windows import IGNORED
+from hvdlm.exchange.heads import TaskHead
 from hvdlm.models import LanguageModel, State, Vocabulary
 from hvdlm.tables import figure
 
@@ -140,6 +141,13 @@ class Task(ABC):
         self, model: LanguageModel, batch: Batch, state: State | None, draws: Draws | None
     ) -> tuple[Sums, State | None]:
         """The sums over the batch's targets; an aim of 0 with a graph where there are none. And the state after it."""
+
+    def head_for_exchange(self, model: LanguageModel) -> TaskHead | None:
+        """The head that the task has put in the model's place, for `hvdlm export`; None: it is the model's own.
+
+        UserError where other libraries have no such head.
+        """
+        return None
 
     def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
         """What sums over any number of batches say, `loss` first; a loss of 0 where there was no target."""

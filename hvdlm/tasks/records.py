@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvdlm.compute.draws import Draws
 from hvdlm.data.fields import FieldEntry, FieldType
 from hvdlm.data.record_batches import Layout
 from hvdlm.data.records import Records
@@ -81,6 +82,15 @@ def field_of(
         told = ", ".join(f"{name} ({field.type})" for name, field in fields.items()) or "no fields"
         raise UserError(f"task.{key}: the data have no field of type {' or '.join(types)}, but {told}; preprocess anew")
     return having[0] if having else None
+
+
+def hidden_of(model: LanguageModel, batch: Batch, draws: Draws | None, eos_id: int) -> Tensor:
+    """What the body makes of a batch (B, T, C); texts behind the first end of text are of another kind to it."""
+    if model.num_token_types < 2:
+        return model(batch.inputs, None, draws, lengths=batch.lengths)[0]
+    is_end = (batch.inputs == eos_id).long()
+    types = (is_end.cumsum(1) - is_end).clamp(max=model.num_token_types - 1)
+    return model(batch.inputs, None, draws, lengths=batch.lengths, types=types)[0]
 
 
 def lengths_of(ids: Tensor) -> Tensor:

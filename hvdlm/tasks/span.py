@@ -24,7 +24,16 @@ from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, State
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig
-from hvdlm.tasks.records import HEAD_SITE, Judged, RecordTask, RecordTaskConfig, field_of, lengths_of, on_host
+from hvdlm.tasks.records import (
+    HEAD_SITE,
+    Judged,
+    RecordTask,
+    RecordTaskConfig,
+    field_of,
+    hidden_of,
+    lengths_of,
+    on_host,
+)
 
 NO_ANSWER = 0  # the place that a window without the answer points at
 
@@ -157,7 +166,7 @@ class Span(RecordTask):
 
     def _scores(self, model: LanguageModel, batch: Batch, draws: Draws | None) -> Tensor:
         """float32 (B, T, 2): -inf but for tokens of the text and the place of no answer."""
-        hidden, _ = model(batch.inputs, None, draws, lengths=batch.lengths)
+        hidden = hidden_of(model, batch, draws, self._eos_id)
         assert batch.lengths is not None
         places = torch.arange(hidden.shape[1], device=hidden.device)
         is_text = (places >= batch.targets[:, 2:]) & (places < batch.lengths.unsqueeze(1))

@@ -25,7 +25,16 @@ from hvdlm.scoring.spans import legal_transitions
 from hvdlm.tasks.crf import LinearChainCrf
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig
-from hvdlm.tasks.records import HEAD_SITE, Judged, RecordTask, RecordTaskConfig, field_of, lengths_of, on_host
+from hvdlm.tasks.records import (
+    HEAD_SITE,
+    Judged,
+    RecordTask,
+    RecordTaskConfig,
+    field_of,
+    hidden_of,
+    lengths_of,
+    on_host,
+)
 
 
 class TagConfig(RecordTaskConfig):
@@ -157,7 +166,7 @@ class Tag(RecordTask):
 
     def _of_words(self, model: LanguageModel, batch: Batch, draws: Draws | None) -> tuple[Tensor, Tensor, Tensor]:
         """Scores (B, W, K) and labels (B, W) of words alone, in order, and how many each sentence has (B,)."""
-        hidden, _ = model(batch.inputs, None, draws, lengths=batch.lengths)
+        hidden = hidden_of(model, batch, draws, self._eos_id)
         is_first = batch.targets != IGNORED
         order = (~is_first).to(torch.int8).argsort(dim=1, stable=True)  # words before all else, (B, T)
         num_words = is_first.sum(1)

@@ -45,6 +45,7 @@ class Transformer(LanguageModel):
     def __init__(self, options: Options, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.options, self.hidden_width = options, options.width
+        self.num_token_types, self.reads_source = options.token_types, options.encoder_layers > 0
         self.start_id = vocabulary.eos_id if options.decoder_start is None else options.decoder_start
         self._pad_id = vocabulary.eos_id
         if self.start_id >= vocabulary.size:
@@ -79,19 +80,26 @@ class Transformer(LanguageModel):
         return (like.new_zeros(shape),) * (2 * options.layers) + count
 
     def forward(
-        self, ids: Tensor, state: State | None = None, draws: Draws | None = None, *, lengths: Tensor | None = None
+        self,
+        ids: Tensor,
+        state: State | None = None,
+        draws: Draws | None = None,
+        *,
+        lengths: Tensor | None = None,
+        types: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
         """As any family's; a model with an encoder begins with the state that `encode` gives.
 
         `lengths` (B,) of a model that sees both sides: what stands behind them is padding, of which nobody sees
-        anything, and whose hidden vectors are 0.
+        anything, and whose hidden vectors are 0. `types` (B, T) int64 below `token_types`: which kind of text a token
+        is of; None: all of kind 0.
         """
         options, time, held = self.options, ids.shape[1], self._held(state)
         padding = None if options.causal else known_of(lengths, time)
         known = self._known(held, time) if options.causal else padding
         x = self.embed(ids)  # (B, T, C)
         view = view_of(self.entrance, options, x, held.length + time, known, causal=options.causal)
-        x = only(self.entrance(x, draws, first=held.length), padding)
+        x = only(self.entrance(x, draws, first=held.length, types=types), padding)
         source, frugal = self._source(held), options.activation_checkpointing
         x, after = through(self.blocks, x, view, draws, frugal=frugal, pasts=held.pasts, source=source)
         x = only(self.norm(x), padding)

@@ -49,6 +49,9 @@ class Options(FamilyConfig, ABC):
     qk_norm: bool = Field(False, description="a norm of each head's queries and keys")
     embed_scale: bool = Field(False, description="embeddings times the square root of width")
     embed_norm: bool = Field(False, description="a norm of the embeddings")
+    token_types: int = Field(
+        0, ge=0, le=1000, description="kinds of text in one example, as BERT's pairs have 2: a learnt vector each"
+    )
     attention_softcap: float | None = Field(
         None, gt=0, description="scores s become c tanh(s / c); slow, all are built"
     )
@@ -83,6 +86,8 @@ class Options(FamilyConfig, ABC):
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         if self.encoder_layers and not self.causal:
             raise ValueError("causal: false is of a model without a decoder; set encoder_layers: 0")
+        if self.encoder_layers and self.token_types:
+            raise ValueError("token_types is of a model that reads one sequence; set encoder_layers: 0")
         if self.decoder_start is not None and not self.encoder_layers:
             raise ValueError("decoder_start is of a model with an encoder; set encoder_layers")
         return self

@@ -24,16 +24,21 @@ class Entrance(nn.Module):
     def __init__(self, options: Options, *, site: int) -> None:
         super().__init__()
         self.positions = options.positions.build(options.width, options.heads, options.width_of_head)
+        self.types = nn.Embedding(options.token_types, options.width) if options.token_types else None
         self.norm = norm_of(options) if options.embed_norm else nn.Identity()
         self.scale = options.width**0.5 if options.embed_scale else 1.0
         self.dropout, self.site = options.dropout_of(options.embed_dropout), site
 
-    def forward(self, x: Tensor, draws: Draws | None, *, first: int = 0) -> Tensor:
-        """(B, T, C), which stand at the positions from `first` on."""
+    def forward(self, x: Tensor, draws: Draws | None, *, first: int = 0, types: Tensor | None = None) -> Tensor:
+        """(B, T, C), which stand at the positions from `first` on; `types` (B, T) are kinds of text, None: all 0."""
         x = x if self.scale == 1.0 else x * self.scale
         added = self.positions.added(first, x.shape[1])
-        x = self.norm(x if added is None else x + added)
-        return dropout(x, self.dropout, draws, self.site)
+        x = x if added is None else x + added
+        if self.types is not None:
+            x = x + (self.types.weight[0] if types is None else self.types(types))
+        elif types is not None:
+            raise ValueError("model.token_types is 0: this model knows one kind of text")
+        return dropout(self.norm(x), self.dropout, draws, self.site)
 
 
 class Encoder(nn.Module):

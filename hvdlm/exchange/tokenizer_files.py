@@ -1,0 +1,124 @@
+"""A tokenizer of ours as tokenizer.json and tokenizer_config.json, which AutoTokenizer of transformers reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from hvdlm.errors import UserError
+from hvdlm.tokenizer import Tokenizer
+from hvdlm.tokenizer.backend import BackendTokenizer, token_ids
+from hvdlm.tokenizer.dropped import byte_alphabet
+from hvdlm.tokenizer.interface import END, END_OF_TEXT, UNKNOWN
+from hvdlm.tokenizer.published import NAMED_EOS, before_text
+
+MASK = "[MASK]"
+# What transformers calls a special token, and the names it may have in a vocabulary.
+ROLES = {
+    "unk_token": (UNKNOWN, "[UNK]"),
+    "pad_token": ("<pad>", "[PAD]"),
+    "mask_token": (MASK, "<mask>"),
+    "cls_token": ("[CLS]",),
+    "sep_token": ("[SEP]",),
+}
+
+
+class TokenizerFiles(NamedTuple):
+    """Contents of both files, and token -> id."""
+
+    content: dict[str, Any]  # tokenizer.json
+    config: dict[str, Any]  # tokenizer_config.json
+    ids: dict[str, int]
+
+    def id_of(self, role: str) -> int | None:
+        """That of a special token, such as pad_token; None where there is none."""
+        return self.ids.get(self.config.get(role, ""))
+
+
+def tokenizer_files(tokenizer: Tokenizer, *, with_mask: bool = False) -> TokenizerFiles:
+    """The same ids for every text; UserError for a kind that the library of tokenizers cannot be.
+
+    With `with_mask` a vocabulary without a mask gets one behind its last id.
+    """
+    if tokenizer.kind in OWN_KINDS and not isinstance(tokenizer, BackendTokenizer):
+        content, named_eos = OWN_KINDS[tokenizer.kind](tokenizer), None
+    elif isinstance(tokenizer, BackendTokenizer):
+        text, published = tokenizer.published()
+        content, named_eos = json.loads(text), published.get(NAMED_EOS)
+    else:
+        raise UserError(
+            f"its tokenizer is of kind {tokenizer.kind}, for which transformers has no file that gives the same ids;"
+            f" bpe, unigram, wordpiece, {', '.join(OWN_KINDS)} and any tokenizer.json have one"
+        )
+    ids = token_ids(content)
+    if with_mask and not any(name in ids for name in ROLES["mask_token"]):
+        if max(ids.values()) + 1 != len(ids):
+            raise UserError("its tokenizer has holes between its ids, so no mask can be added behind them")
+        content = {**content, "added_tokens": [*(content.get("added_tokens") or []), _special(len(ids), MASK)]}
+        ids[MASK] = len(ids)
+    config = _config(tokenizer, ids)
+    if tokenizer.bos_id is not None and before_text(content.get("post_processor")) != [config["bos_token"]]:
+        content = {**content, "post_processor": _template(config["bos_token"], tokenizer.bos_id)}
+    if named_eos is not None:
+        config[NAMED_EOS] = named_eos
+    return TokenizerFiles(content, config, ids)
+
+
+def _config(tokenizer: Tokenizer, ids: dict[str, int]) -> dict[str, Any]:
+    names = {number: token for token, number in ids.items()}
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "eos_token": names[tokenizer.eos_id],
+    }
+    if tokenizer.bos_id is not None:
+        config["bos_token"] = names[tokenizer.bos_id]
+    return config | {role: token for role, known in ROLES.items() for token in known if token in ids}
+
+
+def _template(bos: str, bos_id: int) -> dict[str, Any]:
+    """`bos` before a text, and before both of a pair."""
+    token, one, two = (
+        {"SpecialToken": {"id": bos, "type_id": 0}},
+        *({"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB")),
+    )
+    special = {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}}
+    return {"type": "TemplateProcessing", "single": [token, one], "pair": [token, one, two], "special_tokens": special}
+
+
+def _special(number: int, name: str) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": name, **flags, "special": True}
+
+
+def _content(model: dict[str, Any], added: list[dict[str, Any]], rule: dict[str, Any], decoder: str) -> dict[str, Any]:
+    parts = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor"))
+    byte_level = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    back = {"type": decoder, **(byte_level if decoder == "ByteLevel" else {})}
+    return {"version": "1.0", **parts, "added_tokens": added, "pre_tokenizer": rule, "decoder": back, "model": model}
+
+
+def _of_bytes(tokenizer: Tokenizer) -> dict[str, Any]:
+    """A BPE that merges nothing."""
+    model: dict[str, Any] = {
+        "type": "BPE",
+        **dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")),
+        **dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False),
+        "vocab": {character: byte for byte, character in enumerate(byte_alphabet())},
+        "merges": [],
+    }
+    rule = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return _content(model, [_special(tokenizer.eos_id, END_OF_TEXT)], rule, "ByteLevel")
+
+
+def _of_characters(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Words of one character each."""
+    characters = json.loads(tokenizer.to_json())["characters"]
+    tokens = [UNKNOWN, END, *characters]
+    model = {"type": "WordLevel", "vocab": {token: n for n, token in enumerate(tokens)}, "unk_token": UNKNOWN}
+    rule = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+    return _content(model, [_special(n, token) for n, token in enumerate(tokens[:2])], rule, "Fuse")
+
+
+OWN_KINDS: dict[str, Callable[[Tokenizer], dict[str, Any]]] = {"byte": _of_bytes, "char": _of_characters}
