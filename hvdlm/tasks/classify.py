@@ -19,6 +19,7 @@ from hvdlm.data.records import Records, stacked
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, State
+from hvdlm.tasks.classify_figures import of_classes, of_numbers, of_several
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig
 from hvdlm.tasks.pooling import POOLINGS
@@ -97,6 +98,7 @@ class Classify(RecordTask):
     """The denominator is the number of records."""
 
     sums = ("loss", "targets")
+    shown = ("accuracy", "f1_macro", "pearson")
 
     def __init__(self, config: ClassifyConfig, context: TaskContext) -> None:
         assert isinstance(context.objective, ObjectiveConfig)
@@ -170,10 +172,14 @@ class Classify(RecordTask):
         return list(on_host(self.logits(model, batch, None)))
 
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
-        from hvdlm.tasks import classify_figures as figures
-
         gold = [records.values(self.label, record) for record in range(len(records))]
-        return figures.judged(self, gold, np.stack(predictions), lines=lines)
+        logits = np.stack(predictions)
+        if self.is_number:
+            return of_numbers(np.concatenate(gold), logits[:, 0], lines=lines)
+        if self.is_several:
+            truth = np.stack([np.isin(np.arange(len(self.labels)), one) for one in gold])
+            return of_several(truth, logits, self.labels, lines=lines)
+        return of_classes(np.concatenate(gold).astype(np.int64), logits, self.labels, lines=lines)
 
 
 def _weights(config: ClassifyConfig, field: FieldEntry) -> Tensor | None:

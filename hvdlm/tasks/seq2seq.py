@@ -161,9 +161,7 @@ class Seq2seq(RecordTask):
             max_tokens=config.most_tokens or seq_len,
             length_penalty=config.length_penalty,
             eos_id=self._eos_id,
-            never=tuple(
-                one for one in (self._bos_id, *range(self._vocab_size, self._num_rows(model))) if one is not None
-            ),
+            never=self._never(model),
         )
         assert batch.lengths is not None
         lengths = batch.lengths if self._has_encoder else (batch.targets != IGNORED).long().argmax(1) + 1

@@ -22,6 +22,7 @@ from hvdlm.data.records import Records, stacked
 from hvdlm.data.windows import IGNORED
 from hvdlm.models import LanguageModel, State
 from hvdlm.scoring.spans import legal_transitions
+from hvdlm.tasks import tag_figures
 from hvdlm.tasks.crf import LinearChainCrf
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig
@@ -181,7 +182,6 @@ class Tag(RecordTask):
         return [row[:num] for row, num in zip(found, num_words.tolist(), strict=True)]
 
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
-        from hvdlm.tasks import tag_figures
-
         gold = [records.values(self.labels_field, record) for record in range(len(records))]
-        return tag_figures.judged(self, gold, predictions, lines=lines)
+        tagging = tag_figures.Tagging(self.labels, self.scheme, self.predicate is not None)
+        return tag_figures.judged(tagging, gold, predictions, lines=lines)

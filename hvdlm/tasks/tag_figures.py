@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,13 +11,18 @@ from hvdlm.scoring import classification, spans
 from hvdlm.scoring.intervals import bootstrap, ratio
 from hvdlm.tasks.records import Judged
 
-if TYPE_CHECKING:
-    from hvdlm.tasks.tag import Tag
-
 OUTSIDE = "O"
 
 
-def judged(task: Tag, gold: Sequence[np.ndarray], predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
+class Tagging(NamedTuple):
+    """What labels stand for."""
+
+    labels: Sequence[str]
+    scheme: str | None
+    is_srl: bool  # spans are arguments of a predicate
+
+
+def judged(task: Tagging, gold: Sequence[np.ndarray], predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
     """`gold` has the labels of each sentence's words, `predictions` those of its first: the others were cut off.
 
     What was cut counts: its words are predicted to be outside of all spans.
@@ -43,17 +48,17 @@ def judged(task: Tag, gold: Sequence[np.ndarray], predictions: Sequence[np.ndarr
     return Judged(figures, told)
 
 
-def _of_spans(task: Tag, tags: Sequence[tuple[list[str], list[str]]]) -> dict[str, Any]:
+def _of_spans(task: Tagging, tags: Sequence[tuple[list[str], list[str]]]) -> dict[str, Any]:
     """F1 by the scheme to the letter, and by conlleval's reading, beside it under names of its own."""
     assert task.scheme is not None
     types = spans.types_of(task.labels, task.scheme)
-    is_srl = task.predicate is not None
-    kinds = spans.argument_types(types) if is_srl else types
+    kinds = spans.argument_types(types) if task.is_srl else types
     found: dict[str, Any] = {"scheme": task.scheme}
     readings: tuple[tuple[spans.Reading, str], ...] = (("strict", ""), ("conlleval", "_conlleval"))
     for reading, ending in readings:
         counts = [
-            spans.count(*(_items(part, task.scheme, reading, is_srl=is_srl) for part in pair), kinds) for pair in tags
+            spans.count(*(_items(part, task.scheme, reading, is_srl=task.is_srl) for part in pair), kinds)
+            for pair in tags
         ]
         figures = spans.figures(np.stack(counts), kinds)
         if ending:
@@ -67,7 +72,7 @@ def _items(tags: list[str], scheme: str, reading: spans.Reading, *, is_srl: bool
     return spans.arguments(entities) if is_srl else list(entities)
 
 
-def _of_labels(task: Tag, gold: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> dict[str, Any]:
+def _of_labels(task: Tagging, gold: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> dict[str, Any]:
     """Of labels that spell no spans, such as parts of speech: each word is a case of its own."""
     num = len(task.labels)
     truth, predicted = np.concatenate([*gold]), np.concatenate([*found])
