@@ -131,6 +131,9 @@ class LanguageModel(nn.Module, ABC):
     # Training gives it the draws that dropout is made from. Without draws it has none, whatever mode it is in.
     takes_draws = False
 
+    # Whether it has an encoder, and goes on from what `encode` makes of a source, never from nothing.
+    reads_source = False
+
     @abstractmethod
     def forward(
         self, ids: Tensor, state: State | None = None, draws: Draws | None = None, *, lengths: Tensor | None = None
@@ -152,6 +155,15 @@ class LanguageModel(nn.Module, ABC):
     def sampled_state(self, num: int, random: torch.Generator) -> State:
         """Of `num` texts that are to be written: a model with a latent variable draws it from its prior."""
         return self.initial_state(num)
+
+    def prompted(self, ids: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, State]:
+        """How texts are continued that ids (B, T) begin, of which those behind `lengths` (B,) are padding.
+
+        What is to be read, how many of it, and the state before it: here the ids themselves, where nothing was.
+        """
+        if lengths is None:
+            lengths = torch.full((len(ids),), ids.shape[1], device=ids.device)
+        return ids, lengths, self.initial_state(len(ids))
 
     def logits(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
         """What the head makes of the body: (B, T, V), without draws; and the state after it."""

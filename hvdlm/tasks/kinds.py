@@ -12,6 +12,8 @@ from hvdlm.tasks.elbo import ElboConfig
 from hvdlm.tasks.interface import TaskConfig
 from hvdlm.tasks.language_model import LmConfig
 from hvdlm.tasks.masked import MlmConfig
+from hvdlm.tasks.seq2seq import Seq2seqConfig
+from hvdlm.tasks.span import SpanConfig
 from hvdlm.tasks.tag import TagConfig
 
 TASKS: dict[str, type[TaskConfig]] = {
@@ -20,6 +22,8 @@ TASKS: dict[str, type[TaskConfig]] = {
     "elbo": ElboConfig,
     "classify": ClassifyConfig,
     "tag": TagConfig,
+    "span": SpanConfig,
+    "seq2seq": Seq2seqConfig,
 }
 
 # `task: mlm` or `task: {kind: mlm, …}`.

@@ -15,15 +15,18 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from hvdlm.compute.draws import Draws
+from hvdlm.data.manifest import TOKENIZER
 from hvdlm.data.record_batches import Layout
 from hvdlm.data.records import Records, stacked
 from hvdlm.data.windows import IGNORED
 from hvdlm.decoding import Decoding, decode
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, State
+from hvdlm.tasks import text_figures
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig, objective
 from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, lengths_of, shortened
+from hvdlm.tokenizer import load
 
 Metric = Literal["bleu", "chrf", "rouge", "exact_match"]
 
@@ -166,7 +169,7 @@ class Seq2seq(RecordTask):
         assert batch.lengths is not None
         lengths = batch.lengths if self._has_encoder else (batch.targets != IGNORED).long().argmax(1) + 1
         found = decode(model, batch.inputs, lengths, how)
-        return [np.array([one for one in best[0].ids if one != self._eos_id], dtype=np.int64) for best in found]
+        return [np.array(best[0].ids, dtype=np.int64) for best in found]
 
     def _never(self, model: LanguageModel) -> tuple[int, ...]:
         """Ids that are never written: the beginning of a text, and rows of a vocabulary that was rounded up."""
@@ -175,10 +178,6 @@ class Seq2seq(RecordTask):
         return (*begin, *range(self._vocab_size, rows))
 
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
-        from hvdlm.data.manifest import TOKENIZER
-        from hvdlm.tasks import text_figures
-        from hvdlm.tokenizer import load
-
         tokenizer = load(records.folder / TOKENIZER)
         written = [tokenizer.decode(ids).strip() for ids in predictions]
         gold = [records.texts(self.target, record) for record in range(len(records))]

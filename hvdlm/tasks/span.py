@@ -22,6 +22,7 @@ from hvdlm.data.records import Records, stacked
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, State
+from hvdlm.tasks import text_figures
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig
 from hvdlm.tasks.records import (
@@ -191,8 +192,6 @@ class Span(RecordTask):
         return np.array([*best, scores[NO_ANSWER].sum()], dtype=np.float64)
 
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
-        from hvdlm.tasks import text_figures
-
         assert isinstance(layout, SpanLayout)
         answers = [""] * len(records)
         best = np.full(len(records), -np.inf)

@@ -52,7 +52,7 @@ class Transformer(LanguageModel):
             raise UserError(f"model.decoder_start: {self.start_id} is no id of a vocabulary of {vocabulary.size}")
         kinds = options.embed_dropout, options.residual_dropout, options.attention_dropout
         self.takes_draws = any(map(options.dropout_of, kinds))
-        crosses = options.encoder_layers > 0
+        self.reads_source = crosses = options.encoder_layers > 0
         sites = Block.num_sites(crosses=crosses)
         self.embed = nn.Embedding(vocabulary.size, options.width)
         self.entrance = Entrance(options, site=0)
@@ -116,6 +116,13 @@ class Transformer(LanguageModel):
         parts = [part for cross in crosses for part in cross.keys_values(hidden)]
         everything = torch.ones_like(source, dtype=torch.bool) if known is None else known
         return (*self._no_past(len(source)), *parts, everything)
+
+    def prompted(self, ids: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, State]:
+        """With an encoder ids are its source, and the start id is what the decoder reads first."""
+        if self.encoder is None:
+            return super().prompted(ids, lengths)
+        ones = torch.ones_like(ids[:, 0])
+        return torch.full_like(ids[:, :1], self.start_id), ones, self.encode(ids, lengths)
 
     def decoder_inputs(self, targets: Tensor) -> Tensor:
         """Targets (B, T) one place to the right, behind the start id; an id, too, where they are IGNORED."""
