@@ -125,9 +125,6 @@ class LanguageModel(nn.Module, ABC):
     # Kinds of text in one example that it tells apart by vectors of their own: `forward` then takes `types`.
     num_token_types = 0
 
-    # It begins with the state that `encode(source, lengths, draws)` gives of another text.
-    reads_source = False
-
     # Training gives it the draws that dropout is made from. Without draws it has none, whatever mode it is in.
     takes_draws = False
 

@@ -45,7 +45,7 @@ class Transformer(LanguageModel):
     def __init__(self, options: Options, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.options, self.hidden_width = options, options.width
-        self.num_token_types, self.reads_source = options.token_types, options.encoder_layers > 0
+        self.num_token_types = options.token_types
         self.start_id = vocabulary.eos_id if options.decoder_start is None else options.decoder_start
         self._pad_id = vocabulary.eos_id
         if self.start_id >= vocabulary.size:
