@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 Interval = tuple[float, float]
-Figure = Callable[[np.ndarray], float]
 
 Z = 1.959963984540054  # of the normal distribution 95 % lies within so many deviations
 TAILS = (2.5, 97.5)  # percent
-# More records than these are resampled in so many random groups: a draw costs the same for any number of records, and
-# the interval's width is known to about 1 / sqrt(2 * groups) of it, far below what 1,000 resamples leave open.
+RESAMPLES = 1000
+# More records than these are resampled in so many random groups. What an interval costs is then the same for any
+# number of records, and its ends are off by about 1 / sqrt(2 * groups), below what 1,000 resamples leave open.
 MOST_UNITS = 1 << 13
-_CHUNK = 1 << 22  # draws held at once
+_DRAWS_AT_ONCE = 1 << 22
 
 
 def ratio(part: float, whole: float) -> float:
@@ -34,61 +34,63 @@ def wilson(successes: int, trials: int) -> Interval:
     if not trials:
         return 0.0, 1.0
     share, spread = successes / trials, Z * Z / trials
-    middle = share + spread / 2
     half = Z * math.sqrt((share * (1 - share) + spread / 4) / trials)
     # What rounding leaves at the ends would shut out a share of 0 or 1.
-    low = 0.0 if successes == 0 else (middle - half) / (1 + spread)
-    high = 1.0 if successes == trials else (middle + half) / (1 + spread)
+    low = 0.0 if successes == 0 else (share + spread / 2 - half) / (1 + spread)
+    high = 1.0 if successes == trials else (share + spread / 2 + half) / (1 + spread)
     return low, high
 
 
-def bootstrap(rows: np.ndarray, figure: Figure, *, resamples: int = 1000, seed: int = 0) -> Interval:
+def bootstrap(
+    rows: np.ndarray, figure: Callable[[np.ndarray], float], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
     """Of a figure of sums: the middle 95 % of what records drawn with replacement make of it (Efron 1979).
 
-    `rows` (n, K) are the records' parts of the sums, `figure` takes sums (K,). Records above MOST_UNITS are put into
-    that many groups at random, in which they are drawn together. NaN where there is no record.
+    `rows` (n, K) are what each record adds to the sums, of which `figure` is made: float64 (K,). NaN without records.
     """
-    if not len(rows):
+    return middle([figure(sums) for sums in resampled(rows, resamples=resamples, seed=seed)])
+
+
+def middle(found: Sequence[float] | np.ndarray) -> Interval:
+    """The interval of what resamples made of a figure; NaN where there are none."""
+    if not len(found):
         return math.nan, math.nan
-    random = np.random.default_rng(seed)
-    units = _grouped(rows, random) if len(rows) > MOST_UNITS else rows.astype(np.float64)
-    return percentiles([figure(sums) for sums in _resampled(units, resamples, random)])
-
-
-def bootstrap_of_kinds(counts: np.ndarray, figure: Figure, *, resamples: int = 1000, seed: int = 0) -> Interval:
-    """The same where records are of a few kinds, such as the cells of a confusion matrix: `counts` of them (M,).
-
-    `figure` takes such counts. It is the plain bootstrap at any number of records: resamples of equal records are
-    multinomial.
-    """
-    total, there = int(counts.sum()), np.flatnonzero(counts)
-    if not total:
-        return math.nan, math.nan
-    random, found = np.random.default_rng(seed), []
-    for _ in range(resamples):
-        drawn = np.zeros(len(counts), dtype=np.int64)
-        drawn[there] = random.multinomial(total, counts[there] / total)
-        found.append(figure(drawn))
-    return percentiles(found)
-
-
-def percentiles(found: list[float]) -> Interval:
     low, high = np.percentile(found, TAILS)
     return float(low), float(high)
 
 
+def resampled(rows: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """The sums of each resample, float64 (resamples, K); of integers whose sums stay below 2^53 they are exact.
+
+    Records above MOST_UNITS are put into that many groups at random, which are drawn as a whole.
+    """
+    if not len(rows):
+        return np.empty((0, rows.shape[1]))
+    random = np.random.default_rng(seed)
+    units = _grouped(rows, random) if len(rows) > MOST_UNITS else rows.astype(np.float64)
+    return np.concatenate([times @ units for times in _times(len(units), resamples, random)])
+
+
+def resampled_kinds(counts: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[np.ndarray]:
+    """The same where records are of a few kinds, of which there are `counts` (M,): how many of each, (M,) a time.
+
+    It is the plain bootstrap for any number of records: draws of equal records are multinomial.
+    """
+    random, total = np.random.default_rng(seed), int(counts.sum())
+    for _ in range(resamples if total else 0):
+        yield random.multinomial(total, counts / total)
+
+
 def _grouped(rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Sums (MOST_UNITS, K) of random groups of about equal size: data in any order is as good as shuffled."""
+    """Sums (MOST_UNITS, K) of groups of equal size or one more: by chance, for files come sorted."""
     starts = np.arange(MOST_UNITS) * len(rows) // MOST_UNITS
-    return np.add.reduceat(rows[random.permutation(len(rows))], starts, axis=0).astype(np.float64)
+    return np.add.reduceat(rows[random.permutation(len(rows))], starts, axis=0, dtype=np.float64)
 
 
-def _resampled(units: np.ndarray, resamples: int, random: np.random.Generator) -> Iterator[np.ndarray]:
-    """Sums (K,) of each resample; of integers below 2^53 they are exact, so that their order does not matter."""
-    num = len(units)
-    at_once = max(1, _CHUNK // num)
+def _times(num_units: int, resamples: int, random: np.random.Generator) -> Iterator[np.ndarray]:
+    """How often each unit is drawn, float64 (some resamples, num_units)."""
+    at_once = max(1, _DRAWS_AT_ONCE // num_units)
     for begin in range(0, resamples, at_once):
         size = min(at_once, resamples - begin)
-        drawn = random.integers(num, size=(size, num)) + num * np.arange(size)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=size * num).reshape(size, num)
-        yield from times @ units
+        drawn = random.integers(num_units, size=(size, num_units)) + num_units * np.arange(size)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=size * num_units).reshape(size, num_units).astype(np.float64)
