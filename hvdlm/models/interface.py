@@ -131,6 +131,9 @@ class LanguageModel(nn.Module, ABC):
     # Whether it has an encoder, and goes on from what `encode` makes of a source, never from nothing.
     reads_source = False
 
+    # Whether `forward(…, segments=)` reads several texts in one row, each for itself.
+    takes_segments = False
+
     @abstractmethod
     def forward(
         self, ids: Tensor, state: State | None = None, draws: Draws | None = None, *, lengths: Tensor | None = None

@@ -53,6 +53,7 @@ class Transformer(LanguageModel):
         kinds = options.embed_dropout, options.residual_dropout, options.attention_dropout
         self.takes_draws = any(map(options.dropout_of, kinds))
         self.reads_source = crosses = options.encoder_layers > 0
+        self.takes_segments = not crosses
         sites = Block.num_sites(crosses=crosses)
         self.embed = nn.Embedding(vocabulary.size, options.width)
         self.entrance = Entrance(options, site=0)
@@ -87,19 +88,25 @@ class Transformer(LanguageModel):
         *,
         lengths: Tensor | None = None,
         types: Tensor | None = None,
+        segments: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
         """As any family's; a model with an encoder begins with the state that `encode` gives.
 
         `lengths` (B,) of a model that sees both sides: what stands behind them is padding, of which nobody sees
         anything, and whose hidden vectors are 0. `types` (B, T) int64 below `token_types`: which kind of text a token
         is of; None: all of kind 0.
+
+        `segments` (B, T) of a model without an encoder, and without a state: each run of one number is a text for
+        itself, as if it stood in a row of its own, but for rounding.
         """
+        assert segments is None or (state is None and self.encoder is None)
         options, time, held = self.options, ids.shape[1], self._held(state)
         padding = None if options.causal else known_of(lengths, time)
         known = self._known(held, time) if options.causal else padding
         x = self.embed(ids)  # (B, T, C)
-        view = view_of(self.entrance, options, x, held.length + time, known, causal=options.causal)
-        x = only(self.entrance(x, draws, first=held.length, types=types), padding)
+        seen = held.length + time
+        view = view_of(self.entrance, options, x, seen, known, causal=options.causal, segments=segments)
+        x = only(self.entrance(x, draws, first=held.length, types=types, segments=segments), padding)
         source, frugal = self._source(held), options.activation_checkpointing
         x, after = through(self.blocks, x, view, draws, frugal=frugal, pasts=held.pasts, source=source)
         x = only(self.norm(x), padding)
