@@ -154,7 +154,7 @@ class Tag(RecordTask):
         self, model: LanguageModel, batch: Batch, state: State | None, draws: Draws | None
     ) -> tuple[Sums, State | None]:
         scores, labels, num_words = self._of_words(model, batch, draws)
-        crf = model.head.crf
+        crf = self._crf_of(model)
         if crf is None:
             is_word = torch.arange(scores.shape[1], device=scores.device) < num_words.unsqueeze(1)
             target = labels.masked_fill(~is_word, IGNORED)
@@ -175,9 +175,13 @@ class Tag(RecordTask):
         scores = model.head(dropout(words, self.config.dropout, batch.draws, HEAD_SITE)).float()
         return scores, batch.targets.gather(1, order).clamp(min=0), num_words
 
+    def _crf_of(self, model: LanguageModel) -> LinearChainCrf | None:
+        assert isinstance(model.head, TagHead)
+        return model.head.crf
+
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
         scores, _, num_words = self._of_words(model, batch, None)
-        crf = model.head.crf
+        crf = self._crf_of(model)
         found = on_host(scores.argmax(-1) if crf is None else crf.decode(scores, num_words))
         return [row[:num] for row, num in zip(found, num_words.tolist(), strict=True)]
 

@@ -53,18 +53,14 @@ def _of_spans(task: Tagging, tags: Sequence[tuple[list[str], list[str]]]) -> dic
     assert task.scheme is not None
     types = spans.types_of(task.labels, task.scheme)
     kinds = spans.argument_types(types) if task.is_srl else types
-    found: dict[str, Any] = {"scheme": task.scheme}
+    told: dict[str, Any] = {"scheme": task.scheme}
     readings: tuple[tuple[spans.Reading, str], ...] = (("strict", ""), ("conlleval", "_conlleval"))
     for reading, ending in readings:
-        counts = [
-            spans.count(*(_items(part, task.scheme, reading, is_srl=task.is_srl) for part in pair), kinds)
-            for pair in tags
-        ]
+        items = [[_items(part, task.scheme, reading, is_srl=task.is_srl) for part in pair] for pair in tags]
+        counts = [spans.count(truth, found, kinds) for truth, found in items]
         figures = spans.figures(np.stack(counts), kinds)
-        if ending:
-            figures = {f"{name}{ending}": figures[name] for name in spans.FIGURES}
-        found |= figures
-    return found
+        told |= {f"{name}{ending}": figures[name] for name in spans.FIGURES} if ending else figures
+    return told
 
 
 def _items(tags: list[str], scheme: str, reading: spans.Reading, *, is_srl: bool) -> list[Any]:
@@ -76,5 +72,5 @@ def _of_labels(task: Tagging, gold: Sequence[np.ndarray], found: Sequence[np.nda
     """Of labels that spell no spans, such as parts of speech: each word is a case of its own."""
     num = len(task.labels)
     truth, predicted = np.concatenate([*gold]), np.concatenate([*found])
-    figures = classification.figures(classification.confusion(truth, np.minimum(predicted, num - 1), num), task.labels)
-    return {name: figures[name] for name in ("f1_macro", "f1_weighted") if name in figures}
+    figures = classification.class_figures(classification.confusion(truth, predicted, num + 1), task.labels)
+    return {name: figures[name] for name in ("f1_macro", "f1_macro_interval", "f1_weighted", "majority")}
