@@ -7,7 +7,7 @@ What is measured is written freely, word after word, never with the truth before
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from hvdlm.compute.draws import Draws
+from hvdlm.config import choice_of
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.data.record_batches import Layout
 from hvdlm.data.records import Records, stacked
@@ -22,13 +23,14 @@ from hvdlm.data.windows import IGNORED
 from hvdlm.decoding import Decoding, decode
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, State
-from hvdlm.tasks import text_figures
+from hvdlm.scoring.languages import language_of
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig, objective
 from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, lengths_of, shortened
+from hvdlm.tasks.text_figures import METRICS, of_texts
 from hvdlm.tokenizer import load
 
-Metric = Literal["bleu", "chrf", "rouge", "exact_match"]
+Metric = Annotated[str, choice_of(METRICS)]
 
 
 class Seq2seqConfig(RecordTaskConfig):
@@ -37,7 +39,7 @@ class Seq2seqConfig(RecordTaskConfig):
     kind: Literal["seq2seq"] = "seq2seq"
     target: str | None = Field(None, description="field of type pair; null: the only one")
     language: str | None = Field(None, description="of the target, as en, de, zh: by whose rules texts are compared")
-    metrics: list[Metric] = Field(["bleu", "chrf"], description="exact_match has token_f1 beside it")
+    metrics: list[Metric] = Field(["bleu"], description="bleu has chrf beside it, exact_match token_f1")
     beams: int = Field(1, ge=1, le=100, description="of the search in evaluation; 1: the likeliest token each time")
     length_penalty: float = Field(1.0, ge=0, le=10, description="a of the score log p / length^a")
     most_tokens: int | None = Field(None, ge=1, description="of a text that is written; null: data.seq_len")
@@ -46,6 +48,10 @@ class Seq2seqConfig(RecordTaskConfig):
     def _check(self) -> Seq2seqConfig:
         if self.language is None:
             raise ValueError("language: of the target must be said, as en or zh: BLEU and ROUGE part words by it")
+        try:
+            language_of(self.language)
+        except UserError as error:
+            raise ValueError(str(error)) from None
         return self
 
     def build(self, context: TaskContext) -> Task:
@@ -182,4 +188,4 @@ class Seq2seq(RecordTask):
         written = [tokenizer.decode(ids).strip() for ids in predictions]
         gold = [records.texts(self.target, record) for record in range(len(records))]
         assert self.config.language is not None
-        return text_figures.of_texts(written, gold, self.config.language, self.config.metrics, lines=lines)
+        return of_texts(written, gold, self.config.language, self.config.metrics, lines=lines)

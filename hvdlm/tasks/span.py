@@ -22,7 +22,6 @@ from hvdlm.data.records import Records, stacked
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, State
-from hvdlm.tasks import text_figures
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig
 from hvdlm.tasks.records import (
@@ -35,6 +34,7 @@ from hvdlm.tasks.records import (
     lengths_of,
     on_host,
 )
+from hvdlm.tasks.text_figures import of_answers
 
 NO_ANSWER = 0  # the place that a window without the answer points at
 
@@ -206,7 +206,7 @@ class Span(RecordTask):
         gold = [self._gold(records, record) for record in range(len(records))]
         if any(not one for one in gold):  # some questions have no answer
             answers = ["" if none[n] > best[n] else answer for n, answer in enumerate(answers)]
-        return text_figures.of_answers(answers, [one or [""] for one in gold], self.config.language, lines=lines)
+        return of_answers(answers, [one or [""] for one in gold], self.config.language, lines=lines)
 
     def _gold(self, records: Records, record: int) -> list[str]:
         text = records.texts(self.text, record)[0]
