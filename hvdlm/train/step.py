@@ -133,7 +133,10 @@ class GradientLearner(Learner):
         return self.batches.layout.num_cut if isinstance(self.batches, RecordBatches) else 0
 
     def tokens_before(self, step: int) -> int:
-        return round(self.plan.samples_before(step) * self.batches.tokens_per_sample)
+        samples = self.plan.samples_before(step)
+        if isinstance(self.batches, RecordBatches):
+            return self.batches.tokens_before(samples)
+        return round(samples * self.batches.tokens_per_sample)
 
     def facts(self) -> dict[str, float]:
         facts = {name: value for name, value in self.sync.facts().items() if isinstance(value, int | float)}
