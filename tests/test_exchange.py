@@ -315,6 +315,15 @@ def test_a_model_without_biases_is_one_with_biases_of_0(positions, tied, tmp_pat
     close(ours_of(read_model(again)).logits(ids())[0], model.logits(ids())[0])
 
 
+def test_no_tensor_is_left_behind():
+    options = options_of()
+    state = dict(build_model(options, Vocabulary(V, 1), 0).named_parameters())
+    with pytest.raises(UserError, match="head.bias, head.weight: a gpt2 of transformers has no place for it"):
+        exported(options, {**state, "head.weight": torch.zeros(3, 32), "head.bias": torch.zeros(3)}, Vocabulary(V, 1))
+    with pytest.raises(UserError, match="embed.weight has 97 rows, and the vocabulary 98 ids"):
+        exported(options, state, Vocabulary(V + 1, 1))
+
+
 HEADS = {
     "classify": ("AutoModelForSequenceClassification", ("bad", "good", "neither")),
     "tag": ("AutoModelForTokenClassification", ("O", "B-PER", "I-PER")),

@@ -9,9 +9,11 @@ from harness import preprocess, run_training
 
 from hvdlm.checkpoint import resolve
 from hvdlm.errors import UserError
+from hvdlm.exchange import TaskHead
 from hvdlm.exchange.tokenizer_files import tokenizer_files
 from hvdlm.inference.hf_files import export_hf
 from hvdlm.inference.load import load_checkpoint_model
+from hvdlm.tasks.language_model import LanguageModelling
 from hvdlm.tokenizer import ByteTokenizer, from_json, load
 from hvdlm.tokenizer.char import count_chars
 from hvdlm.tokenizer.training import train_bpe, train_unigram, train_wordpiece
@@ -159,6 +161,29 @@ def test_what_transformers_has_no_class_for_keeps_our_names(data_dir, tmp_path, 
 
     kept = load_file(tmp_path / "hf" / "model.safetensors")
     assert all(torch.equal(kept[name], tensor) for name, tensor in loaded(tmp_path / "run").model.named_parameters())
+
+
+def test_a_head_of_a_task_keeps_its_labels_in_a_pipeline(data_dir, tmp_path, monkeypatch):
+    run_training(
+        data_dir, tmp_path / "run", *TINY, "model={family: transformer, preset: gpt2, layers: 1, heads: 2, width: 32}"
+    )
+    labels = ("bad", "good")
+    state = {"weight": torch.zeros(2, 32), "bias": torch.tensor([1.0, 3.0])}
+    head = TaskHead("classify", state, labels, "last")
+    monkeypatch.setattr(LanguageModelling, "head_for_exchange", lambda task, model: head)
+    with pytest.raises(UserError, match="GPT2ForSequenceClassification has no bias in its head"):
+        export_hf(tmp_path / "run", tmp_path / "hf")  # of a matrix of zeros
+    state["weight"] = torch.eye(2, 32)
+    facts = export_hf(tmp_path / "run", tmp_path / "hf")
+    assert facts["architecture"] == "GPT2ForSequenceClassification"
+    ours = loaded(tmp_path / "run").model
+    classify = transformers.pipeline("text-classification", model=str(tmp_path / "hf"), top_k=None)
+    for text in ("some text", "语言"):
+        with torch.no_grad():
+            hidden = ours(torch.tensor([list(text.encode())]))[0][0, -1]
+        expected = (hidden[:2] + state["bias"]).softmax(0)
+        found = {entry["label"]: entry["score"] for entry in classify([text])[0]}
+        assert found == pytest.approx(dict(zip(labels, expected.tolist(), strict=True)), abs=1e-5)
 
 
 def test_a_model_that_no_layout_can_say_is_refused_by_the_setting(data_dir, tmp_path):

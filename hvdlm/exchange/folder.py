@@ -51,9 +51,12 @@ class Imported:
 
 def is_folder(path: Path) -> bool:
     """Whether it looks like one of Hugging Face's, be it one that lacks a part; a checkpoint of ours does not."""
-    if not path.is_dir() or (path / "state.json").exists() or (path / "checkpoints").exists():
+    try:
+        names = {entry.name for entry in path.iterdir()}
+    except (OSError, ValueError):  # no folder, or no path at all
         return False
-    return any((path / name).exists() for name in (CONFIG, WEIGHTS, INDEX)) or bool(_pickled(path))
+    is_ours = not names.isdisjoint(("state.json", "checkpoints"))
+    return not is_ours and (not names.isdisjoint((CONFIG, WEIGHTS, INDEX)) or bool(_pickled(path)))
 
 
 def read_section(folder: Path) -> dict[str, Any]:

@@ -67,6 +67,7 @@ def exported(
                     f"task: {head.kind}: {place.architecture} has no bias in its head; train it without one"
                 )
             body["norm.bias"] = moved + body.get("norm.bias", 0.0)
+    _check_all_have_a_place(layout, options, body, vocabulary.size, with_text_head=head is None)
     prefix = layout.prefix if place is None or place.prefix is None else place.prefix
     tensors = {f"{prefix}{name}": tensor for name, tensor in to_theirs(layout.body(options), body).items()}
     tensors |= to_theirs(layout.head(options), body) if head is None else {}
@@ -89,3 +90,15 @@ def exported(
         config["max_position_embeddings"] = seq_len
     writes_text = head is None and options.causal
     return Exported(layout.model_type, config, {"_from_model_config": True, **ends} if writes_text else None, tensors)
+
+
+def _check_all_have_a_place(
+    layout: Layout, options: TransformerConfig, state: Mapping[str, Tensor], size: int, *, with_text_head: bool
+) -> None:
+    """UserError for a tensor of ours that would be left behind, as that of a head which is not for text."""
+    table = layout.body(options) + (layout.head(options) if with_text_head else [])
+    if rest := sorted(state.keys() - {entry.ours for entry in table}):
+        raise UserError(f"{', '.join(rest[:3])}: a {layout.model_type} of transformers has no place for it")
+    for name in ("embed.weight", "head.weight", "head.bias"):
+        if name in state and len(state[name]) != size:
+            raise UserError(f"{name} has {len(state[name])} rows, and the vocabulary {size} ids")

@@ -140,6 +140,8 @@ def _write(folder: Path, found: Exported, texts: dict[str, Any]) -> None:
             replace_durably(part, aside / "model.safetensors")
             for name, content in contents.items():
                 write_text_durably(aside / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            # The library gives its file to this user alone.
+            (aside / "model.safetensors").chmod((aside / "config.json").stat().st_mode)
             if folder.exists():
                 folder.rmdir()
             aside.rename(folder)

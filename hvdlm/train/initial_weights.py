@@ -143,14 +143,17 @@ def begin_with(path: Path, learner: Learner, tokenizer_digest: str) -> None:
 
     UserError if it is of another tokenizer or model, or not finite.
     """
-    what = _begin_with_folder(path, learner) if is_folder(path) else _begin_with_run(path, learner, tokenizer_digest)
+    if is_folder(path):
+        what, taken = _begin_with_folder(path, learner)
+    else:
+        what, taken = _begin_with_run(path, learner, tokenizer_digest)
     _check_finite(path, learner)
     assert learner.config.init is not None
-    log.info("beginning with %s of %s (%.12s…)", what, path, learner.config.init.digest)
+    log.info("beginning with %s of %s (%.12s…)%s", what, path, learner.config.init.digest, taken and f": {taken}")
 
 
-def _begin_with_run(path: Path, learner: Learner, tokenizer_digest: str) -> str:
-    """What was taken, in words."""
+def _begin_with_run(path: Path, learner: Learner, tokenizer_digest: str) -> tuple[str, str]:
+    """What it is, and what was taken of it where that is not all."""
     init, state = learner.config.init, checkpoint.read_state(path)
     assert init is not None
     if state["tokenizer_digest"] != tokenizer_digest:
@@ -163,9 +166,9 @@ def _begin_with_run(path: Path, learner: Learner, tokenizer_digest: str) -> str:
     _check_same_model(path, state["config"].get("model", {}), learner)
     mean = not init.optimizer if init.ema is None else init.ema
     if is_same := _is_same_model(path, state, learner):
-        takes_mean, details = load_weights(path, learner.model, mean=mean), ""
+        takes_mean, taken = load_weights(path, learner.model, mean=mean), ""
     else:
-        takes_mean, details = _take_body(path, state, learner, mean=mean)
+        takes_mean, taken = _take_body(path, state, learner, mean=mean)
     if init.ema and not takes_mean:
         raise UserError(f"init.ema: {path} holds no running mean of the weights; set it to false")
     if init.optimizer:
@@ -182,7 +185,7 @@ def _begin_with_run(path: Path, learner: Learner, tokenizer_digest: str) -> str:
             )
         checkpoint.load_optimizer(path, learner.model, learner.optimizer)
     also = " and the optimizer's state" if init.optimizer else ""
-    return f"{'the running mean of the weights' if takes_mean else 'the weights'}{also}{details}"
+    return f"{'the running mean of the weights' if takes_mean else 'the weights'}{also}", taken
 
 
 def _is_same_model(path: Path, state: dict[str, Any], learner: Learner) -> bool:
@@ -212,14 +215,14 @@ def _take_body(path: Path, state: dict[str, Any], learner: Learner, *, mean: boo
     source = Source(str(path), tensors, state["vocab_size"], same_extras=is_same_task)
     taken = take(learner.model, source, with_head=is_same_task and _has_our_head(tensors, learner))
     _check_new_head_is_trained(taken, learner)
-    return bool(means), f": {taken}"
+    return bool(means), str(taken)
 
 
 def _has_our_head(tensors: Mapping[str, torch.Tensor], learner: Learner) -> bool:
     return head_shapes(tensors) == head_shapes(checkpoint.model_state(learner.model))
 
 
-def _begin_with_folder(path: Path, learner: Learner) -> str:
+def _begin_with_folder(path: Path, learner: Learner) -> tuple[str, str]:
     """The same of a Hugging Face folder."""
     found = read_model(path)
     theirs = load(found.tokenizer, bos=AUTO)
@@ -236,7 +239,7 @@ def _begin_with_folder(path: Path, learner: Learner) -> str:
     source = Source(str(path), tensors, tokenizer.vocab_size, extra=extra)
     taken = take(learner.model, source, with_head=_has_our_head(tensors, learner))
     _check_new_head_is_trained(taken, learner)
-    return f"the weights: a {found.model_type}, {taken}"
+    return f"the {found.model_type} weights", str(taken)
 
 
 def _check_new_head_is_trained(taken: Taken, learner: Learner) -> None:
