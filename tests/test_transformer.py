@@ -245,7 +245,7 @@ def test_learned_positions_are_as_many_as_a_run_has_and_longer_sequences_are_ref
         ("causal=false", r"task: lm is nothing for this model .* for mlm, .*; model.causal: true makes it one for lm"),
         (
             "encoder_layers=2",
-            r"task: lm is nothing .* for seq2seq \(by a task of --import\); model.encoder_layers: 0 makes",
+            r"task: lm is nothing .* for seq2seq; model.encoder_layers: 0 makes",
         ),
         ("decoder_start=2", r"decoder_start is of a model with an encoder"),
     ],
