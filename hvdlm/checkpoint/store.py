@@ -111,7 +111,7 @@ def save(  # noqa: PLR0913 - what a checkpoint is made of
     """
     root, final = folder_of(run_dir), path_of(run_dir, step)
     moments, scalars = _optimizer_state(model, optimizer)
-    contents = {MODEL: _model_state(model), OPTIMIZER: moments, **({ENGINE: tensors} if tensors else {})}
+    contents = {MODEL: model_state(model), OPTIMIZER: moments, **({ENGINE: tensors} if tensors else {})}
     if culprit := _not_finite(contents, scalars):
         raise NotFiniteError(f"{culprit} is not finite")
     with naming(final):
@@ -362,6 +362,11 @@ class TakesShapes(Protocol):
         """Make room for tensors of these shapes."""
 
 
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The checkpoint's weights by name, for a model that takes some of them."""
+    return load_file(path / MODEL)
+
+
 def load_model(path: Path, model: nn.Module, *, rounded: bool = False) -> None:
     """Copy the checkpoint's weights into `model`, every one of them, bit for bit.
 
@@ -370,7 +375,7 @@ def load_model(path: Path, model: nn.Module, *, rounded: bool = False) -> None:
     saved = load_file(path / MODEL)
     if isinstance(model, TakesShapes):
         model.take_shapes({name: tensor.shape for name, tensor in saved.items()})
-    current = _model_state(model)
+    current = model_state(model)
     if saved.keys() != current.keys():
         odd = sorted(saved.keys() ^ current.keys())
         raise UserError(f"{path}: its model has other tensors than this config ({', '.join(odd[:3])} …)")
@@ -401,7 +406,7 @@ def load_optimizer(path: Path, model: nn.Module, optimizer: Optimizer | None) ->
         optimizer.state[parameters[name]][entry] = value.to(parameters[name].device) if is_tensor else value
 
 
-def _model_state(model: nn.Module) -> dict[str, torch.Tensor]:
+def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers by name, but for buffers that are computed; a tied weight once, under its first name."""
     kept = model.state_dict().keys()
     tensors = [*model.named_parameters(), *model.named_buffers()]

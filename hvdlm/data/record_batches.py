@@ -42,6 +42,7 @@ class RecordBatches:
     def __init__(self, layout: Layout, *, seed: int, most: int, batch_tokens: int = 0) -> None:
         self.layout, self._seed, self._most, self._batch_tokens = layout, seed, most, batch_tokens
         self._epoch = lru_cache(maxsize=2)(self._ordered)
+        self._sums = lru_cache(maxsize=2)(self._summed)
 
     @property
     def epoch_samples(self) -> list[float]:
@@ -73,6 +74,16 @@ class RecordBatches:
             is_there = epochs == epoch
             found[is_there] = self._epoch(epoch)[0][within[is_there]]
         return found
+
+    def tokens_before(self, position: int) -> int:
+        """Tokens of all examples before a place of the order."""
+        epoch, within = divmod(position, self.layout.num_examples)
+        return epoch * int(self.layout.lengths.sum()) + int(self._sums(epoch)[within])
+
+    def _summed(self, epoch: int) -> np.ndarray:
+        """Tokens of an epoch's first examples: int64 (n + 1,)."""
+        places = epoch * self.layout.num_examples + np.arange(self.layout.num_examples)
+        return np.concatenate([[0], np.cumsum(self.num_tokens(places))])
 
     def batch_ends(self, epoch: int) -> np.ndarray:
         """Where in the order of an epoch its steps end: int64 (steps,)."""

@@ -11,6 +11,7 @@ from hvdlm.exchange.layout import (
     HeadPlace,
     Layout,
     activation_name,
+    dropouts,
     gated,
     odd_heads,
     unsaid,
@@ -27,6 +28,7 @@ TYPES = "entrance.types.weight"
 def _read(settings: Settings) -> dict[str, Any]:
     settings.only("position_embedding_type", "absolute")
     settings.only("tie_word_embeddings", True)
+    hidden = settings.number("hidden_dropout_prob")
     return {
         "layers": settings.whole("num_hidden_layers"),
         "heads": settings.whole("num_attention_heads"),
@@ -44,9 +46,7 @@ def _read(settings: Settings) -> dict[str, Any]:
         "head_transform": True,
         "head_bias": True,
         "tie_embeddings": True,
-        "embed_dropout": settings.number("hidden_dropout_prob"),
-        "residual_dropout": settings.number("hidden_dropout_prob"),
-        "attention_dropout": settings.number("attention_probs_dropout_prob"),
+        **dropouts(hidden, hidden, settings.number("attention_probs_dropout_prob")),
     }
 
 

@@ -24,7 +24,7 @@ from hvdlm.models import Vocabulary
 from hvdlm.models.transformer import TransformerConfig
 
 WEIGHTS, INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from hvdlm.exchange.layout import (
     HeadPlace,
     Layout,
     activation_name,
+    dropouts,
     gated,
     odd_heads,
     unsaid,
@@ -38,9 +39,7 @@ def _read(settings: Settings) -> dict[str, Any]:
         "bias": True,
         "activation": settings.named("activation_function", ACTIVATIONS),
         "tie_embeddings": settings.flag("tie_word_embeddings", True),
-        "embed_dropout": settings.number("embd_pdrop"),
-        "residual_dropout": settings.number("resid_pdrop"),
-        "attention_dropout": settings.number("attn_pdrop"),
+        **dropouts(*(settings.number(f"{part}_pdrop") for part in ("embd", "resid", "attn"))),
     }
 
 

@@ -13,6 +13,7 @@ from hvdlm.exchange.layout import (
     HeadPlace,
     Layout,
     activation_name,
+    dropouts,
     gated,
     odd_heads,
     unsaid,
@@ -28,7 +29,7 @@ def _read(settings: Settings) -> dict[str, Any]:
     if settings.flag("use_parallel_residual", True):
         raise UserError(f"{settings.path}: use_parallel_residual: true: our blocks come one after the other")
     settings.only("attention_bias", True)
-    found = settings.get("rotary_emb_base")
+    found, hidden = settings.get("rotary_emb_base"), settings.number("hidden_dropout", 0.0)
     positions = read_rotary(settings, turned=settings.number("rotary_pct", 0.25))
     return {
         "layers": settings.whole("num_hidden_layers"),
@@ -42,9 +43,7 @@ def _read(settings: Settings) -> dict[str, Any]:
         "bias": True,
         "activation": settings.named("hidden_act", ACTIVATIONS),
         "tie_embeddings": settings.flag("tie_word_embeddings", False),
-        "embed_dropout": settings.number("hidden_dropout", 0.0),
-        "residual_dropout": settings.number("hidden_dropout", 0.0),
-        "attention_dropout": settings.number("attention_dropout", 0.0),
+        **dropouts(hidden, hidden, settings.number("attention_dropout", 0.0)),
     }
 
 

@@ -65,6 +65,13 @@ PLAIN_BODY = {"encoder_layers": 0, "qk_norm": False, "embed_scale": False, "atte
 PLAIN_HEAD = {"logit_softcap": None, "head_transform": False, "head_bias": False}
 
 
+def dropouts(embed: float, residual: float, attention: float) -> dict[str, float]:
+    """Our settings; one for all where they are alike, so that `model.dropout` changes it."""
+    if embed == residual == attention:
+        return {"dropout": embed}
+    return {"embed_dropout": embed, "residual_dropout": residual, "attention_dropout": attention}
+
+
 def wrong_positions(options: TransformerConfig, kind: str) -> list[str]:
     return [] if options.positions.kind == kind else [f"model.positions: {options.positions.kind}"]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from hvdlm.errors import UserError
-from hvdlm.exchange.layout import PLAIN_BODY, PLAIN_HEAD, HeadPlace, Layout, unsaid, wrong_positions
+from hvdlm.exchange.layout import PLAIN_BODY, PLAIN_HEAD, HeadPlace, Layout, dropouts, unsaid, wrong_positions
 from hvdlm.exchange.settings import Settings
 from hvdlm.exchange.weights import Weight, stacked
 from hvdlm.models.transformer import TransformerConfig
@@ -103,7 +103,7 @@ def _read(settings: Settings) -> dict[str, Any]:
         "bias": False,
         "activation": settings.named("hidden_act", {"silu": "swiglu", "swish": "swiglu"}),
         "tie_embeddings": settings.flag("tie_word_embeddings", False),
-        "attention_dropout": settings.number("attention_dropout", 0.0),
+        **dropouts(0.0, 0.0, settings.number("attention_dropout", 0.0)),
     }
 
 

@@ -20,6 +20,7 @@ from hvdlm.exchange.tokenizer_files import TokenizerFiles, tokenizer_files
 from hvdlm.files import naming, replace_durably, sync_folder, write_text_durably
 from hvdlm.inference.load import Loaded, load_checkpoint_model, tokenizer_of
 from hvdlm.models import Vocabulary
+from hvdlm.models.lora import merged
 from hvdlm.models.transformer import TransformerConfig
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.published import CONFIG as TOKENIZER_CONFIG
@@ -58,6 +59,17 @@ def export_hf(target: Path, folder: Path) -> dict[str, Any]:
     return {"folder": str(folder), "architecture": what, "parameters": numbers, "vocab_size": rows}
 
 
+def weights_of(loaded: Loaded) -> dict[str, Tensor]:
+    """Parameters and saved buffers by name, a tied matrix once, adapters merged."""
+    names = loaded.model.state_dict().keys()
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in (*loaded.model.named_parameters(), *loaded.model.named_buffers())
+        if name in names
+    }
+    return tensors if loaded.config.lora is None else merged(tensors, loaded.config.lora.scale)
+
+
 def _is_transformer(loaded: Loaded) -> bool:
     return isinstance(loaded.config.model, TransformerConfig)
 
@@ -67,7 +79,7 @@ def _of_transformer(loaded: Loaded, tokenizer: Tokenizer) -> tuple[Exported, dic
     assert isinstance(options, TransformerConfig)
     head = loaded.task.head_for_exchange(loaded.model)
     files = tokenizer_files(tokenizer, with_mask=config.task.extra_ids > 0 and not options.causal)
-    state = {name: tensor.detach().cpu() for name, tensor in loaded.model.named_parameters()}
+    state = weights_of(loaded)
     size = loaded.state["vocab_size"]
     if head is not None:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
@@ -107,17 +119,11 @@ def _as_it_is(loaded: Loaded, tokenizer: Tokenizer) -> tuple[Exported, dict[str,
         "bos_token_id": state.get("bos_id"),
         "hvdlm": {name: getattr(config, name).model_dump(mode="json") for name in ("model", "task")},
     }
-    names = loaded.model.state_dict().keys()
-    tensors = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in (*loaded.model.named_parameters(), *loaded.model.named_buffers())
-        if name in names
-    }
     try:
         texts = _texts(tokenizer_files(tokenizer))
     except UserError:
         texts = {TOKENIZER: json.loads(tokenizer.to_json())}
-    return Exported(kept["model_type"], kept, None, tensors), texts
+    return Exported(kept["model_type"], kept, None, weights_of(loaded)), texts
 
 
 def _write(folder: Path, found: Exported, texts: dict[str, Any]) -> None:

@@ -19,7 +19,8 @@ from hvdlm.tasks import TASKS, Task
 from hvdlm.tokenizer import Tokenizer, digest, load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.initial_weights import load_weights
-from hvdlm.train.parts import build_for, build_task, remark_edited
+from hvdlm.train.parts import build_task, remark_edited
+from hvdlm.train.trained import model_of
 from hvdlm.world.place import Place
 
 log = logging.getLogger("hvdlm")
@@ -44,7 +45,7 @@ def load_checkpoint_model(path: Path, overrides: tuple[str, ...], place: Place) 
     device = prepare_device(config.train.device, place, threads=config.train.threads)
     vocabulary = Vocabulary(state["vocab_size"], state["eos_id"], state.get("bos_id"))
     task = build_task(config, vocabulary, fields_in(state), lambda: tokenizer_of(path, state))
-    model = build_for(task, config, vocabulary)
+    model = model_of(config, vocabulary, task)
     load_weights(path, model, mean=True)
     return Loaded(model.to(device), task, config, state)
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from hvdlm.errors import UserError
 from hvdlm.numerals import LARGEST_FLOAT
+from hvdlm.optim.layer_rates import layer_factors
 from hvdlm.optim.optimizers import OPTIMIZERS, OptimConfig
 from hvdlm.optim.roles import Role, roles_of
 from hvdlm.optim.torch_classes import spare_dynamo
@@ -26,6 +27,7 @@ def parameter_groups(
     """
     roles = roles_of(model) if roles is None else roles
     names = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    factors = layer_factors(roles, config.layer_decay)
     patterns = [re.compile(rule.match) for rule in config.groups]
     groups: dict[tuple, dict[str, Any]] = {}
     used = set()
@@ -34,6 +36,7 @@ def parameter_groups(
         decays = role != "vector" and (config.decay_embeddings or role != "embedding")
         options = {"weight_decay": config.weight_decay if decays else 0.0, "lr_scale": 1.0}
         options |= OPTIMIZERS[config.name].parameter_options(role, parameter, config)
+        options["lr_scale"] *= factors[name]
         number = next((number for number, pattern in enumerate(patterns) if pattern.search(name)), None)
         if number is not None:
             used.add(number)

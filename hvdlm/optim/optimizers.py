@@ -135,6 +135,9 @@ class OptimConfig(Section):
         description="of matrices and embeddings; part of the gradient in adagrad, adam, lars and sgd, else decoupled",
     )
     decay_embeddings: bool = Field(True, description="false: weight_decay is not for embeddings")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="fine-tuning: times lr for each layer from the head down, embeddings the lowest"
+    )
     groups: tuple[GroupRule, ...] = Field((), strict=False, description="exceptions by parameter name")
     betas: tuple[Fraction, Fraction] = Field(
         (0.9, 0.95), strict=False, description="adam, adamw, lamb, lion, and the AdamW part of muon"
@@ -180,6 +183,11 @@ class OptimConfig(Section):
     @property
     def scales_lr(self) -> bool:
         return self.lr_scaling != "none"
+
+    @property
+    def has_own_rates(self) -> bool:
+        """Whether some parameters have another rate or decay than their kind."""
+        return bool(self.groups) or self.layer_decay != 1
 
     @property
     def needs_validation(self) -> bool:

@@ -13,7 +13,9 @@ from hvdlm.compute.device import DeviceChoice, Precision
 from hvdlm.config import Free, Section
 from hvdlm.config.reading import fit
 from hvdlm.data.config import DataConfig
+from hvdlm.exchange import is_folder, read_section
 from hvdlm.models import ModelConfig
+from hvdlm.models.lora import LoraConfig, compiled
 from hvdlm.models.transformer import TransformerConfig
 from hvdlm.optim import OptimConfig
 from hvdlm.optim.ema import EmaConfig
@@ -75,7 +77,7 @@ class RunConfig(Section):
 
     run_dir: Free[Path] = Field(strict=False, description="folder of this run; an existing one is resumed")
     seed: int = Field(0, description="of initial weights, data order and every random draw")
-    init: InitConfig | None = Field(None, description="begin with the weights of another run")
+    init: InitConfig | None = Field(None, description="begin with the weights of another run, or with published ones")
     data: DataConfig
     model: ModelConfig = TransformerConfig()
     task: AnyTaskConfig = Field(LmConfig(), description="what it is trained for; unsaid: what the family is for")
@@ -83,6 +85,10 @@ class RunConfig(Section):
     noise: NoiseConfig = NoiseConfig()
     optim: OptimConfig = OptimConfig()
     ema: EmaConfig = EmaConfig()
+    lora: LoraConfig | None = Field(None, description="train adapters of some layers, and freeze the rest")
+    freeze: tuple[str, ...] = Field(
+        (), strict=False, description="regular expressions, found in names of parameters that are not trained"
+    )
     train: TrainConfig
     guard: Free[GuardConfig] = GuardConfig()
     sync: Free[SyncConfig] = AutoConfig()
@@ -103,6 +109,21 @@ class RunConfig(Section):
         if isinstance(value, dict) and "kind" not in value and model is not None and model.tasks[0] in TASKS:
             return fit(TASKS[model.tasks[0]], {"kind": model.tasks[0], **value})
         return value
+
+    _compile = field_validator("freeze")(compiled)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_model(cls, values: Any) -> Any:
+        """What is unsaid of the model is as in the folder of Hugging Face's that it begins with."""
+        init, said = (values.get(key) for key in ("init", "model")) if isinstance(values, dict) else (None, None)
+        source = init.get("from") if isinstance(init, dict) else None
+        said = {} if said is None else said
+        if not isinstance(source, str | Path) or not isinstance(said, dict) or not is_folder(Path(source)):
+            return values
+        if said.keys() >= TransformerConfig.model_fields.keys() or said.get("family", "transformer") != "transformer":
+            return values
+        return {**values, "model": {**read_section(Path(source)), **fit(TransformerConfig, said)}}
 
     @model_validator(mode="after")
     def _fit_model(self) -> RunConfig:
@@ -150,6 +171,7 @@ class RunConfig(Section):
         if objective.is_on and self.model.own_terms:
             raise ValueError(f"objective: its terms do not go together with {self.model.own_terms}; set one of them")
         said = [f"{name}.{key}" for name in ("objective", "noise") for key, value in getattr(self, name) if value]
+        said += [name for name in ("lora", "freeze") if getattr(self, name)]
         if self.model.learner != "gradient" and said:
             raise ValueError(
                 f"{', '.join(said)}: for what is trained by gradients, and this {family} is counted; leave it out"

@@ -29,7 +29,8 @@ from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig, total_steps
 from hvdlm.train.guard import Verdict
 from hvdlm.train.learner import Learner, Source, StepResult
-from hvdlm.train.parts import build_for, build_task, vocabulary_of
+from hvdlm.train.parts import build_task, vocabulary_of
+from hvdlm.train.trained import model_of
 from hvdlm.world.interface import World
 from hvdlm.world.place import Place
 
@@ -55,7 +56,7 @@ class CountingLearner(Learner):
         self.total_steps = self.passes or total_steps(train, self.plan, self.epoch_samples, float(len(source)))
         vocabulary = vocabulary_of(manifest)
         self.task = build_task(config, vocabulary)
-        self.model = build_for(self.task, config, vocabulary).to(self.device)
+        self.model = model_of(config, vocabulary, self.task).to(self.device)
         self.val_losses: list[float] = []
         self._sent = 0
 

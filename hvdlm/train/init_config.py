@@ -11,13 +11,16 @@ from hvdlm.config import Section
 
 # A field of this name cannot be written as the others are: `from` is a keyword.
 _FROM: dict[str, Any] = {
-    "from": (Path, Field(strict=False, description="folder of a run, or one of its checkpoints/step_…"))
+    "from": (
+        Path,
+        Field(strict=False, description="folder of a run, one of its checkpoints/step_…, or one of Hugging Face's"),
+    )
 }
 _From: Any = create_model("_From", __base__=Section, **_FROM)
 
 
 class InitConfig(_From):
-    """The `init` section: a new run begins with another one's weights."""
+    """The `init` section: a new run begins with another one's weights, or published ones."""
 
     optimizer: bool = Field(False, description="take the optimizer's state too; optim.name must be the same")
     ema: bool | None = Field(

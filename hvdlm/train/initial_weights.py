@@ -1,15 +1,17 @@
-"""A new run that begins with the weights of another one, or of one of its checkpoints.
+"""A new run that begins with the weights of another one, of one of its checkpoints, or of a Hugging Face folder.
 
     hvdlm train configs/quickstart.yaml run_dir=runs/tuned init.from=runs/tour optim.lr=3e-4 data.path=runs/mine
+    hvdlm train configs/finetune.yaml init.from=downloads/gpt2 data.path=runs/mine
 
-Steps, schedule, data order and validation losses are the new run's own and begin at 0.
+A run for another task takes the body, and its head begins anew. Steps, schedule, data order and validation losses are
+the new run's own and begin at 0.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,17 @@ from pydantic import ValidationError
 from torch import nn
 
 from hvdlm import checkpoint
+from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
+from hvdlm.exchange import is_folder, read_model, weights_digest
+from hvdlm.exchange.tokenizer_files import tokenizer_files
 from hvdlm.models import FamilyConfig
+from hvdlm.models.lora import LoraConfig, merged
+from hvdlm.tokenizer import AUTO, encodes_alike, load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.init_config import InitConfig
 from hvdlm.train.learner import Learner
+from hvdlm.train.taken_weights import Source, Taken, head_shapes, take
 
 log = logging.getLogger("hvdlm")
 
@@ -46,7 +54,8 @@ def pinned(config: RunConfig) -> tuple[RunConfig, Path | None]:
             f"init.digest: {config.init.digest}, but the weights of {path} have {digest}: it is another run, or was"
             " made anew; set init.digest: null to take it"
         )
-    return _with(config, {"step": checkpoint.read_state(path)["step"], "digest": digest}), path
+    step = {} if is_folder(path) else {"step": checkpoint.read_state(path)["step"]}
+    return _with(config, {**step, "digest": digest}), path
 
 
 def _refuse_own(config: RunConfig) -> None:
@@ -94,7 +103,9 @@ def _is_moved(noted: InitConfig, given: InitConfig) -> bool:
 
 
 def _digest_of(path: Path) -> str:
-    """sha256 of a checkpoint's weights, as its state.json has it."""
+    """sha256 of a checkpoint's weights, as its state.json has it; of a Hugging Face folder that of its files."""
+    if is_folder(path):
+        return weights_digest(path)
     return checkpoint.read_state(path)["files"]["model.safetensors"]["sha256"]
 
 
@@ -107,6 +118,11 @@ def _find(init: InitConfig) -> Path:
     source = init.source
     if not source.is_dir():
         raise UserError(f"init.from: {source}: there is no such folder; give a run folder or RUN/checkpoints/step_…")
+    if is_folder(source):
+        for key in ("step", "optimizer", "ema"):
+            if getattr(init, key):
+                raise UserError(f"init.{key}: a folder of Hugging Face's, {source}, has none; leave it out")
+        return source
     if init.step is not None and source.parent.name != "checkpoints":
         source = checkpoint.path_of(source, init.step)
         if not source.is_dir():
@@ -123,10 +139,18 @@ def _find(init: InitConfig) -> Path:
 
 
 def begin_with(path: Path, learner: Learner, tokenizer_digest: str) -> None:
-    """Give this rank's model (and optimizer) what the checkpoint holds; every rank reads the same files.
+    """Give this rank's model (and optimizer) what the checkpoint or folder holds; every rank reads the same files.
 
     UserError if it is of another tokenizer or model, or not finite.
     """
+    what = _begin_with_folder(path, learner) if is_folder(path) else _begin_with_run(path, learner, tokenizer_digest)
+    _check_finite(path, learner)
+    assert learner.config.init is not None
+    log.info("beginning with %s of %s (%.12s…)", what, path, learner.config.init.digest)
+
+
+def _begin_with_run(path: Path, learner: Learner, tokenizer_digest: str) -> str:
+    """What was taken, in words."""
     init, state = learner.config.init, checkpoint.read_state(path)
     assert init is not None
     if state["tokenizer_digest"] != tokenizer_digest:
@@ -137,7 +161,11 @@ def begin_with(path: Path, learner: Learner, tokenizer_digest: str) -> None:
             f"{without}"
         )
     _check_same_model(path, state["config"].get("model", {}), learner)
-    takes_mean = load_weights(path, learner.model, mean=not init.optimizer if init.ema is None else init.ema)
+    mean = not init.optimizer if init.ema is None else init.ema
+    if is_same := _is_same_model(path, state, learner):
+        takes_mean, details = load_weights(path, learner.model, mean=mean), ""
+    else:
+        takes_mean, details = _take_body(path, state, learner, mean=mean)
     if init.ema and not takes_mean:
         raise UserError(f"init.ema: {path} holds no running mean of the weights; set it to false")
     if init.optimizer:
@@ -147,18 +175,81 @@ def begin_with(path: Path, learner: Learner, tokenizer_digest: str) -> None:
                 f"init.optimizer: {path} has the state of optim.name: {name}, this run's is"
                 f" {learner.config.optim.name}; set it the same, or init.optimizer: false"
             )
+        if not is_same:
+            raise UserError(
+                f"init.optimizer: {path} has the state of another head, of adapters, or of other frozen weights;"
+                " set init.optimizer: false"
+            )
         checkpoint.load_optimizer(path, learner.model, learner.optimizer)
-    _check_finite(path, learner)
-    what = "the running mean of the weights" if takes_mean else "the weights"
     also = " and the optimizer's state" if init.optimizer else ""
-    log.info("beginning with %s%s of %s (%.12s…)", what, also, path, init.digest)
+    return f"{'the running mean of the weights' if takes_mean else 'the weights'}{also}{details}"
+
+
+def _is_same_model(path: Path, state: dict[str, Any], learner: Learner) -> bool:
+    """Whether the checkpoint holds this very model, head and all, for the same kind of task."""
+    if isinstance(learner.model, checkpoint.TakesShapes):
+        return True
+    if any(state["config"].get(key) or getattr(learner.config, key) for key in ("lora", "freeze")):
+        return False
+    theirs = {name: tensor.shape for name, tensor in checkpoint.read_weights(path).items()}
+    ours = {name: tensor.shape for name, tensor in checkpoint.model_state(learner.model).items()}
+    return theirs == ours and _task_of(state, learner) == learner.config.task.kind
+
+
+def _task_of(state: dict[str, Any], learner: Learner) -> str:
+    """The kind of the checkpoint's task; those of old versions do not tell it, and had what their family is for."""
+    return state["config"].get("task", {}).get("kind", learner.config.model.tasks[0])
+
+
+def _take_body(path: Path, state: dict[str, Any], learner: Learner, *, mean: bool) -> tuple[bool, str]:
+    """Whether it was the running mean, and what was taken; adapters of the source are merged into its matrices."""
+    tensors = checkpoint.read_weights(path)
+    means = _means(path) if mean else {}
+    tensors |= means
+    if lora := state["config"].get("lora"):
+        tensors = merged(tensors, LoraConfig.model_validate(lora).scale)
+    is_same_task = _task_of(state, learner) == learner.config.task.kind
+    source = Source(str(path), tensors, state["vocab_size"], same_extras=is_same_task)
+    taken = take(learner.model, source, with_head=is_same_task and _has_our_head(tensors, learner))
+    _check_new_head_is_trained(taken, learner)
+    return bool(means), f": {taken}"
+
+
+def _has_our_head(tensors: Mapping[str, torch.Tensor], learner: Learner) -> bool:
+    return head_shapes(tensors) == head_shapes(checkpoint.model_state(learner.model))
+
+
+def _begin_with_folder(path: Path, learner: Learner) -> str:
+    """The same of a Hugging Face folder."""
+    found = read_model(path)
+    theirs = load(found.tokenizer, bos=AUTO)
+    data = learner.config.data.corpora[0].path / TOKENIZER
+    tokenizer = load(data)
+    if not encodes_alike(tokenizer, theirs):
+        raise UserError(
+            f"init.from: {path} has another vocabulary than the data, {data.parent}; preprocess them with"
+            f" tokenizer.path: {found.tokenizer}"
+        )
+    _check_same_model(path, found.section, learner)
+    tensors = {**found.body, **found.head}
+    extra = tokenizer_files(theirs).id_of("mask_token")
+    source = Source(str(path), tensors, tokenizer.vocab_size, extra=extra)
+    taken = take(learner.model, source, with_head=_has_our_head(tensors, learner))
+    _check_new_head_is_trained(taken, learner)
+    return f"the weights: a {found.model_type}, {taken}"
+
+
+def _check_new_head_is_trained(taken: Taken, learner: Learner) -> None:
+    frozen = {name for name, parameter in learner.model.named_parameters() if not parameter.requires_grad}
+    if dead := [name for name in taken.new_head if name in frozen]:
+        remedy = "set lora.full: [^head]" if learner.config.lora else "leave it out of freeze"
+        raise UserError(f"init.from: {', '.join(dead)} would begin anew and never learn: it is frozen; {remedy}")
 
 
 def load_weights(path: Path, model: nn.Module, *, mean: bool) -> bool:
     """The checkpoint's weights, or with `mean` their running mean where there is one; whether it was that."""
     checkpoint.load_model(path, model, rounded=True)
-    found = checkpoint.load_tensors(path) if mean else {}
-    means = {name.removeprefix("ema/"): tensor for name, tensor in found.items() if name.startswith("ema/")}
+    means = _means(path) if mean else {}
     if not means:
         return False
     learnt = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -169,6 +260,12 @@ def load_weights(path: Path, model: nn.Module, *, mean: bool) -> bool:
         for name, parameter in learnt.items():
             parameter.copy_(means[name])
     return True
+
+
+def _means(path: Path) -> dict[str, torch.Tensor]:
+    """The running mean of a checkpoint's weights by name; empty where it holds none."""
+    found = checkpoint.load_tensors(path)
+    return {name.removeprefix("ema/"): tensor for name, tensor in found.items() if name.startswith("ema/")}
 
 
 def _shape_of(tensor: torch.Tensor | None) -> torch.Size | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from hvdlm.config import Section
 from hvdlm.data.fields import FieldEntry
 from hvdlm.data.manifest import TOKENIZER, Manifest
-from hvdlm.models import LanguageModel, Vocabulary, build_model
+from hvdlm.models import Vocabulary
 from hvdlm.tasks import Task, TaskContext
 from hvdlm.tokenizer import Tokenizer, load
 from hvdlm.tokenizer.word_starts import word_starts
@@ -45,13 +45,6 @@ def build_task(
     if config.task.needs_word_starts:
         starts = word_starts(tokenizer() if tokenizer else load(config.data.corpora[0].path / TOKENIZER))
     return config.task.build(TaskContext(vocabulary, config.objective, config.noise, starts, fields or {}))
-
-
-def build_for(task: Task, config: RunConfig, vocabulary: Vocabulary) -> LanguageModel:
-    """A fresh model with the head of the task; the same config and data give the same weights."""
-    model = build_model(config.model, model_vocabulary(config, vocabulary), config.seed)
-    task.fit(model)
-    return model
 
 
 def extensions_of(config: RunConfig) -> list[str]:

@@ -41,6 +41,7 @@ from hvdlm.train.loop import Loop
 from hvdlm.train.parts import is_imported, remark_edited
 from hvdlm.train.remarks import remarks
 from hvdlm.train.step import GradientLearner
+from hvdlm.train.trained import in_words
 from hvdlm.train.validation import Validation
 from hvdlm.world.bindings import Binding, binding_map
 from hvdlm.world.interface import World
@@ -220,6 +221,9 @@ def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: Worl
         f" | {', '.join(filter(None, (size, config.model.facts)))}"
         f" | {learner.step_in_words} | {counted(learner.total_steps, 'step')}{epoch}"
     )
+    if learner.optimizer is not None and (config.init or config.lora or config.freeze or config.optim.has_own_rates):
+        for line in in_words(learner.model, learner.optimizer):
+            log.info("%s", line)
     memory = "as the user's malloc settings say" if memory_is_tuned() else "kept by the process (mallopt)"
     log.info("%s, freed memory %s", ", ".join(world.settings()) or "no MPI", memory)
     cores, total = affinity(), os.cpu_count() or 1

@@ -35,10 +35,11 @@ from hvdlm.train.guard import Guard, Verdict
 from hvdlm.train.learner import Learner, Source, StepResult
 from hvdlm.train.loss_scale import LossScaler
 from hvdlm.train.noise_scale import NoiseScale
-from hvdlm.train.parts import build_for, build_task, vocabulary_of
+from hvdlm.train.parts import build_task, vocabulary_of
 from hvdlm.train.prefetch import Prefetch
 from hvdlm.train.recurrent_state import RecurrentState
 from hvdlm.train.token_plan import TokenPlan
+from hvdlm.train.trained import model_of
 from hvdlm.world.interface import World
 from hvdlm.world.place import Place
 
@@ -67,7 +68,7 @@ class GradientLearner(Learner):
             raise UserError(f"train.precision: fp16 is not there for {lacking} on CPUs; use bf16 or fp32")
         vocabulary = vocabulary_of(manifest)
         self.task = build_task(config, vocabulary, manifest.fields)
-        self.model = build_for(self.task, config, vocabulary).to(self.device)
+        self.model = model_of(config, vocabulary, self.task).to(self.device)
         self.batches: Any = _order_of(config, source, self.task, manifest)
         self.plan = TokenPlan(self.batches) if train.batch_tokens else plan
         self.epoch_samples = self.batches.epoch_samples
@@ -133,7 +134,10 @@ class GradientLearner(Learner):
         return self.batches.layout.num_cut if isinstance(self.batches, RecordBatches) else 0
 
     def tokens_before(self, step: int) -> int:
-        return round(self.plan.samples_before(step) * self.batches.tokens_per_sample)
+        samples = self.plan.samples_before(step)
+        if isinstance(self.batches, RecordBatches):
+            return self.batches.tokens_before(samples)
+        return round(samples * self.batches.tokens_per_sample)
 
     def facts(self) -> dict[str, float]:
         facts = {name: value for name, value in self.sync.facts().items() if isinstance(value, int | float)}
