@@ -10,9 +10,7 @@ from hvdlm.config import load, validate
 from hvdlm.config.sections import sections_of, union_of
 from hvdlm.errors import UserError
 from hvdlm.jobs.site import Site
-from hvdlm.models import FamilyConfig
 from hvdlm.preprocessing.plan import PreprocessConfig
-from hvdlm.tasks import TASKS
 from hvdlm.train.config import RunConfig
 
 GOOD = {
@@ -39,8 +37,6 @@ def keys_of(section, prefix=()):
         yield (*prefix, name), ()
         union = union_of(field)
         for option in sections_of(field) if not str(field.annotation).startswith(("tuple", "list")) else ():
-            if issubclass(option, FamilyConfig) and option().tasks[0] not in TASKS:
-                continue  # it takes a task of --import
             kind = option.model_fields[union.tag].default if union else ""
             choice = (f"{'.'.join((*prefix, name))}={{{union.tag}: {kind}}}",) if union else ()
             choice = (*FOR_TASK.get(kind, ()), *choice) if name == "task" else choice
