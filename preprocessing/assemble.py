@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hvdlm.data.fields import OFFSETS, FieldEntry, Packed, all_columns, joined
 from hvdlm.data.manifest import SPLITS, Manifest, ShardEntry, manifest_of
-from hvdlm.data.shards import COLUMNS, ShardLabels, pack_strings, write_shard
+from hvdlm.data.shards import COLUMNS, ShardLabels, write_shard
 from hvdlm.data.shared_file import SharedSizes, check_parallel, write_shared
 from hvdlm.data.verify import read_back
 from hvdlm.errors import UserError
 from hvdlm.files import sha256_of, write_text_durably
-from hvdlm.tokenizer import Tokenizer
+from hvdlm.tokenizer import Tokenizer, dtype_for
 from hvdlm.world.interface import World
 
 from .balance import close_balance, passed_over, sum_round_trips
@@ -28,16 +29,52 @@ Entries = dict[str, tuple[ShardEntry, ...]]
 Piece = tuple[str, int, np.ndarray]  # dataset, start, what stands there
 
 
+class Book:
+    """What documents have beside their ids: the columns of all shards, each with its type."""
+
+    def __init__(self, fields: Mapping[str, FieldEntry], ids: np.dtype) -> None:
+        self._lists = {name: field.labels for name, field in fields.items() if field.type in ("label", "labels")}
+        own = {column.name: np.dtype(column.dtype or ids) for column in all_columns(fields)}
+        self._possible = {**dict.fromkeys(COLUMNS, np.dtype("u1")), **own}
+        self.columns: dict[str, np.dtype] = own
+
+    def look(self, totals: list[Any]) -> None:
+        """Ids and labels of documents have a column where some unit has any."""
+        found = {name for unit in totals for split in SPLITS for name, size in unit[split].items() if size is not None}
+        self.columns = {name: kind for name, kind in self._possible.items() if name in found | self.columns.keys()}
+
+    def totals(self, number: int, spool: Spool) -> dict[str, Any]:
+        """What has to be known of a spool file before any shard is laid out."""
+        totals: dict[str, Any] = {name: spool.facts(name) for name in ("statistics", "reads", "round_trip")}
+        for split in SPLITS:
+            kept = spool.kept(split)
+            totals[split] = {
+                "tokens": int(spool["lengths"][kept].sum()),
+                "documents": len(kept),
+                "text_bytes": int(spool["text_bytes"][kept].sum()),
+            }
+            for name in self._possible:
+                totals[split][name] = len(spool.column(name, split)[0]) if spool.has_column(name) else None
+        return totals
+
+    def read(self, spool: Spool, name: str, split: str, first: int, last: int) -> Packed:
+        """A column of a split's documents [first, last), labels by their places in the lists."""
+        spool.number_labels(self._lists)
+        return spool.column(name, split, first, last)
+
+
 def assemble(
-    plan: WorkPlan, tokenizer: Tokenizer, counts: dict[str, int], queue: WorkQueue
+    plan: WorkPlan, tokenizer: Tokenizer, fields: Mapping[str, FieldEntry], counts: dict[str, int], queue: WorkQueue
 ) -> tuple[Manifest, dict[str, Any]]:
     """Shards from spool files: offsets by a prefix sum over units, each shard by one rank or, mpio, by all.
 
     `counts` of duplicates join the statistics. Returns the manifest, and the balance of what was read and kept.
     """
     labels = {split: ShardLabels.of(split, tokenizer) for split in SPLITS}
+    book = Book(fields, dtype_for(tokenizer.vocab_size))
     with queue.timer.phase("offsets"):
-        totals = _of_all(plan, queue.world, _totals)
+        totals = _of_all(plan, queue.world, book.totals)
+        book.look(totals)
         statistics = Counter(counts)
         for unit in totals:
             statistics.update(unit["statistics"])
@@ -46,7 +83,7 @@ def assemble(
         if fault := _nothing_left(plan, totals):
             raise UserError.shared(fault)
     write = _write_shared_files if plan.config.layout == "mpio" else _write_shards
-    entries = write(plan, totals, labels, queue)
+    entries = write(plan, totals, labels, book, queue)
     text_bytes = {split: sum(unit[split]["text_bytes"] for unit in totals) for split in SPLITS}
     manifest = manifest_of(
         tokenizer,
@@ -55,6 +92,7 @@ def assemble(
         statistics=statistics,
         plan=plan.digest,
         splitting=plan.config.splits.splitting,
+        fields=fields,
     )
     reads = [read for unit in totals for read in unit["reads"]]
     balance = close_balance(plan.listed, reads, statistics, manifest.num_documents)
@@ -87,33 +125,12 @@ def _of_all(plan: WorkPlan, world: World, look: Callable[[int, Spool], Any]) -> 
     return [found[number] for number in range(len(plan.spools))]
 
 
-def _totals(number: int, spool: Spool) -> dict[str, Any]:
-    """What has to be known of a spool file before any shard is laid out."""
-    totals: dict[str, Any] = {name: spool.facts(name) for name in ("statistics", "reads", "round_trip")}
-    for split in SPLITS:
-        kept = spool.kept(split)
-        totals[split] = {
-            "tokens": int(spool["lengths"][kept].sum()),
-            "documents": len(kept),
-            "text_bytes": int(spool["text_bytes"][kept].sum()),
-        }
-        for name in COLUMNS:
-            strings = spool.column(name, split, 0, len(kept))
-            totals[split][name] = None if strings is None else len(pack_strings(strings)[0])
-    return totals
-
-
-def _columns(totals: list[Any]) -> list[str]:
-    """Columns that some unit has."""
-    return [name for name in COLUMNS if any(unit[split][name] is not None for unit in totals for split in SPLITS)]
-
-
 def _starts(totals: list[Any], split: str, of: str) -> list[int]:
     """Where each unit's share of a split begins, and the end."""
     return np.cumsum([0] + [unit[split][of] or 0 for unit in totals]).tolist()
 
 
-def _write_shards(plan: WorkPlan, totals: list[Any], labels: Labels, queue: WorkQueue) -> Entries:
+def _write_shards(plan: WorkPlan, totals: list[Any], labels: Labels, book: Book, queue: WorkQueue) -> Entries:
     """Shards of about `shard_tokens`, each by one rank; those that an interrupted run finished are kept."""
     starts = {split: _starts(totals, split, "tokens") for split in SPLITS}
 
@@ -127,12 +144,11 @@ def _write_shards(plan: WorkPlan, totals: list[Any], labels: Labels, queue: Work
 
     with queue.timer.phase("offsets"):
         planned = shard_plans(_of_all(plan, queue.world, windows))
-    columns = _columns(totals)
 
     def write(number: int) -> int:
         shard = planned[number]
         if _finished(plan, shard) is None:
-            entry = _write(plan, shard, starts[shard.split], labels[shard.split], columns)
+            entry = _write(plan, shard, starts[shard.split], labels[shard.split], book)
             write_text_durably(_note(plan, shard), entry.model_dump_json())
         return 1
 
@@ -163,10 +179,10 @@ def _finished(plan: WorkPlan, shard: ShardPlan) -> ShardEntry | None:
     return entry if sha256_of(_path(plan, shard)) == entry.checksum else None
 
 
-def _write(plan: WorkPlan, shard: ShardPlan, starts: list[int], labels: ShardLabels, columns: list[str]) -> ShardEntry:
+def _write(plan: WorkPlan, shard: ShardPlan, starts: list[int], labels: ShardLabels, book: Book) -> ShardEntry:
     """Assemble one shard."""
     lengths: list[np.ndarray] = []
-    strings: dict[str, list[str]] = {name: [] for name in columns}
+    parts: dict[str, list[Packed]] = {name: [] for name in book.columns}
     spans: list[tuple[int, int, int]] = []
     for unit in shard.units:
         with Spool(plan.spools[unit]) as spool:
@@ -175,18 +191,19 @@ def _write(plan: WorkPlan, shard: ShardPlan, starts: list[int], labels: ShardLab
             first, last = int(inside[0]), int(inside[-1]) + 1
             lengths.append(of_unit[first:last])
             spans.append((unit, first, last))
-            for name in columns:
-                strings[name] += spool.column(name, shard.split, first, last) or [""] * (last - first)
+            for name in book.columns:
+                parts[name].append(book.read(spool, name, shard.split, first, last))
 
     def pieces() -> Iterator[np.ndarray]:
         for unit, first, last in spans:
             with Spool(plan.spools[unit]) as spool:
                 yield spool.tokens(shard.split, first, last)
 
-    return write_shard(_path(plan, shard), pieces(), np.concatenate(lengths), labels, strings)
+    columns = {name: joined(parts[name], kind) for name, kind in book.columns.items()}
+    return write_shard(_path(plan, shard), pieces(), np.concatenate(lengths), labels, columns)
 
 
-def _write_shared_files(plan: WorkPlan, totals: list[Any], labels: Labels, queue: WorkQueue) -> Entries:
+def _write_shared_files(plan: WorkPlan, totals: list[Any], labels: Labels, book: Book, queue: WorkQueue) -> Entries:
     """One file a split, by all ranks; each writes what its units hold."""
     check_parallel(queue.world)
     entries: Entries = {}
@@ -195,20 +212,20 @@ def _write_shared_files(plan: WorkPlan, totals: list[Any], labels: Labels, queue
             sizes = SharedSizes(
                 _starts(totals, split, "tokens")[-1],
                 _starts(totals, split, "documents")[-1],
-                {name: _starts(totals, split, name)[-1] for name in _columns(totals)},
+                {name: (kind, _starts(totals, split, name)[-1]) for name, kind in book.columns.items()},
             )
             path = plan.config.output / f"{split}.h5"
-            pieces = _shared_pieces(plan, totals, split, queue.world)
+            pieces = _shared_pieces(plan, totals, split, book, queue.world)
             has_any = sizes.num_tokens > 0
             entries[split] = (write_shared(path, queue.world, labels[split], sizes, pieces),) if has_any else ()
     return entries
 
 
-def _shared_pieces(plan: WorkPlan, totals: list[Any], split: str, world: World) -> Iterator[Piece]:
+def _shared_pieces(plan: WorkPlan, totals: list[Any], split: str, book: Book, world: World) -> Iterator[Piece]:
     """(dataset, start, array) for this rank's spool files."""
-    starts = {of: _starts(totals, split, of) for of in ("tokens", "documents", *_columns(totals))}
+    starts = {of: _starts(totals, split, of) for of in ("tokens", "documents", *book.columns)}
     if world.rank == 0:
-        for name in ("doc_offsets", *[f"{name}_offsets" for name in _columns(totals)]):
+        for name in ("doc_offsets", *[f"{name}{OFFSETS}" for name in book.columns]):
             yield name, 0, np.zeros(1, np.int64)
     for unit in range(world.rank, len(plan.spools), world.size):
         with Spool(plan.spools[unit]) as spool:
@@ -216,7 +233,7 @@ def _shared_pieces(plan: WorkPlan, totals: list[Any], split: str, world: World) 
             behind = starts["documents"][unit] + 1  # offset 0 stands before the first document's end
             yield "tokens", starts["tokens"][unit], spool.tokens(split, 0, count)
             yield "doc_offsets", behind, starts["tokens"][unit] + np.cumsum(spool.of_split("lengths", split))
-            for name in _columns(totals):
-                data, offsets = pack_strings(spool.column(name, split, 0, count) or [""] * count)
+            for name in book.columns:
+                data, offsets = book.read(spool, name, split, 0, count)
                 yield name, starts[name][unit], data
-                yield f"{name}_offsets", behind, starts[name][unit] + offsets[1:]
+                yield f"{name}{OFFSETS}", behind, starts[name][unit] + offsets[1:]

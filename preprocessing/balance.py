@@ -18,7 +18,10 @@ from .plan import PreprocessConfig
 from .records import digest_of
 from .spool import Batch
 
-LOST = ("bad_records", "empty_documents", "duplicate_documents", "near_duplicate_documents")  # and filter_KEY
+LOST = (  # and filter_KEY
+    *("bad_records", "empty_documents", "duplicate_documents", "near_duplicate_documents"),
+    "unknown_label_records",
+)
 LISTED = "listed.json"  # in the spool's folder: the files as they were when the job was begun
 MOST_NAMED = 100  # files of a kind
 SUSPECT_SHARE = 0.01  # of a file's text that is U+FFFD or NUL

@@ -9,6 +9,7 @@ same command continues after a kill, on any number of ranks, and loses at most t
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import re
 import shutil
@@ -51,10 +52,13 @@ from .dedup import Signer, find_duplicates
 from .documents import Document, one_line
 from .excerpts import Excerpt, Excerpts, OtherIds, care_for, exactly_encoded, found_wrong, round_trip
 from .fence import MOST_SHOWN, place_of, reason_of
+from .fields import entries
+from .label_lists import UNKNOWN_LABELS, find_labels
 from .overlap import count_overlap
 from .pipeline import Pipeline
 from .plan import PreprocessConfig, Unit, WorkPlan, plan_digest, units_of, work_name
 from .readers import check_formats, format_of
+from .record_columns import ColumnParts, Encoded, RecordEncoder
 from .records import DROPPED, PROVENANCE, digest_of, write_dropped, write_provenance
 from .remarks import of_names, of_overlap, of_settings, of_shares, tell
 from .spool import Batch, UnitResult, is_as_saved, num_segments_of
@@ -114,11 +118,13 @@ def _build(plan: WorkPlan, queue: WorkQueue) -> Manifest:
         spools, num_held_out = plan.with_held_out_first()
         duplicates = find_duplicates(plan.config.dedup, spools, world, num_held_out)
         overlap = count_overlap(plan.spools, world) if len(plan.config.splits.sources) > 1 else {}
+        fields, num_unknown = find_labels(plan, entries(plan.config.fields), world, len(duplicates))
+        kinds = {**duplicates, **({UNKNOWN_LABELS: num_unknown} if num_unknown else {})}
     queue.check_together()
-    manifest, balance = assemble(plan, tokenizer, {**duplicates, **overlap}, queue)
+    manifest, balance = assemble(plan, tokenizer, fields, {**kinds, **overlap}, queue)
     queue.write_summary(plan.config.output / SUMMARY, manifest, balance)
     world.on_root(lambda: tell(balance, manifest.statistics, plan.config))
-    world.on_root(lambda: _finish(plan, tokenizer, manifest, list(duplicates)))
+    world.on_root(lambda: _finish(plan, tokenizer, manifest, list(kinds)))
     return manifest
 
 
@@ -260,8 +266,15 @@ class Worker:
         self._splits = plan.config.splits
         self._care = care_for(tokenizer, len(plan.units))
         self._writer = ThreadPoolExecutor(1)
+        reader = plan.config.read_options.fields
+        self._records = RecordEncoder(reader, tokenizer) if reader else None
         self._saving: Future[None] | None = None
-        self._result, self._number, self._num_segments = UnitResult(), 0, 0
+        self._result, self._number, self._num_segments = self._new_result(), 0, 0
+
+    def _new_result(self) -> UnitResult:
+        if self._records is None:
+            return UnitResult()
+        return UnitResult(ColumnParts(self._records.entries, dtype_for(self._tokenizer.vocab_size)))
 
     def __enter__(self) -> Worker:
         return self
@@ -272,7 +285,7 @@ class Worker:
     def tokenize(self, number: int) -> int:
         """One unit into its spool file, or into several if it is long; returns its bytes."""
         unit, statistics = self._plan.units[number], Counter[str]()
-        self._result, self._number, self._num_segments = UnitResult(), number, 0
+        self._result, self._number, self._num_segments = self._new_result(), number, 0
         inodes = check_parts(unit.parts, self._plan.listed)
         inputs, reads = self._look_through(unit)
         excerpts = Excerpts(self._care)
@@ -297,15 +310,16 @@ class Worker:
     def _read(self, unit: Unit, reads: list[dict[str, Any]], statistics: Counter[str], excerpts: Excerpts) -> None:
         """All documents of a unit into `_result`, and what is counted of them."""
         for whole in self._batches(unit, statistics):
-            batch, ids, lengths = self._encode(whole, unit, statistics)
-            if batch.documents and (wrong := found_wrong(batch.documents, self._tokenizer)):
+            batch, encoded = self._encode(whole, unit, statistics)
+            is_by_word = self._records is not None and self._records.is_by_word  # other ids than the text's as a whole
+            if batch.documents and not is_by_word and (wrong := found_wrong(batch.documents, self._tokenizer)):
                 self._distrust(wrong, unit)
             count_suspect(batch, reads, statistics)
             self._count_without_names(batch, statistics)
-            if unit.number % self._care.units == 0:
-                excerpts.look(batch.documents, ids, lengths)
-            self._result.add(batch, ids, lengths)
-            self._queue.count(documents=len(batch), tokens=len(ids))
+            if unit.number % self._care.units == 0 and not is_by_word:
+                excerpts.look(batch.documents, encoded.ids, encoded.lengths)
+            self._result.add(batch, encoded)
+            self._queue.count(documents=len(batch), tokens=len(encoded.ids))
             self._save_segment_if_due()
 
     def _look_through(self, unit: Unit) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -352,8 +366,10 @@ class Worker:
     def _save(self, path: Path) -> None:
         """Begin to save what there is, once what came before is safe."""
         self.finish()
+        if self._records is not None:
+            self._result.labels = {name: list(numbers) for name, numbers in self._records.labels.items()}
         self._saving = self._writer.submit(self._result.save, path, dtype_for(self._tokenizer.vocab_size))
-        self._result = UnitResult()
+        self._result = self._new_result()
 
     def finish(self) -> None:
         """Wait until the last unit is saved."""
@@ -367,7 +383,7 @@ class Worker:
         for document in self._pipeline.documents(unit, statistics, self._drop):
             try:
                 data = document.text.encode()
-                signature = self._signer.sign(document.text, data)
+                signature = self._signer.sign(document.text, self._compared(document, data))
             except BaseException as error:
                 self._refuse(document, unit, f"it cannot be signed for dedup ({reason_of(error)})", statistics)
                 continue
@@ -379,33 +395,43 @@ class Worker:
         if batch.documents:
             yield batch
 
-    def _encode(self, batch: Batch, unit: Unit, statistics: Counter[str]) -> tuple[Batch, np.ndarray, np.ndarray]:
-        """(documents, flat ids, tokens a document); without those that the tokenizer cannot take."""
+    def _compared(self, document: Document, data: bytes) -> bytes:
+        """What makes two documents the same: for dedup all of a record, that none is lost; else the text."""
+        if document.record is None or not self._plan.config.dedup.is_on:
+            return data
+        return data + json.dumps(document.record.values, ensure_ascii=False).encode()
+
+    def _encode(self, batch: Batch, unit: Unit, statistics: Counter[str]) -> tuple[Batch, Encoded]:
+        """Documents and what they are encoded to; without those that the tokenizer cannot take."""
         try:
-            return batch, *self._ids_of([document.text for document in batch.documents], statistics)
+            return batch, self._encoded(batch.documents, statistics)
         except BaseException as error:
             _ = _fault_of_text(error)  # raises what is no document's fault
-        encoded, parts = Batch(), [(np.empty(0, dtype_for(self._tokenizer.vocab_size)), np.empty(0, np.int64))]
+        taken = Batch()
         for document, split, data, signature in batch.rows():
             try:
-                parts.append(self._ids_of([document.text], statistics))
+                self._encoded([document], Counter())
             except BaseException as error:
                 self._refuse(document, unit, f"the tokenizer cannot take it ({_fault_of_text(error)})", statistics)
                 continue
-            encoded.append(document, split, data, signature)
-        ids, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return encoded, ids, lengths
+            taken.append(document, split, data, signature)
+        return taken, self._encoded(taken.documents, statistics)
 
-    def _ids_of(self, texts: list[str], statistics: Counter[str]) -> tuple[np.ndarray, np.ndarray]:
-        """As `encode_documents` returns; counts what no id stands for, as where a BPE without unk drops a character."""
-        ids, lengths = self._tokenizer.encode_documents(texts)
+    def _encoded(self, documents: list[Document], statistics: Counter[str]) -> Encoded:
+        """Ids and columns; counts what no id stands for, as where a BPE without unk drops a character."""
+        texts = [document.text for document in documents]
+        if self._records is not None:
+            encoded = self._records.encode(documents)
+        else:
+            encoded = Encoded(*self._tokenizer.encode_documents(texts))
+        ids = encoded.ids
         if lost := num_lost(self._tokenizer, texts, ids):
             statistics["lost_characters"] += lost
         unknown = self._tokenizer.unk_id
         if unknown is not None:
             statistics["unknown_tokens"] += int(np.count_nonzero(ids == unknown))
             statistics["encoded_tokens"] += len(ids)
-        return ids, lengths
+        return encoded
 
     def _refuse(self, document: Document, unit: Unit, reason: str, statistics: Counter[str]) -> None:
         self._pipeline.refuse(document, unit.parts[document.part], reason, statistics, self._drop)

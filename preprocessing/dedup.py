@@ -26,7 +26,7 @@ from hvdlm.tokenizer.interface import require
 from hvdlm.world.interface import World
 
 from .plan import DedupConfig
-from .spool import Spool, duplicates_of
+from .spool import Spool, duplicates_of, mark
 
 EXACT_BYTES = 16
 SHINGLE_WORDS = 5
@@ -208,14 +208,10 @@ def all_but_first(edges: np.ndarray) -> np.ndarray:
 
 
 def _mark(path: Path, orders: list[np.ndarray]) -> None:
-    """Keep (row, kind) of a spool file's duplicates, kinds in the order of `orders`; nothing if there are none."""
-    marks = duplicates_of(path)
-    marks.unlink(missing_ok=True)  # of a run that died on the way
+    """Mark a spool file's duplicates, kinds in the order of `orders`."""
+    duplicates_of(path).unlink(missing_ok=True)  # of a run that died on the way
     if any(order.size for order in orders):
         with Spool(path) as spool:
             rows = [np.flatnonzero(np.isin(spool["order"], order)) for order in orders]
-        pairs = np.concatenate([np.stack([row, np.full_like(row, kind)], 1) for kind, row in enumerate(rows)])
-        aside = marks.with_name(f".{marks.name}")
-        with aside.open("wb") as file:
-            np.save(file, pairs)
-        aside.replace(marks)
+        for kind, found in enumerate(rows):
+            mark(path, found, kind)

@@ -10,7 +10,7 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,9 @@ from hvdlm.errors import UserError
 from hvdlm.tables import counted
 
 from .compression import COMPRESSIONS
+
+if TYPE_CHECKING:
+    from .fields import FieldReader, Record
 
 log = logging.getLogger("hvdlm")
 
@@ -91,6 +94,14 @@ class ReadOptions:
     encoding: str = "utf-8"
     errors: ErrorPolicy = "strict"
     table: TableConfig = field(default_factory=TableConfig)
+    fields: FieldReader | None = None  # of labelled records
+
+    @property
+    def keys(self) -> dict[str, str | None]:
+        """What a record is asked for, by the settings that name it; with fields these stand for the text."""
+        text = {} if self.fields else {"text_key": self.text_key}
+        fields = self.fields.asked if self.fields else {}
+        return {**text, "id_key": self.id_key, "label_key": self.label_key, **fields}
 
 
 class Document(NamedTuple):
@@ -102,6 +113,9 @@ class Document(NamedTuple):
     label: str | None = None
     part: int = 0  # number of its part in the unit
     piece: int = 0  # number of this piece of a long text, from 0
+    raw: tuple[Any, ...] = ()  # of a labelled record: what stands under the keys of its fields
+    record: Record | None = None  # and what is made of it
+    place: str = ""  # for a message, where the position alone does not tell it
 
 
 class LongDocument(NamedTuple):

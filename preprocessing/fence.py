@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.tokenizer.backend import reason_of as told_by
 
+from .compression import open_plain
 from .documents import BadRecord, Document, Part, ReadOptions
 from .readers import FORMATS, format_of, read_documents
+from .readers.labelled import refused as of_record
 
 PASSES = (UserError, StoppedOnRequest, OSError, KeyboardInterrupt, SystemExit, GeneratorExit)
 MOST_SHOWN = 200  # characters of a library's message, which may hold the text
@@ -30,13 +32,29 @@ def reason_of(error: BaseException) -> str:
 
 def refused(document: Document, part: Part, options: ReadOptions, reason: str) -> BadRecord:
     """The bad record that a document is for `reason`."""
-    is_byte = FORMATS[format_of(part.path, options.format)].counts == "byte"
-    return BadRecord(place_of(document.position, part, options), reason, document.position if is_byte else None)
+    return of_record(document, FORMATS[format_of(part.path, options.format)].counts, part, reason)
 
 
 def place_of(position: int, part: Part, options: ReadOptions) -> str:
     """A document's place for a message."""
     return f"{part.path}: {FORMATS[format_of(part.path, options.format)].counts} {position}"
+
+
+def line_or_place(position: int, part: Part, options: ReadOptions) -> str:
+    """The same with a line number, which is counted, where there are lines."""
+    if FORMATS[format_of(part.path, options.format)].counts == "byte":
+        return line_of(part.path, position)
+    return place_of(position, part, options)
+
+
+def line_of(path: str, position: int) -> str:
+    """`PATH:LINE` of a position in the uncompressed file; counted only when something is wrong there."""
+    line = 1
+    with open_plain(path) as file:
+        while position > 0 and (block := file.read(min(position, 1 << 20))):
+            line += block.count(b"\n") or block.count(b"\r")  # alone, as before Mac OS X
+            position -= len(block)
+    return f"{path}:{line}"
 
 
 def found_in(part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:

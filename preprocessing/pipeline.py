@@ -10,9 +10,9 @@ from typing import Any
 from hvdlm.errors import UserError
 
 from .clean import make_cleaner
-from .compression import break_of, open_plain
+from .compression import break_of
 from .documents import BadRecord, Document, Part, one_line
-from .fence import found_in, reason_of, refused
+from .fence import found_in, line_of, reason_of, refused
 from .filters import make_filter
 from .pii import make_masker
 from .plan import PreprocessConfig, Unit
@@ -68,9 +68,23 @@ class Pipeline:
 
     def _prepare(self, document: Document, statistics: Counter[str]) -> tuple[Document, str | None]:
         text = self._mask(self._clean(document.text, statistics), statistics)
+        if document.record is not None:
+            document = self._prepare_pairs(document, statistics)
         if not text or text.isspace():
             return document, "empty_documents"
         return document if text is document.text else document._replace(text=text), self._filter(text)
+
+    def _prepare_pairs(self, document: Document, statistics: Counter[str]) -> Document:
+        """With the second texts of a record cleaned as its first one is."""
+        assert document.record is not None
+        pairs = [name for name, field in self._config.fields.items() if field.type == "pair"]
+        values = document.record.values
+        prepared = {
+            name: [self._mask(self._clean(text, statistics), statistics) for text in values[name]] for name in pairs
+        }
+        if not all(text and not text.isspace() for texts in prepared.values() for text in texts):
+            raise ValueError("nothing is left of a second text")
+        return document._replace(record=document.record._replace(values={**values, **prepared}))
 
     def refuse(self, document: Document, part: Part, reason: str, statistics: Counter[str], drop: Drop) -> None:
         """A document that something behind the reader cannot take is a bad record: the end, or passed over."""
@@ -89,7 +103,7 @@ class Pipeline:
     def _report(self, bad: BadRecord, part: Part) -> None:
         if self._config.on_error == "fail":
             is_counted = bad.position is not None and bad.wrong_byte is None and self._config.is_utf8
-            place = _line_of(part.path, bad.position or 0) if is_counted else bad.place
+            place = line_of(part.path, bad.position or 0) if is_counted else bad.place
             broken = break_of(part.path) if bad.place != part.path else None
             cause = f"; perhaps because the file is {broken}" if broken else ""
             raise UserError(f"{one_line(place)}: {bad.reason}{cause} (on_error: skip would pass over it)")
@@ -110,13 +124,3 @@ class Pipeline:
 def dropped_line(path: str, position: int | None, id_: str | None, reason: str, place: str = "") -> dict[str, Any]:
     """A line of dropped.jsonl: the same keys for every reason, and `place` where a bad record has a nearer one."""
     return {"path": path, "position": position, "id": id_, "reason": reason} | ({"place": place} if place else {})
-
-
-def _line_of(path: str, position: int) -> str:
-    """`PATH:LINE` of a position in the uncompressed file; counted only when something is wrong there."""
-    line = 1
-    with open_plain(path) as file:
-        while position > 0 and (block := file.read(min(position, 1 << 20))):
-            line += block.count(b"\n") or block.count(b"\r")  # alone, as before Mac OS X
-            position -= len(block)
-    return f"{path}:{line}"

@@ -15,19 +15,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from hvdlm import __version__
-from hvdlm.config import Section, choice_of
+from hvdlm.config import Section, by_name, choice_of
 from hvdlm.data.manifest import SPLITS
 from hvdlm.files import sha256_of
 from hvdlm.tokenizer import TokenizerConfig
 
+from . import fields as records
 from .clean import CleanConfig
-from .documents import ErrorPolicy, Part, ReadOptions, Stamp, TableConfig
+from .documents import ErrorPolicy, Part, ReadOptions, Stamp, TableConfig, stamp_of, stat_of
 from .filters import FilterConfig
 from .pii import PiiConfig
 from .readers import FORMATS, can_split
+from .readers.parallel import files_of
 from .splits import SplitConfig, SplitInputs, SplitPlan
 
 MIN_UNIT_BYTES = 4 << 20
@@ -70,6 +72,9 @@ class PreprocessConfig(Section):
     text_key: str = Field("text", description="key (json) or column (tables) of the text; a.b is b inside a")
     id_key: str | None = Field(None, description="key or column of a document's id, kept in the shards")
     label_key: str | None = Field(None, description="key or column of a document's label, kept in the shards")
+    fields: dict[str, Annotated[records.FieldConfig, BeforeValidator(by_name("type"))]] = Field(
+        {}, description="of labelled records, in place of text_key: what each holds, by name"
+    )
     separator: str | None = Field(None, description="what stands between documents of format: separated")
     table: TableConfig = TableConfig()
     encoding: str = Field("utf-8", description="of text files; any name that Python knows, such as gb18030")
@@ -103,6 +108,7 @@ class PreprocessConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> PreprocessConfig:
         self.splits.check()
+        self._check_fields()
         if "train" not in self.splits.sources and self.tokenizer.is_learnt:
             raise ValueError(
                 f"tokenizer: a {self.tokenizer.kind} vocabulary is learnt from input.train, and there is none; set "
@@ -116,6 +122,19 @@ class PreprocessConfig(Section):
         if (self.separator is not None) != (self.format == "separated"):
             raise ValueError("format: separated and separator go together")
         return self
+
+    def _check_fields(self) -> None:
+        """ValueError for fields, or for what would not leave them as they are."""
+        records.check(self.fields)
+        if self.fields and self.text_key != "text":
+            raise ValueError("text_key: is of texts without fields; set fields.NAME.key of the field of type text")
+        worded = next((name for name, found in records.entries(self.fields).items() if found.words), None)
+        for section in (self.clean, self.pii) if worded else ():
+            changed = [key for key, value in section if value != type(section).model_fields[key].default]
+            if changed:
+                what = "clean" if section is self.clean else "pii"
+                told = f"{what}.{changed[0]}: would move characters of {worded!r}"
+                raise ValueError(f"{told}, which labels or spans count; leave it out")
 
     @property
     def splits(self) -> SplitPlan:
@@ -141,6 +160,7 @@ class PreprocessConfig(Section):
             self.encoding,
             self.errors,
             self.table,
+            records.FieldReader(self.fields) if self.fields else None,
         )
 
 
@@ -265,7 +285,11 @@ def plan_digest(config: PreprocessConfig, listed: Mapping[str, Stamp]) -> str:
     """
     stamps = [(path, *stamp) for path, stamp in listed.items()]
     stamps += [(sha256_of(path), 0, 0) for path in config.tokenizer.files]
-    content = {"config": config.model_dump(mode="json", exclude={"output", "on_error"}), "files": stamps}
+    if config.format == "parallel":
+        options = config.read_options
+        stamps += [(path, *stamp_of(stat_of(path))) for one in listed for path in files_of(one, options) if path != one]
+    unnamed = {"output", "on_error", *(() if config.fields else ("fields",))}
+    content = {"config": config.model_dump(mode="json", exclude=unnamed), "files": stamps}
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import xxhash
 
-from hvdlm.data.shards import unpack_strings
 from hvdlm.files import replace_durably, write_text_durably
 
 from .documents import Part
@@ -39,7 +38,7 @@ def write_provenance(plan: WorkPlan) -> None:
     for path in plan.spools:
         with Spool(path) as spool:
             inputs += spool.facts("inputs")
-    config = plan.config.model_dump(mode="json", exclude={"output"})
+    config = plan.config.model_dump(mode="json", exclude={"output", *(() if plan.config.fields else ("fields",))})
     content = {"plan": plan.digest, "versions": versions(), "config": config, "inputs": inputs}
     write_text_durably(plan.config.output / PROVENANCE, json.dumps(content, indent=1) + "\n")
 
@@ -54,7 +53,7 @@ def write_dropped(plan: WorkPlan, kinds: list[str]) -> None:
             with Spool(path) as spool:
                 file.write(spool["dropped"].tobytes())
                 lines = []
-                ids = unpack_strings(spool["doc_ids"], spool["doc_ids_offsets"]) if "doc_ids" in spool else None
+                ids = spool.strings("doc_ids") if spool.has_column("doc_ids") else None
                 for row, kind in sorted(spool.duplicates.tolist(), key=lambda pair: spool["order"][pair[0]]):
                     position, part = spool["places"][row].tolist()
                     lines.append(dropped_line(parts[part].path, position, ids[row] if ids else None, kinds[kind]))

@@ -12,20 +12,23 @@ import errno
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from hvdlm.data.fields import OFFSETS, Packed, offsets_of, rows_of
 from hvdlm.data.manifest import SPLITS
 from hvdlm.data.shards import COLUMNS, pack_strings, unpack_strings
 from hvdlm.files import naming, replace_durably
 
 from .documents import Document
+from .record_columns import ColumnParts, Encoded
 
 BYTES_PER_DOCUMENT = 512  # of memory for what is known of a document, beside its text
+COLUMN = "column:"  # before the names of what documents have beside their ids
 BYTES_PER_LINE = 512  # of memory for a line of dropped.jsonl
 
 
@@ -62,7 +65,9 @@ class Batch:
 class UnitResult:
     """What a rank collects of one unit, batch by batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: ColumnParts | None = None) -> None:
+        self.labels: dict[str, list[str]] = {}  # of labelled records, what the numbers in their columns stand for
+        self._columns = columns
         self.statistics: Counter[str] = Counter()
         self.num_bytes = 0  # of memory, about
         self.dropped: list[dict[str, Any]] = []  # lines of dropped.jsonl
@@ -78,8 +83,11 @@ class UnitResult:
         self._places: list[tuple[int, int]] = []
         self._names: list[tuple[str | None, str | None]] = []
 
-    def add(self, batch: Batch, ids: np.ndarray, lengths: np.ndarray) -> None:
-        """A batch in input order, with its flat ids and tokens a document; texts are not kept."""
+    def add(self, batch: Batch, encoded: Encoded) -> None:
+        """A batch in input order, and what it was encoded to; texts are not kept."""
+        ids, lengths = encoded.ids, encoded.lengths
+        if self._columns is not None:
+            self._columns.add(encoded.columns)
         ends = [0, *np.cumsum(lengths).tolist()]
         first = 0
         for last in range(1, len(batch) + 1):  # a run of documents of one split is one slice
@@ -117,10 +125,14 @@ class UnitResult:
             "reads": np.frombuffer(json.dumps(self.reads).encode(), np.uint8),
             "round_trip": np.frombuffer(json.dumps(self.round_trip).encode(), np.uint8),
             "num_segments": np.array(self.num_segments),
+            "labels": np.frombuffer(json.dumps(self.labels).encode(), np.uint8),
         }
+        columns = self._columns.arrays() if self._columns else {}
         for name, values in zip(COLUMNS, zip(*self._names, strict=True), strict=False):
             if any(value is not None for value in values):
-                arrays[name], arrays[f"{name}_offsets"] = pack_strings([values[row] or "" for row in order])
+                columns[name] = pack_strings([value or "" for value in values])
+        for name, packed in columns.items():
+            arrays[f"{COLUMN}{name}"], arrays[f"{COLUMN}{name}{OFFSETS}"] = rows_of(packed, order)
         aside = path.with_name(f".{path.name}")
         digest = xxhash.xxh3_128()
         with naming(path), aside.open("wb") as file:
@@ -147,6 +159,7 @@ class Spool:
         self._arrays: dict[str, np.ndarray] = {}  # those that were asked for
         marks = duplicates_of(path)
         self.duplicates = np.load(marks) if marks.exists() else np.empty((0, 2), np.int64)  # (row, kind)
+        self._number_of: dict[str, np.ndarray] = {}
         self._kept = np.ones(len(self["splits"]), dtype=bool)
         self._kept[self.duplicates[:, 0]] = False
 
@@ -155,9 +168,6 @@ class Spool:
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._file.files
 
     def __getitem__(self, name: str) -> np.ndarray:
         """An array of all documents, as it was saved."""
@@ -196,12 +206,27 @@ class Spool:
             digest.update(np.memmap(self._path, np.dtype(str(self["dtype"])), "r", shape=(num_tokens,)).data)
         return digest.hexdigest() == str(self["tokens_digest"])
 
-    def column(self, name: str, split: str, first: int, last: int) -> list[str] | None:
-        """Ids or labels of a split's documents [first, last), None where the input gave none."""
-        if name not in self:
-            return None
-        strings = unpack_strings(self[name], self[f"{name}_offsets"])
-        return [strings[row] for row in self.kept(split)[first:last]]
+    def number_labels(self, lists: Mapping[str, Sequence[str]]) -> None:
+        """From here on `column` gives the labels of these fields by their places in these lists."""
+        for name, labels in lists.items():
+            places = {label: place for place, label in enumerate(labels)}
+            self._number_of[name] = np.array([places.get(one, -1) for one in self.facts("labels")[name]], dtype="<i4")
+
+    def has_column(self, name: str) -> bool:
+        """Whether any document has such a thing."""
+        return f"{COLUMN}{name}" in self._file.files
+
+    def strings(self, name: str) -> list[str]:
+        """A column of strings, of all documents."""
+        return unpack_strings(self[f"{COLUMN}{name}"], self[f"{COLUMN}{name}{OFFSETS}"])
+
+    def column(self, name: str, split: str, first: int = 0, last: int | None = None) -> Packed:
+        """What a split's documents [first, last) have under a name; nothing each where the input gave none."""
+        rows = self.kept(split)[first:last]
+        if not self.has_column(name):
+            return np.empty(0, np.uint8), offsets_of(np.zeros(len(rows)))
+        values, offsets = rows_of((self[f"{COLUMN}{name}"], self[f"{COLUMN}{name}{OFFSETS}"]), rows)
+        return (self._number_of[name][values] if name in self._number_of else values), offsets
 
 
 def is_as_saved(path: Path) -> bool:
@@ -229,6 +254,22 @@ def num_segments_of(path: Path) -> int:
     """Spool files of a unit before its last one."""
     with Spool(path) as spool:
         return int(spool["num_segments"])
+
+
+def mark(path: Path, rows: Sequence[int] | np.ndarray, kind: int) -> None:
+    """Pass over these documents of a spool file as of a `kind`; earlier marks of that kind are gone."""
+    marks = duplicates_of(path)
+    with Spool(path) as spool:
+        others = spool.duplicates[spool.duplicates[:, 1] != kind]
+    new = np.stack([np.asarray(rows, dtype=np.int64), np.full(len(rows), kind)], axis=1)
+    pairs = np.concatenate([others, new])
+    if not len(pairs):
+        marks.unlink(missing_ok=True)
+        return
+    aside = marks.with_name(f".{marks.name}")
+    with aside.open("wb") as file:
+        np.save(file, pairs)
+    aside.replace(marks)
 
 
 def duplicates_of(spool: Path) -> Path:

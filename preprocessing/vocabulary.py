@@ -108,10 +108,11 @@ def _sample(config: PreprocessConfig, units: list[Unit], world: World) -> Sample
             for document in pipeline.documents(unit, Counter()):
                 if splits.is_predefined and splits.of_document(document.text.encode(), "train", config.seed) != "train":
                     continue  # what is held out shall not name words
-                if parts_of is None:
-                    drawn[-1][1].extend(p for p in pieces_of(document.text) if _is_drawn(p, config, fraction))
-                else:
-                    for part in parts_of(document.text, SAMPLE_PIECE):
+                for text in _all_texts(document, config):
+                    if parts_of is None:
+                        drawn[-1][1].extend(p for p in pieces_of(text) if _is_drawn(p, config, fraction))
+                        continue
+                    for part in parts_of(text, SAMPLE_PIECE):
                         if _is_drawn(part.text, config, fraction):
                             num_characters += len(part.text)
                             words.update(part.words())
@@ -127,6 +128,13 @@ def _sample(config: PreprocessConfig, units: list[Unit], world: World) -> Sample
     sample.texts = [piece for _, pieces in sorted(by_unit) for piece in pieces]
     sample.num_characters += sum(map(len, sample.texts))
     return sample
+
+
+def _all_texts(document: Document, config: PreprocessConfig) -> list[str]:
+    """That of a document, and those of its record which are encoded too."""
+    record = document.record
+    pairs = [name for name, field in config.fields.items() if field.type == "pair"] if record else []
+    return [document.text, *(record.values[name][0] for name in pairs if record)]
 
 
 def _is_drawn(piece: str, config: PreprocessConfig, fraction: float) -> bool:

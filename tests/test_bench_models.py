@@ -16,7 +16,7 @@ def test_every_family_sees_as_many_tokens(data_dir, tmp_path):
     config = make_config(data_dir, tmp_path / "run", "train.patience=3")
     options = stage.ModelBenchOptions(2, 1000, stage.families(None), tmp_path / "out")
     plan = {name: stage.settings_of(config, name, options) for name in options.models}
-    assert set(plan) == set(MODELS)
+    assert set(MODELS) - set(plan) == {"cnn"}  # a body alone
     tokens = read_manifest(data_dir).splits["train"].num_tokens
     passes = round(1000 * 12 * 32 / tokens)
     assert passes > 1

@@ -15,6 +15,7 @@ from hvdlm.data.verify import unigram_loss
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import assemble, build
 from hvdlm.preprocessing.documents import Document
+from hvdlm.preprocessing.record_columns import Encoded
 from hvdlm.preprocessing.spool import Batch, Spool, UnitResult, is_as_saved
 
 
@@ -137,7 +138,7 @@ def spool_file(tmp_path):
     batch, result = Batch(), UnitResult()
     for n in range(9):
         batch.append(Document("a" * n, n), 0, b"a" * n, b"%16d" % n)
-    result.add(batch, np.arange(36), np.arange(9))
+    result.add(batch, Encoded(np.arange(36), np.arange(9)))
     result.save(tmp_path / "unit-000000.npz", np.dtype(np.uint16))
     return tmp_path / "unit-000000.npz"
 

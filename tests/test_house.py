@@ -15,8 +15,8 @@ SOURCES = sorted(path for part in ("hvdlm", "preprocessing", "perf", "jobs") for
 # From bottom to top: a room may import rooms that stand before it. Rooms that stand together do not know each other.
 LAYERS = """
     errors | partition | tables | numerals | json_members | first_bytes | host | files | config | launch | world
-    | tokenizer optim sync checkpoint session | data | compute | models | exchange | tasks | train | inference
-    | preprocessing perf jobs | doctor | cli | __main__
+    | tokenizer optim sync checkpoint session | data | compute | models | scoring exchange decoding | tasks | train
+    | inference | preprocessing perf jobs | doctor | cli | __main__
 """
 FLOORS = {room: floor for floor, rooms in enumerate(LAYERS.split("|")) for room in rooms.split()}
 
@@ -26,7 +26,8 @@ HOMES = {
     "horovod": {"hvdlm/world/horovod.py", "hvdlm/sync/horovod.py", "hvdlm/doctor.py"},
     "mpi4py": {"hvdlm/world/mpi.py", "hvdlm/doctor.py"},
     "jinja2": {"perf/report.py", "jobs/render.py"},
-    "matplotlib": {"perf/pictures.py", "hvdlm/data/inspection.py"},
+    "matplotlib": {"perf/pictures.py", "hvdlm/data/inspection.py", "hvdlm/scoring/confusion.py"},
+    "sacrebleu": {"hvdlm/scoring/text.py"},
 }
 FORBIDDEN_NAMES = ("utils", "common", "manager", "handler", "factory", "helper", "helpers", "base")
 

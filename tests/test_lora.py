@@ -17,6 +17,7 @@ from hvdlm.models.transformer import TransformerConfig
 from hvdlm.optim import OptimConfig, build_optimizer
 from hvdlm.optim.groups import parameter_groups
 from hvdlm.train.config import RunConfig
+from hvdlm.train.parts import build_task
 from hvdlm.train.setup import build_learner
 from hvdlm.train.trained import model_of
 from hvdlm.world.place import find_place
@@ -143,7 +144,8 @@ def test_what_is_named_in_full_is_trained_beside_adapters():
 )
 def test_what_cannot_be_frozen_is_one_line(words, message, data_dir, tmp_path):
     with pytest.raises(UserError, match=message) as error:
-        model_of(make_config(data_dir, tmp_path / "run", *words), Vocabulary(257, 256))
+        config, vocabulary = make_config(data_dir, tmp_path / "run", *words), Vocabulary(257, 256)
+        model_of(config, vocabulary, build_task(config, vocabulary))
     assert "\n" not in str(error.value)
 
 

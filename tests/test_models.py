@@ -115,9 +115,9 @@ def model(request):
 
 
 def test_every_family_is_tested():
-    """Those that are counted say nothing before they are; test_hmm.py and test_ngram.py have them."""
+    """Those that are counted say nothing before they are; test_hmm.py, test_ngram.py and test_cnn.py have the rest."""
     assert {config.family for config in CONFIGS} == {
-        n for n, family in MODELS.items() if family().learner == "gradient"
+        n for n, family in MODELS.items() if family().learner == "gradient" and family().predicts_tokens
     }
 
 
@@ -270,6 +270,15 @@ def test_a_variational_mask_is_one_for_all_time_steps():
         model = build(but(LSTM, width=64, embed_dropout=0.5, variational=variational))
         x = model.dropouts[0](torch.ones(2, 30, 64), draws(2))
         assert torch.equal(x, x[:, :1].expand_as(x)) == variational
+
+
+def test_lengths_change_nothing_of_the_tokens_before_the_padding(model):
+    """Where all look only back; and hidden vectors are as wide as the model says, where a task may ask."""
+    ids, lengths = torch.randint(50, (3, 9)), torch.tensor([9, 4, 1])
+    hidden, _ = model(ids, lengths=lengths)
+    assert isinstance(model, Maxent) or hidden.shape[-1] == model.hidden_width
+    for row, length in enumerate(lengths.tolist()):
+        assert torch.allclose(model(ids[row : row + 1, :length])[0][0], hidden[row, :length], atol=1e-5)
 
 
 def test_the_state_makes_pieces_the_whole(model):

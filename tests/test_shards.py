@@ -14,7 +14,7 @@ from harness import preprocess
 from hvdlm import files
 from hvdlm.data import verify as digests
 from hvdlm.data.manifest import read_manifest
-from hvdlm.data.shards import ShardLabels, doc_column, write_shard
+from hvdlm.data.shards import ShardLabels, doc_column, pack_strings, write_shard
 from hvdlm.data.stream import TokenStream
 from hvdlm.data.verify import stream_digest, verify
 from hvdlm.errors import UserError
@@ -128,7 +128,8 @@ def test_the_damaged_block_is_named(copy):
 
 def test_ids_and_labels_of_documents(tmp_path):
     columns = {"doc_ids": ["a", "", "中文"], "doc_labels": ["x", "y", "é"]}
-    entry = write_shard(tmp_path / "a.h5", [np.arange(6)], np.array([1, 2, 3]), labels(), columns)
+    packed = {name: pack_strings(values) for name, values in columns.items()}
+    entry = write_shard(tmp_path / "a.h5", [np.arange(6)], np.array([1, 2, 3]), labels(), packed)
     assert doc_column(tmp_path, entry, "doc_ids") == columns["doc_ids"]
     assert doc_column(tmp_path, entry, "doc_labels") == columns["doc_labels"]
     entry = write_shard(tmp_path / "b.h5", [np.arange(6)], np.array([1, 2, 3]), labels())

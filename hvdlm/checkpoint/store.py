@@ -2,6 +2,7 @@
 
     RUN/checkpoints/step_00000100/{model.safetensors, optimizer.safetensors, engine.safetensors, state.json}
     RUN/checkpoints/latest -> step_00000100
+    RUN/checkpoints/best -> step_00000050, where checkpoint.best says what is judged by
 
 state.json holds size and sha256 of the other files and is loaded first, so a damaged checkpoint is
 passed over for the one before, and so is one that holds a NaN. Nothing is pickled, and no name out of a file is a path.
@@ -47,7 +48,7 @@ log = logging.getLogger("hvdlm")
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 ENGINE = "engine.safetensors"
-LATEST = "latest"
+LATEST, BEST = "latest", "best"
 STEP = re.compile(r"step_(\d{8,18})")
 
 
@@ -56,6 +57,11 @@ class CheckpointConfig(Section):
 
     every: int = Field(100, ge=1, description="steps between checkpoints; the last step always has one")
     keep: int = Field(2, ge=1, description="how many of the newest are kept, once the step after them was sound")
+    best: str | None = Field(
+        None,
+        description="also keep the one with the best validation by this figure, as loss, accuracy or f1, for eval and"
+        " all that uses the run; null: the newest is used",
+    )
 
 
 class NotFiniteError(UserError):
@@ -154,7 +160,8 @@ def prune(run_dir: Path, step: int, *, keep: int, unsound: Collection[int] = ())
 
     What cannot be removed stays, with a warning: no reason to stop training.
     """
-    found = [old for old in complete_steps(run_dir) if old <= step]
+    best = best_of(run_dir)
+    found = [old for old in complete_steps(run_dir) if old <= step and path_of(run_dir, old) != best]
     sound = [old for old in found if old not in unsound]
     for old in [*sound[:-keep], *(old for old in found if old in unsound)]:
         try:
@@ -171,8 +178,32 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def point_best(run_dir: Path, step: int) -> None:
+    """From here on the checkpoint of this step is the best; it is kept until another one is."""
+    _point(folder_of(run_dir), name_of(step), BEST)
+
+
+def best_of(run_dir: Path) -> Path | None:
+    """The checkpoint that was judged the best, if any was, and is still there."""
+    best = folder_of(run_dir) / BEST
+    if best.is_dir() and not best.is_symlink():  # as in a copy that followed links
+        return best
+    try:
+        name = best.readlink().name if best.is_symlink() else read_text(best).strip()
+    except (OSError, ValueError):
+        return None
+    path = folder_of(run_dir) / name
+    return path if STEP.fullmatch(name) and (path / STATE).exists() else None
+
+
 def _point_latest(root: Path, name: str) -> None:
-    aside = root / f".{LATEST}"
+    _settle_latest(root)
+    _point(root, name, LATEST)
+
+
+def _point(root: Path, name: str, link: str) -> None:
+    """A link of that name to the checkpoint of that name, in place of what was there."""
+    aside = root / f".{link}"
     _remove(aside)
     try:
         aside.symlink_to(name)
@@ -180,8 +211,9 @@ def _point_latest(root: Path, name: str) -> None:
         if error.errno not in (errno.EPERM, *NO_SUCH_CALL):
             raise
         aside.write_text(name + "\n", encoding="utf-8")  # FAT and some network file systems have no links
-    _settle_latest(root)
-    os.replace(aside, root / LATEST)
+    if (root / link).is_dir() and not (root / link).is_symlink():  # as in a copy that followed links
+        _remove(root / link)
+    os.replace(aside, root / link)
     sync_folder(root)
 
 
@@ -284,7 +316,9 @@ def resolve(path: Path) -> Path:
         if fault := damage(path, finite=(MODEL, ENGINE)):
             raise UserError(f"{path}: {fault}; use another checkpoint of this run")
         return path
-    found = newest(path)
+    found = best_of(path) or newest(path)
+    if found is not None and found == best_of(path) and (fault := damage(found, finite=(MODEL, ENGINE))):
+        raise UserError(f"{found}: {fault}; it was the best of this run: use another checkpoint")
     if found is None:
         raise UserError(f"{path}: holds no complete checkpoint; give a run folder or RUN/checkpoints/step_…")
     return found

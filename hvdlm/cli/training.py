@@ -22,6 +22,8 @@ from hvdlm.cli.options import (
     result,
     run_config,
 )
+from hvdlm.errors import UserError
+from hvdlm.tables import figure
 from hvdlm.world.connect import connected
 
 
@@ -72,38 +74,54 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     "first, so that tokens have a past.",
 )
 @click.option("--words", is_flag=True, help="Perplexity by the word too (white space parts them): tokenizers compared.")
+@click.option(
+    "--predictions",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Of labelled records: write a line of JSON each there, in input order.",
+)
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw the confusion matrix there (.png, .svg, .pdf).")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Also write the result as JSON there.")
 @json_option
 def evaluate(
-    checkpoint: Path, overrides: tuple[str, ...], split: str, out: Path | None, as_json: bool, **protocol: Any
+    checkpoint: Path,
+    overrides: tuple[str, ...],
+    split: str,
+    out: Path | None,
+    picture: Path | None,
+    as_json: bool,
+    **protocol: Any,
 ) -> None:
-    """Perplexity and bits per byte over a whole split, each token exactly once over all ranks."""
+    """What a model is worth on a whole split: perplexity and bits per byte of text, the task's metrics of records.
+
+    Each token, and each record, counts exactly once over all ranks.
+    """
     check_run(checkpoint)
     from hvdlm.files import to_json, write_text_durably
     from hvdlm.inference.evaluate import evaluate_checkpoint
+    from hvdlm.inference.record_report import as_text, draw_confusion
     from hvdlm.session.logs import setup_logging
-    from hvdlm.tables import figure
 
     may_wait = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "0"}  # for the rank that reads the only stream
     with connected(environment=may_wait) as world:
         setup_logging(world.rank)
         found = evaluate_checkpoint(checkpoint, overrides, split, world, **protocol)
-        hidden = {
-            "streams",
-            "stride",
-            "seq_len",
-            "split_tokens",
-        }  # the protocol says them in words; all tokens are counted
-        numbers = {
-            name: value for name, value in found.items() if name not in hidden and isinstance(value, int | float)
-        }
-        shown = {
-            name: figure(value, 5) if isinstance(value, float) else f"{value:,}" for name, value in numbers.items()
-        }
-        text = "  ".join(f"{name} {value}" for name, value in shown.items()) + f"  ({found['protocol']})"
+        text = as_text(found) if "num_records" in found else _in_words(found)
+        if picture is not None and "confusion" in found:
+            world.on_root(lambda: draw_confusion(found, picture))
+        elif picture is not None:
+            raise UserError.shared("--picture: is of a confusion matrix, and this task has none; leave it out")
         if out is not None:
             world.on_root(lambda: write_text_durably(out, to_json(found, indent=1) + "\n"))
         result(found, as_json, text, world.rank)
+
+
+def _in_words(found: dict[str, Any]) -> str:
+    """The figures of text on one line."""
+    hidden = {"streams", "stride", "seq_len", "split_tokens"}  # the protocol says them in words; all tokens count
+    numbers = {name: value for name, value in found.items() if name not in hidden and isinstance(value, int | float)}
+    shown = {name: figure(value, 5) if isinstance(value, float) else f"{value:,}" for name, value in numbers.items()}
+    return "  ".join(f"{name} {value}" for name, value in shown.items()) + f"  ({found['protocol']})"
 
 
 @click.command(

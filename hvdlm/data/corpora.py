@@ -11,6 +11,7 @@ from hvdlm.data.config import DataConfig
 from hvdlm.data.manifest import Manifest, read_manifest, tokenizer_of
 from hvdlm.data.mixture import Mixture
 from hvdlm.data.orders import MixedStreams
+from hvdlm.data.records import Records
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
 
@@ -54,6 +55,12 @@ class Corpora:
             return streams[0]
         names, weights = zip(*((corpus.name, corpus.weight) for corpus in self.corpora), strict=True)
         return MixedStreams(tuple(streams), weights, names)
+
+    def train_records(self) -> Records:
+        """Of the only corpus; UserError where it holds none, or where there are several."""
+        if len(self.corpora) > 1:
+            raise UserError("data.mixture: labelled records are of one corpus; set data.path")
+        return Records(self.corpora[0].path, "train", self.manifest)
 
     def having(self, split: str) -> list[OpenCorpus]:
         """The corpora with tokens in this split."""

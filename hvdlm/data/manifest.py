@@ -10,11 +10,14 @@ from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from hvdlm.data.fields import FieldEntry
 from hvdlm.errors import UserError
 from hvdlm.files import read_text, write_text_durably
 from hvdlm.tokenizer import MOST_IDS, Tokenizer, digest, dtype_for, load
 
-FORMAT_VERSION: Literal[1] = 1
+FormatVersion = Literal[1, 2]
+FORMAT_VERSION: FormatVersion = 1  # of text, frozen
+RECORDS_VERSION: FormatVersion = 2  # of labelled records: with columns of fields; `tokens` are read alike
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 MAX_BYTES = 1 << 30  # of a manifest: millions of shards
@@ -69,7 +72,7 @@ class Splitting(_Entry):
 class Manifest(_Entry):
     """What a data folder contains."""
 
-    format_version: Literal[1]
+    format_version: FormatVersion
     tokenizer_digest: str
     tokenizer_kind: str
     vocab_size: Annotated[int, Field(ge=1, le=MOST_IDS)]
@@ -82,6 +85,7 @@ class Manifest(_Entry):
     statistics: dict[str, int]
     plan: str  # digest of input and config: the same plan gives the same bytes
     splitting: Splitting | None = None  # of folders that `hvdlm preprocess` made; earlier versions told none
+    fields: dict[str, FieldEntry] = {}  # of labelled records
 
     @model_validator(mode="after")
     def _fits_together(self) -> Manifest:
@@ -95,6 +99,8 @@ class Manifest(_Entry):
             number = getattr(self, name)
             if number is not None and number >= self.vocab_size:
                 raise ValueError(f"{name} {number} is not in a vocabulary of {self.vocab_size}")
+        if (self.format_version == RECORDS_VERSION) != bool(self.fields):
+            raise ValueError(f"format_version {self.format_version} does not go with {len(self.fields)} fields")
         return self
 
     @property
@@ -108,7 +114,7 @@ def _check_sum(name: str, total: int, parts: list[int]) -> None:
         raise ValueError(f"{name} is {total}, its parts have {sum(parts)}")
 
 
-def manifest_of(
+def manifest_of(  # noqa: PLR0913 - what a manifest tells, each a keyword
     tokenizer: Tokenizer,
     shards: Mapping[str, Sequence[ShardEntry]],
     *,
@@ -116,6 +122,7 @@ def manifest_of(
     statistics: Mapping[str, int] | None = None,
     plan: str = "",
     splitting: Splitting | None = None,
+    fields: Mapping[str, FieldEntry] | None = None,
 ) -> Manifest:
     """The manifest of shards just written, by split; `verify.read_back` adds their digests and unigram losses.
 
@@ -138,7 +145,7 @@ def manifest_of(
     if tokenizer.bos_id is not None:
         counts["bos_tokens"] = num_documents
     return Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=RECORDS_VERSION if fields else FORMAT_VERSION,
         tokenizer_digest=digest(tokenizer),
         tokenizer_kind=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
@@ -151,13 +158,17 @@ def manifest_of(
         statistics=dict(sorted(counts.items())),
         plan=plan,
         splitting=splitting,
+        fields=dict(fields or {}),
     )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Declare a folder complete; nothing may be written after this."""
-    absent = {name for name in ("bos_id", "splitting") if getattr(manifest, name) is None}
+    absent = {name for name in ("bos_id", "splitting", "fields") if getattr(manifest, name) in (None, {})}
     content = manifest.model_dump(mode="json", exclude=absent)
+    if manifest.fields:
+        told = {name: field.model_dump(mode="json", exclude_defaults=True) for name, field in manifest.fields.items()}
+        content["fields"] = told
     write_text_durably(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 

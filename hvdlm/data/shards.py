@@ -2,8 +2,9 @@
 
 A shard holds one contiguous 1-D dataset `tokens` (uint16 or uint32; each document ends with the eos
 id, and begins with the bos id if there is one), `doc_offsets` (int64, one more than documents, in
-tokens), `block_crc32` (one for each MiB of tokens), documents' ids and labels where there are any, and
-attributes. Training reads by memory map (stream.py), for which the tokens lie in one block.
+tokens), `block_crc32` (one for each MiB of tokens), documents' ids and labels where there are any, columns
+of labelled records (fields.py), and attributes. Training reads tokens by memory map (stream.py), for which they
+lie in one block.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from hvdlm.data.manifest import FORMAT_VERSION, ShardEntry
+from hvdlm.data.fields import Packed
+from hvdlm.data.manifest import FORMAT_VERSION, RECORDS_VERSION, ShardEntry
 from hvdlm.errors import UserError
 from hvdlm.files import naming, open_regular, replace_durably, reserve, sha256_of
 from hvdlm.tokenizer import Tokenizer, digest, dtype_for
@@ -48,19 +50,19 @@ def write_shard(
     pieces: Iterable[np.ndarray],
     doc_lengths: np.ndarray,
     labels: ShardLabels,
-    columns: Mapping[str, Sequence[str]] | None = None,
+    columns: Mapping[str, Packed] | None = None,
 ) -> ShardEntry:
     """Write one shard aside, then rename it into place.
 
     `pieces` are 1-D id arrays whose lengths add up to the sum of `doc_lengths` (tokens a document, eos
-    included); `columns` are strings by document under names of COLUMNS. An id outside the vocabulary is a
-    ValueError: it would be read as another token.
+    included); `columns` are what documents have beside, such as strings under names of COLUMNS. An id outside the
+    vocabulary is a ValueError: it would be read as another token.
     """
     num_tokens = int(doc_lengths.sum())
-    packed = {name: pack_strings(strings) for name, strings in (columns or {}).items()}
+    packed = columns or {}
     with aside_of(path) as aside:
         with h5py.File(aside, "w", libver=LIBVER) as file:
-            sizes = {name: len(data) for name, (data, _) in packed.items()}
+            sizes = {name: (data.dtype, len(data)) for name, (data, _) in packed.items()}
             tokens = lay_out(file, num_tokens, len(doc_lengths), labels, sizes)
             file.flush()
             reserve(aside, extent(file))
@@ -95,9 +97,12 @@ def lay_out(
     num_tokens: int,
     num_documents: int,
     labels: ShardLabels,
-    column_bytes: Mapping[str, int],
+    columns: Mapping[str, tuple[np.dtype, int]],
 ) -> h5py.Dataset:
-    """Create all datasets and attributes; returns `tokens`, one block that is never pre-filled with zeros."""
+    """Create all datasets and attributes; returns `tokens`, one block that is never pre-filled with zeros.
+
+    `columns` tell the type and length of each.
+    """
     dtype = dtype_for(labels.vocab_size)
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -111,10 +116,10 @@ def lay_out(
     tokens = create("tokens", num_tokens, dtype)
     create("doc_offsets", num_documents + 1, "<i8")
     create("block_crc32", -(-num_tokens * dtype.itemsize // BLOCK_BYTES), "<u4")
-    for name, num_bytes in column_bytes.items():
-        create(name, num_bytes, "u1")
+    for name, (kind, length) in columns.items():
+        create(name, length, kind)
         create(f"{name}_offsets", num_documents + 1, "<i8")
-    file.attrs["format_version"] = FORMAT_VERSION
+    file.attrs["format_version"] = RECORDS_VERSION if columns.keys() - set(COLUMNS) else FORMAT_VERSION
     for name, value in asdict(labels).items():
         if value is not None:
             file.attrs[name] = value
@@ -141,7 +146,7 @@ def seal(aside: Path, path: Path, num_tokens: int, num_documents: int) -> ShardE
     )
 
 
-def pack_strings(values: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def pack_strings(values: Sequence[str]) -> Packed:
     """Strings as (uint8 UTF-8 bytes one behind the other, int64 offsets, one more than strings)."""
     encoded = [value.encode() for value in values]
     offsets = np.cumsum([0, *map(len, encoded)]).astype("<i8")

@@ -36,7 +36,7 @@ class SharedSizes:
 
     num_tokens: int
     num_documents: int
-    column_bytes: Mapping[str, int]
+    columns: Mapping[str, tuple[np.dtype, int]]  # type and length of each
 
 
 def check_parallel(world: World) -> None:
@@ -58,7 +58,7 @@ def write_shared(
     """
     aside = path.with_name(f".{path.name}.aside")
     file = h5py.File(aside, "w", libver=LIBVER, **_driver(world))
-    lay_out(file, sizes.num_tokens, sizes.num_documents, labels, sizes.column_bytes)
+    lay_out(file, sizes.num_tokens, sizes.num_documents, labels, sizes.columns)
     file.flush()
     num_bytes = extent(file)
     try:

@@ -12,6 +12,7 @@ from hvdlm import checkpoint
 from hvdlm.data.corpora import Corpora, open_corpora
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
+from hvdlm.inference.evaluate_records import evaluate_records
 from hvdlm.inference.load import Loaded, load_checkpoint_model, tokenizer_of
 from hvdlm.partition import slice_of
 from hvdlm.tasks.evaluate import Evaluation, Protocol, SplitEvaluation
@@ -34,36 +35,75 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
     streams: int | None = None,
     stride: int | None = None,
     words: bool = False,
+    predictions: Path | None = None,
 ) -> dict:
     """Evaluate a checkpoint on a whole split with all ranks; the result is equal on each.
 
     With `carry` a recurrent state runs through the split in `streams` streams (1), which are shared among the ranks;
     None: where the run was trained so. With a `stride` windows overlap, so that tokens are predicted from a past.
-    With `words` perplexity is told by the word too, which is the same measure for all tokenizers.
+    With `words` perplexity is told by the word too, which is the same measure for all tokenizers. Of labelled records
+    a line of JSON each goes to `predictions`, in the order of the input.
     """
+    path, loaded, corpora = _open(target, overrides, world)
+    if loaded.config.task.reads_records:
+        given = {"carry": carry, "streams": streams, "stride": stride, "words": words}
+        with world.together():
+            if name := next((name for name, value in given.items() if value), ""):
+                kind = loaded.config.task.kind
+                raise UserError(f"--{name}: is of text; task: {kind} reads labelled records, each once; leave it out")
+        return evaluate_records(loaded, corpora, split, world, path=path, predictions=predictions)
+    if predictions is not None:
+        kind = loaded.config.task.kind
+        raise UserError.shared(f"--predictions: is of labelled records, not of task: {kind}; leave it out")
+    if words and not loaded.task.predicts_text:
+        kind = loaded.config.task.kind
+        raise UserError.shared(f"--words: task: {kind} does not predict each token of a text; leave it out")
+    with world.together():
+        protocol = _protocol(loaded, carry, streams, stride)
+        evaluation = _text_split(corpora, split, protocol, loaded)
+    return _of_text(loaded, corpora, evaluation, protocol, world, split=split, path=path, words=words)
+
+
+def _open(target: Path, overrides: tuple[str, ...], world: World) -> tuple[Path, Loaded, Corpora]:
+    """The checkpoint that is meant, what it holds, and its data. UserError where they are of two tokenizers."""
     path = world.on_root(lambda: checkpoint.resolve(target))
     place = find_place(world)
     with world.together():
         loaded = load_checkpoint_model(path, overrides, place)
-        config, state = loaded.config, loaded.state
-        protocol = _protocol(loaded, carry, streams, stride)
-        corpora = open_corpora(config.data)
-        found = corpora.manifest.tokenizer_digest
-        if found != state["tokenizer_digest"]:
+        corpora = open_corpora(loaded.config.data)
+        found, trained = corpora.manifest.tokenizer_digest, loaded.state["tokenizer_digest"]
+        if found != trained:
             raise UserError(
-                f"{corpora}: was made with tokenizer {found}, {path} was trained with "
-                f"{state['tokenizer_digest']}; set data.path to data of the same tokenizer"
+                f"{corpora}: was made with tokenizer {found}, {path} was trained with {trained}; set data.path to data"
+                " of the same tokenizer"
             )
-        evaluation, num_streams = SplitEvaluation(corpora, split, protocol), protocol.streams
-        if num_streams > (most := evaluation.most_streams):
-            raise UserError(
-                f"--streams: {num_streams} are more than the {most} windows of {config.data.seq_len} tokens"
-            )
-    if num_streams and num_streams < world.size:
+    return path, loaded, corpora
+
+
+def _text_split(corpora: Corpora, split: str, protocol: Protocol, loaded: Loaded) -> SplitEvaluation:
+    """UserError where it has fewer windows than streams are wanted."""
+    evaluation = SplitEvaluation(corpora, split, protocol)
+    if protocol.streams > (most := evaluation.most_streams):
+        seq_len = loaded.config.data.seq_len
+        raise UserError(f"--streams: {protocol.streams} are more than the {most} windows of {seq_len} tokens")
+    return evaluation
+
+
+def _of_text(  # noqa: PLR0913 - what a result tells of
+    loaded: Loaded,
+    corpora: Corpora,
+    evaluation: SplitEvaluation,
+    protocol: Protocol,
+    world: World,
+    *,
+    split: str,
+    path: Path,
+    words: bool,
+) -> dict:
+    config, state = loaded.config, loaded.state
+    if protocol.streams and protocol.streams < world.size:
         text = "%s: read by as many of the %d ranks, the others wait (--streams gives them work, and another protocol)"
         log.info(text, evaluation.protocol, world.size)
-    if words and not loaded.task.predicts_text:
-        raise UserError.shared(f"--words: task: {config.task.kind} does not predict each token of a text; leave it out")
     batch = max(1, EVAL_BATCH_TOKENS // config.data.seq_len)
     result, by_corpus = evaluation.run(
         loaded.model, loaded.task, batch=batch, precision=config.train.precision, world=world
@@ -71,8 +111,8 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
     parts = {"corpora": {name: part.to_dict() for name, part in by_corpus.items()}} if by_corpus else {}
     how = {
         "protocol": evaluation.protocol,
-        "streams": num_streams,
-        "stride": stride or config.data.seq_len,
+        "streams": protocol.streams,
+        "stride": protocol.stride or config.data.seq_len,
         "seq_len": config.data.seq_len,
     }
     if words:

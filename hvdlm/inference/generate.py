@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hvdlm import checkpoint
+from hvdlm.decoding import refuse_diverged
 from hvdlm.errors import UserError
 from hvdlm.inference.load import load_checkpoint_model, tokenizer_of
 from hvdlm.models import LanguageModel
@@ -71,8 +72,7 @@ def generate(
         everywhere, after = model.logits(torch.tensor([unread], device=model.device), state)
         assert after is not None, "a state was given"
         state, logits = after, everywhere[0, -1]  # (V,)
-        if not logits.isfinite().all():
-            raise UserError("the model's logits are not finite: it has diverged; use a checkpoint from before that")
+        refuse_diverged(logits)
         chosen = choose(logits.cpu(), sampling, random)
         if chosen == eos_id:
             return

@@ -9,6 +9,7 @@ from pathlib import Path
 from hvdlm import checkpoint
 from hvdlm.compute.device import prepare_device
 from hvdlm.config import validate
+from hvdlm.data.fields import FieldEntry
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.launch.words import import_words
@@ -43,9 +44,15 @@ def load_checkpoint_model(path: Path, overrides: tuple[str, ...], place: Place) 
     remark_edited(config, state, path)
     device = prepare_device(config.train.device, place, threads=config.train.threads)
     vocabulary = Vocabulary(state["vocab_size"], state["eos_id"], state.get("bos_id"))
-    model = model_of(config, vocabulary)
+    task = build_task(config, vocabulary, fields_in(state), lambda: tokenizer_of(path, state))
+    model = model_of(config, vocabulary, task)
     load_weights(path, model, mean=True)
-    return Loaded(model.to(device), build_task(config, vocabulary, lambda: tokenizer_of(path, state)), config, state)
+    return Loaded(model.to(device), task, config, state)
+
+
+def fields_in(state: dict) -> dict[str, FieldEntry]:
+    """The fields of the records that a checkpoint was trained on, as its state tells."""
+    return {name: FieldEntry.model_validate(field, strict=False) for name, field in state.get("fields", {}).items()}
 
 
 def tokenizer_of(path: Path, state: dict) -> Tokenizer:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hvdlm.config import tagged_union
+from hvdlm.models.cnn import CnnConfig
 from hvdlm.models.convolutional import ConvConfig
 from hvdlm.models.hmm import HmmConfig
 from hvdlm.models.interface import FamilyConfig, LanguageModel, Vocabulary
@@ -25,6 +26,7 @@ MODELS: dict[str, type[FamilyConfig]] = {
     "lstm": LstmConfig,
     "mingru": MinGruConfig,
     "conv": ConvConfig,
+    "cnn": CnnConfig,
     "hmm": HmmConfig,
     "ngram": NgramConfig,
     "maxent": MaxentConfig,

@@ -17,6 +17,8 @@ from hvdlm.optim.roles import Role, roles_of
 # lie along dimension 0 of each tensor.
 State = tuple[Tensor, ...]
 
+BODY_TASKS = ("classify", "tag", "span")  # those that any body will do for: they bring their own head
+
 T = TypeVar("T")
 OF_TRAINING = "of training"
 OfTraining = Annotated[T, OF_TRAINING]  # a setting that changes how a model is trained, and not what its weights mean
@@ -63,6 +65,11 @@ class FamilyConfig(Section, ABC):
     def tasks(self) -> tuple[str, ...]:
         """What it can be trained for, keys of TASKS: the first where nobody says otherwise."""
         return ("lm",)
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether it has a head over the vocabulary; what has none is a body, for tasks with a head of their own."""
+        return True
 
     @property
     def task_remedy(self) -> str:
@@ -112,17 +119,33 @@ class LanguageModel(nn.Module, ABC):
 
     head: nn.Module
 
+    # What the body gives and the head takes, C; asked for by tasks that bring a head of their own.
+    hidden_width: int
+
+    # Kinds of text in one example that it tells apart by vectors of their own: `forward` then takes `types`.
+    num_token_types = 0
+
     # Training gives it the draws that dropout is made from. Without draws it has none, whatever mode it is in.
     takes_draws = False
 
+    # Whether it has an encoder, and goes on from what `encode` makes of a source, never from nothing.
+    reads_source = False
+
+    # Whether `forward(…, segments=)` reads several texts in one row, each for itself.
+    takes_segments = False
+
     @abstractmethod
     def forward(
-        self, ids: Tensor, state: State | None = None, draws: Draws | None = None
+        self, ids: Tensor, state: State | None = None, draws: Draws | None = None, *, lengths: Tensor | None = None
     ) -> tuple[Tensor, State | None]:
         """(B, T) ids -> hidden (B, T, C), and the state after them.
 
         Position t has seen the ids up to t, and what `state` remembers. Without a state the windows begin anew, and
         none is returned.
+
+        What stands behind `lengths` (B,) is padding. A model that sees both sides of a token sees none of it, and its
+        hidden vectors are 0 there. One that looks only back may ignore lengths: no token sees the padding behind it,
+        and what is there of hidden vectors and state means nothing.
         """
 
     def initial_state(self, num: int) -> State:
@@ -132,6 +155,15 @@ class LanguageModel(nn.Module, ABC):
     def sampled_state(self, num: int, random: torch.Generator) -> State:
         """Of `num` texts that are to be written: a model with a latent variable draws it from its prior."""
         return self.initial_state(num)
+
+    def prompted(self, ids: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, State]:
+        """How texts are continued that ids (B, T) begin, of which those behind `lengths` (B,) are padding.
+
+        What is to be read, how many of it, and the state before it: here the ids themselves, where nothing was.
+        """
+        if lengths is None:
+            lengths = torch.full((len(ids),), ids.shape[1], device=ids.device)
+        return ids, lengths, self.initial_state(len(ids))
 
     def logits(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
         """What the head makes of the body: (B, T, V), without draws; and the state after it."""

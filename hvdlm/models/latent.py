@@ -70,7 +70,7 @@ class LatentModel(LanguageModel):
         return (z, *self.begin(z))
 
     def forward(
-        self, ids: Tensor, state: State | None = None, draws: Draws | None = None
+        self, ids: Tensor, state: State | None = None, draws: Draws | None = None, *, lengths: Tensor | None = None
     ) -> tuple[Tensor, State | None]:
         z, *before = self.initial_state(len(ids)) if state is None else state
         hidden, after = self.decode(ids, z, tuple(before), draws)

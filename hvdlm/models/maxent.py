@@ -157,7 +157,7 @@ class Maxent(LanguageModel):
         return (torch.full((num, max(0, self.config.order - 2)), -1, device=self.device),)
 
     def forward(
-        self, ids: Tensor, state: State | None = None, draws: Draws | None = None
+        self, ids: Tensor, state: State | None = None, draws: Draws | None = None, *, lengths: Tensor | None = None
     ) -> tuple[Tensor, State | None]:
         (before,) = self.initial_state(len(ids)) if state is None else state
         seen = torch.cat((before, ids), 1)

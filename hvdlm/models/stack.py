@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hvdlm.compute.draws import Draws, dropout
-from hvdlm.models.interface import FamilyConfig, LanguageModel, OfTraining, State
+from hvdlm.models.interface import BODY_TASKS, FamilyConfig, LanguageModel, OfTraining, State
 
 
 class StackConfig(FamilyConfig):
@@ -42,10 +42,14 @@ class StackConfig(FamilyConfig):
     head_bias: bool = Field(False, description="the output layer has a bias")
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        return ("lm", "seq2seq", *BODY_TASKS)
+
+    @property
     def widths(self) -> list[int]:
         """Of the embedding, and of what each layer gives."""
         embed_width = self.width if self.embed_width is None else self.embed_width
-        last = embed_width if self.tie_embeddings else self.width
+        last = embed_width if self.tie_embeddings and self.predicts_tokens else self.width
         return [embed_width, *[self.width] * (self.layers - 1), last]
 
     @property
@@ -109,6 +113,15 @@ def fitted(inputs: int, outputs: int) -> nn.Module:
     return nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs, bias=False)
 
 
+def embedded(embed: nn.Embedding, word_dropout: Dropout, ids: Tensor, draws: Draws | None) -> Tensor:
+    """Vectors (B, T, C) of ids; a dropped word is 0 wherever it stands, as if its row was (Merity et al. 2018)."""
+    x = embed(ids)
+    if draws is None or not word_dropout.p:
+        return x
+    kept = word_dropout(torch.ones(1, embed.num_embeddings, device=x.device), draws)
+    return x * kept[0, ids].unsqueeze(-1)  # 0 or 1 / (1 - p)
+
+
 class Stack(LanguageModel):
     """Embedding, layers, head. A layer takes (x, its state, draws) and gives x and its state; that is float32 between.
 
@@ -124,10 +137,14 @@ class Stack(LanguageModel):
         self.embed = nn.Embedding(vocab_size, config.widths[0])
         self.layers = nn.ModuleList(layers)
         self.norm: nn.Module = nn.Identity()
-        self.head = nn.Linear(config.widths[-1], vocab_size, bias=config.head_bias)
+        self.hidden_width = config.widths[-1]
+        self.head: nn.Module = nn.Identity()
+        if config.predicts_tokens:
+            self.head = nn.Linear(self.hidden_width, vocab_size, bias=config.head_bias)
         for end in (self.embed, self.head):
-            nn.init.normal_(end.weight, std=self.end_std)
-        if config.tie_embeddings:
+            if isinstance(end, nn.Embedding | nn.Linear):
+                nn.init.normal_(end.weight, std=self.end_std)
+        if config.predicts_tokens and config.tie_embeddings:
             self.head.weight = self.embed.weight
         self.word_dropout = Dropout(config.embed_word_dropout, 0, of_step=True)
         self.dropouts = nn.ModuleList(
@@ -144,7 +161,7 @@ class Stack(LanguageModel):
         return self.layers[number](x, past, draws)
 
     def forward(
-        self, ids: Tensor, state: State | None = None, draws: Draws | None = None
+        self, ids: Tensor, state: State | None = None, draws: Draws | None = None, *, lengths: Tensor | None = None
     ) -> tuple[Tensor, State | None]:
         x = self._embedded(ids, draws)  # (B, T, C)
         past = self.initial_state(len(ids)) if state is None else state
@@ -157,9 +174,4 @@ class Stack(LanguageModel):
         return self.dropouts[-1](self.norm(x), draws), None if state is None else tuple(after)
 
     def _embedded(self, ids: Tensor, draws: Draws | None) -> Tensor:
-        """Vectors (B, T, C) of ids; a dropped word is 0 wherever it stands, as if its row was (Merity et al. 2018)."""
-        x = self.embed(ids)
-        if draws is None or not self.word_dropout.p:
-            return x
-        kept = self.word_dropout(torch.ones(1, self.embed.num_embeddings, device=x.device), draws)
-        return x * kept[0, ids].unsqueeze(-1)  # 0 or 1 / (1 - p)
+        return embedded(self.embed, self.word_dropout, ids, draws)

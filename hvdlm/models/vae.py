@@ -75,7 +75,8 @@ class Vae(LatentModel):
 
     def __init__(self, config: VaeConfig, vocab_size: int) -> None:
         super().__init__()
-        self.latent, self.takes_draws = config.latent, config.dropout > 0 or config.encoder_dropout > 0
+        self.latent, self.hidden_width = config.latent, config.width
+        self.takes_draws = config.dropout > 0 or config.encoder_dropout > 0
         self.embed = nn.Embedding(vocab_size, config.width)
         self.encoder = STACKS[config.encoder](config, config.encoder_dropout, first_site=0)
         self.posterior = nn.Linear(config.width, 2 * config.latent)  # mean, then log variance

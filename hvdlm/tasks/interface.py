@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hvdlm.compute.draws import Draws
 from hvdlm.config import Section
+from hvdlm.data.fields import FieldEntry
 from hvdlm.data.windows import IGNORED
 from hvdlm.exchange.heads import TaskHead
 from hvdlm.models import LanguageModel, State, Vocabulary
@@ -45,6 +46,8 @@ class TaskConfig(Section, ABC):
     like: ClassVar[str] = ""
     # An example is a text as a whole, and a window is but a makeshift for one.
     reads_documents: ClassVar[bool] = False
+    # Its examples are labelled records (a RecordTask), not windows of text.
+    reads_records: ClassVar[bool] = False
     # Ids that the model must know behind those of the vocabulary.
     extra_ids: ClassVar[int] = 0
 
@@ -73,6 +76,7 @@ class TaskContext(NamedTuple):
     objective: Section
     noise: Section
     starts_word: np.ndarray | None = None  # bool (V,): which ids begin a word, where the tokenizer tells
+    fields: Mapping[str, FieldEntry] = {}  # of labelled records
 
 
 class Task(ABC):
@@ -91,10 +95,17 @@ class Task(ABC):
     evaluation_takes_draws: bool = False
     # Whether each token is predicted once, so that the loss is one of the text: in bits per byte, or by the word.
     predicts_text: ClassVar[bool] = True
+    # Whether its loss is one of tokens, so that exp of it says among how many it wavers.
+    predicts_tokens: ClassVar[bool] = True
     # Whether some first targets of an example may be there to be seen alone.
     takes_context: ClassVar[bool] = True
     # Of how many examples, spread over a split, `figures_of_rows` wants to know.
     num_rows: ClassVar[int] = 0
+    # Columns of an example that belong to one token: a batch is as wide as its longest example, a multiple of them.
+    columns: ClassVar[int] = 1
+
+    def fit(self, model: LanguageModel) -> None:
+        """Give a model that was just built the head of this task; the vocabulary's stays where that is it."""
 
     @abstractmethod
     def count(self, ids: np.ndarray) -> int:

@@ -43,6 +43,11 @@ class TrainConfig(Section):
     global_batch: int = Field(ge=1, le=1_000_000_000, description="sequences a step, over all ranks")
     ramp: RampConfig | None = Field(None, description="begin with smaller batches")
     micro_batch: Free[int] = Field(ge=1, le=1_000_000_000, description="sequences that a rank computes at once")
+    batch_tokens: int = Field(
+        0,
+        ge=0,
+        description="of labelled records: a step has as many as pad to so many tokens, at most global_batch; 0: that",
+    )
     precision: Precision = Field("fp32", description="of matrix products; parameters and sums stay fp32")
     compile: Free[bool] = Field(False, description="torch.compile the model")
     deterministic: Free[bool] = Field(
@@ -136,6 +141,21 @@ class RunConfig(Section):
                 f"task: {self.task.kind} is nothing for this model ({family}), which can be trained for"
                 f" {ours}{self.model.task_remedy}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_records(self) -> RunConfig:
+        kind = self.task.kind
+        if self.train.batch_tokens and not self.task.reads_records:
+            raise ValueError(f"train.batch_tokens: is for tasks of labelled records, not {kind}; leave it out")
+        if not self.task.reads_records:
+            return self
+        if self.data.order != "random":
+            raise ValueError(f"data.order: {self.data.order} is of text; task: {kind} reads records, leave it out")
+        if self.train.batch_tokens and self.train.ramp is not None:
+            raise ValueError("train.ramp: counts sequences, and train.batch_tokens tokens; leave one out")
+        if self.noise.is_on:
+            raise ValueError(f"noise: is for task: lm, not {kind}; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -21,17 +21,16 @@ from torch import Tensor
 from hvdlm import checkpoint
 from hvdlm.compute.device import prepare_device
 from hvdlm.data.manifest import Manifest
-from hvdlm.data.orders import MixedStreams
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
-from hvdlm.models import build_model
 from hvdlm.partition import slice_of
 from hvdlm.sync.tree import Node, fold, nodes_of, push
 from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig, total_steps
 from hvdlm.train.guard import Verdict
-from hvdlm.train.learner import Learner, StepResult
-from hvdlm.train.parts import build_task, model_vocabulary, vocabulary_of
+from hvdlm.train.learner import Learner, Source, StepResult
+from hvdlm.train.parts import build_task, vocabulary_of
+from hvdlm.train.trained import model_of
 from hvdlm.world.interface import World
 from hvdlm.world.place import Place
 
@@ -46,9 +45,7 @@ class CountingLearner(Learner):
     descends = False
     passes: ClassVar[int | None] = None  # all that it takes; None: as many as the config says
 
-    def __init__(
-        self, config: RunConfig, source: TokenStream | MixedStreams, manifest: Manifest, world: World, place: Place
-    ) -> None:
+    def __init__(self, config: RunConfig, source: Source, manifest: Manifest, world: World, place: Place) -> None:
         if not isinstance(source, TokenStream):
             raise UserError(f"data.mixture: {config.model.family} is counted in one corpus; set data.path")
         train = config.train
@@ -59,7 +56,7 @@ class CountingLearner(Learner):
         self.total_steps = self.passes or total_steps(train, self.plan, self.epoch_samples, float(len(source)))
         vocabulary = vocabulary_of(manifest)
         self.task = build_task(config, vocabulary)
-        self.model = build_model(config.model, model_vocabulary(config, vocabulary), config.seed).to(self.device)
+        self.model = model_of(config, vocabulary, self.task).to(self.device)
         self.val_losses: list[float] = []
         self._sent = 0
 
@@ -118,9 +115,7 @@ class Summing(Protocol):
 class SumsLearner(CountingLearner):
     """For models that are `Summing`."""
 
-    def __init__(
-        self, config: RunConfig, source: TokenStream | MixedStreams, manifest: Manifest, world: World, place: Place
-    ) -> None:
+    def __init__(self, config: RunConfig, source: Source, manifest: Manifest, world: World, place: Place) -> None:
         super().__init__(config, source, manifest, world, place)
         self._units = units_of(self.text)
         self._figures: dict[str, float] = {}

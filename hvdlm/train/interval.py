@@ -65,11 +65,13 @@ class Interval:
         last, live = self.steps[-1], self.live
         descent = "" if last.lr is None else f" | lr {last.lr:.2e} | norm {figure(last.grad_norm)}"
         mfu = f" | MFU {live['mfu']:.0%}" if "mfu" in live else ""
+        perplexity = f" | ppl {figure(live['perplexity'], 4)}" if "perplexity" in live else ""
+        padding = f" | padding {live['padding']:.0%}" if "padding" in live else ""
         noise = f" | noise scale {figure(live['noise_scale'])}" if "noise_scale" in live else ""
         return (
-            f"loss {last.loss:.4f} | ppl {figure(live['perplexity'], 4)}{in_words(last.figures, ' | ')}{descent}"
+            f"loss {last.loss:.4f}{perplexity}{in_words(last.figures, ' | ')}{descent}"
             f" | {self.tokens_per_s:,.0f} tokens/s{mfu} | data {live['data_wait']:.1%} comm {live['exposed_comm']:.1%}"
-            f" spread {live['straggler_spread']:.1%} | {live['memory_gb']:.2f} GB{noise}"
+            f" spread {live['straggler_spread']:.1%} | {live['memory_gb']:.2f} GB{padding}{noise}"
         )
 
 
@@ -175,7 +177,6 @@ class IntervalMeter:
         busy = [row.busy_s for row in ranks]
         loss = interval.steps[-1].loss
         live = {
-            "perplexity": math.exp(min(loss, 700.0)) if math.isfinite(loss) else math.nan,
             "tokens_per_s": interval.tokens_per_s,
             "data_wait": sum(row.data_wait_s for row in ranks) / sum(worked),
             "exposed_comm": sum(row.comm_s for row in ranks) / sum(worked),
@@ -183,6 +184,8 @@ class IntervalMeter:
             "memory_gb": max(row.memory for row in ranks) / 1e9,
             **learner.facts(),
         }
+        if learner.task.predicts_tokens:
+            live["perplexity"] = math.exp(min(loss, 700.0)) if math.isfinite(loss) else math.nan
         if self._peak and learner.descends:
             live["mfu"] = interval.tokens_per_s * self._flops / (self._peak * learner.world.size)
         if (scale := self._noise_scale(interval.end - 1, ranks)) is not None:

@@ -11,11 +11,10 @@ from torch.nn.utils import parameters_to_vector
 
 from hvdlm import checkpoint
 from hvdlm.data.manifest import Manifest
-from hvdlm.data.orders import MixedStreams
-from hvdlm.data.stream import TokenStream
 from hvdlm.optim.lbfgs import Pair, Point, iterate, remembered
 from hvdlm.train.config import RunConfig
 from hvdlm.train.counting import SumsLearner
+from hvdlm.train.learner import Source
 from hvdlm.world.interface import World
 from hvdlm.world.place import Place
 
@@ -34,9 +33,7 @@ class LbfgsLearner(SumsLearner):
     The objective is that of a token: its loss, l1 |weights| and l2 / 2 weights^2.
     """
 
-    def __init__(
-        self, config: RunConfig, source: TokenStream | MixedStreams, manifest: Manifest, world: World, place: Place
-    ) -> None:
+    def __init__(self, config: RunConfig, source: Source, manifest: Manifest, world: World, place: Place) -> None:
         super().__init__(config, source, manifest, world, place)
         self._penalties = cast(Penalized, self.model).penalties
         self._pairs: list[Pair] = []

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hvdlm.data.manifest import Manifest
 from hvdlm.data.orders import MixedStreams
+from hvdlm.data.records import Records
 from hvdlm.data.stream import TokenStream
 from hvdlm.models import LanguageModel, num_parameters
 from hvdlm.tables import counted
@@ -24,6 +25,8 @@ from hvdlm.train.config import RunConfig
 from hvdlm.train.guard import Verdict
 from hvdlm.world.interface import World
 from hvdlm.world.place import Place
+
+Source = TokenStream | MixedStreams | Records  # what is trained on
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,7 @@ class Learner(ABC):
     left_out = 0  # samples that a rewind has passed over
 
     @abstractmethod
-    def __init__(
-        self, config: RunConfig, source: TokenStream | MixedStreams, manifest: Manifest, world: World, place: Place
-    ) -> None:
+    def __init__(self, config: RunConfig, source: Source, manifest: Manifest, world: World, place: Place) -> None:
         """Builds this rank's part and talks to no other: a rank may fail here. Then `agree`."""
 
     @abstractmethod

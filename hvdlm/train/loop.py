@@ -19,6 +19,7 @@ from hvdlm.session.progress import Progress
 from hvdlm.session.stop import SAVE, StopFlag, Wish
 from hvdlm.session.watchdog import watchdog
 from hvdlm.tasks.evaluate import Evaluation
+from hvdlm.tasks.record_evaluation import RecordEvaluation
 from hvdlm.train.config import TrainConfig
 from hvdlm.train.guard import Verdict
 from hvdlm.train.interval import Interval, IntervalMeter, StepFacts
@@ -33,6 +34,7 @@ DIVERGED = (
     "the run has diverged; start another run_dir with a lower optim.lr or a smaller optim.clip, or see guard.nonfinite"
     " and guard.spike"
 )
+GROWS_WORSE = ("loss", "perplexity", "bits_per_byte", "elbo", "mean_squared_error")  # figures of which less is better
 
 
 class Loop:
@@ -60,8 +62,9 @@ class Loop:
         self.is_proven = False  # a step after the newest checkpoint has shown that it is sound
         self.unsound: set[int] = set()  # checkpoints that were passed over; of rank 0
         self.rewinds, self.rewound_to = 0, -1
+        self.best: dict = {}  # by checkpoint.best: `step` and `value` of the best validation so far
         self.loss: float | None = None
-        self.evaluation: Evaluation | None = None
+        self.evaluation: Evaluation | RecordEvaluation | None = None
         self.figures: dict = {}  # as of the last save; of a checkpoint that was resumed, its own
 
     def run(self, first: int, progress: Progress) -> None:
@@ -141,9 +144,12 @@ class Loop:
             is_last = is_last or bool(self.ending)
         if is_last:
             self.fault = self._find_fault()
-        if is_last or interval.wish >= Wish.SAVE or self.step % self.config.checkpoint.every == 0:
+        is_best = self.best.get("step") == self.step
+        if is_last or is_best or interval.wish >= Wish.SAVE or self.step % self.config.checkpoint.every == 0:
             if self._save_or_rewind(interval):
                 return
+            if is_best:
+                self.learner.world.on_root(lambda: checkpoint.point_best(self.config.run_dir, self.step))
             gc.collect()
         if self.ending:
             log.info("ending at step %d: %s", self.step, self.ending)
@@ -174,7 +180,22 @@ class Loop:
             self.evaluation = self.validation.run(self.step, self.run_log)
         if self.evaluation is not None:
             self.learner.val_losses.append(self.evaluation.loss)
+            self._judge_best(self.evaluation)
             self.ending = self.ending or ending(self.config.train, self.learner.val_losses, self.spent_s)
+
+    def _judge_best(self, found: Evaluation | RecordEvaluation) -> None:
+        """Note whether this validation is the best so far; UserError where it has no such figure."""
+        name = self.config.checkpoint.best
+        if name is None:
+            return
+        known = {name: value for name, value in found.to_dict().items() if isinstance(value, int | float)}
+        if name not in known:
+            raise UserError.shared(
+                f"checkpoint.best: {name} is no figure of a validation, which has {', '.join(known)}; name one of them"
+            )
+        value = known[name] if name in GROWS_WORSE else -known[name]
+        if math.isfinite(value) and value < self.best.get("value", math.inf):
+            self.best = {"step": self.step, "value": value}
 
     def _judge(self, interval: Interval) -> bool:
         """Stop the job for replicas that differ or a gradient that forbids to go on; True after a rewind."""
@@ -257,6 +278,7 @@ class Loop:
             "seconds": self.spent_s,
             "fault": self.fault,
             "updates": self.updates,
+            **({"best": self.best} if self.best else {}),
             "ranks": self.learner.world.size,
             "threads": torch.get_num_threads(),  # a rank; another number may change last bits
             "tokenizer_digest": manifest.tokenizer_digest,
@@ -264,6 +286,7 @@ class Loop:
             "vocab_size": manifest.vocab_size,
             "eos_id": manifest.eos_id,
             **({} if manifest.bos_id is None else {"bos_id": manifest.bos_id}),
+            **({"fields": told} if (told := self._fields()) else {}),
             **({"extensions": extensions} if (extensions := extension_digests(self.config)) else {}),
             "engine": scalars,
             "figures": self.figures,
@@ -276,6 +299,12 @@ class Loop:
             self.is_proven = False
             log.info("saved %s in %.2f s", path, seconds)
         return culprit
+
+    def _fields(self) -> dict:
+        """What the numbers in labelled records stand for, where the task reads any."""
+        if not self.config.task.reads_records:
+            return {}
+        return {name: field.model_dump(mode="json") for name, field in self.corpora.manifest.fields.items()}
 
     def _write(self, state: dict, tensors: dict[str, torch.Tensor]) -> tuple[Path | None, str]:
         """On rank 0: the checkpoint, or what in it is not finite."""
@@ -309,6 +338,7 @@ class Loop:
             "val_split_tokens": found.split_tokens if found else None,
             "val_protocol": self.validation.protocol or None,
             "best_val_loss": min(losses, default=None),
+            **({"best_step": self.best["step"]} if self.best else {}),
             "parameters": num_parameters(self.learner.model),
             "tokens": self.learner.tokens_before(self.step),
             "seconds": round(self.seconds, 3),

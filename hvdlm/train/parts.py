@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hvdlm.config import Section
+from hvdlm.data.fields import FieldEntry
 from hvdlm.data.manifest import TOKENIZER, Manifest
 from hvdlm.models import Vocabulary
 from hvdlm.tasks import Task, TaskContext
@@ -30,12 +31,20 @@ def model_vocabulary(config: RunConfig, vocabulary: Vocabulary) -> Vocabulary:
     return Vocabulary(vocabulary.size + config.task.extra_ids, vocabulary.eos_id, vocabulary.bos_id)
 
 
-def build_task(config: RunConfig, vocabulary: Vocabulary, tokenizer: Callable[[], Tokenizer] | None = None) -> Task:
-    """`tokenizer` is asked for where the task must know what ids stand for; by default it is that of the data."""
+def build_task(
+    config: RunConfig,
+    vocabulary: Vocabulary,
+    fields: Mapping[str, FieldEntry] | None = None,
+    tokenizer: Callable[[], Tokenizer] | None = None,
+) -> Task:
+    """`tokenizer` is asked for where the task must know what ids stand for; by default it is that of the data.
+
+    `fields` are those of the data's records.
+    """
     starts = None
     if config.task.needs_word_starts:
         starts = word_starts(tokenizer() if tokenizer else load(config.data.corpora[0].path / TOKENIZER))
-    return config.task.build(TaskContext(vocabulary, config.objective, config.noise, starts))
+    return config.task.build(TaskContext(vocabulary, config.objective, config.noise, starts, fields or {}))
 
 
 def extensions_of(config: RunConfig) -> list[str]:

@@ -40,6 +40,7 @@ from hvdlm.train.learners import LEARNERS
 from hvdlm.train.loop import Loop
 from hvdlm.train.parts import is_imported, remark_edited
 from hvdlm.train.remarks import remarks
+from hvdlm.train.step import GradientLearner
 from hvdlm.train.trained import in_words
 from hvdlm.train.validation import Validation
 from hvdlm.world.bindings import Binding, binding_map
@@ -60,7 +61,7 @@ def build_learner(config: RunConfig, world: World) -> tuple[Learner, Corpora]:
     place = find_place(world)
     with world.together():
         corpora = open_corpora(config.data)
-        source = corpora.train_source()
+        source = corpora.train_records() if config.task.reads_records else corpora.train_source()
     with world.together():
         learner = LEARNERS[config.model.learner](config, source, corpora.manifest, world, place)
         if is_imported(config.model) and isinstance(learner.task, LanguageModelling):
@@ -120,7 +121,7 @@ def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
     stop.expect(3 * sum(parameter.nbytes for parameter in learner.model.parameters()))  # Adam keeps two more of each
     loop = Loop(learner, corpora, validation, run_log, stop, saved.get("seconds", 0.0))
     loop.fault, loop.updates = saved.get("fault", ""), saved.get("updates", first)
-    loop.figures = saved.get("figures", {})
+    loop.figures, loop.best = saved.get("figures", {}), saved.get("best", {})
     with (
         run_log,
         quiet_gc(),
@@ -235,19 +236,22 @@ def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: Worl
     bindings = world.gather(own)
     for line in binding_map(bindings).splitlines() if world.rank == 0 and world.size > 1 else ():
         log.info("%s", line)
-    _announce_validation(corpora)
+    _announce_validation(corpora, is_text=not config.task.reads_records)
+    if isinstance(learner, GradientLearner) and (cut := learner.num_cut):
+        text = "%s of %s are longer than data.seq_len: %d tokens, and are cut"
+        log.warning(text, counted(cut, "record"), f"{learner.epoch_samples[0]:,.0f}", config.data.seq_len)
     for remark in remarks(config, learner.plan, learner.total_steps, learner.epoch_samples if learner.descends else []):
         log.warning("%s", remark)
 
 
-def _announce_validation(corpora: Corpora) -> None:
+def _announce_validation(corpora: Corpora, *, is_text: bool) -> None:
     """On what it validates, and what token frequencies would reach there."""
     having = corpora.having("val")
     lacking = [corpus.name for corpus in corpora.corpora if corpus not in having]
     if lacking:
         rest = f"validation is on {', '.join(corpus.name for corpus in having)}" if having else "nothing is validated"
         log.info("%s: no validation split (preprocess with split.val or input.val); %s", ", ".join(lacking), rest)
-    unigram = corpora.unigram_loss("val")
+    unigram = corpora.unigram_loss("val") if is_text else None
     if unigram is not None:
         num_tokens = sum(corpus.manifest.splits["val"].num_tokens for corpus in having)
         text = "validation loss to beat: %.4f (token frequencies alone, on all %s tokens)"

@@ -18,24 +18,27 @@ from hvdlm.compute.device import autocast, prepare_device
 from hvdlm.compute.draws import Draws, draws_for
 from hvdlm.compute.trace import Timed, Trace
 from hvdlm.data.manifest import Manifest
-from hvdlm.data.orders import ContiguousBatches, MixedStreams, OrderSettings, order_over
-from hvdlm.data.stream import TokenStream
+from hvdlm.data.orders import ContiguousBatches, OrderSettings, order_over
+from hvdlm.data.record_batches import RecordBatches
+from hvdlm.data.records import Records
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.optim import build_optimizer, lr_at, set_lr
 from hvdlm.optim.ema import Ema
 from hvdlm.partition import slice_of
 from hvdlm.sync import build_sync
-from hvdlm.tasks import Sums
+from hvdlm.tasks import Sums, Task
+from hvdlm.tasks.records import RecordTask
 from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig, total_steps
 from hvdlm.train.guard import Guard, Verdict
-from hvdlm.train.learner import Learner, StepResult
+from hvdlm.train.learner import Learner, Source, StepResult
 from hvdlm.train.loss_scale import LossScaler
 from hvdlm.train.noise_scale import NoiseScale
 from hvdlm.train.parts import build_task, vocabulary_of
 from hvdlm.train.prefetch import Prefetch
 from hvdlm.train.recurrent_state import RecurrentState
+from hvdlm.train.token_plan import TokenPlan
 from hvdlm.train.trained import model_of
 from hvdlm.world.interface import World
 from hvdlm.world.place import Place
@@ -46,6 +49,7 @@ class _Share:
     """What a rank computes of a step."""
 
     ids: Tensor  # its examples, int64 (n, T + 1), on the host
+    spare: Tensor | None  # one more, where some micro-batch has none of them
     targets: int  # the denominator that they bring in
     all_targets: int  # that of the global batch
 
@@ -53,25 +57,22 @@ class _Share:
 class GradientLearner(Learner):
     """Model, optimizer, sync and data order of one rank, ready to run any step."""
 
-    def __init__(
-        self, config: RunConfig, source: TokenStream | MixedStreams, manifest: Manifest, world: World, place: Place
-    ) -> None:
+    def __init__(self, config: RunConfig, source: Source, manifest: Manifest, world: World, place: Place) -> None:
         train = config.train
         self.config, self.world = config, world
-        self.plan = BatchPlan(train.global_batch, train.ramp)
-        self.plan.check(train.micro_batch, world.size)
+        plan = BatchPlan(train.global_batch, train.ramp)
+        plan.check(train.micro_batch, world.size)
         self.device = prepare_device(train.device, place, threads=train.threads, deterministic=train.deterministic)
         lacking = config.model.without_cpu_fp16
         if lacking and train.precision == "fp16" and self.device.type == "cpu":
             raise UserError(f"train.precision: fp16 is not there for {lacking} on CPUs; use bf16 or fp32")
-        data, seed = config.data, config.seed
-        settings = OrderSettings(data.seq_len, train.global_batch, seed, manifest.eos_id)
-        self.batches: Any = order_over(source, settings, data.order)
+        vocabulary = vocabulary_of(manifest)
+        self.task = build_task(config, vocabulary, manifest.fields)
+        self.model = model_of(config, vocabulary, self.task).to(self.device)
+        self.batches: Any = _order_of(config, source, self.task, manifest)
+        self.plan = TokenPlan(self.batches) if train.batch_tokens else plan
         self.epoch_samples = self.batches.epoch_samples
         self.total_steps = total_steps(train, self.plan, self.epoch_samples, self.batches.tokens_per_sample)
-        vocabulary = vocabulary_of(manifest)
-        self.task = build_task(config, vocabulary)
-        self.model = model_of(config, vocabulary).to(self.device)
         # With the loss in the same graph its float32 logits, the largest tensor of all, are never written.
         self._loss = torch.compile(self.task.loss) if train.compile else self.task.loss
         self.noise_scale = NoiseScale(self.model)  # its hooks must run before those of the sync
@@ -92,6 +93,7 @@ class GradientLearner(Learner):
         self._computes_first = self.device.type == "cuda" and world.size > 1 and config.sync.keeps_replicas_equal
         self._judges = looks and (config.sync.reduces_to_mean or not config.sync.keeps_replicas_equal)
         self._takes_draws = self.model.takes_draws or self.task.takes_draws
+        self._padding = Padding()
         self._is_proven = False  # whether the task was seen to count ahead what its loss adds up
         self._reader = Prefetch(self._read)
         self._trace = Trace(config.log.trace, config.run_dir / "trace" / f"rank{world.rank}.json")
@@ -106,7 +108,8 @@ class GradientLearner(Learner):
         return results
 
     def lr_of(self, step: int) -> float:
-        total, optim, batch = self.total_steps, self.config.optim, self.plan.batch_at(step)
+        total, optim = self.total_steps, self.config.optim
+        batch = self.config.train.global_batch if self.config.train.batch_tokens else self.plan.batch_at(step)
         return lr_at(step, total, optim, global_batch=batch, val_losses=self.val_losses)
 
     @property
@@ -125,11 +128,20 @@ class GradientLearner(Learner):
         reason, self.guard.reason = self.guard.reason, ""
         return reason
 
+    @property
+    def num_cut(self) -> int:
+        """Labelled records of which some tokens have no place in an example."""
+        return self.batches.layout.num_cut if isinstance(self.batches, RecordBatches) else 0
+
     def tokens_before(self, step: int) -> int:
-        return round(self.plan.samples_before(step) * self.batches.tokens_per_sample)
+        samples = self.plan.samples_before(step)
+        if isinstance(self.batches, RecordBatches):
+            return self.batches.tokens_before(samples)
+        return round(samples * self.batches.tokens_per_sample)
 
     def facts(self) -> dict[str, float]:
-        return {name: value for name, value in self.sync.facts().items() if isinstance(value, int | float)}
+        facts = {name: value for name, value in self.sync.facts().items() if isinstance(value, int | float)}
+        return facts | self._padding.share()
 
     def _all_positions(self, step: int, left_out: int) -> np.ndarray:
         """Places in the order, int64 (n,), of a step's global batch."""
@@ -137,8 +149,19 @@ class GradientLearner(Learner):
 
     def _positions(self, step: int, part: int, left_out: int) -> np.ndarray:
         """Those of a part of it."""
-        mine = slice_of(part, self.world.size, self.plan.batch_at(step))
-        return self.plan.samples_before(step) + left_out + np.arange(mine.start, mine.stop, dtype=np.int64)
+        mine = self._slices(step, part)
+        first, end = mine[0].start, mine[-1].stop
+        return self.plan.samples_before(step) + left_out + np.arange(first, end, dtype=np.int64)
+
+    def _slices(self, step: int, part: int) -> list[range]:
+        """Which examples of a step's global batch each micro-batch of a part of it has, the same at any size.
+
+        With a budget of tokens their number differs from step to step, and some may have none.
+        """
+        train, batch = self.config.train, self.plan.batch_at(step)
+        total = (train.global_batch if train.batch_tokens else batch) // train.micro_batch
+        mine = slice_of(part, self.world.size, total)
+        return [slice_of(number, total, batch) for number in mine]
 
     def _read(self, step: int, part: int, left_out: int) -> _Share:
         """Its examples and what they count; on the host, from where a GPU copies pinned memory while it computes."""
@@ -149,8 +172,10 @@ class GradientLearner(Learner):
             parts = range(self.world.size)
             others = [self._positions(step, other, left_out) for other in parts if other != part]
             total = mine + sum(self.task.count(self.batches.windows(positions, step)) for positions in others)
-        pages = torch.from_numpy(ids)
-        return _Share(pages.pin_memory() if self.device.type == "cuda" else pages, mine, total)
+        pages, spare = torch.from_numpy(ids), None
+        if not all(self._slices(step, part)):
+            spare = torch.from_numpy(self.batches.windows(everybody[:1], step))
+        return _Share(pages.pin_memory() if self.device.type == "cuda" else pages, spare, mine, total)
 
     def _step(self, step: int, part: int, end: int) -> StepResult:
         start = time.perf_counter()
@@ -158,12 +183,13 @@ class GradientLearner(Learner):
             share = self._reader.get(step, part, self.left_out)
         if step + 1 < self.total_steps:
             self._reader.expect(step + 1, part, self.left_out)
-        passes = len(share.ids) // self.config.train.micro_batch
+        passes = len(self._slices(step, part))
         set_lr(self.sync.optimizer, self.lr_of(step))
         with Timed("sync.begin") as begin:
             self.sync.begin(step, passes)
         facts = self.config.sync
-        if step == end - 1 and facts.keeps_replicas_equal and facts.reduces_to_mean:
+        is_even = not self.config.train.batch_tokens  # of which one micro-batch is like another
+        if step == end - 1 and facts.keeps_replicas_equal and facts.reduces_to_mean and is_even:
             self.noise_scale.arm()
         self.task.begin(step)
         survey_s = self._survey(step, part, share) if self.config.task.meets_before_backward else 0.0
@@ -208,8 +234,9 @@ class GradientLearner(Learner):
         self.noise_scale.weigh(weight, self.task.count(share.ids[:micro_batch].numpy()), share.all_targets)
         for rows, ids, draws in self._micro_batches(step, part, share):
             sums = self._sums_of(step, rows, ids, draws)
-            (sums.aim * weight).backward()
-            totals += sums.values
+            is_there = rows.stop > rows.start  # else its gradients are 0, and all ranks meet as often
+            (sums.aim * (weight if is_there else 0.0)).backward()
+            totals += sums.values if is_there else 0.0
             self.sync.accumulated()
             self.noise_scale.disarm()
         return totals
@@ -229,18 +256,26 @@ class GradientLearner(Learner):
 
     def _micro_batches(self, step: int, part: int, share: _Share) -> Iterator[tuple[slice, Tensor, Draws | None]]:
         """Rows of this rank's examples, their ids on its device, and their draws."""
-        micro_batch, positions = self.config.train.micro_batch, self._positions(step, part, self.left_out)
+        positions, slices = self._positions(step, part, self.left_out), self._slices(step, part)
         ids = share.ids.to(self.device, non_blocking=True)
-        for first in range(0, len(ids), micro_batch):
-            rows = slice(first, first + micro_batch)
-            draws = None
-            if self._takes_draws:
-                draws = draws_for(self.config.seed, step, positions[rows]).to(self.device)
-            yield rows, ids[rows, : self._width(share.ids[rows])], draws
+        for mine in slices:
+            rows = slice(mine.start - slices[0].start, mine.stop - slices[0].start)
+            at, host, there = positions[rows], share.ids[rows], ids[rows]
+            if share.spare is not None and not mine:
+                at, host, there = np.zeros(1, dtype=np.int64), share.spare, share.spare.to(self.device)
+            width = self._width(host)
+            draws = draws_for(self.config.seed, step, at).to(self.device) if self._takes_draws else None
+            yield rows, there[:, :width], draws
 
     def _width(self, ids: Tensor) -> int:
-        """Columns of examples on the host that hold more than padding."""
-        return max(2, int((ids != IGNORED).any(0).sum())) if self.batches.pads else ids.shape[1]
+        """Columns of examples on the host up to the last that holds more than padding."""
+        if not self.batches.pads:
+            return ids.shape[1]
+        is_there = (ids != IGNORED).any(0)
+        last = int(is_there.nonzero()[-1]) + 1 if bool(is_there.any()) else 1
+        self._padding.count(ids, last)
+        columns = self.task.columns
+        return min(ids.shape[1], max(2, -(-last // columns) * columns))
 
     def _sums_of(self, step: int, rows: slice, ids: Tensor, draws: Draws | None) -> Sums:
         """The task's sums over a micro-batch, which are `rows` of this rank's examples."""
@@ -346,6 +381,33 @@ class GradientLearner(Learner):
         self._trace.close()
         self._reader.close()
         self.sync.close()
+
+
+def _order_of(config: RunConfig, source: Source, task: Task, manifest: Manifest) -> Any:
+    """The training order over texts, or over records as the task lays them out."""
+    data, train = config.data, config.train
+    if isinstance(source, Records):
+        assert isinstance(task, RecordTask)
+        layout = task.layout(source, data.seq_len)
+        return RecordBatches(layout, seed=config.seed, most=train.global_batch, batch_tokens=train.batch_tokens)
+    return order_over(source, OrderSettings(data.seq_len, train.global_batch, config.seed, manifest.eos_id), data.order)
+
+
+class Padding:
+    """What part of the places in this rank's batches holds nothing."""
+
+    def __init__(self) -> None:
+        self._places = self._there = 0
+
+    def count(self, ids: Tensor, width: int) -> None:
+        self._places += len(ids) * width
+        self._there += int((ids != IGNORED).sum())
+
+    def share(self) -> dict[str, float]:
+        """Of all since the last time; nothing where nothing is padded."""
+        found = {"padding": 1 - self._there / self._places} if self._places else {}
+        self._places = self._there = 0
+        return found
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

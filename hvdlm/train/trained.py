@@ -11,13 +11,18 @@ from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, Vocabulary, build_model
 from hvdlm.models.lora import add_lora
 from hvdlm.tables import counted
+from hvdlm.tasks import Task
 from hvdlm.train.config import RunConfig
 from hvdlm.train.parts import model_vocabulary
 
 
-def model_of(config: RunConfig, vocabulary: Vocabulary) -> LanguageModel:
-    """The run's model on the CPU, with its adapters and with what is frozen."""
+def model_of(config: RunConfig, vocabulary: Vocabulary, task: Task) -> LanguageModel:
+    """The run's model on the CPU, with the head of its task, its adapters, and with what is frozen.
+
+    The same config and data give the same weights.
+    """
     model = build_model(config.model, model_vocabulary(config, vocabulary), config.seed)
+    task.fit(model)
     if config.lora is not None:
         add_lora(model, config.lora)
     freeze(model, config.freeze)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 
 from hvdlm.data.corpora import Corpora
+from hvdlm.data.records import Records
 from hvdlm.errors import UserError
 from hvdlm.session.metrics import RunLog
 from hvdlm.tables import figure
 from hvdlm.tasks.evaluate import Evaluation, Protocol, SplitEvaluation
 from hvdlm.tasks.interface import in_words
+from hvdlm.tasks.record_evaluation import RecordEvaluation, RecordSplit
+from hvdlm.tasks.records import RecordTask
 from hvdlm.train.config import RunConfig
 from hvdlm.train.learner import Learner
 
@@ -21,7 +24,7 @@ class Validation:
 
     def __init__(self, config: RunConfig, learner: Learner, corpora: Corpora) -> None:
         self._train, self._learner = config.train, learner
-        self._split: SplitEvaluation | None = None
+        self._split: SplitEvaluation | RecordSplit | None = None
         in_order, self.protocol = config.data.order == "contiguous", ""  # how it reads, in words
         self._carries = config.reads_streams
         judges = config.train.patience or config.train.target_loss is not None or config.optim.needs_validation
@@ -30,7 +33,10 @@ class Validation:
                 f"{corpora}: has no validation split, which train.patience, train.target_loss and optim.schedule: "
                 "plateau need; preprocess with split.val, or leave them out"
             )
-        if corpora.having("val"):
+        if corpora.having("val") and config.task.reads_records:
+            self._split = self._of_records(corpora)
+            self.protocol = str(self._split)
+        elif corpora.having("val"):
             protocol = Protocol(
                 seq_len=config.data.seq_len,
                 max_tokens=config.train.eval_tokens,
@@ -41,9 +47,20 @@ class Validation:
             self._split = SplitEvaluation(corpora, "val", protocol)
             self.protocol = self._split.protocol
 
-    def run(self, step: int, run_log: RunLog) -> Evaluation | None:
+    def _of_records(self, corpora: Corpora) -> RecordSplit:
+        config, task = self._learner.config, self._learner.task
+        assert isinstance(task, RecordTask)
+        records = Records(corpora.corpora[0].path, "val", corpora.manifest)
+        most = config.train.eval_tokens
+        if most:  # about so many tokens, as of windows
+            most = max(1, round(most * len(records) / max(1, int(records.num_tokens().sum()))))
+        return RecordSplit(task, records, config.data.seq_len, most=most)
+
+    def run(self, step: int, run_log: RunLog) -> Evaluation | RecordEvaluation | None:
         if self._split is None:
             return None
+        if isinstance(self._split, RecordSplit):
+            return self._look_at_records(self._split, step, run_log)
         train, model, world = self._train, self._learner.model, self._learner.world
         result, by_corpus = self._split.run(
             model, self._learner.task, batch=train.micro_batch, precision=train.precision, world=world
@@ -55,4 +72,14 @@ class Validation:
             *(step, result.loss, figure(result.perplexity, 4), in_words(result.figures, ", "), result.coverage),
             f", {self.protocol}" if self._carries else "",
         )
+        return result
+
+    def _look_at_records(self, split: RecordSplit, step: int, run_log: RunLog) -> RecordEvaluation:
+        learner = self._learner
+        task = learner.task
+        assert isinstance(task, RecordTask)
+        result = split.evaluate(learner.model, task, self._train.precision, learner.world, judges=task.is_judged_often)
+        run_log.write(step, "val", loss=result.loss, num_records=result.num_records, **result.numbers)
+        own = in_words({name: result.numbers[name] for name in task.shown if name in result.numbers}, ", ")
+        log.info("step %d: validation loss %.4f%s, on %s", step, result.loss, own, result.coverage)
         return result

@@ -84,15 +84,15 @@ def _seekable(file: BinaryIO, part: Part) -> tuple[BinaryIO | BadRecord, BrokenS
 
 
 def _wanted(schema: Any, part: Part, options: ReadOptions) -> list[FieldPath | None]:
-    """Where text, id and label are."""
-    keys = (options.text_key, options.id_key, options.label_key)
+    """Where what the options ask for is: text, id and label, or with fields id, label and these."""
+    keys = tuple(options.keys.values())
     paths = [None if key is None else _field_path(schema, key) for key in keys]
     if any(key is not None and path is None for key, path in zip(keys, paths, strict=True)):
         wanted_columns(schema.names, part, options, [key for key, path in zip(keys, paths, strict=True) if path])
     kind = schema
     for name in paths[0] or []:
         kind = kind.field(name).type
-    if not _is_text(kind):
+    if not options.fields and not _is_text(kind):
         raise UserError(f"{part.path}: column {options.text_key!r} is {listed([str(kind)])}, not string; set text_key")
     return paths
 
@@ -159,8 +159,10 @@ def _rows(
 
 
 def _document(cells: list[Any], position: int, part: Part, options: ReadOptions) -> Document | LongDocument | BadRecord:
-    text, id_, label = cells
     place = f"{part.path}: row {position}"
+    if options.fields:
+        return _labelled(cells, position, place)
+    text, id_, label = cells
     while text.is_valid and not hasattr(text, "as_buffer"):
         text = text.value  # of a dictionary, an extension, a run or a union
     if not text.is_valid:
@@ -176,6 +178,18 @@ def _document(cells: list[Any], position: int, part: Part, options: ReadOptions)
         return BadRecord(place, WRONG_TEXT)
     except NO_VALUE as error:
         return BadRecord(place, f"its id or label cannot be shown ({_first_line(error)})")
+
+
+def _labelled(cells: list[Any], position: int, place: str) -> Document | BadRecord:
+    """A row of labelled records."""
+    id_, label, *fields = cells
+    try:
+        raw = tuple(cell.as_py() for cell in fields)
+        return Document("", position, name_of(id_), name_of(label), raw=raw)
+    except UnicodeDecodeError:
+        return BadRecord(place, WRONG_TEXT)
+    except NO_VALUE as error:
+        return BadRecord(place, f"one of its values cannot be shown ({_first_line(error)})")
 
 
 def _chunks(data: memoryview) -> Iterator[bytes]:

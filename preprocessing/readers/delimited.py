@@ -60,6 +60,9 @@ def read_rows(
         yield BadRecord(f"{part.path}: header row", header)
         return
     wanted = [None if name is None else header.index(name) for name in wanted_columns(header, part, options)]
+    if options.fields:
+        yield from _labelled(table, header, wanted)
+        return
     text_at, id_at, label_at = wanted
     assert text_at is not None, "wanted_columns has found it"
     table.expect(header, wanted)
@@ -79,6 +82,27 @@ def read_rows(
         if text[:1] in SIGNS or text[-1:] == "\\" or text == header[text_at]:
             table.remark_on(cells, text)
         yield Document(text, table.number, id_, label)
+
+
+def _labelled(table: _Table, header: list[str], wanted: list[int | None]) -> Iterator[Document | BadRecord]:
+    """Rows of labelled records; `wanted` are the columns of id, label and fields."""
+    id_at, label_at, *fields_at = wanted
+    table.expect(header, [fields_at[0], id_at, label_at])
+    for row in table.rows():
+        if isinstance(row, LongRow):
+            row.close()
+            row = f"{larger_than_limit(documents.MAX_DOCUMENT_BYTES)}; a labelled record is read as a whole"
+        if isinstance(row, str):
+            yield BadRecord(table.place, row)
+            continue
+        if row[0][:1] == BOM:
+            table.unmark(row)
+        id_, label = (None if at is None else row[at] for at in (id_at, label_at))
+        raw = tuple(row[at] for at in fields_at if at is not None)
+        first = raw[0]
+        if first[:1] in SIGNS or first[-1:] == "\\" or row == header:
+            table.remark_on(row, first)
+        yield Document("", table.number, id_, label, raw=raw, place=table.place)
 
 
 class _Table:

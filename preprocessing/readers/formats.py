@@ -16,9 +16,10 @@ from hvdlm.tables import counted
 
 from ..compression import BrokenStream, break_of, is_compressed, open_plain, plain_suffix
 from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions, one_line
-from . import columnar, delimited, json_values, jsonl, text, web
+from . import columnar, conll, delimited, json_values, jsonl, parallel, squad, text, web
 from .cutting import in_pieces
 from .encodings import Recoded
+from .labelled import typed
 from .sniffing import foreign, has_old_line_ends, head_of, looks_like_utf8, markup, other_kind, with_new_line_ends
 
 log = logging.getLogger("hvdlm")
@@ -52,6 +53,10 @@ FORMATS: dict[str, Format] = {
     "tsv": Format(partial(delimited.read_rows, dialect=delimited.TSV), (".tsv",), is_table=True, counts="row"),
     "parquet": Format(columnar.read_parquet, (".parquet",), is_text=False, counts="row"),
     "arrow": Format(columnar.read_arrow, (".arrow", ".feather", ".ipc"), is_text=False, counts="row"),
+    "conll": Format(conll.read_conll, (".conll", ".bio", ".bmes", ".bioes"), splittable=True),
+    "conllu": Format(conll.read_conllu, (".conllu",), splittable=True),
+    "squad": Format(squad.read_squad, is_table=True, counts="question"),
+    "parallel": Format(parallel.read_parallel, counts="line"),
     "html": Format(web.read_html, (".html", ".htm", ".xhtml"), is_text=False),
     "warc": Format(web.read_warc, (".warc",), is_text=False, counts="record"),
     "wet": Format(web.read_wet, (".wet",), is_text=False, counts="record"),
@@ -134,7 +139,7 @@ def read_documents(part: Part, options: ReadOptions) -> Iterator[Document | BadR
             elif reason := other_kind(name, head_of(file)):
                 yield BadRecord(part.path, reason)
             else:
-                yield from in_pieces(format_.read(file, part, options), part, options)
+                yield from _given(format_, file, part, options)
     except UnicodeError as error:  # of a whole stream, such as UTF-16 without a byte order mark
         yield BadRecord(part.path, f"is not {options.encoding} ({error}); set another encoding")
     except OSError as error:
@@ -148,6 +153,12 @@ def read_documents(part: Part, options: ReadOptions) -> Iterator[Document | BadR
         if broken is None:
             raise
         yield BadRecord(part.path, str(broken))
+
+
+def _given(format_: Format, file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
+    """What a reader gives: texts in pieces, and labelled records typed."""
+    found = in_pieces(format_.read(file, part, options), part, options)
+    return typed(found, format_.counts, part, options.fields) if options.fields else found
 
 
 def _read_text(format_: Format, file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
@@ -169,7 +180,7 @@ def _read_text(format_: Format, file: BinaryIO, part: Part, options: ReadOptions
         file, head = recoded.file, head_of(recoded.file)
     if format_.has_lines and has_old_line_ends(head):
         file = with_new_line_ends(file)
-    given = in_pieces(format_.read(file, part, options), part, options)
+    given = _given(format_, file, part, options)
     if recoded is None:
         yield from given
         return

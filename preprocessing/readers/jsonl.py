@@ -96,6 +96,8 @@ def read_record(line: bytes, position: int, part: Part, options: ReadOptions) ->
             record = _loads(text.removeprefix("\ufeff"))  # of a file that was put behind another one
         except (ValueError, RecursionError) as error:
             return _bad(part, position, f"{INVALID} ({error or 'nested too deeply'})")
+    if options.fields:
+        return _labelled(record, line, position, part, options)
     key = options.text_key
     value = record[key] if isinstance(record, dict) and key in record else _value(record, key)
     if value is MISSING:
@@ -112,6 +114,32 @@ def read_record(line: bytes, position: int, part: Part, options: ReadOptions) ->
         return Document(as_text(value), position, *_id_and_label(record, line, options))
     except RecursionError:
         return _bad(part, position, "nested too deeply to tell how its id or label is written")
+
+
+def _labelled(record: Any, line: bytes, position: int, part: Part, options: ReadOptions) -> Document | BadRecord:
+    """A record whose fields are typed behind the readers."""
+    assert options.fields is not None
+    values = [_value(record, key) for key in options.fields.keys]
+    for (setting, key), value in zip(options.fields.asked.items(), values, strict=True):
+        if value is MISSING:
+            keys = listed(record) if isinstance(record, dict) else type(record).__name__
+            return _bad(part, position, f"no key {key!r} (it has: {keys}); set {setting}")
+        head = key.rpartition(".")[2]
+        if line.count(f'{head}"'.encode()) > 1 and _is_twice(line, key):
+            return _bad(part, position, f"{key!r} is there twice; leave one of them")
+    try:
+        return Document("", position, *_id_and_label(record, line, options), raw=tuple(map(whole_value, values)))
+    except RecursionError:
+        return _bad(part, position, "nested too deeply to tell how its id or label is written")
+
+
+def whole_value(value: Any) -> Any:
+    """`whole_characters` of all strings in it."""
+    if isinstance(value, str):
+        return whole_characters(value)
+    if isinstance(value, list):
+        return [whole_value(one) for one in value]
+    return {name: whole_value(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def _loads(data: str | bytes) -> Any:
@@ -224,6 +252,10 @@ def _larger_record(
     stands before the text must fit into the first piece.
     """
     start = next(pieces)
+    if options.fields:
+        size = len(start) + sum(map(len, pieces))
+        yield _bad(part, position, f"{larger_than_limit()} ({size} bytes); a labelled record is read as a whole")
+        return
     found = _opening(start, options)
     if found is None:
         size = len(start) + sum(map(len, pieces))

@@ -18,8 +18,8 @@ def larger_than_limit(num_bytes: int | None = None) -> str:
 def wanted_columns(
     names: Sequence[str], part: Part, options: ReadOptions, found: Sequence[str | None] = ()
 ) -> list[str | None]:
-    """The columns of text, id and label, each in the table exactly once, but for those `found` already."""
-    keys = {"text_key": options.text_key, "id_key": options.id_key, "label_key": options.label_key}
+    """The columns that the options ask for, each in the table exactly once, but for those `found` already."""
+    keys = options.keys
     for key, name in keys.items():
         if name is None or name in found:
             continue

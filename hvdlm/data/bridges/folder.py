@@ -11,7 +11,7 @@ import numpy as np
 
 from hvdlm.data.bridges.interface import ConvertOptions, SourceCorpus, TokenSplit
 from hvdlm.data.manifest import MANIFEST, Manifest, ShardEntry, manifest_of, read_manifest, write_manifest
-from hvdlm.data.shards import COLUMNS, ShardLabels, doc_column, doc_offsets, write_shard
+from hvdlm.data.shards import COLUMNS, ShardLabels, doc_column, doc_offsets, pack_strings, write_shard
 from hvdlm.data.stream import TokenStream
 from hvdlm.data.verify import read_back
 from hvdlm.errors import UserError
@@ -106,7 +106,7 @@ def _write_shards(folder: Path, name: str, corpus: SourceCorpus, options: Conver
             split.pieces(int(offsets[first]), int(offsets[last])),
             split.lengths[first:last],
             labels,
-            {column: values[first:last] for column, values in split.columns.items()},
+            {column: pack_strings(values[first:last]) for column, values in split.columns.items()},
         )
         for number, (first, last) in enumerate(itertools.pairwise(cuts))
     )

@@ -134,7 +134,7 @@ class Hmm(LanguageModel):
         return (self.inside.detach().softmax(0).repeat(num, 1),)
 
     def forward(
-        self, ids: Tensor, state: State | None = None, draws: Draws | None = None
+        self, ids: Tensor, state: State | None = None, draws: Draws | None = None, *, lengths: Tensor | None = None
     ) -> tuple[Tensor, State | None]:
         with torch.autocast(ids.device.type, enabled=False):
             initial, inside, transition = (part.softmax(-1) for part in (self.initial, self.inside, self.transition))

@@ -178,7 +178,7 @@ class Ngram(LanguageModel):
         return (torch.full((num, self.config.order - 1), -1, device=self.device),)
 
     def forward(
-        self, ids: Tensor, state: State | None = None, draws: Draws | None = None
+        self, ids: Tensor, state: State | None = None, draws: Draws | None = None, *, lengths: Tensor | None = None
     ) -> tuple[Tensor, State | None]:
         (before,) = self.initial_state(len(ids)) if state is None else state
         seen = torch.cat((before, ids), 1)  # (B, order - 1 + T)

@@ -41,14 +41,15 @@ def sight_of(  # noqa: PLR0913 - the ways in which less than all is seen
     causal: bool = True,
     window: int | None = None,
     known: Tensor | None = None,
+    segments: Tensor | None = None,
     bias: Callable[[Tensor], Tensor] | None = None,
 ) -> Sight:
     """The last of `time` queries stands where the last of `seen` keys does.
 
-    `known` (B, S) bool says which keys there are. A query sees its own place in any case, for a softmax over nothing
-    is NaN.
+    `known` (B, S) bool says which keys there are; of `segments` (B, T), where all keys are those of the queries, one
+    sees its own alone. A query sees its own place in any case, for a softmax over nothing is NaN.
     """
-    if bias is None and known is None and (window is None or seen <= window):  # no (T, S) is built
+    if bias is None and known is None and segments is None and (window is None or seen <= window):  # no (T, S) is built
         if not causal or time == 1:
             return Sight()
         if time == seen:
@@ -60,6 +61,8 @@ def sight_of(  # noqa: PLR0913 - the ways in which less than all is seen
         mask = mask & (distance.abs() < window)
     if known is not None:
         mask = mask & known[:, None, None, :] | (distance == 0)  # (B, 1, T, S)
+    if segments is not None:
+        mask = mask & (segments[:, None, :, None] == segments[:, None, None, :])
     return Sight(mask=mask if bias is None else torch.where(mask, bias(distance), float("-inf")))
 
 

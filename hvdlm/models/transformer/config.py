@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from hvdlm.models.interface import LanguageModel, Vocabulary
+from hvdlm.models.interface import BODY_TASKS, LanguageModel, Vocabulary
 from hvdlm.models.presets import departures, filled
 from hvdlm.models.transformer.model import Transformer
 from hvdlm.models.transformer.options import Options
@@ -27,7 +27,7 @@ class TransformerConfig(Options):
     def tasks(self) -> tuple[str, ...]:
         if self.encoder_layers:
             return ("seq2seq",)
-        return ("lm",) if self.causal else ("mlm",)
+        return ("lm", "seq2seq", *BODY_TASKS) if self.causal else ("mlm", *BODY_TASKS)
 
     @property
     def task_remedy(self) -> str:

@@ -15,10 +15,11 @@ from hvdlm.compute.draws import Draws
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.models.interface import LanguageModel, State, Vocabulary
+from hvdlm.models.padding import known_of, only
 from hvdlm.models.transformer.attention import source_sight
 from hvdlm.models.transformer.blocks import Block, Head, initialize
 from hvdlm.models.transformer.options import Options
-from hvdlm.models.transformer.stack import Encoder, Entrance, Source, known_of, last_norm_of, only, through, view_of
+from hvdlm.models.transformer.stack import Encoder, Entrance, Source, last_norm_of, through, view_of
 
 
 class Held(NamedTuple):
@@ -43,14 +44,16 @@ class Transformer(LanguageModel):
 
     def __init__(self, options: Options, vocabulary: Vocabulary) -> None:
         super().__init__()
-        self.options = options
+        self.options, self.hidden_width = options, options.width
+        self.num_token_types = options.token_types
         self.start_id = vocabulary.eos_id if options.decoder_start is None else options.decoder_start
         self._pad_id = vocabulary.eos_id
         if self.start_id >= vocabulary.size:
             raise UserError(f"model.decoder_start: {self.start_id} is no id of a vocabulary of {vocabulary.size}")
         kinds = options.embed_dropout, options.residual_dropout, options.attention_dropout
         self.takes_draws = any(map(options.dropout_of, kinds))
-        crosses = options.encoder_layers > 0
+        self.reads_source = crosses = options.encoder_layers > 0
+        self.takes_segments = not crosses
         sites = Block.num_sites(crosses=crosses)
         self.embed = nn.Embedding(vocabulary.size, options.width)
         self.entrance = Entrance(options, site=0)
@@ -85,19 +88,25 @@ class Transformer(LanguageModel):
         *,
         lengths: Tensor | None = None,
         types: Tensor | None = None,
+        segments: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
         """As any family's; a model with an encoder begins with the state that `encode` gives.
 
         `lengths` (B,) of a model that sees both sides: what stands behind them is padding, of which nobody sees
         anything, and whose hidden vectors are 0. `types` (B, T) int64 below `token_types`: which kind of text a token
         is of; None: all of kind 0.
+
+        `segments` (B, T) of a model without an encoder, and without a state: each run of one number is a text for
+        itself, as if it stood in a row of its own, but for rounding.
         """
+        assert segments is None or (state is None and self.encoder is None)
         options, time, held = self.options, ids.shape[1], self._held(state)
         padding = None if options.causal else known_of(lengths, time)
         known = self._known(held, time) if options.causal else padding
         x = self.embed(ids)  # (B, T, C)
-        view = view_of(self.entrance, options, x, held.length + time, known, causal=options.causal)
-        x = only(self.entrance(x, draws, first=held.length, types=types), padding)
+        seen = held.length + time
+        view = view_of(self.entrance, options, x, seen, known, causal=options.causal, segments=segments)
+        x = only(self.entrance(x, draws, first=held.length, types=types, segments=segments), padding)
         source, frugal = self._source(held), options.activation_checkpointing
         x, after = through(self.blocks, x, view, draws, frugal=frugal, pasts=held.pasts, source=source)
         x = only(self.norm(x), padding)
@@ -114,6 +123,13 @@ class Transformer(LanguageModel):
         parts = [part for cross in crosses for part in cross.keys_values(hidden)]
         everything = torch.ones_like(source, dtype=torch.bool) if known is None else known
         return (*self._no_past(len(source)), *parts, everything)
+
+    def prompted(self, ids: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, State]:
+        """With an encoder ids are its source, and the start id is what the decoder reads first."""
+        if self.encoder is None:
+            return super().prompted(ids, lengths)
+        ones = torch.ones_like(ids[:, 0])
+        return torch.full_like(ids[:, :1], self.start_id), ones, self.encode(ids, lengths)
 
     def decoder_inputs(self, targets: Tensor) -> Tensor:
         """Targets (B, T) one place to the right, behind the start id; an id, too, where they are IGNORED."""

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hvdlm.compute.draws import Draws, dropout
 from hvdlm.models.interface import State
+from hvdlm.models.padding import only
 from hvdlm.models.transformer.attention import Sight, View, sight_of
 from hvdlm.models.transformer.blocks import Block, norm_of
 from hvdlm.models.transformer.options import Options
@@ -28,16 +29,41 @@ class Entrance(nn.Module):
         self.scale = options.width**0.5 if options.embed_scale else 1.0
         self.dropout, self.site = options.dropout_of(options.embed_dropout), site
 
-    def forward(self, x: Tensor, draws: Draws | None, *, first: int = 0, types: Tensor | None = None) -> Tensor:
-        """(B, T, C), which stand at the positions from `first` on; `types` (B, T) are kinds of text, None: all 0."""
+    def forward(
+        self,
+        x: Tensor,
+        draws: Draws | None,
+        *,
+        first: int = 0,
+        types: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T, C), which stand at the positions from `first` on, or each at its place in its segment.
+
+        `types` (B, T) are kinds of text, None: all 0.
+        """
         x = x if self.scale == 1.0 else x * self.scale
-        added = self.positions.added(first, x.shape[1])
+        added = self.positions.added(first, x.shape[1]) if segments is None else self._added_within(segments)
         x = x if added is None else x + added
         if self.types is not None:
             x = x + (self.types.weight[0] if types is None else self.types(types))
         elif types is not None:
             raise ValueError("model.token_types is 0: this model knows one kind of text")
         return dropout(self.norm(x), self.dropout, draws, self.site)
+
+    def _added_within(self, segments: Tensor) -> Tensor | None:
+        """As `added` of positions, (B, T, C). What is relative needs none: distances within a segment stay."""
+        places = places_within(segments)
+        added = self.positions.added(0, int(places.max()) + 1)
+        return None if added is None else added[places]
+
+
+def places_within(segments: Tensor) -> Tensor:
+    """From 0 on in each run of one number, of (B, T)."""
+    place = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return place - torch.where(begins, place, 0).cummax(dim=1).values
 
 
 class Encoder(nn.Module):
@@ -61,10 +87,21 @@ class Encoder(nn.Module):
         return only(self.norm(x), known)
 
 
-def view_of(entrance: Entrance, options: Options, x: Tensor, seen: int, known: Tensor | None, *, causal: bool) -> View:
+def view_of(  # noqa: PLR0913 - the ways in which less than all is seen
+    entrance: Entrance,
+    options: Options,
+    x: Tensor,
+    seen: int,
+    known: Tensor | None,
+    *,
+    causal: bool,
+    segments: Tensor | None = None,
+) -> View:
     """Of the positions that x (B, T, C) has, the last of `seen`."""
     bias, window = entrance.positions.bias, options.window
-    sight = sight_of(x.shape[1], seen, x.device, causal=causal, window=window, known=known, bias=bias)
+    sight = sight_of(
+        x.shape[1], seen, x.device, causal=causal, window=window, known=known, segments=segments, bias=bias
+    )
     return View(sight, entrance.positions.rotation(seen, x.device), options.keep)
 
 
@@ -99,13 +136,3 @@ def through(  # noqa: PLR0913 - blocks and what they read
 def last_norm_of(options: Options) -> nn.Module:
     """Behind the last block, where no norm stands yet."""
     return norm_of(options) if options.norm_position == "pre" else nn.Identity()
-
-
-def known_of(lengths: Tensor | None, time: int) -> Tensor | None:
-    """Which of `time` tokens come before the end of their row, bool (B, T)."""
-    return None if lengths is None else torch.arange(time, device=lengths.device) < lengths.unsqueeze(1)
-
-
-def only(x: Tensor, known: Tensor | None) -> Tensor:
-    """x (B, T, C) with 0 for padding."""
-    return x if known is None else x.masked_fill(~known.unsqueeze(-1), 0.0)

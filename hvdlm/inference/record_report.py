@@ -1,0 +1,54 @@
+"""The result of an evaluation of labelled records as people read it: tables as wide as a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hvdlm.scoring.confusion import as_table, draw
+from hvdlm.tables import figure, table
+
+INTERVAL = "_interval"
+HIDDEN = {"step", "num_records", "seq_len"}  # said in words
+# Averages that say the same as another figure that is shown, or that few ask for.
+FOLDED = tuple(f"{name}_{kind}" for name in ("precision", "recall") for kind in ("micro", "macro", "weighted"))
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """Figures with their 95 % intervals, those of classes or types, and the confusion matrix."""
+    parts = [_figures(found)]
+    for name, head in (("by_class", "class"), ("by_type", "type")):
+        if by_name := found.get(name):
+            parts.append(_by_name(by_name, head))
+    if "confusion" in found:
+        parts.append(as_table(np.array(found["confusion"]), found["labels"]))
+    where = f"{found['split']} of {found['data']}: {found['num_records']:,} {found['protocol']}; step {found['step']}"
+    return "\n\n".join([*parts, where])
+
+
+def draw_confusion(found: Mapping[str, Any], path: Path) -> None:
+    """The confusion matrix as a picture."""
+    draw(np.array(found["confusion"]), found["labels"], path)
+
+
+def _figures(found: Mapping[str, Any]) -> str:
+    rows = []
+    for name, value in found.items():
+        if not isinstance(value, int | float) or name in HIDDEN or name in FOLDED:
+            continue
+        low, high = found.get(f"{name}{INTERVAL}") or (None, None)
+        ends = "" if low is None or high is None else f"{figure(low, 4)} to {figure(high, 4)}"
+        rows.append([name.replace("_", " "), figure(value, 4) if isinstance(value, float) else f"{value:,}", ends])
+    return table(["figure", "value", "95 % interval"], rows)
+
+
+def _by_name(by_name: Mapping[str, Mapping[str, float]], head: str) -> str:
+    names = ("precision", "recall", "f1")
+    rows = [
+        [label, *(f"{values[name]:.4f}" for name in names), f"{round(values['support']):,}"]
+        for label, values in by_name.items()
+    ]
+    return table([head, *names, "records" if head == "class" else "spans"], rows)

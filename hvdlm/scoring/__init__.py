@@ -1,0 +1,1 @@
+"""What predictions are worth: integers that add up over records and ranks, and figures with intervals made of them."""

@@ -1,0 +1,119 @@
+"""A confusion matrix as people read it: a table as wide as a terminal, and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hvdlm.errors import UserError
+from hvdlm.scoring.intervals import ratio
+from hvdlm.tables import table
+
+WIDTH = 80  # columns of a terminal
+NAME_WIDTH = 16  # of a label; a longer one is cut
+# Fonts with Chinese, Japanese and Korean letters, where the machine has one.
+CJK_FONTS = (
+    *(f"{family} {region}" for family in ("Noto Sans CJK", "Noto Serif CJK") for region in ("SC", "JP", "TC")),
+    *("Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback"),
+    *("Microsoft YaHei", "SimHei", "PingFang SC", "Heiti SC", "AR PL UMing CN"),
+)
+
+
+def as_table(matrix: np.ndarray, labels: Sequence[str], *, width: int = WIDTH) -> str:
+    """Of int (K, K): gold classes are rows, predicted ones columns.
+
+    Where that would be wider than `width`, a row a class instead: its records, how many of them were found, and what
+    the others were taken for, commonest first.
+    """
+    names = [_short(label) for label in labels]
+    whole = table(
+        ["gold \\ predicted", *names], [[name, *map(str, row)] for name, row in zip(names, matrix, strict=True)]
+    )
+    if _width(whole) <= width:
+        return whole
+    numbered = [f"{place} {name}" for place, name in enumerate(names, 1)]
+    heads, rows = ["class", "records", "found"], []
+    for place, row in enumerate(matrix.tolist()):
+        rows.append([numbered[place], f"{sum(row):,}", f"{100 * ratio(row[place], sum(row)):.1f} %"])
+    columns = table(heads, rows).splitlines()
+    room = width - max(map(_width, columns)) - 2
+    taken = ["taken for", *(_mistakes(row, place, names, room) for place, row in enumerate(matrix.tolist()))]
+    filler = max(map(_width, columns))
+    return "\n".join(
+        f"{line}{' ' * (filler - _width(line))}  {end}".rstrip() for line, end in zip(columns, taken, strict=True)
+    )
+
+
+def _mistakes(row: list[int], own: int, names: Sequence[str], room: int) -> str:
+    """`names` with how often, as many as there is room for."""
+    order = sorted((place for place, times in enumerate(row) if times and place != own), key=lambda place: -row[place])
+    told = ""
+    for place in order:
+        longer = f"{told}, {names[place]} {row[place]}" if told else f"{names[place]} {row[place]}"
+        if _width(longer) > room - (3 if place != order[-1] else 0):
+            return f"{told}, …" if told else "…"
+        told = longer
+    return told
+
+
+def _short(label: str) -> str:
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(label) <= NAME_WIDTH:
+        return label
+    return set_cell_size(label, NAME_WIDTH - 1).rstrip() + "…"
+
+
+def _width(text: str) -> int:
+    from rich.cells import cell_len
+
+    return max(map(cell_len, text.splitlines()), default=0)
+
+
+def draw(matrix: np.ndarray, labels: Sequence[str], path: Path) -> None:
+    """As a picture (PNG, PDF or SVG by suffix): shares of each gold class, and counts where there is room.
+
+    Where no font here can write the labels, their numbers from 1 stand for them.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    families = _families()
+    names = [_short(label) for label in labels]
+    if not _can_write("".join(names), families):
+        names = [str(place) for place in range(1, len(names) + 1)]
+    size = max(3.5, 0.42 * len(names) + 1.8)  # inches
+    with matplotlib.rc_context({"font.family": families, "text.parse_math": False, "svg.hashsalt": "hvdlm"}):
+        figure = Figure(figsize=(size, size), layout="constrained")
+        axes = figure.add_subplot()
+        shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 4 else 0)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("gold")
+        if len(names) <= 30:
+            for (row, column), times in np.ndenumerate(matrix):
+                color = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(times) if times else "", ha="center", va="center", color=color, fontsize=7)
+        try:
+            figure.savefig(path, dpi=150)
+        except ValueError as error:  # a suffix that matplotlib does not know
+            raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+
+
+def _families() -> list[str]:
+    """Fonts to look a letter up in, one after the other, of those there are."""
+    from matplotlib import font_manager
+
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(family for family in CJK_FONTS if family in there)]  # the first comes with matplotlib
+
+
+def _can_write(text: str, families: Sequence[str]) -> bool:
+    from matplotlib import font_manager
+
+    fonts = [font_manager.get_font(font_manager.findfont(family)) for family in families]
+    return all(any(font.get_char_index(ord(letter)) for font in fonts) for letter in set(text))

@@ -1,0 +1,133 @@
+"""A split of labelled records evaluated: every record once, the same numbers at any number of ranks, to the last bit.
+
+Which examples are computed together is fixed by their lengths before ranks are known. Ranks take groups in turn; what
+they find is put in order again, and added up in that order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from hvdlm.compute.device import autocast
+from hvdlm.compute.draws import draws_for
+from hvdlm.data.record_batches import Layout
+from hvdlm.data.records import Records
+from hvdlm.models import LanguageModel
+from hvdlm.partition import spread
+from hvdlm.tasks.records import RecordTask
+from hvdlm.world.interface import World
+
+GROUP_TOKENS = 8192  # padded, of examples that are computed together
+
+
+@dataclass(frozen=True)
+class RecordEvaluation:
+    """`loss` is in nats per target. `figures` are the task's own: numbers, intervals, tables."""
+
+    loss: float
+    num_records: int
+    split_records: int
+    num_tokens: int  # targets
+    figures: dict[str, Any] = field(default_factory=dict)
+    lines: Sequence[dict[str, Any]] = ()  # a record each, where predictions were asked for; on rank 0
+
+    @property
+    def split_tokens(self) -> int:
+        """Targets of the whole split, by the share that was read."""
+        return round(self.num_tokens * self.split_records / max(1, self.num_records))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"loss": self.loss, "num_records": self.num_records, **self.figures}
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The figures that are single numbers."""
+        return {name: value for name, value in self.figures.items() if isinstance(value, int | float)}
+
+    @property
+    def coverage(self) -> str:
+        """How much of the split it is about, in words."""
+        if self.num_records == self.split_records:
+            return f"all {self.split_records:,} records"
+        return f"{self.num_records:,} of {self.split_records:,} records"
+
+
+class RecordSplit:
+    """The examples of a split in groups of about equal length."""
+
+    def __init__(self, task: RecordTask, records: Records, seq_len: int, *, most: int = 0) -> None:
+        self.records, self.layout, self._seq_len = records, task.layout(records, seq_len), seq_len
+        self._chosen = np.arange(len(records))
+        if most and most < len(records):  # from everywhere, for a look
+            self._chosen = spread(np.arange(most), most, len(records))
+        examples = np.flatnonzero(np.isin(self.layout.records, self._chosen))
+        self.groups = _groups(self.layout, examples[np.argsort(self.layout.lengths[examples], kind="stable")])
+
+    @property
+    def num_records(self) -> int:
+        return len(self._chosen)
+
+    def __str__(self) -> str:
+        return f"records, each once, at most {self._seq_len} tokens of it"
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: LanguageModel, task: RecordTask, precision: str, world: World, *, judges: bool, lines: bool = False
+    ) -> RecordEvaluation:
+        """Loss, and where it `judges` what the predictions are worth; equal on all ranks. Collective."""
+        model.eval()
+        mine: list[tuple[int, np.ndarray, list[np.ndarray]]] = []
+        with world.together():
+            for number in range(world.rank, len(self.groups), world.size):
+                mine.append((number, *self._look(model, task, self.groups[number], precision, judges=judges)))
+                world.beats += 1
+        sums, by_example = np.zeros(len(task.sums)), dict[int, np.ndarray]()
+        found = sorted((part for parts in world.gather(mine) for part in parts), key=lambda part: part[0])
+        for number, values, predictions in found:
+            sums += values
+            by_example.update(zip(self.groups[number].tolist(), predictions, strict=False))
+        named = task.named(sums)
+        figures = {name: value for name, value in task.figures(named).items() if name != "loss"}
+        told: list[dict[str, Any]] = []
+
+        def judge() -> dict[str, Any]:
+            in_order = [by_example[example] for example in range(self.layout.num_examples)]
+            judged = task.judge(self.records, self.layout, in_order, lines=lines)
+            told.extend(judged.lines)
+            return judged.figures
+
+        if judges and self.num_records == len(self.records):
+            figures |= world.on_root(judge)
+        loss, targets = task.figures(named)["loss"], round(named["targets"])
+        return RecordEvaluation(loss, self.num_records, len(self.records), targets, figures, told)
+
+    def _look(
+        self, model: LanguageModel, task: RecordTask, group: np.ndarray, precision: str, *, judges: bool
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Sums over a group of examples, and what is predicted of each."""
+        device = model.device
+        ids = torch.from_numpy(self.layout.rows(group))
+        draws = draws_for(0, 0, group).to(device) if task.evaluation_takes_draws else None
+        batch = task.batch(ids.to(device), None, draws, training=False)
+        with autocast(device, precision):
+            sums, _ = task.loss(model, batch, None, None)
+            predictions = task.predict(model, batch, self._seq_len) if judges else []
+        return sums.values.cpu().numpy(), predictions
+
+
+def _groups(layout: Layout, examples: np.ndarray) -> list[np.ndarray]:
+    """Examples of ascending length in groups that pad to at most GROUP_TOKENS, or that are one example."""
+    return list(_cut(examples, layout.lengths[examples]))
+
+
+def _cut(examples: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
+    start = 0
+    for place in range(1, len(examples) + 1):
+        if place == len(examples) or (place - start + 1) * int(lengths[place]) > GROUP_TOKENS:
+            yield examples[start:place]
+            start = place

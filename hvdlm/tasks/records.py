@@ -1,0 +1,126 @@
+"""Tasks of labelled records: which fields they read, how records become examples, what each prediction is worth."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvdlm.compute.draws import Draws
+from hvdlm.data.fields import FieldEntry, FieldType
+from hvdlm.data.record_batches import Layout
+from hvdlm.data.records import Records
+from hvdlm.data.windows import IGNORED
+from hvdlm.errors import UserError
+from hvdlm.models import LanguageModel
+from hvdlm.tasks.interface import Batch, Task, TaskConfig
+
+HEAD_SITE = -5  # of the draws of a head's dropout, behind those of noise and of the latent variable
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What predictions for a whole split are worth."""
+
+    figures: dict[str, Any]  # numbers by name, and tables; intervals as NAME_interval: [low, high]
+    lines: Sequence[dict[str, Any]] = ()  # of each record, where predictions are asked for
+
+
+class RecordTaskConfig(TaskConfig):
+    """What all tasks of records have in common."""
+
+    reads_records: ClassVar[bool] = True
+
+
+class RecordTask(Task):
+    """Its examples are rows that it lays out itself; a record has one of them or several."""
+
+    # What its predictions are worth is asked at each validation, not at the end alone.
+    is_judged_often: ClassVar[bool] = True
+    # The figures that a line of the log has room for.
+    shown: tuple[str, ...] = ()
+    predicts_text: ClassVar[bool] = False
+    predicts_tokens: ClassVar[bool] = False
+    takes_context: ClassVar[bool] = False
+
+    @abstractmethod
+    def layout(self, records: Records, seq_len: int) -> Layout:
+        """The examples of a split, each of at most seq_len tokens. UserError where the records have no such field."""
+
+    @abstractmethod
+    def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
+        """What the model says of each example: an array of any length, a function of that example alone."""
+
+    @abstractmethod
+    def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
+        """What the predictions for all examples, in order, are worth; with `lines` what each record's is."""
+
+
+def field_of(
+    fields: Mapping[str, FieldEntry], named: str | None, types: Sequence[FieldType], key: str, *, optional: bool = False
+) -> str | None:
+    """The field that a task means by a key: the named one, else the only one of these types.
+
+    UserError where there is none, unless it is `optional`, or where there are several to choose from.
+    """
+    having = [name for name, field in fields.items() if field.type in types]
+    if named is not None:
+        if named not in having:
+            raise UserError(
+                f"task.{key}: {named} is no field of type {' or '.join(types)} of the data (which has:"
+                f" {', '.join(f'{name} ({field.type})' for name, field in fields.items())})"
+            )
+        return named
+    if len(having) > 1:
+        raise UserError(f"task.{key}: the data have {' and '.join(having)} of type {' or '.join(types)}; name one")
+    if not having and not optional:
+        told = ", ".join(f"{name} ({field.type})" for name, field in fields.items()) or "no fields"
+        raise UserError(f"task.{key}: the data have no field of type {' or '.join(types)}, but {told}; preprocess anew")
+    return having[0] if having else None
+
+
+def hidden_of(model: LanguageModel, batch: Batch, draws: Draws | None, eos_id: int) -> Tensor:
+    """What the body makes of a batch (B, T, C); texts behind the first end of text are of another kind to it."""
+    if model.num_token_types < 2:
+        return model(batch.inputs, None, draws, lengths=batch.lengths)[0]
+    is_end = (batch.inputs == eos_id).long()
+    types = (is_end.cumsum(1) - is_end).clamp(max=model.num_token_types - 1)
+    return model(batch.inputs, None, draws, lengths=batch.lengths, types=types)[0]
+
+
+def lengths_of(ids: Tensor) -> Tensor:
+    """Tokens of rows (B, T) before their padding: int64 (B,)."""
+    return (ids != IGNORED).sum(1)
+
+
+def shortened(ids: np.ndarray, most: int) -> np.ndarray:
+    """At most so many ids of a text: its beginning, and the end of text behind it."""
+    return ids if len(ids) <= most else np.concatenate([ids[: most - 1], ids[-1:]])
+
+
+def room_for(lengths: Sequence[np.ndarray], most: int) -> list[np.ndarray]:
+    """How many tokens of each of several texts (n,) have place in `most`: the longest one gives way first.
+
+    >>> [part.tolist() for part in room_for([np.array([3, 9]), np.array([4, 2])], 7)]
+    [[3, 5], [4, 2]]
+    """
+    kept = [length.copy() for length in lengths]
+    over = np.maximum(sum(kept) - most, 0)
+    while over.any():
+        longest = np.argmax(np.stack(kept), axis=0)
+        for number, part in enumerate(kept):
+            others = np.max(np.stack([other for nth, other in enumerate(kept) if nth != number] or [part * 0]), axis=0)
+            is_longest = (longest == number) & (over > 0)
+            give = np.where(is_longest, np.minimum(over, np.maximum(part - others, 1)), 0)
+            kept[number] = part - give
+            over = over - give
+    return kept
+
+
+def on_host(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().to(torch.float32 if tensor.is_floating_point() else tensor.dtype).cpu().numpy()

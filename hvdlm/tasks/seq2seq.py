@@ -1,0 +1,191 @@
+"""A text from a text (`task: {kind: seq2seq}`): translation, summaries, answers that are written.
+
+An encoder reads the source, or a decoder reads it as what stands before the target; the loss is of the target alone.
+What is measured is written freely, word after word, never with the truth before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from hvdlm.compute.draws import Draws
+from hvdlm.config import choice_of
+from hvdlm.data.manifest import TOKENIZER
+from hvdlm.data.record_batches import Layout
+from hvdlm.data.records import Records, stacked
+from hvdlm.data.windows import IGNORED
+from hvdlm.decoding import Decoding, decode
+from hvdlm.errors import UserError
+from hvdlm.models import LanguageModel, State
+from hvdlm.scoring.languages import language_of
+from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
+from hvdlm.tasks.language_model import ObjectiveConfig, objective
+from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, lengths_of, shortened
+from hvdlm.tasks.text_figures import METRICS, of_texts
+from hvdlm.tokenizer import load
+
+Metric = Annotated[str, choice_of(METRICS)]
+
+
+class Seq2seqConfig(RecordTaskConfig):
+    """`task: {kind: seq2seq}`: a target text for a source text."""
+
+    kind: Literal["seq2seq"] = "seq2seq"
+    target: str | None = Field(None, description="field of type pair; null: the only one")
+    language: str | None = Field(None, description="of the target, as en, de, zh: by whose rules texts are compared")
+    metrics: list[Metric] = Field(["bleu"], description="bleu has chrf beside it, exact_match token_f1")
+    beams: int = Field(1, ge=1, le=100, description="of the search in evaluation; 1: the likeliest token each time")
+    length_penalty: float = Field(1.0, ge=0, le=10, description="a of the score log p / length^a")
+    most_tokens: int | None = Field(None, ge=1, description="of a text that is written; null: data.seq_len")
+
+    @model_validator(mode="after")
+    def _check(self) -> Seq2seqConfig:
+        if self.language is None:
+            raise ValueError("language: of the target must be said, as en or zh: BLEU and ROUGE part words by it")
+        try:
+            language_of(self.language)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def build(self, context: TaskContext) -> Task:
+        return Seq2seq(self, context)
+
+
+class PairLayout(Layout):
+    """For an encoder: tokens of the source beside those of the target."""
+
+    def __init__(self, records: Records, task: Seq2seq, seq_len: int) -> None:
+        self._records, self._task, self._seq_len = records, task, seq_len
+        sources, targets = records.num_ids(task.source), records.num_ids(task.target)
+        self.lengths = np.minimum(np.maximum(sources, targets), seq_len)
+        self.targets = np.minimum(targets, seq_len)
+        self.records = np.arange(len(records))
+        self.num_cut = int(((sources > seq_len) | (targets > seq_len)).sum())
+
+    def rows(self, examples: np.ndarray) -> np.ndarray:
+        rows = [self._row(record) for record in examples.tolist()]
+        return stacked(rows, max(map(len, rows), default=2), IGNORED)
+
+    def _row(self, record: int) -> np.ndarray:
+        fields = self._task.source, self._task.target
+        parts = [shortened(self._records.ids(field, record), self._seq_len) for field in fields]
+        return stacked(parts, max(map(len, parts)), IGNORED).T.reshape(-1)
+
+
+class PrefixLayout(Layout):
+    """For a decoder alone: source and target one behind the other, each token beside the one that is to follow."""
+
+    def __init__(self, records: Records, task: Seq2seq, seq_len: int) -> None:
+        self._records, self._task = records, task
+        sources, targets = records.num_ids(task.source), records.num_ids(task.target)
+        self._targets = np.minimum(targets, max(1, seq_len // 2 + 1))
+        self._sources = np.minimum(sources, seq_len + 1 - self._targets)
+        self.lengths = self._sources + self._targets - 1
+        self.targets = self._targets
+        self.records = np.arange(len(records))
+        self.num_cut = int(((sources > self._sources) | (targets > self._targets)).sum())
+
+    def rows(self, examples: np.ndarray) -> np.ndarray:
+        rows = [self._row(record) for record in examples.tolist()]
+        return stacked(rows, max(map(len, rows), default=2), IGNORED)
+
+    def _row(self, record: int) -> np.ndarray:
+        source = shortened(self._records.ids(self._task.source, record), int(self._sources[record]))
+        target = shortened(self._records.ids(self._task.target, record), int(self._targets[record]))
+        tokens = np.concatenate([source, target])
+        follows = np.concatenate([np.full(len(source) - 1, IGNORED), target])
+        return np.stack((tokens[:-1], follows), axis=1).reshape(-1)
+
+
+class Seq2seq(RecordTask):
+    """The denominator is the number of the targets' tokens, their ends of text among them."""
+
+    columns = 2
+    sums = ("loss", "targets", "correct")
+    predicts_tokens = True
+    is_judged_often = False  # writing takes far longer than reading
+
+    def __init__(self, config: Seq2seqConfig, context: TaskContext) -> None:
+        assert isinstance(context.objective, ObjectiveConfig)
+        context.objective.refuse_hidden(config.kind)
+        fields, vocabulary = context.fields, context.vocabulary
+        self.config, self._objective = config, context.objective
+        self._eos_id, self._bos_id, self._vocab_size = vocabulary.eos_id, vocabulary.bos_id, vocabulary.size
+        self.source = field_of(fields, None, ("text",), "source") or ""
+        self.target = field_of(fields, config.target, ("pair",), "target") or ""
+        if not fields[self.target].raw:
+            raise UserError(
+                f"task: seq2seq compares with the targets as they were written; preprocess with"
+                f" fields.{self.target}.raw: true"
+            )
+        self._has_encoder = False
+
+    def fit(self, model: LanguageModel) -> None:
+        self._has_encoder = model.reads_source
+
+    def layout(self, records: Records, seq_len: int) -> Layout:
+        return PairLayout(records, self, seq_len) if self._has_encoder else PrefixLayout(records, self, seq_len)
+
+    def count(self, ids: np.ndarray) -> int:
+        return int((ids[:, 1::2] != IGNORED).sum())
+
+    def count_of(self, lengths: np.ndarray) -> int | None:
+        return int(lengths.sum())
+
+    def batch(self, ids: Tensor, context: Tensor | None, draws: Draws | None, *, training: bool) -> Batch:
+        tokens, targets = ids[:, ::2], ids[:, 1::2]
+        return Batch(without_padding(tokens, self._eos_id), targets, lengths_of(tokens))
+
+    def loss(
+        self, model: LanguageModel, batch: Batch, state: State | None, draws: Draws | None
+    ) -> tuple[Sums, State | None]:
+        if self._has_encoder:
+            source: Any = model
+            begun = source.encode(batch.inputs, batch.lengths, draws)
+            hidden, _ = model(source.decoder_inputs(batch.targets), begun, draws)
+        else:
+            hidden, _ = model(batch.inputs, None, draws)
+        is_target = batch.targets != IGNORED
+        targets = batch.targets[is_target]  # (M,)
+        logits = model.head(hidden[is_target])  # of the targets alone: (M, V)
+        aim, nll = objective(logits.unsqueeze(0), targets.unsqueeze(0), self._objective)
+        correct, num = (logits.argmax(-1) == targets).sum(), is_target.sum()
+        return Sums(aim, torch.stack((nll.double(), num.double(), correct.double()))), None
+
+    def figures(self, sums: dict[str, float]) -> dict[str, float]:  # type: ignore[override]
+        """`token_accuracy` has the truth before each token, so that it says little of what is written freely."""
+        return {**super().figures(sums), "token_accuracy": sums["correct"] / max(1.0, sums["targets"])}
+
+    def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
+        config = self.config
+        how = Decoding(
+            beams=config.beams,
+            max_tokens=config.most_tokens or seq_len,
+            length_penalty=config.length_penalty,
+            eos_id=self._eos_id,
+            never=self._never(model),
+        )
+        assert batch.lengths is not None
+        lengths = batch.lengths if self._has_encoder else (batch.targets != IGNORED).long().argmax(1) + 1
+        found = decode(model, batch.inputs, lengths, how)
+        return [np.array(best[0].ids, dtype=np.int64) for best in found]
+
+    def _never(self, model: LanguageModel) -> tuple[int, ...]:
+        """Ids that are never written: the beginning of a text, and rows of a vocabulary that was rounded up."""
+        rows = int(getattr(model.head, "weight", torch.empty(self._vocab_size, 0)).shape[0])
+        begin = () if self._bos_id is None else (self._bos_id,)
+        return (*begin, *range(self._vocab_size, rows))
+
+    def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
+        tokenizer = load(records.folder / TOKENIZER)
+        written = [tokenizer.decode(ids).strip() for ids in predictions]
+        gold = [records.texts(self.target, record) for record in range(len(records))]
+        assert self.config.language is not None
+        return of_texts(written, gold, self.config.language, self.config.metrics, lines=lines)

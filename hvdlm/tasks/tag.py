@@ -1,0 +1,191 @@
+"""A label for each word (`task: {kind: tag}`): names, chunks, semantic roles.
+
+A word's first token carries its label, so that no entity counts more for being spelled in many (Devlin et al. 2019,
+section 5.3). With `crf` labels of a sentence are chosen together (Lafferty et al. 2001; Lample et al. 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from hvdlm.compute.draws import Draws, dropout
+from hvdlm.data.fields import WORDS
+from hvdlm.data.record_batches import Layout
+from hvdlm.data.records import Records, stacked
+from hvdlm.data.windows import IGNORED
+from hvdlm.models import LanguageModel, State
+from hvdlm.scoring.spans import legal_transitions
+from hvdlm.tasks import tag_figures
+from hvdlm.tasks.crf import LinearChainCrf
+from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
+from hvdlm.tasks.language_model import ObjectiveConfig
+from hvdlm.tasks.records import (
+    HEAD_SITE,
+    Judged,
+    RecordTask,
+    RecordTaskConfig,
+    field_of,
+    hidden_of,
+    lengths_of,
+    on_host,
+)
+
+
+class TagConfig(RecordTaskConfig):
+    """`task: {kind: tag}`: a label for each word of a text."""
+
+    kind: Literal["tag"] = "tag"
+    labels: str | None = Field(None, description="field of type labels; null: the only one")
+    predicate: str | None = Field(
+        None, description="field of type number: which word, from 0, is asked about; it is marked in the input (SRL)"
+    )
+    crf: bool = Field(True, description="labels of a sentence are chosen together, in legal order alone")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of the hidden vectors before the head")
+
+    @property
+    def extra_ids(self) -> int:  # type: ignore[override]
+        """The mark before a predicate."""
+        return 1 if self.predicate is not None else 0
+
+    def build(self, context: TaskContext) -> Task:
+        return Tag(self, context)
+
+
+class TagHead(nn.Module):
+    """Hidden vectors (B, T, C) -> scores of labels (B, T, K)."""
+
+    def __init__(self, width: int, labels: Sequence[str], scheme: str | None, *, crf: bool) -> None:
+        super().__init__()
+        self.out = nn.Linear(width, len(labels))
+        nn.init.normal_(self.out.weight, std=0.02)
+        nn.init.zeros_(self.out.bias)
+        legal = legal_transitions(labels, scheme) if scheme else None
+        self.crf = LinearChainCrf(len(labels), legal) if crf else None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.out(hidden)
+
+
+class TagLayout(Layout):
+    """Each token beside its label; IGNORED where none begins a word."""
+
+    def __init__(self, records: Records, task: Tag, seq_len: int) -> None:
+        self._records, self._task = records, task
+        marks = 0 if task.predicate is None else 1
+        self.lengths = np.minimum(records.num_tokens() + marks, seq_len)
+        self.records = np.arange(len(records))
+        self._seq_len = seq_len
+        self.num_words = records.num_values(task.text + WORDS)
+        self.targets = self.num_words.copy()
+        for record in np.flatnonzero(records.num_tokens() + marks > seq_len).tolist():
+            self.targets[record] = int((self._ids_and_firsts(record)[1] < seq_len - 1).sum())
+        self.num_cut = int((self.targets < self.num_words).sum())
+
+    def _ids_and_firsts(self, record: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of a record, marked, and the place of each word's first."""
+        task, ids = self._task, self._records.tokens(record)
+        tokens = self._records.values(task.text + WORDS, record).astype(np.int64)
+        firsts = int(task.has_bos) + np.cumsum(tokens) - tokens
+        if task.predicate is None:
+            return ids, firsts
+        asked = int(self._records.values(task.predicate, record)[0])
+        place = int(firsts[asked]) if 0 <= asked < len(firsts) else len(ids) - 1
+        return np.insert(ids, place, task.mark_id), firsts + (firsts >= place)
+
+    def rows(self, examples: np.ndarray) -> np.ndarray:
+        rows = []
+        for record in examples.tolist():
+            ids, firsts = self._ids_and_firsts(record)
+            labels = np.full(len(ids), IGNORED, dtype=np.int64)
+            labels[firsts] = self._records.values(self._task.labels_field, record)
+            if len(ids) > self._seq_len:
+                ids = np.concatenate([ids[: self._seq_len - 1], ids[-1:]])
+                labels = np.concatenate([labels[: self._seq_len - 1], [IGNORED]])
+            rows.append(np.stack((ids, labels), axis=1).reshape(-1))
+        return stacked(rows, max(map(len, rows), default=2), IGNORED)
+
+
+class Tag(RecordTask):
+    """The denominator is the number of words, of a CRF that of sentences."""
+
+    columns = 2
+    sums = ("loss", "targets")
+    shown = ("f1", "accuracy")
+
+    def __init__(self, config: TagConfig, context: TaskContext) -> None:
+        assert isinstance(context.objective, ObjectiveConfig)
+        context.objective.refuse_hidden(config.kind)
+        vocabulary, fields = context.vocabulary, context.fields
+        self.config, self._eos_id, self.has_bos = config, vocabulary.eos_id, vocabulary.bos_id is not None
+        self.text = field_of(fields, None, ("text",), "text") or ""
+        self.labels_field = field_of(fields, config.labels, ("labels",), "labels") or ""
+        self.predicate = None
+        if config.predicate is not None:
+            self.predicate = field_of(fields, config.predicate, ("number",), "predicate")
+        self.mark_id = vocabulary.size
+        self.labels, self.scheme = list(fields[self.labels_field].labels), fields[self.labels_field].scheme
+        self.takes_draws = config.dropout > 0
+
+    def fit(self, model: LanguageModel) -> None:
+        model.head = TagHead(model.hidden_width, self.labels, self.scheme, crf=self.config.crf)
+
+    def layout(self, records: Records, seq_len: int) -> Layout:
+        return TagLayout(records, self, seq_len)
+
+    def count(self, ids: np.ndarray) -> int:
+        return len(ids) if self.config.crf else int((ids[:, 1::2] != IGNORED).sum())
+
+    def count_of(self, lengths: np.ndarray) -> int | None:
+        return len(lengths) if self.config.crf else int(lengths.sum())
+
+    def batch(self, ids: Tensor, context: Tensor | None, draws: Draws | None, *, training: bool) -> Batch:
+        tokens, labels = ids[:, ::2], ids[:, 1::2]
+        inputs, lengths = without_padding(tokens, self._eos_id), lengths_of(tokens)
+        return Batch(inputs, labels, lengths, draws if training else None)
+
+    def loss(
+        self, model: LanguageModel, batch: Batch, state: State | None, draws: Draws | None
+    ) -> tuple[Sums, State | None]:
+        scores, labels, num_words = self._of_words(model, batch, draws)
+        crf = self._crf_of(model)
+        if crf is None:
+            is_word = torch.arange(scores.shape[1], device=scores.device) < num_words.unsqueeze(1)
+            target = labels.masked_fill(~is_word, IGNORED)
+            losses = F.cross_entropy(scores.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="none")
+            count = num_words.sum()
+        else:
+            losses = -crf.log_likelihood(scores, labels, num_words)  # (B,)
+            count = torch.tensor(len(losses), device=losses.device)
+        return Sums(losses.sum(), torch.stack((losses.detach().double().sum(), count.double()))), None
+
+    def _of_words(self, model: LanguageModel, batch: Batch, draws: Draws | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores (B, W, K) and labels (B, W) of words alone, in order, and how many each sentence has (B,)."""
+        hidden = hidden_of(model, batch, draws, self._eos_id)
+        is_first = batch.targets != IGNORED
+        order = (~is_first).to(torch.int8).argsort(dim=1, stable=True)  # words before all else, (B, T)
+        num_words = is_first.sum(1)
+        words = hidden.gather(1, order.unsqueeze(2).expand(-1, -1, hidden.shape[2]))
+        scores = model.head(dropout(words, self.config.dropout, batch.draws, HEAD_SITE)).float()
+        return scores, batch.targets.gather(1, order).clamp(min=0), num_words
+
+    def _crf_of(self, model: LanguageModel) -> LinearChainCrf | None:
+        assert isinstance(model.head, TagHead)
+        return model.head.crf
+
+    def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
+        scores, _, num_words = self._of_words(model, batch, None)
+        crf = self._crf_of(model)
+        found = on_host(scores.argmax(-1) if crf is None else crf.decode(scores, num_words))
+        return [row[:num] for row, num in zip(found, num_words.tolist(), strict=True)]
+
+    def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
+        gold = [records.values(self.labels_field, record) for record in range(len(records))]
+        tagging = tag_figures.Tagging(self.labels, self.scheme, self.predicate is not None)
+        return tag_figures.judged(tagging, gold, predictions, lines=lines)

@@ -1,0 +1,33 @@
+"""Labelled records: raw values become typed ones, or a bad record with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from .. import documents
+from ..documents import BadRecord, Document, Part
+from ..fields import FieldReader, Refused
+
+
+def typed(
+    given: Iterable[Document | BadRecord], counts: str, part: Part, fields: FieldReader
+) -> Iterator[Document | BadRecord]:
+    """Documents with their text and record; `counts` is what their positions are numbers of."""
+    for found in given:
+        if isinstance(found, BadRecord):
+            yield found
+            continue
+        try:
+            text, record = fields.read(found.raw)
+            if len(text) > documents.MAX_DOCUMENT_BYTES // 4:
+                raise Refused(f"its text has {len(text)} characters; a labelled record is not cut")
+        except Refused as error:
+            yield refused(found, counts, part, str(error))
+        else:
+            yield found._replace(text=text, record=record, raw=())
+
+
+def refused(document: Document, counts: str, part: Part, reason: str) -> BadRecord:
+    """The bad record that a document is for `reason`."""
+    place = document.place or f"{part.path}: {counts} {document.position}"
+    return BadRecord(place, reason, document.position if counts == "byte" else None)

@@ -1,0 +1,279 @@
+"""Tasks of labelled records, from shards to figures; the same numbers for any batches."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from labelled import ANSWERED, TAGGED, answered, make_data, run_of, tagged
+
+from hvdlm.data.manifest import read_manifest
+from hvdlm.data.record_batches import Layout, RecordBatches
+from hvdlm.data.records import Records
+from hvdlm.errors import UserError
+from hvdlm.inference.evaluate import evaluate_checkpoint
+from hvdlm.models import MODELS, Vocabulary, build_model
+from hvdlm.tasks import TASKS, TaskContext
+from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig
+from hvdlm.tasks.pooling import POOLINGS
+from hvdlm.tasks.records import room_for
+from hvdlm.train.setup import train
+from hvdlm.train.token_plan import TokenPlan
+from hvdlm.world.serial import SerialWorld
+
+TRANSFORMER = {"family": "transformer", "causal": False, "layers": 1, "heads": 2, "width": 32}
+DECODER = {"family": "transformer", "layers": 2, "heads": 2, "width": 32}
+TRANSLATOR = {
+    "family": "transformer",
+    "layers": 1,
+    "encoder_layers": 1,
+    "heads": 2,
+    "width": 32,
+    "positions": {"kind": "learned", "max_seq_len": 32},
+}
+LSTM = {"family": "lstm", "bidirectional": True, "layers": 1, "width": 24}
+KINDS = {
+    "records": (),
+    "tagged": (tagged, TAGGED),
+    "answered": (answered, ANSWERED),
+}
+# name -> data, model, task, steps' epochs, figure and what it has to reach
+CNN = {"family": "cnn", "embed_width": 16, "kernels": [1, 2], "maps": 16}
+OF_LABEL = {"kind": "classify", "label": "label"}
+BALANCED = {**OF_LABEL, "class_weights": "balanced"}
+WRITTEN = {"kind": "seq2seq", "language": "en", "metrics": ["bleu", "exact_match"]}
+CASES = {
+    "class": ("records", TRANSFORMER, {**OF_LABEL, "pair": "other"}, 10, ("accuracy", 0.85)),
+    "cnn": ("records", CNN, {**OF_LABEL, "pooling": "max"}, 8, ("accuracy", 0.8)),
+    "balanced": ("records", LSTM, BALANCED, 6, ("f1_macro", 0.75)),
+    "several": ("records", TRANSFORMER, {**OF_LABEL, "label": "topics", "pooling": "max"}, 8, ("accuracy", 0.8)),
+    "number": ("records", LSTM, {"kind": "classify", "label": "score"}, 8, ("pearson", 0.7)),
+    "tag": ("tagged", LSTM, {"kind": "tag"}, 9, ("f1", 0.8)),
+    "tag without crf": ("tagged", LSTM, {"kind": "tag", "crf": False}, 5, ("accuracy", 0.6)),
+    "predicate": ("tagged", LSTM, {"kind": "tag", "predicate": "asked"}, 9, ("f1", 0.8)),
+    "span": ("answered", TRANSFORMER, {"kind": "span", "stride": 8}, 12, ("exact_match", 0.2)),
+    "seq2seq": ("records", TRANSLATOR, WRITTEN, 12, ("bleu", 2)),
+    "decoder": ("records", DECODER, {**WRITTEN, "metrics": ["rouge"], "beams": 2}, 3, ("rouge1", 0.05)),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data_of(tmp_path_factory):
+    """A folder of shards of each kind, made once."""
+    made = {}
+
+    def data_of(kind):
+        if kind not in made:
+            made[kind] = make_data(tmp_path_factory.mktemp(kind), SerialWorld(), *KINDS[kind])
+        return made[kind]
+
+    return data_of
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_task_learns_and_is_judged(name, data_of, tmp_path):
+    kind, model, task, epochs, (figure, bar) = CASES[name]
+    config = run_of(data_of(kind), tmp_path / "run", f"train.epochs={epochs}", model=model, task=task)
+    train(config, SerialWorld())
+    lines = tmp_path / "lines.jsonl"
+    found = evaluate_checkpoint(tmp_path / "run", (), "test", SerialWorld(), predictions=lines)
+    assert found["num_records"] == 61 and found[figure] >= bar, found
+    low, high = found[f"{figure}_interval"]
+    assert low <= found[figure] <= high
+    assert len(lines.read_text().splitlines()) == 61
+
+
+def task_of(data, kind, **settings):
+    manifest = read_manifest(data)
+    vocabulary = Vocabulary(manifest.vocab_size, manifest.eos_id, manifest.bos_id)
+    context = TaskContext(vocabulary, ObjectiveConfig(), NoiseConfig(), None, manifest.fields)
+    return TASKS[kind](kind=kind, **settings).build(context), vocabulary, Records(data, "train", manifest)
+
+
+def fitted(data, model, kind, **settings):
+    """(task, model, layout, rows of 12 examples)."""
+    task, vocabulary, records = task_of(data, kind, **settings)
+    section = MODELS[model["family"]](**model).for_sequences(32)
+    size = vocabulary.size + task.config.extra_ids
+    built = build_model(section, Vocabulary(size, vocabulary.eos_id, vocabulary.bos_id), seed=0)
+    task.fit(built)
+    layout = task.layout(records, 32)
+    return task, built, layout, layout.rows(np.arange(12))
+
+
+SPLIT_CASES = {
+    name: CASES[name] for name in ("class", "several", "number", "tag", "tag without crf", "span", "seq2seq", "decoder")
+}
+
+
+@pytest.mark.parametrize("name", SPLIT_CASES)
+def test_a_gradient_is_the_same_however_examples_are_batched(name, data_of):
+    """M2, M18, M35: one batch of 12 against 12 of one, each with its own width."""
+    kind, model, settings, *_ = CASES[name]
+    task, built, layout, rows = fitted(data_of(kind), model, **settings)
+    ids = torch.from_numpy(rows)
+    total = task.count(rows)
+    assert total == task.count_of(layout.targets[:12])
+    gradients, values = [], []
+    for parts in ([ids], [ids[row : row + 1] for row in range(12)]):
+        built.zero_grad()
+        added = 0
+        for part in parts:
+            width = int((part != -100).any(0).nonzero()[-1]) + 1
+            width = -(-width // task.columns) * task.columns
+            sums, _ = task.loss(built, task.batch(part[:, :width], None, None, training=True), None, None)
+            (sums.aim / total).backward()
+            added = added + sums.values
+        gradients.append([parameter.grad.clone() for parameter in built.parameters() if parameter.grad is not None])
+        values.append(added)
+    torch.testing.assert_close(values[0], values[1], rtol=1e-6, atol=1e-6)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-6)
+    assert float(values[0][1]) == total
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_padding_has_no_part_in_what_is_pooled(pooling):
+    hidden, lengths = torch.randn(3, 5, 4), torch.tensor([1, 3, 5])
+    pooled = POOLINGS[pooling](hidden, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        alone = POOLINGS[pooling](hidden[row : row + 1, :length], torch.tensor([length]))
+        torch.testing.assert_close(pooled[row], alone[0])
+
+
+class OfLengths(Layout):
+    def __init__(self, lengths):
+        self.lengths = np.array(lengths)
+        self.targets, self.records = np.ones(len(lengths), dtype=np.int64), np.arange(len(lengths))
+
+    def rows(self, examples):
+        return examples[:, None]
+
+
+@pytest.mark.parametrize("budget", [0, 64, 500])
+def test_every_example_comes_once_an_epoch_and_batches_keep_to_the_budget(budget):
+    lengths = np.random.default_rng(0).integers(1, 60, 700)
+    batches = RecordBatches(OfLengths(lengths), seed=1, most=32, batch_tokens=budget)
+    for epoch in range(3):
+        examples = batches.examples(epoch * 700 + np.arange(700))
+        assert sorted(examples.tolist()) == list(range(700))
+        assert batches.tokens_before(epoch * 700 + 5) == epoch * lengths.sum() + lengths[examples[:5]].sum()
+    if budget:
+        plan = TokenPlan(batches)
+        sizes = [plan.batch_at(step) for step in range(plan.steps_for(1400))]
+        assert sum(sizes) == 1400 and [plan.samples_before(step) for step in (0, 1)] == [0, sizes[0]]
+        for step, size in enumerate(sizes):
+            places = plan.samples_before(step) + np.arange(size)
+            assert size == 1 or (size <= 32 and size * lengths[batches.examples(places)].max() <= budget)
+        assert plan.steps_for(plan.samples_before(9)) == 9
+        padded = sum(
+            size * lengths[batches.examples(plan.samples_before(n) + np.arange(size))].max()
+            for n, size in enumerate(sizes)
+        )
+        assert 1 - 2 * lengths.sum() / padded < 0.25
+
+
+def test_the_longest_text_gives_way_first():
+    kept = room_for([np.array([30, 5, 9, 1]), np.array([4, 30, 9, 1])], 16)
+    assert [part.tolist() for part in kept] == [[12, 5, 8, 1], [4, 11, 8, 1]]
+
+
+def test_texts_that_are_too_long_are_cut_and_counted(data_of):
+    task, _, records = task_of(data_of("records"), "classify", label="label", pair="other")
+    layout = task.layout(records, 8)
+    assert layout.num_cut == int((records.num_tokens() + records.num_ids("other") > 8).sum()) > 0
+    assert layout.lengths.max() == 8
+    eos = read_manifest(data_of("records")).eos_id
+    rows = layout.rows(np.arange(20))[:, 1:]
+    assert all((row == eos).sum() == 2 for row in rows)  # both texts have kept their ends
+
+
+def test_words_that_are_cut_off_count_as_predicted_outside(data_of, tmp_path):
+    config = run_of(data_of("tagged"), tmp_path / "run", "train.epochs=4", model=LSTM, task={"kind": "tag"})
+    train(config, SerialWorld())
+    whole = evaluate_checkpoint(tmp_path / "run", (), "test", SerialWorld())
+    cut = evaluate_checkpoint(tmp_path / "run", ("data.seq_len=4",), "test", SerialWorld())
+    assert cut["num_words"] == whole["num_words"] and cut["cut_words"] > 0
+    gold = sum(values["support"] for values in whole["by_type"].values())
+    assert gold == sum(values["support"] for values in cut["by_type"].values())
+    assert cut["recall"] < whole["recall"]
+
+
+def test_an_answer_is_found_in_whichever_window_it_stands(data_of):
+    task, _, records = task_of(data_of("answered"), "span", stride=2)
+    layout = task.layout(records, 8)
+    assert layout.num_examples > len(records)
+    texts = records.num_tokens()
+    for number in range(len(records)):
+        windows = np.flatnonzero(layout.records == number)
+        seen = np.zeros(texts[number], dtype=bool)
+        for window in windows:
+            seen[layout.starts[window] : layout.starts[window] + layout.widths[window]] = True
+        assert seen.all()
+        rows = layout.rows(windows)
+        assert (rows[:, 0] > 0).any()  # some window has the answer
+        first, last = layout.tokens_of(number, *records.values("answer", number).tolist())
+        start, stop = layout.characters_of(number, first, last)
+        assert [start, stop] == records.values("answer", number).tolist()
+
+
+WRONG = [
+    ({"kind": "classify"}, "task.label: the data have label and topics and score .* name one"),
+    ({"kind": "classify", "label": "other"}, "task.label: other is no field of type label or number"),
+    ({"kind": "classify", "label": "label", "class_weights": [1.0]}, "1 weights for 2 labels"),
+    ({"kind": "tag"}, "task.labels: the data have no field of type labels"),
+    ({"kind": "span"}, "task.answer: the data have no field of type span"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "message"), WRONG)
+def test_a_task_that_the_data_have_no_field_for_is_one_line(task, message, data_of):
+    with pytest.raises(UserError, match=message) as error:
+        task_of(data_of("records"), **task)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_that_do_not_go_together(data_of, tmp_path, data_dir):
+    data = data_of("records")
+    for overrides, message in (
+        (("data.order=documents",), "is of text; task: classify reads records"),
+        (("noise.word_dropout=0.1",), "noise: is for task: lm"),
+        (("task.kind=lm", "train.batch_tokens=5", "model.causal=true"), "train.batch_tokens: is for tasks of labelled"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_of(data, tmp_path / "run", *overrides)
+    with pytest.raises(UserError, match="holds texts, not labelled records"):
+        train(run_of(data_dir, tmp_path / "run"), SerialWorld())
+
+
+def test_other_labels_are_refused_in_evaluation(data_of, tmp_path):
+    config = run_of(data_of("records"), tmp_path / "run", task=OF_LABEL)
+    train(config, SerialWorld())
+    other = make_data(
+        tmp_path / "o", SerialWorld(), fields={"text": "text", "label": {"type": "label", "labels": ["up", "down"]}}
+    )
+    with pytest.raises(UserError, match="label has the labels up, down; .* was trained with down, up"):
+        evaluate_checkpoint(tmp_path / "run", (f"data.path={other}",), "test", SerialWorld())
+
+
+def test_lm_trains_on_the_texts_of_labelled_records(data_of, tmp_path):
+    config = run_of(data_of("records"), tmp_path / "run", model=DECODER, task={"kind": "lm"})
+    assert train(config, SerialWorld())["val_loss"] < 3
+
+
+def test_the_best_checkpoint_is_kept_and_used(data_of, tmp_path):
+    words = ("train.eval_every=5", "train.epochs=4", "checkpoint.best=accuracy", "checkpoint.keep=1")
+    config = run_of(data_of("records"), tmp_path / "run", *words, task=OF_LABEL)
+    summary = train(config, SerialWorld())
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    scores = {line["step"]: line["accuracy"] for line in metrics if line.get("split") == "val" or "accuracy" in line}
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert summary["best_step"] == best
+    assert evaluate_checkpoint(tmp_path / "run", (), "val", SerialWorld())["step"] == best
+    again = evaluate_checkpoint(tmp_path / "run", (), "val", SerialWorld())["accuracy"]
+    assert again == scores[best]
+    with pytest.raises(UserError, match="checkpoint.best: bleu is no figure of a validation"):
+        train(
+            run_of(data_of("records"), tmp_path / "r", "checkpoint.best=bleu", task=OF_LABEL),
+            SerialWorld(),
+        )
