@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from torch import nn
 from torch.optim import Optimizer
@@ -14,6 +15,8 @@ from hvdlm.tables import counted
 from hvdlm.tasks import Task
 from hvdlm.train.config import RunConfig
 from hvdlm.train.parts import model_vocabulary
+
+LAYER = re.compile(r"((?:.*\.)?(?:blocks|layers)\.)(\d+)(\..*)")
 
 
 def model_of(config: RunConfig, vocabulary: Vocabulary, task: Task) -> LanguageModel:
@@ -51,8 +54,29 @@ def in_words(model: nn.Module, optimizer: Optimizer) -> list[str]:
     total = sum(parameter.numel() for parameter in named.values())
     lines = [f"training {trained:,} of {total:,} parameters ({trained / max(1, total):.2%})"]
     for group in optimizer.param_groups:
-        kinds = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", names[id(parameter)]) for parameter in group["params"])
+        kinds = without_numbers(names[id(parameter)] for parameter in group["params"])
         numbers = sum(parameter.numel() for parameter in group["params"])
         rates = f"lr x {group.get('lr_scale', 1.0):.4g}, weight decay {group['weight_decay']:g}"
         lines.append(f"group of {counted(numbers, 'parameter')}: {rates}: {', '.join(kinds)}")
     return lines
+
+
+def without_numbers(names: Iterable[str]) -> list[str]:
+    """Names of parameters, those of layers that differ in their number alone as one.
+
+    >>> without_numbers(["embed.weight", "blocks.0.mlp.2.bias", "blocks.1.mlp.2.bias", "blocks.1.norm.bias"])
+    ['embed.weight', 'blocks.0-1.mlp.2.bias', 'blocks.1.norm.bias']
+    """
+    found: dict[tuple[str, str], list[int]] = {}
+    for name in names:
+        layer = LAYER.fullmatch(name)
+        numbers = found.setdefault((layer[1], layer[3]) if layer else (name, ""), [])
+        if layer:
+            numbers.append(int(layer[2]))
+    return [before + _span(numbers) + after for (before, after), numbers in found.items()]
+
+
+def _span(numbers: list[int]) -> str:
+    if not numbers:
+        return ""
+    return str(numbers[0]) if len(numbers) == 1 else f"{min(numbers)}-{max(numbers)}"
