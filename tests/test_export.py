@@ -141,6 +141,7 @@ def test_a_masked_model_is_exported_with_its_mask(kind, corpus, data_dir, tmp_pa
     ours = loaded(tmp_path / "run")
     mask = ours.state["vocab_size"]
     ids = tokenizer(f"some text {tokenizer.mask_token} and more", return_tensors="pt")["input_ids"]
+    assert set(tokenizer("one", "two")) == {"input_ids", "token_type_ids", "attention_mask"}
     own = torch.where(ids == tokenizer.mask_token_id, mask, ids)
     assert (own == mask).sum() == 1
     expected = ours.model.logits(own)[0]
