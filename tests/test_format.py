@@ -105,3 +105,10 @@ def test_a_folder_of_version_2_is_read_whole():
 def test_labelled_records_are_not_converted_to_what_has_no_place_for_them(tmp_path):
     with pytest.raises(UserError, match="holds labelled records.*would lose its fields"):
         convert(LABELLED, tmp_path / "out", to="jsonl")
+
+
+def test_fields_of_records_are_inspected():
+    facts = inspect(LABELLED)
+    assert facts["splits"]["train"]["fields"]["label"]["labels"].keys() == {"down", "up"}
+    text = to_text(facts)
+    assert "label (label): down" in text and "score (number): " in text and "answer (span): 1.0 answers" in text
