@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from harness import make_config, preprocess, run_training, run_values
+from labelled import make_data
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -241,3 +242,29 @@ def test_vocabularies_are_the_same_whatever_stands_before_and_behind_texts(texts
     vocab[words[0]], vocab[words[1]] = vocab[words[1]], vocab[words[0]]
     path.write_text(json.dumps(content))
     assert not encodes_alike(one, load(path, bos="auto"))
+
+
+@pytest.mark.parametrize("labels", [("down", "up"), ("no", "yes")])
+def test_a_classifier_goes_on_where_its_labels_are_the_same_and_takes_the_pooler(labels, texts, tmp_path):
+    hf_folder("bert", texts, tmp_path / "hf", padding=0)
+    folder = tmp_path / "hf"
+    random = torch.Generator().manual_seed(1)
+    head = {
+        "classifier.weight": torch.randn(2, 32, generator=random),
+        "classifier.bias": torch.ones(2),
+        "bert.pooler.dense.weight": torch.randn(32, 32, generator=random),
+        "bert.pooler.dense.bias": torch.ones(32),
+    }
+    body = {name: t for name, t in load_file(folder / "model.safetensors").items() if not name.startswith("cls.")}
+    save_file({**body, **head}, folder / "model.safetensors")
+    named = {"architectures": ["BertForSequenceClassification"], "id2label": dict(enumerate(labels))}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **named}))
+    data = make_data(tmp_path / "records", SerialWorld(), tokenizer={"path": str(folder / "tokenizer.json")})
+    task = {"kind": "classify", "label": "label", "pooling": "cls", "transform": True}
+    learner = begun(values_of(data, tmp_path / "run", folder, task=task))
+    state = model_state(learner.model)
+    assert torch.equal(state["head.transform.weight"], head["bert.pooler.dense.weight"])
+    is_same = labels == ("down", "up")
+    assert torch.equal(state["head.out.weight"], head["classifier.weight"]) == is_same
+    assert bool(state["head.out.bias"].any()) == is_same

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hvdlm.errors import UserError
-from hvdlm.exchange.heads import TaskHead, found_head
+from hvdlm.exchange.heads import TaskHead, found_head, taken_pooler
 from hvdlm.exchange.layout import Layout
 from hvdlm.exchange.layouts import LAYOUTS
 from hvdlm.exchange.settings import CONFIG, Settings, read_settings
@@ -42,6 +42,7 @@ class Imported:
     body: dict[str, Tensor]
     head: dict[str, Tensor]
     task_head: TaskHead | None = None  # of a class for classification, tagging, spans
+    pooler: dict[str, Tensor] = field(default_factory=dict)  # weight and bias of the layer before BERT's classifiers
     unused: tuple[str, ...] = field(default=())  # what our model has no place for and does without
 
     @property
@@ -79,7 +80,8 @@ def read_model(folder: Path) -> Imported:
     head = _taken(table, tensors, folder, "the head for text") if has_head else {}
     if options.tie_embeddings:
         _drop_tied(layout, tensors, body["embed.weight"], folder)
-    task_head = found_head(layout, settings.get("architectures", []), settings.get("id2label"), tensors, folder)
+    pooler = taken_pooler(tensors)
+    task_head = found_head(layout, settings, tensors, pooler)
     unused = tuple(name for name in tensors if layout.ignored_weights.search(name))
     if rest := sorted(tensors.keys() - set(unused)):
         raise UserError(
@@ -89,7 +91,7 @@ def read_model(folder: Path) -> Imported:
     rows = len(body["embed.weight"])
     _check_shapes(options, {**body, **head}, rows, folder)
     section = options.model_dump(mode="json")
-    return Imported(folder, layout.model_type, section, rows, body, head, task_head, unused)
+    return Imported(folder, layout.model_type, section, rows, body, head, task_head, pooler, unused)
 
 
 def _described(folder: Path) -> tuple[Layout, Settings, TransformerConfig]:

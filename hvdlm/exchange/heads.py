@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from hvdlm.errors import UserError
 from hvdlm.exchange.layout import HeadPlace, Layout
+from hvdlm.exchange.settings import Settings
 
 POOLER = "pooler.dense"
 SPAN_LABELS = ("start", "end")  # of qa_outputs, in this order
@@ -32,15 +32,17 @@ class TaskHead:
     pooling: str | None = None
 
 
+def taken_pooler(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weight and bias of a folder's pooler, which are taken out of `tensors`; empty where it has none."""
+    names = {part: f"{POOLER}.{part}" for part in ("weight", "bias")}
+    return {part: tensors.pop(name) for part, name in names.items() if name in tensors}
+
+
 def found_head(
-    layout: Layout,
-    architectures: Sequence[str],
-    names: Mapping[str, str] | None,
-    tensors: dict[str, Tensor],
-    folder: Path,
+    layout: Layout, settings: Settings, tensors: dict[str, Tensor], pooler: Mapping[str, Tensor]
 ) -> TaskHead | None:
-    """The head of a folder's class, which is taken out of `tensors`; a pooler that nothing reads goes, too."""
-    pooler = {part: tensors.pop(f"{POOLER}.{part}", None) for part in ("weight", "bias")}
+    """The head of a folder's class, which is taken out of `tensors`; None where that is one for text, or a body."""
+    architectures, names = settings.get("architectures", []), settings.get("id2label", {})
     found = next(((kind, place) for kind, place in layout.places.items() if place.architecture in architectures), None)
     if found is None:
         return None
@@ -49,11 +51,13 @@ def found_head(
         part: tensors.pop(f"{place.name}.{part}") for part in ("weight", "bias") if f"{place.name}.{part}" in tensors
     }
     if "weight" not in state or (place.has_bias and "bias" not in state):
-        raise UserError(f"{folder}: is a {place.architecture}, and its weights lack {place.name}.weight or .bias")
+        raise UserError(
+            f"{settings.path}: is of a {place.architecture}, and the weights lack {place.name}.weight or .bias"
+        )
     if place.has_pooler:
-        state |= {f"pooler.{part}": tensor for part, tensor in pooler.items() if tensor is not None}
+        state |= {f"pooler.{part}": tensor for part, tensor in pooler.items()}
     count = len(state["weight"])
-    labels = SPAN_LABELS if kind == "span" else tuple((names or {}).get(str(n), f"LABEL_{n}") for n in range(count))
+    labels = SPAN_LABELS if kind == "span" else tuple(names.get(str(n), f"LABEL_{n}") for n in range(count))
     return TaskHead(kind, state, labels, place.pooling)
 
 

@@ -91,9 +91,8 @@ def _of_transformer(loaded: Loaded, tokenizer: Tokenizer) -> tuple[Exported, dic
     vocabulary = Vocabulary(size, tokenizer.eos_id, tokenizer.bos_id)
     pad_id = files.id_of("pad_token")
     found = exported(options, state, vocabulary, head=head, seq_len=config.data.seq_len, pad_id=pad_id)
-    kinds = (
-        ["token_type_ids"] if options.token_types else []
-    )  # GPT-2 of transformers would add a token's vector for each
+    # GPT-2 of transformers would add the vector of a token for each of them.
+    kinds = ["token_type_ids"] if options.token_types else []
     files.config["model_input_names"] = ["input_ids", *kinds, "attention_mask"]
     return found, _texts(files)
 

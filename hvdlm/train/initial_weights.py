@@ -22,15 +22,17 @@ from torch import nn
 from hvdlm import checkpoint
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
-from hvdlm.exchange import is_folder, read_model, weights_digest
+from hvdlm.exchange import Imported, is_folder, read_model, weights_digest
+from hvdlm.exchange.heads import SPAN_LABELS
 from hvdlm.exchange.tokenizer_files import tokenizer_files
 from hvdlm.models import FamilyConfig
 from hvdlm.models.lora import LoraConfig, merged
+from hvdlm.optim.roles import HEAD
 from hvdlm.tokenizer import AUTO, encodes_alike, load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.init_config import InitConfig
 from hvdlm.train.learner import Learner
-from hvdlm.train.taken_weights import Source, Taken, head_shapes, take
+from hvdlm.train.taken_weights import Source, Taken, head_shapes, take, take_parts
 
 log = logging.getLogger("hvdlm")
 
@@ -238,8 +240,18 @@ def _begin_with_folder(path: Path, learner: Learner) -> tuple[str, str]:
     extra = tokenizer_files(theirs).id_of("mask_token")
     source = Source(str(path), tensors, tokenizer.vocab_size, extra=extra)
     taken = take(learner.model, source, with_head=_has_our_head(tensors, learner))
+    take_parts(learner.model, _parts_of_head(found, learner), taken)
     _check_new_head_is_trained(taken, learner)
     return f"the {found.model_type} weights", str(taken)
+
+
+def _parts_of_head(found: Imported, learner: Learner) -> dict[str, torch.Tensor]:
+    """What a folder has of a task's head: BERT's pooler, and the last layer where task and labels are the same."""
+    parts = {f"{HEAD}.transform.{part}": tensor for part, tensor in found.pooler.items()}
+    head, labels = found.task_head, tuple(getattr(learner.task, "labels", SPAN_LABELS))
+    if head is not None and (head.kind, head.labels) == (learner.config.task.kind, labels):
+        parts |= {f"{HEAD}.out.{part}": head.state[part] for part in ("weight", "bias") if part in head.state}
+    return parts
 
 
 def _check_new_head_is_trained(taken: Taken, learner: Learner) -> None:

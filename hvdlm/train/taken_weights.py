@@ -93,6 +93,16 @@ def take(model: nn.Module, source: Source, *, with_head: bool) -> Taken:
     return taken
 
 
+@torch.no_grad()
+def take_parts(model: nn.Module, parts: Mapping[str, Tensor], taken: Taken) -> None:
+    """Put those tensors of a head that begins anew into it that there are, by names of ours; the rest stay new."""
+    ours = dict(model.named_parameters())
+    for name in [name for name in taken.new_head if name in parts and parts[name].shape == ours[name].shape]:
+        ours[name].copy_(parts[name])
+        taken.anew.remove(name)
+        taken.whole.append(name)
+
+
 def _has_extras(name: str, ours: Tensor, source: Source) -> bool:
     return OF_VOCABULARY.search(name) is not None and len(ours) > source.size
 
