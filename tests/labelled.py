@@ -86,7 +86,7 @@ def make_data(folder: Path, world: World, kind: Any = record, fields: dict = FIE
 def run_of(data: Path, run_dir: Path, *overrides: str, **sections: Any) -> RunConfig:
     values = {
         "run_dir": str(run_dir),
-        "data": {"path": str(data), "seq_len": 32},
+        "data": {"path": str(data), "seq_len": 64},
         "model": {"family": "transformer", "causal": False, "layers": 1, "heads": 2, "width": 16},
         "task": {"kind": "classify"},
         "optim": {"lr": 1e-2, "warmup_steps": 5},

@@ -1,5 +1,6 @@
-"""Version 1 of the data format stays readable: a folder written once is read by every later version."""
+"""Versions 1 and 2 of the data format stay readable: a folder written once is read by every later version."""
 
+import json
 from pathlib import Path
 
 import h5py
@@ -8,11 +9,14 @@ import pytest
 from harness import texts_of
 
 from hvdlm.data import inspection
+from hvdlm.data.bridges.convert import convert
 from hvdlm.data.inspection import inspect, to_text
 from hvdlm.data.manifest import read_manifest
+from hvdlm.data.records import Records
 from hvdlm.data.shards import COLUMNS, doc_column
 from hvdlm.data.stream import TokenStream
 from hvdlm.data.verify import stream_digest, verify
+from hvdlm.errors import UserError
 from hvdlm.tokenizer import digest, load
 
 FOLDER = Path(__file__).parent / "golden" / "format-v1"
@@ -69,3 +73,42 @@ def test_the_page_about_the_format_is_enough_to_read_it():
         assert set(file) == {"tokens", "doc_offsets", "block_crc32"} | columns
         assert file.attrs["format_version"] == 1
     assert first.startswith("Document ")
+
+
+LABELLED = Path(__file__).parent / "golden" / "format-v2"
+
+
+def test_a_folder_of_version_2_is_read_whole():
+    """Its records beside the lines that they were made of."""
+    manifest, tokenizer = read_manifest(LABELLED), load(LABELLED / "tokenizer.json")
+    assert manifest.format_version == 2 and verify(LABELLED) == []
+    for split in manifest.splits:
+        records, fields = Records(LABELLED, split, manifest), manifest.fields
+        lines = [json.loads(line) for line in (LABELLED / f"{split}.jsonl").read_text().splitlines()]
+        assert len(records) == len(lines)
+        for number, line in enumerate(lines):
+            words = records.values("text_places", number).reshape(-1, 2).tolist()
+            found = {
+                "text": records.texts("text", number)[0],
+                "label": fields["label"].labels[records.values("label", number)[0]],
+                "topics": [fields["topics"].labels[label] for label in records.values("topics", number)],
+                "score": records.values("score", number)[0],
+                "other": records.texts("other", number),
+                "answer": records.values("answer", number).reshape(-1, 2).tolist(),
+            }
+            assert found == line
+            assert tokenizer.decode(records.ids("other", number)) == line["other"][0]
+            assert "".join(line["text"][start:stop] for start, stop in words) == "".join(line["text"].split())
+            assert records.values("text_words", number).sum() == len(records.tokens(number)) - 1
+
+
+def test_labelled_records_are_not_converted_to_what_has_no_place_for_them(tmp_path):
+    with pytest.raises(UserError, match="holds labelled records.*would lose its fields"):
+        convert(LABELLED, tmp_path / "out", to="jsonl")
+
+
+def test_fields_of_records_are_inspected():
+    facts = inspect(LABELLED)
+    assert facts["splits"]["train"]["fields"]["label"]["labels"].keys() == {"down", "up"}
+    text = to_text(facts)
+    assert "label (label): down" in text and "score (number): " in text and "answer (span): 1.0 answers" in text

@@ -29,7 +29,7 @@ TRANSLATOR = {
     "encoder_layers": 1,
     "heads": 2,
     "width": 32,
-    "positions": {"kind": "learned", "max_seq_len": 32},
+    "positions": {"kind": "learned", "max_seq_len": 64},
 }
 LSTM = {"family": "lstm", "bidirectional": True, "layers": 1, "width": 24}
 KINDS = {

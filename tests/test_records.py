@@ -287,6 +287,17 @@ def test_second_texts_are_cleaned_too(tmp_path):
     assert (records.texts("text", 0), records.texts("y", 0)) == (["AB"], ["CD"])
 
 
+def test_the_digest_of_the_fields_says_nothing_of_shards_and_all_of_labels(inputs, tmp_path):
+    one = make(inputs, tmp_path / "one").splits["train"]
+    many = make(inputs, tmp_path / "many", shard_tokens=50).splits["train"]
+    assert one.fields_digest == many.fields_digest != ""
+    lines = [json.loads(line) for line in Path(inputs["train"]).read_text().splitlines()]
+    lines[7]["label"] = "pos" if lines[7]["label"] == "neg" else "neg"
+    Path(inputs["train"]).write_text(as_lines(lines))
+    other = make(inputs, tmp_path / "other").splits["train"]
+    assert other.digest == one.digest and other.fields_digest != one.fields_digest
+
+
 def test_dedup_keeps_records_that_differ_in_a_label_alone(tmp_path):
     lines = [{"text": "a", "label": "x"}, {"text": "a", "label": "y"}, {"text": "a", "label": "x"}]
     (tmp_path / "a.jsonl").write_text(as_lines(lines))

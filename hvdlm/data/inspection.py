@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hvdlm.data.field_facts import field_facts, in_words
 from hvdlm.data.manifest import Count, Manifest, SplitEntry, read_manifest, tokenizer_of
 from hvdlm.data.shards import doc_column, doc_offsets
 from hvdlm.data.stream import TokenStream
@@ -124,6 +125,7 @@ def _split(
             for id_ in frequent
         ],
         "first_ids": ids[:3] if ids else None,
+        **({"fields": field_facts(folder, name, manifest)} if manifest.fields else {}),
         "samples": [tokenizer.decode(stream.read(int(starts[d]), int(min(SAMPLE_TOKENS, lengths[d])))) for d in chosen],
     }
 
@@ -180,6 +182,7 @@ def to_text(facts: dict) -> str:
         lines += [
             f"  {start:>12,} {'█' * round(count / most * BAR_WIDTH)} {count:,}" for start, count in split["histogram"]
         ]
+        lines += [part for line in in_words(split.get("fields", {})) for part in _wrapped(line)]
         lines += [line for sample in split["samples"] for line in _wrapped(f"  begins: {sample!r}")]
     return "\n".join(lines)
 

@@ -59,6 +59,7 @@ class SplitEntry(_Entry):
     # nats per token under the train split's smoothed token frequencies; null without tokens here or in train
     unigram_loss: Annotated[float, Field(ge=0)] | None
     digest: str  # of the tokens alone, however they lie in files: see verify.stream_digest
+    fields_digest: str = ""  # of labelled records: of all their other columns, likewise; see verify.columns_digest
 
 
 class Splitting(_Entry):
@@ -105,8 +106,9 @@ class Manifest(_Entry):
 
     @property
     def train_digest(self) -> str:
-        """Names the training tokens: the same tokens have the same name, in whatever shards and wherever."""
-        return self.splits["train"].digest
+        """Names what is trained on: the same tokens and fields have the same name, in whatever shards and wherever."""
+        entry = self.splits["train"]
+        return f"{entry.digest}-{entry.fields_digest}" if entry.fields_digest else entry.digest
 
 
 def _check_sum(name: str, total: int, parts: list[int]) -> None:
@@ -169,6 +171,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     if manifest.fields:
         told = {name: field.model_dump(mode="json", exclude_defaults=True) for name, field in manifest.fields.items()}
         content["fields"] = told
+    else:
+        for split in content["splits"].values():
+            del split["fields_digest"]
     write_text_durably(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import h5py
 import numpy as np
 import xxhash
 
+from hvdlm.data.fields import OFFSETS, all_columns
 from hvdlm.data.manifest import SPLITS, TOKENIZER, Manifest, read_manifest
-from hvdlm.data.shards import BLOCK_BYTES, block_checksums, map_tokens
+from hvdlm.data.shards import BLOCK_BYTES, block_checksums, map_tokens, opened
 from hvdlm.data.stream import TokenStream
 from hvdlm.files import sha256_of
 from hvdlm.world.interface import World
@@ -34,17 +36,38 @@ def read_back(folder: Path, manifest: Manifest, world: World) -> Manifest:
                     counts[row] += np.bincount(tokens[start : start + COUNT_TOKENS], minlength=manifest.vocab_size)
                 stream.forget()
     world.sum_(counts)
+    splits_of_fields = world.on_root(lambda: {split: columns_digest(folder, manifest, split) for split in SPLITS})
     found = sorted(triple for triples in world.gather(mine) for triple in triples)
     splits = {
         split: manifest.splits[split].model_copy(
             update={
                 "digest": join_digests(digest for name, _, digest in found if name == split),
+                "fields_digest": splits_of_fields[split],
                 "unigram_loss": unigram_loss(counts[0], counts[row]),
             }
         )
         for row, split in enumerate(SPLITS)
     }
     return manifest.model_copy(update={"splits": splits})
+
+
+def columns_digest(folder: Path, manifest: Manifest, split: str) -> str:
+    """The 32 hex digits that name all that the records of a split hold beside their tokens; "" where they hold nothing.
+
+    XXH3 over each column's name, its values one behind the other and how many each record has, whatever the shards.
+    """
+    if not manifest.fields or not manifest.splits[split].num_tokens:
+        return ""
+    lists = {name: list(field.labels) for name, field in manifest.fields.items()}
+    whole = xxhash.xxh3_128(json.dumps(lists).encode())
+    for column in all_columns(manifest.fields):
+        values, lengths = xxhash.xxh3_128(), xxhash.xxh3_128()
+        for entry in manifest.splits[split].shards:
+            with opened(folder / entry.file) as file:
+                values.update(np.ascontiguousarray(file[column.name][:]).data)
+                lengths.update(np.diff(file[column.name + OFFSETS][:]).astype("<i8").data)
+        whole.update(column.name.encode() + values.digest() + lengths.digest())
+    return whole.hexdigest()
 
 
 def unigram_loss(train_counts: np.ndarray, counts: np.ndarray) -> float | None:

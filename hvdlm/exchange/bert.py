@@ -18,11 +18,9 @@ from hvdlm.exchange.layout import (
     wrong_positions,
 )
 from hvdlm.exchange.settings import Settings
-from hvdlm.exchange.weights import Weight, pairs, stacked
+from hvdlm.exchange.weights import TYPES, Weight, pairs, stacked
 from hvdlm.models.transformer import TransformerConfig
 from hvdlm.models.transformer.positions import LearnedConfig
-
-TYPES = "entrance.types.weight"
 
 
 def _read(settings: Settings) -> dict[str, Any]:
@@ -73,8 +71,7 @@ def _body(options: TransformerConfig) -> list[Weight]:
         Weight("entrance.positions.table.weight", ("embeddings.position_embeddings.weight",)),
         *pairs("entrance.norm", "embeddings.LayerNorm"),
     ]
-    if options.token_types:
-        table.append(Weight(TYPES, ("embeddings.token_type_embeddings.weight",)))
+    table.append(Weight(TYPES, ("embeddings.token_type_embeddings.weight",)))
     for number in range(options.layers):
         ours, theirs = f"blocks.{number}", f"encoder.layer.{number}"
         for part in ("weight", "bias"):

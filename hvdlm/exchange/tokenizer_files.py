@@ -36,10 +36,11 @@ class TokenizerFiles(NamedTuple):
         return self.ids.get(self.config.get(role, ""))
 
 
-def tokenizer_files(tokenizer: Tokenizer, *, with_mask: bool = False) -> TokenizerFiles:
+def tokenizer_files(tokenizer: Tokenizer, *, with_mask: bool = False, with_ends: bool = False) -> TokenizerFiles:
     """The same ids for every text; UserError for a kind that the library of tokenizers cannot be.
 
-    With `with_mask` a vocabulary without a mask gets one behind its last id.
+    With `with_mask` a vocabulary without a mask gets one behind its last id. With `with_ends` an end of text stands
+    behind each text, as behind the texts of labelled records.
     """
     if tokenizer.kind in OWN_KINDS and not isinstance(tokenizer, BackendTokenizer):
         content, named_eos = OWN_KINDS[tokenizer.kind](tokenizer), None
@@ -58,8 +59,11 @@ def tokenizer_files(tokenizer: Tokenizer, *, with_mask: bool = False) -> Tokeniz
         content = {**content, "added_tokens": [*(content.get("added_tokens") or []), _special(len(ids), MASK)]}
         ids[MASK] = len(ids)
     config = _config(tokenizer, ids)
-    if tokenizer.bos_id is not None and before_text(content.get("post_processor")) != [config["bos_token"]]:
-        content = {**content, "post_processor": _template(config["bos_token"], tokenizer.bos_id)}
+    begin = None if tokenizer.bos_id is None else (config["bos_token"], tokenizer.bos_id)
+    if with_ends:
+        content = {**content, "post_processor": _template(begin, (config["eos_token"], tokenizer.eos_id))}
+    elif begin is not None and before_text(content.get("post_processor")) != [config["bos_token"]]:
+        content = {**content, "post_processor": _template(begin, None)}
     if named_eos is not None:
         config[NAMED_EOS] = named_eos
     return TokenizerFiles(content, config, ids)
@@ -77,14 +81,18 @@ def _config(tokenizer: Tokenizer, ids: dict[str, int]) -> dict[str, Any]:
     return config | {role: token for role, known in ROLES.items() for token in known if token in ids}
 
 
-def _template(bos: str, bos_id: int) -> dict[str, Any]:
-    """`bos` before a text, and before both of a pair."""
-    token, one, two = (
-        {"SpecialToken": {"id": bos, "type_id": 0}},
-        *({"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB")),
-    )
-    special = {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}}
-    return {"type": "TemplateProcessing", "single": [token, one], "pair": [token, one, two], "special_tokens": special}
+def _template(begin: tuple[str, int] | None, end: tuple[str, int] | None) -> dict[str, Any]:
+    """Name and id of what stands before a text, and before both of a pair; and of what stands behind each text."""
+
+    def piece(name: str | None, number: int) -> list[dict[str, Any]]:
+        return [] if name is None else [{"SpecialToken": {"id": name, "type_id": number}}]
+
+    first, last = (None if one is None else one[0] for one in (begin, end))
+    texts = [{"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB")]
+    single = [*piece(first, 0), texts[0], *piece(last, 0)]
+    special = {name: {"id": name, "ids": [number], "tokens": [name]} for name, number in filter(None, (begin, end))}
+    pair = [*single, texts[1], *piece(last, 1)]
+    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
 
 
 def _special(number: int, name: str) -> dict[str, Any]:

@@ -38,6 +38,9 @@ def by_head(ours: str, theirs: str, heads: int) -> Weight:
     return Weight(ours, (theirs,), lambda parts: moved(parts[0], heads), lambda whole: [moved(whole, 3)])
 
 
+TYPES = "entrance.types.weight"  # a vector for each kind of text
+
+
 def pairs(ours: str, theirs: str) -> list[Weight]:
     """Weight and bias of a layer that lies there as here."""
     return [Weight(f"{ours}.{part}", (f"{theirs}.{part}",)) for part in ("weight", "bias")]
@@ -49,12 +52,14 @@ def to_ours(table: Iterable[Weight], theirs: Mapping[str, Tensor]) -> dict[str, 
 
 
 def to_theirs(table: Iterable[Weight], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A bias that our layer has not is 0 there; KeyError for any other tensor that is missing."""
+    """What our model has not is 0 there: a bias, the vector of its one kind of text; KeyError for any other tensor."""
     found: dict[str, Tensor] = {}
     for entry in table:
         whole = ours.get(entry.ours)
         if whole is None and entry.ours.endswith(".bias"):
             whole = torch.zeros(len(ours[entry.ours.removesuffix("bias") + "weight"]))
+        if whole is None and entry.ours == TYPES:
+            whole = torch.zeros(1, ours["embed.weight"].shape[1])
         if whole is None:
             raise KeyError(entry.ours)
         found |= {name: part.contiguous() for name, part in zip(entry.theirs, entry.split(whole), strict=True)}

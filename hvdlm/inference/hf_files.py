@@ -78,7 +78,8 @@ def _of_transformer(loaded: Loaded, tokenizer: Tokenizer) -> tuple[Exported, dic
     config, options = loaded.config, loaded.config.model
     assert isinstance(options, TransformerConfig)
     head = loaded.task.head_for_exchange(loaded.model)
-    files = tokenizer_files(tokenizer, with_mask=config.task.extra_ids > 0 and not options.causal)
+    with_mask = config.task.extra_ids > 0 and not options.causal and head is None
+    files = tokenizer_files(tokenizer, with_mask=with_mask, with_ends=config.task.reads_records)
     state = weights_of(loaded)
     size = loaded.state["vocab_size"]
     if head is not None:

@@ -18,6 +18,7 @@ from hvdlm.data.record_batches import Layout
 from hvdlm.data.records import Records, stacked
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
+from hvdlm.exchange.heads import TaskHead
 from hvdlm.models import LanguageModel, State
 from hvdlm.tasks.classify_figures import of_classes, of_numbers, of_several
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
@@ -167,6 +168,17 @@ class Classify(RecordTask):
             return (each if weights is None else each * weights).sum(1)
         smoothing = self._objective.label_smoothing
         return F.cross_entropy(logits, targets.squeeze(1), weights, label_smoothing=smoothing, reduction="none")
+
+    def head_for_exchange(self, model: LanguageModel) -> TaskHead | None:
+        if self.is_number or self.is_several:
+            what = "a number" if self.is_number else "several labels"
+            raise UserError(f"task: classify with {what} is not exported; one label a text is")
+        head = model.head
+        assert isinstance(head, ClassifyHead)
+        state = {name: tensor.detach().cpu() for name, tensor in head.out.state_dict().items()}
+        if head.transform is not None:
+            state |= {f"pooler.{name}": tensor.detach().cpu() for name, tensor in head.transform.state_dict().items()}
+        return TaskHead(self.config.kind, state, tuple(self.labels), self.config.pooling)
 
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
         return list(on_host(self.logits(model, batch, None)))

@@ -21,6 +21,7 @@ from hvdlm.data.record_batches import Layout
 from hvdlm.data.records import Records, stacked
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
+from hvdlm.exchange.heads import SPAN_LABELS, TaskHead
 from hvdlm.models import LanguageModel, State
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig
@@ -174,6 +175,11 @@ class Span(RecordTask):
         may_be = is_text | (places == NO_ANSWER)
         scores = model.head(dropout(hidden, self.config.dropout, batch.draws, HEAD_SITE)).float()
         return scores.masked_fill(~may_be.unsqueeze(2), -torch.inf)
+
+    def head_for_exchange(self, model: LanguageModel) -> TaskHead | None:
+        assert isinstance(model.head, SpanHead)
+        state = {name: tensor.detach().cpu() for name, tensor in model.head.out.state_dict().items()}
+        return TaskHead(self.config.kind, state, SPAN_LABELS)
 
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
         """Of each window: score of its best answer, that answer's first and last token in it, score of none."""

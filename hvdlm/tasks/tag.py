@@ -20,6 +20,8 @@ from hvdlm.data.fields import WORDS
 from hvdlm.data.record_batches import Layout
 from hvdlm.data.records import Records, stacked
 from hvdlm.data.windows import IGNORED
+from hvdlm.errors import UserError
+from hvdlm.exchange.heads import TaskHead
 from hvdlm.models import LanguageModel, State
 from hvdlm.scoring.spans import legal_transitions
 from hvdlm.tasks import tag_figures
@@ -178,6 +180,14 @@ class Tag(RecordTask):
     def _crf_of(self, model: LanguageModel) -> LinearChainCrf | None:
         assert isinstance(model.head, TagHead)
         return model.head.crf
+
+    def head_for_exchange(self, model: LanguageModel) -> TaskHead | None:
+        if self._crf_of(model) is not None or self.predicate is not None:
+            what = "crf: true" if self._crf_of(model) is not None else "predicate"
+            raise UserError(f"task.{what}: transformers has no such head; a tagger without it is exported")
+        assert isinstance(model.head, TagHead)
+        state = {name: tensor.detach().cpu() for name, tensor in model.head.out.state_dict().items()}
+        return TaskHead(self.config.kind, state, tuple(self.labels))
 
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
         scores, _, num_words = self._of_words(model, batch, None)

@@ -37,6 +37,11 @@ def read(source: Path, tokenizer: Tokenizer, work: Path, options: ConvertOptions
             f"{source}: was made with tokenizer {manifest.tokenizer_digest}, the given one is {digest(tokenizer)}; "
             "leave it out, the folder has its own"
         )
+    if manifest.fields:
+        raise UserError(
+            f"{source}: holds labelled records, and a conversion would lose its fields ({', '.join(manifest.fields)});"
+            " convert the files that it was made of"
+        )
     noted = source / CONVERTED
     dtypes = _dtypes_in(noted) if noted.exists() else {}
     splits = [name for name, entry in manifest.splits.items() if entry.shards]
