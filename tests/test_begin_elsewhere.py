@@ -3,16 +3,20 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from harness import make_config, preprocess, run_training, run_values
-from labelled import make_data
+from labelled import WORDS, make_data
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import nn
 
 from hvdlm.checkpoint import model_state
 from hvdlm.config import validate
+from hvdlm.data.manifest import read_manifest
+from hvdlm.data.records import Records
 from hvdlm.errors import UserError
 from hvdlm.exchange import exported
 from hvdlm.inference.hf_files import export_hf
@@ -268,3 +272,19 @@ def test_a_classifier_goes_on_where_its_labels_are_the_same_and_takes_the_pooler
     is_same = labels == ("down", "up")
     assert torch.equal(state["head.out.weight"], head["classifier.weight"]) == is_same
     assert bool(state["head.out.bias"].any()) == is_same
+
+
+def test_a_pair_of_texts_is_one_example_as_bert_has_it(tmp_path):
+    """One [CLS], and [SEP] behind each: what the post_processor of the folder makes of two texts."""
+    hf_folder("bert", [" ".join(WORDS) * 9], tmp_path / "hf")
+    path = tmp_path / "hf" / "tokenizer.json"
+    data = make_data(tmp_path / "records", SerialWorld(), tokenizer={"path": str(path), "eos": "[SEP]"})
+    task = {"kind": "classify", "label": "label", "pair": "other", "pooling": "cls"}
+    learner = begun(values_of(data, tmp_path / "run", tmp_path / "hf", task=task))
+    layout = learner.task.layout(Records(data, "test", read_manifest(data)), 40)
+    theirs = Tokenizer.from_file(str(path))
+    lines = (tmp_path / "records" / "test.jsonl").read_text().splitlines()
+    for number, record in enumerate(map(json.loads, lines[:20])):
+        row = layout.rows(np.array([number]))[0, 1:]
+        assert row.tolist() == theirs.encode(record["text"], record["other"]).ids
+        assert layout.lengths[number] == len(row)

@@ -74,12 +74,14 @@ class ClassifyHead(nn.Module):
 
 
 class ClassifyLayout(Layout):
-    """Targets, then the tokens of the text and of the pair, each with its end of text."""
+    """Targets, then the tokens of the text and of the pair, each with its end of text, behind one beginning of text."""
 
     def __init__(self, records: Records, task: Classify, seq_len: int) -> None:
         self._records, self._task = records, task
         self._parts = [field for field in (task.text, task.pair) if field is not None]
-        given = [records.num_ids(field) for field in self._parts]
+        self._skipped = [0, int(task.has_bos)]  # ids at the beginning of each
+        parts = zip(self._parts, self._skipped, strict=False)
+        given = [records.num_ids(field) - skipped for field, skipped in parts]
         self._kept = room_for(given, seq_len)
         self.lengths = np.sum(self._kept, axis=0)
         self.num_cut = int((np.sum(given, axis=0) > seq_len).sum())
@@ -91,8 +93,10 @@ class ClassifyLayout(Layout):
         return stacked(rows, max(map(len, rows), default=1), IGNORED)
 
     def _ids(self, record: int) -> list[np.ndarray]:
-        parts = zip(self._parts, self._kept, strict=True)
-        return [shortened(self._records.ids(field, record), int(kept[record])) for field, kept in parts]
+        parts = zip(self._parts, self._skipped, self._kept, strict=False)
+        return [
+            shortened(self._records.ids(field, record)[skipped:], int(kept[record])) for field, skipped, kept in parts
+        ]
 
 
 class Classify(RecordTask):
@@ -106,6 +110,7 @@ class Classify(RecordTask):
         context.objective.refuse_hidden(config.kind)
         fields = context.fields
         self.config, self._eos_id, self._objective = config, context.vocabulary.eos_id, context.objective
+        self.has_bos = context.vocabulary.bos_id is not None
         self.text = field_of(fields, None, ("text",), "text")
         self.pair = field_of(fields, config.pair, ("pair",), "pair", optional=True)
         self.label = field_of(fields, config.label, ("label", "number"), "label") or ""
