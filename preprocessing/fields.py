@@ -128,6 +128,8 @@ class FieldReader:
         entry, key = self.entries[self._text], self._fields[self._text].key or self._text
         if isinstance(value, list | tuple) and entry.words:
             words = [_string(word, key) for word in value]
+            if not words:
+                raise Refused(f"{key!r} holds no word; fill it, or leave the record out")
             for number_, word in enumerate(words):
                 if not BETWEEN_BLANKS.fullmatch(word):
                     raise Refused(f"{key!r}: word {number_ + 1} is {word!r}: empty, or with white space in it")

@@ -10,9 +10,24 @@ from pathlib import Path
 import zstandard
 
 from hvdlm.preprocessing.documents import BadRecord, Document, Part, ReadOptions
+from hvdlm.preprocessing.fields import FieldConfig, FieldReader
 from hvdlm.preprocessing.readers import read_documents
 
 STRICT = ReadOptions()
+# Formats of labelled records alone; the files of parallel are all the one that ends with "a" or ".gz".
+LABELLED = {
+    "conll": {"text": "text", "tags": "labels"},
+    "conllu": {"text": "text", "upos": "labels"},
+    "squad": {"text": "text", "question": "pair", "answers": "span"},
+    "parallel": {"text": {"type": "text", "key": ""}, "other": {"type": "pair", "key": ""}},
+}
+
+
+def fields_for(name: str) -> FieldReader | None:
+    fields = {key: {"type": kind} if isinstance(kind, str) else kind for key, kind in LABELLED.get(name, {}).items()}
+    return FieldReader({key: FieldConfig(**kind) for key, kind in fields.items()}) if fields else None
+
+
 COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
 
 Found = Document | BadRecord

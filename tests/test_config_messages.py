@@ -36,7 +36,7 @@ def keys_of(section, prefix=()):
     for name, field in section.model_fields.items():
         yield (*prefix, name), ()
         union = union_of(field)
-        for option in sections_of(field) if not str(field.annotation).startswith(("tuple", "list")) else ():
+        for option in sections_of(field) if not str(field.annotation).startswith(("tuple", "list", "dict")) else ():
             kind = option.model_fields[union.tag].default if union else ""
             choice = (f"{'.'.join((*prefix, name))}={{{union.tag}: {kind}}}",) if union else ()
             choice = (*FOR_TASK.get(kind, ()), *choice) if name == "task" else choice

@@ -7,13 +7,14 @@ import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
-from reading import COMPRESS
+from reading import COMPRESS, fields_for
 from reading import read as read_range
 
 from hvdlm.errors import UserError
@@ -55,7 +56,7 @@ def small_limits(monkeypatch):
 
 
 def options_for(name, **changes):
-    return ReadOptions(**{"format": name, "separator": "<|end|>", **changes})
+    return ReadOptions(**{"format": name, "separator": "<|end|>", "fields": fields_for(name), **changes})
 
 
 def read(path, content, options):
@@ -115,6 +116,8 @@ SMALL = {
     "lines": b"\xef\xbb\xbf one \r\n\n \t\nzw\xc3\xa9i\n\n\xe4\xb8\xad c",
     "wikitext": b" \n = A = \n text \n = = B = = \n more \n\n = C = \n x = y = \n",
     "md": "# Title\n\n*é*\n\n---\n* one\n* two\nend".encode(),
+    "conll": b"-DOCSTART- O\n\nEU B-ORG\nsays\tO\r\n\n\nodd\nPeter B-PER I\n\n\xe4\xb8\xad O\n",
+    "conllu": b"# a\n" + b"".join(b"%d\tw\t_\tX%s\n\n" % (n, b"\t_" * 6) for n in (1, 2)) + b"1\tw\t_\n",
     "jsonl": b'\xef\xbb\xbf{"text":"a"}\n\n{"text":"b\\ud83d"}\r\n{"text":}\n{"text":"c\xc3\xa9"}',
 }
 
@@ -288,7 +291,9 @@ try:
 except ImportError:
     pass
 documents.MAX_DOCUMENT_BYTES, text.BLOCK_BYTES = 1 << 20, 1 << 18
-options = ReadOptions(sys.argv[2], separator="<|end|>")
+sys.path.insert(0, sys.argv[3])
+from reading import fields_for
+options = ReadOptions(sys.argv[2], separator="<|end|>", fields=fields_for(sys.argv[2]))
 peak_kib = lambda: int(re.search("VmHWM: *\\t* *([0-9]+)", Path("/proc/self/status").read_text())[1])
 before = peak_kib()
 for item in read_documents(Part(sys.argv[1], 0, None), options):
@@ -312,7 +317,7 @@ def test_a_file_that_expands_without_measure_needs_little_memory(name, bomb, tmp
     path = tmp_path / "a.gz"
     size = 50 << 20 if byte != b"\n" else 16 << 20
     path.write_bytes(gzip.compress(start + byte * size, 1))
-    command = [sys.executable, "-c", MEASURE, str(path), name]
+    command = [sys.executable, "-c", MEASURE, str(path), name, str(Path(__file__).parent)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) << 10 < min(size, 20 << 20)

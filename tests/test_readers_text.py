@@ -261,7 +261,8 @@ def test_replace_keeps_what_can_be_read(write):
 
 
 def test_every_format_has_a_suffix_or_must_be_asked_for():
-    assert {name for name, format_ in FORMATS.items() if not format_.suffixes} == {"paragraphs", "separated", "lines"}
+    asked_for = {name for name, format_ in FORMATS.items() if not format_.suffixes}
+    assert asked_for == {"paragraphs", "separated", "lines", "squad", "parallel"}
 
 
 def test_sources_are_files_folders_globs_and_lists(tmp_path):

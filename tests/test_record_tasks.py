@@ -54,7 +54,7 @@ CASES = {
     "span": ("answered", TRANSFORMER, {"kind": "span", "stride": 8}, 12, ("exact_match", 0.2)),
     "seq2seq": ("records", TRANSLATOR, WRITTEN, 12, ("bleu", 2)),
     "decoder": ("records", DECODER, {**WRITTEN, "metrics": ["rouge"], "beams": 2}, 3, ("rouge1", 0.05)),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ WRONG = [
     ({"kind": "classify", "label": "label", "class_weights": [1.0]}, "1 weights for 2 labels"),
     ({"kind": "tag"}, "task.labels: the data have no field of type labels"),
     ({"kind": "span"}, "task.answer: the data have no field of type span"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("task", "message"), WRONG)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from hvdlm.compute.draws import Draws
@@ -44,15 +44,13 @@ class Seq2seqConfig(RecordTaskConfig):
     length_penalty: float = Field(1.0, ge=0, le=10, description="a of the score log p / length^a")
     most_tokens: int | None = Field(None, ge=1, description="of a text that is written; null: data.seq_len")
 
-    @model_validator(mode="after")
-    def _check(self) -> Seq2seqConfig:
-        if self.language is None:
-            raise ValueError("language: of the target must be said, as en or zh: BLEU and ROUGE part words by it")
+    @field_validator("language")
+    @classmethod
+    def _check_language(cls, language: str | None) -> str | None:
         try:
-            language_of(self.language)
+            return None if language is None else language_of(language) and language
         except UserError as error:
             raise ValueError(str(error)) from None
-        return self
 
     def build(self, context: TaskContext) -> Task:
         return Seq2seq(self, context)
@@ -115,6 +113,8 @@ class Seq2seq(RecordTask):
     def __init__(self, config: Seq2seqConfig, context: TaskContext) -> None:
         assert isinstance(context.objective, ObjectiveConfig)
         context.objective.refuse_hidden(config.kind)
+        if config.language is None:
+            raise UserError("task.language: say the target's, as en, de or zh: BLEU and ROUGE part words by it")
         fields, vocabulary = context.fields, context.vocabulary
         self.config, self._objective = config, context.objective
         self._eos_id, self._bos_id, self._vocab_size = vocabulary.eos_id, vocabulary.bos_id, vocabulary.size

@@ -6,6 +6,7 @@ words, labels are those of a column.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
@@ -18,6 +19,7 @@ DOCUMENT_MARK = "-DOCSTART-"
 NOTHING = "_"  # of CoNLL-U
 OUTSIDE = "O"
 UNIVERSAL = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+WORD_NUMBER = re.compile(r"\d+([-.]\d+)?")  # of a word, of a range of them, of an empty node
 ROLES, PREDICATE = "roles", "predicate"  # keys of what frames give: the roles of a predicate's words, and its place
 NAMES = (*UNIVERSAL, ROLES, PREDICATE)
 
@@ -70,6 +72,11 @@ def read_conllu(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Do
             continue
         position, lines = found
         words = [line for line in lines if line.cells[0].isdigit()]  # neither ranges of words nor empty nodes
+        odd = next((line for line in lines if not WORD_NUMBER.fullmatch(line.cells[0])), None)
+        if odd is not None:
+            reason = f"begins with {odd.cells[0][:20]!r}, and each line of CoNLL-U with its word's number"
+            yield BadRecord(f"{part.path}: byte {odd.position}", reason, odd.position)
+            continue
         odd = next((line for line in words if len(line.cells) < len(UNIVERSAL)), None)
         if odd is not None:
             reason = f"has {len(odd.cells)} columns, CoNLL-U has {len(UNIVERSAL)}, parted by tabs"

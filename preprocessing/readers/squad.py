@@ -9,8 +9,10 @@ import orjson
 
 from hvdlm.errors import UserError
 
-from ..documents import BadRecord, Document, Part, ReadOptions
+from ..compression import is_compressed
+from ..documents import BadRecord, Document, Part, ReadOptions, record_limit
 from .jsonl import whole_value
+from .tables import larger_than_limit
 
 OWN = {"text": "context", "pair": "question", "span": "answers"}  # a type's key where none is said
 
@@ -19,8 +21,12 @@ def read_squad(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Doc
     """A record a question."""
     if options.fields is None:
         raise UserError(f"{part.path}: questions are labelled records; set `fields` of type text, pair and span")
+    data = file.read(record_limit() + 1) if is_compressed(part.path) else file.read()
+    if is_compressed(part.path) and len(data) > record_limit():
+        yield BadRecord(part.path, f"{larger_than_limit()} inside a compression; decompress it first")
+        return
     try:
-        content = orjson.loads(file.read())
+        content = orjson.loads(data)
         paragraphs = [one for article in content["data"] for one in article["paragraphs"]]
     except (ValueError, KeyError, TypeError) as error:
         told = f"no key {error}" if isinstance(error, KeyError) else str(error)
