@@ -48,7 +48,14 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
             has_begun()
             summary = stage.train(settings, world, batch_job())
             loss = f", validation loss {summary['val_loss']:.4f}" if summary["val_loss"] is not None else ""
-            result(summary, as_json, f"{settings.run_dir}: step {summary['step']}{loss}", world.rank)
+            text = f"{settings.run_dir}: step {summary['step']}{loss}"
+            if settings.task.reads_records and summary["val_loss"] is not None:
+                from hvdlm.inference.evaluate import evaluate_checkpoint
+                from hvdlm.inference.record_report import as_text
+
+                found = evaluate_checkpoint(settings.run_dir, (), "val", world)
+                summary["val"], text = found, f"{as_text(found)}\n{text}"
+            result(summary, as_json, text, world.rank)
 
 
 @click.command("eval", cls=Command, epilog="mpirun -np 2 hvdlm eval runs/quickstart/train --split val --json")

@@ -25,7 +25,7 @@ from hvdlm.exchange.heads import TaskHead
 from hvdlm.models import LanguageModel, State
 from hvdlm.scoring.spans import legal_transitions
 from hvdlm.tasks import tag_figures
-from hvdlm.tasks.crf import LinearChainCrf
+from hvdlm.tasks.crf import LinearChainCrf, best_path, legal_scores
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig
 from hvdlm.tasks.records import (
@@ -192,7 +192,13 @@ class Tag(RecordTask):
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
         scores, _, num_words = self._of_words(model, batch, None)
         crf = self._crf_of(model)
-        found = on_host(scores.argmax(-1) if crf is None else crf.decode(scores, num_words))
+        if crf is not None:
+            found = on_host(crf.decode(scores, num_words))
+        elif self.scheme is not None:  # legal labels alone, without trained scores of steps
+            legal = legal_scores(legal_transitions(self.labels, self.scheme), scores.device)
+            found = on_host(best_path(scores, num_words, legal))
+        else:
+            found = on_host(scores.argmax(-1))
         return [row[:num] for row, num in zip(found, num_words.tolist(), strict=True)]
 
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
