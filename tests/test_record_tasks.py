@@ -53,6 +53,7 @@ CASES = {
     "predicate": ("tagged", LSTM, {"kind": "tag", "predicate": "asked"}, 9, ("f1", 0.8)),
     "span": ("answered", TRANSFORMER, {"kind": "span", "stride": 8}, 12, ("exact_match", 0.2)),
     "seq2seq": ("records", TRANSLATOR, WRITTEN, 12, ("bleu", 2)),
+    "packed": ("records", DECODER, {**WRITTEN, "packing": True}, 3, ("bleu", 0)),
     "decoder": ("records", DECODER, {**WRITTEN, "metrics": ["rouge"], "beams": 2}, 3, ("rouge1", 0.05)),
 }
 
@@ -97,7 +98,7 @@ def fitted(data, model, kind, **settings):
     size = vocabulary.size + task.config.extra_ids
     built = build_model(section, Vocabulary(size, vocabulary.eos_id, vocabulary.bos_id), seed=0)
     task.fit(built)
-    layout = task.layout(records, 32)
+    layout = task.layout(records, 32, training=True)
     return task, built, layout, layout.rows(np.arange(12))
 
 
@@ -130,6 +131,24 @@ def test_a_gradient_is_the_same_however_examples_are_batched(name, data_of):
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-6)
     assert float(values[0][1]) == total
+
+
+def test_records_that_share_a_row_are_learnt_as_if_each_stood_alone(data_of):
+    """M10: the sums and gradients of all packs are those of all records, and changing one changes no other."""
+    plain = fitted(data_of("records"), DECODER, **WRITTEN)
+    packed = fitted(data_of("records"), DECODER, **WRITTEN, packing=True)
+    found = []
+    for task, built, layout, training in ((*plain[:3], False), (*packed[:3], True)):
+        rows = torch.from_numpy(layout.rows(np.arange(layout.num_examples)))
+        sums, _ = task.loss(built, task.batch(rows, None, None, training=training), None, None)
+        sums.aim.backward()
+        found.append((sums.values, [parameter.grad for parameter in built.parameters()]))
+        assert task.count(rows.numpy()) == layout.targets.sum() == int(sums.values[1])
+    torch.testing.assert_close(*(values for values, _ in found), rtol=1e-6, atol=1e-6)
+    for one, other in zip(*(gradients for _, gradients in found), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    assert packed[2].num_examples < 0.6 * plain[2].num_examples
+    assert packed[2].lengths.mean() > 0.9 * 32 and packed[2].lengths.max() <= 32
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

@@ -123,8 +123,8 @@ class Classify(RecordTask):
     def fit(self, model: LanguageModel) -> None:
         model.head = ClassifyHead(int(model.hidden_width), 1 if self.is_number else len(self.labels), self.config)
 
-    def layout(self, records: Records, seq_len: int) -> Layout:
-        if self.config.class_weights == "balanced" and records.split == "train":
+    def layout(self, records: Records, seq_len: int, *, training: bool = False) -> Layout:
+        if self.config.class_weights == "balanced" and training:
             self._weights = balanced(records, self.label, len(self.labels))
         return ClassifyLayout(records, self, seq_len)
 

@@ -27,6 +27,7 @@ class Batch(NamedTuple):
     lengths: Tensor | None = None  # int64 (B,): tokens without padding, for models that look ahead
     draws: Draws | None = None  # for what a task itself draws
     term_weights: Tensor | None = None  # in this step, of terms beside those of the targets; None in evaluation
+    segments: Tensor | None = None  # int64 (B, T): where several examples share a row, the number of each one's
 
 
 class Sums(NamedTuple):
@@ -102,7 +103,7 @@ class Task(ABC):
     # Of how many examples, spread over a split, `figures_of_rows` wants to know.
     num_rows: ClassVar[int] = 0
     # Columns of an example that belong to one token: a batch is as wide as its longest example, a multiple of them.
-    columns: ClassVar[int] = 1
+    columns: int = 1
 
     def fit(self, model: LanguageModel) -> None:
         """Give a model that was just built the head of this task; the vocabulary's stays where that is it."""

@@ -49,8 +49,8 @@ class RecordTask(Task):
     takes_context: ClassVar[bool] = False
 
     @abstractmethod
-    def layout(self, records: Records, seq_len: int) -> Layout:
-        """The examples of a split, each of at most seq_len tokens. UserError where the records have no such field."""
+    def layout(self, records: Records, seq_len: int, *, training: bool = False) -> Layout:
+        """The examples of a split, each of at most seq_len tokens; in training as they are to be learnt from."""
 
     @abstractmethod
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:

@@ -26,6 +26,7 @@ from hvdlm.models import LanguageModel, State
 from hvdlm.scoring.languages import language_of
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig, objective
+from hvdlm.tasks.packing import PackedLayout
 from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, lengths_of, shortened
 from hvdlm.tasks.text_figures import METRICS, of_texts
 from hvdlm.tokenizer import load
@@ -42,6 +43,9 @@ class Seq2seqConfig(RecordTaskConfig):
     metrics: list[Metric] = Field(["bleu"], description="bleu has chrf beside it, exact_match token_f1")
     beams: int = Field(1, ge=1, le=100, description="of the search in evaluation; 1: the likeliest token each time")
     length_penalty: float = Field(1.0, ge=0, le=10, description="a of the score log p / length^a")
+    packing: bool = Field(
+        False, description="in training of a decoder alone: several records in a sequence, each as if it stood alone"
+    )
     most_tokens: int | None = Field(None, ge=1, description="of a text that is written; null: data.seq_len")
 
     @field_validator("language")
@@ -105,7 +109,6 @@ class PrefixLayout(Layout):
 class Seq2seq(RecordTask):
     """The denominator is the number of the targets' tokens, their ends of text among them."""
 
-    columns = 2
     sums = ("loss", "targets", "correct")
     predicts_tokens = True
     is_judged_often = False  # writing takes far longer than reading
@@ -126,22 +129,30 @@ class Seq2seq(RecordTask):
                 f" fields.{self.target}.raw: true"
             )
         self._has_encoder = False
+        self.columns = 3 if config.packing else 2
 
     def fit(self, model: LanguageModel) -> None:
         self._has_encoder = model.reads_source
+        if self.config.packing and not model.takes_segments:
+            raise UserError("task.packing: is for a transformer without an encoder; leave it out")
 
-    def layout(self, records: Records, seq_len: int) -> Layout:
-        return PairLayout(records, self, seq_len) if self._has_encoder else PrefixLayout(records, self, seq_len)
+    def layout(self, records: Records, seq_len: int, *, training: bool = False) -> Layout:
+        if self._has_encoder:
+            return PairLayout(records, self, seq_len)
+        layout = PrefixLayout(records, self, seq_len)
+        return PackedLayout(layout, 2, seq_len) if training and self.config.packing else layout
 
     def count(self, ids: np.ndarray) -> int:
-        return int((ids[:, 1::2] != IGNORED).sum())
+        return int((ids[:, 1 :: self.columns] != IGNORED).sum())
 
     def count_of(self, lengths: np.ndarray) -> int | None:
         return int(lengths.sum())
 
     def batch(self, ids: Tensor, context: Tensor | None, draws: Draws | None, *, training: bool) -> Batch:
-        tokens, targets = ids[:, ::2], ids[:, 1::2]
-        return Batch(without_padding(tokens, self._eos_id), targets, lengths_of(tokens))
+        columns = self.columns if training else 2
+        tokens, targets = ids[:, ::columns], ids[:, 1::columns]
+        segments = ids[:, 2::columns] if columns > 2 else None
+        return Batch(without_padding(tokens, self._eos_id), targets, lengths_of(tokens), segments=segments)
 
     def loss(
         self, model: LanguageModel, batch: Batch, state: State | None, draws: Draws | None
@@ -150,6 +161,8 @@ class Seq2seq(RecordTask):
             source: Any = model
             begun = source.encode(batch.inputs, batch.lengths, draws)
             hidden, _ = model(source.decoder_inputs(batch.targets), begun, draws)
+        elif batch.segments is not None:
+            hidden, _ = model(batch.inputs, None, draws, segments=batch.segments)
         else:
             hidden, _ = model(batch.inputs, None, draws)
         is_target = batch.targets != IGNORED

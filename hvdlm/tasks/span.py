@@ -145,7 +145,7 @@ class Span(RecordTask):
     def fit(self, model: LanguageModel) -> None:
         model.head = SpanHead(model.hidden_width)
 
-    def layout(self, records: Records, seq_len: int) -> Layout:
+    def layout(self, records: Records, seq_len: int, *, training: bool = False) -> Layout:
         return SpanLayout(records, self, seq_len)
 
     def count(self, ids: np.ndarray) -> int:

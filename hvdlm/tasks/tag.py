@@ -138,7 +138,7 @@ class Tag(RecordTask):
     def fit(self, model: LanguageModel) -> None:
         model.head = TagHead(model.hidden_width, self.labels, self.scheme, crf=self.config.crf)
 
-    def layout(self, records: Records, seq_len: int) -> Layout:
+    def layout(self, records: Records, seq_len: int, *, training: bool = False) -> Layout:
         return TagLayout(records, self, seq_len)
 
     def count(self, ids: np.ndarray) -> int:

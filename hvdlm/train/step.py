@@ -388,7 +388,7 @@ def _order_of(config: RunConfig, source: Source, task: Task, manifest: Manifest)
     data, train = config.data, config.train
     if isinstance(source, Records):
         assert isinstance(task, RecordTask)
-        layout = task.layout(source, data.seq_len)
+        layout = task.layout(source, data.seq_len, training=True)
         return RecordBatches(layout, seed=config.seed, most=train.global_batch, batch_tokens=train.batch_tokens)
     return order_over(source, OrderSettings(data.seq_len, train.global_batch, config.seed, manifest.eos_id), data.order)
 
