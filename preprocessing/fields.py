@@ -199,15 +199,15 @@ def _string(value: Any, key: str) -> str:
 
 def _label(value: Any, key: str) -> str:
     """A label as it is written: 1 and "1" are the same."""
+    if isinstance(value, str) and (text := value.strip()):
+        return text
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float) and value.is_integer():  # as a column of integers with gaps comes out of a table
         return str(int(value))
-    if not isinstance(value, str) or not value.strip():
-        raise Refused(f"{key!r} is {value!r}, not a label")
-    return value.strip()
+    raise Refused(f"{key!r} is {value!r}, not a label")
 
 
 def _number(value: Any, key: str) -> float:

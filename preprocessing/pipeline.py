@@ -32,6 +32,7 @@ class Pipeline:
         self._config, self._is_quiet = config, is_quiet  # quiet about bad records: another reading reports them
         self._clean, self._mask = make_cleaner(config.clean), make_masker(config.pii)
         self._filter = make_filter(config.filter)
+        self._pairs = [name for name, field in config.fields.items() if field.type == "pair"]
         self._shown = 0
         self._is_more_told = False
         self._shown_files: set[str] = set()
@@ -68,7 +69,7 @@ class Pipeline:
 
     def _prepare(self, document: Document, statistics: Counter[str]) -> tuple[Document, str | None]:
         text = self._mask(self._clean(document.text, statistics), statistics)
-        if document.record is not None:
+        if self._pairs:
             document = self._prepare_pairs(document, statistics)
         if not text or text.isspace():
             return document, "empty_documents"
@@ -77,10 +78,10 @@ class Pipeline:
     def _prepare_pairs(self, document: Document, statistics: Counter[str]) -> Document:
         """With the second texts of a record cleaned as its first one is."""
         assert document.record is not None
-        pairs = [name for name, field in self._config.fields.items() if field.type == "pair"]
         values = document.record.values
         prepared = {
-            name: [self._mask(self._clean(text, statistics), statistics) for text in values[name]] for name in pairs
+            name: [self._mask(self._clean(text, statistics), statistics) for text in values[name]]
+            for name in self._pairs
         }
         if not all(text and not text.isspace() for texts in prepared.values() for text in texts):
             raise ValueError("nothing is left of a second text")

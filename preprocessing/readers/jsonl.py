@@ -84,20 +84,15 @@ def _parted_by_returns(line: RawRecord, part: Part, options: ReadOptions) -> lis
 
 def read_record(line: bytes, position: int, part: Part, options: ReadOptions) -> Document | BadRecord:
     """The document of a JSON object, whose first byte is at `position` of the file."""
-    try:
-        record = orjson.loads(line)
-        as_text: Callable[[str], str] = str  # it lets no half surrogate pair pass
-    except orjson.JSONDecodeError:  # or not UTF-8, a byte order mark, half a surrogate pair, NaN
-        as_text = whole_characters
-        text = decode(line, position, part, options)
-        if isinstance(text, BadRecord):
-            return text
-        try:
-            record = _loads(text.removeprefix("\ufeff"))  # of a file that was put behind another one
-        except (ValueError, RecursionError) as error:
-            return _bad(part, position, f"{INVALID} ({error or 'nested too deeply'})")
+    parsed = _parsed(line, position, part, options)
+    if isinstance(parsed, BadRecord):
+        return parsed
+    record, as_text = parsed
     if options.fields:
-        return _labelled(record, line, position, part, options)
+        found = _labelled(record, line, position, part, options)
+        if as_text is str or isinstance(found, BadRecord):
+            return found
+        return found._replace(raw=tuple(map(whole_value, found.raw)))
     key = options.text_key
     value = record[key] if isinstance(record, dict) and key in record else _value(record, key)
     if value is MISSING:
@@ -116,10 +111,27 @@ def read_record(line: bytes, position: int, part: Part, options: ReadOptions) ->
         return _bad(part, position, "nested too deeply to tell how its id or label is written")
 
 
+def _parsed(
+    line: bytes, position: int, part: Part, options: ReadOptions
+) -> tuple[Any, Callable[[str], str]] | BadRecord:
+    """A record, and what its texts have to go through."""
+    try:
+        return orjson.loads(line), str  # it lets no half surrogate pair pass
+    except orjson.JSONDecodeError:  # or not UTF-8, a byte order mark, half a surrogate pair, NaN
+        text = decode(line, position, part, options)
+        if isinstance(text, BadRecord):
+            return text
+        try:
+            return _loads(text.removeprefix("\ufeff")), whole_characters  # of a file that was put behind another one
+        except (ValueError, RecursionError) as error:
+            return _bad(part, position, f"{INVALID} ({error or 'nested too deeply'})")
+
+
 def _labelled(record: Any, line: bytes, position: int, part: Part, options: ReadOptions) -> Document | BadRecord:
     """A record whose fields are typed behind the readers."""
     assert options.fields is not None
-    values = [_value(record, key) for key in options.fields.keys]
+    members = record if isinstance(record, dict) else {}
+    values = [members[key] if key in members else _value(record, key) for key in options.fields.keys]
     for (setting, key), value in zip(options.fields.asked.items(), values, strict=True):
         if value is MISSING:
             keys = listed(record) if isinstance(record, dict) else type(record).__name__
@@ -128,7 +140,7 @@ def _labelled(record: Any, line: bytes, position: int, part: Part, options: Read
         if line.count(f'{head}"'.encode()) > 1 and _is_twice(line, key):
             return _bad(part, position, f"{key!r} is there twice; leave one of them")
     try:
-        return Document("", position, *_id_and_label(record, line, options), raw=tuple(map(whole_value, values)))
+        return Document("", position, *_id_and_label(record, line, options), raw=tuple(values))
     except RecursionError:
         return _bad(part, position, "nested too deeply to tell how its id or label is written")
 
