@@ -79,7 +79,8 @@ class LbfgsLearner(SumsLearner):
     def restore(self, path: Path) -> int:
         tensors = checkpoint.load_tensors(path)
         vectors = [[tensors[f"lbfgs/{n}/{name}"] for name in Pair._fields] for n in range(len(tensors) // 2)]
-        self._pairs = [Pair(*(vector.to(self.device) for vector in pair)) for pair in vectors]
+        # Cloned: in a file they lie at any address, and products of vectors round by how these are aligned.
+        self._pairs = [Pair(*(vector.to(self.device).clone() for vector in pair)) for pair in vectors]
         self._point = None
         return super().restore(path)
 
