@@ -117,8 +117,8 @@ def _build(plan: WorkPlan, queue: WorkQueue) -> Manifest:
         plan = replace(plan, spools=world.on_root(plan.find_spools))
         spools, num_held_out = plan.with_held_out_first()
         duplicates = find_duplicates(plan.config.dedup, spools, world, num_held_out)
-        overlap = count_overlap(plan.spools, world) if len(plan.config.splits.sources) > 1 else {}
         fields, num_unknown = find_labels(plan, entries(plan.config.fields), world, len(duplicates))
+        overlap = count_overlap(plan.spools, world) if len(plan.config.splits.sources) > 1 else {}
         kinds = {**duplicates, **({UNKNOWN_LABELS: num_unknown} if num_unknown else {})}
     queue.check_together()
     manifest, balance = assemble(plan, tokenizer, fields, {**kinds, **overlap}, queue)
@@ -428,6 +428,11 @@ class Worker:
         if lost := num_lost(self._tokenizer, texts, ids):
             statistics["lost_characters"] += lost
         unknown = self._tokenizer.unk_id
+        for name, field in self._records.entries.items() if self._records else ():
+            if unknown is not None and field.type == "pair":
+                second = encoded.columns[name][0]
+                statistics["unknown_tokens"] += int(np.count_nonzero(second == unknown))
+                statistics["encoded_tokens"] += len(second)
         if unknown is not None:
             statistics["unknown_tokens"] += int(np.count_nonzero(ids == unknown))
             statistics["encoded_tokens"] += len(ids)

@@ -57,8 +57,7 @@ def check(fields: Mapping[str, FieldConfig]) -> None:
         for key, types in (("labels", ("label", "labels")), ("several", ("label",)), ("scheme", ("labels",))):
             if getattr(field, key) and field.type not in types:
                 raise ValueError(f"fields.{name}.{key}: is of type {' and '.join(types)}, not {field.type}")
-        if field.labels is not None and (not field.labels or len(set(field.labels)) < len(field.labels)):
-            raise ValueError(f"fields.{name}.labels: {field.labels} is empty, or has a label twice")
+        _check_labels(name, field)
         if field.raw and field.type not in ("text", "pair"):
             raise ValueError(f"fields.{name}.raw: is of type text and pair, not {field.type}")
     for kind in ("text", "labels", "span"):
@@ -66,6 +65,14 @@ def check(fields: Mapping[str, FieldConfig]) -> None:
             raise ValueError(f"fields: {' and '.join(found)} are both of type {kind}; a record has one")
     if fields and "text" not in by_type:
         raise ValueError("fields: none is of type text, whose ids are the tokens; declare one, such as text: text")
+
+
+def _check_labels(name: str, field: FieldConfig) -> None:
+    labels = field.labels
+    if labels is not None and (not labels or len(set(labels)) < len(labels)):
+        raise ValueError(f"fields.{name}.labels: {labels} is empty, or has a label twice")
+    if any(label != label.strip() or not label for label in labels or ()):
+        raise ValueError(f"fields.{name}.labels: {labels} has a label that is empty, or white space around one")
 
 
 def entries(fields: Mapping[str, FieldConfig]) -> dict[str, FieldEntry]:
@@ -95,6 +102,11 @@ class Record(NamedTuple):
     words: list[Place] | None = None  # where the words of the text are, if it is encoded word by word
 
 
+def texts_of(record: Record) -> list[str]:
+    """All strings of a record, beside its text."""
+    return [one for value in record.values.values() if isinstance(value, list) for one in value if isinstance(one, str)]
+
+
 class Refused(ValueError):
     """What is wrong with a record, and the remedy."""
 
@@ -115,7 +127,9 @@ class FieldReader:
         given = dict(zip(self.names, raw, strict=True))
         by_key = dict(zip(self.names, self.keys, strict=True))
         for name, value in given.items():
-            if value is None or value == "":
+            if value == "" and self._fields[name].several:
+                given[name] = []  # of a table's cell
+            elif value is None or value == "":
                 raise Refused(f"{by_key[name]!r} is empty; fill it, or leave the record out")
         text, words = self._text_of(given.pop(self._text))
         values = {name: self._value(name, value, text) for name, value in given.items()}
@@ -150,6 +164,8 @@ class FieldReader:
         key = field.key or name
         if field.type == "pair":
             texts = [_string(one, key) for one in (value if isinstance(value, list | tuple) else [value])]
+            if any("\0" in one for one in texts):
+                raise Refused(f"{key!r} holds the character NUL, which stands between texts; remove it")
             if not texts or not all(one.strip() for one in texts):
                 raise Refused(f"{key!r} is empty; fill it, or leave the record out")
             if len(texts) > 1 and not field.raw:
@@ -223,12 +239,16 @@ def _places(value: Any, key: str, text: str) -> list[Place]:
     An empty list says that there is none.
     """
     if isinstance(value, Mapping):
-        texts, starts = (value.get(name, ()) for name in ("text", "answer_start"))
+        if not {"text", "answer_start"} <= value.keys():
+            raise Refused(f"{key!r} has the keys {', '.join(map(str, value)) or 'none'}, not text and answer_start")
+        texts, starts = value["text"], value["answer_start"]
+        if not isinstance(texts, str) and not (isinstance(texts, list) and isinstance(starts, list)):
+            raise Refused(f"{key!r}: an answer is {texts!r} at {starts!r}, not a text and a place")
         pairs = [(texts, starts)] if isinstance(texts, str) else list(zip(texts, starts, strict=False))
         if not isinstance(texts, str) and len(texts) != len(starts):
             raise Refused(f"{key!r} has {len(texts)} texts and {len(starts)} starts of answers")
         answers = [_answer(part, start, key, text) for part, start in pairs]
-    elif isinstance(value, list | tuple) and value and all(isinstance(one, int) for one in value):
+    elif isinstance(value, list | tuple) and value and all(map(_is_place, value)):
         answers = [_checked(value, key, text)]
     elif isinstance(value, list | tuple):
         answers = [
@@ -242,8 +262,12 @@ def _places(value: Any, key: str, text: str) -> list[Place]:
     return list(dict.fromkeys(answers))
 
 
+def _is_place(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _answer(part: Any, start: Any, key: str, text: str) -> Place:
-    if not isinstance(part, str) or not isinstance(start, int):
+    if not isinstance(part, str) or not part or not _is_place(start):
         raise Refused(f"{key!r}: an answer is {part!r} at {start!r}, not a text and a place")
     place = _checked((start, start + len(part)), key, text)
     if text[place[0] : place[1]] != part:
@@ -252,7 +276,7 @@ def _answer(part: Any, start: Any, key: str, text: str) -> Place:
 
 
 def _checked(place: Any, key: str, text: str) -> Place:
-    if not (isinstance(place, list | tuple) and len(place) == 2 and all(isinstance(one, int) for one in place)):
+    if not (isinstance(place, list | tuple) and len(place) == 2 and all(map(_is_place, place))):
         raise Refused(f"{key!r}: {place!r} is not [start, stop]")
     start, stop = place
     if not 0 <= start < stop <= len(text):

@@ -128,6 +128,10 @@ class PreprocessConfig(Section):
         records.check(self.fields)
         if self.fields and self.text_key != "text":
             raise ValueError("text_key: is of texts without fields; set fields.NAME.key of the field of type text")
+        if self.fields and self.dedup.near:
+            raise ValueError("dedup.near: compares texts alone, and records may differ in all else; use dedup.exact")
+        if self.format == "parallel" and not self.is_utf8:
+            raise ValueError(f"encoding: parallel files are read as UTF-8, not {self.encoding}; convert them (iconv)")
         worded = next((name for name, found in records.entries(self.fields).items() if found.words), None)
         for section in (self.clean, self.pii) if worded else ():
             changed = [key for key, value in section if value != type(section).model_fields[key].default]

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hvdlm.data.fields import OFFSETS, PLACES, RAW, WORDS, Column, FieldEntry, Packed, columns_of, joined, offsets_of
+from hvdlm.data.fields import PLACES, RAW, WORDS, Column, FieldEntry, Packed, columns_of, joined, offsets_of
+from hvdlm.data.records import TEXT_SEPARATOR
 from hvdlm.data.shards import pack_strings
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import Tokenizer
@@ -134,11 +135,8 @@ def _packed(values: Sequence[Sequence[Any]], dtype: str) -> Packed:
     return flat, offsets_of([width * len(row) for row in values])
 
 
-SEPARATOR = "\0"  # between the texts of a record, where there are several
-
-
 def _packed_texts(values: Sequence[Sequence[str]]) -> Packed:
-    return pack_strings([SEPARATOR.join(texts) for texts in values])
+    return pack_strings([TEXT_SEPARATOR.join(texts) for texts in values])
 
 
 class ColumnParts:
@@ -159,7 +157,3 @@ class ColumnParts:
             column.name: joined(self._parts[column.name], np.dtype(column.dtype or self._dtype))
             for column in self._columns
         }
-
-
-def offsets_name(column: str) -> str:
-    return column + OFFSETS

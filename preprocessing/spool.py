@@ -25,10 +25,12 @@ from hvdlm.data.shards import COLUMNS, pack_strings, unpack_strings
 from hvdlm.files import naming, replace_durably
 
 from .documents import Document
+from .fields import texts_of
 from .record_columns import ColumnParts, Encoded
 
 BYTES_PER_DOCUMENT = 512  # of memory for what is known of a document, beside its text
 COLUMN = "column:"  # before the names of what documents have beside their ids
+BYTES_PER_CHARACTER = 4  # about, of what a record has beside its text
 BYTES_PER_LINE = 512  # of memory for a line of dropped.jsonl
 
 
@@ -55,6 +57,8 @@ class Batch:
             self.has_nul = True
         self.signatures.append(signature)
         self.num_bytes += len(data) + BYTES_PER_DOCUMENT
+        if document.record is not None:
+            self.num_bytes += BYTES_PER_CHARACTER * sum(map(len, texts_of(document.record)))
 
     def rows(self) -> Iterator[tuple[Document, int, bytes, bytes]]:
         """What `append` takes, document by document."""

@@ -7,8 +7,9 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from hvdlm import tokenizer as tokenizers
 from hvdlm.errors import UserError
@@ -23,9 +24,11 @@ from .documents import BadRecord, Document, Part, ReadOptions, find_files
 from .fence import found_in, reason_of
 from .pipeline import Pipeline
 from .plan import PreprocessConfig, Unit, make_units, sample_units
+from .record_columns import pieces_of as word_pieces
 
 log = logging.getLogger("hvdlm")
 
+PartsFinder = Callable[[str, int], Iterable[Any]]
 SAMPLE_PIECE = 8192  # characters of a document that enter the tokenizer's sample or not: a book is many draws
 CUTS = (  # where a piece may end, the best first: what begins the next one belongs to no word of this one
     re.compile(r"(?<=\S)[^\S\n]*\n"),  # at a line's end: a word of `pattern` may hold blanks
@@ -108,12 +111,12 @@ def _sample(config: PreprocessConfig, units: list[Unit], world: World) -> Sample
             for document in pipeline.documents(unit, Counter()):
                 if splits.is_predefined and splits.of_document(document.text.encode(), "train", config.seed) != "train":
                     continue  # what is held out shall not name words
-                for text in _all_texts(document, config):
+                for text, pieces in _all_texts(document, config):
                     if parts_of is None:
                         drawn[-1][1].extend(p for p in pieces_of(text) if _is_drawn(p, config, fraction))
                         continue
-                    for part in parts_of(text, SAMPLE_PIECE):
-                        if _is_drawn(part.text, config, fraction):
+                    for part in _parts(text, pieces, parts_of):
+                        if _is_drawn(text if pieces else part.text, config, fraction):
                             num_characters += len(part.text)
                             words.update(part.words())
     mine = json.dumps([drawn, words, num_characters]).encode()
@@ -130,11 +133,20 @@ def _sample(config: PreprocessConfig, units: list[Unit], world: World) -> Sample
     return sample
 
 
-def _all_texts(document: Document, config: PreprocessConfig) -> list[str]:
-    """That of a document, and those of its record which are encoded too."""
+def _all_texts(document: Document, config: PreprocessConfig) -> list[tuple[str, list[str] | None]]:
+    """That of a document, and those of its record which are encoded too; each with its words, where these are apart."""
     record = document.record
-    pairs = [name for name, field in config.fields.items() if field.type == "pair"] if record else []
-    return [document.text, *(record.values[name][0] for name in pairs if record)]
+    if record is None:
+        return [(document.text, None)]
+    pairs = [name for name, field in config.fields.items() if field.type == "pair"]
+    words = None if record.words is None else word_pieces(document)
+    return [(document.text, words), *((record.values[name][0], None) for name in pairs)]
+
+
+def _parts(text: str, pieces: list[str] | None, parts_of: PartsFinder) -> Iterator[Any]:
+    """Parts of a text whose words are counted; of one that is encoded piece by piece those of each piece."""
+    for piece in [text] if pieces is None else pieces:
+        yield from parts_of(piece, SAMPLE_PIECE)
 
 
 def _is_drawn(piece: str, config: PreprocessConfig, fraction: float) -> bool:

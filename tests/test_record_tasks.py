@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from labelled import ANSWERED, TAGGED, answered, make_data, run_of, tagged
+from labelled import ANSWERED, FIELDS, TAGGED, answered, make_data, run_of, tagged
 
 from hvdlm.data.manifest import read_manifest
 from hvdlm.data.record_batches import Layout, RecordBatches
@@ -273,6 +273,67 @@ def test_other_labels_are_refused_in_evaluation(data_of, tmp_path):
     )
     with pytest.raises(UserError, match="label has the labels up, down; .* was trained with down, up"):
         evaluate_checkpoint(tmp_path / "run", (f"data.path={other}",), "test", SerialWorld())
+
+
+@pytest.mark.parametrize("model", [TRANSLATOR, DECODER], ids=["encoder", "decoder"])
+def test_a_target_begins_with_what_is_written_first(model, tmp_path):
+    """With a vocabulary that has a beginning of text, which is no part of what is written."""
+    bpe = {"kind": "bpe", "vocab_size": 260}
+    plain = make_data(tmp_path / "plain", SerialWorld(), tokenizer=bpe)
+    content = json.loads((plain / "tokenizer.json").read_text())
+    begin = {"id": 260, "content": "<s>", **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)}
+    content["added_tokens"].append({**begin, "special": True})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = {"kind": "bpe", "path": str(tmp_path / "tokenizer.json"), "bos": "<s>"}
+    data = make_data(tmp_path / "data", SerialWorld(), tokenizer=tokenizer)
+    assert read_manifest(data).bos_id == 260
+    task, _, layout, rows = fitted(data, model, **WRITTEN)
+    targets = rows[:, 1::2]
+    assert (targets != 260).all() and (rows[:, 0] == 260).all()
+    firsts = [row[row != -100][0] for row in targets]
+    records = Records(data, "train", read_manifest(data))
+    assert firsts == [records.ids("other", number)[1] for number in range(12)]
+    assert task.count(rows) == layout.targets[:12].sum()
+
+
+def test_a_predicate_has_to_be_a_word_that_is_not_cut_off(data_of, tmp_path):
+    task, _, records = task_of(data_of("tagged"), "tag", predicate="asked")
+    with pytest.raises(UserError, match="data.seq_len: 3 cuts the predicate off record"):
+        task.layout(records, 3)
+    odd = make_data(tmp_path / "odd", SerialWorld(), lambda random: {**tagged(random), "asked": 99}, TAGGED)
+    task, _, records = task_of(odd, "tag", predicate="asked")
+    with pytest.raises(UserError, match="asked of record 0 of train is 99, and its . words are counted from 0"):
+        task.layout(records, 30)
+
+
+def test_terms_of_training_are_no_part_of_the_loss_that_is_told(data_of, tmp_path):
+    config = run_of(data_of("records"), tmp_path / "run", task={**BALANCED, "class_weights": [1.0, 5.0]})
+    train(config, SerialWorld())
+    plain = evaluate_checkpoint(tmp_path / "run", (), "test", SerialWorld())["loss"]
+    smooth = evaluate_checkpoint(tmp_path / "run", ("objective.label_smoothing=0.5",), "test", SerialWorld())["loss"]
+    assert plain == smooth
+    with pytest.raises(UserError, match="objective.label_smoothing: task: tag knows no such term"):
+        train(
+            run_of(data_of("tagged"), tmp_path / "t", "objective.label_smoothing=0.1", task={"kind": "tag"}),
+            SerialWorld(),
+        )
+
+
+def test_the_best_follows_what_is_loaded(data_of, tmp_path):
+    """Killed before the link was set; resumed with another figure."""
+    words = ("train.eval_every=5", "checkpoint.best=accuracy", "checkpoint.keep=1")
+    config = run_of(data_of("records"), tmp_path / "run", *words, "train.epochs=2", task=OF_LABEL)
+    summary = train(config, SerialWorld())
+    link = tmp_path / "run" / "checkpoints" / "best"
+    link.unlink()
+    link.symlink_to("step_00000001")
+    again = train(config, SerialWorld())
+    assert again["best_step"] == summary["best_step"] and link.resolve().name == f"step_{summary['best_step']:08d}"
+    other = run_of(
+        data_of("records"), tmp_path / "run", *words, "train.epochs=3", "checkpoint.best=loss", task=OF_LABEL
+    )
+    best = train(other, SerialWorld())["best_step"]
+    assert best > 20 and link.resolve().name == f"step_{best:08d}"
 
 
 def test_lm_trains_on_the_texts_of_labelled_records(data_of, tmp_path):

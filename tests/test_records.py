@@ -241,6 +241,12 @@ WRONG = [
     ({"type": "span"}, {"text": "a b", "y": {"text": "b", "answer_start": 0}}, "at 0 of the text is 'a', not 'b'"),
     ({"type": "number"}, {"text": "a", "y": "much"}, "'much', not a number"),
     ({"type": "number"}, {"text": "a", "y": True}, "True, not a number"),
+    ({"type": "number"}, {"text": "a", "y": 10**400}, "not a number|cannot be read"),
+    ({"type": "span"}, {"text": "a b", "y": {"text": None, "answer_start": None}}, "an answer is None at None"),
+    ({"type": "span"}, {"text": "a b", "y": {"text": ["a"], "answer_start": 0}}, "not a text and a place"),
+    ({"type": "span"}, {"text": "a b", "y": {"start": 1, "end": 3}}, "has the keys start, end, not text"),
+    ({"type": "span"}, {"text": "a b", "y": [True, 2]}, "'y'.*True"),
+    ({"type": "pair", "raw": True}, {"text": "a", "y": "b\0c"}, "holds the character NUL"),
     ({"type": "pair"}, {"text": "a", "y": " "}, "'y' is empty"),
 ]
 
@@ -272,11 +278,43 @@ def test_a_config_that_contradicts_itself(inputs, tmp_path):
         ({"text": "text", "x_words": "label"}, "does not end with"),
         ({"text": "text", "x": {"type": "number", "labels": ["a"]}}, "is of type label and labels, not number"),
         ({"text": "text", "x": {"type": "label", "labels": ["a", "a"]}}, "has a label twice"),
+        ({"text": "text", "x": {"type": "label", "labels": [" a"]}}, "white space around one"),
     ):
         with pytest.raises(UserError, match=reason):
             make(inputs, tmp_path / "out", fields=fields)
+    with pytest.raises(UserError, match="dedup.near: compares texts alone"):
+        make(inputs, tmp_path / "o", dedup={"near": True})
     with pytest.raises(UserError, match="clean.unicode: would move characters of 'text'"):
         make(inputs, tmp_path / "o", fields={"text": "text", "y": "labels"}, clean={"unicode": "NFKC"})
+
+
+@pytest.mark.parametrize(("field", "record"), [(field, record) for field, record, _ in WRONG])
+def test_one_bad_record_costs_no_other(tmp_path, field, record):
+    good = {"label": "x", "labels": ["O"], "span": [0, 1], "number": 1, "pair": "b"}[field["type"]]
+    if "labels" in field:
+        good = field["labels"][0]
+    rows = [{"text": "a", "y": good}, record, {"text": "a", "y": good}]
+    (tmp_path / "a.jsonl").write_text(as_lines(rows))
+    fields = {"text": "text", "y": field}
+    manifest = preprocess(tmp_path / "a.jsonl", tmp_path / "out", split={"val": 0}, fields=fields, on_error="skip")
+    assert (manifest.num_documents, manifest.statistics["bad_records"]) == (2, 1)
+
+
+def test_a_vocabulary_of_words_knows_what_is_encoded_word_by_word(tmp_path):
+    lines = [{"text": "Ada's clock, (old).", "y": [[0, 3]]}] * 3
+    (tmp_path / "a.jsonl").write_text(as_lines(lines))
+    fields = {"text": {"type": "text", "raw": True}, "y": "span"}
+    settings = {"split": {"val": 0}, "fields": fields, "tokenizer": {"kind": "word", "words": "whitespace"}}
+    manifest = preprocess(tmp_path / "a.jsonl", tmp_path / "out", **settings)
+    assert manifest.statistics.get("unknown_tokens", 0) == 0
+
+
+def test_an_empty_cell_is_no_labels_where_there_may_be_several(tmp_path):
+    (tmp_path / "a.csv").write_text("text,y\na,\nb,x;z\n")
+    fields = {"text": "text", "y": {"type": "label", "several": True}}
+    preprocess(tmp_path / "a.csv", tmp_path / "out", split={"val": 0}, fields=fields)
+    records = Records(tmp_path / "out", "train", read_manifest(tmp_path / "out"))
+    assert [records.values("y", number).tolist() for number in range(2)] == [[], [0, 1]]
 
 
 def test_second_texts_are_cleaned_too(tmp_path):

@@ -178,9 +178,12 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def point_best(run_dir: Path, step: int) -> None:
-    """From here on the checkpoint of this step is the best; it is kept until another one is."""
-    _point(folder_of(run_dir), name_of(step), BEST)
+def point_best(run_dir: Path, step: int | None) -> None:
+    """From here on the checkpoint of this step is the best, and kept until another one is; None: there is no best."""
+    if step is not None and (path_of(run_dir, step) / STATE).exists():
+        _point(folder_of(run_dir), name_of(step), BEST)
+    elif (folder_of(run_dir) / BEST).is_symlink() or (folder_of(run_dir) / BEST).exists():
+        _remove(folder_of(run_dir) / BEST)
 
 
 def best_of(run_dir: Path) -> Path | None:

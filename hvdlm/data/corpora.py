@@ -56,11 +56,11 @@ class Corpora:
         names, weights = zip(*((corpus.name, corpus.weight) for corpus in self.corpora), strict=True)
         return MixedStreams(tuple(streams), weights, names)
 
-    def train_records(self) -> Records:
+    def records(self, split: str) -> Records:
         """Of the only corpus; UserError where it holds none, or where there are several."""
         if len(self.corpora) > 1:
             raise UserError("data.mixture: labelled records are of one corpus; set data.path")
-        return Records(self.corpora[0].path, "train", self.manifest)
+        return Records(self.corpora[0].path, split, self.manifest)
 
     def having(self, split: str) -> list[OpenCorpus]:
         """The corpora with tokens in this split."""

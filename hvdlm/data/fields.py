@@ -75,17 +75,6 @@ def labels_digest(labels: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(labels), ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-def text_field(fields: Mapping[str, FieldEntry]) -> str:
-    """The one whose ids are the tokens."""
-    return next(name for name, field in fields.items() if field.type == "text")
-
-
-def fields_digest(fields: Mapping[str, FieldEntry]) -> str:
-    """What names all types and label lists: a model's outputs mean the same only where it is the same."""
-    told = {name: [field.type, list(field.labels), field.scheme] for name, field in fields.items()}
-    return hashlib.sha256(json.dumps(told, ensure_ascii=False).encode()).hexdigest()[:16] if told else ""
-
-
 def offsets_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
     """Where each of so many values begins, and the end: int64."""
     return np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]).astype(np.int64)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from hvdlm.data.fields import FieldEntry
+from hvdlm.data.fields import FieldEntry, labels_digest
 from hvdlm.errors import UserError
 from hvdlm.files import read_text, write_text_durably
 from hvdlm.tokenizer import MOST_IDS, Tokenizer, digest, dtype_for, load
@@ -100,6 +100,9 @@ class Manifest(_Entry):
             number = getattr(self, name)
             if number is not None and number >= self.vocab_size:
                 raise ValueError(f"{name} {number} is not in a vocabulary of {self.vocab_size}")
+        for name, field in self.fields.items():
+            if field.labels and labels_digest(field.labels) != field.labels_digest:
+                raise ValueError(f"fields.{name}.labels: are not those of its labels_digest {field.labels_digest}")
         if (self.format_version == RECORDS_VERSION) != bool(self.fields):
             raise ValueError(f"format_version {self.format_version} does not go with {len(self.fields)} fields")
         return self

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 from hvdlm.data.corpora import Corpora
-from hvdlm.data.records import Records
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
 from hvdlm.inference.load import Loaded, fields_in
@@ -23,9 +22,7 @@ def evaluate_records(
     assert isinstance(task, RecordTask)
     with world.together():
         _check_labels(loaded, corpora, path)
-        records = RecordSplit(
-            task, Records(corpora.corpora[0].path, split, corpora.manifest), loaded.config.data.seq_len
-        )
+        records = RecordSplit(task, corpora.records(split), loaded.config.data.seq_len)
     found = records.evaluate(loaded.model, task, precision, world, judges=True, lines=predictions is not None)
     if predictions is not None:
         lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found.lines)
@@ -36,9 +33,11 @@ def evaluate_records(
 
 
 def _check_labels(loaded: Loaded, corpora: Corpora, path: Path) -> None:
-    """UserError where the data's labels are not those that were trained with: their numbers would mean others."""
-    for name, field in fields_in(loaded.state).items():
-        now = corpora.manifest.fields.get(name)
+    """UserError where fields that the task reads are not those that were trained with: numbers would mean others."""
+    assert isinstance(loaded.task, RecordTask)
+    trained = fields_in(loaded.state)
+    for name in loaded.task.fields:
+        field, now = trained[name], corpora.manifest.fields.get(name)
         if now is None or now.type != field.type:
             raise UserError(f"{corpora}: has no field {name} of type {field.type}, which {path} was trained with")
         if now.labels != field.labels:
@@ -46,6 +45,12 @@ def _check_labels(loaded: Loaded, corpora: Corpora, path: Path) -> None:
                 f"{corpora}: {name} has the labels {_listed(now.labels)}; {path} was trained with"
                 f" {_listed(field.labels)}; preprocess with those listed as fields.{name}.labels"
             )
+        if name in loaded.task.raw_fields and not now.raw:
+            raise UserError(f"{corpora}: {name} has no characters; preprocess with fields.{name}.raw: true")
+        for key in ("several", "scheme", "words", "places"):
+            if getattr(now, key) != getattr(field, key):
+                told = f"{getattr(now, key)}, and {path} was trained with {getattr(field, key)}"
+                raise UserError(f"{corpora}: {name} has {key}: {told}; preprocess the data as those of the run")
 
 
 def _listed(labels: tuple[str, ...]) -> str:

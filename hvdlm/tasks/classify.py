@@ -107,17 +107,19 @@ class Classify(RecordTask):
 
     def __init__(self, config: ClassifyConfig, context: TaskContext) -> None:
         assert isinstance(context.objective, ObjectiveConfig)
-        context.objective.refuse_hidden(config.kind)
         fields = context.fields
         self.config, self._eos_id, self._objective = config, context.vocabulary.eos_id, context.objective
         self.has_bos = context.vocabulary.bos_id is not None
         self.text = field_of(fields, None, ("text",), "text")
         self.pair = field_of(fields, config.pair, ("pair",), "pair", optional=True)
         self.label = field_of(fields, config.label, ("label", "number"), "label") or ""
+        self.fields = tuple(name for name in (self.text, self.pair, self.label) if name)
         field = fields[self.label]
         self.labels, self.is_number, self.is_several = list(field.labels), field.type == "number", field.several
         self._weights = _weights(config, field)
         self.takes_draws = config.dropout > 0
+        is_one = not (self.is_number or self.is_several)
+        context.objective.refuse_all_but(("label_smoothing",) if is_one else (), config.kind)
         self.num_targets = len(self.labels) if self.is_several else 1  # columns of an example
 
     def fit(self, model: LanguageModel) -> None:
@@ -153,9 +155,11 @@ class Classify(RecordTask):
         self, model: LanguageModel, batch: Batch, state: State | None, draws: Draws | None
     ) -> tuple[Sums, State | None]:
         logits = self.logits(model, batch, draws)
-        losses = self._losses(logits, batch.targets, batch.term_weights)
-        values = torch.stack((losses.detach().double().sum(), losses.new_tensor(len(losses), dtype=torch.float64)))
-        return Sums(losses.sum(), values, logits.detach()), None
+        plain = self._losses(logits, batch.targets, None, 0.0)
+        smoothing, weights = self._objective.label_smoothing, batch.term_weights
+        aim = plain if not smoothing and weights is None else self._losses(logits, batch.targets, weights, smoothing)
+        values = torch.stack((plain.detach().double().sum(), plain.new_tensor(len(plain), dtype=torch.float64)))
+        return Sums(aim.sum(), values), None
 
     def logits(self, model: LanguageModel, batch: Batch, draws: Draws | None) -> Tensor:
         """float32 (B, K)."""
@@ -164,14 +168,13 @@ class Classify(RecordTask):
         pooled = POOLINGS[self.config.pooling](hidden, batch.lengths)
         return model.head(dropout(pooled, self.config.dropout, batch.draws, HEAD_SITE)).float()
 
-    def _losses(self, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    def _losses(self, logits: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
         """Of each record: cross-entropy, the sum of those of all classes, or the squared error: (B,)."""
         if self.is_number:
             return (logits.squeeze(1) - targets.squeeze(1).contiguous().view(torch.float64).float()).square()
         if self.is_several:
             each = F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none")
             return (each if weights is None else each * weights).sum(1)
-        smoothing = self._objective.label_smoothing
         return F.cross_entropy(logits, targets.squeeze(1), weights, label_smoothing=smoothing, reduction="none")
 
     def head_for_exchange(self, model: LanguageModel) -> TaskHead | None:

@@ -42,6 +42,12 @@ class ObjectiveConfig(Section):
         """Whether there are terms of what the head sees, which only `task: lm` knows."""
         return self.activation > 0 or self.temporal > 0
 
+    def refuse_all_but(self, allowed: tuple[str, ...], kind: str) -> None:
+        """UserError for a term that a task of this kind would pass over."""
+        odd = [name for name, value in self if value and name not in allowed]
+        if odd:
+            raise UserError(f"objective.{odd[0]}: task: {kind} knows no such term; leave it out")
+
     def refuse_hidden(self, kind: str) -> None:
         """UserError where a task of this kind would pass over a term."""
         if self.is_of_hidden:

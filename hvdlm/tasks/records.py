@@ -44,6 +44,12 @@ class RecordTask(Task):
     is_judged_often: ClassVar[bool] = True
     # The figures that a line of the log has room for.
     shown: tuple[str, ...] = ()
+    # Figures beside the loss that follow from its sums alone, so that they are known wherever the loss is.
+    sums_told: tuple[str, ...] = ()
+    # Names of the fields of the data that it reads.
+    fields: tuple[str, ...] = ()
+    # Those of them whose characters it compares.
+    raw_fields: tuple[str, ...] = ()
     predicts_text: ClassVar[bool] = False
     predicts_tokens: ClassVar[bool] = False
     takes_context: ClassVar[bool] = False
@@ -104,22 +110,17 @@ def shortened(ids: np.ndarray, most: int) -> np.ndarray:
 
 
 def room_for(lengths: Sequence[np.ndarray], most: int) -> list[np.ndarray]:
-    """How many tokens of each of several texts (n,) have place in `most`: the longest one gives way first.
+    """How many tokens of one text or two, (n,) each, have place in `most`: the longer one gives way first.
 
     >>> [part.tolist() for part in room_for([np.array([3, 9]), np.array([4, 2])], 7)]
     [[3, 5], [4, 2]]
     """
-    kept = [length.copy() for length in lengths]
-    over = np.maximum(sum(kept) - most, 0)
-    while over.any():
-        longest = np.argmax(np.stack(kept), axis=0)
-        for number, part in enumerate(kept):
-            others = np.max(np.stack([other for nth, other in enumerate(kept) if nth != number] or [part * 0]), axis=0)
-            is_longest = (longest == number) & (over > 0)
-            give = np.where(is_longest, np.minimum(over, np.maximum(part - others, 1)), 0)
-            kept[number] = part - give
-            over = over - give
-    return kept
+    if len(lengths) == 1:
+        return [np.minimum(lengths[0], most)]
+    one, other = lengths
+    shorter = np.minimum(np.minimum(one, other), most // 2)
+    longer = np.minimum(np.maximum(one, other), most - shorter)
+    return [np.where(one <= other, shorter, longer), np.where(one <= other, longer, shorter)]
 
 
 def on_host(tensor: Tensor) -> np.ndarray:

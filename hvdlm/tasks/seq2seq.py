@@ -27,7 +27,7 @@ from hvdlm.scoring.languages import language_of
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig, objective
 from hvdlm.tasks.packing import PackedLayout
-from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, lengths_of, shortened
+from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, lengths_of, room_for, shortened
 from hvdlm.tasks.text_figures import METRICS, of_texts
 from hvdlm.tokenizer import load
 
@@ -65,7 +65,7 @@ class PairLayout(Layout):
 
     def __init__(self, records: Records, task: Seq2seq, seq_len: int) -> None:
         self._records, self._task, self._seq_len = records, task, seq_len
-        sources, targets = records.num_ids(task.source), records.num_ids(task.target)
+        sources, targets = records.num_ids(task.source), records.num_ids(task.target) - task.num_begins
         self.lengths = np.minimum(np.maximum(sources, targets), seq_len)
         self.targets = np.minimum(targets, seq_len)
         self.records = np.arange(len(records))
@@ -76,8 +76,7 @@ class PairLayout(Layout):
         return stacked(rows, max(map(len, rows), default=2), IGNORED)
 
     def _row(self, record: int) -> np.ndarray:
-        fields = self._task.source, self._task.target
-        parts = [shortened(self._records.ids(field, record), self._seq_len) for field in fields]
+        parts = [shortened(ids, self._seq_len) for ids in self._task.ids_of(self._records, record)]
         return stacked(parts, max(map(len, parts)), IGNORED).T.reshape(-1)
 
 
@@ -86,9 +85,8 @@ class PrefixLayout(Layout):
 
     def __init__(self, records: Records, task: Seq2seq, seq_len: int) -> None:
         self._records, self._task = records, task
-        sources, targets = records.num_ids(task.source), records.num_ids(task.target)
-        self._targets = np.minimum(targets, max(1, seq_len // 2 + 1))
-        self._sources = np.minimum(sources, seq_len + 1 - self._targets)
+        sources, targets = records.num_ids(task.source), records.num_ids(task.target) - task.num_begins
+        self._sources, self._targets = room_for([sources, targets], seq_len + 1)
         self.lengths = self._sources + self._targets - 1
         self.targets = self._targets
         self.records = np.arange(len(records))
@@ -99,8 +97,8 @@ class PrefixLayout(Layout):
         return stacked(rows, max(map(len, rows), default=2), IGNORED)
 
     def _row(self, record: int) -> np.ndarray:
-        source = shortened(self._records.ids(self._task.source, record), int(self._sources[record]))
-        target = shortened(self._records.ids(self._task.target, record), int(self._targets[record]))
+        ids = self._task.ids_of(self._records, record)
+        source, target = shortened(ids[0], int(self._sources[record])), shortened(ids[1], int(self._targets[record]))
         tokens = np.concatenate([source, target])
         follows = np.concatenate([np.full(len(source) - 1, IGNORED), target])
         return np.stack((tokens[:-1], follows), axis=1).reshape(-1)
@@ -110,6 +108,7 @@ class Seq2seq(RecordTask):
     """The denominator is the number of the targets' tokens, their ends of text among them."""
 
     sums = ("loss", "targets", "correct")
+    sums_told = ("token_accuracy",)
     predicts_tokens = True
     is_judged_often = False  # writing takes far longer than reading
 
@@ -123,6 +122,7 @@ class Seq2seq(RecordTask):
         self._eos_id, self._bos_id, self._vocab_size = vocabulary.eos_id, vocabulary.bos_id, vocabulary.size
         self.source = field_of(fields, None, ("text",), "source") or ""
         self.target = field_of(fields, config.target, ("pair",), "target") or ""
+        self.fields, self.raw_fields = (self.source, self.target), (self.target,)
         if not fields[self.target].raw:
             raise UserError(
                 f"task: seq2seq compares with the targets as they were written; preprocess with"
@@ -141,6 +141,15 @@ class Seq2seq(RecordTask):
             return PairLayout(records, self, seq_len)
         layout = PrefixLayout(records, self, seq_len)
         return PackedLayout(layout, 2, seq_len) if training and self.config.packing else layout
+
+    @property
+    def num_begins(self) -> int:
+        """Tokens of a target that are not written: the beginning of a text, if the vocabulary has one."""
+        return 0 if self._bos_id is None else 1
+
+    def ids_of(self, records: Records, record: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of source and target; the target begins with what is to be written first."""
+        return records.ids(self.source, record), records.ids(self.target, record)[self.num_begins :]
 
     def count(self, ids: np.ndarray) -> int:
         return int((ids[:, 1 :: self.columns] != IGNORED).sum())

@@ -97,11 +97,11 @@ class SpanLayout(Layout):
         question, text = records.ids(task.question, record), records.tokens(record)[int(task.has_bos) :]
         shift = len(question) - start
         first, last = NO_ANSWER, NO_ANSWER
-        places = records.values(task.answer, record).reshape(-1, 2)
-        if len(places):
-            answer_first, answer_last = self.tokens_of(record, *places[0].tolist())
+        for place in records.values(task.answer, record).reshape(-1, 2).tolist():  # the first one that lies in it
+            answer_first, answer_last = self.tokens_of(record, *place)
             if start <= answer_first and answer_last < start + width:
                 first, last = answer_first + shift, answer_last + shift
+                break
         return np.concatenate([[first, last, len(question)], question, text[start : start + width]])
 
     def tokens_of(self, record: int, start: int, stop: int) -> tuple[int, int]:
@@ -130,12 +130,13 @@ class Span(RecordTask):
 
     def __init__(self, config: SpanConfig, context: TaskContext) -> None:
         assert isinstance(context.objective, ObjectiveConfig)
-        context.objective.refuse_hidden(config.kind)
+        context.objective.refuse_all_but((), config.kind)
         vocabulary, fields = context.vocabulary, context.fields
         self.config, self._eos_id, self.has_bos = config, vocabulary.eos_id, vocabulary.bos_id is not None
         self.text = field_of(fields, None, ("text",), "text") or ""
         self.question = field_of(fields, config.question, ("pair",), "question") or ""
         self.answer = field_of(fields, config.answer, ("span",), "answer") or ""
+        self.fields, self.raw_fields = (self.text, self.question, self.answer), (self.text,)
         if not fields[self.text].raw:
             raise UserError(
                 f"task: span compares answers by their characters; preprocess with fields.{self.text}.raw: true"

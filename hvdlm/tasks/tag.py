@@ -86,9 +86,28 @@ class TagLayout(Layout):
         self._seq_len = seq_len
         self.num_words = records.num_values(task.text + WORDS)
         self.targets = self.num_words.copy()
+        if task.predicate is not None:
+            self._check_predicates(task.predicate)
         for record in np.flatnonzero(records.num_tokens() + marks > seq_len).tolist():
             self.targets[record] = int((self._ids_and_firsts(record)[1] < seq_len - 1).sum())
         self.num_cut = int((self.targets < self.num_words).sum())
+
+    def _check_predicates(self, name: str) -> None:
+        """UserError for one that is no word of its sentence, or that is cut away, so that nothing would mark it."""
+        records = self._records
+        asked = np.concatenate([records.values(name, record) for record in range(len(records))])
+        odd = np.flatnonzero((asked < 0) | (asked >= self.num_words) | (asked != np.floor(asked)))
+        if odd.size:
+            record = int(odd[0])
+            raise UserError(
+                f"{records.folder}: {name} of record {record} of {records.split} is {asked[record]:g}, and its"
+                f" {self.num_words[record]} words are counted from 0"
+            )
+        for record in np.flatnonzero(records.num_tokens() + 1 > self._seq_len).tolist():
+            if int(self._ids_and_firsts(record)[1][int(asked[record])]) >= self._seq_len - 1:
+                raise UserError(
+                    f"data.seq_len: {self._seq_len} cuts the predicate off record {record} of {records.split}; raise it"
+                )
 
     def _ids_and_firsts(self, record: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of a record, marked, and the place of each word's first."""
@@ -123,7 +142,7 @@ class Tag(RecordTask):
 
     def __init__(self, config: TagConfig, context: TaskContext) -> None:
         assert isinstance(context.objective, ObjectiveConfig)
-        context.objective.refuse_hidden(config.kind)
+        context.objective.refuse_all_but((), config.kind)
         vocabulary, fields = context.vocabulary, context.fields
         self.config, self._eos_id, self.has_bos = config, vocabulary.eos_id, vocabulary.bos_id is not None
         self.text = field_of(fields, None, ("text",), "text") or ""
@@ -131,6 +150,7 @@ class Tag(RecordTask):
         self.predicate = None
         if config.predicate is not None:
             self.predicate = field_of(fields, config.predicate, ("number",), "predicate")
+        self.fields = tuple(name for name in (self.text, self.labels_field, self.predicate) if name)
         self.mark_id = vocabulary.size
         self.labels, self.scheme = list(fields[self.labels_field].labels), fields[self.labels_field].scheme
         self.takes_draws = config.dropout > 0

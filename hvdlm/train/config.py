@@ -152,6 +152,12 @@ class RunConfig(Section):
             return self
         if self.data.order != "random":
             raise ValueError(f"data.order: {self.data.order} is of text; task: {kind} reads records, leave it out")
+        if self.train.batch_tokens and (self.guard.nonfinite == "rewind" or self.guard.spike == "rewind"):
+            raise ValueError("train.batch_tokens: its steps cannot pass over samples; use guard: skip or stop")
+        if self.train.batch_tokens and not self.sync.keeps_replicas_equal:
+            raise ValueError(
+                f"train.batch_tokens: {self.sync.label} steps alone on parts that may be empty; leave it out"
+            )
         if self.train.batch_tokens and self.train.ramp is not None:
             raise ValueError("train.ramp: counts sequences, and train.batch_tokens tokens; leave one out")
         if self.noise.is_on:

@@ -34,7 +34,9 @@ DIVERGED = (
     "the run has diverged; start another run_dir with a lower optim.lr or a smaller optim.clip, or see guard.nonfinite"
     " and guard.spike"
 )
-GROWS_WORSE = ("loss", "perplexity", "bits_per_byte", "elbo", "mean_squared_error")  # figures of which less is better
+# Figures of which less is better, and such as say nothing of the weights.
+GROWS_WORSE = {"loss", "perplexity", "bits_per_byte", "elbo", "kl", "reconstruction", "mse", "calibration_error"}
+NO_JUDGES = ("num_", "split_", "cut_", "majority", "unigram_loss")
 
 
 class Loop:
@@ -62,7 +64,8 @@ class Loop:
         self.is_proven = False  # a step after the newest checkpoint has shown that it is sound
         self.unsound: set[int] = set()  # checkpoints that were passed over; of rank 0
         self.rewinds, self.rewound_to = 0, -1
-        self.best: dict = {}  # by checkpoint.best: `step` and `value` of the best validation so far
+        self.best: dict = {}  # by checkpoint.best: `figure`, `step` and `value` of the best validation so far
+        self._candidate: dict = {}  # what will be, once its checkpoint is there
         self.loss: float | None = None
         self.evaluation: Evaluation | RecordEvaluation | None = None
         self.figures: dict = {}  # as of the last save; of a checkpoint that was resumed, its own
@@ -144,11 +147,12 @@ class Loop:
             is_last = is_last or bool(self.ending)
         if is_last:
             self.fault = self._find_fault()
-        is_best = self.best.get("step") == self.step
+        is_best = self._candidate.get("step") == self.step
         if is_last or is_best or interval.wish >= Wish.SAVE or self.step % self.config.checkpoint.every == 0:
             if self._save_or_rewind(interval):
                 return
             if is_best:
+                self.best, self._candidate = self._candidate, {}
                 self.learner.world.on_root(lambda: checkpoint.point_best(self.config.run_dir, self.step))
             gc.collect()
         if self.ending:
@@ -188,14 +192,23 @@ class Loop:
         name = self.config.checkpoint.best
         if name is None:
             return
-        known = {name: value for name, value in found.to_dict().items() if isinstance(value, int | float)}
+        values = {key: value for key, value in found.to_dict().items() if isinstance(value, int | float)}
+        known = {key: value for key, value in values.items() if not key.startswith(NO_JUDGES)}
         if name not in known:
             raise UserError.shared(
                 f"checkpoint.best: {name} is no figure of a validation, which has {', '.join(known)}; name one of them"
             )
         value = known[name] if name in GROWS_WORSE else -known[name]
         if math.isfinite(value) and value < self.best.get("value", math.inf):
-            self.best = {"step": self.step, "value": value}
+            self._candidate = {"figure": name, "step": self.step, "value": value}
+
+    def settle_best(self, state: dict) -> None:
+        """After a checkpoint was loaded: the best is what it knows, by the same figure, and the link says so."""
+        best = state.get("best", {})
+        self.best = best if best.get("figure") == self.config.checkpoint.best else {}
+        self._candidate = {}
+        if self.learner.world.rank == 0:
+            checkpoint.point_best(self.config.run_dir, self.best.get("step"))
 
     def _judge(self, interval: Interval) -> bool:
         """Stop the job for replicas that differ or a gradient that forbids to go on; True after a rewind."""
@@ -240,6 +253,7 @@ class Loop:
         left_out = learner.left_out
         with world.together():
             self.step = self.rewound_to = learner.restore(path)
+            self.settle_best(checkpoint.read_state(path))
             self.run_log.rewind(self.step)
         learner.left_out = left_out + learner.plan.samples_before(interval.end) - learner.plan.samples_before(self.step)
         self.is_proven = False
@@ -278,7 +292,7 @@ class Loop:
             "seconds": self.spent_s,
             "fault": self.fault,
             "updates": self.updates,
-            **({"best": self.best} if self.best else {}),
+            **({"best": best} if (best := self._candidate or self.best) else {}),
             "ranks": self.learner.world.size,
             "threads": torch.get_num_threads(),  # a rank; another number may change last bits
             "tokenizer_digest": manifest.tokenizer_digest,
@@ -338,7 +352,7 @@ class Loop:
             "val_split_tokens": found.split_tokens if found else None,
             "val_protocol": self.validation.protocol or None,
             "best_val_loss": min(losses, default=None),
-            **({"best_step": self.best["step"]} if self.best else {}),
+            **({"best_step": best["step"]} if (best := self._candidate or self.best) else {}),
             "parameters": num_parameters(self.learner.model),
             "tokens": self.learner.tokens_before(self.step),
             "seconds": round(self.seconds, 3),

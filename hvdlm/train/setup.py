@@ -61,7 +61,7 @@ def build_learner(config: RunConfig, world: World) -> tuple[Learner, Corpora]:
     place = find_place(world)
     with world.together():
         corpora = open_corpora(config.data)
-        source = corpora.train_records() if config.task.reads_records else corpora.train_source()
+        source = corpora.records("train") if config.task.reads_records else corpora.train_source()
     with world.together():
         learner = LEARNERS[config.model.learner](config, source, corpora.manifest, world, place)
         if is_imported(config.model) and isinstance(learner.task, LanguageModelling):
@@ -121,7 +121,9 @@ def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
     stop.expect(3 * sum(parameter.nbytes for parameter in learner.model.parameters()))  # Adam keeps two more of each
     loop = Loop(learner, corpora, validation, run_log, stop, saved.get("seconds", 0.0))
     loop.fault, loop.updates = saved.get("fault", ""), saved.get("updates", first)
-    loop.figures, loop.best = saved.get("figures", {}), saved.get("best", {})
+    loop.figures = saved.get("figures", {})
+    with world.together():
+        loop.settle_best(saved)
     with (
         run_log,
         quiet_gc(),

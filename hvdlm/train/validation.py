@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 from hvdlm.data.corpora import Corpora
-from hvdlm.data.records import Records
 from hvdlm.errors import UserError
 from hvdlm.session.metrics import RunLog
 from hvdlm.tables import figure
@@ -27,12 +26,19 @@ class Validation:
         self._split: SplitEvaluation | RecordSplit | None = None
         in_order, self.protocol = config.data.order == "contiguous", ""  # how it reads, in words
         self._carries = config.reads_streams
-        judges = config.train.patience or config.train.target_loss is not None or config.optim.needs_validation
+        best = config.checkpoint.best
+        judges = (
+            best is not None
+            or config.train.patience
+            or config.train.target_loss is not None
+            or config.optim.needs_validation
+        )
         if judges and not corpora.having("val"):
             raise UserError(
-                f"{corpora}: has no validation split, which train.patience, train.target_loss and optim.schedule: "
-                "plateau need; preprocess with split.val, or leave them out"
+                f"{corpora}: has no validation split, which train.patience, train.target_loss, checkpoint.best and "
+                "optim.schedule: plateau need; preprocess with split.val, or leave them out"
             )
+        self._check_best(best)
         if corpora.having("val") and config.task.reads_records:
             self._split = self._of_records(corpora)
             self.protocol = str(self._split)
@@ -47,10 +53,19 @@ class Validation:
             self._split = SplitEvaluation(corpora, "val", protocol)
             self.protocol = self._split.protocol
 
+    def _check_best(self, best: str | None) -> None:
+        """UserError for a figure of labelled records that no validation will have."""
+        task, train = self._learner.task, self._train
+        if best is None or not isinstance(task, RecordTask) or (task.is_judged_often and not train.eval_tokens):
+            return
+        known = ("loss", *task.sums_told)
+        if best not in known:
+            raise UserError(f"checkpoint.best: {best} is not known in training; take {' or '.join(known)}")
+
     def _of_records(self, corpora: Corpora) -> RecordSplit:
         config, task = self._learner.config, self._learner.task
         assert isinstance(task, RecordTask)
-        records = Records(corpora.corpora[0].path, "val", corpora.manifest)
+        records = corpora.records("val")
         most = config.train.eval_tokens
         if most:  # about so many tokens, as of windows
             most = max(1, round(most * len(records) / max(1, int(records.num_tokens().sum()))))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from .. import documents
 from ..documents import BadRecord, Document, Part
-from ..fields import FieldReader, Refused
+from ..fields import FieldReader, Refused, texts_of
 
 
 def typed(
@@ -21,8 +21,13 @@ def typed(
             text, record = fields.read(found.raw)
             if len(text) > documents.MAX_DOCUMENT_BYTES // 4:
                 raise Refused(f"its text has {len(text)} characters; a labelled record is not cut")
+            longest = max((len(one) for one in texts_of(record)), default=0)
+            if longest > documents.MAX_DOCUMENT_BYTES // 4:
+                raise Refused(f"a second text has {longest} characters; a labelled record is not cut")
         except Refused as error:
             yield refused(found, counts, part, str(error))
+        except (TypeError, ValueError, OverflowError, AttributeError) as error:  # of a shape that nobody thought of
+            yield refused(found, counts, part, f"one of its values cannot be read ({type(error).__name__}: {error})")
         else:
             yield found._replace(text=text, record=record, raw=())
 

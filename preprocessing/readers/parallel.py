@@ -15,6 +15,7 @@ from hvdlm.errors import UserError
 
 from ..compression import open_plain
 from ..documents import BadRecord, Document, Part, ReadOptions
+from .sniffing import has_old_line_ends, head_of
 from .text import LINES, RawRecord, chunks_of, decode, records
 
 COUNT_BYTES = 1 << 20
@@ -39,6 +40,11 @@ def files_of(path: str, options: ReadOptions) -> list[str]:
 def read_parallel(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
     """A record a line."""
     paths = files_of(part.path, options)
+    for path in paths:
+        with open_plain(path) as one:
+            if has_old_line_ends(head_of(one)):
+                yield BadRecord(path, "carriage returns alone end its lines; write it with line feeds")
+                return
     counts = [_num_lines(path) for path in paths]
     if len(set(counts)) > 1:
         told = ", ".join(f"{path} has {count}" for path, count in zip(paths, counts, strict=True))
