@@ -269,7 +269,7 @@ def test_other_labels_are_refused_in_evaluation(data_of, tmp_path):
     config = run_of(data_of("records"), tmp_path / "run", task=OF_LABEL)
     train(config, SerialWorld())
     other = make_data(
-        tmp_path / "o", SerialWorld(), fields={"text": "text", "label": {"type": "label", "labels": ["up", "down"]}}
+        tmp_path / "o", SerialWorld(), fields=fields
     )
     with pytest.raises(UserError, match="label has the labels up, down; .* was trained with down, up"):
         evaluate_checkpoint(tmp_path / "run", (f"data.path={other}",), "test", SerialWorld())
