@@ -268,9 +268,8 @@ def test_settings_that_do_not_go_together(data_of, tmp_path, data_dir):
 def test_other_labels_are_refused_in_evaluation(data_of, tmp_path):
     config = run_of(data_of("records"), tmp_path / "run", task=OF_LABEL)
     train(config, SerialWorld())
-    other = make_data(
-        tmp_path / "o", SerialWorld(), fields=fields
-    )
+    fields = {**FIELDS, "label": {"type": "label", "labels": ["up", "down"]}}
+    other = make_data(tmp_path / "o", SerialWorld(), fields=fields)
     with pytest.raises(UserError, match="label has the labels up, down; .* was trained with down, up"):
         evaluate_checkpoint(tmp_path / "run", (f"data.path={other}",), "test", SerialWorld())
 
