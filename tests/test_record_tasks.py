@@ -295,6 +295,15 @@ def test_a_target_begins_with_what_is_written_first(model, tmp_path):
     assert task.count(rows) == layout.targets[:12].sum()
 
 
+def test_nothing_is_written_beyond_the_learned_positions(data_of, tmp_path):
+    model = {**DECODER, "positions": {"kind": "learned"}}
+    config = run_of(data_of("records"), tmp_path / "run", "data.seq_len=14", "train.steps=1", model=model, task=WRITTEN)
+    train(config, SerialWorld())  # such a model seldom ends
+    lines = tmp_path / "lines.jsonl"
+    evaluate_checkpoint(tmp_path / "run", (), "test", SerialWorld(), predictions=lines)
+    assert len(lines.read_text().splitlines()) == 61
+
+
 def test_a_predicate_has_to_be_a_word_that_is_not_cut_off(data_of, tmp_path):
     task, _, records = task_of(data_of("tagged"), "tag", predicate="asked")
     with pytest.raises(UserError, match="data.seq_len: 3 cuts the predicate off record"):

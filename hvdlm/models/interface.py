@@ -125,6 +125,9 @@ class LanguageModel(nn.Module, ABC):
     # Kinds of text in one example that it tells apart by vectors of their own: `forward` then takes `types`.
     num_token_types = 0
 
+    # Tokens that it has a learned position for; None: it takes texts of any length.
+    most_positions: int | None = None
+
     # Training gives it the draws that dropout is made from. Without draws it has none, whatever mode it is in.
     takes_draws = False
 

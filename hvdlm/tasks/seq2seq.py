@@ -6,7 +6,7 @@ What is measured is written freely, word after word, never with the truth before
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -186,18 +186,30 @@ class Seq2seq(RecordTask):
         return {**super().figures(sums), "token_accuracy": sums["correct"] / max(1.0, sums["targets"])}
 
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
-        config = self.config
-        how = Decoding(
-            beams=config.beams,
-            max_tokens=config.most_tokens or seq_len,
-            length_penalty=config.length_penalty,
-            eos_id=self._eos_id,
-            never=self._never(model),
-        )
         assert batch.lengths is not None
         lengths = batch.lengths if self._has_encoder else (batch.targets != IGNORED).long().argmax(1) + 1
-        found = decode(model, batch.inputs, lengths, how)
-        return [np.array(best[0].ids, dtype=np.int64) for best in found]
+        room = self.config.most_tokens or seq_len
+        found: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(lengths)
+        for rows, most in self._rooms(model, lengths, room):
+            ids, how = batch.inputs[rows], self._search(model, most)
+            for row, best in zip(rows.tolist(), decode(model, ids, lengths[rows], how), strict=True):
+                found[row] = np.array(best[0].ids, dtype=np.int64)
+        return found
+
+    def _rooms(self, model: LanguageModel, lengths: Tensor, most: int) -> Iterator[tuple[Tensor, int]]:
+        """Rows that are searched together, and how many tokens they may have: no more than there are positions for."""
+        there = model.most_positions
+        everybody = torch.arange(len(lengths), device=lengths.device)
+        if there is None or self._has_encoder:
+            yield everybody, most if there is None else min(most, there)
+            return
+        for length in lengths.unique().tolist():
+            yield everybody[lengths == length], max(1, min(most, there - length + 1))
+
+    def _search(self, model: LanguageModel, most: int) -> Decoding:
+        config = self.config
+        never, penalty = self._never(model), config.length_penalty
+        return Decoding(most, self._eos_id, beams=config.beams, length_penalty=penalty, never=never)
 
     def _never(self, model: LanguageModel) -> tuple[int, ...]:
         """Ids that are never written: the beginning of a text, and rows of a vocabulary that was rounded up."""

@@ -19,6 +19,7 @@ from hvdlm.models.padding import known_of, only
 from hvdlm.models.transformer.attention import source_sight
 from hvdlm.models.transformer.blocks import Block, Head, initialize
 from hvdlm.models.transformer.options import Options
+from hvdlm.models.transformer.positions import LearnedConfig
 from hvdlm.models.transformer.stack import Encoder, Entrance, Source, last_norm_of, through, view_of
 
 
@@ -46,6 +47,7 @@ class Transformer(LanguageModel):
         super().__init__()
         self.options, self.hidden_width = options, options.width
         self.num_token_types = options.token_types
+        self.most_positions = options.positions.max_seq_len if isinstance(options.positions, LearnedConfig) else None
         self.start_id = vocabulary.eos_id if options.decoder_start is None else options.decoder_start
         self._pad_id = vocabulary.eos_id
         if self.start_id >= vocabulary.size:
