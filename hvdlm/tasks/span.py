@@ -48,6 +48,9 @@ class SpanConfig(RecordTaskConfig):
     answer: str | None = Field(None, description="field of type span; null: the only one")
     stride: int = Field(128, ge=1, description="tokens from one window of a long text to the next")
     most_tokens: int = Field(64, ge=1, description="of an answer")
+    may_lack: bool = Field(
+        False, description="a question may have no answer, which is said where its score is above the best one's"
+    )
     language: Literal["en", "zh"] = Field("en", description="by whose rules answers are compared")
     dropout: float = Field(0.0, ge=0, lt=1, description="of the hidden vectors before the head")
 
@@ -211,7 +214,7 @@ class Span(RecordTask):
                 place = layout.characters_of(record, start + int(first), start + int(last))
                 answers[record] = records.texts(self.text, record)[0][slice(*place)]
         gold = [self._gold(records, record) for record in range(len(records))]
-        if any(not one for one in gold):  # some questions have no answer
+        if self.config.may_lack:
             answers = ["" if none[n] > best[n] else answer for n, answer in enumerate(answers)]
         return of_answers(answers, [one or [""] for one in gold], self.config.language, lines=lines)
 

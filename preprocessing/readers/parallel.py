@@ -6,7 +6,7 @@ beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +14,7 @@ from typing import BinaryIO
 from hvdlm.errors import UserError
 
 from ..compression import open_plain
-from ..documents import BadRecord, Document, Part, ReadOptions
+from ..documents import BadRecord, Document, Part, ReadOptions, Stamp, stamp_of, stat_of
 from .sniffing import has_old_line_ends, head_of
 from .text import LINES, RawRecord, chunks_of, decode, records
 
@@ -40,6 +40,7 @@ def files_of(path: str, options: ReadOptions) -> list[str]:
 def read_parallel(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[Document | BadRecord]:
     """A record a line."""
     paths = files_of(part.path, options)
+    stamps = [stamp_of(stat_of(path)) for path in paths]
     for path in paths:
         with open_plain(path) as one:
             if has_old_line_ends(head_of(one)):
@@ -60,6 +61,14 @@ def read_parallel(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[
                 yield bad
             else:
                 yield Document("", number, raw=found, place=f"{part.path}: line {number + 1}")
+    _check_unchanged(paths, stamps)
+
+
+def _check_unchanged(paths: Sequence[str], stamps: Sequence[Stamp]) -> None:
+    """UserError for a file beside the input's that was written to while it was read; the input's own is checked, too."""
+    for path, stamp in zip(paths, stamps, strict=True):
+        if stamp_of(stat_of(path)) != stamp:
+            raise UserError(f"{path}: changed while it was read; run the same command again when nothing writes to it")
 
 
 def _lines(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[str | BadRecord]:
