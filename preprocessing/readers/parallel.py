@@ -68,7 +68,7 @@ def _check_unchanged(paths: Sequence[str], stamps: Sequence[Stamp]) -> None:
     """UserError for a file beside the input's that was written to while it was read; the input's own is checked, too."""
     for path, stamp in zip(paths, stamps, strict=True):
         if stamp_of(stat_of(path)) != stamp:
-            raise UserError(f"{path}: changed while it was read; run the same command again when nothing writes to it")
+            raise UserError(f"{path}: changed while it was read; run the same command again")
 
 
 def _lines(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[str | BadRecord]:
