@@ -65,7 +65,7 @@ def read_parallel(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[
 
 
 def _check_unchanged(paths: Sequence[str], stamps: Sequence[Stamp]) -> None:
-    """UserError for a file that was written to while it was read; that of the input itself is checked elsewhere, too."""
+    """UserError for a file that was written to while it was read; the input itself is checked elsewhere."""
     for path, stamp in zip(paths, stamps, strict=True):
         if stamp_of(stat_of(path)) != stamp:
             raise UserError(f"{path}: changed while it was read; run the same command again")
