@@ -13,6 +13,7 @@ from hvdlm.files import replace_durably, write_text_durably
 from .documents import Part
 from .pipeline import dropped_line
 from .plan import WorkPlan, unit_of, versions
+from .readers.parallel import files_of
 from .spool import Spool, lines_of
 
 PROVENANCE = "provenance.json"
@@ -38,9 +39,18 @@ def write_provenance(plan: WorkPlan) -> None:
     for path in plan.spools:
         with Spool(path) as spool:
             inputs += spool.facts("inputs")
+    inputs += [vars(part) | {"xxh3_128": digest_of(part)[0]} for part in _beside(plan)]
     config = plan.config.model_dump(mode="json", exclude={"output", *(() if plan.config.fields else ("fields",))})
     content = {"plan": plan.digest, "versions": versions(), "config": config, "inputs": inputs}
     write_text_durably(plan.config.output / PROVENANCE, json.dumps(content, indent=1) + "\n")
+
+
+def _beside(plan: WorkPlan) -> list[Part]:
+    """Files that are read with those of the input: the other sides of parallel ones."""
+    if plan.config.format != "parallel":
+        return []
+    options = plan.config.read_options
+    return [Part(path, 0, None) for one in plan.listed for path in files_of(one, options) if path != one]
 
 
 def write_dropped(plan: WorkPlan, kinds: list[str]) -> None:
