@@ -25,7 +25,6 @@ NAMED = re.compile(FIELD_NAME)
 SPACELESS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 SPAN_WORD = re.compile(rf"[{SPACELESS}]|[^\W_{SPACELESS}]+|[^\w\s]|_")
 BETWEEN_BLANKS = re.compile(r"\S+")
-TYPES = ("text", "pair", "label", "labels", "span", "number")
 
 
 class FieldConfig(Section):
@@ -120,18 +119,18 @@ class FieldReader:
         self.keys = tuple(field.key or name for name, field in fields.items())
         self.asked = {f"fields.{name}.key": key for name, key in zip(fields, self.keys, strict=True)}
         self._known = {name: set(field.labels) for name, field in fields.items() if field.labels}
-        self._text = next(name for name, field in fields.items() if field.type == "text")
+        self.text = next(name for name, field in fields.items() if field.type == "text")
+        self._key_of = dict(zip(self.names, self.keys, strict=True))
 
     def read(self, raw: Sequence[Any]) -> tuple[str, Record]:
         """The values of a record in the order of `keys`; Refused with a reason."""
         given = dict(zip(self.names, raw, strict=True))
-        by_key = dict(zip(self.names, self.keys, strict=True))
         for name, value in given.items():
             if value == "" and self._fields[name].several:
                 given[name] = []  # of a table's cell
             elif value is None or value == "":
-                raise Refused(f"{by_key[name]!r} is empty; fill it, or leave the record out")
-        text, words = self._text_of(given.pop(self._text))
+                raise Refused(f"{self._key_of[name]!r} is empty; fill it, or leave the record out")
+        text, words = self._text_of(given.pop(self.text))
         values = {name: self._value(name, value, text) for name, value in given.items()}
         for name, value in values.items():
             if self._fields[name].type == "labels":
@@ -139,7 +138,7 @@ class FieldReader:
         return text, Record(values, words)
 
     def _text_of(self, value: Any) -> tuple[str, list[Place] | None]:
-        entry, key = self.entries[self._text], self._fields[self._text].key or self._text
+        entry, key = self.entries[self.text], self._key_of[self.text]
         if isinstance(value, list | tuple) and entry.words:
             words = [_string(word, key) for word in value]
             if not words:
@@ -147,7 +146,7 @@ class FieldReader:
             for number_, word in enumerate(words):
                 if not BETWEEN_BLANKS.fullmatch(word):
                     raise Refused(f"{key!r}: word {number_ + 1} is {word!r}: empty, or with white space in it")
-            join = self._fields[self._text].join
+            join = self._fields[self.text].join
             ends = list(itertools.accumulate(len(word) + len(join) for word in words))
             starts = [0, *ends[:-1]]
             return join.join(words), [(start, start + len(word)) for start, word in zip(starts, words, strict=True)]
@@ -160,8 +159,7 @@ class FieldReader:
         return text, [found.span() for found in pattern.finditer(text)]
 
     def _value(self, name: str, value: Any, text: str) -> Any:
-        field = self._fields[name]
-        key = field.key or name
+        field, key = self._fields[name], self._key_of[name]
         if field.type == "pair":
             texts = [_string(one, key) for one in (value if isinstance(value, list | tuple) else [value])]
             if any("\0" in one for one in texts):
@@ -193,8 +191,7 @@ class FieldReader:
         return list(dict.fromkeys(found)) if field.type == "label" else found
 
     def _check_words(self, name: str, labels: list[str], words: list[Place]) -> None:
-        field = self._fields[name]
-        key = field.key or name
+        field, key = self._fields[name], self._key_of[name]
         if len(labels) != len(words):
             raise Refused(f"{key!r} has {len(labels)} labels for {len(words)} words; each word has one")
         if field.scheme:

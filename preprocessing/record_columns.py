@@ -37,7 +37,6 @@ class RecordEncoder:
 
     def __init__(self, fields: FieldReader, tokenizer: Tokenizer) -> None:
         self._fields, self._tokenizer = fields, tokenizer
-        self._text = next(name for name, field in fields.entries.items() if field.type == "text")
         self._ids_of_word: dict[str, np.ndarray] = {}
         self.labels: dict[str, dict[str, int]] = {
             name: {} for name, field in fields.entries.items() if field.type in ("label", "labels")
@@ -49,7 +48,7 @@ class RecordEncoder:
 
     @property
     def is_by_word(self) -> bool:
-        return self._fields.entries[self._text].words
+        return self._fields.entries[self._fields.text].words
 
     def encode(self, documents: Sequence[Document]) -> Encoded:
         """UserError for one that the vocabulary cannot spell."""
@@ -57,7 +56,7 @@ class RecordEncoder:
         if self.is_by_word:
             ids, lengths, word_lengths = self._by_word(documents)
             counts = [len(_words_of(document)) for document in documents]
-            columns[self._text + WORDS] = word_lengths, offsets_of(counts)
+            columns[self._fields.text + WORDS] = word_lengths, offsets_of(counts)
         else:
             ids, lengths = self._tokenizer.encode_documents([document.text for document in documents])
         for name, field in self._fields.entries.items():

@@ -319,9 +319,10 @@ def resolve(path: Path) -> Path:
         if fault := damage(path, finite=(MODEL, ENGINE)):
             raise UserError(f"{path}: {fault}; use another checkpoint of this run")
         return path
-    found = best_of(path) or newest(path)
-    if found is not None and found == best_of(path) and (fault := damage(found, finite=(MODEL, ENGINE))):
-        raise UserError(f"{found}: {fault}; it was the best of this run: use another checkpoint")
+    best = best_of(path)
+    if best is not None and (fault := damage(best, finite=(MODEL, ENGINE))):
+        raise UserError(f"{best}: {fault}; it was the best of this run: use another checkpoint")
+    found = best or newest(path)
     if found is None:
         raise UserError(f"{path}: holds no complete checkpoint; give a run folder or RUN/checkpoints/step_…")
     return found

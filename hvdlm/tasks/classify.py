@@ -31,10 +31,12 @@ from hvdlm.tasks.records import (
     RecordTaskConfig,
     field_of,
     hidden_of,
+    initialize,
     lengths_of,
     on_host,
     room_for,
     shortened,
+    state_of,
 )
 
 
@@ -65,9 +67,7 @@ class ClassifyHead(nn.Module):
         self.out = nn.Linear(width, outputs, bias=config.bias)
         for layer in (self.transform, self.out):
             if layer is not None:
-                nn.init.normal_(layer.weight, std=0.02)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+                initialize(layer)
 
     def forward(self, pooled: Tensor) -> Tensor:
         return self.out(pooled if self.transform is None else torch.tanh(self.transform(pooled)))
@@ -183,9 +183,9 @@ class Classify(RecordTask):
             raise UserError(f"task: classify with {what} is not exported; one label a text is")
         head = model.head
         assert isinstance(head, ClassifyHead)
-        state = {name: tensor.detach().cpu() for name, tensor in head.out.state_dict().items()}
+        state = state_of(head.out)
         if head.transform is not None:
-            state |= {f"pooler.{name}": tensor.detach().cpu() for name, tensor in head.transform.state_dict().items()}
+            state |= state_of(head.transform, "pooler.")
         return TaskHead(self.config.kind, state, tuple(self.labels), self.config.pooling)
 
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hvdlm.compute.draws import Draws
 from hvdlm.data.fields import FieldEntry, FieldType
@@ -97,6 +97,19 @@ def hidden_of(model: LanguageModel, batch: Batch, draws: Draws | None, eos_id: i
     is_end = (batch.inputs == eos_id).long()
     types = (is_end.cumsum(1) - is_end).clamp(max=model.num_token_types - 1)
     return model(batch.inputs, None, draws, lengths=batch.lengths, types=types)[0]
+
+
+def initialize(layer: nn.Linear) -> nn.Linear:
+    """A layer of a head, its weights from a normal of deviation 0.02 and its bias 0."""
+    nn.init.normal_(layer.weight, std=0.02)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def state_of(layer: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """Its weights by name, on the host, as an export takes them."""
+    return {prefix + name: tensor.detach().cpu() for name, tensor in layer.state_dict().items()}
 
 
 def lengths_of(ids: Tensor) -> Tensor:

@@ -32,8 +32,10 @@ from hvdlm.tasks.records import (
     RecordTaskConfig,
     field_of,
     hidden_of,
+    initialize,
     lengths_of,
     on_host,
+    state_of,
 )
 from hvdlm.tasks.text_figures import of_answers
 
@@ -63,9 +65,7 @@ class SpanHead(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.out = nn.Linear(width, 2)
-        nn.init.normal_(self.out.weight, std=0.02)
-        nn.init.zeros_(self.out.bias)
+        self.out = initialize(nn.Linear(width, 2))
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.out(hidden)
@@ -109,8 +109,7 @@ class SpanLayout(Layout):
 
     def tokens_of(self, record: int, start: int, stop: int) -> tuple[int, int]:
         """First and last token, in the text, of the words that characters [start, stop) touch."""
-        words = self._records.values(self._task.text + PLACES, record).reshape(-1, 2)
-        ends = np.cumsum(self._records.values(self._task.text + WORDS, record).astype(np.int64))
+        words, ends = self._words(record)
         touched = np.flatnonzero((words[:, 0] < stop) & (words[:, 1] > start))
         if not touched.size:  # blanks alone
             return -1, -1
@@ -119,10 +118,14 @@ class SpanLayout(Layout):
 
     def characters_of(self, record: int, first: int, last: int) -> tuple[int, int]:
         """The characters [start, stop) of the words that tokens first to last of the text are of."""
-        words = self._records.values(self._task.text + PLACES, record).reshape(-1, 2)
-        ends = np.cumsum(self._records.values(self._task.text + WORDS, record).astype(np.int64))
+        words, ends = self._words(record)
         at = np.minimum(np.searchsorted(ends, [first, last], side="right"), len(words) - 1)
         return int(words[at[0], 0]), int(words[at[1], 1])
+
+    def _words(self, record: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of the text's words: characters [start, stop) of each (W, 2), and the token behind its last (W,)."""
+        places = self._records.values(self._task.text + PLACES, record).reshape(-1, 2)
+        return places, np.cumsum(self._records.values(self._task.text + WORDS, record).astype(np.int64))
 
 
 class Span(RecordTask):
@@ -182,8 +185,7 @@ class Span(RecordTask):
 
     def head_for_exchange(self, model: LanguageModel) -> TaskHead | None:
         assert isinstance(model.head, SpanHead)
-        state = {name: tensor.detach().cpu() for name, tensor in model.head.out.state_dict().items()}
-        return TaskHead(self.config.kind, state, SPAN_LABELS)
+        return TaskHead(self.config.kind, state_of(model.head.out), SPAN_LABELS)
 
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
         """Of each window: score of its best answer, that answer's first and last token in it, score of none."""

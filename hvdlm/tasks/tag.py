@@ -23,7 +23,7 @@ from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.exchange.heads import TaskHead
 from hvdlm.models import LanguageModel, State
-from hvdlm.scoring.spans import legal_transitions
+from hvdlm.scoring.spans import Transitions, legal_transitions
 from hvdlm.tasks import tag_figures
 from hvdlm.tasks.crf import LinearChainCrf, best_path, legal_scores
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
@@ -35,8 +35,10 @@ from hvdlm.tasks.records import (
     RecordTaskConfig,
     field_of,
     hidden_of,
+    initialize,
     lengths_of,
     on_host,
+    state_of,
 )
 
 
@@ -63,13 +65,10 @@ class TagConfig(RecordTaskConfig):
 class TagHead(nn.Module):
     """Hidden vectors (B, T, C) -> scores of labels (B, T, K)."""
 
-    def __init__(self, width: int, labels: Sequence[str], scheme: str | None, *, crf: bool) -> None:
+    def __init__(self, width: int, num_labels: int, legal: Transitions | None, *, crf: bool) -> None:
         super().__init__()
-        self.out = nn.Linear(width, len(labels))
-        nn.init.normal_(self.out.weight, std=0.02)
-        nn.init.zeros_(self.out.bias)
-        legal = legal_transitions(labels, scheme) if scheme else None
-        self.crf = LinearChainCrf(len(labels), legal) if crf else None
+        self.out = initialize(nn.Linear(width, num_labels))
+        self.crf = LinearChainCrf(num_labels, legal) if crf else None
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.out(hidden)
@@ -153,10 +152,11 @@ class Tag(RecordTask):
         self.fields = tuple(name for name in (self.text, self.labels_field, self.predicate) if name)
         self.mark_id = vocabulary.size
         self.labels, self.scheme = list(fields[self.labels_field].labels), fields[self.labels_field].scheme
+        self._legal = legal_transitions(self.labels, self.scheme) if self.scheme else None
         self.takes_draws = config.dropout > 0
 
     def fit(self, model: LanguageModel) -> None:
-        model.head = TagHead(model.hidden_width, self.labels, self.scheme, crf=self.config.crf)
+        model.head = TagHead(model.hidden_width, len(self.labels), self._legal, crf=self.config.crf)
 
     def layout(self, records: Records, seq_len: int, *, training: bool = False) -> Layout:
         return TagLayout(records, self, seq_len)
@@ -206,17 +206,15 @@ class Tag(RecordTask):
             what = "crf: true" if self._crf_of(model) is not None else "predicate"
             raise UserError(f"task.{what}: transformers has no such head; a tagger without it is exported")
         assert isinstance(model.head, TagHead)
-        state = {name: tensor.detach().cpu() for name, tensor in model.head.out.state_dict().items()}
-        return TaskHead(self.config.kind, state, tuple(self.labels))
+        return TaskHead(self.config.kind, state_of(model.head.out), tuple(self.labels))
 
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
         scores, _, num_words = self._of_words(model, batch, None)
         crf = self._crf_of(model)
         if crf is not None:
             found = on_host(crf.decode(scores, num_words))
-        elif self.scheme is not None:  # legal labels alone, without trained scores of steps
-            legal = legal_scores(legal_transitions(self.labels, self.scheme), scores.device)
-            found = on_host(best_path(scores, num_words, legal))
+        elif self._legal is not None:  # legal labels alone, without trained scores of steps
+            found = on_host(best_path(scores, num_words, legal_scores(self._legal, scores.device)))
         else:
             found = on_host(scores.argmax(-1))
         return [row[:num] for row, num in zip(found, num_words.tolist(), strict=True)]

@@ -25,11 +25,10 @@ def files_of(path: str, options: ReadOptions) -> list[str]:
     """The file of each field, in their order. UserError where one is not there."""
     if options.fields is None:
         raise UserError(f"{path}: parallel files are labelled records; set `fields`, each with the ending of its file")
-    entries, keys = options.fields.entries, options.fields.keys
-    own = next(key for key, field in zip(keys, entries.values(), strict=True) if field.type == "text")
+    text, keys = options.fields.text, options.fields.keys
+    own = keys[options.fields.names.index(text)]
     if not path.endswith(own):
-        name = next(name for name, field in entries.items() if field.type == "text")
-        raise UserError(f"{path}: does not end with {own!r}; set fields.{name}.key to the ending of the input's files")
+        raise UserError(f"{path}: does not end with {own!r}; set fields.{text}.key to the ending of the input's files")
     files = [path.removesuffix(own) + key for key in keys]
     for file in files:
         if not Path(file).is_file():
