@@ -54,11 +54,14 @@ def tagged(random: np.random.Generator) -> dict[str, Any]:
 
 
 def answered(random: np.random.Generator) -> dict[str, Any]:
-    """The answer is the word behind the one that is asked about."""
-    words = random.permutation(WORDS)[: random.integers(4, 9)].tolist()
-    place = int(random.integers(len(words) - 1))
-    start = len(" ".join(words[: place + 1])) + 1
-    return {"text": " ".join(words), "question": words[place], "answer": [start, start + len(words[place + 1])]}
+    """A text has one word of GOOD and one of BAD; the question says which of them is the answer."""
+    found = {"good": str(random.choice(GOOD)), "bad": str(random.choice(BAD))}
+    words = [*found.values(), *random.choice(WORDS[6:], random.integers(2, 7)).tolist()]
+    words = random.permutation(words).tolist()
+    question = str(random.choice(list(found)))
+    place = words.index(found[question])
+    start = len(" ".join(["", *words[:place]]))
+    return {"text": " ".join(words), "question": question, "answer": [start, start + len(found[question])]}
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> Path:

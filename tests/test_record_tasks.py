@@ -44,17 +44,17 @@ BALANCED = {**OF_LABEL, "class_weights": "balanced"}
 WRITTEN = {"kind": "seq2seq", "language": "en", "metrics": ["bleu", "exact_match"]}
 CASES = {
     "class": ("records", TRANSFORMER, {**OF_LABEL, "pair": "other"}, 10, ("accuracy", 0.85)),
-    "cnn": ("records", CNN, {**OF_LABEL, "pooling": "max"}, 8, ("accuracy", 0.8)),
-    "balanced": ("records", LSTM, BALANCED, 6, ("f1_macro", 0.75)),
+    "cnn": ("records", CNN, {**OF_LABEL, "pooling": "max"}, 16, ("accuracy", 0.8)),
+    "balanced": ("records", LSTM, BALANCED, 10, ("f1_macro", 0.75)),
     "several": ("records", TRANSFORMER, {**OF_LABEL, "label": "topics", "pooling": "max"}, 8, ("accuracy", 0.8)),
     "number": ("records", LSTM, {"kind": "classify", "label": "score"}, 8, ("pearson", 0.7)),
-    "tag": ("tagged", LSTM, {"kind": "tag"}, 9, ("f1", 0.8)),
-    "tag without crf": ("tagged", LSTM, {"kind": "tag", "crf": False}, 5, ("accuracy", 0.6)),
-    "predicate": ("tagged", LSTM, {"kind": "tag", "predicate": "asked"}, 9, ("f1", 0.8)),
-    "span": ("answered", TRANSFORMER, {"kind": "span", "stride": 8}, 12, ("exact_match", 0.2)),
-    "seq2seq": ("records", TRANSLATOR, WRITTEN, 12, ("bleu", 2)),
-    "packed": ("records", DECODER, {**WRITTEN, "packing": True}, 3, ("bleu", 0)),
-    "decoder": ("records", DECODER, {**WRITTEN, "metrics": ["rouge"], "beams": 2}, 3, ("rouge1", 0.05)),
+    "tag": ("tagged", LSTM, {"kind": "tag"}, 16, ("f1", 0.8)),
+    "tag without crf": ("tagged", LSTM, {"kind": "tag", "crf": False}, 8, ("accuracy", 0.6)),
+    "predicate": ("tagged", LSTM, {"kind": "tag", "predicate": "asked"}, 16, ("f1", 0.8)),
+    "span": ("answered", TRANSFORMER, {"kind": "span", "stride": 8}, 20, ("exact_match", 0.8)),
+    "seq2seq": ("records", TRANSLATOR, WRITTEN, 30, ("bleu", 6)),
+    "packed": ("records", DECODER, {**WRITTEN, "metrics": ["rouge"], "packing": True}, 40, ("rouge1", 0.3)),
+    "decoder": ("records", DECODER, {**WRITTEN, "metrics": ["rouge"], "beams": 2}, 30, ("rouge1", 0.4)),
 }
 
 
@@ -74,7 +74,7 @@ def data_of(tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_each_task_learns_and_is_judged(name, data_of, tmp_path):
     kind, model, task, epochs, (figure, bar) = CASES[name]
-    config = run_of(data_of(kind), tmp_path / "run", f"train.epochs={epochs}", model=model, task=task)
+    config = run_of(data_of(kind), tmp_path / "run", f"train.epochs={epochs}", "optim.lr=5e-3", model=model, task=task)
     train(config, SerialWorld())
     lines = tmp_path / "lines.jsonl"
     found = evaluate_checkpoint(tmp_path / "run", (), "test", SerialWorld(), predictions=lines)
