@@ -31,12 +31,12 @@ test-all: setup lint    ## all tests, as CI runs them
 	@$(MAKE) unit parallel TIER=
 
 lint: setup             ## ruff and mypy
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
 	@rm -rf build/types && mkdir -p build/types/hvdlm
 	@ln -s $(CURDIR)/hvdlm/* $(CURDIR)/preprocessing $(CURDIR)/perf $(CURDIR)/jobs build/types/hvdlm  # one tree, as imported
-	MYPYPATH=build/types .venv/bin/mypy -p hvdlm
-	.venv/bin/mypy scripts
+	MYPYPATH=build/types .venv/bin/python -m mypy -p hvdlm
+	.venv/bin/python -m mypy scripts
 
 unit: setup             ## tests of one process, two at a time
 	$(PYTEST) -n 2 --dist worksteal tests --ignore=tests/parallel --ignore=tests/slurm --ignore=tests/hosts
@@ -45,8 +45,8 @@ parallel: setup         ## tests on 1 to 8 MPI ranks, Horovod included; on a rea
 	$(PYTEST) tests/parallel tests/slurm tests/hosts
 
 format: setup           ## let ruff rewrite the sources
-	.venv/bin/ruff check --fix .
-	.venv/bin/ruff format .
+	.venv/bin/python -m ruff check --fix .
+	.venv/bin/python -m ruff format .
 
 clean:                  ## remove .venv and runs
 	rm -rf .venv runs build *.egg-info
