@@ -15,8 +15,8 @@ from hvdlm.inference.evaluate import evaluate_checkpoint
 from hvdlm.models import MODELS, Vocabulary, build_model
 from hvdlm.tasks import TASKS, TaskContext
 from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig
+from hvdlm.tasks.layouts.text import room_for
 from hvdlm.tasks.pooling import POOLINGS
-from hvdlm.tasks.records import room_for
 from hvdlm.train.setup import train
 from hvdlm.train.token_plan import TokenPlan
 from hvdlm.world.serial import SerialWorld

@@ -20,12 +20,10 @@ def field_facts(folder: Path, split: str, manifest: Manifest) -> dict[str, dict[
     for name, field in manifest.fields.items():
         facts: dict[str, Any] = {"type": field.type}
         if field.type in ("label", "labels"):
-            counts = np.zeros(len(field.labels), dtype=np.int64)
-            for record in range(len(records)):
-                np.add.at(counts, records.values(name, record), 1)
+            counts = np.bincount(records.all_values(name), minlength=len(field.labels))
             facts["labels"] = dict(zip(field.labels, counts.tolist(), strict=True))
         elif field.type == "number":
-            values = np.concatenate([records.values(name, record) for record in range(len(records))])
+            values = records.all_values(name)
             facts |= {"least": float(values.min()), "mean": float(values.mean()), "most": float(values.max())}
         elif field.type in ("pair", "span"):
             width = 2 if field.type == "span" else 1

@@ -65,6 +65,10 @@ class Records:
         within = record - int(self._first[shard])
         return np.asarray(flat[int(offsets[within]) : int(offsets[within + 1])])
 
+    def all_values(self, column: str) -> np.ndarray:
+        """What all records have in a column, one behind the other."""
+        return np.concatenate([flat for flat, _ in self._columns[column]])
+
     def ids(self, field: str, record: int) -> np.ndarray:
         """Ids of a field of type text or pair, int64."""
         if self.fields[field].type == "text":
@@ -90,15 +94,8 @@ def _column(path: Path, name: str, num_records: int) -> tuple[np.ndarray, np.nda
     with opened(path) as file:
         offsets = file[name + OFFSETS][:]
         flat = map_tokens(path, file[name]) if file[name].size else np.empty(0, file[name].dtype)
-        if (
-            offsets.shape != (num_records + 1,)
-            or (np.diff(offsets) < 0).any()
-            or (offsets[0], offsets[-1])
-            != (
-                0,
-                len(flat),
-            )
-        ):
+        is_whole = offsets.shape == (num_records + 1,) and (offsets[0], offsets[-1]) == (0, len(flat))
+        if not is_whole or (np.diff(offsets) < 0).any():
             raise ValueError(f"{name}{OFFSETS} are not those of its records")
         return flat, offsets
 

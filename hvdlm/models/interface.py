@@ -32,6 +32,11 @@ class Vocabulary:
     eos_id: int
     bos_id: int | None = None
 
+    @property
+    def num_begins(self) -> int:
+        """Ids before a text's first token: the beginning of a text, where there is one."""
+        return 0 if self.bos_id is None else 1
+
 
 class FamilyConfig(Section, ABC):
     """`model: {family: …, …}`; each family is a subclass in a file of its own, and a line in MODELS."""

@@ -104,6 +104,8 @@ class Task(ABC):
     num_rows: ClassVar[int] = 0
     # Columns of an example that belong to one token: a batch is as wide as its longest example, a multiple of them.
     columns: int = 1
+    # What the outputs of the task's own head are called, in order; empty where they are the vocabulary.
+    outputs: tuple[str, ...] = ()
 
     def fit(self, model: LanguageModel) -> None:
         """Give a model that was just built the head of this task; the vocabulary's stays where that is it."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hvdlm.compute.draws import Draws
 from hvdlm.data.fields import FieldEntry, FieldType
@@ -19,8 +19,6 @@ from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel
 from hvdlm.tasks.interface import Batch, Task, TaskConfig
-
-HEAD_SITE = -5  # of the draws of a head's dropout, behind those of noise and of the latent variable
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,10 @@ class RecordTaskConfig(TaskConfig):
 
 
 class RecordTask(Task):
-    """Its examples are rows that it lays out itself; a record has one of them or several."""
+    """Its examples are rows that it lays out itself; a record has one of them or several.
+
+    The denominator is the number of examples, unless a task says otherwise.
+    """
 
     # What its predictions are worth is asked at each validation, not at the end alone.
     is_judged_often: ClassVar[bool] = True
@@ -53,6 +54,12 @@ class RecordTask(Task):
     predicts_text: ClassVar[bool] = False
     predicts_tokens: ClassVar[bool] = False
     takes_context: ClassVar[bool] = False
+
+    def count(self, ids: np.ndarray) -> int:
+        return len(ids)
+
+    def count_of(self, lengths: np.ndarray) -> int | None:
+        return len(lengths)
 
     @abstractmethod
     def layout(self, records: Records, seq_len: int, *, training: bool = False) -> Layout:
@@ -90,6 +97,12 @@ def field_of(
     return having[0] if having else None
 
 
+def need_raw(fields: Mapping[str, FieldEntry], name: str, kind: str) -> None:
+    """UserError where the characters of a text are not kept."""
+    if not fields[name].raw:
+        raise UserError(f"task: {kind} compares with {name} as it was written; preprocess with fields.{name}.raw: true")
+
+
 def hidden_of(model: LanguageModel, batch: Batch, draws: Draws | None, eos_id: int) -> Tensor:
     """What the body makes of a batch (B, T, C); texts behind the first end of text are of another kind to it."""
     if model.num_token_types < 2:
@@ -99,41 +112,9 @@ def hidden_of(model: LanguageModel, batch: Batch, draws: Draws | None, eos_id: i
     return model(batch.inputs, None, draws, lengths=batch.lengths, types=types)[0]
 
 
-def initialize(layer: nn.Linear) -> nn.Linear:
-    """A layer of a head, its weights from a normal of deviation 0.02 and its bias 0."""
-    nn.init.normal_(layer.weight, std=0.02)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
-def state_of(layer: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-    """Its weights by name, on the host, as an export takes them."""
-    return {prefix + name: tensor.detach().cpu() for name, tensor in layer.state_dict().items()}
-
-
 def lengths_of(ids: Tensor) -> Tensor:
     """Tokens of rows (B, T) before their padding: int64 (B,)."""
     return (ids != IGNORED).sum(1)
-
-
-def shortened(ids: np.ndarray, most: int) -> np.ndarray:
-    """At most so many ids of a text: its beginning, and the end of text behind it."""
-    return ids if len(ids) <= most else np.concatenate([ids[: most - 1], ids[-1:]])
-
-
-def room_for(lengths: Sequence[np.ndarray], most: int) -> list[np.ndarray]:
-    """How many tokens of one text or two, (n,) each, have place in `most`: the longer one gives way first.
-
-    >>> [part.tolist() for part in room_for([np.array([3, 9]), np.array([4, 2])], 7)]
-    [[3, 5], [4, 2]]
-    """
-    if len(lengths) == 1:
-        return [np.minimum(lengths[0], most)]
-    one, other = lengths
-    shorter = np.minimum(np.minimum(one, other), most // 2)
-    longer = np.minimum(np.maximum(one, other), most - shorter)
-    return [np.where(one <= other, shorter, longer), np.where(one <= other, longer, shorter)]
 
 
 def on_host(tensor: Tensor) -> np.ndarray:

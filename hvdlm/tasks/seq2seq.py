@@ -6,7 +6,7 @@ What is measured is written freely, word after word, never with the truth before
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -18,17 +18,18 @@ from hvdlm.compute.draws import Draws
 from hvdlm.config import choice_of
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.data.record_batches import Layout
-from hvdlm.data.records import Records, stacked
+from hvdlm.data.records import Records
 from hvdlm.data.windows import IGNORED
-from hvdlm.decoding import Decoding, decode
+from hvdlm.decoding import Decoding
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, State
 from hvdlm.scoring.languages import language_of
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig, objective
-from hvdlm.tasks.packing import PackedLayout
-from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, lengths_of, room_for, shortened
+from hvdlm.tasks.layouts import PackedLayout, PairLayout, PrefixLayout, Text
+from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, lengths_of, need_raw
 from hvdlm.tasks.text_figures import METRICS, of_texts
+from hvdlm.tasks.writing import written
 from hvdlm.tokenizer import load
 
 Metric = Annotated[str, choice_of(METRICS)]
@@ -60,50 +61,6 @@ class Seq2seqConfig(RecordTaskConfig):
         return Seq2seq(self, context)
 
 
-class PairLayout(Layout):
-    """For an encoder: tokens of the source beside those of the target."""
-
-    def __init__(self, records: Records, task: Seq2seq, seq_len: int) -> None:
-        self._records, self._task, self._seq_len = records, task, seq_len
-        sources, targets = records.num_ids(task.source), records.num_ids(task.target) - task.num_begins
-        self.lengths = np.minimum(np.maximum(sources, targets), seq_len)
-        self.targets = np.minimum(targets, seq_len)
-        self.records = np.arange(len(records))
-        self.num_cut = int(((sources > seq_len) | (targets > seq_len)).sum())
-
-    def rows(self, examples: np.ndarray) -> np.ndarray:
-        rows = [self._row(record) for record in examples.tolist()]
-        return stacked(rows, max(map(len, rows), default=2), IGNORED)
-
-    def _row(self, record: int) -> np.ndarray:
-        parts = [shortened(ids, self._seq_len) for ids in self._task.ids_of(self._records, record)]
-        return stacked(parts, max(map(len, parts)), IGNORED).T.reshape(-1)
-
-
-class PrefixLayout(Layout):
-    """For a decoder alone: source and target one behind the other, each token beside the one that is to follow."""
-
-    def __init__(self, records: Records, task: Seq2seq, seq_len: int) -> None:
-        self._records, self._task = records, task
-        sources, targets = records.num_ids(task.source), records.num_ids(task.target) - task.num_begins
-        self._sources, self._targets = room_for([sources, targets], seq_len + 1)
-        self.lengths = self._sources + self._targets - 1
-        self.targets = self._targets
-        self.records = np.arange(len(records))
-        self.num_cut = int(((sources > self._sources) | (targets > self._targets)).sum())
-
-    def rows(self, examples: np.ndarray) -> np.ndarray:
-        rows = [self._row(record) for record in examples.tolist()]
-        return stacked(rows, max(map(len, rows), default=2), IGNORED)
-
-    def _row(self, record: int) -> np.ndarray:
-        ids = self._task.ids_of(self._records, record)
-        source, target = shortened(ids[0], int(self._sources[record])), shortened(ids[1], int(self._targets[record]))
-        tokens = np.concatenate([source, target])
-        follows = np.concatenate([np.full(len(source) - 1, IGNORED), target])
-        return np.stack((tokens[:-1], follows), axis=1).reshape(-1)
-
-
 class Seq2seq(RecordTask):
     """The denominator is the number of the targets' tokens, their ends of text among them."""
 
@@ -119,15 +76,13 @@ class Seq2seq(RecordTask):
             raise UserError("task.language: say the target's, as en, de or zh: BLEU and ROUGE part words by it")
         fields, vocabulary = context.fields, context.vocabulary
         self.config, self._objective = config, context.objective
-        self._eos_id, self._bos_id, self._vocab_size = vocabulary.eos_id, vocabulary.bos_id, vocabulary.size
-        self.source = field_of(fields, None, ("text",), "source") or ""
+        self._vocabulary = vocabulary
+        source = field_of(fields, None, ("text",), "source") or ""
         self.target = field_of(fields, config.target, ("pair",), "target") or ""
-        self.fields, self.raw_fields = (self.source, self.target), (self.target,)
-        if not fields[self.target].raw:
-            raise UserError(
-                f"task: seq2seq compares with the targets as they were written; preprocess with"
-                f" fields.{self.target}.raw: true"
-            )
+        # What is written first is the target's first word.
+        self._texts = (Text(source), Text(self.target, skipped=vocabulary.num_begins))
+        self.fields, self.raw_fields = (source, self.target), (self.target,)
+        need_raw(fields, self.target, config.kind)
         self._has_encoder = False
         self.columns = 3 if config.packing else 2
 
@@ -138,18 +93,9 @@ class Seq2seq(RecordTask):
 
     def layout(self, records: Records, seq_len: int, *, training: bool = False) -> Layout:
         if self._has_encoder:
-            return PairLayout(records, self, seq_len)
-        layout = PrefixLayout(records, self, seq_len)
+            return PairLayout(records, *self._texts, seq_len)
+        layout = PrefixLayout(records, *self._texts, seq_len)
         return PackedLayout(layout, 2, seq_len) if training and self.config.packing else layout
-
-    @property
-    def num_begins(self) -> int:
-        """Tokens of a target that are not written: the beginning of a text, if the vocabulary has one."""
-        return 0 if self._bos_id is None else 1
-
-    def ids_of(self, records: Records, record: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of source and target; the target begins with what is to be written first."""
-        return records.ids(self.source, record), records.ids(self.target, record)[self.num_begins :]
 
     def count(self, ids: np.ndarray) -> int:
         return int((ids[:, 1 :: self.columns] != IGNORED).sum())
@@ -161,7 +107,7 @@ class Seq2seq(RecordTask):
         columns = self.columns if training else 2
         tokens, targets = ids[:, ::columns], ids[:, 1::columns]
         segments = ids[:, 2::columns] if columns > 2 else None
-        return Batch(without_padding(tokens, self._eos_id), targets, lengths_of(tokens), segments=segments)
+        return Batch(without_padding(tokens, self._vocabulary.eos_id), targets, lengths_of(tokens), segments=segments)
 
     def loss(
         self, model: LanguageModel, batch: Batch, state: State | None, draws: Draws | None
@@ -188,34 +134,9 @@ class Seq2seq(RecordTask):
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
         assert batch.lengths is not None
         lengths = batch.lengths if self._has_encoder else (batch.targets != IGNORED).long().argmax(1) + 1
-        room = self.config.most_tokens or seq_len
-        found: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(lengths)
-        for rows, most in self._rooms(model, lengths, room):
-            ids, how = batch.inputs[rows], self._search(model, most)
-            for row, best in zip(rows.tolist(), decode(model, ids, lengths[rows], how), strict=True):
-                found[row] = np.array(best[0].ids, dtype=np.int64)
-        return found
-
-    def _rooms(self, model: LanguageModel, lengths: Tensor, most: int) -> Iterator[tuple[Tensor, int]]:
-        """Rows that are searched together, and how many tokens they may have: no more than there are positions for."""
-        there = model.most_positions
-        everybody = torch.arange(len(lengths), device=lengths.device)
-        if there is None or self._has_encoder:
-            yield everybody, most if there is None else min(most, there)
-            return
-        for length in lengths.unique().tolist():
-            yield everybody[lengths == length], max(1, min(most, there - length + 1))
-
-    def _search(self, model: LanguageModel, most: int) -> Decoding:
-        config = self.config
-        never, penalty = self._never(model), config.length_penalty
-        return Decoding(most, self._eos_id, beams=config.beams, length_penalty=penalty, never=never)
-
-    def _never(self, model: LanguageModel) -> tuple[int, ...]:
-        """Ids that are never written: the beginning of a text, and rows of a vocabulary that was rounded up."""
-        rows = int(getattr(model.head, "weight", torch.empty(self._vocab_size, 0)).shape[0])
-        begin = () if self._bos_id is None else (self._bos_id,)
-        return (*begin, *range(self._vocab_size, rows))
+        config, most = self.config, self.config.most_tokens or seq_len
+        how = Decoding(most, self._vocabulary.eos_id, beams=config.beams, length_penalty=config.length_penalty)
+        return written(model, self._vocabulary, batch.inputs, lengths, how)
 
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
         tokenizer = load(records.folder / TOKENIZER)

@@ -13,33 +13,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from hvdlm.compute.draws import Draws, dropout
-from hvdlm.data.fields import PLACES, WORDS
 from hvdlm.data.record_batches import Layout
-from hvdlm.data.records import Records, stacked
-from hvdlm.data.windows import IGNORED
-from hvdlm.errors import UserError
+from hvdlm.data.records import Records
 from hvdlm.exchange.heads import SPAN_LABELS, TaskHead
 from hvdlm.models import LanguageModel, State
+from hvdlm.tasks.heads import HEAD_SITE, SpanHead, state_of
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig
-from hvdlm.tasks.records import (
-    HEAD_SITE,
-    Judged,
-    RecordTask,
-    RecordTaskConfig,
-    field_of,
-    hidden_of,
-    initialize,
-    lengths_of,
-    on_host,
-    state_of,
-)
+from hvdlm.tasks.layouts import NO_ANSWER, SpanFields, SpanLayout, Text
+from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, hidden_of, lengths_of, need_raw, on_host
 from hvdlm.tasks.text_figures import of_answers
-
-NO_ANSWER = 0  # the place that a window without the answer points at
 
 
 class SpanConfig(RecordTaskConfig):
@@ -60,106 +46,30 @@ class SpanConfig(RecordTaskConfig):
         return Span(self, context)
 
 
-class SpanHead(nn.Module):
-    """Hidden vectors (B, T, C) -> scores of first and last token (B, T, 2)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.out = initialize(nn.Linear(width, 2))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.out(hidden)
-
-
-class SpanLayout(Layout):
-    """First and last token of the answer, where the text begins, then question and a window of the text."""
-
-    def __init__(self, records: Records, task: Span, seq_len: int) -> None:
-        self._records, self._task = records, task
-        questions, texts = records.num_ids(task.question), records.num_tokens() - int(task.has_bos)
-        room = seq_len - questions
-        if (tight := np.flatnonzero(room < task.config.stride)).size and (texts[tight] > room[tight]).any():
-            raise UserError(
-                f"data.seq_len: {seq_len} leaves less than task.stride {task.config.stride} tokens beside a question of"
-                f" {int(questions[tight].max())}: some of the text would be missed; raise it, or lower the stride"
-            )
-        windows = 1 + -(-np.maximum(texts - room, 0) // task.config.stride)
-        self.records = np.repeat(np.arange(len(records)), windows)
-        first = np.concatenate([[0], np.cumsum(windows)])[:-1]
-        self.starts = (np.arange(len(self.records)) - first[self.records]) * task.config.stride  # in the text
-        self.widths = np.minimum(texts[self.records] - self.starts, room[self.records])
-        self.lengths = questions[self.records] + self.widths
-        self.targets = np.ones(len(self.records), dtype=np.int64)
-
-    def rows(self, examples: np.ndarray) -> np.ndarray:
-        rows = [self._row(int(self.records[n]), int(self.starts[n]), int(self.widths[n])) for n in examples.tolist()]
-        return stacked(rows, max(map(len, rows), default=3), IGNORED)
-
-    def _row(self, record: int, start: int, width: int) -> np.ndarray:
-        task, records = self._task, self._records
-        question, text = records.ids(task.question, record), records.tokens(record)[int(task.has_bos) :]
-        shift = len(question) - start
-        first, last = NO_ANSWER, NO_ANSWER
-        for place in records.values(task.answer, record).reshape(-1, 2).tolist():  # the first one that lies in it
-            answer_first, answer_last = self.tokens_of(record, *place)
-            if start <= answer_first and answer_last < start + width:
-                first, last = answer_first + shift, answer_last + shift
-                break
-        return np.concatenate([[first, last, len(question)], question, text[start : start + width]])
-
-    def tokens_of(self, record: int, start: int, stop: int) -> tuple[int, int]:
-        """First and last token, in the text, of the words that characters [start, stop) touch."""
-        words, ends = self._words(record)
-        touched = np.flatnonzero((words[:, 0] < stop) & (words[:, 1] > start))
-        if not touched.size:  # blanks alone
-            return -1, -1
-        first, last = int(touched[0]), int(touched[-1])
-        return int(ends[first - 1]) if first else 0, int(ends[last]) - 1
-
-    def characters_of(self, record: int, first: int, last: int) -> tuple[int, int]:
-        """The characters [start, stop) of the words that tokens first to last of the text are of."""
-        words, ends = self._words(record)
-        at = np.minimum(np.searchsorted(ends, [first, last], side="right"), len(words) - 1)
-        return int(words[at[0], 0]), int(words[at[1], 1])
-
-    def _words(self, record: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of the text's words: characters [start, stop) of each (W, 2), and the token behind its last (W,)."""
-        places = self._records.values(self._task.text + PLACES, record).reshape(-1, 2)
-        return places, np.cumsum(self._records.values(self._task.text + WORDS, record).astype(np.int64))
-
-
 class Span(RecordTask):
     """The denominator is the number of windows; the loss of one is the mean of those of its two places."""
 
-    sums = ("loss", "targets")
+    outputs = SPAN_LABELS
     shown = ("exact_match", "token_f1")
 
     def __init__(self, config: SpanConfig, context: TaskContext) -> None:
         assert isinstance(context.objective, ObjectiveConfig)
         context.objective.refuse_all_but((), config.kind)
         vocabulary, fields = context.vocabulary, context.fields
-        self.config, self._eos_id, self.has_bos = config, vocabulary.eos_id, vocabulary.bos_id is not None
+        self.config, self._eos_id = config, vocabulary.eos_id
         self.text = field_of(fields, None, ("text",), "text") or ""
-        self.question = field_of(fields, config.question, ("pair",), "question") or ""
+        question = field_of(fields, config.question, ("pair",), "question") or ""
         self.answer = field_of(fields, config.answer, ("span",), "answer") or ""
-        self.fields, self.raw_fields = (self.text, self.question, self.answer), (self.text,)
-        if not fields[self.text].raw:
-            raise UserError(
-                f"task: span compares answers by their characters; preprocess with fields.{self.text}.raw: true"
-            )
+        self._fields = SpanFields(Text(question), Text(self.text, skipped=vocabulary.num_begins), self.answer)
+        self.fields, self.raw_fields = (self.text, question, self.answer), (self.text,)
+        need_raw(fields, self.text, config.kind)
         self.takes_draws = config.dropout > 0
 
     def fit(self, model: LanguageModel) -> None:
         model.head = SpanHead(model.hidden_width)
 
     def layout(self, records: Records, seq_len: int, *, training: bool = False) -> Layout:
-        return SpanLayout(records, self, seq_len)
-
-    def count(self, ids: np.ndarray) -> int:
-        return len(ids)
-
-    def count_of(self, lengths: np.ndarray) -> int | None:
-        return len(lengths)
+        return SpanLayout(records, self._fields, self.config.stride, seq_len)
 
     def batch(self, ids: Tensor, context: Tensor | None, draws: Draws | None, *, training: bool) -> Batch:
         targets, tokens = ids[:, :3], ids[:, 3:]
@@ -185,7 +95,7 @@ class Span(RecordTask):
 
     def head_for_exchange(self, model: LanguageModel) -> TaskHead | None:
         assert isinstance(model.head, SpanHead)
-        return TaskHead(self.config.kind, state_of(model.head.out), SPAN_LABELS)
+        return TaskHead(self.config.kind, state_of(model.head.out), self.outputs)
 
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
         """Of each window: score of its best answer, that answer's first and last token in it, score of none."""

@@ -13,33 +13,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from hvdlm.compute.draws import Draws, dropout
-from hvdlm.data.fields import WORDS
 from hvdlm.data.record_batches import Layout
-from hvdlm.data.records import Records, stacked
+from hvdlm.data.records import Records
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.exchange.heads import TaskHead
 from hvdlm.models import LanguageModel, State
-from hvdlm.scoring.spans import Transitions, legal_transitions
+from hvdlm.scoring.spans import legal_transitions
 from hvdlm.tasks import tag_figures
 from hvdlm.tasks.crf import LinearChainCrf, best_path, legal_scores
+from hvdlm.tasks.heads import HEAD_SITE, TagHead, state_of
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig
-from hvdlm.tasks.records import (
-    HEAD_SITE,
-    Judged,
-    RecordTask,
-    RecordTaskConfig,
-    field_of,
-    hidden_of,
-    initialize,
-    lengths_of,
-    on_host,
-    state_of,
-)
+from hvdlm.tasks.layouts import TagFields, TagLayout
+from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, hidden_of, lengths_of, on_host
 
 
 class TagConfig(RecordTaskConfig):
@@ -62,104 +52,32 @@ class TagConfig(RecordTaskConfig):
         return Tag(self, context)
 
 
-class TagHead(nn.Module):
-    """Hidden vectors (B, T, C) -> scores of labels (B, T, K)."""
-
-    def __init__(self, width: int, num_labels: int, legal: Transitions | None, *, crf: bool) -> None:
-        super().__init__()
-        self.out = initialize(nn.Linear(width, num_labels))
-        self.crf = LinearChainCrf(num_labels, legal) if crf else None
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.out(hidden)
-
-
-class TagLayout(Layout):
-    """Each token beside its label; IGNORED where none begins a word."""
-
-    def __init__(self, records: Records, task: Tag, seq_len: int) -> None:
-        self._records, self._task = records, task
-        marks = 0 if task.predicate is None else 1
-        self.lengths = np.minimum(records.num_tokens() + marks, seq_len)
-        self.records = np.arange(len(records))
-        self._seq_len = seq_len
-        self.num_words = records.num_values(task.text + WORDS)
-        self.targets = self.num_words.copy()
-        if task.predicate is not None:
-            self._check_predicates(task.predicate)
-        for record in np.flatnonzero(records.num_tokens() + marks > seq_len).tolist():
-            self.targets[record] = int((self._ids_and_firsts(record)[1] < seq_len - 1).sum())
-        self.num_cut = int((self.targets < self.num_words).sum())
-
-    def _check_predicates(self, name: str) -> None:
-        """UserError for one that is no word of its sentence, or that is cut away, so that nothing would mark it."""
-        records = self._records
-        asked = np.concatenate([records.values(name, record) for record in range(len(records))])
-        odd = np.flatnonzero((asked < 0) | (asked >= self.num_words) | (asked != np.floor(asked)))
-        if odd.size:
-            record = int(odd[0])
-            raise UserError(
-                f"{records.folder}: {name} of record {record} of {records.split} is {asked[record]:g}, and its"
-                f" {self.num_words[record]} words are counted from 0"
-            )
-        for record in np.flatnonzero(records.num_tokens() + 1 > self._seq_len).tolist():
-            if int(self._ids_and_firsts(record)[1][int(asked[record])]) >= self._seq_len - 1:
-                raise UserError(
-                    f"data.seq_len: {self._seq_len} cuts the predicate off record {record} of {records.split}; raise it"
-                )
-
-    def _ids_and_firsts(self, record: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of a record, marked, and the place of each word's first."""
-        task, ids = self._task, self._records.tokens(record)
-        tokens = self._records.values(task.text + WORDS, record).astype(np.int64)
-        firsts = int(task.has_bos) + np.cumsum(tokens) - tokens
-        if task.predicate is None:
-            return ids, firsts
-        asked = int(self._records.values(task.predicate, record)[0])
-        place = int(firsts[asked]) if 0 <= asked < len(firsts) else len(ids) - 1
-        return np.insert(ids, place, task.mark_id), firsts + (firsts >= place)
-
-    def rows(self, examples: np.ndarray) -> np.ndarray:
-        rows = []
-        for record in examples.tolist():
-            ids, firsts = self._ids_and_firsts(record)
-            labels = np.full(len(ids), IGNORED, dtype=np.int64)
-            labels[firsts] = self._records.values(self._task.labels_field, record)
-            if len(ids) > self._seq_len:
-                ids = np.concatenate([ids[: self._seq_len - 1], ids[-1:]])
-                labels = np.concatenate([labels[: self._seq_len - 1], [IGNORED]])
-            rows.append(np.stack((ids, labels), axis=1).reshape(-1))
-        return stacked(rows, max(map(len, rows), default=2), IGNORED)
-
-
 class Tag(RecordTask):
     """The denominator is the number of words, of a CRF that of sentences."""
 
     columns = 2
-    sums = ("loss", "targets")
     shown = ("f1", "accuracy")
 
     def __init__(self, config: TagConfig, context: TaskContext) -> None:
         assert isinstance(context.objective, ObjectiveConfig)
         context.objective.refuse_all_but((), config.kind)
         vocabulary, fields = context.vocabulary, context.fields
-        self.config, self._eos_id, self.has_bos = config, vocabulary.eos_id, vocabulary.bos_id is not None
-        self.text = field_of(fields, None, ("text",), "text") or ""
-        self.labels_field = field_of(fields, config.labels, ("labels",), "labels") or ""
-        self.predicate = None
-        if config.predicate is not None:
-            self.predicate = field_of(fields, config.predicate, ("number",), "predicate")
-        self.fields = tuple(name for name in (self.text, self.labels_field, self.predicate) if name)
-        self.mark_id = vocabulary.size
-        self.labels, self.scheme = list(fields[self.labels_field].labels), fields[self.labels_field].scheme
-        self._legal = legal_transitions(self.labels, self.scheme) if self.scheme else None
+        self.config, self._eos_id = config, vocabulary.eos_id
+        text = field_of(fields, None, ("text",), "text") or ""
+        labels = field_of(fields, config.labels, ("labels",), "labels") or ""
+        named = config.predicate
+        self.predicate = named if named is None else field_of(fields, named, ("number",), "predicate")
+        self.fields = tuple(name for name in (text, labels, self.predicate) if name)
+        self._fields = TagFields(text, labels, self.predicate, vocabulary.size, vocabulary.num_begins)
+        self.outputs, self.scheme = fields[labels].labels, fields[labels].scheme
+        self._legal = legal_transitions(self.outputs, self.scheme) if self.scheme else None
         self.takes_draws = config.dropout > 0
 
     def fit(self, model: LanguageModel) -> None:
-        model.head = TagHead(model.hidden_width, len(self.labels), self._legal, crf=self.config.crf)
+        model.head = TagHead(model.hidden_width, len(self.outputs), self._legal, crf=self.config.crf)
 
     def layout(self, records: Records, seq_len: int, *, training: bool = False) -> Layout:
-        return TagLayout(records, self, seq_len)
+        return TagLayout(records, self._fields, seq_len)
 
     def count(self, ids: np.ndarray) -> int:
         return len(ids) if self.config.crf else int((ids[:, 1::2] != IGNORED).sum())
@@ -206,7 +124,7 @@ class Tag(RecordTask):
             what = "crf: true" if self._crf_of(model) is not None else "predicate"
             raise UserError(f"task.{what}: transformers has no such head; a tagger without it is exported")
         assert isinstance(model.head, TagHead)
-        return TaskHead(self.config.kind, state_of(model.head.out), tuple(self.labels))
+        return TaskHead(self.config.kind, state_of(model.head.out), self.outputs)
 
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
         scores, _, num_words = self._of_words(model, batch, None)
@@ -220,6 +138,6 @@ class Tag(RecordTask):
         return [row[:num] for row, num in zip(found, num_words.tolist(), strict=True)]
 
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
-        gold = [records.values(self.labels_field, record) for record in range(len(records))]
-        tagging = tag_figures.Tagging(self.labels, self.scheme, self.predicate is not None)
+        gold = [records.values(self._fields.labels, record) for record in range(len(records))]
+        tagging = tag_figures.Tagging(self.outputs, self.scheme, self.predicate is not None)
         return tag_figures.judged(tagging, gold, predictions, lines=lines)

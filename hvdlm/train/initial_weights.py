@@ -23,7 +23,6 @@ from hvdlm import checkpoint
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.exchange import Imported, is_folder, read_model, weights_digest
-from hvdlm.exchange.heads import SPAN_LABELS
 from hvdlm.exchange.tokenizer_files import tokenizer_files
 from hvdlm.models import FamilyConfig
 from hvdlm.models.lora import LoraConfig, merged
@@ -248,8 +247,8 @@ def _begin_with_folder(path: Path, learner: Learner) -> tuple[str, str]:
 def _parts_of_head(found: Imported, learner: Learner) -> dict[str, torch.Tensor]:
     """What a folder has of a task's head: BERT's pooler, and the last layer where task and labels are the same."""
     parts = {f"{HEAD}.transform.{part}": tensor for part, tensor in found.pooler.items()}
-    head, labels = found.task_head, tuple(getattr(learner.task, "labels", SPAN_LABELS))
-    if head is not None and (head.kind, head.labels) == (learner.config.task.kind, labels):
+    head = found.task_head
+    if head is not None and (head.kind, head.labels) == (learner.config.task.kind, learner.task.outputs):
         parts |= {f"{HEAD}.out.{part}": head.state[part] for part in ("weight", "bias") if part in head.state}
     return parts
 

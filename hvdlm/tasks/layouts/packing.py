@@ -10,8 +10,7 @@ from bisect import bisect_left, insort
 import numpy as np
 
 from hvdlm.data.record_batches import Layout
-from hvdlm.data.records import stacked
-from hvdlm.data.windows import IGNORED
+from hvdlm.tasks.layouts.text import padded
 
 
 class PackedLayout(Layout):
@@ -26,8 +25,7 @@ class PackedLayout(Layout):
         self.num_cut = layout.num_cut
 
     def rows(self, examples: np.ndarray) -> np.ndarray:
-        rows = [self._row(self._packs[number]) for number in examples.tolist()]
-        return stacked(rows, max(map(len, rows), default=self._columns + 1), IGNORED)
+        return padded([self._row(self._packs[number]) for number in examples.tolist()])
 
     def _row(self, pack: np.ndarray) -> np.ndarray:
         parts = []

@@ -1,0 +1,141 @@
+"""What a text is given: one class, several classes or a number; how each is kept, learnt from and judged."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hvdlm.data.fields import FieldEntry
+from hvdlm.data.records import Records
+from hvdlm.scoring import classification as scoring
+from hvdlm.tasks.records import Judged
+
+
+class Goal(ABC):
+    """Of a field of the data; `outputs` logits say it."""
+
+    what: ClassVar[str]
+    columns: int = 1  # of an example, which hold it
+
+    def __init__(self, name: str, field: FieldEntry) -> None:
+        self.name, self.labels = name, list(field.labels)
+        self.outputs = len(self.labels)
+
+    @abstractmethod
+    def goals(self, records: Records) -> np.ndarray:
+        """Of all records, as columns of the examples: int64 (n, columns)."""
+
+    @abstractmethod
+    def losses(self, logits: Tensor, goals: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
+        """Of each record (B,), of logits float32 (B, outputs); `weights` are of classes, (outputs,)."""
+
+    @abstractmethod
+    def judged(self, records: Records, logits: np.ndarray, *, lines: bool) -> Judged:
+        """Of logits float32 (n, outputs) of all records."""
+
+
+class OneClass(Goal):
+    """Cross-entropy."""
+
+    what = "one label"
+
+    def goals(self, records: Records) -> np.ndarray:
+        return records.all_values(self.name).astype(np.int64).reshape(-1, 1)
+
+    def losses(self, logits: Tensor, goals: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
+        return F.cross_entropy(logits, goals.squeeze(1), weights, label_smoothing=smoothing, reduction="none")
+
+    def judged(self, records: Records, logits: np.ndarray, *, lines: bool) -> Judged:
+        gold, labels, shares = self.goals(records)[:, 0], self.labels, _softmax(logits)
+        found = logits.argmax(1)
+        confidence = shares[np.arange(len(found)), found]
+        matrix = scoring.confusion(gold, found, len(labels))
+        figures = {
+            **scoring.class_figures(matrix, labels),
+            **scoring.roc_auc(gold, shares[:, 1] if len(labels) == 2 else shares),
+            **scoring.calibration_figures(confidence, found == gold),
+            "confusion": matrix.tolist(),
+            "labels": labels,
+        }
+        told: list[dict[str, Any]] = []
+        for truth, label, share in zip(gold.tolist(), found.tolist(), confidence, strict=True) if lines else ():
+            told.append({"label": labels[truth], "predicted": labels[label], "probability": round(float(share), 6)})
+        return Judged(figures, told)
+
+
+class SeveralClasses(Goal):
+    """Each class by itself: the sum of their binary cross-entropies."""
+
+    what = "several labels"
+
+    def __init__(self, name: str, field: FieldEntry) -> None:
+        super().__init__(name, field)
+        self.columns = self.outputs
+
+    def goals(self, records: Records) -> np.ndarray:
+        found = np.zeros((len(records), self.outputs), dtype=np.int64)
+        found[np.repeat(np.arange(len(records)), records.num_values(self.name)), records.all_values(self.name)] = 1
+        return found
+
+    def losses(self, logits: Tensor, goals: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
+        each = F.binary_cross_entropy_with_logits(logits, goals.float(), reduction="none")
+        return (each if weights is None else each * weights).sum(1)
+
+    def judged(self, records: Records, logits: np.ndarray, *, lines: bool) -> Judged:
+        gold, found = self.goals(records).astype(bool), logits > 0  # of log-odds: a share above one half
+        areas = [scoring.roc_auc(gold[:, k].astype(np.int64), logits[:, k])["roc_auc"] for k in range(self.outputs)]
+        known = [area for area in areas if np.isfinite(area)]
+        figures = {**scoring.label_figures(scoring.label_rows(gold, found), self.labels), "labels": self.labels}
+        if known:
+            figures["roc_auc"] = sum(known) / len(known)
+        names = np.array(self.labels, dtype=object)
+        told = [
+            {"labels": names[truth].tolist(), "predicted": names[row].tolist()}
+            for truth, row in (zip(gold, found, strict=True) if lines else ())
+        ]
+        return Judged(figures, told)
+
+
+class Number(Goal):
+    """The squared error; a column holds the bits of a float64."""
+
+    what = "a number"
+
+    def __init__(self, name: str, field: FieldEntry) -> None:
+        super().__init__(name, field)
+        self.outputs = 1
+
+    def goals(self, records: Records) -> np.ndarray:
+        return records.all_values(self.name).astype("<f8").view("<i8").reshape(-1, 1)
+
+    def losses(self, logits: Tensor, goals: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
+        return (logits.squeeze(1) - goals.squeeze(1).contiguous().view(torch.float64).float()).square()
+
+    def judged(self, records: Records, logits: np.ndarray, *, lines: bool) -> Judged:
+        gold, predicted = records.all_values(self.name), logits[:, 0]
+        pairs = zip(gold.tolist(), predicted.tolist(), strict=True) if lines else ()
+        told = [{"number": truth, "predicted": found} for truth, found in pairs]
+        return Judged(scoring.number_figures(gold, predicted), told)
+
+
+def goal_of(name: str, field: FieldEntry) -> Goal:
+    """What a field of type label or number makes of the task."""
+    if field.type == "number":
+        return Number(name, field)
+    return SeveralClasses(name, field) if field.several else OneClass(name, field)
+
+
+def balanced_weights(records: Records, goal: Goal) -> np.ndarray:
+    """A weight a class, by which all count alike: n / (classes x its records) (King and Zeng 2001); float64 (K,)."""
+    counts = np.bincount(records.all_values(goal.name), minlength=goal.outputs)
+    return len(records) / (goal.outputs * np.maximum(counts, 1))
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shares = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return shares / shares.sum(1, keepdims=True)

@@ -1,0 +1,46 @@
+"""What a model writes freely for the records of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvdlm.decoding import Decoding, decode
+from hvdlm.models import LanguageModel, Vocabulary
+
+
+def written(
+    model: LanguageModel, vocabulary: Vocabulary, ids: Tensor, lengths: Tensor, how: Decoding
+) -> list[np.ndarray]:
+    """Ids, int64, of the best text for each source or prompt: ids (B, T), of which the first `lengths` (B,) are read.
+
+    A text is shorter than `how` allows where the model has no more positions.
+    """
+    found: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(ids)
+    for rows, most in _rooms(model, lengths, how.max_tokens):
+        search = replace(how, max_tokens=most, never=_never(model, vocabulary))
+        for row, best in zip(rows.tolist(), decode(model, ids[rows], lengths[rows], search), strict=True):
+            found[row] = np.array(best[0].ids, dtype=np.int64)
+    return found
+
+
+def _rooms(model: LanguageModel, lengths: Tensor, most: int) -> Iterator[tuple[Tensor, int]]:
+    """Rows that are searched together, and how many tokens they may have: no more than there are positions for."""
+    there = model.most_positions
+    everybody = torch.arange(len(lengths), device=lengths.device)
+    if there is None or model.reads_source:
+        yield everybody, most if there is None else min(most, there)
+        return
+    for length in lengths.unique().tolist():
+        yield everybody[lengths == length], max(1, min(most, there - length + 1))
+
+
+def _never(model: LanguageModel, vocabulary: Vocabulary) -> tuple[int, ...]:
+    """The beginning of a text, and rows of a vocabulary that was rounded up."""
+    rows = int(getattr(model.head, "weight", torch.empty(vocabulary.size, 0)).shape[0])
+    begin = () if vocabulary.bos_id is None else (vocabulary.bos_id,)
+    return (*begin, *range(vocabulary.size, rows))
