@@ -36,6 +36,7 @@ KINDS = {
     "records": (),
     "tagged": (tagged, TAGGED),
     "answered": (answered, ANSWERED),
+    "plain": (tagged, {**TAGGED, "tags": "labels"}),
 }
 # name -> data, model, task, steps' epochs, figure and what it has to reach
 CNN = {"family": "cnn", "embed_width": 16, "kernels": [1, 2], "maps": 16}
@@ -354,14 +355,79 @@ def test_the_best_checkpoint_is_kept_and_used(data_of, tmp_path):
     config = run_of(data_of("records"), tmp_path / "run", *words, task=OF_LABEL)
     summary = train(config, SerialWorld())
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    scores = {line["step"]: line["accuracy"] for line in metrics if line.get("split") == "val" or "accuracy" in line}
-    best = max(scores, key=lambda step: (scores[step], -step))
-    assert summary["best_step"] == best
+    scores = {line["step"]: line for line in metrics if "accuracy" in line}
+    best = min(scores, key=lambda step: (-scores[step]["accuracy"], scores[step]["loss"], step))
+    highest = [step for step in scores if scores[step]["accuracy"] == scores[best]["accuracy"]]
+    assert summary["best_step"] == best > min(highest)  # of equal ones it is not the first
     assert evaluate_checkpoint(tmp_path / "run", (), "val", SerialWorld())["step"] == best
     again = evaluate_checkpoint(tmp_path / "run", (), "val", SerialWorld())["accuracy"]
-    assert again == scores[best]
-    with pytest.raises(UserError, match="checkpoint.best: bleu is no figure of a validation"):
-        train(
-            run_of(data_of("records"), tmp_path / "r", "checkpoint.best=bleu", task=OF_LABEL),
-            SerialWorld(),
-        )
+    assert again == scores[best]["accuracy"]
+
+
+UNKNOWN = {
+    "of another task": ("records", LSTM, OF_LABEL, "bleu", "take auto for accuracy, or one of accuracy, f1_macro"),
+    "of classes": (
+        "records",
+        LSTM,
+        {"kind": "classify", "label": "score"},
+        "accuracy",
+        "take auto for pearson, or one of",
+    ),
+    "of spans": (
+        "plain",
+        LSTM,
+        {"kind": "tag"},
+        "f1",
+        "take auto for accuracy, or one of accuracy, f1_macro, f1_weighted",
+    ),
+    "of what is written": ("records", DECODER, WRITTEN, "bleu", "take auto for loss, or one of loss, token_accuracy"),
+    "of text": (
+        "records",
+        DECODER,
+        {"kind": "lm"},
+        "accuracy",
+        "take auto for loss, or one of loss, perplexity, bits",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_a_figure_that_no_validation_has_is_refused_before_the_first_step(name, data_of, tmp_path):
+    kind, model, task, figure, remedy = UNKNOWN[name]
+    config = run_of(data_of(kind), tmp_path / "run", f"checkpoint.best={figure}", model=model, task=task)
+    with pytest.raises(UserError, match=f"checkpoint.best: {figure} is no figure of this task's validations; {remedy}"):
+        train(config, SerialWorld())
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_part_of_a_split_has_no_figures_of_predictions_to_choose_by(data_of, tmp_path):
+    def run(*words):
+        run_dir = tmp_path / "-".join(words)
+        return train(run_of(data_of("records"), run_dir, *words, model=CNN, task=OF_LABEL), SerialWorld())
+
+    with pytest.raises(UserError, match="validations, of which train.eval_tokens reads a part; take auto for loss"):
+        run("train.eval_tokens=20", "checkpoint.best=accuracy")
+    assert run("train.eval_tokens=20", "checkpoint.best=auto")["best_figure"] == "loss"
+    assert run("train.eval_tokens=20000", "checkpoint.best=accuracy")["best_figure"] == "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "figure"),
+    [
+        ("records", {"kind": "classify", "label": "score"}, "pearson"),
+        ("tagged", {"kind": "tag"}, "f1"),
+        ("plain", {"kind": "tag"}, "accuracy"),
+    ],
+)
+def test_auto_is_what_the_task_is_measured_by(kind, task, figure, data_of, tmp_path):
+    config = run_of(data_of(kind), tmp_path / "run", "checkpoint.best=auto", "train.epochs=1", model=LSTM, task=task)
+    assert train(config, SerialWorld())["best_figure"] == figure
+
+
+def test_a_figure_of_which_less_is_better_keeps_the_least(data_of, tmp_path):
+    words = ("checkpoint.best=calibration_error", "train.eval_every=5")
+    config = run_of(data_of("records"), tmp_path / "run", *words, model=CNN, task=OF_LABEL)
+    summary = train(config, SerialWorld())
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    errors = {line["step"]: line["calibration_error"] for line in metrics if "calibration_error" in line}
+    assert errors[summary["best_step"]] == min(errors.values()) < max(errors.values())

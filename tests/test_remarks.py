@@ -11,10 +11,10 @@ from hvdlm.train.remarks import remarks
 FITTING = ("train.steps=1000", "train.eval_every=100", "checkpoint.every=100", "optim.warmup_steps=50")
 
 
-def said(data_dir, tmp_path, *overrides, epoch_samples=(20_000.0,)):
+def said(data_dir, tmp_path, *overrides, epoch_samples=(20_000.0,), **facts):
     config = make_config(data_dir, tmp_path / "run", *FITTING, *overrides)
     plan = BatchPlan(config.train.global_batch, config.train.ramp)
-    return remarks(config, plan, config.train.steps or 1000, list(epoch_samples))
+    return remarks(config, plan, config.train.steps or 1000, list(epoch_samples), **facts)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,14 @@ def test_what_cannot_be_is_said_in_one_line(data_dir, tmp_path, overrides, messa
     (line,) = said(data_dir, tmp_path, *overrides)
     assert message in line
     assert "\n" not in line
+
+
+def test_a_run_that_keeps_its_best_checkpoint_is_not_said_to_be_saved_at_the_end_alone(data_dir, tmp_path):
+    rare = ("checkpoint.best=loss", "checkpoint.every=3000")
+    assert "saved at the end alone" in "".join(said(data_dir, tmp_path, "checkpoint.every=3000"))
+    assert said(data_dir, tmp_path, *rare, saves_best=True) == []
+    (line,) = said(data_dir, tmp_path, *rare, "train.eval_every=1001", saves_best=True)
+    assert "so it is validated and saved at the end alone" in line
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from hvdlm.checkpoint.record import STATE
 from hvdlm.checkpoint.store import (
+    AUTO,
     CheckpointConfig,
     NotFiniteError,
     TakesShapes,
@@ -24,6 +25,7 @@ from hvdlm.checkpoint.store import (
 )
 
 __all__ = [
+    "AUTO",
     "STATE",
     "CheckpointConfig",
     "NotFiniteError",

@@ -48,6 +48,7 @@ log = logging.getLogger("hvdlm")
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 ENGINE = "engine.safetensors"
+AUTO = "auto"  # of `checkpoint.best`
 LATEST, BEST = "latest", "best"
 STEP = re.compile(r"step_(\d{8,18})")
 
@@ -59,8 +60,8 @@ class CheckpointConfig(Section):
     keep: int = Field(2, ge=1, description="how many of the newest are kept, once the step after them was sound")
     best: str | None = Field(
         None,
-        description="also keep the one with the best validation by this figure, as loss, accuracy or f1, for eval and"
-        " all that uses the run; null: the newest is used",
+        description="also keep the one with the best validation by this figure, as loss, accuracy or f1 (of equal ones"
+        " that of less loss), for eval and all that uses the run; auto: the task's main one; null: the newest is used",
     )
 
 

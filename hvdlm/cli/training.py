@@ -47,8 +47,7 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
             setup_logging(world.rank)
             has_begun()
             summary = stage.train(settings, world, batch_job())
-            loss = f", validation loss {summary['val_loss']:.4f}" if summary["val_loss"] is not None else ""
-            text = f"{settings.run_dir}: step {summary['step']}{loss}"
+            text = _end_of(summary)
             if settings.task.reads_records and summary["val_loss"] is not None:
                 from hvdlm.inference.evaluate import evaluate_checkpoint
                 from hvdlm.inference.record_report import as_text
@@ -56,6 +55,15 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
                 found = evaluate_checkpoint(settings.run_dir, (), "val", world)
                 summary["val"], text = found, f"{as_text(found)}\n{text}"
             result(summary, as_json, text, world.rank)
+
+
+def _end_of(summary: dict[str, Any]) -> str:
+    """Where a run has ended, and which of its checkpoints is used from then on, if that is another one."""
+    loss = f", validation loss {summary['val_loss']:.4f}" if summary["val_loss"] is not None else ""
+    best, used = summary.get("best_step", summary["step"]), ""
+    if best != summary["step"]:
+        used = f"; used from now on is step {best}, the best by {summary['best_figure'].replace('_', ' ')}"
+    return f"{summary['run_dir']}: ended at step {summary['step']}{loss}{used}"
 
 
 @click.command("eval", cls=Command, epilog="mpirun -np 2 hvdlm eval runs/quickstart/train --split val --json")

@@ -23,7 +23,7 @@ def evaluate_records(
     with world.together():
         _check_labels(loaded, corpora, path)
         records = RecordSplit(task, corpora.records(split), loaded.config.data.seq_len)
-    found = records.evaluate(loaded.model, task, precision, world, judges=True, lines=predictions is not None)
+    found = records.evaluate(loaded.model, precision, world, judges=True, lines=predictions is not None)
     if predictions is not None:
         lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found.lines)
         world.on_root(lambda: write_text_durably(predictions, lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,13 +14,17 @@ from torch import Tensor
 from hvdlm.data.fields import FieldEntry
 from hvdlm.data.records import Records
 from hvdlm.scoring import classification as scoring
+from hvdlm.tasks.interface import Better, less, more
 from hvdlm.tasks.records import Judged
+
+AVERAGES = [f"{name}_{kind}" for name in ("f1", "precision", "recall") for kind in ("macro", "micro", "weighted")]
 
 
 class Goal(ABC):
     """Of a field of the data; `outputs` logits say it."""
 
     what: ClassVar[str]
+    better: ClassVar[Mapping[str, Better]]  # of `judged`
     columns: int = 1  # of an example, which hold it
 
     def __init__(self, name: str, field: FieldEntry) -> None:
@@ -43,6 +48,7 @@ class OneClass(Goal):
     """Cross-entropy."""
 
     what = "one label"
+    better = more("accuracy", *AVERAGES, "roc_auc") | less("calibration_error")
 
     def goals(self, records: Records) -> np.ndarray:
         return records.all_values(self.name).astype(np.int64).reshape(-1, 1)
@@ -72,6 +78,7 @@ class SeveralClasses(Goal):
     """Each class by itself: the sum of their binary cross-entropies."""
 
     what = "several labels"
+    better = more("accuracy", *AVERAGES, "roc_auc")
 
     def __init__(self, name: str, field: FieldEntry) -> None:
         super().__init__(name, field)
@@ -105,6 +112,7 @@ class Number(Goal):
     """The squared error; a column holds the bits of a float64."""
 
     what = "a number"
+    better = more("pearson", "spearman") | less("mse")
 
     def __init__(self, name: str, field: FieldEntry) -> None:
         super().__init__(name, field)

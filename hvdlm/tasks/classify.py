@@ -47,8 +47,6 @@ class ClassifyConfig(RecordTaskConfig):
 class Classify(RecordTask):
     """The denominator is the number of records."""
 
-    shown = ("accuracy", "f1_macro", "pearson")
-
     def __init__(self, config: ClassifyConfig, context: TaskContext) -> None:
         assert isinstance(context.objective, ObjectiveConfig)
         fields = context.fields
@@ -61,7 +59,7 @@ class Classify(RecordTask):
             self._texts.append(Text(pair, skipped=context.vocabulary.num_begins))
         self.fields = (*(part.field for part in self._texts), label)
         self.goal = goal_of(label, fields[label])
-        self.outputs = tuple(self.goal.labels)
+        self.outputs, self.better_predictions = tuple(self.goal.labels), self.goal.better
         context.objective.refuse_all_but(("label_smoothing",) if isinstance(self.goal, OneClass) else (), config.kind)
         self._weights = _weights(config.class_weights, self.goal)
         self.takes_draws = config.dropout > 0

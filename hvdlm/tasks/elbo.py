@@ -24,7 +24,7 @@ from hvdlm.models import State
 from hvdlm.models.interface import LanguageModel
 from hvdlm.models.latent import LatentModel, Posterior
 from hvdlm.tables import count
-from hvdlm.tasks.interface import Batch, Sums, Task, TaskConfig, TaskContext, unseen, without_padding
+from hvdlm.tasks.interface import Batch, Sums, Task, TaskConfig, TaskContext, less, unseen, without_padding
 from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig, noisy_inputs, objective
 from hvdlm.tasks.posteriors import active_units, mutual_information
 
@@ -94,6 +94,7 @@ class Elbo(Task):
         self.config, self.objective, self.noise = config, context.objective, context.noise
         self.eos_id = context.vocabulary.eos_id
         self.sums = ("loss", "targets", "sentences", "kl", *(("importance",) if config.samples else ()))
+        self.better = less("loss", "elbo", "reconstruction", *(("iw_loss", "iw_elbo") if config.samples else ()))
         self._kl_weights = torch.ones(())  # of each dimension, or of all
 
     def count(self, ids: np.ndarray) -> int:

@@ -18,7 +18,7 @@ from hvdlm.data.stream import TokenStream
 from hvdlm.data.windows import EvaluationDocuments, EvaluationStreams, EvaluationWindows, Examples
 from hvdlm.models import LanguageModel, State
 from hvdlm.partition import slice_of, spread
-from hvdlm.tasks.interface import Sums, Task
+from hvdlm.tasks.interface import Better, Sums, Task, less
 from hvdlm.world.interface import World
 
 Read = EvaluationWindows | EvaluationStreams | EvaluationDocuments
@@ -199,6 +199,12 @@ class SplitEvaluation:
     def protocol(self) -> str:
         """How it is read, in words: numbers of different protocols are not to be compared."""
         return "; ".join(dict.fromkeys(str(read) for _, read, _ in self._parts))
+
+    def better(self, task: Task) -> dict[str, Better]:
+        """Figures of `run` by which a checkpoint may be chosen, the task's main one first."""
+        is_whole = all(read.num_tokens == entry.num_tokens for _, read, entry in self._parts)
+        has_bytes = task.predicts_text and is_whole
+        return {**task.better, **less("perplexity", *(("bits_per_byte",) if has_bytes else ()))}
 
     def run(
         self, model: LanguageModel, task: Task, *, batch: int, precision: str, world: World

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from hvdlm.data.windows import IGNORED
 from hvdlm.exchange.heads import TaskHead
 from hvdlm.models import LanguageModel, State, Vocabulary
 from hvdlm.tables import figure
+
+Better = Literal["more", "less"]  # of a figure: which way it grows where a model learns
 
 
 class Batch(NamedTuple):
@@ -91,6 +93,8 @@ class Task(ABC):
     sums: tuple[str, ...] = ("loss", "targets")
     # Which of the sums `count` tells ahead: what a step is divided by.
     denominator: ClassVar[str] = "targets"
+    # By which of its figures a checkpoint may be chosen, the main one first.
+    better: Mapping[str, Better] = {"loss": "less"}
     # Whether training takes draws for it, or evaluation.
     takes_draws: bool = False
     evaluation_takes_draws: bool = False
@@ -169,6 +173,16 @@ def in_words(figures: Mapping[str, float], before: str) -> str:
     """A task's own figures for a person, `before` each; the loss stands elsewhere."""
     own = {name: value for name, value in figures.items() if name != "loss"}
     return "".join(f"{before}{name.replace('_', ' ')} {figure(value)}" for name, value in own.items())
+
+
+def more(*names: str) -> dict[str, Better]:
+    """Figures of which more is better."""
+    return dict.fromkeys(names, "more")
+
+
+def less(*names: str) -> dict[str, Better]:
+    """Figures of which less is better."""
+    return dict.fromkeys(names, "less")
 
 
 def without_padding(ids: Tensor, filler: int) -> Tensor:

@@ -17,7 +17,7 @@ from hvdlm.compute.draws import Draws, threshold
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, State
-from hvdlm.tasks.interface import Batch, Sums, Task, TaskConfig, TaskContext, unseen, without_padding
+from hvdlm.tasks.interface import Batch, Sums, Task, TaskConfig, TaskContext, less, more, unseen, without_padding
 from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig, objective
 
 _ORDER_SITE, _KIND_SITE, _RANDOM_SITE = -1, -2, -3
@@ -53,6 +53,7 @@ class MaskedTokens(Task):
     """Of each sequence's n tokens, ends of text aside, the nearest whole number to rate x n are targets, 1 at least."""
 
     sums = ("loss", "targets", "correct")
+    better = less("loss") | more("accuracy")
     takes_draws = True
     evaluation_takes_draws = True
     predicts_text = False

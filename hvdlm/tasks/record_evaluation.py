@@ -19,6 +19,7 @@ from hvdlm.data.record_batches import Layout
 from hvdlm.data.records import Records
 from hvdlm.models import LanguageModel
 from hvdlm.partition import spread
+from hvdlm.tasks.interface import Better
 from hvdlm.tasks.records import RecordTask
 from hvdlm.world.interface import World
 
@@ -61,7 +62,8 @@ class RecordSplit:
     """The examples of a split in groups of about equal length."""
 
     def __init__(self, task: RecordTask, records: Records, seq_len: int, *, most: int = 0) -> None:
-        self.records, self.layout, self._seq_len = records, task.layout(records, seq_len), seq_len
+        self.task, self.records, self._seq_len = task, records, seq_len
+        self.layout = task.layout(records, seq_len)
         self._chosen = np.arange(len(records))
         if most and most < len(records):  # from everywhere, for a look
             self._chosen = spread(np.arange(most), most, len(records))
@@ -72,19 +74,29 @@ class RecordSplit:
     def num_records(self) -> int:
         return len(self._chosen)
 
+    @property
+    def is_whole(self) -> bool:
+        return self.num_records == len(self.records)
+
+    @property
+    def better(self) -> dict[str, Better]:
+        """Figures of a validation by which a checkpoint may be chosen, the task's main one first."""
+        return {**(self.task.better_predictions if self.is_whole else {}), **self.task.better}
+
     def __str__(self) -> str:
         return f"records, each once, at most {self._seq_len} tokens of it"
 
     @torch.no_grad()
     def evaluate(
-        self, model: LanguageModel, task: RecordTask, precision: str, world: World, *, judges: bool, lines: bool = False
+        self, model: LanguageModel, precision: str, world: World, *, judges: bool, lines: bool = False
     ) -> RecordEvaluation:
         """Loss, and where it `judges` what the predictions are worth; equal on all ranks. Collective."""
+        task = self.task
         model.eval()
         mine: list[tuple[int, np.ndarray, list[np.ndarray]]] = []
         with world.together():
             for number in range(world.rank, len(self.groups), world.size):
-                mine.append((number, *self._look(model, task, self.groups[number], precision, judges=judges)))
+                mine.append((number, *self._look(model, self.groups[number], precision, judges=judges)))
                 world.beats += 1
         sums, by_example = np.zeros(len(task.sums)), dict[int, np.ndarray]()
         found = sorted((part for parts in world.gather(mine) for part in parts), key=lambda part: part[0])
@@ -101,16 +113,16 @@ class RecordSplit:
             told.extend(judged.lines)
             return judged.figures
 
-        if judges and self.num_records == len(self.records):
+        if judges and self.is_whole:
             figures |= world.on_root(judge)
         loss, targets = task.figures(named)["loss"], round(named["targets"])
         return RecordEvaluation(loss, self.num_records, len(self.records), targets, figures, told)
 
     def _look(
-        self, model: LanguageModel, task: RecordTask, group: np.ndarray, precision: str, *, judges: bool
+        self, model: LanguageModel, group: np.ndarray, precision: str, *, judges: bool
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """Sums over a group of examples, and what is predicted of each."""
-        device = model.device
+        task, device = self.task, model.device
         ids = torch.from_numpy(self.layout.rows(group))
         draws = draws_for(0, 0, group).to(device) if task.evaluation_takes_draws else None
         batch = task.batch(ids.to(device), None, draws, training=False)

@@ -18,7 +18,7 @@ from hvdlm.data.records import Records
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel
-from hvdlm.tasks.interface import Batch, Task, TaskConfig
+from hvdlm.tasks.interface import Batch, Better, Task, TaskConfig
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,9 @@ class RecordTask(Task):
     The denominator is the number of examples, unless a task says otherwise.
     """
 
-    # What its predictions are worth is asked at each validation, not at the end alone.
-    is_judged_often: ClassVar[bool] = True
-    # The figures that a line of the log has room for.
-    shown: tuple[str, ...] = ()
-    # Figures beside the loss that follow from its sums alone, so that they are known wherever the loss is.
-    sums_told: tuple[str, ...] = ()
+    # As `better`, but of figures of predictions, for which each validation of a whole split then asks; a line of the
+    # log has the first two. Where there are none predictions are asked for at the end alone.
+    better_predictions: Mapping[str, Better] = {}
     # Names of the fields of the data that it reads.
     fields: tuple[str, ...] = ()
     # Those of them whose characters it compares.

@@ -24,7 +24,7 @@ from hvdlm.decoding import Decoding
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, State
 from hvdlm.scoring.languages import language_of
-from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
+from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, less, more, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig, objective
 from hvdlm.tasks.layouts import PackedLayout, PairLayout, PrefixLayout, Text
 from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, lengths_of, need_raw
@@ -65,9 +65,8 @@ class Seq2seq(RecordTask):
     """The denominator is the number of the targets' tokens, their ends of text among them."""
 
     sums = ("loss", "targets", "correct")
-    sums_told = ("token_accuracy",)
+    better = less("loss") | more("token_accuracy")  # no figures of predictions: writing takes far longer than reading
     predicts_tokens = True
-    is_judged_often = False  # writing takes far longer than reading
 
     def __init__(self, config: Seq2seqConfig, context: TaskContext) -> None:
         assert isinstance(context.objective, ObjectiveConfig)

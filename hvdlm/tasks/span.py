@@ -21,7 +21,7 @@ from hvdlm.data.records import Records
 from hvdlm.exchange.heads import SPAN_LABELS, TaskHead
 from hvdlm.models import LanguageModel, State
 from hvdlm.tasks.heads import HEAD_SITE, SpanHead, state_of
-from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
+from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, more, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig
 from hvdlm.tasks.layouts import NO_ANSWER, SpanFields, SpanLayout, Text
 from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, hidden_of, lengths_of, need_raw, on_host
@@ -50,7 +50,7 @@ class Span(RecordTask):
     """The denominator is the number of windows; the loss of one is the mean of those of its two places."""
 
     outputs = SPAN_LABELS
-    shown = ("exact_match", "token_f1")
+    better_predictions = more("exact_match", "token_f1")
 
     def __init__(self, config: SpanConfig, context: TaskContext) -> None:
         assert isinstance(context.objective, ObjectiveConfig)

@@ -56,7 +56,6 @@ class Tag(RecordTask):
     """The denominator is the number of words, of a CRF that of sentences."""
 
     columns = 2
-    shown = ("f1", "accuracy")
 
     def __init__(self, config: TagConfig, context: TaskContext) -> None:
         assert isinstance(context.objective, ObjectiveConfig)
@@ -70,6 +69,7 @@ class Tag(RecordTask):
         self.fields = tuple(name for name in (text, labels, self.predicate) if name)
         self._fields = TagFields(text, labels, self.predicate, vocabulary.size, vocabulary.num_begins)
         self.outputs, self.scheme = fields[labels].labels, fields[labels].scheme
+        self.better_predictions = tag_figures.OF_SPANS if self.scheme else tag_figures.OF_LABELS
         self._legal = legal_transitions(self.outputs, self.scheme) if self.scheme else None
         self.takes_draws = config.dropout > 0
 

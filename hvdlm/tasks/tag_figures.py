@@ -9,9 +9,12 @@ import numpy as np
 
 from hvdlm.scoring import classification, spans
 from hvdlm.scoring.intervals import bootstrap, ratio
+from hvdlm.tasks.interface import more
 from hvdlm.tasks.records import Judged
 
 OUTSIDE = "O"
+OF_SPANS = more("f1", "accuracy", "precision", "recall", *(f"{name}_conlleval" for name in spans.FIGURES))
+OF_LABELS = more("accuracy", "f1_macro", "f1_weighted")
 
 
 class Tagging(NamedTuple):

@@ -34,9 +34,6 @@ DIVERGED = (
     "the run has diverged; start another run_dir with a lower optim.lr or a smaller optim.clip, or see guard.nonfinite"
     " and guard.spike"
 )
-# Figures of which less is better, and such as say nothing of the weights.
-GROWS_WORSE = {"loss", "perplexity", "bits_per_byte", "elbo", "kl", "reconstruction", "mse", "calibration_error"}
-NO_JUDGES = ("num_", "split_", "cut_", "majority", "unigram_loss")
 
 
 class Loop:
@@ -64,7 +61,7 @@ class Loop:
         self.is_proven = False  # a step after the newest checkpoint has shown that it is sound
         self.unsound: set[int] = set()  # checkpoints that were passed over; of rank 0
         self.rewinds, self.rewound_to = 0, -1
-        self.best: dict = {}  # by checkpoint.best: `figure`, `step` and `value` of the best validation so far
+        self.best: dict = {}  # by checkpoint.best: `figure`, `step`, `value` and `loss` of the best validation so far
         self._candidate: dict = {}  # what will be, once its checkpoint is there
         self.loss: float | None = None
         self.evaluation: Evaluation | RecordEvaluation | None = None
@@ -188,24 +185,20 @@ class Loop:
             self.ending = self.ending or ending(self.config.train, self.learner.val_losses, self.spent_s)
 
     def _judge_best(self, found: Evaluation | RecordEvaluation) -> None:
-        """Note whether this validation is the best so far; UserError where it has no such figure."""
-        name = self.config.checkpoint.best
-        if name is None:
+        """Note whether this validation is the best so far; one whose figure is not finite never is."""
+        by = self.validation.best_by
+        if by is None:
             return
-        values = {key: value for key, value in found.to_dict().items() if isinstance(value, int | float)}
-        known = {key: value for key, value in values.items() if not key.startswith(NO_JUDGES)}
-        if name not in known:
-            raise UserError.shared(
-                f"checkpoint.best: {name} is no figure of a validation, which has {', '.join(known)}; name one of them"
-            )
-        value = known[name] if name in GROWS_WORSE else -known[name]
-        if math.isfinite(value) and value < self.best.get("value", math.inf):
-            self._candidate = {"figure": name, "step": self.step, "value": value}
+        value = found.to_dict().get(by.figure, math.nan)
+        now = {"figure": by.figure, "step": self.step, "value": value, "loss": found.loss}
+        is_known = math.isfinite(value) and math.isfinite(found.loss)
+        if is_known and (not self.best or by.order(now) < by.order(self.best)):
+            self._candidate = now
 
     def settle_best(self, state: dict) -> None:
         """After a checkpoint was loaded: the best is what it knows, by the same figure, and the link says so."""
-        best = state.get("best", {})
-        self.best = best if best.get("figure") == self.config.checkpoint.best else {}
+        best, by = state.get("best", {}), self.validation.best_by
+        self.best = best if by is not None and best.get("figure") == by.figure and "loss" in best else {}
         self._candidate = {}
         if self.learner.world.rank == 0:
             checkpoint.point_best(self.config.run_dir, self.best.get("step"))
@@ -344,6 +337,7 @@ class Loop:
     def _figures(self) -> dict:
         """Speed and traffic are those of the process that made the last step."""
         steps, found, losses = self.step - self.first, self.evaluation, self.learner.val_losses
+        best = self._candidate or self.best
         return {
             "ending": self.ending or "all steps",
             "loss": self.loss,
@@ -352,7 +346,7 @@ class Loop:
             "val_split_tokens": found.split_tokens if found else None,
             "val_protocol": self.validation.protocol or None,
             "best_val_loss": min(losses, default=None),
-            **({"best_step": best["step"]} if (best := self._candidate or self.best) else {}),
+            **({"best_step": best["step"], "best_figure": best["figure"]} if best else {}),
             "parameters": num_parameters(self.learner.model),
             "tokens": self.learner.tokens_before(self.step),
             "seconds": round(self.seconds, 3),

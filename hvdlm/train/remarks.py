@@ -15,19 +15,27 @@ from hvdlm.train.config import RunConfig
 MANY_EPOCHS = 2.0  # passes over a corpus that nobody asked for in so many words
 
 
-def remarks(config: RunConfig, plan: BatchPlan, total_steps: int, epoch_samples: Sequence[float]) -> list[str]:
+def remarks(
+    config: RunConfig,
+    plan: BatchPlan,
+    total_steps: int,
+    epoch_samples: Sequence[float],
+    *,
+    saves_best: bool = False,
+) -> list[str]:
     """One line for each setting that has no effect, or another than it seems, in a run of `total_steps`.
 
     `epoch_samples` are the samples of the training order in which each corpus is seen once; a run that counts, and does
-    not descend, has no order.
+    not descend, has no order. It may save each better validation, which `saves_best` tells.
     """
+    of_intervals = _of_intervals(config, total_steps, saves_best=saves_best)
     if not epoch_samples:
-        return [*config.model.remarks, *_of_counted(config), *_of_intervals(config, total_steps)]
+        return [*config.model.remarks, *_of_counted(config), *of_intervals]
     return [
         *config.model.remarks,
         *_of_learning_rate(config, total_steps),
         *_of_batch(config, plan, total_steps),
-        *_of_intervals(config, total_steps),
+        *of_intervals,
         *config.task.remarks(total_steps),
         *_of_data(config, plan.samples_before(total_steps), epoch_samples),
     ]
@@ -77,7 +85,7 @@ def _of_batch(config: RunConfig, plan: BatchPlan, total_steps: int) -> Iterator[
         yield f"train.tokens: {count(train.tokens)} is less than one step, which is {count(first)} tokens: one is made"
 
 
-def _of_intervals(config: RunConfig, total_steps: int) -> Iterator[str]:
+def _of_intervals(config: RunConfig, total_steps: int, *, saves_best: bool) -> Iterator[str]:
     train, steps = config.train, f"this run's {count(total_steps)} steps"
     before_end = (total_steps - 1) // train.eval_every  # validations that could still end it
     seen = f"of which {steps} have {count(before_end)} before the last"
@@ -97,6 +105,8 @@ def _of_intervals(config: RunConfig, total_steps: int) -> Iterator[str]:
     if config.log.trace is not None and config.log.trace[0] >= total_steps:
         yield f"log.trace: steps {list(config.log.trace)} come after {steps}: nothing is recorded"
     rare = {"train.eval_every": train.eval_every, "checkpoint.every": config.checkpoint.every}
+    if saves_best and train.eval_every <= total_steps:
+        del rare["checkpoint.every"]
     rare = {key: every for key, every in rare.items() if every > total_steps}
     if rare:
         what = {"train.eval_every": "validated", "checkpoint.every": "saved"}

@@ -115,7 +115,7 @@ def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
             first = learner.restore(found)
             saved = checkpoint.read_state(found)
         log.info("resuming from %s%s", found, "; init.from is not read again" if config.init else "")
-    _announce(learner, config, corpora, world)
+    _announce(learner, config, corpora, world, saves_best=validation.best_by is not None)
     with world.together():
         run_log = RunLog(config.log, config.run_dir, world, step=first)
     stop.expect(3 * sum(parameter.nbytes for parameter in learner.model.parameters()))  # Adam keeps two more of each
@@ -211,7 +211,7 @@ def _changes(before: dict, now: dict, prefix: str = "") -> list[str]:
     return changed
 
 
-def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: World) -> None:
+def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: World, *, saves_best: bool) -> None:
     train, batch = config.train, config.train.global_batch
     names = ", ".join(corpus.name for corpus in corpora.corpora)
     size = f"{config.model.family} {learner.size_in_words}"
@@ -242,7 +242,8 @@ def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: Worl
     if isinstance(learner, GradientLearner) and (cut := learner.num_cut):
         text = "%s of %s are longer than data.seq_len: %d tokens, and are cut"
         log.warning(text, counted(cut, "record"), f"{learner.epoch_samples[0]:,.0f}", config.data.seq_len)
-    for remark in remarks(config, learner.plan, learner.total_steps, learner.epoch_samples if learner.descends else []):
+    epoch_samples = learner.epoch_samples if learner.descends else []
+    for remark in remarks(config, learner.plan, learner.total_steps, epoch_samples, saves_best=saves_best):
         log.warning("%s", remark)
 
 

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+from hvdlm.checkpoint import AUTO
 from hvdlm.data.corpora import Corpora
 from hvdlm.errors import UserError
 from hvdlm.session.metrics import RunLog
 from hvdlm.tables import figure
 from hvdlm.tasks.evaluate import Evaluation, Protocol, SplitEvaluation
-from hvdlm.tasks.interface import in_words
+from hvdlm.tasks.interface import Better, in_words
 from hvdlm.tasks.record_evaluation import RecordEvaluation, RecordSplit
 from hvdlm.tasks.records import RecordTask
 from hvdlm.train.config import RunConfig
 from hvdlm.train.learner import Learner
 
 log = logging.getLogger("hvdlm")
+
+
+class BestBy(NamedTuple):
+    """The figure of validations by which a checkpoint is chosen."""
+
+    figure: str
+    better: Better
+
+    def order(self, found: Mapping[str, Any]) -> tuple[float, float]:
+        """Of `value` and `loss` of a validation: the better of two comes first, of equal ones that of less loss."""
+        return -found["value"] if self.better == "more" else found["value"], found["loss"]
 
 
 class Validation:
@@ -25,10 +39,11 @@ class Validation:
         self._train, self._learner = config.train, learner
         self._split: SplitEvaluation | RecordSplit | None = None
         in_order, self.protocol = config.data.order == "contiguous", ""  # how it reads, in words
+        known: Mapping[str, Better] = {}
         self._carries = config.reads_streams
         best = config.checkpoint.best
         judges = (
-            best is not None
+            best not in (None, AUTO)
             or config.train.patience
             or config.train.target_loss is not None
             or config.optim.needs_validation
@@ -38,10 +53,9 @@ class Validation:
                 f"{corpora}: has no validation split, which train.patience, train.target_loss, checkpoint.best and "
                 "optim.schedule: plateau need; preprocess with split.val, or leave them out"
             )
-        self._check_best(best)
         if corpora.having("val") and config.task.reads_records:
             self._split = self._of_records(corpora)
-            self.protocol = str(self._split)
+            self.protocol, known = str(self._split), self._split.better
         elif corpora.having("val"):
             protocol = Protocol(
                 seq_len=config.data.seq_len,
@@ -51,16 +65,21 @@ class Validation:
                 forgets=config.model.forgets,
             )
             self._split = SplitEvaluation(corpora, "val", protocol)
-            self.protocol = self._split.protocol
+            self.protocol, known = self._split.protocol, self._split.better(learner.task)
+        self.best_by = self._best_by(best, known)
 
-    def _check_best(self, best: str | None) -> None:
-        """UserError for a figure of labelled records that no validation will have."""
-        task, train = self._learner.task, self._train
-        if best is None or not isinstance(task, RecordTask) or (task.is_judged_often and not train.eval_tokens):
-            return
-        known = ("loss", *task.sums_told)
-        if best not in known:
-            raise UserError(f"checkpoint.best: {best} is not known in training; take {' or '.join(known)}")
+    def _best_by(self, best: str | None, known: Mapping[str, Better]) -> BestBy | None:
+        """UserError, before the first step, for a figure that no validation will have."""
+        if best is None or not known:
+            return None
+        name = next(iter(known)) if best == AUTO else best
+        if name not in known:
+            part = ", of which train.eval_tokens reads a part" if self._train.eval_tokens else ""
+            raise UserError(
+                f"checkpoint.best: {best} is no figure of this task's validations{part}; take {AUTO} for"
+                f" {next(iter(known))}, or one of {', '.join(known)}"
+            )
+        return BestBy(name, known[name])
 
     def _of_records(self, corpora: Corpora) -> RecordSplit:
         config, task = self._learner.config, self._learner.task
@@ -91,10 +110,9 @@ class Validation:
 
     def _look_at_records(self, split: RecordSplit, step: int, run_log: RunLog) -> RecordEvaluation:
         learner = self._learner
-        task = learner.task
-        assert isinstance(task, RecordTask)
-        result = split.evaluate(learner.model, task, self._train.precision, learner.world, judges=task.is_judged_often)
+        figures = list(split.task.better_predictions)
+        result = split.evaluate(learner.model, self._train.precision, learner.world, judges=bool(figures))
         run_log.write(step, "val", loss=result.loss, num_records=result.num_records, **result.numbers)
-        own = in_words({name: result.numbers[name] for name in task.shown if name in result.numbers}, ", ")
+        own = in_words({name: result.numbers[name] for name in figures[:2] if name in result.numbers}, ", ")
         log.info("step %d: validation loss %.4f%s, on %s", step, result.loss, own, result.coverage)
         return result
