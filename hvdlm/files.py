@@ -94,8 +94,28 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_ready(option: str, path: Path) -> None:
+    """Before the work whose result is to be written to `path`: make its folder, and see that a file can be made there.
+
+    UserError for a folder in its place, OSError where it could not be written.
+    """
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a folder; name a file in it")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise UserError(f"{option} {path}: {path.parent} is no folder; name another one")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = _aside(path)
+        aside.touch()
+        aside.unlink()
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
 def write_text_durably(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = _aside(path)
     try:
         with naming(path):
             aside.write_text(text, encoding="utf-8")

@@ -21,6 +21,7 @@ from typing import Any
 from hvdlm.config import validate
 from hvdlm.data.corpora import open_corpora
 from hvdlm.errors import UserError
+from hvdlm.files import make_ready
 from hvdlm.host import affinity, physical_cores
 from hvdlm.sync import SYNCS
 from hvdlm.tables import counted
@@ -179,6 +180,7 @@ def tune(config: RunConfig, options: TuneOptions) -> dict[str, Any]:
     Both files are written after each stage, and when interrupted. UserError if nothing runs.
     """
     open_corpora(config.data)
+    make_ready("--out", options.out)
     space = space_of(config, options.ranks, options.kinds)
     runs = _Runs(config, space.base, options)
     search = Search(space, runs, options.repeats)

@@ -38,7 +38,6 @@ def write(out: Path, settings: RunConfig, summary: dict[str, Any], runs: Runs) -
         {"stage": trial.stage, "round": trial.round, "settings": asdict(trial.candidate), "record": record.model_dump()}
         for trial, record in runs
     ]
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_text_durably(Path(summary["measurements"]), to_json({**summary, "runs": raw}, indent=1) + "\n")
     write_text_durably(out, _header(summary, runs[0][1]) + to_yaml(settings))
 

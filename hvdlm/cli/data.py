@@ -12,6 +12,7 @@ import click
 from hvdlm.cli.beginning import ends_with
 from hvdlm.cli.options import (
     PATH,
+    PICTURE,
     REPEATS,
     Command,
     Group,
@@ -64,7 +65,7 @@ def data() -> None:
 @data.command("inspect", epilog="hvdlm data inspect runs/quickstart/data --samples 3 --picture lengths.png")
 @click.argument("folder", type=PATH)
 @click.option("--samples", type=REPEATS, default=1, show_default=True, help="Documents of a split to decode.")
-@click.option("--picture", type=PATH, default=None, help="Draw the lengths (.png, .svg, .pdf).")
+@click.option("--picture", type=PICTURE, default=None, help="Draw the lengths (.png, .svg, .pdf).")
 @json_option
 @by_rank_0
 def data_inspect(folder: Path, samples: int, picture: Path | None, as_json: bool) -> None:
@@ -132,7 +133,7 @@ def tokenizer() -> None:
 def tokenizer_train(config: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Learn the vocabulary of a preprocess config from a sample of its input, without the shards."""
     settings = preprocess_config(config, overrides)
-    from hvdlm.files import write_text_durably
+    from hvdlm.files import make_ready, write_text_durably
     from hvdlm.preprocessing.plan import units_of
     from hvdlm.preprocessing.vocabulary import make_vocabulary
     from hvdlm.session.logs import setup_logging
@@ -140,20 +141,13 @@ def tokenizer_train(config: Path, overrides: tuple[str, ...], out: Path, as_json
 
     with connected() as world:
         setup_logging(world.rank)
-        world.on_root(lambda: _check_out(out))
+        world.on_root(lambda: make_ready("--out", out))
         units = world.on_root(lambda: units_of(settings.splits.find(), settings.read_options))
         text = make_vocabulary(settings, units, world)
         world.on_root(lambda: write_text_durably(out, text))
         made = from_json(text)
         value = {"out": str(out), "kind": made.kind, "vocab_size": made.vocab_size, "digest": digest(made)}
         result(value, as_json, f"{out}: {made.kind}, {made.vocab_size:,} ids, digest {value['digest']}", world.rank)
-
-
-def _check_out(out: Path) -> None:
-    """Before the learning, not after it."""
-    if out.is_dir():
-        raise UserError(f"--out {out}: is a folder; name a file in it")
-    out.parent.mkdir(parents=True, exist_ok=True)
 
 
 pattern_option = click.option(

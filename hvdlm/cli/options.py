@@ -128,6 +128,18 @@ class Number(click.FloatRange):
         return super().convert(found, param, ctx)
 
 
+class PictureFile(click.Path):
+    """A file that a picture is drawn into, in the format that its name ends in."""
+
+    endings = (".png", ".svg", ".pdf")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if path.suffix.lower() not in self.endings:
+            self.fail(f"{str(path)!r} ends in none of {', '.join(self.endings)}", param, ctx)
+        return path
+
+
 class SplitName(Names):
     """One of the splits."""
 
@@ -160,6 +172,7 @@ def by_rank_0(function: Any) -> Any:
 RANKS = WholeNumber(1, 1_000_000)  # more are a slip of the hand, and lists of them fill the memory
 REPEATS = WholeNumber(1, 10_000)
 PATH = click.Path(path_type=Path)
+PICTURE = PictureFile()
 SPLIT = SplitName(_splits)
 MODE = Choice(["strong", "weak", "both"])  # of a scaling study
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")

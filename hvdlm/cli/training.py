@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 from hvdlm.cli.beginning import ends_with
 from hvdlm.cli.extensions import import_option
 from hvdlm.cli.options import (
+    PICTURE,
     SPLIT,
     Command,
     Number,
@@ -22,7 +24,6 @@ from hvdlm.cli.options import (
     result,
     run_config,
 )
-from hvdlm.errors import UserError
 from hvdlm.tables import figure
 from hvdlm.world.connect import connected
 
@@ -95,7 +96,7 @@ def _end_of(summary: dict[str, Any]) -> str:
     default=None,
     help="Of labelled records: write a line of JSON each there, in input order.",
 )
-@click.option("--picture", type=click.Path(path_type=Path), help="Draw the confusion matrix there (.png, .svg, .pdf).")
+@click.option("--picture", type=PICTURE, default=None, help="Draw the confusion matrix there (.png, .svg, .pdf).")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Also write the result as JSON there.")
 @json_option
 def evaluate(
@@ -112,7 +113,7 @@ def evaluate(
     Each token, and each record, counts exactly once over all ranks.
     """
     check_run(checkpoint)
-    from hvdlm.files import to_json, write_text_durably
+    from hvdlm.files import make_ready, to_json, write_text_durably
     from hvdlm.inference.evaluate import evaluate_checkpoint
     from hvdlm.inference.record_report import as_text, draw_confusion
     from hvdlm.session.logs import setup_logging
@@ -120,14 +121,15 @@ def evaluate(
     may_wait = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "0"}  # for the rank that reads the only stream
     with connected(environment=may_wait) as world:
         setup_logging(world.rank)
-        found = evaluate_checkpoint(checkpoint, overrides, split, world, **protocol)
+        for option, path in (("--out", out), ("--predictions", protocol["predictions"]), ("--picture", picture)):
+            if path is not None:
+                world.on_root(functools.partial(make_ready, option, path))
+        found = evaluate_checkpoint(checkpoint, overrides, split, world, draws=picture is not None, **protocol)
         text = as_text(found) if "num_records" in found else _in_words(found)
-        if picture is not None and "confusion" in found:
-            world.on_root(lambda: draw_confusion(found, picture))
-        elif picture is not None:
-            raise UserError.shared("--picture: is of a confusion matrix, and this task has none; leave it out")
         if out is not None:
             world.on_root(lambda: write_text_durably(out, to_json(found, indent=1) + "\n"))
+        if picture is not None:
+            world.on_root(lambda: draw_confusion(found, picture))
         result(found, as_json, text, world.rank)
 
 
@@ -136,7 +138,10 @@ def _in_words(found: dict[str, Any]) -> str:
     hidden = {"streams", "stride", "seq_len", "split_tokens"}  # the protocol says them in words; all tokens count
     numbers = {name: value for name, value in found.items() if name not in hidden and isinstance(value, int | float)}
     shown = {name: figure(value, 5) if isinstance(value, float) else f"{value:,}" for name, value in numbers.items()}
-    return "  ".join(f"{name} {value}" for name, value in shown.items()) + f"  ({found['protocol']})"
+    from hvdlm.inference.record_report import settings_in_words
+
+    how = f"({found['protocol']}{settings_in_words(found)})"
+    return "  ".join([*(f"{name} {value}" for name, value in shown.items()), how])
 
 
 @click.command(

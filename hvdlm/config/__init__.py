@@ -5,13 +5,14 @@ preprocessing/plan.py compose them.
 """
 
 from hvdlm.config.loading import load, opened, to_yaml, validate
-from hvdlm.config.sections import FREE, Free, Section, by_name, choice_of, free_on_resume, tagged_union
+from hvdlm.config.sections import FREE, Free, Section, by_name, changes, choice_of, free_on_resume, tagged_union
 
 __all__ = [
     "FREE",
     "Free",
     "Section",
     "by_name",
+    "changes",
     "choice_of",
     "free_on_resume",
     "load",

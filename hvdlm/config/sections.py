@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar, Union
 
@@ -132,3 +132,23 @@ def free_on_resume(section: type[Section]) -> set[str]:
         else:
             found |= {f"{name}.{key}" for option in sections_of(field) for key in free_on_resume(option)}
     return found
+
+
+def changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, free: Collection[str] = (), at: str = ""
+) -> list[str]:
+    """`key: old -> new` for every plain value that differs, but for keys in `free`.
+
+    >>> changes({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}})
+    ['b.c: 2 -> 3']
+    """
+    changed = []
+    for key in sorted(before.keys() | now.keys()):
+        name, old, new = at + key, before.get(key), now.get(key)
+        if name in free or old == new:
+            continue
+        if isinstance(old, dict | None) and isinstance(new, dict | None):  # a section that was not there had no keys
+            changed += changes(old or {}, new or {}, free=free, at=f"{name}.")
+        else:
+            changed.append(f"{name}: {old} -> {new}")
+    return changed

@@ -9,7 +9,7 @@ import numpy as np
 
 from hvdlm.data.fields import OFFSETS, RAW, FieldEntry, all_columns
 from hvdlm.data.manifest import Manifest, need_split
-from hvdlm.data.shards import doc_offsets, map_tokens, opened
+from hvdlm.data.shards import doc_column, doc_offsets, map_tokens, opened
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
 
@@ -30,7 +30,7 @@ class Records:
         entries = need_split(folder, manifest, split).shards
         self.fields: Mapping[str, FieldEntry] = manifest.fields
         self.split, self.folder, self.vocab_size = split, folder, manifest.vocab_size
-        self._stream = TokenStream(folder, split, manifest)
+        self._entries, self._stream = entries, TokenStream(folder, split, manifest)
         counts = [entry.num_documents for entry in entries]
         self._first = np.concatenate([[0], np.cumsum(counts)])  # record of each shard, and their number
         starts = np.concatenate([[0], np.cumsum([entry.num_tokens for entry in entries])])
@@ -84,6 +84,11 @@ class Records:
     def num_ids(self, field: str) -> np.ndarray:
         """Of each record's `ids`: int64 (n,)."""
         return self.num_tokens() if self.fields[field].type == "text" else self.num_values(field)
+
+    def names(self) -> list[str] | None:
+        """What the input calls each record, "" where it says nothing; None where no `id_key` has kept it."""
+        parts = [doc_column(self.folder, entry, "doc_ids") for entry in self._entries]
+        return None if None in parts else [name for part in parts for name in part or ()]
 
     def texts(self, field: str, record: int) -> list[str]:
         """The characters of a field that was kept raw; a pair may have several texts."""

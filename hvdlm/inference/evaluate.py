@@ -15,7 +15,10 @@ from hvdlm.errors import UserError
 from hvdlm.inference.evaluate_records import evaluate_records
 from hvdlm.inference.load import Loaded, load_checkpoint_model, tokenizer_of
 from hvdlm.partition import slice_of
+from hvdlm.scoring.confusion import check_drawing
+from hvdlm.tasks import Task
 from hvdlm.tasks.evaluate import Evaluation, Protocol, SplitEvaluation
+from hvdlm.tasks.records import RecordTask
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.world.interface import World
 from hvdlm.world.place import find_place
@@ -36,15 +39,20 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
     stride: int | None = None,
     words: bool = False,
     predictions: Path | None = None,
+    draws: bool = False,
 ) -> dict:
     """Evaluate a checkpoint on a whole split with all ranks; the result is equal on each.
 
     With `carry` a recurrent state runs through the split in `streams` streams (1), which are shared among the ranks;
     None: where the run was trained so. With a `stride` windows overlap, so that tokens are predicted from a past.
     With `words` perplexity is told by the word too, which is the same measure for all tokenizers. Of labelled records
-    a line of JSON each goes to `predictions`, in the order of the input.
+    a line of JSON each goes to `predictions`, in the order of the input; with `draws` the result must have a confusion
+    matrix.
     """
     path, loaded, corpora = _open(target, overrides, world)
+    if draws:
+        with world.together():
+            _check_picture(loaded.task)
     if loaded.config.task.reads_records:
         given = {"carry": carry, "streams": streams, "stride": stride, "words": words}
         with world.together():
@@ -62,6 +70,12 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
         protocol = _protocol(loaded, carry, streams, stride)
         evaluation = _text_split(corpora, split, protocol, loaded)
     return _of_text(loaded, corpora, evaluation, protocol, world, split=split, path=path, words=words)
+
+
+def _check_picture(task: Task) -> None:
+    if not (isinstance(task, RecordTask) and task.has_confusion):
+        raise UserError("--picture: is of a confusion matrix, which this task has not; leave it out")
+    check_drawing()
 
 
 def _open(target: Path, overrides: tuple[str, ...], world: World) -> tuple[Path, Loaded, Corpora]:
@@ -114,6 +128,7 @@ def _of_text(  # noqa: PLR0913 - what a result tells of
         "streams": protocol.streams,
         "stride": protocol.stride or config.data.seq_len,
         "seq_len": config.data.seq_len,
+        **loaded.how,
     }
     if words:
         with world.together():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from hvdlm.data.corpora import Corpora
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
 from hvdlm.inference.load import Loaded, fields_in
+from hvdlm.inference.prediction_lines import lines_of
 from hvdlm.tasks.record_evaluation import RecordSplit
 from hvdlm.tasks.records import RecordTask
 from hvdlm.world.interface import World
@@ -25,9 +25,10 @@ def evaluate_records(
         records = RecordSplit(task, corpora.records(split), loaded.config.data.seq_len)
     found = records.evaluate(loaded.model, precision, world, judges=True, lines=predictions is not None)
     if predictions is not None:
-        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found.lines)
-        world.on_root(lambda: write_text_durably(predictions, lines))
-    how = {"protocol": str(records), "seq_len": loaded.config.data.seq_len, "data": str(corpora)}
+        begins = int(corpora.manifest.bos_id is not None)
+        lines = lines_of(records.records, task.inputs, found.lines, begins)
+        world.on_root(lambda: write_text_durably(predictions, "".join(lines)))
+    how = {"protocol": str(records), "seq_len": loaded.config.data.seq_len, "data": str(corpora), **loaded.how}
     cut = {"cut_records": records.layout.num_cut} if records.layout.num_cut else {}
     return {**found.to_dict(), **cut, **how, "split": split, "step": loaded.state["step"], "checkpoint": str(path)}
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hvdlm import checkpoint
 from hvdlm.compute.device import prepare_device
-from hvdlm.config import validate
+from hvdlm.config import changes, validate
 from hvdlm.data.fields import FieldEntry
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
@@ -34,20 +35,53 @@ class Loaded:
     task: Task
     config: RunConfig
     state: dict
+    changes: tuple[str, ...] = ()  # settings of the model that are not those of its training
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """By what it is measured, beside the protocol; numbers of other settings are not to be compared."""
+        settings = self.config.task.measuring
+        found = {"settings": settings, "model_changes": list(self.changes)}
+        return {name: value for name, value in found.items() if value}
 
 
 def load_checkpoint_model(path: Path, overrides: tuple[str, ...], place: Place) -> Loaded:
-    """A checkpoint's model; where the run kept a running mean of the weights, that is it."""
+    """A checkpoint's model; where the run kept a running mean of the weights, that is it.
+
+    UserError for overrides that would make another task of it; what they change of the model is said.
+    """
     state = checkpoint.read_state(path)
     _check_extensions(path, state)
     config = validate(RunConfig, state["config"], path / checkpoint.STATE, overrides)
+    changed = _changes(validate(RunConfig, state["config"], path / checkpoint.STATE), config, path) if overrides else ()
     remark_edited(config, state, path)
     device = prepare_device(config.train.device, place, threads=config.train.threads)
     vocabulary = Vocabulary(state["vocab_size"], state["eos_id"], state.get("bos_id"))
     task = build_task(config, vocabulary, fields_in(state), lambda: tokenizer_of(path, state))
     model = model_of(config, vocabulary, task)
     load_weights(path, model, mean=True)
-    return Loaded(model.to(device), task, config, state)
+    return Loaded(model.to(device), task, config, state, changed)
+
+
+def _changes(trained: RunConfig, now: RunConfig, path: Path) -> tuple[str, ...]:
+    """What makes other numbers of the same weights: of a model it may be meant, of a task and its head it is not."""
+    computing = [
+        {
+            "model": config.model.architecture,
+            "task": config.task.model_dump(exclude=set(config.task.measuring)),
+            "lora": config.lora and config.lora.model_dump(),
+        }
+        for config in (trained, now)
+    ]
+    found = changes(*computing)
+    if other := next((line for line in found if not line.startswith("model.")), ""):
+        known = ", ".join(f"task.{name}" for name in now.task.measuring) or "no other keys of the task"
+        raise UserError(
+            f"{other}: {path} was trained with the former; leave it out, or train anew ({known} may be set)"
+        )
+    for line in found:
+        log.warning("%s: not as %s was trained; the weights are taken as they are", line, path)
+    return tuple(found)
 
 
 def fields_in(state: dict) -> dict[str, FieldEntry]:

@@ -25,8 +25,18 @@ def as_text(found: Mapping[str, Any]) -> str:
             parts.append(_by_name(by_name, head))
     if "confusion" in found:
         parts.append(as_table(np.array(found["confusion"]), found["labels"]))
-    where = f"{found['split']} of {found['data']}: {found['num_records']:,} {found['protocol']}; step {found['step']}"
-    return "\n\n".join([*parts, where])
+    what = f"{found['num_records']:,} {found['protocol']}{settings_in_words(found)}"
+    return "\n\n".join([*parts, f"{found['split']} of {found['data']}: {what}; step {found['step']}"])
+
+
+def settings_in_words(found: Mapping[str, Any]) -> str:
+    """Settings that are no part of the protocol but of the task, and what is not as in training."""
+    words = []
+    for name, value in found.get("settings", {}).items():
+        if value is not None and value is not False:
+            told = " ".join(value) if isinstance(value, list) else "" if value is True else f"{value}"
+            words.append(f"{name.replace('_', ' ')} {told}".strip())
+    return "".join(f"; {part}" for part in (", ".join(words), *found.get("model_changes", ())) if part)
 
 
 def draw_confusion(found: Mapping[str, Any], path: Path) -> None:

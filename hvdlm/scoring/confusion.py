@@ -72,6 +72,14 @@ def _width(text: str) -> int:
     return max(map(cell_len, text.splitlines()), default=0)
 
 
+def check_drawing() -> None:
+    """UserError where there is nothing to draw with."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"no picture can be drawn: {error}; pip install matplotlib") from None
+
+
 def draw(matrix: np.ndarray, labels: Sequence[str], path: Path) -> None:
     """As a picture (PNG, PDF or SVG by suffix): shares of each gold class, and counts where there is room.
 

@@ -57,9 +57,11 @@ class Classify(RecordTask):
         self._texts = [Text(text)]
         if pair is not None:  # one row has one beginning of text
             self._texts.append(Text(pair, skipped=context.vocabulary.num_begins))
-        self.fields = (*(part.field for part in self._texts), label)
+        self.inputs = tuple(part.field for part in self._texts)
+        self.fields = (*self.inputs, label)
         self.goal = goal_of(label, fields[label])
         self.outputs, self.better_predictions = tuple(self.goal.labels), self.goal.better
+        self.has_confusion = isinstance(self.goal, OneClass)
         context.objective.refuse_all_but(("label_smoothing",) if isinstance(self.goal, OneClass) else (), config.kind)
         self._weights = _weights(config.class_weights, self.goal)
         self.takes_draws = config.dropout > 0

@@ -24,7 +24,7 @@ from hvdlm.models import State
 from hvdlm.models.interface import LanguageModel
 from hvdlm.models.latent import LatentModel, Posterior
 from hvdlm.tables import count
-from hvdlm.tasks.interface import Batch, Sums, Task, TaskConfig, TaskContext, less, unseen, without_padding
+from hvdlm.tasks.interface import Batch, Measured, Sums, Task, TaskConfig, TaskContext, less, unseen, without_padding
 from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig, noisy_inputs, objective
 from hvdlm.tasks.posteriors import active_units, mutual_information
 
@@ -48,7 +48,7 @@ class ElboConfig(TaskConfig):
         description="nats of KL a sentence that cost the same as fewer, in equal parts for each dimension of z, on the"
         " mean over the global batch (Kingma et al. 2016)",
     )
-    samples: Free[int] = Field(
+    samples: Free[Measured[int]] = Field(
         0, ge=0, description="in evaluation: importance samples of a tighter bound (Burda et al. 2016)"
     )
 

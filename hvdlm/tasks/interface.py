@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +40,11 @@ class Sums(NamedTuple):
     rows: Tensor | None = None  # in evaluation, of each example what `Task.figures_of_rows` takes: (B, K)
 
 
+T = TypeVar("T")
+MEASURED = "of measuring"
+Measured = Annotated[T, MEASURED]  # a setting of how a trained model is measured, and of nothing that it computes
+
+
 class TaskConfig(Section, ABC):
     """`task: {kind: …, …}`; each kind is a subclass in a file of its own, beside the task that it builds."""
 
@@ -63,6 +68,12 @@ class TaskConfig(Section, ABC):
     def meets_before_backward(self) -> bool:
         """Whether it must know sums over the whole global batch before a step's first backward (`Task.survey`)."""
         return False
+
+    @property
+    def measuring(self) -> dict[str, Any]:
+        """The settings by which a trained model is measured, which `hvdlm eval` takes beside those of a run."""
+        fields = type(self).model_fields.items()
+        return self.model_dump(mode="json", include={name for name, field in fields if MEASURED in field.metadata})
 
     def remarks(self, total_steps: int) -> list[str]:
         """A line for each setting that has no effect, or another than it seems, in a run of so many steps."""

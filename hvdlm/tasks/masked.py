@@ -17,7 +17,18 @@ from hvdlm.compute.draws import Draws, threshold
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, State
-from hvdlm.tasks.interface import Batch, Sums, Task, TaskConfig, TaskContext, less, more, unseen, without_padding
+from hvdlm.tasks.interface import (
+    Batch,
+    Measured,
+    Sums,
+    Task,
+    TaskConfig,
+    TaskContext,
+    less,
+    more,
+    unseen,
+    without_padding,
+)
 from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig, objective
 
 _ORDER_SITE, _KIND_SITE, _RANDOM_SITE = -1, -2, -3
@@ -28,10 +39,12 @@ class MlmConfig(TaskConfig):
     """`task: {kind: mlm}`: hidden tokens from all others, for a transformer with `causal: false`."""
 
     kind: Literal["mlm"] = "mlm"
-    rate: float = Field(0.15, gt=0, le=1, description="part of a sequence's tokens that is to be predicted")
-    masked: float = Field(0.8, ge=0, le=1, description="part of those that the model sees as the mask")
-    random: float = Field(0.1, ge=0, le=1, description="part of those that it sees as any token; the rest as they are")
-    whole_words: bool = Field(False, description="hide all tokens of a word together")
+    rate: Measured[float] = Field(0.15, gt=0, le=1, description="part of a sequence's tokens that is to be predicted")
+    masked: Measured[float] = Field(0.8, ge=0, le=1, description="part of those that the model sees as the mask")
+    random: Measured[float] = Field(
+        0.1, ge=0, le=1, description="part of those that it sees as any token; the rest as they are"
+    )
+    whole_words: Measured[bool] = Field(False, description="hide all tokens of a word together")
 
     extra_ids: ClassVar[int] = 1  # the mask, behind the vocabulary
 

@@ -98,25 +98,27 @@ class RecordSplit:
             for number in range(world.rank, len(self.groups), world.size):
                 mine.append((number, *self._look(model, self.groups[number], precision, judges=judges)))
                 world.beats += 1
-        sums, by_example = np.zeros(len(task.sums)), dict[int, np.ndarray]()
-        found = sorted((part for parts in world.gather(mine) for part in parts), key=lambda part: part[0])
-        for number, values, predictions in found:
-            sums += values
-            by_example.update(zip(self.groups[number].tolist(), predictions, strict=False))
-        named = task.named(sums)
-        figures = {name: value for name, value in task.figures(named).items() if name != "loss"}
+        found = sorted((part for parts in world.gather_on_root(mine) for part in parts), key=lambda part: part[0])
         told: list[dict[str, Any]] = []
 
-        def judge() -> dict[str, Any]:
-            in_order = [by_example[example] for example in range(self.layout.num_examples)]
-            judged = task.judge(self.records, self.layout, in_order, lines=lines)
-            told.extend(judged.lines)
-            return judged.figures
+        def conclude() -> tuple[dict[str, float], dict[str, Any]]:
+            """Sums, and figures of them and of the predictions."""
+            sums, by_example = np.zeros(len(task.sums)), dict[int, np.ndarray]()
+            for number, values, predictions in found:
+                sums += values
+                by_example.update(zip(self.groups[number].tolist(), predictions, strict=False))
+            named = task.named(sums)
+            figures: dict[str, Any] = dict(task.figures(named))
+            if judges and self.is_whole:
+                in_order = [by_example[example] for example in range(self.layout.num_examples)]
+                judged = task.judge(self.records, self.layout, in_order, lines=lines)
+                told.extend(judged.lines)
+                figures |= judged.figures
+            return named, figures
 
-        if judges and self.is_whole:
-            figures |= world.on_root(judge)
-        loss, targets = task.figures(named)["loss"], round(named["targets"])
-        return RecordEvaluation(loss, self.num_records, len(self.records), targets, figures, told)
+        named, figures = world.on_root(conclude)
+        loss = figures.pop("loss")
+        return RecordEvaluation(loss, self.num_records, len(self.records), round(named["targets"]), figures, told)
 
     def _look(
         self, model: LanguageModel, group: np.ndarray, precision: str, *, judges: bool

@@ -44,10 +44,13 @@ class RecordTask(Task):
     # As `better`, but of figures of predictions, for which each validation of a whole split then asks; a line of the
     # log has the first two. Where there are none predictions are asked for at the end alone.
     better_predictions: Mapping[str, Better] = {}
-    # Names of the fields of the data that it reads.
+    # Names of the fields of the data that it reads, and of those that are known before it has answered.
     fields: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
     # Those of them whose characters it compares.
     raw_fields: tuple[str, ...] = ()
+    # Whether its figures have a matrix of what was taken for what.
+    has_confusion: bool = False
     predicts_text: ClassVar[bool] = False
     predicts_tokens: ClassVar[bool] = False
     takes_context: ClassVar[bool] = False

@@ -24,7 +24,7 @@ from hvdlm.decoding import Decoding
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, State
 from hvdlm.scoring.languages import language_of
-from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, less, more, without_padding
+from hvdlm.tasks.interface import Batch, Measured, Sums, Task, TaskContext, less, more, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig, objective
 from hvdlm.tasks.layouts import PackedLayout, PairLayout, PrefixLayout, Text
 from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, lengths_of, need_raw
@@ -40,14 +40,18 @@ class Seq2seqConfig(RecordTaskConfig):
 
     kind: Literal["seq2seq"] = "seq2seq"
     target: str | None = Field(None, description="field of type pair; null: the only one")
-    language: str | None = Field(None, description="of the target, as en, de, zh: by whose rules texts are compared")
-    metrics: list[Metric] = Field(["bleu"], description="bleu has chrf beside it, exact_match token_f1")
-    beams: int = Field(1, ge=1, le=100, description="of the search in evaluation; 1: the likeliest token each time")
-    length_penalty: float = Field(1.0, ge=0, le=10, description="a of the score log p / length^a")
+    language: Measured[str | None] = Field(
+        None, description="of the target, as en, de, zh: by whose rules texts are compared"
+    )
+    metrics: Measured[list[Metric]] = Field(["bleu"], description="bleu has chrf beside it, exact_match token_f1")
+    beams: Measured[int] = Field(
+        1, ge=1, le=100, description="of the search in evaluation; 1: the likeliest token each time"
+    )
+    length_penalty: Measured[float] = Field(1.0, ge=0, le=10, description="a of the score log p / length^a")
     packing: bool = Field(
         False, description="in training of a decoder alone: several records in a sequence, each as if it stood alone"
     )
-    most_tokens: int | None = Field(None, ge=1, description="of a text that is written; null: data.seq_len")
+    most_tokens: Measured[int | None] = Field(None, ge=1, description="of a text that is written; null: data.seq_len")
 
     @field_validator("language")
     @classmethod
@@ -80,7 +84,7 @@ class Seq2seq(RecordTask):
         self.target = field_of(fields, config.target, ("pair",), "target") or ""
         # What is written first is the target's first word.
         self._texts = (Text(source), Text(self.target, skipped=vocabulary.num_begins))
-        self.fields, self.raw_fields = (source, self.target), (self.target,)
+        self.inputs, self.fields, self.raw_fields = (source,), (source, self.target), (self.target,)
         need_raw(fields, self.target, config.kind)
         self._has_encoder = False
         self.columns = 3 if config.packing else 2

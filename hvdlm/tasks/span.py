@@ -21,7 +21,7 @@ from hvdlm.data.records import Records
 from hvdlm.exchange.heads import SPAN_LABELS, TaskHead
 from hvdlm.models import LanguageModel, State
 from hvdlm.tasks.heads import HEAD_SITE, SpanHead, state_of
-from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, more, without_padding
+from hvdlm.tasks.interface import Batch, Measured, Sums, Task, TaskContext, more, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig
 from hvdlm.tasks.layouts import NO_ANSWER, SpanFields, SpanLayout, Text
 from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, hidden_of, lengths_of, need_raw, on_host
@@ -34,12 +34,12 @@ class SpanConfig(RecordTaskConfig):
     kind: Literal["span"] = "span"
     question: str | None = Field(None, description="field of type pair; null: the only one")
     answer: str | None = Field(None, description="field of type span; null: the only one")
-    stride: int = Field(128, ge=1, description="tokens from one window of a long text to the next")
-    most_tokens: int = Field(64, ge=1, description="of an answer")
-    may_lack: bool = Field(
+    stride: Measured[int] = Field(128, ge=1, description="tokens from one window of a long text to the next")
+    most_tokens: Measured[int] = Field(64, ge=1, description="of an answer")
+    may_lack: Measured[bool] = Field(
         False, description="a question may have no answer, which is said where its score is above the best one's"
     )
-    language: Literal["en", "zh"] = Field("en", description="by whose rules answers are compared")
+    language: Measured[Literal["en", "zh"]] = Field("en", description="by whose rules answers are compared")
     dropout: float = Field(0.0, ge=0, lt=1, description="of the hidden vectors before the head")
 
     def build(self, context: TaskContext) -> Task:
@@ -61,7 +61,8 @@ class Span(RecordTask):
         question = field_of(fields, config.question, ("pair",), "question") or ""
         self.answer = field_of(fields, config.answer, ("span",), "answer") or ""
         self._fields = SpanFields(Text(question), Text(self.text, skipped=vocabulary.num_begins), self.answer)
-        self.fields, self.raw_fields = (self.text, question, self.answer), (self.text,)
+        self.inputs, self.raw_fields = (self.text, question), (self.text,)
+        self.fields = (*self.inputs, self.answer)
         need_raw(fields, self.text, config.kind)
         self.takes_draws = config.dropout > 0
 

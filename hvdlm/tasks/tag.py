@@ -66,7 +66,8 @@ class Tag(RecordTask):
         labels = field_of(fields, config.labels, ("labels",), "labels") or ""
         named = config.predicate
         self.predicate = named if named is None else field_of(fields, named, ("number",), "predicate")
-        self.fields = tuple(name for name in (text, labels, self.predicate) if name)
+        self.inputs = (text,) if self.predicate is None else (text, self.predicate)
+        self.fields = (*self.inputs, labels)
         self._fields = TagFields(text, labels, self.predicate, vocabulary.size, vocabulary.num_begins)
         self.outputs, self.scheme = fields[labels].labels, fields[labels].scheme
         self.better_predictions = tag_figures.OF_SPANS if self.scheme else tag_figures.OF_LABELS

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from hvdlm import checkpoint
 from hvdlm.compute.device import check_own_gpu
-from hvdlm.config import free_on_resume, to_yaml
+from hvdlm.config import changes, free_on_resume, to_yaml
 from hvdlm.data.corpora import Corpora, open_corpora
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import StoppedOnRequest, UserError
@@ -172,7 +172,7 @@ def _claim_run_dir(config: RunConfig, corpora: Corpora, stop: StopFlag, total_st
 def _check_same(config: RunConfig, corpora: Corpora, found: Path) -> None:
     """UserError if a checkpoint was made with other settings or data; its own word counts, not that of config.yaml."""
     state, now = checkpoint.read_state(found), config.model_dump(mode="json")
-    if changed := _changes(_completed(state["config"]), now):
+    if changed := changes(_completed(state["config"]), now, free=FREE_ON_RESUME):
         raise UserError(
             f"{config.run_dir}: was started with other settings ({'; '.join(changed)}); set another run_dir"
         )
@@ -182,7 +182,9 @@ def _check_same(config: RunConfig, corpora: Corpora, found: Path) -> None:
     kept = config.run_dir / CONFIG
     try:
         written = yaml.safe_load(read_text(kept))
-        edited = _changes(_completed(written), now) if isinstance(written, dict) else ["no settings"]
+        edited = (
+            changes(_completed(written), now, free=FREE_ON_RESUME) if isinstance(written, dict) else ["no settings"]
+        )
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         edited = ["missing or damaged"]
     if edited:
@@ -195,20 +197,6 @@ def _completed(values: dict) -> dict:
         return RunConfig.model_validate(values).model_dump(mode="json")
     except ValidationError:  # of a version that had other keys: all that differs is named
         return values
-
-
-def _changes(before: dict, now: dict, prefix: str = "") -> list[str]:
-    """`key: old -> new` for every setting that may not change on resume."""
-    changed = []
-    for key in sorted(before.keys() | now.keys()):
-        name, old, new = prefix + key, before.get(key), now.get(key)
-        if name in FREE_ON_RESUME or old == new:
-            continue
-        if isinstance(old, dict | None) and isinstance(new, dict | None):  # a section that was not there had no keys
-            changed += _changes(old or {}, new or {}, f"{name}.")
-        else:
-            changed.append(f"{name}: {old} -> {new}")
-    return changed
 
 
 def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: World, *, saves_best: bool) -> None:

@@ -137,6 +137,14 @@ class HorovodWorld(World):
         ends = np.cumsum(sizes.numpy())
         return [joined[end - size : end] for end, size in zip(ends, sizes.tolist(), strict=True)]
 
+    def exchange_bytes(self, parts: list[bytes]) -> list[bytes]:
+        splits = torch.tensor([len(part) for part in parts], dtype=torch.int32)
+        total = splits.sum(dtype=torch.int64).reshape(1)
+        self.sum_(total)
+        data = torch.from_numpy(np.frombuffer(bytearray(b"".join(parts)), dtype=np.uint8))
+        received, sizes = self._hvd.alltoall(data, splits, name=f"hvdlm.parts.{int(total)}")
+        return [part.numpy().tobytes() for part in received.split(sizes.tolist())]
+
     def settings(self) -> list[str]:
         built = "NCCL" if self._hvd.nccl_built() else "MPI" if self._mpi is not None else "Gloo"
         mpi = [library_version(), f"{YIELD}={os.environ[YIELD]}"] if self._mpi is not None else []

@@ -129,6 +129,11 @@ class World(ABC):
         """Everybody's (small) value, in rank order, on all ranks."""
         return [pickle.loads(part) for part in self.gather_bytes(pickle.dumps(value))]  # noqa: S301
 
+    def gather_on_root(self, value: Any) -> list:
+        """Everybody's value, in rank order, on rank 0; nothing on the others."""
+        received = self.exchange_bytes([pickle.dumps(value), *[b""] * (self.size - 1)])
+        return [pickle.loads(part) for part in received] if self.rank == 0 else []  # noqa: S301
+
     def broadcast(self, value: Any) -> Any:
         """Rank 0's (small) value on every rank; the others' argument is ignored."""
         data = pickle.dumps(value) if self.rank == 0 else b""

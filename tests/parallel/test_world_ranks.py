@@ -50,6 +50,10 @@ def test_bytes_are_gathered_and_exchanged(world):
     assert world.gather({"rank": world.rank}) == [{"rank": rank} for rank in range(world.size)]
     received = world.exchange_bytes([b"%d" % (10 * world.rank + to) for to in range(world.size)])
     assert received == [b"%d" % (10 * rank + world.rank) for rank in range(world.size)]
+    assert world.exchange_bytes([b""] * world.size) == [b""] * world.size
+    assert world.gather_on_root("x" * world.rank) == (
+        ["x" * rank for rank in range(world.size)] if not world.rank else []
+    )
 
 
 def numbered(*shape, dtype):
