@@ -34,6 +34,17 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, num_left: int 
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
+def shortened(text: str, width: int) -> str:
+    """At most so many columns of a terminal, in which wide characters take two.
+
+    >>> shortened("positive", 5), shortened("中文类别", 5)
+    ('posi…', '中文…')
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"
+
+
 def count(value: float) -> str:
     """A number of things in all its digits, in groups where there are more than four.
 

@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 from labelled import ANSWERED, FIELDS, TAGGED, answered, make_data, record, run_of, tagged
+from rich.cells import cell_len
 
 from hvdlm import cli
 from hvdlm.errors import UserError
@@ -153,3 +155,23 @@ def test_a_line_of_a_prediction_says_what_it_is_about(name, run, tmp_path):
         for key in line.keys() & source.keys():
             assert line[key] == source[key]
         assert line.get("id") == source.get("name")
+
+
+def test_a_table_of_sixty_long_names_fits_a_terminal_and_says_that_there_are_more():
+    names = [f"{'很长的类别名称' * 4} {number}" for number in range(60)]
+    row = {"precision": 0.5, "recall": 0.5, "f1": 0.5}
+    found = {
+        "loss": 1.0,
+        "num_records": 9,
+        "split": "test",
+        "data": "d",
+        "protocol": "records",
+        "step": 1,
+        "by_class": {name: {**row, "support": 100_000 + number} for number, name in enumerate(names)},
+        "labels": names,
+        "confusion": np.random.default_rng(0).integers(9000, size=(60, 60)).tolist(),
+    }
+    lines = as_text(found).splitlines()
+    assert max(map(cell_len, lines)) <= 80
+    assert "… 20 more, with fewer; --json has all" in lines
+    assert "… 48 more with fewer mistakes, or as many; --json and --picture have all" in lines

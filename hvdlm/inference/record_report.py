@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from hvdlm.scoring.confusion import as_table, draw
-from hvdlm.tables import figure, table
+from hvdlm.tables import figure, shortened, table
 
 INTERVAL = "_interval"
+MOST_NAMES, NAME_WIDTH = 40, 30  # of classes or types in a table, and columns of each
 HIDDEN = {"step", "num_records", "seq_len"}  # said in words
 # Averages that say the same as another figure that is shown, or that few ask for.
 FOLDED = tuple(f"{name}_{kind}" for name in ("precision", "recall") for kind in ("micro", "macro", "weighted"))
@@ -57,8 +58,12 @@ def _figures(found: Mapping[str, Any]) -> str:
 
 def _by_name(by_name: Mapping[str, Mapping[str, float]], head: str) -> str:
     names = ("precision", "recall", "f1")
+    by_support = sorted(by_name, key=lambda label: -by_name[label]["support"])
+    shown = set(by_support[:MOST_NAMES])
     rows = [
-        [label, *(f"{values[name]:.4f}" for name in names), f"{round(values['support']):,}"]
+        [shortened(label, NAME_WIDTH), *(f"{values[name]:.4f}" for name in names), f"{round(values['support']):,}"]
         for label, values in by_name.items()
+        if label in shown
     ]
-    return table([head, *names, "records" if head == "class" else "spans"], rows)
+    left = f"\n… {len(by_name) - len(rows):,} more, with fewer; --json has all" if len(by_name) > len(rows) else ""
+    return table([head, *names, "records" if head == "class" else "spans"], rows) + left

@@ -9,10 +9,13 @@ import numpy as np
 
 from hvdlm.errors import UserError
 from hvdlm.scoring.intervals import ratio
-from hvdlm.tables import table
+from hvdlm.tables import shortened, table
 
 WIDTH = 80  # columns of a terminal
 NAME_WIDTH = 16  # of a label; a longer one is cut
+MOST_CLASSES = 12  # of which a table that has no cell for each pair tells
+MOST_COUNTED = 20  # classes of a picture that says each cell's number
+MOST_PIXELS = 6000  # of a picture's side: a gigabyte is soon full
 # Fonts with Chinese, Japanese and Korean letters, where the machine has one.
 CJK_FONTS = (
     *(f"{family} {region}" for family in ("Noto Sans CJK", "Noto Serif CJK") for region in ("SC", "JP", "TC")),
@@ -25,25 +28,30 @@ def as_table(matrix: np.ndarray, labels: Sequence[str], *, width: int = WIDTH) -
     """Of int (K, K): gold classes are rows, predicted ones columns.
 
     Where that would be wider than `width`, a row a class instead: its records, how many of them were found, and what
-    the others were taken for, commonest first.
+    the others were taken for, commonest first; of many classes those with the most mistakes.
     """
-    names = [_short(label) for label in labels]
+    names = [shortened(label, NAME_WIDTH) for label in labels]
     whole = table(
         ["gold \\ predicted", *names], [[name, *map(str, row)] for name, row in zip(names, matrix, strict=True)]
     )
     if _width(whole) <= width:
         return whole
-    numbered = [f"{place} {name}" for place, name in enumerate(names, 1)]
+    counts = matrix.tolist()
+    mistakes = matrix.sum(1) - matrix.diagonal()
+    shown = np.argsort(-mistakes, kind="stable")[:MOST_CLASSES] if len(names) > MOST_CLASSES else np.arange(len(names))
     heads, rows = ["class", "records", "found"], []
-    for place, row in enumerate(matrix.tolist()):
-        rows.append([numbered[place], f"{sum(row):,}", f"{100 * ratio(row[place], sum(row)):.1f} %"])
+    for place in shown.tolist():
+        num, digits = sum(counts[place]), len(str(len(names)))
+        rows.append(
+            [f"{place + 1:>{digits}} {names[place]}", f"{num:,}", f"{100 * ratio(counts[place][place], num):.1f} %"]
+        )
     columns = table(heads, rows).splitlines()
-    room = width - max(map(_width, columns)) - 2
-    taken = ["taken for", *(_mistakes(row, place, names, room) for place, row in enumerate(matrix.tolist()))]
     filler = max(map(_width, columns))
-    return "\n".join(
-        f"{line}{' ' * (filler - _width(line))}  {end}".rstrip() for line, end in zip(columns, taken, strict=True)
-    )
+    taken = ["taken for", *(_mistakes(counts[place], place, names, width - filler - 2) for place in shown.tolist())]
+    lines = [f"{line}{' ' * (filler - _width(line))}  {end}".rstrip() for line, end in zip(columns, taken, strict=True)]
+    if left := len(names) - len(shown):
+        lines.append(f"… {left:,} more with fewer mistakes, or as many; --json and --picture have all")
+    return "\n".join(lines)
 
 
 def _mistakes(row: list[int], own: int, names: Sequence[str], room: int) -> str:
@@ -56,14 +64,6 @@ def _mistakes(row: list[int], own: int, names: Sequence[str], room: int) -> str:
             return f"{told}, …" if told else "…"
         told = longer
     return told
-
-
-def _short(label: str) -> str:
-    from rich.cells import cell_len, set_cell_size
-
-    if cell_len(label) <= NAME_WIDTH:
-        return label
-    return set_cell_size(label, NAME_WIDTH - 1).rstrip() + "…"
 
 
 def _width(text: str) -> int:
@@ -89,25 +89,27 @@ def draw(matrix: np.ndarray, labels: Sequence[str], path: Path) -> None:
     from matplotlib.figure import Figure
 
     families = _families()
-    names = [_short(label) for label in labels]
+    names = [shortened(label, 2 * NAME_WIDTH) for label in labels]
     if not _can_write("".join(names), families):
         names = [str(place) for place in range(1, len(names) + 1)]
-    size = max(3.5, 0.42 * len(names) + 1.8)  # inches
+    has_counts, longest = len(names) <= MOST_COUNTED, max(map(_width, names), default=0)
+    size = max(3.5, (0.42 if has_counts else 0.22) * len(names) + 0.09 * longest + 0.8)  # inches
     with matplotlib.rc_context({"font.family": families, "text.parse_math": False, "svg.hashsalt": "hvdlm"}):
         figure = Figure(figsize=(size, size), layout="constrained")
         axes = figure.add_subplot()
         shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 4 else 0)
+        axes.set_xticks(range(len(names)), names, rotation=90 if len(names) * longest > 30 else 0)
         axes.set_yticks(range(len(names)), names)
+        axes.tick_params(labelsize=10 if has_counts else 8)
         axes.set_xlabel("predicted")
         axes.set_ylabel("gold")
-        if len(names) <= 30:
+        if has_counts:
             for (row, column), times in np.ndenumerate(matrix):
                 color = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, str(times) if times else "", ha="center", va="center", color=color, fontsize=7)
         try:
-            figure.savefig(path, dpi=150)
+            figure.savefig(path, dpi=min(150, MOST_PIXELS / size))
         except ValueError as error:  # a suffix that matplotlib does not know
             raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
 
