@@ -1,6 +1,7 @@
 """Tasks of labelled records, from shards to figures; the same numbers for any batches."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from hvdlm.tasks import TASKS, TaskContext
 from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig
 from hvdlm.tasks.layouts.text import room_for
 from hvdlm.tasks.pooling import POOLINGS
-from hvdlm.train.setup import train
+from hvdlm.train.setup import build_learner, train
 from hvdlm.train.token_plan import TokenPlan
 from hvdlm.world.serial import SerialWorld
 
@@ -191,6 +192,19 @@ def test_every_example_comes_once_an_epoch_and_batches_keep_to_the_budget(budget
             for n, size in enumerate(sizes)
         )
         assert 1 - 2 * lengths.sum() / padded < 0.25
+
+
+def test_a_budget_leaves_less_than_a_micro_batch_a_rank_without_an_example(data_of, tmp_path):
+    words = ("train.batch_tokens=40", "train.global_batch=120", "train.micro_batch=2")
+    learner, _ = build_learner(run_of(data_of("records"), tmp_path / "run", *words, task=OF_LABEL), SerialWorld())
+    for size in (1, 2, 3):
+        learner.world = SimpleNamespace(size=size)
+        for step in range(learner.total_steps):
+            parts = [learner._slices(step, part) for part in range(size)]
+            assert len({len(mine) for mine in parts}) == 1
+            micro_batches = [one for mine in parts for one in mine]
+            assert [n for one in micro_batches for n in one] == list(range(learner.plan.batch_at(step)))
+            assert sum(len(one) == 0 for one in micro_batches) < size
 
 
 def test_the_longest_text_gives_way_first():

@@ -2,6 +2,7 @@
 
 import pytest
 from harness import make_config, run_training
+from labelled import run_of
 
 from hvdlm import host
 from hvdlm.train import setup
@@ -70,6 +71,20 @@ def test_a_run_that_keeps_its_best_checkpoint_is_not_said_to_be_saved_at_the_end
     assert said(data_dir, tmp_path, *rare, saves_best=True) == []
     (line,) = said(data_dir, tmp_path, *rare, "train.eval_every=1001", saves_best=True)
     assert "so it is validated and saved at the end alone" in line
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "size", "is_said"), [(16, 1, True), (16, 2, True), (2, 1, False), (240, 1, False), (120, 2, False)]
+)
+def test_passes_that_a_budget_of_tokens_leaves_almost_empty_are_said(micro_batch, size, is_said, tmp_path):
+    words = ("train.batch_tokens=200", "train.global_batch=480", f"train.micro_batch={micro_batch}")
+    config = run_of(tmp_path / "data", tmp_path / "run", *words)
+    filled = BatchPlan(16)  # examples, by those tokens
+    lines = [line for line in remarks(config, filled, 40, [700.0], size=size) if "train.batch_tokens" in line]
+    assert len(lines) == is_said
+    if is_said:
+        assert f"micro_batch: 16 cuts a rank's part of a step into {16 // size} passes of about 1.0 ex" in lines[0]
+        assert f"or raise micro_batch, to {480 // size} at most" in lines[0]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ from hvdlm.cli.options import (
 from hvdlm.tables import figure
 from hvdlm.world.connect import connected
 
+MAY_WAIT = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "0"}
+
 
 @click.command(cls=Command, epilog="mpirun -np 2 hvdlm train configs/quickstart.yaml train.steps=50 run_dir=runs/short")
 @config_arguments
@@ -44,7 +46,10 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         for corpus in settings.data.corpora:  # before MPI starts
             need_split(corpus.path, read_manifest(corpus.path), "train")
         prefer = preferred_world(settings.sync)
-        with connected(settings.world, prefer=prefer, environment=settings.sync.environment) as world:
+        # At its end texts are written for minutes: a rank may wait for another. In training guard.stall_s looks on.
+        may_wait = MAY_WAIT if settings.task.reads_records else {}
+        environment = {**settings.sync.environment, **may_wait}
+        with connected(settings.world, prefer=prefer, environment=environment) as world:
             setup_logging(world.rank)
             has_begun()
             summary = stage.train(settings, world, batch_job())
@@ -118,8 +123,7 @@ def evaluate(
     from hvdlm.inference.record_report import as_text, draw_confusion
     from hvdlm.session.logs import setup_logging
 
-    may_wait = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "0"}  # for the rank that reads the only stream
-    with connected(environment=may_wait) as world:
+    with connected(environment=MAY_WAIT) as world:  # for the rank that reads the only stream
         setup_logging(world.rank)
         for option, path in (("--out", out), ("--predictions", protocol["predictions"]), ("--picture", picture)):
             if path is not None:

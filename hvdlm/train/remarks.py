@@ -5,6 +5,7 @@ None of it is an error: a short trial of a long run's config has all of these, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from hvdlm.optim.schedules import SCHEDULES
@@ -12,6 +13,7 @@ from hvdlm.tables import count
 from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig
 
+MANY_PASSES = 4  # times as many as would do
 MANY_EPOCHS = 2.0  # passes over a corpus that nobody asked for in so many words
 
 
@@ -21,9 +23,10 @@ def remarks(
     total_steps: int,
     epoch_samples: Sequence[float],
     *,
+    size: int = 1,
     saves_best: bool = False,
 ) -> list[str]:
-    """One line for each setting that has no effect, or another than it seems, in a run of `total_steps`.
+    """One line for each setting that has no effect, or another than it seems, in `total_steps` on `size` ranks.
 
     `epoch_samples` are the samples of the training order in which each corpus is seen once; a run that counts, and does
     not descend, has no order. It may save each better validation, which `saves_best` tells.
@@ -35,6 +38,7 @@ def remarks(
         *config.model.remarks,
         *_of_learning_rate(config, total_steps),
         *_of_batch(config, plan, total_steps),
+        *_of_budget(config, plan, total_steps, size),
         *of_intervals,
         *config.task.remarks(total_steps),
         *_of_data(config, plan.samples_before(total_steps), epoch_samples),
@@ -83,6 +87,22 @@ def _of_batch(config: RunConfig, plan: BatchPlan, total_steps: int) -> Iterator[
     first = plan.batch_at(0) * config.data.seq_len
     if train.tokens is not None and train.tokens < first:
         yield f"train.tokens: {count(train.tokens)} is less than one step, which is {count(first)} tokens: one is made"
+
+
+def _of_budget(config: RunConfig, plan: BatchPlan, total_steps: int, size: int) -> Iterator[str]:
+    """A pass has fewer examples than it may where a budget of tokens fills a step with few."""
+    train = config.train
+    if not train.batch_tokens:
+        return
+    mine = plan.samples_before(total_steps) / total_steps / size  # examples of a rank in a step
+    passes = math.ceil(min(mine, train.global_batch / train.micro_batch / size))
+    if passes >= MANY_PASSES * math.ceil(mine / train.micro_batch):
+        yield (
+            f"train.micro_batch: {train.micro_batch} cuts a rank's part of a step into {passes} passes of about"
+            f" {mine / passes:.1f} examples, for train.batch_tokens: {count(train.batch_tokens)} ends it long before"
+            f" train.global_batch: {train.global_batch}; lower that, or raise micro_batch, to"
+            f" {train.global_batch // size} at most"
+        )
 
 
 def _of_intervals(config: RunConfig, total_steps: int, *, saves_best: bool) -> Iterator[str]:

@@ -231,7 +231,9 @@ def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: Worl
         text = "%s of %s are longer than data.seq_len: %d tokens, and are cut"
         log.warning(text, counted(cut, "record"), f"{learner.epoch_samples[0]:,.0f}", config.data.seq_len)
     epoch_samples = learner.epoch_samples if learner.descends else []
-    for remark in remarks(config, learner.plan, learner.total_steps, epoch_samples, saves_best=saves_best):
+    for remark in remarks(
+        config, learner.plan, learner.total_steps, epoch_samples, size=world.size, saves_best=saves_best
+    ):
         log.warning("%s", remark)
 
 

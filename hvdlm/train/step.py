@@ -156,12 +156,14 @@ class GradientLearner(Learner):
     def _slices(self, step: int, part: int) -> list[range]:
         """Which examples of a step's global batch each micro-batch of a part of it has, the same at any size.
 
-        With a budget of tokens their number differs from step to step, and some may have none.
+        With a budget of tokens their number differs from step to step. Where it cannot be shared evenly the last parts
+        have micro-batches without an example, for all ranks meet as often.
         """
         train, batch = self.config.train, self.plan.batch_at(step)
-        total = (train.global_batch if train.batch_tokens else batch) // train.micro_batch
-        mine = slice_of(part, self.world.size, total)
-        return [slice_of(number, total, batch) for number in mine]
+        total = min(batch, (train.global_batch if train.batch_tokens else batch) // train.micro_batch)
+        passes = -(-total // self.world.size)
+        mine = range(part * passes, (part + 1) * passes)
+        return [slice_of(number, total, batch) if number < total else range(batch, batch) for number in mine]
 
     def _read(self, step: int, part: int, left_out: int) -> _Share:
         """Its examples and what they count; on the host, from where a GPU copies pinned memory while it computes."""
