@@ -35,13 +35,14 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, num_left: int 
 
 
 def shortened(text: str, width: int) -> str:
-    """At most so many columns of a terminal, in which wide characters take two.
+    """At most so many columns of a terminal, in which wide characters take two; a line's end is written as in Python.
 
-    >>> shortened("positive", 5), shortened("中文类别", 5)
-    ('posi…', '中文…')
+    >>> shortened("positive", 5), shortened("中文类别", 5), shortened("a\\nb", 5)
+    ('posi…', '中文…', 'a\\\\nb')
     """
     from rich.cells import cell_len, set_cell_size
 
+    text = text if text.isprintable() else repr(text)[1:-1]
     return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"
 
 

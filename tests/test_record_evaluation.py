@@ -157,6 +157,24 @@ def test_a_line_of_a_prediction_says_what_it_is_about(name, run, tmp_path):
         assert line.get("id") == source.get("name")
 
 
+def test_one_class_alone_is_said_and_what_it_leaves_undefined_is_no_number(tmp_path, caplog, capsys):
+    data = make_data(tmp_path, SerialWorld(), lambda random: {**record(random), "label": "a\nb"})
+    words = ("train.steps=1", "checkpoint.best=roc_auc")
+    train(run_of(data, tmp_path / "run", *words, model=LSTM, task=RUNS["class"][-1]), SerialWorld())
+    assert "label: has 'a\\nb' for its only label" in caplog.text
+    assert "step 1: roc_auc is undefined here" in caplog.text
+    lines = as_text(evaluated(tmp_path / "run")).splitlines()
+    assert "roc auc            undefined" in lines and "a\\nb                61" in lines
+    assert "NaN" not in capsys.readouterr().out  # of what is drawn for TensorBoard
+
+
+def test_spans_without_a_name_have_a_row(tmp_path):
+    sentence = {"text": ["a", "b"], "tags": ["B", "I"], "asked": 0}
+    data = make_data(tmp_path, SerialWorld(), lambda random: sentence, TAGGED)
+    train(run_of(data, tmp_path / "run", "train.steps=1", model=LSTM, task={"kind": "tag"}), SerialWorld())
+    assert "(no name)" in as_text(evaluated(tmp_path / "run"))
+
+
 def test_a_table_of_sixty_long_names_fits_a_terminal_and_says_that_there_are_more():
     names = [f"{'很长的类别名称' * 4} {number}" for number in range(60)]
     row = {"precision": 0.5, "recall": 0.5, "f1": 0.5}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hvdlm.tables import figure, shortened, table
 
 INTERVAL = "_interval"
 MOST_NAMES, NAME_WIDTH = 40, 30  # of classes or types in a table, and columns of each
+NAMELESS = "(no name)"  # the type of spans that are tagged B and I alone, as of words
 HIDDEN = {"step", "num_records", "seq_len"}  # said in words
 # Averages that say the same as another figure that is shown, or that few ask for.
 FOLDED = tuple(f"{name}_{kind}" for name in ("precision", "recall") for kind in ("micro", "macro", "weighted"))
@@ -50,9 +52,11 @@ def _figures(found: Mapping[str, Any]) -> str:
     for name, value in found.items():
         if not isinstance(value, int | float) or name in HIDDEN or name in FOLDED:
             continue
-        low, high = found.get(f"{name}{INTERVAL}") or (None, None)
-        ends = "" if low is None or high is None else f"{figure(low, 4)} to {figure(high, 4)}"
-        rows.append([name.replace("_", " "), figure(value, 4) if isinstance(value, float) else f"{value:,}", ends])
+        ends = [figure(end, 4) for end in found.get(f"{name}{INTERVAL}") or () if end is not None]
+        told = figure(value, 4) if isinstance(value, float) else f"{value:,}"
+        if math.isnan(value):  # as where all records are of one class
+            told, ends = "undefined", []
+        rows.append([name.replace("_", " "), told, " to ".join(ends)])
     return table(["figure", "value", "95 % interval"], rows)
 
 
@@ -61,7 +65,11 @@ def _by_name(by_name: Mapping[str, Mapping[str, float]], head: str) -> str:
     by_support = sorted(by_name, key=lambda label: -by_name[label]["support"])
     shown = set(by_support[:MOST_NAMES])
     rows = [
-        [shortened(label, NAME_WIDTH), *(f"{values[name]:.4f}" for name in names), f"{round(values['support']):,}"]
+        [
+            shortened(label or NAMELESS, NAME_WIDTH),
+            *(f"{values[name]:.4f}" for name in names),
+            f"{round(values['support']):,}",
+        ]
         for label, values in by_name.items()
         if label in shown
     ]

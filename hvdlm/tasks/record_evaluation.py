@@ -6,6 +6,7 @@ they find is put in order again, and added up in that order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,8 +48,9 @@ class RecordEvaluation:
 
     @property
     def numbers(self) -> dict[str, float]:
-        """The figures that are single numbers."""
-        return {name: value for name, value in self.figures.items() if isinstance(value, int | float)}
+        """The figures that are single numbers; one is none where it is undefined, as by records of one class alone."""
+        numbers = {name: value for name, value in self.figures.items() if isinstance(value, int | float)}
+        return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
     @property
     def coverage(self) -> str:

@@ -191,8 +191,9 @@ class Loop:
             return
         value = found.to_dict().get(by.figure, math.nan)
         now = {"figure": by.figure, "step": self.step, "value": value, "loss": found.loss}
-        is_known = math.isfinite(value) and math.isfinite(found.loss)
-        if is_known and (not self.best or by.order(now) < by.order(self.best)):
+        if not (math.isfinite(value) and math.isfinite(found.loss)):
+            log.warning("step %d: %s is undefined here, so that this is not the best by it", self.step, by.figure)
+        elif not self.best or by.order(now) < by.order(self.best):
             self._candidate = now
 
     def settle_best(self, state: dict) -> None:

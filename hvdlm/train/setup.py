@@ -32,6 +32,7 @@ from hvdlm.session.progress import Progress
 from hvdlm.session.stop import KILL, BatchJob, StopFlag, stop_flag
 from hvdlm.tables import count, counted
 from hvdlm.tasks.language_model import LanguageModelling
+from hvdlm.tasks.records import RecordTask
 from hvdlm.tokenizer import load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.initial_weights import begin_with, pinned
@@ -227,6 +228,10 @@ def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: Worl
     for line in binding_map(bindings).splitlines() if world.rank == 0 and world.size > 1 else ():
         log.info("%s", line)
     _announce_validation(corpora, is_text=not config.task.reads_records)
+    for name in learner.task.fields if isinstance(learner.task, RecordTask) else ():
+        field = corpora.manifest.fields[name]
+        if len(field.labels) == 1 and not field.several:
+            log.warning("%s: has %r for its only label, so that there is nothing to tell apart", name, field.labels[0])
     if isinstance(learner, GradientLearner) and (cut := learner.num_cut):
         text = "%s of %s are longer than data.seq_len: %d tokens, and are cut"
         log.warning(text, counted(cut, "record"), f"{learner.epoch_samples[0]:,.0f}", config.data.seq_len)
