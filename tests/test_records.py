@@ -209,7 +209,9 @@ def test_parallel_files(tmp_path):
     inputs = json.loads((tmp_path / "out" / "provenance.json").read_text())["inputs"]
     assert [Path(one["path"]).name for one in inputs] == ["a.en", "a.de"]
     (tmp_path / "a.de").write_text("eins zwei\ndrei\nvier\n")
-    with pytest.raises(UserError, match=r"a.en: the files have other numbers of lines \(.*a.en has 2, .*a.de has 3\)"):
+    with pytest.raises(
+        UserError, match=r"a.en: the files have different numbers of lines \(.*a.en has 2, .*a.de has 3\)"
+    ):
         preprocess(tmp_path / "a.en", tmp_path / "out2", **settings)
 
 
