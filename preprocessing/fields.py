@@ -58,10 +58,12 @@ def check(fields: Fields) -> None:
             raise ValueError(f"fields.{name}: a name has small letters, digits and _, and does not end with {ends}")
         for key, types in (("labels", ("label", "labels")), ("several", ("label",)), ("scheme", ("labels",))):
             if getattr(field, key) and field.type not in types:
-                raise ValueError(f"fields.{name}.{key}: is of type {' and '.join(types)}, not {field.type}")
+                raise ValueError(
+                    f"fields.{name}.{key}: is of type {' and '.join(types)}, not {field.type}; leave it out"
+                )
         _check_labels(name, field)
         if field.raw and field.type not in ("text", "pair"):
-            raise ValueError(f"fields.{name}.raw: is of type text and pair, not {field.type}")
+            raise ValueError(f"fields.{name}.raw: is of type text and pair, not {field.type}; leave it out")
     for kind in ("text", "labels", "span"):
         if len(found := by_type.get(kind, [])) > 1:
             raise ValueError(f"fields: {' and '.join(found)} are both of type {kind}; a record has one")

@@ -280,7 +280,10 @@ def test_a_config_that_contradicts_itself(inputs, tmp_path):
         ({"a": "text", "b": "text"}, "a and b are both of type text"),
         ({"text": "text", "Bad": "label"}, "a name has small letters"),
         ({"text": "text", "x_words": "label"}, "does not end with"),
-        ({"text": "text", "x": {"type": "number", "labels": ["a"]}}, "is of type label and labels, not number"),
+        (
+            {"text": "text", "x": {"type": "number", "labels": ["a"]}},
+            "is of type label and labels, not number; leave it out",
+        ),
         ({"text": "text", "x": {"type": "label", "labels": ["a", "a"]}}, "has a label twice"),
         ({"text": "text", "x": {"type": "label", "labels": [" a"]}}, "white space around one"),
     ):
