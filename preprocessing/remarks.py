@@ -38,7 +38,8 @@ def of_settings(config: PreprocessConfig, formats: Iterable[str]) -> list[str]:
     """A line for each setting that no file of these formats heeds, or no split."""
     found = sorted(set(formats))
     readers = {
-        **dict.fromkeys(("text_key", "id_key", "label_key"), RECORDS),
+        **dict.fromkeys(("text_key", "label_key"), RECORDS),
+        "id_key": RECORDS | {"squad"},
         "table": ROWS,
         "encoding": FORMATS.keys() - {"parquet", "arrow"},
     }

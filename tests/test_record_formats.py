@@ -8,6 +8,7 @@ from reading import fields_for, read
 from test_records import CONLLU
 
 from hvdlm.data.manifest import read_manifest
+from hvdlm.data.shards import doc_column
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import build
 from hvdlm.preprocessing.documents import Document, ReadOptions
@@ -131,3 +132,16 @@ def test_a_line_of_white_space_parts_sentences_however_long_and_wherever_a_file_
     for cut in range(1, len(content)):
         parts = [read(tmp_path / "a.conll", options, *bounds) for bounds in ((0, cut), (cut, len(content)))]
         assert sum(map(words_of, parts), []) == whole, cut
+
+
+def test_ids_of_questions_are_kept_and_those_of_sentences_are_none(tmp_path, caplog):
+    questions = [{**SQUAD["qas"][0], "id": name} for name in ("q1", "q2")]
+    (tmp_path / "a.json").write_text(json.dumps({"data": [{"paragraphs": [{**SQUAD, "qas": questions}]}]}))
+    settings = {"split": {"val": 0}, "id_key": "id"}
+    manifest = preprocess(tmp_path / "a.json", tmp_path / "out", format="squad", fields=ANSWERED, **settings)
+    (shard,) = manifest.splits["train"].shards
+    assert doc_column(tmp_path / "out", shard, "doc_ids") == ["q1", "q2"]
+    assert "id_key has no effect" not in caplog.text
+    (tmp_path / "a.conll").write_text(FILES["conll"])
+    preprocess(tmp_path / "a.conll", tmp_path / "o", fields={"text": "text", "tags": "labels"}, **settings)
+    assert "id_key has no effect: all input is conll" in caplog.text

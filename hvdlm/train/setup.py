@@ -242,6 +242,8 @@ def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: Worl
     if isinstance(learner, GradientLearner) and (cut := learner.num_cut):
         text = "%s of %s are longer than data.seq_len: %d tokens, and are cut"
         log.warning(text, counted(cut, "record"), f"{learner.epoch_samples[0]:,.0f}", config.data.seq_len)
+    if isinstance(learner, GradientLearner) and learner.data_remark:
+        log.warning("%s", learner.data_remark)
     for remark in remarks(config, learner.plan, learner.total_steps, learner.epoch_samples if learner.descends else []):
         log.warning("%s", remark)
 
