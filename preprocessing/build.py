@@ -254,7 +254,7 @@ def _is_as_saved(plan: WorkPlan, number: int) -> bool:
 def _discard_distrusted(work: Path) -> None:
     """Begin anew with the exact encoder if the fast one was found to be wrong."""
     if (work / DISTRUSTED).exists():
-        log.warning("begins anew with the exact encoder, as the faster one gave other ids")
+        log.warning("begins anew with the exact encoder, as the faster one gave different ids")
         for path in work.glob("unit-*"):
             path.unlink()
         write_text_durably(work / EXACTLY, "")

@@ -110,7 +110,7 @@ def tell(balance: Mapping[str, Any], statistics: Mapping[str, int], config: Prep
     trip = balance["round_trip"]
     if trip["white_space"] and not trip["changed"]:
         changed = f"{trip['white_space']} of {counted(trip['excerpts'], 'excerpt')}"
-        log.info("%s come back from their ids with other white space: %s", changed, trip["example"])
+        log.info("%s come back from their ids with different white space: %s", changed, trip["example"])
     for remark in of_balance(balance, statistics, config):
         log.warning("%s", remark)
 

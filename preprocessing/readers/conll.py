@@ -201,7 +201,7 @@ def _sentences(
 
 
 def _parted(position: int, text: str, *, comments: bool) -> Iterator[list[Line]]:
-    """Lines of words between blank ones: BLANK_LINES knows none of more than 80 blanks, or of other white space."""
+    """Lines of words between blank ones: BLANK_LINES knows none of more than 80 blanks, or of another white space."""
     lines: list[Line] = []
     for line in text.split("\n"):
         is_mark = line.startswith(DOCUMENT_MARK) or (comments and line.startswith("#"))
