@@ -38,8 +38,9 @@ def of_settings(config: PreprocessConfig, formats: Iterable[str]) -> list[str]:
     """A line for each setting that no file of these formats heeds, or no split."""
     found = sorted(set(formats))
     readers = {
-        **dict.fromkeys(("text_key", "label_key"), RECORDS),
+        "text_key": RECORDS,
         "id_key": RECORDS | {"squad"},
+        "label_key": RECORDS,
         "table": ROWS,
         "encoding": FORMATS.keys() - {"parquet", "arrow"},
     }
