@@ -120,7 +120,10 @@ def fitted(fields: Fields, paths: Iterable[str], asked: str) -> Fields:
         fit = FORMATS[name].fit
         if fit is None:
             able = ", ".join(name for name, format_ in FORMATS.items() if format_.fit)
-            raise UserError(f"{one_line(path)}: fields: {name} has texts alone; labelled records are of format: {able}")
+            raise UserError(
+                f"{one_line(path)}: fields: {name} has texts alone; labelled records are of format: {able}; or name"
+                " the files you mean by a glob"
+            )
         try:
             fields = fit(fields)
         except UserError as error:
