@@ -34,6 +34,7 @@ HELLO_TIMEOUT_S = 180  # a cold CUDA torch on a loaded machine or a slow file sy
 MPI_LIBRARY = re.compile(
     r"/lib(mpi|mpich|mpi_(gnu|cray|intel|amd|nvidia|pgi|ibm|mt)\w*)\.so"
 )  # Open MPI and Intel, MPICH, Cray
+EXTRAS = {"text": "some formats and tokenizers", "tasks": "BLEU and chrF"}  # that setup.py has for people
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ def examine(*, is_job: bool = False) -> list[Check]:
     see of the libraries is what counts; this process loads none of them, so that none can end it.
     """
     if is_job:
-        return [*_all_of(_python, *LIBRARIES, _launchers, _interfaces, _meeting_here)]
+        return [*_all_of(_python, *LIBRARIES, _extras, _launchers, _interfaces, _meeting_here)]
     seen, meeting = _two_ranks()
-    return [*_all_of(_python), *(seen or _libraries_alone()), *_all_of(_launchers, _interfaces), meeting]
+    return [*_all_of(_python), *(seen or _libraries_alone()), *_all_of(_extras, _launchers, _interfaces), meeting]
 
 
 def _all_of(*examined: Callable[[], Iterable[Check]]) -> Iterator[Check]:
@@ -176,6 +177,29 @@ def _one_libmpi() -> Iterator[Check]:
     ours = "remove .venv, then `make setup` with the mpicc of the MPI you want first on PATH"
     remedy = ours if setup_remedy("") else "build mpi4py, Horovod and h5py anew with one MPI, without pip's cache"
     yield Check("libmpi", len(libraries) == 1, ", ".join(libraries) or "none mapped", remedy)
+
+
+def _extras() -> Iterator[Check]:
+    """What only some inputs and tasks need, by the extras of setup.py: nothing is wrong where it is missing."""
+    if not _is_installed("hvdlm"):  # but read from a folder: it has no extras
+        return
+    missing: dict[str, list[str]] = {}
+    for line in importlib.metadata.requires("hvdlm") or ():
+        found = re.fullmatch(r"([\w.-]+).*;.*extra == ['\"](\w+)['\"].*", line)
+        if found and found[2] in EXTRAS:
+            missing.setdefault(found[2], []).extend([] if _is_installed(found[1]) else [found[1]])
+    told = {
+        name: f"without {', '.join(lacking)} (pip install 'hvdlm[{name}]')" if lacking else "complete"
+        for name, lacking in missing.items()
+    }
+    yield Check("extras", True, "; ".join(f"{name} ({EXTRAS[name]}) {state}" for name, state in told.items()))
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 LIBRARIES = (_torch, _mpi, _horovod, _h5py, _one_libmpi)

@@ -55,9 +55,9 @@ from .fence import MOST_SHOWN, place_of, reason_of
 from .fields import entries
 from .label_lists import UNKNOWN_LABELS, find_labels
 from .overlap import count_overlap
-from .pipeline import Pipeline
+from .pipeline import Pipeline, check_first_records
 from .plan import PreprocessConfig, Unit, WorkPlan, plan_digest, units_of, work_name
-from .readers import check_formats, format_of
+from .readers import check_formats, fitted, format_of
 from .record_columns import ColumnParts, Encoded, RecordEncoder
 from .records import DROPPED, PROVENANCE, digest_of, write_dropped, write_provenance
 from .remarks import of_names, of_overlap, of_settings, of_shares, tell
@@ -152,6 +152,9 @@ def _prepare(config: PreprocessConfig) -> WorkPlan | Manifest:
     units = units_of(inputs, config.read_options)
     if config.dedup.near:
         _ = Signer(config.dedup).bands  # what cannot be is said before any work
+    if config.fields:
+        config = config.model_copy(update={"fields": fitted(config.fields, listed, config.format)})
+        check_first_records(config, {split: list(files) for split, files in inputs.items()})
     digest, config_digest = plan_digest(config, listed), plan_digest(config, {})
     work = config.output / ".work" / work_name(digest)
     if (config.output / MANIFEST).exists():
@@ -251,7 +254,7 @@ def _is_as_saved(plan: WorkPlan, number: int) -> bool:
 def _discard_distrusted(work: Path) -> None:
     """Begin anew with the exact encoder if the fast one was found to be wrong."""
     if (work / DISTRUSTED).exists():
-        log.warning("begins anew with the exact encoder, as the faster one gave other ids")
+        log.warning("begins anew with the exact encoder, as the faster one gave different ids")
         for path in work.glob("unit-*"):
             path.unlink()
         write_text_durably(work / EXACTLY, "")

@@ -45,7 +45,10 @@ class FieldConfig(Section):
     raw: bool = Field(False, description="of text and pair: keep the characters too, as references of BLEU or answers")
 
 
-def check(fields: Mapping[str, FieldConfig]) -> None:
+Fields = Mapping[str, FieldConfig]  # by name
+
+
+def check(fields: Fields) -> None:
     """ValueError for what does not go together."""
     by_type: dict[str, list[str]] = {}
     for name, field in fields.items():
@@ -55,10 +58,12 @@ def check(fields: Mapping[str, FieldConfig]) -> None:
             raise ValueError(f"fields.{name}: a name has small letters, digits and _, and does not end with {ends}")
         for key, types in (("labels", ("label", "labels")), ("several", ("label",)), ("scheme", ("labels",))):
             if getattr(field, key) and field.type not in types:
-                raise ValueError(f"fields.{name}.{key}: is of type {' and '.join(types)}, not {field.type}")
+                raise ValueError(
+                    f"fields.{name}.{key}: is of type {' and '.join(types)}, not {field.type}; leave it out"
+                )
         _check_labels(name, field)
         if field.raw and field.type not in ("text", "pair"):
-            raise ValueError(f"fields.{name}.raw: is of type text and pair, not {field.type}")
+            raise ValueError(f"fields.{name}.raw: is of type text and pair, not {field.type}; leave it out")
     for kind in ("text", "labels", "span"):
         if len(found := by_type.get(kind, [])) > 1:
             raise ValueError(f"fields: {' and '.join(found)} are both of type {kind}; a record has one")
@@ -74,7 +79,7 @@ def _check_labels(name: str, field: FieldConfig) -> None:
         raise ValueError(f"fields.{name}.labels: {labels} has a label that is empty, or white space around one")
 
 
-def entries(fields: Mapping[str, FieldConfig]) -> dict[str, FieldEntry]:
+def entries(fields: Fields) -> dict[str, FieldEntry]:
     """As the manifest tells of them, but for label lists that are still to be found."""
     types = {field.type for field in fields.values()}
     text = next((name for name, field in fields.items() if field.type == "text"), "")
@@ -113,7 +118,7 @@ class Refused(ValueError):
 class FieldReader:
     """Raw values, as formats give them, to the text and the record of a document."""
 
-    def __init__(self, fields: Mapping[str, FieldConfig]) -> None:
+    def __init__(self, fields: Fields) -> None:
         self._fields, self.entries = fields, entries(fields)
         self.names = tuple(fields)
         self.keys = tuple(field.key or name for name, field in fields.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hvdlm.errors import UserError
@@ -16,6 +16,7 @@ from .fence import found_in, line_of, reason_of, refused
 from .filters import make_filter
 from .pii import make_masker
 from .plan import PreprocessConfig, Unit
+from .readers import format_of
 
 log = logging.getLogger("hvdlm")
 
@@ -120,6 +121,23 @@ class Pipeline:
             self._is_more_told = True
             where = f"{self._config.output}/dropped.jsonl" if self._config.dropped else "a file by dropped: true"
             log.error("further bad records are counted, and listed in %s", where)
+
+
+def check_first_records(config: PreprocessConfig, inputs: Mapping[str, Sequence[str]]) -> None:
+    """Of labelled records the first of each split and format: UserError before any work, as where it lacks a key."""
+    pipeline = Pipeline(config, is_quiet=True)
+    for split, paths in inputs.items():
+        first: dict[str, str] = {}
+        for path in paths:
+            first.setdefault(format_of(path, config.format), path)
+        for path in first.values():
+            unit = Unit(0, (Part(path, 0, None),), 0, split)
+            found = next(pipeline.documents(unit, Counter()), None)
+            if found is None and len(paths) == 1 and not pipeline.bad:
+                raise UserError(
+                    f"{one_line(path)}: gives no record of the fields {', '.join(config.fields)}; is it empty, or"
+                    " CoNLL-U without the frames that roles are of?"
+                )
 
 
 def dropped_line(path: str, position: int | None, id_: str | None, reason: str, place: str = "") -> dict[str, Any]:

@@ -73,7 +73,7 @@ class PreprocessConfig(Section):
     id_key: str | None = Field(None, description="key or column of a document's id, kept in the shards")
     label_key: str | None = Field(None, description="key or column of a document's label, kept in the shards")
     fields: dict[str, Annotated[records.FieldConfig, BeforeValidator(by_name("type"))]] = Field(
-        {}, description="of labelled records, in place of text_key: what each holds, by name"
+        {}, description="of labelled records, in place of text_key: what each holds, NAME: TYPE or as below"
     )
     separator: str | None = Field(None, description="what stands between documents of format: separated")
     table: TableConfig = TableConfig()

@@ -38,7 +38,9 @@ def of_settings(config: PreprocessConfig, formats: Iterable[str]) -> list[str]:
     """A line for each setting that no file of these formats heeds, or no split."""
     found = sorted(set(formats))
     readers = {
-        **dict.fromkeys(("text_key", "id_key", "label_key"), RECORDS),
+        "text_key": RECORDS,
+        "id_key": RECORDS | {"squad"},
+        "label_key": RECORDS,
         "table": ROWS,
         "encoding": FORMATS.keys() - {"parquet", "arrow"},
     }
@@ -109,7 +111,7 @@ def tell(balance: Mapping[str, Any], statistics: Mapping[str, int], config: Prep
     trip = balance["round_trip"]
     if trip["white_space"] and not trip["changed"]:
         changed = f"{trip['white_space']} of {counted(trip['excerpts'], 'excerpt')}"
-        log.info("%s come back from their ids with other white space: %s", changed, trip["example"])
+        log.info("%s come back from their ids with different white space: %s", changed, trip["example"])
     for remark in of_balance(balance, statistics, config):
         log.warning("%s", remark)
 

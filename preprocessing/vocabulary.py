@@ -20,7 +20,7 @@ from hvdlm.tokenizer.interface import END, UNKNOWN
 from hvdlm.tokenizer.word import of_counts, parts_finder
 from hvdlm.world.interface import World
 
-from .documents import BadRecord, Document, Part, ReadOptions, find_files
+from .documents import BadRecord, Document, Part, ReadOptions, find_files, one_line
 from .fence import found_in, reason_of
 from .pipeline import Pipeline
 from .plan import PreprocessConfig, Unit, make_units, sample_units
@@ -57,16 +57,18 @@ class Sample:
     texts: list[str] = field(default_factory=list)
     words: Counter[str] = field(default_factory=Counter)
     num_characters: int = 0
+    first_bad: str = ""  # of the records that were passed over
 
 
 def _make(config: PreprocessConfig, sample: Sample) -> Tokenizer:
     section = config.tokenizer
     if section.is_learnt:
         if not sample.num_characters:
-            raise UserError(
-                f"{config.splits.told('train')}: no document of its sample is left to learn a vocabulary from; raise "
-                f"tokenizer.sample_mb (now {section.sample_mb:g})"
-            )
+            remedy = f"raise tokenizer.sample_mb (now {section.sample_mb:g})"
+            if sample.first_bad:
+                remedy = f"of the bad records mend the first: {one_line(sample.first_bad)}"
+            told = config.splits.told("train")
+            raise UserError(f"{told}: no document of its sample is left to learn a vocabulary from; {remedy}")
         log.info("learning a %s vocabulary from %.1f MB", section.kind, sample.num_characters / 1e6)
     try:
         if section.is_learnt and section.has_words:
@@ -104,6 +106,7 @@ def _sample(config: PreprocessConfig, units: list[Unit], world: World) -> Sample
     parts_of = parts_finder(config.tokenizer.word_rule) if config.tokenizer.has_words else None
     drawn: list[tuple[int, list[str]]] = []
     words: Counter[str] = Counter()
+    bad: list[tuple[int, str]] = []
     num_characters, splits = 0, config.splits
     with world.together():
         for unit in chosen[world.rank :: world.size]:
@@ -119,17 +122,20 @@ def _sample(config: PreprocessConfig, units: list[Unit], world: World) -> Sample
                         if _is_drawn(text if pieces else part.text, config, fraction):
                             num_characters += len(part.text)
                             words.update(part.words())
-    mine = json.dumps([drawn, words, num_characters]).encode()
+            bad += [(unit.number, told) for told in list(pipeline.first_bad.values())[:1]]
+    mine = json.dumps([drawn, words, num_characters, min(bad, default=None)]).encode()
     received = world.exchange_bytes([mine, *[b""] * (world.size - 1)])
     if world.rank:
         return Sample()
-    sample, by_unit = Sample(), []
-    for found, counts, number in map(json.loads, received):
+    sample, by_unit, bad = Sample(), [], []
+    for found, counts, number, first_bad in map(json.loads, received):
         by_unit += found
+        bad += [first_bad] if first_bad else []
         sample.words.update(counts)
         sample.num_characters += number
     sample.texts = [piece for _, pieces in sorted(by_unit) for piece in pieces]
     sample.num_characters += sum(map(len, sample.texts))
+    sample.first_bad = min(bad, default=(0, ""))[1]
     return sample
 
 

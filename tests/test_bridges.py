@@ -688,7 +688,7 @@ def test_what_is_lost_where_losses_are_allowed_is_counted(tmp_path, tokenizer_fi
     convert(source, tmp_path / "ends", to="nanogpt", tokenizer=tokenizer_file, options=lossy)
     assert [line.partition(": ")[2] for line in warnings_of(caplog)] == [
         "doc_ids of 2 documents are left out",
-        "3 documents would come back with other ids",
+        "3 documents would come back with different ids",
         "of 5 documents 1 do not end with their one end-of-text id 256; there are 5 now",
     ]
 

@@ -53,7 +53,9 @@ TEXTS = [
     "[x]",
     "{a",
     '"x',
-    '"x"',
+    "'s|'t",
+    "'a' 'b'",
+    '"a": "b"',
     " x ",
     "a=b",
     "é",
@@ -69,6 +71,24 @@ def test_a_text_key_takes_an_override_whole(text, write):
     config = load(RunConfig, write(GOOD), given)
     assert (str(config.run_dir), str(config.data.mixture[0].path)) == (text, text)
     assert load(RunConfig, write(to_yaml(config))) == config
+
+
+QUOTED = [("' '", " "), ('"x"', "x"), ("'1'", "1"), ("'it''s'", "it's"), (r'"a\tb"', "a\tb"), ("'null'", "null")]
+
+
+@pytest.mark.parametrize(("written", "text"), [*QUOTED, ("'[x]'", "[x]"), ("'~'", "~"), ("' x '", " x ")])
+def test_quotes_around_all_of_an_override_are_those_of_a_file(written, text, write):
+    """As when a word is copied from a file within the quotes of the shell."""
+    path = write("input: a\noutput: b\n")
+    assert load(PreprocessConfig, path, (f"id_key={written}", f"output={written}")).id_key == text
+    assert load(PreprocessConfig, write(f"input: a\noutput: b\nid_key: {written}\n")).id_key == text
+
+
+def test_a_quoted_override_is_text_and_may_be_empty(write):
+    assert load(PreprocessConfig, write("input: a\noutput: b\n"), ("id_key=''",)).id_key == ""
+    assert problem_of(write(GOOD), "run_dir=''").endswith("run_dir: must not be empty")
+    for quoted in ("'7'", '"7"'):
+        assert problem_of(write(GOOD), f"train.steps={quoted}").endswith("got '7'; leave the quotes out")
 
 
 @pytest.mark.parametrize(

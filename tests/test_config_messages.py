@@ -96,3 +96,31 @@ def test_a_value_in_a_file_is_taken_or_refused_with_its_line(model, key, choice,
         except UserError as error:
             assert not LIBRARY_WORDS.search(str(error)), error
             assert str(error).startswith((f"{path}:", "override")), error
+
+
+TYPES = "text, pair, label, labels, span or number"
+WRONG_FIELDS = [
+    ("{type: lable}", f"fields.a.type: must be {TYPES}, got 'lable'; did you mean 'label'?"),
+    ("lable", f"fields.a.type: must be {TYPES}, got 'lable'; did you mean 'label'?"),
+    ("{typ: label}", "unknown key 'fields.a.typ'; did you mean 'fields.a.type'? (and 1 more)"),
+    ("{type: labels, scheme: BOI}", "fields.a.scheme: must be BIO, IOB1, BIOES or BMES or null, got 'BOI'; did you me"),
+    ("{type: label, several: maybe}", "fields.a.several: must be true or false, got 'maybe'"),
+    ("{type: label, labels: [x, [y]]}", "fields.a.labels.1: must be text, got ['y']"),
+    ("[label]", "fields.a: is a section, whose keys are set one by one, such as fields.a.type=…, got ['label']"),
+    ("{}", "the key 'fields.a.type' is required"),
+]
+
+
+@pytest.mark.parametrize(("entry", "told"), WRONG_FIELDS)
+@pytest.mark.parametrize("name", ["a", "input", "7"])
+def test_a_section_under_a_name_of_the_users_is_told_by_its_whole_place(name, entry, told, tmp_path):
+    """Whatever the name is: that of a key, too, or a number."""
+    path = tmp_path / "config.yaml"
+    path.write_text(f"input: x\noutput: y\nfields:\n  text: text\n  {name}: {entry}\n")
+    with pytest.raises(UserError, match=re.escape(f"{path}:5: " + told.replace("fields.a", f"fields.{name}"))):
+        load(PreprocessConfig, path)
+
+
+def test_sections_by_name_are_asked_for_where_there_are_none():
+    message = refusal(PreprocessConfig, "fields=text")
+    assert message is not None and "fields: must be sections by name, such as {NAME: {type: …, key: …, " in message

@@ -6,6 +6,7 @@ import pytest
 
 from hvdlm.cli.config_reference import commented_yaml
 from hvdlm.config import load, validate
+from hvdlm.preprocessing.fields import FieldConfig
 from hvdlm.preprocessing.plan import PreprocessConfig
 from hvdlm.sync import SYNCS
 from hvdlm.train.batch_plan import RampConfig
@@ -64,6 +65,17 @@ def test_a_section_that_is_null_by_default_can_be_taken_in(tmp_path):
     ramp = {"start": 2, "increment": 3, "steps": 4}
     given = (f"train.ramp.{key}={value}" for key, value in ramp.items())
     assert load(RunConfig, tmp_path / "config.yaml", (*TRAIN, *given)).train.ramp == RampConfig(**ramp)
+
+
+def test_sections_by_name_are_shown_and_can_be_taken_in(tmp_path):
+    text = re.sub("(?m)^fields: .*\n.*$", "", reference(PreprocessConfig))
+    first = text.index("# fields:\n#   NAME:\n")
+    block = text[first : text.index("\nseparator:", first)]
+    assert re.search(r"(?s)type: .*\[text, pair, label, labels, span or number\].* scheme: .*\[BIO, IOB1,", block)
+    taken = re.sub("(?m)^#", "", block).replace("NAME:", "body:").replace("type: ", "type: text")
+    (tmp_path / "config.yaml").write_text(text.replace(block, re.sub("(?m)^ ", "", taken)))
+    found = load(PreprocessConfig, tmp_path / "config.yaml", REQUIRED[PreprocessConfig])
+    assert found.fields == {"body": FieldConfig(type="text")}
 
 
 def test_choices_and_ranges_stand_behind_the_meaning():

@@ -16,7 +16,7 @@ def test_this_installation_is_well(job):
     report = json.loads(job(0, "doctor", "--json").stdout.splitlines()[-1])
     assert report["ok"]
     checks = {check["name"]: check for check in report["checks"]}
-    assert {"python", "torch", "cores", "MPI", "h5py", "libmpi", "launchers", "interfaces"} < set(checks)
+    assert {"python", "torch", "cores", "MPI", "h5py", "libmpi", "extras", "launchers", "interfaces"} < set(checks)
     assert "allreduce over mpi4py (2 ranks) and horovod (2 ranks)" in checks["2 ranks"]["detail"]
     assert "MPI" in checks["horovod"]["detail"]
 
@@ -29,6 +29,19 @@ def test_a_horovod_of_another_torch_is_named(tmp_path, monkeypatch):
     (check,) = list(doctor._horovod())
     assert not check.ok
     assert check.detail.startswith("was built for torch 1.0.0, this is ")
+
+
+def test_a_library_of_an_extra_is_shown_and_its_lack_is_no_fault(monkeypatch):
+    requires = ["numpy>=1", 'pyarrow>=14; extra == "text"', "sacrebleu<2.7,>=2.4; extra == 'tasks'"]
+    requires += ['numpy>=1; extra == "tasks"', 'nowhere; extra == "lint"']
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: requires)
+    for there in (True, False):
+        monkeypatch.setattr(doctor, "_is_installed", lambda name, there=there: there or name != "sacrebleu")
+        (check,) = doctor._extras()
+        state = "complete" if there else "without sacrebleu (pip install 'hvdlm[tasks]')"
+        assert check.ok and check.detail == (
+            f"text (some formats and tokenizers) complete; tasks (BLEU and chrF) {state}"
+        )
 
 
 @pytest.mark.parametrize(("prefix", "remedy"), [("/checkout/.venv", "make setup"), ("/home/me/env", "pip install x")])

@@ -251,6 +251,21 @@ def test_an_answer_is_found_in_whichever_window_it_stands(data_of):
         assert [start, stop] == records.values("answer", number).tolist()
 
 
+def test_questions_without_an_answer_are_remarked_on_unless_that_is_learnt(tmp_path, caplog):
+    def sometimes(random):
+        record = answered(random)
+        return {**record, "answer": record["answer"] if random.random() < 0.7 else []}
+
+    data = make_data(tmp_path, SerialWorld(), sometimes, ANSWERED)
+    records = Records(data, "train", read_manifest(data))
+    told = f"{(records.num_values('answer') == 0).sum()} of 240 records of train have no answer; task.may_lack: true"
+    for may_lack in (False, True):
+        caplog.clear()
+        task = {"kind": "span", "may_lack": may_lack}
+        train(run_of(data, tmp_path / f"run{may_lack}", "train.epochs=1", model=LSTM, task=task), SerialWorld())
+        assert (told in caplog.text) is not may_lack
+
+
 WRONG = [
     ({"kind": "classify"}, "task.label: the data have label and topics and score .* name one"),
     ({"kind": "classify", "label": "other"}, "task.label: other is no field of type label or number"),

@@ -209,7 +209,9 @@ def test_parallel_files(tmp_path):
     inputs = json.loads((tmp_path / "out" / "provenance.json").read_text())["inputs"]
     assert [Path(one["path"]).name for one in inputs] == ["a.en", "a.de"]
     (tmp_path / "a.de").write_text("eins zwei\ndrei\nvier\n")
-    with pytest.raises(UserError, match=r"a.en: the files have other numbers of lines \(.*a.en has 2, .*a.de has 3\)"):
+    with pytest.raises(
+        UserError, match=r"a.en: the files have different numbers of lines \(.*a.en has 2, .*a.de has 3\)"
+    ):
         preprocess(tmp_path / "a.en", tmp_path / "out2", **settings)
 
 
@@ -278,7 +280,10 @@ def test_a_config_that_contradicts_itself(inputs, tmp_path):
         ({"a": "text", "b": "text"}, "a and b are both of type text"),
         ({"text": "text", "Bad": "label"}, "a name has small letters"),
         ({"text": "text", "x_words": "label"}, "does not end with"),
-        ({"text": "text", "x": {"type": "number", "labels": ["a"]}}, "is of type label and labels, not number"),
+        (
+            {"text": "text", "x": {"type": "number", "labels": ["a"]}},
+            "is of type label and labels, not number; leave it out",
+        ),
         ({"text": "text", "x": {"type": "label", "labels": ["a", "a"]}}, "has a label twice"),
         ({"text": "text", "x": {"type": "label", "labels": [" a"]}}, "white space around one"),
     ):

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from hvdlm.config.words import alternatives, in_words, one_of, resolved
+from hvdlm.config.words import alternatives, in_words, named, one_of, resolved
 
 COMMENT_COLUMN = 32
 SHORT = 36  # of a range, which then stays on one line
@@ -88,7 +88,7 @@ def _union(name: str, field: dict[str, Any], defs: dict[str, Any]) -> Iterator[_
 
 
 def _section_within(name: str, field: dict[str, Any], defs: dict[str, Any]) -> Iterator[_Line]:
-    """The keys of a section that a field may hold instead of its default, alone or as an item of a list."""
+    """The keys of a section that a field may hold instead of its default, alone, by a name or as an item of a list."""
     for option in alternatives(field):
         if "$ref" in option:
             yield _Line(f"{name}:")
@@ -98,6 +98,9 @@ def _section_within(name: str, field: dict[str, Any], defs: dict[str, Any]) -> I
             keys = list(_keys(resolved(option["items"], defs), defs))
             yield replace(keys[0], code=f"  - {keys[0].code}")
             yield from _shifted("    ", iter(keys[1:]))
+        elif each := named(option):
+            yield from (_Line(f"{name}:"), _Line("  NAME:"))
+            yield from _shifted("    ", _keys(resolved(each, defs), defs))
 
 
 def _shifted(prefix: str, lines: Iterator[_Line]) -> Iterator[_Line]:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from hvdlm.config.sections import Section, is_section, items_of, options_of, sections_of, union_of
+from hvdlm.config.sections import Section, has_names, is_section, items_of, options_of, sections_of, union_of
 from hvdlm.config.words import choices, demand, one_of
 from hvdlm.config.written import Written
 from hvdlm.numerals import LARGEST, LARGEST_FLOAT, is_too_large, number, truth
@@ -141,19 +141,21 @@ def _place(model: type[Section], loc: Key, kind: str) -> tuple[Key, type[Section
     by_name: dict[str, type[Section]] = {}
     options: list[type[Section]] = []
     items: list[type[Section]] = []
+    is_name = False  # of a mapping: one that the user chose, whatever it is
     for part in loc:
         if part in by_name:
             model, by_name = by_name[part], {}
-        elif part in model.model_fields:
+        elif part in model.model_fields and not is_name:
             field = model.model_fields[part]
-            union, options, items = union_of(field), sections_of(field), items_of(field)
+            union, options, items, is_name = union_of(field), sections_of(field), items_of(field), has_names(field)
             key.append(part)
             if union:
                 tag, by_name = (*key, union.tag), union.by_name
             elif len(options) == 1 and not items and not _takes_more(field):
                 model, tag = options[0], ()
-        elif part.isdigit():
+        elif part.isdigit() or is_name:
             key.append(part)
+            is_name = False
             if len(items) == 1:
                 model, tag = items[0], ()
         elif len(options) == 1 and part == options[0].__name__:
@@ -275,13 +277,11 @@ def _wrong_value(problem: _Problem) -> str:
     if problem.key[-1].isdigit():  # one item of a list
         wanted = _item(wanted, int(problem.key[-1]))
     words = demand(wanted)
-    if "section" in words:  # a list of them
-        keys = ", ".join(
-            f"{name}: …"
-            for field in (problem.section.model_fields[name],)
-            for name in sections_of(field)[0].model_fields
-        )
-        words = f"a list of sections, such as [{{{keys}}}]"
+    if "section" in words:  # a list of them, or a mapping
+        field = problem.section.model_fields[name]
+        keys = ", ".join(f"{name}: …" for name in sections_of(field)[0].model_fields)
+        example = f"{{NAME: {{{keys}}}}}" if has_names(field) else f"[{{{keys}}}]"
+        words = f"{'sections by name' if has_names(field) else 'a list of sections'}, such as {example}"
     return f"{problem.name}: must be {words}, {got}{_near(problem.given, choices(wanted))}{_hint(problem.given, words)}"
 
 

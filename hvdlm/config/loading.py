@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from hvdlm.config.faults import Origin, explain
 from hvdlm.config.reading import NULLS, collection, fit
 from hvdlm.config.sections import Section, sections_of, union_of
-from hvdlm.config.written import Written, read
+from hvdlm.config.written import Fault, Written, compose, read
 from hvdlm.errors import UserError
 
 ModelT = TypeVar("ModelT", bound=Section)
@@ -40,7 +40,8 @@ def validate(
 ) -> ModelT:
     """Apply overrides to values, plain or `Written` ones, and validate; `node` gives error messages their line.
 
-    What stands behind the `=` of an override is taken whole; of two for the same key the last one holds.
+    What stands behind the `=` of an override is taken whole, without the quotes around all of it; of two for the same
+    key the last one holds.
     """
     overridden: dict[Key, str] = {}
     for override in overrides:
@@ -67,7 +68,23 @@ def _parse(override: str) -> tuple[Key, Written]:
     key = tuple(part.strip() for part in name.split("."))
     if not equals or not all(key):
         raise UserError(f"override {override!r}: write key.sub=value, for example optim.lr=1e-3")
-    return key, Written(value, "typed")
+    return key, _typed(value)
+
+
+def _typed(value: str) -> Written:
+    """What stands behind the `=` as it is, but for a value that is one quoted scalar of YAML from end to end.
+
+    >>> _typed("' '"), _typed('"a\\\\tb"'), _typed("it's 'so'"), _typed("'a' 'b'")
+    (' ', 'a\\tb', "it's 'so'", "'a' 'b'")
+    """
+    if value[:1] in ("'", '"') and value[-1:] == value[:1]:
+        try:
+            node = compose(value)
+        except Fault:
+            return Written(value, "typed")
+        if isinstance(node, yaml.ScalarNode) and node.end_mark.index == len(value):
+            return Written(node.value, "quoted")
+    return Written(value, "typed")
 
 
 def _assigned(

@@ -114,9 +114,15 @@ def sections_of(field: FieldInfo) -> list[type[Section]]:
 
 
 def items_of(field: FieldInfo) -> list[type[Section]]:
-    """The sections that a list or tuple in the field holds."""
+    """The sections that a list, a tuple or a mapping in the field holds."""
     parts = [part for option in options_of(field.annotation) for part in typing.get_args(option)]
     return [item for part in parts for item in options_of(part) if is_section(item)]
+
+
+def has_names(field: FieldInfo) -> bool:
+    """Whether it is a mapping of sections, by names that the user chooses."""
+    is_mapping = any(typing.get_origin(option) is dict for option in options_of(field.annotation))
+    return is_mapping and bool(items_of(field))
 
 
 FREE = "free on resume"

@@ -30,6 +30,12 @@ def choices(schema: dict[str, Any]) -> list[str]:
     return [name for option in alternatives(schema) for name in option.get("enum", ())]
 
 
+def named(schema: dict[str, Any]) -> dict[str, Any] | None:
+    """What stands under each name of a mapping of sections."""
+    each = schema.get("additionalProperties")
+    return each if isinstance(each, dict) and "$ref" in each else None
+
+
 def in_words(schema: dict[str, Any]) -> str:
     """What one alternative of a key takes.
 
@@ -46,7 +52,7 @@ def in_words(schema: dict[str, Any]) -> str:
         items = schema.get("prefixItems") or [schema["items"]]
         return f"list of {f'{len(items)}: ' if 'prefixItems' in schema else ''}{in_words(items[0])}"
     if schema["type"] == "object":
-        return "names with a value each"
+        return f"names with a {'section' if named(schema) else 'value'} each"
     if schema.get("format") == "path":
         return "path"
     bounds = [f"{sign} {_figure(schema[key])}" for key, sign in BOUNDS.items() if key in schema]

@@ -24,6 +24,7 @@ class Layout(ABC):
     targets: np.ndarray  # int64 (n,): what `Task.count_of` is asked with
     records: np.ndarray  # int64 (n,): the record that each example is of
     num_cut: int = 0  # records of which some tokens are in no example
+    remark: str = ""  # what may not be as it was meant, in a line
 
     @property
     def num_examples(self) -> int:

@@ -53,20 +53,22 @@ def write_shared(
 ) -> ShardEntry:
     """Write a shard file of all ranks; each brings (dataset, start, array) of its own. Collective.
 
-    Structure is created by all ranks alike; data goes by independent calls, so a rank with nothing to write
-    keeps nobody waiting. Then ranks read back the blocks of others for the checksums, and the file is renamed.
+    One rank lays the file out, for what HDF5 leaves in the gaps of a structure depends on the driver that makes it.
+    Data go by independent calls, so a rank with nothing to write keeps nobody waiting. Then ranks read back the blocks
+    of others for the checksums, and the file is renamed.
     """
     aside = path.with_name(f".{path.name}.aside")
-    file = h5py.File(aside, "w", libver=LIBVER, **_driver(world))
-    lay_out(file, sizes.num_tokens, sizes.num_documents, labels, sizes.columns)
-    file.flush()
-    num_bytes = extent(file)
-    try:
+
+    def begin() -> None:
+        with h5py.File(aside, "w", libver=LIBVER) as file:
+            lay_out(file, sizes.num_tokens, sizes.num_documents, labels, sizes.columns)
+            file.flush()
+            num_bytes = extent(file)
         # HDF5 cannot close a file that could not be written, and its ranks would wait for each other for ever.
-        world.on_root(lambda: reserve(aside, num_bytes))
-    except UserError:
-        file.close()
-        raise
+        reserve(aside, num_bytes)
+
+    world.on_root(begin)
+    file = h5py.File(aside, "r+", libver=LIBVER, **_driver(world))
     with world.together():
         try:
             for name, start, array in pieces:

@@ -20,6 +20,7 @@ from hvdlm.data.record_batches import Layout
 from hvdlm.data.records import Records
 from hvdlm.exchange.heads import SPAN_LABELS, TaskHead
 from hvdlm.models import LanguageModel, State
+from hvdlm.tables import count, counted
 from hvdlm.tasks.heads import HEAD_SITE, SpanHead, state_of
 from hvdlm.tasks.interface import Batch, Measured, Sums, Task, TaskContext, more, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig
@@ -70,7 +71,12 @@ class Span(RecordTask):
         model.head = SpanHead(model.hidden_width)
 
     def layout(self, records: Records, seq_len: int, *, training: bool = False) -> Layout:
-        return SpanLayout(records, self._fields, self.config.stride, seq_len)
+        layout = SpanLayout(records, self._fields, self.config.stride, seq_len)
+        without = int((records.num_values(self.answer) == 0).sum())
+        if without and not self.config.may_lack:
+            told = f"{count(without)} of {counted(len(records), 'record')} of {records.split}"
+            layout.remark = f"{told} have no answer; task.may_lack: true learns to say so"
+        return layout
 
     def batch(self, ids: Tensor, context: Tensor | None, draws: Draws | None, *, training: bool) -> Batch:
         targets, tokens = ids[:, :3], ids[:, 3:]
@@ -81,8 +87,8 @@ class Span(RecordTask):
     ) -> tuple[Sums, State | None]:
         scores = self._scores(model, batch, draws)  # (B, T, 2)
         losses = F.cross_entropy(scores, batch.targets[:, :2], reduction="none").mean(1)
-        count = losses.new_tensor(len(losses), dtype=torch.float64)
-        return Sums(losses.sum(), torch.stack((losses.detach().double().sum(), count))), None
+        targets = losses.new_tensor(len(losses), dtype=torch.float64)
+        return Sums(losses.sum(), torch.stack((losses.detach().double().sum(), targets))), None
 
     def _scores(self, model: LanguageModel, batch: Batch, draws: Draws | None) -> Tensor:
         """float32 (B, T, 2): -inf but for tokens of the text and the place of no answer."""

@@ -10,7 +10,7 @@ import gc
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -228,18 +228,26 @@ def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: Worl
     for line in binding_map(bindings).splitlines() if world.rank == 0 and world.size > 1 else ():
         log.info("%s", line)
     _announce_validation(corpora, is_text=not config.task.reads_records)
-    for name in learner.task.fields if isinstance(learner.task, RecordTask) else ():
-        field = corpora.manifest.fields[name]
-        if len(field.labels) == 1 and not field.several:
-            log.warning("%s: has %r for its only label, so that there is nothing to tell apart", name, field.labels[0])
-    if isinstance(learner, GradientLearner) and (cut := learner.num_cut):
-        text = "%s of %s are longer than data.seq_len: %d tokens, and are cut"
-        log.warning(text, counted(cut, "record"), f"{learner.epoch_samples[0]:,.0f}", config.data.seq_len)
+    if isinstance(learner, GradientLearner) and isinstance(learner.task, RecordTask):
+        _announce_records(learner, corpora, learner.task.fields)
     epoch_samples = learner.epoch_samples if learner.descends else []
     for remark in remarks(
         config, learner.plan, learner.total_steps, epoch_samples, size=world.size, saves_best=saves_best
     ):
         log.warning("%s", remark)
+
+
+def _announce_records(learner: GradientLearner, corpora: Corpora, fields: Sequence[str]) -> None:
+    """What may not be as it was meant of labelled records, and of the fields that are read of them."""
+    for name in fields:
+        field = corpora.manifest.fields[name]
+        if len(field.labels) == 1 and not field.several:
+            log.warning("%s: has %r for its only label, so that there is nothing to tell apart", name, field.labels[0])
+    if cut := learner.num_cut:
+        text = "%s of %s are longer than data.seq_len: %d tokens, and are cut"
+        log.warning(text, counted(cut, "record"), f"{learner.epoch_samples[0]:,.0f}", learner.config.data.seq_len)
+    if learner.data_remark:
+        log.warning("%s", learner.data_remark)
 
 
 def _announce_validation(corpora: Corpora, *, is_text: bool) -> None:

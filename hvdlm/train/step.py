@@ -133,6 +133,11 @@ class GradientLearner(Learner):
         """Labelled records of which some tokens have no place in an example."""
         return self.batches.layout.num_cut if isinstance(self.batches, RecordBatches) else 0
 
+    @property
+    def data_remark(self) -> str:
+        """What may not be as it was meant of the labelled records."""
+        return self.batches.layout.remark if isinstance(self.batches, RecordBatches) else ""
+
     def tokens_before(self, step: int) -> int:
         samples = self.plan.samples_before(step)
         if isinstance(self.batches, RecordBatches):

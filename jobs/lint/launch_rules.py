@@ -190,7 +190,7 @@ def end_of_step(script: Script) -> Findings:
 
 
 def fixed_hosts(script: Script) -> Findings:
-    """S10: a job gets other nodes each time."""
+    """S10: a job gets different nodes each time."""
     if script.has("nodelist"):
         return
     for line in launch_lines(script):
@@ -199,7 +199,7 @@ def fixed_hosts(script: Script) -> Findings:
         if re.search(r"[$`]", hosts or "") or names[0] in ("localhost", "127.0.0.1"):
             continue
         remedy = "leave it to the launcher, or take the names from: scontrol show hostnames"
-        yield warning(line.line, f"the hosts {hosts} are fixed, but each job gets other nodes", remedy)
+        yield warning(line.line, f"the hosts {hosts} are fixed, but each job gets different nodes", remedy)
 
 
 def hosts_of_horovodrun(script: Script) -> Findings:

@@ -16,10 +16,11 @@ from hvdlm.tables import counted
 
 from ..compression import BrokenStream, break_of, is_compressed, open_plain, plain_suffix
 from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions, one_line
+from ..fields import Fields
 from . import columnar, conll, delimited, json_values, jsonl, parallel, squad, text, web
 from .cutting import in_pieces
 from .encodings import Recoded
-from .labelled import typed
+from .labelled import any_fields, typed
 from .sniffing import foreign, has_old_line_ends, head_of, looks_like_utf8, markup, other_kind, with_new_line_ends
 
 log = logging.getLogger("hvdlm")
@@ -38,6 +39,7 @@ class Format:
     is_table: bool = False  # of JSON records or of rows: no markup
     is_text: bool = True  # made of characters in `encoding`, not of a binary layout of its own
     counts: str = "byte"  # what a document's position is the number of
+    fit: Callable[[Fields], Fields] | None = None  # of records: fields as it gives them; UserError for what it cannot
 
 
 FORMATS: dict[str, Format] = {
@@ -47,16 +49,20 @@ FORMATS: dict[str, Format] = {
     "lines": Format(partial(text.read_between, boundary=text.LINES), splittable=True),
     "wikitext": Format(partial(text.read_between, boundary=text.ARTICLES), (".tokens",), splittable=True),
     "md": Format(text.read_file, (".md", ".markdown"), splittable=True, has_lines=False),
-    "jsonl": Format(jsonl.read_json_lines, (".jsonl", ".ndjson"), splittable=True, is_table=True),
-    "json": Format(json_values.read_json, (".json",), is_table=True),
-    "csv": Format(partial(delimited.read_rows, dialect=delimited.CSV), (".csv",), is_table=True, counts="row"),
-    "tsv": Format(partial(delimited.read_rows, dialect=delimited.TSV), (".tsv",), is_table=True, counts="row"),
-    "parquet": Format(columnar.read_parquet, (".parquet",), is_text=False, counts="row"),
-    "arrow": Format(columnar.read_arrow, (".arrow", ".feather", ".ipc"), is_text=False, counts="row"),
-    "conll": Format(conll.read_conll, (".conll", ".bio", ".bmes", ".bioes"), splittable=True),
-    "conllu": Format(conll.read_conllu, (".conllu",), splittable=True),
-    "squad": Format(squad.read_squad, is_table=True, counts="question"),
-    "parallel": Format(parallel.read_parallel, counts="line"),
+    "jsonl": Format(jsonl.read_json_lines, (".jsonl", ".ndjson"), splittable=True, is_table=True, fit=any_fields),
+    "json": Format(json_values.read_json, (".json",), is_table=True, fit=any_fields),
+    "csv": Format(
+        partial(delimited.read_rows, dialect=delimited.CSV), (".csv",), is_table=True, counts="row", fit=any_fields
+    ),
+    "tsv": Format(
+        partial(delimited.read_rows, dialect=delimited.TSV), (".tsv",), is_table=True, counts="row", fit=any_fields
+    ),
+    "parquet": Format(columnar.read_parquet, (".parquet",), is_text=False, counts="row", fit=any_fields),
+    "arrow": Format(columnar.read_arrow, (".arrow", ".feather", ".ipc"), is_text=False, counts="row", fit=any_fields),
+    "conll": Format(conll.read_conll, (".conll", ".bio", ".bmes", ".bioes"), splittable=True, fit=conll.fit_conll),
+    "conllu": Format(conll.read_conllu, (".conllu",), splittable=True, fit=conll.fit_conllu),
+    "squad": Format(squad.read_squad, is_table=True, counts="question", fit=any_fields),
+    "parallel": Format(parallel.read_parallel, counts="line", fit=any_fields),
     "html": Format(web.read_html, (".html", ".htm", ".xhtml"), is_text=False),
     "warc": Format(web.read_warc, (".warc",), is_text=False, counts="record"),
     "wet": Format(web.read_wet, (".wet",), is_text=False, counts="record"),
@@ -103,6 +109,26 @@ def check_formats(paths: Iterable[str], asked: str) -> None:
             f"{counted(n, 'file')} as {name}, such as {one_line(first[name])}" for name, n in number.items()
         )
         log.warning("the input is of several formats: %s. If not all are data, name those that are by a glob", told)
+
+
+def fitted(fields: Fields, paths: Iterable[str], asked: str) -> Fields:
+    """Fields as the formats of these files give them; UserError for one that one of them cannot give."""
+    first: dict[str, str] = {}
+    for path in paths:
+        first.setdefault(format_of(path, asked), path)
+    for name, path in first.items():
+        fit = FORMATS[name].fit
+        if fit is None:
+            able = ", ".join(name for name, format_ in FORMATS.items() if format_.fit)
+            raise UserError(
+                f"{one_line(path)}: fields: {name} has texts alone; labelled records are of format: {able}; or name"
+                " the files you mean by a glob"
+            )
+        try:
+            fields = fit(fields)
+        except UserError as error:
+            raise UserError(f"{one_line(path)}: {error}") from None
+    return fields
 
 
 def can_split(path: str, options: ReadOptions) -> bool:

@@ -6,7 +6,12 @@ from collections.abc import Iterable, Iterator
 
 from .. import documents
 from ..documents import BadRecord, Document, Part
-from ..fields import FieldReader, Refused, texts_of
+from ..fields import FieldReader, Fields, Refused, texts_of
+
+
+def any_fields(fields: Fields) -> Fields:
+    """Those of a format in which records may have any keys."""
+    return fields
 
 
 def typed(

@@ -30,9 +30,9 @@ def files_of(path: str, options: ReadOptions) -> list[str]:
     if not path.endswith(own):
         raise UserError(f"{path}: does not end with {own!r}; set fields.{text}.key to the ending of the input's files")
     files = [path.removesuffix(own) + key for key in keys]
-    for file in files:
+    for file, name in zip(files, options.fields.names, strict=True):
         if not Path(file).is_file():
-            raise UserError(f"{file}: is not there beside {path}; name its ending as the field's key")
+            raise UserError(f"{file}: is not there beside {path}; set fields.{name}.key to the ending of its file")
     return files
 
 
@@ -49,7 +49,7 @@ def read_parallel(file: BinaryIO, part: Part, options: ReadOptions) -> Iterator[
     if len(set(counts)) > 1:
         told = ", ".join(f"{path} has {count}" for path, count in zip(paths, counts, strict=True))
         yield BadRecord(
-            part.path, f"the files have other numbers of lines ({told}); mend them, so that each has as many"
+            part.path, f"the files have different numbers of lines ({told}); mend them, so that each has as many"
         )
         return
     with ExitStack() as stack:

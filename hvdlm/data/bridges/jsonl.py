@@ -183,7 +183,7 @@ def write(folder: Path, corpus: SourceCorpus, options: ConvertOptions) -> None:
                     labels = {key: values[document] for key, values in columns.items() if values and values[document]}
                     file.write(json.dumps({"text": text, **labels}, ensure_ascii=False) + "\n")
         if changed:
-            log.warning("%s: %s would come back with other ids", split.file, counted(changed, "document"))
+            log.warning("%s: %s would come back with different ids", split.file, counted(changed, "document"))
 
 
 class _Encoder:
