@@ -26,7 +26,7 @@ from hvdlm.tokenizer import load
 from hvdlm.tokenizer.training import train_bpe, train_wordpiece
 from hvdlm.train.config import RunConfig
 from hvdlm.train.initial_weights import begin_with, pinned
-from hvdlm.train.setup import build_learner
+from hvdlm.train.setup import build_learner, train
 from hvdlm.world.serial import SerialWorld
 
 TINY = ("train.steps=2", "train.eval_every=2")
@@ -129,6 +129,53 @@ def test_it_is_told_what_the_model_is_and_said_again_or_contradicted(corpus, tex
             begun(values_of(data, tmp_path / "run", tmp_path / "hf", model={key: value}))
     with pytest.raises(UserError, match="model.family is transformer there and lstm here"):
         begun(values_of(data, tmp_path / "run", tmp_path / "hf", model={"family": "lstm"}))
+
+
+OWN = {
+    "transformer": {"layers": 3, "width": 24, "heads": 2, "norm": "rmsnorm", "dropout": 0.1},
+    "lstm": {"layers": 1, "width": 24},
+}
+
+
+@pytest.mark.parametrize("family", OWN)
+def test_of_a_run_too_the_model_is_taken_and_said_again_or_contradicted(family, data_dir, tmp_path):
+    run_training(data_dir, tmp_path / "run", *TINY, "model=" + json.dumps({"family": family, **OWN[family]}))
+    for place in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "latest"):
+        learner = begun(values_of(data_dir, tmp_path / "new", place))
+        assert learner.config.model.model_dump().items() >= {"family": family, **OWN[family]}.items()
+    learner = begun(values_of(data_dir, tmp_path / "new", place, model={"width": 24, "dropout": 0.3}))
+    assert (learner.config.model.layers, learner.config.model.dropout) == (OWN[family]["layers"], 0.3)
+    with pytest.raises(UserError, match=f"model.layers is {OWN[family]['layers']} there and 2 here; make it the same$"):
+        begun(values_of(data_dir, tmp_path / "new", place, model={"layers": 2}))
+    with pytest.raises(UserError, match=f"model.family is {family} there and conv here"):
+        begun(values_of(data_dir, tmp_path / "new", place, model={"family": "conv"}))
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+def test_a_preset_that_is_another_model_contradicts_too(is_run, data_dir, corpus, texts, tmp_path):
+    if is_run:
+        run_training(data_dir, tmp_path / "there", *TINY)
+    else:
+        hf_folder("llama", texts, tmp_path / "there")
+        data_dir = data_of(tmp_path / "there", corpus, tmp_path)
+    small = {"preset": "gpt2", "layers": 2, "heads": 2, "width": 32}
+    with pytest.raises(UserError, match=r"model\.positions is .*rotary.* there and .*learned.* here"):
+        begun(values_of(data_dir, tmp_path / "new", tmp_path / "there", model=small))
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+def test_a_run_that_says_nothing_of_the_model_resumes_without_its_source(is_run, data_dir, corpus, texts, tmp_path):
+    source = tmp_path / "there"
+    if is_run:
+        run_training(data_dir, source, *TINY, "model.layers=1")
+    else:
+        hf_folder("gpt2", texts, source)
+        data_dir = data_of(source, corpus, tmp_path)
+    values = values_of(data_dir, tmp_path / "new", source)
+    for steps in (2, 4):
+        config = validate(RunConfig, values, "test", ("train.eval_every=2", f"train.steps={steps}"))
+        assert train(config, SerialWorld())["step"] == steps
+        shutil.rmtree(source, ignore_errors=True)
 
 
 def test_data_of_another_vocabulary_are_refused_with_the_remedy(corpus, data_dir, texts, tmp_path):
