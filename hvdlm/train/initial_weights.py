@@ -23,7 +23,7 @@ from hvdlm import checkpoint
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.exchange import Imported, is_folder, read_model, weights_digest
-from hvdlm.exchange.tokenizer_files import tokenizer_files
+from hvdlm.exchange.tokenizer_files import MASK, tokenizer_files
 from hvdlm.models import FamilyConfig
 from hvdlm.models.lora import LoraConfig, merged
 from hvdlm.optim.roles import HEAD
@@ -236,7 +236,7 @@ def _begin_with_folder(path: Path, learner: Learner) -> tuple[str, str]:
         )
     _check_same_model(path, found.section, learner)
     tensors = {**found.body, **found.head}
-    extra = tokenizer_files(theirs).id_of("mask_token")
+    extra = tokenizer_files(theirs).id_of(MASK)
     source = Source(str(path), tensors, tokenizer.vocab_size, extra=extra)
     taken = take(learner.model, source, with_head=_has_our_head(tensors, learner))
     take_parts(learner.model, _parts_of_head(found, learner), taken)
