@@ -19,6 +19,7 @@ from hvdlm.data.manifest import read_manifest
 from hvdlm.data.records import Records
 from hvdlm.errors import UserError
 from hvdlm.exchange import exported
+from hvdlm.exchange.tokenizer_files import encodes_alike
 from hvdlm.inference.hf_files import export_hf
 from hvdlm.models import Vocabulary, build_model
 from hvdlm.models.transformer import TransformerConfig
@@ -219,11 +220,13 @@ def test_a_broken_folder_is_told_when_the_config_is_read(data_dir, tmp_path):
         validate(RunConfig, values_of(data_dir, tmp_path / "run", tmp_path), "test")
 
 
-def test_what_was_exported_can_be_begun_with(data_dir, corpus, tmp_path):
-    """The way round: a run, its export, data by the exported tokenizer, a run that begins with it."""
+@pytest.mark.parametrize("is_same", [True, False])
+def test_what_was_exported_can_be_begun_with(is_same, data_dir, corpus, tmp_path):
+    """The way round: a run, its export, the same data or those by the exported tokenizer, a run that begins with it."""
     run_training(data_dir, tmp_path / "run", *TINY)
     export_hf(tmp_path / "run", tmp_path / "hf")
-    learner = begun(values_of(data_of(tmp_path / "hf", corpus, tmp_path), tmp_path / "next", tmp_path / "hf"))
+    data = data_dir if is_same else data_of(tmp_path / "hf", corpus, tmp_path)
+    learner = begun(values_of(data, tmp_path / "next", tmp_path / "hf"))
     before = load_file(tmp_path / "run" / "checkpoints" / "step_00000002" / "model.safetensors")
     state = model_state(learner.model)
     assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
@@ -277,8 +280,6 @@ def test_a_head_that_begins_anew_may_not_be_frozen(data_dir, tmp_path):
 
 
 def test_vocabularies_are_the_same_whatever_stands_before_and_behind_texts(texts, tmp_path):
-    from hvdlm.tokenizer import encodes_alike
-
     hf_folder("bert", texts, tmp_path / "hf")
     path = tmp_path / "hf" / "tokenizer.json"
     one, two = load(path, bos="auto"), load(path, bos="none")
@@ -293,6 +294,27 @@ def test_vocabularies_are_the_same_whatever_stands_before_and_behind_texts(texts
     vocab[words[0]], vocab[words[1]] = vocab[words[1]], vocab[words[0]]
     path.write_text(json.dumps(content))
     assert not encodes_alike(one, load(path, bos="auto"))
+
+
+@pytest.mark.parametrize("kind", ["classify", "mlm"])
+def test_tokens_that_an_export_adds_make_no_other_vocabulary(kind, corpus, tmp_path):
+    """Padding of a classifier, a mask: the data of the run that was exported go on being read."""
+    bert = {"family": "transformer", **SHAPES["bert"]}
+    if kind == "mlm":
+        preprocess(corpus, tmp_path / "data", tokenizer={"kind": "bpe", "vocab_size": 300})
+        values = {**run_values(tmp_path / "data", tmp_path / "run"), "model": bert}
+    else:
+        make_data(tmp_path, SerialWorld(), tokenizer={"kind": "bpe", "vocab_size": 300})
+        task = {"kind": "classify", "label": "label", "pooling": "cls", "transform": True}
+        values = {**run_values(tmp_path / "data", tmp_path / "run"), "model": bert, "task": task}
+    train(validate(RunConfig, values, "test", TINY), SerialWorld())
+    export_hf(tmp_path / "run", tmp_path / "hf")
+    before = load_file(tmp_path / "run" / "checkpoints" / "step_00000002" / "model.safetensors")
+    del values["model"]
+    again = begun({**values, "run_dir": str(tmp_path / "again"), "init": {"from": str(tmp_path / "hf")}})
+    state = model_state(again.model)
+    assert state.keys() == before.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
 
 
 @pytest.mark.parametrize("labels", [("down", "up"), ("no", "yes")])

@@ -6,13 +6,16 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from tokenizers import Tokenizer as Backend
+
 from hvdlm.errors import UserError
-from hvdlm.tokenizer import Tokenizer
+from hvdlm.tokenizer import Tokenizer, digest
 from hvdlm.tokenizer.backend import BackendTokenizer, token_ids
 from hvdlm.tokenizer.dropped import byte_alphabet
 from hvdlm.tokenizer.interface import END, END_OF_TEXT, UNKNOWN
 from hvdlm.tokenizer.published import NAMED_EOS, before_text
 
+AROUND = ("post_processor", "truncation", "padding")  # in a tokenizer.json: what is done to ids afterwards
 MASK, PAD = "mask_token", "pad_token"
 # What transformers calls a special token, and the names it may have in a vocabulary.
 ROLES = {
@@ -67,6 +70,27 @@ def tokenizer_files(tokenizer: Tokenizer, *, needs: str | None = None, with_ends
     if named_eos is not None:
         config[NAMED_EOS] = named_eos
     return TokenizerFiles(content, config, ids)
+
+
+def encodes_alike(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether they are one vocabulary: the same ids for every text, whatever is put before and after it.
+
+    Special tokens behind the last id of the other one do not count, as those that an export adds: no text of ours has
+    them.
+    """
+    shared = min(one.vocab_size, other.vocab_size)
+    try:
+        first, second = (_of_texts(tokenizer, shared) for tokenizer in (one, other))
+    except UserError:  # of a kind without such a file
+        return digest(one) == digest(other)
+    return first == second
+
+
+def _of_texts(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
+    """What a tokenizer.json says of the ids below `size`, as the library itself writes it."""
+    content = json.loads(Backend.from_str(json.dumps(tokenizer_files(tokenizer).content)).to_str())
+    added = [entry for entry in content["added_tokens"] if entry["id"] < size or not entry["special"]]
+    return {**content, **dict.fromkeys(AROUND), "added_tokens": added}
 
 
 def _config(tokenizer: Tokenizer, ids: dict[str, int]) -> dict[str, Any]:

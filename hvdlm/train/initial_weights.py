@@ -23,11 +23,11 @@ from hvdlm import checkpoint
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.exchange import Imported, is_folder, read_model, weights_digest
-from hvdlm.exchange.tokenizer_files import MASK, tokenizer_files
+from hvdlm.exchange.tokenizer_files import MASK, encodes_alike, tokenizer_files
 from hvdlm.models import FamilyConfig
 from hvdlm.models.lora import LoraConfig, merged
 from hvdlm.optim.roles import HEAD
-from hvdlm.tokenizer import AUTO, encodes_alike, load
+from hvdlm.tokenizer import AUTO, load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.init_config import InitConfig
 from hvdlm.train.learner import Learner
