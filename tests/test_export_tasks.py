@@ -91,12 +91,15 @@ def test_batches_of_texts_of_all_lengths_have_our_logits(kind, texts, tmp_path):
         assert logits == pytest.approx(dict(zip(ours.task.outputs, expected, strict=True)), abs=1e-5)
 
 
-def test_a_tagger_without_crf_is_exported_and_one_with_it_is_refused(tmp_path):
+def test_a_tagger_with_a_crf_is_refused_and_one_without_it_that_began_with_it_exported(tmp_path):
     words = make_data(tmp_path / "words", SerialWorld(), tagged, TAGGED, tokenizer=BPE)
     for crf in (True, False):
-        run = tmp_path / f"run-{crf}"
-        train(run_of(words, run, model=BERT, task={"kind": "tag", "crf": crf}), SerialWorld())
-    with pytest.raises(UserError, match="task.crf: true: transformers has no such head"):
+        init = None if crf else {"from": str(tmp_path / "run-True")}
+        task = {"kind": "tag", "crf": crf}
+        train(run_of(words, tmp_path / f"run-{crf}", model=BERT, task=task, init=init), SerialWorld())
+    with pytest.raises(
+        UserError, match=r"crf: true: transformers has no such head; train on with task\.crf=false and init.from"
+    ):
         export_hf(tmp_path / "run-True", tmp_path / "no")
     facts = export_hf(tmp_path / "run-False", tmp_path / "hf")
     assert facts["architecture"] == "BertForTokenClassification"
