@@ -76,7 +76,8 @@ def read_model(folder: Path) -> Imported:
     tensors = _plain_names(_tensors(folder), layout)
     body = _taken(layout.body(options), tensors, folder, "the body")
     table = layout.head(options)
-    has_head = any(name in tensors for entry in table for name in entry.theirs)
+    is_promised = layout.architecture in settings.get("architectures", [])
+    has_head = is_promised or any(name in tensors for entry in table for name in entry.theirs)
     head = _taken(table, tensors, folder, "the head for text") if has_head else {}
     if options.tie_embeddings:
         _drop_tied(layout, tensors, body["embed.weight"], folder)

@@ -245,11 +245,15 @@ def _begin_with_folder(path: Path, learner: Learner) -> tuple[str, str]:
 
 
 def _parts_of_head(found: Imported, learner: Learner) -> dict[str, torch.Tensor]:
-    """What a folder has of a task's head: BERT's pooler, and the last layer where task and labels are the same."""
+    """What a folder has of a task's head: BERT's pooler, and the last layer where task and labels are the same.
+
+    Its rows go by the names of the labels, whose order there is another one than ours.
+    """
     parts = {f"{HEAD}.transform.{part}": tensor for part, tensor in found.pooler.items()}
-    head = found.task_head
-    if head is not None and (head.kind, head.labels) == (learner.config.task.kind, learner.task.outputs):
-        parts |= {f"{HEAD}.out.{part}": head.state[part] for part in ("weight", "bias") if part in head.state}
+    head, labels = found.task_head, learner.task.outputs
+    if head is not None and head.kind == learner.config.task.kind and sorted(head.labels) == sorted(labels):
+        rows = [head.labels.index(label) for label in labels]
+        parts |= {f"{HEAD}.out.{part}": head.state[part][rows] for part in ("weight", "bias") if part in head.state}
     return parts
 
 
@@ -315,6 +319,7 @@ def _check_finite(path: Path, learner: Learner) -> None:
         for entry, value in state.get(parameter, {}).items()
         if isinstance(value, torch.Tensor)
     }
+    remedy = "copy it again, or take another" if is_folder(path) else "take an earlier checkpoint by init.step"
     for name, tensor in {**tensors, **moments}.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"init.from: {path}: {name} holds inf or nan; take an earlier checkpoint by init.step")
+            raise UserError(f"init.from: {path}: {name} holds inf or nan; {remedy}")
