@@ -47,7 +47,10 @@ def _section_of(source: Path, run_dir: Any) -> dict[str, Any] | None:
 
 def _noted(place: Path) -> dict[str, Any] | None:
     """That of a run's newest readable checkpoint, or of a checkpoint; whether the weights are sound is seen later."""
-    steps = reversed(checkpoint.complete_steps(place))
+    try:
+        steps = reversed(checkpoint.complete_steps(place))
+    except (OSError, ValueError):  # no path at all
+        return None
     for path in (*(checkpoint.path_of(place, step) for step in steps), place):
         try:
             return checkpoint.read_state(path)["config"]["model"]
