@@ -236,6 +236,25 @@ def test_what_our_model_cannot_be_is_refused_by_name(stem, changes, message, tmp
     assert "\n" not in str(error.value)
 
 
+def test_settings_as_they_are_published_are_read(tmp_path):
+    """What config.json has of older versions of transformers, as those of distilgpt2, SmolLM2, bert-base-chinese."""
+    sampling = {"do_sample": True, "max_length": 50, "top_p": 0.9}
+    js = {"kv_cache_dtype": {"fp16": "float16"}}
+    rope = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None}
+    for stem, kind, settings, published in (
+        ("GPT2", "LMHeadModel", GPT2, {"_num_labels": 1, "n_ctx": 160, "summary_type": "cls_index", **sampling}),
+        ("Llama", "ForCausalLM", LLAMA, {"is_llama_config": True, "rope_interleaved": False, **rope}),
+        ("Llama", "ForCausalLM", LLAMA, {"transformers.js_config": js, "pretraining_tp": 1, **sampling}),
+        ("Bert", "ForMaskedLM", BERT, {"directionality": "bidi", "pooler_num_fc_layers": 3, "output_past": True}),
+    ):
+        folder = folder_of(built(stem, kind, settings), tmp_path / stem)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **published}))
+        section = read_section(folder)
+        if "rope_theta" in published:
+            assert (section["positions"]["base"], section["positions"]["scaling"]["factor"]) == (5e5, 2.0)
+
+
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
