@@ -19,6 +19,7 @@ from hvdlm.data.manifest import read_manifest
 from hvdlm.data.records import Records
 from hvdlm.errors import UserError
 from hvdlm.exchange import exported
+from hvdlm.exchange.tokenizer_files import encodes_alike
 from hvdlm.inference.hf_files import export_hf
 from hvdlm.models import Vocabulary, build_model
 from hvdlm.models.transformer import TransformerConfig
@@ -26,7 +27,7 @@ from hvdlm.tokenizer import load
 from hvdlm.tokenizer.training import train_bpe, train_wordpiece
 from hvdlm.train.config import RunConfig
 from hvdlm.train.initial_weights import begin_with, pinned
-from hvdlm.train.setup import build_learner
+from hvdlm.train.setup import build_learner, train
 from hvdlm.world.serial import SerialWorld
 
 TINY = ("train.steps=2", "train.eval_every=2")
@@ -131,6 +132,53 @@ def test_it_is_told_what_the_model_is_and_said_again_or_contradicted(corpus, tex
         begun(values_of(data, tmp_path / "run", tmp_path / "hf", model={"family": "lstm"}))
 
 
+OWN = {
+    "transformer": {"layers": 3, "width": 24, "heads": 2, "norm": "rmsnorm", "dropout": 0.1},
+    "lstm": {"layers": 1, "width": 24},
+}
+
+
+@pytest.mark.parametrize("family", OWN)
+def test_of_a_run_too_the_model_is_taken_and_said_again_or_contradicted(family, data_dir, tmp_path):
+    run_training(data_dir, tmp_path / "run", *TINY, "model=" + json.dumps({"family": family, **OWN[family]}))
+    for place in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "latest"):
+        learner = begun(values_of(data_dir, tmp_path / "new", place))
+        assert learner.config.model.model_dump().items() >= {"family": family, **OWN[family]}.items()
+    learner = begun(values_of(data_dir, tmp_path / "new", place, model={"width": 24, "dropout": 0.3}))
+    assert (learner.config.model.layers, learner.config.model.dropout) == (OWN[family]["layers"], 0.3)
+    with pytest.raises(UserError, match=f"model.layers is {OWN[family]['layers']} there and 2 here; make it the same$"):
+        begun(values_of(data_dir, tmp_path / "new", place, model={"layers": 2}))
+    with pytest.raises(UserError, match=f"model.family is {family} there and conv here"):
+        begun(values_of(data_dir, tmp_path / "new", place, model={"family": "conv"}))
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+def test_a_preset_that_is_another_model_contradicts_too(is_run, data_dir, corpus, texts, tmp_path):
+    if is_run:
+        run_training(data_dir, tmp_path / "there", *TINY)
+    else:
+        hf_folder("llama", texts, tmp_path / "there")
+        data_dir = data_of(tmp_path / "there", corpus, tmp_path)
+    small = {"preset": "gpt2", "layers": 2, "heads": 2, "width": 32}
+    with pytest.raises(UserError, match=r"model\.positions is .*rotary.* there and .*learned.* here"):
+        begun(values_of(data_dir, tmp_path / "new", tmp_path / "there", model=small))
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+def test_a_run_that_says_nothing_of_the_model_resumes_without_its_source(is_run, data_dir, corpus, texts, tmp_path):
+    source = tmp_path / "there"
+    if is_run:
+        run_training(data_dir, source, *TINY, "model.layers=1")
+    else:
+        hf_folder("gpt2", texts, source)
+        data_dir = data_of(source, corpus, tmp_path)
+    values = values_of(data_dir, tmp_path / "new", source)
+    for steps in (2, 4):
+        config = validate(RunConfig, values, "test", ("train.eval_every=2", f"train.steps={steps}"))
+        assert train(config, SerialWorld())["step"] == steps
+        shutil.rmtree(source, ignore_errors=True)
+
+
 def test_data_of_another_vocabulary_are_refused_with_the_remedy(corpus, data_dir, texts, tmp_path):
     hf_folder("gpt2", texts, tmp_path / "hf")
     with pytest.raises(UserError, match=rf"another vocabulary than the data.*: {tmp_path}/hf/tokenizer.json$"):
@@ -172,11 +220,13 @@ def test_a_broken_folder_is_told_when_the_config_is_read(data_dir, tmp_path):
         validate(RunConfig, values_of(data_dir, tmp_path / "run", tmp_path), "test")
 
 
-def test_what_was_exported_can_be_begun_with(data_dir, corpus, tmp_path):
-    """The way round: a run, its export, data by the exported tokenizer, a run that begins with it."""
+@pytest.mark.parametrize("is_same", [True, False])
+def test_what_was_exported_can_be_begun_with(is_same, data_dir, corpus, tmp_path):
+    """The way round: a run, its export, the same data or those by the exported tokenizer, a run that begins with it."""
     run_training(data_dir, tmp_path / "run", *TINY)
     export_hf(tmp_path / "run", tmp_path / "hf")
-    learner = begun(values_of(data_of(tmp_path / "hf", corpus, tmp_path), tmp_path / "next", tmp_path / "hf"))
+    data = data_dir if is_same else data_of(tmp_path / "hf", corpus, tmp_path)
+    learner = begun(values_of(data, tmp_path / "next", tmp_path / "hf"))
     before = load_file(tmp_path / "run" / "checkpoints" / "step_00000002" / "model.safetensors")
     state = model_state(learner.model)
     assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
@@ -230,8 +280,6 @@ def test_a_head_that_begins_anew_may_not_be_frozen(data_dir, tmp_path):
 
 
 def test_vocabularies_are_the_same_whatever_stands_before_and_behind_texts(texts, tmp_path):
-    from hvdlm.tokenizer import encodes_alike
-
     hf_folder("bert", texts, tmp_path / "hf")
     path = tmp_path / "hf" / "tokenizer.json"
     one, two = load(path, bos="auto"), load(path, bos="none")
@@ -248,14 +296,35 @@ def test_vocabularies_are_the_same_whatever_stands_before_and_behind_texts(texts
     assert not encodes_alike(one, load(path, bos="auto"))
 
 
-@pytest.mark.parametrize("labels", [("down", "up"), ("no", "yes")])
+@pytest.mark.parametrize("kind", ["classify", "mlm"])
+def test_tokens_that_an_export_adds_make_no_other_vocabulary(kind, corpus, tmp_path):
+    """Padding of a classifier, a mask: the data of the run that was exported go on being read."""
+    bert = {"family": "transformer", **SHAPES["bert"]}
+    if kind == "mlm":
+        preprocess(corpus, tmp_path / "data", tokenizer={"kind": "bpe", "vocab_size": 300})
+        values = {**run_values(tmp_path / "data", tmp_path / "run"), "model": bert}
+    else:
+        make_data(tmp_path, SerialWorld(), tokenizer={"kind": "bpe", "vocab_size": 300})
+        task = {"kind": "classify", "label": "label", "pooling": "cls", "transform": True}
+        values = {**run_values(tmp_path / "data", tmp_path / "run"), "model": bert, "task": task}
+    train(validate(RunConfig, values, "test", TINY), SerialWorld())
+    export_hf(tmp_path / "run", tmp_path / "hf")
+    before = load_file(tmp_path / "run" / "checkpoints" / "step_00000002" / "model.safetensors")
+    del values["model"]
+    again = begun({**values, "run_dir": str(tmp_path / "again"), "init": {"from": str(tmp_path / "hf")}})
+    state = model_state(again.model)
+    assert state.keys() == before.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("labels", [("down", "up"), ("up", "down"), ("no", "yes")])
 def test_a_classifier_goes_on_where_its_labels_are_the_same_and_takes_the_pooler(labels, texts, tmp_path):
     hf_folder("bert", texts, tmp_path / "hf", padding=0)
     folder = tmp_path / "hf"
     random = torch.Generator().manual_seed(1)
     head = {
         "classifier.weight": torch.randn(2, 32, generator=random),
-        "classifier.bias": torch.ones(2),
+        "classifier.bias": torch.randn(2, generator=random),
         "bert.pooler.dense.weight": torch.randn(32, 32, generator=random),
         "bert.pooler.dense.bias": torch.ones(32),
     }
@@ -269,9 +338,13 @@ def test_a_classifier_goes_on_where_its_labels_are_the_same_and_takes_the_pooler
     learner = begun(values_of(data, tmp_path / "run", folder, task=task))
     state = model_state(learner.model)
     assert torch.equal(state["head.transform.weight"], head["bert.pooler.dense.weight"])
-    is_same = labels == ("down", "up")
-    assert torch.equal(state["head.out.weight"], head["classifier.weight"]) == is_same
-    assert bool(state["head.out.bias"].any()) == is_same
+    if set(labels) == {"down", "up"}:
+        order = [labels.index("down"), labels.index("up")]
+        assert torch.equal(state["head.out.weight"], head["classifier.weight"][order])
+        assert torch.equal(state["head.out.bias"], head["classifier.bias"][order])
+    else:
+        assert not torch.equal(state["head.out.weight"], head["classifier.weight"])
+        assert not state["head.out.bias"].any()
 
 
 def test_a_pair_of_texts_is_one_example_as_bert_has_it(tmp_path):

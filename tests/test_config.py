@@ -215,6 +215,11 @@ BAD_OVERRIDES = [
     ("optim=none", r"override 'optim=none': optim: is a section, whose keys are set one by one"),
     ("guard=", r"override 'guard=': guard: is a section, whose keys are set one by one"),
     ("optim=adam", r"override 'optim=adam': optim: is a section, whose keys are set one by one, such as optim.name="),
+    (
+        'lora={targets: ["mlp\\."]}',
+        r"lora: not valid YAML: found unknown escape character '\.', got .*; in single quotes, \\ is itself$",
+    ),
+    ("freeze=['^blocks'", r"freeze: not valid YAML: expected ',' or '\]', but got '<stream end>', got "),
     ("optim.lr=1e39", r"optim.lr: must be a number > 0, got 1e39; numbers here end at 3.4"),
     (
         "train.steps=1e30",

@@ -180,7 +180,8 @@ def test_parts_half_precision_and_old_names_are_read(tmp_path):
     old["bert.embeddings.position_ids"] = torch.arange(160)[None]
     old["cls.predictions.decoder.weight"] = old["bert.embeddings.word_embeddings.weight"].clone()
     old["cls.seq_relationship.weight"] = torch.zeros(2, 32)
-    save_file({name: tensor.half() for name, tensor in old.items()}, folder / "model.safetensors")
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in old.items()}
+    save_file(half, folder / "model.safetensors")
     found = read_model(folder)
     assert "cls.seq_relationship.weight" in found.unused
     assert all(torch.equal(tensor.half().float(), found.body[name]) for name, tensor in whole.body.items())
@@ -199,7 +200,8 @@ def test_parts_half_precision_and_old_names_are_read(tmp_path):
         ("GPT2", {"n_layer": 3}, r"the body lacks 12 of 40 weights: h\.2\.ln_1\.weight"),
         ("GPT2", {"n_layer": 1}, r"no place for: h\.1\.attn\.c_attn\.bias"),
         ("GPT2", {"n_layer": "2"}, "n_layer: 2 is none that our model has, only a whole number"),
-        ("GPT2", {"tie_word_embeddings": False}, None),
+        ("GPT2", {"tie_word_embeddings": False}, r"the head for text lacks 1 of 1 weights: lm_head\.weight"),
+        ("GPT2", {"tie_word_embeddings": False, "architectures": ["GPT2Model"]}, None),
         ("GPT2", {"add_cross_attention": True}, "add_cross_attention: true"),
         ("Llama", {"attention_bias": True}, "attention_bias: true is none that our model has, only false"),
         ("Llama", {"model_type": "qwen2"}, "model_type: qwen2 is none that can be read: gpt2, llama"),
@@ -232,6 +234,25 @@ def test_what_our_model_cannot_be_is_refused_by_name(stem, changes, message, tmp
     with pytest.raises(UserError, match=message) as error:
         read_model(folder)
     assert "\n" not in str(error.value)
+
+
+def test_settings_as_they_are_published_are_read(tmp_path):
+    """What config.json has of older versions of transformers, as those of distilgpt2, SmolLM2, bert-base-chinese."""
+    sampling = {"do_sample": True, "max_length": 50, "top_p": 0.9}
+    js = {"kv_cache_dtype": {"fp16": "float16"}}
+    rope = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None}
+    for stem, kind, settings, published in (
+        ("GPT2", "LMHeadModel", GPT2, {"_num_labels": 1, "n_ctx": 160, "summary_type": "cls_index", **sampling}),
+        ("Llama", "ForCausalLM", LLAMA, {"is_llama_config": True, "rope_interleaved": False, **rope}),
+        ("Llama", "ForCausalLM", LLAMA, {"transformers.js_config": js, "pretraining_tp": 1, **sampling}),
+        ("Bert", "ForMaskedLM", BERT, {"directionality": "bidi", "pooler_num_fc_layers": 3, "output_past": True}),
+    ):
+        folder = folder_of(built(stem, kind, settings), tmp_path / stem)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **published}))
+        section = read_section(folder)
+        if "rope_theta" in published:
+            assert (section["positions"]["base"], section["positions"]["scaling"]["factor"]) == (5e5, 2.0)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from hvdlm.config.reading import fault_of, is_collection
 from hvdlm.config.sections import Section, has_names, is_section, items_of, options_of, sections_of, union_of
 from hvdlm.config.words import choices, demand, one_of
 from hvdlm.config.written import Written
@@ -271,6 +272,8 @@ def _wrong_value(problem: _Problem) -> str:
     name = next(part for part in reversed(problem.key) if not part.isdigit())
     union = union_of(problem.section.model_fields[name]) if name in problem.section.model_fields else None
     got = f"got {_shown(problem.given)}"
+    if isinstance(problem.given, Written) and is_collection(problem.given) and (fault := fault_of(problem.given)):
+        return f"{problem.name}: {fault}, {got}" + ("; in single quotes, \\ is itself" if "escape" in fault else "")
     if problem.kind in ("model_type", "model_attributes_type") or name not in problem.section.model_fields or union:
         return _no_section(problem, union.tag if union else "", got)
     wanted = _schema_of(problem.section)["properties"][name]

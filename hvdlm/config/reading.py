@@ -102,13 +102,29 @@ def _fit_sequence(value: list[Any], options: Sequence[Any]) -> list[Any]:
 
 def collection(written: Written) -> Any:
     """The list or mapping that is typed behind an override, as `[a, b]` or `{a: b}`; any other text as it is."""
-    if written.style != "typed" or written.strip()[:1] not in ("[", "{"):
-        return written
     try:
-        node = compose(str(written).strip())
-        return written if node is None else values_of(node, "plain")
+        return written if not is_collection(written) else _read(written)
     except Fault:
         return written
+
+
+def is_collection(written: Written) -> bool:
+    """Whether it is typed as a list or a mapping, be it a broken one."""
+    return written.style == "typed" and written.strip()[:1] in ("[", "{")
+
+
+def fault_of(written: Written) -> str:
+    """What is wrong with a list or a mapping that is typed; empty where nothing is."""
+    try:
+        _read(written)
+    except Fault as fault:
+        return str(fault)
+    return ""
+
+
+def _read(written: Written) -> Any:
+    node = compose(str(written).strip())
+    return written if node is None else values_of(node, "plain")
 
 
 def _scalar(written: Written, options: Sequence[Any]) -> Any:

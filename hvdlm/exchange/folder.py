@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from hvdlm.models import Vocabulary
 from hvdlm.models.transformer import TransformerConfig
 
 WEIGHTS, INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
+PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth")
 
 
@@ -73,10 +73,11 @@ def read_model(folder: Path) -> Imported:
             f"{folder}: has no {TOKENIZER}, which says what its ids stand for; `AutoTokenizer.from_pretrained(DIR)"
             ".save_pretrained(DIR)` of transformers makes one"
         )
-    tensors = _plain_names(_tensors(folder), layout)
+    tensors = _tensors(folder, layout)
     body = _taken(layout.body(options), tensors, folder, "the body")
     table = layout.head(options)
-    has_head = any(name in tensors for entry in table for name in entry.theirs)
+    is_promised = layout.architecture in settings.get("architectures", [])
+    has_head = is_promised or any(name in tensors for entry in table for name in entry.theirs)
     head = _taken(table, tensors, folder, "the head for text") if has_head else {}
     if options.tie_embeddings:
         _drop_tied(layout, tensors, body["embed.weight"], folder)
@@ -147,15 +148,12 @@ def _drop_tied(layout: Layout, tensors: dict[str, Tensor], embedding: Tensor, fo
         )
 
 
-def _plain_names(tensors: Iterator[tuple[str, Tensor]], layout: Layout) -> dict[str, Tensor]:
+def _plain_name(name: str, layout: Layout) -> str:
     """Without the prefix of the body; old files of BERT call a norm's weight and bias gamma and beta."""
-    found = {}
-    for name, tensor in tensors:
-        for prefix in layout.prefixes:
-            name = name.removeprefix(prefix)
-        stem, _, last = name.rpartition(".")
-        found[f"{stem}.{ {'gamma': 'weight', 'beta': 'bias'}.get(last, last) }" if stem else name] = tensor
-    return found
+    for prefix in layout.prefixes:
+        name = name.removeprefix(prefix)
+    stem, _, last = name.rpartition(".")
+    return f"{stem}.{ {'gamma': 'weight', 'beta': 'bias'}.get(last, last) }" if stem else name
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -192,20 +190,22 @@ def weights_digest(folder: Path) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """All of the folder as float32; UserError for what is no plain number, as of a quantized model."""
+def _tensors(folder: Path, layout: Layout) -> dict[str, Tensor]:
+    """All of the folder as float32, by plain names; UserError for what is no plain number, as of a quantized model."""
+    found = {}
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys())
                 for name in names:
-                    tensor = file.get_tensor(name)
-                    is_buffer = not tensor.is_floating_point() and tensor.dim() != 2
-                    if not (is_buffer or tensor.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)):
+                    tensor, plain = file.get_tensor(name), _plain_name(name, layout)
+                    is_buffer = layout.ignored_weights.search(plain) is not None
+                    if not is_buffer and tensor.dtype not in PLAIN:
                         tensor_type = str(tensor.dtype).removeprefix("torch.")
                         raise UserError(
                             f"{path}: {name} is {tensor_type}: quantized weights cannot be trained; take plain ones"
                         )
-                    yield name, tensor.float()
+                    found[plain] = tensor.float()
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: cannot be read ({error}); copy it again") from None
+    return found

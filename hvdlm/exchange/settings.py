@@ -18,6 +18,7 @@ OF_OTHERS = frozenset(
         "_attn_implementation",
         "_attn_implementation_autoset",
         "_commit_hash",
+        "_num_labels",
         "architectures",
         "auto_map",
         "bos_token_id",
@@ -29,6 +30,7 @@ OF_OTHERS = frozenset(
         "gradient_checkpointing",
         "id2label",
         "initializer_range",
+        "is_llama_config",
         "keys_to_ignore_at_inference",
         "label2id",
         "language",
@@ -47,10 +49,29 @@ OF_OTHERS = frozenset(
         "tokenizer_class",
         "torch_dtype",
         "torchscript",
+        "transformers.js_config",
         "transformers_version",
         "use_bfloat16",
         "use_cache",
         "vocab_size",
+    ]
+)
+# How text is sampled: up to transformers 4 it stands beside the rest.
+OF_SAMPLING = frozenset(
+    [
+        "do_sample",
+        "early_stopping",
+        "length_penalty",
+        "max_length",
+        "max_new_tokens",
+        "min_length",
+        "no_repeat_ngram_size",
+        "num_beams",
+        "num_return_sequences",
+        "repetition_penalty",
+        "temperature",
+        "top_k",
+        "top_p",
     ]
 )
 MUST_NOT = frozenset(["is_decoder", "is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"])
@@ -115,9 +136,10 @@ class Settings:
         """UserError for a setting that nobody knows and that is not off: it may change the function."""
         for key in MUST_NOT:
             self.only(key, False)
+        known = self._asked | ignored | OF_OTHERS | OF_SAMPLING
         for key, value in self._values.items():
             is_off = value is None or value is False or value in ("", [], {})
-            if not is_off and key not in self._asked and key not in ignored and key not in OF_OTHERS:
+            if not is_off and key not in known:
                 raise UserError(
                     f"{self.path}: {key}: {_shown(value)} is not known here and may change what the model computes;"
                     " if it does not, remove it there"

@@ -6,19 +6,22 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from tokenizers import Tokenizer as Backend
+
 from hvdlm.errors import UserError
-from hvdlm.tokenizer import Tokenizer
+from hvdlm.tokenizer import Tokenizer, digest
 from hvdlm.tokenizer.backend import BackendTokenizer, token_ids
 from hvdlm.tokenizer.dropped import byte_alphabet
 from hvdlm.tokenizer.interface import END, END_OF_TEXT, UNKNOWN
 from hvdlm.tokenizer.published import NAMED_EOS, before_text
 
-MASK = "[MASK]"
+AROUND = ("post_processor", "truncation", "padding")  # in a tokenizer.json: what is done to ids afterwards
+MASK, PAD = "mask_token", "pad_token"
 # What transformers calls a special token, and the names it may have in a vocabulary.
 ROLES = {
     "unk_token": (UNKNOWN, "[UNK]"),
-    "pad_token": ("<pad>", "[PAD]"),
-    "mask_token": (MASK, "<mask>"),
+    PAD: ("<pad>", "[PAD]"),
+    MASK: ("[MASK]", "<mask>"),
     "cls_token": ("[CLS]",),
     "sep_token": ("[SEP]",),
 }
@@ -36,11 +39,12 @@ class TokenizerFiles(NamedTuple):
         return self.ids.get(self.config.get(role, ""))
 
 
-def tokenizer_files(tokenizer: Tokenizer, *, with_mask: bool = False, with_ends: bool = False) -> TokenizerFiles:
+def tokenizer_files(tokenizer: Tokenizer, *, needs: str | None = None, with_ends: bool = False) -> TokenizerFiles:
     """The same ids for every text; UserError for a kind that the library of tokenizers cannot be.
 
-    With `with_mask` a vocabulary without a mask gets one behind its last id. With `with_ends` an end of text stands
-    behind each text, as behind the texts of labelled records.
+    The special token that it `needs`, MASK or PAD, stands behind the last id of a vocabulary that has none; if there
+    are holes between its ids it gets none. With `with_ends` an end of text stands behind each text, as behind the texts
+    of labelled records.
     """
     if tokenizer.kind in OWN_KINDS and not isinstance(tokenizer, BackendTokenizer):
         content, named_eos = OWN_KINDS[tokenizer.kind](tokenizer), None
@@ -53,11 +57,10 @@ def tokenizer_files(tokenizer: Tokenizer, *, with_mask: bool = False, with_ends:
             f" bpe, unigram, wordpiece, {', '.join(OWN_KINDS)} and any tokenizer.json have one"
         )
     ids = token_ids(content)
-    if with_mask and not any(name in ids for name in ROLES["mask_token"]):
-        if max(ids.values()) + 1 != len(ids):
-            raise UserError("its tokenizer has holes between its ids, so no mask can be added behind them")
-        content = {**content, "added_tokens": [*(content.get("added_tokens") or []), _special(len(ids), MASK)]}
-        ids[MASK] = len(ids)
+    if needs is not None and ids.keys().isdisjoint(ROLES[needs]) and max(ids.values()) + 1 == len(ids):
+        name, number = ROLES[needs][0], len(ids)
+        content = {**content, "added_tokens": [*(content.get("added_tokens") or []), _special(number, name)]}
+        ids[name] = number
     config = _config(tokenizer, ids)
     begin = None if tokenizer.bos_id is None else (config["bos_token"], tokenizer.bos_id)
     if with_ends:
@@ -69,12 +72,34 @@ def tokenizer_files(tokenizer: Tokenizer, *, with_mask: bool = False, with_ends:
     return TokenizerFiles(content, config, ids)
 
 
+def encodes_alike(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether they are one vocabulary: the same ids for every text, whatever is put before and after it.
+
+    Special tokens behind the last id of the other one do not count, as those that an export adds: no text of ours has
+    them.
+    """
+    shared = min(one.vocab_size, other.vocab_size)
+    try:
+        first, second = (_of_texts(tokenizer, shared) for tokenizer in (one, other))
+    except UserError:  # of a kind without such a file
+        return digest(one) == digest(other)
+    return first == second
+
+
+def _of_texts(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
+    """What a tokenizer.json says of the ids below `size`, as the library itself writes it."""
+    content = json.loads(Backend.from_str(json.dumps(tokenizer_files(tokenizer).content)).to_str())
+    added = [entry for entry in content["added_tokens"] if entry["id"] < size or not entry["special"]]
+    return {**content, **dict.fromkeys(AROUND), "added_tokens": added}
+
+
 def _config(tokenizer: Tokenizer, ids: dict[str, int]) -> dict[str, Any]:
     names = {number: token for token, number in ids.items()}
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "eos_token": names[tokenizer.eos_id],
+        PAD: names[tokenizer.eos_id],  # where there is none of its own: what is padded is masked
     }
     if tokenizer.bos_id is not None:
         config["bos_token"] = names[tokenizer.bos_id]

@@ -88,8 +88,11 @@ def exported(
     }
     if seq_len is not None and options.positions.is_relative:
         config["max_position_embeddings"] = seq_len
-    writes_text = head is None and options.causal
-    return Exported(layout.model_type, config, {"_from_model_config": True, **ends} if writes_text else None, tensors)
+    generation = None
+    if head is None and options.causal:
+        pads = {"pad_token_id": vocabulary.eos_id if pad_id is None else pad_id}  # what is padded is masked
+        generation = {"_from_model_config": True, **ends, **pads}
+    return Exported(layout.model_type, config, generation, tensors)
 
 
 def _check_all_have_a_place(

@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from hvdlm import checkpoint
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.exchange import Exported, exported
-from hvdlm.exchange.tokenizer_files import TokenizerFiles, tokenizer_files
+from hvdlm.exchange.tokenizer_files import MASK, PAD, TokenizerFiles, tokenizer_files
 from hvdlm.files import naming, replace_durably, sync_folder, write_text_durably
 from hvdlm.inference.load import Loaded, load_checkpoint_model, tokenizer_of
 from hvdlm.models import Vocabulary
@@ -52,9 +53,7 @@ def export_hf(target: Path, folder: Path) -> dict[str, Any]:
     if not _is_transformer(loaded):
         log.warning("%s: transformers has no class for a %s; the weights have our names", folder, what)
     elif with_mask:
-        log.info(
-            "%s: %s is the mask of task: %s", folder, texts[TOKENIZER_CONFIG]["mask_token"], loaded.config.task.kind
-        )
+        log.info("%s: %s is the mask of task: %s", folder, texts[TOKENIZER_CONFIG][MASK], loaded.config.task.kind)
     rows = found.config["vocab_size"]
     return {"folder": str(folder), "architecture": what, "parameters": numbers, "vocab_size": rows}
 
@@ -79,21 +78,26 @@ def _of_transformer(loaded: Loaded, tokenizer: Tokenizer) -> tuple[Exported, dic
     assert isinstance(options, TransformerConfig)
     head = loaded.task.head_for_exchange(loaded.model)
     with_mask = config.task.extra_ids > 0 and not options.causal and head is None
-    files = tokenizer_files(tokenizer, with_mask=with_mask, with_ends=config.task.reads_records)
+    needs = PAD if head is not None else MASK if with_mask else None
+    files = tokenizer_files(tokenizer, needs=needs, with_ends=config.task.reads_records)
     state = weights_of(loaded)
-    size = loaded.state["vocab_size"]
+    size, pad_id = loaded.state["vocab_size"], files.id_of(PAD)
     if head is not None:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-    elif config.task.extra_ids and (mask_id := files.id_of("mask_token")) is not None:
+        if pad_id == size:
+            state, size = {**state, "embed.weight": F.pad(state["embed.weight"], (0, 0, 0, 1))}, size + 1
+    elif config.task.extra_ids and (mask_id := files.id_of(MASK)) is not None:
         state, size = _with_mask(state, size, mask_id)
     elif config.task.extra_ids:
         raise UserError(f"task: {config.task.kind} has ids of its own behind the vocabulary, which no tokenizer knows")
     vocabulary = Vocabulary(size, tokenizer.eos_id, tokenizer.bos_id)
-    pad_id = files.id_of("pad_token")
+    pad_id = None if pad_id == tokenizer.eos_id else pad_id  # an end of text is none to a classifier
     found = exported(options, state, vocabulary, head=head, seq_len=config.data.seq_len, pad_id=pad_id)
     # GPT-2 of transformers would add the vector of a token for each of them.
     kinds = ["token_type_ids"] if options.token_types else []
     files.config["model_input_names"] = ["input_ids", *kinds, "attention_mask"]
+    positions = options.positions
+    files.config["model_max_length"] = getattr(positions, "max_seq_len", config.data.seq_len)
     return found, _texts(files)
 
 

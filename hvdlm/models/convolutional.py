@@ -49,11 +49,12 @@ class ConvConfig(StackConfig):
 
     carries_state = True
     drops_within_layers = True
+    presets = PRESETS
 
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
-        return filled(values, PRESETS)
+        return filled(values, cls.presets)
 
     @model_validator(mode="after")
     def _check(self) -> ConvConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -43,6 +44,8 @@ class FamilyConfig(Section, ABC):
 
     family: str
 
+    # Shapes of published models by name, where it has a key `preset` for them.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     # Its state has a fixed size, so that windows may go on from where others ended, for ever.
     carries_state: ClassVar[bool] = False
     # Whether nothing reaches across an end of text, also in a stream.

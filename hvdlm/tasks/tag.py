@@ -121,9 +121,13 @@ class Tag(RecordTask):
         return model.head.crf
 
     def head_for_exchange(self, model: LanguageModel) -> TaskHead | None:
-        if self._crf_of(model) is not None or self.predicate is not None:
-            what = "crf: true" if self._crf_of(model) is not None else "predicate"
-            raise UserError(f"task.{what}: transformers has no such head; a tagger without it is exported")
+        if self._crf_of(model) is not None:
+            raise UserError(
+                "task.crf: true: transformers has no such head; train on with task.crf=false and init.from=this run,"
+                " and export that"
+            )
+        if self.predicate is not None:
+            raise UserError("task.predicate: transformers has no tagger that is asked about a word")
         assert isinstance(model.head, TagHead)
         return TaskHead(self.config.kind, state_of(model.head.out), self.outputs)
 

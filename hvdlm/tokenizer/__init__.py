@@ -4,7 +4,7 @@ from hvdlm.tokenizer.bytes_utf8 import ByteTokenizer
 from hvdlm.tokenizer.char import CharTokenizer
 from hvdlm.tokenizer.fast import FastTokenizer, make_fast, may_be_fast
 from hvdlm.tokenizer.interface import MOST_IDS, Tokenizer, dtype_for
-from hvdlm.tokenizer.json_file import digest, encodes_alike, from_json, load
+from hvdlm.tokenizer.json_file import digest, from_json, load
 from hvdlm.tokenizer.kinds import TOKENIZERS, TokenizerConfig, read_any
 from hvdlm.tokenizer.loss import Loss, loss_of
 from hvdlm.tokenizer.published import AUTO, NONE
@@ -23,7 +23,6 @@ __all__ = [
     "TokenizerConfig",
     "digest",
     "dtype_for",
-    "encodes_alike",
     "from_json",
     "load",
     "loss_of",

@@ -27,7 +27,6 @@ from hvdlm.tokenizer.word import WordRule, WordTokenizer
 
 log = logging.getLogger("hvdlm")
 
-AROUND = ("post_processor", "truncation", "padding")  # in a tokenizer.json: what is done to ids afterwards
 
 # "hvdlm" in a tokenizer.json -> the tokenizer of its content; a file of the tokenizers library has no such key.
 FORMATS: dict[str, Callable[[dict[str, Any], str], Tokenizer]] = {
@@ -171,15 +170,6 @@ def _with_ends(content: dict[str, Any], origin: str, eos: str | None, bos: str |
 def digest(tokenizer: Tokenizer) -> str:
     """16 hex digits that name a vocabulary; stored in every shard."""
     return digest_of(tokenizer.to_json())
-
-
-def encodes_alike(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether they are one vocabulary: the same ids for every text, whatever is put before and after it."""
-    texts = [tokenizer.published()[0] if isinstance(tokenizer, BackendTokenizer) else "" for tokenizer in (one, other)]
-    if not all(texts):
-        return digest(one) == digest(other)
-    first, second = ({**json.loads(text), **dict.fromkeys(AROUND)} for text in texts)
-    return first == second
 
 
 def digest_of(text: str) -> str:

@@ -13,7 +13,6 @@ from hvdlm.compute.device import DeviceChoice, Precision
 from hvdlm.config import Free, Section
 from hvdlm.config.reading import fit
 from hvdlm.data.config import DataConfig
-from hvdlm.exchange import is_folder, read_section
 from hvdlm.models import ModelConfig
 from hvdlm.models.lora import LoraConfig, compiled
 from hvdlm.models.transformer import TransformerConfig
@@ -26,6 +25,7 @@ from hvdlm.tasks.language_model import LmConfig, NoiseConfig, ObjectiveConfig
 from hvdlm.train.batch_plan import BatchPlan, RampConfig
 from hvdlm.train.guard import GuardConfig
 from hvdlm.train.init_config import InitConfig
+from hvdlm.train.taken_model import completed
 from hvdlm.world.connect import WorldKind
 
 
@@ -115,15 +115,9 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _take_model(cls, values: Any) -> Any:
-        """What is unsaid of the model is as in the folder of Hugging Face's that it begins with."""
-        init, said = (values.get(key) for key in ("init", "model")) if isinstance(values, dict) else (None, None)
-        source = init.get("from") if isinstance(init, dict) else None
-        said = {} if said is None else said
-        if not isinstance(source, str | Path) or not isinstance(said, dict) or not is_folder(Path(source)):
-            return values
-        if said.keys() >= TransformerConfig.model_fields.keys() or said.get("family", "transformer") != "transformer":
-            return values
-        return {**values, "model": {**read_section(Path(source)), **fit(TransformerConfig, said)}}
+        """What is unsaid of the model is as in the run, or the folder of Hugging Face's, that it begins with."""
+        model = completed(values) if isinstance(values, dict) else None
+        return values if model is None else {**values, "model": model}
 
     @model_validator(mode="after")
     def _fit_model(self) -> RunConfig:

@@ -23,11 +23,11 @@ from hvdlm import checkpoint
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.exchange import Imported, is_folder, read_model, weights_digest
-from hvdlm.exchange.tokenizer_files import tokenizer_files
+from hvdlm.exchange.tokenizer_files import MASK, encodes_alike, tokenizer_files
 from hvdlm.models import FamilyConfig
 from hvdlm.models.lora import LoraConfig, merged
 from hvdlm.optim.roles import HEAD
-from hvdlm.tokenizer import AUTO, encodes_alike, load
+from hvdlm.tokenizer import AUTO, load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.init_config import InitConfig
 from hvdlm.train.learner import Learner
@@ -236,7 +236,7 @@ def _begin_with_folder(path: Path, learner: Learner) -> tuple[str, str]:
         )
     _check_same_model(path, found.section, learner)
     tensors = {**found.body, **found.head}
-    extra = tokenizer_files(theirs).id_of("mask_token")
+    extra = tokenizer_files(theirs).id_of(MASK)
     source = Source(str(path), tensors, tokenizer.vocab_size, extra=extra)
     taken = take(learner.model, source, with_head=_has_our_head(tensors, learner))
     take_parts(learner.model, _parts_of_head(found, learner), taken)
@@ -245,11 +245,15 @@ def _begin_with_folder(path: Path, learner: Learner) -> tuple[str, str]:
 
 
 def _parts_of_head(found: Imported, learner: Learner) -> dict[str, torch.Tensor]:
-    """What a folder has of a task's head: BERT's pooler, and the last layer where task and labels are the same."""
+    """What a folder has of a task's head: BERT's pooler, and the last layer where task and labels are the same.
+
+    Its rows go by the names of the labels, whose order there is another one than ours.
+    """
     parts = {f"{HEAD}.transform.{part}": tensor for part, tensor in found.pooler.items()}
-    head = found.task_head
-    if head is not None and (head.kind, head.labels) == (learner.config.task.kind, learner.task.outputs):
-        parts |= {f"{HEAD}.out.{part}": head.state[part] for part in ("weight", "bias") if part in head.state}
+    head, labels = found.task_head, learner.task.outputs
+    if head is not None and head.kind == learner.config.task.kind and sorted(head.labels) == sorted(labels):
+        rows = [head.labels.index(label) for label in labels]
+        parts |= {f"{HEAD}.out.{part}": head.state[part][rows] for part in ("weight", "bias") if part in head.state}
     return parts
 
 
@@ -315,6 +319,7 @@ def _check_finite(path: Path, learner: Learner) -> None:
         for entry, value in state.get(parameter, {}).items()
         if isinstance(value, torch.Tensor)
     }
+    remedy = "copy it again, or take another" if is_folder(path) else "take an earlier checkpoint by init.step"
     for name, tensor in {**tensors, **moments}.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"init.from: {path}: {name} holds inf or nan; take an earlier checkpoint by init.step")
+            raise UserError(f"init.from: {path}: {name} holds inf or nan; {remedy}")

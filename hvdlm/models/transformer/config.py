@@ -18,10 +18,12 @@ class TransformerConfig(Options):
 
     family: Literal["transformer"] = "transformer"
 
+    presets = PRESETS
+
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
-        return filled(values, PRESETS)
+        return filled(values, cls.presets)
 
     @property
     def tasks(self) -> tuple[str, ...]:
