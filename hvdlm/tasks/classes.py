@@ -19,7 +19,7 @@ from hvdlm.tasks.records import Judged
 class Goal(ABC):
     """Of a field of the data; `outputs` logits say it."""
 
-    what: ClassVar[str]
+    problem: ClassVar[str]  # what transformers calls it
     columns: int = 1  # of an example, which hold it
 
     def __init__(self, name: str, field: FieldEntry) -> None:
@@ -42,7 +42,7 @@ class Goal(ABC):
 class OneClass(Goal):
     """Cross-entropy."""
 
-    what = "one label"
+    problem = "single_label_classification"
 
     def goals(self, records: Records) -> np.ndarray:
         return records.all_values(self.name).astype(np.int64).reshape(-1, 1)
@@ -71,7 +71,7 @@ class OneClass(Goal):
 class SeveralClasses(Goal):
     """Each class by itself: the sum of their binary cross-entropies."""
 
-    what = "several labels"
+    problem = "multi_label_classification"
 
     def __init__(self, name: str, field: FieldEntry) -> None:
         super().__init__(name, field)
@@ -104,7 +104,7 @@ class SeveralClasses(Goal):
 class Number(Goal):
     """The squared error; a column holds the bits of a float64."""
 
-    what = "a number"
+    problem = "regression"
 
     def __init__(self, name: str, field: FieldEntry) -> None:
         super().__init__(name, field)
