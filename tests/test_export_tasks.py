@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from labelled import TAGGED, make_data, run_of, tagged
+from safetensors.torch import load_file
 
 from hvdlm.checkpoint import resolve
 from hvdlm.errors import UserError
@@ -13,7 +14,8 @@ from hvdlm.inference.hf_files import export_hf
 from hvdlm.inference.load import load_checkpoint_model
 from hvdlm.tasks.interface import Batch
 from hvdlm.tokenizer import load
-from hvdlm.train.setup import train
+from hvdlm.train.initial_weights import begin_with, pinned
+from hvdlm.train.setup import build_learner, train
 from hvdlm.world.place import find_place
 from hvdlm.world.serial import SerialWorld
 
@@ -56,6 +58,31 @@ def test_a_classifier_is_a_pipeline_with_its_labels(kind, data, texts, tmp_path)
         found = pipeline(given)
         found = found[0] if isinstance(found, list) else found
         assert found["label"] == line["predicted"] and found["score"] == pytest.approx(line["probability"], abs=1e-5)
+
+
+@pytest.mark.parametrize("label", ["topics", "score"])
+def test_several_labels_and_numbers_are_what_the_pipeline_says_and_go_on_from_there(label, data, tmp_path):
+    task = {"kind": "classify", "label": label, "pooling": "cls", "transform": True}
+    model = {**BERT, "token_types": 2}
+    train(run_of(data, tmp_path / "run", "train.epochs=3", model=model, task=task), SerialWorld())
+    export_hf(tmp_path / "run", tmp_path / "hf")
+    lines = tmp_path / "lines.jsonl"
+    evaluate_checkpoint(tmp_path / "run", (), "test", SerialWorld(), predictions=lines)
+    pipeline = transformers.pipeline("text-classification", model=str(tmp_path / "hf"), top_k=None)
+    source = [json.loads(line) for line in (data.parent / "test.jsonl").read_text().splitlines()]
+    for record, line in zip(source[:12], map(json.loads, lines.read_text().splitlines()), strict=False):
+        found = pipeline({"text": record["text"], "text_pair": record["other"]})
+        found = found[0] if isinstance(found[0], list) else found
+        if label == "score":
+            assert (found[0]["label"], found[0]["score"]) == ("score", pytest.approx(line["predicted"], abs=1e-5))
+        else:
+            assert sorted(one["label"] for one in found if one["score"] > 0.5) == sorted(line["predicted"])
+    init = {"from": str(tmp_path / "hf")}
+    config, path = pinned(run_of(data, tmp_path / "again", model={}, task=task, init=init))
+    learner, corpora = build_learner(config, SerialWorld())
+    begin_with(path, learner, corpora.manifest.tokenizer_digest)
+    kept = load_file(resolve(tmp_path / "run") / "model.safetensors")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in learner.model.named_parameters())
 
 
 LAST = {"pooling": "last", "bias": False}

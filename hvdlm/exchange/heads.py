@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +23,14 @@ class TaskHead:
 
     `state` has weight, bias, pooler.weight and pooler.bias, as far as they are there. `labels` are the names of the
     outputs in order. `kind` is that of the task: classify, tag or span. `pooling` is which hidden vector of an example
-    it reads, last or cls; None: every one.
+    it reads, last or cls; None: every one. `problem` is what transformers calls that which a classifier learns.
     """
 
     kind: str
     state: Mapping[str, Tensor]
     labels: tuple[str, ...]
     pooling: str | None = None
+    problem: str | None = None
 
 
 def taken_pooler(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -98,9 +99,11 @@ def before_norm(head: TaskHead, place: HeadPlace) -> Tensor | None:
     return moved.float()
 
 
-def label_settings(labels: Sequence[str]) -> dict[str, Any]:
-    """`id2label` and `label2id` of a config.json."""
+def label_settings(head: TaskHead) -> dict[str, Any]:
+    """`id2label`, `label2id` and `problem_type` of a config.json."""
+    labels = head.labels
     return {
+        **({} if head.problem is None else {"problem_type": head.problem}),
         "id2label": {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},
     }

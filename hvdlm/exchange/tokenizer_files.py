@@ -6,8 +6,6 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer as Backend
-
 from hvdlm.errors import UserError
 from hvdlm.tokenizer import Tokenizer, digest
 from hvdlm.tokenizer.backend import BackendTokenizer, token_ids
@@ -88,6 +86,8 @@ def encodes_alike(one: Tokenizer, other: Tokenizer) -> bool:
 
 def _of_texts(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
     """What a tokenizer.json says of the ids below `size`, as the library itself writes it."""
+    from tokenizers import Tokenizer as Backend  # which a run on bytes never needs
+
     content = json.loads(Backend.from_str(json.dumps(tokenizer_files(tokenizer).content)).to_str())
     added = [entry for entry in content["added_tokens"] if entry["id"] < size or not entry["special"]]
     return {**content, **dict.fromkeys(AROUND), "added_tokens": added}

@@ -84,7 +84,7 @@ def exported(
         **ends,
         "pad_token_id": pad_id,
         **layout.write(options),
-        **({} if head is None else label_settings(head.labels)),
+        **({} if head is None else label_settings(head)),
     }
     if seq_len is not None and options.positions.is_relative:
         config["max_position_embeddings"] = seq_len

@@ -23,8 +23,8 @@ AVERAGES = [f"{name}_{kind}" for name in ("f1", "precision", "recall") for kind 
 class Goal(ABC):
     """Of a field of the data; `outputs` logits say it."""
 
-    what: ClassVar[str]
     better: ClassVar[Mapping[str, Better]]  # of `judged`
+    problem: ClassVar[str]  # what transformers calls it
     columns: int = 1  # of an example, which hold it
 
     def __init__(self, name: str, field: FieldEntry) -> None:
@@ -47,8 +47,8 @@ class Goal(ABC):
 class OneClass(Goal):
     """Cross-entropy."""
 
-    what = "one label"
     better = more("accuracy", *AVERAGES, "roc_auc") | less("calibration_error")
+    problem = "single_label_classification"
 
     def goals(self, records: Records) -> np.ndarray:
         return records.all_values(self.name).astype(np.int64).reshape(-1, 1)
@@ -77,8 +77,8 @@ class OneClass(Goal):
 class SeveralClasses(Goal):
     """Each class by itself: the sum of their binary cross-entropies."""
 
-    what = "several labels"
     better = more("accuracy", *AVERAGES, "roc_auc")
+    problem = "multi_label_classification"
 
     def __init__(self, name: str, field: FieldEntry) -> None:
         super().__init__(name, field)
@@ -111,8 +111,8 @@ class SeveralClasses(Goal):
 class Number(Goal):
     """The squared error; a column holds the bits of a float64."""
 
-    what = "a number"
     better = more("pearson", "spearman") | less("mse")
+    problem = "regression"
 
     def __init__(self, name: str, field: FieldEntry) -> None:
         super().__init__(name, field)

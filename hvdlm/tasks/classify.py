@@ -101,14 +101,13 @@ class Classify(RecordTask):
         return model.head(dropout(pooled, self.config.dropout, batch.draws, HEAD_SITE)).float()
 
     def head_for_exchange(self, model: LanguageModel) -> TaskHead | None:
-        if not isinstance(self.goal, OneClass):
-            raise UserError(f"task: classify with {self.goal.what} is not exported; one label a text is")
         head = model.head
         assert isinstance(head, ClassifyHead)
         state = state_of(head.out)
         if head.transform is not None:
             state |= state_of(head.transform, "pooler.")
-        return TaskHead(self.config.kind, state, self.outputs, self.config.pooling)
+        labels = self.outputs or (self.goal.name,)  # of a number, that of its field
+        return TaskHead(self.config.kind, state, labels, self.config.pooling, self.goal.problem)
 
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
         return list(on_host(self.logits(model, batch, None)))

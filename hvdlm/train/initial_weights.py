@@ -247,10 +247,11 @@ def _begin_with_folder(path: Path, learner: Learner) -> tuple[str, str]:
 def _parts_of_head(found: Imported, learner: Learner) -> dict[str, torch.Tensor]:
     """What a folder has of a task's head: BERT's pooler, and the last layer where task and labels are the same.
 
-    Its rows go by the names of the labels, whose order there is another one than ours.
+    Its rows go by the names of the labels, which may have another order there; that of a number has no name here.
     """
     parts = {f"{HEAD}.transform.{part}": tensor for part, tensor in found.pooler.items()}
-    head, labels = found.task_head, learner.task.outputs
+    head = found.task_head
+    labels = learner.task.outputs or (() if head is None else head.labels)
     if head is not None and head.kind == learner.config.task.kind and sorted(head.labels) == sorted(labels):
         rows = [head.labels.index(label) for label in labels]
         parts |= {f"{HEAD}.out.{part}": head.state[part][rows] for part in ("weight", "bias") if part in head.state}
