@@ -54,6 +54,7 @@ CASES = {
     "tag without crf": ("tagged", LSTM, {"kind": "tag", "crf": False}, 8, ("accuracy", 0.6)),
     "predicate": ("tagged", LSTM, {"kind": "tag", "predicate": "asked"}, 16, ("f1", 0.8)),
     "span": ("answered", TRANSFORMER, {"kind": "span", "stride": 8}, 20, ("exact_match", 0.8)),
+    "match": ("answered", LSTM, {"kind": "span", "stride": 8, "match": True}, 40, ("exact_match", 0.8)),
     "seq2seq": ("records", TRANSLATOR, WRITTEN, 30, ("bleu", 6)),
     "packed": ("records", DECODER, {**WRITTEN, "metrics": ["rouge"], "packing": True}, 40, ("rouge1", 0.3)),
     "decoder": ("records", DECODER, {**WRITTEN, "metrics": ["rouge"], "beams": 2}, 30, ("rouge1", 0.4)),
@@ -105,7 +106,8 @@ def fitted(data, model, kind, **settings):
 
 
 SPLIT_CASES = {
-    name: CASES[name] for name in ("class", "several", "number", "tag", "tag without crf", "span", "seq2seq", "decoder")
+    name: CASES[name]
+    for name in ("class", "several", "number", "tag", "tag without crf", "span", "match", "seq2seq", "decoder")
 }
 
 
@@ -133,6 +135,14 @@ def test_a_gradient_is_the_same_however_examples_are_batched(name, data_of):
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-6)
     assert float(values[0][1]) == total
+
+
+def test_a_reader_that_matches_words_with_the_question_is_not_exported(data_of):
+    task, model, *_ = fitted(data_of("answered"), LSTM, "span", stride=8, match=True)
+    with pytest.raises(
+        UserError, match=r"^task\.match: transformers has no such head; a reader without it is exported$"
+    ):
+        task.head_for_exchange(model)
 
 
 def test_records_that_share_a_row_are_learnt_as_if_each_stood_alone(data_of):

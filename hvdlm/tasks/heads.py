@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hvdlm.scoring.spans import Transitions
 from hvdlm.tasks.crf import LinearChainCrf
+from hvdlm.tasks.pooling import POOLINGS
 
 HEAD_SITE = -5  # of the draws of a head's dropout, behind those of noise and of the latent variable
 
@@ -39,14 +40,23 @@ class TagHead(nn.Module):
 
 
 class SpanHead(nn.Module):
-    """Hidden vectors (B, T, C) -> scores of first and last token (B, T, 2)."""
+    """Hidden vectors (B, T, C) -> scores of first and last token (B, T, 2).
 
-    def __init__(self, width: int) -> None:
+    With `match` also by a product of each token's vector with the mean of those of the question, which are the first
+    `begins` (B,) of a row: the bilinear term of Chen et al. 2017 (DrQA).
+    """
+
+    def __init__(self, width: int, *, match: bool) -> None:
         super().__init__()
         self.out = _initialized(nn.Linear(width, 2))
+        self.match = _initialized(nn.Linear(width, 2 * width, bias=False)) if match else None
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.out(hidden)
+    def forward(self, hidden: Tensor, begins: Tensor) -> Tensor:
+        scores = self.out(hidden)
+        if self.match is None:
+            return scores
+        sought = self.match(POOLINGS["mean"](hidden, begins)).unflatten(1, (2, -1))  # (B, 2, C)
+        return scores + torch.einsum("btc,bkc->btk", hidden, sought)
 
 
 def _initialized(layer: nn.Linear) -> nn.Linear:

@@ -18,6 +18,7 @@ from torch import Tensor
 from hvdlm.compute.draws import Draws, dropout
 from hvdlm.data.record_batches import Layout
 from hvdlm.data.records import Records
+from hvdlm.errors import UserError
 from hvdlm.exchange.heads import SPAN_LABELS, TaskHead
 from hvdlm.models import LanguageModel, State
 from hvdlm.tables import count, counted
@@ -42,6 +43,9 @@ class SpanConfig(RecordTaskConfig):
     )
     language: Measured[Literal["en", "zh"]] = Field("en", description="by whose rules answers are compared")
     dropout: float = Field(0.0, ge=0, lt=1, description="of the hidden vectors before the head")
+    match: bool = Field(
+        False, description="tokens are compared with the question's mean vector too: for a body without attention"
+    )
 
     def build(self, context: TaskContext) -> Task:
         return Span(self, context)
@@ -68,7 +72,7 @@ class Span(RecordTask):
         self.takes_draws = config.dropout > 0
 
     def fit(self, model: LanguageModel) -> None:
-        model.head = SpanHead(model.hidden_width)
+        model.head = SpanHead(model.hidden_width, match=self.config.match)
 
     def layout(self, records: Records, seq_len: int, *, training: bool = False) -> Layout:
         layout = SpanLayout(records, self._fields, self.config.stride, seq_len)
@@ -94,14 +98,16 @@ class Span(RecordTask):
         """float32 (B, T, 2): -inf but for tokens of the text and the place of no answer."""
         hidden = hidden_of(model, batch, draws, self._eos_id)
         assert batch.lengths is not None
-        places = torch.arange(hidden.shape[1], device=hidden.device)
-        is_text = (places >= batch.targets[:, 2:]) & (places < batch.lengths.unsqueeze(1))
+        places, begins = torch.arange(hidden.shape[1], device=hidden.device), batch.targets[:, 2]
+        is_text = (places >= begins.unsqueeze(1)) & (places < batch.lengths.unsqueeze(1))
         may_be = is_text | (places == NO_ANSWER)
-        scores = model.head(dropout(hidden, self.config.dropout, batch.draws, HEAD_SITE)).float()
+        scores = model.head(dropout(hidden, self.config.dropout, batch.draws, HEAD_SITE), begins).float()
         return scores.masked_fill(~may_be.unsqueeze(2), -torch.inf)
 
     def head_for_exchange(self, model: LanguageModel) -> TaskHead | None:
         assert isinstance(model.head, SpanHead)
+        if self.config.match:
+            raise UserError("task.match: transformers has no such head; a reader without it is exported")
         return TaskHead(self.config.kind, state_of(model.head.out), self.outputs)
 
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
