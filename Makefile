@@ -38,8 +38,8 @@ lint: setup             ## ruff and mypy
 	MYPYPATH=build/types .venv/bin/python -m mypy -p hvdlm
 	.venv/bin/python -m mypy scripts
 
-unit: setup             ## tests of one process, two at a time
-	$(PYTEST) -n 2 --dist worksteal tests --ignore=tests/parallel --ignore=tests/slurm --ignore=tests/hosts
+unit: setup             ## tests of one process, two at a time, a thread each
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist worksteal tests --ignore=tests/parallel --ignore=tests/slurm --ignore=tests/hosts
 
 parallel: setup         ## tests on 1 to 8 MPI ranks, Horovod included; on a real SLURM and on separate hosts where they can be had
 	$(PYTEST) tests/parallel tests/slurm tests/hosts
