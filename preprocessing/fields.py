@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -29,6 +29,8 @@ BETWEEN_BLANKS = re.compile(r"\S+")
 
 class FieldConfig(Section):
     """A field of a record: `NAME: {type: …}`."""
+
+    short: ClassVar[str] = "type"
 
     type: FieldType = Field(
         description="text: what is read; pair: a second text; label: a class; labels: one of each word of the text;"

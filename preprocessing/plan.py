@@ -72,7 +72,7 @@ class PreprocessConfig(Section):
     text_key: str = Field("text", description="key (json) or column (tables) of the text; a.b is b inside a")
     id_key: str | None = Field(None, description="key or column of a document's id, kept in the shards")
     label_key: str | None = Field(None, description="key or column of a document's label, kept in the shards")
-    fields: dict[str, Annotated[records.FieldConfig, BeforeValidator(by_name("type"))]] = Field(
+    fields: dict[str, Annotated[records.FieldConfig, BeforeValidator(by_name(records.FieldConfig.short))]] = Field(
         {}, description="of labelled records, in place of text_key: what each holds, NAME: TYPE or as below"
     )
     separator: str | None = Field(None, description="what stands between documents of format: separated")

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from hvdlm.config.faults import Origin, explain
 from hvdlm.config.reading import NULLS, collection, fit
-from hvdlm.config.sections import Section, sections_of, union_of
+from hvdlm.config.sections import Section, sections_of, short_of, union_of
 from hvdlm.config.written import Fault, Written, compose, read
 from hvdlm.errors import UserError
 
@@ -46,7 +46,7 @@ def validate(
     overridden: dict[Key, str] = {}
     for override in overrides:
         key, value = _parse(override)
-        values = _assigned(model, values, key, value, override)
+        values = _assigned(model, _written_out(model, values, key), key, value, override)
         overridden.pop(key, None)
         overridden[key] = override
     source = Origin(origin, node, overridden)
@@ -85,6 +85,16 @@ def _typed(value: str) -> Written:
         if isinstance(node, yaml.ScalarNode) and node.end_mark.index == len(value):
             return Written(node.value, "quoted")
     return Written(value, "typed")
+
+
+def _written_out(model: type[Section], values: dict[str, Any], key: Key) -> dict[str, Any]:
+    """`fields: {label: label}` as `fields: {label: {type: label}}` where an override goes on below that name."""
+    short, named = short_of(model.model_fields.get(key[0])), values.get(key[0])
+    if not short or len(key) < 3 or not isinstance(named, dict):
+        return values
+    below = named.get(key[1])
+    below = collection(below) if isinstance(below, Written) else below
+    return {**values, key[0]: {**named, key[1]: {short: below}}} if isinstance(below, str) else values
 
 
 def _assigned(

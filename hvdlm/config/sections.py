@@ -22,6 +22,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     other_names: ClassVar[Mapping[str, str]] = {}  # of keys, as other tools call them: for messages alone
+    short: ClassVar[str] = ""  # in a mapping of sections: the key that a mere value stands for, as of `label: label`
 
 
 T = TypeVar("T")
@@ -123,6 +124,11 @@ def has_names(field: FieldInfo) -> bool:
     """Whether it is a mapping of sections, by names that the user chooses."""
     is_mapping = any(typing.get_origin(option) is dict for option in options_of(field.annotation))
     return is_mapping and bool(items_of(field))
+
+
+def short_of(field: FieldInfo | None) -> str:
+    """The key that a mere value stands for under a name of the mapping in a field; "" where it is none of sections."""
+    return items_of(field)[0].short if field is not None and has_names(field) else ""
 
 
 FREE = "free on resume"
