@@ -283,6 +283,8 @@ def _checked(place: Any, key: str, text: str) -> Place:
     if not (isinstance(place, list | tuple) and len(place) == 2 and all(map(_is_place, place))):
         raise Refused(f"{key!r}: {place!r} is not [start, stop]")
     start, stop = place
+    if start == stop:
+        raise Refused(f"{key!r}: [{start}, {stop}) is empty; an empty list says that there is no answer")
     if not 0 <= start < stop <= len(text):
         raise Refused(f"{key!r}: [{start}, {stop}) is outside the text, which has {len(text)} characters")
     return start, stop

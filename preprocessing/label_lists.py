@@ -49,7 +49,7 @@ def find_labels(
     num_marked = 0
     if first is not None:
         if plan.config.on_error == "fail":
-            raise UserError.shared(world.on_root(lambda: _fault(plan, unknown, first, lists)))
+            raise UserError.shared(world.on_root(lambda: _fault(plan, unknown, first, lists, remedy=True)))
         with world.together():
             num_marked = sum(
                 _mark_unknown(plan.spools[number], lists, kind)
@@ -57,7 +57,8 @@ def find_labels(
             )
         num_marked = sum(world.gather(num_marked))
         if world.rank == 0:
-            log.warning("%s with a label that train lacks left out", counted(num_marked, "record"))
+            example = _fault(plan, unknown, first, lists, remedy=False)
+            log.warning("%s with a label that train lacks left out, such as %s", counted(num_marked, "record"), example)
     told = {name: {"labels": tuple(labels), "labels_digest": labels_digest(labels)} for name, labels in lists.items()}
     return {name: field.model_copy(update=told.get(name, {})) for name, field in fields.items()}, num_marked
 
@@ -104,6 +105,8 @@ def _fault(
     unknown: Mapping[str, Mapping[str, tuple[int, int]]],
     first: tuple[int, int],
     lists: Mapping[str, Sequence[str]],
+    *,
+    remedy: bool,
 ) -> str:
     name, label = next((n, label) for n, of in unknown.items() for label, place in of.items() if place == first)
     path = plan.spools[first[0]]
@@ -111,10 +114,10 @@ def _fault(
         position, part = spool["places"][first[1]].tolist()
     place = line_or_place(position, plan.units[unit_of(path)].parts[part], plan.config.read_options)
     known = ", ".join(lists[name][:8]) + (", …" if len(lists[name]) > 8 else "")
-    return (
-        f"{one_line(place)}: {name}: {label!r} is no label of train ({known}); mend it, or list all labels as"
-        f" fields.{name}.labels (on_error: skip would pass over it)"
-    )
+    fault = f"{one_line(place)}: {name}: {label!r} is no label of train ({known})"
+    if not remedy:
+        return fault
+    return f"{fault}; mend it, or list all labels as fields.{name}.labels (on_error: skip would pass over it)"
 
 
 def _mark_unknown(path: Path, lists: Mapping[str, Sequence[str]], kind: int) -> int:

@@ -32,7 +32,8 @@ def lines_of(
 def _given(records: Records, name: str, record: int, tokenizer: Tokenizer, num_begins: int) -> Any:
     field = records.fields[name]
     if field.type == "number":
-        return records.values(name, record).tolist()[0]
+        value = float(records.values(name, record)[0])
+        return int(value) if value.is_integer() else value
     if field.raw:
         return records.texts(name, record)[0]
     ids = records.ids(name, record)

@@ -129,11 +129,14 @@ def _divided(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 def roc_auc(gold: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
     """Of classes (n,) and scores: (n,) of class 1, or (n, K) of all, which are averaged one against the rest.
 
+    Of labels, bool (n, K), of which a record may have several, each is judged by itself and the mean taken.
+
     A class that no record has, or that all have, is left out; NaN where none is left. The interval is DeLong's (1988),
     which is a point where the scores part the classes without a mistake.
     """
     by_class = {1: scores} if scores.ndim == 1 else dict(enumerate(scores.T))
-    parts = [_area(gold == number, one) for number, one in by_class.items() if 0 < (gold == number).sum() < len(gold)]
+    cases = [(gold == number if gold.ndim == 1 else gold[:, number], one) for number, one in by_class.items()]
+    parts = [_area(is_there, one) for is_there, one in cases if 0 < is_there.sum() < len(gold)]
     if not parts:
         return {"roc_auc": math.nan, "roc_auc_interval": (math.nan, math.nan)}
     value = sum(area for area, _ in parts) / len(parts)

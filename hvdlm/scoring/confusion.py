@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 from hvdlm.errors import UserError
 from hvdlm.scoring.intervals import ratio
 from hvdlm.tables import shortened, table
+
+log = logging.getLogger("hvdlm")
 
 WIDTH = 80  # columns of a terminal
 NAME_WIDTH = 16  # of a label; a longer one is cut
@@ -91,6 +94,7 @@ def draw(matrix: np.ndarray, labels: Sequence[str], path: Path) -> None:
     families = _families()
     names = [shortened(label, 2 * NAME_WIDTH) for label in labels]
     if not _can_write("".join(names), families):
+        log.warning("%s: no font here can write these labels; 1 to %d stand for them, in their order", path, len(names))
         names = [str(place) for place in range(1, len(names) + 1)]
     has_counts, longest = len(names) <= MOST_COUNTED, max(map(_width, names), default=0)
     size = max(3.5, (0.42 if has_counts else 0.22) * len(names) + 0.09 * longest + 0.8)  # inches
@@ -98,7 +102,7 @@ def draw(matrix: np.ndarray, labels: Sequence[str], path: Path) -> None:
         figure = Figure(figsize=(size, size), layout="constrained")
         axes = figure.add_subplot()
         shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axes.set_xticks(range(len(names)), names, rotation=90 if len(names) * longest > 30 else 0)
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(labelsize=10 if has_counts else 8)
@@ -108,6 +112,8 @@ def draw(matrix: np.ndarray, labels: Sequence[str], path: Path) -> None:
             for (row, column), times in np.ndenumerate(matrix):
                 color = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, str(times) if times else "", ha="center", va="center", color=color, fontsize=7)
+        else:
+            figure.colorbar(image, label="share of the gold class", shrink=0.6)
         try:
             figure.savefig(path, dpi=min(150, MOST_PIXELS / size))
         except ValueError as error:  # a suffix that matplotlib does not know

@@ -95,11 +95,11 @@ class SeveralClasses(Goal):
 
     def judged(self, records: Records, logits: np.ndarray, *, lines: bool) -> Judged:
         gold, found = self.goals(records).astype(bool), logits > 0  # of log-odds: a share above one half
-        areas = [scoring.roc_auc(gold[:, k].astype(np.int64), logits[:, k])["roc_auc"] for k in range(self.outputs)]
-        known = [area for area in areas if np.isfinite(area)]
-        figures = {**scoring.label_figures(scoring.label_rows(gold, found), self.labels), "labels": self.labels}
-        if known:
-            figures["roc_auc"] = sum(known) / len(known)
+        figures = {
+            **scoring.label_figures(scoring.label_rows(gold, found), self.labels),
+            **scoring.roc_auc(gold, logits),
+            "labels": self.labels,
+        }
         names = np.array(self.labels, dtype=object)
         told = [
             {"labels": names[truth].tolist(), "predicted": names[row].tolist()}

@@ -13,6 +13,7 @@ from hvdlm.tasks.interface import more
 from hvdlm.tasks.records import Judged
 
 OUTSIDE = "O"
+PARTS = ("", "_interval")  # of a figure's name
 OF_SPANS = more("f1", "accuracy", "precision", "recall", *(f"{name}_conlleval" for name in spans.FIGURES))
 OF_LABELS = more("accuracy", "f1_macro", "f1_weighted")
 
@@ -62,7 +63,9 @@ def _of_spans(task: Tagging, tags: Sequence[tuple[list[str], list[str]]]) -> dic
         items = [[_items(part, task.scheme, reading, is_srl=task.is_srl) for part in pair] for pair in tags]
         counts = [spans.count(truth, found, kinds) for truth, found in items]
         figures = spans.figures(np.stack(counts), kinds)
-        told |= {f"{name}{ending}": figures[name] for name in spans.FIGURES} if ending else figures
+        if ending:  # in all, not by type
+            figures = {f"{name}{ending}{part}": figures[name + part] for name in spans.FIGURES for part in PARTS}
+        told |= figures
     return told
 
 
@@ -76,4 +79,4 @@ def _of_labels(task: Tagging, gold: Sequence[np.ndarray], found: Sequence[np.nda
     num = len(task.labels)
     truth, predicted = np.concatenate([*gold]), np.concatenate([*found])
     figures = classification.class_figures(classification.confusion(truth, predicted, num + 1), task.labels)
-    return {name: figures[name] for name in ("f1_macro", "f1_macro_interval", "f1_weighted", "majority")}
+    return {name + part: figures[name + part] for name in ("f1_macro", "f1_weighted", "majority") for part in PARTS}

@@ -47,7 +47,8 @@ class Taken:
     def __str__(self) -> str:
         parts = [f"{counted(len(self.whole) + len(self.cut), 'tensor')} taken"]
         parts += [f"of {', '.join(self.cut)} the rows of this vocabulary"] if self.cut else []
-        parts += [f"{', '.join(self.new_head)} begin anew"] if self.new_head else []
+        verb = "begins" if len(self.new_head) == 1 else "begin"
+        parts += [f"{', '.join(self.new_head)} {verb} anew"] if self.new_head else []
         return "; ".join(parts)
 
 
