@@ -20,6 +20,7 @@ from hvdlm.scoring.text import (
     rouge_tokens,
     translation_figures,
 )
+from hvdlm.tasks.text_figures import of_answers
 
 ENGLISH = ["the", "a", "cat", "dog", "sat", "on", "mat,", "and", "then", "it", "ran", "away", "home.", "Why?", "(so)"]
 CHINESE = list("我们今天去公园散步，天气很好。他说：“不错！”BERT 2018")
@@ -204,3 +205,12 @@ def test_the_best_of_several_answers_counts():
     assert told["exact_match_interval"][0] < 0.5 and told["exact_match_interval"][1] == 1.0
     rows = answer_rows(["paris", "x"], [["Paris"], ["y"]], "en")
     assert rows.tolist() == [[UNIT, UNIT], [0, 0]]
+
+
+def test_questions_with_and_without_an_answer_are_judged_apart_too():
+    """As SQuAD 2's script: a word for none is wrong, no word for one is wrong."""
+    found = of_answers(["a cat", "", "dog", ""], [["cat"], ["bird"], [""], [""]], "en", lines=False).figures
+    assert (found["exact_match"], found["num_answerable"], found["num_unanswerable"]) == (0.5, 2, 2)
+    assert (found["answerable_exact_match"], found["unanswerable_exact_match"]) == (0.5, 0.5)
+    assert found["answerable_exact_match_interval"][0] < 0.5 < found["answerable_exact_match_interval"][1]
+    assert "num_answerable" not in of_answers(["cat"], [["cat"]], "en", lines=False).figures

@@ -16,8 +16,21 @@ METRICS: dict[str, Score] = {"bleu": translation_figures, "rouge": rouge_figures
 
 
 def of_answers(written: Sequence[str], gold: Sequence[Sequence[str]], language: str, *, lines: bool) -> Judged:
-    """Answers that were found in a text, each with its gold ones, of which "" says that there is none."""
-    return of_texts(written, gold, language, ["exact_match"], lines=lines)
+    """Answers that were found in a text, each with its gold ones, of which "" says that there is none.
+
+    Where some have none, both kinds are judged by themselves too, as by the script of SQuAD 2.
+    """
+    judged = of_texts(written, gold, language, ["exact_match"], lines=lines)
+    has_answer = ["" not in answers for answers in gold]
+    if len(set(has_answer)) < 2:
+        return judged
+    figures = dict(judged.figures)
+    for kind, wanted in (("answerable", True), ("unanswerable", False)):
+        chosen = [record for record, there in enumerate(has_answer) if there == wanted]
+        found = answer_figures([written[n] for n in chosen], [gold[n] for n in chosen], language)
+        figures[f"num_{kind}"] = len(chosen)
+        figures |= {f"{kind}_{name}": value for name, value in found.items()}
+    return Judged(figures, judged.lines)
 
 
 def of_texts(
