@@ -145,7 +145,8 @@ class TokenizerConfig(Section):
             value = getattr(self, key)
             if key not in kind.keys and value != type(self).model_fields[key].default and (key, value) != ("bos", NONE):
                 readers = [name for name, other in TOKENIZERS.items() if key in other.keys]
-                raise ValueError(f"{key} is for kind: {' or '.join(readers)}, not {self.kind}")
+                told = f"{key} is for kind: {' or '.join(readers)}, not {self.kind}"
+                raise ValueError(f"{told}; leave it out, as tokenizer={{kind: {self.kind}}} does")
         if kind.source == "fixed" and self.path is not None:
             raise ValueError(f"the {self.kind} tokenizer has no file; remove path or use kind: bpe")
         if self.path is None and self.vocab_size < kind.min_vocab_size:
