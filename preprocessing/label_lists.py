@@ -56,8 +56,8 @@ def find_labels(
                 for number in range(world.rank, len(plan.spools), world.size)
             )
         num_marked = sum(world.gather(num_marked))
+        example = world.on_root(lambda: _fault(plan, unknown, first, lists, remedy=False))
         if world.rank == 0:
-            example = _fault(plan, unknown, first, lists, remedy=False)
             log.warning("%s with a label that train lacks left out, such as %s", counted(num_marked, "record"), example)
     told = {name: {"labels": tuple(labels), "labels_digest": labels_digest(labels)} for name, labels in lists.items()}
     return {name: field.model_copy(update=told.get(name, {})) for name, field in fields.items()}, num_marked
