@@ -94,7 +94,9 @@ def draw(matrix: np.ndarray, labels: Sequence[str], path: Path) -> None:
     families = _families()
     names = [shortened(label, 2 * NAME_WIDTH) for label in labels]
     if not _can_write("".join(names), families):
-        log.warning("%s: no font here can write these labels; 1 to %d stand for them, in their order", path, len(names))
+        told = ", ".join(f"{place} {name}" for place, name in enumerate(names[:MOST_CLASSES], 1))
+        more = ", …" if len(names) > MOST_CLASSES else ""
+        log.warning("%s: no font here can write these labels; numbers stand for them: %s%s", path, told, more)
         names = [str(place) for place in range(1, len(names) + 1)]
     has_counts, longest = len(names) <= MOST_COUNTED, max(map(_width, names), default=0)
     size = max(3.5, (0.42 if has_counts else 0.22) * len(names) + 0.09 * longest + 0.8)  # inches
