@@ -16,7 +16,7 @@ from .fence import found_in, line_of, reason_of, refused
 from .filters import make_filter
 from .pii import make_masker
 from .plan import PreprocessConfig, Unit
-from .readers import format_of
+from .readers import first_of_formats
 
 log = logging.getLogger("hvdlm")
 
@@ -127,10 +127,7 @@ def check_first_records(config: PreprocessConfig, inputs: Mapping[str, Sequence[
     """Of labelled records the first of each split and format: UserError before any work, as where it lacks a key."""
     pipeline = Pipeline(config, is_quiet=True)
     for split, paths in inputs.items():
-        first: dict[str, str] = {}
-        for path in paths:
-            first.setdefault(format_of(path, config.format), path)
-        for path in first.values():
+        for path in first_of_formats(paths, config.format).values():
             unit = Unit(0, (Part(path, 0, None),), 0, split)
             found = next(pipeline.documents(unit, Counter()), None)
             if found is None and len(paths) == 1 and not pipeline.bad:

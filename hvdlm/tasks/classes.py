@@ -32,8 +32,8 @@ class Goal(ABC):
         self.outputs = len(self.labels)
 
     @abstractmethod
-    def goals(self, records: Records) -> np.ndarray:
-        """Of all records, as columns of the examples: int64 (n, columns)."""
+    def goals(self, records: Records, chosen: np.ndarray) -> np.ndarray:
+        """Of the chosen records (n,), as columns of the examples: int64 (n, columns)."""
 
     @abstractmethod
     def losses(self, logits: Tensor, goals: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
@@ -43,6 +43,10 @@ class Goal(ABC):
     def judged(self, records: Records, logits: np.ndarray, *, lines: bool) -> Judged:
         """Of logits float32 (n, outputs) of all records."""
 
+    def _single(self, records: Records, chosen: np.ndarray) -> np.ndarray:
+        """The one value of each chosen record (n,)."""
+        return np.concatenate([np.empty(0), *(records.values(self.name, record) for record in chosen.tolist())])
+
 
 class OneClass(Goal):
     """Cross-entropy."""
@@ -50,14 +54,14 @@ class OneClass(Goal):
     better = more("accuracy", *AVERAGES, "roc_auc") | less("calibration_error")
     problem = "single_label_classification"
 
-    def goals(self, records: Records) -> np.ndarray:
-        return records.all_values(self.name).astype(np.int64).reshape(-1, 1)
+    def goals(self, records: Records, chosen: np.ndarray) -> np.ndarray:
+        return self._single(records, chosen).astype(np.int64).reshape(-1, 1)
 
     def losses(self, logits: Tensor, goals: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
         return F.cross_entropy(logits, goals.squeeze(1), weights, label_smoothing=smoothing, reduction="none")
 
     def judged(self, records: Records, logits: np.ndarray, *, lines: bool) -> Judged:
-        gold, labels, shares = self.goals(records)[:, 0], self.labels, _softmax(logits)
+        gold, labels, shares = records.all_values(self.name).astype(np.int64), self.labels, _softmax(logits)
         found = logits.argmax(1)
         confidence = shares[np.arange(len(found)), found]
         matrix = scoring.confusion(gold, found, len(labels))
@@ -84,9 +88,10 @@ class SeveralClasses(Goal):
         super().__init__(name, field)
         self.columns = self.outputs
 
-    def goals(self, records: Records) -> np.ndarray:
-        found = np.zeros((len(records), self.outputs), dtype=np.int64)
-        found[np.repeat(np.arange(len(records)), records.num_values(self.name)), records.all_values(self.name)] = 1
+    def goals(self, records: Records, chosen: np.ndarray) -> np.ndarray:
+        found = np.zeros((len(chosen), self.outputs), dtype=np.int64)
+        for row, record in zip(found, chosen.tolist(), strict=True):
+            row[records.values(self.name, record)] = 1
         return found
 
     def losses(self, logits: Tensor, goals: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
@@ -94,7 +99,8 @@ class SeveralClasses(Goal):
         return (each if weights is None else each * weights).sum(1)
 
     def judged(self, records: Records, logits: np.ndarray, *, lines: bool) -> Judged:
-        gold, found = self.goals(records).astype(bool), logits > 0  # of log-odds: a share above one half
+        gold = self.goals(records, np.arange(len(records))).astype(bool)
+        found = logits > 0  # of log-odds: a share above one half
         figures = {
             **scoring.label_figures(scoring.label_rows(gold, found), self.labels),
             **scoring.roc_auc(gold, logits),
@@ -118,8 +124,8 @@ class Number(Goal):
         super().__init__(name, field)
         self.outputs = 1
 
-    def goals(self, records: Records) -> np.ndarray:
-        return records.all_values(self.name).astype("<f8").view("<i8").reshape(-1, 1)
+    def goals(self, records: Records, chosen: np.ndarray) -> np.ndarray:
+        return self._single(records, chosen).astype("<f8").view("<i8").reshape(-1, 1)
 
     def losses(self, logits: Tensor, goals: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
         return (logits.squeeze(1) - goals.squeeze(1).contiguous().view(torch.float64).float()).square()

@@ -73,7 +73,7 @@ class Classify(RecordTask):
     def layout(self, records: Records, seq_len: int, *, training: bool = False) -> Layout:
         if self.config.class_weights == "balanced" and training:
             self._weights = torch.from_numpy(balanced_weights(records, self.goal)).float()
-        return ClassifyLayout(records, self.goal.goals(records), self._texts, seq_len)
+        return ClassifyLayout(records, self.goal.goals, self._texts, seq_len)
 
     def batch(self, ids: Tensor, context: Tensor | None, draws: Draws | None, *, training: bool) -> Batch:
         goals, tokens = ids[:, : self.goal.columns], ids[:, self.goal.columns :]

@@ -62,13 +62,12 @@ class Span(RecordTask):
         context.objective.refuse_all_but((), config.kind)
         vocabulary, fields = context.vocabulary, context.fields
         self.config, self._eos_id = config, vocabulary.eos_id
-        self.text = field_of(fields, None, ("text",), "text") or ""
+        text = field_of(fields, None, ("text",), "text") or ""
         question = field_of(fields, config.question, ("pair",), "question") or ""
-        self.answer = field_of(fields, config.answer, ("span",), "answer") or ""
-        self._fields = SpanFields(Text(question), Text(self.text, skipped=vocabulary.num_begins), self.answer)
-        self.inputs, self.raw_fields = (self.text, question), (self.text,)
-        self.fields = (*self.inputs, self.answer)
-        need_raw(fields, self.text, config.kind)
+        answer = field_of(fields, config.answer, ("span",), "answer") or ""
+        self._fields = SpanFields(Text(question), Text(text, skipped=vocabulary.num_begins), answer)
+        self.inputs, self.fields, self.raw_fields = (text, question), (text, question, answer), (text,)
+        need_raw(fields, text, config.kind)
         self.takes_draws = config.dropout > 0
 
     def fit(self, model: LanguageModel) -> None:
@@ -76,7 +75,7 @@ class Span(RecordTask):
 
     def layout(self, records: Records, seq_len: int, *, training: bool = False) -> Layout:
         layout = SpanLayout(records, self._fields, self.config.stride, seq_len)
-        without = int((records.num_values(self.answer) == 0).sum())
+        without = int((records.num_values(self._fields.answer) == 0).sum())
         if without and not self.config.may_lack:
             told = f"{count(without)} of {counted(len(records), 'record')} of {records.split}"
             layout.remark = f"{told} have no answer; task.may_lack: true learns to say so"
@@ -137,12 +136,12 @@ class Span(RecordTask):
             if score > best[record]:
                 best[record] = score
                 place = layout.characters_of(record, start + int(first), start + int(last))
-                answers[record] = records.texts(self.text, record)[0][slice(*place)]
+                answers[record] = records.texts(self._fields.text.field, record)[0][slice(*place)]
         gold = [self._gold(records, record) for record in range(len(records))]
         if self.config.may_lack:
             answers = ["" if none[n] > best[n] else answer for n, answer in enumerate(answers)]
         return of_answers(answers, [one or [""] for one in gold], self.config.language, lines=lines)
 
     def _gold(self, records: Records, record: int) -> list[str]:
-        text = records.texts(self.text, record)[0]
-        return [text[start:stop] for start, stop in records.values(self.answer, record).reshape(-1, 2).tolist()]
+        text = records.texts(self._fields.text.field, record)[0]
+        return [text[start:stop] for start, stop in records.values(self._fields.answer, record).reshape(-1, 2).tolist()]

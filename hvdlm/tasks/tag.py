@@ -65,10 +65,10 @@ class Tag(RecordTask):
         text = field_of(fields, None, ("text",), "text") or ""
         labels = field_of(fields, config.labels, ("labels",), "labels") or ""
         named = config.predicate
-        self.predicate = named if named is None else field_of(fields, named, ("number",), "predicate")
-        self.inputs = (text,) if self.predicate is None else (text, self.predicate)
+        predicate = named if named is None else field_of(fields, named, ("number",), "predicate")
+        self.inputs = (text,) if predicate is None else (text, predicate)
         self.fields = (*self.inputs, labels)
-        self._fields = TagFields(text, labels, self.predicate, vocabulary.size, vocabulary.num_begins)
+        self._fields = TagFields(text, labels, predicate, vocabulary.size, vocabulary.num_begins)
         self.outputs, self.scheme = fields[labels].labels, fields[labels].scheme
         self.better_predictions = tag_figures.OF_SPANS if self.scheme else tag_figures.OF_LABELS
         self._legal = legal_transitions(self.outputs, self.scheme) if self.scheme else None
@@ -126,7 +126,7 @@ class Tag(RecordTask):
                 "task.crf: true: transformers has no such head; train on with task.crf=false and init.from=this run,"
                 " and export that"
             )
-        if self.predicate is not None:
+        if self._fields.predicate is not None:
             raise UserError("task.predicate: transformers has no tagger that is asked about a word")
         assert isinstance(model.head, TagHead)
         return TaskHead(self.config.kind, state_of(model.head.out), self.outputs)
@@ -144,5 +144,5 @@ class Tag(RecordTask):
 
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
         gold = [records.values(self._fields.labels, record) for record in range(len(records))]
-        tagging = tag_figures.Tagging(self.outputs, self.scheme, self.predicate is not None)
+        tagging = tag_figures.Tagging(self.outputs, self.scheme, self._fields.predicate is not None)
         return tag_figures.judged(tagging, gold, predictions, lines=lines)

@@ -286,7 +286,7 @@ class Loop:
             "seconds": self.spent_s,
             "fault": self.fault,
             "updates": self.updates,
-            **({"best": best} if (best := self._candidate or self.best) else {}),
+            **({"best": best} if (best := self._best_of_all) else {}),
             "ranks": self.learner.world.size,
             "threads": torch.get_num_threads(),  # a rank; another number may change last bits
             "tokenizer_digest": manifest.tokenizer_digest,
@@ -335,10 +335,15 @@ class Loop:
         known["ending"] = self.ending or known["ending"]
         return {"run_dir": str(self.config.run_dir), "step": self.step, **known, "sync": self.learner.sync_kind}
 
+    @property
+    def _best_of_all(self) -> dict:
+        """The best so far, be its checkpoint there or about to be written."""
+        return self._candidate or self.best
+
     def _figures(self) -> dict:
         """Speed and traffic are those of the process that made the last step."""
         steps, found, losses = self.step - self.first, self.evaluation, self.learner.val_losses
-        best = self._candidate or self.best
+        best = self._best_of_all
         return {
             "ending": self.ending or "all steps",
             "loss": self.loss,

@@ -111,12 +111,17 @@ def check_formats(paths: Iterable[str], asked: str) -> None:
         log.warning("the input is of several formats: %s. If not all are data, name those that are by a glob", told)
 
 
-def fitted(fields: Fields, paths: Iterable[str], asked: str) -> Fields:
-    """Fields as the formats of these files give them; UserError for one that one of them cannot give."""
+def first_of_formats(paths: Iterable[str], asked: str) -> dict[str, str]:
+    """The first of some files in each of the formats that they have."""
     first: dict[str, str] = {}
     for path in paths:
         first.setdefault(format_of(path, asked), path)
-    for name, path in first.items():
+    return first
+
+
+def fitted(fields: Fields, paths: Iterable[str], asked: str) -> Fields:
+    """Fields as the formats of these files give them; UserError for one that one of them cannot give."""
+    for name, path in first_of_formats(paths, asked).items():
         fit = FORMATS[name].fit
         if fit is None:
             able = ", ".join(name for name, format_ in FORMATS.items() if format_.fit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -10,11 +10,13 @@ from hvdlm.data.record_batches import Layout
 from hvdlm.data.records import Records
 from hvdlm.tasks.layouts.text import Text, padded, room_for
 
+Goals = Callable[[Records, np.ndarray], np.ndarray]  # of some records (n,)
+
 
 class ClassifyLayout(Layout):
-    """`goals` int64 (n, K), then the tokens of the texts, each with its end of text."""
+    """What `goals` says of each, int64 (n, K), then the tokens of the texts, each with its end of text."""
 
-    def __init__(self, records: Records, goals: np.ndarray, texts: Sequence[Text], seq_len: int) -> None:
+    def __init__(self, records: Records, goals: Goals, texts: Sequence[Text], seq_len: int) -> None:
         self._records, self._goals, self._texts = records, goals, texts
         given = [text.lengths(records) for text in texts]
         self._kept = room_for(given, seq_len)
@@ -24,7 +26,9 @@ class ClassifyLayout(Layout):
         self.records = np.arange(len(records))
 
     def rows(self, examples: np.ndarray) -> np.ndarray:
-        return padded([np.concatenate([self._goals[record], *self._ids(record)]) for record in examples.tolist()])
+        goals = self._goals(self._records, examples)
+        rows = zip(goals, examples.tolist(), strict=True)
+        return padded([np.concatenate([goal, *self._ids(record)]) for goal, record in rows])
 
     def _ids(self, record: int) -> list[np.ndarray]:
         parts = zip(self._texts, self._kept, strict=True)
