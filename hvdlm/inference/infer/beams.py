@@ -1,0 +1,94 @@
+"""The likeliest continuations of the prompts of a unit, by beam search."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hvdlm.data.records import stacked
+from hvdlm.decoding import Decoding, Hypothesis, decode
+from hvdlm.errors import UserError
+from hvdlm.inference.engine import never
+from hvdlm.inference.infer.lines import Line, Unit, id_of
+from hvdlm.inference.infer.wanted import OF_DRAWING, Wanted
+from hvdlm.inference.infer.work import Tell, Values, Work, nats
+from hvdlm.inference.infer.writing import Prompt, Prompts, prompt_of
+from hvdlm.inference.load import Loaded, context_of
+from hvdlm.inference.texts import TextWriter
+from hvdlm.tokenizer import Tokenizer
+
+
+class Searching(Work):
+    """The best `choices` of so many beams."""
+
+    counted = ("tokens read", "tokens written")
+
+    def __init__(self, loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted) -> None:
+        if name := wanted.among(*OF_DRAWING, "logprobs", "echo"):
+            raise UserError(f"{name}: is of texts that are drawn, --beams searches; leave one out")
+        self._beams = wanted.beams or 1
+        if wanted.choices > self._beams:
+            raise UserError(f"--n: {wanted.choices} texts are more than --beams {self._beams} find; raise --beams")
+        self._loaded, self._tokenizer, self._wanted = loaded, tokenizer, wanted
+        self._prompts = Prompts(loaded, tokenizer, max_tokens=wanted.texts.max_tokens, slides=False)
+        self._never = never(loaded.model, loaded.vocabulary)
+
+    def check(self, values: Values) -> None:
+        prompt_of(values)
+
+    def lines(self, unit: Unit, given: Sequence[Line], tell: Tell) -> tuple[list[dict[str, Any]], Counter[str]]:
+        prompts = [self._prompts.read(line.values) for line in given]
+        found: list[list[Hypothesis]] = [[] for _ in prompts]
+        for group, most in self._groups(prompts):
+            ids = [np.array(prompts[place].ids) for place in group]
+            lengths = torch.tensor([len(own) for own in ids])
+            rows = torch.from_numpy(stacked(ids, int(lengths.max()), 0))
+            how = Decoding(most, self._loaded.vocabulary.eos_id, beams=self._beams, never=self._never)
+            for place, best in zip(group, decode(self._loaded.model, rows, lengths, how), strict=True):
+                found[place] = best[: self._wanted.choices]
+            tell(int(lengths.sum()), sum(len(best.ids) for place in group for best in found[place]))
+        counts = Counter[str]({f"finish_{reason}": 0 for reason in ("stop", "length")})
+        lines = [
+            self._line(unit.first + place, *entry, counts)
+            for place, entry in enumerate(zip(given, prompts, found, strict=True))
+        ]
+        return lines, counts
+
+    def _groups(self, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], int]]:
+        """Prompts of about one length that are searched together, and how many tokens there is room for."""
+        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place].ids))
+        rooms: dict[int, list[int]] = {}
+        for place in order:
+            rooms.setdefault(self._room(prompts[place]), []).append(place)
+        for most, places in rooms.items():
+            for start in range(0, len(places), self._wanted.rows):
+                yield places[start : start + self._wanted.rows], most
+
+    def _room(self, prompt: Prompt) -> int:
+        most, context = self._wanted.texts.max_tokens, context_of(self._loaded)
+        if context is None:
+            return most
+        return min(most, context if self._loaded.model.reads_source else max(1, context - len(prompt.ids)))
+
+    def _line(
+        self, index: int, line: Line, prompt: Prompt, found: list[Hypothesis], counts: Counter[str]
+    ) -> dict[str, Any]:
+        choices = [self._choice(prompt, one) for one in found]
+        counts.update(f"finish_{choice['finish_reason']}" for choice in choices)
+        counts["truncated"] += prompt.num_cut > 0
+        counts["prompt_tokens"] += len(prompt.ids)
+        counts["written_tokens"] += sum(choice["num_tokens"] for choice in choices)
+        texts = choices[0] if self._wanted.choices == 1 else {"choices": choices}
+        return {**id_of(line.values), "index": index, **texts, "truncated": prompt.num_cut}
+
+    def _choice(self, prompt: Prompt, found: Hypothesis) -> dict[str, Any]:
+        before = () if self._loaded.task.continues_whole else prompt.own
+        writer = TextWriter(self._tokenizer, before, self._wanted.texts.stops)
+        text = "".join([*map(writer.take, found.ids), writer.finish()])
+        reason = "stop" if found.ended or writer.is_stopped else "length"
+        told = {"text": text, "finish_reason": reason, "num_tokens": len(found.ids)}
+        return {**told, "log_prob": nats(found.log_prob), "score": nats(found.score)}

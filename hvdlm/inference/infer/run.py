@@ -1,0 +1,185 @@
+"""`hvdlm infer`: units of a file's records to parts of an output by whichever rank is free, then all parts to one file.
+
+What is written depends on the file, the model and the settings alone, to the last byte: a record's texts have a seed of
+their own, and what is computed together is of one unit, which knows no rank. So the same command goes on after a kill,
+on any number of ranks. Each rank computes with so many threads as it is told, one if it is not: sums of another number
+of threads may be rounded otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hvdlm import __version__, checkpoint
+from hvdlm.errors import UserError
+from hvdlm.files import locked, make_ready
+from hvdlm.inference.infer import parts
+from hvdlm.inference.infer.answers import Answering
+from hvdlm.inference.infer.beams import Searching
+from hvdlm.inference.infer.lines import look_through, read_unit
+from hvdlm.inference.infer.parts import Plan
+from hvdlm.inference.infer.scores import Scoring
+from hvdlm.inference.infer.summary import Share, summary_of
+from hvdlm.inference.infer.wanted import Wanted
+from hvdlm.inference.infer.work import Work
+from hvdlm.inference.infer.writing import Writing
+from hvdlm.inference.load import Loaded, load_checkpoint_model, tokenizer_of
+from hvdlm.session.stop import BatchJob, stop_flag
+from hvdlm.session.work_queue import PhaseTimer, Tasks, WorkQueue
+from hvdlm.tables import counted
+from hvdlm.tokenizer import Tokenizer
+from hvdlm.world.interface import World
+from hvdlm.world.place import find_place
+
+log = logging.getLogger("hvdlm")
+
+LOCK = ".lock"  # held while a job writes
+TELL_S = 0.2  # how often a rank tells what it has done, and looks whether it shall stop
+THREADS = "train.threads=1"
+
+
+def infer(  # noqa: PLR0913 - a model, a file and what is asked; where and how it runs
+    target: Path,
+    overrides: tuple[str, ...],
+    source: Path,
+    out: Path,
+    wanted: Wanted,
+    world: World,
+    batch_job: BatchJob = BatchJob(),  # noqa: B008 - frozen
+) -> dict[str, Any]:
+    """What a checkpoint's model makes of each record of `source`, into `out`; the summary, equal on all ranks.
+
+    Raises StoppedOnRequest on all ranks when one was asked to stop; finished units stay.
+    """
+    timer = PhaseTimer()
+    path = world.on_root(lambda: checkpoint.resolve(target))
+    place = find_place(world)
+    with timer.phase("load"), world.together():
+        loaded = load_checkpoint_model(path, (THREADS, *overrides), place)
+        tokenizer = tokenizer_of(path, loaded.state)
+        work = work_for(loaded, tokenizer, wanted, source, path)
+    with ExitStack() as stack:
+        with timer.phase("plan"):
+            plan = world.on_root(lambda: _plan(source, out, work, loaded, wanted, overrides))
+        if isinstance(plan, dict):
+            if world.rank == 0:
+                log.info("%s is complete already: %s", out, counted(plan["num_records"], "record"))
+            return plan
+        with world.together():
+            plan.work.mkdir(parents=True, exist_ok=True)
+            if world.rank == 0:
+                stack.enter_context(locked(plan.work / LOCK))
+        stop = stack.enter_context(stop_flag(plan.work, world, batch_job))
+        with timer.phase("plan"):
+            plan = _without_damaged(world.on_root(lambda: parts.begin(plan)), world)
+        queue = WorkQueue(plan.halt, str(out), world, stop, timer)
+        done = _run(plan, work, queue)
+        return _end(plan, queue, work, done, {"step": loaded.state["step"], "checkpoint": str(path)})
+
+
+def work_for(loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted, source: Path, path: Path) -> Work:
+    """What a model is asked for; UserError where it cannot do that."""
+    if loaded.config.task.reads_records:
+        return Answering(loaded, tokenizer, wanted, source)
+    if wanted.scores:
+        return Scoring(loaded, tokenizer, wanted)
+    loaded.check_writes(path)
+    if wanted.beams:
+        return Searching(loaded, tokenizer, wanted)
+    return Writing(loaded, tokenizer, wanted)
+
+
+def _plan(
+    source: Path, out: Path, work: Work, loaded: Loaded, wanted: Wanted, overrides: tuple[str, ...]
+) -> Plan | dict[str, Any]:
+    """What is to be done, or the summary of what is done already. On rank 0."""
+    if out.suffix in (".gz", ".zst", ".bz2", ".xz"):
+        raise UserError(f"--out {out}: lines are written as they are; name it without {out.suffix}")
+    make_ready("--out", out)
+    found = look_through(source, work.check, wanted.rows)
+    if out.exists() and out.samefile(source):
+        raise UserError(f"--out {out}: is the input; name another file")
+    if found.num_blank:
+        log.info("%s: %s passed over", source, counted(found.num_blank, "blank line"))
+    settings = {
+        parts.INPUT: found.sha256,
+        "checkpoint": _weights_in(loaded.state),
+        "overrides": [word for word in overrides if word != THREADS],
+        "task": loaded.config.task.kind,
+        "threads": loaded.config.train.threads,
+        "precision": loaded.config.train.precision,
+        **wanted.settings,
+        "hvdlm": __version__,
+        "torch": torch.__version__,
+    }
+    return parts.finished(out, settings) or Plan(found, out, settings)
+
+
+def _weights_in(state: dict[str, Any]) -> dict[str, str]:
+    """Digests of what a model is loaded from."""
+    return {name: facts["sha256"] for name, facts in sorted(state["files"].items()) if "optimizer" not in name}
+
+
+def _without_damaged(plan: Plan, world: World) -> Plan:
+    """The plan in which units are done again whose parts are not as an earlier start saved them. Collective."""
+    done = sorted({unit.number for unit in plan.source.units}.difference(plan.todo))
+    if not done:
+        return plan
+    if world.rank == 0:
+        log.info("%s: %s of an earlier start", plan.work, counted(len(done), "unit"))
+    with world.together():
+        damaged = parts.damaged(plan, done[world.rank :: world.size])
+    again = sorted(unit for units in world.gather(damaged) for unit in units)
+    if again and world.rank == 0:
+        log.warning("%s: %s changed since; done again", plan.work, counted(len(again), "unit"))
+    world.on_root(lambda: parts.discard(plan, again))
+    return replace(plan, todo=tuple(sorted((*plan.todo, *again))))
+
+
+def _run(plan: Plan, work: Work, queue: WorkQueue) -> list[int]:
+    """All units that are to be done; what this rank has done since, in the order of `work.counted`."""
+    total = sum(plan.source.units[number].num_records for number in plan.todo)
+    done, told, last = [0] * len(work.counted), [0] * len(work.counted), time.monotonic()
+
+    def tell(*amounts: int) -> None:
+        nonlocal last
+        for counter, amount in enumerate(amounts):
+            done[counter] += amount
+        if time.monotonic() - last >= TELL_S:
+            last = time.monotonic()
+            since = [now - before for now, before in zip(done, told, strict=True)]
+            told[:] = done
+            queue.count(*since)
+
+    def infer_unit(number: int) -> int:
+        unit = plan.source.units[number]
+        lines, counts = work.lines(unit, read_unit(plan.source, unit), tell)
+        assert len(lines) == unit.num_records, "a line a record"
+        parts.write_part(plan.part(number), lines, counts)
+        return unit.num_records
+
+    if plan.todo:
+        queue.run(Tasks("infer", plan.todo, infer_unit, total, "records", counted=work.counted))
+    return done
+
+
+def _end(plan: Plan, queue: WorkQueue, work: Work, done: list[int], of_model: dict[str, Any]) -> dict[str, Any]:
+    """The output and its summary, from all parts. Collective."""
+    world = queue.world
+    shares = world.gather(Share(done, dict(work.seconds), queue.timer.seconds))
+
+    def conclude() -> dict[str, Any]:
+        sha256, counts = parts.assemble(plan)
+        wall_s = round(time.monotonic() - queue.timer.start, 3)
+        summary = summary_of(plan, work.counted, shares, counts, sha256) | of_model | {"wall_s": wall_s}
+        parts.finish(plan, summary)
+        return summary
+
+    return world.on_root(conclude)

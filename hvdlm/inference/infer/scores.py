@@ -1,0 +1,114 @@
+"""How likely texts are that stand in a file, or what follows their prompts (`--score`)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from hvdlm.errors import UserError
+from hvdlm.inference.engine import Token
+from hvdlm.inference.infer.lines import Line, Unit, id_of, text_at
+from hvdlm.inference.infer.wanted import OF_DRAWING, Wanted
+from hvdlm.inference.infer.work import Tell, Values, Work, nats, told_of
+from hvdlm.inference.infer.writing import prompt_of
+from hvdlm.inference.likelihood import Judge, Likelihood, Text, num_cut, pair_of
+from hvdlm.inference.load import Loaded
+from hvdlm.tokenizer import Tokenizer
+
+OF_TEXTS = ("max_tokens", "stops", "choices", "beams", *OF_DRAWING)
+FOLLOWS = ("completion", "continuation")  # keys of what is scored after a prompt
+
+
+class Scoring(Work):
+    """Log-probabilities in nats: of a text and of its end, or of what follows a prompt, whose end does not count."""
+
+    counted = ("tokens scored",)
+
+    def __init__(self, loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted) -> None:
+        names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty")
+        if name := wanted.among(
+            *names, "frequency_penalty", "logit_bias", "seed", "stops", "slides", "choices", "beams"
+        ):
+            raise UserError(f"{name}: is of texts that are written, --score reads; leave one out")
+        self._tokenizer, self._wanted = tokenizer, wanted
+        self._vocabulary, self._judge = loaded.vocabulary, Judge(loaded, batch=wanted.rows)
+        if not self._judge.is_by_token and wanted.logprobs is not None:
+            raise UserError("--logprobs: this model has a bound for a text as a whole, none for a token; leave it out")
+
+    def check(self, values: Values) -> None:
+        prompt_of(values)
+        name = _follows(values)
+        if not name:
+            return
+        assert isinstance(values, dict)
+        if not text_at(values, name):
+            raise ValueError(f"{name!r} is empty: nothing is to be scored; fill it or leave the record out")
+        if not self._judge.is_by_token:
+            raise ValueError(f"{name!r}: this model has a bound for a text as a whole, none for a part; leave it out")
+
+    def lines(self, unit: Unit, given: Sequence[Line], tell: Tell) -> tuple[list[dict[str, Any]], Counter[str]]:
+        texts = [self._text(line.values) for line in given]
+        follows = [bool(_follows(line.values)) for line in given]
+        if not self._judge.is_by_token:
+            return self._bounds(unit, given, texts)
+        found: list[Likelihood | None] = [None] * len(texts)
+        for with_top in (False, True):
+            num_top = max(self._wanted.logprobs or 0, int(with_top))
+            places = [place for place, is_pair in enumerate(follows) if is_pair == with_top]
+            judged = self._judge.likelihoods([texts[place] for place in places], num_top)
+            for place, one in zip(places, judged, strict=True):
+                found[place] = one
+        counts = Counter[str]({"truncated": 0})
+        lines = []
+        for place, (line, text, likelihood) in enumerate(zip(given, texts, found, strict=True)):
+            assert likelihood is not None
+            cut = num_cut(text, self._judge.context)
+            told = self._pair(likelihood, cut) if follows[place] else self._whole(likelihood)
+            counts.update({"truncated": int(told.get("truncated", 0) > 0), "num_tokens": told["num_tokens"]})
+            counts["log_prob"] += told["log_prob"]
+            lines.append({**id_of(line.values), "index": unit.first + place, **told})
+        tell(counts["num_tokens"])
+        return lines, counts
+
+    def _text(self, values: Values) -> Text:
+        prompt, name = prompt_of(values), _follows(values)
+        first, end = self._vocabulary.first_id, self._vocabulary.eos_id
+        if not name:
+            return Text((first, *self._tokenizer.encode(prompt).tolist(), end))
+        assert isinstance(values, dict)
+        ids, num_given = pair_of(self._tokenizer, prompt, text_at(values, name))
+        return Text((first, *ids), 1 + num_given)
+
+    def _whole(self, found: Likelihood) -> dict[str, Any]:
+        """The end of the text is told apart."""
+        own, end = found.log_probs[:-1], found.log_probs[-1]
+        told = {"log_prob": nats(own.sum()), "num_tokens": len(own), "end_log_prob": nats(end)}
+        return told | self._tokens(found)
+
+    def _pair(self, found: Likelihood, num_cut: int) -> dict[str, Any]:
+        told = {"log_prob": nats(found.log_probs.sum()), "num_tokens": len(found.ids)}
+        return told | {"is_greedy": found.is_greedy, "truncated": num_cut} | self._tokens(found)
+
+    def _tokens(self, found: Likelihood) -> dict[str, Any]:
+        if (num := self._wanted.logprobs) is None:
+            return {}
+        tops = [top[:num] for top in found.top] if found.top else [()] * len(found.ids)
+        tokens = [Token(*entry) for entry in zip(found.ids, found.log_probs.tolist(), tops, strict=True)]
+        return {"tokens": told_of(tokens, self._tokenizer)}
+
+    def _bounds(
+        self, unit: Unit, given: Sequence[Line], texts: Sequence[Text]
+    ) -> tuple[list[dict[str, Any]], Counter[str]]:
+        lines, counts = [], Counter[str]()
+        for place, (line, text) in enumerate(zip(given, texts, strict=True)):
+            bound = self._judge.bound(text, unit.first + place)
+            told = {"log_prob_bound": nats(bound), "num_tokens": len(text.ids) - 1}
+            lines.append({**id_of(line.values), "index": unit.first + place, **told})
+            counts["num_tokens"] += len(text.ids) - 1
+        return lines, counts
+
+
+def _follows(values: Values) -> str:
+    """The key of what follows a prompt, or nothing."""
+    return "" if isinstance(values, str) else next((name for name in FOLLOWS if name in values), "")

@@ -1,0 +1,164 @@
+"""Texts that continue the prompts of a unit, written side by side by an engine of their own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hvdlm.inference.engine import Engine, Request, Token
+from hvdlm.inference.infer.lines import Line, Unit, id_of, text_at
+from hvdlm.inference.infer.wanted import Wanted
+from hvdlm.inference.infer.work import Tell, Values, Work, seed_of, told_of
+from hvdlm.inference.load import Loaded, context_of
+from hvdlm.inference.texts import TextWriter
+from hvdlm.tokenizer import Tokenizer
+
+
+@dataclass
+class Written:
+    """A listener that keeps a record's texts."""
+
+    writers: Sequence[TextWriter]
+    is_cancelled: bool = False
+    echoed: list[Token] = field(default_factory=list)
+    pieces: list[list[str]] = field(default_factory=list)
+    tokens: list[list[Token]] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        num = len(self.writers)
+        self.pieces, self.tokens, self.reasons = [[] for _ in range(num)], [[] for _ in range(num)], [""] * num
+
+    def read(self, tokens: Sequence[Token]) -> None:
+        self.echoed = list(tokens)
+
+    def take(self, choice: int, token: Token) -> bool:
+        self.tokens[choice].append(token)
+        self.pieces[choice].append(self.writers[choice].take(token.id))
+        return self.writers[choice].is_stopped
+
+    def end(self, choice: int, reason: str) -> None:
+        self.pieces[choice].append(self.writers[choice].finish())
+        self.reasons[choice] = "stop" if self.writers[choice].is_stopped else reason
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A record's prompt as the model reads it."""
+
+    text: str
+    ids: tuple[int, ...]
+    own: tuple[int, ...]  # of its text
+    num_cut: int  # tokens at its beginning that had no room
+
+
+def prompt_of(values: Values) -> str:
+    """ValueError where a record has none."""
+    _ = id_of(values)
+    return values if isinstance(values, str) else text_at(values, "prompt")
+
+
+class Prompts:
+    """Prompts of records to ids, the last of them where there are more than have room.
+
+    What is written needs room too: `max_tokens`, or half of the context where that is less. With `slides` none.
+    """
+
+    def __init__(self, loaded: Loaded, tokenizer: Tokenizer, *, max_tokens: int, slides: bool) -> None:
+        self._loaded, self._tokenizer, context = loaded, tokenizer, context_of(loaded)
+        self._most = context
+        if context is not None and not slides and not loaded.model.reads_source:
+            self._most = max(1, context - max_tokens, context // 2)
+
+    def read(self, values: Values) -> Prompt:
+        text = prompt_of(values)
+        own = tuple(self._tokenizer.encode(text).tolist())
+        ids = self._loaded.prompt_of(own)
+        num_cut = 0 if self._most is None else max(0, len(ids) - self._most)
+        return Prompt(text, ids[num_cut:], own, num_cut)
+
+
+class Writing(Work):
+    """Texts as they are wanted, drawn by the engine."""
+
+    counted = ("tokens read", "tokens written")
+
+    def __init__(self, loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted) -> None:
+        self._loaded, self._tokenizer, self._wanted = loaded, tokenizer, wanted
+        how = wanted.texts
+        self._prompts = Prompts(loaded, tokenizer, max_tokens=how.max_tokens, slides=how.slides)
+        self._vocabulary, self._context = loaded.vocabulary, context_of(loaded)
+        self.seconds: dict[str, float] = dict.fromkeys(self.counted, 0.0)
+
+    def check(self, values: Values) -> None:
+        prompt_of(values)
+
+    def lines(self, unit: Unit, given: Sequence[Line], tell: Tell) -> tuple[list[dict[str, Any]], Counter[str]]:
+        rows = max(self._wanted.rows, self._wanted.choices)
+        engine = Engine(self._loaded.model, self._vocabulary, context=self._context, rows=rows)
+        prompts = [self._prompts.read(line.values) for line in given]
+        heard = [self._listener(prompt) for prompt in prompts]
+        for place in sorted(range(len(prompts)), key=lambda place: len(prompts[place].ids)):
+            engine.add(self._request(prompts[place], unit.first + place), heard[place])
+        counts, read, written = engine.counts, 0, 0
+        while engine.step():
+            tell(counts.prompt_tokens - read, counts.written_tokens - written)
+            read, written = counts.prompt_tokens, counts.written_tokens
+        for name, spent_s in zip(self.counted, (counts.read_s, counts.write_s), strict=True):
+            self.seconds[name] += spent_s
+        lines = [
+            self._line(unit.first + place, *entry)
+            for place, entry in enumerate(zip(given, prompts, heard, strict=True))
+        ]
+        return lines, _counted(prompts, heard)
+
+    def _listener(self, prompt: Prompt) -> Written:
+        before = () if self._loaded.task.continues_whole else prompt.own
+        stops = self._wanted.texts.stops
+        return Written([TextWriter(self._tokenizer, before, stops) for _ in range(self._wanted.choices)])
+
+    def _request(self, prompt: Prompt, index: int) -> Request:
+        wanted, how = self._wanted, self._wanted.texts
+        return Request(
+            prompt.ids,
+            how.max_tokens,
+            replace(how.sampling, seed=seed_of(how.sampling.seed, index)),
+            self._loaded.ends,
+            choices=wanted.choices,
+            logprobs=wanted.logprobs,
+            echo=wanted.echo,
+            slides=how.slides,
+        )
+
+    def _line(self, index: int, line: Line, prompt: Prompt, heard: Written) -> dict[str, Any]:
+        """One text stands in the line itself, several are its `choices`."""
+        found = {**id_of(line.values), "index": index}
+        if self._wanted.echo:
+            found["prompt"] = prompt.text
+            if self._wanted.logprobs is not None:
+                found["prompt_tokens"] = told_of(heard.echoed, self._tokenizer)
+        choices = [self._choice(heard, choice) for choice in range(self._wanted.choices)]
+        texts = choices[0] if len(choices) == 1 else {"choices": choices}
+        return {**found, **texts, "truncated": prompt.num_cut}
+
+    def _choice(self, heard: Written, choice: int) -> dict[str, Any]:
+        tokens = heard.tokens[choice]
+        found = {
+            "text": "".join(heard.pieces[choice]),
+            "finish_reason": heard.reasons[choice],
+            "num_tokens": len(tokens),
+        }
+        if self._wanted.logprobs is not None:
+            found["tokens"] = told_of(tokens, self._tokenizer)
+        return found
+
+
+def _counted(prompts: Sequence[Prompt], heard: Sequence[Written]) -> Counter[str]:
+    counts = Counter[str]({f"finish_{reason}": 0 for reason in ("stop", "length")})
+    counts.update(f"finish_{reason}" for one in heard for reason in one.reasons)
+    counts["truncated"] = sum(prompt.num_cut > 0 for prompt in prompts)
+    counts["prompt_tokens"] = sum(len(prompt.ids) for prompt in prompts)
+    counts["written_tokens"] = sum(len(tokens) for one in heard for tokens in one.tokens)
+    return counts
