@@ -1,0 +1,396 @@
+"""Inference over files: what stands in the lines, what is refused where, and that a line is of its record alone."""
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+from harness import make_config, preprocess, texts_of
+from labelled import ANSWERED, TAGGED, answered, make_data, run_of, tagged
+
+from hvdlm import checkpoint
+from hvdlm.data.corpora import open_corpora
+from hvdlm.errors import UserError
+from hvdlm.inference.generate import Texts
+from hvdlm.inference.infer import parts
+from hvdlm.inference.infer.lines import look_through, read_unit
+from hvdlm.inference.infer.run import infer
+from hvdlm.inference.infer.wanted import Wanted
+from hvdlm.inference.infer.work import seed_of
+from hvdlm.inference.likelihood import pair_of
+from hvdlm.inference.load import load_checkpoint_model
+from hvdlm.inference.sampling import Sampling
+from hvdlm.tasks.evaluate import Protocol, SplitEvaluation
+from hvdlm.train.setup import train
+from hvdlm.world.place import find_place
+from hvdlm.world.serial import SerialWorld
+
+FAMILIES = {
+    "transformer": "{family: transformer, layers: 1, heads: 2, width: 16}",
+    "lstm": "{family: lstm, layers: 1, width: 16}",
+    "mingru": "{family: mingru, layers: 1, width: 16}",
+    "conv": "{family: conv, layers: 1, width: 16}",
+    "hmm": "{family: hmm, states: 4}",
+    "ngram": "{family: ngram, order: 3}",
+    "maxent": "{family: maxent, order: 2, buckets: 8}",
+    "vae": "{family: vae, width: 16, latent: 4}",
+}
+SEQ_LEN = 48
+
+
+def make_lines(folder):
+    """Documents of at most SEQ_LEN - 2 bytes, a line each."""
+    source = random.Random(0)
+    words = [source.choice(("lo", "rem", "ip", "sum", "中")) for _ in range(2000)]
+    lines = [" ".join(words[at : at + source.randint(1, 9)]) for at in range(0, 1900, 9)]
+    (folder / "lines.txt").write_text("\n".join(lines))
+    preprocess(folder / "lines.txt", folder / "data", format="lines", split={"val": 0.2})
+
+
+@pytest.fixture(scope="session")
+def run_for(made_once):
+    """A run of a family that has seen a few steps, on short documents."""
+
+    def run_for(family="transformer"):
+        def make(folder):
+            words = ("data.seq_len=48", "data.order=documents", "train.steps=6", "train.eval_every=100")
+            model = f"model={FAMILIES[family]}"
+            train(make_config(made_once("infer-lines", make_lines) / "data", folder, *words, model), SerialWorld())
+
+        return made_once(f"infer-{family}", make)
+
+    return run_for
+
+
+def asked(run, source, out, wanted=None, world=None, overrides=(), **options):
+    return infer(run, overrides, source, out, wanted or Wanted(Texts(max_tokens=6), **options), world or SerialWorld())
+
+
+def write(path, *records):
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return path
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+PROMPTS = [{"prompt": text, "id": name} for name, text in enumerate(["lorem ip", "", "中", "sum " * 30, "a\nb"])]
+
+
+def test_a_line_a_record_in_the_order_of_the_input(run_for, tmp_path):
+    source = write(tmp_path / "in.jsonl", *PROMPTS)
+    summary = asked(run_for(), source, tmp_path / "out.jsonl")
+    lines = lines_of(tmp_path / "out.jsonl")
+    assert [(line["id"], line["index"]) for line in lines] == [(n, n) for n in range(5)]
+    assert all(line["finish_reason"] in ("stop", "length") and line["num_tokens"] <= 6 for line in lines)
+    assert [line["truncated"] > 0 for line in lines] == [False, False, False, True, False]
+    assert summary["num_records"] == sum(summary["finish_reasons"].values()) == 5
+    assert summary["truncated"] == 1
+    assert summary == json.loads((tmp_path / "out.jsonl.summary.json").read_text())
+    assert not parts.work_of(tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_greedy_text_is_the_same_alone_and_among_others(run_for, tmp_path, family):
+    greedy = Texts(Sampling(temperature=0), max_tokens=8)
+    asked(run_for(family), write(tmp_path / "in.jsonl", *PROMPTS), tmp_path / "all", Wanted(greedy, batch=4))
+    if family == "vae":  # its latent variable is drawn by the record's number
+        return
+    for record, line in zip(PROMPTS, lines_of(tmp_path / "all"), strict=True):
+        out = tmp_path / f"{record['id']}"
+        asked(run_for(family), write(tmp_path / "one.jsonl", record), out, Wanted(greedy))
+        assert lines_of(out)[0]["text"] == line["text"]
+
+
+def test_the_seed_of_a_text_is_of_its_record_alone(run_for, tmp_path):
+    """However many are computed together; and two records of one prompt have two texts."""
+    source = write(tmp_path / "in.jsonl", *[{"prompt": "lorem"}] * 6)
+    for batch in (1, 4):
+        asked(run_for(), source, tmp_path / f"{batch}", batch=batch)
+    one, other = (lines_of(tmp_path / f"{batch}") for batch in (1, 4))
+    assert [line["text"] for line in one] == [line["text"] for line in other]
+    assert len({line["text"] for line in one}) > 1
+    assert len({seed_of(seed, index) for seed in range(20) for index in range(20)}) == 400
+
+
+def test_choices_log_probs_and_the_prompt_are_told_when_asked(run_for, tmp_path):
+    source = write(tmp_path / "in.jsonl", {"prompt": "lorem"}, {"prompt": "ip"})
+    asked(run_for(), source, tmp_path / "out", choices=3, logprobs=2, echo=True)
+    for record, line in zip(("lorem", "ip"), lines_of(tmp_path / "out"), strict=True):
+        assert line["prompt"] == record and len(line["choices"]) == 3
+        assert [token["text"] for token in line["prompt_tokens"]][1:] == list(record)
+        assert line["prompt_tokens"][0]["log_prob"] is None
+        for choice in line["choices"]:
+            assert len(choice["tokens"]) == choice["num_tokens"]
+            assert all(len(token["top"]) == 2 and token["log_prob"] < 0 for token in choice["tokens"])
+
+
+def test_a_stop_string_is_not_in_the_text(run_for, tmp_path):
+    source = write(tmp_path / "in.jsonl", *[{"prompt": "lorem "}] * 20)
+    free = Texts(Sampling(temperature=1), max_tokens=30)
+    asked(run_for(), source, tmp_path / "free", Wanted(free))
+    asked(run_for(), source, tmp_path / "out", Wanted(Texts(Sampling(temperature=1), 30, stops=("e", "m"))))
+    for line, whole in zip(lines_of(tmp_path / "out"), lines_of(tmp_path / "free"), strict=True):
+        assert whole["text"].startswith(line["text"]) and not set(line["text"]) & {"e", "m"}
+        assert (line["text"] != whole["text"]) <= (line["finish_reason"] == "stop")
+
+
+def test_beams_find_texts_at_least_as_likely_as_the_greedy_one(run_for, tmp_path):
+    source = write(tmp_path / "in.jsonl", *PROMPTS)
+    asked(run_for(), source, tmp_path / "one", beams=1)
+    asked(run_for(), source, tmp_path / "out", beams=3, choices=2)
+    for line, greedy in zip(lines_of(tmp_path / "out"), lines_of(tmp_path / "one"), strict=True):
+        first, second = line["choices"]
+        assert first["score"] >= second["score"] and first["score"] >= greedy["score"] - 1e-6
+
+
+# Scores
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_are_those_of_eval_at_any_batch(run_for, made_once, tmp_path, family):
+    """I27, I29: each document of a split, and their sum."""
+    run, data = run_for(family), made_once("infer-lines", make_lines) / "data"
+    texts = texts_of(data, "val")
+    source = write(tmp_path / "in.jsonl", *({"prompt": text} for text in texts))
+    for batch in (1, 32):
+        asked(run, source, tmp_path / f"{batch}", scores=True, batch=batch)
+    keys = ("log_prob_bound",) if family == "vae" else ("log_prob", "end_log_prob")
+    one, other = ([sum(line[key] for key in keys) for line in lines_of(tmp_path / name)] for name in ("1", "32"))
+    assert one == pytest.approx(other, abs=1e-5)
+    loaded = load_checkpoint_model(checkpoint.resolve(run), (), find_place(SerialWorld()))
+    evaluation = SplitEvaluation(open_corpora(loaded.config.data), "val", Protocol(SEQ_LEN, documents=True))
+    found, _ = evaluation.run(loaded.model, loaded.task, batch=8, precision="fp32", world=SerialWorld())
+    assert -sum(one) == pytest.approx(found.loss * found.num_tokens, rel=1e-5)
+
+
+def test_a_text_longer_than_the_context_is_scored_in_pieces_as_eval_reads_it(run_for, made_once, tmp_path):
+    run, data = run_for(), made_once("infer-lines", make_lines) / "data"
+    source = write(tmp_path / "in.jsonl", *({"prompt": text} for text in texts_of(data, "val")))
+    asked(run, source, tmp_path / "out", scores=True, overrides=("data.seq_len=7",))
+    loaded = load_checkpoint_model(checkpoint.resolve(run), (), find_place(SerialWorld()))
+    evaluation = SplitEvaluation(open_corpora(loaded.config.data), "val", Protocol(7, documents=True))
+    found, _ = evaluation.run(loaded.model, loaded.task, batch=8, precision="fp32", world=SerialWorld())
+    total = sum(line["log_prob"] + line["end_log_prob"] for line in lines_of(tmp_path / "out"))
+    assert -total == pytest.approx(found.loss * found.num_tokens, rel=1e-5)
+
+
+def test_the_score_of_a_completion_is_a_part_of_the_whole_text_s(run_for, tmp_path):
+    source = write(
+        tmp_path / "in.jsonl",
+        {"prompt": "lorem ", "completion": "ip"},
+        {"prompt": "lorem", "continuation": " ip"},
+        {"prompt": "", "completion": "lorem ip"},
+        {"prompt": "lorem ip"},
+    )
+    asked(run_for(), source, tmp_path / "out", scores=True, logprobs=0)
+    spaced, plain, alone, whole = lines_of(tmp_path / "out")
+    assert spaced["log_prob"] == plain["log_prob"]
+    assert alone["log_prob"] == pytest.approx(whole["log_prob"], abs=1e-5)
+    assert plain["log_prob"] == pytest.approx(sum(token["log_prob"] for token in whole["tokens"][5:-1]), abs=1e-5)
+    assert [token["text"] for token in plain["tokens"]] == [" ", "i", "p"]
+
+
+def test_a_prompt_before_a_completion_is_cut_where_it_has_no_room_and_that_is_told(run_for, tmp_path):
+    long, short = "lorem ip " * 20, ("lorem ip " * 20)[-40:]
+    source = write(tmp_path / "in.jsonl", {"prompt": long, "completion": "sum"}, {"prompt": short, "completion": "sum"})
+    summary = asked(run_for(), source, tmp_path / "out", scores=True)
+    assert [line["truncated"] > 0 for line in lines_of(tmp_path / "out")] == [True, False]
+    assert summary["truncated"] == 1
+
+
+class Joined:
+    """A vocabulary of single characters, in which `ab` is one token."""
+
+    def encode(self, text):
+        import numpy as np
+
+        return np.array([ord(c) for c in text.replace("ab", "\N{BULLET}")])
+
+
+def test_a_token_across_the_boundary_is_one_of_what_follows():
+    """I28."""
+    assert pair_of(Joined(), "xa", "bc") == ([120, 0x2022, 99], 1)
+    assert pair_of(Joined(), "x ", "y") == ([120, 32, 121], 1)
+    assert pair_of(Joined(), "", "y") == ([121], 0)
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "wanted"),
+    [
+        ("a.jsonl", b'{"prompt": "a"}\r\n\r\n{"prompt": "b"}', ["a", "b"]),
+        ("a.jsonl", b'\xef\xbb\xbf{"prompt": "a"}\n', ["a"]),
+        ("a.txt", b"\xef\xbb\xbfa\r\n \n b\x0bc\xe2\x80\xa8d", ["a", " b\x0bc\u2028d"]),
+        ("a.txt", b"", []),
+        ("a.jsonl", b"\n\n \r\n", []),
+    ],
+)
+def test_lines_are_what_they_are_everywhere(tmp_path, name, data, wanted):
+    (tmp_path / name).write_bytes(data)
+    found = look_through(tmp_path / name, lambda values: None, 1)
+    lines = [line for unit in found.units for line in read_unit(found, unit)]
+    assert [line.values if isinstance(line.values, str) else line.values["prompt"] for line in lines] == wanted
+    assert found.num_records == len(wanted)
+
+
+def test_units_tile_the_records_of_a_file(tmp_path):
+    source = random.Random(1)
+    text = "".join("\n" * source.choice((1, 1, 1, 3)) + f"{number} é" for number in range(999))
+    (tmp_path / "a.txt").write_text(text)
+    for rows in (1, 7, 2000):
+        found = look_through(tmp_path / "a.txt", lambda values: None, rows)
+        lines = [line for unit in found.units for line in read_unit(found, unit)]
+        assert [line.values for line in lines] == [f"{number} é" for number in range(999)]
+        assert all(text.split("\n")[line.number - 1] == line.values for line in lines)
+        assert [unit.first for unit in found.units] == [
+            sum(unit.num_records for unit in found.units[:n]) for n in range(len(found.units))
+        ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a"', "3: is no JSON (Expecting ',' delimiter, column 15)"),
+        ('["prompt"]', "3: is list, not an object"),
+        ('{"text": "a"}', "3: has no 'prompt' (it has 'text')"),
+        ("{}", "3: has no 'prompt' (it has no keys)"),
+        ('{"prompt": 5}', "3: 'prompt' is int, not text"),
+        ('{"prompt": null}', "3: 'prompt' is NoneType, not text"),
+        ('{"prompt": "a\\ud800"}', "3: 'prompt': character 2 is a lone surrogate"),
+        ('{"prompt": "a", "id": [1]}', "3: 'id' is neither a text nor a number"),
+        ('{"prompt": "a", "id": NaN}', "3: 'id' is neither a text nor a number"),
+        ("[" * 100_000, "3: is no JSON that can be read"),
+        (b'{"prompt": "\xff"}', "3: byte 13 is not UTF-8"),
+    ],
+)
+def test_a_line_that_is_no_record_is_named_before_any_work(run_for, tmp_path, line, message):
+    data = line if isinstance(line, bytes) else line.encode()
+    (tmp_path / "in.jsonl").write_bytes(b'{"prompt": "a"}\n\n' + data)
+    with pytest.raises(UserError) as caught:
+        asked(run_for(), tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+def test_no_record_gives_an_empty_file(run_for, tmp_path):
+    (tmp_path / "in.jsonl").write_bytes(b"")
+    assert asked(run_for(), tmp_path / "in.jsonl", tmp_path / "out")["num_records"] == 0
+    assert (tmp_path / "out").read_bytes() == b""
+
+
+def test_an_output_is_made_once_and_nothing_else_is_written_over(run_for, tmp_path, caplog):
+    source, out = write(tmp_path / "in.jsonl", *PROMPTS), tmp_path / "out.jsonl"
+    caplog.set_level("INFO")
+    first = asked(run_for(), source, out)
+    assert asked(run_for(), source, out) == first and "is complete already: 5 records" in caplog.text
+    with pytest.raises(UserError, match="out.jsonl was made with choices 1, and this is 2; name another --out"):
+        asked(run_for(), source, out, choices=2)
+    write(source, *PROMPTS, PROMPTS[0])
+    with pytest.raises(UserError, match="the input has changed since .*out.jsonl was made"):
+        asked(run_for(), source, out)
+    write(source, *PROMPTS)
+    out.write_text("mine")
+    with pytest.raises(UserError, match="has changed since it was made"):
+        asked(run_for(), source, out)
+    parts.summary_of(out).unlink()
+    with pytest.raises(UserError, match="nothing tells how it was made"):
+        asked(run_for(), source, out)
+    assert out.read_text() == "mine"
+    with pytest.raises(UserError, match="is the input"):
+        asked(run_for(), source, source)
+
+
+class Killed(BaseException):
+    """As a kill would end it."""
+
+
+def test_a_start_goes_on_where_another_was_killed(run_for, tmp_path, monkeypatch):
+    """The same bytes; parts that are whole are not made again, damaged ones are."""
+    source = write(tmp_path / "in.jsonl", *({"prompt": f"lorem {n}"} for n in range(12)))
+    asked(run_for(), source, tmp_path / "whole", batch=2)
+    written = parts.write_part
+
+    def dying(path, lines, counts):
+        if path.name == "unit-000004.jsonl":
+            raise Killed
+        written(path, lines, counts)
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(parts, "write_part", dying)
+    with pytest.raises(Killed):
+        asked(run_for(), source, out, batch=2)
+    made = sorted(path.name for path in parts.work_of(out).glob("unit-*"))
+    assert made == [f"unit-{n:06d}.jsonl" for n in range(4)]
+    with pytest.raises(UserError, match="out was begun with echo False, and this is True"):
+        asked(run_for(), source, out, batch=2, echo=True)
+    broken = parts.work_of(out) / made[1]
+    broken.write_bytes(broken.read_bytes()[:-3])
+    made_anew = []
+    monkeypatch.setattr(parts, "write_part", lambda path, *rest: (made_anew.append(path.name), written(path, *rest)))
+    summary = asked(run_for(), source, out, batch=2)
+    assert sorted(made_anew) == ["unit-000001.jsonl", "unit-000004.jsonl", "unit-000005.jsonl"]
+    assert out.read_bytes() == (tmp_path / "whole").read_bytes()
+    assert summary["num_units_resumed"] == 3 and summary["num_records"] == 12
+
+
+def test_an_input_that_changed_since_the_kill_is_refused(run_for, tmp_path, monkeypatch):
+    source = write(tmp_path / "in.jsonl", *PROMPTS)
+    monkeypatch.setattr(parts, "assemble", lambda plan: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        asked(run_for(), source, tmp_path / "out")
+    monkeypatch.undo()
+    write(source, *PROMPTS[:4])
+    with pytest.raises(UserError, match="the input has changed since .*out was begun; name another --out, or remove"):
+        asked(run_for(), source, tmp_path / "out")
+
+
+# Labelled records
+
+LABELLED = {
+    "class": ((), {"kind": "classify", "label": "label", "pair": "other"}, {}),
+    "several": ((), {"kind": "classify", "label": "topics"}, {}),
+    "number": ((), {"kind": "classify", "label": "score"}, {}),
+    "tag": ((tagged, TAGGED), {"kind": "tag"}, {}),
+    "predicate": ((tagged, TAGGED), {"kind": "tag", "predicate": "asked"}, {}),
+    "span": ((answered, ANSWERED), {"kind": "span", "stride": 8}, {}),
+    "seq2seq": ((), {"kind": "seq2seq", "language": "en"}, {"model": {**{"family": "transformer"}, "causal": True}}),
+}
+SAID = {
+    "class": lambda line: line["label"],
+    "several": lambda line: line["labels"],
+    "number": lambda line: round(line["number"], 4),
+    "tag": lambda line: line["labels"],
+    "predicate": lambda line: line["labels"],
+    "span": lambda line: line["answer"],
+    "seq2seq": lambda line: line["text"],
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_records_without_answers_are_given_those_of_eval(name, made_once, tmp_path):
+    """From lines that have neither labels nor targets, what `hvdlm eval --predictions` says of the same records."""
+    from hvdlm.inference.evaluate import evaluate_checkpoint
+
+    kind, task, sections = LABELLED[name]
+    data = made_once(f"infer-data-{kind[0].__name__ if kind else 'record'}", lambda f: make_data(f, SerialWorld(), *kind))
+    config = run_of(data / "data", tmp_path / "run", "train.epochs=4", task=task, **_model(sections))
+    train(config, SerialWorld())
+    evaluate_checkpoint(tmp_path / "run", (), "test", SerialWorld(), predictions=tmp_path / "gold")
+    given = lines_of(data / "test.jsonl")
+    answers = {"label", "topics", "score", "tags", "answer"} | ({"other"} if name == "seq2seq" else set())
+    source = write(tmp_path / "in.jsonl", *({k: v for k, v in one.items() if k not in answers} for one in given))
+    asked(tmp_path / "run", source, tmp_path / "out", batch=8)
+    wanted = [line["predicted"] for line in lines_of(tmp_path / "gold")]
+    if name == "number":
+        wanted = [round(value, 4) for value in wanted]
+    assert [SAID[name](line) for line in lines_of(tmp_path / "out")] == wanted
+
+
+def _model(sections):
+    model = {"family": "transformer", "causal": False, "layers": 1, "heads": 2, "width": 16}
+    return {"model": {**model, **sections.get("model", {})}}
