@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from hvdlm.config import Section
+from hvdlm.data.compression import COMPRESSIONS
 from hvdlm.errors import UserError
 from hvdlm.tables import counted
-
-from .compression import COMPRESSIONS
 
 if TYPE_CHECKING:
     from hvdlm.records.fields import FieldReader, Record

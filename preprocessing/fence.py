@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from hvdlm.data.compression import open_plain
 from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.tokenizer.backend import reason_of as told_by
 
-from .compression import open_plain
 from .documents import BadRecord, Document, Part, ReadOptions
 from .readers import FORMATS, format_of, read_documents
 from .readers.labelled import refused as of_record

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from hvdlm.data.compression import break_of
 from hvdlm.errors import UserError
 
 from .clean import make_cleaner
-from .compression import break_of
 from .documents import BadRecord, Document, Part, one_line
 from .fence import found_in, line_of, reason_of, refused
 from .filters import make_filter

@@ -16,12 +16,12 @@ import pytest
 import zstandard
 from reading import STRICT, only_bad, read
 
+from hvdlm.data.compression import break_of, open_plain, read_before_break
+from hvdlm.data.stream_faults import PIECE_BYTES, sound_bz2_pieces
 from hvdlm.errors import UserError
-from hvdlm.preprocessing.compression import break_of, open_plain, read_before_break
 from hvdlm.preprocessing.documents import BadRecord, Document, Part, ReadOptions
 from hvdlm.preprocessing.pipeline import Pipeline
 from hvdlm.preprocessing.plan import PreprocessConfig, Unit
-from hvdlm.preprocessing.stream_faults import PIECE_BYTES, sound_bz2_pieces
 
 COMPRESS = {
     ".gz": gzip.compress,
@@ -154,7 +154,7 @@ def test_bz2_is_all_given_where_its_last_block_has_ended_and_nowhere_else(tmp_pa
 
 def test_no_more_of_bz2_is_held_back_than_its_largest_block(monkeypatch):
     """Else a file that expands without end by a few bytes would fill the memory."""
-    monkeypatch.setattr("hvdlm.preprocessing.stream_faults.MAX_BZ2_BLOCK_BYTES", 200_000)
+    monkeypatch.setattr("hvdlm.data.stream_faults.MAX_BZ2_BLOCK_BYTES", 200_000)
     decoder, content = bz2.BZ2Decompressor(), bytes(3_000_000)
     pieces = sound_bz2_pieces(decoder, bz2.compress(content), 0)
     first = next(pieces)

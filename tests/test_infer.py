@@ -1,5 +1,7 @@
 """Inference over files: what stands in the lines, what is refused where, and that a line is of its record alone."""
 
+import bz2
+import gzip
 import json
 import random
 
@@ -12,7 +14,7 @@ from hvdlm.data.corpora import open_corpora
 from hvdlm.errors import UserError
 from hvdlm.inference.generate import Texts
 from hvdlm.inference.infer import parts
-from hvdlm.inference.infer.lines import look_through, read_unit
+from hvdlm.inference.infer.lines import UnitReader, look_through
 from hvdlm.inference.infer.run import infer
 from hvdlm.inference.infer.wanted import Wanted
 from hvdlm.inference.infer.work import seed_of
@@ -218,6 +220,24 @@ def test_a_token_across_the_boundary_is_one_of_what_follows():
 # Files
 
 
+def read(source):
+    with UnitReader(source) as reader:
+        return [line for unit in source.units for line in reader.read(unit)]
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress], ids=["gz", "bz2"])
+def test_compressed_lines_are_read_by_units_in_any_order(tmp_path, pack):
+    path = tmp_path / f"a.txt.{'gz' if pack is gzip.compress else 'bz2'}"
+    path.write_bytes(pack("".join(f"{number} é\n" for number in range(200)).encode()))
+    found = look_through(path, lambda values: None, 9)
+    assert [line.values for line in read(found)] == [f"{number} é" for number in range(200)]
+    with UnitReader(found) as reader:
+        assert [reader.read(found.units[n])[0].values for n in (5, 2, 7)] == ["45 é", "18 é", "63 é"]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"a\.txt\.\w+: .*"):
+        look_through(path, lambda values: None, 9)
+
+
 @pytest.mark.parametrize(
     ("name", "data", "wanted"),
     [
@@ -231,7 +251,7 @@ def test_a_token_across_the_boundary_is_one_of_what_follows():
 def test_lines_are_what_they_are_everywhere(tmp_path, name, data, wanted):
     (tmp_path / name).write_bytes(data)
     found = look_through(tmp_path / name, lambda values: None, 1)
-    lines = [line for unit in found.units for line in read_unit(found, unit)]
+    lines = read(found)
     assert [line.values if isinstance(line.values, str) else line.values["prompt"] for line in lines] == wanted
     assert found.num_records == len(wanted)
 
@@ -242,7 +262,7 @@ def test_units_tile_the_records_of_a_file(tmp_path):
     (tmp_path / "a.txt").write_text(text)
     for rows in (1, 7, 2000):
         found = look_through(tmp_path / "a.txt", lambda values: None, rows)
-        lines = [line for unit in found.units for line in read_unit(found, unit)]
+        lines = read(found)
         assert [line.values for line in lines] == [f"{number} é" for number in range(999)]
         assert all(text.split("\n")[line.number - 1] == line.values for line in lines)
         assert [unit.first for unit in found.units] == [

@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from hvdlm.data.compression import BrokenStream, is_compressed, read_before_break
 from hvdlm.errors import UserError
 from hvdlm.tokenizer.interface import require
 
 from .. import documents
-from ..compression import BrokenStream, is_compressed, read_before_break
 from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
 from .cell_names import NO_VALUE, name_of
 from .joined import ARROW_MAGIC, ARROW_START_BYTES, REMEDY, is_joined_arrow, is_joined_parquet

@@ -14,8 +14,9 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO, BinaryIO
 
+from hvdlm.data.compression import BrokenStream
+
 from .. import documents
-from ..compression import BrokenStream
 from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
 from .long_rows import NEW_LINE, WRONG_QUOTING, LongRow
 from .table_lines import Dialect, Lines, RowTooLong, is_utf8

@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Generator
 from typing import BinaryIO, cast
 
-from ..compression import BrokenStream, ChunkStream, read_before_break
+from hvdlm.data.compression import BrokenStream, ChunkStream, read_before_break
+
 from ..documents import NOT_UTF8, BadRecord, Part, ReadOptions
 
 WRONG, WRONG_CHARACTER = b"\xff", "\udcff"  # stands for wrong bytes; no UTF-8 holds it

@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO, NoReturn
 
+from hvdlm.data.compression import BeforeBreak
+
 from .. import documents
-from ..compression import BeforeBreak
 from ..documents import NOT_UTF8, BadRecord, Document, LongDocument, Part, ReadOptions
 from .json_grammar import SCALARS, Expects, Structure
 from .jsonl import INVALID, read_long_record, read_record

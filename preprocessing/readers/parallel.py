@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
+from hvdlm.data.compression import open_plain
 from hvdlm.errors import UserError
 
-from ..compression import open_plain
 from ..documents import BadRecord, Document, Part, ReadOptions, Stamp, stamp_of, stat_of
 from .sniffing import has_old_line_ends, head_of
 from .text import LINES, RawRecord, chunks_of, decode, records

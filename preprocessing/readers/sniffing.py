@@ -8,9 +8,8 @@ import re
 from collections.abc import Generator
 from typing import BinaryIO, cast
 
+from hvdlm.data.compression import LFS_POINTER, LFS_REMEDY, MAGICS, ChunkStream, read_before_break
 from hvdlm.first_bytes import is_zlib
-
-from ..compression import LFS_POINTER, LFS_REMEDY, MAGICS, ChunkStream, read_before_break
 
 HEAD_BYTES = 1 << 16
 

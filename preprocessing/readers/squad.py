@@ -7,9 +7,9 @@ from typing import Any, BinaryIO
 
 import orjson
 
+from hvdlm.data.compression import is_compressed
 from hvdlm.errors import UserError
 
-from ..compression import is_compressed
 from ..documents import BadRecord, Document, Part, ReadOptions, record_limit
 from .jsonl import whole_value
 from .tables import larger_than_limit

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from functools import partial
 from typing import IO, Any, BinaryIO, NamedTuple
 
+from hvdlm.data.compression import BrokenStream, read_before_break
+
 from .. import documents
-from ..compression import BrokenStream, read_before_break
 from ..documents import TableConfig
 
 BLOCK_BYTES = 1 << 17

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
+from hvdlm.data.compression import BeforeBreak, read_before_break
 from hvdlm.errors import UserError
 
 from .. import documents
-from ..compression import BeforeBreak, read_before_break
 from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions
 from . import cutting
 

@@ -16,11 +16,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import IO, BinaryIO, NamedTuple
 
+from hvdlm.data.compression import BeforeBreak, BrokenStream
 from hvdlm.errors import UserError
 from hvdlm.tables import counted
 
 from .. import documents
-from ..compression import BeforeBreak, BrokenStream
 from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions, record_limit
 from .jsonl import whole_characters
 from .tables import larger_than_limit

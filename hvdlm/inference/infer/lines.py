@@ -1,7 +1,7 @@
 """The records of a file, a line each: looked through once, then read in units that any rank can take.
 
 A file of JSON lines (.jsonl, .ndjson, .json) has an object a line, any other one a text. Blank lines are no records.
-A line ends at LF or CR LF; a byte order mark at the beginning is left out.
+A line ends at LF or CR LF; a byte order mark at the beginning is left out. Files may be compressed.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from hvdlm.data.compression import BrokenStream, open_plain, plain_suffix
 from hvdlm.errors import UserError
 from hvdlm.files import open_regular
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TEXT_SUFFIXES = (".txt", ".text", "")
 MOST_LINE_BYTES = 64 << 20
+SKIP_BYTES = 1 << 20
 BOM = b"\xef\xbb\xbf"
 UNITS_WANTED, MOST_BLOCKS = 4096, 64  # units, and blocks of `rows` records in one
 Stamp = tuple[int, int, int]  # of a file: bytes, time of the last change in ns, inode
@@ -64,9 +67,10 @@ class _Block(NamedTuple):
 
 def is_json(path: Path) -> bool:
     """UserError for a name that says neither."""
-    if path.suffix.lower() in JSON_SUFFIXES:
+    suffix = plain_suffix(str(path))
+    if suffix in JSON_SUFFIXES:
         return True
-    if path.suffix.lower() in TEXT_SUFFIXES:
+    if suffix in TEXT_SUFFIXES:
         return False
     raise UserError(f"{path}: is neither JSON lines ({' '.join(JSON_SUFFIXES)}) nor lines of text (.txt); convert it")
 
@@ -84,13 +88,13 @@ def look_through(path: Path, check: Callable[[dict[str, Any] | str], object], ro
 
     Units follow from the file and from `rows`, the records that are computed together, alone.
     """
-    stamp, json_lines = stamp_of(path), is_json(path)
+    stamp, _ = stamp_of(path), is_json(path)
     digest, blocks = hashlib.sha256(), [_Block(0, 1, 0)]
     num_blank = number = place = 0
-    with open_regular(path) as file:
+    with _opened(path) as file, _naming_breaks(path):
         for number, data in enumerate(_lines(path, file), 1):
             digest.update(data)
-            found = _record(path, number, data, json_lines)
+            found = _record(path, number, data)
             if found is None:
                 num_blank += 1
             else:
@@ -125,20 +129,58 @@ def _units(blocks: list[_Block], end: int) -> tuple[Unit, ...]:
     return tuple(units)
 
 
-def read_unit(source: Source, unit: Unit) -> list[Line]:
-    """UserError if the file is not what it was."""
-    if stamp_of(source.path) != source.stamp:
-        raise UserError(f"{source.path}: has changed since the job began; start again with another --out")
-    with open_regular(source.path) as file:
-        file.seek(unit.start)
-        data = file.read(unit.stop - unit.start)
-    json_lines, lines = is_json(source.path), []
-    for number, line in enumerate(data.split(b"\n"), unit.line):
-        found = _record(source.path, number, line, json_lines)
-        if found is not None:
-            lines.append(Line(number, found))
-    assert len(lines) == unit.num_records, "the stamp is that of the file that was looked through"
-    return lines
+class UnitReader:
+    """Reads units of a file that was looked through; of a compressed one those that ascend at no further cost."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._at = source, 0
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> UnitReader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def read(self, unit: Unit) -> list[Line]:
+        """UserError if the file is not what it was."""
+        path = self._source.path
+        if stamp_of(path) != self._source.stamp:
+            raise UserError(f"{path}: has changed since the job began; start again with another --out")
+        file = self._file_before(unit.start)
+        with _naming_breaks(path):
+            while self._at < unit.start and (skipped := file.read(min(SKIP_BYTES, unit.start - self._at))):
+                self._at += len(skipped)
+            data = file.read(unit.stop - unit.start)
+        self._at += len(data)
+        found = [(number, _record(path, number, line)) for number, line in enumerate(data.split(b"\n"), unit.line)]
+        lines = [Line(number, values) for number, values in found if values is not None]
+        assert len(lines) == unit.num_records, "the stamp is that of the file that was looked through"
+        return lines
+
+    def _file_before(self, place: int) -> BinaryIO:
+        """The file, at that place if it can be put there, else read no further."""
+        if self._file is None or place < self._at:
+            if self._file is not None:
+                self._file.close()
+            self._file, self._at = _opened(self._source.path), 0
+        if self._file.seekable():
+            self._at = self._file.seek(place)
+        return self._file
+
+
+def _opened(path: Path) -> BinaryIO:
+    with open_regular(path):  # no pipe, whose bytes come once
+        return open_plain(str(path))
+
+
+@contextmanager
+def _naming_breaks(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BrokenStream as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
@@ -150,7 +192,7 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
         yield data
 
 
-def _record(path: Path, number: int, data: bytes, json_lines: bool) -> dict[str, Any] | str | None:
+def _record(path: Path, number: int, data: bytes) -> dict[str, Any] | str | None:
     """What a line holds; None for a blank one."""
     if number == 1:
         data = data.removeprefix(BOM)
@@ -161,7 +203,7 @@ def _record(path: Path, number: int, data: bytes, json_lines: bool) -> dict[str,
     text = text.removesuffix("\n").removesuffix("\r")
     if not text.strip():
         return None
-    return _object(path, number, text) if json_lines else text
+    return _object(path, number, text) if is_json(path) else text
 
 
 def _object(path: Path, number: int, text: str) -> dict[str, Any]:

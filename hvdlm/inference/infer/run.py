@@ -23,7 +23,7 @@ from hvdlm.files import locked, make_ready
 from hvdlm.inference.infer import parts
 from hvdlm.inference.infer.answers import Answering
 from hvdlm.inference.infer.beams import Searching
-from hvdlm.inference.infer.lines import look_through, read_unit
+from hvdlm.inference.infer.lines import UnitReader, look_through
 from hvdlm.inference.infer.parts import Plan
 from hvdlm.inference.infer.scores import Scoring
 from hvdlm.inference.infer.summary import Share, summary_of
@@ -160,12 +160,14 @@ def _run(plan: Plan, work: Work, queue: WorkQueue) -> list[int]:
 
     def infer_unit(number: int) -> int:
         unit = plan.source.units[number]
-        lines, counts = work.lines(unit, read_unit(plan.source, unit), tell)
+        lines, counts = work.lines(unit, reader.read(unit), tell)
         assert len(lines) == unit.num_records, "a line a record"
         parts.write_part(plan.part(number), lines, counts)
         return unit.num_records
 
-    if plan.todo:
+    if not plan.todo:
+        return done
+    with UnitReader(plan.source) as reader:
         queue.run(Tasks("infer", plan.todo, infer_unit, total, "records", counted=work.counted))
     return done
 

@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from hvdlm.tokenizer.interface import require
-
-from .stream_faults import (
+from hvdlm.data.stream_faults import (
     BLOCK_BYTES,
     MAX_XZ_CHUNK_BYTES,
     PIECE_BYTES,
@@ -31,6 +29,7 @@ from .stream_faults import (
     xz_is_all_given,
     zstd_is_all_given,
 )
+from hvdlm.tokenizer.interface import require
 
 LOOKED_THROUGH_BYTES = 256 << 20  # of content, in seconds, to see whether a break is the cause of other errors
 SCRAP_BYTES = 8  # the shortest stream, of zstd, has 9
