@@ -25,10 +25,12 @@ class JobKind:
     starts_ranks_itself: bool = False
 
 
+NUM_FILES = "find \"$run_dir\" -type f ! -name '.*' ! -name 'STOP*' 2>/dev/null | wc -l"
 JOB_KINDS = {
-    "preprocess": JobKind("find \"$run_dir\" -type f ! -name '.*' ! -name 'STOP*' 2>/dev/null | wc -l"),
+    "preprocess": JobKind(NUM_FILES),
     "train": JobKind('readlink "$run_dir/checkpoints/latest"'),
     "eval": JobKind(),
+    "infer": JobKind(NUM_FILES),
     "generate": JobKind(is_alone=True),
     "measure": JobKind(),
     "scale": JobKind(starts_ranks_itself=True),

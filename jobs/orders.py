@@ -75,6 +75,13 @@ def generate(request: Request, run: Path, words: Sequence[str]) -> Job:
     return request.job("generate", ("generate", str(run), *words), run)
 
 
+def infer(  # noqa: PLR0913 - a model, a file and what is asked of it
+    request: Request, run: Path, source: Path, out: Path, parts: Path, words: Sequence[str]
+) -> Job:
+    """`parts` is the folder that it fills until the output is complete."""
+    return request.job("infer", ("infer", str(run), str(source), "--out", str(out), *words), parts)
+
+
 def request_of_point(request: Request, ranks: int) -> Request:
     """Nodes for so many ranks, as full as the largest point's, and ranks as large as its ranks."""
     if ranks > request.ranks_per_node and ranks % request.ranks_per_node:

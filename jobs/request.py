@@ -10,7 +10,7 @@ from typing import Any
 from .job import Job
 from .site import Site
 
-TAKES_EXTENSIONS = ("train", "eval", "generate")
+TAKES_EXTENSIONS = ("train", "eval", "infer", "generate")
 
 
 @dataclass(frozen=True)

@@ -44,12 +44,14 @@ DATA = Path("runs/quickstart/data")
 POINT = 'runs/quickstart/train/scaling/points/r00002-b24-"$SLURM_ARRAY_TASK_ID".json'
 ARRAY = {"array": 3, "options": (("exclusive", ""),)}
 GENERATE = ("generate", str(RUN), "--prompt", "def __init__(self")
+INFER = ("infer", str(RUN), "prompts.jsonl", "--out", "texts.jsonl", "--max-tokens", "50")
 # What stands in jobs/examples; `pytest tests/test_jobs.py --renew-golden` writes it anew.
 EXAMPLE_JOBS = {
     "preprocess-cpu.sbatch": ("generic-cpu", job("preprocess", ("preprocess", "configs/quickstart-data.yaml"), DATA)),
     "train-cpu.sbatch": ("generic-cpu", job()),
     "train-mpirun.sbatch": ("generic-mpirun", job()),
     "eval-cpu.sbatch": ("generic-cpu", job("eval", ("eval", str(RUN), "--out", f"{RUN}/eval-val.json"))),
+    "infer-cpu.sbatch": ("generic-cpu", job("infer", INFER, Path("texts.jsonl.parts"))),
     "generate-cpu.sbatch": ("generic-cpu", job("generate", GENERATE, minutes=5)),
     "scale-mpirun.sbatch": ("generic-mpirun", job("scale", ("scale", "configs/quickstart.yaml", "--ranks", "1,2"))),
     "measure-cpu.sbatch": ("generic-cpu", job("measure", ("measure", ShellText(POINT)), minutes=10, **ARRAY)),

@@ -93,6 +93,27 @@ def submit_eval(run: Path, overrides: tuple[str, ...], split: str, request: Requ
 
 
 @submit.command(
+    "infer",
+    epilog="hvdlm submit infer runs/quickstart/train prompts.jsonl --out texts.jsonl --site generic-cpu --time 60"
+    " -- --max-tokens 50",
+)
+@click.argument("run", type=PATH)
+@click.argument("source", type=PATH, metavar="INPUT")
+@click.argument("words", nargs=-1, metavar="[-- OPTIONS OF INFER]")
+@click.option("--out", type=PATH, required=True, help="The file that the job writes.")
+@passed_import_option
+@submission
+def submit_infer(run: Path, source: Path, words: tuple[str, ...], out: Path, request: Request) -> list[Job]:
+    """What a model makes of each record of a file; stopped by its time limit it is queued again, and goes on."""
+    from hvdlm.inference.infer.parts import work_of
+    from hvdlm.jobs import orders
+
+    need(request, run, "train first")
+    need(request, source, "name a file of prompts or records")
+    return [orders.infer(request, run, source, out, work_of(out), words)]
+
+
+@submit.command(
     "generate", epilog="hvdlm submit generate runs/quickstart/train --site generic-cpu --time 5 -- --prompt 'def '"
 )
 @click.argument("run", type=PATH)

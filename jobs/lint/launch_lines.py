@@ -43,7 +43,7 @@ CARRIERS = """
     python python3 xvfb-run
 """
 # Commands of hvdlm that are refused where a SLURM job has another number of tasks than there are ranks.
-RANKED = ("train", "preprocess", "eval")
+RANKED = ("train", "preprocess", "eval", "infer")
 _MPI_TRACES = re.compile(
     r"\b(hvdlm|horovod\w*|hvd|mpi4py|open-?mpi|mpich\d?|mvapich\d?|impi|intel-?mpi|hpcx|cray-mpich\w*"
     r"|(I_MPI|OMPI|MPICH|HOROVOD)_\w+)\b"
