@@ -32,14 +32,15 @@ class Given(NamedTuple):
 class Answering(Work):
     """Records by the names of the fields that the run was trained with; what is to be found is not looked at."""
 
-    counted = ("records",)
+    counted = ("tokens read",)
 
     def __init__(self, loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted, source: Path) -> None:
         task, kind = loaded.task, loaded.config.task.kind
         assert isinstance(task, RecordTask)
         if name := wanted.among(*sorted(wanted.given.keys() - {"batch"})):
-            settings = ", ".join(f"task.{key}" for key in loaded.config.task.measuring) or "no settings"
-            raise UserError(f"{name}: task: {kind} answers as it is measured (by {settings}); leave it out")
+            settings = ", ".join(f"task.{key}=…" for key in loaded.config.task.measuring)
+            remedy = f"it takes {settings} and --batch" if settings else "leave it out"
+            raise UserError(f"{name}: is of models that continue texts, and this is task: {kind}; {remedy}")
         trained = fields_in(loaded.state)
         self._task, self._loaded, self._tokenizer, self._source = task, loaded, tokenizer, source
         self._fields = {name: trained[name] for name in task.fields}
@@ -64,7 +65,7 @@ class Answering(Work):
         ):
             for example, prediction in zip(group.tolist(), predictions, strict=True):
                 found[example] = prediction
-            tell(len(group))
+            tell(int(layout.lengths[group].sum()))
         is_cut = np.zeros(len(given), bool) if layout.is_cut is None else layout.is_cut
         said = self._task.said(records, layout, found, self._tokenizer)
         lines = [

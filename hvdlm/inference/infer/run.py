@@ -36,7 +36,7 @@ from hvdlm.session.work_queue import PhaseTimer, Tasks, WorkQueue
 from hvdlm.tables import counted
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.world.interface import World
-from hvdlm.world.place import find_place
+from hvdlm.world.place import Place, find_place
 
 log = logging.getLogger("hvdlm")
 
@@ -65,6 +65,7 @@ def infer(  # noqa: PLR0913 - a model, a file and what is asked; where and how i
         loaded = load_checkpoint_model(path, (THREADS, *overrides), place)
         tokenizer = tokenizer_of(path, loaded.state)
         work = work_for(loaded, tokenizer, wanted, source, path)
+        _remark_threads(loaded, place, world)
     with ExitStack() as stack:
         with timer.phase("plan"):
             plan = world.on_root(lambda: _plan(source, out, work, loaded, wanted, overrides))
@@ -82,6 +83,16 @@ def infer(  # noqa: PLR0913 - a model, a file and what is asked; where and how i
         queue = WorkQueue(plan.halt, str(out), world, stop, timer)
         done = _run(plan, work, queue)
         return _end(plan, queue, work, done, {"step": loaded.state["step"], "checkpoint": str(path)})
+
+
+def _remark_threads(loaded: Loaded, place: Place, world: World) -> None:
+    used = loaded.config.train.threads
+    if world.rank == 0 and loaded.model.device.type == "cpu" and place.threads > used:
+        log.info(
+            "a rank computes with %s of the %d it could have here: start more ranks, or set train.threads, which is to"
+            " be the same at every start",
+            *(counted(used, "thread"), place.threads),
+        )
 
 
 def work_for(loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted, source: Path, path: Path) -> Work:
