@@ -75,9 +75,7 @@ def generate(request: Request, run: Path, words: Sequence[str]) -> Job:
     return request.job("generate", ("generate", str(run), *words), run)
 
 
-def infer(  # noqa: PLR0913 - a model, a file and what is asked of it
-    request: Request, run: Path, source: Path, out: Path, parts: Path, words: Sequence[str]
-) -> Job:
+def infer(request: Request, run: Path, source: Path, out: Path, parts: Path, words: Sequence[str]) -> Job:
     """`parts` is the folder that it fills until the output is complete."""
     return request.job("infer", ("infer", str(run), str(source), "--out", str(out), *words), parts)
 

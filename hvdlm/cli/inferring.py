@@ -32,6 +32,7 @@ from hvdlm.world.connect import connected
 )
 @click.option("--echo", is_flag=True, help="Tell the prompt too.")
 @click.option("--batch", type=WholeNumber(1, 4096), default=None, help="Records computed together (16).")
+@click.option("--int8", is_flag=True, help="Matrices as int8: faster on CPUs, a little less exact.")
 @import_option
 @json_option
 @click.pass_context

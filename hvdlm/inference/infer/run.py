@@ -30,7 +30,7 @@ from hvdlm.inference.infer.summary import Share, summary_of
 from hvdlm.inference.infer.wanted import Wanted
 from hvdlm.inference.infer.work import Work
 from hvdlm.inference.infer.writing import Writing
-from hvdlm.inference.load import Loaded, load_checkpoint_model, tokenizer_of
+from hvdlm.inference.load import Loaded, load_checkpoint_model, prepare, tokenizer_of
 from hvdlm.session.stop import BatchJob, stop_flag
 from hvdlm.session.work_queue import PhaseTimer, Tasks, WorkQueue
 from hvdlm.tables import counted
@@ -64,6 +64,8 @@ def infer(  # noqa: PLR0913 - a model, a file and what is asked; where and how i
     with timer.phase("load"), world.together():
         loaded = load_checkpoint_model(path, (THREADS, *overrides), place)
         tokenizer = tokenizer_of(path, loaded.state)
+        if not loaded.config.task.reads_records:
+            loaded = prepare(loaded, int8=wanted.int8)
         work = work_for(loaded, tokenizer, wanted, source, path)
         _remark_threads(loaded, place, world)
     with ExitStack() as stack:

@@ -27,6 +27,7 @@ class Wanted:
     logprobs: int | None = None
     echo: bool = False
     batch: int | None = None
+    int8: bool = False  # matrices
     given: Mapping[str, str] = field(default_factory=dict)  # by names, as they are written
 
     @property
