@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from hvdlm.data.corpora import Corpora
 from hvdlm.errors import UserError
 from hvdlm.files import read_json
 from hvdlm.host import affinity, physical_cores
@@ -45,6 +47,7 @@ class MeasurementSpec:
     is_strong: bool
     is_weak: bool
     extensions: Sequence[str] = ()  # files of --import, which the config needs
+    work: str = "train"  # a key of WORKS
 
 
 def read_spec(path: Path) -> MeasurementSpec:
@@ -73,8 +76,38 @@ def _distinct(names: Sequence[str]) -> str:
     return " and ".join(sorted(set(names)))
 
 
+class Timed(NamedTuple):
+    """Of this rank, step by step; `first_loss` says of the first step, on all ranks, that it was the same work."""
+
+    step_s: list[float]
+    data_wait_s: list[float]
+    first_loss: float
+
+
+def _trained(learner: GradientLearner, corpora: Corpora, num: int) -> Timed:
+    learner.is_timed = True
+    results = learner.run(0, num)
+    sums = results[0].sums.cpu().numpy()
+    learner.world.sum_(sums)
+    first_loss = learner.task.figures(learner.task.named(sums))["loss"]
+    return Timed([result.step_s for result in results], [result.data_wait_s for result in results], first_loss)
+
+
+def _inferred(learner: GradientLearner, corpora: Corpora, num: int) -> Timed:
+    from .inference_passes import Passes
+
+    passes = Passes(learner, corpora)
+    times = passes.run(num)
+    nats = sum(learner.world.gather(passes.nats))
+    return Timed(times, [0.0] * num, nats / passes.num_written)
+
+
+# What a step is: of training, or a pass of inference over as many records as its global batch has.
+WORKS: dict[str, Callable[[GradientLearner, Corpora, int], Timed]] = {"train": _trained, "infer": _inferred}
+
+
 def measure(spec: MeasurementSpec, world: World, job: str) -> RunRecord:
-    """Run warm-up and timed steps of the real training step; the same record on every rank.
+    """Run warm-up and timed steps of the real work; the same record on every rank.
 
     UserError, on all ranks, if what was measured cannot be a record.
     """
@@ -82,18 +115,15 @@ def measure(spec: MeasurementSpec, world: World, job: str) -> RunRecord:
     if not config.sync.steps_together:
         raise UserError.shared(f"sync: {config.sync.label} has no steps that all ranks share, so there is none to time")
     start = Start.now()
-    learner, _ = build_learner(config, world)
+    learner, corpora = build_learner(config, world)
     if not isinstance(learner, GradientLearner):
         raise UserError.shared(f"model.family: {config.model.family} is counted and has no steps whose scaling matters")
-    learner.is_timed = True
-    results = learner.run(0, spec.warmup + spec.steps)
-    sums = results[0].sums.cpu().numpy()
-    world.sum_(sums)
-    times = world.gather([result.step_s for result in results])
-    waits = world.gather([result.data_wait_s for result in results])
-    first_loss = learner.task.figures(learner.task.named(sums))["loss"]
-    if not math.isfinite(first_loss):
-        raise UserError.shared(f"the loss of the first step is {first_loss}: see optim and precision of the config")
+    timed = WORKS[spec.work](learner, corpora, spec.warmup + spec.steps)
+    times, waits = world.gather(timed.step_s), world.gather(timed.data_wait_s)
+    if not math.isfinite(timed.first_loss):
+        raise UserError.shared(
+            f"the loss of the first step is {timed.first_loss}: see optim and precision of the config"
+        )
     try:
         return RunRecord(
             schema_version=SCHEMA_VERSION,
@@ -105,15 +135,15 @@ def measure(spec: MeasurementSpec, world: World, job: str) -> RunRecord:
             warmup_s=tuple(tuple(rank[: spec.warmup]) for rank in times),
             step_s=tuple(tuple(rank[spec.warmup :]) for rank in times),
             data_wait_s=tuple(tuple(rank[spec.warmup :]) for rank in waits),
-            first_loss=first_loss,
-            workload=_workload(learner, world),
+            first_loss=timed.first_loss,
+            workload=_workload(learner, world, spec.work),
             environment=environment(start, machine_of(world, learner.device), job),
         )
     except ValidationError as error:
         raise UserError.shared(f"the clock cannot be believed: {first_fault(error)}; measure again") from None
 
 
-def _workload(learner: GradientLearner, world: World) -> Workload:
+def _workload(learner: GradientLearner, world: World, work: str) -> Workload:
     config = learner.config
     return Workload(
         family=config.model.family,
@@ -125,6 +155,7 @@ def _workload(learner: GradientLearner, world: World) -> Workload:
         world=world.kind,
         device=learner.device.type,
         threads=torch.get_num_threads(),
+        work=work,
     )
 
 

@@ -53,6 +53,7 @@ class Workload(_Frozen):
     world: Name
     device: Name
     threads: Annotated[int, Field(ge=0)]  # torch threads a rank
+    work: Name = "train"  # what a step is: of training, or a pass of inference
 
 
 class Environment(_Frozen):

@@ -83,7 +83,7 @@ def _other_training(study: Study) -> Iterator[str]:
         if high - low > tolerance * max(abs(low), abs(high)):
             yield (
                 f"The first loss at global batch {batch} is {low:.6g} in {losses[low].name} and {high:.6g} in "
-                f"{losses[high].name}: not the same training, so other data, another config or a wrong result."
+                f"{losses[high].name}: not the same work, so other data, another config or a wrong result."
             )
 
 

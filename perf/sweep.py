@@ -81,6 +81,12 @@ class Effort:
     steps: int
     warmup: int
     repeats: int
+    work: str = "train"  # or infer: what a step is
+
+
+def folder_name(work: str) -> str:
+    """Where in a run's folder a study of some work goes: two of them have one workload each."""
+    return "scaling" if work == "train" else f"scaling-{work}"
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ def plan_study(  # noqa: PLR0913 - what a study is
         for repeat in range(effort.repeats):
             path = folder / "points" / f"r{point.ranks:05d}-b{point.global_batch}-{repeat}.json"
             specs[path] = MeasurementSpec(
-                values, str(records), repeat, *counts, point.is_strong, point.is_weak, extensions
+                values, str(records), repeat, *counts, point.is_strong, point.is_weak, extensions, effort.work
             )
         planned.append(PlannedPoint(point, specs))
     return planned

@@ -157,10 +157,10 @@ class _Runs:
         values = settings.model_dump(mode="json")
         values["train"]["ramp"] = None  # the steps of the full batch are what counts
         with tempfile.TemporaryDirectory(prefix="hvdlm-tune-") as folder:
-            effort = {"steps": self._options.steps, "warmup": self._options.warmup}
+            counts = self._options.steps, self._options.warmup
             files = extensions_of(settings)
             spec = MeasurementSpec(
-                values, folder, trial.round, **effort, is_strong=False, is_weak=False, extensions=files
+                values, folder, trial.round, *counts, is_strong=False, is_weak=False, extensions=files
             )
             path = Path(folder) / "spec"
             path.write_text(json.dumps(asdict(spec)))

@@ -268,7 +268,7 @@ def test_a_repeat_of_another_machine_is_named_by_its_number(folder):
 @pytest.mark.parametrize(
     ("changes", "remark"),
     [
-        ({"first_loss": 4.0}, "The first loss at global batch 24 is 4 .* and 5 .*: not the same training"),
+        ({"first_loss": 4.0}, "The first loss at global batch 24 is 4 .* and 5 .*: not the same work"),
         (
             {"environment__load_after": 9.0},
             "Somebody else was computing during 1 of 12 runs: .* was 9.0 at r00002",

@@ -175,6 +175,9 @@ PATH = click.Path(path_type=Path)
 PICTURE = PictureFile()
 SPLIT = SplitName(_splits)
 MODE = Choice(["strong", "weak", "both"])  # of a scaling study
+work_option = click.option(
+    "--work", type=Choice(["train", "infer"]), default="train", show_default=True, help="What a step is."
+)
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +21,7 @@ from hvdlm.cli.options import (
     config_of_study,
     json_option,
     result,
+    work_option,
 )
 from hvdlm.world.connect import connected
 
@@ -35,20 +36,24 @@ if TYPE_CHECKING:
 @click.option("--steps", type=WholeNumber(3), default=20, show_default=True, help="Timed steps of one measurement.")
 @click.option("--warmup", type=WholeNumber(1), default=5, show_default=True, help="Steps before them, discarded.")
 @click.option("--repeats", type=REPEATS, default=3, show_default=True, help="Measurements of each point.")
-@click.option("--out", type=PATH, default=None, help="Default: RUN_DIR/scaling.")
+@work_option
+@click.option("--out", type=PATH, default=None, help="Default: RUN_DIR/scaling, of --work infer RUN_DIR/scaling-infer.")
 @import_option
 @json_option
 def scale(
-    config: Path, overrides: tuple[str, ...], ranks: str, mode: str, out: Path | None, as_json: bool, **counts: int
+    config: Path, overrides: tuple[str, ...], ranks: str, mode: str, out: Path | None, as_json: bool, **effort: Any
 ) -> None:
-    """Measure weak and strong scaling of the real training step; leaves DIR/records and the report."""
+    """Measure weak and strong scaling of the real training step; leaves DIR/records and the report.
+
+    A step of --work infer is a pass over train.global_batch prompts in units of train.micro_batch, which ranks draw.
+    """
     settings = config_of_study("hvdlm scale", config, overrides)
     from hvdlm.perf.report import write_report
-    from hvdlm.perf.sweep import Effort, parse_ranks, sweep
+    from hvdlm.perf.sweep import Effort, folder_name, parse_ranks, sweep
 
-    folder = out or settings.run_dir / "scaling"
+    folder = out or settings.run_dir / folder_name(effort["work"])
     modes = ("strong", "weak") if mode == "both" else (mode,)
-    sweep(settings, folder, ranks=parse_ranks(ranks), modes=modes, effort=Effort(**counts))
+    sweep(settings, folder, ranks=parse_ranks(ranks), modes=modes, effort=Effort(**effort))
     _told(write_report(folder), as_json, out=str(folder))
 
 

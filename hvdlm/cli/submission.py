@@ -21,6 +21,7 @@ from hvdlm.cli.options import (
     overrides_argument,
     preprocess_config,
     run_config,
+    work_option,
 )
 from hvdlm.cli.submit_options import need, need_shards, saying_whose_ranks, submission, training_job
 from hvdlm.errors import UserError
@@ -138,7 +139,8 @@ def submit_generate(run: Path, words: tuple[str, ...], request: Request) -> list
 @click.option("--steps", type=WholeNumber(3), default=20, show_default=True)
 @click.option("--warmup", type=WholeNumber(1), default=5, show_default=True)
 @click.option("--repeats", type=REPEATS, default=3, show_default=True)
-@click.option("--out", type=PATH, default=None, help="Default: RUN_DIR/scaling.")
+@work_option
+@click.option("--out", type=PATH, default=None, help="Default: RUN_DIR/scaling, of --work infer RUN_DIR/scaling-infer.")
 @passed_import_option
 @submission
 def submit_scale(
@@ -158,10 +160,10 @@ def _study(
 ) -> list[Job]:
     """A measurement for each point, and the report of them all."""
     from hvdlm.jobs import orders
-    from hvdlm.perf.sweep import parse_ranks, plan_study
+    from hvdlm.perf.sweep import folder_name, parse_ranks, plan_study
 
     counts = parse_ranks(ranks) if ranks else [1 << power for power in range(request.ranks.bit_length())]
-    folder = out or settings.run_dir / "scaling"
+    folder = out or settings.run_dir / folder_name(effort.work)
     modes = ("strong", "weak") if mode == "both" else (mode,)
     records = folder / "records"
     if records.exists():

@@ -8,9 +8,12 @@ from harness import make_config, run_values, write_config
 
 from hvdlm.cli import main
 from hvdlm.errors import UserError
+from hvdlm.perf.inference_passes import Passes
 from hvdlm.perf.measure import measure_and_write, read_spec
 from hvdlm.perf.record import read_all
+from hvdlm.perf.report import write_report
 from hvdlm.perf.sweep import Effort, plan_study, sweep
+from hvdlm.train.setup import build_learner
 from hvdlm.world.serial import SerialWorld
 
 
@@ -36,6 +39,33 @@ def test_scale_measures_both_modes_and_the_report_can_be_written_again(job, data
     (tmp_path / "s" / "report.html").unlink()
     job(0, "report", tmp_path / "s")
     assert (tmp_path / "s" / "report.html").read_bytes() == html
+
+
+def test_inference_is_measured_by_the_same_records(data_dir, tmp_path):
+    """A pass writes as much whatever the weights are, and the same at any number of ranks."""
+    config = make_config(data_dir, tmp_path / "run", "world=serial")
+    effort = Effort(steps=3, warmup=1, repeats=1, work="infer")
+    points = {"ranks": [1], "modes": ("strong",), "effort": effort}
+    (planned,) = plan_study(config, tmp_path / "s", **points, threads=1, records=tmp_path / "s" / "records")
+    planned.write()
+    measure_and_write(read_spec(*planned.specs), SerialWorld(), job="")
+    (record,) = read_all(tmp_path / "s")
+    assert record.workload.work == "infer" and record.global_batch == 12
+    assert 0 < record.first_loss < 6 and len(record.step_s[0]) == 3
+    text = write_report(tmp_path / "s").path.read_text()
+    assert "Scaling of transformer inference" in text and "gradients by" not in text
+
+
+@pytest.mark.on_ranks(1, 2)
+def test_ranks_share_the_records_of_a_pass(world, data_dir, tmp_path):
+    """What is written in a pass says the same of the weights at any number of ranks."""
+    learner, corpora = build_learner(make_config(data_dir, tmp_path / "run", "sync=allreduce"), world)
+    passes = Passes(learner, corpora)
+    assert len(passes.run(2)) == 2
+    found = sum(world.gather(passes.nats))
+    alone = Passes(*build_learner(make_config(data_dir, tmp_path / "run", "sync=allreduce"), SerialWorld()))
+    alone.run(1)
+    assert found == pytest.approx(alone.nats, rel=1e-6)
 
 
 def test_a_point_that_cannot_run_says_why(job, data_dir, tmp_path):
