@@ -407,6 +407,10 @@ def test_records_without_answers_are_given_those_of_eval(name, made_once, tmp_pa
     asked(tmp_path / "run", source, tmp_path / "out", batch=8)
     wanted = [line["predicted"] for line in lines_of(tmp_path / "gold")]
     found = [SAID[name](line) for line in lines_of(tmp_path / "out")]
+    if name == "seq2seq":
+        lines = lines_of(tmp_path / "out")
+        assert {line["finish_reason"] for line in lines} <= {"stop", "length"}
+        assert all((line["num_tokens"] == 64) == (line["finish_reason"] == "length") for line in lines)
     assert found == (pytest.approx(wanted, abs=1e-5) if name == "number" else wanted)
 
 

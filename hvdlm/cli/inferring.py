@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hvdlm.cli.beginning import ends_with
 from hvdlm.cli.extensions import import_option
 from hvdlm.cli.options import Command, WholeNumber, batch_job, check_run, json_option, overrides_argument, result
 from hvdlm.cli.training import MAY_WAIT
-from hvdlm.cli.writing_options import texts_of, writing_options
+from hvdlm.cli.writing_options import int8_option, texts_of, writing_options
 from hvdlm.world.connect import connected
 
 
@@ -32,7 +33,7 @@ from hvdlm.world.connect import connected
 )
 @click.option("--echo", is_flag=True, help="Tell the prompt too.")
 @click.option("--batch", type=WholeNumber(1, 4096), default=None, help="Records computed together (16).")
-@click.option("--int8", is_flag=True, help="Matrices as int8: faster on CPUs, a little less exact.")
+@int8_option
 @import_option
 @json_option
 @click.pass_context
@@ -57,6 +58,7 @@ def infer(
         if parameter.name in options and context.get_parameter_source(parameter.name) == ParameterSource.COMMANDLINE
     }
     with ends_with("before it began: nothing was read or written yet") as has_begun:
+        os.environ.setdefault("RAYON_NUM_THREADS", "1")  # the tokenizers library's: a rank computes with one thread
         texts = texts_of(options)
         from hvdlm.inference.infer.run import infer as run
         from hvdlm.inference.infer.summary import in_words

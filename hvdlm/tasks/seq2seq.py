@@ -146,7 +146,13 @@ class Seq2seq(RecordTask):
     def said(
         self, records: RecordsInMemory, layout: Layout, predictions: Sequence[np.ndarray], tokenizer: Tokenizer
     ) -> list[dict[str, Any]]:
-        return [{"text": tokenizer.decode(ids).strip(), "num_tokens": len(ids)} for ids in predictions]
+        lines = []
+        for ids in predictions:
+            has_ended = bool(len(ids)) and int(ids[-1]) == self._vocabulary.eos_id
+            reason, num_tokens = "stop" if has_ended else "length", len(ids) - has_ended
+            text = tokenizer.decode(ids).strip()
+            lines.append({"text": text, "finish_reason": reason, "num_tokens": num_tokens})
+        return lines
 
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
         tokenizer = load(records.folder / TOKENIZER)

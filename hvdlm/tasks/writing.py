@@ -18,13 +18,16 @@ def written(
 ) -> list[np.ndarray]:
     """Ids, int64, of the best text for each source or prompt: ids (B, T), of which the first `lengths` (B,) are read.
 
+    The end of text stands behind a text that has ended.
+
     A text is shorter than `how` allows where the model has no more positions.
     """
     found: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(ids)
     for rows, most in _rooms(model, lengths, how.max_tokens):
         search = replace(how, max_tokens=most, never=_never(model, vocabulary))
         for row, best in zip(rows.tolist(), decode(model, ids[rows], lengths[rows], search), strict=True):
-            found[row] = np.array(best[0].ids, dtype=np.int64)
+            end = [vocabulary.eos_id] if best[0].ended else []
+            found[row] = np.array([*best[0].ids, *end], dtype=np.int64)
     return found
 
 

@@ -73,7 +73,9 @@ class Answering(Work):
             for place, (line, one, cut) in enumerate(zip(given, said, is_cut, strict=True))
         ]
         tokens = int(records.num_tokens().sum())
-        return lines, Counter({"truncated": int(is_cut.sum()), "prompt_tokens": tokens})
+        counts = Counter({"truncated": int(is_cut.sum()), "prompt_tokens": tokens})
+        counts.update(f"finish_{one['finish_reason']}" for one in said if "finish_reason" in one)
+        return lines, counts
 
     def _read(self, values: Values) -> Given:
         """ValueError for a record without what the task reads. A text alone is the only input, where there is one."""
