@@ -9,7 +9,7 @@ import pytest
 from harness import make_config, preprocess, texts_of
 from labelled import ANSWERED, TAGGED, answered, make_data, run_of, tagged
 
-from hvdlm import checkpoint
+from hvdlm import checkpoint, cli
 from hvdlm.data.corpora import open_corpora
 from hvdlm.errors import UserError
 from hvdlm.inference.generate import Texts
@@ -417,3 +417,98 @@ def test_records_without_answers_are_given_those_of_eval(name, made_once, tmp_pa
 def _model(sections):
     model = {"family": "transformer", "causal": False, "layers": 1, "heads": 2, "width": 16}
     return {"model": {**model, **sections.get("model", {})}}
+
+
+# The command
+
+
+@pytest.fixture
+def call(capsys):
+    """`hvdlm infer WORDS` in this process: exit code, stdout and the errors."""
+
+    def call(*words):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["infer", *map(str, words)])
+        out, err = capsys.readouterr()
+        return end.value.code, out, [line for line in err.splitlines() if "hvdlm: error:" in line]
+
+    return call
+
+
+def test_every_option_reaches_what_is_asked(run_for, tmp_path, call):
+    """I5: what was made tells of each."""
+    source = write(tmp_path / "in.jsonl", {"prompt": "lorem"})
+    words = {
+        "--max-tokens": "3",
+        "--temperature": "0",
+        "--top-k": "5",
+        "--top-p": "0.9",
+        "--min-p": "0.1",
+        "--seed": "7",
+        "--repetition-penalty": "1.5",
+        "--presence-penalty": "0.5",
+        "--frequency-penalty": "0.25",
+        "--n": "2",
+        "--logit-bias": "65=-1.5",
+        "--stop": "zz",
+        "--logprobs": "1",
+        "--batch": "3",
+    }
+    flat = [word for pair in words.items() for word in pair]
+    code, out, _ = call(run_for(), source, "--out", tmp_path / "out", *flat, "--echo", "--slide", "--json")
+    made = json.loads(out)["made_by"]
+    asked_for = {
+        "max_tokens": 3,
+        "temperature": 0.0,
+        "top_k": 5,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "seed": 7,
+        "choices": 2,
+        "repetition_penalty": 1.5,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.25,
+        "stops": ["zz"],
+        "logit_bias": {"65": -1.5},
+        "logprobs": 1,
+        "batch": 3,
+        "echo": True,
+        "slides": True,
+        "scores": False,
+    }
+    assert code == 0 and {name: made[name] for name in asked_for} == asked_for
+    (line,) = lines_of(tmp_path / "out")
+    assert line["choices"][0] == line["choices"][1]  # temperature 0 is none that was forgotten
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--score", "--temperature", "0"], "--temperature: is of texts that are written, --score reads"),
+        (["--beams", "2", "--seed", "1"], "--seed: is of texts that are drawn, --beams searches"),
+        (["--beams", "2", "--n", "3"], "--n: 3 texts are more than --beams 2 find"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(run_for, tmp_path, call, words, message):
+    source = write(tmp_path / "in.jsonl", {"prompt": "lorem"})
+    code, out, errors = call(run_for(), source, "--out", tmp_path / "out", *words)
+    assert code == 2 and not out and len(errors) == 1 and message in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_an_unknown_kind_and_one_that_is_not_there_are_named(run_for, tmp_path, call):
+    (tmp_path / "in.csv").write_text("a,b\n")
+    for name, message in (("in.csv", "is neither JSON lines"), ("none.txt", "No such file")):
+        code, _, errors = call(run_for(), tmp_path / name, "--out", tmp_path / "out")
+        assert code == 2 and len(errors) == 1 and f"{name}: {message}" in errors[0]
+
+
+def test_a_masked_model_writes_nothing_and_scores_nothing(made_once, tmp_path, call):
+    data = made_once("infer-lines", make_lines) / "data"
+    model = "model={family: transformer, layers: 1, heads: 2, width: 16, causal: false}"
+    words = ("data.seq_len=48", "train.steps=1", "train.eval_every=100", "task=mlm", model)
+    train(make_config(data, tmp_path / "run", *words), SerialWorld())
+    source = write(tmp_path / "in.jsonl", {"prompt": "lorem"})
+    for word, message in (([], "cannot continue a text"), (["--score"], "task: mlm does not predict each token")):
+        code, _, errors = call(tmp_path / "run", source, "--out", tmp_path / "out", *word)
+        assert code == 2 and len(errors) == 1 and message in errors[0]

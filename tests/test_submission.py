@@ -460,3 +460,25 @@ def test_a_refused_submission_leaves_nothing_and_takes_back_what_was_queued(tmp_
     write_program(tmp_path / "scancel", "exit 1")
     with pytest.raises(UserError, match="still queued: scancel 7"):
         submit(request, [orders.report(request, tmp_path), orders.report(request, tmp_path)])
+
+
+def test_inference_over_a_file_is_stopped_in_the_folder_of_its_parts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "runs/x",
+        "in.jsonl",
+        "--out",
+        "texts.jsonl",
+        "--site",
+        "generic-cpu",
+        "--time",
+        "5",
+        "--dry-run",
+        "--json",
+    ]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["submit", "infer", *words, "--", "--max-tokens", "5"])
+    script = json.loads(capsys.readouterr().out)["jobs"][0]["script"]
+    assert end.value.code == 0
+    assert "hvdlm infer runs/x in.jsonl --out texts.jsonl --max-tokens 5" in script
+    assert "run_dir=texts.jsonl.parts\n" in script and "scontrol requeue" in script
