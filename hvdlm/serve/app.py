@@ -34,14 +34,15 @@ from hvdlm.serve.writing import Piece
 
 log = logging.getLogger("hvdlm")
 
-G, T = TypeVar("G"), TypeVar("T")
+G = TypeVar("G")
+T = TypeVar("T")
 
 MOST_BYTES = 8 << 20  # of a request's body
 BODY_S = 30.0  # in which it must be there
 PAGE = Path(__file__).with_name("page.html")
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline';"
-    " connect-src 'self'; frame-ancestors 'none'; base-uri 'none'",
+    " img-src data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }

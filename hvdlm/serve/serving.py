@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -198,8 +199,9 @@ async def _run(app: Starlette, service: Service, listener: socket.socket, ending
         left_s = ending.job.end - time.time() - ending.grace_s - LAST_WORDS_S - SPARE_S
         loop.call_later(max(0.0, left_s), ask, "the end of the job's time")
     service.on_broken = functools.partial(loop.call_soon_threadsafe, ask, "the model's failure")
-    serving = asyncio.create_task(server.serve([listener]))
-    await asyncio.wait([serving, asked], return_when=asyncio.FIRST_COMPLETED)
+    serving: asyncio.Future[None] = asyncio.create_task(server.serve([listener]))
+    both: list[asyncio.Future[Any]] = [serving, asked]
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     if asked.done():
         await _drain(service, ending.grace_s)
         server.end()
