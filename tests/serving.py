@@ -19,18 +19,18 @@ from hvdlm.serve.service import Limits, Service
 from hvdlm.serve.serving import Address, Offer, Server, listening, open_service
 
 
-class Running:
-    """At http://127.0.0.1:`port`."""
+class Client:
+    """Of the server at http://127.0.0.1:`port`; `own` headers are sent each time."""
 
-    def __init__(self, service: Service, port: int) -> None:
-        self.service, self.port = service, port
+    def __init__(self, port: int, own: dict[str, str] | None = None) -> None:
+        self.port, self._own = port, own or {}
         self.url = f"http://127.0.0.1:{port}"
 
     def begin(self, path: str, body: Any = None, headers: dict[str, str] | None = None) -> http.client.HTTPConnection:
         """A request on its way: `getresponse` waits for the answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        connection.request("GET" if data is None else "POST", path, data, headers or {})
+        connection.request("GET" if data is None else "POST", path, data, self._own | (headers or {}))
         return connection
 
     def ask(self, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
@@ -61,6 +61,14 @@ class Running:
         parts = text.split("\n\n")
         assert parts.pop() == "", "the last event ends with a blank line"
         return [json.loads(part[6:]) if part.startswith("data: {") else part for part in parts]
+
+
+class Running(Client):
+    """With its service at hand."""
+
+    def __init__(self, service: Service, port: int) -> None:
+        super().__init__(port)
+        self.service = service
 
     def is_free(self) -> bool:
         """Whether nothing is written or waits."""

@@ -257,10 +257,10 @@ def test_offsets_say_where_tokens_stand_in_the_text(served):
     places = [*marks["text_offset"][1:], len(found["text"])]
     for place, end, token in zip(marks["text_offset"], places, marks["tokens"], strict=True):
         assert token in ("<end of text>", "\ufffd", found["text"][place:end])
-    for token, own, top in list(zip(marks["token_ids"], marks["token_logprobs"], marks["top_token_ids"]))[1:]:
-        assert len(top) == 3 and own <= 0
-    greedy = list(zip(marks["token_ids"], marks["top_token_ids"]))[4:]
-    assert all(next(iter(top.values())) == token for token, top in greedy), "the likeliest stands first"
+    assert all(own <= 0 for own in marks["token_logprobs"][1:])
+    assert all(len(top) == 3 for top in marks["top_token_ids"][1:])
+    likeliest = [next(iter(top.values())) for top in marks["top_token_ids"][3:]]  # behind the prompt of three
+    assert likeliest == marks["token_ids"][3:]
 
 
 def test_the_sum_over_an_echo_is_what_eval_says(served, run, data_dir):
@@ -291,7 +291,9 @@ def test_ids_and_texts_are_two_ways_to_ask_the_same(served):
     _, found = served.ask("/tokenize", {"prompt": "añ😀"})
     assert found["count"] == len(found["tokens"]) and found["max_model_len"] == CONTEXT
     how = {"max_tokens": 8, "temperature": 0}
-    assert served.complete(prompt=[found["tokens"]], **how)["choices"] == served.complete(prompt="añ😀", **how)["choices"]
+    assert (
+        served.complete(prompt=[found["tokens"]], **how)["choices"] == served.complete(prompt="añ😀", **how)["choices"]
+    )
     assert served.ask("/detokenize", {"tokens": found["tokens"]}) == (200, {"prompt": "añ😀"})
     plain = served.ask("/tokenize", {"prompt": "añ😀", "add_special_tokens": False})[1]["tokens"]
     assert found["tokens"][1:] == plain == list("añ😀".encode())
@@ -468,7 +470,7 @@ def test_a_pair_model_reads_its_source_whole(tmp_path):
         assert found.ask("/v1/completions", {"prompt": "w1", "echo": True})[1]["error"]["param"] == "echo"
 
 
-def test_a_model_that_writes_no_text_is_refused(tmp_path):
-    run = trained(tmp_path, task={"kind": "classify", "label": "label"})
-    with pytest.raises(UserError, match="task: classify writes no text"):
-        opened(run)
+def test_a_model_that_writes_no_text_is_refused(data_dir, tmp_path):
+    run_training(data_dir, tmp_path / "run", "task=mlm", "model.causal=false", "train.steps=1", "data.seq_len=32")
+    with pytest.raises(UserError, match="cannot continue a text"):
+        opened(tmp_path / "run")

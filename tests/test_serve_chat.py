@@ -1,4 +1,4 @@
-"""Chat templates: special tokens are the template's alone, a text begins once, and a stranger's program does no harm."""
+"""Chat templates: special tokens are the template's alone, a text begins once, a stranger's program does no harm."""
 
 import json
 
@@ -6,13 +6,13 @@ import pytest
 
 pytest.importorskip("starlette", reason="starlette (the serve extra) is not installed")
 
-from hvdlm.errors import UserError  # noqa: E402
-from hvdlm.serve.chat import PLAIN, Chat, Specials, find_template  # noqa: E402
-from hvdlm.serve.faults import Fault  # noqa: E402
-from hvdlm.serve.requests import Message  # noqa: E402
-from hvdlm.tokenizer import ByteTokenizer  # noqa: E402
-from hvdlm.tokenizer.backend import BackendTokenizer  # noqa: E402
-from hvdlm.tokenizer.training import train_bpe  # noqa: E402
+from hvdlm.errors import UserError
+from hvdlm.serve.chat import PLAIN, Chat, Specials, find_template
+from hvdlm.serve.faults import Fault
+from hvdlm.serve.requests import Message
+from hvdlm.tokenizer import ByteTokenizer
+from hvdlm.tokenizer.backend import BackendTokenizer
+from hvdlm.tokenizer.training import train_bpe
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

@@ -1,7 +1,5 @@
 """`hvdlm serve` as people start it, its page in a browser, and its end."""
 
-import http.client
-import json
 import os
 import re
 import shutil
@@ -15,11 +13,11 @@ from processes import until
 pytest.importorskip("starlette", reason="starlette (the serve extra) is not installed")
 pytest.importorskip("uvicorn", reason="uvicorn (the serve extra) is not installed")
 
-from serving import opened, running  # noqa: E402
+from serving import Client, opened, running
 
-from hvdlm.errors import UserError  # noqa: E402
-from hvdlm.serve.access import read_key  # noqa: E402
-from hvdlm.serve.serving import Address, listening, tunnel  # noqa: E402
+from hvdlm.errors import UserError
+from hvdlm.serve.access import read_key
+from hvdlm.serve.serving import Address, listening, tunnel
 
 KEY = "a-key-of-enough-letters"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -32,9 +30,7 @@ def run(data_dir, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 0)], ids=["TERM", "Ctrl-C"]
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 0)], ids=["TERM", "Ctrl-C"])
 def test_a_signal_lets_what_runs_end_and_refuses_what_is_new(run, tmp_path, number, code):
     (tmp_path / "key").write_text(KEY)
     (tmp_path / "key").chmod(0o600)
@@ -46,21 +42,17 @@ def test_a_signal_lets_what_runs_end_and_refuses_what_is_new(run, tmp_path, numb
     try:
         said = until(lambda: re.search(r"at (http://127.0.0.1:(\d+))/v1", log.read_text()), 60, process, log)
         port = int(said[2])
-        headers = {"Authorization": f"Bearer {KEY}"}
-
-        def ask(path, body=None):
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-            connection.request("POST" if body else "GET", path, body and json.dumps(body), headers)
-            return connection.getresponse()
-
-        until(lambda: ask("/health").status == 200, 30, process, log)
+        client = Client(port, {"Authorization": f"Bearer {KEY}"})
+        until(lambda: client.ask("/health")[0] == 200, 30, process, log)
         asked = {"prompt": "secret", "max_tokens": 400, "stream": True, "slide": True, "ignore_eos": True}
-        stream = ask("/v1/completions", asked)
+        connection = client.begin("/v1/completions", asked)
+        stream = connection.getresponse()
         stream.readline()
         process.send_signal(number)
-        until(lambda: ask("/health").status == 503, 10, process, log)
-        assert ask("/v1/completions", {"prompt": "secret"}).status == 503
+        until(lambda: client.ask("/health")[0] == 503, 10, process, log)
+        assert client.ask("/v1/completions", {"prompt": "secret"})[0] == 503
         rest = stream.read().decode()
+        connection.close()
         assert rest.endswith("data: [DONE]\n\n") and '"finish_reason":"length"' in rest
         assert process.wait(20) == code
     finally:

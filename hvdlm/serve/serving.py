@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,9 +82,9 @@ def serve(offer: Offer, address: Address, ending: Ending) -> None:
     key = None if address.key_file is None else read_key(address.key_file)
     with listening(address) as listener:  # before the model is loaded, which takes long
         service = open_service(offer)
-        announce(service, address, listener.getsockname()[1], ending, has_key=key is not None)
+        tell = functools.partial(announce, service, address, listener.getsockname()[1], ending, has_key=key is not None)
         app = make_app(service, key=key, origins=address.origins, is_loopback=address.is_loopback)
-        reason = asyncio.run(_run(app, service, listener, ending))
+        reason = asyncio.run(_run(app, service, listener, ending, tell))
     if service.broken:
         raise UserError(service.broken)
     if reason != "SIGINT":
@@ -93,14 +93,16 @@ def serve(offer: Offer, address: Address, ending: Ending) -> None:
 
 def listening(address: Address) -> socket.socket:
     """A socket at the address; UserError where there can be none."""
+    listener = None
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, place = found[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(place)
     except OSError as error:
+        if listener is not None:
+            listener.close()
         other = "; another program listens there: take another --port" if error.errno == errno.EADDRINUSE else ""
         raise UserError(f"--host {address.host} --port {address.port}: {error.strerror}{other}") from None
     return listener
@@ -153,15 +155,16 @@ def tunnel(address: Address, port: int, login: str) -> str:
 class Server(uvicorn.Server):
     """Uvicorn's, but that it sleeps while nothing comes, and leaves signals to `_run`."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, tell: Callable[[], None] = lambda: None) -> None:
         super().__init__(config)
-        self._ends = asyncio.Event()
+        self._ends, self._tell = asyncio.Event(), tell
 
     def end(self) -> None:
         self.should_exit = True
         self._ends.set()
 
     async def main_loop(self) -> None:
+        self._tell()  # whoever reads it may connect
         await self._ends.wait()
 
     @contextmanager
@@ -169,8 +172,10 @@ class Server(uvicorn.Server):
         yield
 
 
-async def _run(app: Starlette, service: Service, listener: socket.socket, ending: Ending) -> str:
-    """Serve until a signal, or the end of the job's time; the reason."""
+async def _run(
+    app: Starlette, service: Service, listener: socket.socket, ending: Ending, tell: Callable[[], None]
+) -> str:
+    """Serve until a signal, or the end of the job's time; the reason. `tell` is called when it listens."""
     loop = asyncio.get_running_loop()
     server = Server(
         uvicorn.Config(
@@ -182,7 +187,8 @@ async def _run(app: Starlette, service: Service, listener: socket.socket, ending
             server_header=False,
             date_header=False,
             timeout_graceful_shutdown=LAST_WORDS_S,
-        )
+        ),
+        tell,
     )
     asked: asyncio.Future[str] = loop.create_future()
 
