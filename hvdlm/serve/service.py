@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -67,8 +68,10 @@ class Service:
 
         Rounding depends on what is computed side by side too, so even at temperature 0 near ties may fall either way.
         """
-        weight = next(self.loaded.model.parameters())
-        return f"step{self.loaded.state['step']}-{str(weight.dtype).removeprefix('torch.')}-{weight.device.type}"
+        model = self.loaded.model
+        numbers = itertools.chain(model.parameters(), model.buffers())  # what is counted has no parameters
+        kind = next((str(one.dtype).removeprefix("torch.") for one in numbers if one.is_floating_point()), "counts")
+        return f"step{self.loaded.state['step']}-{kind}-{model.device.type}"
 
     @property
     def defaults(self) -> dict[str, Any]:
