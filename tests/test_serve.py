@@ -1,5 +1,6 @@
 """`hvdlm serve`: what OpenAI's client expects, and what a server must not do to others."""
 
+import asyncio
 import json
 import math
 import socket
@@ -27,7 +28,7 @@ from hvdlm.preprocessing.build import build  # noqa: E402
 from hvdlm.preprocessing.plan import PreprocessConfig  # noqa: E402
 from hvdlm.serve.faults import Fault  # noqa: E402
 from hvdlm.serve.requests import NOT_OFFERED, PASSED_OVER, ChatRequest, CompletionRequest, parse  # noqa: E402
-from hvdlm.serve.serving import Address, Ending, Offer, serve  # noqa: E402
+from hvdlm.serve.serving import Address, Ending, Offer, _drain, serve  # noqa: E402
 from hvdlm.train.setup import train  # noqa: E402
 from hvdlm.world.serial import SerialWorld  # noqa: E402
 
@@ -441,6 +442,17 @@ def test_until_it_is_warm_and_once_it_stops_it_says_so(run):
         status, told = found.ask("/v1/completions", {"prompt": "a"})
         assert status == 503 and told["error"]["code"] == "stopping"
         assert found.ask("/health") == (503, {"status": "stopping"})
+
+
+def test_what_has_not_ended_in_the_time_of_grace_is_told_so(run):
+    with running(opened(run)) as found:
+        held = found.begin("/v1/completions", LONG)
+        until(lambda: not found.is_free())
+        asyncio.run(_drain(found.service, grace_s=0.1))
+        told = json.loads(held.getresponse().read())
+        held.close()
+        assert told["error"]["message"] == "the server was stopped before this was done"
+        until(found.is_free, 5)
 
 
 def test_metrics_count_requests_tokens_and_times(served):

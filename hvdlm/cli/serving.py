@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from hvdlm.cli.beginning import ends_with
 from hvdlm.cli.extensions import import_option
 from hvdlm.cli.options import PATH, Command, Number, WholeNumber, batch_job, check_run, overrides_argument
 from hvdlm.errors import UserError
@@ -46,13 +47,14 @@ def serve(checkpoint: Path, overrides: tuple[str, ...], **options: Any) -> None:
     for library in ("starlette", "uvicorn"):
         if importlib.util.find_spec(library) is None:
             raise UserError(f"`hvdlm serve` needs {library}; pip install 'hvdlm[serve]'")
-    from hvdlm.serve.serving import Address, Ending, Limits, Offer, log, serve
-    from hvdlm.session.logs import setup_logging
+    with ends_with("before it served anything") as has_begun:
+        from hvdlm.serve.serving import Address, Ending, Limits, Offer, log, serve
+        from hvdlm.session.logs import setup_logging
 
-    setup_logging(0)
-    if size > 1:
-        log.info("rank 0 of %d serves; the others have nothing to do and end", size)
-    limits = Limits(*(options.pop(name) for name in ("rows", "queue", "max_tokens")))
-    offer = Offer(checkpoint, overrides, options.pop("name"), options.pop("template"), limits)
-    ending = Ending(options.pop("grace_s"), batch_job(), os.environ.get("SLURM_SUBMIT_HOST", ""))
-    serve(offer, Address(**options), ending)
+        setup_logging(0)
+        if size > 1:
+            log.info("rank 0 of %d serves; the others have nothing to do and end", size)
+        limits = Limits(*(options.pop(name) for name in ("rows", "queue", "max_tokens")))
+        offer = Offer(checkpoint, overrides, options.pop("name"), options.pop("template"), limits)
+        ending = Ending(options.pop("grace_s"), batch_job(), os.environ.get("SLURM_SUBMIT_HOST", ""))
+        serve(offer, Address(**options), ending, has_begun)

@@ -74,15 +74,17 @@ class Offer:
     limits: Limits = field(default_factory=Limits)
 
 
-def serve(offer: Offer, address: Address, ending: Ending) -> None:
+def serve(offer: Offer, address: Address, ending: Ending, has_begun: Callable[[], None] = lambda: None) -> None:
     """Until it is asked to stop: StoppedOnRequest, but for Ctrl-C, after which nothing is left to be done.
 
+    `has_begun` is called when it listens to signals itself.
     UserError where it cannot begin, or the model can do nothing any more.
     """
     key = None if address.key_file is None else read_key(address.key_file)
     with listening(address) as listener:  # before the model is loaded, which takes long
         service = open_service(offer)
         tell = functools.partial(announce, service, address, listener.getsockname()[1], ending, has_key=key is not None)
+        has_begun()
         app = make_app(service, key=key, origins=address.origins, is_loopback=address.is_loopback)
         reason = asyncio.run(_run(app, service, listener, ending, tell))
     if service.broken:
