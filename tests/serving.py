@@ -76,7 +76,7 @@ class Running(Client):
 
 
 def opened(run: Path, **limits: int) -> Service:
-    return open_service(Offer(run, (), "tiny", None, Limits(**limits)))
+    return open_service(Offer(run, name="tiny", limits=Limits(**limits)))
 
 
 @contextmanager

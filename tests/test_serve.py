@@ -28,7 +28,7 @@ from hvdlm.preprocessing.build import build  # noqa: E402
 from hvdlm.preprocessing.plan import PreprocessConfig  # noqa: E402
 from hvdlm.serve.faults import Fault  # noqa: E402
 from hvdlm.serve.requests import NOT_OFFERED, PASSED_OVER, ChatRequest, CompletionRequest, parse  # noqa: E402
-from hvdlm.serve.serving import Address, Ending, Offer, _drain, serve  # noqa: E402
+from hvdlm.serve.serving import Address, Ending, Offer, _drain, open_service, serve  # noqa: E402
 from hvdlm.train.setup import train  # noqa: E402
 from hvdlm.world.serial import SerialWorld  # noqa: E402
 
@@ -522,6 +522,11 @@ def test_a_model_that_was_counted_is_served_too(data_dir, tmp_path):
         answer = found.complete(prompt="ab", max_tokens=300, ignore_eos=True)
         assert answer["usage"]["completion_tokens"] == 300
         assert found.service.context is None and answer["system_fingerprint"].endswith("-cpu")
+
+
+def test_the_fingerprint_says_what_the_numbers_are(run):
+    assert opened(run).fingerprint == "step30-float32-cpu"
+    assert open_service(Offer(run, int8=True)).fingerprint == "step30-int8-cpu"
 
 
 def test_a_model_that_fails_from_the_first_ends_the_server(run, monkeypatch):

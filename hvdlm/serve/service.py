@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hvdlm.inference.engine import Engine, Request
-from hvdlm.inference.load import Loaded, context_of
+from hvdlm.inference.load import INT8, Loaded, context_of
 from hvdlm.inference.sampling import Sampling
 from hvdlm.serve import replies
 from hvdlm.serve.chat import Chat
@@ -71,6 +71,7 @@ class Service:
         model = self.loaded.model
         numbers = itertools.chain(model.parameters(), model.buffers())  # what is counted has no parameters
         kind = next((str(one.dtype).removeprefix("torch.") for one in numbers if one.is_floating_point()), "counts")
+        kind = "int8" if INT8 in self.loaded.changes else kind
         return f"step{self.loaded.state['step']}-{kind}-{model.device.type}"
 
     @property

@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 
 from hvdlm import checkpoint
 from hvdlm.errors import StoppedOnRequest, UserError
-from hvdlm.inference.load import Loaded, load_checkpoint_model, tokenizer_of
+from hvdlm.inference.load import Loaded, load_checkpoint_model, prepare, tokenizer_of
 from hvdlm.serve.access import LOOPBACK, read_key
 from hvdlm.serve.app import make_app
 from hvdlm.serve.chat import Chat, Specials, find_template
@@ -71,6 +71,7 @@ class Offer:
     overrides: tuple[str, ...] = ()
     name: str = ""
     template: Path | None = None
+    int8: bool = False
     limits: Limits = field(default_factory=Limits)
 
 
@@ -118,7 +119,8 @@ def open_service(offer: Offer) -> Service:
     tokenizer = tokenizer_of(path, loaded.state)
     run = path.resolve().parent.parent
     chat = Chat(Specials(tokenizer), *find_template(run, offer.template), begin=_begin(loaded))
-    return Service(offer.name or "-".join(run.parts[-2:]).lstrip("/-"), loaded, tokenizer, chat, offer.limits)
+    name = offer.name or "-".join(run.parts[-2:]).lstrip("/-")
+    return Service(name, prepare(loaded, int8=offer.int8), tokenizer, chat, offer.limits)
 
 
 def _begin(loaded: Loaded) -> tuple[int, ...]:
