@@ -366,6 +366,14 @@ def test_errors_are_openai_s(client, served):
         assert set(found["error"]) == {"message", "type", "param", "code"}
 
 
+def test_a_body_that_never_comes_is_given_up(served, monkeypatch):
+    from hvdlm.serve import app
+
+    monkeypatch.setattr(app, "BODY_S", 0.05)
+    status, told = served.ask("/tokenize", b"{", {"Content-Length": "100"})
+    assert (status, told["error"]["code"]) == (408, "too_slow")
+
+
 def test_a_failure_in_mid_stream_is_told_and_the_next_request_is_answered(idle, client, monkeypatch, caplog):
     write, what_people_wrote = Engine._write, "secret"
 

@@ -16,7 +16,7 @@ pytest.importorskip("uvicorn", reason="uvicorn (the serve extra) is not installe
 from serving import Client, opened, running
 
 from hvdlm.errors import UserError
-from hvdlm.serve.access import read_key
+from hvdlm.serve.access import check_origins, read_key
 from hvdlm.serve.serving import Address, listening, tunnel
 
 KEY = "a-key-of-enough-letters"
@@ -99,6 +99,13 @@ def test_a_key_that_others_can_read_or_guess_is_refused(tmp_path):
         read_key(tmp_path / "none")
 
 
+def test_origins_are_named_one_by_one():
+    check_origins(["https://a.org", "http://localhost:3000"])
+    for bad in ("*", "a.org", "https://a.org/", "https://", "https://a.org/page"):
+        with pytest.raises(UserError, match="is no origin"):
+            check_origins([bad])
+
+
 def test_the_tunnel_leads_where_the_server_listens():
     node = os.uname().nodename
     assert tunnel(Address(), 8000, "login1") == f"ssh -N -L 8000:localhost:8000 -J login1 {node}"
@@ -150,4 +157,17 @@ def test_the_page_writes_stops_and_goes_on_from_another_token(run, browser, widt
         page.click("#stop", force=True)
         until(served.is_free, 5)
         assert faults == []
+        page.close()
+
+
+def test_the_page_asks_for_the_key(run, browser):
+    with running(opened(run), key=KEY) as served:
+        page = browser.new_page()
+        page.goto(served.url)
+        page.get_by_text("is missing").wait_for()
+        page.fill("#key", KEY)
+        page.press("#key", "Enter")
+        page.get_by_text("tiny", exact=True).wait_for()
+        page.click("#go")
+        page.wait_for_selector("#keep:enabled")
         page.close()

@@ -6,7 +6,7 @@ import hmac
 import logging
 import stat
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -44,6 +44,16 @@ def read_key(path: Path) -> str:
             " makes one"
         )
     return key
+
+
+def check_origins(origins: Iterable[str]) -> None:
+    """UserError for one that a browser would never tell."""
+    for origin in origins:
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}" or not parts.netloc:
+            raise UserError(
+                f"--allow-origin {origin}: is no origin; write https://host or http://host:port"
+            )
 
 
 class Guard:

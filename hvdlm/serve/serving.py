@@ -22,7 +22,7 @@ from starlette.applications import Starlette
 from hvdlm import checkpoint
 from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.inference.load import Loaded, load_checkpoint_model, prepare, tokenizer_of
-from hvdlm.serve.access import LOOPBACK, read_key
+from hvdlm.serve.access import LOOPBACK, check_origins, read_key
 from hvdlm.serve.app import make_app
 from hvdlm.serve.chat import Chat, Specials, find_template
 from hvdlm.serve.service import Limits, Service
@@ -81,6 +81,7 @@ def serve(offer: Offer, address: Address, ending: Ending, has_begun: Callable[[]
     `has_begun` is called when it listens to signals itself.
     UserError where it cannot begin, or the model can do nothing any more.
     """
+    check_origins(address.origins)
     key = None if address.key_file is None else read_key(address.key_file)
     with listening(address) as listener:  # before the model is loaded, which takes long
         service = open_service(offer)
