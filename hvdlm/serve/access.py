@@ -51,9 +51,7 @@ def check_origins(origins: Iterable[str]) -> None:
     for origin in origins:
         parts = urlsplit(origin)
         if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}" or not parts.netloc:
-            raise UserError(
-                f"--allow-origin {origin}: is no origin; write https://host or http://host:port"
-            )
+            raise UserError(f"--allow-origin {origin}: is no origin; write https://host or http://host:port")
 
 
 class Guard:
