@@ -464,20 +464,9 @@ def test_a_refused_submission_leaves_nothing_and_takes_back_what_was_queued(tmp_
 
 def test_inference_over_a_file_is_stopped_in_the_folder_of_its_parts(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = [
-        "runs/x",
-        "in.jsonl",
-        "--out",
-        "texts.jsonl",
-        "--site",
-        "generic-cpu",
-        "--time",
-        "5",
-        "--dry-run",
-        "--json",
-    ]
+    words, how = ["runs/x", "in.jsonl", "--out", "texts.jsonl"], ["--site", "generic-cpu", "--time", "5", "--dry-run"]
     with pytest.raises(SystemExit) as end:
-        cli.main(["submit", "infer", *words, "--", "--max-tokens", "5"])
+        cli.main(["submit", "infer", *words, *how, "--json", "--", "--max-tokens", "5"])
     script = json.loads(capsys.readouterr().out)["jobs"][0]["script"]
     assert end.value.code == 0
     assert "hvdlm infer runs/x in.jsonl --out texts.jsonl --max-tokens 5" in script
