@@ -7,10 +7,11 @@ import random
 
 import pytest
 from harness import make_config, preprocess, texts_of
-from labelled import ANSWERED, TAGGED, answered, make_data, run_of, tagged
+from labelled import ANSWERED, TAGGED, WORDS, answered, make_data, run_of, tagged
 
 from hvdlm import checkpoint, cli
 from hvdlm.data.corpora import open_corpora
+from hvdlm.data.manifest import read_manifest
 from hvdlm.errors import UserError
 from hvdlm.inference.generate import Texts
 from hvdlm.inference.infer import parts
@@ -369,12 +370,22 @@ def test_an_input_that_changed_since_the_kill_is_refused(run_for, tmp_path, monk
 
 # Labelled records
 
+
+def segmented(random):
+    """Characters that come one by one, of which pairs of good ones are words."""
+    found = tagged(random)
+    signs = {word: chr(0x4E00 + number) for number, word in enumerate(WORDS)}
+    return {**found, "text": [signs[word] for word in found["text"]]}
+
+
+SEGMENTED = {"text": {"type": "text", "join": ""}, "tags": {"type": "labels", "scheme": "BIO"}, "asked": "number"}
 LABELLED = {
     "class": ((), {"kind": "classify", "label": "label", "pair": "other"}, {}),
     "several": ((), {"kind": "classify", "label": "topics"}, {}),
     "number": ((), {"kind": "classify", "label": "score"}, {}),
     "tag": ((tagged, TAGGED), {"kind": "tag"}, {}),
     "predicate": ((tagged, TAGGED), {"kind": "tag", "predicate": "asked"}, {}),
+    "without blanks": ((segmented, SEGMENTED), {"kind": "tag"}, {}),
     "span": ((answered, ANSWERED), {"kind": "span", "stride": 8}, {}),
     "seq2seq": ((), {"kind": "seq2seq", "language": "en"}, {"model": {"family": "transformer", "causal": True}}),
 }
@@ -384,6 +395,7 @@ SAID = {
     "number": lambda line: line["number"],
     "tag": lambda line: line["labels"],
     "predicate": lambda line: line["labels"],
+    "without blanks": lambda line: line["labels"],
     "span": lambda line: line["answer"],
     "seq2seq": lambda line: line["text"],
 }
@@ -407,6 +419,9 @@ def test_records_without_answers_are_given_those_of_eval(name, made_once, tmp_pa
     asked(tmp_path / "run", source, tmp_path / "out", batch=8)
     wanted = [line["predicted"] for line in lines_of(tmp_path / "gold")]
     found = [SAID[name](line) for line in lines_of(tmp_path / "out")]
+    if name == "without blanks":
+        assert [line["words"] for line in lines_of(tmp_path / "out")] == [line["text"] for line in lines_of(source)]
+        assert read_manifest(data / "data").fields["text"].join == ""
     if name == "seq2seq":
         lines = lines_of(tmp_path / "out")
         assert {line["finish_reason"] for line in lines} <= {"stop", "length"}

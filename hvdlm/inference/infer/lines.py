@@ -6,6 +6,7 @@ A line ends at LF or CR LF; a byte order mark at the beginning is left out. File
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -65,6 +66,7 @@ class _Block(NamedTuple):
     start: int
 
 
+@functools.cache  # it is asked of each line
 def is_json(path: Path) -> bool:
     """UserError for a name that says neither."""
     suffix = plain_suffix(str(path))
