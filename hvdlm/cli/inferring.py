@@ -32,7 +32,12 @@ from hvdlm.world.connect import connected
     "--logprobs", type=WholeNumber(0, 100), default=None, help="Tell each token's, and so many of the likeliest's."
 )
 @click.option("--echo", is_flag=True, help="Tell the prompt too.")
-@click.option("--batch", type=WholeNumber(1, 4096), default=None, help="Records computed together (16).")
+@click.option(
+    "--batch",
+    type=WholeNumber(1, 4096),
+    default=None,
+    help="Records computed together; default 16 prompts, 32 scores, 256 labelled records.",
+)
 @int8_option
 @import_option
 @json_option
@@ -57,10 +62,10 @@ def infer(
         for parameter in context.command.params
         if parameter.name in options and context.get_parameter_source(parameter.name) == ParameterSource.COMMANDLINE
     }
-    with ends_with("before it began: nothing was read or written yet") as has_begun:
+    with ends_with("before it began: nothing is written yet") as has_begun:
         os.environ.setdefault("RAYON_NUM_THREADS", "1")  # the tokenizers library's: a rank computes with one thread
         texts = texts_of(options)
-        from hvdlm.inference.infer.run import infer as run
+        from hvdlm.inference.infer.run import opened, run
         from hvdlm.inference.infer.summary import in_words
         from hvdlm.inference.infer.wanted import Wanted
         from hvdlm.session.logs import setup_logging
@@ -68,6 +73,7 @@ def infer(
         wanted = Wanted(texts, **options, given=given)
         with connected(environment=MAY_WAIT) as world:
             setup_logging(world.rank)
+            job = opened(checkpoint, overrides, source, out, wanted, world)
             has_begun()
-            summary = run(checkpoint, overrides, source, out, wanted, world, batch_job())
+            summary = run(job, world, batch_job())
             result(summary, as_json, in_words(summary), world.rank)

@@ -71,11 +71,11 @@ class RecordTask(Task):
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
         """What the model says of each example: an array of any length, a function of that example alone."""
 
-    @abstractmethod
     def said(
         self, records: RecordsInMemory, layout: Layout, predictions: Sequence[np.ndarray], tokenizer: Tokenizer
     ) -> list[dict[str, Any]]:
         """What the predictions for all examples, in order, say of each record whose answer nobody knows."""
+        raise UserError(f"{type(self).__name__}: this task does not say what it makes of records without answers")
 
     @abstractmethod
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:

@@ -21,6 +21,8 @@ from hvdlm.tasks.record_evaluation import predictions_of
 from hvdlm.tasks.records import RecordTask
 from hvdlm.tokenizer import Tokenizer
 
+ROWS = 256  # records whose groups are formed together
+
 
 class Given(NamedTuple):
     """A record's text and what stands beside it."""
@@ -46,7 +48,7 @@ class Answering(Work):
         self._fields = {name: trained[name] for name in task.fields}
         self._reader = input_reader(trained, task.inputs)
         self._encoder = RecordEncoder(self._reader, tokenizer)
-        self._most = wanted.batch or 0
+        self.rows, self._most = wanted.batch or ROWS, wanted.batch or 0
 
     def check(self, values: Values) -> None:
         _ = id_of(values)

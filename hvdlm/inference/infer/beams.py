@@ -16,7 +16,7 @@ from hvdlm.inference.engine import never
 from hvdlm.inference.infer.lines import Line, Unit, id_of
 from hvdlm.inference.infer.wanted import OF_DRAWING, Wanted
 from hvdlm.inference.infer.work import Tell, Values, Work, nats
-from hvdlm.inference.infer.writing import Prompt, Prompts, prompt_of
+from hvdlm.inference.infer.writing import ROWS, Prompt, Prompts, prompt_of
 from hvdlm.inference.load import Loaded, context_of
 from hvdlm.inference.texts import TextWriter
 from hvdlm.tokenizer import Tokenizer
@@ -35,6 +35,7 @@ class Searching(Work):
             raise UserError(f"--n: {wanted.choices} texts are more than --beams {self._beams} find; raise --beams")
         self._loaded, self._tokenizer, self._wanted = loaded, tokenizer, wanted
         self._prompts = Prompts(loaded, tokenizer, max_tokens=wanted.texts.max_tokens, slides=False)
+        self.rows = wanted.batch or ROWS
         self._never = never(loaded.model, loaded.vocabulary)
 
     def check(self, values: Values) -> None:
@@ -65,8 +66,8 @@ class Searching(Work):
         for place in order:
             rooms.setdefault(self._room(prompts[place]), []).append(place)
         for most, places in rooms.items():
-            for start in range(0, len(places), self._wanted.rows):
-                yield places[start : start + self._wanted.rows], most
+            for start in range(0, len(places), self.rows):
+                yield places[start : start + self.rows], most
 
     def _room(self, prompt: Prompt) -> int:
         most, context = self._wanted.texts.max_tokens, context_of(self._loaded)

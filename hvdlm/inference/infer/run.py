@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,16 @@ TELL_S = 0.2  # how often a rank tells what it has done, and looks whether it sh
 THREADS = "train.threads=1"
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A model that is loaded, and a file that was looked through: what is left to do, or what was done before."""
+
+    work: Work
+    plan: Plan | None
+    summary: dict[str, Any]  # of an output that is complete, or what the model tells of itself
+    timer: PhaseTimer
+
+
 def infer(  # noqa: PLR0913 - a model, a file and what is asked; where and how it runs
     target: Path,
     overrides: tuple[str, ...],
@@ -58,6 +68,11 @@ def infer(  # noqa: PLR0913 - a model, a file and what is asked; where and how i
 
     Raises StoppedOnRequest on all ranks when one was asked to stop; finished units stay.
     """
+    return run(opened(target, overrides, source, out, wanted, world), world, batch_job)
+
+
+def opened(target: Path, overrides: tuple[str, ...], source: Path, out: Path, wanted: Wanted, world: World) -> Opened:
+    """What is needed before the first unit; nothing but the output's folder is made yet. Collective."""
     timer = PhaseTimer()
     path = world.on_root(lambda: checkpoint.resolve(target))
     place = find_place(world)
@@ -68,23 +83,31 @@ def infer(  # noqa: PLR0913 - a model, a file and what is asked; where and how i
             loaded = prepare(loaded, int8=wanted.int8)
         work = work_for(loaded, tokenizer, wanted, source, path)
         _remark_threads(loaded, place, world)
+    with timer.phase("plan"):
+        found = world.on_root(lambda: _plan(source, out, work, loaded, wanted, overrides))
+    if isinstance(found, dict):
+        return Opened(work, None, found, timer)
+    return Opened(work, found, {"step": loaded.state["step"], "checkpoint": str(path)}, timer)
+
+
+def run(job: Opened, world: World, batch_job: BatchJob) -> dict[str, Any]:
+    """All that is left to do; the summary. Collective."""
+    plan, timer = job.plan, job.timer
+    if plan is None:
+        if world.rank == 0:
+            log.info("%s is complete already: %s", job.summary["out"], counted(job.summary["num_records"], "record"))
+        return job.summary
     with ExitStack() as stack:
-        with timer.phase("plan"):
-            plan = world.on_root(lambda: _plan(source, out, work, loaded, wanted, overrides))
-        if isinstance(plan, dict):
-            if world.rank == 0:
-                log.info("%s is complete already: %s", out, counted(plan["num_records"], "record"))
-            return plan
         with world.together():
             plan.work.mkdir(parents=True, exist_ok=True)
             if world.rank == 0:
                 stack.enter_context(locked(plan.work / LOCK))
         stop = stack.enter_context(stop_flag(plan.work, world, batch_job))
         with timer.phase("plan"):
-            plan = _without_damaged(world.on_root(lambda: parts.begin(plan)), world)
-        queue = WorkQueue(plan.halt, str(out), world, stop, timer)
-        done = _run(plan, work, queue)
-        return _end(plan, queue, work, done, {"step": loaded.state["step"], "checkpoint": str(path)})
+            begun = _without_damaged(world.on_root(lambda: parts.begin(plan)), world)
+        queue = WorkQueue(plan.halt, str(plan.out), world, stop, timer)
+        done = _run(begun, job.work, queue)
+        return _end(begun, queue, job.work, done, job.summary)
 
 
 def _remark_threads(loaded: Loaded, place: Place, world: World) -> None:
@@ -116,7 +139,7 @@ def _plan(
     if out.suffix in (".gz", ".zst", ".bz2", ".xz"):
         raise UserError(f"--out {out}: lines are written as they are; name it without {out.suffix}")
     make_ready("--out", out)
-    found = look_through(source, work.check, wanted.rows)
+    found = look_through(source, work.check, work.rows)
     if out.exists() and out.samefile(source):
         raise UserError(f"--out {out}: is the input; name another file")
     if found.num_blank:

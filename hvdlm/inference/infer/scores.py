@@ -17,6 +17,7 @@ from hvdlm.inference.load import Loaded
 from hvdlm.tokenizer import Tokenizer
 
 OF_TEXTS = ("max_tokens", "stops", "choices", "beams", *OF_DRAWING)
+ROWS = 32  # texts
 FOLLOWS = ("completion", "continuation")  # keys of what is scored after a prompt
 
 
@@ -32,7 +33,8 @@ class Scoring(Work):
         ):
             raise UserError(f"{name}: is of texts that are written, --score reads; leave one out")
         self._tokenizer, self._wanted = tokenizer, wanted
-        self._vocabulary, self._judge = loaded.vocabulary, Judge(loaded, batch=wanted.rows)
+        self.rows = wanted.batch or ROWS
+        self._vocabulary, self._judge = loaded.vocabulary, Judge(loaded, batch=self.rows)
         if not self._judge.is_by_token and wanted.logprobs is not None:
             raise UserError("--logprobs: this model has a bound for a text as a whole, none for a token; leave it out")
 

@@ -13,7 +13,6 @@ OF_DRAWING = (
     *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("logit_bias", "seed", "slides"),
 )
-ROWS = 16  # texts that are written side by side
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,6 @@ class Wanted:
     batch: int | None = None
     int8: bool = False  # matrices
     given: Mapping[str, str] = field(default_factory=dict)  # by names, as they are written
-
-    @property
-    def rows(self) -> int:
-        """Records that are computed together, at most."""
-        return self.batch or ROWS
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ Tell = Callable[..., None]  # how much was done since, in the order of `Work.cou
 class Work(ABC):
     """What a line out says of a record follows from the record, its number and the settings alone."""
 
+    rows: int  # records that are computed together, at most
     counted: tuple[str, ...]  # what `tell` is told, in words
     seconds: Mapping[str, float] = {}  # by these words, what this rank spent with each, where that is known apart
 

@@ -15,6 +15,8 @@ from hvdlm.inference.load import Loaded, context_of
 from hvdlm.inference.texts import TextWriter
 from hvdlm.tokenizer import Tokenizer
 
+ROWS = 16  # texts that are written side by side
+
 
 @dataclass
 class Written:
@@ -89,6 +91,7 @@ class Writing(Work):
         self._loaded, self._tokenizer, self._wanted = loaded, tokenizer, wanted
         how = wanted.texts
         self._prompts = Prompts(loaded, tokenizer, max_tokens=how.max_tokens, slides=how.slides)
+        self.rows = wanted.batch or ROWS
         self._vocabulary, self._context = loaded.vocabulary, context_of(loaded)
         self.seconds: dict[str, float] = dict.fromkeys(self.counted, 0.0)
 
@@ -96,7 +99,7 @@ class Writing(Work):
         prompt_of(values)
 
     def lines(self, unit: Unit, given: Sequence[Line], tell: Tell) -> tuple[list[dict[str, Any]], Counter[str]]:
-        rows = max(self._wanted.rows, self._wanted.choices)
+        rows = max(self.rows, self._wanted.choices)
         engine = Engine(self._loaded.model, self._vocabulary, context=self._context, rows=rows)
         prompts = [self._prompts.read(line.values) for line in given]
         heard = [self._listener(prompt) for prompt in prompts]
