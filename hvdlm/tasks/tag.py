@@ -142,6 +142,13 @@ class Tag(RecordTask):
             found = on_host(scores.argmax(-1))
         return [row[:num] for row, num in zip(found, num_words.tolist(), strict=True)]
 
+    def shares(self, model: LanguageModel, batch: Batch) -> list[np.ndarray]:
+        """Of each sentence the probabilities of each word's labels, (words, K), over all labels of the others."""
+        scores, _, num_words = self._of_words(model, batch, None)
+        crf = self._crf_of(model)
+        found = on_host(scores.softmax(-1) if crf is None else crf.marginals(scores, num_words))
+        return [row[:num] for row, num in zip(found, num_words.tolist(), strict=True)]
+
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
         gold = [records.values(self._fields.labels, record) for record in range(len(records))]
         tagging = tag_figures.Tagging(self.outputs, self.scheme, self._fields.predicate is not None)
