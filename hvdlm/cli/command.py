@@ -16,7 +16,19 @@ import time
 import click
 
 from hvdlm import __version__
-from hvdlm.cli import benchmarks, cluster, data, launching, models, scaling, settings, submission, training, tuning
+from hvdlm.cli import (
+    benchmarks,
+    cluster,
+    data,
+    inspecting,
+    launching,
+    models,
+    scaling,
+    settings,
+    submission,
+    training,
+    tuning,
+)
 from hvdlm.cli.options import Group
 from hvdlm.cli.usage import is_help, usage_line
 from hvdlm.errors import EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError, lack_of_memory
@@ -108,6 +120,7 @@ for group in (
     (settings.doctor, data.preprocess, data.data, data.tokenizer, training.train, training.evaluate),
     (
         training.generate,
+        inspecting.inspect,
         models.export,
         models.model_group,
         launching.launch,

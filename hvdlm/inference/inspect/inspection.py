@@ -1,0 +1,95 @@
+"""A text looked at with a checkpoint's model: all that applies to its family and its task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hvdlm import checkpoint
+from hvdlm.errors import UserError
+from hvdlm.inference.inspect.asked import Asked, Looked, Subject
+from hvdlm.inference.inspect.attention import AttentionMap, maps_of, sites_of
+from hvdlm.inference.inspect.neighbours import Neighbours, neighbours_of
+from hvdlm.inference.inspect.passages import Passage
+from hvdlm.inference.inspect.reading import look_behind_masks, look_on, look_through
+from hvdlm.inference.load import load_checkpoint_model, tokenizer_of
+from hvdlm.tasks import Task
+from hvdlm.tasks.elbo import Elbo
+from hvdlm.tasks.language_model import LanguageModelling
+from hvdlm.tasks.masked import MaskedTokens
+from hvdlm.world.place import find_place
+from hvdlm.world.serial import SerialWorld
+
+# What each task shows of a text.
+LOOKS: dict[type[Task], Callable[[Subject, Asked], Looked]] = {
+    LanguageModelling: look_on,
+    Elbo: look_through,
+    MaskedTokens: look_behind_masks,
+}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found, for pages, terminals and programs."""
+
+    checkpoint: str
+    step: int
+    family: str
+    task: str
+    passage: Passage | None = None
+    attention: tuple[AttentionMap, ...] = ()
+    neighbours: tuple[Neighbours, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        return f"{self.checkpoint}: model.family: {self.family}, task: {self.task}, step {self.step:,}"
+
+    def numbers(self) -> dict[str, Any]:
+        found: dict[str, Any] = {name: getattr(self, name) for name in ("checkpoint", "step", "family", "task")}
+        if self.passage is not None:
+            found |= {"shown": self.passage.title, **self.passage.numbers}
+        if self.attention:
+            found["attention"] = [one.numbers() for one in self.attention]
+        if self.neighbours:
+            found["neighbours"] = [one.numbers() for one in self.neighbours]
+        return found
+
+
+@torch.no_grad()
+def inspect_text(target: Path, overrides: tuple[str, ...], asked: Asked) -> Inspection:
+    """What a checkpoint's model makes of a text; UserError for what it cannot be asked."""
+    for option, text in (("TEXT", asked.text), ("--pair", asked.pair)):
+        _check_text(option, text)
+    path = checkpoint.resolve(target)
+    loaded = load_checkpoint_model(path, overrides, find_place(SerialWorld()))
+    loaded.model.eval()
+    subject = Subject(loaded, tokenizer_of(path, loaded.state))
+    passage, maps = None, list[AttentionMap]()
+    if asked.text is not None:
+        looked = _look_of(loaded.task)(subject, asked)
+        passage = looked.passage
+        is_named = asked.layer is not None or asked.head is not None
+        if is_named or (asked.attends and sites_of(loaded.model)):
+            maps = maps_of(subject, looked, asked)
+    near = tuple(neighbours_of(subject, word, asked.num_neighbours) for word in asked.neighbours)
+    config, step = loaded.config, int(loaded.state["step"])
+    return Inspection(str(path), step, config.model.family, config.task.kind, passage, tuple(maps), near)
+
+
+def _look_of(task: Task) -> Callable[[Subject, Asked], Looked]:
+    """That of the task's class, or of the nearest one that it is made from."""
+    for kind in type(task).__mro__:
+        if kind in LOOKS:
+            return LOOKS[kind]
+    raise UserError(f"TEXT: a task of class {type(task).__name__} shows nothing of a text; ask for --neighbours alone")
+
+
+def _check_text(option: str, text: str | None) -> None:
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{option}: character {error.start} is not UTF-8; mend the text") from None
