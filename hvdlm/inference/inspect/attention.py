@@ -19,6 +19,8 @@ from hvdlm.models.transformer.attention import Attending, CrossAttention
 from hvdlm.tokenizer import Tokenizer
 
 MOST_SHOWN = 256  # places of a map: a screen has not many more points
+KINDS = {"self": "self-attention", "encoder": "the encoder's self-attention", "cross": "attention to the source"}
+PARTS = "¹²³⁴"
 LAYER = re.compile(r"(.*?)blocks\.(\d+)\.")
 
 
@@ -35,13 +37,8 @@ class AttentionMap:
 
     @property
     def title(self) -> str:
-        which = {
-            "self": "self-attention",
-            "encoder": "the encoder's self-attention",
-            "cross": "attention to the source",
-        }
         heads = f"head {self.heads[0]}" if len(self.heads) == 1 else f"{len(self.heads)} heads"
-        return f"Layer {self.layer}, {heads}: {which[self.kind]}"
+        return f"Layer {self.layer}, {heads}: {KINDS[self.kind]}"
 
     def cut(self) -> AttentionMap:
         """Of its first places alone."""
@@ -110,11 +107,11 @@ def _weights(
 
 
 def _labels(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
-    """The text at each place; of a character of several tokens the first has it, the others say which part they are."""
+    """The text at each place; of a character of several tokens each says which part it is."""
     found = []
     for piece in pieces_of(tokenizer, ids):
         parts = piece.stop - piece.first
-        found += [piece.text if parts == 1 else f"{piece.text} {part + 1}/{parts}" for part in range(parts)]
+        found += [piece.text if parts == 1 else f"{piece.text}{PARTS[part % len(PARTS)]}" for part in range(parts)]
     return tuple(found)
 
 

@@ -103,11 +103,12 @@ def _colours(value: float, scale: Scale) -> str:
 
 def _cell(number: int, cell: Cell, scale: Scale) -> str:
     """Its text as it is: blanks and line ends are kept, and a line's end can be seen too."""
-    text = _safe(cell.text).replace("\n", f'<span class="end">{LINE_END}</span>\n')
+    text = _safe(cell.text).replace("\n", f'<span class="end">{LINE_END}</span><span class="line">\n</span>')
     style = "" if cell.value is None else f' style="{_colours(cell.value, scale)}"'
     kind = "cell begins" if cell.begins else "cell"
     asked = f' tabindex="0" data-n="{number}" title="{_safe(_said(cell))}"' if cell.details else ""
-    return f'<span class="{kind}"{style}{asked}>{text}<small>{_safe(cell.label)}</small></span>'
+    line = "<br>" if "\n" in cell.text else ""  # where cells are boxes, which keep a line's end to themselves
+    return f'<span class="{kind}"{style}{asked}><span>{text}</span><small>{_safe(cell.label)}</small></span>{line}'
 
 
 def _said(cell: Cell) -> str:
@@ -141,7 +142,8 @@ def _maps(number: int, shown: AttentionMap, whole: AttentionMap) -> str:
     if len(whole.queries) > MOST_SHOWN or len(whole.keys) > MOST_SHOWN:
         note += f" The first {MOST_SHOWN} of {max(len(whole.queries), len(whole.keys)):,} places are drawn."
     inner = "".join(figures)
-    return f'<section>\n<h2>{_safe(shown.title)}</h2>\n<p class="soft">{note}</p>\n<div class="maps">{inner}</div></section>'
+    head = f'<h2>{_safe(shown.title)}</h2>\n<p class="soft">{note}</p>'
+    return f'<section>\n{head}\n<div class="maps">{inner}</div>\n</section>'
 
 
 def _neighbours(near: Neighbours) -> str:
@@ -151,5 +153,5 @@ def _neighbours(near: Neighbours) -> str:
         for one in near.near
     )
     spelled = "" if len(near.tokens) == 1 else f", the mean of {' '.join(map(_seen, near.tokens))}"
-    heads = "<tr><th>token</th><th>cosine</th><th>id</th></tr>"
+    heads = '<tr><th>token</th><th class="number">cosine</th><th class="number">id</th></tr>'
     return f"<section>\n<h2>Nearest to {_safe(_seen(near.word) + spelled)}</h2>\n<table>{heads}{rows}</table></section>"

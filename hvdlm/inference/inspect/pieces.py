@@ -58,5 +58,7 @@ def name_of(tokenizer: Tokenizer, number: int, before: Sequence[int] = ()) -> st
         return f"<{number}>"  # a task's own, such as a mask
     if number in (tokenizer.bos_id, tokenizer.eos_id):
         return shown(tokenizer, number)
-    text = text_of(tokenizer, [*before, number], ())
-    return f"{text}#{number}" if BROKEN in text or not text else text
+    alone, text = (tokenizer.decode(np.array(ids, dtype=np.int64)) for ids in ([number], [*before, number]))
+    if alone and BROKEN not in alone:
+        return alone  # no part of a character, so that one which was begun stays broken
+    return f"{BROKEN}#{number}" if BROKEN in text or not text else text
