@@ -15,8 +15,8 @@ SOURCES = sorted(path for part in ("hvdlm", "preprocessing", "perf", "jobs") for
 # From bottom to top: a room may import rooms that stand before it. Rooms that stand together do not know each other.
 LAYERS = """
     errors | partition | tables | numerals | json_members | first_bytes | host | files | config | launch | world
-    | tokenizer optim sync checkpoint session | data | compute | models | scoring exchange decoding | tasks | train
-    | inference | preprocessing perf jobs | doctor | cli | __main__
+    | tokenizer optim sync checkpoint session | data | compute | models | scoring exchange decoding | records | tasks
+    | train | inference | preprocessing perf jobs | doctor | cli | __main__
 """
 FLOORS = {room: floor for floor, rooms in enumerate(LAYERS.split("|")) for room in rooms.split()}
 

@@ -15,7 +15,7 @@ from hvdlm.data.fields import FieldEntry
 from hvdlm.data.records import Records
 from hvdlm.scoring import classification as scoring
 from hvdlm.tasks.interface import Better, less, more
-from hvdlm.tasks.records import Judged
+from hvdlm.tasks.records import Judged, rounded
 
 AVERAGES = [f"{name}_{kind}" for name in ("f1", "precision", "recall") for kind in ("macro", "micro", "weighted")]
 
@@ -50,6 +50,9 @@ class Goal(ABC):
     def evidence(self, logits: Tensor) -> Tensor:
         """What speaks for each output (B, outputs): log-odds of a label, log p / (1 - p); a number itself."""
         return logits
+
+    def said(self, logits: np.ndarray) -> list[dict[str, Any]]:
+        """The same without the truth: a line a record."""
 
     def _single(self, records: Records, chosen: np.ndarray) -> np.ndarray:
         """The one value of each chosen record (n,)."""
@@ -93,6 +96,14 @@ class OneClass(Goal):
             told.append({"label": labels[truth], "predicted": labels[label], "probability": round(float(share), 6)})
         return Judged(figures, told)
 
+    def said(self, logits: np.ndarray) -> list[dict[str, Any]]:
+        lines = []
+        for row in _softmax(logits):
+            best = int(row.argmax())
+            told = {label: rounded(share) for label, share in zip(self.labels, row, strict=True)}
+            lines.append({"label": self.labels[best], "probability": rounded(row[best]), "probabilities": told})
+        return lines
+
 
 class SeveralClasses(Goal):
     """Each class by itself: the sum of their binary cross-entropies."""
@@ -132,6 +143,14 @@ class SeveralClasses(Goal):
         ]
         return Judged(figures, told)
 
+    def said(self, logits: np.ndarray) -> list[dict[str, Any]]:
+        lines = []
+        for row in logits.astype(np.float64):
+            found = [label for label, value in zip(self.labels, row, strict=True) if value > 0]
+            shares = {label: rounded(share) for label, share in zip(self.labels, 1 / (1 + np.exp(-row)), strict=True)}
+            lines.append({"labels": found, "probabilities": shares})
+        return lines
+
 
 class Number(Goal):
     """The squared error; a column holds the bits of a float64."""
@@ -157,6 +176,9 @@ class Number(Goal):
         pairs = zip(gold.tolist(), predicted.tolist(), strict=True) if lines else ()
         told = [{"number": truth, "predicted": found} for truth, found in pairs]
         return Judged(scoring.number_figures(gold, predicted), told)
+
+    def said(self, logits: np.ndarray) -> list[dict[str, Any]]:
+        return [{"number": rounded(value)} for value in logits[:, 0]]
 
 
 def goal_of(name: str, field: FieldEntry) -> Goal:

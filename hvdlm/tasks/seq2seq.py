@@ -23,6 +23,7 @@ from hvdlm.data.windows import IGNORED
 from hvdlm.decoding import Decoding
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, State
+from hvdlm.records.in_memory import RecordsInMemory
 from hvdlm.scoring.languages import language_of
 from hvdlm.tasks.interface import Batch, Measured, Sums, Task, TaskContext, less, more, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig, objective
@@ -30,7 +31,7 @@ from hvdlm.tasks.layouts import PackedLayout, PairLayout, PrefixLayout, Text
 from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, lengths_of, need_raw
 from hvdlm.tasks.text_figures import METRICS, of_texts
 from hvdlm.tasks.writing import written
-from hvdlm.tokenizer import load
+from hvdlm.tokenizer import Tokenizer, load
 
 Metric = Annotated[str, choice_of(METRICS)]
 
@@ -144,6 +145,11 @@ class Seq2seq(RecordTask):
         config, most = self.config, self.config.most_tokens or seq_len
         how = Decoding(most, self._vocabulary.eos_id, beams=config.beams, length_penalty=config.length_penalty)
         return written(model, self._vocabulary, batch.inputs, lengths, how)
+
+    def said(
+        self, records: RecordsInMemory, layout: Layout, predictions: Sequence[np.ndarray], tokenizer: Tokenizer
+    ) -> list[dict[str, Any]]:
+        return [{"text": tokenizer.decode(ids).strip(), "num_tokens": len(ids)} for ids in predictions]
 
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
         tokenizer = load(records.folder / TOKENIZER)
