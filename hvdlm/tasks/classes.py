@@ -51,6 +51,7 @@ class Goal(ABC):
         """What speaks for each output (B, outputs): log-odds of a label, log p / (1 - p); a number itself."""
         return logits
 
+    @abstractmethod
     def said(self, logits: np.ndarray) -> list[dict[str, Any]]:
         """The same without the truth: a line a record."""
 

@@ -86,10 +86,13 @@ def maps_of(subject: Subject, looked: Looked, asked: Asked) -> list[AttentionMap
         raise UserError(f"--layer: {layer} is none of the model's, which are 0 to {last}")
     own, source = (_labels(subject.tokenizer, ids) for ids in (looked.inputs, looked.source))
     labels = {"self": (own, own), "encoder": (source, source), "cross": (own, source)}
-    return [
-        AttentionMap(kind, layer, *_weights(model, name, looked.read, asked.head), *labels[kind])
-        for kind, name in sorted(chosen.items(), key=lambda item: list(labels).index(item[0]))
-    ]
+    found = []
+    for kind in (kind for kind in labels if kind in chosen):
+        heads, weights = _weights(model, chosen[kind], looked.read, asked.head)
+        queries, keys = labels[kind]
+        weights = weights[:, : len(queries), : len(keys)]  # what is behind them is padding, which nobody sees
+        found.append(AttentionMap(kind, layer, heads, weights, queries, keys))
+    return found
 
 
 def _weights(

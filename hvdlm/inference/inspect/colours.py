@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hvdlm.inference.inspect.passages import Scale
+from hvdlm.inference.inspect.passages import Palette, Scale
 
 Rgb = tuple[int, int, int]
 
-# Lightness falls along each, so that grey prints say it too; blue and orange are no pair that eyes confuse.
-RISING: tuple[Rgb, ...] = ((255, 255, 255), (254, 232, 200), (253, 187, 132), (239, 101, 72), (153, 20, 0))
-SIGNED: tuple[Rgb, ...] = ((33, 102, 172), (146, 197, 222), (247, 247, 247), (253, 184, 99), (200, 90, 10))
+# Lightness falls away from the middle or the beginning, so that grey prints say it too; blue and orange are no pair
+# that eyes confuse.
+PALETTES: dict[Palette, tuple[Rgb, ...]] = {
+    "warm": ((255, 255, 255), (254, 232, 200), (253, 187, 132), (239, 101, 72), (153, 20, 0)),
+    "cool": ((255, 255, 255), (226, 238, 247), (189, 217, 237), (143, 190, 222), (92, 158, 204)),
+    "signed": ((33, 102, 172), (146, 197, 222), (255, 255, 255), (253, 184, 99), (200, 90, 10)),
+}
 
 
 def background(value: float, scale: Scale) -> Rgb:
     """Of a value; beyond the ends of the scale it is that of the end."""
     share = (value - scale.least) / (scale.most - scale.least or 1.0)
-    return _between(SIGNED if scale.signed else RISING, min(1.0, max(0.0, share)))
+    return _between(PALETTES[scale.palette], min(1.0, max(0.0, share)))
 
 
 def foreground(back: Rgb) -> Rgb:

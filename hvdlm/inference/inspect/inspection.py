@@ -14,13 +14,19 @@ from hvdlm.errors import UserError
 from hvdlm.inference.inspect.asked import Asked, Looked, Subject
 from hvdlm.inference.inspect.attention import AttentionMap, maps_of, sites_of
 from hvdlm.inference.inspect.neighbours import Neighbours, neighbours_of
+from hvdlm.inference.inspect.occlusion import look_without_each
 from hvdlm.inference.inspect.passages import Passage
 from hvdlm.inference.inspect.reading import look_behind_masks, look_on, look_through
+from hvdlm.inference.inspect.verdicts import look_at_target, look_at_words, look_for_answer
 from hvdlm.inference.load import load_checkpoint_model, tokenizer_of
 from hvdlm.tasks import Task
+from hvdlm.tasks.classify import Classify
 from hvdlm.tasks.elbo import Elbo
 from hvdlm.tasks.language_model import LanguageModelling
 from hvdlm.tasks.masked import MaskedTokens
+from hvdlm.tasks.seq2seq import Seq2seq
+from hvdlm.tasks.span import Span
+from hvdlm.tasks.tag import Tag
 from hvdlm.world.place import find_place
 from hvdlm.world.serial import SerialWorld
 
@@ -29,6 +35,10 @@ LOOKS: dict[type[Task], Callable[[Subject, Asked], Looked]] = {
     LanguageModelling: look_on,
     Elbo: look_through,
     MaskedTokens: look_behind_masks,
+    Classify: look_without_each,
+    Tag: look_at_words,
+    Span: look_for_answer,
+    Seq2seq: look_at_target,
 }
 
 

@@ -90,8 +90,8 @@ def _passage(passage: Passage) -> str:
 
 def _legend(scale: Scale) -> str:
     marks = []
-    for place, tick in enumerate(scale.ticks):
-        name, kind = (f"{tick:+.2g}" if scale.signed else f"{tick:.2g}"), ' class="last"' if place == 4 else ""
+    for place, (tick, name) in enumerate(scale.ticks):
+        kind = ' class="last"' if place == 4 else ""
         marks.append(f'<span{kind} style="{_colours(tick, scale)}">{name}</span>')
     return f'<div class="legend">{"".join(marks)}<em>{_safe(scale.unit)}</em></div>'
 

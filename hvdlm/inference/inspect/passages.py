@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 
 class Choice(NamedTuple):
@@ -31,17 +31,22 @@ class Cell(NamedTuple):
     begins: bool = False  # nothing before it was seen
 
 
+Palette = Literal["warm", "cool", "signed"]  # of what is odd, of what is sure, of what is on either side of 0
+
+
 class Scale(NamedTuple):
-    """From `least` to `most` in a unit; with a `middle` colours tell the sides of 0 apart."""
+    """From `least` to `most` in a unit."""
 
     least: float
     most: float
     unit: str
-    signed: bool = False
+    palette: Palette = "warm"
 
     @property
-    def ticks(self) -> list[float]:
-        return [self.least + part * (self.most - self.least) / 4 for part in range(5)]
+    def ticks(self) -> list[tuple[float, str]]:
+        """Five places on it, and how they are written."""
+        places = [self.least + part * (self.most - self.least) / 4 for part in range(5)]
+        return [(place, f"{place:+.2g}" if self.palette == "signed" and place else f"{place:.2g}") for place in places]
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def _begun(subject: Subject, asked: Asked) -> tuple[Surprisal, Read]:
         raise UserError(f"the text has {len(ids):,} tokens; give at most {MOST_TOKENS:,} of it")
     protocol = protocol_of(loaded, None, None, asked.stride)
     read = protocol.reader(OneText(ids).as_stream(), loaded.state["eos_id"])
-    return Surprisal(protocol=str(read), notes=(HOW,), text_bytes=len(text.encode())), read
+    return Surprisal(protocol=str(read), how=f"read as {read}", notes=(HOW,), text_bytes=len(text.encode())), read
 
 
 def _batches(subject: Subject, read: Read) -> Iterator[tuple[Examples, Batch, State | None]]:

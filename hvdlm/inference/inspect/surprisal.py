@@ -66,6 +66,7 @@ class Surprisal:
     parts: list[Judged] = field(default_factory=list)
     begins: set[int] = field(default_factory=set)  # places before which the model saw nothing
     protocol: str = ""
+    how: str = ""  # it was read, in words
     title: str = "Surprisal"
     notes: tuple[str, ...] = (HOW,)
     unasked: frozenset[int] = frozenset()  # places that are not predicted
@@ -131,7 +132,7 @@ def _facts(found: Surprisal, told: Judged) -> tuple[str, ...]:
         facts[0] += f", {figure(nats / LN2 / found.text_bytes, 4)} bits a byte"
     if found.latent_nats is not None:
         facts.append(f"of which {figure(found.latent_nats / LN2)} bits are the latent vector's, KL(q(z | x) || p(z))")
-    return (*facts, f"read as {found.protocol}")
+    return (*facts, found.how)
 
 
 def _details(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 WIDTH = 80
 CELL_WIDTH = 24  # columns of a piece; a longer one is cut
 MOST_TOLD = 8  # cells that are told of in words
-NAME_WIDTH = 16
+NAME_WIDTH, LABEL_WIDTH = 16, 14
 BLANK, LINE_END, WINDOW = "·", "↵", "▏"  # a window begins
 MOST_KEYS = 3
 
@@ -55,19 +55,17 @@ def _show_passage(passage: Passage, console: Console) -> None:
     for line in lines_of(passage.cells, console.width):
         for row in _rows(line, passage.scale):
             console.print(row, soft_wrap=True)
-    told = _strongest(passage)
-    if told:
+    if told := _told(passage):
         console.print()
-        _say(console, _told(told))
+        _say(console, told)
 
 
 def _legend(scale: Scale) -> Text:
     from rich.text import Text
 
     legend = Text()
-    for tick in scale.ticks:
+    for tick, name in scale.ticks:
         back = background(tick, scale)
-        name = f"{tick:+.2g}" if scale.signed else f"{tick:.2g}"
         legend.append(f"  {name}  ", style=f"{as_hex(foreground(back))} on {as_hex(back)}")
     return legend.append(f"  {scale.unit}")
 
@@ -118,20 +116,17 @@ def _rows(line: Sequence[tuple[Cell, str, int]], scale: Scale) -> Iterator[Text]
     yield below
 
 
-def _strongest(passage: Passage) -> list[Cell]:
-    """The cells farthest along the scale, that say more of themselves."""
+def _told(passage: Passage) -> str:
+    """The cells that say more of themselves, most surprising or least sure first."""
     told = [cell for cell in passage.cells if cell.value is not None and any(one.choices for one in cell.details)]
-    return sorted(told, key=lambda cell: -abs(cell.value or 0.0))[:MOST_TOLD]
-
-
-def _told(cells: Sequence[Cell]) -> str:
+    order = sorted(told, key=lambda cell: (cell.value or 0.0) * (1 if passage.labelled else -1))
     rows = []
-    for cell in cells:
+    for cell in order[:MOST_TOLD]:
         first = max(cell.details, key=lambda one: len(one.choices))
         shares = "  ".join(f"{_plain(one.text)} {one.probability:.2f}" for one in first.choices[:3])
-        rows.append([shortened(written(cell), NAME_WIDTH), cell.label, shortened(shares, WIDTH - NAME_WIDTH - 12)])
-    heads = ["highest", "value", "likeliest"]
-    return table(heads, [[name, label, shares] for name, label, shares in rows], num_left=3)
+        rows.append([_plain(cell.text), cell.label, shortened(shares, WIDTH - NAME_WIDTH - LABEL_WIDTH)])
+    heads = ["least sure", "label", "likeliest"] if passage.labelled else ["highest", passage.scale.unit, "likeliest"]
+    return table(heads, rows, num_left=3) if rows else ""
 
 
 def _plain(text: str) -> str:
