@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def _text_of(file: Path | None) -> str | None:
 
 
 def _standard_input() -> str:
-    return _decoded(click.get_binary_stream("stdin").read(MOST_BYTES), "stdin")
+    return _decoded(sys.stdin.buffer.read(MOST_BYTES), "stdin")
 
 
 def _decoded(content: bytes, where: str) -> str:

@@ -18,7 +18,7 @@ from hvdlm.inference.inspect.occlusion import look_without_each
 from hvdlm.inference.inspect.passages import Passage
 from hvdlm.inference.inspect.reading import look_behind_masks, look_on, look_through
 from hvdlm.inference.inspect.verdicts import look_at_target, look_at_words, look_for_answer
-from hvdlm.inference.load import load_checkpoint_model, tokenizer_of
+from hvdlm.inference.load import Loaded, load_checkpoint_model, tokenizer_of
 from hvdlm.tasks import Task
 from hvdlm.tasks.classify import Classify
 from hvdlm.tasks.elbo import Elbo
@@ -80,6 +80,7 @@ def inspect_text(target: Path, overrides: tuple[str, ...], asked: Asked) -> Insp
     subject = Subject(loaded, tokenizer_of(path, loaded.state))
     passage, maps = None, list[AttentionMap]()
     if asked.text is not None:
+        _check_options(asked, loaded)
         looked = _look_of(loaded.task)(subject, asked)
         passage = looked.passage
         is_named = asked.layer is not None or asked.head is not None
@@ -96,6 +97,20 @@ def _look_of(task: Task) -> Callable[[Subject, Asked], Looked]:
         if kind in LOOKS:
             return LOOKS[kind]
     raise UserError(f"TEXT: a task of class {type(task).__name__} shows nothing of a text; ask for --neighbours alone")
+
+
+def _check_options(asked: Asked, loaded: Loaded) -> None:
+    """UserError for what would have no effect."""
+    kind, reads_records = loaded.config.task.kind, loaded.config.task.reads_records
+    is_labelled = isinstance(loaded.task, Classify)
+    given = (
+        ("--pair", asked.pair is not None and not reads_records, "reads one text"),
+        ("--stride", asked.stride is not None and reads_records, "reads a record as a whole"),
+        ("--label", asked.label is not None and not is_labelled, "gives no text a label"),
+    )
+    for option, is_odd, why in given:
+        if is_odd:
+            raise UserError(f"{option}: task: {kind} {why}; leave it out")
 
 
 def _check_text(option: str, text: str | None) -> None:

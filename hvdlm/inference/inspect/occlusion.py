@@ -9,7 +9,7 @@ nothing seems to matter, and unlike a logit it does not change where all of them
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ def _passage(
     if labels:
         order = sorted(range(len(labels)), key=lambda place: -shares[place])[:MOST_LABELS]
         fact = "probabilities: " + ", ".join(f"{labels[place]} {shares[place]:.3f}" for place in order)
-        numbers = {"label": name, "probabilities": dict(zip(labels, shares, strict=True))}
+        numbers: dict[str, Any] = {"label": name, "probabilities": dict(zip(labels, shares, strict=True))}
     else:
         fact, numbers = f"{goal.name} {figure(shares[0], 4)}", {"number": shares[0]}
     most = max((abs(change) for change in changes.values()), default=0.0) or 1.0
