@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hvdlm.compute.draws import Draws, dropout
 from hvdlm.models.interface import State
-from hvdlm.models.transformer.attention import Attention, CrossAttention, Sight, View
+from hvdlm.models.transformer.attention import Attention, CrossAttention, Shelf, Sight, View
 from hvdlm.models.transformer.layers import ACTIVATIONS, GATED, NORMS, softcapped
 from hvdlm.models.transformer.options import Options
 
@@ -41,7 +41,7 @@ class Block(nn.Module):
         x: Tensor,
         view: View,
         draws: Draws | None,
-        past: State | None,
+        past: State | Shelf | None,
         source: tuple[State, Sight] | None = None,
     ) -> tuple[Tensor, State]:
         """What it makes of the stream, and with a `past` the keys and values that it has seen."""
