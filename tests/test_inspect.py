@@ -425,7 +425,9 @@ def test_the_command_writes_a_page_a_picture_and_json(run, tmp_path, capsys, mon
     file.write_text("中文")
     page, picture = tmp_path / "p.html", tmp_path / "p.png"
     out = called(capsys, run_dir, "--file", file, "train.threads=1", "--out", page, "--picture", picture, "--json").out
-    assert json.loads(out.splitlines()[-1])["attention"][0]["layer"] == 1
+    assert "attention" not in json.loads(out.splitlines()[-1])
+    named = called(capsys, run_dir, "x", "--layer", 0, "--json").out
+    assert np.array(json.loads(named.splitlines()[-1])["attention"][0]["weights"]).shape == (4, 2, 2)
     assert "中" in page.read_text() and picture.read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("中文".encode())))
     assert json.loads(called(capsys, run_dir, "-", "--json").out.splitlines()[-1])["tokens"][0]["text"] == "中"

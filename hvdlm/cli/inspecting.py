@@ -97,7 +97,8 @@ def _look(
             show(found, Console(highlight=False))
         told = [f"{name}: {path}" for name, path in (("page", out), ("picture", picture)) if path is not None]
         if as_json or told:
-            result(found.numbers(), as_json, "\n".join(told))
+            is_named = asked["layer"] is not None or asked["head"] is not None
+            result(found.numbers(attention=is_named), as_json, "\n".join(told))
 
 
 def _text_of(file: Path | None) -> str | None:

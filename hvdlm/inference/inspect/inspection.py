@@ -58,11 +58,12 @@ class Inspection:
     def headline(self) -> str:
         return f"{self.checkpoint}: model.family: {self.family}, task: {self.task}, step {self.step:,}"
 
-    def numbers(self) -> dict[str, Any]:
+    def numbers(self, *, attention: bool = True) -> dict[str, Any]:
+        """All that was found; a map of attention is thousands of numbers, which not everybody wants."""
         found: dict[str, Any] = {name: getattr(self, name) for name in ("checkpoint", "step", "family", "task")}
         if self.passage is not None:
             found |= {"shown": self.passage.title, **self.passage.numbers}
-        if self.attention:
+        if self.attention and attention:
             found["attention"] = [one.numbers() for one in self.attention]
         if self.neighbours:
             found["neighbours"] = [one.numbers() for one in self.neighbours]

@@ -8,6 +8,7 @@ nothing seems to matter, and unlike a logit it does not change where all of them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -89,20 +90,21 @@ def _passage(
     labels, goal = task.goal.labels, task.goal
     name = labels[output] if labels else goal.name
     unit = "log-odds" if labels else goal.name
+    most = max((abs(change) for change in changes.values()), default=0.0) or 1.0
+    digits = max(1, 1 - math.floor(math.log10(most)))  # two that count of the largest
     cells = []
     for piece in pieces:
         if piece not in changes:
             cells.append(Cell(piece.text))
             continue
-        told = f"{changes[piece]:+.3f} {unit} of {name}"
-        cells.append(Cell(piece.text, f"{changes[piece]:+.2g}", changes[piece], (Detail(piece.text, told),)))
+        told = f"{changes[piece]:+.{digits + 2}f} {unit} of {name}"
+        cells.append(Cell(piece.text, f"{changes[piece]:+.{digits}f}", changes[piece], (Detail(piece.text, told),)))
     if labels:
         order = sorted(range(len(labels)), key=lambda place: -shares[place])[:MOST_LABELS]
         fact = "probabilities: " + ", ".join(f"{labels[place]} {shares[place]:.3f}" for place in order)
         numbers: dict[str, Any] = {"label": name, "probabilities": dict(zip(labels, shares, strict=True))}
     else:
         fact, numbers = f"{goal.name} {figure(shares[0], 4)}", {"number": shares[0]}
-    most = max((abs(change) for change in changes.values()), default=0.0) or 1.0
     said = [{"text": one.text, **({"change": changes[one]} if one in changes else {})} for one in pieces]
     how = HOW.format(for_="+", against="- against it") + f"; in {unit} of {name}"
     return Passage(

@@ -79,7 +79,9 @@ def _passage(passage: Passage) -> str:
     lines += [f"<p>{_safe(fact)}</p>" for fact in passage.facts]
     lines += [f'<p class="soft">{_safe(note)}</p>' for note in passage.notes]
     if any(cell.begins for cell in passage.cells):
-        lines.append('<p class="soft">A bar is where a window begins, before which the model saw nothing else.</p>')
+        lines.append(
+            '<p class="soft">A bar is where a window begins, before which the model saw nothing else; --stride gives it a past.</p>'
+        )
     lines.append(_legend(passage.scale))
     if not passage.labelled:
         lines.append('<input type="checkbox" class="numbered" id="numbered"> <label for="numbered">numbers</label>')

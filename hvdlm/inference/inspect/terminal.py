@@ -50,7 +50,7 @@ def _show_passage(passage: Passage, console: Console) -> None:
         _say(console, fact)
     console.print(_legend(passage.scale))
     if any(cell.begins for cell in passage.cells):
-        _say(console, f"{WINDOW} a window begins here, before which the model saw nothing else")
+        _say(console, f"{WINDOW} a window begins, before which the model saw nothing else (--stride: a past)")
     console.print()
     for line in lines_of(passage.cells, console.width):
         for row in _rows(line, passage.scale):
