@@ -24,6 +24,7 @@ from hvdlm.inference.inspect.terminal import BLANK, LINE_END
 from hvdlm.tables import figure
 
 MOST_CHOICES = 5  # in the words that a cell says when it is pointed at
+WINDOW_TOLD = "A bar is where a window begins, before which the model saw nothing else; --stride gives it a past."
 CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "\u2421"}
 
 
@@ -79,9 +80,7 @@ def _passage(passage: Passage) -> str:
     lines += [f"<p>{_safe(fact)}</p>" for fact in passage.facts]
     lines += [f'<p class="soft">{_safe(note)}</p>' for note in passage.notes]
     if any(cell.begins for cell in passage.cells):
-        lines.append(
-            '<p class="soft">A bar is where a window begins, before which the model saw nothing else; --stride gives it a past.</p>'
-        )
+        lines.append(f'<p class="soft">{WINDOW_TOLD}</p>')
     lines.append(_legend(passage.scale))
     if not passage.labelled:
         lines.append('<input type="checkbox" class="numbered" id="numbered"> <label for="numbered">numbers</label>')
