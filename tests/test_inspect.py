@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import math
 from html.parser import HTMLParser
 
@@ -196,8 +197,8 @@ def test_weights_times_values_are_what_fused_attention_gives(variant):
     with watched(site, lambda weights: seen.update(weights=weights)):
         model(torch.arange(12).unsqueeze(0))
     weights, values = seen["weights"], site._for_all_heads(seen["v"])
-    torch.testing.assert_close(weights @ values, seen["mixed"], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(1, 4, 12))
+    assert torch.allclose(weights @ values, seen["mixed"], atol=1e-5, rtol=1e-4)
+    assert torch.allclose(weights.sum(-1), torch.ones(1, 4, 12))
     distance = torch.arange(12).unsqueeze(1) - torch.arange(12)
     unseen = (distance < 0) & config.causal | (distance.abs() >= (variant.get("window") or 12))
     assert not weights[0, :, unseen].any()
@@ -288,6 +289,12 @@ def test_a_contribution_is_what_the_log_odds_lose_without_the_token(record_run):
         inspected(run_dir, "w0")
 
 
+def test_words_that_the_vocabulary_lacks_are_told_of(record_run, caplog, monkeypatch):
+    monkeypatch.setattr("hvdlm.inference.inspect.inspection.log", logging.getLogger("unknown"))
+    inspected(record_run("class"), "w0 nowhere w1", pair="w2")
+    assert "1 of 3 tokens are unknown to the vocabulary" in caplog.text
+
+
 def test_a_number_is_explained_in_its_own_unit(record_run):
     run_dir = record_run("number")
     whole, without = (inspected(run_dir, text, pair="w2").numbers() for text in ("w0 w3", "w3"))
@@ -306,7 +313,7 @@ def test_marginals_of_a_crf_are_sums_over_all_paths():
         for place, label in enumerate(path):
             expected[place, label] += share[0]
     found = crf.marginals(logits, torch.tensor([3]))[0]
-    torch.testing.assert_close(found[:3], expected)
+    assert torch.allclose(found[:3], expected)
     assert found[3].abs().max() == 0
 
 

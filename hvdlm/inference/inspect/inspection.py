@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from hvdlm import checkpoint
 from hvdlm.errors import UserError
+from hvdlm.inference.generate import count_unknown
 from hvdlm.inference.inspect.asked import Asked, Looked, Subject
 from hvdlm.inference.inspect.attention import AttentionMap, maps_of, sites_of
 from hvdlm.inference.inspect.neighbours import Neighbours, neighbours_of
@@ -27,8 +29,11 @@ from hvdlm.tasks.masked import MaskedTokens
 from hvdlm.tasks.seq2seq import Seq2seq
 from hvdlm.tasks.span import Span
 from hvdlm.tasks.tag import Tag
+from hvdlm.tokenizer import Tokenizer
 from hvdlm.world.place import find_place
 from hvdlm.world.serial import SerialWorld
+
+log = logging.getLogger("hvdlm")
 
 # What each task shows of a text.
 LOOKS: dict[type[Task], Callable[[Subject, Asked], Looked]] = {
@@ -82,6 +87,7 @@ def inspect_text(target: Path, overrides: tuple[str, ...], asked: Asked) -> Insp
     passage, maps = None, list[AttentionMap]()
     if asked.text is not None:
         _check_options(asked, loaded)
+        _remark_unknown(subject.tokenizer, asked.text)
         looked = _look_of(loaded.task)(subject, asked)
         passage = looked.passage
         is_named = asked.layer is not None or asked.head is not None
@@ -112,6 +118,13 @@ def _check_options(asked: Asked, loaded: Loaded) -> None:
     for option, is_odd, why in given:
         if is_odd:
             raise UserError(f"{option}: task: {kind} {why}; leave it out")
+
+
+def _remark_unknown(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text).tolist()
+    if num_unknown := count_unknown(tokenizer, text, ids):
+        remark = "TEXT: %d of %d tokens are unknown to the vocabulary, so the model does not see what they are"
+        log.warning(remark, num_unknown, len(ids))
 
 
 def _check_text(option: str, text: str | None) -> None:

@@ -55,7 +55,8 @@ def record_of(subject: Subject, asked: Asked, *, beside: str = "") -> OneRecord:
     try:
         given = Given(*reader.read([raw[name] for name in reader.names]))
     except Refused as error:
-        raise UserError(f"TEXT, --pair: {error}") from None
+        remedy = str(error).replace("leave the record out", "give another text")
+        raise UserError(f"TEXT, --pair: {remedy}") from None
     encoder = RecordEncoder(reader, subject.tokenizer)
     records = RecordsInMemory([given], encoder, fields, subject.tokenizer, source=Path("TEXT"), place="TEXT")
     layout = task.layout(records, loaded.config.data.seq_len)
