@@ -16,7 +16,7 @@ SOURCES = sorted(path for part in ("hvdlm", "preprocessing", "perf", "jobs") for
 LAYERS = """
     errors | partition | tables | numerals | json_members | first_bytes | host | files | config | launch | world
     | tokenizer optim sync checkpoint session | data | compute | models | scoring exchange decoding | records | tasks
-    | train | inference | preprocessing perf jobs | doctor | cli | __main__
+    | train | inference | preprocessing perf jobs serve | doctor | cli | __main__
 """
 FLOORS = {room: floor for floor, rooms in enumerate(LAYERS.split("|")) for room in rooms.split()}
 
@@ -25,7 +25,7 @@ HOMES = {
     "h5py": {"hvdlm/data/", "hvdlm/doctor.py", "perf/bench_reading.py"},
     "horovod": {"hvdlm/world/horovod.py", "hvdlm/sync/horovod.py", "hvdlm/doctor.py"},
     "mpi4py": {"hvdlm/world/mpi.py", "hvdlm/doctor.py"},
-    "jinja2": {"perf/report.py", "jobs/render.py"},
+    "jinja2": {"perf/report.py", "jobs/render.py", "hvdlm/serve/chat.py"},
     "matplotlib": {
         "perf/pictures.py",
         "hvdlm/data/inspection.py",
@@ -33,6 +33,8 @@ HOMES = {
         "hvdlm/scoring/confusion.py",
     },
     "sacrebleu": {"hvdlm/scoring/text.py"},
+    "starlette": {"hvdlm/serve/"},
+    "uvicorn": {"hvdlm/serve/"},
 }
 FORBIDDEN_NAMES = ("utils", "common", "manager", "handler", "factory", "helper", "helpers", "base")
 

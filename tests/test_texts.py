@@ -1,4 +1,4 @@
-"""Pieces of a text as it is written: together they are the whole, never half a character, nothing from a stop string on."""
+"""Pieces of a text as it is written: together they are the whole, with no half character and no stop string."""
 
 import random
 

@@ -24,6 +24,7 @@ from hvdlm.cli import (
     launching,
     models,
     scaling,
+    serving,
     settings,
     submission,
     training,
@@ -121,6 +122,7 @@ for group in (
     (
         training.generate,
         inspecting.inspect,
+        serving.serve,
         models.export,
         models.model_group,
         launching.launch,

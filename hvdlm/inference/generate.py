@@ -12,7 +12,7 @@ import numpy as np
 from hvdlm import checkpoint
 from hvdlm.errors import UserError
 from hvdlm.inference.engine import LENGTH, Engine, Request, Token
-from hvdlm.inference.load import Loaded, context_of, load_checkpoint_model, tokenizer_of
+from hvdlm.inference.load import Loaded, context_of, load_checkpoint_model, prepare, tokenizer_of
 from hvdlm.inference.sampling import Sampling
 from hvdlm.inference.texts import TextWriter
 from hvdlm.models import LanguageModel, Vocabulary
@@ -71,7 +71,9 @@ def generate(  # noqa: PLR0913 - a request, as its parts
         heard.tokens.clear()
 
 
-def continue_text(target: Path, overrides: tuple[str, ...], prompt: str, how: Texts) -> Iterator[str]:
+def continue_text(
+    target: Path, overrides: tuple[str, ...], prompt: str, how: Texts, *, int8: bool = False
+) -> Iterator[str]:
     """The text that a checkpoint's model writes after `prompt`, piece by piece."""
     try:
         prompt.encode()
@@ -81,7 +83,7 @@ def continue_text(target: Path, overrides: tuple[str, ...], prompt: str, how: Te
     loaded = load_checkpoint_model(path, overrides, find_place(SerialWorld()))
     loaded.check_writes(path)
     tokenizer = tokenizer_of(path, loaded.state)
-    return _pieces(loaded, tokenizer, prompt, how)
+    return _pieces(prepare(loaded, int8=int8), tokenizer, prompt, how)
 
 
 def _pieces(loaded: Loaded, tokenizer: Tokenizer, prompt: str, how: Texts) -> Iterator[str]:

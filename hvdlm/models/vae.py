@@ -8,6 +8,7 @@ added to each input embedding, and, where it is an LSTM, as its first state.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from hvdlm.compute.draws import Draws, dropout
 from hvdlm.models.interface import FamilyConfig, OfTraining, State, Vocabulary
 from hvdlm.models.latent import LatentModel, Posterior
+from hvdlm.models.slots import Slots
 from hvdlm.models.stack import InitRange, begin_within
 from hvdlm.models.transformer import TransformerConfig
 from hvdlm.models.transformer.blocks import Block, initialize
+from hvdlm.models.transformer.slots import KeyValueSlots
 from hvdlm.models.transformer.stack import Entrance, last_norm_of, through, view_of
 
 Kind = Literal["lstm", "transformer"]
@@ -92,7 +95,7 @@ class Vae(LatentModel):
             begin_within(self, config.init_range)
 
     def encode(self, ids: Tensor, lengths: Tensor, draws: Draws | None = None) -> Posterior:
-        hidden, _ = self.encoder(self.embed(ids), self.encoder.begin(len(ids), None), draws)
+        hidden, _ = self.encoder(self.embed(ids), self.encoder.begin(len(ids), None, ids.device), draws)
         last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]  # (B, C)
         with torch.autocast(ids.device.type, enabled=False):  # half precision would round away a small KL
             return Posterior(*self.posterior(last.float()).chunk(2, dim=1))
@@ -104,7 +107,11 @@ class Vae(LatentModel):
         return self.decoder(self.embed(ids) + self.to_input(z).unsqueeze(1), state, draws)
 
     def begin(self, z: Tensor) -> State:
-        return self.decoder.begin(len(z), None if self.to_state is None else self.to_state(z))
+        start = None if self.to_state is None else self.to_state(z)
+        return self.decoder.begin(len(z), start, z.device)
+
+    def slots(self, num: int) -> Slots:
+        return super().slots(num) if isinstance(self.decoder, LstmStack) else LatentSlots(self, self.decoder, num)
 
     def flops_per_token(self, seq_len: int) -> int:
         """Encoder and decoder each read a token; what is made of z, or it of, is once a sentence."""
@@ -112,6 +119,36 @@ class Vae(LatentModel):
         rare = 6 * sum(layer.weight.numel() for layer in once)
         attention = self.encoder.flops_per_token(seq_len) + self.decoder.flops_per_token(seq_len)
         return super().flops_per_token(seq_len) - rare + rare // seq_len + attention
+
+
+class LatentSlots(Slots):
+    """Of a decoder that keeps keys and values: those, and the z (Z,) of each row."""
+
+    def __init__(self, model: Vae, decoder: TransformerStack, num: int) -> None:
+        self._model = model
+        self._z = torch.zeros(num, model.latent, device=model.device)
+        blocks = list(decoder.blocks)
+        self._kept = KeyValueSlots(
+            decoder.options, decoder.entrance, blocks, num, embed=self._embedded, finish=decoder.norm
+        )
+
+    def _embedded(self, first: int, ids: Tensor) -> Tensor:
+        return self._model.embed(ids) + self._model.to_input(self._z[first : first + len(ids)]).unsqueeze(1)
+
+    def begin(self, row: int, prompt: Sequence[int], random: torch.Generator) -> Sequence[int]:
+        self._z[row] = self._model.sampled_state(1, random)[0][0]
+        return self._kept.begin(row, prompt, random)
+
+    def read(self, first: int, ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        return self._kept.read(first, ids, lengths)
+
+    def copy(self, source: int, target: int) -> None:
+        self._z[target] = self._z[source]
+        self._kept.copy(source, target)
+
+    def swap(self, one: int, other: int) -> None:
+        self._z[[one, other]] = self._z[[other, one]]
+        self._kept.swap(one, other)
 
 
 class Stack(nn.Module):
@@ -122,7 +159,7 @@ class Stack(nn.Module):
     embedding_std = 0.02
 
     @abstractmethod
-    def begin(self, num: int, start: Tensor | None) -> State:
+    def begin(self, num: int, start: Tensor | None, device: torch.device) -> State:
         """The state of `num` sequences that begin, from `start` (B, state_width) or from zeros."""
 
     @abstractmethod
@@ -145,9 +182,8 @@ class LstmStack(Stack):
         self.state_width = config.layers * config.width
         self.layers = nn.ModuleList(nn.LSTM(config.width, config.width, batch_first=True) for _ in range(config.layers))
 
-    def begin(self, num: int, start: Tensor | None) -> State:
-        weight = next(self.parameters())
-        cells = torch.zeros(num, self.state_width, device=weight.device) if start is None else start.float()
+    def begin(self, num: int, start: Tensor | None, device: torch.device) -> State:
+        cells = torch.zeros(num, self.state_width, device=device) if start is None else start.float()
         cells = cells.view(num, len(self.layers), -1)
         return (torch.stack((cells.tanh(), cells), dim=2).flatten(1, 2),)
 
@@ -177,7 +213,7 @@ class TransformerStack(Stack):
         self.norm = last_norm_of(self.options)
         initialize(self)
 
-    def begin(self, num: int, start: Tensor | None) -> State:
+    def begin(self, num: int, start: Tensor | None, device: torch.device) -> State:
         like, options = next(self.parameters()), self.options
         return (like.new_zeros(num, options.num_kv_heads, 0, options.width_of_head),) * (2 * options.layers)
 

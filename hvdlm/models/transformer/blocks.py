@@ -72,6 +72,7 @@ class Head(nn.Linear):
     def __init__(self, options: Options, vocab_size: int) -> None:
         super().__init__(options.width, vocab_size, bias=options.head_bias)
         self.softcap = options.logit_softcap
+        self.product: nn.Module | None = None  # another way to multiply with its matrix, once it is trained
         self.transform: nn.Module | None = None
         if options.head_transform:
             self.transform = nn.Sequential(*activated(options, options.width), norm_of(options))
@@ -79,7 +80,8 @@ class Head(nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         if self.transform is not None:
             hidden = self.transform(hidden)
-        return softcapped(super().forward(hidden), self.softcap)
+        scores = super().forward(hidden) if self.product is None else self.product(hidden)
+        return softcapped(scores, self.softcap)
 
 
 def norm_of(options: Options) -> nn.Module:
