@@ -17,6 +17,7 @@ setup(
     packages=[*ROOMS, *(f"hvdlm.{stage}" for stage in STAGES)],
     package_dir={"hvdlm": "hvdlm", **{f"hvdlm.{stage}": stage.replace(".", "/") for stage in STAGES}},
     package_data={
+        "hvdlm.inference.inspect": ["*.css", "*.js"],
         "hvdlm.launch": ["*.yaml"],
         "hvdlm.jobs": ["sites/*.yaml", "templates/*.j2"],
         "hvdlm.perf": ["*.j2"],

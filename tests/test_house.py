@@ -26,7 +26,12 @@ HOMES = {
     "horovod": {"hvdlm/world/horovod.py", "hvdlm/sync/horovod.py", "hvdlm/doctor.py"},
     "mpi4py": {"hvdlm/world/mpi.py", "hvdlm/doctor.py"},
     "jinja2": {"perf/report.py", "jobs/render.py", "hvdlm/serve/chat.py"},
-    "matplotlib": {"perf/pictures.py", "hvdlm/data/inspection.py", "hvdlm/scoring/confusion.py"},
+    "matplotlib": {
+        "perf/pictures.py",
+        "hvdlm/data/inspection.py",
+        "hvdlm/inference/inspect/pictures.py",
+        "hvdlm/scoring/confusion.py",
+    },
     "sacrebleu": {"hvdlm/scoring/text.py"},
     "starlette": {"hvdlm/serve/"},
     "uvicorn": {"hvdlm/serve/"},

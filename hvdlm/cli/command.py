@@ -21,6 +21,7 @@ from hvdlm.cli import (
     cluster,
     data,
     inferring,
+    inspecting,
     launching,
     models,
     scaling,
@@ -122,6 +123,7 @@ for group in (
     (
         training.generate,
         inferring.infer,
+        inspecting.inspect,
         serving.serve,
         models.export,
         models.model_group,

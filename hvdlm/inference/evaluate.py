@@ -71,7 +71,7 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
         kind = loaded.config.task.kind
         raise UserError.shared(f"--words: task: {kind} does not predict each token of a text; leave it out")
     with world.together():
-        protocol = _protocol(loaded, carry, streams, stride)
+        protocol = protocol_of(loaded, carry, streams, stride)
         evaluation = _text_split(corpora, split, protocol, loaded)
     return _of_text(loaded, corpora, evaluation, protocol, world, split=split, path=path, words=words)
 
@@ -181,7 +181,7 @@ def num_words(corpora: Corpora, split: str, tokenizer: Tokenizer, *, rank: int, 
     return total
 
 
-def _protocol(loaded: Loaded, carry: bool | None, streams: int | None, stride: int | None) -> Protocol:
+def protocol_of(loaded: Loaded, carry: bool | None, streams: int | None, stride: int | None) -> Protocol:
     """As the user says; else windows or a stream, as the run was trained: one stream, as the literature has it."""
     config, data = loaded.config, loaded.config.data
     if stride is not None:

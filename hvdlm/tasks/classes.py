@@ -44,6 +44,14 @@ class Goal(ABC):
         """Of logits float32 (n, outputs) of all records."""
 
     @abstractmethod
+    def shares(self, logits: Tensor) -> Tensor:
+        """Probabilities of the labels (B, outputs); a number as it is."""
+
+    def evidence(self, logits: Tensor) -> Tensor:
+        """What speaks for each output (B, outputs): log-odds of a label, log p / (1 - p); a number itself."""
+        return logits
+
+    @abstractmethod
     def said(self, logits: np.ndarray) -> list[dict[str, Any]]:
         """The same without the truth: a line a record."""
 
@@ -63,6 +71,14 @@ class OneClass(Goal):
 
     def losses(self, logits: Tensor, goals: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
         return F.cross_entropy(logits, goals.squeeze(1), weights, label_smoothing=smoothing, reduction="none")
+
+    def shares(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1)
+
+    def evidence(self, logits: Tensor) -> Tensor:
+        others = logits.unsqueeze(1).expand(-1, self.outputs, -1)  # (B, outputs, outputs)
+        itself = torch.eye(self.outputs, dtype=torch.bool, device=logits.device)
+        return logits - others.masked_fill(itself, -torch.inf).logsumexp(-1)
 
     def judged(self, records: Records, logits: np.ndarray, *, lines: bool) -> Judged:
         gold, labels, shares = records.all_values(self.name).astype(np.int64), self.labels, _softmax(logits)
@@ -110,6 +126,9 @@ class SeveralClasses(Goal):
         each = F.binary_cross_entropy_with_logits(logits, goals.float(), reduction="none")
         return (each if weights is None else each * weights).sum(1)
 
+    def shares(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
     def judged(self, records: Records, logits: np.ndarray, *, lines: bool) -> Judged:
         gold = self.goals(records, np.arange(len(records))).astype(bool)
         found = logits > 0  # of log-odds: a share above one half
@@ -149,6 +168,9 @@ class Number(Goal):
 
     def losses(self, logits: Tensor, goals: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
         return (logits.squeeze(1) - goals.squeeze(1).contiguous().view(torch.float64).float()).square()
+
+    def shares(self, logits: Tensor) -> Tensor:
+        return logits
 
     def judged(self, records: Records, logits: np.ndarray, *, lines: bool) -> Judged:
         gold, predicted = records.all_values(self.name), logits[:, 0]

@@ -117,20 +117,23 @@ class Seq2seq(RecordTask):
     def loss(
         self, model: LanguageModel, batch: Batch, state: State | None, draws: Draws | None
     ) -> tuple[Sums, State | None]:
-        if self._has_encoder:
-            source: Any = model
-            begun = source.encode(batch.inputs, batch.lengths, draws)
-            hidden, _ = model(source.decoder_inputs(batch.targets), begun, draws)
-        elif batch.segments is not None:
-            hidden, _ = model(batch.inputs, None, draws, segments=batch.segments)
-        else:
-            hidden, _ = model(batch.inputs, None, draws)
+        hidden = self.hidden(model, batch, draws)
         is_target = batch.targets != IGNORED
         targets = batch.targets[is_target]  # (M,)
         logits = model.head(hidden[is_target])  # of the targets alone: (M, V)
         aim, nll = objective(logits.unsqueeze(0), targets.unsqueeze(0), self._objective)
         correct, num = (logits.argmax(-1) == targets).sum(), is_target.sum()
         return Sums(aim, torch.stack((nll.double(), num.double(), correct.double()))), None
+
+    def hidden(self, model: LanguageModel, batch: Batch, draws: Draws | None) -> Tensor:
+        """(B, T, C), from which the targets (B, T) are predicted, each with the truth before it."""
+        if self._has_encoder:
+            source: Any = model
+            begun = source.encode(batch.inputs, batch.lengths, draws)
+            return model(source.decoder_inputs(batch.targets), begun, draws)[0]
+        if batch.segments is not None:
+            return model(batch.inputs, None, draws, segments=batch.segments)[0]
+        return model(batch.inputs, None, draws)[0]
 
     def figures(self, sums: dict[str, float]) -> dict[str, float]:  # type: ignore[override]
         """`token_accuracy` has the truth before each token, so that it says little of what is written freely."""

@@ -109,12 +109,12 @@ class Span(RecordTask):
     def loss(
         self, model: LanguageModel, batch: Batch, state: State | None, draws: Draws | None
     ) -> tuple[Sums, State | None]:
-        scores = self._scores(model, batch, draws)  # (B, T, 2)
+        scores = self.scores(model, batch, draws)  # (B, T, 2)
         losses = F.cross_entropy(scores, batch.targets[:, :2], reduction="none").mean(1)
         targets = losses.new_tensor(len(losses), dtype=torch.float64)
         return Sums(losses.sum(), torch.stack((losses.detach().double().sum(), targets))), None
 
-    def _scores(self, model: LanguageModel, batch: Batch, draws: Draws | None) -> Tensor:
+    def scores(self, model: LanguageModel, batch: Batch, draws: Draws | None) -> Tensor:
         """float32 (B, T, 2): -inf but for tokens of the text and the place of no answer."""
         hidden = hidden_of(model, batch, draws, self._eos_id)
         assert batch.lengths is not None
@@ -132,7 +132,7 @@ class Span(RecordTask):
 
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
         """Of each window: score of its best answer, that answer's first and last token in it, score of none."""
-        scores = on_host(self._scores(model, batch, None))
+        scores = on_host(self.scores(model, batch, None))
         begins = batch.targets[:, 2].tolist()
         return [self._best(row, begin) for row, begin in zip(scores, begins, strict=True)]
 

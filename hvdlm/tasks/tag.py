@@ -144,6 +144,13 @@ class Tag(RecordTask):
             found = on_host(scores.argmax(-1))
         return [row[:num] for row, num in zip(found, num_words.tolist(), strict=True)]
 
+    def shares(self, model: LanguageModel, batch: Batch) -> list[np.ndarray]:
+        """Of each sentence the probabilities of each word's labels, (words, K), over all labels of the others."""
+        scores, _, num_words = self._of_words(model, batch, None)
+        crf = self._crf_of(model)
+        found = on_host(scores.softmax(-1) if crf is None else crf.marginals(scores, num_words))
+        return [row[:num] for row, num in zip(found, num_words.tolist(), strict=True)]
+
     def said(
         self, records: RecordsInMemory, layout: Layout, predictions: Sequence[np.ndarray], tokenizer: Tokenizer
     ) -> list[dict[str, Any]]:
