@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from hvdlm.cli.options import (
     PICTURE,
     SPLIT,
     Command,
-    Number,
     WholeNumber,
     batch_job,
     check_run,
@@ -24,6 +24,8 @@ from hvdlm.cli.options import (
     result,
     run_config,
 )
+from hvdlm.cli.writing_options import texts_of, writing_options
+from hvdlm.files import naming
 from hvdlm.tables import figure
 from hvdlm.world.connect import connected
 
@@ -155,22 +157,26 @@ def _in_words(found: dict[str, Any]) -> str:
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN|CHECKPOINT")
 @overrides_argument
 @import_option
-@click.option("--prompt", default="", help="Text to continue.")
-@click.option("--max-tokens", type=WholeNumber(1), default=200, show_default=True)
-@click.option("--temperature", type=Number(0), default=0.8, show_default=True, help="0: the likeliest.")
-@click.option("--top-k", type=WholeNumber(0), default=0, show_default=True, help="0: all.")
-@click.option("--top-p", type=Number(0, 1, min_open=True), default=1.0, show_default=True)
-@click.option("--seed", type=WholeNumber(), default=0, show_default=True)
+@click.option("--prompt", default="", help="Text to continue; of a model of pairs, the source.")
+@writing_options
 @json_option
-def generate(
-    checkpoint: Path, overrides: tuple[str, ...], prompt: str, max_tokens: int, as_json: bool, **options: Any
-) -> None:
-    """Write text with a trained model. Under a launcher rank 0 does it alone."""
+def generate(checkpoint: Path, overrides: tuple[str, ...], prompt: str, as_json: bool, **options: Any) -> None:
+    """Write text with a trained model, shown as it is written. Under a launcher rank 0 does it alone."""
     check_run(checkpoint)
-    from hvdlm.inference.generate import Sampling, continue_text
+    from hvdlm.inference.generate import continue_text
     from hvdlm.session.logs import setup_logging
 
+    how = texts_of(options)
     with connected(needs_ranks=False) as world:
         setup_logging(world.rank)
-        text = world.on_root(lambda: continue_text(checkpoint, overrides, prompt, Sampling(**options), max_tokens))
-        result({"prompt": prompt, "text": text}, as_json, prompt + text, world.rank)
+
+        def write() -> None:
+            pieces = continue_text(checkpoint, overrides, prompt, how)
+            if as_json:
+                return result({"prompt": prompt, "text": "".join(pieces)}, as_json=True, text="")
+            with naming(Path("stdout")):
+                for piece in itertools.chain([prompt], pieces, ["\n"]):
+                    print(piece, end="", flush=True)
+            return None
+
+        world.on_root(write)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Loaded:
     task: Task
     config: RunConfig
     state: dict
+    vocabulary: Vocabulary
     changes: tuple[str, ...] = ()  # settings of the model that are not those of its training
 
     @property
@@ -43,6 +45,31 @@ class Loaded:
         settings = self.config.task.measuring
         found = {"settings": settings, "model_changes": list(self.changes)}
         return {name: value for name, value in found.items() if value}
+
+    def prompt_of(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Ids of a text as the model was trained to see them before what it writes."""
+        if not self.task.continues_whole:
+            return (self.vocabulary.first_id, *ids)
+        begin = () if self.vocabulary.bos_id is None else (self.vocabulary.bos_id,)
+        return (*begin, *ids, self.vocabulary.eos_id)
+
+    def check_writes(self, name: object) -> None:
+        """UserError where it gives no text."""
+        if not self.task.predicts_tokens:
+            kind = self.config.task.kind
+            raise UserError(f"{name}: task: {kind} writes no text; `hvdlm infer` says what such a model makes of texts")
+        if not self.model.reads_source:
+            self.model.initial_state(1)
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Ids that end a text."""
+        return frozenset({self.vocabulary.eos_id})
+
+
+def context_of(loaded: Loaded) -> int | None:
+    """Tokens that the model reads at once, those that it writes among them; None where its state has a fixed size."""
+    return None if loaded.config.model.carries_state else loaded.config.data.seq_len
 
 
 def load_checkpoint_model(path: Path, overrides: tuple[str, ...], place: Place) -> Loaded:
@@ -60,7 +87,7 @@ def load_checkpoint_model(path: Path, overrides: tuple[str, ...], place: Place) 
     task = build_task(config, vocabulary, fields_in(state), lambda: tokenizer_of(path, state))
     model = model_of(config, vocabulary, task)
     load_weights(path, model, mean=True)
-    return Loaded(model.to(device), task, config, state, changed)
+    return Loaded(model.to(device), task, config, state, vocabulary, changed)
 
 
 def _changes(trained: RunConfig, now: RunConfig, path: Path) -> tuple[str, ...]:

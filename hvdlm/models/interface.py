@@ -12,11 +12,8 @@ from torch import Tensor, nn
 
 from hvdlm.compute.draws import Draws
 from hvdlm.config import Section
+from hvdlm.models.slots import Slots, State, StateSlots
 from hvdlm.optim.roles import Role, roles_of
-
-# What a model remembers of the past: an LSTM's cells, a transformer's keys and values, an n-gram's last ids. Samples
-# lie along dimension 0 of each tensor.
-State = tuple[Tensor, ...]
 
 BODY_TASKS = ("classify", "tag", "span")  # those that any body will do for: they bring their own head
 
@@ -37,6 +34,11 @@ class Vocabulary:
     def num_begins(self) -> int:
         """Ids before a text's first token: the beginning of a text, where there is one."""
         return 0 if self.bos_id is None else 1
+
+    @property
+    def first_id(self) -> int:
+        """What stands before a text's own first token: the beginning of a text, or the end of another one."""
+        return self.eos_id if self.bos_id is None else self.bos_id
 
 
 class FamilyConfig(Section, ABC):
@@ -142,6 +144,9 @@ class LanguageModel(nn.Module, ABC):
     # Whether it has an encoder, and goes on from what `encode` makes of a source, never from nothing.
     reads_source = False
 
+    # Whether two texts that begin alike have different states: a latent variable is drawn for each.
+    draws_state = False
+
     # Whether `forward(…, segments=)` reads several texts in one row, each for itself.
     takes_segments = False
 
@@ -166,6 +171,10 @@ class LanguageModel(nn.Module, ABC):
     def sampled_state(self, num: int, random: torch.Generator) -> State:
         """Of `num` texts that are to be written: a model with a latent variable draws it from its prior."""
         return self.initial_state(num)
+
+    def slots(self, num: int) -> Slots:
+        """Room for `num` texts that are written side by side."""
+        return StateSlots(self, self.sampled_state, num)
 
     def prompted(self, ids: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, State]:
         """How texts are continued that ids (B, T) begin, of which those behind `lengths` (B,) are padding.

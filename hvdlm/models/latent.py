@@ -43,6 +43,7 @@ class LatentModel(LanguageModel):
     """Its state is z (B, Z), then what the decoder remembers; without one it decodes from z = 0, the prior's mean."""
 
     latent: int  # dimensions of z, Z
+    draws_state = True
 
     @abstractmethod
     def encode(self, ids: Tensor, lengths: Tensor, draws: Draws | None = None) -> Posterior:

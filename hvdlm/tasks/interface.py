@@ -113,6 +113,8 @@ class Task(ABC):
     predicts_text: ClassVar[bool] = True
     # Whether its loss is one of tokens, so that exp of it says among how many it wavers.
     predicts_tokens: ClassVar[bool] = True
+    # Whether what is continued is a text as a whole, with its end: the source of what is written.
+    continues_whole: ClassVar[bool] = False
     # Whether some first targets of an example may be there to be seen alone.
     takes_context: ClassVar[bool] = True
     # Of how many examples, spread over a split, `figures_of_rows` wants to know.

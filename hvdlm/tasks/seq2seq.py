@@ -71,6 +71,7 @@ class Seq2seq(RecordTask):
     sums = ("loss", "targets", "correct")
     better = less("loss") | more("token_accuracy")  # no figures of predictions: writing takes far longer than reading
     predicts_tokens = True
+    continues_whole = True
 
     def __init__(self, config: Seq2seqConfig, context: TaskContext) -> None:
         assert isinstance(context.objective, ObjectiveConfig)
