@@ -19,7 +19,7 @@ setup(
     package_data={
         "hvdlm.launch": ["*.yaml"],
         "hvdlm.jobs": ["sites/*.yaml", "templates/*.j2"],
-        "hvdlm.perf": ["*.j2"],
+        "hvdlm.perf": ["*.j2", "curves/*.j2"],
         "hvdlm.world": ["*.rules"],
     },
     # Horovod is not listed: as published it does not build with a current torch. scripts/setup_env.py

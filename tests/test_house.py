@@ -25,8 +25,11 @@ HOMES = {
     "h5py": {"hvdlm/data/", "hvdlm/doctor.py", "perf/bench_reading.py"},
     "horovod": {"hvdlm/world/horovod.py", "hvdlm/sync/horovod.py", "hvdlm/doctor.py"},
     "mpi4py": {"hvdlm/world/mpi.py", "hvdlm/doctor.py"},
-    "jinja2": {"perf/report.py", "jobs/render.py"},
-    "matplotlib": {"perf/pictures.py", "hvdlm/data/inspection.py", "hvdlm/scoring/confusion.py"},
+    "jinja2": {"perf/report.py", "perf/curves/page.py", "jobs/render.py"},
+    "matplotlib": {
+        *("perf/pictures.py", "perf/curves/pictures.py"),
+        *("hvdlm/data/inspection.py", "hvdlm/scoring/confusion.py"),
+    },
     "sacrebleu": {"hvdlm/scoring/text.py"},
 }
 FORBIDDEN_NAMES = ("utils", "common", "manager", "handler", "factory", "helper", "helpers", "base")

@@ -16,7 +16,19 @@ import time
 import click
 
 from hvdlm import __version__
-from hvdlm.cli import benchmarks, cluster, data, launching, models, scaling, settings, submission, training, tuning
+from hvdlm.cli import (
+    benchmarks,
+    cluster,
+    data,
+    launching,
+    looking,
+    models,
+    scaling,
+    settings,
+    submission,
+    training,
+    tuning,
+)
 from hvdlm.cli.options import Group
 from hvdlm.cli.usage import is_help, usage_line
 from hvdlm.errors import EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError, lack_of_memory
@@ -113,7 +125,7 @@ for group in (
         launching.launch,
         scaling.scale,
         scaling.measure,
-        scaling.report,
+        looking.report,
         tuning.tune,
     ),
     (benchmarks.bench, settings.config_group, submission.submit),
