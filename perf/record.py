@@ -246,7 +246,8 @@ def read_all(folder: Path) -> list[RunRecord]:
 def _no_records(folder: Path) -> str:
     """Why a folder holds none, and where they are if that can be seen."""
     if not folder.is_dir():
-        return f"{folder}: there is no such folder; `hvdlm scale CONFIG --out {folder}` makes a study there, `hvdlm train` a run"
+        made = f"`hvdlm scale CONFIG --out {folder}` makes a study there, `hvdlm train` a run"
+        return f"{folder}: there is no such folder; {made}"
     for study in (folder / "scaling", *([folder.parent] if folder.name in ("records", "points") else [])):
         if any((study / "records").glob("r*.json")):
             return f"{folder}/records: there is none; the records are in {study}, run `hvdlm report {study}`"

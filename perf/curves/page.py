@@ -122,15 +122,11 @@ def remarks_on(runs: Sequence[TrainingRun]) -> list[str]:
                 found.append(f"{run.name}: {what}, {counted(number, 'time')}")
         losses = run.curves.get(("train", "loss"))
         if losses is not None and (number := len(losses.values) - len(losses.finite)):
-            found.append(
-                f"{run.name}: the training loss is not finite at {counted(number, 'step')}, which are not drawn"
-            )
+            found.append(f"{run.name}: no finite training loss at {counted(number, 'step')}, which are not drawn")
     tokens = {tokens_a_step(run) for run in runs} - {None}
     if len(tokens) > 1:
         told = ", ".join(count(number) for number in sorted(filter(None, tokens)))
-        found.append(
-            f"a step is not of equally many tokens in these runs ({told}): compare their losses by tokens, not by steps"
-        )
+        found.append(f"steps are not of equally many tokens ({told}): compare losses by tokens, not by steps")
     return found
 
 

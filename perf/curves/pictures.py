@@ -1,4 +1,4 @@
-"""Charts drawn: narrow, so that a phone shows them; each with title, axes, units, and a legend where lines are several."""
+"""Charts drawn: narrow, so that a phone shows them; each with title, axes, units, and a legend for several lines."""
 
 from __future__ import annotations
 
