@@ -126,6 +126,7 @@ for group in (
         scaling.scale,
         scaling.measure,
         looking.report,
+        looking.watch,
         tuning.tune,
     ),
     (benchmarks.bench, settings.config_group, submission.submit),

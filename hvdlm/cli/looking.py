@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hvdlm.cli.extensions import import_option
-from hvdlm.cli.options import PATH, Command, WholeNumber, by_rank_0, json_option
+from hvdlm.cli.options import PATH, Command, Number, WholeNumber, by_rank_0, json_option
 from hvdlm.cli.scaling import tell_report
 from hvdlm.errors import UserError
 
@@ -65,3 +65,22 @@ def _report_on_runs(folders: tuple[Path, ...], out: Path, samples: int, prompt: 
 
     runs = read_runs(folders)
     return write_run_report(runs, samples_of(runs, Asking(samples, prompt)), out)
+
+
+@click.command(cls=Command, epilog="hvdlm watch runs/quickstart/train")
+@click.argument("run", type=PATH)
+@click.option("--every", type=Number(1), default=30, show_default=True, help="Seconds between lines, off a terminal.")
+@click.option("--wait", is_flag=True, help="Go on where the run stops or fails, until a start of it ends.")
+@click.option("--once", is_flag=True, help="Show how it stands, and end.")
+@by_rank_0
+def watch(run: Path, every: float, wait: bool, once: bool) -> int:
+    """Show a training while it goes on, on any node: curve, newest numbers, time left; it may begin later.
+
+    Reads RUN/metrics.jsonl alone. Ends with the run: 0, 75 where it was stopped, 1 where it failed.
+    """
+    from hvdlm.perf.curves.live import watch as show
+
+    try:
+        return show(run, every_s=every, waits=wait, once=once)
+    except KeyboardInterrupt:  # who looked on has seen enough
+        return 0

@@ -14,6 +14,7 @@ from .reading import TrainingRun
 from .thinning import Curve
 
 MOST_CHARTS = 24  # a page holds; further columns are named on it
+ALIKE = 1.02  # steps of labelled records are of about equally many tokens
 MOST_LINES = 6  # of one run in one chart
 HIDDEN = re.compile(r"num_\w+|tokens|split_tokens|seq_len|streams|stride|perplexity")  # counts; the loss again
 
@@ -166,15 +167,16 @@ def _several(runs: Sequence[TrainingRun]) -> Iterator[Chart]:
             for place, line in enumerate(_lines(run, name, "", number)):
                 lines.append(replace(line, label=run.name, color=number, is_labelled=not place))
         yield Chart(quantity.title, quantity.unit, quantity.scale, lines)
-        if name == "loss" and len({tokens_a_step(run) for run in runs} - {None}) > 1:
+        if name == "loss" and unequal_steps(runs):
             told = [replace(line, curve=_by_tokens(runs[line.color], line.curve)) for line in lines]
             yield Chart("Loss by tokens", quantity.unit, quantity.scale, told, by="tokens")
 
 
-def tokens_a_step(run: TrainingRun) -> int | None:
-    """On average so far."""
-    tokens = run.last("train", "tokens")
-    return round(tokens / run.step) if tokens > 0 and run.step else None
+def unequal_steps(runs: Sequence[TrainingRun]) -> list[int]:
+    """Tokens of a step of each run on average, where they are not much the same: then steps are no common measure."""
+    totals = [(run.last("train", "tokens"), run.step) for run in runs]
+    found = sorted({round(tokens / step) for tokens, step in totals if tokens > 0 and step})
+    return found if found and found[-1] > ALIKE * found[0] else []
 
 
 def _by_tokens(run: TrainingRun, curve: Curve) -> Curve:

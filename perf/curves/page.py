@@ -20,7 +20,7 @@ from hvdlm.files import write_text_durably
 from hvdlm.session.metrics import ENDED, FAILED, LEFT_OUT, REWOUND, STOPPED
 from hvdlm.tables import clock, count, counted, figure
 
-from .charts import HIDDEN, charts_of, tokens_a_step
+from .charts import HIDDEN, charts_of, unequal_steps
 from .pictures import color_of, draw
 from .reading import TrainingRun
 from .samples import Sample
@@ -123,9 +123,8 @@ def remarks_on(runs: Sequence[TrainingRun]) -> list[str]:
         losses = run.curves.get(("train", "loss"))
         if losses is not None and (number := len(losses.values) - len(losses.finite)):
             found.append(f"{run.name}: no finite training loss at {counted(number, 'step')}, which are not drawn")
-    tokens = {tokens_a_step(run) for run in runs} - {None}
-    if len(tokens) > 1:
-        told = ", ".join(count(number) for number in sorted(filter(None, tokens)))
+    if tokens := unequal_steps(runs):
+        told = ", ".join(map(count, tokens))
         found.append(f"steps are not of equally many tokens ({told}): compare losses by tokens, not by steps")
     return found
 
