@@ -147,7 +147,8 @@ def picture(folder: Path, watched: Watched, phase: str, console: Console) -> Ren
         key = "loss in training, nats a target" + ("; o: validation" if len(points.finite) else "")
         rows.append(Text(key.rjust(width), style="dim"))
         rows.append(Text(wrapped(watched.parts()[1:], width)))
-    rows.append(Text(in_words(folder, watched, phase), style=STYLES[phase]))
+    if told := in_words(folder, watched, phase):
+        rows.append(Text(told, style=STYLES[phase]))
     return Group(*rows)
 
 
