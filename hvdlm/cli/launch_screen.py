@@ -25,8 +25,8 @@ class Screen:
     def __init__(self, terminal: BinaryIO) -> None:
         self._terminal, self._lock = terminal, threading.Lock()
         self._bar = b""  # as it is drawn now
-        self._rests: dict[int, bytes] = {}  # of a stream, what has come of its last line and is not shown
-        self._begun: set[int] = set()  # streams in the middle of a line that is shown already
+        self._lines: dict[int, bytes] = {}  # the last line of each stream, as far as it has come
+        self._shown: dict[int, int] = {}  # how many bytes of it are shown
 
     @property
     def gap(self) -> bytes:
@@ -36,34 +36,33 @@ class Screen:
     def take(self, stream: int, piece: bytes) -> list[bytes]:
         """Show what a stream has brought; its whole lines are returned, but for those of the bar."""
         with self._lock:
-            *lines, rest = (self._rests.get(stream, b"") + piece).split(b"\n")
-            told = [line for line in lines if not self._take_line(stream, line)]
+            *lines, rest = (self._lines.get(stream, b"") + piece).split(b"\n")
+            told = []
+            for line in lines:
+                if not self._take_line(line, self._shown.pop(stream, 0)):
+                    told.append(line)
             if not self._bar and not _may_become_bar(rest):
-                self._write(rest)
-                self._begun |= {stream} if rest else set()
-                rest = b""
-            self._rests[stream] = rest
+                self._write(rest[self._shown.get(stream, 0) :])
+                self._shown[stream] = len(rest)
+            self._lines[stream] = rest
             return told
 
     def end(self, stream: int) -> bytes:
         """A stream is over: show what is left of it, and let the bar stand as it is."""
         with self._lock:
-            rest = self._rests.pop(stream, b"")
-            if self._bar:
-                self._settle()
-            self._write(rest)
+            rest = self._lines.pop(stream, b"")
+            self._settle()
+            self._write(rest[self._shown.pop(stream, 0) :])
             return rest
 
-    def _take_line(self, stream: int, line: bytes) -> bool:
-        """Whether it was one of the bar's; else it is shown."""
+    def _take_line(self, line: bytes, num_shown: int) -> bool:
+        """Whether it was one of the bar's; else it is shown, but for the bytes that are."""
         found = BAR.search(line)
-        is_begun = stream in self._begun
-        self._begun.discard(stream)
         if found is None:
-            self._write(self.gap + line + b"\n" + self._bar)
+            self._write(self.gap + line[num_shown:] + b"\n" + self._bar)
             return False
-        if found.start() or is_begun:  # somebody else's words without an end
-            self._write(self.gap + line[: found.start()] + b"\n")
+        if found.start() or num_shown:  # somebody else's words without an end
+            self._write(self.gap + line[num_shown : found.start()] + b"\n")
         self._take_bar(found[0])
         return True
 
