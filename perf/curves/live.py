@@ -6,6 +6,7 @@ Idle it looks at the file once a second and does nothing else. Where there is no
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,17 +138,18 @@ def picture(folder: Path, watched: Watched, phase: str, console: Console) -> Ren
     from rich.text import Text
 
     width = console.width - 1  # some terminals wrap in the last column
+    told = "\n".join(textwrap.wrap(in_words(folder, watched, phase), width))
     rows: list[Any] = [_title(folder, watched, phase, width)]
     train, points = watched.curve("train"), watched.curve("val")
     if len(train.finite) or len(points.finite):
-        height = min(MOST_ROWS, max(FEWEST_ROWS, console.height - 9))
-        is_plain = "utf" not in console.encoding.lower()
-        drawn = plot(train, points, width, height, is_plain=is_plain)
-        rows += [_colored(row) for row in drawn]
         key = "loss in training, nats a target" + ("; o: validation" if len(points.finite) else "")
-        rows.append(Text(key.rjust(width), style="dim"))
-        rows.append(Text(wrapped(watched.parts()[1:], width)))
-    if told := in_words(folder, watched, phase):
+        numbers = wrapped(watched.parts()[1:], width)
+        around = 6 + numbers.count("\n") + told.count("\n")  # title, axis, key, texts; the cursor's row
+        height = min(MOST_ROWS, max(FEWEST_ROWS, console.height - around - 1))
+        is_plain = "utf" not in console.encoding.lower()
+        rows += [_colored(row) for row in plot(train, points, width, height, is_plain=is_plain)]
+        rows += [Text(key[:width].rjust(width), style="dim"), Text(numbers)]
+    if told:
         rows.append(Text(told, style=STYLES[phase]))
     return Group(*rows)
 
