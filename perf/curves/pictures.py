@@ -23,6 +23,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#8a6d00", "#4d
 DASHES = ("-", "--", ":", "-.")
 MARK_COLORS = {"resumed": "0.55", "stopped": "0.55", "rewound": "#aa3377", "left out": "#8a6d00", "failed": "#b00020"}
 WIDTH, HEIGHT = 4.4, 3.0  # inches; on a phone of 360 pixels a letter is then as high as in the text
+BEHIND = 0.5  # how strongly training is drawn behind validations of several runs
 MOST_MARKS = 40  # lines for events of a kind
 SWITCHES = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "legend.frameon": False}
 STYLE: Any = {"font.size": 10, "grid.alpha": 0.3, "figure.dpi": 180, "legend.fontsize": 8.5, **SWITCHES}
@@ -42,7 +43,7 @@ def draw(chart: Chart) -> bytes:
         picture = Figure(figsize=(WIDTH, HEIGHT + 0.17 * rows), layout="constrained")
         axes = picture.subplots()
         for line in chart.lines:
-            _draw_line(axes, line)
+            _draw_line(axes, line, alpha=BEHIND if chart.has_both else 1.0)
         if chart.has_both:
             axes.plot([], [], "o-", color="0.35", markersize=3.5, linewidth=1, label="with points: validation")
         for what, steps in chart.marks.items():
@@ -62,7 +63,8 @@ def draw(chart: Chart) -> bytes:
         return out.getvalue()
 
 
-def _draw_line(axes: Axes, line: Line) -> None:
+def _draw_line(axes: Axes, line: Line, alpha: float) -> None:
+    """`alpha`: of a curve of training."""
     style: Any = {"color": color_of(line.color), "label": line.label if line.is_labelled else None}
     dashes = DASHES[line.color // len(COLORS) % len(DASHES)]
     band = thinned(line.curve)
@@ -73,7 +75,7 @@ def _draw_line(axes: Axes, line: Line) -> None:
     if band.is_thinned:
         axes.fill_between(band.steps, band.low, band.high, color=style["color"], alpha=0.18, linewidth=0)
     marker = "o" if len(band.steps) == 1 else ""
-    axes.plot(band.steps, band.mean, dashes, marker=marker, markersize=4, linewidth=1.2, **style)
+    axes.plot(band.steps, band.mean, dashes, marker=marker, markersize=4, linewidth=1.2, alpha=alpha, **style)
 
 
 def _scale(axes: Axes, chart: Chart) -> None:
