@@ -290,10 +290,10 @@ def test_a_folders_own_vocabulary_is_used_again_as_its_shards_have_it(file, corp
 
 def test_prompts_begin_as_documents_do(data, data_dir, tmp_path, monkeypatch):
     prompts = []
-    monkeypatch.setattr(generate, "generate", lambda model, ids, *words, **options: prompts.append(ids) or iter(()))
+    monkeypatch.setattr(generate.Engine, "add", lambda engine, request, listener: prompts.append(request.prompt))
     for name, folder in (("with", data), ("without", data_dir)):
         run_training(folder, tmp_path / name, "train.steps=1")
-        generate.continue_text(tmp_path / name, (), "ab", generate.Sampling(), 2)
+        generate.continue_text(tmp_path / name, (), "ab", generate.Texts())
     bos_id = load(data / "tokenizer.json").bos_id
     assert [ids[0] for ids in prompts] == [bos_id, 256] and len(prompts[0]) > 1
     records = [checkpoint.read_state(checkpoint.resolve(tmp_path / name)) for name in ("with", "without")]

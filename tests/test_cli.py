@@ -158,7 +158,7 @@ UNREADABLE = [
         "hvdlm launch: Invalid value for '-np': 'x' is no whole number from 1 on; see `",
     ),
     ("launch -- train --jsn", "hvdlm train: No such option '--jsn'. Did you mean '--json'?"),
-    ("generate x --top-p 0", "hvdlm generate: Invalid value for '--top-p': 0.0 is not in the range .*; see `hvdlm gen"),
+    ("generate x --top-p 2", "hvdlm generate: Invalid value for '--top-p': 2.0 is not in the range .*; see `hvdlm gen"),
 ]
 
 

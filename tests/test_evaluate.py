@@ -1,7 +1,6 @@
 """Evaluation against what can be computed by hand, and sampling against its definition."""
 
 import math
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from hvdlm.data.stream import TokenStream
 from hvdlm.data.windows import EvaluationStreams, EvaluationWindows
 from hvdlm.errors import UserError
 from hvdlm.inference.evaluate import evaluate_checkpoint, num_words
-from hvdlm.inference.generate import Sampling, choose, generate
 from hvdlm.models import LanguageModel, Vocabulary
 from hvdlm.models.recurrent import LstmConfig
 from hvdlm.tasks import TaskContext
@@ -190,49 +188,6 @@ def test_what_a_model_forgets_is_part_of_the_protocol(data_dir, tmp_path):
         run_training(data_dir, tmp_path / name, f"model={{family: ngram, across_documents: {setting}}}")
         found = evaluate_checkpoint(tmp_path / name, (), "val", SerialWorld())
         assert found["protocol"] == f"1 stream with carried state, {told} document{'' if name == 'own' else 's'}"
-
-
-def frequencies(logits, sampling, n=4000):
-    random = torch.Generator().manual_seed(0)
-    counts = Counter(choose(logits, sampling, random) for _ in range(n))
-    return {key: count / n for key, count in counts.items()}
-
-
-LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-
-
-def test_temperature_zero_takes_the_likeliest():
-    assert choose(LOGITS, Sampling(temperature=0), torch.Generator()) == 0
-
-
-@pytest.mark.parametrize(
-    ("sampling", "expected"),
-    [
-        (Sampling(temperature=1.0), [0.5, 0.3, 0.15, 0.05]),
-        (Sampling(temperature=0.5), [p**2 / 0.365 for p in (0.5, 0.3, 0.15, 0.05)]),
-        (Sampling(temperature=1.0, top_k=2), [0.625, 0.375]),
-    ],
-    ids=["the probabilities", "sharper when colder", "k ids"],
-)
-def test_sampling_follows(sampling, expected):
-    assert frequencies(LOGITS, sampling) == pytest.approx(dict(enumerate(expected)), abs=0.03)
-
-
-def test_top_p_keeps_the_smallest_set_that_reaches_p():
-    kept = [set(frequencies(LOGITS, Sampling(temperature=1.0, top_p=p))) for p in (0.5, 0.51, 0.9)]
-    assert kept == [{0}, {0, 1}, {0, 1, 2}]
-
-
-def test_generation_is_reproducible_and_ends_at_the_end_of_text():
-    model = Unigram(LOGITS)
-    first, again, other = (
-        list(generate(model, [0], Sampling(1.0, seed=seed), seq_len=4, max_tokens=30, eos_id=9)) for seed in (1, 1, 2)
-    )
-    assert first == again != other
-    assert len(first) == 30
-    ended = list(generate(model, [], Sampling(1.0), seq_len=4, max_tokens=10_000, eos_id=3))
-    assert len(ended) < 10_000
-    assert 3 not in ended
 
 
 def test_words_are_what_white_space_parts_and_an_end_a_document(data_dir, tmp_path):

@@ -11,7 +11,7 @@ from hvdlm.cli.scaling import scale
 from hvdlm.cli.submission import submit
 from hvdlm.errors import UserError
 from hvdlm.inference.evaluate import evaluate_checkpoint
-from hvdlm.inference.generate import Sampling, continue_text
+from hvdlm.inference.generate import Texts, continue_text
 from hvdlm.models import MODELS
 from hvdlm.session.metrics import read_metrics
 from hvdlm.sync import SYNCS
@@ -63,7 +63,7 @@ def test_a_family_a_task_and_a_sync_of_a_file_train_on_two_ranks(data_dir, tmp_p
     run_training(data_dir, tmp_path / "alone", *MINE)
     assert losses(run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
     assert evaluate_checkpoint(run, (), "val", SerialWorld())["loss"] < 5
-    assert isinstance(continue_text(run, (), "", Sampling(), 3), str)
+    assert isinstance("".join(continue_text(run, (), "", Texts(max_tokens=3))), str)
 
 
 @pytest.mark.parametrize("more", ["", "# other"])

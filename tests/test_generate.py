@@ -1,51 +1,24 @@
-"""Sampling: any temperature, top_k and top_p gives an id, and a model that has diverged is refused."""
+"""Text from a run: any seed and any prompt, where a text ends, and a model that has diverged is refused."""
 
 import math
 
 import pytest
 import torch
+import yaml
 from harness import run_training
 
 from hvdlm.errors import UserError
-from hvdlm.inference.generate import Sampling, _num_unknown, added_text, choose, continue_text, generate
-from hvdlm.models import LanguageModel
+from hvdlm.inference.generate import Sampling, Texts, _num_unknown, continue_text, generate
+from hvdlm.models import LanguageModel, Vocabulary
 from hvdlm.tokenizer import ByteTokenizer
 from hvdlm.tokenizer.char import CharTokenizer
 from hvdlm.tokenizer.word import WordRule, WordTokenizer
-
-LOGITS = torch.tensor([-300.0, 2.0, 1.0, 1.9, 300.0, -1e30])
-
-
-def ids_of(sampling, logits=LOGITS, draws=30):
-    random = torch.Generator().manual_seed(0)
-    return {choose(logits, sampling, random) for _ in range(draws)}
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1e-320, 1e-300, 1e-40, 1e-8])
-def test_a_temperature_near_zero_takes_the_likeliest(temperature):
-    assert ids_of(Sampling(temperature=temperature)) == {4}
-
-
-@pytest.mark.parametrize("top_p", [1e-320, 1e-300, 1e-8, 0.5])
-def test_a_top_p_near_zero_takes_the_likeliest(top_p):
-    assert ids_of(Sampling(temperature=1.0, top_p=top_p)) == {4}
-
-
-def test_a_huge_temperature_takes_all_alike_and_top_k_may_exceed_the_vocabulary():
-    assert ids_of(Sampling(temperature=1e308, top_k=10**18), draws=100) == {0, 1, 2, 3, 4, 5}
-    assert ids_of(Sampling(temperature=1e308, top_k=2), draws=100) == {1, 4}
-
-
-def test_usual_temperatures_draw_as_the_softmax_says():
-    random, logits = torch.Generator().manual_seed(0), torch.tensor([0.0, 1.0, 2.0])
-    drawn = torch.tensor([choose(logits, Sampling(temperature=0.7), random) for _ in range(4000)])
-    assert torch.allclose(drawn.bincount(minlength=3) / 4000, (logits / 0.7).softmax(-1), atol=0.03)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_diverged_model_is_refused(value):
     class Diverged(LanguageModel):
-        device = "cpu"
+        device = torch.device("cpu")
         head = torch.nn.Identity()
 
         def initial_state(self, num):
@@ -55,17 +28,38 @@ def test_a_diverged_model_is_refused(value):
             return torch.full((1, ids.shape[1], 3), value), state
 
     with pytest.raises(UserError, match="not finite: it has diverged"):
-        list(generate(Diverged(), [], Sampling(), seq_len=4, max_tokens=2, eos_id=0))
+        list(generate(Diverged(), Vocabulary(3, 0), [], Sampling(), max_tokens=2))
 
 
 def test_any_64_bit_seed_and_any_prompt_that_is_text(data_dir, tmp_path):
     run = tmp_path / "run"
     run_training(data_dir, run, "train.steps=1")
     for seed in (-(2**63) + 1, -1, 2**63 - 1):
-        assert isinstance(continue_text(run, (), "", Sampling(seed=seed), 2), str)
-    assert isinstance(continue_text(run, (), "long " * 100, Sampling(), 2), str)
+        assert "".join(continue_text(run, (), "", Texts(Sampling(seed=seed), 2)))
     with pytest.raises(UserError, match="--prompt: character 1 is not UTF-8"):
-        continue_text(run, (), "a\udcff", Sampling(), 2)
+        continue_text(run, (), "a\udcff", Texts())
+
+
+def test_a_full_context_ends_a_text_with_a_word_or_slides(data_dir, tmp_path, caplog):
+    run = tmp_path / "run"
+    run_training(data_dir, run, "train.steps=1")
+    context = yaml.safe_load((run / "config.yaml").read_text())["data"]["seq_len"]
+    greedy = Sampling(temperature=0, logit_bias={256: -100.0})
+    with pytest.raises(UserError, match=f"--prompt: the prompt has 501 tokens, the model's context {context};"):
+        continue_text(run, (), "long " * 100, Texts(greedy))
+    caplog.clear()
+    short = "".join(continue_text(run, (), "ab", Texts(greedy, 3 * context)))
+    assert f"context of {context} tokens is full" in caplog.text
+    long = "".join(continue_text(run, (), "ab", Texts(greedy, 3 * context, slides=True)))
+    assert long.startswith(short) and len(long.encode("utf-8", "replace")) > len(short.encode())
+
+
+def test_stop_strings_end_a_text_before_them(data_dir, tmp_path):
+    run = tmp_path / "run"
+    run_training(data_dir, run, "train.steps=1")
+    whole = "".join(continue_text(run, (), "ab", Texts(Sampling(temperature=1.0), 12)))
+    stop = whole[4:6]
+    assert "".join(continue_text(run, (), "ab", Texts(Sampling(temperature=1.0), 12, [stop]))) == whole.split(stop)[0]
 
 
 @pytest.mark.parametrize(
@@ -80,18 +74,3 @@ def test_any_64_bit_seed_and_any_prompt_that_is_text(data_dir, tmp_path):
 )
 def test_what_of_a_prompt_the_vocabulary_lacks_is_counted(tokenizer, prompt, num):
     assert _num_unknown(tokenizer, prompt, tokenizer.encode(prompt).tolist()) == num
-
-
-@pytest.mark.parametrize(
-    ("tokenizer", "prompt", "text"),
-    [
-        (WordTokenizer(["<unk>", "<eos>", "the", "cat", "sat"], WordRule()), "the cat", " sat the"),
-        (WordTokenizer(["<unk>", "<eos>", "the", "cat", "sat"], WordRule()), "the dog", " sat the"),
-        (WordTokenizer(["<unk>", "<eos>", "the", "cat", "sat"], WordRule()), "", "sat the"),
-        (ByteTokenizer(), "cafè", "é"),
-    ],
-)
-def test_a_continuation_joins_the_prompt_as_the_vocabulary_writes_it(tokenizer, prompt, text):
-    written = tokenizer.encode(text).tolist()
-    assert added_text(tokenizer, tokenizer.encode(prompt).tolist(), written) == text
-    assert added_text(tokenizer, [], []) == ""

@@ -16,7 +16,7 @@ from hvdlm.data.manifest import read_manifest
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError, lack_of_memory
 from hvdlm.inference.evaluate import evaluate_checkpoint
-from hvdlm.inference.generate import Sampling, continue_text
+from hvdlm.inference.generate import Sampling, Texts, continue_text
 from hvdlm.session.metrics import read_metrics
 from hvdlm.train.replicas import tensor_digests
 from hvdlm.train.setup import train
@@ -107,7 +107,7 @@ def test_evaluation_and_text_are_those_of_the_cpu(run):
     on_gpu, on_cpu = (
         (
             evaluate_checkpoint(found, (f"train.device={device}",), "val", SerialWorld())["loss"],
-            continue_text(found, (f"train.device={device}",), "e", Sampling(temperature=0), 20),
+            "".join(continue_text(found, (f"train.device={device}",), "e", Texts(Sampling(temperature=0), 20))),
         )
         for device in ("cuda", "cpu")
     )

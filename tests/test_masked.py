@@ -19,7 +19,7 @@ from hvdlm.data.stream import TokenStream
 from hvdlm.data.windows import IGNORED, EvaluationWindows
 from hvdlm.errors import UserError
 from hvdlm.inference.evaluate import evaluate_checkpoint
-from hvdlm.inference.generate import Sampling, continue_text
+from hvdlm.inference.generate import Texts, continue_text
 from hvdlm.models import Vocabulary, build_model
 from hvdlm.models.transformer import TransformerConfig
 from hvdlm.tasks import TaskContext
@@ -219,7 +219,7 @@ def test_evaluation_is_the_same_in_any_batch(data_dir):
 
 def test_a_model_of_masks_writes_no_text(trained):
     with pytest.raises(UserError, match=r"model.causal: false .* cannot continue a text"):
-        continue_text(trained, (), "abc", Sampling(), 5)
+        continue_text(trained, (), "abc", Texts())
 
 
 TEXT = "the lower tower\n was slower than 中文 that"

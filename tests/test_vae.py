@@ -378,17 +378,17 @@ def test_a_text_has_one_z_from_the_prior_by_the_seed():
         model.to_input.weight.normal_(std=3)
     model.head.weight.data.normal_()
 
-    def ids_of(seed, seq_len=None):
-        sampling = Sampling(temperature=0, seed=seed)
-        return list(generate(model, [EOS], sampling, seq_len=seq_len, max_tokens=20, eos_id=-1))
+    def ids_of(seed, **how):
+        sampling = Sampling(temperature=0, seed=seed, logit_bias={EOS: -100.0})
+        return list(generate(model, VOCABULARY, [EOS], sampling, max_tokens=20, **how))
 
     assert ids_of(1) == ids_of(1)
     assert ids_of(1) != ids_of(2)
     states = []
     plain = model.sampled_state
-    model.sampled_state = lambda *how: states.append(0) or plain(*how)
-    ids_of(1, seq_len=4)
-    assert len(states) == 1  # also where the window is full and begins anew
+    model.sampled_state = lambda *how: states.append(plain(*how)[0]) or plain(*how)
+    ids_of(1, context=4, slides=True)
+    assert len(states) > 1 and all(torch.equal(states[0], z) for z in states)  # z stays where the window begins anew
 
 
 def test_without_a_state_it_decodes_from_the_mean_of_the_prior():

@@ -16,9 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 OPTIONS = (
     click.option("--max-tokens", type=WholeNumber(1), default=200, show_default=True, help="Of a text at most."),
     click.option("--temperature", type=Number(0), default=0.8, show_default=True, help="0: the likeliest token."),
-    click.option(
-        "--top-k", type=WholeNumber(0), default=0, show_default=True, help="So many of the likeliest; 0: all."
-    ),
+    click.option("--top-k", type=WholeNumber(0), default=0, show_default=True, help="So many likeliest ones; 0: all."),
     click.option(
         "--top-p", type=Number(0, 1), default=1.0, show_default=True, help="The likeliest that reach so much together."
     ),

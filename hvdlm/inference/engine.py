@@ -347,8 +347,10 @@ class Engine:
             self._promised -= row.request.choices - 1
             for choice in range(1, row.request.choices):
                 row.listener.end(choice, reason)
-        self._swap(number, len(self._rows) - 1)
-        self._rows.pop()
+        last = self._rows.pop()
+        if last is not row:
+            self._slots.copy(len(self._rows), number)
+            self._rows[number] = last
         row.listener.end(row.choice, reason)
 
     def _index(self, row: Row) -> int:

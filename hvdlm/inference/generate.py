@@ -11,8 +11,8 @@ import numpy as np
 
 from hvdlm import checkpoint
 from hvdlm.errors import UserError
-from hvdlm.inference.engine import Engine, Request, Token
-from hvdlm.inference.load import Loaded, context_of, load_checkpoint_model, tokenizer_of
+from hvdlm.inference.engine import LENGTH, Engine, Request, Token
+from hvdlm.inference.load import Loaded, context_of, load_checkpoint_model, prepare, tokenizer_of
 from hvdlm.inference.sampling import Sampling
 from hvdlm.inference.texts import TextWriter
 from hvdlm.models import LanguageModel, Vocabulary
@@ -27,7 +27,7 @@ log = logging.getLogger("hvdlm")
 class Texts:
     """What is to be written after a prompt."""
 
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = 200
     stops: Sequence[str] = ()
     slides: bool = False
@@ -71,7 +71,9 @@ def generate(  # noqa: PLR0913 - a request, as its parts
         heard.tokens.clear()
 
 
-def continue_text(target: Path, overrides: tuple[str, ...], prompt: str, how: Texts) -> Iterator[str]:
+def continue_text(
+    target: Path, overrides: tuple[str, ...], prompt: str, how: Texts, *, int8: bool = False
+) -> Iterator[str]:
     """The text that a checkpoint's model writes after `prompt`, piece by piece."""
     try:
         prompt.encode()
@@ -81,7 +83,7 @@ def continue_text(target: Path, overrides: tuple[str, ...], prompt: str, how: Te
     loaded = load_checkpoint_model(path, overrides, find_place(SerialWorld()))
     loaded.check_writes(path)
     tokenizer = tokenizer_of(path, loaded.state)
-    return _pieces(loaded, tokenizer, prompt, how)
+    return _pieces(prepare(loaded, int8=int8), tokenizer, prompt, how)
 
 
 def _pieces(loaded: Loaded, tokenizer: Tokenizer, prompt: str, how: Texts) -> Iterator[str]:
@@ -89,19 +91,22 @@ def _pieces(loaded: Loaded, tokenizer: Tokenizer, prompt: str, how: Texts) -> It
     if num_unknown := _num_unknown(tokenizer, prompt, ids):
         text = "--prompt: %d of %d tokens are unknown to the vocabulary, so the model does not see what they are"
         log.warning(text, num_unknown, len(ids))
-    engine = Engine(loaded.model, loaded.vocabulary, context=context_of(loaded), rows=1)
+    engine, heard = Engine(loaded.model, loaded.vocabulary, context=context_of(loaded), rows=1), Heard()
     request = Request(loaded.prompt_of(ids), how.max_tokens, how.sampling, loaded.ends, slides=how.slides)
     if fault := engine.fault(request):
         raise UserError(f"--prompt: {fault}; shorten it, or take --slide, which forgets what is long past")
-    before = [] if loaded.task.continues_whole else ids
-    writer, heard = TextWriter(tokenizer, before, how.stops), Heard()
     engine.add(request, heard)
+    before = [] if loaded.task.continues_whole else ids
+    return _written(engine, heard, TextWriter(tokenizer, before, how.stops), how.max_tokens)
+
+
+def _written(engine: Engine, heard: Heard, writer: TextWriter, max_tokens: int) -> Iterator[str]:
     while engine.step() and not writer.is_stopped:
         for token in heard.tokens:
             yield writer.take(token.id)
         heard.tokens.clear()
     yield writer.finish()
-    if heard.reason == "length" and engine.counts.written_tokens < how.max_tokens:
+    if heard.reason == LENGTH and engine.counts.written_tokens < max_tokens:
         log.warning("the text ends where the model's context of %s tokens is full; --slide goes on", engine.context)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from hvdlm.config import changes, validate
 from hvdlm.data.fields import FieldEntry
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
+from hvdlm.inference.matrices import pack, quantize
 from hvdlm.launch.words import import_words
 from hvdlm.models import MODELS, LanguageModel, Vocabulary
 from hvdlm.sync.strategies import ALL_SYNCS
@@ -24,6 +25,8 @@ from hvdlm.train.initial_weights import load_weights
 from hvdlm.train.parts import build_task, remark_edited
 from hvdlm.train.trained import model_of
 from hvdlm.world.place import Place
+
+INT8 = "matrices as int8"
 
 log = logging.getLogger("hvdlm")
 
@@ -70,6 +73,15 @@ class Loaded:
 def context_of(loaded: Loaded) -> int | None:
     """Tokens that the model reads at once, those that it writes among them; None where its state has a fixed size."""
     return None if loaded.config.model.carries_state else loaded.config.data.seq_len
+
+
+def prepare(loaded: Loaded, *, int8: bool = False) -> Loaded:
+    """The same to be used and not trained: with matrices laid out anew, or as int8, which changes what it says."""
+    if not int8:
+        pack(loaded.model)
+        return loaded
+    quantize(loaded.model)
+    return replace(loaded, changes=(*loaded.changes, INT8))
 
 
 def load_checkpoint_model(path: Path, overrides: tuple[str, ...], place: Place) -> Loaded:

@@ -8,6 +8,7 @@ that are told are those of the model itself, before all of it.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor
 
 from hvdlm.errors import UserError
-from hvdlm.partition import fraction_of
 
 AT_FIRST = 1024  # ids that a top_p is looked for among before all are sorted
 
@@ -72,7 +72,8 @@ class Past:
 
 def uniform(seed: int, choice: int, number: int) -> float:
     """The draw in [0, 1) for token `number` of a text; no neighbour in a batch has a part in it."""
-    return fraction_of(f"{choice} {number}".encode(), seed)
+    digest = hashlib.blake2b(f"{seed} {choice} {number}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) / 2**53  # 53 bits: exact, and never 1.0
 
 
 def choose(logits: Tensor, sampling: Sampling, past: Past, draw: float) -> int:

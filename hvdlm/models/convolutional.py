@@ -128,6 +128,10 @@ class Block(nn.Module):
         return F.relu(made) if self.ends_in_activation else made, tuple(after)
 
 
+class Taps(nn.Linear):
+    """A matrix that is read, and no layer that is called."""
+
+
 class CausalConvolution(nn.Module):
     """Of an input and the `kernel` - 1 before it that are `dilation` apart; before the first there are zeros.
 
@@ -138,7 +142,7 @@ class CausalConvolution(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int, *, weight_norm: bool) -> None:
         super().__init__()
         self.kernel, self.dilation = kernel, dilation
-        self.linear = nn.Linear(kernel * inputs, outputs)
+        self.linear = Taps(kernel * inputs, outputs)
         self.length = nn.Parameter(self.linear.weight.detach().norm(dim=1)) if weight_norm else None  # of each row
 
     def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:

@@ -153,11 +153,11 @@ class Recurrent(Stack):
         self, number: int, x: Tensor, before: State | Tensor | None, draws: Draws | None
     ) -> tuple[Tensor, State | Tensor]:
         """As torch's layer `number` reads x (B, T, C), with the dropout of its weights."""
-        layer, weight = self.layer(number), None
-        if draws is not None and self.weight_dropout:
-            own = layer.get_parameter("weight_hh_l0")
-            weight = self.weight_dropouts[number](own.unsqueeze(0), draws)[0]
-        with _hidden_weight(layer, weight):
+        if draws is None or not self.weight_dropout:
+            return self.layers[number](x, before)
+        layer = self.layer(number)
+        own = layer.get_parameter("weight_hh_l0")
+        with _hidden_weight(layer, self.weight_dropouts[number](own.unsqueeze(0), draws)[0]):
             return layer(x, before)
 
 
@@ -188,7 +188,7 @@ class Bidirectional(Recurrent):
 
 
 @contextmanager
-def _hidden_weight(layer: nn.RNNBase, weight: Tensor | None) -> Iterator[None]:
+def _hidden_weight(layer: nn.RNNBase, weight: Tensor) -> Iterator[None]:
     """The layer with another hidden-to-hidden weight (G x C, C), through which gradients reach its own.
 
     It takes the place of its own in the list that torch hands to the fused kernel, for the other ways fail:
@@ -196,9 +196,8 @@ def _hidden_weight(layer: nn.RNNBase, weight: Tensor | None) -> Iterator[None]:
     where the kernel is called by us, torch.compile unrolls it over time, which takes minutes.
     """
     kept = layer._flat_weights
-    if weight is not None:
-        layer._flat_weights = [weight if own is layer.weight_hh_l0 else own for own in kept]
     try:
+        layer._flat_weights = [weight if own is layer.weight_hh_l0 else own for own in kept]
         yield
     finally:
         layer._flat_weights = kept

@@ -92,7 +92,7 @@ class Vae(LatentModel):
             begin_within(self, config.init_range)
 
     def encode(self, ids: Tensor, lengths: Tensor, draws: Draws | None = None) -> Posterior:
-        hidden, _ = self.encoder(self.embed(ids), self.encoder.begin(len(ids), None), draws)
+        hidden, _ = self.encoder(self.embed(ids), self.encoder.begin(len(ids), None, ids.device), draws)
         last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]  # (B, C)
         with torch.autocast(ids.device.type, enabled=False):  # half precision would round away a small KL
             return Posterior(*self.posterior(last.float()).chunk(2, dim=1))
@@ -104,7 +104,8 @@ class Vae(LatentModel):
         return self.decoder(self.embed(ids) + self.to_input(z).unsqueeze(1), state, draws)
 
     def begin(self, z: Tensor) -> State:
-        return self.decoder.begin(len(z), None if self.to_state is None else self.to_state(z))
+        start = None if self.to_state is None else self.to_state(z)
+        return self.decoder.begin(len(z), start, z.device)
 
     def flops_per_token(self, seq_len: int) -> int:
         """Encoder and decoder each read a token; what is made of z, or it of, is once a sentence."""
@@ -122,7 +123,7 @@ class Stack(nn.Module):
     embedding_std = 0.02
 
     @abstractmethod
-    def begin(self, num: int, start: Tensor | None) -> State:
+    def begin(self, num: int, start: Tensor | None, device: torch.device) -> State:
         """The state of `num` sequences that begin, from `start` (B, state_width) or from zeros."""
 
     @abstractmethod
@@ -145,9 +146,8 @@ class LstmStack(Stack):
         self.state_width = config.layers * config.width
         self.layers = nn.ModuleList(nn.LSTM(config.width, config.width, batch_first=True) for _ in range(config.layers))
 
-    def begin(self, num: int, start: Tensor | None) -> State:
-        weight = next(self.parameters())
-        cells = torch.zeros(num, self.state_width, device=weight.device) if start is None else start.float()
+    def begin(self, num: int, start: Tensor | None, device: torch.device) -> State:
+        cells = torch.zeros(num, self.state_width, device=device) if start is None else start.float()
         cells = cells.view(num, len(self.layers), -1)
         return (torch.stack((cells.tanh(), cells), dim=2).flatten(1, 2),)
 
@@ -177,7 +177,7 @@ class TransformerStack(Stack):
         self.norm = last_norm_of(self.options)
         initialize(self)
 
-    def begin(self, num: int, start: Tensor | None) -> State:
+    def begin(self, num: int, start: Tensor | None, device: torch.device) -> State:
         like, options = next(self.parameters()), self.options
         return (like.new_zeros(num, options.num_kv_heads, 0, options.width_of_head),) * (2 * options.layers)
 

@@ -25,11 +25,29 @@ class Sight(NamedTuple):
     mask: Tensor | None = None  # to (B, H, T, S): bool, True is seen; or a number that is added to the score
 
 
+class Shelf(NamedTuple):
+    """Where keys and values of several rows are kept, with room for the new ones: views, that are written to."""
+
+    keys: Tensor  # (B, kv heads, S, D), rotated
+    values: Tensor
+    places: slice | Tensor  # of the new ones, along S; of rows of different lengths int64 (B, T)
+
+    def put(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep (B, kv heads, T, D) of new tokens; all there are then."""
+        for kept, new in ((self.keys, k), (self.values, v)):
+            if isinstance(self.places, slice):
+                kept[:, :, self.places] = new
+            else:
+                rows = torch.arange(len(kept), device=kept.device).unsqueeze(1)
+                kept.transpose(1, 2)[rows, self.places] = new.transpose(1, 2).to(kept.dtype)
+        return self.keys, self.values
+
+
 class View(NamedTuple):
     """What all blocks of one pass share."""
 
     sight: Sight
-    rotation: Rotation | None = None  # of all keys, of which the last are those of the queries
+    rotation: Rotation | None = None  # of all keys, of which the last are those of the queries; of these alone by row
     keep: int | None = None  # so many of the last keys are remembered, None: all
 
 
@@ -99,12 +117,22 @@ class Attending(nn.Module):
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
         mask = sight.mask if sight.mask is None or sight.mask.dtype == torch.bool else sight.mask.to(q.dtype)
+        if self.kv_heads < self.heads and q.shape[2] == 1 and not torch.is_grad_enabled():
+            return self._grouped(q, k, v, mask)
         options: dict[str, Any] = {"attn_mask": mask, "is_causal": sight.is_causal}
         if self.kv_heads < self.heads and HAS_GROUPS and mask is None:
             options["enable_gqa"] = True  # of CUDA's kernels only the one that takes no masks can group
         else:
             k, v = self._for_all_heads(k), self._for_all_heads(v)
         return F.scaled_dot_product_attention(q, k, v, **options)
+
+    def _grouped(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Of one token: the heads of a group are its queries, so that keys are read once and never repeated."""
+        groups = self.kv_heads, self.heads // self.kv_heads
+        if mask is not None and mask.dim() > 2 and mask.shape[-3] == self.heads:  # a bias, of each head its own
+            mask = mask.expand(len(q), -1, -1, -1).view(len(q), *groups, -1)
+        mixed = F.scaled_dot_product_attention(q.view(len(q), *groups, -1), k, v, attn_mask=mask)
+        return mixed.view(q.shape)
 
     def _by_weights(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, draws: Draws | None) -> Tensor:
         """With the weights (B, H, T, S) built, for torch's fused kernels know neither keyed masks nor soft-caps."""
@@ -131,10 +159,17 @@ class Attention(Attending):
         self.qkv = nn.Linear(options.width, (self.heads + 2 * self.kv_heads) * self.head_width, bias=options.bias)
         self.out = nn.Linear(self.heads * self.head_width, options.width, bias=options.bias)
 
-    def forward(self, x: Tensor, view: View, draws: Draws | None, past: State | None) -> tuple[Tensor, State]:
-        """What it makes of x (B, T, C); with a `past` the keys and values so far, as they are before any rotation."""
+    def forward(self, x: Tensor, view: View, draws: Draws | None, past: State | Shelf | None) -> tuple[Tensor, State]:
+        """What it makes of x (B, T, C); with a `past` the keys and values so far, as they are before any rotation.
+
+        What has a shelf keeps them there.
+        """
         parts = self.qkv(x).split([heads * self.head_width for heads in (self.heads, self.kv_heads, self.kv_heads)], -1)
         q, k, v = map(self.by_head, parts, (self.q_norm, self.k_norm, None))
+        if isinstance(past, Shelf):
+            if view.rotation is not None:
+                q, k = rotate(q, view.rotation), rotate(k, view.rotation)
+            return self.out(self.mixed(q, *past.put(k, v), view.sight, draws)), ()
         seen: State = ()  # what nobody asked for is kept by nobody
         if past is not None:
             k, v = (torch.cat((before.to(now.dtype), now), dim=2) for before, now in zip(past, (k, v), strict=True))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hvdlm.compute.draws import Draws, dropout
 from hvdlm.models.interface import State
-from hvdlm.models.transformer.attention import Attention, CrossAttention, Sight, View
+from hvdlm.models.transformer.attention import Attention, CrossAttention, Shelf, Sight, View
 from hvdlm.models.transformer.layers import ACTIVATIONS, GATED, NORMS, softcapped
 from hvdlm.models.transformer.options import Options
 
@@ -41,7 +41,7 @@ class Block(nn.Module):
         x: Tensor,
         view: View,
         draws: Draws | None,
-        past: State | None,
+        past: State | Shelf | None,
         source: tuple[State, Sight] | None = None,
     ) -> tuple[Tensor, State]:
         """What it makes of the stream, and with a `past` the keys and values that it has seen."""
@@ -72,6 +72,7 @@ class Head(nn.Linear):
     def __init__(self, options: Options, vocab_size: int) -> None:
         super().__init__(options.width, vocab_size, bias=options.head_bias)
         self.softcap = options.logit_softcap
+        self.product: nn.Module | None = None  # another way to multiply with its matrix, once it is trained
         self.transform: nn.Module | None = None
         if options.head_transform:
             self.transform = nn.Sequential(*activated(options, options.width), norm_of(options))
@@ -79,7 +80,8 @@ class Head(nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         if self.transform is not None:
             hidden = self.transform(hidden)
-        return softcapped(super().forward(hidden), self.softcap)
+        scores = super().forward(hidden) if self.product is None else self.product(hidden)
+        return softcapped(scores, self.softcap)
 
 
 def norm_of(options: Options) -> nn.Module:

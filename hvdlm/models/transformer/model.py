@@ -16,11 +16,21 @@ from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.models.interface import LanguageModel, State, Vocabulary
 from hvdlm.models.padding import known_of, only
+from hvdlm.models.slots import Slots
 from hvdlm.models.transformer.attention import source_sight
 from hvdlm.models.transformer.blocks import Block, Head, initialize
 from hvdlm.models.transformer.options import Options
 from hvdlm.models.transformer.positions import LearnedConfig
-from hvdlm.models.transformer.stack import Encoder, Entrance, Source, last_norm_of, through, view_of
+from hvdlm.models.transformer.slots import KeyValueSlots
+from hvdlm.models.transformer.stack import (
+    Encoder,
+    Entrance,
+    Source,
+    last_norm_of,
+    places_within,
+    through,
+    view_of,
+)
 
 
 class Held(NamedTuple):
@@ -108,7 +118,9 @@ class Transformer(LanguageModel):
         x = self.embed(ids)  # (B, T, C)
         seen = held.length + time
         view = view_of(self.entrance, options, x, seen, known, causal=options.causal, segments=segments)
-        x = only(self.entrance(x, draws, first=held.length, types=types, segments=segments), padding)
+        # What is relative needs no places: distances within a segment stay.
+        places = None if segments is None else places_within(segments)
+        x = only(self.entrance(x, draws, first=held.length, types=types, places=places), padding)
         source, frugal = self._source(held), options.activation_checkpointing
         x, after = through(self.blocks, x, view, draws, frugal=frugal, pasts=held.pasts, source=source)
         x = only(self.norm(x), padding)
@@ -120,11 +132,30 @@ class Transformer(LanguageModel):
         """Ids (B, S), of which those behind `lengths` (B,) are padding -> the state that the decoder begins with."""
         assert self.encoder is not None, "model.encoder_layers is 0"
         known = known_of(lengths, source.shape[1])
-        hidden = self.encoder(self.embed(source), known, draws)
-        crosses = [block.cross for block in self.blocks if isinstance(block, Block) and block.cross is not None]
-        parts = [part for cross in crosses for part in cross.keys_values(hidden)]
+        parts = self._source_parts(self.encoder(self.embed(source), known, draws))
         everything = torch.ones_like(source, dtype=torch.bool) if known is None else known
         return (*self._no_past(len(source)), *parts, everything)
+
+    def _source_parts(self, hidden: Tensor) -> State:
+        """Of each block keys and values of what the encoder gives, (B, S, C)."""
+        crosses = [block.cross for block in self.blocks if isinstance(block, Block) and block.cross is not None]
+        return tuple(part for cross in crosses for part in cross.keys_values(hidden))
+
+    def slots(self, num: int) -> Slots:
+        """Where a window bounds its state, the plain ones, for that state is small."""
+        encoder = self.encoder
+        if self.options.keep is not None:
+            return super().slots(num)
+        return KeyValueSlots(
+            self.options,
+            self.entrance,
+            list(self.blocks),
+            num,
+            embed=lambda first, ids: self.embed(ids),
+            finish=self.norm,
+            encode=None if encoder is None else lambda ids: self._source_parts(encoder(self.embed(ids), None, None)),
+            start_id=self.start_id,
+        )
 
     def prompted(self, ids: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, State]:
         """With an encoder ids are its source, and the start id is what the decoder reads first."""

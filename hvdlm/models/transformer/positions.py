@@ -300,8 +300,10 @@ def alibi_slopes(heads: int) -> list[float]:
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn each pair (first half, second half) of the last axis of x (B, H, T, D) by its position's angle.
 
+    Those are (T, D / 2), or of rows at different places (B, T, D / 2).
+
     In memory the heads stay beside their position, as the product before and the one after have them.
     """
-    cos, sin = (part.to(x.dtype).unsqueeze(1) for part in rotation)  # (T, 1, D / 2)
+    cos, sin = (part.to(x.dtype).unsqueeze(-2) for part in rotation)  # (T, 1, D / 2)
     first, second = x.transpose(1, 2).chunk(2, dim=-1)  # (B, T, H, D / 2)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).transpose(1, 2)

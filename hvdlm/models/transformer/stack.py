@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from hvdlm.compute.draws import Draws, dropout
 from hvdlm.models.interface import State
 from hvdlm.models.padding import only
-from hvdlm.models.transformer.attention import Sight, View, sight_of
+from hvdlm.models.transformer.attention import Shelf, Sight, View, sight_of
 from hvdlm.models.transformer.blocks import Block, norm_of
 from hvdlm.models.transformer.options import Options
 
@@ -36,14 +36,14 @@ class Entrance(nn.Module):
         *,
         first: int = 0,
         types: Tensor | None = None,
-        segments: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, C), which stand at the positions from `first` on, or each at its place in its segment.
+        """(B, T, C), which stand at the positions from `first` on, or at `places` (B, T).
 
         `types` (B, T) are kinds of text, None: all 0.
         """
         x = x if self.scale == 1.0 else x * self.scale
-        added = self.positions.added(first, x.shape[1]) if segments is None else self._added_within(segments)
+        added = self.positions.added(first, x.shape[1]) if places is None else self._added_at(places)
         x = x if added is None else x + added
         if self.types is not None:
             x = x + (self.types.weight[0] if types is None else self.types(types))
@@ -51,9 +51,8 @@ class Entrance(nn.Module):
             raise ValueError("model.token_types is 0: this model knows one kind of text")
         return dropout(self.norm(x), self.dropout, draws, self.site)
 
-    def _added_within(self, segments: Tensor) -> Tensor | None:
-        """As `added` of positions, (B, T, C). What is relative needs none: distances within a segment stay."""
-        places = places_within(segments)
+    def _added_at(self, places: Tensor) -> Tensor | None:
+        """As `added` of positions, (B, T, C)."""
         added = self.positions.added(0, int(places.max()) + 1)
         return None if added is None else added[places]
 
@@ -112,7 +111,7 @@ def through(  # noqa: PLR0913 - blocks and what they read
     draws: Draws | None,
     *,
     frugal: bool,
-    pasts: list[State] | None = None,
+    pasts: Sequence[State | Shelf] | None = None,
     source: Source | None = None,
 ) -> tuple[Tensor, State]:
     """The stream behind the last block; and with `pasts` each block's keys and values so far.
