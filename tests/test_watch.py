@@ -146,7 +146,7 @@ def test_the_picture_fits_a_terminal(width, tmp_path):
 @pytest.mark.parametrize(
     ("objects", "code", "said"),
     [
-        ((STARTED, row(5), ENDED), 0, "ended at step 5 of 9 (all steps) | step 5/9 | loss 1.8"),
+        ((STARTED, row(5), ENDED), 0, "ended at step 5 of 9 (all steps) | loss 1.8"),
         ((STARTED, row(5), STOPPED), 75, "stopped on request, the same command resumes it, at step 5 of 9 (SIGTERM)"),
         ((STARTED, row(5), FAILED), 1, "failed at step 5 of 9 (nan)"),
     ],

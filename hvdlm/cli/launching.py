@@ -78,7 +78,10 @@ def shell_line(plan: LaunchPlan) -> str:
 
 
 class Running:
-    """A launcher at work: its messages pass through unchanged, and what is known about them is kept."""
+    """A launcher at work: its messages pass through, and what is known about them is kept.
+
+    Unchanged, but on a terminal: there the lines in which rank 0 says how far it is become a bar.
+    """
 
     def __init__(self, plan: LaunchPlan) -> None:
         self._passes_signals = LAUNCHERS[plan.kind].passes_signals

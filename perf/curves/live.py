@@ -85,8 +85,10 @@ def line_of(folder: Path, watched: Watched, phase: str) -> str:
     """How a run stands, on one line."""
     if phase == WAITING:
         return in_words(folder, watched, phase)
-    parts = watched.parts()
-    return SEPARATOR.join(parts if phase == RUNNING else [in_words(folder, watched, phase), *parts])
+    step, *parts = watched.parts()
+    if phase == QUIET:
+        parts = [*parts, in_words(folder, watched, phase)]
+    return SEPARATOR.join([in_words(folder, watched, phase) if phase in EXIT_CODES else step, *parts])
 
 
 def in_words(folder: Path, watched: Watched, phase: str) -> str:
