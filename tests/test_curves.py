@@ -13,11 +13,13 @@ from harness import run_training
 from hvdlm.cli import main
 from hvdlm.perf.curves import page as curves_page
 from hvdlm.perf.curves.charts import MOST_CHARTS, charts_of
+from hvdlm.perf.curves.live import watch
 from hvdlm.perf.curves.page import write_run_report
 from hvdlm.perf.curves.pictures import draw
 from hvdlm.perf.curves.reading import read_runs
 from hvdlm.perf.curves.samples import Asking, samples_of
 from hvdlm.perf.curves.thinning import MOST, Curve, thinned
+from hvdlm.session.metrics import EVENTS
 
 PNG = re.compile(r'src="data:image/png;base64,([^"]+)"')
 LIVE = {"tokens_per_s": 900.0, "data_wait": 0.01, "exposed_comm": 0.1, "straggler_spread": 0.2, "noise_scale": 12.0}
@@ -146,6 +148,30 @@ def test_numbers_that_are_not_finite_leave_gaps_and_are_counted(page, tmp_path):
 
 def test_a_run_that_tells_no_end_is_said_to_run_or_to_be_dead(page, tmp_path):
     assert "is at step 40 of 40 (it runs, or was killed)" in page(write_run(tmp_path / "run"))[2].verdicts[0]
+
+
+ODD = [None, True, 10**400, -(10**30), 1e308, "x", "", [], [1], {"a": 1}, 0.5, -1]
+NAMES = ("loss", "lr", "tokens", "tokens_per_s", "noise_scale", "f1", "_x", "$a$", "\u4e2d", "split", "step")
+FACTS = ("time", "reason", "host", "job", "ranks", "total_steps", "before", "seconds")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_stands_in_a_line_is_shown_or_passed_over(page, tmp_path, seed, capsys):
+    random = np.random.default_rng(seed)
+    odd = lambda names: {name: ODD[random.integers(len(ODD))] for name in random.choice(names, 4)}  # noqa: E731
+    folder = write_run(tmp_path / "run", 12)
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step in range(12, 40):
+            row = {"step": step, "split": str(random.choice(["train", "val", "", "mine"])), **odd(NAMES)}
+            event = {"event": str(random.choice(EVENTS)), "step": step, **odd(FACTS)}
+            file.write(f"{json.dumps(row)}\n{json.dumps(event)}\n")
+    page(folder)
+    page(folder, write_run(tmp_path / "other"))
+    for chart in (*charts_in(folder)[:6], *charts_in(folder, tmp_path / "other")[:3]):
+        draw(chart)
+    watch(folder, every_s=1, waits=False, once=True)
+    assert capsys.readouterr().out.count("\n") == 1
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, MOST, MOST + 1, 100_000])

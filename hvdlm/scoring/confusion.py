@@ -91,7 +91,7 @@ def draw(matrix: np.ndarray, labels: Sequence[str], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    families = _families()
+    families = font_families()
     names = [shortened(label, 2 * NAME_WIDTH) for label in labels]
     if not _can_write("".join(names), families):
         told = ", ".join(f"{place} {name}" for place, name in enumerate(names[:MOST_CLASSES], 1))
@@ -122,7 +122,7 @@ def draw(matrix: np.ndarray, labels: Sequence[str], path: Path) -> None:
             raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
 
 
-def _families() -> list[str]:
+def font_families() -> list[str]:
     """Fonts to look a letter up in, one after the other, of those there are."""
     from matplotlib import font_manager
 

@@ -152,12 +152,14 @@ def _one_run(run: TrainingRun) -> Iterator[Chart]:
 
 
 def _lines(run: TrainingRun, name: str, title: str, color: int) -> Iterator[Line]:
-    """The curves of a column of one run: training, validation or both; `title` where others stand beside them."""
-    found = [(split, run.curves[split, name]) for split in SPLITS if (split, name) in run.curves]
+    """The curves of a column of one run, one a split; `title` where other columns stand beside them."""
+    splits = dict.fromkeys((*SPLITS, *(split for split, _ in run.curves)))
+    found = [(split, run.curves[split, name]) for split in splits if (split, name) in run.curves]
     drawn = [(split, curve) for split, curve in found if len(curve.finite)]
     for place, (split, curve) in enumerate(drawn):
-        label = title if title and len(drawn) == 1 else ", ".join(filter(None, (title, SPLITS[split])))
-        yield Line(label, color + place, curve, is_validation=split == "val")
+        told = SPLITS.get(split, split)
+        label = title if title and len(drawn) == 1 else ", ".join(filter(None, (title, told)))
+        yield Line(label, color + place, curve, is_validation=split != "train")
 
 
 def _several(runs: Sequence[TrainingRun]) -> Iterator[Chart]:

@@ -50,7 +50,8 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     if not len(values):
         return 0.0, 1.0
     low, high = range_in_view(values) or (float(values.min()), float(values.max()))
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    least = 1e-9 * max(abs(low), abs(high), 1e-30)  # less is rounding
+    return (low, high) if high - low > least else (low - 0.5 - abs(low) / 2, high + 0.5 + abs(high) / 2)
 
 
 def _label(value: float, spread: float) -> str:

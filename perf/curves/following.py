@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hvdlm.files import open_regular
-from hvdlm.session.metrics import ENDED, FAILED, LAST_EVENTS, RESUMED, STARTED, STOPPED, is_event, is_row
+from hvdlm.session.metrics import ENDED, FAILED, LAST_EVENTS, RESUMED, STARTED, STOPPED, is_row
 from hvdlm.tables import clock, count, figure
 
+from .objects import sound
 from .thinning import Curve
 
 WAITING, RUNNING, QUIET = "waiting", "running", "quiet"
@@ -70,7 +72,7 @@ def _object(line: bytes) -> dict[str, Any] | None:
         found = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and (is_row(found) or is_event(found)) else None
+    return sound(found) if isinstance(found, dict) else None
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Watched:
     total_steps: int | None = None  # as RUN/owner has it, until an event says it
     losses: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)  # by split: steps, losses
     latest: dict[str, Any] = field(default_factory=dict)  # newest value of each column of training
-    recent: list[tuple[int, int]] = field(default_factory=list)  # (step, tokens)
+    recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=RECENT))  # (step, tokens)
     start: Mapping[str, Any] = field(default_factory=dict)
     event: Mapping[str, Any] = field(default_factory=dict)  # the newest
     step: int = 0
@@ -120,8 +122,8 @@ class Watched:
 
     def hear(self, news: News) -> None:
         if news.is_anew:
-            self.losses, self.latest, self.recent, self.event = {}, {}, [], {}
-            self.step, self.last = 0, ""
+            self.losses, self.latest, self.event, self.step, self.last = {}, {}, {}, 0, ""
+            self.recent.clear()
         if news.objects and not news.is_anew and self.touched is not None and news.touched is not None:
             self.usual_s = max(self.usual_s, news.touched - self.touched)
         self.touched = news.touched
@@ -133,20 +135,19 @@ class Watched:
 
     def _hear_row(self, row: dict[str, Any]) -> None:
         self.last, self.step = "row", row["step"]
-        loss = row.get("loss")
         steps, losses = self.losses.setdefault(row["split"], ([], []))
         steps.append(row["step"])
-        losses.append(loss if isinstance(loss, int | float) else math.nan)
+        losses.append(row.get("loss", math.nan))
         if row["split"] == "train":
-            self.latest |= {name: value for name, value in row.items() if isinstance(value, int | float)}
-            if type(row.get("tokens")) is int:
-                self.recent = [*self.recent[-RECENT:], (row["step"], row["tokens"])]
+            self.latest |= row
+            if "tokens" in row:
+                self.recent.append((row["step"], row["tokens"]))
 
     def _hear_event(self, event: dict[str, Any]) -> None:
         self.last, self.event = event["event"], event
         if event["event"] in (STARTED, RESUMED):
             self.start = event
-            self.total_steps = event["total_steps"] if type(event.get("total_steps")) is int else self.total_steps
+            self.total_steps = event.get("total_steps") or self.total_steps
 
     def facts(self, now: float) -> Facts:
         quiet_s = now - self.touched if self.touched is not None else 0.0

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hvdlm.errors import EXIT_STOPPED, UserError
-from hvdlm.files import read_json
 from hvdlm.session.metrics import ENDED, FAILED, METRICS, STOPPED
 from hvdlm.session.progress import SEPARATOR
 from hvdlm.tables import clock, count, counted
 
 from .dots import plot
 from .following import QUIET, RUNNING, WAITING, Tail, Watched, phase_of
+from .reading import total_steps_in
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -52,21 +52,12 @@ def _looks(folder: Path, *, waits: bool, once: bool) -> Iterator[tuple[Watched, 
         news = tail.look()
         watched.hear(news)
         if watched.total_steps is None and news.objects:
-            watched.total_steps = _steps_in_owner(folder)
+            watched.total_steps = total_steps_in(folder)
         phase = phase_of(watched.facts(time.time()))
         yield watched, phase, bool(news.objects) or news.is_anew
         if once or phase == ENDED or (phase in EXIT_CODES and not waits):
             return
         time.sleep(LOOK_S)
-
-
-def _steps_in_owner(folder: Path) -> int | None:
-    """Of a run whose metrics.jsonl does not say it: older versions told no events."""
-    try:
-        found = read_json(folder / "owner")["total_steps"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return found if type(found) is int else None
 
 
 def _lines(folder: Path, every_s: float, *, waits: bool, once: bool) -> int:
@@ -111,7 +102,7 @@ def in_words(folder: Path, watched: Watched, phase: str) -> str:
 def _place(watched: Watched) -> str:
     """Where the newest start runs."""
     start = watched.start
-    ranks = counted(start["ranks"], "rank") if type(start.get("ranks")) is int else ""
+    ranks = counted(start["ranks"], "rank") if "ranks" in start else ""
     host = f"{ranks}, the first on {start['host']}" if start.get("host") and ranks else ""
     job = f"job {start['job']}" if start.get("job") else ""
     event = watched.event

@@ -206,12 +206,11 @@ def events_in_words(run: TrainingRun) -> tuple[list[tuple[str, str, str, str]], 
     """(time, step, event, the rest of it) of each, and how many of the middle are left out."""
     rows = []
     for event in run.events:
-        rest = [str(event["reason"])] if event.get("reason") else []
-        rest += [f"{counted(event['ranks'], 'rank')}"] if type(event.get("ranks")) is int else []
+        rest = [event["reason"]] if event.get("reason") else []
+        rest += [counted(event["ranks"], "rank")] if "ranks" in event else []
         rest += [f"{name} {event[name]}" for name in ("host", "job") if event.get(name)]
         rest += [f"the steps up to {event['before']} are passed over"] if event.get("before") else []
-        when = str(event.get("time", "")).replace("T", " ")
-        rows.append((when, count(event["step"]), event["event"], "; ".join(rest)))
+        rows.append((event.get("time", "").replace("T", " "), count(event["step"]), event["event"], "; ".join(rest)))
     return _middle_left_out(rows, MOST_EVENTS)
 
 

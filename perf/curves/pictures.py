@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Any
 
 import matplotlib
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
+from hvdlm.scoring.confusion import font_families
 from hvdlm.tables import figure as shown
 
 from .charts import Chart, Line
@@ -26,7 +28,8 @@ WIDTH, HEIGHT = 4.4, 3.0  # inches; on a phone of 360 pixels a letter is then as
 BEHIND = 0.5  # how strongly training is drawn behind validations of several runs
 MOST_MARKS = 40  # lines for events of a kind
 SWITCHES = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "legend.frameon": False}
-STYLE: Any = {"font.size": 10, "grid.alpha": 0.3, "figure.dpi": 180, "legend.fontsize": 8.5, **SWITCHES}
+SIZES = {"font.size": 10, "grid.alpha": 0.3, "figure.dpi": 180, "legend.fontsize": 8.5}
+STYLE: Any = {**SIZES, **SWITCHES, "text.parse_math": False}  # names of runs and columns are no formulas
 MOST_IN_PICTURE, LONGEST_IN_PICTURE = 3, 20  # names, and letters of one, in a legend within the axes
 
 
@@ -39,7 +42,8 @@ def draw(chart: Chart) -> bytes:
     labels = [line.label for line in chart.lines if line.is_labelled] + list(chart.marks)
     is_below = len(labels) > MOST_IN_PICTURE or max(map(len, labels)) > LONGEST_IN_PICTURE
     rows = -(-(len(labels) + chart.has_both) // 2) if is_below else 0
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context({**STYLE, "font.family": font_families()}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name that no font here can write; the page has it
         picture = Figure(figsize=(WIDTH, HEIGHT + 0.17 * rows), layout="constrained")
         axes = picture.subplots()
         for line in chart.lines:
@@ -65,7 +69,10 @@ def draw(chart: Chart) -> bytes:
 
 def _draw_line(axes: Axes, line: Line, alpha: float) -> None:
     """`alpha`: of a curve of training."""
-    style: Any = {"color": color_of(line.color), "label": line.label if line.is_labelled else None}
+    label = line.label if line.is_labelled else None
+    if label is not None and (not label or label.startswith("_")):  # which for matplotlib means none
+        label = " " + label
+    style: Any = {"color": color_of(line.color), "label": label}
     dashes = DASHES[line.color // len(COLORS) % len(DASHES)]
     band = thinned(line.curve)
     if line.is_validation:

@@ -16,8 +16,10 @@ from hvdlm.errors import UserError
 from hvdlm.files import read_json, read_text
 from hvdlm.session.metrics import ENDED, LAST_EVENTS, METRICS, RESUMED, STARTED, read_run
 
+from .objects import MOST_STEPS, sound
 from .thinning import Curve
 
+PLACE = ("split", "step")
 CONFIG, OWNER, CHECKPOINTS = "config.yaml", "owner", "checkpoints"
 
 
@@ -44,8 +46,7 @@ class TrainingRun:
 
     @cached_property
     def total_steps(self) -> int | None:
-        found = self.start.get("total_steps") or _total_steps_of(self.folder)
-        return found if type(found) is int else None
+        return self.start.get("total_steps") or total_steps_in(self.folder)
 
     @cached_property
     def last_event(self) -> str:
@@ -58,7 +59,7 @@ class TrainingRun:
     @property
     def seconds(self) -> float | None:
         """Of training, over all starts."""
-        told = [event["seconds"] for event in self.events if isinstance(event.get("seconds"), int | float)]
+        told = [event["seconds"] for event in self.events if "seconds" in event]
         return told[-1] if told else self.state.get("seconds")
 
     def last(self, split: str, name: str) -> float:
@@ -83,7 +84,7 @@ def read_runs(folders: Sequence[Path]) -> list[TrainingRun]:
 
 
 def _read(folder: Path, name: str) -> TrainingRun:
-    rows, events = read_run(folder / METRICS)
+    rows, events = ([one for one in map(sound, found) if one] for found in read_run(folder / METRICS))
     curves = curves_of(rows)
     if not curves:
         raise UserError(f"{folder / METRICS}: has no row of a step yet; `hvdlm watch {folder}` waits for the first")
@@ -91,16 +92,13 @@ def _read(folder: Path, name: str) -> TrainingRun:
 
 
 def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Curve]:
-    """Every column of numbers, by split and name, in the order of their first rows. null is NaN."""
+    """Every column of sound rows, by split and name, in the order of their first rows."""
     found: dict[tuple[str, str], tuple[list[int], list[float]]] = {}
     for row in rows:
-        split, step = row["split"], row["step"]
-        for name, value in row.items():
-            if name in ("split", "step") or not isinstance(value, int | float | None):
-                continue
-            steps, values = found.setdefault((split, name), ([], []))
-            steps.append(step)
-            values.append(math.nan if value is None else value)
+        for name in (name for name in row if name not in PLACE):
+            steps, values = found.setdefault((row["split"], name), ([], []))
+            steps.append(row["step"])
+            values.append(row[name])
     return {key: Curve(np.array(steps, float), np.array(values, float)) for key, (steps, values) in found.items()}
 
 
@@ -140,11 +138,13 @@ def _settings(path: Path) -> dict[str, Any]:
     return flat(values) if isinstance(values, dict) else {}
 
 
-def _total_steps_of(folder: Path) -> int | None:
+def total_steps_in(folder: Path) -> int | None:
+    """As RUN/owner has them: older versions told no events."""
     try:
-        return read_json(folder / OWNER).get("total_steps")
-    except (OSError, ValueError, AttributeError):
+        found = read_json(folder / OWNER)["total_steps"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    return found if type(found) is int and 0 < found < MOST_STEPS else None
 
 
 def _newest_state(folder: Path) -> Mapping[str, Any]:
