@@ -34,7 +34,11 @@ HELLO_TIMEOUT_S = 180  # a cold CUDA torch on a loaded machine or a slow file sy
 MPI_LIBRARY = re.compile(
     r"/lib(mpi|mpich|mpi_(gnu|cray|intel|amd|nvidia|pgi|ibm|mt)\w*)\.so"
 )  # Open MPI and Intel, MPICH, Cray
-EXTRAS = {"text": "some formats and tokenizers", "tasks": "BLEU and chrF"}  # that setup.py has for people
+EXTRAS = {
+    "text": "some formats and tokenizers",
+    "tasks": "BLEU and chrF",
+    "serve": "hvdlm serve",
+}  # that setup.py has for people
 
 
 @dataclass(frozen=True)
