@@ -20,7 +20,7 @@ setup(
         "hvdlm.inference.inspect": ["*.css", "*.js"],
         "hvdlm.launch": ["*.yaml"],
         "hvdlm.jobs": ["sites/*.yaml", "templates/*.j2"],
-        "hvdlm.perf": ["*.j2"],
+        "hvdlm.perf": ["*.j2", "curves/*.j2"],
         "hvdlm.serve": ["*.html"],
         "hvdlm.world": ["*.rules"],
     },

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -34,6 +34,8 @@ from .record import (
     write_record,
 )
 
+Work = Literal["train", "infer"]  # what a step is: of training, or a pass of inference over its global batch
+
 
 @dataclass(frozen=True)
 class MeasurementSpec:
@@ -47,7 +49,7 @@ class MeasurementSpec:
     is_strong: bool
     is_weak: bool
     extensions: Sequence[str] = ()  # files of --import, which the config needs
-    work: str = "train"  # a key of WORKS
+    work: Work = "train"
 
 
 def read_spec(path: Path) -> MeasurementSpec:
@@ -102,8 +104,7 @@ def _inferred(learner: GradientLearner, corpora: Corpora, num: int) -> Timed:
     return Timed(times, [0.0] * num, nats / passes.num_written)
 
 
-# What a step is: of training, or a pass of inference over as many records as its global batch has.
-WORKS: dict[str, Callable[[GradientLearner, Corpora, int], Timed]] = {"train": _trained, "infer": _inferred}
+WORKS: dict[Work, Callable[[GradientLearner, Corpora, int], Timed]] = {"train": _trained, "infer": _inferred}
 
 
 def measure(spec: MeasurementSpec, world: World, job: str) -> RunRecord:

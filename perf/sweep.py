@@ -25,7 +25,7 @@ from hvdlm.train.config import RunConfig
 from hvdlm.train.parts import extensions_of
 
 from .job import JobFailed, run_job
-from .measure import MeasurementSpec
+from .measure import MeasurementSpec, Work
 
 log = logging.getLogger("hvdlm")
 
@@ -81,10 +81,10 @@ class Effort:
     steps: int
     warmup: int
     repeats: int
-    work: str = "train"  # or infer: what a step is
+    work: Work = "train"
 
 
-def folder_name(work: str) -> str:
+def folder_name(work: Work) -> str:
     """Where in a run's folder a study of some work goes: two of them have one workload each."""
     return "scaling" if work == "train" else f"scaling-{work}"
 

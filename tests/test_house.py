@@ -25,9 +25,10 @@ HOMES = {
     "h5py": {"hvdlm/data/", "hvdlm/doctor.py", "perf/bench_reading.py"},
     "horovod": {"hvdlm/world/horovod.py", "hvdlm/sync/horovod.py", "hvdlm/doctor.py"},
     "mpi4py": {"hvdlm/world/mpi.py", "hvdlm/doctor.py"},
-    "jinja2": {"perf/report.py", "jobs/render.py", "hvdlm/serve/chat.py"},
+    "jinja2": {"perf/report.py", "perf/curves/page.py", "jobs/render.py", "hvdlm/serve/chat.py"},
     "matplotlib": {
         "perf/pictures.py",
+        "perf/curves/pictures.py",
         "hvdlm/data/inspection.py",
         "hvdlm/inference/inspect/pictures.py",
         "hvdlm/scoring/confusion.py",
