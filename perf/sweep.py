@@ -118,7 +118,9 @@ def plan_study(  # noqa: PLR0913 - what a study is
     """
     planned, extensions = [], extensions_of(config)
     for point in plan_points(ranks, modes, config.train.global_batch, config.train.micro_batch):
-        changes = (f"train.global_batch={point.global_batch}", f"train.threads={threads}")
+        changes: tuple[str, ...] = (f"train.global_batch={point.global_batch}", f"train.threads={threads}")
+        if effort.work == "infer":  # no gradients are combined, and ranks meet as those of `hvdlm infer`
+            changes += ("sync=allreduce",)
         settings = validate(RunConfig, config.model_dump(mode="json"), Path("scale"), changes)
         values, counts = settings.model_dump(mode="json"), (effort.steps, effort.warmup)
         specs = {}
