@@ -34,7 +34,11 @@ HELLO_TIMEOUT_S = 180  # a cold CUDA torch on a loaded machine or a slow file sy
 MPI_LIBRARY = re.compile(
     r"/lib(mpi|mpich|mpi_(gnu|cray|intel|amd|nvidia|pgi|ibm|mt)\w*)\.so"
 )  # Open MPI and Intel, MPICH, Cray
-EXTRAS = {"text": "some formats and tokenizers", "tasks": "BLEU and chrF"}  # that setup.py has for people
+EXTRAS = {
+    "text": "some formats and tokenizers",
+    "tasks": "BLEU and chrF",
+    "lm-eval": "public benchmarks",
+}  # that setup.py has for people
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ def _extras() -> Iterator[Check]:
         return
     missing: dict[str, list[str]] = {}
     for line in importlib.metadata.requires("hvdlm") or ():
-        found = re.fullmatch(r"([\w.-]+).*;.*extra == ['\"](\w+)['\"].*", line)
+        found = re.fullmatch(r"([\w.-]+).*;.*extra == ['\"]([\w-]+)['\"].*", line)
         if found and found[2] in EXTRAS:
             missing.setdefault(found[2], []).extend([] if _is_installed(found[1]) else [found[1]])
     told = {

@@ -26,6 +26,7 @@ HOMES = {
     "horovod": {"hvdlm/world/horovod.py", "hvdlm/sync/horovod.py", "hvdlm/doctor.py"},
     "mpi4py": {"hvdlm/world/mpi.py", "hvdlm/doctor.py"},
     "jinja2": {"perf/report.py", "jobs/render.py"},
+    "lm_eval": {"hvdlm/inference/lm_eval_adapter.py"},
     "matplotlib": {"perf/pictures.py", "hvdlm/data/inspection.py", "hvdlm/scoring/confusion.py"},
     "sacrebleu": {"hvdlm/scoring/text.py"},
 }

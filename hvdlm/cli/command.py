@@ -16,7 +16,19 @@ import time
 import click
 
 from hvdlm import __version__
-from hvdlm.cli import benchmarks, cluster, data, launching, models, scaling, settings, submission, training, tuning
+from hvdlm.cli import (
+    benchmarks,
+    cluster,
+    data,
+    launching,
+    models,
+    public_benchmarks,
+    scaling,
+    settings,
+    submission,
+    training,
+    tuning,
+)
 from hvdlm.cli.options import Group
 from hvdlm.cli.usage import is_help, usage_line
 from hvdlm.errors import EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError, lack_of_memory
@@ -116,7 +128,7 @@ for group in (
         scaling.report,
         tuning.tune,
     ),
-    (benchmarks.bench, settings.config_group, submission.submit),
+    (benchmarks.bench, public_benchmarks.lm_eval, settings.config_group, submission.submit),
     (cluster.jobs, cluster.logs, cluster.cancel, cluster.lint, cluster.sites),
 ):
     for command in group:
