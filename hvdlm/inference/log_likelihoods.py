@@ -118,7 +118,7 @@ def score(loaded: Loaded, asked: Sequence[Passage]) -> list[Score]:
         with autocast(device, loaded.config.train.precision):
             hidden, state = model(ids[:, start : start + width], state)
         here = ((place >= start) & (place < start + width)).nonzero()[:, 0]
-        for chosen in here.split(HEAD_TOKENS):
+        for chosen in here.split(HEAD_TOKENS) if len(here) else ():
             with autocast(device, loaded.config.train.precision):
                 logits = model.head(hidden[row[chosen], place[chosen] - start].unsqueeze(0))[0].float()  # (n, V)
             refuse_diverged(logits)
