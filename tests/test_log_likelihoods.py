@@ -6,15 +6,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from harness import preprocess, run_training
+from labelled import make_data, run_of
 from test_engine import CONTEXT, EOS, FAMILIES, VOCABULARY, built, prompts
 
 from hvdlm.errors import UserError
 from hvdlm.inference import log_likelihoods
 from hvdlm.inference.answers import Answers, Ranks, Worker
 from hvdlm.inference.evaluate import evaluate_checkpoint
+from hvdlm.inference.generate import Texts, continue_text
 from hvdlm.inference.load import load_checkpoint_model, tokenizer_of
 from hvdlm.inference.log_likelihoods import Passage, batches, check_scores, encode_pair, passages, score
+from hvdlm.inference.sampling import Sampling
 from hvdlm.tokenizer import train_bpe
+from hvdlm.train.setup import train
 from hvdlm.world.place import find_place
 from hvdlm.world.serial import SerialWorld
 from hvdlm.world.threads import run_on_threads
@@ -230,6 +234,23 @@ def test_a_fault_of_one_rank_is_everybodys(run, monkeypatch, faulty):
 
     monkeypatch.setattr("hvdlm.inference.log_likelihoods.batches.__defaults__", (40,))
     assert run_on_threads(2, on_rank) == [(True, "the model has diverged")] * 2
+
+
+@pytest.mark.parametrize("encoder_layers", [0, 1])
+def test_a_model_of_pairs_writes_to_its_sources_but_scores_no_text(encoder_layers, tmp_path):
+    model = {"family": "transformer", "layers": 1, "heads": 2, "width": 8, "encoder_layers": encoder_layers}
+    data = make_data(tmp_path, SerialWorld())
+    settings = run_of(data, tmp_path / "run", "train.steps=3", model=model, task={"kind": "seq2seq", "language": "en"})
+    train(settings, SerialWorld())
+    sources = ["w1 w2 w3", "w4", " ".join(["w5"] * 100)]
+    (texts, answers) = asked_at(
+        tmp_path, 1, lambda answers: answers.written([(one, {"max_gen_toks": 5}) for one in sources])
+    )
+    assert answers.counts["cut"] == 1
+    greedy = Texts(Sampling(temperature=0), 5)
+    assert texts[:2] == ["".join(continue_text(tmp_path / "run", (), one, greedy)) for one in sources[:2]]
+    with pytest.raises(UserError, match="run: task: seq2seq does not tell how likely"):
+        asked_at(tmp_path, 1, lambda answers: answers.rolling(["w1"]))
 
 
 def test_a_model_that_has_no_probability_of_a_token_is_refused():
