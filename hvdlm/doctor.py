@@ -38,6 +38,7 @@ EXTRAS = {
     "text": "some formats and tokenizers",
     "tasks": "BLEU and chrF",
     "lm-eval": "public benchmarks",
+    "serve": "hvdlm serve",
 }  # that setup.py has for people
 
 

@@ -246,7 +246,8 @@ def read_all(folder: Path) -> list[RunRecord]:
 def _no_records(folder: Path) -> str:
     """Why a folder holds none, and where they are if that can be seen."""
     if not folder.is_dir():
-        return f"{folder}: there is no such folder; `hvdlm scale CONFIG --out {folder}` makes it"
+        made = f"`hvdlm scale CONFIG --out {folder}` makes a study there, `hvdlm train` a run"
+        return f"{folder}: there is no such folder; {made}"
     for study in (folder / "scaling", *([folder.parent] if folder.name in ("records", "points") else [])):
         if any((study / "records").glob("r*.json")):
             return f"{folder}/records: there is none; the records are in {study}, run `hvdlm report {study}`"
@@ -256,4 +257,7 @@ def _no_records(folder: Path) -> str:
     if (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists():
         into = folder / "scaling"
         return f"{folder}: a training run, no scaling study; `hvdlm scale CONFIG --out {into}` makes one of its config"
-    return f"{folder}/records: holds no records; run `hvdlm scale CONFIG --out {folder}`"
+    return (
+        f"{folder}/records: holds no records; run `hvdlm scale CONFIG --out {folder}`, or name the folder of a training"
+        " run, which has a metrics.jsonl"
+    )

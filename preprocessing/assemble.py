@@ -16,13 +16,13 @@ from hvdlm.data.shared_file import SharedSizes, check_parallel, write_shared
 from hvdlm.data.verify import read_back
 from hvdlm.errors import UserError
 from hvdlm.files import sha256_of, write_text_durably
+from hvdlm.session.work_queue import Tasks, WorkQueue
 from hvdlm.tokenizer import Tokenizer, dtype_for
 from hvdlm.world.interface import World
 
 from .balance import close_balance, passed_over, sum_round_trips
 from .plan import ShardPlan, WorkPlan, shard_plans, unit_of, windows_of
 from .spool import Spool
-from .work_queue import Tasks, WorkQueue
 
 Labels = dict[str, ShardLabels]
 Entries = dict[str, tuple[ShardEntry, ...]]

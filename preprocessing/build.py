@@ -28,7 +28,10 @@ from hvdlm.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, read_mani
 from hvdlm.data.shards import doc_column
 from hvdlm.errors import UserError
 from hvdlm.files import locked, write_text_durably
+from hvdlm.records.encoder import ColumnParts, Encoded, RecordEncoder
+from hvdlm.records.fields import entries
 from hvdlm.session.stop import STOPPED, BatchJob, stop_flag
+from hvdlm.session.work_queue import PhaseTimer, Tasks, WorkQueue
 from hvdlm.tables import counted
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for
@@ -52,24 +55,20 @@ from .dedup import Signer, find_duplicates
 from .documents import Document, one_line
 from .excerpts import Excerpt, Excerpts, OtherIds, care_for, exactly_encoded, found_wrong, round_trip
 from .fence import MOST_SHOWN, place_of, reason_of
-from .fields import entries
 from .label_lists import UNKNOWN_LABELS, find_labels
 from .overlap import count_overlap
 from .pipeline import Pipeline, check_first_records
 from .plan import PreprocessConfig, Unit, WorkPlan, plan_digest, units_of, work_name
 from .readers import check_formats, fitted, format_of
-from .record_columns import ColumnParts, Encoded, RecordEncoder
-from .records import DROPPED, PROVENANCE, digest_of, write_dropped, write_provenance
+from .records import DROPPED, PROVENANCE, SUMMARY, digest_of, write_dropped, write_provenance, write_summary
 from .remarks import of_names, of_overlap, of_settings, of_shares, tell
 from .spool import Batch, UnitResult, is_as_saved, num_segments_of
 from .vocabulary import make_vocabulary, with_fast_encoder
-from .work_queue import PhaseTimer, Tasks, WorkQueue
 
 log = logging.getLogger("hvdlm")
 
 ENCODE_BYTES = 4 << 20  # text handed to the tokenizer at once
 SEGMENT_BYTES = 32 << 20  # text in one spool file: a unit that cannot be split may be of any size
-SUMMARY = "preprocess.json"
 DISTRUSTED = ".distrusted"  # in the spool's folder: the fast encoder was wrong, and what it made is not used
 EXACTLY = "encode-exactly"  # there: the exact encoder made what is in it
 TOKENIZER_DIGEST = f"{TOKENIZER}.digest"
@@ -98,7 +97,7 @@ def build(config: PreprocessConfig, world: World, batch_job: BatchJob = BatchJob
         with timer.phase("plan"):
             plan = _without_damaged(plan, world)
         try:
-            return _build(plan, WorkQueue(plan, world, stop, timer))
+            return _build(plan, WorkQueue(plan.halt, str(config.output), world, stop, timer))
         except UserError:
             if world.rank == 0:
                 forget_listed(plan.work)
@@ -112,7 +111,8 @@ def _build(plan: WorkPlan, queue: WorkQueue) -> Manifest:
     queue.check_together()
     total = sum(plan.units[number].num_bytes for number in plan.todo)
     with Worker(plan, tokenizer, queue) as worker:
-        queue.run(Tasks("tokenize", plan.todo, worker.tokenize, total, "MB", 1_000_000, worker.finish))
+        counted_too = ("documents", "tokens")
+        queue.run(Tasks("tokenize", plan.todo, worker.tokenize, total, "MB", 1_000_000, worker.finish, counted_too))
     with timer.phase("dedup"):
         plan = replace(plan, spools=world.on_root(plan.find_spools))
         spools, num_held_out = plan.with_held_out_first()
@@ -122,7 +122,7 @@ def _build(plan: WorkPlan, queue: WorkQueue) -> Manifest:
         kinds = {**duplicates, **({UNKNOWN_LABELS: num_unknown} if num_unknown else {})}
     queue.check_together()
     manifest, balance = assemble(plan, tokenizer, fields, {**kinds, **overlap}, queue)
-    queue.write_summary(plan.config.output / SUMMARY, manifest, balance)
+    write_summary(plan, manifest, balance, queue)
     world.on_root(lambda: tell(balance, manifest.statistics, plan.config))
     world.on_root(lambda: _finish(plan, tokenizer, manifest, list(kinds)))
     return manifest
@@ -322,7 +322,7 @@ class Worker:
             if unit.number % self._care.units == 0 and not is_by_word:
                 excerpts.look(batch.documents, encoded.ids, encoded.lengths)
             self._result.add(batch, encoded)
-            self._queue.count(documents=len(batch), tokens=len(encoded.ids))
+            self._queue.count(len(batch), len(encoded.ids))
             self._save_segment_if_due()
 
     def _look_through(self, unit: Unit) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -21,7 +21,7 @@ from hvdlm.tables import counted
 from .compression import COMPRESSIONS
 
 if TYPE_CHECKING:
-    from .fields import FieldReader, Record
+    from hvdlm.records.fields import FieldReader, Record
 
 log = logging.getLogger("hvdlm")
 

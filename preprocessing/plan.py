@@ -21,9 +21,9 @@ from hvdlm import __version__
 from hvdlm.config import Section, by_name, choice_of
 from hvdlm.data.manifest import SPLITS
 from hvdlm.files import sha256_of
+from hvdlm.records import fields as records
 from hvdlm.tokenizer import TokenizerConfig
 
-from . import fields as records
 from .clean import CleanConfig
 from .documents import ErrorPolicy, Part, ReadOptions, Stamp, TableConfig, stamp_of, stat_of
 from .filters import FilterConfig

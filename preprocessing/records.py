@@ -1,14 +1,19 @@
-"""What stays beside the shards to tell where they came from: provenance.json and dropped.jsonl."""
+"""What stays beside the shards to tell where they came from and how: provenance, dropped documents, a summary."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
+from hvdlm.data.manifest import Manifest
 from hvdlm.files import replace_durably, write_text_durably
+from hvdlm.host import memory_bytes
+from hvdlm.session.work_queue import WorkQueue
 
 from .documents import Part
 from .pipeline import dropped_line
@@ -18,6 +23,7 @@ from .spool import Spool, lines_of
 
 PROVENANCE = "provenance.json"
 DROPPED = "dropped.jsonl"
+SUMMARY = "preprocess.json"
 
 
 def digest_of(part: Part) -> tuple[str, int]:
@@ -69,3 +75,30 @@ def write_dropped(plan: WorkPlan, kinds: list[str]) -> None:
                     lines.append(dropped_line(parts[part].path, position, ids[row] if ids else None, kinds[kind]))
                 file.write(lines_of(lines))
     replace_durably(aside, final)
+
+
+def write_summary(plan: WorkPlan, manifest: Manifest, balance: dict[str, Any], queue: WorkQueue) -> None:
+    """`preprocess.json`: the balance, seconds by phase and rank, and how uneven the work was. Collective."""
+    world, timer = queue.world, queue.timer
+    phases = world.gather(timer.seconds)
+    peaks = world.gather(memory_bytes("VmHWM"))
+    names = dict.fromkeys(name for rank in phases for name in rank)
+    seconds = {name: [round(rank.get(name, 0.0), 3) for rank in phases] for name in names}
+    if world.rank:
+        return
+    tokenize = [rank.get("tokenize", 0.0) for rank in phases]
+    units = plan.units
+    summary = {
+        "num_ranks": world.size,
+        "wall_s": round(time.monotonic() - timer.start, 3),
+        "input_bytes": sum(unit.num_bytes for unit in units),
+        "num_units": len(units),
+        "num_units_resumed": len(units) - len(plan.todo),
+        "num_documents": manifest.num_documents,
+        "num_tokens": manifest.num_tokens,
+        "balance": balance,
+        "seconds": seconds,
+        "peak_memory_mb": [round(peak / 1e6) for peak in peaks],
+        "imbalance": round(max(tokenize) * len(tokenize) / sum(tokenize), 4) if sum(tokenize) else 1.0,
+    }
+    write_text_durably(plan.config.output / SUMMARY, json.dumps(summary, indent=1) + "\n")

@@ -23,10 +23,10 @@ from hvdlm.data.fields import OFFSETS, Packed, offsets_of, rows_of
 from hvdlm.data.manifest import SPLITS
 from hvdlm.data.shards import COLUMNS, pack_strings, unpack_strings
 from hvdlm.files import naming, replace_durably
+from hvdlm.records.encoder import ColumnParts, Encoded
+from hvdlm.records.fields import texts_of
 
 from .documents import Document
-from .fields import texts_of
-from .record_columns import ColumnParts, Encoded
 
 BYTES_PER_DOCUMENT = 512  # of memory for what is known of a document, beside its text
 COLUMN = "column:"  # before the names of what documents have beside their ids

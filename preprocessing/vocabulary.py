@@ -14,6 +14,7 @@ from typing import Any
 from hvdlm import tokenizer as tokenizers
 from hvdlm.errors import UserError
 from hvdlm.partition import fraction_of
+from hvdlm.records.encoder import pieces_of as word_pieces
 from hvdlm.tables import counted
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import END, UNKNOWN
@@ -24,7 +25,6 @@ from .documents import BadRecord, Document, Part, ReadOptions, find_files, one_l
 from .fence import found_in, reason_of
 from .pipeline import Pipeline
 from .plan import PreprocessConfig, Unit, make_units, sample_units
-from .record_columns import pieces_of as word_pieces
 
 log = logging.getLogger("hvdlm")
 

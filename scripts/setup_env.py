@@ -591,7 +591,7 @@ def install_hvdlm(state: State) -> None:
     versions = ask("import importlib.metadata", f"print(*{packages}[:1])").split()
     limits = VENV / "setup-constraints.txt"
     limits.write_text("".join(f"torch=={version}\n" for version in versions))
-    editable = ("--no-build-isolation", "-c", str(limits), "-e", f"{ROOT}[text,tasks,test]")
+    editable = ("--no-build-isolation", "-c", str(limits), "-e", f"{ROOT}[text,tasks,serve,test]")
     key = digest({"setup": (ROOT / "setup.py").read_text()})
     install_once(state, "hvdlm", key, "installing with its Python dependencies", *editable)
 

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Debian packages for the complete tests: Open MPI, parallel HDF5, SLURM with munge, an ssh server, iproute2.
+# Debian packages for the complete tests: Open MPI, parallel HDF5, SLURM with munge, an ssh server, iproute2, and
+# Chromium, in which the page of `hvdlm serve` is tried.
 # Needs root. A user of hvdlm does not need it: `make setup` works without.
 set -euo pipefail
-packages=(openmpi-bin libopenmpi-dev libhdf5-openmpi-dev slurm-wlm munge openssh-server iproute2 python3-venv g++ make)
+packages=(openmpi-bin libopenmpi-dev libhdf5-openmpi-dev slurm-wlm munge openssh-server iproute2 python3-venv g++ make
+    chromium)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

@@ -10,8 +10,8 @@ from pathlib import Path
 import zstandard
 
 from hvdlm.preprocessing.documents import BadRecord, Document, Part, ReadOptions
-from hvdlm.preprocessing.fields import FieldConfig, FieldReader
 from hvdlm.preprocessing.readers import read_documents
+from hvdlm.records.fields import FieldConfig, FieldReader
 
 STRICT = ReadOptions()
 # Formats of labelled records alone; the files of parallel are all the one that ends with "a" or ".gz".

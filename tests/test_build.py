@@ -15,8 +15,8 @@ from hvdlm.data.verify import unigram_loss
 from hvdlm.errors import UserError
 from hvdlm.preprocessing import assemble, build
 from hvdlm.preprocessing.documents import Document
-from hvdlm.preprocessing.record_columns import Encoded
 from hvdlm.preprocessing.spool import Batch, Spool, UnitResult, is_as_saved
+from hvdlm.records.encoder import Encoded
 
 
 def spy_on(monkeypatch, owner, name):

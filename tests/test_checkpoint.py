@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from hvdlm.checkpoint import store as checkpoint
 from hvdlm.errors import UserError
 from hvdlm.files import sha256_of
-from hvdlm.session.metrics import read_metrics
+from hvdlm.session.metrics import read_metrics, read_run
 from hvdlm.train.step import GradientLearner
 
 
@@ -151,6 +151,12 @@ def test_a_finished_run_has_nothing_to_do_and_a_longer_one_goes_on(data_dir, tmp
     assert run_training(data_dir, tmp_path, "train.steps=2")["step"] == 2
     assert final_state(tmp_path) == before
     assert run_training(data_dir, tmp_path, "train.steps=4")["step"] == 4
+    _, events = read_run(tmp_path / "metrics.jsonl")
+    assert [(event["event"], event["step"]) for event in events] == [
+        *(("started", 0), ("ended", 2)),  # the start with nothing to do is none
+        *(("resumed", 2), ("ended", 4)),
+    ]
+    assert (events[2]["total_steps"], events[3]["reason"]) == (4, "all steps")
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(data_dir, tmp_path):
@@ -158,6 +164,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(data_dir,
     with pytest.raises(UserError, match=r"step \d+: gradient norm .*has diverged"):
         run_training(data_dir, tmp_path, *overrides)
     assert checkpoint.newest(tmp_path) is not None
+    _, (*_, last) = read_run(tmp_path / "metrics.jsonl")
+    assert last["event"] == "failed" and "has diverged" in last["reason"]
 
 
 def test_retention_never_takes_the_checkpoint_just_written(tmp_path, parts):

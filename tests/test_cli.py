@@ -13,7 +13,7 @@ from harness import ROOT, run_values, write_config
 from hvdlm import cli
 from hvdlm.errors import EXIT_STOPPED, StoppedOnRequest, UserError
 
-ALONE = ("doctor", "preprocess", "train", "eval", "generate", "scale", "report", "jobs", "lint", "export")
+ALONE = ("doctor", "preprocess", "train", "eval", "generate", "inspect", "scale", "report", "jobs", "lint", "export")
 COMMANDS = [(name,) for name in ALONE] + [("data", "inspect"), ("data", "verify"), ("config", "show")]
 COMMANDS += [("config", "schema"), *(("submit", stage) for stage in ("train", "eval", "scale", "pipeline"))]
 
@@ -86,7 +86,13 @@ def test_what_is_wrong_with_a_file_or_folder_is_told_before_anything_heavy_is_lo
         ["tokenizer", "train", broken, "--out", "x"],
         ["config", "show", "none.yaml"],
     ]
-    calls += [["scale", "none.yaml"], ["tune", broken], ["eval", "nowhere"], ["generate", "nowhere"]]
+    calls += [
+        ["scale", "none.yaml"],
+        ["tune", broken],
+        ["eval", "nowhere"],
+        ["generate", "nowhere"],
+        ["inspect", "nowhere"],
+    ]
     assert loaded(ENDS.format(calls=calls), HEAVY) == "[]"
 
 

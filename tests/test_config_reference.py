@@ -6,8 +6,8 @@ import pytest
 
 from hvdlm.cli.config_reference import commented_yaml
 from hvdlm.config import load, validate
-from hvdlm.preprocessing.fields import FieldConfig
 from hvdlm.preprocessing.plan import PreprocessConfig
+from hvdlm.records.fields import FieldConfig
 from hvdlm.sync import SYNCS
 from hvdlm.train.batch_plan import RampConfig
 from hvdlm.train.config import RunConfig

@@ -8,7 +8,7 @@ import yaml
 from harness import run_training
 
 from hvdlm.errors import UserError
-from hvdlm.inference.generate import Sampling, Texts, _num_unknown, continue_text, generate
+from hvdlm.inference.generate import Sampling, Texts, continue_text, count_unknown, generate
 from hvdlm.models import LanguageModel, Vocabulary
 from hvdlm.tokenizer import ByteTokenizer
 from hvdlm.tokenizer.char import CharTokenizer
@@ -73,4 +73,4 @@ def test_stop_strings_end_a_text_before_them(data_dir, tmp_path):
     ],
 )
 def test_what_of_a_prompt_the_vocabulary_lacks_is_counted(tokenizer, prompt, num):
-    assert _num_unknown(tokenizer, prompt, tokenizer.encode(prompt).tolist()) == num
+    assert count_unknown(tokenizer, prompt, tokenizer.encode(prompt).tolist()) == num

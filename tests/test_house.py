@@ -15,8 +15,8 @@ SOURCES = sorted(path for part in ("hvdlm", "preprocessing", "perf", "jobs") for
 # From bottom to top: a room may import rooms that stand before it. Rooms that stand together do not know each other.
 LAYERS = """
     errors | partition | tables | numerals | json_members | first_bytes | host | files | config | launch | world
-    | tokenizer optim sync checkpoint session | data | compute | models | scoring exchange decoding | tasks | train
-    | inference | preprocessing perf jobs | doctor | cli | __main__
+    | tokenizer optim sync checkpoint session | data | compute | models | scoring exchange decoding | records | tasks
+    | train | inference | preprocessing perf jobs serve | doctor | cli | __main__
 """
 FLOORS = {room: floor for floor, rooms in enumerate(LAYERS.split("|")) for room in rooms.split()}
 
@@ -25,10 +25,18 @@ HOMES = {
     "h5py": {"hvdlm/data/", "hvdlm/doctor.py", "perf/bench_reading.py"},
     "horovod": {"hvdlm/world/horovod.py", "hvdlm/sync/horovod.py", "hvdlm/doctor.py"},
     "mpi4py": {"hvdlm/world/mpi.py", "hvdlm/doctor.py"},
-    "jinja2": {"perf/report.py", "jobs/render.py"},
+    "jinja2": {"perf/report.py", "perf/curves/page.py", "jobs/render.py", "hvdlm/serve/chat.py"},
     "lm_eval": {"hvdlm/inference/lm_eval_adapter.py"},
-    "matplotlib": {"perf/pictures.py", "hvdlm/data/inspection.py", "hvdlm/scoring/confusion.py"},
+    "matplotlib": {
+        "perf/pictures.py",
+        "perf/curves/pictures.py",
+        "hvdlm/data/inspection.py",
+        "hvdlm/inference/inspect/pictures.py",
+        "hvdlm/scoring/confusion.py",
+    },
     "sacrebleu": {"hvdlm/scoring/text.py"},
+    "starlette": {"hvdlm/serve/"},
+    "uvicorn": {"hvdlm/serve/"},
 }
 FORBIDDEN_NAMES = ("utils", "common", "manager", "handler", "factory", "helper", "helpers", "base")
 

@@ -10,7 +10,7 @@ from harness import HVDLM, run_ranks, run_training
 from hvdlm.cli import main
 from hvdlm.errors import UserError
 from hvdlm.inference.lm_eval_adapter import Wanted, evaluate_on_tasks
-from hvdlm.inference.log_likelihoods import encode_pair, passages
+from hvdlm.inference.log_likelihoods import encode_pair, stretches
 from hvdlm.tokenizer import train_bpe
 from hvdlm.world.serial import SerialWorld
 
@@ -153,7 +153,7 @@ def test_pairs_and_windows_are_those_of_the_library(library):
     for num in range(1, 30):
         windows = get_rolling_token_windows(list(range(num)), prefix_token=99, max_seq_len=7, context_len=1)
         expected = [([*inputs, targets[-1]], len(targets)) for inputs, targets in windows]
-        assert [(list(one.ids), one.num) for one in passages([99], list(range(num)), 7)] == expected
+        assert [(list(one.ids), one.num) for one in stretches([99], list(range(num)), 7)] == expected
 
 
 def test_two_ranks_give_what_one_gives(library, run, tasks):

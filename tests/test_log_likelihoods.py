@@ -15,7 +15,7 @@ from hvdlm.inference.answers import Answers, Ranks, Worker
 from hvdlm.inference.evaluate import evaluate_checkpoint
 from hvdlm.inference.generate import Texts, continue_text
 from hvdlm.inference.load import load_checkpoint_model, tokenizer_of
-from hvdlm.inference.log_likelihoods import Passage, batches, check_scores, encode_pair, passages, score
+from hvdlm.inference.log_likelihoods import Stretch, batches, check_scores, encode_pair, score, stretches
 from hvdlm.inference.sampling import Sampling
 from hvdlm.tokenizer import train_bpe
 from hvdlm.train.setup import train
@@ -38,15 +38,18 @@ def loaded_of(name):
 def asked_of(num):
     draw = random.Random(0)
     given = [ids for ids in prompts(num, most=CONTEXT + 1) if len(ids) > 1]
-    return [Passage(tuple(ids), draw.randrange(1, len(ids))) for ids in given]
+    return [Stretch(tuple(ids), draw.randrange(1, len(ids))) for ids in given]
 
 
 @torch.no_grad()
-def alone(loaded, passage):
+def alone(loaded, stretch):
     """Log-probability and greediness of one text, from all its logits at once."""
     state = loaded.model.initial_state(1)
-    logits, _ = loaded.model.logits(torch.tensor([passage.ids[:-1]]), state)
-    log_probs, targets = logits[0].float().log_softmax(-1)[-passage.num :], torch.tensor(passage.ids[-passage.num :])
+    logits, _ = loaded.model.logits(torch.tensor([stretch.ids[:-1]]), state)
+    log_probs, targets = (
+        logits[0].float().log_softmax(-1)[-stretch.num :],
+        torch.tensor(stretch.ids[-stretch.num :]),
+    )
     is_greedy = bool((log_probs.argmax(-1) == targets).all())
     return float(log_probs.gather(1, targets.unsqueeze(1)).sum()), is_greedy
 
@@ -56,9 +59,9 @@ def test_scores_side_by_side_are_those_of_each_text_alone(name):
     """For every family, in batches of 1 and of 30 of mixed lengths (I27, I29)."""
     loaded, asked = loaded_of(name), asked_of(30)
     together = score(loaded, asked)
-    for passage, found in zip(asked, together, strict=True):
-        (single,) = score(loaded, [passage])
-        expected, is_greedy = alone(loaded, passage)
+    for stretch, found in zip(asked, together, strict=True):
+        (single,) = score(loaded, [stretch])
+        expected, is_greedy = alone(loaded, stretch)
         assert found.log_prob == pytest.approx(expected, abs=2e-4) == single.log_prob
         assert found.is_greedy == is_greedy == single.is_greedy
 
@@ -68,15 +71,18 @@ def test_what_the_model_writes_by_itself_is_greedy():
     ids = [EOS]
     for _ in range(6):
         ids.append(int(loaded.model.logits(torch.tensor([ids]))[0][0, -1].argmax()))
-    assert score(loaded, [Passage(tuple(ids), 6)])[0].is_greedy
+    assert score(loaded, [Stretch(tuple(ids), 6)])[0].is_greedy
     ids[3] = (ids[3] + 1) % EOS
-    assert not score(loaded, [Passage(tuple(ids), 6)])[0].is_greedy
-    assert score(loaded, [Passage(tuple(ids), 1)])[0] == pytest.approx(alone(loaded, Passage(tuple(ids), 1)), abs=1e-4)
+    assert not score(loaded, [Stretch(tuple(ids), 6)])[0].is_greedy
+    assert score(loaded, [Stretch(tuple(ids), 1)])[0] == pytest.approx(alone(loaded, Stretch(tuple(ids), 1)), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name, config in WRITABLE.items() if config.carries_state])
 def test_a_text_longer_than_a_batch_is_read_in_pieces_with_its_state(name, monkeypatch):
-    loaded, asked = loaded_of(name), [Passage((EOS, *range(20), *range(20)), 33), Passage((EOS, *range(30)), 2)]
+    loaded, asked = (
+        loaded_of(name),
+        [Stretch((EOS, *range(20), *range(20)), 33), Stretch((EOS, *range(30)), 2)],
+    )
     whole = score(loaded, asked)
     monkeypatch.setattr(log_likelihoods, "BATCH_TOKENS", 14)  # 7 columns of two rows
     monkeypatch.setattr(log_likelihoods, "HEAD_TOKENS", 3)
@@ -85,7 +91,7 @@ def test_a_text_longer_than_a_batch_is_read_in_pieces_with_its_state(name, monke
 
 def test_choices_of_one_token_share_one_reading(monkeypatch):
     loaded, before = loaded_of("0-transformer"), (EOS, 1, 2, 3)
-    asked = [Passage((*before, choice), 1) for choice in range(4)] + [Passage((EOS, 5), 1)]
+    asked = [Stretch((*before, choice), 1) for choice in range(4)] + [Stretch((EOS, 5), 1)]
     shapes, forward = [], loaded.model.forward
     monkeypatch.setattr(
         loaded.model, "forward", lambda ids, *rest: shapes.append(tuple(ids.shape)) or forward(ids, *rest)
@@ -97,7 +103,7 @@ def test_choices_of_one_token_share_one_reading(monkeypatch):
     assert batches(asked, most_tokens=4) == [[0, 1, 2, 3], [4]]
 
 
-def test_batches_hold_each_passage_once_and_no_more_than_their_tokens():
+def test_batches_hold_each_stretch_once_and_no_more_than_their_tokens():
     asked = asked_of(60)
     found = batches(asked, most_tokens=100)
     assert sorted(number for group in found for number in group) == list(range(len(asked)))
@@ -112,17 +118,17 @@ def test_batches_hold_each_passage_once_and_no_more_than_their_tokens():
 def test_windows_predict_each_token_once_with_as_much_past_as_there_is_room_for(context, num_before):
     for num in range(1, 20):
         before, ids = list(range(-num_before, 0)), list(range(num))
-        found = passages(before, ids, context)
-        assert [token for passage in found for token in passage.ids[-passage.num :]] == ids
+        found = stretches(before, ids, context)
+        assert [token for stretch in found for token in stretch.ids[-stretch.num :]] == ids
         whole = [*before, *ids]
-        for passage in found:
-            place = whole.index(passage.ids[0])
-            assert list(passage.ids) == whole[place : place + len(passage.ids)]
-            assert context is None or len(passage.inputs) == min(context, num_before + num - 1, len(passage.inputs))
+        for stretch in found:
+            place = whole.index(stretch.ids[0])
+            assert list(stretch.ids) == whole[place : place + len(stretch.ids)]
+            assert context is None or len(stretch.inputs) == min(context, num_before + num - 1, len(stretch.inputs))
         if context is not None and num_before + num - 1 >= context:
-            assert {len(passage.inputs) for passage in found} == {context}
+            assert {len(stretch.inputs) for stretch in found} == {context}
         else:
-            assert found == [Passage(tuple(whole), num)]
+            assert found == [Stretch(tuple(whole), num)]
 
 
 def test_a_pair_is_encoded_as_a_whole_and_spaces_belong_to_what_follows():
@@ -182,14 +188,14 @@ def test_a_whole_text_has_the_log_likelihood_of_hvdlm_eval(run):
     found = evaluate_checkpoint(run / "run", (), "train", SerialWorld())
     assert found["num_tokens"] == 97
     worker = worker_of(run)
-    end = worker.score([Passage((text.encode()[-1], worker.loaded.vocabulary.eos_id), 1)])[0].log_prob
+    end = worker.score([Stretch((text.encode()[-1], worker.loaded.vocabulary.eos_id), 1)])[0].log_prob
     ((rolled,), answers) = asked_at(run, 1, lambda answers: answers.rolling([text]))
     assert -(rolled + end) == pytest.approx(found["loss"] * 97, rel=1e-6)
     ((once, twice), _) = asked_at(
         run, 1, lambda answers: answers.log_likelihoods([("", text[:32]), (text[:7], text[7:32])])
     )
     assert answers.counts["whole_texts"] == 1 and answers.rolling([""]) == [0.0]
-    first = worker.score([Passage((256, *text[:7].encode()), 7)])[0].log_prob
+    first = worker.score([Stretch((256, *text[:7].encode()), 7)])[0].log_prob
     assert once.log_prob == pytest.approx(twice.log_prob + first, abs=1e-4)
 
 

@@ -9,7 +9,7 @@ import pytest
 from tensorboardX.event_file_writer import EventsWriter
 
 from hvdlm.session.logs import LogConfig
-from hvdlm.session.metrics import RunLog, read_metrics
+from hvdlm.session.metrics import RunLog, read_metrics, read_run
 from hvdlm.world.serial import SerialWorld
 
 ROWS = [{"step": step, "split": split, "loss": 1 / step} for step in (1, 2, 3, 4) for split in ("train", "val")]
@@ -104,6 +104,22 @@ def test_rows_that_are_missing_in_the_middle_are_told(tmp_path, caplog):
         line + "\n" for line in LINES[:2] + LINES[4:6]
     )
     assert "lacks rows of the 3 steps that were trained already: 1" in caplog.text
+
+
+def test_what_happened_stays_when_its_steps_are_made_again(tmp_path):
+    """A rewind and a resume drop rows after their step, and no event: it is no row, and stands where it was told."""
+    with RunLog(LogConfig(tensorboard=False), tmp_path, SerialWorld(), step=0) as run_log:
+        run_log.tell(0, "started", ranks=2)
+        for step in (1, 2, 3):
+            run_log.write(step, "train", loss=1 / step)
+        run_log.rewind(1)
+        run_log.tell(1, "rewound", before=3)
+        run_log.write(2, "train", loss=0.5)
+    with RunLog(LogConfig(tensorboard=False), tmp_path, SerialWorld(), step=1):
+        rows, events = read_run(tmp_path / "metrics.jsonl")
+    assert rows == ROWS[:1]
+    assert [(event["event"], event["step"]) for event in events] == [("started", 0), ("rewound", 1)]
+    assert events[1]["before"] == 3
 
 
 def test_a_link_that_leads_to_itself_is_replaced(tmp_path, caplog):

@@ -40,7 +40,7 @@ def test_the_bar_is_one_line_of_a_terminal(width):
     progress = Progress("train", 5000, "steps", SerialWorld())
     progress._done, progress._note = 1234, NOTE
     console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
-    console.print(progress._row(width))
+    console.print(progress._row().drawn(width))
     (line,) = console.file.getvalue().rstrip("\n").split("\n")
     assert "1234/5000" in line
     assert len(line) < width

@@ -17,7 +17,7 @@ from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
 from hvdlm.inference.evaluate import evaluate_checkpoint
 from hvdlm.inference.load import load_checkpoint_model
-from hvdlm.session.metrics import read_metrics
+from hvdlm.session.metrics import read_metrics, read_run
 from hvdlm.train.guard import Verdict
 from hvdlm.train.learners import LEARNERS
 from hvdlm.train.noise_scale import NoiseScale
@@ -183,11 +183,16 @@ def test_a_nan_stops_the_run_before_it_is_saved(broken, tmp_path):
     assert checkpoint.complete_steps(tmp_path / "stop") == [2, 4]
 
 
-def test_a_nan_is_left_out(broken):
+def test_a_nan_is_left_out(broken, tmp_path):
     summary, rows = broken("skip", "guard.nonfinite=skip")
     assert summary["step"] == 10
     assert [row["step"] for row in rows if row["grad_norm"] is None] == [5]
     assert all(math.isfinite(row["loss"]) for row in rows)
+    assert events_of(tmp_path / "skip") == [("started", 0), ("left out", 5), ("ended", 10)]
+
+
+def events_of(run_dir):
+    return [(event["event"], event["step"]) for event in read_run(run_dir / "metrics.jsonl")[1]]
 
 
 def test_a_rewind_goes_back_and_passes_over_the_samples(broken, tmp_path):
@@ -197,6 +202,7 @@ def test_a_rewind_goes_back_and_passes_over_the_samples(broken, tmp_path):
     assert all(row["grad_norm"] is not None for row in rows)
     state = checkpoint.read_state(checkpoint.resolve(tmp_path / "rewind"))
     assert state["engine"]["left_out"] == 12  # step 4's samples, from the checkpoint at step 4
+    assert events_of(tmp_path / "rewind") == [("started", 0), ("rewound", 4), ("ended", 10)]
 
 
 def test_rewinds_have_an_end(broken):

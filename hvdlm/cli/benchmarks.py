@@ -18,6 +18,7 @@ from hvdlm.cli.options import (
     NameList,
     Number,
     WholeNumber,
+    check_run,
     config_of_study,
     json_option,
     overrides_argument,
@@ -125,6 +126,27 @@ def bench_models(
 
     options = stage.ModelBenchOptions(models=stage.families(families), **choices)
     found = stage.bench(settings, options)
+    result(found, as_json, stage.to_text(found))
+
+
+@bench.command("infer", epilog="hvdlm bench infer runs/quickstart/train --rounds 7 --out runs/bench-infer")
+@click.argument("run", type=PATH)
+@click.option("--preset", type=Choice(["gpt2", "gpt2-medium"]), default="gpt2", show_default=True, help="The shape.")
+@click.option("--tokens", type=WholeNumber(2), default=64, show_default=True, help="Of each text of that shape.")
+@click.option("--prompts", type=WholeNumber(0), default=1000, show_default=True, help="That ranks share; 0: none.")
+@click.option("--threads", type=WholeNumber(1), default=1, show_default=True)
+@click.option("--rounds", type=WholeNumber(2), default=7, show_default=True, help="Six or more have an interval.")
+@click.option("--out", type=PATH, default=Path("runs/bench-infer"), show_default=True)
+@json_option
+def bench_infer(run: Path, as_json: bool, **choices: Any) -> None:
+    """Writing text: without a cache and with one, one text and many, int8, `transformers`, two ranks and one."""
+    refuse_a_launcher("hvdlm bench")
+    check_run(run)
+    from hvdlm.perf import bench_infer as stage
+    from hvdlm.session.logs import setup_logging
+
+    setup_logging(0)
+    found = stage.bench(stage.InferBenchOptions(run=run, **choices))
     result(found, as_json, stage.to_text(found))
 
 

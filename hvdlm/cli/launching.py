@@ -19,6 +19,7 @@ from hvdlm.cli.launch_options import LaunchCommand, check_command, words_of_hvdl
 from hvdlm.cli.options import PATH, RANKS, Choice, refuse_a_launcher
 from hvdlm.errors import EXIT_STOPPED, UserError
 from hvdlm.launch import plan as starting
+from hvdlm.launch.environment import BAR_IN_LAUNCHER
 from hvdlm.launch.hosts import parse_hosts, read_hostfile
 from hvdlm.launch.known_errors import KnownError, explain
 from hvdlm.launch.launchers import LAUNCHERS, MPIRUN_PROGRAMS
@@ -77,7 +78,10 @@ def shell_line(plan: LaunchPlan) -> str:
 
 
 class Running:
-    """A launcher at work: its messages pass through unchanged, and what is known about them is kept."""
+    """A launcher at work: its messages pass through, and what is known about them is kept.
+
+    Unchanged, but on a terminal: there the lines in which rank 0 says how far it is become a bar.
+    """
 
     def __init__(self, plan: LaunchPlan) -> None:
         self._passes_signals = LAUNCHERS[plan.kind].passes_signals
@@ -86,15 +90,21 @@ class Running:
         self._deadline: threading.Timer | None = None
         self._is_given_up = False
         self._own_words = self._last_words = b""
+        from hvdlm.cli.launch_screen import Screen
         from hvdlm.session.stop import heard
+
+        self._screen = Screen(sys.stderr.buffer) if sys.stderr.isatty() else None
+        told = {BAR_IN_LAUNCHER: "1"} if self._screen else {}
+        takes_results = self._screen is not None and sys.stdout.isatty()  # which would tear the bar
 
         numbers = heard((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1))
         before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # until there is somebody to pass them to
         # In a session of its own: a terminal's Ctrl-C would reach mpirun at once, which kills what could be saved.
         self._job = subprocess.Popen(
             plan.words,
-            env={**starting.fresh_environment(), **plan.environment},
+            env={**starting.fresh_environment(), **plan.environment, **told},
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if takes_results else None,
             stderr=subprocess.PIPE,
             start_new_session=True,
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),
@@ -105,15 +115,17 @@ class Running:
 
     def wait(self) -> int:
         """Until the job is over; its exit code, as a shell has it."""
-        assert self._job.stderr is not None
-        reader = threading.Thread(target=self._read, args=(self._job.stderr,), daemon=True)
-        reader.start()
+        pipes = [pipe for pipe in (self._job.stderr, self._job.stdout) if pipe is not None]
+        readers = [threading.Thread(target=self._read, args=(pipe,), daemon=True) for pipe in pipes]
+        for reader in readers:
+            reader.start()
         code = self._job.wait()
         if self._deadline is not None:
             self._deadline.cancel()
         if self._is_given_up:
             return 1
-        reader.join(LAST_WORDS_S)
+        for reader in readers:
+            reader.join(LAST_WORDS_S)
         if code == 128 + signal.SIGKILL:  # Open MPI says it in words only if it is quick enough
             self._note(b"signal 9 (Killed)")
         if code not in (0, EXIT_STOPPED):
@@ -139,30 +151,39 @@ class Running:
             return
         if target is None and wanted == signal.SIGUSR1:  # it is still starting, or met over Gloo, and would die of it
             message = b"hvdlm: horovodrun passes no signal on; touch STOP in the run's folder, or signal again to end\n"
-            os.write(sys.stderr.fileno(), message)
+            self._say(message)
             return
         with contextlib.suppress(OSError):  # the terminal may be gone
             if is_first:
-                os.write(2, b"hvdlm: the ranks are asked to save and end; a second time ends them at once\n")
+                self._say(b"hvdlm: the ranks are asked to save and end; a second time ends them at once\n")
         with contextlib.suppress(ProcessLookupError):
             os.kill(target or self._job.pid, wanted)
 
     def _read(self, pipe: IO[bytes]) -> None:
-        rest = b""
+        rest, number = b"", pipe.fileno()
         with pipe:
-            while piece := os.read(pipe.fileno(), 1 << 16):
-                sys.stderr.buffer.write(piece)
-                sys.stderr.buffer.flush()
-                *lines, rest = (rest + piece).split(b"\n")
-                for line in lines:
+            while piece := os.read(number, 1 << 16):
+                if self._screen is not None:
+                    lines = self._screen.take(number, piece)
+                else:
+                    sys.stderr.buffer.write(piece)
+                    sys.stderr.buffer.flush()
+                    *lines, rest = (rest + piece).split(b"\n")
+                for line in lines if pipe is self._job.stderr else ():
                     self._note(line)
-        self._note(rest)
+        rest = self._screen.end(number) if self._screen is not None else rest
+        if pipe is self._job.stderr:
+            self._note(rest)
+
+    def _say(self, words: bytes) -> None:
+        """From a signal handler or a timer, while others write too."""
+        os.write(sys.stderr.fileno(), (self._screen.gap if self._screen is not None else b"") + words)
 
     def _give_up(self) -> None:
         """A rank has ended the job, and the launcher has not: kill it, and what it started on this host."""
         self._is_given_up = True
         message = f"hvdlm: {PATIENCE_S:.0f} s after that the launcher still waits for a host: it is ended here\n"
-        os.write(sys.stderr.fileno(), message.encode())
+        self._say(message.encode())
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._job.pid, signal.SIGKILL)
 

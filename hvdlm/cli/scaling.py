@@ -1,4 +1,4 @@
-"""Commands that measure and report."""
+"""Commands that measure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from hvdlm.cli.options import (
     REPEATS,
     Command,
     WholeNumber,
-    by_rank_0,
     config_arguments,
     config_of_study,
     json_option,
@@ -25,6 +24,7 @@ from hvdlm.cli.options import (
 from hvdlm.world.connect import connected
 
 if TYPE_CHECKING:
+    from hvdlm.perf.curves.page import RunReport
     from hvdlm.perf.report import Report
 
 
@@ -49,7 +49,7 @@ def scale(
     folder = out or settings.run_dir / "scaling"
     modes = ("strong", "weak") if mode == "both" else (mode,)
     sweep(settings, folder, ranks=parse_ranks(ranks), modes=modes, effort=Effort(**counts))
-    _told(write_report(folder), as_json, out=str(folder))
+    tell_report(write_report(folder), as_json, out=str(folder))
 
 
 @click.command(cls=Command, hidden=True)
@@ -70,20 +70,7 @@ def measure(spec: Path) -> None:
         measure_and_write(task, world, job=os.environ.get("SLURM_JOB_ID", ""))
 
 
-@click.command(cls=Command, epilog="hvdlm report runs/quickstart/scaling")
-@click.argument("folder", type=PATH)
-@json_option
-@by_rank_0
-def report(folder: Path, as_json: bool) -> None:
-    """Write report.html, report.md, report.csv and plots from the records of `hvdlm scale`."""
-    from hvdlm.perf.report import write_report
-    from hvdlm.session.logs import setup_logging
-
-    setup_logging(0)
-    _told(write_report(folder), as_json)
-
-
-def _told(report: Report, as_json: bool, **more: str) -> None:
+def tell_report(report: Report | RunReport, as_json: bool, **more: str) -> None:
     """Say what was found, and what stands against believing it; the path is the result."""
     log = logging.getLogger("hvdlm")
     for verdict in report.verdicts:

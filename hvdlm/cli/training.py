@@ -24,7 +24,7 @@ from hvdlm.cli.options import (
     result,
     run_config,
 )
-from hvdlm.cli.writing_options import texts_of, writing_options
+from hvdlm.cli.writing_options import int8_option, texts_of, writing_options
 from hvdlm.files import naming
 from hvdlm.tables import figure
 from hvdlm.world.connect import connected
@@ -104,6 +104,7 @@ def _end_of(summary: dict[str, Any]) -> str:
     help="Of labelled records: write a line of JSON each there, in input order.",
 )
 @click.option("--picture", type=PICTURE, default=None, help="Draw the confusion matrix there (.png, .svg, .pdf).")
+@int8_option
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Also write the result as JSON there.")
 @json_option
 def evaluate(
@@ -159,8 +160,11 @@ def _in_words(found: dict[str, Any]) -> str:
 @import_option
 @click.option("--prompt", default="", help="Text to continue; of a model of pairs, the source.")
 @writing_options
+@int8_option
 @json_option
-def generate(checkpoint: Path, overrides: tuple[str, ...], prompt: str, as_json: bool, **options: Any) -> None:
+def generate(
+    checkpoint: Path, overrides: tuple[str, ...], prompt: str, int8: bool, as_json: bool, **options: Any
+) -> None:
     """Write text with a trained model, shown as it is written. Under a launcher rank 0 does it alone."""
     check_run(checkpoint)
     from hvdlm.inference.generate import continue_text
@@ -171,7 +175,7 @@ def generate(checkpoint: Path, overrides: tuple[str, ...], prompt: str, as_json:
         setup_logging(world.rank)
 
         def write() -> None:
-            pieces = continue_text(checkpoint, overrides, prompt, how)
+            pieces = continue_text(checkpoint, overrides, prompt, how, int8=int8)
             if as_json:
                 return result({"prompt": prompt, "text": "".join(pieces)}, as_json=True, text="")
             with naming(Path("stdout")):

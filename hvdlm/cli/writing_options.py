@@ -41,6 +41,13 @@ OPTIONS = (
 )
 
 
+int8_option = click.option(
+    "--int8",
+    is_flag=True,
+    help="Matrices as int8: faster, a quarter of the size; `hvdlm eval --int8` tells the loss.",
+)
+
+
 def writing_options(function: F) -> F:
     """All of them, in this order."""
     for option in reversed(OPTIONS):

@@ -35,6 +35,7 @@ class FieldEntry(BaseModel):
     scheme: Scheme | None = None  # of labels: how spans of words are written
     of: str = ""  # of span: the field whose characters it counts
     raw: bool = False  # of text and pair: the characters are kept too
+    join: str = " "  # of text: what stands between words that come one by one
     words: bool = False  # of text: it was encoded word by word, and how many tokens each has is kept
     places: bool = False  # of text: and between which characters each word stands
 

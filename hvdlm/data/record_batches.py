@@ -23,12 +23,17 @@ class Layout(ABC):
     lengths: np.ndarray  # int64 (n,): tokens that each example takes in a batch
     targets: np.ndarray  # int64 (n,): what `Task.count_of` is asked with
     records: np.ndarray  # int64 (n,): the record that each example is of
-    num_cut: int = 0  # records of which some tokens are in no example
+    is_cut: np.ndarray | None = None  # bool, of each record: whether some of its tokens are in no example
     remark: str = ""  # what may not be as it was meant, in a line
 
     @property
     def num_examples(self) -> int:
         return len(self.lengths)
+
+    @property
+    def num_cut(self) -> int:
+        """Records of which some tokens are in no example."""
+        return 0 if self.is_cut is None else int(self.is_cut.sum())
 
     @abstractmethod
     def rows(self, examples: np.ndarray) -> np.ndarray:

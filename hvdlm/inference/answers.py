@@ -14,7 +14,15 @@ from typing import Any, NamedTuple
 from hvdlm.errors import UserError
 from hvdlm.inference.engine import Engine, Request, Token
 from hvdlm.inference.load import Loaded, context_of
-from hvdlm.inference.log_likelihoods import Passage, Score, batches, check_scores, encode_pair, passages, score
+from hvdlm.inference.log_likelihoods import (
+    Score,
+    Stretch,
+    batches,
+    check_scores,
+    encode_pair,
+    score,
+    stretches,
+)
 from hvdlm.inference.sampling import Sampling
 from hvdlm.inference.texts import TextWriter
 from hvdlm.session.progress import Progress
@@ -45,7 +53,7 @@ class Worker:
         self.loaded, self.tokenizer = loaded, tokenizer
         self._engine = Engine(loaded.model, loaded.vocabulary, context=context_of(loaded), rows=ROWS)
 
-    def score(self, part: Sequence[Passage]) -> list[Score]:
+    def score(self, part: Sequence[Stretch]) -> list[Score]:
         return score(self.loaded, part)
 
     def write(self, part: Sequence[Prompt]) -> list[str]:
@@ -142,7 +150,7 @@ class Answers:
             context_ids, ids = encode_pair(self._encode, context, continuation)
             before = (self._loaded.vocabulary.first_id, *context_ids)
             self.counts["cut"] += self._context is not None and len(before) + len(ids) - 1 > self._context
-            asked.append(self._passages(before, ids))
+            asked.append(self._stretches(before, ids))
         self.counts["log_likelihoods"] += len(pairs)
         return self._scored(asked)
 
@@ -151,17 +159,17 @@ class Answers:
         check_scores(self._loaded, self._name)
         before = (self._loaded.vocabulary.first_id,)
         self.counts["whole_texts"] += len(texts)
-        asked = [self._passages(before, self._encode(text)) for text in texts]
+        asked = [self._stretches(before, self._encode(text)) for text in texts]
         return [found.log_prob for found in self._scored(asked)]
 
-    def _passages(self, before: Sequence[int], ids: tuple[int, ...]) -> list[Passage]:
+    def _stretches(self, before: Sequence[int], ids: tuple[int, ...]) -> list[Stretch]:
         if self._tokenizer.unk_id is not None:
             self.counts["unknown_tokens"] += ids.count(self._tokenizer.unk_id)
-        return passages(before, ids, self._context) if ids else []
+        return stretches(before, ids, self._context) if ids else []
 
-    def _scored(self, asked: Sequence[list[Passage]]) -> list[Score]:
-        """What all passages of a question are together."""
-        flat = [passage for parts in asked for passage in parts]
+    def _scored(self, asked: Sequence[list[Stretch]]) -> list[Score]:
+        """What all stretches of a question are together."""
+        flat = [stretch for parts in asked for stretch in parts]
         found: dict[int, Score] = {}
         groups = batches(flat)
         answers = self._ranks.all_parts("score", [[flat[number] for number in group] for group in groups], "scoring")

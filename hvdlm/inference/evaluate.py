@@ -13,7 +13,7 @@ from hvdlm.data.corpora import Corpora, open_corpora
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
 from hvdlm.inference.evaluate_records import evaluate_records
-from hvdlm.inference.load import Loaded, load_checkpoint_model, tokenizer_of
+from hvdlm.inference.load import Loaded, load_checkpoint_model, prepare, tokenizer_of
 from hvdlm.partition import slice_of
 from hvdlm.scoring.confusion import check_drawing
 from hvdlm.tasks import Task
@@ -40,6 +40,7 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
     words: bool = False,
     predictions: Path | None = None,
     draws: bool = False,
+    int8: bool = False,
 ) -> dict:
     """Evaluate a checkpoint on a whole split with all ranks; the result is equal on each.
 
@@ -47,9 +48,12 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
     None: where the run was trained so. With a `stride` windows overlap, so that tokens are predicted from a past.
     With `words` perplexity is told by the word too, which is the same measure for all tokenizers. Of labelled records
     a line of JSON each goes to `predictions`, in the order of the input; with `draws` the result must have a confusion
-    matrix.
+    matrix. With `int8` the model's matrices are rounded to that.
     """
     path, loaded, corpora = _open(target, overrides, world)
+    if int8:
+        with world.together():
+            loaded = prepare(loaded, int8=True)
     if draws:
         with world.together():
             _check_picture(loaded.task)
@@ -67,7 +71,7 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
         kind = loaded.config.task.kind
         raise UserError.shared(f"--words: task: {kind} does not predict each token of a text; leave it out")
     with world.together():
-        protocol = _protocol(loaded, carry, streams, stride)
+        protocol = protocol_of(loaded, carry, streams, stride)
         evaluation = _text_split(corpora, split, protocol, loaded)
     return _of_text(loaded, corpora, evaluation, protocol, world, split=split, path=path, words=words)
 
@@ -177,7 +181,7 @@ def num_words(corpora: Corpora, split: str, tokenizer: Tokenizer, *, rank: int, 
     return total
 
 
-def _protocol(loaded: Loaded, carry: bool | None, streams: int | None, stride: int | None) -> Protocol:
+def protocol_of(loaded: Loaded, carry: bool | None, streams: int | None, stride: int | None) -> Protocol:
     """As the user says; else windows or a stream, as the run was trained: one stream, as the literature has it."""
     config, data = loaded.config, loaded.config.data
     if stride is not None:

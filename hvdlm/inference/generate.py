@@ -88,7 +88,7 @@ def continue_text(
 
 def _pieces(loaded: Loaded, tokenizer: Tokenizer, prompt: str, how: Texts) -> Iterator[str]:
     ids = tokenizer.encode(prompt).tolist()
-    if num_unknown := _num_unknown(tokenizer, prompt, ids):
+    if num_unknown := count_unknown(tokenizer, prompt, ids):
         text = "--prompt: %d of %d tokens are unknown to the vocabulary, so the model does not see what they are"
         log.warning(text, num_unknown, len(ids))
     engine, heard = Engine(loaded.model, loaded.vocabulary, context=context_of(loaded), rows=1), Heard()
@@ -110,7 +110,7 @@ def _written(engine: Engine, heard: Heard, writer: TextWriter, max_tokens: int) 
         log.warning("the text ends where the model's context of %s tokens is full; --slide goes on", engine.context)
 
 
-def _num_unknown(tokenizer: Tokenizer, prompt: str, ids: list[int]) -> int:
+def count_unknown(tokenizer: Tokenizer, prompt: str, ids: list[int]) -> int:
     """How many of a prompt's ids stand for text that the vocabulary lacks; 0 if the prompt spells the unknown token."""
     if tokenizer.unk_id is None or tokenizer.decode(np.array([tokenizer.unk_id])).strip() in prompt.split():
         return 0

@@ -17,7 +17,7 @@ from typing import Any
 from hvdlm import checkpoint
 from hvdlm.errors import UserError
 from hvdlm.inference.answers import Answers, Ranks, Worker
-from hvdlm.inference.load import Loaded, context_of, load_checkpoint_model, tokenizer_of
+from hvdlm.inference.load import Loaded, context_of, load_checkpoint_model, prepare, tokenizer_of
 from hvdlm.inference.log_likelihoods import Score
 from hvdlm.tables import counted
 from hvdlm.world.interface import World
@@ -52,6 +52,8 @@ def evaluate_on_tasks(target: Path, overrides: tuple[str, ...], wanted: Wanted, 
             manager = _manager(wanted)
         loaded = load_checkpoint_model(path, overrides, place)
         loaded.check_writes(path)
+        if loaded.config.train.precision == "fp32":  # what is laid out anew knows no other
+            loaded = prepare(loaded)
         worker = Worker(loaded, tokenizer_of(path, loaded.state))
     ranks = Ranks(world, worker)
     if manager is None:

@@ -1,6 +1,6 @@
 """How likely a model finds given texts: natural logarithms, of the model itself, in float32.
 
-What is asked for is a passage: ids that are read at once, of which the last ones are predicted. Passages of any length
+What is asked for is a stretch: ids that are read at once, of which the last ones are predicted. Stretches of any length
 are computed side by side; what stands behind the end of a shorter one no token sees.
 """
 
@@ -21,7 +21,7 @@ BATCH_TOKENS = 8192  # that are read at once
 HEAD_TOKENS = 1024  # whose logits are in memory at once
 
 
-class Passage(NamedTuple):
+class Stretch(NamedTuple):
     """Ids, of which all but the last are read, and the last `num` predicted."""
 
     ids: tuple[int, ...]
@@ -60,30 +60,30 @@ def encode_pair(
     return context_ids, encode(before + after)[len(context_ids) :]
 
 
-def passages(before: Sequence[int], ids: Sequence[int], context: int | None) -> list[Passage]:
+def stretches(before: Sequence[int], ids: Sequence[int], context: int | None) -> list[Stretch]:
     """`ids` (one or more) predicted once each, after `before` (one or more), by a model that reads `context` at once.
 
     What is too long loses the beginning of `before`; if `ids` alone are too long, they are cut in windows, of which the
     last one, which would be short, begins early to be full. So does `loglikelihood_rolling` of lm-evaluation-harness.
 
-    >>> [(passage.ids, passage.num) for passage in passages([9, 9], [0, 1, 2, 3, 4], 3)]
+    >>> [(stretch.ids, stretch.num) for stretch in stretches([9, 9], [0, 1, 2, 3, 4], 3)]
     [((9, 0, 1, 2), 3), ((1, 2, 3, 4), 2)]
-    >>> passages([7, 8, 9], [0, 1], 3), passages([7, 8, 9], [0, 1], None)[0].ids
-    ([Passage(ids=(8, 9, 0, 1), num=2)], (7, 8, 9, 0, 1))
+    >>> stretches([7, 8, 9], [0, 1], 3), stretches([7, 8, 9], [0, 1], None)[0].ids
+    ([Stretch(ids=(8, 9, 0, 1), num=2)], (7, 8, 9, 0, 1))
     """
     if context is None or len(ids) <= context:
         whole = (*before, *ids)
-        return [Passage(whole if context is None else whole[-context - 1 :], len(ids))]
+        return [Stretch(whole if context is None else whole[-context - 1 :], len(ids))]
     whole = (before[-1], *ids)
     stops = [*range(context, len(ids), context), len(ids)]
     return [
-        Passage(whole[stop - context : stop + 1], stop - start)
+        Stretch(whole[stop - context : stop + 1], stop - start)
         for start, stop in zip([0, *stops[:-1]], stops, strict=True)
     ]
 
 
-def batches(asked: Sequence[Passage], most_tokens: int = BATCH_TOKENS) -> list[list[int]]:
-    """Numbers of passages that are computed together: the longest first, equal readings side by side."""
+def batches(asked: Sequence[Stretch], most_tokens: int = BATCH_TOKENS) -> list[list[int]]:
+    """Numbers of stretches that are computed together: the longest first, equal readings side by side."""
     found: list[list[int]] = []
     readings: set[tuple[int, ...]] = set()
     longest = 0
@@ -98,17 +98,17 @@ def batches(asked: Sequence[Passage], most_tokens: int = BATCH_TOKENS) -> list[l
 
 
 @torch.no_grad()
-def score(loaded: Loaded, asked: Sequence[Passage]) -> list[Score]:
-    """Of passages that are computed together. What several of them read alike, as choices of one token, is read once.
+def score(loaded: Loaded, asked: Sequence[Stretch]) -> list[Score]:
+    """Of stretches that are computed together. What several of them read alike, as choices of one token, is read once.
 
     In the precision in which the model is evaluated while it is trained.
     """
     model, device = loaded.model, loaded.model.device
-    rows = {inputs: row for row, inputs in enumerate(dict.fromkeys(passage.inputs for passage in asked))}
-    nums = [passage.num for passage in asked]
-    targets = torch.tensor([token for passage in asked for token in passage.ids[-passage.num :]], device=device)
-    row = torch.tensor([rows[passage.inputs] for passage in asked]).repeat_interleave(torch.tensor(nums))
-    place = torch.cat([torch.arange(len(passage.inputs) - passage.num, len(passage.inputs)) for passage in asked])
+    rows = {inputs: row for row, inputs in enumerate(dict.fromkeys(stretch.inputs for stretch in asked))}
+    nums = [stretch.num for stretch in asked]
+    targets = torch.tensor([token for stretch in asked for token in stretch.ids[-stretch.num :]], device=device)
+    row = torch.tensor([rows[stretch.inputs] for stretch in asked]).repeat_interleave(torch.tensor(nums))
+    place = torch.cat([torch.arange(len(stretch.inputs) - stretch.num, len(stretch.inputs)) for stretch in asked])
     log_probs, greedy = torch.empty(len(targets), dtype=torch.float64), torch.empty(len(targets), dtype=torch.bool)
     unwritten = torch.tensor(never(model, loaded.vocabulary), device=device, dtype=torch.int64)
     ids = padded(list(rows), device)

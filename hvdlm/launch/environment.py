@@ -10,6 +10,7 @@ from hvdlm.launch.ancestors import Starter, started_by
 STEP_TASKS = "SLURM_STEP_NUM_TASKS"
 STEP_NUMBER = ("SLURM_STEP_ID", "SLURM_STEPID")
 OPEN_MPI_SIZE = "OMPI_COMM_WORLD_SIZE"
+BAR_IN_LAUNCHER = "HVDLM_BAR_IN_LAUNCHER"  # set by `hvdlm launch` on a terminal, for the ranks whose words it reads
 
 # What each launcher tells a process about itself; the first pair that is set holds. A SLURM batch
 # script is no step, so SLURM_NTASKS, which it sees, says nothing about the process at hand.
@@ -85,6 +86,11 @@ def memory_is_tuned(env: Mapping[str, str] = os.environ) -> bool:
     """Whether the user has told glibc's malloc himself when to give memory back."""
     names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_")
     return any(name in env for name in names) or "glibc.malloc." in env.get("GLIBC_TUNABLES", "")
+
+
+def launcher_draws_bar(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether `hvdlm launch` has a terminal and draws there how far rank 0 says it is: a rank has only a pipe."""
+    return env.get(BAR_IN_LAUNCHER) == "1"
 
 
 def fix_cublas_workspace(env: MutableMapping[str, str] = os.environ) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hvdlm.errors import UserError
 from hvdlm.host import affinity, physical_cores
-from hvdlm.launch.environment import is_in_step, is_word_of_pmi
+from hvdlm.launch.environment import BAR_IN_LAUNCHER, is_in_step, is_word_of_pmi
 from hvdlm.launch.hosts import Hosts, allocated_hosts, expand_counts, fill, hosts_of_job, is_here
 from hvdlm.launch.launchers import BESIDE_STEP, LAUNCHERS, Launch, launch_environment, launch_words
 
@@ -125,7 +125,7 @@ def with_own_count(ranks: int, command: list[str], env: Mapping[str, str]) -> li
 
 def fresh_environment() -> dict[str, str]:
     """This process's environment for a job of its own: what an enclosing launcher said is left out."""
-    prefixes = ("OMPI_COMM_WORLD_", "OMPI_UNIVERSE", "PRTE_", "HOROVOD_RANK", "HOROVOD_SIZE")
+    prefixes = ("OMPI_COMM_WORLD_", "OMPI_UNIVERSE", "PRTE_", "HOROVOD_RANK", "HOROVOD_SIZE", BAR_IN_LAUNCHER)
     told = {name for name in os.environ if name.startswith(prefixes) and not name.startswith("PRTE_MCA_")}
     own = {name: value for name, value in os.environ.items() if name not in told and not is_word_of_pmi(name)}
     return own | (BESIDE_STEP if is_in_step() else {}) | _exported_to_ranks()

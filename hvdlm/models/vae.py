@@ -8,6 +8,7 @@ added to each input embedding, and, where it is an LSTM, as its first state.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from hvdlm.compute.draws import Draws, dropout
 from hvdlm.models.interface import FamilyConfig, OfTraining, State, Vocabulary
 from hvdlm.models.latent import LatentModel, Posterior
+from hvdlm.models.slots import Slots
 from hvdlm.models.stack import InitRange, begin_within
 from hvdlm.models.transformer import TransformerConfig
 from hvdlm.models.transformer.blocks import Block, initialize
+from hvdlm.models.transformer.slots import KeyValueSlots
 from hvdlm.models.transformer.stack import Entrance, last_norm_of, through, view_of
 
 Kind = Literal["lstm", "transformer"]
@@ -107,12 +110,45 @@ class Vae(LatentModel):
         start = None if self.to_state is None else self.to_state(z)
         return self.decoder.begin(len(z), start, z.device)
 
+    def slots(self, num: int) -> Slots:
+        return super().slots(num) if isinstance(self.decoder, LstmStack) else LatentSlots(self, self.decoder, num)
+
     def flops_per_token(self, seq_len: int) -> int:
         """Encoder and decoder each read a token; what is made of z, or it of, is once a sentence."""
         once = [self.posterior, self.to_input, *([] if self.to_state is None else [self.to_state])]
         rare = 6 * sum(layer.weight.numel() for layer in once)
         attention = self.encoder.flops_per_token(seq_len) + self.decoder.flops_per_token(seq_len)
         return super().flops_per_token(seq_len) - rare + rare // seq_len + attention
+
+
+class LatentSlots(Slots):
+    """Of a decoder that keeps keys and values: those, and the z (Z,) of each row."""
+
+    def __init__(self, model: Vae, decoder: TransformerStack, num: int) -> None:
+        self._model = model
+        self._z = torch.zeros(num, model.latent, device=model.device)
+        blocks = list(decoder.blocks)
+        self._kept = KeyValueSlots(
+            decoder.options, decoder.entrance, blocks, num, embed=self._embedded, finish=decoder.norm
+        )
+
+    def _embedded(self, first: int, ids: Tensor) -> Tensor:
+        return self._model.embed(ids) + self._model.to_input(self._z[first : first + len(ids)]).unsqueeze(1)
+
+    def begin(self, row: int, prompt: Sequence[int], random: torch.Generator) -> Sequence[int]:
+        self._z[row] = self._model.sampled_state(1, random)[0][0]
+        return self._kept.begin(row, prompt, random)
+
+    def read(self, first: int, ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        return self._kept.read(first, ids, lengths)
+
+    def copy(self, source: int, target: int) -> None:
+        self._z[target] = self._z[source]
+        self._kept.copy(source, target)
+
+    def swap(self, one: int, other: int) -> None:
+        self._z[[one, other]] = self._z[[other, one]]
+        self._kept.swap(one, other)
 
 
 class Stack(nn.Module):

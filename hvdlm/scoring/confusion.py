@@ -91,9 +91,9 @@ def draw(matrix: np.ndarray, labels: Sequence[str], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    families = _families()
+    families = font_families()
     names = [shortened(label, 2 * NAME_WIDTH) for label in labels]
-    if not _can_write("".join(names), families):
+    if not can_write("".join(names), families):
         told = ", ".join(f"{place} {name}" for place, name in enumerate(names[:MOST_CLASSES], 1))
         more = ", …" if len(names) > MOST_CLASSES else ""
         log.warning("%s: no font here can write these labels; numbers stand for them: %s%s", path, told, more)
@@ -122,7 +122,7 @@ def draw(matrix: np.ndarray, labels: Sequence[str], path: Path) -> None:
             raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
 
 
-def _families() -> list[str]:
+def font_families() -> list[str]:
     """Fonts to look a letter up in, one after the other, of those there are."""
     from matplotlib import font_manager
 
@@ -130,7 +130,7 @@ def _families() -> list[str]:
     return ["DejaVu Sans", *(family for family in CJK_FONTS if family in there)]  # the first comes with matplotlib
 
 
-def _can_write(text: str, families: Sequence[str]) -> bool:
+def can_write(text: str, families: Sequence[str]) -> bool:
     from matplotlib import font_manager
 
     fonts = [font_manager.get_font(font_manager.findfont(family)) for family in families]

@@ -1,4 +1,9 @@
-"""The numbers of a run: metrics.jsonl and TensorBoard."""
+"""The numbers of a run: metrics.jsonl and TensorBoard.
+
+A row is a JSON object a line: `step` (int), `split` ("train" or "val") and numbers. Between them stand events, what
+happened to the run: `event` (one of EVENTS), `step`, `time` (ISO 8601) and what belongs to it, without a `split`. A
+resume or a rewind drops the rows after its step, for they are made again, and no event, for it has happened.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +28,32 @@ METRICS = "metrics.jsonl"
 UNREADABLE = "metrics.jsonl.unreadable"  # lines that were no JSON objects
 BOARD_FLUSH_S = 30.0
 
+STARTED, RESUMED = "started", "resumed"
+LEFT_OUT, REWOUND = "left out", "rewound"  # an update; all since a checkpoint
+ENDED, STOPPED, FAILED = "ended", "stopped", "failed"  # with a result; on request, to be resumed; for an error
+EVENTS = (STARTED, RESUMED, LEFT_OUT, REWOUND, ENDED, STOPPED, FAILED)
+LAST_EVENTS = (ENDED, STOPPED, FAILED)  # after which this start writes no more
+
 
 def read_metrics(path: Path, split: str | None = None) -> list[dict]:
     """The rows of a metrics.jsonl, in order; lines that are none (torn by a crash, or somebody's note) are left out."""
-    rows = [row for _, row in _lines(path) if row is not None and _place(row)]
-    return [row for row in rows if split is None or row["split"] == split]
+    return [row for row in read_run(path)[0] if split is None or row["split"] == split]
+
+
+def read_run(path: Path) -> tuple[list[dict], list[dict]]:
+    """The rows of a metrics.jsonl, and its events; each in order."""
+    objects = [row for _, row in _lines(path) if row is not None]
+    return list(filter(is_row, objects)), list(filter(is_event, objects))
+
+
+def is_row(row: dict) -> bool:
+    """Whether an object in metrics.jsonl holds numbers of a step."""
+    return _place(row) is not None
+
+
+def is_event(row: dict) -> bool:
+    """Whether it says what happened to the run."""
+    return "split" not in row and type(row.get("step")) is int and row.get("event") in EVENTS
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict | None]]:
@@ -110,14 +136,27 @@ class RunLog:
             self._open(step)
 
     def write(self, step: int, split: str, **values: float) -> None:
+        self._put({"step": step, "split": split, **values})
+        if self._board is not None and self.fault is None:
+            with self._noting_fault():
+                self._board.write(step, {f"{split}/{name}": value for name, value in values.items()})
+
+    def tell(self, step: int, event: str, **facts: object) -> None:
+        """Note what happened to the run: one of EVENTS, and what belongs to it."""
+        assert event in EVENTS, event
+        self._put({"event": event, "step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts})
+
+    def _put(self, row: dict) -> None:
         if self._file is None or self.fault is not None:
             return
+        with self._noting_fault(), naming(self._run_dir / METRICS):
+            self._file.write(to_json(row) + "\n")
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _noting_fault(self) -> Iterator[None]:
         try:
-            with naming(self._run_dir / METRICS):
-                self._file.write(to_json({"step": step, "split": split, **values}) + "\n")
-                self._file.flush()
-            if self._board is not None:
-                self._board.write(step, {f"{split}/{name}": value for name, value in values.items()})
+            yield
         except OSError as error:  # this rank alone knows: the others learn it when all meet next
             self.fault = error
 

@@ -1,18 +1,67 @@
-"""A progress bar on a terminal, a line now and then in a batch log."""
+"""A progress bar on a terminal, a line now and then in a batch log.
+
+Ranks have no terminal, but `hvdlm launch` may have: then rank 0 says in lines of its own how far it is, each a
+`Row` behind BAR_LINE, and the launcher draws the bar.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from hvdlm.launch.environment import launcher_draws_bar
 from hvdlm.tables import clock, count, figure
 from hvdlm.world.interface import World
 
 LINE_INTERVAL_S = 30.0
 SEPARATOR = " | "
 MIN_BAR, MAX_BAR = 10, 40  # columns
+BAR_LINE = "hvdlm-bar "  # before a Row as JSON, or before nothing where the bar is over
+TELL_INTERVAL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a bar shows, before it is known how many columns there are."""
+
+    title: str
+    counted: str
+    unit: str
+    parts: list[str]
+    left: str
+    share: float  # done, 0 to 1
+
+    def drawn(self, width: int) -> Any:
+        """The bar with what is said around it, on one row of a terminal."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        words = {"title": self.title, "counted": self.counted, "unit": self.unit, "left": self.left}
+        head, bar_width, tail = arranged(width, parts=self.parts, **words)
+        bar = [ProgressBar(total=1.0, completed=self.share, width=bar_width)] if bar_width else []
+        row = Table.grid(padding=0)
+        row.add_row(*([Text(head, no_wrap=True)] if head else []), *bar, Text(tail, no_wrap=True))
+        return row
+
+
+def row_in(line: str) -> Row | None:
+    """The row that a line of a rank holds behind BAR_LINE; None where the bar is over. ValueError for a torn line.
+
+    >>> row_in(BAR_LINE) is None
+    True
+    """
+    _, _, told = line.partition(BAR_LINE)
+    if not told.strip():
+        return None
+    try:
+        return Row(**json.loads(told))
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 class Progress:
@@ -30,6 +79,8 @@ class Progress:
         self._start = self._last_line = time.monotonic()
         self._note = ""
         self._bar: Any = None
+        self._tells = False  # the launcher, which draws the bar
+        self._told = -TELL_INTERVAL_S
 
     def __enter__(self) -> Progress:
         if self._speaks and sys.stderr.isatty():
@@ -37,13 +88,20 @@ class Progress:
             from rich.live import Live
 
             console = Console(stderr=True)
-            self._bar = Live(console=console, get_renderable=lambda: self._row(console.width))
+            self._bar = Live(console=console, get_renderable=lambda: self._row().drawn(console.width))
             self._bar.start()
+        elif self._speaks and launcher_draws_bar():
+            self._tells = True
+            self._tell()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._bar:
             self._bar.stop()
+        elif self._tells:
+            self._tell()
+            sys.stderr.write(f"{BAR_LINE}\n")
+            sys.stderr.flush()
         elif self._speaks and kind is None and not self._every:
             self._line()
 
@@ -57,7 +115,9 @@ class Progress:
 
     def advance(self, amount: float, note: str = "") -> None:
         before, self._done, self._note = self._done, self._done + amount, note
-        if self._speaks and not self._bar and self._is_line_due(before):
+        if self._tells and time.monotonic() - self._told >= TELL_INTERVAL_S:
+            self._tell()
+        if self._speaks and not self._bar and not self._tells and self._is_line_due(before):
             self._line()
 
     def _is_line_due(self, before: float) -> bool:
@@ -89,19 +149,14 @@ class Progress:
         parts = [f"{self._title} {self._counted} {self._unit}", *self._parts(), self._left]
         logging.getLogger("hvdlm").info("%s", SEPARATOR.join(filter(None, parts)))
 
-    def _row(self, width: int) -> Any:
-        """The bar with what is said around it, on one row of a terminal."""
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
+    def _row(self) -> Row:
+        share = min(self._done / max(self._total, 1e-9), 1.0)
+        return Row(self._title, self._counted, self._unit, self._parts(), self._left, share)
 
-        head, bar_width, tail = arranged(
-            width, title=self._title, counted=self._counted, unit=self._unit, parts=self._parts(), left=self._left
-        )
-        bar = [ProgressBar(total=max(self._total, 1e-9), completed=self._done, width=bar_width)] if bar_width else []
-        row = Table.grid(padding=0)
-        row.add_row(*([Text(head, no_wrap=True)] if head else []), *bar, Text(tail, no_wrap=True))
-        return row
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        sys.stderr.write(f"{BAR_LINE}{json.dumps(asdict(self._row()))}\n")  # one write: lines of ranks do not mix
+        sys.stderr.flush()
 
 
 def arranged(width: int, *, title: str, counted: str, unit: str, parts: list[str], left: str) -> tuple[str, int, str]:

@@ -69,6 +69,7 @@ class StopFlag:
 
     def __init__(self, folder: Path, world: World, job: BatchJob) -> None:
         self._folder, self._job, self._is_root = folder, job, world.rank == 0
+        self.place = {"host": socket.gethostname(), "job": job.id}  # where this process runs
         self._signalled = ""
         self._interrupted: float | None = None  # when Ctrl-C came first
         self._was_continued = False
@@ -126,7 +127,7 @@ class StopFlag:
     def own(self, **facts: object) -> None:
         """Make the folder this job's. Rank 0 calls it."""
         self._token = uuid.uuid4().hex
-        who = {"token": self._token, "host": socket.gethostname(), "pid": os.getpid(), "job": self._job.id}
+        who = {"token": self._token, **self.place, "pid": os.getpid()}
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         write_text_durably(self._folder / OWNER, to_json({**who, "started": started, **facts}, indent=1) + "\n")
 

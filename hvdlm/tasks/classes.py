@@ -15,7 +15,7 @@ from hvdlm.data.fields import FieldEntry
 from hvdlm.data.records import Records
 from hvdlm.scoring import classification as scoring
 from hvdlm.tasks.interface import Better, less, more
-from hvdlm.tasks.records import Judged
+from hvdlm.tasks.records import Judged, rounded
 
 AVERAGES = [f"{name}_{kind}" for name in ("f1", "precision", "recall") for kind in ("macro", "micro", "weighted")]
 
@@ -43,6 +43,18 @@ class Goal(ABC):
     def judged(self, records: Records, logits: np.ndarray, *, lines: bool) -> Judged:
         """Of logits float32 (n, outputs) of all records."""
 
+    @abstractmethod
+    def shares(self, logits: Tensor) -> Tensor:
+        """Probabilities of the labels (B, outputs); a number as it is."""
+
+    def evidence(self, logits: Tensor) -> Tensor:
+        """What speaks for each output (B, outputs): log-odds of a label, log p / (1 - p); a number itself."""
+        return logits
+
+    @abstractmethod
+    def said(self, logits: np.ndarray) -> list[dict[str, Any]]:
+        """The same without the truth: a line a record."""
+
     def _single(self, records: Records, chosen: np.ndarray) -> np.ndarray:
         """The one value of each chosen record (n,)."""
         return np.concatenate([np.empty(0), *(records.values(self.name, record) for record in chosen.tolist())])
@@ -60,6 +72,14 @@ class OneClass(Goal):
     def losses(self, logits: Tensor, goals: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
         return F.cross_entropy(logits, goals.squeeze(1), weights, label_smoothing=smoothing, reduction="none")
 
+    def shares(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1)
+
+    def evidence(self, logits: Tensor) -> Tensor:
+        others = logits.unsqueeze(1).expand(-1, self.outputs, -1)  # (B, outputs, outputs)
+        itself = torch.eye(self.outputs, dtype=torch.bool, device=logits.device)
+        return logits - others.masked_fill(itself, -torch.inf).logsumexp(-1)
+
     def judged(self, records: Records, logits: np.ndarray, *, lines: bool) -> Judged:
         gold, labels, shares = records.all_values(self.name).astype(np.int64), self.labels, _softmax(logits)
         found = logits.argmax(1)
@@ -76,6 +96,14 @@ class OneClass(Goal):
         for truth, label, share in zip(gold.tolist(), found.tolist(), confidence, strict=True) if lines else ():
             told.append({"label": labels[truth], "predicted": labels[label], "probability": round(float(share), 6)})
         return Judged(figures, told)
+
+    def said(self, logits: np.ndarray) -> list[dict[str, Any]]:
+        lines = []
+        for row in _softmax(logits):
+            best = int(row.argmax())
+            told = {label: rounded(share) for label, share in zip(self.labels, row, strict=True)}
+            lines.append({"label": self.labels[best], "probability": rounded(row[best]), "probabilities": told})
+        return lines
 
 
 class SeveralClasses(Goal):
@@ -98,6 +126,9 @@ class SeveralClasses(Goal):
         each = F.binary_cross_entropy_with_logits(logits, goals.float(), reduction="none")
         return (each if weights is None else each * weights).sum(1)
 
+    def shares(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
     def judged(self, records: Records, logits: np.ndarray, *, lines: bool) -> Judged:
         gold = self.goals(records, np.arange(len(records))).astype(bool)
         found = logits > 0  # of log-odds: a share above one half
@@ -112,6 +143,14 @@ class SeveralClasses(Goal):
             for truth, row in (zip(gold, found, strict=True) if lines else ())
         ]
         return Judged(figures, told)
+
+    def said(self, logits: np.ndarray) -> list[dict[str, Any]]:
+        lines = []
+        for row in logits.astype(np.float64):
+            found = [label for label, value in zip(self.labels, row, strict=True) if value > 0]
+            shares = {label: rounded(share) for label, share in zip(self.labels, 1 / (1 + np.exp(-row)), strict=True)}
+            lines.append({"labels": found, "probabilities": shares})
+        return lines
 
 
 class Number(Goal):
@@ -130,11 +169,17 @@ class Number(Goal):
     def losses(self, logits: Tensor, goals: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
         return (logits.squeeze(1) - goals.squeeze(1).contiguous().view(torch.float64).float()).square()
 
+    def shares(self, logits: Tensor) -> Tensor:
+        return logits
+
     def judged(self, records: Records, logits: np.ndarray, *, lines: bool) -> Judged:
         gold, predicted = records.all_values(self.name), logits[:, 0]
         pairs = zip(gold.tolist(), predicted.tolist(), strict=True) if lines else ()
         told = [{"number": truth, "predicted": found} for truth, found in pairs]
         return Judged(scoring.number_figures(gold, predicted), told)
+
+    def said(self, logits: np.ndarray) -> list[dict[str, Any]]:
+        return [{"number": rounded(value)} for value in logits[:, 0]]
 
 
 def goal_of(name: str, field: FieldEntry) -> Goal:

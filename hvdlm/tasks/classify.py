@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from hvdlm.data.records import Records
 from hvdlm.errors import UserError
 from hvdlm.exchange.heads import TaskHead
 from hvdlm.models import LanguageModel, State
+from hvdlm.records.in_memory import RecordsInMemory
 from hvdlm.tasks.classes import Goal, OneClass, balanced_weights, goal_of
 from hvdlm.tasks.heads import HEAD_SITE, ClassifyHead, state_of
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_padding
@@ -24,6 +25,7 @@ from hvdlm.tasks.language_model import ObjectiveConfig
 from hvdlm.tasks.layouts import ClassifyLayout, Text
 from hvdlm.tasks.pooling import POOLINGS
 from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, hidden_of, lengths_of, on_host
+from hvdlm.tokenizer import Tokenizer
 
 
 class ClassifyConfig(RecordTaskConfig):
@@ -111,6 +113,11 @@ class Classify(RecordTask):
 
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
         return list(on_host(self.logits(model, batch, None)))
+
+    def said(
+        self, records: RecordsInMemory, layout: Layout, predictions: Sequence[np.ndarray], tokenizer: Tokenizer
+    ) -> list[dict[str, Any]]:
+        return self.goal.said(np.stack(predictions)) if len(predictions) else []
 
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
         return self.goal.judged(records, np.stack(predictions), lines=lines)

@@ -53,6 +53,16 @@ class LinearChainCrf(nn.Module):
             scores, logits = self.scores(), _without_padding(logits, lengths)
             return _path_score(logits, labels, lengths, scores) - _log_sum(logits, lengths, scores)
 
+    def marginals(self, logits: Tensor, lengths: Tensor) -> Tensor:
+        """Probabilities of each word's labels over all paths, float (B, T, K); 0 behind the words.
+
+        They are the gradient of the log-sum by the logits, as of any exponential family.
+        """
+        with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
+            wide = logits.detach().double().requires_grad_()
+            scores = Scores(*(part.detach().double() for part in self.scores()))
+            return torch.autograd.grad(_log_sum(_without_padding(wide, lengths), lengths, scores).sum(), wide)[0]
+
     def decode(self, logits: Tensor, lengths: Tensor) -> Tensor:
         """The most probable legal labels, int64 (B, T); IGNORED behind the words."""
         return best_path(logits, lengths, self.scores())

@@ -108,7 +108,7 @@ class Elbo(Task):
 
     def survey(self, model: LanguageModel, batch: Batch, draws: Draws | None) -> Tensor:
         """The KL of each dimension, summed over sentences: float64 (Z,)."""
-        return _kl_of(*_encoded(model, batch, self.eos_id, draws)).double().sum(0)
+        return kl_of(*_encoded(model, batch, self.eos_id, draws)).double().sum(0)
 
     def surveyed(self, sums: Tensor, denominator: int) -> None:
         """The KL of a dimension counts where its mean is above its share of the free bits, and else has no gradient."""
@@ -125,14 +125,13 @@ class Elbo(Task):
         self, model: LanguageModel, batch: Batch, state: State | None, draws: Draws | None
     ) -> tuple[Sums, State | None]:
         latent, trains = cast(LatentModel, model), batch.term_weights is not None
-        assert batch.draws is not None and batch.lengths is not None, "z is drawn"
-        posterior, is_there = _encoded(model, batch, self.eos_id, draws)
-        z = posterior.sample(batch.draws.normal(_LATENT_SITE, (latent.latent,)))
+        assert batch.lengths is not None
+        posterior, is_there, z = self.drawn(model, batch, draws)
         hidden, _ = latent.decode(batch.inputs, z, None, draws)
         is_target = batch.targets != IGNORED  # sentences are of all lengths: logits of padding are never made
         logits, targets = latent.head(hidden[is_target]), batch.targets[is_target]  # (M, V), (M,)
         aim, nats = objective(logits.unsqueeze(0), targets.unsqueeze(0), self.objective)
-        kl = _kl_of(posterior, is_there)  # (B, Z)
+        kl = kl_of(posterior, is_there)  # (B, Z)
         if batch.term_weights is not None:
             aim = aim + (kl.sum(0) * batch.term_weights).sum()
         total_kl = kl.detach().double().sum()
@@ -141,6 +140,12 @@ class Elbo(Task):
             parts.append(kl.new_zeros(()) if trains else self._importance_weighted(latent, batch, posterior).sum())
         rows = None if trains else torch.cat((posterior.mean, posterior.log_variance, z), dim=1)
         return Sums(aim, torch.stack([part.double() for part in parts]), rows), None
+
+    def drawn(self, model: LanguageModel, batch: Batch, draws: Draws | None) -> tuple[Posterior, Tensor, Tensor]:
+        """What is guessed from the texts, which rows (B,) have one, and a z (B, Z) of each by the batch's own draws."""
+        assert batch.draws is not None, "z is drawn"
+        posterior, is_there = _encoded(model, batch, self.eos_id, draws)
+        return posterior, is_there, posterior.sample(batch.draws.normal(_LATENT_SITE, posterior.mean.shape[1:]))
 
     @torch.no_grad()
     def _importance_weighted(self, model: LatentModel, batch: Batch, posterior: Posterior) -> Tensor:
@@ -188,6 +193,6 @@ def _encoded(model: LanguageModel, batch: Batch, eos_id: int, draws: Draws | Non
     return cast(LatentModel, model).encode(sentences, batch.lengths.clamp(min=1), draws), batch.lengths > 0
 
 
-def _kl_of(posterior: Posterior, is_there: Tensor) -> Tensor:
+def kl_of(posterior: Posterior, is_there: Tensor) -> Tensor:
     """(B, Z), 0 for rows that are no sentences."""
     return torch.where(is_there.unsqueeze(1), posterior.kl(), 0.0)

@@ -18,7 +18,7 @@ from hvdlm.data.stream import TokenStream
 from hvdlm.data.windows import EvaluationDocuments, EvaluationStreams, EvaluationWindows, Examples
 from hvdlm.models import LanguageModel, State
 from hvdlm.partition import slice_of, spread
-from hvdlm.tasks.interface import Better, Sums, Task, less
+from hvdlm.tasks.interface import Batch, Better, Sums, Task, less
 from hvdlm.world.interface import World
 
 Read = EvaluationWindows | EvaluationStreams | EvaluationDocuments
@@ -75,7 +75,7 @@ def evaluate(  # noqa: PLR0913 - model, task and data, and how they meet
     total = np.zeros(len(task.sums))  # float64
     sample = _Sample(task, read, world)
     state: State | None = None
-    for examples, state_before in _pieces(model, read, batch, world):
+    for examples, state_before in in_pieces(model, read, batch, world):
         state = state_before if state_before is not None else state
         sums, state = _sums_of(model, task, examples, state, precision)
         total += sums.values.cpu().numpy()
@@ -95,12 +95,17 @@ def evaluate(  # noqa: PLR0913 - model, task and data, and how they meet
 def _sums_of(
     model: LanguageModel, task: Task, examples: Examples, state: State | None, precision: str
 ) -> tuple[Sums, State | None]:
+    batch = batch_of(model, task, examples)
+    with autocast(model.device, precision):
+        return task.loss(model, batch, state, None)
+
+
+def batch_of(model: LanguageModel, task: Task, examples: Examples) -> Batch:
+    """Examples as a task is evaluated on them."""
     device = model.device
     draws = draws_for(0, 0, examples.places).to(device) if task.evaluation_takes_draws else None
     context = torch.from_numpy(examples.context).to(device) if examples.context.any() else None
-    batch = task.batch(torch.from_numpy(examples.ids).to(device), context, draws, training=False)
-    with autocast(device, precision):
-        return task.loss(model, batch, state, None)
+    return task.batch(torch.from_numpy(examples.ids).to(device), context, draws, training=False)
 
 
 class _Sample:
@@ -129,7 +134,7 @@ class _Sample:
         return self._task.figures_of_rows(np.concatenate(everybody)) if everybody else {}
 
 
-def _pieces(model: LanguageModel, read: Read, batch: int, world: World) -> Iterator[tuple[Examples, State | None]]:
+def in_pieces(model: LanguageModel, read: Read, batch: int, world: World) -> Iterator[tuple[Examples, State | None]]:
     """What this rank reads, piece after piece, and the state where streams begin."""
     if not isinstance(read, EvaluationStreams):
         for examples in read.batches(batch, rank=world.rank, size=world.size):

@@ -70,7 +70,7 @@ class RecordSplit:
         if most and most < len(records):  # from everywhere, for a look
             self._chosen = spread(np.arange(most), most, len(records))
         examples = np.flatnonzero(np.isin(self.layout.records, self._chosen))
-        self.groups = _groups(self.layout, examples[np.argsort(self.layout.lengths[examples], kind="stable")])
+        self.groups = groups_of(self.layout, examples[np.argsort(self.layout.lengths[examples], kind="stable")])
 
     @property
     def num_records(self) -> int:
@@ -136,14 +136,30 @@ class RecordSplit:
         return sums.values.cpu().numpy(), predictions
 
 
-def _groups(layout: Layout, examples: np.ndarray) -> list[np.ndarray]:
-    """Examples of ascending length in groups that pad to at most GROUP_TOKENS, or that are one example."""
-    return list(_cut(examples, layout.lengths[examples]))
+@torch.no_grad()
+def predictions_of(
+    task: RecordTask, model: LanguageModel, layout: Layout, *, seq_len: int, precision: str, most: int = 0
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Of all examples of a layout: some of them, at most so many, and what is predicted of each."""
+    model.eval()
+    for group in groups_of(layout, np.argsort(layout.lengths, kind="stable"), most):
+        ids = torch.from_numpy(layout.rows(group)).to(model.device)
+        with autocast(model.device, precision):
+            yield group, task.predict(model, task.batch(ids, None, None, training=False), seq_len)
 
 
-def _cut(examples: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
+def groups_of(layout: Layout, examples: np.ndarray, most: int = 0) -> list[np.ndarray]:
+    """Examples of ascending length in groups that pad to at most GROUP_TOKENS, or that are one example.
+
+    With `most` they are at most so many.
+    """
+    return list(_cut(examples, layout.lengths[examples], most or len(examples)))
+
+
+def _cut(examples: np.ndarray, lengths: np.ndarray, most: int) -> Iterator[np.ndarray]:
     start = 0
     for place in range(1, len(examples) + 1):
-        if place == len(examples) or (place - start + 1) * int(lengths[place]) > GROUP_TOKENS:
+        size = place - start + 1
+        if place == len(examples) or size > most or size * int(lengths[place]) > GROUP_TOKENS:
             yield examples[start:place]
             start = place

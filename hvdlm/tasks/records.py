@@ -18,7 +18,9 @@ from hvdlm.data.records import Records
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel
+from hvdlm.records.in_memory import RecordsInMemory
 from hvdlm.tasks.interface import Batch, Better, Task, TaskConfig
+from hvdlm.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,12 @@ class RecordTask(Task):
         """What the model says of each example: an array of any length, a function of that example alone."""
 
     @abstractmethod
+    def said(
+        self, records: RecordsInMemory, layout: Layout, predictions: Sequence[np.ndarray], tokenizer: Tokenizer
+    ) -> list[dict[str, Any]]:
+        """What the predictions for all examples, in order, say of each record whose answer nobody knows."""
+
+    @abstractmethod
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
         """What the predictions for all examples, in order, are worth; with `lines` what each record's is."""
 
@@ -101,6 +109,11 @@ def need_raw(fields: Mapping[str, FieldEntry], name: str, kind: str) -> None:
     """UserError where the characters of a text are not kept."""
     if not fields[name].raw:
         raise UserError(f"task: {kind} compares with {name} as it was written; preprocess with fields.{name}.raw: true")
+
+
+def rounded(value: float) -> float:
+    """A probability or a score as lines tell it: more digits differ from machine to machine."""
+    return round(float(value), 6)
 
 
 def hidden_of(model: LanguageModel, batch: Batch, draws: Draws | None, eos_id: int) -> Tensor:

@@ -23,6 +23,7 @@ from hvdlm.data.windows import IGNORED
 from hvdlm.decoding import Decoding
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, State
+from hvdlm.records.in_memory import RecordsInMemory
 from hvdlm.scoring.languages import language_of
 from hvdlm.tasks.interface import Batch, Measured, Sums, Task, TaskContext, less, more, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig, objective
@@ -30,7 +31,7 @@ from hvdlm.tasks.layouts import PackedLayout, PairLayout, PrefixLayout, Text
 from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, lengths_of, need_raw
 from hvdlm.tasks.text_figures import METRICS, of_texts
 from hvdlm.tasks.writing import written
-from hvdlm.tokenizer import load
+from hvdlm.tokenizer import Tokenizer, load
 
 Metric = Annotated[str, choice_of(METRICS)]
 
@@ -116,20 +117,23 @@ class Seq2seq(RecordTask):
     def loss(
         self, model: LanguageModel, batch: Batch, state: State | None, draws: Draws | None
     ) -> tuple[Sums, State | None]:
-        if self._has_encoder:
-            source: Any = model
-            begun = source.encode(batch.inputs, batch.lengths, draws)
-            hidden, _ = model(source.decoder_inputs(batch.targets), begun, draws)
-        elif batch.segments is not None:
-            hidden, _ = model(batch.inputs, None, draws, segments=batch.segments)
-        else:
-            hidden, _ = model(batch.inputs, None, draws)
+        hidden = self.hidden(model, batch, draws)
         is_target = batch.targets != IGNORED
         targets = batch.targets[is_target]  # (M,)
         logits = model.head(hidden[is_target])  # of the targets alone: (M, V)
         aim, nll = objective(logits.unsqueeze(0), targets.unsqueeze(0), self._objective)
         correct, num = (logits.argmax(-1) == targets).sum(), is_target.sum()
         return Sums(aim, torch.stack((nll.double(), num.double(), correct.double()))), None
+
+    def hidden(self, model: LanguageModel, batch: Batch, draws: Draws | None) -> Tensor:
+        """(B, T, C), from which the targets (B, T) are predicted, each with the truth before it."""
+        if self._has_encoder:
+            source: Any = model
+            begun = source.encode(batch.inputs, batch.lengths, draws)
+            return model(source.decoder_inputs(batch.targets), begun, draws)[0]
+        if batch.segments is not None:
+            return model(batch.inputs, None, draws, segments=batch.segments)[0]
+        return model(batch.inputs, None, draws)[0]
 
     def figures(self, sums: dict[str, float]) -> dict[str, float]:  # type: ignore[override]
         """`token_accuracy` has the truth before each token, so that it says little of what is written freely."""
@@ -141,6 +145,11 @@ class Seq2seq(RecordTask):
         config, most = self.config, self.config.most_tokens or seq_len
         how = Decoding(most, self._vocabulary.eos_id, beams=config.beams, length_penalty=config.length_penalty)
         return written(model, self._vocabulary, batch.inputs, lengths, how)
+
+    def said(
+        self, records: RecordsInMemory, layout: Layout, predictions: Sequence[np.ndarray], tokenizer: Tokenizer
+    ) -> list[dict[str, Any]]:
+        return [{"text": tokenizer.decode(ids).strip(), "num_tokens": len(ids)} for ids in predictions]
 
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
         tokenizer = load(records.folder / TOKENIZER)

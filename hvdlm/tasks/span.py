@@ -7,7 +7,7 @@ token. Places are kept as words, whose characters are known, so that no tokenize
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +21,25 @@ from hvdlm.data.records import Records
 from hvdlm.errors import UserError
 from hvdlm.exchange.heads import SPAN_LABELS, TaskHead
 from hvdlm.models import LanguageModel, State
+from hvdlm.records.in_memory import RecordsInMemory
 from hvdlm.tables import count, counted
 from hvdlm.tasks.heads import HEAD_SITE, SpanHead, state_of
 from hvdlm.tasks.interface import Batch, Measured, Sums, Task, TaskContext, more, without_padding
 from hvdlm.tasks.language_model import ObjectiveConfig
 from hvdlm.tasks.layouts import NO_ANSWER, SpanFields, SpanLayout, Text
-from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, hidden_of, lengths_of, need_raw, on_host
+from hvdlm.tasks.records import (
+    Judged,
+    RecordTask,
+    RecordTaskConfig,
+    field_of,
+    hidden_of,
+    lengths_of,
+    need_raw,
+    on_host,
+    rounded,
+)
 from hvdlm.tasks.text_figures import of_answers
+from hvdlm.tokenizer import Tokenizer
 
 
 class SpanConfig(RecordTaskConfig):
@@ -49,6 +61,15 @@ class SpanConfig(RecordTaskConfig):
 
     def build(self, context: TaskContext) -> Task:
         return Span(self, context)
+
+
+class Answer(NamedTuple):
+    """Characters [start, stop) of a text; "" where none is said to be the answer."""
+
+    answer: str
+    place: tuple[int, int]
+    score: float  # of this answer
+    without: float  # of there being none
 
 
 class Span(RecordTask):
@@ -88,12 +109,12 @@ class Span(RecordTask):
     def loss(
         self, model: LanguageModel, batch: Batch, state: State | None, draws: Draws | None
     ) -> tuple[Sums, State | None]:
-        scores = self._scores(model, batch, draws)  # (B, T, 2)
+        scores = self.scores(model, batch, draws)  # (B, T, 2)
         losses = F.cross_entropy(scores, batch.targets[:, :2], reduction="none").mean(1)
         targets = losses.new_tensor(len(losses), dtype=torch.float64)
         return Sums(losses.sum(), torch.stack((losses.detach().double().sum(), targets))), None
 
-    def _scores(self, model: LanguageModel, batch: Batch, draws: Draws | None) -> Tensor:
+    def scores(self, model: LanguageModel, batch: Batch, draws: Draws | None) -> Tensor:
         """float32 (B, T, 2): -inf but for tokens of the text and the place of no answer."""
         hidden = hidden_of(model, batch, draws, self._eos_id)
         assert batch.lengths is not None
@@ -111,7 +132,7 @@ class Span(RecordTask):
 
     def predict(self, model: LanguageModel, batch: Batch, seq_len: int) -> list[np.ndarray]:
         """Of each window: score of its best answer, that answer's first and last token in it, score of none."""
-        scores = on_host(self._scores(model, batch, None))
+        scores = on_host(self.scores(model, batch, None))
         begins = batch.targets[:, 2].tolist()
         return [self._best(row, begin) for row, begin in zip(scores, begins, strict=True)]
 
@@ -127,20 +148,35 @@ class Span(RecordTask):
 
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
         assert isinstance(layout, SpanLayout)
-        answers = [""] * len(records)
-        best = np.full(len(records), -np.inf)
-        none = np.full(len(records), np.inf)
+        answers = [found.answer for found in self._answers(records, layout, predictions)]
+        gold = [self._gold(records, record) for record in range(len(records))]
+        return of_answers(answers, [one or [""] for one in gold], self.config.language, lines=lines)
+
+    def said(
+        self, records: RecordsInMemory, layout: Layout, predictions: Sequence[np.ndarray], tokenizer: Tokenizer
+    ) -> list[dict[str, Any]]:
+        assert isinstance(layout, SpanLayout)
+        lines = []
+        for found in self._answers(records, layout, predictions):
+            start, stop = found.place if found.answer else (None, None)
+            scores = {"score": rounded(found.score), "no_answer_score": rounded(found.without)}
+            lines.append({"answer": found.answer, "start": start, "stop": stop, **scores})
+        return lines
+
+    def _answers(self, records: Records, layout: SpanLayout, predictions: Sequence[np.ndarray]) -> list[Answer]:
+        """The best one of each record's windows; where that may be, none."""
+        found = [Answer("", (0, 0), -np.inf, np.inf)] * len(records)
         for example, (score, first, last, without) in enumerate(predictions):
             record, start = int(layout.records[example]), int(layout.starts[example])
-            none[record] = min(none[record], without)
-            if score > best[record]:
-                best[record] = score
+            best = found[record]
+            if score > best.score:
                 place = layout.characters_of(record, start + int(first), start + int(last))
-                answers[record] = records.texts(self._fields.text.field, record)[0][slice(*place)]
-        gold = [self._gold(records, record) for record in range(len(records))]
+                text = records.texts(self._fields.text.field, record)[0]
+                best = Answer(text[slice(*place)], place, score, best.without)
+            found[record] = best._replace(without=min(best.without, without))
         if self.config.may_lack:
-            answers = ["" if none[n] > best[n] else answer for n, answer in enumerate(answers)]
-        return of_answers(answers, [one or [""] for one in gold], self.config.language, lines=lines)
+            found = [one._replace(answer="") if one.without > one.score else one for one in found]
+        return found
 
     def _gold(self, records: Records, record: int) -> list[str]:
         text = records.texts(self._fields.text.field, record)[0]

@@ -7,7 +7,7 @@ section 5.3). With `crf` labels of a sentence are chosen together (Lafferty et a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.exchange.heads import TaskHead
 from hvdlm.models import LanguageModel, State
-from hvdlm.scoring.spans import legal_transitions
+from hvdlm.records.in_memory import RecordsInMemory
+from hvdlm.scoring.spans import entities, legal_transitions
 from hvdlm.tasks import tag_figures
 from hvdlm.tasks.crf import LinearChainCrf, best_path, legal_scores
 from hvdlm.tasks.heads import HEAD_SITE, TagHead, state_of
@@ -30,6 +31,7 @@ from hvdlm.tasks.interface import Batch, Sums, Task, TaskContext, without_paddin
 from hvdlm.tasks.language_model import ObjectiveConfig
 from hvdlm.tasks.layouts import TagFields, TagLayout
 from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, hidden_of, lengths_of, on_host
+from hvdlm.tokenizer import Tokenizer
 
 
 class TagConfig(RecordTaskConfig):
@@ -141,6 +143,30 @@ class Tag(RecordTask):
         else:
             found = on_host(scores.argmax(-1))
         return [row[:num] for row, num in zip(found, num_words.tolist(), strict=True)]
+
+    def shares(self, model: LanguageModel, batch: Batch) -> list[np.ndarray]:
+        """Of each sentence the probabilities of each word's labels, (words, K), over all labels of the others."""
+        scores, _, num_words = self._of_words(model, batch, None)
+        crf = self._crf_of(model)
+        found = on_host(scores.softmax(-1) if crf is None else crf.marginals(scores, num_words))
+        return [row[:num] for row, num in zip(found, num_words.tolist(), strict=True)]
+
+    def said(
+        self, records: RecordsInMemory, layout: Layout, predictions: Sequence[np.ndarray], tokenizer: Tokenizer
+    ) -> list[dict[str, Any]]:
+        lines = []
+        for record, found in enumerate(predictions):
+            words = records.words(record)
+            cut = [tag_figures.OUTSIDE] * (len(words) - len(found))
+            labels = [self.outputs[label] for label in found.tolist()] + cut
+            line: dict[str, Any] = {"words": words, "labels": labels}
+            if self.scheme:
+                line["entities"] = [
+                    {"type": one.type, "start": one.start, "stop": one.end}
+                    for one in entities(labels, self.scheme, reading="conlleval")
+                ]
+            lines.append(line)
+        return lines
 
     def judge(self, records: Records, layout: Layout, predictions: Sequence[np.ndarray], *, lines: bool) -> Judged:
         gold = [records.values(self._fields.labels, record) for record in range(len(records))]

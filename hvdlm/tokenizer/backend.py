@@ -59,7 +59,7 @@ class BackendTokenizer:
         self.vocab_size = max(ids.values()) + 1
         specials |= {token for token, number in ids.items() if number in (self.eos_id, self.bos_id, self.unk_id)}
         shown = {self.unk_id} - {self.eos_id, self.bos_id}
-        self._hidden = np.array(sorted({ids[token] for token in specials} - shown))
+        self._hidden = frozenset(ids[token] for token in specials) - shown
         self._shown_names = [token for token in specials if ids[token] in shown]
         try:
             if self.unk_id in (self.eos_id, self.bos_id) and spells_all(content):
@@ -128,16 +128,15 @@ class BackendTokenizer:
             ) from None
 
     def decode(self, ids: np.ndarray) -> str:
-        ids = np.asarray(ids)
-        shown = ids[~np.isin(ids, self._hidden)]
+        shown = [token for token in np.asarray(ids).tolist() if token not in self._hidden]  # of few: numpy takes longer
         text, first = "", 0
-        for place in np.flatnonzero(np.isin(shown, list(self._verbatim))).tolist() if self._verbatim else ():
-            text += self._decode(shown[first:place]) + self._verbatim[int(shown[place])]
+        for place in [n for n, token in enumerate(shown) if token in self._verbatim] if self._verbatim else ():
+            text += self._decode(shown[first:place]) + self._verbatim[shown[place]]
             first = place + 1
         return text + self._decode(shown[first:])
 
-    def _decode(self, ids: np.ndarray) -> str:
-        text = self._backend.decode(ids.tolist(), skip_special_tokens=False)
+    def _decode(self, ids: list[int]) -> str:
+        text = self._backend.decode(ids, skip_special_tokens=False)
         for name in self._shown_names:
             text = text.replace(UNMATCHABLE + name, name)
         return text

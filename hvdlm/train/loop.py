@@ -14,7 +14,7 @@ from hvdlm import checkpoint
 from hvdlm.data.corpora import Corpora
 from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.models import num_parameters
-from hvdlm.session.metrics import RunLog
+from hvdlm.session.metrics import ENDED, LEFT_OUT, RESUMED, REWOUND, STARTED, STOPPED, RunLog
 from hvdlm.session.progress import Progress
 from hvdlm.session.stop import SAVE, StopFlag, Wish
 from hvdlm.session.watchdog import watchdog
@@ -78,12 +78,21 @@ class Loop:
             return
         self.fault = ""  # it goes on
         self._find_unsound()
+        facts = {"ranks": self.learner.world.size, "total_steps": self.learner.total_steps}
+        self.run_log.tell(first, RESUMED if first else STARTED, **facts, **self.stop.place)
         meter = IntervalMeter(self.learner, self.config.log.every)
         with watchdog(self.learner.world, self.config.guard.stall_s):
             self._train(meter, progress)
         self.learner.world.on_root(self.run_log.check)
-        if not self.is_stopped:
+        if self.is_stopped:
+            self.run_log.tell(self.step, STOPPED, reason=self.stop_reason, seconds=round(self.spent_s, 3))
+        else:
             self._check_result()
+            self.run_log.tell(self.step, ENDED, reason=self.ending or "all steps", seconds=round(self.spent_s, 3))
+
+    @property
+    def stop_reason(self) -> str:
+        return self.stop.reason or "a signal to another rank"
 
     def _check_result(self) -> None:
         """UserError for a run that has reached its end with nothing to show for it; all that was saved is kept."""
@@ -226,6 +235,7 @@ class Loop:
             reason = reason or f"loss {step.loss}, gradient norm {step.grad_norm}"
             raise UserError.shared(f"step {step.step}: {reason}: {DIVERGED}{self._doubt()}")
         if verdict == Verdict.SKIP:
+            self.run_log.tell(interval.end, LEFT_OUT, reason=reason or "fp16 overflow")
             log.warning("steps up to %d: left out an update (%s)", interval.end, reason or "fp16 overflow")
         return False
 
@@ -251,6 +261,7 @@ class Loop:
             self.run_log.rewind(self.step)
         learner.left_out = left_out + learner.plan.samples_before(interval.end) - learner.plan.samples_before(self.step)
         self.is_proven = False
+        self.run_log.tell(self.step, REWOUND, reason=reason, before=interval.end)
         log.warning("%s: back to step %d, and past the samples up to step %d", reason, self.step, interval.end)
         self._find_unsound()
 

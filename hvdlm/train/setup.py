@@ -27,7 +27,7 @@ from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.files import read_text, write_text_durably
 from hvdlm.host import affinity, has_bf16
 from hvdlm.launch.environment import memory_is_tuned
-from hvdlm.session.metrics import RunLog
+from hvdlm.session.metrics import FAILED, STOPPED, RunLog
 from hvdlm.session.progress import Progress
 from hvdlm.session.stop import KILL, BatchJob, StopFlag, stop_flag
 from hvdlm.tables import count, counted
@@ -133,14 +133,15 @@ def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
         try:
             loop.run(first, progress)
         except (UserError, StoppedOnRequest) as end:
+            run_log.tell(loop.step, STOPPED if isinstance(end, StoppedOnRequest) else FAILED, reason=str(end))
             if isinstance(end, StoppedOnRequest) or end.on_all_ranks:
                 learner.close()
             raise
     learner.close()
     if loop.is_stopped:
-        reason = stop.reason or "a signal to another rank"
         raise StoppedOnRequest(
-            f"stopped at step {loop.step} of {count(learner.total_steps)} by {reason}, saved; the same command resumes"
+            f"stopped at step {loop.step} of {count(learner.total_steps)} by {loop.stop_reason}, saved; the same"
+            " command resumes"
         )
     return loop.summary()
 

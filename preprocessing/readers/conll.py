@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO, NamedTuple
 
 from hvdlm.errors import UserError
+from hvdlm.records.fields import Fields
 from hvdlm.tables import counted
 
 from ..documents import BadRecord, Document, Part, ReadOptions
-from ..fields import Fields
 from .text import BLANK_LINES, chunks_of, decode, records
 
 DOCUMENT_MARK = "-DOCSTART-"

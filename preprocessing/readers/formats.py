@@ -12,11 +12,11 @@ from functools import partial
 from typing import BinaryIO
 
 from hvdlm.errors import UserError
+from hvdlm.records.fields import Fields
 from hvdlm.tables import counted
 
 from ..compression import BrokenStream, break_of, is_compressed, open_plain, plain_suffix
 from ..documents import BadRecord, Document, LongDocument, Part, ReadOptions, one_line
-from ..fields import Fields
 from . import columnar, conll, delimited, json_values, jsonl, parallel, squad, text, web
 from .cutting import in_pieces
 from .encodings import Recoded

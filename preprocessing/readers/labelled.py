@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from hvdlm.records.fields import FieldReader, Fields, Refused, texts_of
+
 from .. import documents
 from ..documents import BadRecord, Document, Part
-from ..fields import FieldReader, Fields, Refused, texts_of
 
 
 def any_fields(fields: Fields) -> Fields:

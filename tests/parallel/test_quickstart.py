@@ -27,8 +27,11 @@ def test_the_quickstart_from_text_to_report(corpus, tmp_path):
     command = [ROOT / "scripts" / "quickstart.sh", *SMALL]
     done = run_command(command, 280, cwd=tmp_path, env={**job_environment(), **settings})
     assert done.returncode == 0, done.stderr
-    report = Path(done.stdout.splitlines()[-1])
+    report, page, picture = map(Path, done.stdout.splitlines()[-3:])
     assert report == tmp_path / "run" / "scaling" / "report.html"
+    assert page == tmp_path / "run" / "train" / "report" / "report.html"
+    assert "ended at step 12 of 12" in page.read_text()
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert "Parallel efficiency" in report.read_text() or "parallel efficiency" in report.read_text()
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "data",

@@ -92,6 +92,9 @@ def source_sight(known: Tensor) -> Sight:
 class Attending(nn.Module):
     """What self-attention and attention to a source share."""
 
+    # Is given the weights (B, H, T, S) of each pass, where somebody looks on.
+    watcher: Callable[[Tensor], None] | None = None
+
     def __init__(self, options: Options, *, site: int) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_width = options.heads, options.num_kv_heads, options.width_of_head
@@ -109,6 +112,8 @@ class Attending(nn.Module):
 
     def mixed(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, draws: Draws | None) -> Tensor:
         """(B, T, H x D): for each query the values of the keys that it sees, weighted."""
+        if self.watcher is not None:
+            self.watcher(self.weights(q, k, sight))
         if self.softcap is None and (draws is None or self.dropout == 0):
             mixed = self._fused(q, k, v, sight)
         else:
@@ -135,16 +140,19 @@ class Attending(nn.Module):
         return mixed.view(q.shape)
 
     def _by_weights(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, draws: Draws | None) -> Tensor:
-        """With the weights (B, H, T, S) built, for torch's fused kernels know neither keyed masks nor soft-caps."""
-        k, v = self._for_all_heads(k), self._for_all_heads(v)
-        scores = softcapped(q * self.head_width**-0.5 @ k.transpose(-1, -2), self.softcap)
+        """With the weights built, for torch's fused kernels know neither keyed masks nor soft-caps."""
+        weights = dropout(self.weights(q, k, sight), self.dropout, draws, self.site)
+        return weights.to(v.dtype) @ self._for_all_heads(v)
+
+    def weights(self, q: Tensor, k: Tensor, sight: Sight) -> Tensor:
+        """How much each query takes of each key, float32 at least (B, H, T, S): a row adds up to 1."""
+        scores = softcapped(q * self.head_width**-0.5 @ self._for_all_heads(k).transpose(-1, -2), self.softcap)
         mask = sight.mask
         if sight.is_causal:
             mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-        return dropout(weights, self.dropout, draws, self.site).to(v.dtype) @ v
+        return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
     def _for_all_heads(self, x: Tensor) -> Tensor:
         """(B, kv heads, S, D) -> (B, H, S, D): each head's group."""

@@ -21,7 +21,7 @@ class ClassifyLayout(Layout):
         given = [text.lengths(records) for text in texts]
         self._kept = room_for(given, seq_len)
         self.lengths = np.sum(self._kept, axis=0)
-        self.num_cut = int((np.sum(given, axis=0) > seq_len).sum())
+        self.is_cut = np.sum(given, axis=0) > seq_len
         self.targets = np.ones(len(records), dtype=np.int64)
         self.records = np.arange(len(records))
 

@@ -22,7 +22,7 @@ class PackedLayout(Layout):
         self.lengths = np.array([layout.lengths[pack].sum() for pack in self._packs])
         self.targets = np.array([layout.targets[pack].sum() for pack in self._packs])
         self.records = np.array([layout.records[pack[0]] for pack in self._packs])
-        self.num_cut = layout.num_cut
+        self.is_cut = layout.is_cut
 
     def rows(self, examples: np.ndarray) -> np.ndarray:
         return padded([self._row(self._packs[number]) for number in examples.tolist()])

@@ -19,7 +19,7 @@ class PairLayout(Layout):
         self.lengths = np.minimum(np.maximum(sources, targets), seq_len)
         self.targets = np.minimum(targets, seq_len)
         self.records = np.arange(len(records))
-        self.num_cut = int(((sources > seq_len) | (targets > seq_len)).sum())
+        self.is_cut = (sources > seq_len) | (targets > seq_len)
 
     def rows(self, examples: np.ndarray) -> np.ndarray:
         return padded([self._row(record) for record in examples.tolist()])
@@ -38,7 +38,7 @@ class PrefixLayout(Layout):
         self._sources, self.targets = room_for([sources, targets], seq_len + 1)
         self.lengths = self._sources + self.targets - 1
         self.records = np.arange(len(records))
-        self.num_cut = int(((sources > self._sources) | (targets > self.targets)).sum())
+        self.is_cut = (sources > self._sources) | (targets > self.targets)
 
     def rows(self, examples: np.ndarray) -> np.ndarray:
         return padded([self._row(record) for record in examples.tolist()])

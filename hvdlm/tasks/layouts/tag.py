@@ -39,7 +39,7 @@ class TagLayout(Layout):
         self.targets = self.num_words.copy()
         for record in too_long:
             self.targets[record] = int((self._marked(record)[1] < seq_len - 1).sum())
-        self.num_cut = int((self.targets < self.num_words).sum())
+        self.is_cut = self.targets < self.num_words
 
     def _check_predicates(self, asked: np.ndarray, too_long: list[int]) -> None:
         """UserError for one that is no word of its sentence, or that is cut away, so that nothing would mark it."""

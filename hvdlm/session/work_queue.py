@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from hvdlm.data.manifest import Manifest
 from hvdlm.errors import StoppedOnRequest, UserError
-from hvdlm.files import write_text_durably
-from hvdlm.host import memory_bytes
 from hvdlm.session.progress import Progress
 from hvdlm.session.stop import StopFlag
 from hvdlm.world.interface import Counters, World
 
-from .plan import WorkPlan
-
-log = logging.getLogger("hvdlm")
-
-NEXT, AMOUNT, DOCUMENTS, TOKENS = range(4)  # counters
+NEXT, AMOUNT, COUNTED = range(3)  # counters, and the first of those of `Tasks.counted`
 LOOK_S = 0.5  # how often rank 0 looks at the counters of all
 
 
@@ -54,6 +44,7 @@ class Tasks:
     unit: str
     per_unit: int = 1
     finish: Callable[[], None] = lambda: None  # what a rank does after its last task
+    counted: tuple[str, ...] = ()  # what `WorkQueue.count` is told of, whose speed is shown
 
 
 class _Stop(Exception):
@@ -66,21 +57,23 @@ class WorkQueue:
     Where ranks cannot reach that (ranks that met over Gloo), each takes every size-th task.
     """
 
-    def __init__(self, plan: WorkPlan, world: World, stop: StopFlag, timer: PhaseTimer) -> None:
+    def __init__(self, halt: Path, output: str, world: World, stop: StopFlag, timer: PhaseTimer) -> None:
+        """`halt` is a file that exists once some rank has failed or was asked to stop; `output` is what is made."""
         self.world, self.timer = world, timer
-        self._plan, self._stop = plan, stop
+        self._halt, self._output, self._stop = halt, output, stop
         self._counters: Counters | None = None
         self._progress: Progress | None = None
         self._tasks: Tasks
         self._next_look = 0.0
-        self._done = [0, 0, 0, 0]  # of this rank
+        self._done: list[int] = []  # of this rank
 
     def run(self, tasks: Tasks) -> None:
         """Do all tasks, each on some rank. Collective.
 
         A UserError or OSError of one rank ends it on all, and so does a request to stop (StoppedOnRequest).
         """
-        self._counters, self._done, is_stopped = self.world.counters(4), [0, 0, 0, 0], False
+        num = COUNTED + len(tasks.counted)
+        self._counters, self._done, is_stopped = self.world.counters(num), [0] * num, False
         try:
             with Progress(tasks.name, tasks.total / tasks.per_unit, tasks.unit, self.world) as self._progress:
                 with self.world.together():
@@ -104,11 +97,11 @@ class WorkQueue:
             with self.timer.phase(tasks.name):
                 tasks.finish()
         except _Stop:
-            self._plan.halt.touch()
+            self._halt.touch()
             tasks.finish()
             return True
         except (UserError, OSError):
-            self._plan.halt.touch()
+            self._halt.touch()
             raise
         return False
 
@@ -120,7 +113,7 @@ class WorkQueue:
             yield numbers[drawn]
 
     def _check(self) -> None:
-        if self._stop.is_set() or self._plan.halt.exists():  # another rank's reason: it will tell
+        if self._stop.is_set() or self._halt.exists():  # another rank's reason: it will tell
             raise _Stop
 
     def check_together(self) -> None:
@@ -129,12 +122,12 @@ class WorkQueue:
 
     def _end_if_any(self, is_stopped: bool) -> None:
         if any(self.world.gather(is_stopped)):
-            raise StoppedOnRequest(f"{self._plan.config.output}: stopped on request; the same command continues")
+            raise StoppedOnRequest(f"{self._output}: stopped on request; the same command continues")
 
-    def count(self, documents: int, tokens: int) -> None:
-        """What a task has done so far; leaves it when the job shall stop."""
-        self._add(DOCUMENTS, documents)
-        self._add(TOKENS, tokens)
+    def count(self, *amounts: int) -> None:
+        """What a task has done since, in the order of `Tasks.counted`; leaves it when the job shall stop."""
+        for counter, amount in enumerate(amounts, COUNTED):
+            self._add(counter, amount)
         self._check()
         self._look(self._tasks)
 
@@ -148,40 +141,13 @@ class WorkQueue:
         if self.world.rank or self._progress is None or (time.monotonic() < self._next_look and not is_due):
             return
         self._next_look = time.monotonic() + LOOK_S
-        _, amount, documents, tokens = self._counters.read() if self._counters is not None else self._done
+        _, amount, *counts = self._counters.read() if self._counters is not None else self._done
         done, spent_s = amount / tasks.per_unit, self._progress.spent_s or 1.0
-        note = (
-            f"{done / spent_s:.1f} {tasks.unit}/s, {documents / spent_s:,.0f} documents/s, "
-            f"{tokens / spent_s:,.0f} tokens/s"
-        )
-        self._progress.reach(done, note if tokens else "")
+        speeds = [f"{count / spent_s:,.0f} {name}/s" for name, count in zip(tasks.counted, counts, strict=True)]
+        note = ", ".join([f"{done / spent_s:.1f} {tasks.unit}/s", *speeds])
+        self._progress.reach(done, note if any(counts) else "")
 
     def _close(self) -> None:
         if self._counters is not None:
             self._counters.close()
         self._counters = self._progress = None
-
-    def write_summary(self, path: Path, manifest: Manifest, balance: dict[str, Any]) -> None:
-        """`preprocess.json`: the balance, seconds by phase and rank, and how uneven the work was. Collective."""
-        phases = self.world.gather(self.timer.seconds)
-        peaks = self.world.gather(memory_bytes("VmHWM"))
-        names = dict.fromkeys(name for rank in phases for name in rank)
-        seconds = {name: [round(rank.get(name, 0.0), 3) for rank in phases] for name in names}
-        if self.world.rank:
-            return
-        tokenize = [rank.get("tokenize", 0.0) for rank in phases]
-        units = self._plan.units
-        summary = {
-            "num_ranks": self.world.size,
-            "wall_s": round(time.monotonic() - self.timer.start, 3),
-            "input_bytes": sum(unit.num_bytes for unit in units),
-            "num_units": len(units),
-            "num_units_resumed": len(units) - len(self._plan.todo),
-            "num_documents": manifest.num_documents,
-            "num_tokens": manifest.num_tokens,
-            "balance": balance,
-            "seconds": seconds,
-            "peak_memory_mb": [round(peak / 1e6) for peak in peaks],
-            "imbalance": round(max(tokenize) * len(tokenize) / sum(tokenize), 4) if sum(tokenize) else 1.0,
-        }
-        write_text_durably(path, json.dumps(summary, indent=1) + "\n")

@@ -7,7 +7,7 @@ that they belong to.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,13 +15,21 @@ from hvdlm.data.fields import PLACES, RAW, WORDS, Column, FieldEntry, Packed, co
 from hvdlm.data.records import TEXT_SEPARATOR
 from hvdlm.data.shards import pack_strings
 from hvdlm.errors import UserError
+from hvdlm.records.fields import FieldReader, Place, Record
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import dtype_for, insert_ends, num_ends
 
-from .documents import Document
-from .fields import FieldReader
-
 MOST_WORDS = 1 << 20  # whose ids are remembered
+
+
+class Typed(Protocol):
+    """A text and what stands beside it."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def record(self) -> Record | None: ...
 
 
 class Encoded(NamedTuple):
@@ -50,7 +58,7 @@ class RecordEncoder:
     def is_by_word(self) -> bool:
         return self._fields.entries[self._fields.text].words
 
-    def encode(self, documents: Sequence[Document]) -> Encoded:
+    def encode(self, documents: Sequence[Typed]) -> Encoded:
         """UserError for one that the vocabulary cannot spell."""
         columns: dict[str, Packed] = {}
         if self.is_by_word:
@@ -63,7 +71,7 @@ class RecordEncoder:
             columns |= self._columns(name, field, documents)
         return Encoded(ids, lengths, columns)
 
-    def _by_word(self, documents: Sequence[Document]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _by_word(self, documents: Sequence[Typed]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Flat ids with their ends, tokens a document, and of each word (uint32), with the blanks before it."""
         words = [word for document in documents for word in pieces_of(document)]
         self._learn(words)
@@ -90,7 +98,7 @@ class RecordEncoder:
                 own = np.array([self._tokenizer.unk_id], dtype=ids.dtype)
             self._ids_of_word[word] = own.copy()
 
-    def _columns(self, name: str, field: FieldEntry, documents: Sequence[Document]) -> dict[str, Packed]:
+    def _columns(self, name: str, field: FieldEntry, documents: Sequence[Typed]) -> dict[str, Packed]:
         """Those of a field, but for the numbers of tokens of words."""
         found: dict[str, Packed] = {}
         if field.type == "text":
@@ -112,7 +120,7 @@ class RecordEncoder:
         return {name: _packed([[numbers.setdefault(one, len(numbers)) for one in labels] for labels in values], "<i4")}
 
 
-def pieces_of(document: Document) -> list[str]:
+def pieces_of(document: Typed) -> list[str]:
     """Its words, each with the white space before it: the first one's is left out.
 
     Encoded one by one they are what vocabularies make of the text, most of which part it before white space.
@@ -122,7 +130,7 @@ def pieces_of(document: Document) -> list[str]:
     return [document.text[before:stop] for before, (_, stop) in zip(stops, words, strict=True)]
 
 
-def _words_of(document: Document) -> list[tuple[int, int]]:
+def _words_of(document: Typed) -> list[Place]:
     assert document.record is not None and document.record.words is not None
     return document.record.words
 

@@ -95,6 +95,7 @@ def entries(fields: Fields) -> dict[str, FieldEntry]:
             scheme=field.scheme,
             of=text if field.type == "span" else "",
             raw=field.raw or (is_text and "span" in types),
+            join=field.join if is_text else " ",
             words=is_text and bool(types & {"labels", "span"}),
             places=is_text and "span" in types,
         )
@@ -120,8 +121,9 @@ class Refused(ValueError):
 class FieldReader:
     """Raw values, as formats give them, to the text and the record of a document."""
 
-    def __init__(self, fields: Fields) -> None:
-        self._fields, self.entries = fields, entries(fields)
+    def __init__(self, fields: Fields, known: Mapping[str, FieldEntry] | None = None) -> None:
+        """`known` tells of the fields where data were made of them before, else these are all that a record has."""
+        self._fields, self.entries = fields, entries(fields) if known is None else dict(known)
         self.names = tuple(fields)
         self.keys = tuple(field.key or name for name, field in fields.items())
         self.asked = {f"fields.{name}.key": key for name, key in zip(fields, self.keys, strict=True)}
