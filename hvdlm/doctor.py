@@ -37,6 +37,7 @@ MPI_LIBRARY = re.compile(
 EXTRAS = {
     "text": "some formats and tokenizers",
     "tasks": "BLEU and chrF",
+    "lm-eval": "public benchmarks",
     "serve": "hvdlm serve",
 }  # that setup.py has for people
 
@@ -189,7 +190,7 @@ def _extras() -> Iterator[Check]:
         return
     missing: dict[str, list[str]] = {}
     for line in importlib.metadata.requires("hvdlm") or ():
-        found = re.fullmatch(r"([\w.-]+).*;.*extra == ['\"](\w+)['\"].*", line)
+        found = re.fullmatch(r"([\w.-]+).*;.*extra == ['\"]([\w-]+)['\"].*", line)
         if found and found[2] in EXTRAS:
             missing.setdefault(found[2], []).extend([] if _is_installed(found[1]) else [found[1]])
     told = {

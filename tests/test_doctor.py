@@ -33,14 +33,15 @@ def test_a_horovod_of_another_torch_is_named(tmp_path, monkeypatch):
 
 def test_a_library_of_an_extra_is_shown_and_its_lack_is_no_fault(monkeypatch):
     requires = ["numpy>=1", 'pyarrow>=14; extra == "text"', "sacrebleu<2.7,>=2.4; extra == 'tasks'"]
-    requires += ['numpy>=1; extra == "tasks"', 'nowhere; extra == "lint"']
+    requires += ['numpy>=1; extra == "tasks"', 'lm_eval<0.5; extra == "lm-eval"', 'nowhere; extra == "lint"']
     monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: requires)
     for there in (True, False):
         monkeypatch.setattr(doctor, "_is_installed", lambda name, there=there: there or name != "sacrebleu")
         (check,) = doctor._extras()
         state = "complete" if there else "without sacrebleu (pip install 'hvdlm[tasks]')"
         assert check.ok and check.detail == (
-            f"text (some formats and tokenizers) complete; tasks (BLEU and chrF) {state}"
+            f"text (some formats and tokenizers) complete; tasks (BLEU and chrF) {state}; "
+            "lm-eval (public benchmarks) complete"
         )
 
 

@@ -26,6 +26,7 @@ HOMES = {
     "horovod": {"hvdlm/world/horovod.py", "hvdlm/sync/horovod.py", "hvdlm/doctor.py"},
     "mpi4py": {"hvdlm/world/mpi.py", "hvdlm/doctor.py"},
     "jinja2": {"perf/report.py", "perf/curves/page.py", "jobs/render.py", "hvdlm/serve/chat.py"},
+    "lm_eval": {"hvdlm/inference/lm_eval_adapter.py"},
     "matplotlib": {
         "perf/pictures.py",
         "perf/curves/pictures.py",

@@ -25,6 +25,7 @@ from hvdlm.cli import (
     launching,
     looking,
     models,
+    public_benchmarks,
     scaling,
     serving,
     settings,
@@ -135,7 +136,7 @@ for group in (
         looking.watch,
         tuning.tune,
     ),
-    (benchmarks.bench, settings.config_group, submission.submit),
+    (benchmarks.bench, public_benchmarks.lm_eval, settings.config_group, submission.submit),
     (cluster.jobs, cluster.logs, cluster.cancel, cluster.lint, cluster.sites),
 ):
     for command in group:
