@@ -230,7 +230,7 @@ def _of_ranks(options: InferBenchOptions) -> dict[str, Any]:
             file = options.out / "infer" / "out.jsonl"
             command = ["infer", str(options.run), str(prompts), "--out", str(file), "--max-tokens", "64", "--json"]
             summary = json.loads(run_job(ranks, command).splitlines()[-1])
-            rates[ranks].append(summary["records"] / summary["wall_s"])
+            rates[ranks].append(summary["num_records"] / summary["wall_s"])
             outputs.add(file.read_bytes())
     ratios = [two / one for one, two in zip(rates[1], rates[2], strict=True)]
     return {

@@ -19,7 +19,6 @@ from hvdlm.inference.infer.lines import UnitReader, look_through
 from hvdlm.inference.infer.run import infer
 from hvdlm.inference.infer.wanted import Wanted
 from hvdlm.inference.infer.work import seed_of
-from hvdlm.inference.likelihood import pair_of
 from hvdlm.inference.load import load_checkpoint_model
 from hvdlm.inference.sampling import Sampling
 from hvdlm.tasks.evaluate import Protocol, SplitEvaluation
@@ -200,22 +199,6 @@ def test_a_prompt_before_a_completion_is_cut_where_it_has_no_room_and_that_is_to
     summary = asked(run_for(), source, tmp_path / "out", scores=True)
     assert [line["truncated"] > 0 for line in lines_of(tmp_path / "out")] == [True, False]
     assert summary["truncated"] == 1
-
-
-class Joined:
-    """A vocabulary of single characters, in which `ab` is one token."""
-
-    def encode(self, text):
-        import numpy as np
-
-        return np.array([ord(c) for c in text.replace("ab", "\N{BULLET}")])
-
-
-def test_a_token_across_the_boundary_is_one_of_what_follows():
-    """I28."""
-    assert pair_of(Joined(), "xa", "bc") == ([120, 0x2022, 99], 1)
-    assert pair_of(Joined(), "x ", "y") == ([120, 32, 121], 1)
-    assert pair_of(Joined(), "", "y") == ([121], 0)
 
 
 # Files

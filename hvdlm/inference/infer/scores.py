@@ -8,12 +8,13 @@ from typing import Any
 
 from hvdlm.errors import UserError
 from hvdlm.inference.engine import Token
+from hvdlm.inference.infer.likelihood import Judge, Likelihood, Text, num_cut
 from hvdlm.inference.infer.lines import Line, Unit, id_of, text_at
 from hvdlm.inference.infer.wanted import OF_DRAWING, Wanted
 from hvdlm.inference.infer.work import Tell, Values, Work, nats, told_of
 from hvdlm.inference.infer.writing import prompt_of
-from hvdlm.inference.likelihood import Judge, Likelihood, Text, num_cut, pair_of
 from hvdlm.inference.load import Loaded
+from hvdlm.inference.log_likelihoods import encode_pair
 from hvdlm.tokenizer import Tokenizer
 
 OF_TEXTS = ("max_tokens", "stops", "choices", "beams", *OF_DRAWING)
@@ -77,10 +78,14 @@ class Scoring(Work):
         prompt, name = prompt_of(values), _follows(values)
         first, end = self._vocabulary.first_id, self._vocabulary.eos_id
         if not name:
-            return Text((first, *self._tokenizer.encode(prompt).tolist(), end))
+            return Text((first, *self._encode(prompt), end))
         assert isinstance(values, dict)
-        ids, num_given = pair_of(self._tokenizer, prompt, text_at(values, name))
-        return Text((first, *ids), 1 + num_given)
+        before, ids = encode_pair(self._encode, prompt, text_at(values, name))
+        ids = ids or self._encode(text_at(values, name))  # it is part of the prompt's last token
+        return Text((first, *before, *ids), 1 + len(before))
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text).tolist())
 
     def _whole(self, found: Likelihood) -> dict[str, Any]:
         """The end of the text is told apart."""

@@ -2,6 +2,7 @@
 
 A text is read as `hvdlm eval` reads a document: from what begins one, in pieces of at most the model's context, of
 which each sees of the one before no more than its last token. Its end counts there as a token of its own.
+(`inference.log_likelihoods` has the sums that benchmarks ask for, in their windows.)
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from hvdlm.compute.draws import draws_for
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.inference.load import Loaded, context_of
-from hvdlm.tokenizer import Tokenizer
 
 HEAD_TOKENS = 1024  # whose logits are held at once
 Top = tuple[tuple[int, float], ...]  # ids and their log-probabilities, the likeliest first
@@ -45,19 +45,6 @@ class Likelihood:
     def is_greedy(self) -> bool:
         """Whether each is the likeliest at its place."""
         return all(likeliest[0][0] == own for own, likeliest in zip(self.ids, self.top, strict=True))
-
-
-def pair_of(tokenizer: Tokenizer, prompt: str, completion: str) -> tuple[list[int], int]:
-    """Ids of a prompt and what follows it, and how many are the prompt's: those that it has by itself too.
-
-    They are encoded together, and the prompt's last blanks go to what follows, as most vocabularies want them. A token
-    that has a part in both is one of what follows.
-    """
-    stripped = prompt.rstrip()
-    alone = tokenizer.encode(stripped).tolist()
-    whole = tokenizer.encode(prompt + completion).tolist()
-    pairs = enumerate(zip(alone, whole, strict=False))
-    return whole, next((place for place, (one, other) in pairs if one != other), min(len(alone), len(whole)))
 
 
 class Judge:
