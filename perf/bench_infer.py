@@ -39,6 +39,7 @@ from .paired import order_of_round, plain
 GREEDY = Sampling(temperature=0)
 PROMPT = 32  # tokens of a prompt, where nothing else is said
 BATCH = 16
+LONG = 256  # tokens of a text that is written with a cache and without
 READ_BYTES = 1 << 28  # that are read to measure the memory
 JSON = "infer.json"
 RATES = ("tokens_per_s", "write_tokens_per_s")  # of whole texts, their prompts read; of writing alone
@@ -87,12 +88,12 @@ def bench(options: InferBenchOptions) -> dict[str, Any]:
 
 
 def _of_run(options: InferBenchOptions) -> dict[str, Any]:
-    """The run's own model: 256 tokens without a cache, with one, and many texts side by side."""
+    """The run's own model: so many tokens without a cache, with one, and many texts side by side."""
     path = checkpoint.resolve(options.run)
     loaded = load_checkpoint_model(path, (), find_place(SerialWorld()))
     torch.set_num_threads(options.threads)
     model, vocabulary, context = loaded.model, loaded.vocabulary, context_of(loaded)
-    num = min(256, (context or 1 << 20) - 1)
+    num = min(LONG, (context or 1 << 20) - 1)
     small = copy.deepcopy(model)
     quantize(small)
     pack(model)
@@ -130,12 +131,18 @@ def _of_shape(options: InferBenchOptions) -> dict[str, Any]:
         variants[f"hvdlm int8, {name}"] = _bind(_written, small, vocabulary, batch, options.tokens, PROMPT)
         if theirs is not None:
             variants[f"transformers, {name}"] = _bind(_by_transformers, theirs, batch, options.tokens)
+    variants[f"hvdlm, {LONG} tokens"] = _bind(_written, model, vocabulary, 1, LONG, 1)
+    variants[f"hvdlm, {LONG} tokens without a cache"] = lambda: {"tokens_per_s": _sampled_without_cache(model, LONG)}
     memory = torch.ones(READ_BYTES // 4)
     variants["memory"] = lambda: {"bytes_per_s": _reading_rate(memory)}
     rates = _in_turn(variants, options.rounds)
     bound = [rate / (4 * matrices) for rate in rates["memory"]["bytes_per_s"]]
     share = [mine / most for mine, most in zip(rates["hvdlm, 1 text"]["write_tokens_per_s"], bound, strict=True)]
-    ratios = {"bound_reached": plain(share)}
+    ratios = {
+        "bound_reached": plain(share),
+        "cache_to_none": _ratio(rates, f"hvdlm, {LONG} tokens", f"hvdlm, {LONG} tokens without a cache"),
+        f"batch_{BATCH}_to_1": _ratio(rates, f"hvdlm, {BATCH} texts", "hvdlm, 1 text"),
+    }
     for name in ("1 text", f"{BATCH} texts"):
         ratios[f"int8_to_fp32, {name}"] = _ratio(rates, f"hvdlm int8, {name}", f"hvdlm, {name}")
         if theirs is not None:
@@ -178,6 +185,17 @@ def _without_cache(model: LanguageModel, vocabulary: Vocabulary, num: int) -> fl
         hidden, _ = model(torch.tensor([ids]), model.initial_state(1))
         ids.append(int(model.head(hidden[:, -1:])[0, -1].argmax()))
     return num / (time.perf_counter() - start)
+
+
+@torch.no_grad()
+def _sampled_without_cache(model: LanguageModel, num: int, every: int = 32) -> float:
+    """The same, where it takes too long to do it for every token: one of so many, from the middle of its stretch."""
+    start = time.perf_counter()
+    lengths = range(every // 2, num, every)
+    for length in lengths:
+        hidden, _ = model(torch.zeros(1, length, dtype=torch.int64), model.initial_state(1))
+        model.head(hidden[:, -1:]).argmax()
+    return len(lengths) / (time.perf_counter() - start)
 
 
 def _of_transformers(config: TransformerConfig, model: LanguageModel, vocabulary: Vocabulary) -> Any:

@@ -22,6 +22,7 @@ from hvdlm.inference.log_likelihoods import (
     encode_pair,
     score,
     stretches,
+    together,
 )
 from hvdlm.inference.sampling import Sampling
 from hvdlm.inference.texts import TextWriter
@@ -176,7 +177,7 @@ class Answers:
         for number, answer in zip((number for group in groups for number in group), answers, strict=True):
             found[number] = answer
         ordered = iter(found[number] for number in range(len(flat)))
-        return [_together([next(ordered) for _ in parts]) for parts in asked]
+        return [together([next(ordered) for _ in parts]) for parts in asked]
 
     def written(self, questions: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
         """What the model writes after each text, by the settings of a task."""
@@ -200,10 +201,6 @@ class Answers:
             self.counts["cut"] += len(ids) > room
             ids = ids[-room:]
         return Prompt(ids, max_tokens, _sampling(number, settings), stops)
-
-
-def _together(scores: Sequence[Score]) -> Score:
-    return Score(sum((one.log_prob for one in scores), 0.0), all(one.is_greedy for one in scores))
 
 
 def _sampling(number: int, settings: Mapping[str, Any]) -> Sampling:

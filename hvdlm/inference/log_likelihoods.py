@@ -6,10 +6,12 @@ are computed side by side; what stands behind the end of a shorter one no token 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from hvdlm.compute.device import autocast
 from hvdlm.decoding import refuse_diverged
@@ -32,9 +34,18 @@ class Stretch(NamedTuple):
         return self.ids[:-1]
 
 
+Top = tuple[tuple[int, float], ...]  # ids and their log-probabilities, the likeliest first
+
+
 class Score(NamedTuple):
-    log_prob: float  # of all predicted ids together, in nats
+    log_probs: tuple[float, ...]  # of each predicted id, nats
     is_greedy: bool  # each of them is the likeliest that could be written there
+    top: tuple[Top, ...] = ()  # at each place, where they were asked for
+
+    @property
+    def log_prob(self) -> float:
+        """Of all together."""
+        return sum(self.log_probs)
 
 
 def check_scores(loaded: Loaded, name: object) -> None:
@@ -98,10 +109,11 @@ def batches(asked: Sequence[Stretch], most_tokens: int = BATCH_TOKENS) -> list[l
 
 
 @torch.no_grad()
-def score(loaded: Loaded, asked: Sequence[Stretch]) -> list[Score]:
+def score(loaded: Loaded, asked: Sequence[Stretch], *, num_top: int = 0, asks_greedy: bool = True) -> list[Score]:
     """Of stretches that are computed together. What several of them read alike, as choices of one token, is read once.
 
-    In the precision in which the model is evaluated while it is trained.
+    In the precision in which the model is evaluated while it is trained. Where nobody `asks_greedy` or for the
+    likeliest ids, a family that can tell the targets' probabilities alone does.
     """
     model, device = loaded.model, loaded.model.device
     rows = {inputs: row for row, inputs in enumerate(dict.fromkeys(stretch.inputs for stretch in asked))}
@@ -109,8 +121,8 @@ def score(loaded: Loaded, asked: Sequence[Stretch]) -> list[Score]:
     targets = torch.tensor([token for stretch in asked for token in stretch.ids[-stretch.num :]], device=device)
     row = torch.tensor([rows[stretch.inputs] for stretch in asked]).repeat_interleave(torch.tensor(nums))
     place = torch.cat([torch.arange(len(stretch.inputs) - stretch.num, len(stretch.inputs)) for stretch in asked])
-    log_probs, greedy = torch.empty(len(targets), dtype=torch.float64), torch.empty(len(targets), dtype=torch.bool)
-    unwritten = torch.tensor(never(model, loaded.vocabulary), device=device, dtype=torch.int64)
+    head = _Head(loaded, num_top, asks_greedy=asks_greedy)
+    told: list[Told | None] = [None] * len(targets)
     ids = padded(list(rows), device)
     width = ids.shape[1] if context_of(loaded) is not None else max(1, BATCH_TOKENS // len(ids))
     state = model.initial_state(len(ids)) if width < ids.shape[1] else None
@@ -119,11 +131,57 @@ def score(loaded: Loaded, asked: Sequence[Stretch]) -> list[Score]:
             hidden, state = model(ids[:, start : start + width], state)
         here = ((place >= start) & (place < start + width)).nonzero()[:, 0]
         for chosen in here.split(HEAD_TOKENS) if len(here) else ():
-            with autocast(device, loaded.config.train.precision):
-                logits = model.head(hidden[row[chosen], place[chosen] - start].unsqueeze(0))[0].float()  # (n, V)
-            refuse_diverged(logits)
-            wanted = targets[chosen.to(device)]
-            log_probs[chosen] = logits.log_softmax(-1).gather(1, wanted.unsqueeze(1))[:, 0].double().cpu()
-            greedy[chosen] = (logits.index_fill(1, unwritten, float("-inf")).argmax(-1) == wanted).cpu()
-    parts = zip(log_probs.split(nums), greedy.split(nums), strict=True)
-    return [Score(float(own.sum()), bool(is_greedy.all())) for own, is_greedy in parts]
+            found = head.tell(hidden[row[chosen], place[chosen] - start], targets[chosen.to(device)])
+            for number, one in zip(chosen.tolist(), found, strict=True):
+                told[number] = one
+    flat = iter(one for one in told if one is not None)
+    return [_joined([next(flat) for _ in range(num)], num_top) for num in nums]
+
+
+class Told(NamedTuple):
+    """Of one predicted id."""
+
+    log_prob: float
+    is_likeliest: bool
+    top: Top
+
+
+class _Head:
+    """What a model's head says of targets."""
+
+    def __init__(self, loaded: Loaded, num_top: int, *, asks_greedy: bool) -> None:
+        self._model, self._precision = loaded.model, loaded.config.train.precision
+        self._num_top, self._asks_all = num_top, asks_greedy or num_top > 0
+        unwritten = never(loaded.model, loaded.vocabulary)
+        self._unwritten = torch.tensor(unwritten, device=loaded.model.device, dtype=torch.int64)
+
+    def tell(self, hidden: Tensor, targets: Tensor) -> Iterator[Told]:
+        """Of targets (n,), from hidden (n, …)."""
+        with autocast(targets.device, self._precision):
+            own = None if self._asks_all else self._model.target_log_probs(hidden.unsqueeze(0), targets.unsqueeze(0))
+            logits = self._model.head(hidden.unsqueeze(0))[0].float() if own is None else None  # (n, V)
+        if logits is None:
+            assert own is not None
+            return (Told(value, False, ()) for value in own[0].double().tolist())
+        refuse_diverged(logits)
+        log_probs = logits.log_softmax(-1)
+        values = log_probs.gather(1, targets.unsqueeze(1))[:, 0].double().tolist()
+        likeliest = (logits.index_fill(1, self._unwritten, float("-inf")).argmax(-1) == targets).tolist()
+        tops: Sequence[Top] = [()] * len(values)
+        if self._num_top:
+            found = log_probs.topk(min(self._num_top, log_probs.shape[1]))
+            pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+            tops = [tuple(zip(*pair, strict=True)) for pair in pairs]
+        return map(Told, values, likeliest, tops)
+
+
+def _joined(told: Sequence[Told], num_top: int) -> Score:
+    log_probs = tuple(one.log_prob for one in told)
+    return Score(log_probs, all(one.is_likeliest for one in told), tuple(one.top for one in told) if num_top else ())
+
+
+def together(parts: Sequence[Score]) -> Score:
+    """Of a text that was read in several stretches; of none it is that of nothing."""
+    log_probs = itertools.chain.from_iterable(part.log_probs for part in parts)
+    top = itertools.chain.from_iterable(part.top for part in parts)
+    return Score(tuple(log_probs), all(part.is_greedy for part in parts), tuple(top))

@@ -15,7 +15,7 @@ from torch import nn
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel
 
-LEAST = 1 << 19  # weights of a matrix that gains by oneDNN's layout: with smaller ones the call takes longer than it saves
+LEAST = 1 << 19  # weights of a matrix that gains by oneDNN's layout; of smaller ones the call takes longer
 
 Make = Callable[[nn.Module], nn.Module]
 

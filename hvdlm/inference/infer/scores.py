@@ -8,13 +8,13 @@ from typing import Any
 
 from hvdlm.errors import UserError
 from hvdlm.inference.engine import Token
-from hvdlm.inference.infer.likelihood import Judge, Likelihood, Text, num_cut
+from hvdlm.inference.infer.likelihood import Judge, Text, num_cut
 from hvdlm.inference.infer.lines import Line, Unit, id_of, text_at
 from hvdlm.inference.infer.wanted import OF_DRAWING, Wanted
 from hvdlm.inference.infer.work import Tell, Values, Work, nats, told_of
 from hvdlm.inference.infer.writing import prompt_of
 from hvdlm.inference.load import Loaded
-from hvdlm.inference.log_likelihoods import encode_pair
+from hvdlm.inference.log_likelihoods import Score, encode_pair
 from hvdlm.tokenizer import Tokenizer
 
 OF_TEXTS = ("max_tokens", "stops", "choices", "beams", *OF_DRAWING)
@@ -55,19 +55,17 @@ class Scoring(Work):
         follows = [bool(_follows(line.values)) for line in given]
         if not self._judge.is_by_token:
             return self._bounds(unit, given, texts)
-        found: list[Likelihood | None] = [None] * len(texts)
-        for with_top in (False, True):
-            num_top = max(self._wanted.logprobs or 0, int(with_top))
-            places = [place for place, is_pair in enumerate(follows) if is_pair == with_top]
-            judged = self._judge.likelihoods([texts[place] for place in places], num_top)
-            for place, one in zip(places, judged, strict=True):
-                found[place] = one
+        found: dict[int, Score] = {}
+        for is_pair in (False, True):
+            places = [place for place, follow in enumerate(follows) if follow == is_pair]
+            asked = [texts[place] for place in places]
+            judged = self._judge.likelihoods(asked, num_top=self._wanted.logprobs or 0, asks_greedy=is_pair)
+            found.update(zip(places, judged, strict=True))
         counts = Counter[str]({"truncated": 0})
         lines = []
-        for place, (line, text, likelihood) in enumerate(zip(given, texts, found, strict=True)):
-            assert likelihood is not None
-            cut = num_cut(text, self._judge.context)
-            told = self._pair(likelihood, cut) if follows[place] else self._whole(likelihood)
+        for place, (line, text) in enumerate(zip(given, texts, strict=True)):
+            cut, ids = num_cut(text, self._judge.context), text.ids[text.num_given :]
+            told = self._pair(ids, found[place], cut) if follows[place] else self._whole(ids, found[place])
             counts.update({"truncated": int(told.get("truncated", 0) > 0), "num_tokens": told["num_tokens"]})
             counts["log_prob"] += told["log_prob"]
             lines.append({**id_of(line.values), "index": unit.first + place, **told})
@@ -87,21 +85,21 @@ class Scoring(Work):
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text).tolist())
 
-    def _whole(self, found: Likelihood) -> dict[str, Any]:
+    def _whole(self, ids: Sequence[int], found: Score) -> dict[str, Any]:
         """The end of the text is told apart."""
         own, end = found.log_probs[:-1], found.log_probs[-1]
-        told = {"log_prob": nats(own.sum()), "num_tokens": len(own), "end_log_prob": nats(end)}
-        return told | self._tokens(found)
+        told = {"log_prob": nats(sum(own)), "num_tokens": len(own), "end_log_prob": nats(end)}
+        return told | self._tokens(ids, found)
 
-    def _pair(self, found: Likelihood, num_cut: int) -> dict[str, Any]:
-        told = {"log_prob": nats(found.log_probs.sum()), "num_tokens": len(found.ids)}
-        return told | {"is_greedy": found.is_greedy, "truncated": num_cut} | self._tokens(found)
+    def _pair(self, ids: Sequence[int], found: Score, num_cut: int) -> dict[str, Any]:
+        told = {"log_prob": nats(found.log_prob), "num_tokens": len(ids)}
+        return told | {"is_greedy": found.is_greedy, "truncated": num_cut} | self._tokens(ids, found)
 
-    def _tokens(self, found: Likelihood) -> dict[str, Any]:
-        if (num := self._wanted.logprobs) is None:
+    def _tokens(self, ids: Sequence[int], found: Score) -> dict[str, Any]:
+        if self._wanted.logprobs is None:
             return {}
-        tops = [top[:num] for top in found.top] if found.top else [()] * len(found.ids)
-        tokens = [Token(*entry) for entry in zip(found.ids, found.log_probs.tolist(), tops, strict=True)]
+        tops = found.top or [()] * len(ids)
+        tokens = [Token(*entry) for entry in zip(ids, found.log_probs, tops, strict=True)]
         return {"tokens": told_of(tokens, self._tokenizer)}
 
     def _bounds(
