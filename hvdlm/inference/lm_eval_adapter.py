@@ -18,7 +18,6 @@ from hvdlm import checkpoint
 from hvdlm.errors import UserError
 from hvdlm.inference.answers import Answers, Ranks, Worker
 from hvdlm.inference.load import Loaded, context_of, load_checkpoint_model, prepare, tokenizer_of
-from hvdlm.inference.log_likelihoods import Score
 from hvdlm.tables import counted
 from hvdlm.world.interface import World
 from hvdlm.world.place import find_place
@@ -141,8 +140,9 @@ def _as_library_model(answers: Answers) -> Any:
     from lm_eval.api.model import LM
 
     class HvdlmRun(LM):
-        def loglikelihood(self, requests: list[Any]) -> list[Score]:
-            return answers.log_likelihoods([request.args for request in requests])
+        def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+            found = answers.log_likelihoods([request.args for request in requests])
+            return [(one.log_prob, one.is_greedy) for one in found]
 
         def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
             return answers.rolling([request.args[0] for request in requests])
