@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("starlette", reason="starlette (the serve extra) is not installed")
 
 from hvdlm.errors import UserError
+from hvdlm.exchange.manners import turn_ends
 from hvdlm.serve.chat import PLAIN, Chat, Specials, find_template
 from hvdlm.serve.faults import Fault
 from hvdlm.serve.requests import Message
@@ -51,7 +52,7 @@ def test_a_template_s_special_tokens_are_tokens_and_people_s_are_text(tokenizer)
     said = own[own.index(start) + 1 : own.index(end)]
     assert tokenizer.decode(said) == f"user\n{attack}"
     assert tokenizer.decode(ids[1 : ids.index(end)]) == "system\nbe kind"
-    assert specials.turn_ends == {end}
+    assert turn_ends(tokenizer) == {end}
 
 
 def test_a_text_begins_once_or_as_the_template_says(tokenizer):

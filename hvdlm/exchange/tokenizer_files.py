@@ -25,6 +25,25 @@ ROLES = {
 }
 
 
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Special tokens by name, that stand for themselves alone; none where a vocabulary has no file that tells."""
+    files = _files_if_any(tokenizer)
+    names = [entry["content"] for entry in files.content.get("added_tokens") or [] if entry["special"]]
+    return {name: files.ids[name] for name in names if name}
+
+
+def special_roles(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What they are for, as tokenizer_config.json tells: bos_token, eos_token, …"""
+    return _files_if_any(tokenizer).config
+
+
+def _files_if_any(tokenizer: Tokenizer) -> TokenizerFiles:
+    try:
+        return tokenizer_files(tokenizer)
+    except UserError:
+        return TokenizerFiles({}, {}, {})
+
+
 class TokenizerFiles(NamedTuple):
     """Contents of both files, and token -> id."""
 

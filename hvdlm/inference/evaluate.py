@@ -13,7 +13,7 @@ from hvdlm.data.corpora import Corpora, open_corpora
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
 from hvdlm.inference.evaluate_records import evaluate_records
-from hvdlm.inference.load import Loaded, load_checkpoint_model, prepare, tokenizer_of
+from hvdlm.inference.load import Loaded, as_int8, load_checkpoint_model, tokenizer_of
 from hvdlm.partition import slice_of
 from hvdlm.scoring.confusion import check_drawing
 from hvdlm.tasks import Task
@@ -53,7 +53,7 @@ def evaluate_checkpoint(  # noqa: PLR0913 - the protocol, each part of it a keyw
     path, loaded, corpora = _open(target, overrides, world)
     if int8:
         with world.together():
-            loaded = prepare(loaded, int8=True)
+            loaded = as_int8(loaded)
     if draws:
         with world.together():
             _check_picture(loaded.task)

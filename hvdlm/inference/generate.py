@@ -83,7 +83,7 @@ def continue_text(
     loaded = load_checkpoint_model(path, overrides, find_place(SerialWorld()))
     loaded.check_writes(path)
     tokenizer = tokenizer_of(path, loaded.state)
-    return _pieces(prepare(loaded, int8=int8), tokenizer, prompt, how)
+    return _pieces(prepare(loaded, path, tokenizer, int8=int8), tokenizer, prompt, how)
 
 
 def _pieces(loaded: Loaded, tokenizer: Tokenizer, prompt: str, how: Texts) -> Iterator[str]:

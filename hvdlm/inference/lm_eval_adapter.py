@@ -52,8 +52,9 @@ def evaluate_on_tasks(target: Path, overrides: tuple[str, ...], wanted: Wanted, 
         loaded = load_checkpoint_model(path, overrides, place)
         loaded.check_writes(path)
         if loaded.config.train.precision == "fp32":  # what is laid out anew knows no other
-            loaded = prepare(loaded)
-        worker = Worker(loaded, tokenizer_of(path, loaded.state))
+            tokenizer = tokenizer_of(path, loaded.state)
+            loaded = prepare(loaded, path, tokenizer)
+        worker = Worker(loaded, tokenizer)
     ranks = Ranks(world, worker)
     if manager is None:
         ranks.follow()

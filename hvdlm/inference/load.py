@@ -14,6 +14,7 @@ from hvdlm.config import changes, validate
 from hvdlm.data.fields import FieldEntry
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
+from hvdlm.exchange.manners import ends_in, turn_ends
 from hvdlm.inference.matrices import pack, quantize
 from hvdlm.launch.words import import_words
 from hvdlm.models import MODELS, LanguageModel, Vocabulary
@@ -40,6 +41,7 @@ class Loaded:
     config: RunConfig
     state: dict
     vocabulary: Vocabulary
+    ends: frozenset[int] = frozenset()  # ids that end a text
     changes: tuple[str, ...] = ()  # settings of the model that are not those of its training
 
     @property
@@ -64,22 +66,28 @@ class Loaded:
         if not self.model.reads_source:
             self.model.initial_state(1)
 
-    @property
-    def ends(self) -> frozenset[int]:
-        """Ids that end a text."""
-        return frozenset({self.vocabulary.eos_id})
-
 
 def context_of(loaded: Loaded) -> int | None:
     """Tokens that the model reads at once, those that it writes among them; None where its state has a fixed size."""
     return None if loaded.config.model.carries_state else loaded.config.data.seq_len
 
 
-def prepare(loaded: Loaded, *, int8: bool = False) -> Loaded:
-    """The same to be used and not trained: with matrices laid out anew, or as int8, which changes what it says."""
-    if not int8:
-        pack(loaded.model)
-        return loaded
+def prepare(loaded: Loaded, path: Path, tokenizer: Tokenizer, *, int8: bool = False) -> Loaded:
+    """The same to be used and not trained: with matrices laid out anew or as int8, and all that may end a text.
+
+    That is its end of text, ends of turns in its vocabulary, and what RUN/generation_config.json names.
+    """
+    known = range(loaded.vocabulary.size)
+    others = turn_ends(tokenizer) | ends_in(path.resolve().parent.parent)
+    loaded = replace(loaded, ends=loaded.ends | {token for token in others if token in known})
+    if int8:
+        return as_int8(loaded)
+    pack(loaded.model)
+    return loaded
+
+
+def as_int8(loaded: Loaded) -> Loaded:
+    """With matrices as int8, which changes what it says."""
     quantize(loaded.model)
     return replace(loaded, changes=(*loaded.changes, INT8))
 
@@ -99,7 +107,7 @@ def load_checkpoint_model(path: Path, overrides: tuple[str, ...], place: Place) 
     task = build_task(config, vocabulary, fields_in(state), lambda: tokenizer_of(path, state))
     model = model_of(config, vocabulary, task)
     load_weights(path, model, mean=True)
-    return Loaded(model.to(device), task, config, state, vocabulary, changed)
+    return Loaded(model.to(device), task, config, state, vocabulary, frozenset({vocabulary.eos_id}), changed)
 
 
 def _changes(trained: RunConfig, now: RunConfig, path: Path) -> tuple[str, ...]:

@@ -17,14 +17,12 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hvdlm.errors import UserError
-from hvdlm.exchange.tokenizer_files import TokenizerFiles, tokenizer_files
-from hvdlm.files import read_json, read_text
+from hvdlm.exchange.manners import read_template, template_in
+from hvdlm.exchange.tokenizer_files import special_ids, special_roles
 from hvdlm.serve.faults import wrong
 from hvdlm.serve.requests import Message
 from hvdlm.tokenizer import Tokenizer
-from hvdlm.tokenizer.published import CONFIG, TURN_ENDS
 
-TEMPLATE = "chat_template.jinja"
 PLAIN = "plain: the texts of all messages with a blank line between them"
 APART = "\ufdd0"  # no character; put into what people wrote, so that no special token's name stands there
 
@@ -34,19 +32,9 @@ class Specials:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        try:
-            files = tokenizer_files(tokenizer)
-        except UserError:
-            files = TokenizerFiles({}, {}, {})
-        names = [entry["content"] for entry in files.content.get("added_tokens") or [] if entry["special"]]
-        self.config = files.config
-        self.ids = {name: files.ids[name] for name in names if name}
+        self.ids, self.config = special_ids(tokenizer), special_roles(tokenizer)
         longest_first = sorted(self.ids, key=len, reverse=True)
         self._names = re.compile("|".join(map(re.escape, longest_first))) if self.ids else None
-
-    @property
-    def turn_ends(self) -> frozenset[int]:
-        return frozenset(self.ids[name] for name in TURN_ENDS if name in self.ids)
 
     def hidden(self, text: str) -> str:
         """A text in which no special token's name stands any more."""
@@ -106,35 +94,7 @@ class Chat:
 
 def find_template(run: Path, given: Path | None) -> tuple[str | None, str]:
     """The text of a chat template and where it is from: the file given, or what lies beside the run's tokenizer."""
-    if given is not None:
-        return _read(given), str(given)
-    if (run / TEMPLATE).is_file():
-        return _read(run / TEMPLATE), str(run / TEMPLATE)
-    if (path := run / CONFIG).is_file():
-        return _in_config(path), str(path)
-    return None, ""
-
-
-def _read(path: Path) -> str:
-    try:
-        return read_text(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as a chat template ({getattr(error, 'strerror', error)})") from None
-
-
-def _in_config(path: Path) -> str | None:
-    """Of a tokenizer_config.json: a text, or several by name of which one is the default."""
-    try:
-        config = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); mend it or move it away") from None
-    found = config.get("chat_template") if isinstance(config, dict) else None
-    if isinstance(found, list):
-        by_name = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
-        found = by_name.get("default")
-    if found is not None and not isinstance(found, str):
-        raise UserError(f"{path}: chat_template: is no text; give one with --chat-template")
-    return found
+    return template_in(run) if given is None else (read_template(given), str(given))
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -50,7 +50,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.context = context_of(self.loaded)
-        self.ends = self.loaded.ends | self.chat.specials.turn_ends
+        self.ends = self.loaded.ends
         self.begin = self.loaded.prompt_of(())
         self.worker = Worker(self._engine, Request(self.begin, 2, Sampling()), self._break)
         self.on_broken: Callable[[], Any] = lambda: None

@@ -121,7 +121,7 @@ def open_service(offer: Offer) -> Service:
     run = path.resolve().parent.parent
     chat = Chat(Specials(tokenizer), *find_template(run, offer.template), begin=_begin(loaded))
     name = offer.name or "-".join(run.parts[-2:]).lstrip("/-")
-    return Service(name, prepare(loaded, int8=offer.int8), tokenizer, chat, offer.limits)
+    return Service(name, prepare(loaded, path, tokenizer, int8=offer.int8), tokenizer, chat, offer.limits)
 
 
 def _begin(loaded: Loaded) -> tuple[int, ...]:

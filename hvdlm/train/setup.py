@@ -24,6 +24,8 @@ from hvdlm.config import changes, free_on_resume, to_yaml
 from hvdlm.data.corpora import Corpora, open_corpora
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import StoppedOnRequest, UserError
+from hvdlm.exchange import is_folder
+from hvdlm.exchange.manners import keep_manners
 from hvdlm.files import read_text, write_text_durably
 from hvdlm.host import affinity, has_bf16
 from hvdlm.launch.environment import memory_is_tuned
@@ -110,6 +112,9 @@ def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
             begin_with(source, learner, corpora.manifest.tokenizer_digest)
         validation = Validation(config, learner, corpora)
     found = world.on_root(lambda: _claim_run_dir(config, corpora, stop, learner.total_steps))
+    if source is not None and learner.task.predicts_tokens:
+        folder = source if is_folder(source) else source.resolve().parent.parent  # of RUN/checkpoints/step_…
+        world.on_root(lambda: keep_manners(folder, config.run_dir))
     first, saved = 0, {}
     if found is not None:
         with world.together():

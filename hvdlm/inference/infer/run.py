@@ -80,7 +80,7 @@ def opened(target: Path, overrides: tuple[str, ...], source: Path, out: Path, wa
         loaded = load_checkpoint_model(path, (THREADS, *overrides), place)
         tokenizer = tokenizer_of(path, loaded.state)
         if not loaded.config.task.reads_records:
-            loaded = prepare(loaded, int8=wanted.int8)
+            loaded = prepare(loaded, path, tokenizer, int8=wanted.int8)
         work = work_for(loaded, tokenizer, wanted, source, path)
         _remark_threads(loaded, place, world)
     with timer.phase("plan"):
