@@ -23,7 +23,8 @@ import torch
 from hvdlm import checkpoint
 from hvdlm.exchange.writing import exported
 from hvdlm.files import to_json, write_text_durably
-from hvdlm.inference.engine import Counts, Engine, Request, Token
+from hvdlm.inference.engine import Counts, Engine, Request
+from hvdlm.inference.listeners import Heard
 from hvdlm.inference.load import context_of, load_checkpoint_model
 from hvdlm.inference.matrices import pack, quantize
 from hvdlm.inference.sampling import Sampling
@@ -56,19 +57,6 @@ class InferBenchOptions:
     tokens: int = 64  # of each text of that
     prompts: int = 1000  # that ranks share; 0: they are not measured
     threads: int = 1
-
-
-class Nobody:
-    """A listener that keeps nothing."""
-
-    is_cancelled = False
-
-    def read(self, tokens: Sequence[Token]) -> None: ...
-
-    def take(self, choice: int, token: Token) -> bool:
-        return False
-
-    def end(self, choice: int, reason: str) -> None: ...
 
 
 def bench(options: InferBenchOptions) -> dict[str, Any]:
@@ -165,7 +153,7 @@ def _write(model: LanguageModel, vocabulary: Vocabulary, batch: int, num: int, p
     engine = Engine(model, vocabulary, context=None, rows=batch)
     start = time.perf_counter()
     for ids in _prompts(batch, prompt, vocabulary.size):
-        engine.add(Request(ids, num, GREEDY), Nobody())
+        engine.add(Request(ids, num, GREEDY), Heard())
     engine.run()
     return engine.counts, time.perf_counter() - start
 

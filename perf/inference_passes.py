@@ -15,7 +15,7 @@ import numpy as np
 from hvdlm.data.corpora import Corpora
 from hvdlm.errors import UserError
 from hvdlm.inference.engine import Engine, Request
-from hvdlm.inference.generate import Heard
+from hvdlm.inference.listeners import Heard
 from hvdlm.inference.matrices import pack
 from hvdlm.inference.sampling import Sampling
 from hvdlm.models import Vocabulary
@@ -78,4 +78,4 @@ class Passes:
             engine.add(asked, heard[-1])
         engine.run()
         if is_first:
-            self.nats -= sum(token.log_prob or 0.0 for one in heard for token in one.tokens)
+            self.nats -= sum(token.log_prob or 0.0 for one in heard for token in one.tokens[0])

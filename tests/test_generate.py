@@ -8,7 +8,8 @@ import yaml
 from harness import run_training
 
 from hvdlm.errors import UserError
-from hvdlm.inference.generate import Sampling, Texts, continue_text, count_unknown, generate
+from hvdlm.inference.generate import Texts, continue_text, count_unknown, generate, open_writer
+from hvdlm.inference.sampling import Sampling
 from hvdlm.models import LanguageModel, Vocabulary
 from hvdlm.tokenizer import ByteTokenizer
 from hvdlm.tokenizer.char import CharTokenizer
@@ -74,3 +75,14 @@ def test_stop_strings_end_a_text_before_them(data_dir, tmp_path):
 )
 def test_what_of_a_prompt_the_vocabulary_lacks_is_counted(tokenizer, prompt, num):
     assert count_unknown(tokenizer, prompt, tokenizer.encode(prompt).tolist()) == num
+
+
+def test_several_texts_begin_with_the_one_and_a_search_finds_the_likeliest_first(data_dir, tmp_path):
+    run = tmp_path / "run"
+    run_training(data_dir, run, "train.steps=1")
+    writer = open_writer(run, (), "ab", Texts(Sampling(temperature=1.0), 6))
+    drawn = writer.several(3)
+    assert len(set(drawn)) == 3 and drawn[0] == "".join(writer.pieces())
+    found = writer.searched(4, 2)
+    greedy = open_writer(run, (), "ab", Texts(Sampling(temperature=0), 6)).several(1)
+    assert len(found) == 2 and writer.searched(1, 1) == greedy

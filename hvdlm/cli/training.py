@@ -25,10 +25,12 @@ from hvdlm.cli.options import (
     run_config,
 )
 from hvdlm.cli.writing_options import int8_option, texts_of, writing_options
+from hvdlm.errors import UserError
 from hvdlm.files import naming
 from hvdlm.tables import figure
 from hvdlm.world.connect import connected
 
+BETWEEN = "\n----\n"  # several texts
 MAY_WAIT = {"HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "0"}
 
 
@@ -159,15 +161,26 @@ def _in_words(found: dict[str, Any]) -> str:
 @overrides_argument
 @import_option
 @click.option("--prompt", default="", help="Text to continue; of a model of pairs, the source.")
+@click.option("--n", "choices", type=WholeNumber(1, 256), default=1, show_default=True, help="Texts.")
+@click.option("--beams", type=WholeNumber(1, 100), help="Search the likeliest texts with so many beams, draw nothing.")
 @writing_options
 @int8_option
 @json_option
-def generate(
-    checkpoint: Path, overrides: tuple[str, ...], prompt: str, int8: bool, as_json: bool, **options: Any
+def generate(  # noqa: PLR0913 - an option each
+    checkpoint: Path,
+    overrides: tuple[str, ...],
+    prompt: str,
+    choices: int,
+    beams: int | None,
+    int8: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Write text with a trained model, shown as it is written. Under a launcher rank 0 does it alone."""
     check_run(checkpoint)
-    from hvdlm.inference.generate import continue_text
+    if beams is not None and choices > beams:
+        raise UserError(f"--n: {choices} texts are more than --beams {beams} find; raise --beams")
+    from hvdlm.inference.generate import open_writer
     from hvdlm.session.logs import setup_logging
 
     how = texts_of(options)
@@ -175,12 +188,14 @@ def generate(
         setup_logging(world.rank)
 
         def write() -> None:
-            pieces = continue_text(checkpoint, overrides, prompt, how, int8=int8)
-            if as_json:
-                return result({"prompt": prompt, "text": "".join(pieces)}, as_json=True, text="")
-            with naming(Path("stdout")):
-                for piece in itertools.chain([prompt], pieces, ["\n"]):
-                    print(piece, end="", flush=True)
-            return None
+            writer = open_writer(checkpoint, overrides, prompt, how, int8=int8)
+            if choices == 1 and beams is None and not as_json:
+                with naming(Path("stdout")):
+                    for piece in itertools.chain([prompt], writer.pieces(), ["\n"]):
+                        print(piece, end="", flush=True)
+                return
+            texts = writer.several(choices) if beams is None else writer.searched(beams, choices)
+            told = {"prompt": prompt, "text": texts[0]} | ({"texts": texts} if choices > 1 else {})
+            result(told, as_json, BETWEEN.join(prompt + text for text in texts))
 
         world.on_root(write)

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hvdlm.errors import UserError
-from hvdlm.inference.engine import Engine, Request, Token
+from hvdlm.inference.engine import Engine, Request
+from hvdlm.inference.listeners import Written
 from hvdlm.inference.load import Loaded, context_of
 from hvdlm.inference.log_likelihoods import (
     Score,
@@ -61,32 +62,13 @@ class Worker:
         heard = []
         for prompt in part:
             before = () if self.loaded.task.continues_whole else prompt.ids
-            heard.append(_Heard(TextWriter(self.tokenizer, before, prompt.stops)))
+            heard.append(Written([TextWriter(self.tokenizer, before, prompt.stops)]))
             request = Request(prompt.ids, prompt.max_tokens, prompt.sampling, self.loaded.ends)
             if fault := self._engine.fault(request):
                 raise UserError(f"a task's prompt: {fault}")
             self._engine.add(request, heard[-1])
         self._engine.run()
-        return [listener.text for listener in heard]
-
-
-class _Heard:
-    """A listener that keeps one text."""
-
-    is_cancelled = False
-
-    def __init__(self, writer: TextWriter) -> None:
-        self._writer, self.text = writer, ""
-
-    def read(self, tokens: Sequence[Token]) -> None:
-        """Nobody asked for the prompt."""
-
-    def take(self, choice: int, token: Token) -> bool:
-        self.text += self._writer.take(token.id)
-        return self._writer.is_stopped
-
-    def end(self, choice: int, reason: str) -> None:
-        self.text += self._writer.finish()
+        return [listener.texts[0] for listener in heard]
 
 
 class Ranks:

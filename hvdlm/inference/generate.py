@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from hvdlm import checkpoint
+from hvdlm.decoding import Decoding, decode
 from hvdlm.errors import UserError
-from hvdlm.inference.engine import LENGTH, Engine, Request, Token
+from hvdlm.inference.engine import LENGTH, Engine, Request, never
+from hvdlm.inference.listeners import Heard, Written
 from hvdlm.inference.load import Loaded, context_of, load_checkpoint_model, prepare, tokenizer_of
 from hvdlm.inference.sampling import Sampling
 from hvdlm.inference.texts import TextWriter
@@ -33,25 +36,6 @@ class Texts:
     slides: bool = False
 
 
-@dataclass
-class Heard:
-    """A listener that keeps what it hears of one text."""
-
-    is_cancelled: bool = False
-    tokens: list[Token] = field(default_factory=list)
-    reason: str = ""
-
-    def read(self, tokens: Sequence[Token]) -> None:
-        """Nobody asked for the prompt."""
-
-    def take(self, choice: int, token: Token) -> bool:
-        self.tokens.append(token)
-        return False
-
-    def end(self, choice: int, reason: str) -> None:
-        self.reason = reason
-
-
 def generate(  # noqa: PLR0913 - a request, as its parts
     model: LanguageModel,
     vocabulary: Vocabulary,
@@ -67,14 +51,67 @@ def generate(  # noqa: PLR0913 - a request, as its parts
     ids = tuple(prompt) or (vocabulary.eos_id,)
     engine.add(Request(ids, max_tokens, sampling, frozenset({vocabulary.eos_id}), slides=slides), heard)
     while engine.step():
-        yield from (token.id for token in heard.tokens)
-        heard.tokens.clear()
+        yield from (token.id for token in heard.tokens[0])
+        heard.tokens[0].clear()
 
 
-def continue_text(
-    target: Path, overrides: tuple[str, ...], prompt: str, how: Texts, *, int8: bool = False
-) -> Iterator[str]:
-    """The text that a checkpoint's model writes after `prompt`, piece by piece."""
+@dataclass(frozen=True)
+class Writer:
+    """A checkpoint's model before a prompt: `ids` as it reads it, `before` those that the text goes on from."""
+
+    loaded: Loaded
+    tokenizer: Tokenizer
+    ids: tuple[int, ...]
+    before: Sequence[int]
+    how: Texts
+
+    def pieces(self) -> Iterator[str]:
+        """The text, piece by piece as it is written."""
+        return self._given(*self._begun(1))
+
+    def _given(self, engine: Engine, written: Written) -> Iterator[str]:
+        while engine.step():
+            yield from written.pieces[0]
+            written.pieces[0].clear()
+        if written.reasons == [LENGTH] and engine.counts.written_tokens < self.how.max_tokens:
+            log.warning("the text ends where the model's context of %s tokens is full; --slide goes on", engine.context)
+
+    def several(self, choices: int) -> list[str]:
+        """So many texts that were drawn apart; the first is that of `pieces`, but for rounding."""
+        engine, written = self._begun(choices)
+        engine.run()
+        return written.texts
+
+    def searched(self, beams: int, num: int) -> list[str]:
+        """The `num` best texts that a search with so many beams finds; nothing is drawn."""
+        model, vocabulary, context = self.loaded.model, self.loaded.vocabulary, context_of(self.loaded)
+        most = self.how.max_tokens
+        if context is not None:
+            most = min(most, context if model.reads_source else max(1, context - len(self.ids)))
+        search = Decoding(most, vocabulary.eos_id, beams=beams, never=never(model, vocabulary))
+        (found,) = decode(model, torch.tensor([self.ids]), None, search)
+        return [self._text(hypothesis.ids) for hypothesis in found[:num]]
+
+    def _begun(self, choices: int) -> tuple[Engine, Written]:
+        loaded, how = self.loaded, self.how
+        engine = Engine(loaded.model, loaded.vocabulary, context=context_of(loaded), rows=choices)
+        request = Request(self.ids, how.max_tokens, how.sampling, loaded.ends, choices, slides=how.slides)
+        if fault := engine.fault(request):
+            raise UserError(f"--prompt: {fault}; shorten it, or take --slide, which forgets what is long past")
+        written = Written([self._writer() for _ in range(choices)])
+        engine.add(request, written)
+        return engine, written
+
+    def _writer(self) -> TextWriter:
+        return TextWriter(self.tokenizer, self.before, self.how.stops)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        writer = self._writer()
+        return "".join([*map(writer.take, ids), writer.finish()])
+
+
+def open_writer(target: Path, overrides: tuple[str, ...], prompt: str, how: Texts, *, int8: bool = False) -> Writer:
+    """UserError for a prompt that is no text, and for a model that writes none."""
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
@@ -83,31 +120,17 @@ def continue_text(
     loaded = load_checkpoint_model(path, overrides, find_place(SerialWorld()))
     loaded.check_writes(path)
     tokenizer = tokenizer_of(path, loaded.state)
-    return _pieces(prepare(loaded, path, tokenizer, int8=int8), tokenizer, prompt, how)
-
-
-def _pieces(loaded: Loaded, tokenizer: Tokenizer, prompt: str, how: Texts) -> Iterator[str]:
     ids = tokenizer.encode(prompt).tolist()
     if num_unknown := count_unknown(tokenizer, prompt, ids):
         text = "--prompt: %d of %d tokens are unknown to the vocabulary, so the model does not see what they are"
         log.warning(text, num_unknown, len(ids))
-    engine, heard = Engine(loaded.model, loaded.vocabulary, context=context_of(loaded), rows=1), Heard()
-    request = Request(loaded.prompt_of(ids), how.max_tokens, how.sampling, loaded.ends, slides=how.slides)
-    if fault := engine.fault(request):
-        raise UserError(f"--prompt: {fault}; shorten it, or take --slide, which forgets what is long past")
-    engine.add(request, heard)
     before = [] if loaded.task.continues_whole else ids
-    return _written(engine, heard, TextWriter(tokenizer, before, how.stops), how.max_tokens)
+    return Writer(prepare(loaded, path, tokenizer, int8=int8), tokenizer, loaded.prompt_of(ids), before, how)
 
 
-def _written(engine: Engine, heard: Heard, writer: TextWriter, max_tokens: int) -> Iterator[str]:
-    while engine.step() and not writer.is_stopped:
-        for token in heard.tokens:
-            yield writer.take(token.id)
-        heard.tokens.clear()
-    yield writer.finish()
-    if heard.reason == LENGTH and engine.counts.written_tokens < max_tokens:
-        log.warning("the text ends where the model's context of %s tokens is full; --slide goes on", engine.context)
+def continue_text(target: Path, overrides: tuple[str, ...], prompt: str, how: Texts) -> Iterator[str]:
+    """The text that a checkpoint's model writes after `prompt`, piece by piece."""
+    return open_writer(target, overrides, prompt, how).pieces()
 
 
 def count_unknown(tokenizer: Tokenizer, prompt: str, ids: list[int]) -> int:

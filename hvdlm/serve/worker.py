@@ -12,7 +12,7 @@ from typing import Any
 
 from hvdlm.errors import UserError, lack_of_memory
 from hvdlm.inference.engine import Counts, Engine, Request
-from hvdlm.inference.generate import Heard
+from hvdlm.inference.listeners import Heard
 from hvdlm.serve.writing import Writing
 
 log = logging.getLogger("hvdlm")

@@ -4,46 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from hvdlm.inference.engine import Engine, Request, Token
+from hvdlm.inference.engine import Engine, Request
 from hvdlm.inference.infer.lines import Line, Unit, id_of, text_at
 from hvdlm.inference.infer.wanted import Wanted
 from hvdlm.inference.infer.work import Tell, Values, Work, seed_of, told_of
+from hvdlm.inference.listeners import Written
 from hvdlm.inference.load import Loaded, context_of
 from hvdlm.inference.texts import TextWriter
 from hvdlm.tokenizer import Tokenizer
 
 ROWS = 16  # texts that are written side by side
-
-
-@dataclass
-class Written:
-    """A listener that keeps a record's texts."""
-
-    writers: Sequence[TextWriter]
-    is_cancelled: bool = False
-    echoed: list[Token] = field(default_factory=list)
-    pieces: list[list[str]] = field(default_factory=list)
-    tokens: list[list[Token]] = field(default_factory=list)
-    reasons: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        num = len(self.writers)
-        self.pieces, self.tokens, self.reasons = [[] for _ in range(num)], [[] for _ in range(num)], [""] * num
-
-    def read(self, tokens: Sequence[Token]) -> None:
-        self.echoed = list(tokens)
-
-    def take(self, choice: int, token: Token) -> bool:
-        self.tokens[choice].append(token)
-        self.pieces[choice].append(self.writers[choice].take(token.id))
-        return self.writers[choice].is_stopped
-
-    def end(self, choice: int, reason: str) -> None:
-        self.pieces[choice].append(self.writers[choice].finish())
-        self.reasons[choice] = "stop" if self.writers[choice].is_stopped else reason
 
 
 @dataclass(frozen=True)
@@ -149,7 +122,7 @@ class Writing(Work):
     def _choice(self, heard: Written, choice: int) -> dict[str, Any]:
         tokens = heard.tokens[choice]
         found = {
-            "text": "".join(heard.pieces[choice]),
+            "text": heard.texts[choice],
             "finish_reason": heard.reasons[choice],
             "num_tokens": len(tokens),
         }
