@@ -8,6 +8,7 @@ read once.
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import shutil
 import statistics
@@ -30,12 +31,13 @@ from hvdlm.inference.matrices import pack, quantize
 from hvdlm.inference.sampling import Sampling
 from hvdlm.models import LanguageModel, Vocabulary, build_model
 from hvdlm.models.transformer import TransformerConfig
-from hvdlm.tables import figure, table
+from hvdlm.tables import counted, figure, table
 from hvdlm.world.place import find_place
 from hvdlm.world.serial import SerialWorld
 
 from .job import run_job
 from .paired import order_of_round, plain
+from .server_times import server_times
 
 GREEDY = Sampling(temperature=0)
 PROMPT = 32  # tokens of a prompt, where nothing else is said
@@ -71,6 +73,8 @@ def bench(options: InferBenchOptions) -> dict[str, Any]:
     }
     if options.prompts:
         found["ranks"] = _of_ranks(options)
+    if importlib.util.find_spec("uvicorn") is not None:
+        found["server"] = server_times(options.run)
     write_text_durably(options.out / JSON, to_json(found, indent=1) + "\n")
     return found
 
@@ -284,7 +288,17 @@ def to_text(found: Mapping[str, Any]) -> str:
     if "ranks" in found:
         ranks = found["ranks"]
         parts.append("\n".join(_ratio_lines(ranks)) + f"; the same bytes: {'yes' if ranks['equal_bytes'] else 'NO'}")
+    if "server" in found:
+        parts.append("\n".join(_server_lines(found["server"])))
     return "\n\n".join(parts)
+
+
+def _server_lines(server: Mapping[str, Any]) -> Iterator[str]:
+    for name, ms in server["first_piece_ms"].items():
+        yield f"server, first piece after a prompt of {server['prompt_tokens'][name]} tokens: {figure(ms)} ms"
+    for streams, rate in server["tokens_per_s"].items():
+        yield f"server, {counted(int(streams), 'stream')}: {figure(rate)} tokens/s"
+    yield f"server, idle: {server['idle_cpu']:.1%} of a core"
 
 
 def _ratio_lines(part: Mapping[str, Any]) -> Iterator[str]:
