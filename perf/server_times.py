@@ -66,16 +66,16 @@ def _serving(run: Path) -> Iterator[tuple[int, int]]:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(END_S)
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def _is_ready(port: int) -> bool:
-    try:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
 
 
 def _cpu_s(pid: int) -> float:
@@ -84,28 +84,34 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _stream(port: int, num_prompt: int, num: int) -> http.client.HTTPResponse:
+@contextlib.contextmanager
+def _stream(port: int, num_prompt: int, num: int) -> Iterator[http.client.HTTPResponse]:
     body = {"prompt": list(range(1, 1 + num_prompt)), "max_tokens": num, "stream": True, "ignore_eos": True}
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-    return connection.getresponse()
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        yield connection.getresponse()
 
 
 def _first_ms(port: int, num_prompt: int) -> float:
     """From the request to the first piece, the reading of the prompt in it."""
     start = time.perf_counter()
-    response = _stream(port, num_prompt, 2)
-    while not response.readline().startswith(b"data: "):
-        pass
-    found = 1000 * (time.perf_counter() - start)
-    response.read()
+    with _stream(port, num_prompt, 2) as response:
+        while not response.readline().startswith(b"data: "):
+            pass
+        found = 1000 * (time.perf_counter() - start)
+        response.read()
     return found
+
+
+def _read_all(port: int) -> None:
+    with _stream(port, 8, TOKENS) as response:
+        response.read()
 
 
 def _rate(port: int, streams: int) -> float:
     """Tokens/s of all streams together."""
     start = time.perf_counter()
-    threads = [threading.Thread(target=lambda: _stream(port, 8, TOKENS).read()) for _ in range(streams)]
+    threads = [threading.Thread(target=_read_all, args=(port,)) for _ in range(streams)]
     for thread in threads:
         thread.start()
     for thread in threads:
