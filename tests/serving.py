@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 from processes import until
 
+from hvdlm.serve.access import LOOPBACK
 from hvdlm.serve.app import make_app
 from hvdlm.serve.service import Limits, Service
 from hvdlm.serve.serving import Address, Offer, Server, listening, open_service
@@ -82,7 +83,7 @@ def opened(run: Path, **limits: int) -> Service:
 @contextmanager
 def running(service: Service, **access: Any) -> Iterator[Running]:
     listener = listening(Address(port=0))
-    app = make_app(service, **{"key": None, "origins": (), "is_loopback": True, **access})
+    app = make_app(service, **{"key": None, "origins": (), "names": LOOPBACK, **access})
     server = Server(uvicorn.Config(app, http="h11", ws="none", log_config=None, timeout_graceful_shutdown=1))
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_until_complete, args=[server.serve([listener])], daemon=True)

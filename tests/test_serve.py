@@ -21,14 +21,16 @@ from labelled import make_data, run_of  # noqa: E402
 from serving import opened, running  # noqa: E402
 
 from hvdlm.config import validate  # noqa: E402
-from hvdlm.errors import UserError  # noqa: E402
-from hvdlm.inference.engine import Engine  # noqa: E402
+from hvdlm.errors import StoppedOnRequest, UserError  # noqa: E402
+from hvdlm.inference.engine import CANCELLED, Engine  # noqa: E402
 from hvdlm.inference.evaluate import evaluate_checkpoint  # noqa: E402
 from hvdlm.preprocessing.build import build  # noqa: E402
 from hvdlm.preprocessing.plan import PreprocessConfig  # noqa: E402
 from hvdlm.serve.faults import Fault  # noqa: E402
 from hvdlm.serve.requests import NOT_OFFERED, PASSED_OVER, ChatRequest, CompletionRequest, parse  # noqa: E402
-from hvdlm.serve.serving import Address, Ending, Offer, _drain, open_service, serve  # noqa: E402
+from hvdlm.serve.serving import LAST_WORDS_S, Address, Ending, Offer, _drain, announce, names_of, open_service, serve  # noqa: E402
+from hvdlm.serve.writing import ERROR  # noqa: E402
+from hvdlm.session.stop import BatchJob  # noqa: E402
 from hvdlm.train.setup import train  # noqa: E402
 from hvdlm.world.serial import SerialWorld  # noqa: E402
 
@@ -463,6 +465,39 @@ def test_what_has_not_ended_in_the_time_of_grace_is_told_so(run):
         until(found.is_free, 5)
 
 
+def test_who_is_cancelled_hears_of_it(run):
+    """Never the engine's word for it, which no reply has; and the message comes first."""
+    service, told = opened(run), []
+    for is_stopped in (False, True):
+        asked = parse(CompletionRequest, b'{"prompt": "a"}')
+        (writing,) = service.writings(asked, service.prompts(asked), told.append)
+        service.worker.submit(writing)
+        if is_stopped:
+            writing.fail = lambda message, writing=writing: told.append(writing.is_cancelled)
+            service.worker.cancel_all("it was stopped")
+        else:
+            writing.end(0, CANCELLED)
+    first, is_cancelled = told
+    assert first.reason == ERROR and first.text and is_cancelled is False
+
+
+def test_the_end_of_the_job_s_time_lets_what_runs_end(run, monkeypatch):
+    service, began = opened(run), time.time()
+    monkeypatch.setattr("hvdlm.serve.serving.SPARE_S", 0)
+    ending = Ending(grace_s=0.2, job=BatchJob("7", began + 0.2 + LAST_WORDS_S + 0.5))
+    seen = []
+
+    async def drain(service, grace_s):
+        seen.append(time.time() - began)
+        await _drain(service, grace_s)
+
+    monkeypatch.setattr("hvdlm.serve.serving._drain", drain)
+    monkeypatch.setattr("hvdlm.serve.serving.open_service", lambda offer: service)
+    with pytest.raises(StoppedOnRequest, match="the end of the job's time"):
+        serve(Offer(run), Address(port=0), ending)
+    assert service.is_closing and 0.4 < seen[0] < 3
+
+
 def test_metrics_count_requests_tokens_and_times(served):
     def numbers():
         lines = [line for line in served.ask("/metrics")[1].splitlines() if not line.startswith("#")]
@@ -499,6 +534,49 @@ def test_a_key_is_asked_for_and_pages_of_others_are_refused(run):
         assert told["access-control-allow-origin"] == "https://a.org"
 
 
+BROKEN_HEADERS = [({"Host": "[::1"}, 400), ({"Host": "["}, 400), ({"Origin": "http://["}, 403)]
+
+
+@pytest.mark.parametrize(("headers", "expected"), BROKEN_HEADERS)
+@pytest.mark.parametrize("path", ["/v1/models", "/nothing"])
+def test_headers_that_are_no_host_are_refused_like_all_else(run, caplog, path, headers, expected):
+    with running(opened(run), key="k" * 20, names=None) as found:
+        status, told = found.ask(path, headers=headers)
+    assert status == expected and set(told["error"]) == {"message", "type", "param", "code"}
+    assert "Traceback" not in caplog.text
+
+
+def test_a_stranger_s_name_that_points_here_is_not_answered_to(run):
+    """DNS rebinding: Origin and Host agree."""
+    names = names_of(Address("0.0.0.0"))
+    with running(opened(run), names=names, origins=("https://a.org",)) as found:
+        for host, expected in (("evil.org", 403), ("10.0.0.7:8000", 200), (names[-2], 200), ("a.org", 200)):
+            assert found.ask("/v1/models", headers={"Host": host, "Origin": f"http://{host}"})[0] == expected, host
+    assert names_of(Address("0.0.0.0", key_file=Path("key"))) is None, "a stranger's page has no key"
+
+
+def test_no_key_is_ever_logged(run, caplog):
+    caplog.set_level("DEBUG")
+    with running(opened(run), key="right-key-of-letters") as found:
+        for key in ("right-key-of-letters", "wrong-key-of-letters"):
+            found.ask("/v1/models", headers={"Authorization": f"Bearer {key}"})
+    assert "key-of-letters" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("host", "has_key", "warns"), [("0.0.0.0", False, True), ("0.0.0.0", True, False), ("::1", False, False)]
+)
+def test_a_server_that_all_may_use_says_so(served, caplog, host, has_key, warns):
+    announce(served.service, Address(host), 8000, Ending(), has_key=has_key)
+    assert ("whoever reaches this host may use it" in caplog.text) == warns
+
+
+def test_where_the_template_lies_is_not_told(run, tmp_path):
+    (tmp_path / "own.jinja").write_text("x")
+    service = open_service(Offer(run, template=tmp_path / "own.jinja"))
+    assert service.model_card.facts["chat_template"] == "own.jinja"
+
+
 def test_without_being_listed_nobody_hears_of_other_origins(served):
     assert "access-control-allow-origin" not in served.headers("/v1/models", {"Origin": served.url})
 
@@ -514,7 +592,7 @@ def test_a_pair_model_reads_its_source_whole(tmp_path):
     run = trained(tmp_path, task={"kind": "seq2seq", "language": "en"}, model=model)
     with running(opened(run)) as found:
         _, told = found.ask("/v1/models")
-        assert told["data"][0]["facts"]["task"] == "seq2seq"
+        assert told["data"][0]["facts"]["task"] == "seq2seq" and told["data"][0]["facts"]["reads_source"]
         answer = found.complete(prompt="w1 w2", max_tokens=5, temperature=0)
         assert answer["usage"]["prompt_tokens"] == 3 and answer["usage"]["completion_tokens"] <= 5
         message = {"messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 5, "temperature": 0}

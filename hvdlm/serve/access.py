@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import logging
 import stat
 from collections import Counter
@@ -49,23 +50,30 @@ def read_key(path: Path) -> str:
 def check_origins(origins: Iterable[str]) -> None:
     """UserError for one that a browser would never tell."""
     for origin in origins:
-        parts = urlsplit(origin)
-        if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}" or not parts.netloc:
+        scheme, netloc = _scheme_and_netloc(origin) or ("", "")
+        if scheme not in ("http", "https") or origin != f"{scheme}://{netloc}" or not netloc:
             raise UserError(f"--allow-origin {origin}: is no origin; write https://host or http://host:port")
 
 
 class Guard:
     """Around the application: who may not ask hears it here. Counts answers by route and status.
 
-    A browser tells with `Origin` which page asks. Those of other hosts may do so if they are listed; a server on
-    loopback answers to names of loopback alone, as a name of somebody else's may be made to point there.
+    A browser tells with `Origin` which page asks. Those of other hosts may do so if they are listed. A page of
+    somebody else's whose name is made to point here (DNS rebinding) asks as this host's own, but by that name: where
+    there are `names`, others are not answered to, but for addresses and the listed origins' hosts. None: any name.
     """
 
     def __init__(
-        self, app: ASGIApp, key: str | None, origins: Collection[str], is_loopback: bool, seen: Counter[tuple[str, int]]
+        self,
+        app: ASGIApp,
+        key: str | None,
+        origins: Collection[str],
+        names: Collection[str] | None,
+        seen: Counter[tuple[str, int]],
     ) -> None:
-        self._app, self._key, self._origins, self._is_loopback = app, key, frozenset(origins), is_loopback
-        self._seen = seen
+        self._app, self._key, self._origins, self._seen = app, key, frozenset(origins), seen
+        listed = {urlsplit(origin).hostname or "" for origin in origins}
+        self._names = None if names is None else listed.union(map(str.lower, names))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -84,11 +92,17 @@ class Guard:
             await JSONResponse(fault.body, fault.status, fault.headers)(scope, receive, counting)
 
     def _fault(self, headers: Headers, path: str) -> Fault | None:
-        host = urlsplit(f"//{headers.get('host', '')}")
-        if self._is_loopback and _name(host.netloc) not in LOOPBACK:
-            return Fault(403, "this server answers to the names of loopback alone, as localhost", code="wrong_host")
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host.netloc and origin not in self._origins:
+        host, origin = _scheme_and_netloc(f"//{headers.get('host', '')}"), headers.get("origin")
+        if host is None:
+            return Fault(400, "the header Host is no name of a host", code="wrong_host")
+        netloc = host[1]
+        if not self._answers_to(urlsplit(f"//{netloc}").hostname or ""):
+            message = (
+                "this server does not answer to that name; localhost, an address or its own name will do"
+            )
+            return Fault(403, message, code="wrong_host")
+        is_own = origin is None or (_scheme_and_netloc(origin) or ("", None))[1] == netloc
+        if not is_own and origin not in self._origins:
             return Fault(403, "pages of other hosts may not ask here", code="wrong_origin")
         if self._key is None or path in OPEN:
             return None
@@ -99,14 +113,27 @@ class Guard:
         what = "is not the right one" if given else "is missing: Authorization: Bearer KEY"
         return Fault(401, f"the API key {what}", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
+    def _answers_to(self, name: str) -> bool:
+        return self._names is None or name in self._names or _is_address(name)
+
 
 def _label(path: str) -> str:
     """Of all paths that people may think of, few are told apart."""
     return path if path in ROUTES else f"{MODELS}/" if path.startswith(f"{MODELS}/") else "other"
 
 
-def _name(netloc: str) -> str:
+def _scheme_and_netloc(url: str) -> tuple[str, str] | None:
+    """None for what is no URL."""
     try:
-        return urlsplit(f"//{netloc}").hostname or ""
+        parts = urlsplit(url)
     except ValueError:
-        return ""
+        return None
+    return parts.scheme, parts.netloc
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

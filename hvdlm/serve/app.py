@@ -217,7 +217,7 @@ async def _on_fault(request: Request, error: Exception) -> Response:
 async def _on_http(request: Request, error: Exception) -> Response:
     """Unknown paths and methods."""
     assert isinstance(error, HTTPException)
-    message = {404: f"there is no {request.url.path[:200]} here", 405: f"not by {request.method}"}
+    message = {404: f"there is no {request.scope['path'][:200]} here", 405: f"not by {request.method}"}
     fault = Fault(error.status_code, message.get(error.status_code, error.detail), headers=error.headers)
     return JSONResponse(fault.body, fault.status, fault.headers)
 
@@ -226,7 +226,10 @@ async def _on_gone(request: Request, error: Exception) -> Response:
     return Response(status_code=CANCELLED)
 
 
-def make_app(service: Service, *, key: str | None, origins: Collection[str], is_loopback: bool) -> Starlette:
+def make_app(
+    service: Service, *, key: str | None, origins: Collection[str], names: Collection[str] | None
+) -> Starlette:
+    """`names`: of hosts, by which it may be asked; None: any."""
     routes = Routes(service)
 
     def get(path: str, view: Callable[[Request], Awaitable[Response]]) -> Route:
@@ -251,7 +254,7 @@ def make_app(service: Service, *, key: str | None, origins: Collection[str], is_
         rules = {"allow_origins": list(origins), "allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
         around.append(Middleware(CORSMiddleware, **rules))  # type: ignore[arg-type]
     seen = service.measures.requests
-    around.append(Middleware(Guard, key=key, origins=origins, is_loopback=is_loopback, seen=seen))
+    around.append(Middleware(Guard, key=key, origins=origins, names=names, seen=seen))
     handlers = {Fault: _on_fault, HTTPException: _on_http, ClientDisconnect: _on_gone}
     return Starlette(routes=listed, middleware=around, exception_handlers=handlers, lifespan=routes.running)
 
@@ -266,7 +269,7 @@ def _guarded(view: Callable[[Request], Awaitable[Response]]) -> Callable[[Reques
             raise
         except Exception as error:
             where = "".join(traceback.format_tb(error.__traceback__))
-            log.error("%s failed\n%s%s", request.url.path, where, type(error).__name__)
+            log.error("%s failed\n%s%s", request.scope["path"], where, type(error).__name__)
             raise Fault(500, "the server failed; its log says why", code="failed") from None
 
     return answered

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,8 @@ class Service:
             "step": self.loaded.state["step"],
             "vocab_size": self.loaded.vocabulary.size,
             "context": self.context,
-            "chat_template": self.chat.origin,
+            "chat_template": Path(self.chat.origin).name,  # folders of this machine are nobody's business
+            "reads_source": self.loaded.model.reads_source,
             "system_fingerprint": self.fingerprint,
             "defaults": self.defaults,
         }

@@ -50,6 +50,11 @@ class Address:
     def is_loopback(self) -> bool:
         return self.host in LOOPBACK
 
+    @property
+    def is_open(self) -> bool:
+        """Whether other machines may ask without a key."""
+        return not self.is_loopback and self.key_file is None
+
     def url(self, port: int) -> str:
         return f"http://[{self.host}]:{port}" if ":" in self.host else f"http://{self.host}:{port}"
 
@@ -87,12 +92,20 @@ def serve(offer: Offer, address: Address, ending: Ending, has_begun: Callable[[]
         service = open_service(offer)
         tell = functools.partial(announce, service, address, listener.getsockname()[1], ending, has_key=key is not None)
         has_begun()
-        app = make_app(service, key=key, origins=address.origins, is_loopback=address.is_loopback)
+        app = make_app(service, key=key, origins=address.origins, names=names_of(address))
         reason = asyncio.run(_run(app, service, listener, ending, tell))
     if service.broken:
         raise UserError(service.broken)
     if reason != "SIGINT":
         raise StoppedOnRequest(f"stopped by {reason}; all that was asked before is answered")
+
+
+def names_of(address: Address) -> tuple[str, ...] | None:
+    """By which a server without a key may be asked, beside addresses; with a key, which no stranger's page has, any."""
+    if address.is_loopback:
+        return LOOPBACK
+    own = socket.gethostname()
+    return (*LOOPBACK, address.host, own, own.split(".")[0], socket.getfqdn()) if address.is_open else None
 
 
 def listening(address: Address) -> socket.socket:

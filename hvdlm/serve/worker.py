@@ -82,8 +82,8 @@ class Worker:
         """Whatever is open ends with an error."""
         with self._condition:
             for writing in self._open:
+                writing.fail(message)  # first: what the engine sees as cancelled it ends without a message
                 writing.is_cancelled = True
-                writing.fail(message)
 
     def end(self) -> None:
         with self._condition:

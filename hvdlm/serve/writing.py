@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hvdlm.inference.engine import STOP, Request, Token
+from hvdlm.inference.engine import CANCELLED, STOP, Request, Token
 from hvdlm.inference.texts import TextWriter
 from hvdlm.serve.measures import Measures
 from hvdlm.tokenizer import Tokenizer
@@ -129,6 +129,9 @@ class Writing:
         if one.is_over:  # it has failed
             return
         one.is_over = True
+        if reason == CANCELLED:  # mostly nobody reads it any more
+            self._tell(Piece(self._first + choice, "this was given up before it was done", reason=ERROR))
+            return
         text = one.writer.finish()
         self._give(one, choice, text, STOP if one.writer.is_stopped else reason)
 
