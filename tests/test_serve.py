@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from hvdlm.inference.engine import CANCELLED, Engine  # noqa: E402
 from hvdlm.inference.evaluate import evaluate_checkpoint  # noqa: E402
 from hvdlm.preprocessing.build import build  # noqa: E402
 from hvdlm.preprocessing.plan import PreprocessConfig  # noqa: E402
+from hvdlm.serve import writing  # noqa: E402
 from hvdlm.serve.faults import Fault  # noqa: E402
 from hvdlm.serve.requests import NOT_OFFERED, PASSED_OVER, ChatRequest, CompletionRequest, parse  # noqa: E402
 from hvdlm.serve.serving import LAST_WORDS_S, Address, Ending, Offer, _drain, announce, names_of, open_service, serve  # noqa: E402
@@ -421,6 +423,94 @@ def test_what_the_queue_does_not_hold_is_told_to_come_later(idle, client):
         connection.close()
 
 
+@pytest.fixture
+def encodings(idle, monkeypatch):
+    """Encodes nothing until it is let; the threads and lengths of what is encoded."""
+    seen, is_let, encode = [], threading.Event(), idle.service.ids_of
+
+    def waits(prompt):
+        seen.append((threading.current_thread().name, len(prompt)))
+        assert is_let.wait(30)
+        return encode(prompt)
+
+    monkeypatch.setattr(idle.service, "ids_of", waits)
+    yield seen, is_let
+    is_let.set()
+
+
+def test_what_waits_for_the_tokenizer_is_bounded_and_given_up_with_its_client(idle, encodings):
+    seen, is_let = encodings
+    held = [idle.begin("/v1/completions", {"prompt": "a" * number, "max_tokens": 1}) for number in range(1, 7)]
+    until(lambda: idle.service.num_encoding == 6)
+    for path in ("/v1/completions", "/tokenize"):
+        status, told = idle.ask(path, {"prompt": "b"})
+        assert (status, told["error"]["code"]) == (429, "queue_full")
+    assert idle.ask("/health")[0] == 200, "it is done outside of the event loop"
+    for connection in held:
+        connection.close()
+    until(lambda: idle.service.num_encoding == 0)
+    is_let.set()
+    idle.complete(prompt="b" * 9, max_tokens=1)
+    (first, _), (_, length) = seen  # whose clients have gone are not begun
+    assert first.startswith("texts") and length == 9
+
+
+def test_a_text_far_beyond_the_context_is_not_read_to_its_end(served, monkeypatch):
+    service, lengths = served.service, []
+    encode = service.tokenizer.encode
+    monkeypatch.setattr(service.tokenizer, "encode", lambda text: lengths.append(len(text)) or encode(text))
+    for asked in ({"prompt": "a" * 900_000}, {"messages": [{"role": "user", "content": "a" * 900_000}]}):
+        with pytest.raises(Fault) as caught:
+            asked_of(service, **asked)
+        assert caught.value.code == "context_length_exceeded"
+    assert len(lengths) == 2 and max(lengths) < 10_000
+    assert service._encoded(lambda text: (7,), "a" * 900_000, "prompt") == (7,), "few tokens may be a long text"
+
+
+def test_texts_of_alternatives_are_made_outside_of_the_engine_s_thread(idle, monkeypatch):
+    threads, text_of = set(), writing._text_of
+    monkeypatch.setattr(
+        writing, "_text_of", lambda *given: threads.add(threading.current_thread().name[:5]) or text_of(*given)
+    )
+    asked = {"prompt": "abc", "max_tokens": 2, "logprobs": 3, "echo": True, "ignore_eos": True}
+    assert idle.complete(**asked)["choices"][0]["logprobs"]["top_logprobs"][2]
+    assert idle.events("/v1/completions", **asked)[0]["choices"][0]["logprobs"]["top_logprobs"][2]
+    assert threads == {"marks"}
+
+
+def test_how_many_are_told_with_an_echo_has_a_limit(served, monkeypatch):
+    monkeypatch.setattr("hvdlm.serve.service.MOST_ECHOED", 40)
+    asked = {"prompt": "a" * 18, "echo": True}
+    for number in (None, 0, 1):
+        assert asked_of(served.service, **asked, logprobs=number)
+    for more in ({"logprobs": 2}, {"logprobs": 0, "n": 3}):
+        with pytest.raises(Fault) as caught:
+            asked_of(served.service, **asked, **more)
+        assert (caught.value.status, caught.value.param) == (400, "logprobs")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_texts_of_tokens_end_with_their_client(idle, monkeypatch, stream):
+    made = []
+
+    def slow(tokenizer, places):
+        made.append(len(places))
+        time.sleep(0.02)
+        return writing.told(tokenizer, places)
+
+    monkeypatch.setattr("hvdlm.serve.app.told", slow)
+    monkeypatch.setattr("hvdlm.serve.app.PORTION", 1)
+    asked = {"prompt": "a" * 100, "max_tokens": 1, "echo": True, "logprobs": 1, "stream": stream}
+    connection = idle.begin("/v1/completions", asked)
+    until(lambda: made)
+    connection.sock.shutdown(socket.SHUT_RDWR)
+    connection.close()
+    time.sleep(0.3)
+    num = len(made)
+    time.sleep(0.1)
+    assert len(made) == num < 50
+
+
 def test_health_answers_while_the_model_computes(idle):
     connection = idle.begin("/v1/completions", LONG)
     until(lambda: not idle.is_free())
@@ -470,13 +560,13 @@ def test_who_is_cancelled_hears_of_it(run):
     service, told = opened(run), []
     for is_stopped in (False, True):
         asked = parse(CompletionRequest, b'{"prompt": "a"}')
-        (writing,) = service.writings(asked, service.prompts(asked), told.append)
-        service.worker.submit(writing)
+        (one,) = service.writings(asked, service.prompts(asked), told.append)
+        service.worker.submit(one)
         if is_stopped:
-            writing.fail = lambda message, writing=writing: told.append(writing.is_cancelled)
+            one.fail = lambda message, one=one: told.append(one.is_cancelled)
             service.worker.cancel_all("it was stopped")
         else:
-            writing.end(0, CANCELLED)
+            one.end(0, CANCELLED)
     first, is_cancelled = told
     assert first.reason == ERROR and first.text and is_cancelled is False
 

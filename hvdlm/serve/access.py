@@ -97,9 +97,7 @@ class Guard:
             return Fault(400, "the header Host is no name of a host", code="wrong_host")
         netloc = host[1]
         if not self._answers_to(urlsplit(f"//{netloc}").hostname or ""):
-            message = (
-                "this server does not answer to that name; localhost, an address or its own name will do"
-            )
+            message = "this server does not answer to that name; localhost, an address or its own name will do"
             return Fault(403, message, code="wrong_host")
         is_own = origin is None or (_scheme_and_netloc(origin) or ("", None))[1] == netloc
         if not is_own and origin not in self._origins:

@@ -6,8 +6,8 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel
 
@@ -15,11 +15,20 @@ from hvdlm.serve import replies
 from hvdlm.serve.faults import Fault
 from hvdlm.serve.requests import Asked, ChatRequest
 from hvdlm.serve.service import Service
-from hvdlm.serve.writing import ERROR, Likely, Piece, Told, Writing
+from hvdlm.serve.writing import ERROR, Likely, Piece, Place, Told, Writing
 
 PING_S = 15.0  # of silence, after which proxies might take a connection for dead
 PING, DONE = ": ping\n\n", "data: [DONE]\n\n"
 CANCELLED = 499  # as nginx counts requests whose client has gone
+
+
+class Choice(NamedTuple):
+    """All of one."""
+
+    number: int
+    text: str
+    tokens: Sequence[Told]
+    reason: str
 
 
 class Shape(Protocol):
@@ -32,7 +41,7 @@ class Shape(Protocol):
 
     def usage(self, usage: replies.Usage) -> BaseModel: ...
 
-    def whole(self, choices: Sequence[Piece], usage: replies.Usage) -> BaseModel: ...
+    def whole(self, choices: Sequence[Choice], usage: replies.Usage) -> BaseModel: ...
 
 
 class CompletionShape:
@@ -48,7 +57,7 @@ class CompletionShape:
     def usage(self, usage: replies.Usage) -> BaseModel:
         return self._reply([], usage)
 
-    def whole(self, choices: Sequence[Piece], usage: replies.Usage) -> BaseModel:
+    def whole(self, choices: Sequence[Choice], usage: replies.Usage) -> BaseModel:
         return self._reply([self._choice(*piece) for piece in choices], usage)
 
     def _reply(self, choices: list[replies.CompletionChoice], usage: replies.Usage | None) -> BaseModel:
@@ -92,7 +101,7 @@ class ChatShape:
     def usage(self, usage: replies.Usage) -> BaseModel:
         return replies.ChatChunk(**self._head, choices=[], usage=usage)
 
-    def whole(self, choices: Sequence[Piece], usage: replies.Usage) -> BaseModel:
+    def whole(self, choices: Sequence[Choice], usage: replies.Usage) -> BaseModel:
         told = [
             replies.ChatChoice(
                 index=choice,
@@ -137,10 +146,15 @@ def shape_of(asked: Asked, service: Service) -> Shape:
 
 
 class Answer:
-    """To one request of a client: what is written for it, in the order in which it comes."""
+    """To one request of a client: what is written for it, in the order in which it comes.
 
-    def __init__(self, shape: Shape, *, includes_usage: bool) -> None:
-        self._shape, self._includes_usage = shape, includes_usage
+    `told` makes texts of tokens, where that holds up nobody else.
+    """
+
+    def __init__(
+        self, shape: Shape, told: Callable[[Sequence[Place]], Awaitable[list[Told]]], *, includes_usage: bool
+    ) -> None:
+        self._shape, self._told, self._includes_usage = shape, told, includes_usage
         self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
         self._writings: Sequence[Writing] = ()
 
@@ -178,10 +192,10 @@ class Answer:
             if piece.reason == ERROR:
                 raise Fault(500, piece.text, code="failed")
             texts[piece.choice].append(piece.text)
-            tokens[piece.choice] += piece.tokens
+            tokens[piece.choice] += await self._told(piece.tokens)
             if piece.reason:
                 reasons[piece.choice] = piece.reason
-        choices = [Piece(n, "".join(texts[n]), tuple(tokens[n]), reasons[n]) for n in range(len(texts))]
+        choices = [Choice(n, "".join(texts[n]), tokens[n], reasons[n]) for n in range(len(texts))]
         return self._shape.whole(choices, self._usage())
 
     async def events(self) -> AsyncIterator[str]:
@@ -199,7 +213,8 @@ class Answer:
                     yield f"data: {json.dumps(Fault(500, piece.text, code='failed').body)}\n\n"
                     return
                 if piece.text or piece.tokens:
-                    yield event(self._shape.chunk(piece.choice, piece.text, piece.tokens, ""))
+                    tokens = await self._told(piece.tokens)
+                    yield event(self._shape.chunk(piece.choice, piece.text, tokens, ""))
                 if piece.reason:
                     num_over += 1
                     yield event(self._shape.chunk(piece.choice, "", (), piece.reason))

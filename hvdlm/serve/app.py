@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,14 +30,14 @@ from hvdlm.serve.measures import CONTENT_TYPE
 from hvdlm.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, parse
 from hvdlm.serve.service import Service
 from hvdlm.serve.worker import Outbox
-from hvdlm.serve.writing import Piece
+from hvdlm.serve.writing import Piece, Place, Told, told
 
 log = logging.getLogger("hvdlm")
 
-G = TypeVar("G")
 T = TypeVar("T")
 
 MOST_BYTES = 8 << 20  # of a request's body
+PORTION = 64  # tokens whose texts are made in one go
 BODY_S = 30.0  # in which it must be there
 PAGE = Path(__file__).with_name("page.html")
 PAGE_HEADERS = {
@@ -55,6 +55,7 @@ class Routes:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._texts = ThreadPoolExecutor(1, "texts")  # tokenizers take long over long texts
+        self._marks = ThreadPoolExecutor(1, "marks")  # and over the alternatives of each token
         self._outbox: Outbox | None = None
 
     @asynccontextmanager
@@ -64,7 +65,8 @@ class Routes:
         self._service.worker.start()
         yield
         self._service.worker.end()
-        self._texts.shutdown()
+        self._texts.shutdown(cancel_futures=True)
+        self._marks.shutdown(cancel_futures=True)
 
     async def page(self, request: Request) -> Response:
         return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=PAGE_HEADERS)
@@ -91,13 +93,16 @@ class Routes:
         asked = parse(TokenizeRequest, await _body(request))
         self._service.check_model(asked.model)
         encode = self._service.ids_of if asked.add_special_tokens else self._service.plain_ids_of
-        ids = await self._in_thread(encode, asked.prompt)
+        ids = await self._encoded(request, functools.partial(encode, asked.prompt))
+        if ids is None:
+            return Response(status_code=CANCELLED)
         return _json(replies.Tokens(tokens=list(ids), count=len(ids), max_model_len=self._service.context))
 
     async def detokenize(self, request: Request) -> Response:
         asked = parse(DetokenizeRequest, await _body(request))
         self._service.check_model(asked.model)
-        return _json(replies.Text(prompt=await self._in_thread(self._service.text_of, asked.tokens)))
+        text = await self._encoded(request, functools.partial(self._service.text_of, asked.tokens))
+        return Response(status_code=CANCELLED) if text is None else _json(replies.Text(prompt=text))
 
     async def completions(self, request: Request) -> Response:
         return await self._write(request, parse(CompletionRequest, await _body(request)))
@@ -109,14 +114,14 @@ class Routes:
         service, outbox = self._service, self._outbox
         assert outbox is not None, "the application runs"
         service.check_model(asked.model)
-        self._check_open(0)
-        prompts = await self._in_thread(service.prompts, asked)
-        answer = Answer(shape_of(asked, service), includes_usage=asked.includes_usage)
+        answer = Answer(shape_of(asked, service), self._told, includes_usage=asked.includes_usage)
 
         def tell(piece: Piece) -> None:
             outbox.put(functools.partial(answer.hear, piece))
 
-        writings = service.writings(asked, prompts, tell)
+        writings = await self._encoded(request, lambda: service.writings(asked, service.prompts(asked), tell))
+        if writings is None:
+            return Response(status_code=CANCELLED)
         self._check_open(sum(writing.request.choices for writing in writings))
         answer.expect(writings)
         service.worker.submit(*writings)
@@ -134,14 +139,29 @@ class Routes:
         service = self._service
         if service.is_closing or service.broken:
             raise later(503, f"the server is stopping{service.broken and ': '}{service.broken}", "stopping")
-        if service.worker.num_open + num > service.limits.rows + service.limits.queue:
-            raise later(429, f"{service.worker.num_open} texts are written or wait; try again soon", "queue_full")
+        num_open = service.worker.num_open + service.num_encoding
+        if num_open + num > service.limits.rows + service.limits.queue:
+            raise later(429, f"{num_open} texts are written or wait; try again soon", "queue_full")
 
     def _gone(self) -> None:
         self._service.measures.num_cancelled += 1
 
-    async def _in_thread(self, work: Callable[[G], T], given: G) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._texts, work, given)
+    async def _encoded(self, request: Request, work: Callable[[], T]) -> T | None:
+        """Done in the texts' thread, counted among what waits. None, and not begun any more, once the client left."""
+        self._check_open(1)
+        self._service.num_encoding += 1
+        try:
+            return await _unless_gone(request.receive, _in_thread(self._texts, work))
+        finally:
+            self._service.num_encoding -= 1
+
+    async def _told(self, places: Sequence[Place]) -> list[Told]:
+        """By portions, so that long ones hold up nobody, and end where their client leaves."""
+        tokenizer, found = self._service.tokenizer, list[Told]()
+        for start in range(0, len(places), PORTION):
+            work = functools.partial(told, tokenizer, places[start : start + PORTION])
+            found += await _in_thread(self._marks, work)
+        return found
 
 
 class EventStream(Response):
@@ -167,6 +187,10 @@ class EventStream(Response):
         finally:
             if self._answer.cancel():
                 self._on_gone()
+
+
+async def _in_thread(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
 async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:

@@ -69,11 +69,18 @@ class Chat:
 
     def ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's; a Fault where the template refuses the messages."""
+        return self.encode(self.text(messages))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of what `text` gives."""
+        return [*(self._begin if self._template is None else ()), *self.specials.encode(text)]
+
+    def text(self, messages: Sequence[Message]) -> str:
+        """The prompt with the names of special tokens; a Fault where the template refuses the messages."""
         if self._template is None:
-            text = "\n\n".join(message.content for message in messages)
-            return [*self._begin, *self.specials.encode(self.specials.hidden(text))]
+            return self.specials.hidden("\n\n".join(message.content for message in messages))
         try:
-            text = self._template.render(
+            return self._template.render(
                 messages=[self._shown(message) for message in messages],
                 add_generation_prompt=True,
                 tools=None,
@@ -84,7 +91,6 @@ class Chat:
             # What a template says of itself may be shown; any other error could hold a part of a message.
             why = str(error) if isinstance(error, TemplateError) else type(error).__name__
             raise wrong("messages", f"messages: the chat template refuses them ({why[:200]})") from None
-        return self.specials.encode(text)
 
     def _shown(self, message: Message) -> dict[str, str]:
         role = "system" if message.role == "developer" else message.role

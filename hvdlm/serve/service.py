@@ -24,6 +24,8 @@ from hvdlm.serve.worker import Worker
 from hvdlm.serve.writing import Piece, Writing
 from hvdlm.tokenizer import Tokenizer
 
+MOST_ECHOED = 1 << 16  # tokens of prompts and alternatives whose texts and log-probabilities are told
+BEGINNING, SPARE = 16, 64  # characters of a long text that are encoded first, by tokens of the context and some more
 MOST_TOKENS = 4096  # of a text, where no context ends it sooner
 OF_SAMPLING = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
@@ -46,6 +48,7 @@ class Service:
     limits: Limits = Limits()
     measures: Measures = field(default_factory=Measures)
     is_closing: bool = False
+    num_encoding: int = 0  # requests whose texts are encoded or wait for it
     broken: str = ""  # why it can do nothing any more
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -108,9 +111,24 @@ class Service:
     def prompts(self, asked: CompletionRequest | ChatRequest) -> list[tuple[int, ...]]:
         """The ids that the model reads; takes as long as the texts are long."""
         if isinstance(asked, ChatRequest):
-            ids = self.chat.ids(asked.messages)
+            ids = self._encoded(self.chat.encode, self.chat.text(asked.messages), asked.prompt_field)
             return [self.loaded.prompt_of(ids) if self.loaded.task.continues_whole else tuple(ids)]
-        return [self.ids_of(prompt) for prompt in asked.prompt]
+        return [
+            self._encoded(self.ids_of, prompt, asked.prompt_field) if isinstance(prompt, str) else self.ids_of(prompt)
+            for prompt in asked.prompt
+        ]
+
+    def _encoded(self, encode: Callable[[str], Sequence[int]], text: str, param: str) -> tuple[int, ...]:
+        """A Fault for a text far beyond the context, once its beginning is known to be.
+
+        What follows a beginning may only join its last word's tokens into fewer: twice as many as the context leave
+        room for that.
+        """
+        if self.context is not None:
+            beginning = text[: BEGINNING * (self.context + SPARE)]
+            if len(beginning) < len(text) and len(encode(beginning)) > 2 * (self.context + SPARE):
+                raise too_long(f"{param}: has far more than {self.context} tokens, the model's context", param)
+        return tuple(encode(text))
 
     def ids_of(self, prompt: Prompt) -> tuple[int, ...]:
         """Of a text, with what begins one; ids are taken as they are."""
@@ -135,9 +153,15 @@ class Service:
         most = self.limits.rows + self.limits.queue
         if (num := sum(request.choices for request in requests)) > most:
             raise wrong("prompt", f"prompt: {num} texts at once are more than {most}")
-        has_source = self.loaded.task.continues_whole
+        has_source = self.loaded.task.continues_whole or self.loaded.model.reads_source
         if asked.echoes and has_source:
             raise wrong("echo", "echo: what this model reads is no beginning of what it writes")
+        if asked.echoes and asked.num_logprobs is not None:
+            each = 1 + asked.num_logprobs
+            num = each * sum(len(request.prompt) * request.choices for request in requests)
+            if num > MOST_ECHOED:
+                message = f"logprobs: {num} tokens of prompts and alternatives are more than {MOST_ECHOED} for echo"
+                raise wrong("logprobs", f"{message}; ask for fewer, or for fewer prompts at once")
         return [
             Writing(
                 request,
@@ -200,7 +224,7 @@ class Service:
     @property
     def gauges(self) -> dict[str, float]:
         running = self.worker.num_running
-        return {"texts_running": running, "texts_waiting": max(0, self.worker.num_open - running)}
+        return {"texts_running": running, "texts_waiting": max(0, self.worker.num_open - running) + self.num_encoding}
 
     @property
     def counters(self) -> dict[str, float]:

@@ -35,12 +35,20 @@ class Told(NamedTuple):
     top: tuple[Likely, ...]
 
 
+class Place(NamedTuple):
+    """A token where it stands: what `told` makes texts of, which takes long and is not for the engine's thread."""
+
+    token: Token
+    context: tuple[int, ...]  # the ids before it
+    offset: int
+
+
 class Piece(NamedTuple):
     """What comes next in a choice; `reason` with the last of them, and ERROR has a message for text."""
 
     choice: int
     text: str
-    tokens: tuple[Told, ...] = ()
+    tokens: tuple[Place, ...] = ()
     reason: str = ""
 
 
@@ -50,8 +58,8 @@ class _Choice:
 
     writer: TextWriter
     places: TextWriter  # the same without stop strings: how far the text has come
-    context: list[int]
-    held: list[Told] = field(default_factory=list)
+    context: tuple[int, ...]
+    held: list[Place] = field(default_factory=list)
     num_known: int = 0  # characters, of `places`
     num_given: int = 0
     prefix: str = ""  # the prompt, where it is echoed
@@ -79,13 +87,15 @@ class Writing:
         before: Sequence[int] = (),
     ) -> None:
         self.request, self._first = request, first
-        self._tokenizer, self._tell, self._measures = tokenizer, tell, measures
+        self._tell, self._measures = tell, measures
         self._choices = [
-            _Choice(TextWriter(tokenizer, before, stops), TextWriter(tokenizer, before), list(before[-CONTEXT:]))
+            _Choice(TextWriter(tokenizer, before, stops), TextWriter(tokenizer, before), tuple(before[-CONTEXT:]))
             for _ in range(request.choices)
         ]
         self.is_cancelled = False
         text = tokenizer.decode(np.array(request.prompt, dtype=np.int64)) if echo else ""
+        is_marked = request.echo and request.logprobs is not None
+        self._offsets = _offsets(tokenizer, request.prompt) if is_marked else []
         for choice in self._choices:
             choice.prefix, choice.num_known, choice.told_s = text, len(text), time.perf_counter()
 
@@ -99,16 +109,15 @@ class Writing:
         return all(choice.is_over for choice in self._choices)
 
     def read(self, tokens: Sequence[Token]) -> None:
-        if self.request.logprobs is None:
+        if not self._offsets:
             return
-        context: list[int] = []
-        places, num_known, told = TextWriter(self._tokenizer, ()), 0, []
-        for token in tokens:
-            told.append(self._told(token, context, num_known))
-            num_known += len(places.take(token.id))
-            context = [*context, token.id][-CONTEXT:]
+        ids = self.request.prompt
+        places = [
+            Place(token, ids[max(0, number - CONTEXT) : number], offset)
+            for number, (token, offset) in enumerate(zip(tokens, self._offsets, strict=True))
+        ]
         for choice in self._choices:
-            choice.held = list(told)
+            choice.held = list(places)
 
     def take(self, choice: int, token: Token) -> bool:
         one, now = self._choices[choice], time.perf_counter()
@@ -117,9 +126,9 @@ class Writing:
         one.told_s = now
         one.num_tokens += 1
         if self.request.logprobs is not None:
-            one.held.append(self._told(token, one.context, one.num_known))
+            one.held.append(Place(token, one.context, one.num_known))
             one.num_known += len(one.places.take(token.id))
-            one.context = [*one.context, token.id][-CONTEXT:]
+            one.context = (*one.context, token.id)[-CONTEXT:]
         if text := one.writer.take(token.id):
             self._give(one, choice, text, "")
         return one.writer.is_stopped
@@ -147,18 +156,37 @@ class Writing:
         text, one.prefix = one.prefix + text, ""
         one.num_given += len(text)
         takes_all = bool(reason) and not one.writer.is_stopped
-        ready = [told for told in one.held if takes_all or told.offset < one.num_given]
+        ready = [place for place in one.held if takes_all or place.offset < one.num_given]
         del one.held[: len(ready)]
         self._tell(Piece(self._first + choice, text, tuple(ready), reason))
 
-    def _told(self, token: Token, context: list[int], offset: int) -> Told:
-        def likely(number: int, log_prob: float | None) -> Likely:
-            return Likely(number, self._text_of(context, number), log_prob)
 
-        top = tuple(likely(*pair) for pair in token.top)
-        return Told(likely(token.id, token.log_prob), offset, top)
+def _offsets(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """Characters before each id in the text of all of them."""
+    writer, num, offsets = TextWriter(tokenizer, ()), 0, []
+    for token in ids:
+        offsets.append(num)
+        num += len(writer.take(token))
+    return offsets
 
-    def _text_of(self, context: list[int], token: int) -> str:
-        """What an id adds to the text before it; of one that is no text, what it is."""
-        writer = TextWriter(self._tokenizer, context)
-        return writer.take(token) + writer.finish() or shown(self._tokenizer, token)
+
+def told(tokenizer: Tokenizer, places: Sequence[Place]) -> list[Told]:
+    """With the texts of tokens and of what else could stand there: some decodings for each."""
+
+    def likely(place: Place, token: int, log_prob: float | None) -> Likely:
+        return Likely(token, _text_of(tokenizer, place.context, token), log_prob)
+
+    return [
+        Told(
+            likely(place, place.token.id, place.token.log_prob),
+            place.offset,
+            tuple(likely(place, *pair) for pair in place.token.top),
+        )
+        for place in places
+    ]
+
+
+def _text_of(tokenizer: Tokenizer, context: Sequence[int], token: int) -> str:
+    """What an id adds to the text before it; of one that is no text, what it is."""
+    writer = TextWriter(tokenizer, context)
+    return writer.take(token) + writer.finish() or shown(tokenizer, token)
