@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from processes import until
 
 from hvdlm.serve.access import LOOPBACK
 from hvdlm.serve.app import make_app
+from hvdlm.serve.connections import config_of
 from hvdlm.serve.service import Limits, Service
 from hvdlm.serve.serving import Address, Offer, Server, listening, open_service
 
@@ -67,9 +67,9 @@ class Client:
 class Running(Client):
     """With its service at hand."""
 
-    def __init__(self, service: Service, port: int) -> None:
+    def __init__(self, service: Service, server: Server, port: int) -> None:
         super().__init__(port)
-        self.service = service
+        self.service, self.server = service, server
 
     def is_free(self) -> bool:
         """Whether nothing is written or waits."""
@@ -81,14 +81,14 @@ def opened(run: Path, **limits: int) -> Service:
 
 
 @contextmanager
-def running(service: Service, **access: Any) -> Iterator[Running]:
+def running(service: Service, most_open: int = 64, **access: Any) -> Iterator[Running]:
     listener = listening(Address(port=0))
     app = make_app(service, **{"key": None, "origins": (), "names": LOOPBACK, **access})
-    server = Server(uvicorn.Config(app, http="h11", ws="none", log_config=None, timeout_graceful_shutdown=1))
+    server = Server(config_of(app, most_open=most_open, grace_s=1))
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_until_complete, args=[server.serve([listener])], daemon=True)
     thread.start()
-    found = Running(service, listener.getsockname()[1])
+    found = Running(service, server, listener.getsockname()[1])
     until(lambda: server.started and service.worker.is_ready)
     try:
         yield found

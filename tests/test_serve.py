@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import resource
 import socket
 import threading
 import time
@@ -27,7 +28,7 @@ from hvdlm.inference.engine import CANCELLED, Engine  # noqa: E402
 from hvdlm.inference.evaluate import evaluate_checkpoint  # noqa: E402
 from hvdlm.preprocessing.build import build  # noqa: E402
 from hvdlm.preprocessing.plan import PreprocessConfig  # noqa: E402
-from hvdlm.serve import writing  # noqa: E402
+from hvdlm.serve import connections, writing  # noqa: E402
 from hvdlm.serve.faults import Fault  # noqa: E402
 from hvdlm.serve.requests import NOT_OFFERED, PASSED_OVER, ChatRequest, CompletionRequest, parse  # noqa: E402
 from hvdlm.serve.serving import LAST_WORDS_S, Address, Ending, Offer, _drain, announce, names_of, open_service, serve  # noqa: E402
@@ -376,6 +377,52 @@ def test_a_body_that_never_comes_is_given_up(served, monkeypatch):
     monkeypatch.setattr(app, "BODY_S", 0.05)
     status, told = served.ask("/tokenize", b"{", {"Content-Length": "100"})
     assert (status, told["error"]["code"]) == (408, "too_slow")
+
+
+def test_a_request_s_head_that_never_comes_is_given_up(run, monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_S", 0.2)
+    head = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+    with running(opened(run)) as found:
+        for whole_first in (False, True):
+            with socket.create_connection(("127.0.0.1", found.port), 10) as half:
+                if whole_first:
+                    half.sendall(head + b"\r\n")
+                    answer = b""
+                    while not answer.endswith(b"}"):
+                        answer += half.recv(1000)
+                half.sendall(head)
+                assert half.recv(100) == b"", "closed by the server"
+        stream = found.begin("/v1/completions", {**LONG, "stream": True})
+        reply = stream.getresponse()
+        time.sleep(0.3)
+        assert reply.read(10), "only heads are waited for"
+        stream.close()
+
+
+def test_connections_that_ask_nothing_make_room_for_one_that_asks(run):
+    with running(opened(run), most_open=8) as found:
+        asking = found.begin("/v1/completions", {**LONG, "stream": True})
+        reply = asking.getresponse()
+        idle = [socket.create_connection(("127.0.0.1", found.port), 10) for _ in range(30)]
+        for one in idle:
+            one.sendall(b"GET / HT")
+        assert found.ask("/health")[0] == 200
+        until(lambda: len(found.server.server_state.connections) <= 8)
+        assert reply.read(10), "who is answered stays"
+        asking.close()
+        for one in idle:
+            one.close()
+
+
+def test_few_open_files_make_few_connections(monkeypatch):
+    limits = {"now": (100, 200)}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits["now"])
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.update(now=pair))
+    assert connections.raise_limit() == 68 and limits["now"] == (200, 200)
+    limits["now"] = (1024, 1 << 20)
+    assert connections.raise_limit() == connections.MOST_OPEN
+    limits["now"] = (20, 20)
+    assert connections.raise_limit() == connections.FEWEST_OPEN
 
 
 def test_a_failure_in_mid_stream_is_told_and_the_next_request_is_answered(idle, client, monkeypatch, caplog):

@@ -25,6 +25,7 @@ from hvdlm.inference.load import Loaded, load_checkpoint_model, prepare, tokeniz
 from hvdlm.serve.access import LOOPBACK, check_origins, read_key
 from hvdlm.serve.app import make_app
 from hvdlm.serve.chat import Chat, Specials, find_template
+from hvdlm.serve.connections import config_of, raise_limit
 from hvdlm.serve.service import Limits, Service
 from hvdlm.session.stop import EXIT_INTERRUPTED, SPARE_S, BatchJob, heard
 from hvdlm.world.place import find_place
@@ -195,19 +196,7 @@ async def _run(
 ) -> str:
     """Serve until a signal, or the end of the job's time; the reason. `tell` is called when it listens."""
     loop = asyncio.get_running_loop()
-    server = Server(
-        uvicorn.Config(
-            app,
-            http="h11",
-            ws="none",
-            log_config=None,
-            access_log=False,  # it would have paths alone, but nobody asked for it
-            server_header=False,
-            date_header=False,
-            timeout_graceful_shutdown=LAST_WORDS_S,
-        ),
-        tell,
-    )
+    server = Server(config_of(app, most_open=raise_limit(), grace_s=LAST_WORDS_S), tell)
     asked: asyncio.Future[str] = loop.create_future()
 
     def ask(reason: str) -> None:
