@@ -13,11 +13,14 @@ from processes import until
 pytest.importorskip("starlette", reason="starlette (the serve extra) is not installed")
 pytest.importorskip("uvicorn", reason="uvicorn (the serve extra) is not installed")
 
+from labelled import make_data, run_of
 from serving import Client, opened, running
 
 from hvdlm.errors import UserError
 from hvdlm.serve.access import check_origins, read_key
 from hvdlm.serve.serving import Address, listening, tunnel
+from hvdlm.train.setup import train
+from hvdlm.world.serial import SerialWorld
 
 KEY = "a-key-of-enough-letters"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -157,6 +160,26 @@ def test_the_page_writes_stops_and_goes_on_from_another_token(run, browser, widt
         page.click("#stop", force=True)
         until(served.is_free, 5)
         assert faults == []
+        page.close()
+
+
+def test_the_page_goes_on_from_no_token_of_a_text_whose_source_was_read_whole(browser, tmp_path):
+    """What it would send is a source with the text behind it: another source."""
+    model = {"family": "transformer", "layers": 1, "encoder_layers": 1, "heads": 2, "width": 16}
+    sections = {"task": {"kind": "seq2seq", "language": "en"}, "model": model}
+    data = make_data(tmp_path, SerialWorld())
+    train(run_of(data, tmp_path / "run", "train.steps=2", "train.epochs=null", **sections), SerialWorld())
+    with running(opened(tmp_path / "run")) as served:
+        page = browser.new_page()
+        page.goto(served.url)
+        page.get_by_text("tiny", exact=True).wait_for()
+        assert "go on from that" not in page.inner_text("main")
+        page.fill("#prompt", "w1 w2")
+        page.click("#go")
+        page.wait_for_selector("#keep:enabled")
+        page.locator("#out .token").first.click()
+        assert page.locator("#other button").count() > 1
+        assert page.locator("#other button:enabled").count() == 0
         page.close()
 
 
