@@ -405,6 +405,12 @@ def test_records_without_answers_are_given_those_of_eval(name, made_once, tmp_pa
     if name == "without blanks":
         assert [line["words"] for line in lines_of(tmp_path / "out")] == [line["text"] for line in lines_of(source)]
         assert read_manifest(data / "data").fields["text"].join == ""
+        texts = ["".join(line["text"]) for line in lines_of(source)]
+        asked(tmp_path / "run", write(tmp_path / "a.jsonl", *({"text": text} for text in texts)), tmp_path / "a", batch=8)
+        (tmp_path / "b.txt").write_text("\n".join(texts))
+        asked(tmp_path / "run", tmp_path / "b.txt", tmp_path / "b", batch=8)
+        assert [line["labels"] for line in lines_of(tmp_path / "a")] == wanted
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     if name == "seq2seq":
         lines = lines_of(tmp_path / "out")
         assert {line["finish_reason"] for line in lines} <= {"stop", "length"}

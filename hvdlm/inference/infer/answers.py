@@ -16,7 +16,7 @@ from hvdlm.inference.infer.work import Tell, Values, Work
 from hvdlm.inference.load import Loaded, fields_in
 from hvdlm.records.encoder import RecordEncoder
 from hvdlm.records.fields import Record
-from hvdlm.records.in_memory import RecordsInMemory, input_reader
+from hvdlm.records.in_memory import RecordsInMemory, input_reader, words_of
 from hvdlm.tasks.record_evaluation import predictions_of
 from hvdlm.tasks.records import RecordTask
 from hvdlm.tokenizer import Tokenizer
@@ -89,4 +89,4 @@ class Answering(Work):
             raise ValueError(f"is a text, and task: {self._loaded.config.task.kind} reads {wanted}: make it JSON lines")
         if lacking := [name for name in names if values.get(name) is None]:
             raise ValueError(f"has no {lacking[0]!r}; a record here is {wanted}")
-        return Given(*self._reader.read([values[name] for name in names]))
+        return Given(*self._reader.read([words_of(values[name], self._reader.entries[name]) for name in names]))
