@@ -290,7 +290,7 @@ def test_an_output_is_made_once_and_nothing_else_is_written_over(run_for, tmp_pa
     caplog.set_level("INFO")
     first = asked(run_for(), source, out)
     assert asked(run_for(), source, out) == first and "is complete already: 5 records" in caplog.text
-    with pytest.raises(UserError, match="out.jsonl was made with choices 1, and this is 2; name another --out"):
+    with pytest.raises(UserError, match="out.jsonl was made with --n 1, and this start has --n 2; name another --out"):
         asked(run_for(), source, out, choices=2)
     write(source, *PROMPTS, PROMPTS[0])
     with pytest.raises(UserError, match="the input has changed since .*out.jsonl was made"):
@@ -328,7 +328,7 @@ def test_a_start_goes_on_where_another_was_killed(run_for, tmp_path, monkeypatch
         asked(run_for(), source, out, batch=2)
     made = sorted(path.name for path in parts.work_of(out).glob("unit-*"))
     assert made == [f"unit-{n:06d}.jsonl" for n in range(4)]
-    with pytest.raises(UserError, match="out was begun with echo False, and this is True"):
+    with pytest.raises(UserError, match="out was begun with no --echo, and this start has --echo"):
         asked(run_for(), source, out, batch=2, echo=True)
     broken = parts.work_of(out) / made[1]
     broken.write_bytes(broken.read_bytes()[:-3])
@@ -338,6 +338,22 @@ def test_a_start_goes_on_where_another_was_killed(run_for, tmp_path, monkeypatch
     assert sorted(made_anew) == ["unit-000001.jsonl", "unit-000004.jsonl", "unit-000005.jsonl"]
     assert out.read_bytes() == (tmp_path / "whole").read_bytes()
     assert summary["num_units_resumed"] == 3 and summary["num_records"] == 12
+
+
+def test_a_folder_of_another_in_the_place_of_the_parts_is_left_as_it_is(run_for, tmp_path, monkeypatch):
+    source, out = write(tmp_path / "in.jsonl", *PROMPTS), tmp_path / "out"
+    notes = parts.work_of(out) / "notes"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    with pytest.raises(UserError, match=r"out\.parts: holds notes, and parts are to be kept there; move it, or name"):
+        asked(run_for(), source, out)
+    assert notes.read_text() == "mine" and not out.exists()
+    notes.unlink()
+    assembled = parts.assemble
+    monkeypatch.setattr(parts, "assemble", lambda plan: (notes.write_text("later"), assembled(plan))[1])
+    summary = asked(run_for(), source, out)
+    assert [path.name for path in notes.parent.iterdir()] == ["notes"]
+    assert asked(run_for(), source, out) == summary and notes.read_text() == "later"
 
 
 def test_an_input_that_changed_since_the_kill_is_refused(run_for, tmp_path, monkeypatch):
@@ -406,7 +422,9 @@ def test_records_without_answers_are_given_those_of_eval(name, made_once, tmp_pa
         assert [line["words"] for line in lines_of(tmp_path / "out")] == [line["text"] for line in lines_of(source)]
         assert read_manifest(data / "data").fields["text"].join == ""
         texts = ["".join(line["text"]) for line in lines_of(source)]
-        asked(tmp_path / "run", write(tmp_path / "a.jsonl", *({"text": text} for text in texts)), tmp_path / "a", batch=8)
+        asked(
+            tmp_path / "run", write(tmp_path / "a.jsonl", *({"text": text} for text in texts)), tmp_path / "a", batch=8
+        )
         (tmp_path / "b.txt").write_text("\n".join(texts))
         asked(tmp_path / "run", tmp_path / "b.txt", tmp_path / "b", batch=8)
         assert [line["labels"] for line in lines_of(tmp_path / "a")] == wanted
@@ -468,17 +486,17 @@ def test_every_option_reaches_what_is_asked(run_for, tmp_path, call):
         "top_p": 0.9,
         "min_p": 0.1,
         "seed": 7,
-        "choices": 2,
+        "n": 2,
         "repetition_penalty": 1.5,
         "presence_penalty": 0.5,
         "frequency_penalty": 0.25,
-        "stops": ["zz"],
+        "stop": ["zz"],
         "logit_bias": {"65": -1.5},
         "logprobs": 1,
         "batch": 3,
         "echo": True,
-        "slides": True,
-        "scores": False,
+        "slide": True,
+        "score": False,
     }
     assert code == 0 and {name: made[name] for name in asked_for} == asked_for
     (line,) = lines_of(tmp_path / "out")
@@ -489,6 +507,7 @@ def test_every_option_reaches_what_is_asked(run_for, tmp_path, call):
     ("words", "message"),
     [
         (["--score", "--temperature", "0"], "--temperature: is of texts that are written, --score reads"),
+        (["--score", "--echo"], "--echo: is of texts that are written, --score reads"),
         (["--beams", "2", "--seed", "1"], "--seed: is of texts that are drawn, --beams searches"),
         (["--beams", "2", "--n", "3"], "--n: 3 texts are more than --beams 2 find"),
     ],

@@ -40,7 +40,6 @@ from hvdlm.world.place import Place, find_place
 
 log = logging.getLogger("hvdlm")
 
-LOCK = ".lock"  # held while a job writes
 TELL_S = 0.2  # how often a rank tells what it has done, and looks whether it shall stop
 THREADS = "train.threads=1"
 
@@ -101,7 +100,7 @@ def run(job: Opened, world: World, batch_job: BatchJob) -> dict[str, Any]:
         with world.together():
             plan.work.mkdir(parents=True, exist_ok=True)
             if world.rank == 0:
-                stack.enter_context(locked(plan.work / LOCK))
+                stack.enter_context(locked(plan.work / parts.LOCK))
         stop = stack.enter_context(stop_flag(plan.work, world, batch_job))
         with timer.phase("plan"):
             begun = _without_damaged(world.on_root(lambda: parts.begin(plan)), world)
@@ -138,15 +137,15 @@ def _plan(
     """What is to be done, or the summary of what is done already. On rank 0."""
     if out.suffix in (".gz", ".zst", ".bz2", ".xz"):
         raise UserError(f"--out {out}: lines are written as they are; name it without {out.suffix}")
-    make_ready("--out", out)
     found = look_through(source, work.check, work.rows)
+    make_ready("--out", out)
     if out.exists() and out.samefile(source):
         raise UserError(f"--out {out}: is the input; name another file")
     if found.num_blank:
         log.info("%s: %s passed over", source, counted(found.num_blank, "blank line"))
     settings = {
         parts.INPUT: found.sha256,
-        "checkpoint": _weights_in(loaded.state),
+        parts.CHECKPOINT: _weights_in(loaded.state),
         "overrides": [word for word in overrides if word != THREADS],
         "task": loaded.config.task.kind,
         "threads": loaded.config.train.threads,
@@ -155,7 +154,10 @@ def _plan(
         "hvdlm": __version__,
         "torch": torch.__version__,
     }
-    return parts.finished(out, settings) or Plan(found, out, settings)
+    if summary := parts.finished(out, settings):
+        return summary
+    parts.check_work(out)
+    return Plan(found, out, settings)
 
 
 def _weights_in(state: dict[str, Any]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from hvdlm.inference.load import Loaded
 from hvdlm.inference.log_likelihoods import Score, encode_pair
 from hvdlm.tokenizer import Tokenizer
 
-OF_TEXTS = ("max_tokens", "stops", "choices", "beams", *OF_DRAWING)
+OF_TEXTS = ("max_tokens", "stops", "choices", "beams", "echo", *OF_DRAWING)  # options
 ROWS = 32  # texts
 FOLLOWS = ("completion", "continuation")  # keys of what is scored after a prompt
 
@@ -28,10 +28,7 @@ class Scoring(Work):
     counted = ("tokens scored",)
 
     def __init__(self, loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted) -> None:
-        names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty")
-        if name := wanted.among(
-            *names, "frequency_penalty", "logit_bias", "seed", "stops", "slides", "choices", "beams"
-        ):
+        if name := wanted.among(*OF_TEXTS):
             raise UserError(f"{name}: is of texts that are written, --score reads; leave one out")
         self._tokenizer, self._wanted = tokenizer, wanted
         self.rows = wanted.batch or ROWS
