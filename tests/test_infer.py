@@ -15,6 +15,7 @@ from hvdlm.data.manifest import read_manifest
 from hvdlm.errors import UserError
 from hvdlm.inference.generate import Texts
 from hvdlm.inference.infer import parts
+from hvdlm.inference.infer import run as run_of_infer
 from hvdlm.inference.infer.lines import UnitReader, look_through
 from hvdlm.inference.infer.run import infer
 from hvdlm.inference.infer.wanted import Wanted
@@ -23,7 +24,7 @@ from hvdlm.inference.load import load_checkpoint_model
 from hvdlm.inference.sampling import Sampling
 from hvdlm.tasks.evaluate import Protocol, SplitEvaluation
 from hvdlm.train.setup import train
-from hvdlm.world.place import find_place
+from hvdlm.world.place import Place, find_place
 from hvdlm.world.serial import SerialWorld
 
 FAMILIES = {
@@ -367,6 +368,86 @@ def test_an_input_that_changed_since_the_kill_is_refused(run_for, tmp_path, monk
         asked(run_for(), source, tmp_path / "out")
 
 
+def test_keys_that_nobody_reads_are_told_once(run_for, tmp_path, caplog):
+    wrong = {"prompt": "lorem", "completoin": " ip"}
+    source = write(tmp_path / "in.jsonl", {"prompt": "lo", "id": 1}, wrong, {"prompt": "a", "completion": "b"})
+    for name, options, keys in (
+        ("scores", {"scores": True}, {"completoin": 1}),
+        ("texts", {}, {"completoin": 1, "completion": 1}),
+        ("beams", {"beams": 1}, {"completoin": 1, "completion": 1}),
+    ):
+        caplog.clear()
+        assert asked(run_for(), source, tmp_path / name, **options)["unread_keys"] == keys
+        told = ", ".join(f"{key} (1 of 3 records)" for key in keys)
+        assert caplog.text.count("keys that mean nothing here") == caplog.text.count(told) == 1
+    fine = write(tmp_path / "in.jsonl", {"prompt": "lo", "id": 1})
+    assert "unread_keys" not in asked(run_for(), fine, tmp_path / "fine")
+    both = write(tmp_path / "both.jsonl", {"prompt": "lo", "completion": "a", "continuation": "b"})
+    with pytest.raises(UserError, match="both.jsonl:1: has both 'completion' and 'continuation'; leave one out"):
+        asked(run_for(), both, tmp_path / "both", scores=True)
+
+
+def test_tokens_that_the_vocabulary_lacks_are_counted_and_told(made_once, tmp_path, caplog):
+    (tmp_path / "lines.txt").write_text("lorem ip sum\n" * 50)
+    preprocess(tmp_path / "lines.txt", tmp_path / "data", format="lines", tokenizer={"kind": "word"})
+    words = ("data.seq_len=16", "train.steps=1", "train.eval_every=100", f"model={FAMILIES['transformer']}")
+    train(make_config(tmp_path / "data", tmp_path / "run", *words), SerialWorld())
+    source = write(tmp_path / "in.jsonl", {"prompt": "lorem zebra ip zebra"}, {"prompt": "sum"})
+    for name, options in (("texts", {}), ("scores", {"scores": True}), ("beams", {"beams": 1})):
+        caplog.clear()
+        assert asked(tmp_path / "run", source, tmp_path / name, **options)["unknown_tokens"] == 2
+        assert caplog.text.count("in.jsonl: 2 tokens unknown to the vocabulary") == 1
+    pair = write(tmp_path / "pair.jsonl", {"prompt": "lorem zebra", "completion": " zebra"})
+    assert asked(tmp_path / "run", pair, tmp_path / "pair", scores=True)["unknown_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--logit-bias", "99999=4"], "--logit-bias: 99999 is no id of a vocabulary of 257"),
+        (["--beams", "101"], "'--beams'"),
+    ],
+)
+def test_a_refused_start_leaves_nothing_behind(run_for, tmp_path, call, words, message):
+    source = write(tmp_path / "in.jsonl", {"prompt": "lorem"})
+    code, _, errors = call(run_for(), source, "--out", tmp_path / "new" / "out", *words)
+    assert code == 2 and len(errors) == 1 and message in errors[0]
+    source.write_text("{}")
+    assert call(run_for(), source, "--out", tmp_path / "new" / "out")[0] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_streams_are_refused_with_what_to_do_instead(run_for, tmp_path, call, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = write(tmp_path / "in.jsonl", {"prompt": "lorem"})
+    for words, message in (
+        (["-", "--out", "out"], "INPUT -: is read twice, which a pipe cannot be; write it to a file and name that"),
+        ([source, "--out", "-"], "--out -: is put together from parts in a folder beside it; name a file"),
+    ):
+        code, _, errors = call(run_for(), *words)
+        assert code == 2 and len(errors) == 1 and message in errors[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_threads_that_are_left_are_told_when_work_begins_and_nobody_has_set_them(
+    run_for, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(run_of_infer, "find_place", lambda world: Place(0, 1, 4))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    caplog.set_level("INFO")
+    source, told = write(tmp_path / "in.jsonl", {"prompt": "lorem"}), "with 1 thread of the 4 it could have"
+    asked(run_for(), source, tmp_path / "out")
+    assert told in caplog.text
+    caplog.clear()
+    asked(run_for(), source, tmp_path / "out")
+    source.write_text("{}")
+    with pytest.raises(UserError):
+        asked(run_for(), source, tmp_path / "other")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    asked(run_for(), write(source, {"prompt": "lorem"}), tmp_path / "third")
+    assert "it could have" not in caplog.text
+
+
 # Labelled records
 
 
@@ -418,6 +499,12 @@ def test_records_without_answers_are_given_those_of_eval(name, made_once, tmp_pa
     asked(tmp_path / "run", source, tmp_path / "out", batch=8)
     wanted = [line["predicted"] for line in lines_of(tmp_path / "gold")]
     found = [SAID[name](line) for line in lines_of(tmp_path / "out")]
+    if name == "class":  # two kinds of text, and unknown words in both
+        odd = write(tmp_path / "odd.jsonl", {**lines_of(source)[0], "text": "zebra zebra", "other": "zebra zebra"})
+        given = Wanted(Texts(), int8=True, given={"int8": "--int8"})
+        summary = asked(tmp_path / "run", odd, tmp_path / "odd", given)
+        assert summary["unknown_tokens"] == 4 and summary["made_by"]["int8"]
+        assert sum(lines_of(tmp_path / "odd")[0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     if name == "without blanks":
         assert [line["words"] for line in lines_of(tmp_path / "out")] == [line["text"] for line in lines_of(source)]
         assert read_manifest(data / "data").fields["text"].join == ""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hvdlm.errors import UserError
+from hvdlm.inference.generate import count_unknown
 from hvdlm.inference.infer.lines import Line, Unit, id_of
 from hvdlm.inference.infer.wanted import Wanted
 from hvdlm.inference.infer.work import Tell, Values, Work
@@ -39,7 +40,7 @@ class Answering(Work):
     def __init__(self, loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted, source: Path) -> None:
         task, kind = loaded.task, loaded.config.task.kind
         assert isinstance(task, RecordTask)
-        if name := wanted.among(*sorted(wanted.given.keys() - {"batch"})):
+        if name := wanted.among(*sorted(wanted.given.keys() - {"batch", "int8"})):
             settings = ", ".join(f"task.{key}=…" for key in loaded.config.task.measuring)
             remedy = f"it takes {settings} and --batch" if settings else "leave it out"
             raise UserError(f"{name}: is of models that continue texts, and this is task: {kind}; {remedy}")
@@ -74,10 +75,20 @@ class Answering(Work):
             {**id_of(line.values), "index": unit.first + place, **one, "truncated": bool(cut)}
             for place, (line, one, cut) in enumerate(zip(given, said, is_cut, strict=True))
         ]
-        tokens = int(records.num_tokens().sum())
-        counts = Counter({"truncated": int(is_cut.sum()), "prompt_tokens": tokens})
+        counts = Counter({"truncated": int(is_cut.sum()), "prompt_tokens": int(records.num_tokens().sum())})
+        counts["unknown_tokens"] = self._num_unknown(records, read)
         counts.update(f"finish_{one['finish_reason']}" for one in said if "finish_reason" in one)
         return lines, counts
+
+    def _num_unknown(self, records: RecordsInMemory, given: Sequence[Given]) -> int:
+        """In the text and in what stands beside it."""
+        found = 0
+        for number, (text, record) in enumerate(given):
+            found += count_unknown(self._tokenizer, text, records.tokens(number).tolist())
+            for name, value in record.values.items():
+                if self._fields[name].type == "pair":
+                    found += count_unknown(self._tokenizer, value[0], records.ids(name, number).tolist())
+        return found
 
     def _read(self, values: Values) -> Given:
         """ValueError for a record without what the task reads. A text alone is the only input, where there is one."""

@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Plan:
     source: Source
     out: Path
     settings: Mapping[str, Any]
+    unread: Mapping[str, int] = field(default_factory=dict)  # records that have keys which nobody reads
     todo: tuple[int, ...] = ()  # units without a part
 
     @property
