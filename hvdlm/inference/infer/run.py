@@ -155,8 +155,6 @@ def _plan(
     if out.exists() and out.samefile(source):
         raise UserError(f"--out {out}: is the input; name another file")
     unread_keys = dict(unread.most_common(MOST_KEYS))
-    if unread_keys:
-        log.warning("%s: %s", source, unread_in_words(unread_keys, found.num_records))
     if found.num_blank:
         log.info("%s: %s passed over", source, counted(found.num_blank, "blank line"))
     settings = {
@@ -173,6 +171,8 @@ def _plan(
     if summary := parts.finished(out, settings):
         return summary
     parts.check_work(out)
+    if unread_keys:
+        log.warning("%s: %s", source, unread_in_words(unread_keys, found.num_records))
     return Plan(found, out, settings, unread_keys)
 
 

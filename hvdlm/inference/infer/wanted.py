@@ -28,6 +28,8 @@ def said(name: str, value: Any) -> str:
 
     >>> said("max_tokens", 20), said("echo", True), said("beams", None), said("precision", "fp32")
     ('--max-tokens 20', '--echo', 'no --beams', 'precision fp32')
+    >>> said("stop", [";", "a b"])
+    "--stop ';' 'a b'"
     """
     if name not in OPTIONS:
         return f"{name} {value}"
@@ -36,6 +38,8 @@ def said(name: str, value: Any) -> str:
         return f"no {option}"
     if isinstance(value, dict):
         value = " ".join(f"{key}={one}" for key, one in value.items())
+    if isinstance(value, list):
+        value = " ".join(map(repr, value))
     return option if value is True else f"{option} {value}"
 
 
