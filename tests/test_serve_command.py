@@ -164,10 +164,37 @@ def test_the_page_asks_for_the_key(run, browser):
     with running(opened(run), key=KEY) as served:
         page = browser.new_page()
         page.goto(served.url)
-        page.get_by_text("is missing").wait_for()
+        page.get_by_text("the server asks for its key: type it above").wait_for()
+        assert page.evaluate("document.activeElement.id") == "key"
+        assert page.locator("#key").bounding_box()["y"] < page.locator("#prompt").bounding_box()["y"]
         page.fill("#key", KEY)
         page.press("#key", "Enter")
         page.get_by_text("tiny", exact=True).wait_for()
         page.click("#go")
         page.wait_for_selector("#keep:enabled")
+        page.close()
+
+
+def test_the_page_heeds_its_fields_and_says_what_ended_a_text(run, browser):
+    """Ctrl+Enter writes from each of them; a seed that is no whole number is refused, not made one."""
+    with running(opened(run)) as served:
+        page = browser.new_page()
+        page.goto(served.url)
+        page.get_by_text("tiny", exact=True).wait_for()
+        page.fill("#prompt", "the ")
+        page.fill("#max_tokens", "3")
+        page.fill("#seed", "1")
+        for field in ("#prompt", "#seed", "#temperature", "#go"):
+            page.evaluate("$('out').replaceChildren()")
+            page.press(field, "Control+Enter")
+            page.get_by_text("3 tokens").wait_for()
+            page.wait_for_selector("#keep:enabled")
+            assert page.inner_text("#status").endswith(": as many as asked")
+        page.fill("#prompt", "a" * 120)
+        page.fill("#max_tokens", "100")
+        page.click("#go")
+        page.get_by_text("the model's context is full").wait_for()
+        page.fill("#seed", "1.5")
+        page.press("#seed", "Control+Enter")
+        page.get_by_text("Seed: a whole number").wait_for()
         page.close()
