@@ -133,11 +133,11 @@ def test_losses_that_cannot_be_compared_are_named_with_the_reason(page, tmp_path
     like = replace(third, state={**state, **figures, "data_digest": "3"})
     vocabulary = replace(first, state={"tokenizer_digest": "4", "data_digest": "4"})
     assert [remark.split(": compare")[0].split(": they")[0] for remark in unlike([vocabulary, other])] == [
-        "losses are of other tasks (lm: a; mlm: b)",
-        "losses a token are over other vocabularies (a | b)",
+        "losses are of different tasks (lm: a; mlm: b)",
+        "losses a token are over different vocabularies (a | b)",
     ]
     assert [remark.split("): ")[0] for remark in unlike([first, other, like])] == [
-        "losses are of other tasks (lm: a, c; mlm: b",
+        "losses are of different tasks (lm: a, c; mlm: b",
         "training data are not the same (b | c",
         "validations are not of one kind (one stream: b; windows of 8 tokens: c",
     ]

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hvdlm.tables import count
-
 from .reading import TrainingRun
 
 
@@ -18,11 +16,11 @@ def unlike(runs: Sequence[TrainingRun]) -> list[str]:
     """
     found = []
     if tasks := _groups(runs, lambda run: run.settings.get("task.kind")):
-        found.append(f"losses are of other tasks ({_named(tasks)}): they are not to be compared")
+        found.append(f"losses are of different tasks ({_named(tasks)}): they are not to be compared")
     vocabularies = _groups(runs, lambda run: run.state.get("tokenizer_digest"))
     if vocabularies:
         told = _apart(vocabularies)
-        found.append(f"losses a token are over other vocabularies ({told}): compare bits a byte, by `hvdlm eval`")
+        found.append(f"losses a token are over different vocabularies ({told}): compare bits a byte, by `hvdlm eval`")
     data = _groups(runs, lambda run: run.state.get("data_digest"))
     if data and list(data.values()) != list(vocabularies.values()):  # which makes other data of the same text
         found.append(f"training data are not the same ({_apart(data)}): training losses are not to be compared")
@@ -43,7 +41,7 @@ def _validated(run: TrainingRun) -> str | None:
     part, whole = (run.last("val", name) for name in ("num_tokens", "split_tokens"))
     if math.isnan(part):
         return None
-    return f"{count(part)} targets" + ("" if math.isnan(whole) else f" of a split of {count(whole)}")
+    return f"{part:,.0f} targets" + ("" if math.isnan(whole) else f" of a split of {whole:,.0f}")
 
 
 def _groups(runs: Sequence[TrainingRun], of: Callable[[TrainingRun], Any]) -> dict[str, list[str]]:
