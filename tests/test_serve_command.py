@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 
@@ -20,7 +19,6 @@ from hvdlm.serve.access import check_origins, read_key
 from hvdlm.serve.serving import Address, listening, tunnel
 
 KEY = "a-key-of-enough-letters"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -110,19 +108,6 @@ def test_the_tunnel_leads_where_the_server_listens():
     node = os.uname().nodename
     assert tunnel(Address(), 8000, "login1") == f"ssh -N -L 8000:localhost:8000 -J login1 {node}"
     assert tunnel(Address("0.0.0.0"), 8000, "login1") == f"ssh -N -L 8000:{node}:8000 login1"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A Chromium that is there; playwright brings none."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright (the test extra) is not installed")
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as tool:
-        found = tool.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.mark.parametrize(("width", "height"), [(1200, 800), (390, 844)])
