@@ -63,6 +63,30 @@ def test_a_signal_lets_what_runs_end_and_refuses_what_is_new(run, tmp_path, numb
     assert ("stopped by SIGTERM" in text) == (number == signal.SIGTERM)
 
 
+def test_the_last_line_tells_how_many_texts_were_cut_off(run, tmp_path):
+    log = tmp_path / "log"
+    words = ["serve", run, "--port", "0", "--grace-s", "0.1"]
+    with log.open("w") as out:
+        process = subprocess.Popen([*HVDLM, *map(str, words)], cwd=ROOT, env=job_environment(), stderr=out)
+    try:
+        said = until(lambda: re.search(r"at http://127.0.0.1:(\d+)/v1", log.read_text()), 60, process, log)
+        client = Client(int(said[1]))
+        until(lambda: client.ask("/health")[0] == 200, 30, process, log)
+        asked = {"prompt": "a", "max_tokens": 4000, "n": 2, "stream": True, "slide": True, "ignore_eos": True}
+        connection = client.begin("/v1/completions", asked)
+        stream = connection.getresponse()
+        stream.readline()
+        process.send_signal(signal.SIGTERM)
+        assert "the server was stopped before this was done" in stream.read().decode()
+        connection.close()
+        assert process.wait(20) == 75
+    finally:
+        process.kill()
+        process.wait()
+    last = log.read_text().splitlines()[-1]
+    assert "stopped by SIGTERM; 2 texts cut off after --grace-s 0.1" in last
+
+
 def test_several_ranks_are_one_server(run):
     """The others end at once, so that the launcher waits for the one that serves."""
     ranked = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}
