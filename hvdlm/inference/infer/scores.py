@@ -10,14 +10,13 @@ from hvdlm.errors import UserError
 from hvdlm.inference.engine import Token
 from hvdlm.inference.infer.likelihood import Judge, Text, num_cut
 from hvdlm.inference.infer.lines import Line, Unit, id_of, text_at
-from hvdlm.inference.infer.wanted import OF_DRAWING, Wanted
+from hvdlm.inference.infer.wanted import OF_TEXTS, Wanted
 from hvdlm.inference.infer.work import Tell, Values, Work, nats, told_of
 from hvdlm.inference.infer.writing import prompt_of
 from hvdlm.inference.load import Loaded
 from hvdlm.inference.log_likelihoods import Score, encode_pair
 from hvdlm.tokenizer import Tokenizer
 
-OF_TEXTS = ("max_tokens", "stops", "choices", "beams", *OF_DRAWING)
 ROWS = 32  # texts
 FOLLOWS = ("completion", "continuation")  # keys of what is scored after a prompt
 
@@ -28,10 +27,7 @@ class Scoring(Work):
     counted = ("tokens scored",)
 
     def __init__(self, loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted) -> None:
-        names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty")
-        if name := wanted.among(
-            *names, "frequency_penalty", "logit_bias", "seed", "stops", "slides", "choices", "beams"
-        ):
+        if name := wanted.among(*OF_TEXTS):
             raise UserError(f"{name}: is of texts that are written, --score reads; leave one out")
         self._tokenizer, self._wanted = tokenizer, wanted
         self.rows = wanted.batch or ROWS

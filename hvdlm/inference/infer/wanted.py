@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from hvdlm.inference.generate import Texts
+from hvdlm.inference.sampling import Sampling
 
-# Options of texts that are drawn, by name.
-OF_DRAWING = (
-    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
-    *("logit_bias", "seed", "slides"),
-)
+# Options by name: of texts that are drawn, and of all that are written.
+OF_DRAWING = (*(setting.name for setting in fields(Sampling)), "slides")
+OF_TEXTS = (*OF_DRAWING, "max_tokens", "stops", "choices", "beams")
 
 
 @dataclass(frozen=True)
