@@ -15,15 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from hvdlm import __version__, checkpoint
+from hvdlm import checkpoint
 from hvdlm.errors import UserError
 from hvdlm.files import locked, make_ready
 from hvdlm.inference.infer import parts
 from hvdlm.inference.infer.answers import Answering
 from hvdlm.inference.infer.beams import Searching
 from hvdlm.inference.infer.lines import UnitReader, look_through
+from hvdlm.inference.infer.made_by import made_by
 from hvdlm.inference.infer.parts import Plan
 from hvdlm.inference.infer.scores import Scoring
 from hvdlm.inference.infer.summary import Share, summary_of
@@ -84,7 +83,7 @@ def opened(target: Path, overrides: tuple[str, ...], source: Path, out: Path, wa
         work = work_for(loaded, tokenizer, wanted, source, path)
         _remark_threads(loaded, place, world)
     with timer.phase("plan"):
-        found = world.on_root(lambda: _plan(source, out, work, loaded, wanted, overrides))
+        found = world.on_root(lambda: _plan(source, out, work, loaded, wanted))
     if isinstance(found, dict):
         return Opened(work, None, found, timer)
     return Opened(work, found, {"step": loaded.state["step"], "checkpoint": str(path)}, timer)
@@ -132,9 +131,7 @@ def work_for(loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted, source: Path,
     return Writing(loaded, tokenizer, wanted)
 
 
-def _plan(
-    source: Path, out: Path, work: Work, loaded: Loaded, wanted: Wanted, overrides: tuple[str, ...]
-) -> Plan | dict[str, Any]:
+def _plan(source: Path, out: Path, work: Work, loaded: Loaded, wanted: Wanted) -> Plan | dict[str, Any]:
     """What is to be done, or the summary of what is done already. On rank 0."""
     if out.suffix in (".gz", ".zst", ".bz2", ".xz"):
         raise UserError(f"--out {out}: lines are written as they are; name it without {out.suffix}")
@@ -144,23 +141,8 @@ def _plan(
         raise UserError(f"--out {out}: is the input; name another file")
     if found.num_blank:
         log.info("%s: %s passed over", source, counted(found.num_blank, "blank line"))
-    settings = {
-        parts.INPUT: found.sha256,
-        "checkpoint": _weights_in(loaded.state),
-        "overrides": [word for word in overrides if word != THREADS],
-        "task": loaded.config.task.kind,
-        "threads": loaded.config.train.threads,
-        "precision": loaded.config.train.precision,
-        **wanted.settings,
-        "hvdlm": __version__,
-        "torch": torch.__version__,
-    }
+    settings = made_by(found, loaded, wanted)
     return parts.finished(out, settings) or Plan(found, out, settings)
-
-
-def _weights_in(state: dict[str, Any]) -> dict[str, str]:
-    """Digests of what a model is loaded from."""
-    return {name: facts["sha256"] for name, facts in sorted(state["files"].items()) if "optimizer" not in name}
 
 
 def _without_damaged(plan: Plan, world: World) -> Plan:
