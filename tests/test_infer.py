@@ -4,8 +4,11 @@ import bz2
 import gzip
 import json
 import random
+import shutil
+from dataclasses import fields
 
 import pytest
+import torch
 from harness import make_config, preprocess, texts_of
 from labelled import ANSWERED, TAGGED, WORDS, answered, make_data, run_of, tagged
 
@@ -16,11 +19,14 @@ from hvdlm.errors import UserError
 from hvdlm.inference.generate import Texts
 from hvdlm.inference.infer import parts
 from hvdlm.inference.infer.lines import UnitReader, look_through
+from hvdlm.inference.infer.made_by import OF_LOADED
 from hvdlm.inference.infer.run import infer
 from hvdlm.inference.infer.wanted import Wanted
 from hvdlm.inference.infer.work import seed_of
-from hvdlm.inference.load import load_checkpoint_model
+from hvdlm.inference.load import Loaded, load_checkpoint_model
 from hvdlm.inference.sampling import Sampling
+from hvdlm.models import LanguageModel
+from hvdlm.records.encoder import RecordEncoder
 from hvdlm.tasks.evaluate import Protocol, SplitEvaluation
 from hvdlm.train.setup import train
 from hvdlm.world.place import find_place
@@ -279,6 +285,13 @@ def test_a_line_that_is_no_record_is_named_before_any_work(run_for, tmp_path, li
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
 
 
+def test_a_number_of_any_size_is_an_id(run_for, tmp_path):
+    names = [10**400, -(10**400), 0.5, 0]
+    source = write(tmp_path / "in.jsonl", *({"prompt": "a", "id": name} for name in names))
+    asked(run_for(), source, tmp_path / "out")
+    assert [line["id"] for line in lines_of(tmp_path / "out")] == names
+
+
 def test_no_record_gives_an_empty_file(run_for, tmp_path):
     (tmp_path / "in.jsonl").write_bytes(b"")
     assert asked(run_for(), tmp_path / "in.jsonl", tmp_path / "out")["num_records"] == 0
@@ -351,6 +364,43 @@ def test_an_input_that_changed_since_the_kill_is_refused(run_for, tmp_path, monk
         asked(run_for(), source, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("checkpoint", r"checkpoint \{.*\}, and this is \{.*\}"),
+        ("override", "config.train.precision fp32, and this is bf16"),
+        ("threads", "threads 1, and this is 2"),
+        ("device", "device cpu, and this is meta"),
+        ("ends", r"ends \[\d+\], and this is \[5, \d+\]"),
+        ("kind of input", "read as lines of text, and this is JSON lines"),
+    ],
+)
+def test_what_bytes_depend_on_may_not_change_after_a_kill(run_for, tmp_path, monkeypatch, change, message):
+    run, source, out = tmp_path / "run", tmp_path / "in.txt", tmp_path / "out"
+    shutil.copytree(run_for(), run)
+    source.write_text('{"prompt": "lorem"}\n')
+    monkeypatch.setattr(parts, "assemble", lambda plan: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        asked(run, source, out)
+    monkeypatch.undo()
+    overrides = {"override": ("train.precision=bf16",), "threads": ("train.threads=2",)}.get(change, ())
+    if change == "checkpoint":
+        run = run_for("lstm")
+    elif change == "device":
+        monkeypatch.setattr(LanguageModel, "device", torch.device("meta"))
+    elif change == "ends":
+        (run / "generation_config.json").write_text('{"eos_token_id": [5]}')
+    elif change == "kind of input":
+        source = source.rename(tmp_path / "in.jsonl")
+    with pytest.raises(UserError, match=f"out was begun with {message}; name another --out, or remove") as caught:
+        asked(run, source, out, overrides=overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_field_of_a_loaded_model_is_told_or_said_to_depend_on_others():
+    assert OF_LOADED.keys() == {field.name for field in fields(Loaded)}
+
+
 # Labelled records
 
 
@@ -410,6 +460,37 @@ def test_records_without_answers_are_given_those_of_eval(name, made_once, tmp_pa
         assert {line["finish_reason"] for line in lines} <= {"stop", "length"}
         assert all((line["num_tokens"] == 64) == (line["finish_reason"] == "length") for line in lines)
     assert found == (pytest.approx(wanted, abs=1e-5) if name == "number" else wanted)
+
+
+@pytest.fixture(scope="session")
+def tagger(made_once):
+    def make(folder):
+        data = make_data(folder, SerialWorld(), tagged, TAGGED)
+        train(run_of(data, folder / "run", "train.epochs=1", task={"kind": "tag"}), SerialWorld())
+
+    return made_once("infer-tagger", make) / "run"
+
+
+@pytest.mark.parametrize("text", ['"w1 \\ud800"', '["w1", "\\udfff"]'])
+def test_a_surrogate_in_a_field_is_named_before_any_work(tagger, tmp_path, text):
+    (tmp_path / "in.jsonl").write_text(f'{{"text": ["w1"]}}\n{{"text": {text}}}\n')
+    with pytest.raises(UserError, match=r"in.jsonl:2: 'text': character \d is a lone surrogate"):
+        asked(tagger, tmp_path / "in.jsonl", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+def test_a_word_that_the_vocabulary_cannot_spell_is_named_with_its_line(tagger, tmp_path, monkeypatch):
+    encode = RecordEncoder.encode
+
+    def strict(encoder, documents):
+        if any("zz" in document.text for document in documents):
+            raise UserError("the word 'zz' has no token")
+        return encode(encoder, documents)
+
+    monkeypatch.setattr(RecordEncoder, "encode", strict)
+    source = write(tmp_path / "in.jsonl", {"text": ["w1"]}, {"text": ["w2", "zz"]})
+    with pytest.raises(UserError, match="in.jsonl:2: the word 'zz' has no token"):
+        asked(tagger, source, tmp_path / "out")
 
 
 def _model(sections):
@@ -492,6 +573,14 @@ def test_options_that_do_not_go_together_are_refused(run_for, tmp_path, call, wo
     code, out, errors = call(run_for(), source, "--out", tmp_path / "out", *words)
     assert code == 2 and not out and len(errors) == 1 and message in errors[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [setting.name for setting in fields(Sampling)])
+def test_every_setting_of_draws_is_refused_where_nothing_is_drawn(run_for, tmp_path, name):
+    source = write(tmp_path / "in.jsonl", {"prompt": "lorem"})
+    for options in ({"scores": True}, {"beams": 2}):
+        with pytest.raises(UserError, match=f"--{name}: is of texts"):
+            asked(run_for(), source, tmp_path / "out", given={name: f"--{name}"}, **options)
 
 
 def test_a_file_of_an_unknown_kind_and_one_that_is_not_there_are_named(run_for, tmp_path, call):
