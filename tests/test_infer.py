@@ -15,9 +15,10 @@ from labelled import ANSWERED, TAGGED, WORDS, answered, make_data, run_of, tagge
 from hvdlm import checkpoint, cli
 from hvdlm.data.corpora import open_corpora
 from hvdlm.data.manifest import read_manifest
-from hvdlm.errors import UserError
+from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.inference.generate import Texts
-from hvdlm.inference.infer import parts
+from hvdlm.inference.infer import likelihood, parts
+from hvdlm.inference.infer import run as run_module
 from hvdlm.inference.infer.lines import UnitReader, look_through
 from hvdlm.inference.infer.made_by import OF_LOADED
 from hvdlm.inference.infer.run import infer
@@ -27,6 +28,8 @@ from hvdlm.inference.load import Loaded, load_checkpoint_model
 from hvdlm.inference.sampling import Sampling
 from hvdlm.models import LanguageModel
 from hvdlm.records.encoder import RecordEncoder
+from hvdlm.session.stop import StopFlag
+from hvdlm.session.work_queue import WorkQueue
 from hvdlm.tasks.evaluate import Protocol, SplitEvaluation
 from hvdlm.train.setup import train
 from hvdlm.world.place import find_place
@@ -399,6 +402,45 @@ def test_what_bytes_depend_on_may_not_change_after_a_kill(run_for, tmp_path, mon
 
 def test_every_field_of_a_loaded_model_is_told_or_said_to_depend_on_others():
     assert OF_LOADED.keys() == {field.name for field in fields(Loaded)}
+
+
+LONG = "lorem ip " * 20  # is read in several pieces
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("transformer", {}),
+        ("transformer", {"choices": 3}),
+        ("transformer", {"beams": 2}),
+        ("transformer", {"scores": True}),
+        ("vae", {"scores": True}),
+    ],
+)
+def test_a_unit_is_told_group_by_group_and_none_is_left_after_its_last(run_for, tmp_path, monkeypatch, family, options):
+    """Else a unit that is finished would be lost where a job is asked to stop."""
+    run, told = run_for(family), []
+    monkeypatch.setattr(run_module, "TELL_S", -1.0)
+    monkeypatch.setattr(WorkQueue, "count", lambda queue, *amounts, may_leave=True: told.append((may_leave, amounts)))
+    source = write(tmp_path / "in.jsonl", {"prompt": LONG}, {"prompt": "lorem"})
+    summary = asked(run, source, tmp_path / "out", Wanted(Texts(max_tokens=30), batch=2, **options))
+    assert [may_leave for may_leave, _ in told] == [True] * (len(told) - 1) + [False] and len(told) > 1
+    if "scores" in options:
+        assert sum(amounts[0] for _, amounts in told) == len(LONG) + len("lorem") + 2
+    else:
+        assert sum(amounts[1] for _, amounts in told) == summary["written_tokens"]
+
+
+@pytest.mark.parametrize(("at", "num_kept"), [(1, 0), (2, 1)])
+def test_a_stop_during_scores_keeps_a_unit_whose_last_group_is_done(run_for, tmp_path, monkeypatch, at, num_kept):
+    score, num_groups = likelihood.score, []
+    monkeypatch.setattr(run_module, "TELL_S", -1.0)
+    monkeypatch.setattr(likelihood, "score", lambda *given, **how: num_groups.append(1) or score(*given, **how))
+    monkeypatch.setattr(StopFlag, "is_set", lambda flag: len(num_groups) >= at)
+    source = write(tmp_path / "in.jsonl", {"prompt": "lorem"}, {"prompt": "lorem", "completion": "ip"}, *PROMPTS)
+    with pytest.raises(StoppedOnRequest):
+        asked(run_for(), source, tmp_path / "out", scores=True, batch=2)
+    assert len(list(parts.work_of(tmp_path / "out").glob("unit-*"))) == num_kept and len(num_groups) == at
 
 
 # Labelled records

@@ -66,13 +66,14 @@ class Answering(Work):
             raise
         layout = self._task.layout(records, seq_len)
         found: list[np.ndarray] = [np.empty(0)] * layout.num_examples
-        precision = self._loaded.config.train.precision
+        precision, left = self._loaded.config.train.precision, layout.num_examples
         for group, predictions in predictions_of(
             self._task, self._loaded.model, layout, seq_len=seq_len, precision=precision, most=self._most
         ):
             for example, prediction in zip(group.tolist(), predictions, strict=True):
                 found[example] = prediction
-            tell(int(layout.lengths[group].sum()))
+            left -= len(group)
+            tell(int(layout.lengths[group].sum()), is_last=not left)
         is_cut = np.zeros(len(given), bool) if layout.is_cut is None else layout.is_cut
         said = self._task.said(records, layout, found, self._tokenizer)
         lines = [

@@ -166,7 +166,7 @@ def _run(plan: Plan, work: Work, queue: WorkQueue) -> list[int]:
     total = sum(plan.source.units[number].num_records for number in plan.todo)
     done, told, last = [0] * len(work.counted), [0] * len(work.counted), time.monotonic()
 
-    def tell(*amounts: int) -> None:
+    def tell(*amounts: int, is_last: bool = False) -> None:
         nonlocal last
         for counter, amount in enumerate(amounts):
             done[counter] += amount
@@ -174,7 +174,7 @@ def _run(plan: Plan, work: Work, queue: WorkQueue) -> list[int]:
             last = time.monotonic()
             since = [now - before for now, before in zip(done, told, strict=True)]
             told[:] = done
-            queue.count(*since)
+            queue.count(*since, may_leave=not is_last)
 
     def infer_unit(number: int) -> int:
         unit = plan.source.units[number]

@@ -80,7 +80,8 @@ class Writing(Work):
             engine.add(self._request(prompts[place], unit.first + place), heard[place])
         counts, read, written = engine.counts, 0, 0
         while engine.step():
-            tell(counts.prompt_tokens - read, counts.written_tokens - written)
+            is_last = not (engine.num_running or engine.num_waiting)
+            tell(counts.prompt_tokens - read, counts.written_tokens - written, is_last=is_last)
             read, written = counts.prompt_tokens, counts.written_tokens
         for name, spent_s in zip(self.counted, (counts.read_s, counts.write_s), strict=True):
             self.seconds[name] += spent_s
