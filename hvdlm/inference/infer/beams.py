@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from hvdlm.data.records import stacked
-from hvdlm.decoding import Decoding, Hypothesis, decode
+from hvdlm.decoding import Decoding, Hypothesis, decode, never_written
 from hvdlm.errors import UserError
-from hvdlm.inference.engine import never
 from hvdlm.inference.infer.lines import Line, Unit, id_of
 from hvdlm.inference.infer.wanted import OF_DRAWING, Wanted
 from hvdlm.inference.infer.work import Tell, Values, Work, nats
@@ -36,7 +35,7 @@ class Searching(Work):
         self._loaded, self._tokenizer, self._wanted = loaded, tokenizer, wanted
         self._prompts = Prompts(loaded, tokenizer, max_tokens=wanted.texts.max_tokens, slides=False)
         self.rows = wanted.batch or ROWS
-        self._never = never(loaded.model, loaded.vocabulary)
+        self._never = never_written(loaded.model, loaded.vocabulary)
 
     def check(self, values: Values) -> None:
         prompt_of(values)
@@ -49,7 +48,13 @@ class Searching(Work):
             ids = [np.array(prompts[place].ids) for place in group]
             lengths = torch.tensor([len(own) for own in ids])
             rows = torch.from_numpy(stacked(ids, int(lengths.max()), 0))
-            how = Decoding(most, self._loaded.vocabulary.eos_id, beams=self._beams, never=self._never)
+            how = Decoding(
+                most,
+                self._loaded.vocabulary.eos_id,
+                beams=self._beams,
+                never=self._never,
+                other_ends=tuple(self._loaded.ends),
+            )
             for place, best in zip(group, decode(self._loaded.model, rows, lengths, how), strict=True):
                 found[place] = best[: self._wanted.choices]
             left -= len(group)
