@@ -30,6 +30,7 @@ from hvdlm.models import LanguageModel
 from hvdlm.records.encoder import RecordEncoder
 from hvdlm.session.stop import StopFlag
 from hvdlm.session.work_queue import WorkQueue
+from hvdlm.tasks import record_evaluation
 from hvdlm.tasks.evaluate import Protocol, SplitEvaluation
 from hvdlm.train.setup import train
 from hvdlm.world.place import find_place
@@ -511,6 +512,17 @@ def tagger(made_once):
         train(run_of(data, folder / "run", "train.epochs=1", task={"kind": "tag"}), SerialWorld())
 
     return made_once("infer-tagger", make) / "run"
+
+
+def test_groups_of_records_are_told_and_none_is_left_after_the_last(tagger, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(run_module, "TELL_S", -1.0)
+    monkeypatch.setattr(record_evaluation, "GROUP_TOKENS", 8)
+    monkeypatch.setattr(WorkQueue, "count", lambda queue, *amounts, may_leave=True: told.append((may_leave, amounts)))
+    source = write(tmp_path / "in.jsonl", *({"text": ["w1"] * num} for num in (1, 2, 5, 9)))
+    summary = asked(tagger, source, tmp_path / "out", Wanted(Texts()))
+    assert [may_leave for may_leave, _ in told] == [True] * (len(told) - 1) + [False] and len(told) > 2
+    assert sum(amount for _, (amount,) in told) == summary["prompt_tokens"]
 
 
 @pytest.mark.parametrize("text", ['"w1 \\ud800"', '["w1", "\\udfff"]'])
