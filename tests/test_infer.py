@@ -4,24 +4,33 @@ import bz2
 import gzip
 import json
 import random
+import shutil
+from dataclasses import fields
 
 import pytest
+import torch
 from harness import make_config, preprocess, texts_of
 from labelled import ANSWERED, TAGGED, WORDS, answered, make_data, run_of, tagged
 
 from hvdlm import checkpoint, cli
 from hvdlm.data.corpora import open_corpora
 from hvdlm.data.manifest import read_manifest
-from hvdlm.errors import UserError
+from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.inference.generate import Texts
-from hvdlm.inference.infer import parts
-from hvdlm.inference.infer import run as run_of_infer
+from hvdlm.inference.infer import likelihood, parts
+from hvdlm.inference.infer import run as run_module
 from hvdlm.inference.infer.lines import UnitReader, look_through
+from hvdlm.inference.infer.made_by import OF_LOADED
 from hvdlm.inference.infer.run import infer
 from hvdlm.inference.infer.wanted import Wanted
 from hvdlm.inference.infer.work import seed_of
-from hvdlm.inference.load import load_checkpoint_model
+from hvdlm.inference.load import Loaded, load_checkpoint_model
 from hvdlm.inference.sampling import Sampling
+from hvdlm.models import LanguageModel
+from hvdlm.records.encoder import RecordEncoder
+from hvdlm.session.stop import StopFlag
+from hvdlm.session.work_queue import WorkQueue
+from hvdlm.tasks import record_evaluation
 from hvdlm.tasks.evaluate import Protocol, SplitEvaluation
 from hvdlm.train.setup import train
 from hvdlm.world.place import Place, find_place
@@ -280,6 +289,13 @@ def test_a_line_that_is_no_record_is_named_before_any_work(run_for, tmp_path, li
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
 
 
+def test_a_number_of_any_size_is_an_id(run_for, tmp_path):
+    names = [10**400, -(10**400), 0.5, 0]
+    source = write(tmp_path / "in.jsonl", *({"prompt": "a", "id": name} for name in names))
+    asked(run_for(), source, tmp_path / "out")
+    assert [line["id"] for line in lines_of(tmp_path / "out")] == names
+
+
 def test_no_record_gives_an_empty_file(run_for, tmp_path):
     (tmp_path / "in.jsonl").write_bytes(b"")
     assert asked(run_for(), tmp_path / "in.jsonl", tmp_path / "out")["num_records"] == 0
@@ -432,7 +448,7 @@ def test_streams_are_refused_with_what_to_do_instead(run_for, tmp_path, call, mo
 def test_threads_that_are_left_are_told_when_work_begins_and_nobody_has_set_them(
     run_for, tmp_path, caplog, monkeypatch
 ):
-    monkeypatch.setattr(run_of_infer, "find_place", lambda world: Place(0, 1, 4))
+    monkeypatch.setattr(run_module, "find_place", lambda world: Place(0, 1, 4))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     caplog.set_level("INFO")
     source, told = write(tmp_path / "in.jsonl", {"prompt": "lorem"}), "with 1 thread of the 4 it could have"
@@ -446,6 +462,82 @@ def test_threads_that_are_left_are_told_when_work_begins_and_nobody_has_set_them
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     asked(run_for(), write(source, {"prompt": "lorem"}), tmp_path / "third")
     assert "it could have" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("checkpoint", "other weights"),
+        ("override", "config.train.precision fp32, and this start has config.train.precision bf16"),
+        ("threads", "threads 1, and this start has threads 2"),
+        ("device", "device cpu, and this start has device meta"),
+        ("ends", r"ends \[\d+\], and this start has ends \[5, \d+\]"),
+        ("kind of input", "read as lines of text, and this start has read as JSON lines"),
+    ],
+)
+def test_what_bytes_depend_on_may_not_change_after_a_kill(run_for, tmp_path, monkeypatch, change, message):
+    run, source, out = tmp_path / "run", tmp_path / "in.txt", tmp_path / "out"
+    shutil.copytree(run_for(), run)
+    source.write_text('{"prompt": "lorem"}\n')
+    monkeypatch.setattr(parts, "assemble", lambda plan: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        asked(run, source, out)
+    monkeypatch.undo()
+    overrides = {"override": ("train.precision=bf16",), "threads": ("train.threads=2",)}.get(change, ())
+    if change == "checkpoint":
+        run = run_for("lstm")
+    elif change == "device":
+        monkeypatch.setattr(LanguageModel, "device", torch.device("meta"))
+    elif change == "ends":
+        (run / "generation_config.json").write_text('{"eos_token_id": [5]}')
+    elif change == "kind of input":
+        source = source.rename(tmp_path / "in.jsonl")
+    with pytest.raises(UserError, match=f"out was begun (with|by) {message}; name another --out, or remove") as caught:
+        asked(run, source, out, overrides=overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_field_of_a_loaded_model_is_told_or_said_to_depend_on_others():
+    assert OF_LOADED.keys() == {field.name for field in fields(Loaded)}
+
+
+LONG = "lorem ip " * 20  # is read in several pieces
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("transformer", {}),
+        ("transformer", {"choices": 3}),
+        ("transformer", {"beams": 2}),
+        ("transformer", {"scores": True}),
+        ("vae", {"scores": True}),
+    ],
+)
+def test_a_unit_is_told_group_by_group_and_none_is_left_after_its_last(run_for, tmp_path, monkeypatch, family, options):
+    """Else a unit that is finished would be lost where a job is asked to stop."""
+    run, told = run_for(family), []
+    monkeypatch.setattr(run_module, "TELL_S", -1.0)
+    monkeypatch.setattr(WorkQueue, "count", lambda queue, *amounts, may_leave=True: told.append((may_leave, amounts)))
+    source = write(tmp_path / "in.jsonl", {"prompt": LONG}, {"prompt": "lorem"})
+    summary = asked(run, source, tmp_path / "out", Wanted(Texts(max_tokens=30), batch=2, **options))
+    assert [may_leave for may_leave, _ in told] == [True] * (len(told) - 1) + [False] and len(told) > 1
+    if "scores" in options:
+        assert sum(amounts[0] for _, amounts in told) == len(LONG) + len("lorem") + 2
+    else:
+        assert sum(amounts[1] for _, amounts in told) == summary["written_tokens"]
+
+
+@pytest.mark.parametrize(("at", "num_kept"), [(1, 0), (2, 1)])
+def test_a_stop_during_scores_keeps_a_unit_whose_last_group_is_done(run_for, tmp_path, monkeypatch, at, num_kept):
+    score, num_groups = likelihood.score, []
+    monkeypatch.setattr(run_module, "TELL_S", -1.0)
+    monkeypatch.setattr(likelihood, "score", lambda *given, **how: num_groups.append(1) or score(*given, **how))
+    monkeypatch.setattr(StopFlag, "is_set", lambda flag: len(num_groups) >= at)
+    source = write(tmp_path / "in.jsonl", {"prompt": "lorem"}, {"prompt": "lorem", "completion": "ip"}, *PROMPTS)
+    with pytest.raises(StoppedOnRequest):
+        asked(run_for(), source, tmp_path / "out", scores=True, batch=2)
+    assert len(list(parts.work_of(tmp_path / "out").glob("unit-*"))) == num_kept and len(num_groups) == at
 
 
 # Labelled records
@@ -521,6 +613,48 @@ def test_records_without_answers_are_given_those_of_eval(name, made_once, tmp_pa
         assert {line["finish_reason"] for line in lines} <= {"stop", "length"}
         assert all((line["num_tokens"] == 64) == (line["finish_reason"] == "length") for line in lines)
     assert found == (pytest.approx(wanted, abs=1e-5) if name == "number" else wanted)
+
+
+@pytest.fixture(scope="session")
+def tagger(made_once):
+    def make(folder):
+        data = make_data(folder, SerialWorld(), tagged, TAGGED)
+        train(run_of(data, folder / "run", "train.epochs=1", task={"kind": "tag"}), SerialWorld())
+
+    return made_once("infer-tagger", make) / "run"
+
+
+def test_groups_of_records_are_told_and_none_is_left_after_the_last(tagger, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(run_module, "TELL_S", -1.0)
+    monkeypatch.setattr(record_evaluation, "GROUP_TOKENS", 8)
+    monkeypatch.setattr(WorkQueue, "count", lambda queue, *amounts, may_leave=True: told.append((may_leave, amounts)))
+    source = write(tmp_path / "in.jsonl", *({"text": ["w1"] * num} for num in (1, 2, 5, 9)))
+    summary = asked(tagger, source, tmp_path / "out", Wanted(Texts()))
+    assert [may_leave for may_leave, _ in told] == [True] * (len(told) - 1) + [False] and len(told) > 2
+    assert sum(amount for _, (amount,) in told) == summary["prompt_tokens"]
+
+
+@pytest.mark.parametrize("text", ['"w1 \\ud800"', '["w1", "\\udfff"]'])
+def test_a_surrogate_in_a_field_is_named_before_any_work(tagger, tmp_path, text):
+    (tmp_path / "in.jsonl").write_text(f'{{"text": ["w1"]}}\n{{"text": {text}}}\n')
+    with pytest.raises(UserError, match=r"in.jsonl:2: 'text': character \d is a lone surrogate"):
+        asked(tagger, tmp_path / "in.jsonl", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+def test_a_word_that_the_vocabulary_cannot_spell_is_named_with_its_line(tagger, tmp_path, monkeypatch):
+    encode = RecordEncoder.encode
+
+    def strict(encoder, documents):
+        if any("zz" in document.text for document in documents):
+            raise UserError("the word 'zz' has no token")
+        return encode(encoder, documents)
+
+    monkeypatch.setattr(RecordEncoder, "encode", strict)
+    source = write(tmp_path / "in.jsonl", {"text": ["w1"]}, {"text": ["w2", "zz"]})
+    with pytest.raises(UserError, match="in.jsonl:2: the word 'zz' has no token"):
+        asked(tagger, source, tmp_path / "out")
 
 
 def _model(sections):
@@ -604,6 +738,14 @@ def test_options_that_do_not_go_together_are_refused(run_for, tmp_path, call, wo
     code, out, errors = call(run_for(), source, "--out", tmp_path / "out", *words)
     assert code == 2 and not out and len(errors) == 1 and message in errors[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [setting.name for setting in fields(Sampling)])
+def test_every_setting_of_draws_is_refused_where_nothing_is_drawn(run_for, tmp_path, name):
+    source = write(tmp_path / "in.jsonl", {"prompt": "lorem"})
+    for options in ({"scores": True}, {"beams": 2}):
+        with pytest.raises(UserError, match=f"--{name}: is of texts"):
+            asked(run_for(), source, tmp_path / "out", given={name: f"--{name}"}, **options)
 
 
 def test_a_file_of_an_unknown_kind_and_one_that_is_not_there_are_named(run_for, tmp_path, call):

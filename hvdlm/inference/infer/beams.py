@@ -45,6 +45,7 @@ class Searching(Work):
     def lines(self, unit: Unit, given: Sequence[Line], tell: Tell) -> tuple[list[dict[str, Any]], Counter[str]]:
         prompts = [self._prompts.read(line.values) for line in given]
         found: list[list[Hypothesis]] = [[] for _ in prompts]
+        left = len(prompts)
         for group, most in self._groups(prompts):
             ids = [np.array(prompts[place].ids) for place in group]
             lengths = torch.tensor([len(own) for own in ids])
@@ -58,7 +59,9 @@ class Searching(Work):
             )
             for place, best in zip(group, decode(self._loaded.model, rows, lengths, how), strict=True):
                 found[place] = best[: self._wanted.choices]
-            tell(int(lengths.sum()), sum(len(best.ids) for place in group for best in found[place]))
+            left -= len(group)
+            written = sum(len(best.ids) for place in group for best in found[place])
+            tell(int(lengths.sum()), written, is_last=not left)
         counts = Counter[str]({f"finish_{reason}": 0 for reason in ("stop", "length")})
         lines = [
             self._line(unit.first + place, *entry, counts)

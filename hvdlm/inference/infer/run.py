@@ -16,15 +16,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from hvdlm import __version__, checkpoint
+from hvdlm import checkpoint
 from hvdlm.errors import UserError
 from hvdlm.files import locked, make_ready
 from hvdlm.inference.infer import parts
 from hvdlm.inference.infer.answers import Answering
 from hvdlm.inference.infer.beams import Searching
 from hvdlm.inference.infer.lines import UnitReader, look_through
+from hvdlm.inference.infer.made_by import made_by
 from hvdlm.inference.infer.parts import Plan
 from hvdlm.inference.infer.scores import Scoring
 from hvdlm.inference.infer.summary import Share, summary_of, unread_in_words
@@ -86,7 +85,7 @@ def opened(target: Path, overrides: tuple[str, ...], source: Path, out: Path, wa
             loaded = prepare(loaded, path, tokenizer, int8=wanted.int8)
         work = work_for(loaded, tokenizer, wanted, source, path)
     with timer.phase("plan"):
-        found = world.on_root(lambda: _plan(source, out, work, loaded, wanted, overrides))
+        found = world.on_root(lambda: _plan(source, out, work, loaded, wanted))
     if isinstance(found, dict):
         return Opened(work, None, found, timer)
     of_model = {"step": loaded.state["step"], "checkpoint": str(path)}
@@ -138,9 +137,7 @@ def work_for(loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted, source: Path,
     return Writing(loaded, tokenizer, wanted)
 
 
-def _plan(
-    source: Path, out: Path, work: Work, loaded: Loaded, wanted: Wanted, overrides: tuple[str, ...]
-) -> Plan | dict[str, Any]:
+def _plan(source: Path, out: Path, work: Work, loaded: Loaded, wanted: Wanted) -> Plan | dict[str, Any]:
     """What is to be done, or the summary of what is done already. On rank 0."""
     if out.suffix in (".gz", ".zst", ".bz2", ".xz"):
         raise UserError(f"--out {out}: lines are written as they are; name it without {out.suffix}")
@@ -157,28 +154,13 @@ def _plan(
     unread_keys = dict(unread.most_common(MOST_KEYS))
     if found.num_blank:
         log.info("%s: %s passed over", source, counted(found.num_blank, "blank line"))
-    settings = {
-        parts.INPUT: found.sha256,
-        parts.CHECKPOINT: _weights_in(loaded.state),
-        "overrides": [word for word in overrides if word != THREADS],
-        "task": loaded.config.task.kind,
-        "threads": loaded.config.train.threads,
-        "precision": loaded.config.train.precision,
-        **wanted.settings,
-        "hvdlm": __version__,
-        "torch": torch.__version__,
-    }
+    settings = made_by(found, loaded, wanted)
     if summary := parts.finished(out, settings):
         return summary
     parts.check_work(out)
     if unread_keys:
         log.warning("%s: %s", source, unread_in_words(unread_keys, found.num_records))
     return Plan(found, out, settings, unread_keys)
-
-
-def _weights_in(state: dict[str, Any]) -> dict[str, str]:
-    """Digests of what a model is loaded from."""
-    return {name: facts["sha256"] for name, facts in sorted(state["files"].items()) if "optimizer" not in name}
 
 
 def _without_damaged(plan: Plan, world: World) -> Plan:
@@ -202,7 +184,7 @@ def _run(plan: Plan, work: Work, queue: WorkQueue) -> list[int]:
     total = sum(plan.source.units[number].num_records for number in plan.todo)
     done, told, last = [0] * len(work.counted), [0] * len(work.counted), time.monotonic()
 
-    def tell(*amounts: int) -> None:
+    def tell(*amounts: int, is_last: bool = False) -> None:
         nonlocal last
         for counter, amount in enumerate(amounts):
             done[counter] += amount
@@ -210,7 +192,7 @@ def _run(plan: Plan, work: Work, queue: WorkQueue) -> list[int]:
             last = time.monotonic()
             since = [now - before for now, before in zip(done, told, strict=True)]
             told[:] = done
-            queue.count(*since)
+            queue.count(*since, may_leave=not is_last)
 
     def infer_unit(number: int) -> int:
         unit = plan.source.units[number]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hvdlm.errors import UserError
@@ -11,14 +11,13 @@ from hvdlm.inference.engine import Token
 from hvdlm.inference.generate import count_unknown
 from hvdlm.inference.infer.likelihood import Judge, Text, num_cut
 from hvdlm.inference.infer.lines import Line, Unit, id_of, text_at
-from hvdlm.inference.infer.wanted import OF_DRAWING, Wanted
+from hvdlm.inference.infer.wanted import OF_TEXTS, Wanted
 from hvdlm.inference.infer.work import Tell, Values, Work, nats, told_of
 from hvdlm.inference.infer.writing import prompt_of
 from hvdlm.inference.load import Loaded
 from hvdlm.inference.log_likelihoods import Score, encode_pair
 from hvdlm.tokenizer import Tokenizer
 
-OF_TEXTS = ("max_tokens", "stops", "choices", "beams", "echo", *OF_DRAWING)  # options
 ROWS = 32  # texts
 FOLLOWS = ("completion", "continuation")  # keys of what is scored after a prompt
 
@@ -54,13 +53,20 @@ class Scoring(Work):
     def lines(self, unit: Unit, given: Sequence[Line], tell: Tell) -> tuple[list[dict[str, Any]], Counter[str]]:
         texts = [self._text(line.values) for line in given]
         follows = [bool(_follows(line.values)) for line in given]
+        left = sum(len(text.ids) - text.num_given for text in texts)
+
+        def count(num_tokens: int) -> None:
+            nonlocal left
+            left -= num_tokens
+            tell(num_tokens, is_last=not left)
+
         if not self._judge.is_by_token:
-            return self._bounds(unit, given, texts)
+            return self._bounds(unit, given, texts, count)
         found: dict[int, Score] = {}
         for is_pair in (False, True):
             places = [place for place, follow in enumerate(follows) if follow == is_pair]
             asked = [texts[place] for place in places]
-            judged = self._judge.likelihoods(asked, num_top=self._wanted.logprobs or 0, asks_greedy=is_pair)
+            judged = self._judge.likelihoods(asked, count, num_top=self._wanted.logprobs or 0, asks_greedy=is_pair)
             found.update(zip(places, judged, strict=True))
         counts = Counter[str]({"truncated": 0, "unknown_tokens": self._num_unknown(given, texts)})
         lines = []
@@ -70,7 +76,6 @@ class Scoring(Work):
             counts.update({"truncated": int(told.get("truncated", 0) > 0), "num_tokens": told["num_tokens"]})
             counts["log_prob"] += told["log_prob"]
             lines.append({**id_of(line.values), "index": unit.first + place, **told})
-        tell(counts["num_tokens"])
         return lines, counts
 
     def _text(self, values: Values) -> Text:
@@ -112,7 +117,7 @@ class Scoring(Work):
         return {"tokens": told_of(tokens, self._tokenizer)}
 
     def _bounds(
-        self, unit: Unit, given: Sequence[Line], texts: Sequence[Text]
+        self, unit: Unit, given: Sequence[Line], texts: Sequence[Text], count: Callable[[int], None]
     ) -> tuple[list[dict[str, Any]], Counter[str]]:
         lines, counts = [], Counter[str]({"unknown_tokens": self._num_unknown(given, texts)})
         for place, (line, text) in enumerate(zip(given, texts, strict=True)):
@@ -120,6 +125,7 @@ class Scoring(Work):
             told = {"log_prob_bound": nats(bound), "num_tokens": len(text.ids) - 1}
             lines.append({**id_of(line.values), "index": unit.first + place, **told})
             counts["num_tokens"] += len(text.ids) - 1
+            count(len(text.ids) - 1)
         return lines, counts
 
 

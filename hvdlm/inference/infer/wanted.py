@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
-if TYPE_CHECKING:
-    from hvdlm.inference.generate import Texts  # loads torch
+from hvdlm.inference.generate import Texts
+from hvdlm.inference.sampling import Sampling
 
-# Options of texts that are drawn, by name.
-OF_DRAWING = (
-    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
-    *("logit_bias", "seed", "slides"),
-)
+# Options by name: of texts that are drawn, and of all that are written.
+OF_DRAWING = (*(setting.name for setting in fields(Sampling)), "slides")
+OF_TEXTS = (*OF_DRAWING, "max_tokens", "stops", "choices", "beams", "echo")
 
 # Names of options where they are not those here.
 WRITTEN = {"choices": "n", "scores": "score", "stops": "stop", "slides": "slide"}

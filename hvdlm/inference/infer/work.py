@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,7 +16,15 @@ from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import shown
 
 Values = dict[str, Any] | str  # of a line: an object of JSON, or a text
-Tell = Callable[..., None]  # how much was done since, in the order of `Work.counted`; may leave by an exception
+
+
+class Tell(Protocol):
+    """How much of a unit was done since, in the order of `Work.counted`.
+
+    It may leave by an exception, and then what was done of the unit is lost: never after the last of it.
+    """
+
+    def __call__(self, *amounts: int, is_last: bool = False) -> None: ...
 
 
 class Work(ABC):

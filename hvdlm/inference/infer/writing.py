@@ -85,7 +85,8 @@ class Writing(Work):
             engine.add(self._request(prompts[place], unit.first + place), heard[place])
         done, read, written = engine.counts, 0, 0
         while engine.step():
-            tell(done.prompt_tokens - read, done.written_tokens - written)
+            is_last = not (engine.num_running or engine.num_waiting)
+            tell(done.prompt_tokens - read, done.written_tokens - written, is_last=is_last)
             read, written = done.prompt_tokens, done.written_tokens
         for name, spent_s in zip(self.counted, (done.read_s, done.write_s), strict=True):
             self.seconds[name] += spent_s
