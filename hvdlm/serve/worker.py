@@ -78,12 +78,12 @@ class Worker:
         now = self._engine.counts if self._engine is not None else Counts()
         return _sum(self._past, now)
 
-    def cancel_all(self, message: str) -> None:
-        """Whatever is open ends with an error."""
+    def cancel_all(self, message: str) -> int:
+        """Whatever is open ends with an error; how many texts that were."""
         with self._condition:
             for writing in self._open:
                 writing.is_cancelled = True
-                writing.fail(message)
+            return sum(writing.fail(message) for writing in self._open)
 
     def end(self) -> None:
         with self._condition:

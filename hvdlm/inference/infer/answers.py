@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hvdlm.errors import UserError
+from hvdlm.inference.generate import count_unknown
 from hvdlm.inference.infer.lines import Line, Unit, encodable, id_of
 from hvdlm.inference.infer.wanted import Wanted
 from hvdlm.inference.infer.work import Tell, Values, Work
 from hvdlm.inference.load import Loaded, fields_in
 from hvdlm.records.encoder import RecordEncoder
 from hvdlm.records.fields import Record
-from hvdlm.records.in_memory import RecordsInMemory, input_reader
+from hvdlm.records.in_memory import RecordsInMemory, input_reader, words_of
 from hvdlm.tasks.record_evaluation import predictions_of
 from hvdlm.tasks.records import RecordTask
 from hvdlm.tokenizer import Tokenizer
@@ -39,7 +40,7 @@ class Answering(Work):
     def __init__(self, loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted, source: Path) -> None:
         task, kind = loaded.task, loaded.config.task.kind
         assert isinstance(task, RecordTask)
-        if name := wanted.among(*sorted(wanted.given.keys() - {"batch"})):
+        if name := wanted.among(*sorted(wanted.given.keys() - {"batch", "int8"})):
             settings = ", ".join(f"task.{key}=…" for key in loaded.config.task.measuring)
             remedy = f"it takes {settings} and --batch" if settings else "leave it out"
             raise UserError(f"{name}: is of models that continue texts, and this is task: {kind}; {remedy}")
@@ -80,8 +81,8 @@ class Answering(Work):
             {**id_of(line.values), "index": unit.first + place, **one, "truncated": bool(cut)}
             for place, (line, one, cut) in enumerate(zip(given, said, is_cut, strict=True))
         ]
-        tokens = int(records.num_tokens().sum())
-        counts = Counter({"truncated": int(is_cut.sum()), "prompt_tokens": tokens})
+        counts = Counter({"truncated": int(is_cut.sum()), "prompt_tokens": int(records.num_tokens().sum())})
+        counts["unknown_tokens"] = self._num_unknown(records, read)
         counts.update(f"finish_{one['finish_reason']}" for one in said if "finish_reason" in one)
         return lines, counts
 
@@ -92,6 +93,16 @@ class Answering(Work):
                 self._encoder.encode([one])
             except UserError as error:
                 raise UserError(f"{self._source}:{line.number}: {error}") from None
+
+    def _num_unknown(self, records: RecordsInMemory, given: Sequence[Given]) -> int:
+        """In the text and in what stands beside it."""
+        found = 0
+        for number, (text, record) in enumerate(given):
+            found += count_unknown(self._tokenizer, text, records.tokens(number).tolist())
+            for name, value in record.values.items():
+                if self._fields[name].type == "pair":
+                    found += count_unknown(self._tokenizer, value[0], records.ids(name, number).tolist())
+        return found
 
     def _read(self, values: Values) -> Given:
         """ValueError for a record without what the task reads. A text alone is the only input, where there is one."""
@@ -106,7 +117,7 @@ class Answering(Work):
         for name in names:
             for text in _texts_in(values[name]):
                 encodable(name, text)
-        return Given(*self._reader.read([values[name] for name in names]))
+        return Given(*self._reader.read([words_of(values[name], self._reader.entries[name]) for name in names]))
 
 
 def _texts_in(value: Any) -> Iterator[str]:

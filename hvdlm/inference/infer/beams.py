@@ -12,6 +12,7 @@ import torch
 from hvdlm.data.records import stacked
 from hvdlm.decoding import Decoding, Hypothesis, decode, never_written
 from hvdlm.errors import UserError
+from hvdlm.inference.generate import count_unknown
 from hvdlm.inference.infer.lines import Line, Unit, id_of
 from hvdlm.inference.infer.wanted import OF_DRAWING, Wanted
 from hvdlm.inference.infer.work import Tell, Values, Work, nats
@@ -25,6 +26,7 @@ class Searching(Work):
     """The best `choices` of so many beams."""
 
     counted = ("tokens read", "tokens written")
+    keys = ("id", "prompt")
 
     def __init__(self, loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted) -> None:
         if name := wanted.among(*OF_DRAWING, "logprobs", "echo"):
@@ -89,6 +91,7 @@ class Searching(Work):
         choices = [self._choice(prompt, one) for one in found]
         counts.update(f"finish_{choice['finish_reason']}" for choice in choices)
         counts["truncated"] += prompt.num_cut > 0
+        counts["unknown_tokens"] += count_unknown(self._tokenizer, prompt.text, list(prompt.own))
         counts["prompt_tokens"] += len(prompt.ids)
         counts["written_tokens"] += sum(choice["num_tokens"] for choice in choices)
         texts = choices[0] if self._wanted.choices == 1 else {"choices": choices}

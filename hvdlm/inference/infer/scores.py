@@ -8,6 +8,7 @@ from typing import Any
 
 from hvdlm.errors import UserError
 from hvdlm.inference.engine import Token
+from hvdlm.inference.generate import count_unknown
 from hvdlm.inference.infer.likelihood import Judge, Text, num_cut
 from hvdlm.inference.infer.lines import Line, Unit, id_of, text_at
 from hvdlm.inference.infer.wanted import OF_TEXTS, Wanted
@@ -25,6 +26,7 @@ class Scoring(Work):
     """Log-probabilities in nats: of a text and of its end, or of what follows a prompt, whose end does not count."""
 
     counted = ("tokens scored",)
+    keys = ("id", "prompt", *FOLLOWS)
 
     def __init__(self, loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted) -> None:
         if name := wanted.among(*OF_TEXTS):
@@ -41,6 +43,8 @@ class Scoring(Work):
         if not name:
             return
         assert isinstance(values, dict)
+        if all(key in values for key in FOLLOWS):
+            raise ValueError(f"has both {' and '.join(map(repr, FOLLOWS))}; leave one out")
         if not text_at(values, name):
             raise ValueError(f"{name!r} is empty: nothing is to be scored; fill it or leave the record out")
         if not self._judge.is_by_token:
@@ -64,7 +68,7 @@ class Scoring(Work):
             asked = [texts[place] for place in places]
             judged = self._judge.likelihoods(asked, count, num_top=self._wanted.logprobs or 0, asks_greedy=is_pair)
             found.update(zip(places, judged, strict=True))
-        counts = Counter[str]({"truncated": 0})
+        counts = Counter[str]({"truncated": 0, "unknown_tokens": self._num_unknown(given, texts)})
         lines = []
         for place, (line, text) in enumerate(zip(given, texts, strict=True)):
             cut, ids = num_cut(text, self._judge.context), text.ids[text.num_given :]
@@ -83,6 +87,14 @@ class Scoring(Work):
         before, ids = encode_pair(self._encode, prompt, text_at(values, name))
         ids = ids or self._encode(text_at(values, name))  # it is part of the prompt's last token
         return Text((first, *before, *ids), 1 + len(before))
+
+    def _num_unknown(self, given: Sequence[Line], texts: Sequence[Text]) -> int:
+        """Of prompts and what follows them."""
+        spelled = [_spelled(line.values) for line in given]
+        return sum(
+            count_unknown(self._tokenizer, *one)
+            for one in zip(spelled, (list(text.ids) for text in texts), strict=True)
+        )
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text).tolist())
@@ -107,7 +119,7 @@ class Scoring(Work):
     def _bounds(
         self, unit: Unit, given: Sequence[Line], texts: Sequence[Text], count: Callable[[int], None]
     ) -> tuple[list[dict[str, Any]], Counter[str]]:
-        lines, counts = [], Counter[str]()
+        lines, counts = [], Counter[str]({"unknown_tokens": self._num_unknown(given, texts)})
         for place, (line, text) in enumerate(zip(given, texts, strict=True)):
             bound = self._judge.bound(text, unit.first + place)
             told = {"log_prob_bound": nats(bound), "num_tokens": len(text.ids) - 1}
@@ -120,3 +132,10 @@ class Scoring(Work):
 def _follows(values: Values) -> str:
     """The key of what follows a prompt, or nothing."""
     return "" if isinstance(values, str) else next((name for name in FOLLOWS if name in values), "")
+
+
+def _spelled(values: Values) -> str:
+    """All that a record says."""
+    if isinstance(values, str):
+        return values
+    return " ".join(text_at(values, key) for key in ("prompt", *FOLLOWS) if key in values)

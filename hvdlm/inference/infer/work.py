@@ -32,11 +32,16 @@ class Work(ABC):
 
     rows: int  # records that are computed together, at most
     counted: tuple[str, ...]  # what `tell` is told, in words
+    keys: tuple[str, ...] = ()  # of a record that are read; empty: others are not told of
     seconds: Mapping[str, float] = {}  # by these words, what this rank spent with each, where that is known apart
 
     @abstractmethod
     def check(self, values: Values) -> None:
         """ValueError, which says what is wrong, for a record that is none."""
+
+    def unread(self, values: Values) -> list[str]:
+        """Keys of a record that say nothing to anybody, as misspelt ones do."""
+        return [] if isinstance(values, str) or not self.keys else [key for key in values if key not in self.keys]
 
     @abstractmethod
     def lines(self, unit: Unit, given: Sequence[Line], tell: Tell) -> tuple[list[dict[str, Any]], Counter[str]]:
