@@ -17,8 +17,8 @@ from hvdlm.data.corpora import open_corpora
 from hvdlm.data.manifest import read_manifest
 from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.inference.generate import Texts
-from hvdlm.inference.infer import likelihood, parts
-from hvdlm.inference.infer import run as run_module
+from hvdlm.inference.infer import likelihood, made_by, parts
+from hvdlm.inference.infer import run as run_of_infer
 from hvdlm.inference.infer.lines import UnitReader, look_through
 from hvdlm.inference.infer.made_by import OF_LOADED
 from hvdlm.inference.infer.run import infer
@@ -384,6 +384,85 @@ def test_an_input_that_changed_since_the_kill_is_refused(run_for, tmp_path, monk
         asked(run_for(), source, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("checkpoint", "by other weights"),
+        ("override", "with config.train.precision fp32, and this start has config.train.precision bf16"),
+        ("threads", "with threads 1, and this start has threads 2"),
+        ("device", "with device cpu, and this start has device meta"),
+        ("extension", r"with extensions \{\}, and this start has extensions \{'mine.py': '12'\}"),
+        ("ends", r"with ends \[\d+\], and this start has ends \[5, \d+\]"),
+        ("kind of input", "with input as lines of text, and this start has input as JSON lines"),
+    ],
+)
+def test_what_bytes_depend_on_may_not_change_after_a_kill(run_for, tmp_path, monkeypatch, change, message):
+    run, source, out = tmp_path / "run", tmp_path / "in.txt", tmp_path / "out"
+    shutil.copytree(run_for(), run)
+    source.write_text('{"prompt": "lorem"}\n')
+    monkeypatch.setattr(parts, "assemble", lambda plan: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        asked(run, source, out)
+    monkeypatch.undo()
+    overrides = {"override": ("train.precision=bf16",), "threads": ("train.threads=2",)}.get(change, ())
+    if change == "checkpoint":
+        run = run_for("lstm")
+    elif change == "device":
+        monkeypatch.setattr(LanguageModel, "device", torch.device("meta"))
+    elif change == "extension":
+        monkeypatch.setattr(made_by, "extension_digests", lambda config: {"/at/mine.py": "12"})
+    elif change == "ends":
+        (run / "generation_config.json").write_text('{"eos_token_id": [5]}')
+    elif change == "kind of input":
+        source = source.rename(tmp_path / "in.jsonl")
+    with pytest.raises(UserError, match=f"out was begun {message}; name another --out, or remove") as caught:
+        asked(run, source, out, overrides=overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_field_of_a_loaded_model_is_told_or_said_to_depend_on_others():
+    assert OF_LOADED.keys() == {field.name for field in fields(Loaded)}
+
+
+LONG = "lorem ip " * 20  # is read in several pieces
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("transformer", {}),
+        ("transformer", {"choices": 3}),
+        ("transformer", {"beams": 2}),
+        ("transformer", {"scores": True}),
+        ("vae", {"scores": True}),
+    ],
+)
+def test_a_unit_is_told_group_by_group_and_none_is_left_after_its_last(run_for, tmp_path, monkeypatch, family, options):
+    """Else a unit that is finished would be lost where a job is asked to stop."""
+    run, told = run_for(family), []
+    monkeypatch.setattr(run_of_infer, "TELL_S", -1.0)
+    monkeypatch.setattr(WorkQueue, "count", lambda queue, *amounts, may_leave=True: told.append((may_leave, amounts)))
+    source = write(tmp_path / "in.jsonl", {"prompt": LONG}, {"prompt": "lorem"})
+    summary = asked(run, source, tmp_path / "out", Wanted(Texts(max_tokens=30), batch=2, **options))
+    assert [may_leave for may_leave, _ in told] == [True] * (len(told) - 1) + [False] and len(told) > 1
+    if "scores" in options:
+        assert sum(amounts[0] for _, amounts in told) == len(LONG) + len("lorem") + 2
+    else:
+        assert sum(amounts[1] for _, amounts in told) == summary["written_tokens"]
+
+
+@pytest.mark.parametrize(("at", "num_kept"), [(1, 0), (2, 1)])
+def test_a_stop_during_scores_keeps_a_unit_whose_last_group_is_done(run_for, tmp_path, monkeypatch, at, num_kept):
+    score, num_groups = likelihood.score, []
+    monkeypatch.setattr(run_of_infer, "TELL_S", -1.0)
+    monkeypatch.setattr(likelihood, "score", lambda *given, **how: num_groups.append(1) or score(*given, **how))
+    monkeypatch.setattr(StopFlag, "is_set", lambda flag: len(num_groups) >= at)
+    source = write(tmp_path / "in.jsonl", {"prompt": "lorem"}, {"prompt": "lorem", "completion": "ip"}, *PROMPTS)
+    with pytest.raises(StoppedOnRequest):
+        asked(run_for(), source, tmp_path / "out", scores=True, batch=2)
+    assert len(list(parts.work_of(tmp_path / "out").glob("unit-*"))) == num_kept and len(num_groups) == at
+
+
 def test_keys_that_nobody_reads_are_told_once(run_for, tmp_path, caplog):
     wrong = {"prompt": "lorem", "completoin": " ip"}
     source = write(tmp_path / "in.jsonl", {"prompt": "lo", "id": 1}, wrong, {"prompt": "a", "completion": "b"})
@@ -448,7 +527,7 @@ def test_streams_are_refused_with_what_to_do_instead(run_for, tmp_path, call, mo
 def test_threads_that_are_left_are_told_when_work_begins_and_nobody_has_set_them(
     run_for, tmp_path, caplog, monkeypatch
 ):
-    monkeypatch.setattr(run_module, "find_place", lambda world: Place(0, 1, 4))
+    monkeypatch.setattr(run_of_infer, "find_place", lambda world: Place(0, 1, 4))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     caplog.set_level("INFO")
     source, told = write(tmp_path / "in.jsonl", {"prompt": "lorem"}), "with 1 thread of the 4 it could have"
@@ -462,82 +541,6 @@ def test_threads_that_are_left_are_told_when_work_begins_and_nobody_has_set_them
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     asked(run_for(), write(source, {"prompt": "lorem"}), tmp_path / "third")
     assert "it could have" not in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("checkpoint", "other weights"),
-        ("override", "config.train.precision fp32, and this start has config.train.precision bf16"),
-        ("threads", "threads 1, and this start has threads 2"),
-        ("device", "device cpu, and this start has device meta"),
-        ("ends", r"ends \[\d+\], and this start has ends \[5, \d+\]"),
-        ("kind of input", "read as lines of text, and this start has read as JSON lines"),
-    ],
-)
-def test_what_bytes_depend_on_may_not_change_after_a_kill(run_for, tmp_path, monkeypatch, change, message):
-    run, source, out = tmp_path / "run", tmp_path / "in.txt", tmp_path / "out"
-    shutil.copytree(run_for(), run)
-    source.write_text('{"prompt": "lorem"}\n')
-    monkeypatch.setattr(parts, "assemble", lambda plan: (_ for _ in ()).throw(Killed))
-    with pytest.raises(Killed):
-        asked(run, source, out)
-    monkeypatch.undo()
-    overrides = {"override": ("train.precision=bf16",), "threads": ("train.threads=2",)}.get(change, ())
-    if change == "checkpoint":
-        run = run_for("lstm")
-    elif change == "device":
-        monkeypatch.setattr(LanguageModel, "device", torch.device("meta"))
-    elif change == "ends":
-        (run / "generation_config.json").write_text('{"eos_token_id": [5]}')
-    elif change == "kind of input":
-        source = source.rename(tmp_path / "in.jsonl")
-    with pytest.raises(UserError, match=f"out was begun (with|by) {message}; name another --out, or remove") as caught:
-        asked(run, source, out, overrides=overrides)
-    assert "\n" not in str(caught.value)
-
-
-def test_every_field_of_a_loaded_model_is_told_or_said_to_depend_on_others():
-    assert OF_LOADED.keys() == {field.name for field in fields(Loaded)}
-
-
-LONG = "lorem ip " * 20  # is read in several pieces
-
-
-@pytest.mark.parametrize(
-    ("family", "options"),
-    [
-        ("transformer", {}),
-        ("transformer", {"choices": 3}),
-        ("transformer", {"beams": 2}),
-        ("transformer", {"scores": True}),
-        ("vae", {"scores": True}),
-    ],
-)
-def test_a_unit_is_told_group_by_group_and_none_is_left_after_its_last(run_for, tmp_path, monkeypatch, family, options):
-    """Else a unit that is finished would be lost where a job is asked to stop."""
-    run, told = run_for(family), []
-    monkeypatch.setattr(run_module, "TELL_S", -1.0)
-    monkeypatch.setattr(WorkQueue, "count", lambda queue, *amounts, may_leave=True: told.append((may_leave, amounts)))
-    source = write(tmp_path / "in.jsonl", {"prompt": LONG}, {"prompt": "lorem"})
-    summary = asked(run, source, tmp_path / "out", Wanted(Texts(max_tokens=30), batch=2, **options))
-    assert [may_leave for may_leave, _ in told] == [True] * (len(told) - 1) + [False] and len(told) > 1
-    if "scores" in options:
-        assert sum(amounts[0] for _, amounts in told) == len(LONG) + len("lorem") + 2
-    else:
-        assert sum(amounts[1] for _, amounts in told) == summary["written_tokens"]
-
-
-@pytest.mark.parametrize(("at", "num_kept"), [(1, 0), (2, 1)])
-def test_a_stop_during_scores_keeps_a_unit_whose_last_group_is_done(run_for, tmp_path, monkeypatch, at, num_kept):
-    score, num_groups = likelihood.score, []
-    monkeypatch.setattr(run_module, "TELL_S", -1.0)
-    monkeypatch.setattr(likelihood, "score", lambda *given, **how: num_groups.append(1) or score(*given, **how))
-    monkeypatch.setattr(StopFlag, "is_set", lambda flag: len(num_groups) >= at)
-    source = write(tmp_path / "in.jsonl", {"prompt": "lorem"}, {"prompt": "lorem", "completion": "ip"}, *PROMPTS)
-    with pytest.raises(StoppedOnRequest):
-        asked(run_for(), source, tmp_path / "out", scores=True, batch=2)
-    assert len(list(parts.work_of(tmp_path / "out").glob("unit-*"))) == num_kept and len(num_groups) == at
 
 
 # Labelled records
@@ -626,7 +629,7 @@ def tagger(made_once):
 
 def test_groups_of_records_are_told_and_none_is_left_after_the_last(tagger, tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(run_module, "TELL_S", -1.0)
+    monkeypatch.setattr(run_of_infer, "TELL_S", -1.0)
     monkeypatch.setattr(record_evaluation, "GROUP_TOKENS", 8)
     monkeypatch.setattr(WorkQueue, "count", lambda queue, *amounts, may_leave=True: told.append((may_leave, amounts)))
     source = write(tmp_path / "in.jsonl", *({"text": ["w1"] * num} for num in (1, 2, 5, 9)))

@@ -86,6 +86,14 @@ class Answering(Work):
         counts.update(f"finish_{one['finish_reason']}" for one in said if "finish_reason" in one)
         return lines, counts
 
+    def _check_spelling(self, given: Sequence[Line], read: Sequence[Given]) -> None:
+        """UserError, with its line, for a record that the vocabulary cannot spell."""
+        for line, one in zip(given, read, strict=True):
+            try:
+                self._encoder.encode([one])
+            except UserError as error:
+                raise UserError(f"{self._source}:{line.number}: {error}") from None
+
     def _num_unknown(self, records: RecordsInMemory, given: Sequence[Given]) -> int:
         """In the text and in what stands beside it."""
         found = 0
@@ -95,14 +103,6 @@ class Answering(Work):
                 if self._fields[name].type == "pair":
                     found += count_unknown(self._tokenizer, value[0], records.ids(name, number).tolist())
         return found
-
-    def _check_spelling(self, given: Sequence[Line], read: Sequence[Given]) -> None:
-        """UserError, with its line, for a record that the vocabulary cannot spell."""
-        for line, one in zip(given, read, strict=True):
-            try:
-                self._encoder.encode([one])
-            except UserError as error:
-                raise UserError(f"{self._source}:{line.number}: {error}") from None
 
     def _read(self, values: Values) -> Given:
         """ValueError for a record without what the task reads. A text alone is the only input, where there is one."""

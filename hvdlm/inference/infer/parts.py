@@ -19,7 +19,6 @@ from typing import Any
 from hvdlm.errors import UserError
 from hvdlm.files import naming, read_json, replace_durably, sha256_of, to_json, write_text_durably
 from hvdlm.inference.infer.lines import Source, Unit
-from hvdlm.inference.infer.wanted import said
 
 PLAN = "plan.json"
 LOCK = ".lock"  # held while a job writes
@@ -129,6 +128,8 @@ def begin(plan: Plan) -> Plan:
 
 
 def _refuse_others(out: Path, made: Any, settings: Mapping[str, Any], what: str) -> None:
+    from hvdlm.inference.infer.wanted import said  # loads torch
+
     now = _as_read(settings)
     made = made if isinstance(made, dict) else {}
     changed = [name for name in {**now, **made} if now.get(name) != made.get(name)]
