@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import logging
 import shutil
 import statistics
 import time
@@ -39,6 +40,8 @@ from .job import run_job
 from .paired import order_of_round, plain
 from .server_times import server_times
 
+log = logging.getLogger("hvdlm")
+
 GREEDY = Sampling(temperature=0)
 PROMPT = 32  # tokens of a prompt, where nothing else is said
 BATCH = 16
@@ -65,13 +68,13 @@ def bench(options: InferBenchOptions) -> dict[str, Any]:
     """Rates and ratios of all parts; also written to OUT/infer.json."""
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {
-        "threads": options.threads,
-        "torch": torch.__version__,
-        "run": _of_run(options),
-        "shape": _of_shape(options),
-    }
+    found: dict[str, Any] = {"threads": options.threads, "torch": torch.__version__}
+    log.info("the model of %s, %d rounds", options.run, options.rounds)
+    found["run"] = _of_run(options)
+    log.info("the shape of %s, %d rounds", options.preset, options.rounds)
+    found["shape"] = _of_shape(options)
     if options.prompts:
+        log.info("hvdlm infer on %d prompts, 1 rank and 2 in turn", options.prompts)
         found["ranks"] = _of_ranks(options)
     if importlib.util.find_spec("uvicorn") is not None:
         found["server"] = server_times(options.run)
@@ -274,7 +277,7 @@ def _ratio(rates: Mapping[str, Mapping[str, Sequence[float]]], one: str, other: 
 def to_text(found: Mapping[str, Any]) -> str:
     """Tables of rates, and what follows from them."""
     parts = []
-    for part, head in (("run", "this run's model"), ("shape", "the published shape")):
+    for part, head in (("run", "this run's model"), ("shape", f"shape of {found['shape']['preset']}")):
         rows = [
             [
                 name,
@@ -285,6 +288,7 @@ def to_text(found: Mapping[str, Any]) -> str:
         ]
         parts.append(table([head, "tokens/s", "writing alone"], rows))
         parts.append("\n".join(_ratio_lines(found[part])))
+    parts[-1] += "\n(bound reached: of what memory gives if a token reads all matrices once)"
     if "ranks" in found:
         ranks = found["ranks"]
         parts.append("\n".join(_ratio_lines(ranks)) + f"; the same bytes: {'yes' if ranks['equal_bytes'] else 'NO'}")

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from harness import run_training
 from hvdlm.cli import main
 from hvdlm.perf.curves import page as curves_page
 from hvdlm.perf.curves.charts import MOST_CHARTS, charts_of
+from hvdlm.perf.curves.likeness import unlike
 from hvdlm.perf.curves.live import watch
 from hvdlm.perf.curves.page import write_run_report
 from hvdlm.perf.curves.pictures import draw
@@ -119,6 +121,51 @@ def test_runs_whose_steps_are_of_other_sizes_are_compared_by_tokens_too(page, tm
     assert "steps are not of equally many tokens (96, 960)" in page(small, large)[2].remarks[0]
     alike = [write_run(tmp_path / f"alike{tokens}", tokens=tokens) for tokens in (1000, 1001)]
     assert "tokens" not in {chart.by for chart in charts_in(*alike)}
+
+
+def test_losses_that_cannot_be_compared_are_named_with_the_reason(page, tmp_path):
+    folders = [write_run(tmp_path / name, split_tokens=500) for name in "abc"]
+    first, second, third = read_runs(folders)
+    assert unlike([first, second, third]) == []
+    figures = {"figures": {"val_protocol": "windows of 8 tokens"}}
+    state = {"tokenizer_digest": "1", "data_digest": "2", "figures": {"val_protocol": "one stream"}}
+    other = replace(second, state=state, settings={**second.settings, "task.kind": "mlm"})
+    like = replace(third, state={**state, **figures, "data_digest": "3"})
+    vocabulary = replace(first, state={"tokenizer_digest": "4", "data_digest": "4"})
+    assert [remark.split(": compare")[0].split(": they")[0] for remark in unlike([vocabulary, other])] == [
+        "losses are of different tasks (lm: a; mlm: b)",
+        "losses a token are over different vocabularies (a | b)",
+    ]
+    assert [remark.split("): ")[0] for remark in unlike([first, other, like])] == [
+        "losses are of different tasks (lm: a, c; mlm: b",
+        "training data are not the same (b | c",
+        "validations are not of one kind (one stream: b; windows of 8 tokens: c",
+    ]
+    rows = (folders[1] / "metrics.jsonl").read_text()
+    (folders[1] / "metrics.jsonl").write_text(rows.replace('"num_tokens": 99', '"num_tokens": 10000'))
+    (remark,) = page(*folders)[2].remarks
+    assert "(99 targets of a split of 500: a, c; 10,000 targets of a split of 500: b)" in remark
+
+
+def test_settings_that_a_run_lacks_are_a_dash_as_null_is(page, tmp_path):
+    folders = [write_run(tmp_path / name) for name in "ab"]
+    settings = yaml.safe_load((folders[1] / "config.yaml").read_text())
+    settings["model"] |= {"order": 3, "heads": None}
+    (folders[1] / "config.yaml").write_text(yaml.safe_dump(settings))
+    html, markdown, _ = page(*folders)
+    assert "| model.order | — | 3 |" in markdown
+    assert "model.heads" not in html
+
+
+def test_a_run_that_is_named_twice_is_shown_once_with_a_word(tmp_path, capsys):
+    folder, link = write_run(tmp_path / "a"), tmp_path / "link"
+    link.symlink_to(folder)
+    with pytest.raises(SystemExit) as end:
+        main(["report", str(folder), str(link), "--samples", "0"])
+    said = capsys.readouterr()
+    assert not end.value.code and (folder / "report" / "report.html").is_file()
+    assert f"{link}: was named before, as {folder}; it is shown once" in said.err
+    assert said.err.count("ended at step") + said.err.count("is at step") == 1
 
 
 def test_what_went_wrong_is_said_before_the_curves(page, tmp_path):

@@ -251,3 +251,17 @@ def test_an_encoder_and_a_decoder_reverse_six_digits_without_a_mistake():
         found = decode(model, source, None, Decoding(8, eos_id=10, beams=beams))
         assert [hypotheses[0].ids for hypotheses in found] == source.flip(1).tolist()
         assert all(hypotheses[0].ended for hypotheses in found)
+
+
+def test_any_of_several_ends_ends_a_text():
+    model = build_model(TransformerConfig(layers=1, heads=2, width=16), Vocabulary(50, 49), seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(20)
+    ids = torch.tensor([[49, 3]])
+    (whole,) = decode(model, ids, None, Decoding(8, 49))
+    end = whole[0].ids[3]
+    (found,) = decode(model, ids, None, Decoding(8, 49, other_ends=(end,)))
+    assert found[0].ids == whole[0].ids[: whole[0].ids.index(end)] and found[0].ended
+    (late,) = decode(model, ids, None, Decoding(8, 49, other_ends=(end,), min_tokens=6))
+    assert end not in late[0].ids[:6] and len(late[0].ids) >= 6

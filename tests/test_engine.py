@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_models import CONFIGS, VARIANTS
 
+from hvdlm.inference import matrices
 from hvdlm.inference.engine import CANCELLED, LENGTH, STOP, Engine, Request
 from hvdlm.inference.sampling import Sampling
 from hvdlm.models import Vocabulary, build_model
@@ -277,3 +278,59 @@ def test_what_cannot_be_done_is_told_before(request_, fault):
     if fault:
         with pytest.raises(ValueError, match=fault):
             engine.add(request_, Kept())
+
+
+COUNTED = ("hmm", "ngram", "maxent")
+
+
+@pytest.mark.parametrize("name", [name for name, config in FAMILIES.items() if config.family not in COUNTED])
+def test_a_model_of_int8_writes_too_and_leaves_out_what_stands_for_nothing(name):
+    model = build_model(FAMILIES[name], VOCABULARY, seed=0)
+    matrices.quantize(model)
+    engine, heard = Engine(model, Vocabulary(48, 47), context=None), Kept()
+    engine.add(request_of([47, 3], 20, Sampling(temperature=5.0)), heard)
+    engine.run()
+    assert len(heard.ids()) == 20 and max(heard.ids()) < 48
+
+
+def test_the_prompt_counts_for_the_repetition_penalty_but_the_end_of_text_before_it_does_not():
+    model = build_model(SMALL, VOCABULARY, seed=0)
+    with torch.no_grad():
+        model.head.weight.zero_()
+    for prompt, is_rare in (([EOS, 7], True), ([EOS, 8], False)):
+        how = Sampling(temperature=0, repetition_penalty=2.0, logit_bias={7: 1.0, 9: 0.6, EOS: 0.55})
+        (heard,) = run(model, [request_of(prompt, 1, how, ends=frozenset({EOS}))])
+        assert heard.ids() == [9 if is_rare else 7]
+    how = Sampling(temperature=0, repetition_penalty=2.0, logit_bias={9: 0.6, EOS: 1.0})
+    assert run(model, [request_of([EOS, 7], 1, how, ends=frozenset({EOS}))])[0].reasons == {0: STOP}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["0-transformer", "gqa-alibi", "13-lstm"])
+def test_what_is_kept_has_the_type_of_the_weights(name, dtype):
+    """Keys of another type than the queries would read as nonsense, or not at all (I8)."""
+    model = built(FAMILIES[name]).to(dtype)
+    given = prompts(4)
+    for prompt, heard in zip(given, run(model, [request_of(ids, 4, logprobs=0) for ids in given]), strict=True):
+        expected = uncached(model, prompt, heard.ids())
+        own = torch.tensor([token.log_prob for token in heard.texts[0]])
+        chosen = expected.gather(1, torch.tensor(heard.ids()).unsqueeze(1))[:, 0]
+        assert torch.allclose(own, chosen, atol=1e-4 if dtype == torch.float64 else 0.3)
+
+
+def test_a_text_that_has_ended_is_computed_no_more():
+    model, widths = built(SMALL), []
+    slots = model.slots
+
+    def watched(num):
+        found = slots(num)
+        read = found.read
+        found.read = lambda first, ids, lengths: widths.append(len(ids)) or read(first, ids, lengths)
+        return found
+
+    model.slots = watched
+    engine = Engine(model, VOCABULARY, context=None)
+    for most in (2, 3, 5):
+        engine.add(request_of([EOS], most), Kept())
+    engine.run()
+    assert widths == [3, 3, 2, 1, 1]  # the prompts give each text's first token

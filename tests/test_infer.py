@@ -4,26 +4,36 @@ import bz2
 import gzip
 import json
 import random
+import shutil
+from dataclasses import fields
 
 import pytest
+import torch
 from harness import make_config, preprocess, texts_of
 from labelled import ANSWERED, TAGGED, WORDS, answered, make_data, run_of, tagged
 
 from hvdlm import checkpoint, cli
 from hvdlm.data.corpora import open_corpora
 from hvdlm.data.manifest import read_manifest
-from hvdlm.errors import UserError
+from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.inference.generate import Texts
-from hvdlm.inference.infer import parts
+from hvdlm.inference.infer import likelihood, made_by, parts
+from hvdlm.inference.infer import run as run_of_infer
 from hvdlm.inference.infer.lines import UnitReader, look_through
+from hvdlm.inference.infer.made_by import OF_LOADED
 from hvdlm.inference.infer.run import infer
 from hvdlm.inference.infer.wanted import Wanted
 from hvdlm.inference.infer.work import seed_of
-from hvdlm.inference.load import load_checkpoint_model
+from hvdlm.inference.load import Loaded, load_checkpoint_model
 from hvdlm.inference.sampling import Sampling
+from hvdlm.models import LanguageModel
+from hvdlm.records.encoder import RecordEncoder
+from hvdlm.session.stop import StopFlag
+from hvdlm.session.work_queue import WorkQueue
+from hvdlm.tasks import record_evaluation
 from hvdlm.tasks.evaluate import Protocol, SplitEvaluation
 from hvdlm.train.setup import train
-from hvdlm.world.place import find_place
+from hvdlm.world.place import Place, find_place
 from hvdlm.world.serial import SerialWorld
 
 FAMILIES = {
@@ -279,6 +289,13 @@ def test_a_line_that_is_no_record_is_named_before_any_work(run_for, tmp_path, li
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
 
 
+def test_a_number_of_any_size_is_an_id(run_for, tmp_path):
+    names = [10**400, -(10**400), 0.5, 0]
+    source = write(tmp_path / "in.jsonl", *({"prompt": "a", "id": name} for name in names))
+    asked(run_for(), source, tmp_path / "out")
+    assert [line["id"] for line in lines_of(tmp_path / "out")] == names
+
+
 def test_no_record_gives_an_empty_file(run_for, tmp_path):
     (tmp_path / "in.jsonl").write_bytes(b"")
     assert asked(run_for(), tmp_path / "in.jsonl", tmp_path / "out")["num_records"] == 0
@@ -290,7 +307,7 @@ def test_an_output_is_made_once_and_nothing_else_is_written_over(run_for, tmp_pa
     caplog.set_level("INFO")
     first = asked(run_for(), source, out)
     assert asked(run_for(), source, out) == first and "is complete already: 5 records" in caplog.text
-    with pytest.raises(UserError, match="out.jsonl was made with choices 1, and this is 2; name another --out"):
+    with pytest.raises(UserError, match="out.jsonl was made with --n 1, and this start has --n 2; name another --out"):
         asked(run_for(), source, out, choices=2)
     write(source, *PROMPTS, PROMPTS[0])
     with pytest.raises(UserError, match="the input has changed since .*out.jsonl was made"):
@@ -328,7 +345,7 @@ def test_a_start_goes_on_where_another_was_killed(run_for, tmp_path, monkeypatch
         asked(run_for(), source, out, batch=2)
     made = sorted(path.name for path in parts.work_of(out).glob("unit-*"))
     assert made == [f"unit-{n:06d}.jsonl" for n in range(4)]
-    with pytest.raises(UserError, match="out was begun with echo False, and this is True"):
+    with pytest.raises(UserError, match="out was begun with no --echo, and this start has --echo"):
         asked(run_for(), source, out, batch=2, echo=True)
     broken = parts.work_of(out) / made[1]
     broken.write_bytes(broken.read_bytes()[:-3])
@@ -340,6 +357,22 @@ def test_a_start_goes_on_where_another_was_killed(run_for, tmp_path, monkeypatch
     assert summary["num_units_resumed"] == 3 and summary["num_records"] == 12
 
 
+def test_a_folder_of_another_in_the_place_of_the_parts_is_left_as_it_is(run_for, tmp_path, monkeypatch):
+    source, out = write(tmp_path / "in.jsonl", *PROMPTS), tmp_path / "out"
+    notes = parts.work_of(out) / "notes"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    with pytest.raises(UserError, match=r"out\.parts: holds notes, and parts are to be kept there; move it, or name"):
+        asked(run_for(), source, out)
+    assert notes.read_text() == "mine" and not out.exists()
+    notes.unlink()
+    assembled = parts.assemble
+    monkeypatch.setattr(parts, "assemble", lambda plan: (notes.write_text("later"), assembled(plan))[1])
+    summary = asked(run_for(), source, out)
+    assert [path.name for path in notes.parent.iterdir()] == ["notes"]
+    assert asked(run_for(), source, out) == summary and notes.read_text() == "later"
+
+
 def test_an_input_that_changed_since_the_kill_is_refused(run_for, tmp_path, monkeypatch):
     source = write(tmp_path / "in.jsonl", *PROMPTS)
     monkeypatch.setattr(parts, "assemble", lambda plan: (_ for _ in ()).throw(Killed))
@@ -349,6 +382,165 @@ def test_an_input_that_changed_since_the_kill_is_refused(run_for, tmp_path, monk
     write(source, *PROMPTS[:4])
     with pytest.raises(UserError, match="the input has changed since .*out was begun; name another --out, or remove"):
         asked(run_for(), source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("checkpoint", "by other weights"),
+        ("override", "with config.train.precision fp32, and this start has config.train.precision bf16"),
+        ("threads", "with threads 1, and this start has threads 2"),
+        ("device", "with device cpu, and this start has device meta"),
+        ("extension", r"with extensions \{\}, and this start has extensions \{'mine.py': '12'\}"),
+        ("ends", r"with ends \[\d+\], and this start has ends \[5, \d+\]"),
+        ("kind of input", "with input as lines of text, and this start has input as JSON lines"),
+    ],
+)
+def test_what_bytes_depend_on_may_not_change_after_a_kill(run_for, tmp_path, monkeypatch, change, message):
+    run, source, out = tmp_path / "run", tmp_path / "in.txt", tmp_path / "out"
+    shutil.copytree(run_for(), run)
+    source.write_text('{"prompt": "lorem"}\n')
+    monkeypatch.setattr(parts, "assemble", lambda plan: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        asked(run, source, out)
+    monkeypatch.undo()
+    overrides = {"override": ("train.precision=bf16",), "threads": ("train.threads=2",)}.get(change, ())
+    if change == "checkpoint":
+        run = run_for("lstm")
+    elif change == "device":
+        monkeypatch.setattr(LanguageModel, "device", torch.device("meta"))
+    elif change == "extension":
+        monkeypatch.setattr(made_by, "extension_digests", lambda config: {"/at/mine.py": "12"})
+    elif change == "ends":
+        (run / "generation_config.json").write_text('{"eos_token_id": [5]}')
+    elif change == "kind of input":
+        source = source.rename(tmp_path / "in.jsonl")
+    with pytest.raises(UserError, match=f"out was begun {message}; name another --out, or remove") as caught:
+        asked(run, source, out, overrides=overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_field_of_a_loaded_model_is_told_or_said_to_depend_on_others():
+    assert OF_LOADED.keys() == {field.name for field in fields(Loaded)}
+
+
+LONG = "lorem ip " * 20  # is read in several pieces
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("transformer", {}),
+        ("transformer", {"choices": 3}),
+        ("transformer", {"beams": 2}),
+        ("transformer", {"scores": True}),
+        ("vae", {"scores": True}),
+    ],
+)
+def test_a_unit_is_told_group_by_group_and_none_is_left_after_its_last(run_for, tmp_path, monkeypatch, family, options):
+    """Else a unit that is finished would be lost where a job is asked to stop."""
+    run, told = run_for(family), []
+    monkeypatch.setattr(run_of_infer, "TELL_S", -1.0)
+    monkeypatch.setattr(WorkQueue, "count", lambda queue, *amounts, may_leave=True: told.append((may_leave, amounts)))
+    source = write(tmp_path / "in.jsonl", {"prompt": LONG}, {"prompt": "lorem"})
+    summary = asked(run, source, tmp_path / "out", Wanted(Texts(max_tokens=30), batch=2, **options))
+    assert [may_leave for may_leave, _ in told] == [True] * (len(told) - 1) + [False] and len(told) > 1
+    if "scores" in options:
+        assert sum(amounts[0] for _, amounts in told) == len(LONG) + len("lorem") + 2
+    else:
+        assert sum(amounts[1] for _, amounts in told) == summary["written_tokens"]
+
+
+@pytest.mark.parametrize(("at", "num_kept"), [(1, 0), (2, 1)])
+def test_a_stop_during_scores_keeps_a_unit_whose_last_group_is_done(run_for, tmp_path, monkeypatch, at, num_kept):
+    score, num_groups = likelihood.score, []
+    monkeypatch.setattr(run_of_infer, "TELL_S", -1.0)
+    monkeypatch.setattr(likelihood, "score", lambda *given, **how: num_groups.append(1) or score(*given, **how))
+    monkeypatch.setattr(StopFlag, "is_set", lambda flag: len(num_groups) >= at)
+    source = write(tmp_path / "in.jsonl", {"prompt": "lorem"}, {"prompt": "lorem", "completion": "ip"}, *PROMPTS)
+    with pytest.raises(StoppedOnRequest):
+        asked(run_for(), source, tmp_path / "out", scores=True, batch=2)
+    assert len(list(parts.work_of(tmp_path / "out").glob("unit-*"))) == num_kept and len(num_groups) == at
+
+
+def test_keys_that_nobody_reads_are_told_once(run_for, tmp_path, caplog):
+    wrong = {"prompt": "lorem", "completoin": " ip"}
+    source = write(tmp_path / "in.jsonl", {"prompt": "lo", "id": 1}, wrong, {"prompt": "a", "completion": "b"})
+    for name, options, keys in (
+        ("scores", {"scores": True}, {"completoin": 1}),
+        ("texts", {}, {"completoin": 1, "completion": 1}),
+        ("beams", {"beams": 1}, {"completoin": 1, "completion": 1}),
+    ):
+        caplog.clear()
+        assert asked(run_for(), source, tmp_path / name, **options)["unread_keys"] == keys
+        told = ", ".join(f"{key} (1 of 3 records)" for key in keys)
+        assert caplog.text.count("keys that mean nothing here") == caplog.text.count(told) == 1
+    fine = write(tmp_path / "in.jsonl", {"prompt": "lo", "id": 1})
+    assert "unread_keys" not in asked(run_for(), fine, tmp_path / "fine")
+    both = write(tmp_path / "both.jsonl", {"prompt": "lo", "completion": "a", "continuation": "b"})
+    with pytest.raises(UserError, match="both.jsonl:1: has both 'completion' and 'continuation'; leave one out"):
+        asked(run_for(), both, tmp_path / "both", scores=True)
+
+
+def test_tokens_that_the_vocabulary_lacks_are_counted_and_told(made_once, tmp_path, caplog):
+    (tmp_path / "lines.txt").write_text("lorem ip sum\n" * 50)
+    preprocess(tmp_path / "lines.txt", tmp_path / "data", format="lines", tokenizer={"kind": "word"})
+    words = ("data.seq_len=16", "train.steps=1", "train.eval_every=100", f"model={FAMILIES['transformer']}")
+    train(make_config(tmp_path / "data", tmp_path / "run", *words), SerialWorld())
+    source = write(tmp_path / "in.jsonl", {"prompt": "lorem zebra ip zebra"}, {"prompt": "sum"})
+    for name, options in (("texts", {}), ("scores", {"scores": True}), ("beams", {"beams": 1})):
+        caplog.clear()
+        assert asked(tmp_path / "run", source, tmp_path / name, **options)["unknown_tokens"] == 2
+        assert caplog.text.count("in.jsonl: 2 tokens unknown to the vocabulary") == 1
+    pair = write(tmp_path / "pair.jsonl", {"prompt": "lorem zebra", "completion": " zebra"})
+    assert asked(tmp_path / "run", pair, tmp_path / "pair", scores=True)["unknown_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--logit-bias", "99999=4"], "--logit-bias: 99999 is no id of a vocabulary of 257"),
+        (["--beams", "101"], "'--beams'"),
+    ],
+)
+def test_a_refused_start_leaves_nothing_behind(run_for, tmp_path, call, words, message):
+    source = write(tmp_path / "in.jsonl", {"prompt": "lorem"})
+    code, _, errors = call(run_for(), source, "--out", tmp_path / "new" / "out", *words)
+    assert code == 2 and len(errors) == 1 and message in errors[0]
+    source.write_text("{}")
+    assert call(run_for(), source, "--out", tmp_path / "new" / "out")[0] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_streams_are_refused_with_what_to_do_instead(run_for, tmp_path, call, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = write(tmp_path / "in.jsonl", {"prompt": "lorem"})
+    for words, message in (
+        (["-", "--out", "out"], "INPUT -: is read twice, which a pipe cannot be; write it to a file and name that"),
+        ([source, "--out", "-"], "--out -: is put together from parts in a folder beside it; name a file"),
+    ):
+        code, _, errors = call(run_for(), *words)
+        assert code == 2 and len(errors) == 1 and message in errors[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_threads_that_are_left_are_told_when_work_begins_and_nobody_has_set_them(
+    run_for, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(run_of_infer, "find_place", lambda world: Place(0, 1, 4))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    caplog.set_level("INFO")
+    source, told = write(tmp_path / "in.jsonl", {"prompt": "lorem"}), "with 1 thread of the 4 it could have"
+    asked(run_for(), source, tmp_path / "out")
+    assert told in caplog.text
+    caplog.clear()
+    asked(run_for(), source, tmp_path / "out")
+    source.write_text("{}")
+    with pytest.raises(UserError):
+        asked(run_for(), source, tmp_path / "other")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    asked(run_for(), write(source, {"prompt": "lorem"}), tmp_path / "third")
+    assert "it could have" not in caplog.text
 
 
 # Labelled records
@@ -402,14 +594,70 @@ def test_records_without_answers_are_given_those_of_eval(name, made_once, tmp_pa
     asked(tmp_path / "run", source, tmp_path / "out", batch=8)
     wanted = [line["predicted"] for line in lines_of(tmp_path / "gold")]
     found = [SAID[name](line) for line in lines_of(tmp_path / "out")]
+    if name == "class":  # two kinds of text, and unknown words in both
+        odd = write(tmp_path / "odd.jsonl", {**lines_of(source)[0], "text": "zebra zebra", "other": "zebra zebra"})
+        given = Wanted(Texts(), int8=True, given={"int8": "--int8"})
+        summary = asked(tmp_path / "run", odd, tmp_path / "odd", given)
+        assert summary["unknown_tokens"] == 4 and summary["made_by"]["int8"]
+        assert sum(lines_of(tmp_path / "odd")[0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     if name == "without blanks":
         assert [line["words"] for line in lines_of(tmp_path / "out")] == [line["text"] for line in lines_of(source)]
         assert read_manifest(data / "data").fields["text"].join == ""
+        texts = ["".join(line["text"]) for line in lines_of(source)]
+        asked(
+            tmp_path / "run", write(tmp_path / "a.jsonl", *({"text": text} for text in texts)), tmp_path / "a", batch=8
+        )
+        (tmp_path / "b.txt").write_text("\n".join(texts))
+        asked(tmp_path / "run", tmp_path / "b.txt", tmp_path / "b", batch=8)
+        assert [line["labels"] for line in lines_of(tmp_path / "a")] == wanted
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     if name == "seq2seq":
         lines = lines_of(tmp_path / "out")
         assert {line["finish_reason"] for line in lines} <= {"stop", "length"}
         assert all((line["num_tokens"] == 64) == (line["finish_reason"] == "length") for line in lines)
     assert found == (pytest.approx(wanted, abs=1e-5) if name == "number" else wanted)
+
+
+@pytest.fixture(scope="session")
+def tagger(made_once):
+    def make(folder):
+        data = make_data(folder, SerialWorld(), tagged, TAGGED)
+        train(run_of(data, folder / "run", "train.epochs=1", task={"kind": "tag"}), SerialWorld())
+
+    return made_once("infer-tagger", make) / "run"
+
+
+def test_groups_of_records_are_told_and_none_is_left_after_the_last(tagger, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(run_of_infer, "TELL_S", -1.0)
+    monkeypatch.setattr(record_evaluation, "GROUP_TOKENS", 8)
+    monkeypatch.setattr(WorkQueue, "count", lambda queue, *amounts, may_leave=True: told.append((may_leave, amounts)))
+    source = write(tmp_path / "in.jsonl", *({"text": ["w1"] * num} for num in (1, 2, 5, 9)))
+    summary = asked(tagger, source, tmp_path / "out", Wanted(Texts()))
+    assert [may_leave for may_leave, _ in told] == [True] * (len(told) - 1) + [False] and len(told) > 2
+    assert sum(amount for _, (amount,) in told) == summary["prompt_tokens"]
+
+
+@pytest.mark.parametrize("text", ['"w1 \\ud800"', '["w1", "\\udfff"]'])
+def test_a_surrogate_in_a_field_is_named_before_any_work(tagger, tmp_path, text):
+    (tmp_path / "in.jsonl").write_text(f'{{"text": ["w1"]}}\n{{"text": {text}}}\n')
+    with pytest.raises(UserError, match=r"in.jsonl:2: 'text': character \d is a lone surrogate"):
+        asked(tagger, tmp_path / "in.jsonl", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+def test_a_word_that_the_vocabulary_cannot_spell_is_named_with_its_line(tagger, tmp_path, monkeypatch):
+    encode = RecordEncoder.encode
+
+    def strict(encoder, documents):
+        if any("zz" in document.text for document in documents):
+            raise UserError("the word 'zz' has no token")
+        return encode(encoder, documents)
+
+    monkeypatch.setattr(RecordEncoder, "encode", strict)
+    source = write(tmp_path / "in.jsonl", {"text": ["w1"]}, {"text": ["w2", "zz"]})
+    with pytest.raises(UserError, match="in.jsonl:2: the word 'zz' has no token"):
+        asked(tagger, source, tmp_path / "out")
 
 
 def _model(sections):
@@ -462,17 +710,17 @@ def test_every_option_reaches_what_is_asked(run_for, tmp_path, call):
         "top_p": 0.9,
         "min_p": 0.1,
         "seed": 7,
-        "choices": 2,
+        "n": 2,
         "repetition_penalty": 1.5,
         "presence_penalty": 0.5,
         "frequency_penalty": 0.25,
-        "stops": ["zz"],
+        "stop": ["zz"],
         "logit_bias": {"65": -1.5},
         "logprobs": 1,
         "batch": 3,
         "echo": True,
-        "slides": True,
-        "scores": False,
+        "slide": True,
+        "score": False,
     }
     assert code == 0 and {name: made[name] for name in asked_for} == asked_for
     (line,) = lines_of(tmp_path / "out")
@@ -483,6 +731,7 @@ def test_every_option_reaches_what_is_asked(run_for, tmp_path, call):
     ("words", "message"),
     [
         (["--score", "--temperature", "0"], "--temperature: is of texts that are written, --score reads"),
+        (["--score", "--echo"], "--echo: is of texts that are written, --score reads"),
         (["--beams", "2", "--seed", "1"], "--seed: is of texts that are drawn, --beams searches"),
         (["--beams", "2", "--n", "3"], "--n: 3 texts are more than --beams 2 find"),
     ],
@@ -492,6 +741,14 @@ def test_options_that_do_not_go_together_are_refused(run_for, tmp_path, call, wo
     code, out, errors = call(run_for(), source, "--out", tmp_path / "out", *words)
     assert code == 2 and not out and len(errors) == 1 and message in errors[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [setting.name for setting in fields(Sampling)])
+def test_every_setting_of_draws_is_refused_where_nothing_is_drawn(run_for, tmp_path, name):
+    source = write(tmp_path / "in.jsonl", {"prompt": "lorem"})
+    for options in ({"scores": True}, {"beams": 2}):
+        with pytest.raises(UserError, match=f"--{name}: is of texts"):
+            asked(run_for(), source, tmp_path / "out", given={name: f"--{name}"}, **options)
 
 
 def test_a_file_of_an_unknown_kind_and_one_that_is_not_there_are_named(run_for, tmp_path, call):

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -440,10 +441,44 @@ def test_the_command_writes_a_page_a_picture_and_json(run, tmp_path, capsys, mon
     assert json.loads(called(capsys, run_dir, "-", "--json").out.splitlines()[-1])["tokens"][0]["text"] == "中"
 
 
+@pytest.mark.parametrize("width", [1200, 390])
+def test_maps_of_few_tokens_have_them_on_the_axes_and_any_map_tells_them(run, browser, tmp_path, width):
+    """Of all heads and of one: letters are dark where nothing is taken from anywhere, above and left of the map."""
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    inks = {}
+    for text, head in (("abc", None), ("abc", 1), ("abc " * 12, None)):
+        file = tmp_path / "page.html"
+        file.write_text(page_of(inspected(run("transformer"), text, attends=True, head=head)))
+        page.goto(file.as_uri())
+        first = page.locator("canvas.map").first
+        inks[text, head] = page.evaluate(
+            "(canvas => { const corner = canvas.getContext('2d').getImageData(0, 130, 130, 60).data;"
+            " return canvas.classList.contains('labelled') && corner.some((part, n) => n % 4 === 3 && part) })"
+            "(document.querySelector('canvas.map'))"
+        )
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        box = first.bounding_box()
+        first.click(position={"x": box["width"] - 3, "y": box["height"] - 3})
+        assert "takes" in page.inner_text("#panel")
+    assert inks == {("abc", None): True, ("abc", 1): True, ("abc " * 12, None): False}
+    page.close()
+
+
+def test_a_cosine_is_written_alike_on_the_page_and_in_the_terminal(run):
+    found = inspected(run("transformer"), None, neighbours=("e",), num_neighbours=3)
+    (near,) = found.neighbours
+    found = replace(found, neighbours=[replace(near, near=[near.near[0]._replace(cosine=0.4)])])
+    console = Console(file=io.StringIO(), width=80)
+    show(found, console)
+    assert "0.400" in page_of(found) and "0.400" in console.file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "TEXT: there is none"),
+        (["x", "--file", "text.txt"], "TEXT and --file: give one of them"),
+        (["x = 1", "--file", "text.txt"], "TEXT and --file: give one of them"),
         (["x", "--out", "page.txt"], "--out: page.txt is no name of a page"),
         (["a", "--neighbours", ""], "'' is not in the vocabulary"),
         (["--file", "nowhere.txt"], "nowhere.txt"),

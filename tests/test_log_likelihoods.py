@@ -17,6 +17,7 @@ from hvdlm.inference.generate import Texts, continue_text
 from hvdlm.inference.load import load_checkpoint_model, tokenizer_of
 from hvdlm.inference.log_likelihoods import Stretch, batches, check_scores, encode_pair, score, stretches
 from hvdlm.inference.sampling import Sampling
+from hvdlm.models import Vocabulary
 from hvdlm.tokenizer import train_bpe
 from hvdlm.train.setup import train
 from hvdlm.world.place import find_place
@@ -268,3 +269,15 @@ def test_a_model_that_has_no_probability_of_a_token_is_refused():
         loaded = SimpleNamespace(task=task, model=SimpleNamespace(draws_state=draws_state), config=config)
         with pytest.raises(UserError, match="run: task: elbo does not tell how likely each token"):
             check_scores(loaded, "run")
+
+
+def test_the_likeliest_that_could_be_written_leaves_out_what_stands_for_nothing():
+    loaded = loaded_of("0-transformer")
+    logits = loaded.model.logits(torch.tensor([[0]]))[0][0, -1]
+    with torch.no_grad():
+        direction = loaded.model(torch.tensor([[0]]))[0][0, -1]
+        loaded.model.head.weight[49] = 1e3 * direction  # the likeliest by far, and no id
+    likeliest = int(logits[:48].argmax())
+    loaded.vocabulary = Vocabulary(48, 47)
+    (found,) = score(loaded, [Stretch((0, likeliest), 1)])
+    assert found.is_greedy

@@ -65,3 +65,9 @@ def test_ids_that_the_vocabulary_lacks_end_nothing(data_dir, tmp_path):
     run_training(data_dir, tmp_path, "train.steps=1")
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 100000]}')
     assert ready(tmp_path).ends == {5, 256}
+
+
+def test_ends_of_turns_end_texts_too(data_dir, tmp_path, monkeypatch):
+    run_training(data_dir, tmp_path, "train.steps=1")
+    monkeypatch.setattr("hvdlm.inference.load.turn_ends", lambda tokenizer: frozenset({5, 300}))
+    assert ready(tmp_path).ends == {5, 256}

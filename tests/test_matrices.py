@@ -32,6 +32,19 @@ def test_matrices_in_another_layout_say_the_same(name, monkeypatch):
     assert has_layers == any(type(module).__name__ == "MkldnnLinear" for module in model.modules())
 
 
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this torch was built without oneDNN")
+@pytest.mark.parametrize("change", [matrices.pack, matrices.quantize])
+@pytest.mark.parametrize("name", ["0-transformer", "13-lstm", "18-gru", "20-mingru", "27-vae"])
+def test_half_precision_around_them_changes_nothing_but_rounding(name, change, monkeypatch):
+    monkeypatch.setattr(matrices, "LEAST", 1)
+    model = build_model(FAMILIES[name], VOCABULARY, seed=0)
+    expected = logits_of(model)
+    change(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = logits_of(model)
+    assert float((found - expected).abs().max()) < 0.1 * float(expected.std()) + 0.02
+
+
 def test_small_matrices_stay_as_they_are():
     model = build_model(TransformerConfig(layers=1, heads=2, width=16), VOCABULARY, 0)
     matrices.pack(model)

@@ -119,6 +119,14 @@ def test_a_bias_may_forbid_or_force_an_id_and_must_name_one():
         choose(LOGITS, Sampling(logit_bias={4: 1.0}), NOTHING, 0.5)
 
 
+def test_where_nothing_is_left_nothing_is_drawn():
+    with pytest.raises(UserError, match="nothing can be drawn"):
+        choose(LOGITS, Sampling(logit_bias=dict.fromkeys(range(4), -math.inf)), NOTHING, 0.5)
+    lost = torch.tensor([math.nan, 1.0])
+    with pytest.raises(UserError, match="nothing can be drawn"):
+        choose(lost, Sampling(logit_bias={1: 1.0}), NOTHING, 0.5)
+
+
 def test_choosing_leaves_the_logits_as_they_were():
     logits, past = LOGITS.clone(), Past((0, 1, 2))
     past.take(1)
@@ -138,6 +146,7 @@ def test_choosing_leaves_the_logits_as_they_were():
         {"top_p": -0.1},
         {"min_p": 2.0},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 1e-300},
         {"presence_penalty": math.nan},
         {"frequency_penalty": math.inf},
         {"logit_bias": {1: math.nan}},

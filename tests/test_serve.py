@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import re
 import resource
 import socket
 import threading
@@ -31,7 +32,18 @@ from hvdlm.preprocessing.plan import PreprocessConfig  # noqa: E402
 from hvdlm.serve import connections, writing  # noqa: E402
 from hvdlm.serve.faults import Fault  # noqa: E402
 from hvdlm.serve.requests import NOT_OFFERED, PASSED_OVER, ChatRequest, CompletionRequest, parse  # noqa: E402
-from hvdlm.serve.serving import LAST_WORDS_S, Address, Ending, Offer, _drain, announce, names_of, open_service, serve  # noqa: E402
+from hvdlm.serve.serving import (  # noqa: E402
+    LAST_WORDS_S,
+    Address,
+    Ending,
+    Offer,
+    _drain,
+    announce,
+    names_of,
+    open_service,
+    outcome,
+    serve,
+)
 from hvdlm.serve.writing import ERROR  # noqa: E402
 from hvdlm.session.stop import BatchJob  # noqa: E402
 from hvdlm.train.setup import train  # noqa: E402
@@ -135,6 +147,7 @@ def test_unsaid_is_the_default_and_null_is_unsaid(served):
     assert asked_of(served.service, **newer).max_tokens == 6
 
 
+LIBRARY_S = re.compile("[Ii]nput|[Vv]alid|required|Python")  # words of pydantic, not of ours
 WRONG = [
     ({"temperature": 2.1}, "temperature"),
     ({"temperature": "0.5"}, "temperature"),
@@ -150,6 +163,7 @@ WRONG = [
     ({"stop": ""}, "stop"),
     ({"stop": "a" * 201}, "stop"),
     ({"seed": 2**63}, "seed"),
+    ({"seed": 1.5}, "seed"),
     ({"logit_bias": {"a": 1}}, "logit_bias"),
     ({"logit_bias": {"97": 101}}, "logit_bias"),
     ({"logit_bias": {"70000": 1}}, "logit_bias"),
@@ -171,6 +185,9 @@ WRONG = [
 ]
 WRONG_CHAT = [
     ({"messages": []}, "messages"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
     ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": "a"}] * 501}, "messages"),
@@ -187,6 +204,7 @@ def test_what_cannot_be_is_refused_by_its_name(served, fields, param):
         asked_of(served.service, **needed | fields)
     assert (caught.value.status, caught.value.param) == (400, param)
     assert param in caught.value.message
+    assert not LIBRARY_S.search(caught.value.message)
 
 
 ANYTHING = st.recursive(
@@ -204,6 +222,7 @@ def test_whatever_a_field_holds_is_a_request_or_a_fault_that_names_it(served, na
             asked_of(served.service, **needed | {name: value})
         except Fault as fault:
             assert fault.status in (400, 404) and (fault.param or "").startswith(name)
+            assert not LIBRARY_S.search(fault.message)
 
 
 def test_what_asks_for_nothing_is_passed_over(served):
@@ -595,11 +614,14 @@ def test_what_has_not_ended_in_the_time_of_grace_is_told_so(run):
     with running(opened(run)) as found:
         held = found.begin("/v1/completions", LONG)
         until(lambda: not found.is_free())
-        asyncio.run(_drain(found.service, grace_s=0.1))
+        num_cut = asyncio.run(_drain(found.service, grace_s=0.1))
         told = json.loads(held.getresponse().read())
         held.close()
         assert told["error"]["message"] == "the server was stopped before this was done"
+        assert outcome(num_cut, 0.1) == "1 text cut off after --grace-s 0.1; all else that was asked before is answered"
         until(found.is_free, 5)
+        assert asyncio.run(_drain(found.service, grace_s=0.1)) == 0
+    assert outcome(0, 0.1) == "all that was asked before is answered"
 
 
 def test_who_is_cancelled_hears_of_it(run):
@@ -610,7 +632,7 @@ def test_who_is_cancelled_hears_of_it(run):
         (one,) = service.writings(asked, service.prompts(asked), told.append)
         service.worker.submit(one)
         if is_stopped:
-            one.fail = lambda message, one=one: told.append(one.is_cancelled)
+            one.fail = lambda message, one=one: told.append(one.is_cancelled) or 0
             service.worker.cancel_all("it was stopped")
         else:
             one.end(0, CANCELLED)
@@ -626,7 +648,7 @@ def test_the_end_of_the_job_s_time_lets_what_runs_end(run, monkeypatch):
 
     async def drain(service, grace_s):
         seen.append(time.time() - began)
-        await _drain(service, grace_s)
+        return await _drain(service, grace_s)
 
     monkeypatch.setattr("hvdlm.serve.serving._drain", drain)
     monkeypatch.setattr("hvdlm.serve.serving.open_service", lambda offer: service)

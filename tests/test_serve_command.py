@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 
@@ -23,7 +22,6 @@ from hvdlm.train.setup import train
 from hvdlm.world.serial import SerialWorld
 
 KEY = "a-key-of-enough-letters"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +64,30 @@ def test_a_signal_lets_what_runs_end_and_refuses_what_is_new(run, tmp_path, numb
     assert f"ssh -N -L {port}:localhost:{port} -J login1 " in text
     assert "defaults: max_tokens 256, temperature 0.8" in text and "chat template: plain" in text
     assert ("stopped by SIGTERM" in text) == (number == signal.SIGTERM)
+
+
+def test_the_last_line_tells_how_many_texts_were_cut_off(run, tmp_path):
+    log = tmp_path / "log"
+    words = ["serve", run, "--port", "0", "--grace-s", "0.1"]
+    with log.open("w") as out:
+        process = subprocess.Popen([*HVDLM, *map(str, words)], cwd=ROOT, env=job_environment(), stderr=out)
+    try:
+        said = until(lambda: re.search(r"at http://127.0.0.1:(\d+)/v1", log.read_text()), 60, process, log)
+        client = Client(int(said[1]))
+        until(lambda: client.ask("/health")[0] == 200, 30, process, log)
+        asked = {"prompt": "a", "max_tokens": 4000, "n": 2, "stream": True, "slide": True, "ignore_eos": True}
+        connection = client.begin("/v1/completions", asked)
+        stream = connection.getresponse()
+        stream.readline()
+        process.send_signal(signal.SIGTERM)
+        assert "the server was stopped before this was done" in stream.read().decode()
+        connection.close()
+        assert process.wait(20) == 75
+    finally:
+        process.kill()
+        process.wait()
+    last = log.read_text().splitlines()[-1]
+    assert "stopped by SIGTERM; 2 texts cut off after --grace-s 0.1" in last
 
 
 def test_several_ranks_are_one_server(run):
@@ -113,19 +135,6 @@ def test_the_tunnel_leads_where_the_server_listens():
     node = os.uname().nodename
     assert tunnel(Address(), 8000, "login1") == f"ssh -N -L 8000:localhost:8000 -J login1 {node}"
     assert tunnel(Address("0.0.0.0"), 8000, "login1") == f"ssh -N -L 8000:{node}:8000 login1"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A Chromium that is there; playwright brings none."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright (the test extra) is not installed")
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as tool:
-        found = tool.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.mark.parametrize(("width", "height"), [(1200, 800), (390, 844)])
@@ -187,10 +196,35 @@ def test_the_page_asks_for_the_key(run, browser):
     with running(opened(run), key=KEY) as served:
         page = browser.new_page()
         page.goto(served.url)
-        page.get_by_text("is missing").wait_for()
+        page.get_by_text("the server asks for its key: type it above").wait_for()
+        assert page.evaluate("document.activeElement.id") == "key"
+        assert page.locator("#key").bounding_box()["y"] < page.locator("#prompt").bounding_box()["y"]
         page.fill("#key", KEY)
         page.press("#key", "Enter")
         page.get_by_text("tiny", exact=True).wait_for()
         page.click("#go")
         page.wait_for_selector("#keep:enabled")
+        page.close()
+
+
+def test_the_page_heeds_its_fields_and_says_what_ended_a_text(run, browser):
+    """Ctrl+Enter writes from each of them; a seed that is no whole number is refused, not made one."""
+    with running(opened(run)) as served:
+        page = browser.new_page()
+        page.goto(served.url)
+        page.get_by_text("tiny", exact=True).wait_for()
+        page.fill("#prompt", "the ")
+        page.fill("#max_tokens", "3")
+        page.fill("#seed", "1")
+        for field in ("#prompt", "#seed", "#temperature", "#go"):
+            page.evaluate("$('out').replaceChildren(); say('')")
+            page.press(field, "Control+Enter")
+            page.get_by_text(re.compile(r"^3 tokens.*: as many as asked$")).wait_for()
+        page.fill("#prompt", "a" * 120)
+        page.fill("#max_tokens", "100")
+        page.click("#go")
+        page.get_by_text("the model's context is full").wait_for()
+        page.fill("#seed", "1.5")
+        page.press("#seed", "Control+Enter")
+        page.get_by_text("Seed: a whole number").wait_for()
         page.close()

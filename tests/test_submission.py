@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from harness import preprocess, run_values, write_config, write_program
+from harness import make_config, preprocess, run_values, write_config, write_program
 
 from hvdlm import cli
 from hvdlm.cli import submit_options
@@ -21,6 +21,8 @@ from hvdlm.jobs.request import Request
 from hvdlm.jobs.site import Site, find
 from hvdlm.jobs.submit import submit
 from hvdlm.jobs.times import minutes_of
+from hvdlm.train.setup import train
+from hvdlm.world.serial import SerialWorld
 
 
 @pytest.fixture
@@ -460,6 +462,54 @@ def test_a_refused_submission_leaves_nothing_and_takes_back_what_was_queued(tmp_
     write_program(tmp_path / "scancel", "exit 1")
     with pytest.raises(UserError, match="still queued: scancel 7"):
         submit(request, [orders.report(request, tmp_path), orders.report(request, tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("infer runs/x in.jsonl --out o -- --max-tokns 5", "hvdlm infer: No such option '--max-tokns'"),
+        ("infer runs/x in.jsonl --out o -- --beams 101", "--beams"),
+        ("infer runs/x in.jsonl --out o", "runs/x is not there yet; train first"),
+        ("infer in.jsonl in.jsonl --out o", "in.jsonl: is no folder; give a run folder"),
+        ("infer runs in.jsonl --out o", "runs: "),
+        ("generate runs --", "runs: "),
+        ("eval runs", "runs: "),
+        ("infer runs/x - --out o", "INPUT -: is read twice"),
+        ("infer runs/x in.jsonl --out -", "--out -: is put together"),
+        ("generate runs/x -- --promt a", "hvdlm generate: No such option '--promt'"),
+    ],
+)
+def test_what_a_job_would_refuse_is_refused_before_the_queue(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "in.jsonl").write_text("{}")
+    before, behind, rest = words.partition(" --") if words.endswith(" --") else words.partition(" -- ")
+    with pytest.raises(SystemExit) as end:
+        cli.main([*f"submit {before} --site generic-cpu --time 5 {behind} {rest}".split()])
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert end.value.code == 2 and len(errors) == 1 and message in errors[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "runs"]
+
+
+def test_a_file_that_is_not_there_is_not_queued_and_overrides_suit_the_run(made_once, tmp_path, monkeypatch, capsys):
+    def make(folder):
+        (folder / "lines.txt").write_text("lorem ip sum\n" * 50)
+        preprocess(folder / "lines.txt", folder / "data", format="lines", split={"val": 0})
+        train(make_config(folder / "data", folder / "run", "train.steps=1", "data.seq_len=8"), SerialWorld())
+
+    monkeypatch.chdir(made_once("submitted", make))
+    for words, message in (
+        ("infer run none.jsonl --out o", "none.jsonl is not there yet; name a file of prompts or records"),
+        ("infer run lines.txt --out o -- train.thraeds=2", "train.thraeds"),
+        ("generate run -- train.thraeds=2", "train.thraeds"),
+        ("eval run train.thraeds=2", "train.thraeds"),
+    ):
+        before, behind, rest = words.partition(" -- ")
+        with pytest.raises(SystemExit) as end:
+            cli.main(f"submit {before} --jobs-dir {tmp_path} --site generic-cpu --time 5 {behind} {rest}".split())
+        errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+        assert end.value.code == 2 and len(errors) == 1 and message in errors[0]
+    assert not list(tmp_path.iterdir())
 
 
 def test_inference_over_a_file_is_stopped_in_the_folder_of_its_parts(tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from hvdlm.cli import main
+from hvdlm.errors import UserError
 from hvdlm.perf.curves import live
 from hvdlm.perf.curves.dots import plot
 from hvdlm.perf.curves.following import Facts, News, Tail, Watched, phase_of
@@ -129,7 +130,7 @@ def picture_of(folder, *objects, width=80, height=24):
     watched = Watched()
     watched.hear(News(list(objects), touched=0.0))
     console = Console(width=width, height=height, file=io.StringIO(), force_terminal=True, color_system=None)
-    console.print(live.picture(folder, watched, phase_of(watched.facts(0.0)), console))
+    console.print(live.picture(folder, watched, phase_of(watched.facts(0.0)), console, once=False))
     return console.file.getvalue().splitlines()
 
 
@@ -157,6 +158,26 @@ def test_it_ends_with_the_run_and_as_the_run_did(objects, code, said, path, caps
         main(["watch", str(path.parent)])
     assert (end.value.code or 0) == code
     assert capsys.readouterr().out.startswith(said)
+
+
+def test_a_look_at_what_has_not_begun_says_so_and_does_not_wait(tmp_path, capsys):
+    assert live.watch(tmp_path / "nothing", every_s=1, waits=False, once=True) == 0
+    said = capsys.readouterr().out
+    assert said.endswith("has no folder yet; the run has not begun\n") and "wait" not in said and "Ctrl-C" not in said
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("manifest.json", "is a data folder and no run"),
+        ("b/metrics.jsonl", "is no run, but holds some; name one of .*/b$"),
+    ],
+)
+def test_a_folder_in_which_no_run_will_begin_is_refused(file, message, tmp_path):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    with pytest.raises(UserError, match=message):
+        live.watch(tmp_path, every_s=1, waits=False, once=False)
 
 
 def test_a_run_is_followed_from_before_its_beginning_to_its_end(path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from hvdlm.cli.extensions import import_option
 from hvdlm.cli.options import Command, WholeNumber, batch_job, check_run, json_option, overrides_argument, result
 from hvdlm.cli.training import MAY_WAIT
 from hvdlm.cli.writing_options import int8_option, texts_of, writing_options
+from hvdlm.errors import UserError
 from hvdlm.world.connect import connected
 
 
@@ -27,7 +28,9 @@ from hvdlm.world.connect import connected
 @click.option("--score", "scores", is_flag=True, help="Write nothing: how likely the texts are, or their completions.")
 @writing_options
 @click.option("--n", "choices", type=WholeNumber(1), default=1, show_default=True, help="Texts a record.")
-@click.option("--beams", type=WholeNumber(1), default=None, help="Search the likeliest text so wide; nothing is drawn.")
+@click.option(
+    "--beams", type=WholeNumber(1, 100), default=None, help="Search the likeliest text so wide; nothing is drawn."
+)
 @click.option(
     "--logprobs", type=WholeNumber(0, 100), default=None, help="Tell each token's, and so many of the likeliest's."
 )
@@ -56,6 +59,7 @@ def infer(
     INPUT has a record a line: JSON with `prompt`, or with the fields of a model of labelled records, and maybe `id`;
     or a text a line (.txt). OUT is the same bytes at any number of ranks. The same command goes on after a kill.
     """
+    refuse_streams(source, out)
     check_run(checkpoint)
     given = {
         parameter.name: parameter.opts[0]
@@ -77,3 +81,11 @@ def infer(
             has_begun()
             summary = run(job, world, batch_job())
             result(summary, as_json, in_words(summary), world.rank)
+
+
+def refuse_streams(source: Path, out: Path) -> None:
+    """UserError for `-`: a file is read twice, and an output is put together from parts."""
+    if str(source) == "-":
+        raise UserError("INPUT -: is read twice, which a pipe cannot be; write it to a file and name that")
+    if str(out) == "-":
+        raise UserError("--out -: is put together from parts in a folder beside it; name a file, then `cat` it")

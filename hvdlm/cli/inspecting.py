@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hvdlm.cli.options import PATH, PICTURE, Command, WholeNumber, check_run, js
 from hvdlm.errors import UserError
 from hvdlm.world.connect import connected
 
+OVERRIDE = re.compile(r"[^\s=]+=")  # how a KEY.SUB=VALUE begins
 MOST_BYTES = 1 << 24  # of a text; pages of far fewer are too long for a browser
 
 
@@ -54,6 +56,8 @@ def inspect(
     check_run(checkpoint)
     if out is not None and out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out: {out} is no name of a page; end it in .html")
+    if file is not None and not all(map(OVERRIDE.match, words)):
+        raise UserError("TEXT and --file: give one of them")
     text, overrides = (_text_of(file), words) if file is not None or not words else (words[0], words[1:])
     text = _standard_input() if text == "-" else text
     if text is None and not asked["neighbours"]:

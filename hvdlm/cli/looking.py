@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ def report(folders: tuple[Path, ...], out: Path | None, samples: int, prompt: st
     from hvdlm.session.logs import setup_logging
 
     setup_logging(0)
+    folders = _each_once(folders)
     if len(folders) == 1 and _is_study(folders[0]):
         if out is not None:
             raise UserError(f"--out: the report of a scaling study stands in its folder, {folders[0]}; leave it out")
@@ -49,6 +51,15 @@ def report(folders: tuple[Path, ...], out: Path | None, samples: int, prompt: st
     if out is None and len(folders) > 1:
         raise UserError("--out is missing: say in which folder the report of several runs shall be written")
     tell_report(_report_on_runs(folders, out or folders[0] / "report", samples, prompt), as_json)
+
+
+def _each_once(folders: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Folders in their order; one that was named again, by whatever path, is told and left out."""
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if (first := found.setdefault(folder.resolve(), folder)) is not folder:
+            logging.getLogger("hvdlm").warning("%s: was named before, as %s; it is shown once", folder, first)
+    return tuple(found.values())
 
 
 def _is_study(folder: Path) -> bool:

@@ -121,6 +121,9 @@ class WholeNumber(click.IntRange):
 class Number(click.FloatRange):
     """A finite number within bounds, written as in a config."""
 
+    def _describe_range(self) -> str:
+        return "" if self.min is None and self.max is None else super()._describe_range()
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = number(value.strip()) if isinstance(value, str) else value
         if found is None or not math.isfinite(found):

@@ -23,7 +23,15 @@ from hvdlm.cli.options import (
     run_config,
     work_option,
 )
-from hvdlm.cli.submit_options import need, need_shards, saying_whose_ranks, submission, training_job
+from hvdlm.cli.submit_options import (
+    need,
+    need_checkpoint,
+    need_shards,
+    saying_whose_ranks,
+    submission,
+    training_job,
+    words_of,
+)
 from hvdlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -89,7 +97,7 @@ def submit_eval(run: Path, overrides: tuple[str, ...], split: str, request: Requ
     """Perplexity of a run's newest checkpoint, into RUN/eval-SPLIT.json; with data.path, of eval-SPLIT-FOLDER.json."""
     from hvdlm.jobs import orders
 
-    need(request, run, "train first")
+    need_checkpoint(request, run, overrides)
     return [orders.evaluate(request, run, overrides, split)]
 
 
@@ -106,11 +114,15 @@ def submit_eval(run: Path, overrides: tuple[str, ...], split: str, request: Requ
 @submission
 def submit_infer(run: Path, source: Path, words: tuple[str, ...], out: Path, request: Request) -> list[Job]:
     """What a model makes of each record of a file; stopped by its time limit it is queued again, and goes on."""
+    from hvdlm.cli.inferring import infer, refuse_streams
+    from hvdlm.inference.infer.lines import is_json
     from hvdlm.inference.infer.parts import work_of
     from hvdlm.jobs import orders
 
-    need(request, run, "train first")
+    refuse_streams(source, out)
+    need_checkpoint(request, run, words_of(infer, [str(run), str(source), "--out", str(out), *words]))
     need(request, source, "name a file of prompts or records")
+    is_json(source)
     return [orders.infer(request, run, source, out, work_of(out), words)]
 
 
@@ -123,9 +135,10 @@ def submit_infer(run: Path, source: Path, words: tuple[str, ...], out: Path, req
 @submission
 def submit_generate(run: Path, words: tuple[str, ...], request: Request) -> list[Job]:
     """Text of a trained model, into the job's log."""
+    from hvdlm.cli.training import generate
     from hvdlm.jobs import orders
 
-    need(request, run, "train first")
+    need_checkpoint(request, run, words_of(generate, [str(run), *words]))
     return [orders.generate(request, run, words)]
 
 

@@ -6,7 +6,7 @@ import functools
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hvdlm.cli.options import PATH, RANKS, Number, json_option, result, run_config
+from hvdlm.cli.options import PATH, RANKS, Number, check_run, json_option, result, run_config
 from hvdlm.errors import UserError
 from hvdlm.launch.environment import launched_as
 from hvdlm.launch.plan import fresh_environment
@@ -211,6 +211,26 @@ def need(request: Request, path: Path, remedy: str) -> None:
     """UserError if a job would find nothing to work on; not for one that waits for another or is only shown."""
     if not request.dry_run and not request.after and not path.exists():
         raise UserError(f"{path} is not there yet; {remedy}, or say --after JOB if a job will make it")
+
+
+def words_of(command: click.Command, words: Sequence[str]) -> tuple[str, ...]:
+    """Overrides among the words of a job's command; a fault of click's for words that it would not take."""
+    with command.make_context(f"hvdlm {command.name}", list(words)) as context:
+        return context.params["overrides"]
+
+
+def need_checkpoint(request: Request, run: Path, overrides: Sequence[str]) -> None:
+    """UserError if a job would find no checkpoint in a run, or overrides do not suit the one that is there."""
+    need(request, run, "train first")
+    if request.after or not run.exists():
+        return
+    check_run(run)
+    from hvdlm import checkpoint
+    from hvdlm.config import validate
+    from hvdlm.train.config import RunConfig
+
+    newest = checkpoint.resolve(run)
+    validate(RunConfig, checkpoint.read_state(newest)["config"], newest / checkpoint.STATE, tuple(overrides))
 
 
 def need_shards(request: Request, settings: RunConfig) -> None:

@@ -191,11 +191,12 @@ def generate(  # noqa: PLR0913 - an option each
             writer = open_writer(checkpoint, overrides, prompt, how, int8=int8)
             if choices == 1 and beams is None and not as_json:
                 with naming(Path("stdout")):
-                    for piece in itertools.chain([prompt], writer.pieces(), ["\n"]):
+                    for piece in itertools.chain([writer.shown(prompt)], writer.pieces(), ["\n"]):
                         print(piece, end="", flush=True)
                 return
             texts = writer.several(choices) if beams is None else writer.searched(beams, choices)
-            told = {"prompt": prompt, "text": texts[0]} | ({"texts": texts} if choices > 1 else {})
-            result(told, as_json, BETWEEN.join(prompt + text for text in texts))
+            told = texts[0]._asdict() if choices == 1 else {"choices": [text._asdict() for text in texts]}
+            shown = BETWEEN.join(writer.shown(prompt) + text.text for text in texts)
+            result({"prompt": prompt, **told, "seed": how.sampling.seed}, as_json, shown)
 
         world.on_root(write)

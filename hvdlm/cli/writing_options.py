@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ OPTIONS = (
     ),
     click.option(
         "--repetition-penalty",
-        type=Number(0, min_open=True),
+        type=Number(0.01),
         default=1.0,
         show_default=True,
         help="Divides logits of tokens of prompt and text.",
@@ -63,12 +64,17 @@ def texts_of(options: dict[str, Any]) -> Any:
     bias = dict(map(_bias, options.pop("logit_bias")))
     named = {entry.name: options.pop(entry.name) for entry in fields(Sampling) if entry.name in options}
     how = {entry.name: options.pop(entry.name) for entry in fields(Texts) if entry.name in options}
+    if "" in how.get("stops", ()):
+        raise UserError("--stop: is empty, which every text begins with; leave it out")
     return Texts(Sampling(**named, logit_bias=bias), **how)
 
 
 def _bias(text: str) -> tuple[int, float]:
     token, _, value = text.partition("=")
     try:
-        return int(token), float(value)
+        found = int(token), float(value)
     except ValueError:
-        raise UserError(f"--logit-bias: {text!r} is not ID=NUMBER, as 198=-100") from None
+        found = -1, math.nan
+    if math.isnan(found[1]) or found[1] == math.inf:
+        raise UserError(f"--logit-bias: {text!r} is not ID=NUMBER, as 198=-100")
+    return found

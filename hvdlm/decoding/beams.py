@@ -35,6 +35,11 @@ class Decoding:
     length_penalty: float = 1.0  # a
     min_tokens: int = 0
     never: tuple[int, ...] = ()
+    other_ends: tuple[int, ...] = ()  # ids that end a text as well as eos_id does
+
+    @property
+    def ends(self) -> list[int]:
+        return [self.eos_id, *self.other_ends]
 
     def __post_init__(self) -> None:
         if self.beams < 1 or self.max_tokens < 1 or self.length_penalty < 0:
@@ -119,7 +124,7 @@ class Search:
         rows = before.rows[chosen.parents]
         ids = torch.cat((before.ids[chosen.parents], chosen.tokens.unsqueeze(1)), dim=1)
         written = ids.shape[1] - self._lengths[rows]  # below 1 within a prompt
-        ended = (chosen.tokens == how.eos_id) & (written > 0)
+        ended = torch.isin(chosen.tokens, chosen.tokens.new_tensor(how.ends)) & (written > 0)
         closes = ended | (written == how.max_tokens)
         scores = how.score(chosen.log_probs, written.clamp(min=1))
         self._room -= torch.bincount(rows[closes], minlength=len(self._room))
@@ -137,7 +142,8 @@ class Search:
         total = logits.logsumexp(-1, keepdim=True)
         logits[:, list(how.never)] = -math.inf
         is_short = before.ids.shape[1] - self._lengths[before.rows] < how.min_tokens
-        logits[is_short, how.eos_id] = -math.inf
+        for end in how.ends:
+            logits[is_short, end] = -math.inf
         values, tokens = logits.topk(min(how.beams, logits.shape[1]))
         log_probs = before.log_probs.unsqueeze(1) + (values - total).double()
         if is_given.any():  # one continuation, at no cost

@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from hvdlm.decoding import refuse_diverged
+from hvdlm.decoding import never_written, refuse_diverged
 from hvdlm.inference.sampling import Past, Sampling, choose, uniform
 from hvdlm.models import LanguageModel, Vocabulary
 
@@ -107,7 +107,7 @@ class Engine:
         self._num_writing = 0  # the first of them
         self._promised = 0  # rows that choices of prompts which are still read will take
         self._waiting: deque[tuple[Request, Listener]] = deque()
-        self._never = frozenset(never(model, vocabulary))
+        self._never = frozenset(never_written(model, vocabulary))
         self._never_ids = torch.tensor(sorted(self._never), device=model.device, dtype=torch.int64)
         self.counts = Counts()
 
@@ -192,7 +192,7 @@ class Engine:
             apart = range(request.choices) if self._model.draws_state else range(1)
             self._promised += request.choices - len(apart)
             for choice in apart:
-                row = Row(request, listener, choice, [], Past(request.prompt), [])
+                row = Row(request, listener, choice, [], _past(request), [])
                 self._rows.append(row)
                 self._begin(len(self._rows) - 1, request.prompt)
 
@@ -242,7 +242,7 @@ class Engine:
                 row.listener,
                 choice,
                 [],
-                Past(row.request.prompt),
+                _past(row.request),
                 list(row.ids),
                 row.num_read,
                 0,
@@ -362,14 +362,12 @@ class Engine:
             self._rows[one], self._rows[other] = self._rows[other], self._rows[one]
 
 
+def _past(request: Request) -> Past:
+    """What penalties count of a prompt: ends of text are none of it, or the one before each prompt would be rare."""
+    return Past([token for token in request.prompt if token not in request.ends])
+
+
 def padded(parts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Ids as int64 (B, T), 0 behind the end of each."""
     time = max(map(len, parts))
     return torch.tensor([[*part, *[0] * (time - len(part))] for part in parts], device=device)
-
-
-def never(model: LanguageModel, vocabulary: Vocabulary) -> tuple[int, ...]:
-    """What no text holds: the beginning of a text, and rows of a vocabulary that was rounded up."""
-    rows = int(getattr(model.head, "weight", torch.empty(vocabulary.size, 0)).shape[0])
-    begin = () if vocabulary.bos_id is None else (vocabulary.bos_id,)
-    return (*begin, *range(vocabulary.size, rows))

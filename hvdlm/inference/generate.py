@@ -6,14 +6,15 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from hvdlm import checkpoint
-from hvdlm.decoding import Decoding, decode
+from hvdlm.decoding import Decoding, Hypothesis, decode, never_written
 from hvdlm.errors import UserError
-from hvdlm.inference.engine import LENGTH, Engine, Request, never
+from hvdlm.inference.engine import LENGTH, STOP, Engine, Request
 from hvdlm.inference.listeners import Heard, Written
 from hvdlm.inference.load import Loaded, context_of, load_checkpoint_model, prepare, tokenizer_of
 from hvdlm.inference.sampling import Sampling
@@ -55,6 +56,12 @@ def generate(  # noqa: PLR0913 - a request, as its parts
         heard.tokens[0].clear()
 
 
+class Text(NamedTuple):
+    text: str
+    finish_reason: str
+    num_tokens: int  # that were written
+
+
 @dataclass(frozen=True)
 class Writer:
     """A checkpoint's model before a prompt: `ids` as it reads it, `before` those that the text goes on from."""
@@ -76,27 +83,40 @@ class Writer:
         if written.reasons == [LENGTH] and engine.counts.written_tokens < self.how.max_tokens:
             log.warning("the text ends where the model's context of %s tokens is full; --slide goes on", engine.context)
 
-    def several(self, choices: int) -> list[str]:
+    def shown(self, prompt: str) -> str:
+        """What stands before the text on a terminal: of a model of pairs nothing, its text is another one."""
+        return "" if self.loaded.task.continues_whole else prompt
+
+    def several(self, choices: int) -> list[Text]:
         """So many texts that were drawn apart; the first is that of `pieces`, but for rounding."""
         engine, written = self._begun(choices)
         engine.run()
-        return written.texts
+        return [Text(*found) for found in zip(written.texts, written.reasons, map(len, written.tokens), strict=True)]
 
-    def searched(self, beams: int, num: int) -> list[str]:
+    def searched(self, beams: int, num: int) -> list[Text]:
         """The `num` best texts that a search with so many beams finds; nothing is drawn."""
         model, vocabulary, context = self.loaded.model, self.loaded.vocabulary, context_of(self.loaded)
         most = self.how.max_tokens
         if context is not None:
             most = min(most, context if model.reads_source else max(1, context - len(self.ids)))
-        search = Decoding(most, vocabulary.eos_id, beams=beams, never=never(model, vocabulary))
+        search = Decoding(
+            *(most, vocabulary.eos_id, beams),
+            never=never_written(model, vocabulary),
+            other_ends=tuple(self.loaded.ends),
+        )
         (found,) = decode(model, torch.tensor([self.ids]), None, search)
-        return [self._text(hypothesis.ids) for hypothesis in found[:num]]
+        return [self._text(hypothesis) for hypothesis in found[:num]]
 
     def _begun(self, choices: int) -> tuple[Engine, Written]:
-        loaded, how = self.loaded, self.how
+        loaded, how, ids = self.loaded, self.how, self.ids
         engine = Engine(loaded.model, loaded.vocabulary, context=context_of(loaded), rows=choices)
-        request = Request(self.ids, how.max_tokens, how.sampling, loaded.ends, choices, slides=how.slides)
+        if how.slides and engine.context is not None and (num_cut := len(ids) - engine.context) > 0:
+            log.warning("--prompt: its first %d of %d tokens have no room in the context", num_cut, len(ids))
+            ids = ids[num_cut:]
+        request = Request(ids, how.max_tokens, how.sampling, loaded.ends, choices, slides=how.slides)
         if fault := engine.fault(request):
+            if fault.startswith("logit_bias"):
+                raise UserError(f"--logit-bias{fault.removeprefix('logit_bias')}")
             raise UserError(f"--prompt: {fault}; shorten it, or take --slide, which forgets what is long past")
         written = Written([self._writer() for _ in range(choices)])
         engine.add(request, written)
@@ -105,9 +125,10 @@ class Writer:
     def _writer(self) -> TextWriter:
         return TextWriter(self.tokenizer, self.before, self.how.stops)
 
-    def _text(self, ids: Sequence[int]) -> str:
+    def _text(self, found: Hypothesis) -> Text:
         writer = self._writer()
-        return "".join([*map(writer.take, ids), writer.finish()])
+        text = "".join([*map(writer.take, found.ids), writer.finish()])
+        return Text(text, STOP if found.ended or writer.is_stopped else LENGTH, len(found.ids))
 
 
 def open_writer(target: Path, overrides: tuple[str, ...], prompt: str, how: Texts, *, int8: bool = False) -> Writer:

@@ -51,15 +51,13 @@ def evaluate_on_tasks(target: Path, overrides: tuple[str, ...], wanted: Wanted, 
             manager = _manager(wanted)
         loaded = load_checkpoint_model(path, overrides, place)
         loaded.check_writes(path)
-        if loaded.config.train.precision == "fp32":  # what is laid out anew knows no other
-            tokenizer = tokenizer_of(path, loaded.state)
-            loaded = prepare(loaded, path, tokenizer)
-        worker = Worker(loaded, tokenizer)
+        tokenizer = tokenizer_of(path, loaded.state)
+        worker = Worker(prepare(loaded, path, tokenizer), tokenizer)
     ranks = Ranks(world, worker)
     if manager is None:
         ranks.follow()
         return {}
-    answers = Answers(ranks, worker, path)
+    loaded, answers = worker.loaded, Answers(ranks, worker, path)
     try:
         found = _evaluate(answers, manager, wanted)
     except UserError as error:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from hvdlm.compute.device import autocast
-from hvdlm.decoding import refuse_diverged
+from hvdlm.decoding import never_written, refuse_diverged
 from hvdlm.errors import UserError
-from hvdlm.inference.engine import never, padded
+from hvdlm.inference.engine import padded
 from hvdlm.inference.load import Loaded, context_of
 
 BATCH_TOKENS = 8192  # that are read at once
@@ -152,7 +152,7 @@ class _Head:
     def __init__(self, loaded: Loaded, num_top: int, *, asks_greedy: bool) -> None:
         self._model, self._precision = loaded.model, loaded.config.train.precision
         self._num_top, self._asks_all = num_top, asks_greedy or num_top > 0
-        unwritten = never(loaded.model, loaded.vocabulary)
+        unwritten = never_written(loaded.model, loaded.vocabulary)
         self._unwritten = torch.tensor(unwritten, device=loaded.model.device, dtype=torch.int64)
 
     def tell(self, hidden: Tensor, targets: Tensor) -> Iterator[Told]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel
@@ -43,6 +44,26 @@ def quantize(model: LanguageModel) -> None:
         raise UserError("--int8: this model has no linear or recurrent layer whose matrix could be int8; leave it out")
 
 
+class InFloat32(nn.Module):
+    """A layer that knows no other type, also where half precision is asked for; in the place of a plain one."""
+
+    def __init__(self, layer: nn.Module, plain: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        if isinstance(plain, nn.Linear):
+            self.in_features, self.out_features = plain.in_features, plain.out_features
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        if x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+            return self.layer(x) if state is None else self.layer(x, state)
+        with torch.autocast("cpu", enabled=False):
+            return self.layer(x.float()) if state is None else self.layer(x.float(), _floats(state))
+
+
+def _floats(state: Any) -> Any:
+    return tuple(map(_floats, state)) if isinstance(state, tuple) else state.float()
+
+
 def _is_large(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear and layer.weight.numel() >= LEAST and layer.weight.dtype == torch.float32
 
@@ -53,10 +74,10 @@ def _replace(model: nn.Module, is_meant: Callable[[nn.Module], bool], make: Make
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if is_meant(layer):
-                setattr(parent, name, make(layer))
+                setattr(parent, name, InFloat32(make(layer), layer))
                 num += 1
         if isinstance(parent, nn.Linear) and hasattr(parent, "product") and is_meant(plain := _plain(parent)):
-            parent.product = make(plain)
+            parent.product = InFloat32(make(plain), plain)
             num += 1
     return num
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hvdlm.errors import UserError
 
+LEAST_PENALTY = 0.01  # a logit divided by less may be no number any more
 AT_FIRST = 1024  # ids that a top_p is looked for among before all are sorted
 
 
@@ -42,7 +43,7 @@ class Sampling:
             "top_k": (self.top_k >= 0, "0 or more"),
             "top_p": (0 <= self.top_p <= 1, "from 0 to 1"),
             "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
-            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0"),
+            "repetition_penalty": (LEAST_PENALTY <= self.repetition_penalty < math.inf, f"{LEAST_PENALTY} or more"),
             "presence_penalty": (math.isfinite(self.presence_penalty), "a number"),
             "frequency_penalty": (math.isfinite(self.frequency_penalty), "a number"),
         }
@@ -80,6 +81,8 @@ def choose(logits: Tensor, sampling: Sampling, past: Past, draw: float) -> int:
     """One id from float32 logits (V,), by a `draw` in [0, 1); -inf where there is none."""
     if sampling.changes_logits:
         logits = _penalized(logits, sampling, past)
+        if not math.isfinite(logits.max()):
+            raise UserError("nothing can be drawn: logit_bias or penalties have left no token; take less of them")
     if sampling.temperature == 0:
         return int(logits.argmax())
     # In float64, and with the largest at 0: then any temperature above 0 leaves it likely and overflows nowhere.

@@ -36,7 +36,7 @@ class TextWriter:
         self._num_new += 1
         text = self._decoded(self._window)
         known = text.rstrip(UNKNOWN)
-        if self._num_new > MOST_HELD:
+        if is_forced := self._num_new > MOST_HELD:
             known = text[: max(len(known), len(text) - 3)]
         if not known.startswith(self._given) or len(known) == len(self._given):
             return ""
@@ -44,6 +44,10 @@ class TextWriter:
         if known == text:
             self._window = self._window[-self._num_new :]
             self._given, self._num_new = self._decoded(self._window), 0
+        elif is_forced:
+            self._window = self._window[-MOST_HELD:]
+            text = self._decoded(self._window)
+            self._given = text[: max(len(text.rstrip(UNKNOWN)), len(text) - 3)]
         else:
             self._given = known
         return self._before_stop(piece)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,16 @@ def input_reader(fields: Mapping[str, FieldEntry], inputs: Sequence[str]) -> Fie
     known = {name: fields[name] for name in inputs}
     configs = {name: FieldConfig(type=one.type, join=one.join, raw=one.raw) for name, one in known.items()}
     return FieldReader(configs, known)
+
+
+def words_of(text: Any, field: FieldEntry) -> Any:
+    """A text as the reader of its field takes it: of words written without blanks each letter is one.
+
+    Unless blanks part them; what is no text is left as it is.
+    """
+    if not isinstance(text, str) or not field.words or field.places or field.join:
+        return text
+    return text.split() if len(text.split()) > 1 else list(text.strip())
 
 
 class RecordsInMemory(Records):

@@ -9,6 +9,29 @@ from pydantic import ValidationError
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 RETRY_AFTER_S = 2
+# Of each kind of fault that pydantic finds in our fields; what stands in braces is the field's own limit.
+WORDS: Mapping[str, str] = {
+    "missing": "is missing",
+    "too_short": "is empty",
+    "too_long": "has more than {max_length} entries",
+    "greater_than": "is not greater than {gt}",
+    "greater_than_equal": "is less than {ge}",
+    "less_than": "is not less than {lt}",
+    "less_than_equal": "is more than {le}",
+    "literal_error": "is none of {expected}",
+    "none_required": "is not offered here; leave it out",
+    "int_type": "is no whole number",
+    "int_from_float": "is no whole number",
+    "int_parsing_size": "is too large a number",
+    "float_type": "is no number",
+    "finite_number": "is no finite number",
+    "bool_type": "is neither true nor false",
+    "string_type": "is no text",
+    "string_unicode": "is no text",
+    "list_type": "is no list",
+    "model_type": "is no object",
+    "model_attributes_type": "is no object",
+}
 
 
 class Fault(Exception):
@@ -54,12 +77,19 @@ def later(status: int, message: str, code: str) -> Fault:
 
 def of_validation(error: ValidationError) -> Fault:
     """The first fault that pydantic found; without the value, which may be a prompt."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    first = error.errors(include_url=False, include_input=False)[0]
     place = place_of(first["loc"])
     if first["type"] == "extra_forbidden":
         return wrong(place, f"there is no field {place}", "unknown_parameter")
-    what = first["msg"].removeprefix("Value error, ")
+    facts = {name: _told(value) for name, value in first.get("ctx", {}).items()}
+    own = WORDS.get(first["type"])
+    what = own.format(**facts) if own else first["msg"].removeprefix("Value error, ")
     return wrong(place, f"{place}: {what[:1].lower()}{what[1:]}" if place else what)
+
+
+def _told(value: Any) -> Any:
+    """A limit as people write it: 2, not 2.0."""
+    return f"{value:g}" if isinstance(value, float) else value
 
 
 def place_of(parts: tuple[int | str, ...]) -> str | None:

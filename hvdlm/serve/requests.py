@@ -99,9 +99,9 @@ def _biases(value: Any) -> dict[int, float]:
 
 def _content(value: Any) -> str:
     """A text, or a list of parts of type text."""
-    if value is None or isinstance(value, str):
-        return _text(value or "")
-    if not isinstance(value, list) or not all(isinstance(part, dict) for part in value):
+    if isinstance(value, str):
+        return _text(value)
+    if not isinstance(value, list) or not value or not all(isinstance(part, dict) for part in value):
         raise ValueError("is neither a text nor a list of parts")
     for part in value:
         if part.get("type") != "text":
@@ -120,7 +120,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, PlainValidator(_content)] = ""
+    content: Annotated[str, PlainValidator(_content)]
     name: str | None = None
     refusal: None = None
     tool_calls: None = None

@@ -28,6 +28,7 @@ from hvdlm.serve.chat import Chat, Specials, find_template
 from hvdlm.serve.connections import config_of, raise_limit
 from hvdlm.serve.service import Limits, Service
 from hvdlm.session.stop import EXIT_INTERRUPTED, SPARE_S, BatchJob, heard
+from hvdlm.tables import counted
 from hvdlm.world.place import find_place
 from hvdlm.world.serial import SerialWorld
 
@@ -94,11 +95,20 @@ def serve(offer: Offer, address: Address, ending: Ending, has_begun: Callable[[]
         tell = functools.partial(announce, service, address, listener.getsockname()[1], ending, has_key=key is not None)
         has_begun()
         app = make_app(service, key=key, origins=address.origins, names=names_of(address))
-        reason = asyncio.run(_run(app, service, listener, ending, tell))
+        reason, num_cut = asyncio.run(_run(app, service, listener, ending, tell))
     if service.broken:
         raise UserError(service.broken)
-    if reason != "SIGINT":
-        raise StoppedOnRequest(f"stopped by {reason}; all that was asked before is answered")
+    told = f"stopped by {reason}; {outcome(num_cut, ending.grace_s)}"
+    if reason != signal.SIGINT.name:
+        raise StoppedOnRequest(told)
+    log.info("%s", told)
+
+
+def outcome(num_cut: int, grace_s: float) -> str:
+    """What became of all that was asked before the end."""
+    if not num_cut:
+        return "all that was asked before is answered"
+    return f"{counted(num_cut, 'text')} cut off after --grace-s {grace_s:g}; all else that was asked before is answered"
 
 
 def names_of(address: Address) -> tuple[str, ...] | None:
@@ -193,8 +203,11 @@ class Server(uvicorn.Server):
 
 async def _run(
     app: Starlette, service: Service, listener: socket.socket, ending: Ending, tell: Callable[[], None]
-) -> str:
-    """Serve until a signal, or the end of the job's time; the reason. `tell` is called when it listens."""
+) -> tuple[str, int]:
+    """Serve until a signal, or the end of the job's time; the reason, and how many texts were cut off.
+
+    `tell` is called when it listens.
+    """
     loop = asyncio.get_running_loop()
     server = Server(config_of(app, most_open=raise_limit(), grace_s=LAST_WORDS_S), tell)
     asked: asyncio.Future[str] = loop.create_future()
@@ -215,18 +228,18 @@ async def _run(
     serving: asyncio.Future[None] = asyncio.create_task(server.serve([listener]))
     both: list[asyncio.Future[Any]] = [serving, asked]
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    num_cut = 0
     if asked.done():
-        await _drain(service, ending.grace_s)
+        num_cut = await _drain(service, ending.grace_s)
         server.end()
     await serving
-    return asked.result() if asked.done() else ""
+    return asked.result() if asked.done() else "", num_cut
 
 
-async def _drain(service: Service, grace_s: float) -> None:
-    """Refuse what is new, and wait for what runs; what has not ended by then is told so."""
+async def _drain(service: Service, grace_s: float) -> int:
+    """Refuse what is new, and wait for what runs; what has not ended by then is told so: how many texts."""
     service.is_closing = True
     until = time.monotonic() + grace_s
     while service.worker.num_open and time.monotonic() < until:
         await asyncio.sleep(LOOK_S)
-    if service.worker.num_open:
-        service.worker.cancel_all("the server was stopped before this was done")
+    return service.worker.cancel_all("the server was stopped before this was done")

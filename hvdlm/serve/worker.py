@@ -78,12 +78,13 @@ class Worker:
         now = self._engine.counts if self._engine is not None else Counts()
         return _sum(self._past, now)
 
-    def cancel_all(self, message: str) -> None:
-        """Whatever is open ends with an error."""
+    def cancel_all(self, message: str) -> int:
+        """Whatever is open ends with an error; how many texts that were."""
         with self._condition:
-            for writing in self._open:
-                writing.fail(message)  # first: what the engine sees as cancelled it ends without a message
+            num = sum(writing.fail(message) for writing in self._open)
+            for writing in self._open:  # later: what the engine sees as cancelled it ends without this message
                 writing.is_cancelled = True
+            return num
 
     def end(self) -> None:
         with self._condition:

@@ -144,12 +144,13 @@ class Writing:
         text = one.writer.finish()
         self._give(one, choice, text, STOP if one.writer.is_stopped else reason)
 
-    def fail(self, message: str) -> None:
-        """Whatever is open ends with an error."""
-        for number, choice in enumerate(self._choices):
-            if not choice.is_over:
-                choice.is_over = True
-                self._tell(Piece(self._first + number, message, reason=ERROR))
+    def fail(self, message: str) -> int:
+        """Whatever is open ends with an error; how many texts that were."""
+        failed = [(number, choice) for number, choice in enumerate(self._choices) if not choice.is_over]
+        for number, choice in failed:
+            choice.is_over = True
+            self._tell(Piece(self._first + number, message, reason=ERROR))
+        return len(failed)
 
     def _give(self, one: _Choice, choice: int, text: str, reason: str) -> None:
         """Text, and the tokens that begin in it; at the end all others too, but for those of a stop string."""

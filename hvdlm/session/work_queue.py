@@ -124,11 +124,12 @@ class WorkQueue:
         if any(self.world.gather(is_stopped)):
             raise StoppedOnRequest(f"{self._output}: stopped on request; the same command continues")
 
-    def count(self, *amounts: int) -> None:
+    def count(self, *amounts: int, may_leave: bool = True) -> None:
         """What a task has done since, in the order of `Tasks.counted`; leaves it when the job shall stop."""
         for counter, amount in enumerate(amounts, COUNTED):
             self._add(counter, amount)
-        self._check()
+        if may_leave:
+            self._check()
         self._look(self._tasks)
 
     def _add(self, counter: int, amount: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvdlm.decoding import Decoding, decode
+from hvdlm.decoding import Decoding, decode, never_written
 from hvdlm.models import LanguageModel, Vocabulary
 
 
@@ -24,7 +24,7 @@ def written(
     """
     found: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(ids)
     for rows, most in _rooms(model, lengths, how.max_tokens):
-        search = replace(how, max_tokens=most, never=_never(model, vocabulary))
+        search = replace(how, max_tokens=most, never=never_written(model, vocabulary))
         for row, best in zip(rows.tolist(), decode(model, ids[rows], lengths[rows], search), strict=True):
             end = [vocabulary.eos_id] if best[0].ended else []
             found[row] = np.array([*best[0].ids, *end], dtype=np.int64)
@@ -40,10 +40,3 @@ def _rooms(model: LanguageModel, lengths: Tensor, most: int) -> Iterator[tuple[T
         return
     for length in lengths.unique().tolist():
         yield everybody[lengths == length], max(1, min(most, there - length + 1))
-
-
-def _never(model: LanguageModel, vocabulary: Vocabulary) -> tuple[int, ...]:
-    """The beginning of a text, and rows of a vocabulary that was rounded up."""
-    rows = int(getattr(model.head, "weight", torch.empty(vocabulary.size, 0)).shape[0])
-    begin = () if vocabulary.bos_id is None else (vocabulary.bos_id,)
-    return (*begin, *range(vocabulary.size, rows))

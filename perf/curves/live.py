@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hvdlm.data.manifest import MANIFEST
 from hvdlm.errors import EXIT_STOPPED, UserError
 from hvdlm.session.metrics import ENDED, FAILED, METRICS, STOPPED
 from hvdlm.session.progress import SEPARATOR
@@ -19,7 +20,7 @@ from hvdlm.tables import clock, count, counted
 
 from .dots import plot
 from .following import QUIET, RUNNING, WAITING, Tail, Watched, phase_of
-from .reading import total_steps_in
+from .reading import is_run, total_steps_in
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -36,13 +37,24 @@ def watch(folder: Path, *, every_s: float, waits: bool, once: bool) -> int:
 
     `every_s`: between two lines where there is no terminal. `once`: show how it stands and return.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is no folder; name the run_dir of a training")
+    _check_folder(folder)
     if sys.stdout.isatty():
         from rich.console import Console
 
         return _live(folder, Console(), waits=waits, once=once)
     return _lines(folder, every_s, waits=waits, once=once)
+
+
+def _check_folder(folder: Path) -> None:
+    """UserError where no run will ever begin; one that has not begun may have no folder yet, or an empty one."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is no folder; name the run_dir of a training")
+    if is_run(folder):
+        return
+    if (folder / MANIFEST).exists():
+        raise UserError(f"{folder}: is a data folder and no run; name the run_dir of a training")
+    if runs := [*folder.glob(f"*/{METRICS}"), *folder.glob(f"*/*/{METRICS}")]:
+        raise UserError(f"{folder}: is no run, but holds some; name one of them, as {min(runs).parent}")
 
 
 def _looks(folder: Path, *, waits: bool, once: bool) -> Iterator[tuple[Watched, str, bool]]:
@@ -67,32 +79,34 @@ def _lines(folder: Path, every_s: float, *, waits: bool, once: bool) -> int:
         now = time.monotonic()
         key = f"{phase} {len(watched.curve('val').steps)}"
         if key != said or (watched.step != said_step and now - said_at >= every_s):
-            print(line_of(folder, watched, phase), flush=True)
+            print(line_of(folder, watched, phase, once=once), flush=True)
             said, said_at, said_step = key, now, watched.step
     return EXIT_CODES.get(phase, 0)
 
 
-def line_of(folder: Path, watched: Watched, phase: str) -> str:
+def line_of(folder: Path, watched: Watched, phase: str, *, once: bool) -> str:
     """How a run stands, on one line."""
+    told = in_words(folder, watched, phase, once=once)
     if phase == WAITING:
-        return in_words(folder, watched, phase)
+        return told
     step, *parts = watched.parts()
     if phase == QUIET:
-        parts = [*parts, in_words(folder, watched, phase)]
-    return SEPARATOR.join([in_words(folder, watched, phase) if phase in EXIT_CODES else step, *parts])
+        parts = [*parts, told]
+    return SEPARATOR.join([told if phase in EXIT_CODES else step, *parts])
 
 
-def in_words(folder: Path, watched: Watched, phase: str) -> str:
-    """What a phase means for this run."""
+def in_words(folder: Path, watched: Watched, phase: str, *, once: bool) -> str:
+    """What a phase means for this run, and for who looks on."""
     reason = f" ({watched.event['reason']})" if watched.event.get("reason") else ""
     total = f" of {count(watched.total_steps)}" if watched.total_steps else ""
     at = f"at step {count(watched.step)}{total}"
     if phase == WAITING:
         there = "has no row yet" if watched.touched else "is not there yet" if folder.is_dir() else "has no folder yet"
-        return f"{folder / METRICS} {there}; waits for the run to begin, Ctrl-C ends"
+        until = "the run has not begun" if once else "waits for the run to begin, Ctrl-C ends"
+        return f"{folder / METRICS} {there}; {until}"
     if phase == QUIET:
         quiet_s = watched.facts(time.time()).quiet_s
-        return f"nothing new for {clock(quiet_s)}: it is slow, waits or has died; Ctrl-C ends"
+        return f"nothing new for {clock(quiet_s)}: it is slow, waits or has died{'' if once else '; Ctrl-C ends'}"
     if phase == RUNNING:
         return _place(watched)
     verbs = {ENDED: "ended", STOPPED: "stopped on request, the same command resumes it,", FAILED: "failed"}
@@ -119,19 +133,19 @@ def _live(folder: Path, console: Console, *, waits: bool, once: bool) -> int:
         for watched, now_phase, has_news in _looks(folder, waits=waits, once=once):
             now = time.monotonic()
             if has_news or now_phase != phase or now - drawn_at >= AT_LEAST_EVERY_S:
-                live.update(picture(folder, watched, now_phase, console), refresh=True)
+                live.update(picture(folder, watched, now_phase, console, once=once), refresh=True)
                 drawn_at = now
             phase = now_phase
     return EXIT_CODES.get(phase, 0)
 
 
-def picture(folder: Path, watched: Watched, phase: str, console: Console) -> RenderableType:
+def picture(folder: Path, watched: Watched, phase: str, console: Console, *, once: bool) -> RenderableType:
     """Title and bar, the curve of the loss, the newest numbers, what the run is at."""
     from rich.console import Group
     from rich.text import Text
 
     width = console.width - 1  # some terminals wrap in the last column
-    told = "\n".join(textwrap.wrap(in_words(folder, watched, phase), width))
+    told = "\n".join(textwrap.wrap(in_words(folder, watched, phase, once=once), width))
     rows: list[Any] = [_title(folder, watched, phase, width)]
     train, points = watched.curve("train"), watched.curve("val")
     if len(train.finite) or len(points.finite):

@@ -21,6 +21,7 @@ from hvdlm.session.metrics import ENDED, FAILED, LEFT_OUT, REWOUND, STOPPED
 from hvdlm.tables import clock, count, counted, figure
 
 from .charts import HIDDEN, charts_of, unequal_steps
+from .likeness import unlike
 from .pictures import color_of, draw
 from .reading import TrainingRun
 from .samples import Sample
@@ -123,8 +124,9 @@ def remarks_on(runs: Sequence[TrainingRun]) -> list[str]:
         losses = run.curves.get(("train", "loss"))
         if losses is not None and (number := len(losses.values) - len(losses.finite)):
             found.append(f"{run.name}: no finite training loss at {counted(number, 'step')}, which are not drawn")
+    found += unlike(runs)
     if tokens := unequal_steps(runs):
-        told = ", ".join(map(count, tokens))
+        told = ", ".join(f"{number:,}" for number in tokens)
         found.append(f"steps are not of equally many tokens ({told}): compare losses by tokens, not by steps")
     return found
 
@@ -215,7 +217,8 @@ def events_in_words(run: TrainingRun) -> tuple[list[tuple[str, str, str, str]], 
 
 
 def differences(runs: Sequence[TrainingRun]) -> dict[str, list[str]]:
-    """Settings in which the runs differ, each with its value in every run."""
+    """Settings in which the runs differ, each with its value in every run; "—" where there is none, or null."""
     keys = dict.fromkeys(key for run in runs for key in run.settings if key not in NO_DIFFERENCE)
-    cells = {key: [str(run.settings.get(key, "")) for run in runs] for key in keys}
+    values = {key: [run.settings.get(key) for run in runs] for key in keys}
+    cells = {key: ["—" if value is None else str(value) for value in told] for key, told in values.items()}
     return {key: values for key, values in cells.items() if len(set(values)) > 1}

@@ -9,14 +9,17 @@ import threading
 
 import pytest
 from harness import HVDLM, ROOT, job_environment, run_training
+from labelled import make_data, run_of
 from processes import ranks_of, until
 
 from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.inference.generate import Texts
+from hvdlm.inference.infer import parts
 from hvdlm.inference.infer.parts import work_of
 from hvdlm.inference.infer.run import infer
 from hvdlm.inference.infer.wanted import Wanted
 from hvdlm.launch.plan import start_command
+from hvdlm.train.setup import train
 from hvdlm.world.serial import SerialWorld
 
 
@@ -59,6 +62,51 @@ def test_every_byte_is_the_same_at_any_number_of_ranks(kind, world, run, alone, 
     assert (tmp_path / "out").read_bytes() == (alone / kind).read_bytes()
     assert summary["num_ranks"] == world.size == len(summary["seconds"]["infer"])
     assert summary["num_records"] == 41 and summary["num_units"] == 11
+
+
+@pytest.fixture(scope="session")
+def classified(made_once):
+    """Labelled records, a run that has seen them, and what one process says of them."""
+
+    def make(folder):
+        data = make_data(folder, SerialWorld())
+        task = {"kind": "classify", "label": "label", "pair": "other"}
+        train(run_of(data, folder / "run", "train.epochs=1", "train.threads=1", task=task), SerialWorld())
+        infer(folder / "run", (), folder / "test.jsonl", folder / "alone", Wanted(Texts(), batch=4), SerialWorld())
+
+    return made_once("infer-classified", make)
+
+
+@pytest.mark.on_ranks(1, 2)
+def test_answers_to_records_are_the_same_bytes_at_any_number_of_ranks(world, classified, tmp_path):
+    source = classified / "test.jsonl"
+    summary = infer(classified / "run", (), source, tmp_path / "out", Wanted(Texts(), batch=4), world)
+    assert (tmp_path / "out").read_bytes() == (classified / "alone").read_bytes()
+    assert summary["num_ranks"] == world.size and summary["num_records"] == 61 and summary["num_units"] == 16
+    assert {json.loads(line)["label"] for line in (tmp_path / "out").read_text().splitlines()} <= {"up", "down"}
+
+
+@pytest.mark.on_ranks(2)
+def test_an_input_that_changes_while_ranks_read_is_refused_on_all(world, run, tmp_path, monkeypatch):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out"
+    if world.rank == 0:
+        write_records(source, 40)
+    world.barrier()
+    written = parts.write_part
+
+    def changing(path, *rest):
+        written(path, *rest)
+        with source.open("a") as file:
+            file.write("\n")
+
+    monkeypatch.setattr(parts, "write_part", changing)
+    with pytest.raises(UserError, match="in.jsonl: has changed since the job began; start again") as caught:
+        infer(run, (), source, out, Wanted(Texts(max_tokens=3), batch=1), world)
+    assert caught.value.on_all_ranks and not out.exists()
+    world.barrier()
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="the input has changed since .*out was begun"):
+        infer(run, (), source, out, Wanted(Texts(max_tokens=3), batch=1), world)
 
 
 @pytest.mark.on_ranks(3)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from hvdlm.data.records import stacked
-from hvdlm.decoding import Decoding, Hypothesis, decode
+from hvdlm.decoding import Decoding, Hypothesis, decode, never_written
 from hvdlm.errors import UserError
-from hvdlm.inference.engine import never
+from hvdlm.inference.generate import count_unknown
 from hvdlm.inference.infer.lines import Line, Unit, id_of
 from hvdlm.inference.infer.wanted import OF_DRAWING, Wanted
 from hvdlm.inference.infer.work import Tell, Values, Work, nats
@@ -26,6 +26,7 @@ class Searching(Work):
     """The best `choices` of so many beams."""
 
     counted = ("tokens read", "tokens written")
+    keys = ("id", "prompt")
 
     def __init__(self, loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted) -> None:
         if name := wanted.among(*OF_DRAWING, "logprobs", "echo"):
@@ -36,7 +37,7 @@ class Searching(Work):
         self._loaded, self._tokenizer, self._wanted = loaded, tokenizer, wanted
         self._prompts = Prompts(loaded, tokenizer, max_tokens=wanted.texts.max_tokens, slides=False)
         self.rows = wanted.batch or ROWS
-        self._never = never(loaded.model, loaded.vocabulary)
+        self._never = never_written(loaded.model, loaded.vocabulary)
 
     def check(self, values: Values) -> None:
         prompt_of(values)
@@ -44,14 +45,23 @@ class Searching(Work):
     def lines(self, unit: Unit, given: Sequence[Line], tell: Tell) -> tuple[list[dict[str, Any]], Counter[str]]:
         prompts = [self._prompts.read(line.values) for line in given]
         found: list[list[Hypothesis]] = [[] for _ in prompts]
+        left = len(prompts)
         for group, most in self._groups(prompts):
             ids = [np.array(prompts[place].ids) for place in group]
             lengths = torch.tensor([len(own) for own in ids])
             rows = torch.from_numpy(stacked(ids, int(lengths.max()), 0))
-            how = Decoding(most, self._loaded.vocabulary.eos_id, beams=self._beams, never=self._never)
+            how = Decoding(
+                most,
+                self._loaded.vocabulary.eos_id,
+                beams=self._beams,
+                never=self._never,
+                other_ends=tuple(self._loaded.ends),
+            )
             for place, best in zip(group, decode(self._loaded.model, rows, lengths, how), strict=True):
                 found[place] = best[: self._wanted.choices]
-            tell(int(lengths.sum()), sum(len(best.ids) for place in group for best in found[place]))
+            left -= len(group)
+            written = sum(len(best.ids) for place in group for best in found[place])
+            tell(int(lengths.sum()), written, is_last=not left)
         counts = Counter[str]({f"finish_{reason}": 0 for reason in ("stop", "length")})
         lines = [
             self._line(unit.first + place, *entry, counts)
@@ -81,6 +91,7 @@ class Searching(Work):
         choices = [self._choice(prompt, one) for one in found]
         counts.update(f"finish_{choice['finish_reason']}" for choice in choices)
         counts["truncated"] += prompt.num_cut > 0
+        counts["unknown_tokens"] += count_unknown(self._tokenizer, prompt.text, list(prompt.own))
         counts["prompt_tokens"] += len(prompt.ids)
         counts["written_tokens"] += sum(choice["num_tokens"] for choice in choices)
         texts = choices[0] if self._wanted.choices == 1 else {"choices": choices}

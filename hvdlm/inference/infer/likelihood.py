@@ -6,7 +6,7 @@ which each sees of the one before no more than its last token. Its end counts th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -38,8 +38,13 @@ class Judge:
         self.context = context_of(loaded)
         self.is_by_token = loaded.task.takes_context  # else there is but a bound for a text as a whole
 
-    def likelihoods(self, texts: Sequence[Text], *, num_top: int = 0, asks_greedy: bool = False) -> list[Score]:
-        """Of the ids of each text that are not given; with `num_top` the likeliest ids at each place too."""
+    def likelihoods(
+        self, texts: Sequence[Text], tell: Callable[[int], None], *, num_top: int = 0, asks_greedy: bool = False
+    ) -> list[Score]:
+        """Of the ids of each text that are not given; with `num_top` the likeliest ids at each place too.
+
+        `tell` is told how many they were, again and again.
+        """
         cut = [[Stretch(ids, len(ids) - given) for ids, given in _cut(text, self.context)] for text in texts]
         pieces = [piece for parts in cut for piece in parts]
         order = sorted(range(len(pieces)), key=lambda place: len(pieces[place].ids))
@@ -49,6 +54,7 @@ class Judge:
             asked = [pieces[place] for place in group]
             scores = score(self._loaded, asked, num_top=num_top, asks_greedy=asks_greedy)
             found.update(zip(group, scores, strict=True))
+            tell(sum(piece.num for piece in asked))
         of_pieces = (found[place] for place in range(len(pieces)))
         return [together(list(islice(of_pieces, len(parts)))) for parts in cut]
 

@@ -225,10 +225,10 @@ def id_of(values: Mapping[str, Any] | str) -> dict[str, Any]:
     if isinstance(values, str) or values.get("id") is None:
         return {}
     name = values["id"]
-    is_number = isinstance(name, int | float) and not isinstance(name, bool) and math.isfinite(name)
-    if not isinstance(name, str) and not is_number:
+    is_number = isinstance(name, int) or (isinstance(name, float) and math.isfinite(name))  # an int of any size
+    if isinstance(name, bool) or (not isinstance(name, str) and not is_number):
         raise ValueError("'id' is neither a text nor a number; mend it or leave it out")
-    return {"id": _encodable("id", name) if isinstance(name, str) else name}
+    return {"id": encodable("id", name) if isinstance(name, str) else name}
 
 
 def text_at(values: Mapping[str, Any], key: str) -> str:
@@ -238,10 +238,11 @@ def text_at(values: Mapping[str, Any], key: str) -> str:
         raise ValueError(f"has no {key!r} (it has {has}); a record here is {{{key!r}: TEXT}}")
     if not isinstance(values[key], str):
         raise ValueError(f"{key!r} is {type(values[key]).__name__}, not text")
-    return _encodable(key, values[key])
+    return encodable(key, values[key])
 
 
-def _encodable(key: str, text: str) -> str:
+def encodable(key: str, text: str) -> str:
+    """The text; ValueError, which names its key, for one that no UTF-8 stands for."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

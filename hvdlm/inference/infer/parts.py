@@ -5,13 +5,14 @@ A part appears by rename when it is whole. Its first line says what is in it: by
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ from hvdlm.files import naming, read_json, replace_durably, sha256_of, to_json, 
 from hvdlm.inference.infer.lines import Source, Unit
 
 PLAN = "plan.json"
+LOCK = ".lock"  # held while a job writes
+HALT = ".halt"
+CHECKPOINT = "checkpoint"  # the one that names its weights
 INPUT = "input"  # the setting that names the content of the input
+OWN = re.compile(r"\.?plan\.json(\.\d+)?|\.?unit-\d+\.jsonl(\.\d+)?|\.lock|\.halt|STOP|STOPPED|SAVE|KILL")
 
 
 def work_of(out: Path) -> Path:
@@ -39,6 +44,7 @@ class Plan:
     source: Source
     out: Path
     settings: Mapping[str, Any]
+    unread: Mapping[str, int] = field(default_factory=dict)  # records that have keys which nobody reads
     todo: tuple[int, ...] = ()  # units without a part
 
     @property
@@ -48,7 +54,7 @@ class Plan:
     @property
     def halt(self) -> Path:
         """Exists once some rank has failed or was asked to stop; the next start removes it."""
-        return self.work / ".halt"
+        return self.work / HALT
 
     def part(self, unit: int) -> Path:
         return self.work / f"unit-{unit:06d}.jsonl"
@@ -67,14 +73,38 @@ def finished(out: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         made = sha256 = None
     if made == _as_read(settings) and sha256 == sha256_of(out):
-        shutil.rmtree(work_of(out), ignore_errors=True)
+        _clear(work_of(out))
         return summary
-    if work_of(out).exists():  # it was put there in the very end of a start that was killed
+    if (work_of(out) / PLAN).exists():  # it was put there in the very end of a start that was killed
         return None
     if made is None:
         raise UserError(f"{out}: is there, and nothing tells how it was made; remove it, or name another --out")
     _refuse_others(out, made, settings, "was made")
     raise UserError(f"{out}: has changed since it was made; remove it, or name another --out")
+
+
+def check_work(out: Path) -> None:
+    """UserError where another's files stand in the place of the parts."""
+    work = work_of(out)
+    if work.exists() and not work.is_dir():
+        raise UserError(f"{work}: is no folder, and parts are to be kept there; move it, or name another --out")
+    if not work.exists() or (work / PLAN).exists():
+        return
+    if other := next((path.name for path in sorted(work.iterdir()) if not OWN.fullmatch(path.name)), ""):
+        raise UserError(f"{work}: holds {other}, and parts are to be kept there; move it, or name another --out")
+
+
+def _clear(work: Path) -> None:
+    """Remove our own files, and the folder if nothing else is in it."""
+    if not (work / PLAN).exists():
+        return
+    with contextlib.suppress(OSError):
+        for path in work.iterdir():
+            if OWN.fullmatch(path.name) and path.name not in (PLAN, LOCK):
+                path.unlink(missing_ok=True)
+        (work / PLAN).unlink()  # last: what is left of a clearing that was killed is still known to be ours
+        (work / LOCK).unlink(missing_ok=True)
+        work.rmdir()
 
 
 def begin(plan: Plan) -> Plan:
@@ -98,6 +128,8 @@ def begin(plan: Plan) -> Plan:
 
 
 def _refuse_others(out: Path, made: Any, settings: Mapping[str, Any], what: str) -> None:
+    from hvdlm.inference.infer.wanted import said  # loads torch
+
     now = _as_read(settings)
     made = made if isinstance(made, dict) else {}
     changed = [name for name in {**now, **made} if now.get(name) != made.get(name)]
@@ -107,7 +139,8 @@ def _refuse_others(out: Path, made: Any, settings: Mapping[str, Any], what: str)
         told = f"the input has changed since {out} {what}"
     else:
         name = next(name for name in changed if name != INPUT)
-        told = f"{out} {what} with {name} {made.get(name)}, and this is {now.get(name)}"
+        have = f"with {said(name, made.get(name))}, and this start has {said(name, now.get(name))}"
+        told = f"{out} {what} {'by other weights' if name == CHECKPOINT else have}"
     there = out if what == "was made" else work_of(out)
     raise UserError(f"{told}; name another --out, or remove {there} to begin anew")
 
@@ -193,4 +226,4 @@ def _read_part(plan: Plan, unit: Unit) -> tuple[dict[str, Any], bytes]:
 def finish(plan: Plan, summary: Mapping[str, Any]) -> None:
     """The summary, last: with it the output is complete, and the parts are not needed any more. On rank 0."""
     write_text_durably(summary_of(plan.out), to_json(dict(summary), indent=1) + "\n")
-    shutil.rmtree(plan.work, ignore_errors=True)
+    _clear(plan.work)

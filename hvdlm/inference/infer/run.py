@@ -10,27 +10,28 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from hvdlm import __version__, checkpoint
+from hvdlm import checkpoint
 from hvdlm.errors import UserError
 from hvdlm.files import locked, make_ready
 from hvdlm.inference.infer import parts
 from hvdlm.inference.infer.answers import Answering
 from hvdlm.inference.infer.beams import Searching
 from hvdlm.inference.infer.lines import UnitReader, look_through
+from hvdlm.inference.infer.made_by import made_by
 from hvdlm.inference.infer.parts import Plan
 from hvdlm.inference.infer.scores import Scoring
-from hvdlm.inference.infer.summary import Share, summary_of
+from hvdlm.inference.infer.summary import Share, summary_of, unread_in_words
 from hvdlm.inference.infer.wanted import Wanted
-from hvdlm.inference.infer.work import Work
+from hvdlm.inference.infer.work import Values, Work
 from hvdlm.inference.infer.writing import Writing
 from hvdlm.inference.load import Loaded, load_checkpoint_model, prepare, tokenizer_of
+from hvdlm.launch.environment import threads_wanted
 from hvdlm.session.stop import BatchJob, stop_flag
 from hvdlm.session.work_queue import PhaseTimer, Tasks, WorkQueue
 from hvdlm.tables import counted
@@ -40,8 +41,8 @@ from hvdlm.world.place import Place, find_place
 
 log = logging.getLogger("hvdlm")
 
-LOCK = ".lock"  # held while a job writes
 TELL_S = 0.2  # how often a rank tells what it has done, and looks whether it shall stop
+MOST_KEYS = 20  # that are told
 THREADS = "train.threads=1"
 
 
@@ -53,6 +54,7 @@ class Opened:
     plan: Plan | None
     summary: dict[str, Any]  # of an output that is complete, or what the model tells of itself
     timer: PhaseTimer
+    unused_threads: str = ""  # what is to be said of them, if anything
 
 
 def infer(  # noqa: PLR0913 - a model, a file and what is asked; where and how it runs
@@ -79,15 +81,15 @@ def opened(target: Path, overrides: tuple[str, ...], source: Path, out: Path, wa
     with timer.phase("load"), world.together():
         loaded = load_checkpoint_model(path, (THREADS, *overrides), place)
         tokenizer = tokenizer_of(path, loaded.state)
-        if not loaded.config.task.reads_records:
+        if wanted.int8 or not loaded.config.task.reads_records:
             loaded = prepare(loaded, path, tokenizer, int8=wanted.int8)
         work = work_for(loaded, tokenizer, wanted, source, path)
-        _remark_threads(loaded, place, world)
     with timer.phase("plan"):
-        found = world.on_root(lambda: _plan(source, out, work, loaded, wanted, overrides))
+        found = world.on_root(lambda: _plan(source, out, work, loaded, wanted))
     if isinstance(found, dict):
         return Opened(work, None, found, timer)
-    return Opened(work, found, {"step": loaded.state["step"], "checkpoint": str(path)}, timer)
+    of_model = {"step": loaded.state["step"], "checkpoint": str(path)}
+    return Opened(work, found, of_model, timer, _unused_threads(loaded, place))
 
 
 def run(job: Opened, world: World, batch_job: BatchJob) -> dict[str, Any]:
@@ -101,23 +103,26 @@ def run(job: Opened, world: World, batch_job: BatchJob) -> dict[str, Any]:
         with world.together():
             plan.work.mkdir(parents=True, exist_ok=True)
             if world.rank == 0:
-                stack.enter_context(locked(plan.work / LOCK))
+                stack.enter_context(locked(plan.work / parts.LOCK))
         stop = stack.enter_context(stop_flag(plan.work, world, batch_job))
         with timer.phase("plan"):
             begun = _without_damaged(world.on_root(lambda: parts.begin(plan)), world)
+        if world.rank == 0 and begun.todo and job.unused_threads:
+            log.info("%s", job.unused_threads)
         queue = WorkQueue(plan.halt, str(plan.out), world, stop, timer)
         done = _run(begun, job.work, queue)
         return _end(begun, queue, job.work, done, job.summary)
 
 
-def _remark_threads(loaded: Loaded, place: Place, world: World) -> None:
+def _unused_threads(loaded: Loaded, place: Place) -> str:
+    """A word where a rank could have more of them; not where somebody has said how many it shall have."""
     used = loaded.config.train.threads
-    if world.rank == 0 and loaded.model.device.type == "cpu" and place.threads > used:
-        log.info(
-            "a rank computes with %s of the %d it could have here: start more ranks, or set train.threads, which is to"
-            " be the same at every start",
-            *(counted(used, "thread"), place.threads),
-        )
+    if loaded.model.device.type != "cpu" or (threads_wanted() or place.threads) <= used:
+        return ""
+    return (
+        f"a rank computes with {counted(used, 'thread')} of the {threads_wanted() or place.threads} it could have here:"
+        " start more ranks, or set train.threads, which is to be the same at every start"
+    )
 
 
 def work_for(loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted, source: Path, path: Path) -> Work:
@@ -132,35 +137,30 @@ def work_for(loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted, source: Path,
     return Writing(loaded, tokenizer, wanted)
 
 
-def _plan(
-    source: Path, out: Path, work: Work, loaded: Loaded, wanted: Wanted, overrides: tuple[str, ...]
-) -> Plan | dict[str, Any]:
+def _plan(source: Path, out: Path, work: Work, loaded: Loaded, wanted: Wanted) -> Plan | dict[str, Any]:
     """What is to be done, or the summary of what is done already. On rank 0."""
     if out.suffix in (".gz", ".zst", ".bz2", ".xz"):
         raise UserError(f"--out {out}: lines are written as they are; name it without {out.suffix}")
+    unread = Counter[str]()
+
+    def check(values: Values) -> None:
+        work.check(values)
+        unread.update(work.unread(values))
+
+    found = look_through(source, check, work.rows)
     make_ready("--out", out)
-    found = look_through(source, work.check, work.rows)
     if out.exists() and out.samefile(source):
         raise UserError(f"--out {out}: is the input; name another file")
+    unread_keys = dict(unread.most_common(MOST_KEYS))
     if found.num_blank:
         log.info("%s: %s passed over", source, counted(found.num_blank, "blank line"))
-    settings = {
-        parts.INPUT: found.sha256,
-        "checkpoint": _weights_in(loaded.state),
-        "overrides": [word for word in overrides if word != THREADS],
-        "task": loaded.config.task.kind,
-        "threads": loaded.config.train.threads,
-        "precision": loaded.config.train.precision,
-        **wanted.settings,
-        "hvdlm": __version__,
-        "torch": torch.__version__,
-    }
-    return parts.finished(out, settings) or Plan(found, out, settings)
-
-
-def _weights_in(state: dict[str, Any]) -> dict[str, str]:
-    """Digests of what a model is loaded from."""
-    return {name: facts["sha256"] for name, facts in sorted(state["files"].items()) if "optimizer" not in name}
+    settings = made_by(found, loaded, wanted)
+    if summary := parts.finished(out, settings):
+        return summary
+    parts.check_work(out)
+    if unread_keys:
+        log.warning("%s: %s", source, unread_in_words(unread_keys, found.num_records))
+    return Plan(found, out, settings, unread_keys)
 
 
 def _without_damaged(plan: Plan, world: World) -> Plan:
@@ -184,7 +184,7 @@ def _run(plan: Plan, work: Work, queue: WorkQueue) -> list[int]:
     total = sum(plan.source.units[number].num_records for number in plan.todo)
     done, told, last = [0] * len(work.counted), [0] * len(work.counted), time.monotonic()
 
-    def tell(*amounts: int) -> None:
+    def tell(*amounts: int, is_last: bool = False) -> None:
         nonlocal last
         for counter, amount in enumerate(amounts):
             done[counter] += amount
@@ -192,7 +192,7 @@ def _run(plan: Plan, work: Work, queue: WorkQueue) -> list[int]:
             last = time.monotonic()
             since = [now - before for now, before in zip(done, told, strict=True)]
             told[:] = done
-            queue.count(*since)
+            queue.count(*since, may_leave=not is_last)
 
     def infer_unit(number: int) -> int:
         unit = plan.source.units[number]
@@ -218,6 +218,9 @@ def _end(plan: Plan, queue: WorkQueue, work: Work, done: list[int], of_model: di
         wall_s = round(time.monotonic() - queue.timer.start, 3)
         summary = summary_of(plan, work.counted, shares, counts, sha256) | of_model | {"wall_s": wall_s}
         parts.finish(plan, summary)
+        if num := counts["unknown_tokens"]:
+            told = "%s: %s unknown to the vocabulary, so the model does not see what they are"
+            log.warning(told, plan.source.path, counted(num, "token"))
         return summary
 
     return world.on_root(conclude)

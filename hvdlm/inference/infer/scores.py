@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hvdlm.errors import UserError
 from hvdlm.inference.engine import Token
+from hvdlm.inference.generate import count_unknown
 from hvdlm.inference.infer.likelihood import Judge, Text, num_cut
 from hvdlm.inference.infer.lines import Line, Unit, id_of, text_at
-from hvdlm.inference.infer.wanted import OF_DRAWING, Wanted
+from hvdlm.inference.infer.wanted import OF_TEXTS, Wanted
 from hvdlm.inference.infer.work import Tell, Values, Work, nats, told_of
 from hvdlm.inference.infer.writing import prompt_of
 from hvdlm.inference.load import Loaded
 from hvdlm.inference.log_likelihoods import Score, encode_pair
 from hvdlm.tokenizer import Tokenizer
 
-OF_TEXTS = ("max_tokens", "stops", "choices", "beams", *OF_DRAWING)
 ROWS = 32  # texts
 FOLLOWS = ("completion", "continuation")  # keys of what is scored after a prompt
 
@@ -26,12 +26,10 @@ class Scoring(Work):
     """Log-probabilities in nats: of a text and of its end, or of what follows a prompt, whose end does not count."""
 
     counted = ("tokens scored",)
+    keys = ("id", "prompt", *FOLLOWS)
 
     def __init__(self, loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted) -> None:
-        names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty")
-        if name := wanted.among(
-            *names, "frequency_penalty", "logit_bias", "seed", "stops", "slides", "choices", "beams"
-        ):
+        if name := wanted.among(*OF_TEXTS):
             raise UserError(f"{name}: is of texts that are written, --score reads; leave one out")
         self._tokenizer, self._wanted = tokenizer, wanted
         self.rows = wanted.batch or ROWS
@@ -45,6 +43,8 @@ class Scoring(Work):
         if not name:
             return
         assert isinstance(values, dict)
+        if all(key in values for key in FOLLOWS):
+            raise ValueError(f"has both {' and '.join(map(repr, FOLLOWS))}; leave one out")
         if not text_at(values, name):
             raise ValueError(f"{name!r} is empty: nothing is to be scored; fill it or leave the record out")
         if not self._judge.is_by_token:
@@ -53,15 +53,22 @@ class Scoring(Work):
     def lines(self, unit: Unit, given: Sequence[Line], tell: Tell) -> tuple[list[dict[str, Any]], Counter[str]]:
         texts = [self._text(line.values) for line in given]
         follows = [bool(_follows(line.values)) for line in given]
+        left = sum(len(text.ids) - text.num_given for text in texts)
+
+        def count(num_tokens: int) -> None:
+            nonlocal left
+            left -= num_tokens
+            tell(num_tokens, is_last=not left)
+
         if not self._judge.is_by_token:
-            return self._bounds(unit, given, texts)
+            return self._bounds(unit, given, texts, count)
         found: dict[int, Score] = {}
         for is_pair in (False, True):
             places = [place for place, follow in enumerate(follows) if follow == is_pair]
             asked = [texts[place] for place in places]
-            judged = self._judge.likelihoods(asked, num_top=self._wanted.logprobs or 0, asks_greedy=is_pair)
+            judged = self._judge.likelihoods(asked, count, num_top=self._wanted.logprobs or 0, asks_greedy=is_pair)
             found.update(zip(places, judged, strict=True))
-        counts = Counter[str]({"truncated": 0})
+        counts = Counter[str]({"truncated": 0, "unknown_tokens": self._num_unknown(given, texts)})
         lines = []
         for place, (line, text) in enumerate(zip(given, texts, strict=True)):
             cut, ids = num_cut(text, self._judge.context), text.ids[text.num_given :]
@@ -69,7 +76,6 @@ class Scoring(Work):
             counts.update({"truncated": int(told.get("truncated", 0) > 0), "num_tokens": told["num_tokens"]})
             counts["log_prob"] += told["log_prob"]
             lines.append({**id_of(line.values), "index": unit.first + place, **told})
-        tell(counts["num_tokens"])
         return lines, counts
 
     def _text(self, values: Values) -> Text:
@@ -81,6 +87,14 @@ class Scoring(Work):
         before, ids = encode_pair(self._encode, prompt, text_at(values, name))
         ids = ids or self._encode(text_at(values, name))  # it is part of the prompt's last token
         return Text((first, *before, *ids), 1 + len(before))
+
+    def _num_unknown(self, given: Sequence[Line], texts: Sequence[Text]) -> int:
+        """Of prompts and what follows them."""
+        spelled = [_spelled(line.values) for line in given]
+        return sum(
+            count_unknown(self._tokenizer, *one)
+            for one in zip(spelled, (list(text.ids) for text in texts), strict=True)
+        )
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text).tolist())
@@ -103,17 +117,25 @@ class Scoring(Work):
         return {"tokens": told_of(tokens, self._tokenizer)}
 
     def _bounds(
-        self, unit: Unit, given: Sequence[Line], texts: Sequence[Text]
+        self, unit: Unit, given: Sequence[Line], texts: Sequence[Text], count: Callable[[int], None]
     ) -> tuple[list[dict[str, Any]], Counter[str]]:
-        lines, counts = [], Counter[str]()
+        lines, counts = [], Counter[str]({"unknown_tokens": self._num_unknown(given, texts)})
         for place, (line, text) in enumerate(zip(given, texts, strict=True)):
             bound = self._judge.bound(text, unit.first + place)
             told = {"log_prob_bound": nats(bound), "num_tokens": len(text.ids) - 1}
             lines.append({**id_of(line.values), "index": unit.first + place, **told})
             counts["num_tokens"] += len(text.ids) - 1
+            count(len(text.ids) - 1)
         return lines, counts
 
 
 def _follows(values: Values) -> str:
     """The key of what follows a prompt, or nothing."""
     return "" if isinstance(values, str) else next((name for name in FOLLOWS if name in values), "")
+
+
+def _spelled(values: Values) -> str:
+    """All that a record says."""
+    if isinstance(values, str):
+        return values
+    return " ".join(text_at(values, key) for key in ("prompt", *FOLLOWS) if key in values)

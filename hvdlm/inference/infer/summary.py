@@ -11,6 +11,7 @@ from hvdlm.inference.infer.parts import Plan
 from hvdlm.tables import count, counted, figure
 
 FINISH = "finish_"
+SHOWN = 8  # keys in a line
 
 
 class Share(NamedTuple):
@@ -31,6 +32,7 @@ def summary_of(
         "num_records": plan.source.num_records,
         "num_blank_lines": plan.source.num_blank,
         **_told(counts),
+        **({"unread_keys": dict(plan.unread)} if plan.unread else {}),
         "num_ranks": len(shares),
         "num_units": len(units),
         "num_units_resumed": len(units) - len(plan.todo),
@@ -41,6 +43,16 @@ def summary_of(
         "sha256": sha256,
         "made_by": dict(plan.settings),
     }
+
+
+def unread_in_words(unread: Mapping[str, int], num_records: int) -> str:
+    """One line, of the commonest.
+
+    >>> unread_in_words({"completoin": 1}, 3)
+    'keys that mean nothing here: completoin (1 of 3 records)'
+    """
+    told = [f"{key} ({count(num)} of {counted(num_records, 'record')})" for key, num in [*unread.items()][:SHOWN]]
+    return f"keys that mean nothing here: {', '.join(told)}{', …' if len(unread) > SHOWN else ''}"
 
 
 def _told(counts: Counter[str]) -> dict[str, Any]:

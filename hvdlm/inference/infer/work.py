@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,7 +16,15 @@ from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import shown
 
 Values = dict[str, Any] | str  # of a line: an object of JSON, or a text
-Tell = Callable[..., None]  # how much was done since, in the order of `Work.counted`; may leave by an exception
+
+
+class Tell(Protocol):
+    """How much of a unit was done since, in the order of `Work.counted`.
+
+    It may leave by an exception, and then what was done of the unit is lost: never after the last of it.
+    """
+
+    def __call__(self, *amounts: int, is_last: bool = False) -> None: ...
 
 
 class Work(ABC):
@@ -24,11 +32,16 @@ class Work(ABC):
 
     rows: int  # records that are computed together, at most
     counted: tuple[str, ...]  # what `tell` is told, in words
+    keys: tuple[str, ...] = ()  # of a record that are read; empty: others are not told of
     seconds: Mapping[str, float] = {}  # by these words, what this rank spent with each, where that is known apart
 
     @abstractmethod
     def check(self, values: Values) -> None:
         """ValueError, which says what is wrong, for a record that is none."""
+
+    def unread(self, values: Values) -> list[str]:
+        """Keys of a record that say nothing to anybody, as misspelt ones do."""
+        return [] if isinstance(values, str) or not self.keys else [key for key in values if key not in self.keys]
 
     @abstractmethod
     def lines(self, unit: Unit, given: Sequence[Line], tell: Tell) -> tuple[list[dict[str, Any]], Counter[str]]:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hvdlm.errors import UserError
 from hvdlm.inference.engine import Engine, Request
+from hvdlm.inference.generate import count_unknown
 from hvdlm.inference.infer.lines import Line, Unit, id_of, text_at
 from hvdlm.inference.infer.wanted import Wanted
 from hvdlm.inference.infer.work import Tell, Values, Work, seed_of, told_of
@@ -59,6 +61,7 @@ class Writing(Work):
     """Texts as they are wanted, drawn by the engine."""
 
     counted = ("tokens read", "tokens written")
+    keys = ("id", "prompt")
 
     def __init__(self, loaded: Loaded, tokenizer: Tokenizer, wanted: Wanted) -> None:
         self._loaded, self._tokenizer, self._wanted = loaded, tokenizer, wanted
@@ -67,28 +70,37 @@ class Writing(Work):
         self.rows = wanted.batch or ROWS
         self._vocabulary, self._context = loaded.vocabulary, context_of(loaded)
         self.seconds: dict[str, float] = dict.fromkeys(self.counted, 0.0)
+        first = (loaded.vocabulary.first_id,)
+        if fault := self._engine().fault(self._request(Prompt("", first, (), 0), 0)):
+            raise UserError(f"--slide: {fault}" if how.slides else fault.replace("logit_bias", "--logit-bias"))
 
     def check(self, values: Values) -> None:
         prompt_of(values)
 
     def lines(self, unit: Unit, given: Sequence[Line], tell: Tell) -> tuple[list[dict[str, Any]], Counter[str]]:
-        rows = max(self.rows, self._wanted.choices)
-        engine = Engine(self._loaded.model, self._vocabulary, context=self._context, rows=rows)
+        engine = self._engine()
         prompts = [self._prompts.read(line.values) for line in given]
         heard = [self._listener(prompt) for prompt in prompts]
         for place in sorted(range(len(prompts)), key=lambda place: len(prompts[place].ids)):
             engine.add(self._request(prompts[place], unit.first + place), heard[place])
-        counts, read, written = engine.counts, 0, 0
+        done, read, written = engine.counts, 0, 0
         while engine.step():
-            tell(counts.prompt_tokens - read, counts.written_tokens - written)
-            read, written = counts.prompt_tokens, counts.written_tokens
-        for name, spent_s in zip(self.counted, (counts.read_s, counts.write_s), strict=True):
+            is_last = not (engine.num_running or engine.num_waiting)
+            tell(done.prompt_tokens - read, done.written_tokens - written, is_last=is_last)
+            read, written = done.prompt_tokens, done.written_tokens
+        for name, spent_s in zip(self.counted, (done.read_s, done.write_s), strict=True):
             self.seconds[name] += spent_s
         lines = [
             self._line(unit.first + place, *entry)
             for place, entry in enumerate(zip(given, prompts, heard, strict=True))
         ]
-        return lines, _counted(prompts, heard)
+        counts = _counted(prompts, heard)
+        counts["unknown_tokens"] = sum(count_unknown(self._tokenizer, one.text, list(one.own)) for one in prompts)
+        return lines, counts
+
+    def _engine(self) -> Engine:
+        rows = max(self.rows, self._wanted.choices)
+        return Engine(self._loaded.model, self._vocabulary, context=self._context, rows=rows)
 
     def _listener(self, prompt: Prompt) -> Written:
         before = () if self._loaded.task.continues_whole else prompt.own

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from hvdlm.data.fields import FieldEntry
 from hvdlm.data.record_batches import Layout
 from hvdlm.errors import UserError
 from hvdlm.inference.inspect.asked import Asked, Subject
 from hvdlm.inference.load import fields_in
 from hvdlm.records.encoder import RecordEncoder
 from hvdlm.records.fields import Record, Refused
-from hvdlm.records.in_memory import RecordsInMemory, input_reader
+from hvdlm.records.in_memory import RecordsInMemory, input_reader, words_of
 from hvdlm.tasks.interface import Batch
 from hvdlm.tasks.records import RecordTask
 
@@ -51,7 +50,7 @@ def record_of(subject: Subject, asked: Asked, *, beside: str = "") -> OneRecord:
         raise UserError(f"--pair: task: {loaded.config.task.kind} reads {text} alone; leave it out")
     names = [name for name in (text, second) if name]
     reader = input_reader(fields, names)
-    raw = {text: _words_of(asked.text or "", fields[text]), second: asked.pair}
+    raw = {text: words_of(asked.text or "", fields[text]), second: asked.pair}
     try:
         given = Given(*reader.read([raw[name] for name in reader.names]))
     except Refused as error:
@@ -72,10 +71,3 @@ def batch_of_example(subject: Subject, layout: Layout, example: int) -> Batch:
 def cut_note(layout: Layout) -> tuple[str, ...]:
     """Where the text is longer than what the model reads, that it is."""
     return ("the text is longer than data.seq_len: its end is not read",) if layout.num_cut else ()
-
-
-def _words_of(text: str, field: FieldEntry) -> Any:
-    """Of words that are written without blanks each letter is one, unless blanks part them."""
-    if not field.words or field.places or field.join:
-        return text
-    return text.split() if len(text.split()) > 1 else list(text.strip())

@@ -59,7 +59,7 @@ document.addEventListener("keydown", event => {
 });
 
 // Maps of attention: a byte a weight, a row a query.
-const MOST_LABELLED = 48, LETTERS = 12;
+const MOST_LABELLED = {large: 48, small: 24}, LETTERS = 12;  // tokens on an axis, letters of each
 
 function bytes(text) { return Uint8Array.from(atob(text), letter => letter.charCodeAt(0)); }
 
@@ -79,14 +79,17 @@ function picture(map, weights) {
 
 function draw(canvas, map, weights) {
   const [rows, columns] = [map.queries.length, map.keys.length], large = canvas.classList.contains("large");
-  const labelled = large && Math.max(rows, columns) <= MOST_LABELLED;
-  const size = labelled ? 22 : Math.max(1, Math.floor((large ? 1200 : 480) / Math.max(rows, columns)));
+  const most = Math.max(rows, columns), labelled = most <= (large ? MOST_LABELLED.large : MOST_LABELLED.small);
+  const size = !labelled ? Math.max(1, Math.floor((large ? 1200 : 480) / most)) :
+    large ? Math.max(22, Math.min(60, Math.floor(480 / most))) : 22;
   const margin = labelled ? 130 : 0;
   [canvas.width, canvas.height] = [margin + size * columns, margin + size * rows];
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
   context.drawImage(picture(map, weights), margin, margin, size * columns, size * rows);
   if (labelled) {
+    canvas.classList.add("labelled");
+    canvas.style.width = `${Math.min(640, large ? canvas.width : Math.round(.75 * canvas.width))}px`;
     const short = text => { const all = [...visible(text)]; return all.length > LETTERS ? all.slice(0, LETTERS - 1).join("") + "…" : text && visible(text); };
     context.fillStyle = "#16191d";
     context.font = "15px system-ui, sans-serif";

@@ -21,7 +21,6 @@ from hvdlm.inference.inspect.inspection import Inspection
 from hvdlm.inference.inspect.neighbours import Neighbours
 from hvdlm.inference.inspect.passages import Cell, Passage, Scale
 from hvdlm.inference.inspect.terminal import BLANK, LINE_END
-from hvdlm.tables import figure
 
 MOST_CHOICES = 5  # in the words that a cell says when it is pointed at
 WINDOW_TOLD = "A bar is where a window begins, before which the model saw nothing else; --stride gives it a past."
@@ -149,7 +148,7 @@ def _maps(number: int, shown: AttentionMap, whole: AttentionMap) -> str:
 
 def _neighbours(near: Neighbours) -> str:
     rows = "".join(
-        f'<tr><td>{_safe(_seen(one.text))}</td><td class="number">{figure(one.cosine, 3)}</td>'
+        f'<tr><td>{_safe(_seen(one.text))}</td><td class="number">{one.cosine:.3f}</td>'
         f'<td class="number">{one.id}</td></tr>'
         for one in near.near
     )

@@ -10,7 +10,7 @@ from hvdlm.inference.inspect.colours import as_hex, background, foreground
 from hvdlm.inference.inspect.inspection import Inspection
 from hvdlm.inference.inspect.neighbours import Neighbours
 from hvdlm.inference.inspect.passages import Cell, Passage, Scale
-from hvdlm.tables import figure, shortened, table
+from hvdlm.tables import shortened, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +22,7 @@ MOST_TOLD = 8  # cells that are told of in words
 NAME_WIDTH, LABEL_WIDTH = 16, 14
 BLANK, LINE_END, WINDOW = "·", "↵", "▏"  # a window begins
 MOST_KEYS = 3
+DIGITS = {"itself": 2, "before": 2, "first": 2, "entropy": 1}  # after the point, of a head's habits
 
 
 def show(found: Inspection, console: Console) -> None:
@@ -138,7 +139,7 @@ def _habits_of(shown: AttentionMap) -> str:
     names = {"itself": "itself", "before": "one before", "first": "the first", "entropy": "entropy, bits"}
     rows = habits(shown)
     kept = [name for name in names if name in rows[0]]
-    cells = [[f"head {int(row['head'])}", *(figure(row[name], 2) for name in kept)] for row in rows]
+    cells = [[f"head {int(row['head'])}", *(f"{row[name]:.{DIGITS[name]}f}" for name in kept)] for row in rows]
     told = table(["mean weight on", *(names[name] for name in kept)], cells)
     return f"{told}\n--head H lists what each token of one sees; --out FILE.html draws all"
 
