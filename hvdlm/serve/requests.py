@@ -149,7 +149,7 @@ class Asked(BaseModel):
     # of other servers
     top_k: int | None = Field(None, ge=-1)  # -1 or 0: all
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     ignore_eos: bool | None = None
     slide: bool | None = None  # our own: past the context the older half is forgotten
 
