@@ -87,7 +87,7 @@ def _of_run(options: InferBenchOptions) -> dict[str, Any]:
     path = checkpoint.resolve(options.run)
     loaded = load_checkpoint_model(path, (), find_place(SerialWorld()))
     torch.set_num_threads(options.threads)
-    model, vocabulary, context = loaded.model, loaded.vocabulary, context_of(loaded)
+    model, vocabulary, context = loaded.model, loaded.vocabulary, context_of(loaded.config)
     num = min(LONG, (context or 1 << 20) - 1)
     small = copy.deepcopy(model)
     quantize(small)

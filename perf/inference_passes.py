@@ -16,6 +16,7 @@ from hvdlm.data.corpora import Corpora
 from hvdlm.errors import UserError
 from hvdlm.inference.engine import Engine, Request
 from hvdlm.inference.listeners import Heard
+from hvdlm.inference.load import context_of
 from hvdlm.inference.matrices import pack
 from hvdlm.inference.sampling import Sampling
 from hvdlm.models import Vocabulary
@@ -32,7 +33,7 @@ class Passes:
             raise UserError.shared(f"--work infer: task: {config.task.kind} writes no text after a prompt")
         self._learner, self._world, self._rows = learner, learner.world, config.train.micro_batch
         self._vocabulary = Vocabulary(manifest.vocab_size, manifest.eos_id, manifest.bos_id)
-        self._context = None if config.model.carries_state else config.data.seq_len
+        self._context = context_of(config)
         self._num_read = max(1, config.data.seq_len // 2)
         self._num_new = max(1, config.data.seq_len - self._num_read)
         self._num_units = config.train.global_batch // self._rows

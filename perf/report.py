@@ -9,12 +9,10 @@ import base64
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
@@ -26,6 +24,7 @@ from .pictures import PLOTS
 from .remarks import points_by_circumstance, remarks
 from .scaling import ScalingPoint
 from .study import Study, read_study
+from .templates import render
 
 MEANING = {
     "strong": "the global batch stays the same, more ranks share it",
@@ -74,15 +73,7 @@ def to_csv(study: Study) -> str:
 
 
 def _render(template: str, study: Study, plots: dict[str, bytes]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hvdlm.perf", "."),
-        autoescape=template.endswith(".html.j2"),
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "percent": lambda interval: interval.scaled(100).shown("{:.1f}", " %"),
         "times": lambda interval: _shown(interval, digits=3),
         "ms": lambda interval: _shown(interval, 1000),
@@ -92,7 +83,7 @@ def _render(template: str, study: Study, plots: dict[str, bytes]) -> str:
         "mark": lambda point: f" {mark}" if (mark := _mark_of(point)) else "",
         "steps": lambda point: _span(point.steps_a_run, "{:d}"),
     }
-    return environment.get_template(template).render(**_facts(study, plots))
+    return render(".", template, filters, _facts(study, plots))
 
 
 def _significant(number: float, digits: int = 4) -> str:

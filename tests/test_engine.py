@@ -76,6 +76,15 @@ def run(model, requests, **options):
     return heard
 
 
+def ids_written(model, vocabulary, prompt, sampling, *, max_tokens, context=None, slides=False):
+    """Ids that continue a prompt, one text alone."""
+    engine, heard = Engine(model, vocabulary, context=context, rows=1), Kept()
+    ids = tuple(prompt) or (vocabulary.eos_id,)
+    engine.add(Request(ids, max_tokens, sampling, frozenset({vocabulary.eos_id}), slides=slides), heard)
+    engine.run()
+    return heard.ids()
+
+
 def prompts(num, most=CONTEXT - 8, seed=0):
     draw = random.Random(seed)
     return [[EOS, *(draw.randrange(EOS) for _ in range(draw.randrange(most)))] for _ in range(num)]

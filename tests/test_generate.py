@@ -6,9 +6,10 @@ import pytest
 import torch
 import yaml
 from harness import run_training
+from test_engine import ids_written
 
 from hvdlm.errors import UserError
-from hvdlm.inference.generate import Texts, continue_text, count_unknown, generate, open_writer
+from hvdlm.inference.generate import Texts, continue_text, count_unknown, open_writer
 from hvdlm.inference.sampling import Sampling
 from hvdlm.models import LanguageModel, Vocabulary
 from hvdlm.tokenizer import ByteTokenizer
@@ -29,7 +30,7 @@ def test_a_diverged_model_is_refused(value):
             return torch.full((1, ids.shape[1], 3), value), state
 
     with pytest.raises(UserError, match="not finite: it has diverged"):
-        list(generate(Diverged(), Vocabulary(3, 0), [], Sampling(), max_tokens=2))
+        ids_written(Diverged(), Vocabulary(3, 0), [], Sampling(), max_tokens=2)
 
 
 def test_any_64_bit_seed_and_any_prompt_that_is_text(data_dir, tmp_path):

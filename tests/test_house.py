@@ -25,7 +25,7 @@ HOMES = {
     "h5py": {"hvdlm/data/", "hvdlm/doctor.py", "perf/bench_reading.py"},
     "horovod": {"hvdlm/world/horovod.py", "hvdlm/sync/horovod.py", "hvdlm/doctor.py"},
     "mpi4py": {"hvdlm/world/mpi.py", "hvdlm/doctor.py"},
-    "jinja2": {"perf/report.py", "perf/curves/page.py", "jobs/render.py", "hvdlm/serve/chat.py"},
+    "jinja2": {"perf/templates.py", "jobs/render.py", "hvdlm/serve/chat.py"},
     "lm_eval": {"hvdlm/inference/lm_eval_adapter.py"},
     "matplotlib": {
         "perf/pictures.py",

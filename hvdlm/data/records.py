@@ -105,7 +105,7 @@ def _column(path: Path, name: str, num_records: int) -> tuple[np.ndarray, np.nda
         return flat, offsets
 
 
-def stacked(rows: Sequence[np.ndarray], width: int, filler: int) -> np.ndarray:
+def stacked(rows: Sequence[np.ndarray | Sequence[int]], width: int, filler: int) -> np.ndarray:
     """Rows of any length as int64 (n, width), `filler` behind the end of each."""
     found = np.full((len(rows), width), filler, dtype=np.int64)
     for target, row in zip(found, rows, strict=True):

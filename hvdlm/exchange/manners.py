@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hvdlm.errors import UserError
-from hvdlm.exchange.tokenizer_files import special_ids
+from hvdlm.exchange.tokenizer_files import files_if_any
 from hvdlm.files import read_json, read_text, to_json, write_text_durably
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.published import CONFIG, TURN_ENDS
@@ -45,7 +45,7 @@ def ends_in(folder: Path) -> frozenset[int]:
 
 def turn_ends(tokenizer: Tokenizer) -> frozenset[int]:
     """Ids by which models end what they say in a conversation, as far as a vocabulary has them."""
-    ids = special_ids(tokenizer)
+    ids = files_if_any(tokenizer).special_ids
     return frozenset(ids[name] for name in TURN_ENDS if name in ids)
 
 

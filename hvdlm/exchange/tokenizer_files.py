@@ -25,25 +25,6 @@ ROLES = {
 }
 
 
-def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """Special tokens by name, that stand for themselves alone; none where a vocabulary has no file that tells."""
-    files = _files_if_any(tokenizer)
-    names = [entry["content"] for entry in files.content.get("added_tokens") or [] if entry["special"]]
-    return {name: files.ids[name] for name in names if name}
-
-
-def special_roles(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What they are for, as tokenizer_config.json tells: bos_token, eos_token, …"""
-    return _files_if_any(tokenizer).config
-
-
-def _files_if_any(tokenizer: Tokenizer) -> TokenizerFiles:
-    try:
-        return tokenizer_files(tokenizer)
-    except UserError:
-        return TokenizerFiles({}, {}, {})
-
-
 class TokenizerFiles(NamedTuple):
     """Contents of both files, and token -> id."""
 
@@ -51,9 +32,23 @@ class TokenizerFiles(NamedTuple):
     config: dict[str, Any]  # tokenizer_config.json
     ids: dict[str, int]
 
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """Tokens by name that stand for themselves alone."""
+        names = [entry["content"] for entry in self.content.get("added_tokens") or [] if entry["special"]]
+        return {name: self.ids[name] for name in names if name}
+
     def id_of(self, role: str) -> int | None:
         """That of a special token, such as pad_token; None where there is none."""
         return self.ids.get(self.config.get(role, ""))
+
+
+def files_if_any(tokenizer: Tokenizer) -> TokenizerFiles:
+    """`tokenizer_files`, which are empty for a kind that has none."""
+    try:
+        return tokenizer_files(tokenizer)
+    except UserError:
+        return TokenizerFiles({}, {}, {})
 
 
 def tokenizer_files(tokenizer: Tokenizer, *, needs: str | None = None, with_ends: bool = False) -> TokenizerFiles:

@@ -25,7 +25,7 @@ from hvdlm.inference.log_likelihoods import (
     stretches,
     together,
 )
-from hvdlm.inference.sampling import Sampling
+from hvdlm.inference.sampling import NUMBERS, Sampling
 from hvdlm.inference.texts import TextWriter
 from hvdlm.session.progress import Progress
 from hvdlm.tokenizer import Tokenizer
@@ -35,8 +35,7 @@ ROWS = 16  # texts that are written side by side
 PROMPTS = 2 * ROWS  # that a rank is given at once
 MAX_TOKENS = 256  # of a text, where a task does not say
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # how tasks call it; the first wins
-SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-KNOWN = {"until", "do_sample", *LENGTHS, *SAMPLED}
+KNOWN = {"until", "do_sample", *LENGTHS, *NUMBERS}
 
 
 class Prompt(NamedTuple):
@@ -53,7 +52,7 @@ class Worker:
 
     def __init__(self, loaded: Loaded, tokenizer: Tokenizer) -> None:
         self.loaded, self.tokenizer = loaded, tokenizer
-        self._engine = Engine(loaded.model, loaded.vocabulary, context=context_of(loaded), rows=ROWS)
+        self._engine = Engine(loaded.model, loaded.vocabulary, context=context_of(loaded.config), rows=ROWS)
 
     def score(self, part: Sequence[Stretch]) -> list[Score]:
         return score(self.loaded, part)
@@ -119,7 +118,7 @@ class Answers:
 
     def __init__(self, ranks: Ranks, worker: Worker, name: object) -> None:
         self._ranks, self._loaded, self._tokenizer = ranks, worker.loaded, worker.tokenizer
-        self._name, self._context = name, context_of(worker.loaded)
+        self._name, self._context = name, context_of(worker.loaded.config)
         # The choices of a question have its context in common.
         self._encode = functools.lru_cache(64)(lambda text: tuple(worker.tokenizer.encode(text).tolist()))
         self.counts = Counter[str]()  # of questions, by what is to be said of them
@@ -187,7 +186,7 @@ class Answers:
 
 def _sampling(number: int, settings: Mapping[str, Any]) -> Sampling:
     """Greedy where a task does not ask for draws; draws of question `number` are its own."""
-    given = {name: settings[name] for name in SAMPLED if settings.get(name) is not None}
+    given = {name: settings[name] for name in NUMBERS if settings.get(name) is not None}
     if not settings.get("do_sample", float(given.get("temperature", 0)) > 0):
         given["temperature"] = 0.0
     try:

@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from hvdlm.data.records import stacked
 from hvdlm.decoding import never_written, refuse_diverged
 from hvdlm.inference.sampling import Past, Sampling, choose, uniform
 from hvdlm.models import LanguageModel, Vocabulary
@@ -42,10 +43,13 @@ class Request:
     slides: bool = False  # where the context is full its older half is forgotten; else the text ends there
 
 
+Top = tuple[tuple[int, float], ...]  # ids and their log-probabilities, the likeliest first
+
+
 class Token(NamedTuple):
     id: int
     log_prob: float | None  # the model's own, in nats; None where nobody asked, or for what has nothing before it
-    top: tuple[tuple[int, float], ...] = ()  # the likeliest ids and theirs
+    top: Top = ()  # the likeliest ids at its place
 
 
 class Listener(Protocol):
@@ -84,7 +88,6 @@ class Row:
     unread: list[int]
     past: Past
     ids: list[int]  # all that the model has read or will read
-    num_read: int = 0
     num_written: int = 0
     echoed: list[Token] = field(default_factory=list)
     is_begun: bool = False  # its prompt was read
@@ -200,7 +203,7 @@ class Engine:
         """Forget what a row has read, to read ids."""
         row = self._rows[number]
         row.unread = list(self._slots.begin(number, ids, row.generator()))
-        row.ids, row.num_read = list(row.unread), 0
+        row.ids = list(row.unread)
 
     def _read(self) -> None:
         """At most a chunk of the prompts that are still read, of the first of them, side by side."""
@@ -215,7 +218,6 @@ class Engine:
         logits = self._logits(hidden[torch.arange(len(rows), device=hidden.device), ends].unsqueeze(1))
         for place, (row, part) in enumerate(zip(rows, parts, strict=True)):
             del row.unread[: len(part)]
-            row.num_read += len(part)
             if row.request.echo and not row.is_begun:
                 self._echo(row, hidden[place : place + 1, : len(part)])
         done = [place for place, row in enumerate(rows) if not row.unread]
@@ -228,7 +230,7 @@ class Engine:
             row.echoed.append(Token(row.ids[0], None))
         start, logits = len(row.echoed), self._model.head(hidden)[0].float()
         followers = row.ids[start : start + len(logits)]
-        row.echoed += self._tokens(followers, logits[: len(followers)], row.request.logprobs or 0)
+        row.echoed += tokens_of(followers, logits[: len(followers)], row.request.logprobs or 0)
 
     def _begin_writing(self, row: Row, logits: Tensor) -> None:
         """Its prompt was read: each choice gets a row and its first token."""
@@ -237,18 +239,7 @@ class Engine:
             row.listener.read(row.echoed)
         others = [] if was_begun or self._model.draws_state else range(1, row.request.choices)
         copies = [
-            Row(
-                row.request,
-                row.listener,
-                choice,
-                [],
-                _past(row.request),
-                list(row.ids),
-                row.num_read,
-                0,
-                [],
-                True,
-            )
+            Row(row.request, row.listener, choice, [], _past(row.request), list(row.ids), is_begun=True)
             for choice in others
         ]
         self._promised -= len(copies)
@@ -269,7 +260,6 @@ class Engine:
         hidden = self._slots.read(0, ids, [1] * len(rows))
         for row in rows:
             row.unread = []
-            row.num_read += 1
         logits = self._logits(hidden)
         likeliest = logits.argmax(-1).tolist()
         chosen = [self._chosen(*entry) for entry in zip(rows, logits, likeliest, strict=True)]
@@ -295,18 +285,9 @@ class Engine:
         tokens = [Token(token, None) for token in chosen]
         for place in asked:
             num = rows[place].request.logprobs or 0
-            tokens[place] = self._tokens([chosen[place]], logits[place : place + 1], num)[0]
+            tokens[place] = tokens_of([chosen[place]], logits[place : place + 1], num)[0]
         for row, token in zip(rows, tokens, strict=True):
             self._take_one(row, token)
-
-    def _tokens(self, ids: Sequence[int], logits: Tensor, num: int) -> list[Token]:
-        log_probs = logits.log_softmax(-1)
-        own = log_probs.gather(1, torch.tensor(ids, device=logits.device).unsqueeze(1))[:, 0].tolist()
-        if not num:
-            return [Token(token, value) for token, value in zip(ids, own, strict=True)]
-        values, tops = log_probs.topk(min(num, log_probs.shape[1]))
-        pairs = [tuple(zip(top, value, strict=True)) for top, value in zip(tops.tolist(), values.tolist(), strict=True)]
-        return [Token(*entry) for entry in zip(ids, own, pairs, strict=True)]
 
     def _take_one(self, row: Row, token: Token) -> None:
         request = row.request
@@ -367,7 +348,17 @@ def _past(request: Request) -> Past:
     return Past([token for token in request.prompt if token not in request.ends])
 
 
+def tokens_of(ids: Sequence[int], logits: Tensor, num_top: int) -> list[Token]:
+    """Ids (n,) with their log-probabilities by float32 logits (n, V), and those of the `num_top` likeliest."""
+    log_probs = logits.log_softmax(-1)
+    own = log_probs.gather(1, torch.tensor(ids, device=logits.device).unsqueeze(1))[:, 0].tolist()
+    if not num_top:
+        return [Token(token, value) for token, value in zip(ids, own, strict=True)]
+    values, tops = log_probs.topk(min(num_top, log_probs.shape[1]))
+    pairs = [tuple(zip(top, value, strict=True)) for top, value in zip(tops.tolist(), values.tolist(), strict=True)]
+    return [Token(*entry) for entry in zip(ids, own, pairs, strict=True)]
+
+
 def padded(parts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Ids as int64 (B, T), 0 behind the end of each."""
-    time = max(map(len, parts))
-    return torch.tensor([[*part, *[0] * (time - len(part))] for part in parts], device=device)
+    return torch.from_numpy(stacked(parts, max(map(len, parts)), 0)).to(device)

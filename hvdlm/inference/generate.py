@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from hvdlm import checkpoint
-from hvdlm.decoding import Decoding, Hypothesis, decode, never_written
+from hvdlm.decoding import decode
 from hvdlm.errors import UserError
-from hvdlm.inference.engine import LENGTH, STOP, Engine, Request
-from hvdlm.inference.listeners import Heard, Written
-from hvdlm.inference.load import Loaded, context_of, load_checkpoint_model, prepare, tokenizer_of
+from hvdlm.inference.engine import LENGTH, Engine, Request
+from hvdlm.inference.listeners import Written
+from hvdlm.inference.load import Loaded, context_of, load_writer
 from hvdlm.inference.sampling import Sampling
+from hvdlm.inference.search import room_after, search_of, text_of
 from hvdlm.inference.texts import TextWriter
-from hvdlm.models import LanguageModel, Vocabulary
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.world.place import find_place
 from hvdlm.world.serial import SerialWorld
@@ -35,25 +35,6 @@ class Texts:
     max_tokens: int = 200
     stops: Sequence[str] = ()
     slides: bool = False
-
-
-def generate(  # noqa: PLR0913 - a request, as its parts
-    model: LanguageModel,
-    vocabulary: Vocabulary,
-    prompt: Sequence[int],
-    sampling: Sampling,
-    *,
-    max_tokens: int,
-    context: int | None = None,
-    slides: bool = False,
-) -> Iterator[int]:
-    """Yield ids that continue `prompt` until the end of text, `max_tokens`, or the end of a `context` that stays."""
-    engine, heard = Engine(model, vocabulary, context=context, rows=1), Heard()
-    ids = tuple(prompt) or (vocabulary.eos_id,)
-    engine.add(Request(ids, max_tokens, sampling, frozenset({vocabulary.eos_id}), slides=slides), heard)
-    while engine.step():
-        yield from (token.id for token in heard.tokens[0])
-        heard.tokens[0].clear()
 
 
 class Text(NamedTuple):
@@ -95,21 +76,13 @@ class Writer:
 
     def searched(self, beams: int, num: int) -> list[Text]:
         """The `num` best texts that a search with so many beams finds; nothing is drawn."""
-        model, vocabulary, context = self.loaded.model, self.loaded.vocabulary, context_of(self.loaded)
-        most = self.how.max_tokens
-        if context is not None:
-            most = min(most, context if model.reads_source else max(1, context - len(self.ids)))
-        search = Decoding(
-            *(most, vocabulary.eos_id, beams),
-            never=never_written(model, vocabulary),
-            other_ends=tuple(self.loaded.ends),
-        )
-        (found,) = decode(model, torch.tensor([self.ids]), None, search)
-        return [self._text(hypothesis) for hypothesis in found[:num]]
+        search = search_of(self.loaded, room_after(self.loaded, len(self.ids), self.how.max_tokens), beams)
+        (found,) = decode(self.loaded.model, torch.tensor([self.ids]), None, search)
+        return [Text(*text_of(one, self._writer()), len(one.ids)) for one in found[:num]]
 
     def _begun(self, choices: int) -> tuple[Engine, Written]:
         loaded, how, ids = self.loaded, self.how, self.ids
-        engine = Engine(loaded.model, loaded.vocabulary, context=context_of(loaded), rows=choices)
+        engine = Engine(loaded.model, loaded.vocabulary, context=context_of(loaded.config), rows=choices)
         if how.slides and engine.context is not None and (num_cut := len(ids) - engine.context) > 0:
             log.warning("--prompt: its first %d of %d tokens have no room in the context", num_cut, len(ids))
             ids = ids[num_cut:]
@@ -125,11 +98,6 @@ class Writer:
     def _writer(self) -> TextWriter:
         return TextWriter(self.tokenizer, self.before, self.how.stops)
 
-    def _text(self, found: Hypothesis) -> Text:
-        writer = self._writer()
-        text = "".join([*map(writer.take, found.ids), writer.finish()])
-        return Text(text, STOP if found.ended or writer.is_stopped else LENGTH, len(found.ids))
-
 
 def open_writer(target: Path, overrides: tuple[str, ...], prompt: str, how: Texts, *, int8: bool = False) -> Writer:
     """UserError for a prompt that is no text, and for a model that writes none."""
@@ -137,16 +105,13 @@ def open_writer(target: Path, overrides: tuple[str, ...], prompt: str, how: Text
         prompt.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"--prompt: character {error.start} is not UTF-8") from None
-    path = checkpoint.resolve(target)
-    loaded = load_checkpoint_model(path, overrides, find_place(SerialWorld()))
-    loaded.check_writes(path)
-    tokenizer = tokenizer_of(path, loaded.state)
+    loaded, tokenizer = load_writer(checkpoint.resolve(target), overrides, find_place(SerialWorld()), int8=int8)
     ids = tokenizer.encode(prompt).tolist()
     if num_unknown := count_unknown(tokenizer, prompt, ids):
         text = "--prompt: %d of %d tokens are unknown to the vocabulary, so the model does not see what they are"
         log.warning(text, num_unknown, len(ids))
     before = [] if loaded.task.continues_whole else ids
-    return Writer(prepare(loaded, path, tokenizer, int8=int8), tokenizer, loaded.prompt_of(ids), before, how)
+    return Writer(loaded, tokenizer, loaded.prompt_of(ids), before, how)
 
 
 def continue_text(target: Path, overrides: tuple[str, ...], prompt: str, how: Texts) -> Iterator[str]:

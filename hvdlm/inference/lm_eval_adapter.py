@@ -17,7 +17,7 @@ from typing import Any
 from hvdlm import checkpoint
 from hvdlm.errors import UserError
 from hvdlm.inference.answers import Answers, Ranks, Worker
-from hvdlm.inference.load import Loaded, context_of, load_checkpoint_model, prepare, tokenizer_of
+from hvdlm.inference.load import Loaded, context_of, load_writer
 from hvdlm.tables import counted
 from hvdlm.world.interface import World
 from hvdlm.world.place import find_place
@@ -49,10 +49,7 @@ def evaluate_on_tasks(target: Path, overrides: tuple[str, ...], wanted: Wanted, 
     with world.together():
         if world.rank == 0:
             manager = _manager(wanted)
-        loaded = load_checkpoint_model(path, overrides, place)
-        loaded.check_writes(path)
-        tokenizer = tokenizer_of(path, loaded.state)
-        worker = Worker(prepare(loaded, path, tokenizer), tokenizer)
+        worker = Worker(*load_writer(path, overrides, place))
     ranks = Ranks(world, worker)
     if manager is None:
         ranks.follow()
@@ -158,11 +155,11 @@ def _told(answers: Answers, loaded: Loaded, path: Path) -> dict[str, Any]:
     if counts["cut"]:
         told = counted(counts["cut"], "question was", "questions were")
         text = "%s longer than the model's context of %s tokens and lost the beginning"
-        log.warning(text, told, context_of(loaded))
+        log.warning(text, told, context_of(loaded.config))
     if counts["unknown_tokens"]:
         log.warning("%d tokens that were scored are unknown to the vocabulary", counts["unknown_tokens"])
     if answers.ignored:
         log.warning("generation_kwargs that mean nothing here: %s", ", ".join(sorted(answers.ignored)))
     numbers = {f"num_{name}": number for name, number in sorted(counts.items())}
-    model = {"checkpoint": str(path), "step": loaded.state["step"], "context": context_of(loaded)}
+    model = {"checkpoint": str(path), "step": loaded.state["step"], "context": context_of(loaded.config)}
     return {**model, **numbers, **loaded.how}

@@ -67,9 +67,9 @@ class Loaded:
             self.model.initial_state(1)
 
 
-def context_of(loaded: Loaded) -> int | None:
-    """Tokens that the model reads at once, those that it writes among them; None where its state has a fixed size."""
-    return None if loaded.config.model.carries_state else loaded.config.data.seq_len
+def context_of(config: RunConfig) -> int | None:
+    """Tokens that a model reads at once, those that it writes among them; None where its state has a fixed size."""
+    return None if config.model.carries_state else config.data.seq_len
 
 
 def prepare(loaded: Loaded, path: Path, tokenizer: Tokenizer, *, int8: bool = False) -> Loaded:
@@ -84,6 +84,16 @@ def prepare(loaded: Loaded, path: Path, tokenizer: Tokenizer, *, int8: bool = Fa
         return as_int8(loaded)
     pack(loaded.model)
     return loaded
+
+
+def load_writer(
+    path: Path, overrides: tuple[str, ...], place: Place, *, int8: bool = False
+) -> tuple[Loaded, Tokenizer]:
+    """A checkpoint's model that writes text, prepared, and its tokenizer; UserError for one that writes none."""
+    loaded = load_checkpoint_model(path, overrides, place)
+    loaded.check_writes(path)
+    tokenizer = tokenizer_of(path, loaded.state)
+    return prepare(loaded, path, tokenizer, int8=int8), tokenizer
 
 
 def as_int8(loaded: Loaded) -> Loaded:

@@ -16,7 +16,7 @@ from torch import Tensor
 from hvdlm.compute.device import autocast
 from hvdlm.decoding import never_written, refuse_diverged
 from hvdlm.errors import UserError
-from hvdlm.inference.engine import padded
+from hvdlm.inference.engine import Top, padded, tokens_of
 from hvdlm.inference.load import Loaded, context_of
 
 BATCH_TOKENS = 8192  # that are read at once
@@ -32,9 +32,6 @@ class Stretch(NamedTuple):
     @property
     def inputs(self) -> tuple[int, ...]:
         return self.ids[:-1]
-
-
-Top = tuple[tuple[int, float], ...]  # ids and their log-probabilities, the likeliest first
 
 
 class Score(NamedTuple):
@@ -124,7 +121,7 @@ def score(loaded: Loaded, asked: Sequence[Stretch], *, num_top: int = 0, asks_gr
     head = _Head(loaded, num_top, asks_greedy=asks_greedy)
     told: list[Told | None] = [None] * len(targets)
     ids = padded(list(rows), device)
-    width = ids.shape[1] if context_of(loaded) is not None else max(1, BATCH_TOKENS // len(ids))
+    width = ids.shape[1] if context_of(loaded.config) is not None else max(1, BATCH_TOKENS // len(ids))
     state = model.initial_state(len(ids)) if width < ids.shape[1] else None
     for start in range(0, ids.shape[1], width):
         with autocast(device, loaded.config.train.precision):
@@ -164,15 +161,9 @@ class _Head:
             assert own is not None
             return (Told(value, False, ()) for value in own[0].double().tolist())
         refuse_diverged(logits)
-        log_probs = logits.log_softmax(-1)
-        values = log_probs.gather(1, targets.unsqueeze(1))[:, 0].double().tolist()
         likeliest = (logits.index_fill(1, self._unwritten, float("-inf")).argmax(-1) == targets).tolist()
-        tops: Sequence[Top] = [()] * len(values)
-        if self._num_top:
-            found = log_probs.topk(min(self._num_top, log_probs.shape[1]))
-            pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
-            tops = [tuple(zip(*pair, strict=True)) for pair in pairs]
-        return map(Told, values, likeliest, tops)
+        tokens = tokens_of(targets.tolist(), logits, self._num_top)
+        return (Told(token.log_prob or 0.0, one, token.top) for token, one in zip(tokens, likeliest, strict=True))
 
 
 def _joined(told: Sequence[Told], num_top: int) -> Score:

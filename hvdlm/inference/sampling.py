@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -58,6 +58,10 @@ class Sampling:
         """Whether the likeliest id may be another one than the model's."""
         penalties = self.repetition_penalty != 1, self.presence_penalty != 0, self.frequency_penalty != 0
         return bool(self.logit_bias) or any(penalties)
+
+
+# Names of the settings that are one number each, in their order; a seed is no setting of what is likely.
+NUMBERS = tuple(setting.name for setting in fields(Sampling) if setting.name not in ("logit_bias", "seed"))
 
 
 class Past:

@@ -9,7 +9,7 @@ import numpy as np
 from hvdlm.tokenizer import Tokenizer
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of bytes that are no character, or not yet one
-CONTEXT = 8  # ids of the prompt that are decoded before those of the text: a space may depend on them
+CONTEXT = 8  # ids that are decoded before others, whose text may depend on them, as a space
 MOST_HELD = 16  # ids; no character has so many bytes, so what is no character by then never will be
 
 

@@ -18,7 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hvdlm.errors import UserError
 from hvdlm.exchange.manners import read_template, template_in
-from hvdlm.exchange.tokenizer_files import special_ids, special_roles
+from hvdlm.exchange.tokenizer_files import files_if_any
 from hvdlm.serve.faults import wrong
 from hvdlm.serve.requests import Message
 from hvdlm.tokenizer import Tokenizer
@@ -32,7 +32,8 @@ class Specials:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self.ids, self.config = special_ids(tokenizer), special_roles(tokenizer)
+        files = files_if_any(tokenizer)
+        self.ids, self.config = files.special_ids, files.config
         longest_first = sorted(self.ids, key=len, reverse=True)
         self._names = re.compile("|".join(map(re.escape, longest_first))) if self.ids else None
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from hvdlm.inference.engine import Engine, Request
 from hvdlm.inference.load import INT8, Loaded, context_of
-from hvdlm.inference.sampling import Sampling
+from hvdlm.inference.sampling import NUMBERS, Sampling
 from hvdlm.serve import replies
 from hvdlm.serve.chat import Chat
 from hvdlm.serve.faults import no_such_model, too_long, wrong
@@ -27,7 +27,7 @@ from hvdlm.tokenizer import Tokenizer
 MOST_ECHOED = 1 << 16  # tokens of prompts and alternatives whose texts and log-probabilities are told
 BEGINNING, SPARE = 16, 64  # characters of a long text that are encoded first, by tokens of the context and some more
 MOST_TOKENS = 4096  # of a text, where no context ends it sooner
-OF_SAMPLING = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+OF_SAMPLING = tuple(name for name in NUMBERS if name != "top_k")  # which others tell otherwise
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
-        self.context = context_of(self.loaded)
+        self.context = context_of(self.loaded.config)
         self.ends = self.loaded.ends
         self.begin = self.loaded.prompt_of(())
         self.worker = Worker(self._engine, Request(self.begin, 2, Sampling()), self._break)

@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 
 from hvdlm import checkpoint
 from hvdlm.errors import StoppedOnRequest, UserError
-from hvdlm.inference.load import Loaded, load_checkpoint_model, prepare, tokenizer_of
+from hvdlm.inference.load import Loaded, load_writer
 from hvdlm.serve.access import LOOPBACK, check_origins, read_key
 from hvdlm.serve.app import make_app
 from hvdlm.serve.chat import Chat, Specials, find_template
@@ -139,13 +139,11 @@ def listening(address: Address) -> socket.socket:
 def open_service(offer: Offer) -> Service:
     """UserError for a run whose model writes no text."""
     path = checkpoint.resolve(offer.target)
-    loaded = load_checkpoint_model(path, offer.overrides, find_place(SerialWorld()))
-    loaded.check_writes(path)
-    tokenizer = tokenizer_of(path, loaded.state)
+    loaded, tokenizer = load_writer(path, offer.overrides, find_place(SerialWorld()), int8=offer.int8)
     run = path.resolve().parent.parent
     chat = Chat(Specials(tokenizer), *find_template(run, offer.template), begin=_begin(loaded))
     name = offer.name or "-".join(run.parts[-2:]).lstrip("/-")
-    return Service(name, prepare(loaded, path, tokenizer, int8=offer.int8), tokenizer, chat, offer.limits)
+    return Service(name, loaded, tokenizer, chat, offer.limits)
 
 
 def _begin(loaded: Loaded) -> tuple[int, ...]:

@@ -10,13 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from hvdlm.inference.engine import CANCELLED, STOP, Request, Token
-from hvdlm.inference.texts import TextWriter
+from hvdlm.inference.texts import CONTEXT, TextWriter
 from hvdlm.serve.measures import Measures
 from hvdlm.tokenizer import Tokenizer
 from hvdlm.tokenizer.interface import shown
 
 ERROR = "error"
-CONTEXT = 8  # ids before one that its text may depend on, as a space
 
 
 class Likely(NamedTuple):

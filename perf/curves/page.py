@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from hvdlm.errors import UserError
@@ -20,6 +19,7 @@ from hvdlm.files import write_text_durably
 from hvdlm.session.metrics import ENDED, FAILED, LEFT_OUT, REWOUND, STOPPED
 from hvdlm.tables import clock, count, counted, figure
 
+from ..templates import render
 from .charts import HIDDEN, charts_of, unequal_steps
 from .likeness import unlike
 from .pictures import color_of, draw
@@ -73,16 +73,8 @@ def write_run_report(runs: Sequence[TrainingRun], samples: Sequence[Sample], out
 
 
 def _render(template: str, facts: Mapping[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hvdlm.perf", "curves"),
-        autoescape=template.endswith(".html.j2"),
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"cell": lambda text: str(text).replace("|", "\\|").replace("\n", " ")}
-    return environment.get_template(template).render(**facts)
+    filters = {"cell": lambda text: str(text).replace("|", "\\|").replace("\n", " ")}
+    return render("curves", template, filters, facts)
 
 
 def verdict(run: TrainingRun) -> str:

@@ -10,14 +10,15 @@ import numpy as np
 import torch
 
 from hvdlm.data.records import stacked
-from hvdlm.decoding import Decoding, Hypothesis, decode, never_written
+from hvdlm.decoding import Hypothesis, decode
 from hvdlm.errors import UserError
 from hvdlm.inference.generate import count_unknown
 from hvdlm.inference.infer.lines import Line, Unit, id_of
 from hvdlm.inference.infer.wanted import OF_DRAWING, Wanted
 from hvdlm.inference.infer.work import Tell, Values, Work, nats
 from hvdlm.inference.infer.writing import ROWS, Prompt, Prompts, prompt_of
-from hvdlm.inference.load import Loaded, context_of
+from hvdlm.inference.load import Loaded
+from hvdlm.inference.search import room_after, search_of, text_of
 from hvdlm.inference.texts import TextWriter
 from hvdlm.tokenizer import Tokenizer
 
@@ -37,7 +38,6 @@ class Searching(Work):
         self._loaded, self._tokenizer, self._wanted = loaded, tokenizer, wanted
         self._prompts = Prompts(loaded, tokenizer, max_tokens=wanted.texts.max_tokens, slides=False)
         self.rows = wanted.batch or ROWS
-        self._never = never_written(loaded.model, loaded.vocabulary)
 
     def check(self, values: Values) -> None:
         prompt_of(values)
@@ -50,13 +50,7 @@ class Searching(Work):
             ids = [np.array(prompts[place].ids) for place in group]
             lengths = torch.tensor([len(own) for own in ids])
             rows = torch.from_numpy(stacked(ids, int(lengths.max()), 0))
-            how = Decoding(
-                most,
-                self._loaded.vocabulary.eos_id,
-                beams=self._beams,
-                never=self._never,
-                other_ends=tuple(self._loaded.ends),
-            )
+            how = search_of(self._loaded, most, self._beams)
             for place, best in zip(group, decode(self._loaded.model, rows, lengths, how), strict=True):
                 found[place] = best[: self._wanted.choices]
             left -= len(group)
@@ -74,16 +68,11 @@ class Searching(Work):
         order = sorted(range(len(prompts)), key=lambda place: len(prompts[place].ids))
         rooms: dict[int, list[int]] = {}
         for place in order:
-            rooms.setdefault(self._room(prompts[place]), []).append(place)
+            room = room_after(self._loaded, len(prompts[place].ids), self._wanted.texts.max_tokens)
+            rooms.setdefault(room, []).append(place)
         for most, places in rooms.items():
             for start in range(0, len(places), self.rows):
                 yield places[start : start + self.rows], most
-
-    def _room(self, prompt: Prompt) -> int:
-        most, context = self._wanted.texts.max_tokens, context_of(self._loaded)
-        if context is None:
-            return most
-        return min(most, context if self._loaded.model.reads_source else max(1, context - len(prompt.ids)))
 
     def _line(
         self, index: int, line: Line, prompt: Prompt, found: list[Hypothesis], counts: Counter[str]
@@ -99,8 +88,6 @@ class Searching(Work):
 
     def _choice(self, prompt: Prompt, found: Hypothesis) -> dict[str, Any]:
         before = () if self._loaded.task.continues_whole else prompt.own
-        writer = TextWriter(self._tokenizer, before, self._wanted.texts.stops)
-        text = "".join([*map(writer.take, found.ids), writer.finish()])
-        reason = "stop" if found.ended or writer.is_stopped else "length"
+        text, reason = text_of(found, TextWriter(self._tokenizer, before, self._wanted.texts.stops))
         told = {"text": text, "finish_reason": reason, "num_tokens": len(found.ids)}
         return {**told, "log_prob": nats(found.log_prob), "score": nats(found.score)}

@@ -35,7 +35,7 @@ class Judge:
             kind = loaded.config.task.kind
             raise UserError(f"--score: task: {kind} does not predict each token of a text; leave it out")
         self._loaded, self._batch, self._precision = loaded, batch, loaded.config.train.precision
-        self.context = context_of(loaded)
+        self.context = context_of(loaded.config)
         self.is_by_token = loaded.task.takes_context  # else there is but a bound for a text as a whole
 
     def likelihoods(

@@ -44,7 +44,7 @@ class Prompts:
     """
 
     def __init__(self, loaded: Loaded, tokenizer: Tokenizer, *, max_tokens: int, slides: bool) -> None:
-        self._loaded, self._tokenizer, context = loaded, tokenizer, context_of(loaded)
+        self._loaded, self._tokenizer, context = loaded, tokenizer, context_of(loaded.config)
         self._most = context
         if context is not None and not slides and not loaded.model.reads_source:
             self._most = max(1, context - max_tokens, context // 2)
@@ -68,7 +68,7 @@ class Writing(Work):
         how = wanted.texts
         self._prompts = Prompts(loaded, tokenizer, max_tokens=how.max_tokens, slides=how.slides)
         self.rows = wanted.batch or ROWS
-        self._vocabulary, self._context = loaded.vocabulary, context_of(loaded)
+        self._vocabulary, self._context = loaded.vocabulary, context_of(loaded.config)
         self.seconds: dict[str, float] = dict.fromkeys(self.counted, 0.0)
         first = (loaded.vocabulary.first_id,)
         if fault := self._engine().fault(self._request(Prompt("", first, (), 0), 0)):
