@@ -16,7 +16,7 @@ SOURCES = sorted(path for part in ("hvdlm", "preprocessing", "perf", "jobs") for
 LAYERS = """
     errors | partition | tables | numerals | json_members | first_bytes | host | files | config | launch | world
     | tokenizer optim sync checkpoint session | data | compute | models | scoring exchange decoding | records | tasks
-    | train | inference | preprocessing perf jobs serve | doctor | cli | __main__
+    | parallel | train | inference | preprocessing perf jobs serve | doctor | cli | __main__
 """
 FLOORS = {room: floor for floor, rooms in enumerate(LAYERS.split("|")) for room in rooms.split()}
 

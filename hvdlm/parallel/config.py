@@ -1,0 +1,40 @@
+"""The `parallel` section: how the ranks share a model, beside the data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hvdlm.config import Section
+from hvdlm.parallel.mesh import Mesh, mesh_of
+
+Ranks = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class ParallelConfig(Section):
+    """All ranks are `pipeline` x `data` x `tensor`. A run may be resumed with another mesh."""
+
+    data: Literal["auto"] | Ranks = Field("auto", description="replicas that share each batch; auto: what is left")
+    pipeline: Ranks = Field(1, description="stages that the layers are cut into, one behind the other")
+    tensor: Ranks = Field(1, description="ranks that share each layer's heads, MLP and vocabulary")
+    sequence: bool = Field(False, description="tensor ranks share what lies between their layers too, by the token")
+    zero: int = Field(0, ge=0, le=1, description="1: data replicas share the optimizer's state (ZeRO-1)")
+    schedule: str = Field("1f1b", description="in which order a stage works on micro-batches")
+    chunks: int = Field(1, ge=1, le=64, description="of layers on each stage, for schedule: interleaved")
+    tensor_blocks: int = Field(
+        0, ge=0, le=64, description="8: products in 8 fixed blocks, with the same bits at 1, 2, 4 and 8 ranks; slow"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ParallelConfig:
+        if self.sequence and self.tensor == 1:
+            raise ValueError("sequence: true is of tensor ranks, and tensor is 1; leave it out")
+        if self.tensor_blocks and self.tensor_blocks % self.tensor:
+            raise ValueError(f"tensor_blocks {self.tensor_blocks} cannot be shared by tensor {self.tensor}")
+        return self
+
+    def mesh(self, size: int) -> Mesh:
+        """Of so many ranks; UserError where they cannot be laid out so."""
+        data = None if self.data == "auto" else self.data
+        return mesh_of(size, data=data, pipeline=self.pipeline, tensor=self.tensor)
