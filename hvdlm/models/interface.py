@@ -77,6 +77,11 @@ class FamilyConfig(Section, ABC):
         return ("lm",)
 
     @property
+    def can_be_cut(self) -> bool:
+        """Whether ranks can share one model of it, by the layer or within layers."""
+        return False
+
+    @property
     def predicts_tokens(self) -> bool:
         """Whether it has a head over the vocabulary; what has none is a body, for tasks with a head of their own."""
         return True

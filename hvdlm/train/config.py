@@ -18,6 +18,7 @@ from hvdlm.models.lora import LoraConfig, compiled
 from hvdlm.models.transformer import TransformerConfig
 from hvdlm.optim import OptimConfig
 from hvdlm.optim.ema import EmaConfig
+from hvdlm.parallel.config import ParallelConfig
 from hvdlm.session.logs import LogConfig
 from hvdlm.sync import AutoConfig, SyncConfig
 from hvdlm.tasks import TASKS, AnyTaskConfig
@@ -91,6 +92,7 @@ class RunConfig(Section):
     )
     train: TrainConfig
     guard: Free[GuardConfig] = GuardConfig()
+    parallel: Free[ParallelConfig] = ParallelConfig()
     sync: Free[SyncConfig] = AutoConfig()
     world: Free[WorldKind] = Field("auto", description="how ranks talk; auto: by launcher and sync, serial by hand")
     checkpoint: Free[CheckpointConfig] = CheckpointConfig()
@@ -201,6 +203,33 @@ class RunConfig(Section):
                 raise ValueError(
                     f"{self.sync.label} cannot leave a step out; no fp16, guard.nonfinite: stop, guard.spike: off"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_parallel(self) -> RunConfig:
+        """What a model that several ranks share cannot do."""
+        parallel, family = self.parallel, self.model.family
+        if self.model.learner != "gradient" and parallel != ParallelConfig():
+            raise ValueError(
+                f"parallel: shares what is trained by gradients, and this {family} is counted; leave it out"
+            )
+        if parallel.pipeline * parallel.tensor == 1 and not parallel.tensor_blocks:
+            return self
+        if not self.model.can_be_cut:
+            raise ValueError(
+                f"parallel.pipeline, parallel.tensor: share a transformer without an encoder, not this {family}; leave"
+                " them at 1 (parallel.zero: 1 is for any)"
+            )
+        odd = {
+            self.sync.label: not (self.sync.keeps_replicas_equal and self.sync.reduces_before_step),
+            "data.order: contiguous": self.data.order == "contiguous",
+            "train.compile: true": self.train.compile,
+            "lora": self.lora is not None and parallel.tensor > 1,
+        }
+        if found := next((name for name, is_odd in odd.items() if is_odd), ""):
+            raise ValueError(
+                f"{found}: goes with whole models alone; leave it out, or set parallel.pipeline and tensor to 1"
+            )
         return self
 
     def _check_contiguous(self) -> None:

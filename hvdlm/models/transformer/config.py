@@ -32,6 +32,10 @@ class TransformerConfig(Options):
         return ("lm", "seq2seq", *BODY_TASKS) if self.causal else ("mlm", *BODY_TASKS)
 
     @property
+    def can_be_cut(self) -> bool:
+        return not self.encoder_layers
+
+    @property
     def task_remedy(self) -> str:
         if self.encoder_layers:
             return "; model.encoder_layers: 0 makes it one for lm"
