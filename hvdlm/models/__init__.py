@@ -1,13 +1,14 @@
 """Model families behind one interface."""
 
 from hvdlm.models.families import MODELS, ModelConfig, build_model, num_parameters
-from hvdlm.models.interface import FamilyConfig, LanguageModel, State, Vocabulary
+from hvdlm.models.interface import FamilyConfig, LanguageModel, Part, State, Vocabulary
 
 __all__ = [
     "MODELS",
     "FamilyConfig",
     "LanguageModel",
     "ModelConfig",
+    "Part",
     "State",
     "Vocabulary",
     "build_model",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,14 @@ class FamilyConfig(Section, ABC):
         return self.model_dump(include={name for name, field in fields if OF_TRAINING not in field.metadata})
 
 
+class Part(NamedTuple):
+    """What a pass goes through of a model whose layers several ranks have one behind the other."""
+
+    layers: range
+    received: Tensor | None  # (B, T, C) of the layers before them; None: it begins with ids
+    is_last: bool  # what stands behind the last layer follows
+
+
 class LanguageModel(nn.Module, ABC):
     """A body, `model(ids, state, draws)`, and a head, `model.head(hidden)`.
 
@@ -168,6 +176,14 @@ class LanguageModel(nn.Module, ABC):
         hidden vectors are 0 there. One that looks only back may ignore lengths: no token sees the padding behind it,
         and what is there of hidden vectors and state means nothing.
         """
+
+    def keep(self, parts: Sequence[range], *, is_first: bool, is_last: bool) -> None:
+        """Drop all but some of its layers, and what stands before the first and behind the last where it has not these.
+
+        From then on `forward(…, part=)` is asked for. Names of parameters stay; where embedding and head are tied, the
+        last keeps `head.weight` as a tensor that is no parameter.
+        """
+        raise NotImplementedError
 
     def initial_state(self, num: int) -> State:
         """Of `num` samples that have no past, on the model's device."""

@@ -6,6 +6,7 @@ embeddings), Devlin et al. 2019 (BERT: the encoder alone). Those of the options 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from hvdlm.compute.draws import Draws
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
-from hvdlm.models.interface import LanguageModel, State, Vocabulary
+from hvdlm.models.interface import LanguageModel, Part, State, Vocabulary
 from hvdlm.models.padding import known_of, only
 from hvdlm.models.slots import Slots
 from hvdlm.models.transformer.attention import source_sight
@@ -92,7 +93,7 @@ class Transformer(LanguageModel):
         count = () if options.keep is None else (torch.zeros(num, dtype=torch.int64, device=like.device),)
         return (like.new_zeros(shape),) * (2 * options.layers) + count
 
-    def forward(
+    def forward(  # noqa: PLR0913 - what a pass may be told
         self,
         ids: Tensor,
         state: State | None = None,
@@ -101,6 +102,7 @@ class Transformer(LanguageModel):
         lengths: Tensor | None = None,
         types: Tensor | None = None,
         segments: Tensor | None = None,
+        part: Part | None = None,
     ) -> tuple[Tensor, State | None]:
         """As any family's; a model with an encoder begins with the state that `encode` gives.
 
@@ -110,23 +112,44 @@ class Transformer(LanguageModel):
 
         `segments` (B, T) of a model without an encoder, and without a state: each run of one number is a text for
         itself, as if it stood in a row of its own, but for rounding.
+
+        With a `part`, and without a state, it is what those layers make of the stream.
         """
         assert segments is None or (state is None and self.encoder is None)
         options, time, held = self.options, ids.shape[1], self._held(state)
         padding = None if options.causal else known_of(lengths, time)
         known = self._known(held, time) if options.causal else padding
-        x = self.embed(ids)  # (B, T, C)
+        x = self.embed(ids) if part is None or part.received is None else part.received  # (B, T, C)
         seen = held.length + time
         view = view_of(self.entrance, options, x, seen, known, causal=options.causal, segments=segments)
         # What is relative needs no places: distances within a segment stay.
         places = None if segments is None else places_within(segments)
-        x = only(self.entrance(x, draws, first=held.length, types=types, places=places), padding)
+        if part is None or part.received is None:
+            x = only(self.entrance(x, draws, first=held.length, types=types, places=places), padding)
         source, frugal = self._source(held), options.activation_checkpointing
-        x, after = through(self.blocks, x, view, draws, frugal=frugal, pasts=held.pasts, source=source)
-        x = only(self.norm(x), padding)
+        blocks = self.blocks if part is None else [self.blocks.get_submodule(str(n)) for n in part.layers]
+        x, after = through(blocks, x, view, draws, frugal=frugal, pasts=held.pasts, source=source)
+        if part is None or part.is_last:
+            x = only(self.norm(x), padding)
         if state is None:
             return x, None
         return x, (*after, *(() if held.num_read is None else (held.num_read + time,)), *held.of_source)
+
+    def keep(self, parts: Sequence[range], *, is_first: bool, is_last: bool) -> None:
+        kept = nn.ModuleList()
+        for number in (number for layers in parts for number in layers):
+            kept.add_module(str(number), self.blocks.get_submodule(str(number)))
+        self.blocks = kept
+        shared, head = self.embed.weight, self.head
+        if is_last and not is_first and getattr(head, "weight", None) is shared:
+            del head.weight
+            head.weight = shared.detach().clone().requires_grad_(shared.requires_grad)  # a tensor, no parameter
+        if not is_first:
+            self.entrance.drop_parameters()
+            self.embed = nn.Identity()  # type: ignore[assignment]
+        if not is_last:
+            self.norm = nn.Identity()
+            self.head = nn.Identity()
 
     def encode(self, source: Tensor, lengths: Tensor | None = None, draws: Draws | None = None) -> State:
         """Ids (B, S), of which those behind `lengths` (B,) are padding -> the state that the decoder begins with."""

@@ -14,6 +14,7 @@ from hvdlm.models.padding import only
 from hvdlm.models.transformer.attention import Shelf, Sight, View, sight_of
 from hvdlm.models.transformer.blocks import Block, norm_of
 from hvdlm.models.transformer.options import Options
+from hvdlm.models.transformer.positions import Positions
 
 Source = tuple[list[State], Sight]  # keys and values for each block, and what is seen of them
 
@@ -50,6 +51,12 @@ class Entrance(nn.Module):
         elif types is not None:
             raise ValueError("model.token_types is 0: this model knows one kind of text")
         return dropout(self.norm(x), self.dropout, draws, self.site)
+
+    def drop_parameters(self) -> None:
+        """Where other layers stand before: there it only tells attention what that must know of positions."""
+        self.types, self.norm = None, nn.Identity()
+        if any(True for _ in self.positions.parameters()):  # added to embeddings, no more
+            self.positions = Positions()
 
     def _added_at(self, places: Tensor) -> Tensor | None:
         """As `added` of positions, (B, T, C)."""
