@@ -269,11 +269,13 @@ def test_a_mistake_in_an_override_is_one_clear_line(override, pattern, write):
 
 
 def test_what_may_differ_when_a_run_is_resumed():
-    sections = (
-        "checkpoint data.mixture data.path guard log model.activation_checkpointing parallel run_dir sync world task.samples"
-    )
+    sections = "checkpoint data.mixture data.path guard log model.activation_checkpointing parallel run_dir sync world"
     train = "compile deterministic device digest_every epochs eval_every eval_tokens micro_batch minutes patience"
-    expected = {*sections.split(), *(f"train.{key}" for key in f"{train} steps target_loss threads tokens".split())}
+    expected = {
+        "task.samples",
+        *sections.split(),
+        *(f"train.{key}" for key in f"{train} steps target_loss threads tokens".split()),
+    }
     assert free_on_resume(RunConfig) == expected
 
 

@@ -17,6 +17,7 @@ from hvdlm.data.manifest import read_manifest
 from hvdlm.data.stream import TokenStream
 from hvdlm.data.windows import IGNORED
 from hvdlm.models import build_model
+from hvdlm.parallel.axes import axes_of
 from hvdlm.tasks.language_model import ObjectiveConfig, objective
 from hvdlm.train.parts import vocabulary_of
 from hvdlm.train.step import GradientLearner
@@ -51,7 +52,9 @@ def gradient(sentences, tmp_path):
 
         def learner_of(world):
             with BUILDING:
-                learner = GradientLearner(config, TokenStream(sentences, "train"), manifest, world, Place(0, 1, 1))
+                learner = GradientLearner(
+                    config, TokenStream(sentences, "train"), manifest, axes_of(world, config.parallel), Place(0, 1, 1)
+                )
             if spoil is not None:
                 learner.batches = spoil(learner.batches)
             learner.agree()
@@ -66,7 +69,9 @@ def gradient(sentences, tmp_path):
 def at_once(sentences, tmp_path):
     """(gradient, loss, targets) of the whole first global batch in one pass."""
     config, manifest = make_config(sentences, tmp_path, *DOCUMENTS), read_manifest(sentences)
-    learner = GradientLearner(config, TokenStream(sentences, "train"), manifest, SerialWorld(), Place(0, 1, 1))
+    learner = GradientLearner(
+        config, TokenStream(sentences, "train"), manifest, axes_of(SerialWorld(), config.parallel), Place(0, 1, 1)
+    )
     ids = torch.from_numpy(learner.batches.windows(np.arange(12), 0))
     model = build_model(config.model, vocabulary_of(manifest), config.seed)
     inputs, targets = ids[:, :-1].clamp(min=0), ids[:, 1:]

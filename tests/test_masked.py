@@ -22,6 +22,7 @@ from hvdlm.inference.evaluate import evaluate_checkpoint
 from hvdlm.inference.generate import Texts, continue_text
 from hvdlm.models import Vocabulary, build_model
 from hvdlm.models.transformer import TransformerConfig
+from hvdlm.parallel.axes import axes_of
 from hvdlm.tasks import TaskContext
 from hvdlm.tasks.evaluate import evaluate
 from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig
@@ -168,7 +169,9 @@ def test_a_step_is_the_same_at_any_number_of_ranks_and_micro_batches(data_dir, t
 
         def on_rank(world):
             with BUILDING:
-                learner = GradientLearner(config, TokenStream(data_dir, "train"), manifest, world, Place(0, 1, 1))
+                learner = GradientLearner(
+                    config, TokenStream(data_dir, "train"), manifest, axes_of(world, config.parallel), Place(0, 1, 1)
+                )
             learner.agree()
             found = []
             learner.sync.step = lambda: found.append(torch.cat([p.grad.flatten() for p in learner.sync.parameters]))

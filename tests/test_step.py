@@ -17,6 +17,7 @@ from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
 from hvdlm.inference.evaluate import evaluate_checkpoint
 from hvdlm.inference.load import load_checkpoint_model
+from hvdlm.parallel.axes import axes_of
 from hvdlm.session.metrics import read_metrics, read_run
 from hvdlm.train.guard import Verdict
 from hvdlm.train.learners import LEARNERS
@@ -33,7 +34,9 @@ def make_engine(data_dir, tmp_path):
 
     def make(*overrides, world=None):
         config = make_config(data_dir, tmp_path, *overrides)
-        return GradientLearner(config, source, manifest, world or SerialWorld(), Place(0, 1, 1))
+        return GradientLearner(
+            config, source, manifest, axes_of(world or SerialWorld(), config.parallel), Place(0, 1, 1)
+        )
 
     return make
 
@@ -236,12 +239,12 @@ def test_the_mean_of_the_weights_is_evaluated_and_restored(data_dir, tmp_path):
 
 
 def test_the_noise_scale_of_pure_noise_is_large_and_of_none_small():
-    scale = NoiseScale(torch.nn.Linear(1, 1))
+    scale = NoiseScale([])
     signal, noise = 4.0, 100.0  # squared norm of the true gradient, trace of the covariance
     for _ in range(50):
         found = scale.estimate(signal + noise / 2, signal + noise / 32, 2, 32)
     assert found == pytest.approx(noise / signal)
-    assert NoiseScale(torch.nn.Linear(1, 1)).estimate(signal, signal, 2, 32) is None
+    assert NoiseScale([]).estimate(signal, signal, 2, 32) is None
     assert scale.estimate(1.0, 1.0, 4, 4) is None
 
 

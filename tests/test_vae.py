@@ -26,6 +26,7 @@ from hvdlm.inference.sampling import Sampling
 from hvdlm.models import Vocabulary, build_model
 from hvdlm.models.latent import LatentModel, Posterior
 from hvdlm.models.vae import VaeConfig
+from hvdlm.parallel.axes import axes_of
 from hvdlm.session.metrics import read_metrics
 from hvdlm.tasks import TaskContext
 from hvdlm.tasks.elbo import ElboConfig
@@ -226,7 +227,7 @@ def learner_of(sentences, tmp_path, world, *overrides):
     config = make_config(sentences, tmp_path, *SENTENCES, "optim.clip=0", "train.steps=4", *overrides)
     with BUILDING:
         source, manifest = TokenStream(sentences, "train"), read_manifest(sentences)
-        learner = GradientLearner(config, source, manifest, world, Place(0, 1, 1))
+        learner = GradientLearner(config, source, manifest, axes_of(world, config.parallel), Place(0, 1, 1))
     with torch.no_grad():
         learner.model.posterior.weight.mul_(torch.tensor([1.0, 9.0] * 4).unsqueeze(1))
     learner.agree()

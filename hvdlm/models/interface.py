@@ -177,6 +177,10 @@ class LanguageModel(nn.Module, ABC):
         and what is there of hidden vectors and state means nothing.
         """
 
+    def layer_costs(self, seq_len: int) -> list[float]:
+        """Of each layer what a token costs in it, for parts of about equal work; nothing where it can't be cut."""
+        return []
+
     def keep(self, parts: Sequence[range], *, is_first: bool, is_last: bool) -> None:
         """Drop all but some of its layers, and what stands before the first and behind the last where it has not these.
 

@@ -68,6 +68,7 @@ class Sync(ABC):
     """
 
     kind = ""  # that of the config; `build_sync` sets it
+    orders_micro_batches = False  # the sum depends on nothing but the gradients of single micro-batches
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
         self.optimizer: Any = optimizer  # its state is saved, its learning rate set; a wrapper replaces it

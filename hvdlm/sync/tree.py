@@ -110,6 +110,8 @@ class TreeSync(Sync):
     what a ring allreduce sends. Otherwise it sends each of its up to 2 log2(passes) nodes.
     """
 
+    orders_micro_batches = True
+
     def __init__(self, config: TreeConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
         super().__init__(model, optimizer, world)
         self._layout = FlatLayout(self.parameters, world.size)

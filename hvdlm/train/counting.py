@@ -23,6 +23,7 @@ from hvdlm.compute.device import prepare_device
 from hvdlm.data.manifest import Manifest
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
+from hvdlm.parallel.axes import Axes
 from hvdlm.partition import slice_of
 from hvdlm.sync.tree import Node, fold, nodes_of, push
 from hvdlm.train.batch_plan import BatchPlan
@@ -31,7 +32,6 @@ from hvdlm.train.guard import Verdict
 from hvdlm.train.learner import Learner, Source, StepResult
 from hvdlm.train.parts import build_task, vocabulary_of
 from hvdlm.train.trained import model_of
-from hvdlm.world.interface import World
 from hvdlm.world.place import Place
 
 log = logging.getLogger("hvdlm")
@@ -45,11 +45,12 @@ class CountingLearner(Learner):
     descends = False
     passes: ClassVar[int | None] = None  # all that it takes; None: as many as the config says
 
-    def __init__(self, config: RunConfig, source: Source, manifest: Manifest, world: World, place: Place) -> None:
+    def __init__(self, config: RunConfig, source: Source, manifest: Manifest, axes: Axes, place: Place) -> None:
         if not isinstance(source, TokenStream):
             raise UserError(f"data.mixture: {config.model.family} is counted in one corpus; set data.path")
         train = config.train
-        self.config, self.world, self.text, self.eos_id = config, world, source, manifest.eos_id
+        self.config, self.axes, self.world = config, axes, axes.world
+        self.text, self.eos_id = source, manifest.eos_id
         self.device = prepare_device(train.device, place, threads=train.threads, deterministic=train.deterministic)
         self.plan = BatchPlan(1)
         self.epoch_samples = [1.0]
@@ -57,6 +58,7 @@ class CountingLearner(Learner):
         vocabulary = vocabulary_of(manifest)
         self.task = build_task(config, vocabulary)
         self.model = model_of(config, vocabulary, self.task).to(self.device)
+        self.flops_per_token = self.task.flops_per_token(self.model, config.data.seq_len)
         self.val_losses: list[float] = []
         self._sent = 0
 
@@ -115,8 +117,8 @@ class Summing(Protocol):
 class SumsLearner(CountingLearner):
     """For models that are `Summing`."""
 
-    def __init__(self, config: RunConfig, source: Source, manifest: Manifest, world: World, place: Place) -> None:
-        super().__init__(config, source, manifest, world, place)
+    def __init__(self, config: RunConfig, source: Source, manifest: Manifest, axes: Axes, place: Place) -> None:
+        super().__init__(config, source, manifest, axes, place)
         self._units = units_of(self.text)
         self._figures: dict[str, float] = {}
 

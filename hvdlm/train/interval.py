@@ -101,7 +101,7 @@ class IntervalMeter:
         self._length = 1
         train = learner.config.train
         self._peak = peak_flops(learner.device, train.precision)
-        self._flops = learner.task.flops_per_token(learner.model, learner.config.data.seq_len)
+        self._flops = learner.flops_per_token
         numbers = (every, train.eval_every, learner.config.checkpoint.every, train.digest_every)
         self._stops = [number for number in numbers if number]
         self._since = time.perf_counter()

@@ -12,10 +12,10 @@ from torch.nn.utils import parameters_to_vector
 from hvdlm import checkpoint
 from hvdlm.data.manifest import Manifest
 from hvdlm.optim.lbfgs import Pair, Point, iterate, remembered
+from hvdlm.parallel.axes import Axes
 from hvdlm.train.config import RunConfig
 from hvdlm.train.counting import SumsLearner
 from hvdlm.train.learner import Source
-from hvdlm.world.interface import World
 from hvdlm.world.place import Place
 
 MOST_PAIRS = 6  # of steps that are remembered: each takes the room of the weights twice
@@ -33,8 +33,8 @@ class LbfgsLearner(SumsLearner):
     The objective is that of a token: its loss, l1 |weights| and l2 / 2 weights^2.
     """
 
-    def __init__(self, config: RunConfig, source: Source, manifest: Manifest, world: World, place: Place) -> None:
-        super().__init__(config, source, manifest, world, place)
+    def __init__(self, config: RunConfig, source: Source, manifest: Manifest, axes: Axes, place: Place) -> None:
+        super().__init__(config, source, manifest, axes, place)
         self._penalties = cast(Penalized, self.model).penalties
         self._pairs: list[Pair] = []
         self._point: Point | None = None  # where the weights are; after a restart it is found again, bit for bit

@@ -18,6 +18,7 @@ from hvdlm.data.orders import MixedStreams
 from hvdlm.data.records import Records
 from hvdlm.data.stream import TokenStream
 from hvdlm.models import LanguageModel, num_parameters
+from hvdlm.parallel.axes import Axes
 from hvdlm.tables import counted
 from hvdlm.tasks import Task
 from hvdlm.train.batch_plan import BatchPlan
@@ -50,6 +51,7 @@ class Learner(ABC):
     descends: ClassVar[bool] = True
 
     config: RunConfig
+    axes: Axes
     world: World
     model: LanguageModel
     task: Task
@@ -57,11 +59,12 @@ class Learner(ABC):
     plan: BatchPlan
     total_steps: int
     epoch_samples: list[float]  # in how many samples of the order each corpus is seen once
+    flops_per_token: int  # of the whole model, forward and backward
     val_losses: list[float]
     left_out = 0  # samples that a rewind has passed over
 
     @abstractmethod
-    def __init__(self, config: RunConfig, source: Source, manifest: Manifest, world: World, place: Place) -> None:
+    def __init__(self, config: RunConfig, source: Source, manifest: Manifest, axes: Axes, place: Place) -> None:
         """Builds this rank's part and talks to no other: a rank may fail here. Then `agree`."""
 
     @abstractmethod
@@ -95,10 +98,15 @@ class Learner(ABC):
         yield
 
     def agree(self) -> None:
-        """Give every rank rank 0's weights and buffers; collective."""
+        """Give every replica the first one's weights and buffers; collective."""
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             if tensor.numel():
-                self.world.broadcast_(tensor.data)
+                self.axes.data.broadcast_(tensor.data)
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model."""
+        return num_parameters(self.model)
 
     def lr_of(self, step: int) -> float | None:
         """Learning rate of a step, the same at any number of ranks; None where nothing descends."""
@@ -121,7 +129,7 @@ class Learner(ABC):
     @property
     def size_in_words(self) -> str:
         """How large the model is, as it stands behind the family's name."""
-        return f"of {num_parameters(self.model):,} parameters"
+        return f"of {self.num_parameters:,} parameters"
 
     @property
     def step_in_words(self) -> str:

@@ -13,7 +13,6 @@ import torch
 from hvdlm import checkpoint
 from hvdlm.data.corpora import Corpora
 from hvdlm.errors import StoppedOnRequest, UserError
-from hvdlm.models import num_parameters
 from hvdlm.session.metrics import ENDED, LEFT_OUT, RESUMED, REWOUND, STARTED, STOPPED, RunLog
 from hvdlm.session.progress import Progress
 from hvdlm.session.stop import SAVE, StopFlag, Wish
@@ -364,7 +363,7 @@ class Loop:
             "val_protocol": self.validation.protocol or None,
             "best_val_loss": min(losses, default=None),
             **({"best_step": best["step"], "best_figure": best["figure"]} if best else {}),
-            "parameters": num_parameters(self.learner.model),
+            "parameters": self.learner.num_parameters,
             "tokens": self.learner.tokens_before(self.step),
             "seconds": round(self.seconds, 3),
             "tokens_per_s": self.tokens / self.seconds if self.seconds else None,

@@ -29,6 +29,7 @@ from hvdlm.exchange.manners import keep_manners
 from hvdlm.files import read_text, write_text_durably
 from hvdlm.host import affinity, has_bf16
 from hvdlm.launch.environment import memory_is_tuned
+from hvdlm.parallel.axes import axes_of
 from hvdlm.session.metrics import FAILED, STOPPED, RunLog
 from hvdlm.session.progress import Progress
 from hvdlm.session.stop import KILL, BatchJob, StopFlag, stop_flag
@@ -62,11 +63,12 @@ FREE_ON_RESUME = free_on_resume(RunConfig)
 def build_learner(config: RunConfig, world: World) -> tuple[Learner, Corpora]:
     """A learner for this config; what is wrong with the data or the numbers is raised on all ranks."""
     place = find_place(world)
+    axes = axes_of(world, config.parallel)
     with world.together():
         corpora = open_corpora(config.data)
         source = corpora.records("train") if config.task.reads_records else corpora.train_source()
     with world.together():
-        learner = LEARNERS[config.model.learner](config, source, corpora.manifest, world, place)
+        learner = LEARNERS[config.model.learner](config, source, corpora.manifest, axes, place)
         if is_imported(config.model) and isinstance(learner.task, LanguageModelling):
             _refuse_foresight(learner, corpora.manifest.vocab_size)
     check_own_gpu(learner.device, world)

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hvdlm import checkpoint
 from hvdlm.compute.device import autocast, prepare_device
-from hvdlm.compute.draws import Draws, draws_for
+from hvdlm.compute.draws import draws_for
 from hvdlm.compute.trace import Timed, Trace
 from hvdlm.data.manifest import Manifest
 from hvdlm.data.orders import ContiguousBatches, OrderSettings, order_over
@@ -23,24 +23,28 @@ from hvdlm.data.record_batches import RecordBatches
 from hvdlm.data.records import Records
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
+from hvdlm.models import LanguageModel
 from hvdlm.optim import build_optimizer, lr_at, set_lr
 from hvdlm.optim.ema import Ema
+from hvdlm.parallel.axes import Axes
+from hvdlm.parallel.pipeline import Pipeline, Tied, in_chunks
+from hvdlm.parallel.sharing import Shared, Whole, share
 from hvdlm.partition import slice_of
 from hvdlm.sync import build_sync
-from hvdlm.tasks import Sums, Task
+from hvdlm.tasks import Batch, Sums, Task
 from hvdlm.tasks.records import RecordTask
 from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig, total_steps
 from hvdlm.train.guard import Guard, Verdict
 from hvdlm.train.learner import Learner, Source, StepResult
 from hvdlm.train.loss_scale import LossScaler
+from hvdlm.train.micro_batches import MicroBatch, StepWork
 from hvdlm.train.noise_scale import NoiseScale
 from hvdlm.train.parts import build_task, vocabulary_of
 from hvdlm.train.prefetch import Prefetch
 from hvdlm.train.recurrent_state import RecurrentState
 from hvdlm.train.token_plan import TokenPlan
 from hvdlm.train.trained import model_of
-from hvdlm.world.interface import World
 from hvdlm.world.place import Place
 
 
@@ -57,46 +61,74 @@ class _Share:
 class GradientLearner(Learner):
     """Model, optimizer, sync and data order of one rank, ready to run any step."""
 
-    def __init__(self, config: RunConfig, source: Source, manifest: Manifest, world: World, place: Place) -> None:
+    def __init__(self, config: RunConfig, source: Source, manifest: Manifest, axes: Axes, place: Place) -> None:
         train = config.train
-        self.config, self.world = config, world
+        self.config, self.axes, self.world = config, axes, axes.world
         plan = BatchPlan(train.global_batch, train.ramp)
-        plan.check(train.micro_batch, world.size)
+        plan.check(train.micro_batch, axes.data.size)
         self.device = prepare_device(train.device, place, threads=train.threads, deterministic=train.deterministic)
         lacking = config.model.without_cpu_fp16
         if lacking and train.precision == "fp16" and self.device.type == "cpu":
             raise UserError(f"train.precision: fp16 is not there for {lacking} on CPUs; use bf16 or fp32")
         vocabulary = vocabulary_of(manifest)
         self.task = build_task(config, vocabulary, manifest.fields)
-        self.model = model_of(config, vocabulary, self.task).to(self.device)
+        self.model = model_of(config, vocabulary, self.task)
+        self.whole = Whole.of(self.model)
+        self.flops_per_token = self.task.flops_per_token(self.model, config.data.seq_len)
+        self.shared = share(self.model, axes, config.parallel, self.model.layer_costs(config.data.seq_len))
+        self.model.to(self.device)
         self.batches: Any = _order_of(config, source, self.task, manifest)
         self.plan = TokenPlan(self.batches) if train.batch_tokens else plan
         self.epoch_samples = self.batches.epoch_samples
         self.total_steps = total_steps(train, self.plan, self.epoch_samples, self.batches.tokens_per_sample)
         # With the loss in the same graph its float32 logits, the largest tensor of all, are never written.
         self._loss = torch.compile(self.task.loss) if train.compile else self.task.loss
-        self.noise_scale = NoiseScale(self.model)  # its hooks must run before those of the sync
-        optimizer = build_optimizer(self.model, config.optim, self.model.parameter_roles())
-        self.sync = build_sync(config.sync, self.model, optimizer, world)
+        self.noise_scale = NoiseScale(self._counted())  # its hooks must run before those of the sync
+        optimizer = build_optimizer(self.model, config.optim, self.whole.roles)
+        self.sync = build_sync(config.sync, self.model, optimizer, axes.data)
+        self.pipeline = self._pipeline_of(self.shared)
         self.ema = Ema(self.model, config.ema) if config.ema.decay else None
         self.guard = Guard(config.guard)
         self.scaler = LossScaler() if train.precision == "fp16" else None
         self.recurrent_state: RecurrentState | None = None
         if isinstance(self.batches, ContiguousBatches):
-            self.recurrent_state = RecurrentState(self.model, train.global_batch, world)
+            self.recurrent_state = RecurrentState(self.model, train.global_batch, axes.data)
         self.left_out = 0  # samples that a rewind has passed over
         self.val_losses: list[float] = []
         # On a GPU the norm is looked at only where somebody must know it: that waits for all that was started.
         looks = self.guard.is_needed or self.scaler is not None or self.device.type == "cpu"
         self.is_timed = False  # on a GPU: wait at the end of each step, so that `step_s` is the whole of it
         # What this rank computed last is over before it waits for others, so that `comm_s` is that wait alone.
-        self._computes_first = self.device.type == "cuda" and world.size > 1 and config.sync.keeps_replicas_equal
+        self._computes_first = self.device.type == "cuda" and self.world.size > 1 and config.sync.keeps_replicas_equal
         self._judges = looks and (config.sync.reduces_to_mean or not config.sync.keeps_replicas_equal)
         self._takes_draws = self.model.takes_draws or self.task.takes_draws
         self._padding = Padding()
         self._is_proven = False  # whether the task was seen to count ahead what its loss adds up
         self._reader = Prefetch(self._read)
-        self._trace = Trace(config.log.trace, config.run_dir / "trace" / f"rank{world.rank}.json")
+        self._trace = Trace(config.log.trace, config.run_dir / "trace" / f"rank{self.world.rank}.json")
+
+    def _counted(self) -> list[nn.Parameter]:
+        """Those parameters whose gradients are of this rank alone among the ranks that hold a replica together."""
+        cuts, is_first = self.shared.cuts, self.axes.place.tensor == 0
+        return [p for name, p in self.model.named_parameters() if is_first or not cuts[name].is_whole]
+
+    def _pipeline_of(self, shared: Shared) -> Pipeline:
+        named, layout = dict(self.model.named_parameters()), shared.layout
+        parts = layout.of_rank(self.axes.place.pipeline)
+        orders = self.sync.orders_micro_batches
+        tied = None if shared.tied is None else Tied(shared.tied, each=orders)
+        return Pipeline(
+            self.axes.pipeline,
+            layout,
+            self.config.parallel.schedule,
+            parameters=in_chunks(named, parts),
+            holds=orders and len(parts) > 1,
+            tied=tied,
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        return self.whole.num_parameters
 
     def run(self, first: int, end: int) -> list[StepResult]:
         """Train on the global batches of steps [first, end), this rank's share of them."""
@@ -166,7 +198,7 @@ class GradientLearner(Learner):
         """
         train, batch = self.config.train, self.plan.batch_at(step)
         total = min(batch, (train.global_batch if train.batch_tokens else batch) // train.micro_batch)
-        passes = -(-total // self.world.size)
+        passes = -(-total // self.axes.data.size)
         mine = range(part * passes, (part + 1) * passes)
         return [slice_of(number, total, batch) if number < total else range(batch, batch) for number in mine]
 
@@ -176,7 +208,7 @@ class GradientLearner(Learner):
         mine, everybody = self.task.count(ids), self._all_positions(step, left_out)
         total = self.task.count_of(self.batches.lengths(everybody))
         if total is None:  # it depends on what stands in the examples of others
-            parts = range(self.world.size)
+            parts = range(self.axes.data.size)
             others = [self._positions(step, other, left_out) for other in parts if other != part]
             total = mine + sum(self.task.count(self.batches.windows(positions, step)) for positions in others)
         pages, spare = torch.from_numpy(ids), None
@@ -196,13 +228,14 @@ class GradientLearner(Learner):
             self.sync.begin(step, passes)
         facts = self.config.sync
         is_even = not self.config.train.batch_tokens  # of which one micro-batch is like another
-        if step == end - 1 and facts.keeps_replicas_equal and facts.reduces_to_mean and is_even:
+        is_told = self.pipeline.tied is None or self.pipeline.tied.each  # each micro-batch's gradient as a whole
+        if step == end - 1 and facts.keeps_replicas_equal and facts.reduces_to_mean and is_even and is_told:
             self.noise_scale.arm()
         self.task.begin(step)
         survey_s = self._survey(step, part, share) if self.config.task.meets_before_backward else 0.0
         with Timed("forward and backward"):
             sums = self._accumulate(step, part, share)
-            if not self._is_proven:
+            if not self._is_proven and self.pipeline.is_last:
                 self._prove_denominator(step, part, share, sums)
             if self._computes_first:
                 torch.cuda.current_stream().synchronize()
@@ -214,7 +247,8 @@ class GradientLearner(Learner):
                 torch.cuda.synchronize(self.device)
         with Timed("sync.zero_grad") as zero_grad:  # where local SGD averages
             self.sync.zero_grad()
-        comm_s = begin.seconds + survey_s + reduce.seconds + zero_grad.seconds
+        comm_s = begin.seconds + survey_s + reduce.seconds + zero_grad.seconds + self.pipeline.wait_s
+        sums = sums if self.axes.speaks else torch.zeros_like(sums)
         return StepResult(step, sums, passes, norm, verdict, time.perf_counter() - start, wait.seconds, comm_s)
 
     @torch.no_grad()
@@ -222,31 +256,38 @@ class GradientLearner(Learner):
         """Let the task know what it must of the whole global batch; seconds of waiting for others. Collective."""
         self.model.train()
         parts = []
-        for _, ids, draws in self._micro_batches(step, part, share):
-            batch = self.task.batch(ids, None, draws, training=True)
+        for one in self._micro_batches(step, part, share):
             with autocast(self.device, self.config.train.precision):
-                parts.append(self.task.survey(self.model, batch, draws if self.model.takes_draws else None))
+                parts.append(self.task.survey(self.model, one.batch, one.draws if self.model.takes_draws else None))
         sums = torch.stack(parts).sum(0)
         with Timed("sum of the survey") as summed:
-            self.world.sum_(sums)
+            self.axes.data.sum_(sums)
         self.task.surveyed(sums, share.all_targets)
         return summed.seconds
 
     def _accumulate(self, step: int, part: int, share: _Share) -> Tensor:
-        """Backward over the micro-batches of this rank's share; their sums."""
+        """Backward over the micro-batches of this rank's share; their sums, on the last stage."""
         micro_batch = self.config.train.micro_batch
         self.model.train()
         weight = self.sync.weight(share.targets, share.all_targets) * self._scale
-        totals = torch.zeros(len(self.task.sums), dtype=torch.float64, device=self.device)
         self.noise_scale.weigh(weight, self.task.count(share.ids[:micro_batch].numpy()), share.all_targets)
-        for rows, ids, draws in self._micro_batches(step, part, share):
-            sums = self._sums_of(step, rows, ids, draws)
-            is_there = rows.stop > rows.start  # else its gradients are 0, and all ranks meet as often
-            (sums.aim * (weight if is_there else 0.0)).backward()
-            totals += sums.values if is_there else 0.0
-            self.sync.accumulated()
-            self.noise_scale.disarm()
-        return totals
+        parts = list(self._micro_batches(step, part, share))
+        work = StepWork(
+            parts,
+            self.model,
+            lambda model, one: self._sums_of(model, step, one),
+            weight=weight,
+            totals=torch.zeros(len(self.task.sums), dtype=torch.float64, device=self.device),
+            room=self._room,
+            sync=self.sync,
+            noise_scale=self.noise_scale,
+        )
+        self.pipeline.run(work, len(parts))
+        return work.totals
+
+    def _room(self, batch: Batch) -> Tensor:
+        """For the stream of a batch between two stages, (B, T, C)."""
+        return torch.empty((*batch.inputs.shape, self.model.hidden_width), device=self.device)
 
     def _prove_denominator(self, step: int, part: int, share: _Share, sums: Tensor) -> None:
         """UserError if gradients were divided by another number than that of what the loss is a sum of."""
@@ -261,8 +302,8 @@ class GradientLearner(Learner):
                 )
         self._is_proven = True
 
-    def _micro_batches(self, step: int, part: int, share: _Share) -> Iterator[tuple[slice, Tensor, Draws | None]]:
-        """Rows of this rank's examples, their ids on its device, and their draws."""
+    def _micro_batches(self, step: int, part: int, share: _Share) -> Iterator[MicroBatch]:
+        """Of this rank's examples, on its device."""
         positions, slices = self._positions(step, part, self.left_out), self._slices(step, part)
         ids = share.ids.to(self.device, non_blocking=True)
         for mine in slices:
@@ -272,7 +313,7 @@ class GradientLearner(Learner):
                 at, host, there = np.zeros(1, dtype=np.int64), share.spare, share.spare.to(self.device)
             width = self._width(host)
             draws = draws_for(self.config.seed, step, at).to(self.device) if self._takes_draws else None
-            yield rows, there[:, :width], draws
+            yield MicroBatch(rows, self.task.batch(there[:, :width], None, draws, training=True), draws)
 
     def _width(self, ids: Tensor) -> int:
         """Columns of examples on the host up to the last that holds more than padding."""
@@ -284,15 +325,14 @@ class GradientLearner(Learner):
         columns = self.task.columns
         return min(ids.shape[1], max(2, -(-last // columns) * columns))
 
-    def _sums_of(self, step: int, rows: slice, ids: Tensor, draws: Draws | None) -> Sums:
-        """The task's sums over a micro-batch, which are `rows` of this rank's examples."""
-        batch = self.task.batch(ids, None, draws, training=True)
+    def _sums_of(self, model: LanguageModel, step: int, one: MicroBatch) -> Sums:
+        """The task's sums over a micro-batch."""
         carried = self.recurrent_state
-        state = None if carried is None else carried.before(rows, anew=self.batches.starts_anew(step))
+        state = None if carried is None else carried.before(one.rows, anew=self.batches.starts_anew(step))
         with autocast(self.device, self.config.train.precision):
-            sums, state = self._loss(self.model, batch, state, draws if self.model.takes_draws else None)
+            sums, state = self._loss(model, one.batch, state, one.draws if self.model.takes_draws else None)
         if carried is not None and state is not None:
-            carried.keep(rows, state)
+            carried.keep(one.rows, state)
         return sums
 
     @property
@@ -312,6 +352,7 @@ class GradientLearner(Learner):
         if verdict == Verdict.APPLY:
             self._clip(gradients, norm)
             self.sync.step()
+            self.pipeline.share_tied()
             if self.ema is not None:
                 self.ema.update(step)
         if self.scaler is not None:
@@ -336,7 +377,9 @@ class GradientLearner(Learner):
         """The weights that count, in the model: the ranks' mean where they differ, the running mean where it is on."""
         if self.ema is not None:
             with self.ema.swapped():
+                self.pipeline.share_tied()
                 yield
+            self.pipeline.share_tied()
         elif self.config.sync.keeps_replicas_equal:
             yield
         else:

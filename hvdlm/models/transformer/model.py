@@ -135,6 +135,15 @@ class Transformer(LanguageModel):
             return x, None
         return x, (*after, *(() if held.num_read is None else (held.num_read + time,)), *held.of_source)
 
+    def layer_costs(self, seq_len: int) -> list[float]:
+        """As in `flops_per_token`; that of the head is part of the last layer's."""
+        options = self.options
+        matrices = [sum(p.numel() for p in block.parameters() if p.dim() == 2) for block in self.blocks]
+        seen = options.num_seen(seq_len, causal=options.causal)
+        costs = [6.0 * numel + 12 * options.heads * options.width_of_head * seen for numel in matrices]
+        costs[-1] += 6 * sum(p.numel() for p in self.head.parameters() if p.dim() == 2)
+        return costs
+
     def keep(self, parts: Sequence[range], *, is_first: bool, is_last: bool) -> None:
         kept = nn.ModuleList()
         for number in (number for layers in parts for number in layers):

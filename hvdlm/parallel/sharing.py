@@ -1,0 +1,66 @@
+"""A model that was built whole becomes the part that one rank holds of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from hvdlm.checkpoint.boxes import Cut
+from hvdlm.errors import UserError
+from hvdlm.models import LanguageModel, num_parameters
+from hvdlm.optim.roles import Role
+from hvdlm.parallel.axes import Axes
+from hvdlm.parallel.config import ParallelConfig
+from hvdlm.parallel.mesh import cut_by_cost
+from hvdlm.parallel.pipeline import Layout
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What is to be known of the whole model, once ranks share it."""
+
+    names: tuple[str, ...]  # of its parameters, in its order
+    roles: dict[str, Role]  # of those that are trained
+    num_parameters: int
+
+    @staticmethod
+    def of(model: LanguageModel) -> Whole:
+        named, roles = dict(model.named_parameters()), model.parameter_roles()
+        trained = {name: roles[name] for name, parameter in named.items() if parameter.requires_grad}
+        return Whole(tuple(named), trained, num_parameters(model))
+
+
+@dataclass(frozen=True)
+class Shared:
+    """How the part of a rank lies in the whole."""
+
+    cuts: dict[str, Cut]  # of each of its parameters
+    layout: Layout
+    tied: Tensor | None = None  # the weight that first and last stage share, on these
+
+
+def share(model: LanguageModel, axes: Axes, parallel: ParallelConfig, layer_costs: list[float]) -> Shared:
+    """Cut the model down to this rank's part, in place; it talks to no other rank. UserError for too few layers."""
+    cuts = {name: Cut(tuple(parameter.shape)) for name, parameter in model.named_parameters()}
+    mesh, num = axes.mesh, axes.mesh.pipeline * parallel.chunks
+    if num == 1:
+        return Shared(cuts, Layout())
+    if num > len(layer_costs):
+        raise UserError(
+            f"parallel: pipeline {mesh.pipeline} x chunks {parallel.chunks} want {num} layers at least, and the model"
+            f" has {len(layer_costs)}"
+        )
+    layout = Layout(cut_by_cost(layer_costs, num), parallel.chunks)
+    rank = axes.place.pipeline
+    is_first, is_last = rank == 0, rank == mesh.pipeline - 1
+    embed, head = getattr(model, "embed", None), model.head
+    is_tied = isinstance(embed, nn.Embedding) and getattr(head, "weight", None) is embed.weight
+    model.keep(layout.of_rank(rank), is_first=is_first, is_last=is_last)
+    tied: Tensor | None = None
+    if is_tied and is_first:
+        assert isinstance(model.embed, nn.Embedding)
+        tied = model.embed.weight
+    elif is_tied and is_last:
+        tied = model.head.weight  # type: ignore[assignment]
+    return Shared({name: cuts[name] for name, _ in model.named_parameters()}, layout, tied)
