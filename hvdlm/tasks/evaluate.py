@@ -19,6 +19,7 @@ from hvdlm.data.windows import EvaluationDocuments, EvaluationStreams, Evaluatio
 from hvdlm.models import LanguageModel, State
 from hvdlm.partition import slice_of, spread
 from hvdlm.tasks.interface import Batch, Better, Sums, Task, less
+from hvdlm.tasks.readers import Readers
 from hvdlm.world.interface import World
 
 Read = EvaluationWindows | EvaluationStreams | EvaluationDocuments
@@ -65,23 +66,26 @@ def evaluate(  # noqa: PLR0913 - model, task and data, and how they meet
     *,
     batch: int,
     precision: str,
-    world: World,
+    world: World | Readers,
 ) -> Evaluation:
     """Evaluate on what is read of the split that `entry` describes, at most `batch` windows' tokens at once.
 
     The result is equal on all ranks, and but for rounding the same at any number of them.
     """
+    readers = world if isinstance(world, Readers) else Readers.each_of(world)
     model.eval()
     total = np.zeros(len(task.sums))  # float64
-    sample = _Sample(task, read, world)
+    sample = _Sample(task, read, readers)
     state: State | None = None
-    for examples, state_before in in_pieces(model, read, batch, world):
+    for examples, state_before in in_pieces(model, read, batch, readers):
         state = state_before if state_before is not None else state
-        sums, state = _sums_of(model, task, examples, state, precision)
-        total += sums.values.cpu().numpy()
-        sample.take(len(examples), sums.rows)
-        world.beats += 1
-    world.sum_(total)
+        said = _sums_of(model, task, examples, state, precision, readers)
+        readers.world.beats += 1
+        if said is not None:
+            sums, state = said
+            total += sums.values.cpu().numpy() if readers.speaks else 0.0
+            sample.take(len(examples), sums.rows if readers.speaks else None)
+    readers.world.sum_(total)
     sums_by_name = task.named(total)
     figures = {**task.figures(sums_by_name), **sample.figures()}
     loss, num_tokens = figures.pop("loss"), round(sums_by_name["targets"])
@@ -93,11 +97,11 @@ def evaluate(  # noqa: PLR0913 - model, task and data, and how they meet
 
 
 def _sums_of(
-    model: LanguageModel, task: Task, examples: Examples, state: State | None, precision: str
-) -> tuple[Sums, State | None]:
+    model: LanguageModel, task: Task, examples: Examples, state: State | None, precision: str, readers: Readers
+) -> tuple[Sums, State | None] | None:
     batch = batch_of(model, task, examples)
     with autocast(model.device, precision):
-        return task.loss(model, batch, state, None)
+        return readers.ask(model, batch, lambda model: task.loss(model, batch, state, None))
 
 
 def batch_of(model: LanguageModel, task: Task, examples: Examples) -> Batch:
@@ -111,12 +115,12 @@ def batch_of(model: LanguageModel, task: Task, examples: Examples) -> Batch:
 class _Sample:
     """The rows of `task.num_rows` examples from all over what is read, the same ones at any number of ranks."""
 
-    def __init__(self, task: Task, read: Read, world: World) -> None:
-        self._task, self._world = task, world
+    def __init__(self, task: Task, read: Read, readers: Readers) -> None:
+        self._task, self._world = task, readers.world
         total = 0 if isinstance(read, EvaluationStreams) else read.num_examples
         num = min(task.num_rows, total)
         self._chosen = spread(np.arange(num), num, total) if num else np.empty(0, dtype=np.int64)
-        self._next = slice_of(world.rank, world.size, total).start  # number of the next example
+        self._next = slice_of(readers.rank, readers.size, total).start  # number of the next example
         self._rows: list[np.ndarray] = []
 
     def take(self, num: int, rows: Tensor | None) -> None:
@@ -134,7 +138,9 @@ class _Sample:
         return self._task.figures_of_rows(np.concatenate(everybody)) if everybody else {}
 
 
-def in_pieces(model: LanguageModel, read: Read, batch: int, world: World) -> Iterator[tuple[Examples, State | None]]:
+def in_pieces(
+    model: LanguageModel, read: Read, batch: int, world: World | Readers
+) -> Iterator[tuple[Examples, State | None]]:
     """What this rank reads, piece after piece, and the state where streams begin."""
     if not isinstance(read, EvaluationStreams):
         for examples in read.batches(batch, rank=world.rank, size=world.size):
@@ -212,7 +218,7 @@ class SplitEvaluation:
         return {**task.better, **less("perplexity", *(("bits_per_byte",) if has_bytes else ()))}
 
     def run(
-        self, model: LanguageModel, task: Task, *, batch: int, precision: str, world: World
+        self, model: LanguageModel, task: Task, *, batch: int, precision: str, world: World | Readers
     ) -> tuple[Evaluation, dict[str, Evaluation]]:
         """The result over all tokens, and by corpus where there are several; equal on all ranks."""
         results = [

@@ -6,6 +6,7 @@ they find is put in order again, and added up in that order.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from hvdlm.data.records import Records
 from hvdlm.models import LanguageModel
 from hvdlm.partition import spread
 from hvdlm.tasks.interface import Better
+from hvdlm.tasks.readers import Readers, at_once
 from hvdlm.tasks.records import RecordTask
 from hvdlm.world.interface import World
 
@@ -90,15 +92,19 @@ class RecordSplit:
 
     @torch.no_grad()
     def evaluate(
-        self, model: LanguageModel, precision: str, world: World, *, judges: bool, lines: bool = False
+        self, model: LanguageModel, precision: str, world: World | Readers, *, judges: bool, lines: bool = False
     ) -> RecordEvaluation:
         """Loss, and where it `judges` what the predictions are worth; equal on all ranks. Collective."""
-        task = self.task
+        task, readers = self.task, world if isinstance(world, Readers) else Readers.each_of(world)
+        world = readers.world
         model.eval()
         mine: list[tuple[int, np.ndarray, list[np.ndarray]]] = []
-        with world.together():
-            for number in range(world.rank, len(self.groups), world.size):
-                mine.append((number, *self._look(model, self.groups[number], precision, judges=judges)))
+        is_alone = readers.ask is at_once  # else the ranks of a reader talk while they look
+        with world.together() if is_alone else contextlib.nullcontext():
+            for number in range(readers.rank, len(self.groups), readers.size):
+                seen = self._look(model, self.groups[number], precision, readers, judges=judges)
+                if seen is not None and readers.speaks:
+                    mine.append((number, *seen))
                 world.beats += 1
         found = sorted((part for parts in world.gather_on_root(mine) for part in parts), key=lambda part: part[0])
         told: list[dict[str, Any]] = []
@@ -123,17 +129,17 @@ class RecordSplit:
         return RecordEvaluation(loss, self.num_records, len(self.records), round(named["targets"]), figures, told)
 
     def _look(
-        self, model: LanguageModel, group: np.ndarray, precision: str, *, judges: bool
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Sums over a group of examples, and what is predicted of each."""
+        self, model: LanguageModel, group: np.ndarray, precision: str, readers: Readers, *, judges: bool
+    ) -> tuple[np.ndarray, list[np.ndarray]] | None:
+        """Sums over a group of examples, and what is predicted of each; None where the last layer is elsewhere."""
         task, device = self.task, model.device
         ids = torch.from_numpy(self.layout.rows(group))
         draws = draws_for(0, 0, group).to(device) if task.evaluation_takes_draws else None
         batch = task.batch(ids.to(device), None, draws, training=False)
         with autocast(device, precision):
-            sums, _ = task.loss(model, batch, None, None)
-            predictions = task.predict(model, batch, self._seq_len) if judges else []
-        return sums.values.cpu().numpy(), predictions
+            found = readers.ask(model, batch, lambda model: task.loss(model, batch, None, None))
+            said = readers.ask(model, batch, lambda model: task.predict(model, batch, self._seq_len)) if judges else []
+        return None if found is None else (found[0].values.cpu().numpy(), said)
 
 
 @torch.no_grad()

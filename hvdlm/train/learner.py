@@ -21,6 +21,7 @@ from hvdlm.models import LanguageModel, num_parameters
 from hvdlm.parallel.axes import Axes
 from hvdlm.tables import counted
 from hvdlm.tasks import Task
+from hvdlm.tasks.readers import Readers
 from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig
 from hvdlm.train.guard import Verdict
@@ -102,6 +103,11 @@ class Learner(ABC):
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             if tensor.numel():
                 self.axes.data.broadcast_(tensor.data)
+
+    @property
+    def readers(self) -> Readers:
+        """Who evaluates what."""
+        return Readers.each_of(self.world)
 
     @property
     def num_parameters(self) -> int:

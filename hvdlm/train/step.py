@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,15 +23,16 @@ from hvdlm.data.record_batches import RecordBatches
 from hvdlm.data.records import Records
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
-from hvdlm.models import LanguageModel
+from hvdlm.models import LanguageModel, Part
 from hvdlm.optim import build_optimizer, lr_at, set_lr
 from hvdlm.optim.ema import Ema
 from hvdlm.parallel.axes import Axes
-from hvdlm.parallel.pipeline import Pipeline, Tied, in_chunks
+from hvdlm.parallel.pipeline import Chunk, Pipeline, Tied, in_chunks
 from hvdlm.parallel.sharing import Shared, Whole, share
 from hvdlm.partition import slice_of
 from hvdlm.sync import build_sync
 from hvdlm.tasks import Batch, Sums, Task
+from hvdlm.tasks.readers import Readers
 from hvdlm.tasks.records import RecordTask
 from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig, total_steps
@@ -125,6 +126,21 @@ class GradientLearner(Learner):
             holds=orders and len(parts) > 1,
             tied=tied,
         )
+
+    @property
+    def readers(self) -> Readers:
+        axes = self.axes
+        if not axes.mesh.cuts_model:
+            return super().readers
+        return Readers(axes.world, axes.data.rank, axes.data.size, axes.speaks, self._ask)
+
+    def _ask(self, model: LanguageModel, batch: Batch, question: Callable[[LanguageModel], Any]) -> Any:
+        """Of the stages, one after the other."""
+
+        def asked(part: Part | None) -> Any:
+            return question(model if part is None else cast(LanguageModel, Chunk(model, part)))
+
+        return self.pipeline.look(asked, lambda: self._room(batch))
 
     @property
     def num_parameters(self) -> int:

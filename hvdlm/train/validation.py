@@ -95,9 +95,9 @@ class Validation:
             return None
         if isinstance(self._split, RecordSplit):
             return self._look_at_records(self._split, step, run_log)
-        train, model, world = self._train, self._learner.model, self._learner.world
+        train, model, readers = self._train, self._learner.model, self._learner.readers
         result, by_corpus = self._split.run(
-            model, self._learner.task, batch=train.micro_batch, precision=train.precision, world=world
+            model, self._learner.task, batch=train.micro_batch, precision=train.precision, world=readers
         )
         values = {k: v for k, v in result.to_dict().items() if v is not None and k != "unigram_loss"}
         run_log.write(step, "val", **values, **{f"loss/{name}": part.loss for name, part in by_corpus.items()})
@@ -111,7 +111,7 @@ class Validation:
     def _look_at_records(self, split: RecordSplit, step: int, run_log: RunLog) -> RecordEvaluation:
         learner = self._learner
         figures = list(split.task.better_predictions)
-        result = split.evaluate(learner.model, self._train.precision, learner.world, judges=bool(figures))
+        result = split.evaluate(learner.model, self._train.precision, learner.readers, judges=bool(figures))
         run_log.write(step, "val", loss=result.loss, num_records=result.num_records, **result.numbers)
         own = in_words({name: result.numbers[name] for name in figures[:2] if name in result.numbers}, ", ")
         log.info("step %d: validation loss %.4f%s, on %s", step, result.loss, own, result.coverage)
