@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from hvdlm.parallel.mesh import Mesh
 from hvdlm.train.replicas import fold, name_stray, tensor_digests
 from hvdlm.world.threads import run_on_threads
 
@@ -40,4 +41,7 @@ def test_the_stray_rank_and_its_tensor_are_named():
     replicas = models(3)
     flip(replicas[1][1].bias, 3, 12)
     for size, named in ((3, "rank 1 differs from the others in 1.bias"), (2, "ranks 0 and 1 differ in 1.bias")):
-        assert run_on_threads(size, lambda world: name_stray(replicas[world.rank], world)) == [named] * size
+        assert (
+            run_on_threads(size, lambda world: name_stray(replicas[world.rank], world, Mesh(data=world.size)))
+            == [named] * size
+        )

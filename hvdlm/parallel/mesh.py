@@ -64,6 +64,16 @@ class Mesh:
             groups.setdefault(tuple(getattr(place, axis) for axis in AXES if axis not in axes), []).append(rank)
         return list(groups.values())
 
+    def name_of(self, rank: int) -> str:
+        """For a message: its number, and where ranks share a model its place.
+
+        >>> Mesh(2, 1, 2).name_of(3)
+        '3 (stage 1, data 0, tensor 1)'
+        """
+        place = self.place(rank)
+        where = f" (stage {place.pipeline}, data {place.data}, tensor {place.tensor})" if self.cuts_model else ""
+        return f"{rank}{where}"
+
     def __str__(self) -> str:
         return " x ".join(f"{axis} {getattr(self, axis)}" for axis in AXES)
 

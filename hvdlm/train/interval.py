@@ -22,7 +22,9 @@ from hvdlm.tasks.interface import in_words
 from hvdlm.train.guard import Verdict
 from hvdlm.train.learner import Learner, StepResult
 from hvdlm.train.noise_scale import NoiseScale
-from hvdlm.train.replicas import fold, tensor_digests
+from hvdlm.train.replicas import are_equal, fold, tensor_digests
+
+Digests = tuple[int, int, int, int]  # of all that a rank holds, and of what tensor ranks hold alike
 
 TARGET_S = 0.25  # a signal is heard after about this time
 
@@ -88,6 +90,8 @@ class _Row:
     verdict: float
     digest_high: float
     digest_low: float
+    shared_high: float  # of what tensor ranks hold alike
+    shared_low: float
     small: float  # squared norm of a micro-batch's mean gradient, for the noise scale
     small_part: float  # 1 / its targets; 0 where none was measured
 
@@ -120,7 +124,7 @@ class IntervalMeter:
         """Collective: the interval [first, end) over all ranks."""
         learner, world = self._learner, self._learner.world
         count, width = end - first, len(_Row.__dataclass_fields__)
-        digest = fold(tensor_digests(learner.model)) if self._checks(end) else (0, 0)
+        digests = self._digests() if self._checks(end) else (0, 0, 0, 0)
         names = len(learner.task.sums)
         buffer = np.zeros(count * (names + 2) + world.size * width)
         steps = buffer[: count * (names + 2)].reshape(count, names + 2)  # sums, weighted norm, its weight
@@ -129,7 +133,7 @@ class IntervalMeter:
             row[:names] += result.sums.cpu().numpy()
             row[names:] += float(result.grad_norm) * result.micro_batches, result.micro_batches
         rows = buffer[steps.size :].reshape(world.size, width)
-        rows[world.rank] = list(vars(self._row(results, wish, digest)).values())
+        rows[world.rank] = list(vars(self._row(results, wish, digests)).values())
         with np.errstate(all="ignore"):
             world.sum_(buffer)
         return self._interval(first, end, steps, rows)
@@ -139,7 +143,12 @@ class IntervalMeter:
         every, saves = self._learner.config.train.digest_every, self._learner.config.checkpoint.every
         return every > 0 and self._learner.config.sync.keeps_replicas_equal and (end % every == 0 or end % saves == 0)
 
-    def _row(self, results: list[StepResult], wish: Wish, digest: tuple[int, int]) -> _Row:
+    def _digests(self) -> Digests:
+        model, cut = self._learner.model, self._learner.names_cut
+        own = fold(tensor_digests(model))
+        return *own, *(fold(tensor_digests(model, cut)) if cut else own)
+
+    def _row(self, results: list[StepResult], wish: Wish, digests: Digests) -> _Row:
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         comm_s, wait_s = sum(r.comm_s for r in results), sum(r.data_wait_s for r in results)
@@ -149,7 +158,7 @@ class IntervalMeter:
         busy_s = sum(r.step_s for r in results) - comm_s - wait_s
         verdict = max((r.verdict for r in results), default=Verdict.APPLY)
         small = (noise.small, 1 / noise.targets) if noise is not None and noise.small is not None else (0.0, 0.0)
-        return _Row(seconds, busy_s, wait_s, comm_s, memory, wish, verdict, *digest, *small)
+        return _Row(seconds, busy_s, wait_s, comm_s, memory, wish, verdict, *digests, *small)
 
     def _interval(self, first: int, end: int, steps: np.ndarray, rows: np.ndarray) -> Interval:
         learner = self._learner
@@ -158,7 +167,9 @@ class IntervalMeter:
         seconds = ranks[0].seconds
         self._length = max(1, min(self._every, round(TARGET_S / max(seconds / (end - first), 1e-6))))
         wish, verdict = Wish(int(max(row.wish for row in ranks))), Verdict(int(max(row.verdict for row in ranks)))
-        replicas_equal = len({(row.digest_high, row.digest_low) for row in ranks}) == 1
+        digests = [(row.digest_high, row.digest_low) for row in ranks]
+        shared = [(row.shared_high, row.shared_low) for row in ranks]
+        replicas_equal = are_equal(learner.axes.mesh, digests, shared)
         tokens = learner.tokens_before(end) - learner.tokens_before(first)
         interval = Interval(end, facts, wish, verdict, replicas_equal, seconds, tokens)
         interval.live.update(self._live(interval, ranks))
@@ -194,10 +205,10 @@ class IntervalMeter:
 
     def _noise_scale(self, step: int, ranks: list[_Row]) -> float | None:
         """In sequences; None where some rank did not measure."""
-        noise = self._noise
+        noise, learner = self._noise, self._learner
         if noise is None or noise.large is None or not all(row.small_part for row in ranks):
             return None
         targets = len(ranks) / sum(row.small_part for row in ranks)
-        small = sum(row.small for row in ranks) / len(ranks)
+        small = sum(row.small for row in ranks) / learner.axes.mesh.data  # of a replica's ranks each has a part
         scale = noise.estimate(small, noise.large, targets, noise.all_targets)
-        return None if scale is None else scale * self._learner.plan.batch_at(step) / noise.all_targets
+        return None if scale is None else scale * learner.plan.batch_at(step) / noise.all_targets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +103,11 @@ class Learner(ABC):
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             if tensor.numel():
                 self.axes.data.broadcast_(tensor.data)
+
+    @property
+    def names_cut(self) -> Collection[str]:
+        """Of parameters of which tensor ranks hold different parts."""
+        return ()
 
     @property
     def readers(self) -> Readers:

@@ -217,8 +217,9 @@ class Loop:
         learner = self.learner
         if not interval.replicas_equal:
             every = learner.config.train.digest_every
+            stray = name_stray(learner.model, learner.world, learner.axes.mesh, learner.names_cut)
             raise UserError.shared(
-                f"step {interval.end}: {name_stray(learner.model, learner.world)} (checked every {every} steps): "
+                f"step {interval.end}: {stray} (checked every {every} steps): "
                 "memory or network corrupted it; run `hvdlm doctor`, then the same command resumes from the last"
                 " checkpoint"
             )

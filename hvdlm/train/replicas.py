@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import nn
 
+from hvdlm.parallel.mesh import Axis, Mesh
 from hvdlm.world.interface import World
 
 
-def tensor_digests(model: nn.Module) -> list[int]:
+def tensor_digests(model: nn.Module, without: Collection[str] = ()) -> list[int]:
     """One number for each parameter: the sum of its bits as 32-bit integers. A flipped bit always changes it."""
-    bits = [parameter.detach().view(torch.int32) for parameter in model.parameters()]
-    return torch.stack([part.sum(dtype=torch.int64) for part in bits]).tolist()
+    parts = [parameter for name, parameter in model.named_parameters() if name not in without]
+    bits = [part.detach().view(torch.int32).sum(dtype=torch.int64) for part in parts]
+    return torch.stack(bits).tolist() if bits else []
 
 
 def fold(digests: list[int]) -> tuple[int, int]:
@@ -24,15 +27,36 @@ def fold(digests: list[int]) -> tuple[int, int]:
     return total >> 32, total & 0xFFFFFFFF
 
 
-def name_stray(model: nn.Module, world: World) -> str:
-    """Which rank differs from the others, and in which tensor first; collective."""
-    everybody = world.gather(tensor_digests(model))
-    for number, (name, _) in enumerate(model.named_parameters()):
-        found = [digests[number] for digests in everybody]
-        common, votes = Counter(found).most_common(1)[0]
-        strays = [rank for rank, digest in enumerate(found) if digest != common]
-        if strays and 2 * votes <= len(found):  # no majority: nobody can say who is right
-            return f"ranks {', '.join(map(str, range(len(found) - 1)))} and {len(found) - 1} differ in {name}"
-        if strays:
-            return f"rank {', '.join(map(str, strays))} differs from the others in {name}"
+def are_equal(mesh: Mesh, digests: Sequence[tuple[float, ...]], shared: Sequence[tuple[float, ...]]) -> bool:
+    """Of each rank a digest of all that it holds, equal in all replicas, and of what tensor ranks hold alike."""
+    axes: tuple[tuple[Sequence[tuple[float, ...]], tuple[Axis, ...]], ...]
+    axes = (digests, ("data",)), (shared, ("data", "tensor"))
+    return all(len({found[rank] for rank in group}) == 1 for found, along in axes for group in mesh.groups(*along))
+
+
+def name_stray(model: nn.Module, world: World, mesh: Mesh, cut: Collection[str] = ()) -> str:
+    """Which rank differs from the others that hold the same, and in which tensor first; collective.
+
+    Of the parameters `cut` tensor ranks hold different parts.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    everybody: list[dict[str, int]] = world.gather(dict(zip(names, tensor_digests(model), strict=True)))
+    is_cut: set[str] = set().union(*world.gather(sorted(cut)))
+    for name in dict.fromkeys(name for digests in everybody for name in digests):
+        for group in mesh.groups("data") if name in is_cut else mesh.groups("data", "tensor"):
+            found = {rank: everybody[rank][name] for rank in group if name in everybody[rank]}
+            if told := _stray_in(found, mesh):
+                return f"{told} in {name}"
     return "the ranks differed, and no longer do"
+
+
+def _stray_in(found: Mapping[int, int], mesh: Mesh) -> str:
+    """Who has another digest than most, by rank; nothing where all have one."""
+    if len(set(found.values())) <= 1:
+        return ""
+    common, votes = Counter(found.values()).most_common(1)[0]
+    strays = [rank for rank, digest in found.items() if digest != common]
+    if 2 * votes <= len(found):  # no majority: nobody can say who is right
+        *others, last = [mesh.name_of(rank) for rank in found]
+        return f"ranks {', '.join(others)} and {last} differ"
+    return f"rank {', '.join(map(mesh.name_of, strays))} differs from the others"

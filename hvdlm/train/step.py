@@ -128,6 +128,10 @@ class GradientLearner(Learner):
         )
 
     @property
+    def names_cut(self) -> list[str]:
+        return [name for name, cut in self.shared.cuts.items() if not cut.is_whole]
+
+    @property
     def readers(self) -> Readers:
         axes = self.axes
         if not axes.mesh.cuts_model:
