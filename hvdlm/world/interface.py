@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -30,9 +30,10 @@ class Counters(Protocol):
 
 @dataclass(frozen=True)
 class Pending:
-    """A sum under way; its buffer may be touched again after `wait`."""
+    """A sum or a message under way; its buffer may be touched again after `wait`, which returns what was received."""
 
-    wait: Callable[[], object]
+    wait: Callable[[], Any]
+    is_done: Callable[[], bool] = lambda: False  # whether `wait` would return at once, as far as is known
 
 
 class Window(Protocol):
@@ -105,6 +106,29 @@ class World(ABC):
     def gather_rows(self, row: Any) -> Any:
         """Everybody's contiguous tensor (n,) of one length as (size, n), in rank order, on all ranks."""
 
+    def split(self, groups: Sequence[Sequence[int]], name: str) -> World:
+        """The world of the one group that this rank is in; groups hold each rank once, ascending.
+
+        Its ranks count from 0 in that order. `name` tells such worlds apart in logs. Sub-worlds are closed before
+        their parent.
+        """
+        raise UserError(f"parallel: ranks cannot form groups in a {self.kind} world; use world: mpi or horovod")
+
+    def post_send(self, tensor: Any, to: int, tag: int) -> Pending:
+        """Start to send a contiguous tensor of any type to one rank; not collective.
+
+        It returns at once, whether anybody receives or not. The tensor is kept until it is over, and must not be
+        changed before.
+        """
+        raise UserError(f"parallel: ranks cannot send messages in a {self.kind} world; use world: mpi or horovod")
+
+    def post_receive(self, like: Any, source: int, tag: int) -> Pending:
+        """Start to receive a tensor of the type, shape and device of `like`; not collective.
+
+        Messages are told apart by source and tag; of one pair they come in the order in which they were sent.
+        """
+        raise UserError(f"parallel: ranks cannot send messages in a {self.kind} world; use world: mpi or horovod")
+
     def window(self, length: int) -> Window | None:
         """New float32 memory of `length` on this rank (each rank may ask for another), or None where there is none."""
         return None
@@ -174,3 +198,8 @@ class World(ABC):
         messages = [message for message in self.gather(mine) if message is not None]
         if messages:
             raise UserError.shared(messages[0]) from None
+
+
+def group_of(rank: int, groups: Sequence[Sequence[int]]) -> list[int]:
+    """The group that a rank is in."""
+    return next(list(group) for group in groups if rank in group)

@@ -6,16 +6,32 @@
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 
-from hvdlm.world.interface import World
+from hvdlm.world.interface import Pending, World, group_of
 
 T = TypeVar("T")
 LIMIT_S = 60.0  # for the slowest rank to come to a collective
+
+
+class _Shared:
+    """What the ranks of one world meet at."""
+
+    def __init__(self, size: int) -> None:
+        self.table: list = [None] * size
+        self.barrier = threading.Barrier(size, timeout=LIMIT_S)
+        self._boxes: dict[tuple[int, int, int], queue.Queue] = {}
+        self._lock = threading.Lock()
+
+    def box(self, source: int, to: int, tag: int) -> queue.Queue:
+        """Messages from one rank to another under one tag, in order."""
+        with self._lock:
+            return self._boxes.setdefault((source, to, tag), queue.Queue())
 
 
 class ThreadWorld(World):
@@ -23,9 +39,9 @@ class ThreadWorld(World):
 
     kind = "threads"
 
-    def __init__(self, rank: int, table: list, barrier: threading.Barrier) -> None:
-        self.rank, self.size = rank, len(table)
-        self._table, self._barrier = table, barrier
+    def __init__(self, rank: int, shared: _Shared) -> None:
+        self.rank, self.size = rank, len(shared.table)
+        self._shared, self._table, self._barrier = shared, shared.table, shared.barrier
         self.exit_code: int | None = None  # of `abort`
 
     def _meet(self, value: Any) -> list:
@@ -53,6 +69,30 @@ class ThreadWorld(World):
     def gather_rows(self, row: Any) -> Any:
         return torch.stack(self._meet(row.clone()))
 
+    def split(self, groups: Sequence[Sequence[int]], name: str) -> ThreadWorld:
+        group = group_of(self.rank, groups)
+        shared = self._meet(_Shared(len(group)) if group[0] == self.rank else None)[group[0]]
+        return ThreadWorld(group.index(self.rank), shared)
+
+    def post_send(self, tensor: Any, to: int, tag: int) -> Pending:
+        self._shared.box(self.rank, to, tag).put(tensor.detach().clone())
+        return Pending(lambda: None, lambda: True)
+
+    def post_receive(self, like: Any, source: int, tag: int) -> Pending:
+        box = self._shared.box(source, self.rank, tag)
+
+        def wait() -> Any:
+            try:
+                found = box.get(timeout=LIMIT_S)
+            except queue.Empty:
+                raise threading.BrokenBarrierError(f"nothing came from rank {source} under tag {tag}") from None
+            assert (found.shape, found.dtype) == (like.shape, like.dtype), (
+                f"{found.shape} {found.dtype} under tag {tag}"
+            )
+            return found
+
+        return Pending(wait, lambda: not box.empty())
+
     def abort(self, code: int) -> None:
         """Every rank's next collective, or the one in which it waits, raises BrokenBarrierError."""
         self.exit_code = code
@@ -61,9 +101,8 @@ class ThreadWorld(World):
 
 def thread_worlds(size: int) -> list[ThreadWorld]:
     """The ranks of one job, each for a thread of its own."""
-    table: list = [None] * size
-    barrier = threading.Barrier(size, timeout=LIMIT_S)
-    return [ThreadWorld(rank, table, barrier) for rank in range(size)]
+    shared = _Shared(size)
+    return [ThreadWorld(rank, shared) for rank in range(size)]
 
 
 def run_on_threads(size: int, work: Callable[[World], T]) -> list[T]:
