@@ -26,6 +26,7 @@ from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, Part
 from hvdlm.optim import build_optimizer, lr_at, set_lr
 from hvdlm.optim.ema import Ema
+from hvdlm.optim.norm import norm_of, square
 from hvdlm.parallel.axes import Axes
 from hvdlm.parallel.pipeline import Chunk, Pipeline, Tied, in_chunks
 from hvdlm.parallel.sharing import Shared, Whole, share
@@ -362,7 +363,7 @@ class GradientLearner(Learner):
     def _apply(self, step: int) -> tuple[Tensor, Verdict]:
         """Unscale, clip and apply the reduced gradient, or leave it out; its norm and what was decided."""
         gradients = [p.grad for p in self.sync.parameters if p.grad is not None]
-        norm = _norm(gradients) / self._scale
+        norm = self._norm() / self._scale
         self.noise_scale.take(norm)
         verdict = Verdict.APPLY
         if self.scaler is not None and not torch.isfinite(norm) and self.scaler.scale > LossScaler.SMALLEST:
@@ -381,6 +382,28 @@ class GradientLearner(Learner):
             if self.scaler.scale != before:
                 self.sync.rescale(self.scaler.scale / before)
         return norm, verdict
+
+    def _norm(self) -> Tensor:
+        """Of the gradient of the whole model; collective where ranks share one."""
+        named = {name: p.grad for name, p in self.sync.named if p.grad is not None}
+        squares = torch.zeros(len(self.whole.names), dtype=torch.float64, device=self.device)
+        numbers = [number for number, name in enumerate(self.whole.names) if name in named]
+        if numbers:
+            squares[numbers] = torch.stack([square(named[self.whole.names[number]]) for number in numbers])
+        if self.axes.mesh.cuts_model:
+            squares = self._over_model(squares)
+        return norm_of(squares)
+
+    def _over_model(self, squares: Tensor) -> Tensor:
+        """Added up over the ranks of a replica, in their order; what several hold alike counts once."""
+        if self.axes.place.tensor:
+            cuts = self.shared.cuts
+            held = [name in cuts and not cuts[name].is_whole for name in self.whole.names]
+            squares = squares * torch.tensor(held, device=self.device)
+        total = torch.zeros_like(squares)
+        for row in self.axes.model.gather_rows(squares):
+            total += row
+        return total
 
     def _clip(self, gradients: list[Tensor], norm: Tensor) -> None:
         """Scale the gradients back, to at most `optim.clip`, in one pass or none."""
@@ -482,8 +505,3 @@ class Padding:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _norm(gradients: list[Tensor]) -> Tensor:
-    """The 2-norm of all gradients together, a float32 scalar."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

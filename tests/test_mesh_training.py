@@ -1,0 +1,76 @@
+"""Ranks that share a model train to what one process does: bit for bit by pipeline, nearly by tensor."""
+
+import threading
+
+import pytest
+import torch
+from harness import make_config
+
+from hvdlm.data.manifest import read_manifest
+from hvdlm.data.stream import TokenStream
+from hvdlm.parallel.axes import axes_of
+from hvdlm.train.step import GradientLearner
+from hvdlm.world.place import Place
+from hvdlm.world.threads import run_on_threads
+
+BUILDING = threading.Lock()  # weights come from torch's one generator
+MODEL = "model={family: transformer, layers: 5, width: 32, heads: 4, dropout: 0.1}"
+STEPS = 5
+
+
+@pytest.fixture
+def trained(data_dir, tmp_path):
+    """(weights by name, norms, losses) after some steps on so many threads as ranks."""
+    source, manifest = TokenStream(data_dir, "train"), read_manifest(data_dir)
+
+    def trained(size, *overrides):
+        config = make_config(data_dir, tmp_path, MODEL, "sync=tree", "optim.clip=0.5", *overrides)
+
+        def on_rank(world):
+            axes = axes_of(world, config.parallel)
+            with BUILDING:
+                learner = GradientLearner(config, source, manifest, axes, Place(0, 1, 1))
+            learner.agree()
+            results = learner.run(0, STEPS)
+            weights = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+            norms = [float(r.grad_norm) for r in results]
+            sums = torch.stack([r.sums for r in results])
+            learner.close()
+            return weights, norms, sums, learner.shared.cuts
+
+        return run_on_threads(size, on_rank)
+
+    return trained
+
+
+def whole(found):
+    """The model's weights, put together of what the ranks hold."""
+    weights = {}
+    for held, _, _, cuts in found:
+        for name, part in held.items():
+            full = weights.setdefault(name, torch.full(cuts[name].shape, torch.nan))
+            for tensor, box in cuts[name].parts(part):
+                full[tuple(slice(o, o + n) for o, n in zip(*box, strict=True))] = tensor
+    return weights
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("size", "micro_batch", "parallel"),
+    [
+        (2, 2, "pipeline: 2"),
+        (3, 2, "pipeline: 3"),
+        (4, 2, "pipeline: 4"),
+        (4, 2, "pipeline: 2"),
+        (4, 12, "pipeline: 4"),
+    ],
+)
+def test_stages_give_the_weights_of_one_process_bit_for_bit(trained, size, micro_batch, parallel, tied):
+    same = f"model.tie_embeddings={str(tied).lower()}", f"train.micro_batch={micro_batch}", "train.global_batch=12"
+    ((weights, norms, sums, _),) = trained(1, *same)
+    found = trained(size, *same, f"parallel={{{parallel}}}")
+    assert all(each[1] == norms for each in found)
+    assert torch.equal(sum(each[2] for each in found), sums)
+    assert {name: bool(torch.equal(weights[name], part)) for name, part in whole(found).items()} == dict.fromkeys(
+        weights, True
+    )
