@@ -30,6 +30,7 @@ from hvdlm.files import read_text, write_text_durably
 from hvdlm.host import affinity, has_bf16
 from hvdlm.launch.environment import memory_is_tuned
 from hvdlm.parallel.axes import axes_of
+from hvdlm.parallel.telling import mesh_lines, mesh_warning
 from hvdlm.session.metrics import FAILED, STOPPED, RunLog
 from hvdlm.session.progress import Progress
 from hvdlm.session.stop import KILL, BatchJob, StopFlag, stop_flag
@@ -235,6 +236,12 @@ def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: Worl
     bindings = world.gather(own)
     for line in binding_map(bindings).splitlines() if world.rank == 0 and world.size > 1 else ():
         log.info("%s", line)
+    if isinstance(learner, GradientLearner) and learner.axes.mesh.cuts_model:
+        hosts = [each.host for each in bindings]
+        for line in mesh_lines(learner.axes.mesh, learner.shared.layout, config.parallel.schedule, hosts):
+            log.info("%s", line)
+        if remark := mesh_warning(learner.axes.mesh, hosts):
+            log.warning("%s", remark)
     _announce_validation(corpora, is_text=not config.task.reads_records)
     if isinstance(learner, GradientLearner) and isinstance(learner.task, RecordTask):
         _announce_records(learner, corpora, learner.task.fields)

@@ -474,6 +474,7 @@ class GradientLearner(Learner):
         self._trace.close()
         self._reader.close()
         self.sync.close()
+        self.axes.close()
 
 
 def _order_of(config: RunConfig, source: Source, task: Task, manifest: Manifest) -> Any:
