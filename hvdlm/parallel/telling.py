@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from hvdlm.parallel.mesh import AXES, Axis, Mesh
@@ -14,7 +15,7 @@ def leaving(mesh: Mesh, axis: Axis, hosts: Sequence[str]) -> tuple[int, int]:
     >>> leaving(Mesh(data=2, tensor=2), "data", ["a", "a", "b", "b"])
     (2, 2)
     """
-    pairs = [pair for group in mesh.groups(axis) for pair in zip(group, group[1:], strict=False)]
+    pairs = [pair for group in mesh.groups(axis) for pair in itertools.pairwise(group)]
     return sum(hosts[one] != hosts[other] for one, other in pairs), len(pairs)
 
 

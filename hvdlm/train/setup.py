@@ -237,11 +237,7 @@ def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: Worl
     for line in binding_map(bindings).splitlines() if world.rank == 0 and world.size > 1 else ():
         log.info("%s", line)
     if isinstance(learner, GradientLearner) and learner.axes.mesh.cuts_model:
-        hosts = [each.host for each in bindings]
-        for line in mesh_lines(learner.axes.mesh, learner.shared.layout, config.parallel.schedule, hosts):
-            log.info("%s", line)
-        if remark := mesh_warning(learner.axes.mesh, hosts):
-            log.warning("%s", remark)
+        _announce_mesh(learner, [each.host for each in bindings])
     _announce_validation(corpora, is_text=not config.task.reads_records)
     if isinstance(learner, GradientLearner) and isinstance(learner.task, RecordTask):
         _announce_records(learner, corpora, learner.task.fields)
@@ -249,6 +245,14 @@ def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: Worl
     for remark in remarks(
         config, learner.plan, learner.total_steps, epoch_samples, size=world.size, saves_best=saves_best
     ):
+        log.warning("%s", remark)
+
+
+def _announce_mesh(learner: GradientLearner, hosts: list[str]) -> None:
+    mesh = learner.axes.mesh
+    for line in mesh_lines(mesh, learner.shared.layout, learner.config.parallel.schedule, hosts):
+        log.info("%s", line)
+    if remark := mesh_warning(mesh, hosts):
         log.warning("%s", remark)
 
 
