@@ -1,34 +1,50 @@
 """The state of a run on disk."""
 
-from hvdlm.checkpoint.record import STATE
-from hvdlm.checkpoint.store import (
-    AUTO,
-    CheckpointConfig,
-    NotFiniteError,
+from hvdlm.checkpoint.boxes import Box, Cut, Piece
+from hvdlm.checkpoint.reading import (
+    Checkpoint,
     TakesShapes,
-    best_of,
-    complete_steps,
-    damage,
     load_model,
     load_optimizer,
     load_tensors,
     model_state,
+    read_state,
+    read_weights,
+)
+from hvdlm.checkpoint.record import STATE
+from hvdlm.checkpoint.saver import Saved, Saver, Status
+from hvdlm.checkpoint.store import (
+    AUTO,
+    CheckpointConfig,
+    NotFiniteError,
+    Shares,
+    best_of,
+    complete_steps,
+    damage,
     newest,
     path_of,
+    pieces_of,
     point_best,
     prepare,
     prune,
-    read_state,
-    read_weights,
     resolve,
     save,
+    weights_digest,
 )
 
 __all__ = [
     "AUTO",
     "STATE",
+    "Box",
+    "Checkpoint",
     "CheckpointConfig",
+    "Cut",
     "NotFiniteError",
+    "Piece",
+    "Saved",
+    "Saver",
+    "Shares",
+    "Status",
     "TakesShapes",
     "best_of",
     "complete_steps",
@@ -39,6 +55,7 @@ __all__ = [
     "model_state",
     "newest",
     "path_of",
+    "pieces_of",
     "point_best",
     "prepare",
     "prune",
@@ -46,4 +63,5 @@ __all__ = [
     "read_weights",
     "resolve",
     "save",
+    "weights_digest",
 ]

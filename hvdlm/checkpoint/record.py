@@ -5,17 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hvdlm.files import read_json, to_json
 
 STATE = "state.json"
+SCHEMA = 2  # of what is written; 1 is read too
 
 # A name from a file is never a path: no separator, no dots to climb by.
 FileName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}\.safetensors$")]
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+MOST_DIMS = 8
+Size = Annotated[tuple[Count, ...], Field(max_length=MOST_DIMS, strict=False)]
+Placed = Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 20)], Count, Size, Size], Field(strict=False)]
 
 
 class _Part(BaseModel):
@@ -29,6 +35,14 @@ class FileFacts(_Part):
 
     bytes: Count
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class TensorFacts(_Part):
+    """A tensor of the state: boxes of it as [number of the part, place in it, offset, shape]."""
+
+    shape: tuple[Count, ...] = Field(max_length=MOST_DIMS, strict=False)
+    dtype: str = Field(pattern="^[A-Z]{1,4}[0-9]{0,2}$")
+    boxes: list[Placed] = Field(min_length=1)
 
 
 class ScalerFacts(_Part):
@@ -59,8 +73,10 @@ class SettingsFacts(_Part):
 class Record(_Part):
     """The whole file. Every key but these is for people."""
 
+    schema_: Literal[1, 2] = Field(1, alias="schema")  # checkpoints of older versions do not say it
     step: Count
     files: dict[FileName, FileFacts]
+    tensors: dict[str, TensorFacts] = {}  # of schema 1 each file's own
     optimizer_scalars: dict[str, bool | int | float | None] = {}
     config: SettingsFacts
     data_digest: str

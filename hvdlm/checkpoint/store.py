@@ -1,43 +1,55 @@
 """Checkpoints that are complete or absent: safetensors and JSON, written aside, renamed, `latest` last.
 
-    RUN/checkpoints/step_00000100/{model.safetensors, optimizer.safetensors, engine.safetensors, state.json}
+    RUN/checkpoints/step_00000100/{part-0000.safetensors, part-0001.safetensors, …, state.json}
     RUN/checkpoints/latest -> step_00000100
     RUN/checkpoints/best -> step_00000050, where checkpoint.best says what is judged by
 
-state.json holds size and sha256 of the other files and is loaded first, so a damaged checkpoint is
-passed over for the one before, and so is one that holds a NaN. Nothing is pickled, and no name out of a file is a path.
+state.json holds size and sha256 of the parts, and which box of which tensor lies where; it is written last and loaded
+first, so a damaged checkpoint is passed over for the one before, and so is one that holds a NaN. Nothing is pickled,
+and no name out of a file is a path.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import math
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 from torch import nn
 from torch.optim import Optimizer
 
-from hvdlm.checkpoint.record import STATE, digest_of, read_record
+from hvdlm.checkpoint.boxes import Cut, Piece
+from hvdlm.checkpoint.parts import PartFacts, Row, shares_of, table_of, tensors_of, write_part
+from hvdlm.checkpoint.reading import (
+    ENGINE,
+    MODEL,
+    OF_VERSION_1,
+    OPTIMIZER,
+    faults,
+    is_finite,
+    model_state,
+    not_finite,
+    table,
+)
+from hvdlm.checkpoint.record import SCHEMA, STATE, digest_of, read_record
 from hvdlm.config import Section
 from hvdlm.errors import UserError
 from hvdlm.files import (
     NO_SUCH_CALL,
     naming,
     read_text,
-    replace_durably,
-    sha256_of,
     sync_folder,
     to_json,
     write_text_durably,
@@ -45,9 +57,6 @@ from hvdlm.files import (
 
 log = logging.getLogger("hvdlm")
 
-MODEL = "model.safetensors"
-OPTIMIZER = "optimizer.safetensors"
-ENGINE = "engine.safetensors"
 AUTO = "auto"  # of `checkpoint.best`
 LATEST, BEST = "latest", "best"
 STEP = re.compile(r"step_(\d{8,18})")
@@ -58,6 +67,11 @@ class CheckpointConfig(Section):
 
     every: int = Field(100, ge=1, description="steps between checkpoints; the last step always has one")
     keep: int = Field(2, ge=1, description="how many of the newest are kept, once the step after them was sound")
+    keep_every: int = Field(0, ge=0, description="those of each so many steps stay for ever; 0: none does")
+    asynchronous: bool = Field(True, description="write while training goes on, from a copy of the state in memory")
+    unfinished: Literal["wait", "skip"] = Field(
+        "wait", description="where the next is due and the last is not written yet: wait for it, or leave the next out"
+    )
     best: str | None = Field(
         None,
         description="also keep the one with the best validation by this figure, as loss, accuracy or f1 (of equal ones"
@@ -103,68 +117,142 @@ def save(  # noqa: PLR0913 - what a checkpoint is made of
     keep: int | None = None,
     permit: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Write the checkpoint of `step` (rank 0 calls this alone), then drop all but the newest `keep`, or none.
+    """Write the checkpoint of `step` in one process, then drop all but the newest `keep`, or none.
 
-    `tensors` is what else must be kept, such as a running mean of the weights. `permit` is called when all is written
-    and nothing is visible yet; by raising an error it keeps the checkpoint from appearing. NotFiniteError, before
-    anything is written, for a state that holds inf or NaN; OSError that names the checkpoint where it cannot be
-    written.
+    `tensors` is what else must be kept. Errors are those of `begin`, `write_part` and `commit`.
     """
-    root, final = folder_of(run_dir), path_of(run_dir, step)
-    moments, scalars = _optimizer_state(model, optimizer)
-    contents = {MODEL: model_state(model), OPTIMIZER: moments, **({ENGINE: tensors} if tensors else {})}
-    if culprit := _not_finite(contents, scalars):
+    pieces, scalars = pieces_of(model, optimizer, tensors or {})
+    if culprit := not_finite_in(pieces, scalars):
         raise NotFiniteError(f"{culprit} is not finite")
+    shares, aside = shares_of(pieces), begin(run_dir, step)
+    try:
+        facts = write_part(aside, 0, shares)
+        record = {**state, "optimizer_scalars": scalars}
+        final = commit(run_dir, step, aside, {0: table_of(shares)}, {0: facts}, record, permit)
+    except BaseException:  # what is left of a full disk is needed
+        drop(aside)
+        raise
+    if keep is not None:
+        prune(run_dir, step, keep=keep)
+    return final
+
+
+def begin(run_dir: Path, step: int) -> Path:
+    """A new folder for the parts of a checkpoint, which nobody takes for one; what dead jobs have left behind goes."""
+    root, final = folder_of(run_dir), path_of(run_dir, step)
     with naming(final):
         root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(".step_*"):  # of a job that died, or of one whose run was taken over
         with contextlib.suppress(OSError):
             _remove(leftover)
     aside = root / f".{final.name}.{uuid.uuid4().hex}"
-    try:
-        with naming(final):
-            aside.mkdir()
-            files = {name: _write_part(aside, name, content) for name, content in contents.items()}
-            record = {**state, "step": step, "files": files, "optimizer_scalars": scalars}
-            record["digest"] = digest_of(record)
-            write_text_durably(aside / STATE, to_json(record, indent=1) + "\n")
-        permit()
-        with naming(final):
-            _remove(final)  # there only if it was passed over
-            aside.rename(final)
-    except BaseException:  # what is left of a full disk is needed
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    with naming(final):
+        aside.mkdir()
+    return aside
+
+
+def drop(aside: Path) -> None:
+    """Of a checkpoint that will not be."""
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def commit(  # noqa: PLR0913 - what a checkpoint is made of
+    run_dir: Path,
+    step: int,
+    aside: Path,
+    tables: Mapping[int, Sequence[Row]],
+    parts: Mapping[int, PartFacts],
+    state: Mapping[str, Any],
+    permit: Callable[[], None] = lambda: None,
+) -> Path:
+    """Make a checkpoint of parts that have all been written, by number; from here on it is there.
+
+    `permit` is called when all is written and nothing is visible yet; by raising an error it keeps the checkpoint from
+    appearing. ValueError where boxes do not fill each tensor exactly; OSError that names the checkpoint.
+    """
+    root, final = folder_of(run_dir), path_of(run_dir, step)
+    record: dict[str, Any] = {**state, "schema": SCHEMA, "step": step}
+    record["files"] = {facts.name: {"bytes": facts.bytes, "sha256": facts.sha256} for facts in parts.values()}
+    record["tensors"] = tensors_of(tables)
+    with naming(final):
+        record["digest"] = digest_of(record)
+        write_text_durably(aside / STATE, to_json(record) + "\n")
+    permit()
+    with naming(final):
+        _remove(final)  # there only if it was passed over
+        aside.rename(final)
     with naming(root / LATEST):
         sync_folder(root)
         _point_latest(root, final.name)
-    if keep is not None:
-        prune(run_dir, step, keep=keep)
     return final
 
 
-def _write_part(folder: Path, name: str, content: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Write one file of a checkpoint; its size and the hash of what was read back."""
-    part, final = folder / f".{name}", folder / name
-    try:
-        save_file(content, part)
-    except SafetensorError as error:  # it tells what write() said in words alone
-        code = re.search(r"(?:os error|code:) (\d+)", str(error))
-        number = int(code.group(1)) if code else errno.EIO
-        raise OSError(number, os.strerror(number) if code else str(error), str(final)) from None
-    replace_durably(part, final)
-    return {"bytes": final.stat().st_size, "sha256": sha256_of(final)}
+class Shares(NamedTuple):
+    """Among how many ranks this one is which, that hold alike what is whole, and what is cut."""
+
+    of_whole: tuple[int, int] = (0, 1)
+    of_cut: tuple[int, int] = (0, 1)
 
 
-def prune(run_dir: Path, step: int, *, keep: int, unsound: Collection[int] = ()) -> None:
-    """Drop checkpoints up to `step` but for the newest `keep`; the `unsound` do not count and go too.
+def pieces_of(
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    tensors: Mapping[str, torch.Tensor],
+    cuts: Mapping[str, Cut] = {},
+    shares: Shares = Shares(),  # noqa: B008 - frozen
+) -> tuple[list[Piece], dict[str, Any]]:
+    """A model's tensors, the optimizer's, what else must be kept; and the optimizer's plain values.
+
+    By `cuts`, by parameter, this rank holds parts; moments and running means of a parameter are cut alike.
+    """
+    found = [(f"{MODEL}{name}", name, tensor) for name, tensor in model_state(model).items()]
+    scalars = {}
+    states = {} if optimizer is None else optimizer.state
+    for name, parameter in model.named_parameters():
+        for entry, value in states.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):
+                found.append((f"{OPTIMIZER}{name}/{entry}", name, value))
+            else:
+                scalars[f"{name}/{entry}"] = value
+    found += [(f"{ENGINE}{name}", name.removeprefix("ema/"), tensor) for name, tensor in tensors.items()]
+    pieces = []
+    for key, name, tensor in found:
+        cut = cuts.get(name)
+        if cut is None or cut.is_whole or tuple(tensor.shape) != cut.shape_held:
+            cut = Cut(tuple(tensor.shape))
+        share = shares.of_whole if cut.is_whole else shares.of_cut
+        pieces += [Piece(key, part, cut.shape, box, share) for part, box in cut.parts(tensor.detach())]
+    return pieces, scalars
+
+
+def not_finite_in(pieces: Iterable[Piece], scalars: Mapping[str, Any]) -> str:
+    """The first tensor or number that holds inf or NaN, or nothing."""
+    for piece in pieces:
+        if not is_finite(piece.tensor):
+            return piece.key
+    return next((name for name, value in scalars.items() if isinstance(value, float) and not math.isfinite(value)), "")
+
+
+def weights_digest(state: Mapping[str, Any]) -> str:
+    """sha256 that tells a checkpoint's weights from others, as its record has it."""
+    files = state["files"]
+    if state.get("schema", 1) == 1:
+        return files[OF_VERSION_1[MODEL]]["sha256"]
+    return hashlib.sha256("".join(files[name]["sha256"] for name in sorted(files)).encode()).hexdigest()
+
+
+def prune(run_dir: Path, step: int, *, keep: int, keep_every: int = 0, unsound: Collection[int] = ()) -> None:
+    """Drop checkpoints up to `step` but for the newest `keep` and those of each `keep_every` steps.
+
+    The `unsound` do not count and go too.
 
     What cannot be removed stays, with a warning: no reason to stop training.
     """
     best = best_of(run_dir)
     found = [old for old in complete_steps(run_dir) if old <= step and path_of(run_dir, old) != best]
     sound = [old for old in found if old not in unsound]
-    for old in [*sound[:-keep], *(old for old in found if old in unsound)]:
+    going = [old for old in sound[:-keep] if not (keep_every and old % keep_every == 0)]
+    for old in [*going, *(old for old in found if old in unsound)]:
         try:
             _remove(path_of(run_dir, old))
         except OSError as error:
@@ -266,47 +354,39 @@ def newest(run_dir: Path, *, before: int | None = None) -> Path | None:
     return None
 
 
-def damage(path: Path, *, finite: Iterable[str] = (MODEL, OPTIMIZER, ENGINE)) -> str | None:
-    """What is wrong with a checkpoint folder, or None. The files `finite` must hold neither inf nor NaN."""
+def damage(path: Path, *, finite: tuple[str, ...] = (MODEL, OPTIMIZER, ENGINE)) -> str | None:
+    """What is wrong with a checkpoint folder, or None. Tensors whose keys begin so must hold neither inf nor NaN."""
     try:
         record = read_record(path)
-        named = STEP.fullmatch(path.name)
-        if named and int(named.group(1)) != record["step"]:
-            return f"{STATE} is of step {record['step']}"
-        if missing := {MODEL, OPTIMIZER} - record["files"].keys():
-            return f"{STATE} does not list {min(missing)}"
-        for name, facts in record["files"].items():
-            if (path / name).stat().st_size != facts["bytes"]:
-                return f"{name} is cut short"
-            if sha256_of(path / name) != facts["sha256"]:
-                return f"{name} is damaged (checksum)"
-        for name in record["files"].keys() & set(finite):
-            with safe_open(path / name, framework="pt") as tensors:
-                names = tensors.keys()
-                culprit = next((key for key in names if not _is_finite(tensors.get_tensor(key))), None)
-            if culprit:
-                return f"{culprit} in {name} is not finite"
+        return fault_of(path, record) or next(damages(path, record, sorted(record["files"]), finite), None)
     except (OSError, ValueError, SafetensorError) as error:
-        return f"{STATE} or a file it lists cannot be read ({error})"
-    return None
+        return _cannot_be_read(error)
 
 
-def _not_finite(contents: Mapping[str, Mapping[str, torch.Tensor]], scalars: Mapping[str, Any]) -> str | None:
-    """The first tensor or number that holds inf or NaN, with its file."""
-    for file, tensors in contents.items():
-        for name, tensor in tensors.items():
-            if not _is_finite(tensor):
-                return f"{name} in {file}"
-    return next((name for name, value in scalars.items() if isinstance(value, float) and not math.isfinite(value)), "")
+def fault_of(path: Path, record: Mapping[str, Any]) -> str:
+    """What a checkpoint's record says that cannot be, or nothing; its files are not read."""
+    named = STEP.fullmatch(path.name)
+    if named and int(named.group(1)) != record["step"]:
+        return f"{STATE} is of step {record['step']}"
+    if record.get("schema", 1) == 1:  # whose tables stand in the files
+        missing = {OF_VERSION_1[MODEL], OF_VERSION_1[OPTIMIZER]} - record["files"].keys()
+        return f"{STATE} does not list {min(missing)}" if missing else ""
+    table(path, record)
+    return ""
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no element is inf or NaN, in one pass (a sixth of what hashing takes): one NaN makes both ends NaN."""
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    if tensor.dtype.itemsize == 1:  # torch compares no float8
-        tensor = tensor.float()
-    return all(math.isfinite(end) for end in torch.aminmax(tensor.detach()))
+def damages(path: Path, record: Mapping[str, Any], files: Sequence[str], finite: tuple[str, ...]) -> Iterator[str]:
+    """What is wrong with some of the files that a sound record lists."""
+    try:
+        yield from faults(path, record, files)
+        if culprit := not_finite(path, table(path, record), files, finite):
+            yield f"{culprit} is not finite"
+    except (OSError, ValueError, SafetensorError) as error:
+        yield _cannot_be_read(error)
+
+
+def _cannot_be_read(error: Exception) -> str:
+    return f"{STATE} or a file it lists cannot be read ({error})"
 
 
 def resolve(path: Path) -> Path:
@@ -344,88 +424,3 @@ def _behind_latest(latest: Path) -> Path:
     if not STEP.fullmatch(name):
         raise UserError(f"{latest}: names no checkpoint beside it; give the run folder or RUN/checkpoints/step_…")
     return latest.parent / name
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """state.json of a checkpoint; UserError if it is none."""
-    try:
-        return read_record(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path / STATE}: cannot be read ({error}); use another checkpoint of this run") from None
-
-
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The `tensors` of `save`."""
-    return load_file(path / ENGINE) if ENGINE in read_state(path)["files"] else {}
-
-
-@runtime_checkable
-class TakesShapes(Protocol):
-    """A model whose tensors have the shapes of what it was estimated from, such as an n-gram model's tables."""
-
-    def take_shapes(self, shapes: Mapping[str, torch.Size]) -> None:
-        """Make room for tensors of these shapes."""
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The checkpoint's weights by name, for a model that takes some of them."""
-    return load_file(path / MODEL)
-
-
-def load_model(path: Path, model: nn.Module, *, rounded: bool = False) -> None:
-    """Copy the checkpoint's weights into `model`, every one of them, bit for bit.
-
-    With `rounded` a model of float32 takes those of float64, and the reverse.
-    """
-    saved = load_file(path / MODEL)
-    if isinstance(model, TakesShapes):
-        model.take_shapes({name: tensor.shape for name, tensor in saved.items()})
-    current = model_state(model)
-    if saved.keys() != current.keys():
-        odd = sorted(saved.keys() ^ current.keys())
-        raise UserError(f"{path}: its model has other tensors than this config ({', '.join(odd[:3])} …)")
-    with torch.no_grad():
-        for name, tensor in current.items():
-            if tensor.shape != saved[name].shape:
-                raise UserError(f"{path}: {name} is {tuple(saved[name].shape)}, this config says {tuple(tensor.shape)}")
-            types = {tensor.dtype, saved[name].dtype}
-            if len(types) > 1 and not (rounded and types == {torch.float32, torch.float64}):
-                raise UserError(f"{path}: {name} is {saved[name].dtype}, and not {tensor.dtype} as it was saved")
-            tensor.copy_(saved[name])
-
-
-def load_optimizer(path: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
-    """Restore the optimizer's state by parameter name; call it after the optimizer was wrapped.
-
-    What is learnt without one has None.
-    """
-    if optimizer is None:
-        return
-    parameters = dict(model.named_parameters())
-    scalars = read_state(path).get("optimizer_scalars", {})
-    for key, value in {**load_file(path / OPTIMIZER), **scalars}.items():
-        name, _, entry = key.rpartition("/")
-        if name not in parameters:
-            raise UserError(f"{path}: holds the optimizer's state of {name or key}, which this model has not")
-        is_tensor = isinstance(value, torch.Tensor)
-        optimizer.state[parameters[name]][entry] = value.to(parameters[name].device) if is_tensor else value
-
-
-def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, but for buffers that are computed; a tied weight once, under its first name."""
-    kept = model.state_dict().keys()
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    return {name: tensor.detach() for name, tensor in tensors if name in kept}
-
-
-def _optimizer_state(model: nn.Module, optimizer: Optimizer | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The optimizer's tensors and its plain values, both keyed `parameter/entry`."""
-    tensors, scalars = {}, {}
-    states = {} if optimizer is None else optimizer.state
-    for name, parameter in model.named_parameters():
-        for entry, value in states.get(parameter, {}).items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{name}/{entry}"] = value
-            else:
-                scalars[f"{name}/{entry}"] = value
-    return tensors, scalars

@@ -27,7 +27,7 @@ class InitConfig(_From):
         None, description="the running mean of the weights, not the last; null: where there is one, without optimizer"
     )
     step: int | None = Field(None, ge=1, description="which checkpoint of the run; null: the newest, noted here")
-    digest: str | None = Field(None, description="sha256 of its model.safetensors, checked; null: noted here")
+    digest: str | None = Field(None, description="sha256 of its weights, checked; null: noted here")
 
     @property
     def source(self) -> Path:

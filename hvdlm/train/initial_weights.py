@@ -107,7 +107,7 @@ def _digest_of(path: Path) -> str:
     """sha256 of a checkpoint's weights, as its state.json has it; of a Hugging Face folder that of its files."""
     if is_folder(path):
         return weights_digest(path)
-    return checkpoint.read_state(path)["files"]["model.safetensors"]["sha256"]
+    return checkpoint.weights_digest(checkpoint.read_state(path))
 
 
 def _with(config: RunConfig, values: dict[str, Any]) -> RunConfig:
@@ -184,7 +184,7 @@ def _begin_with_run(path: Path, learner: Learner, tokenizer_digest: str) -> tupl
                 f"init.optimizer: {path} has the state of another head, of adapters, or of other frozen weights;"
                 " set init.optimizer: false"
             )
-        checkpoint.load_optimizer(path, learner.model, learner.optimizer)
+        learner.load_optimizer(path)
     also = " and the optimizer's state" if init.optimizer else ""
     return f"{'the running mean of the weights' if takes_mean else 'the weights'}{also}", taken
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from hvdlm.checkpoint.saver import WIDTH, Status
 from hvdlm.compute.peak_flops import peak_flops
 from hvdlm.host import memory_bytes
 from hvdlm.session.stop import Wish
@@ -55,6 +56,7 @@ class Interval:
     replicas_equal: bool
     seconds: float  # of rank 0
     tokens: int
+    saves: list[Status]  # of each rank's part of a checkpoint under way
     live: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -120,10 +122,10 @@ class IntervalMeter:
         """After a validation or a checkpoint, whose time is no step's."""
         self._since = time.perf_counter()
 
-    def agree(self, first: int, end: int, results: list[StepResult], *, wish: Wish) -> Interval:
-        """Collective: the interval [first, end) over all ranks."""
+    def agree(self, first: int, end: int, results: list[StepResult], *, wish: Wish, save: Status) -> Interval:
+        """Collective: the interval [first, end) over all ranks; `save` is what this rank says of its part of a save."""
         learner, world = self._learner, self._learner.world
-        count, width = end - first, len(_Row.__dataclass_fields__)
+        count, width = end - first, len(_Row.__dataclass_fields__) + WIDTH
         digests = self._digests() if self._checks(end) else (0, 0, 0, 0)
         names = len(learner.task.sums)
         buffer = np.zeros(count * (names + 2) + world.size * width)
@@ -133,7 +135,7 @@ class IntervalMeter:
             row[:names] += result.sums.cpu().numpy()
             row[names:] += float(result.grad_norm) * result.micro_batches, result.micro_batches
         rows = buffer[steps.size :].reshape(world.size, width)
-        rows[world.rank] = list(vars(self._row(results, wish, digests)).values())
+        rows[world.rank] = [*vars(self._row(results, wish, digests)).values(), *save.numbers()]
         with np.errstate(all="ignore"):
             world.sum_(buffer)
         return self._interval(first, end, steps, rows)
@@ -162,7 +164,8 @@ class IntervalMeter:
 
     def _interval(self, first: int, end: int, steps: np.ndarray, rows: np.ndarray) -> Interval:
         learner = self._learner
-        ranks = [_Row(*row) for row in rows.tolist()]
+        ranks = [_Row(*row[:-WIDTH]) for row in rows.tolist()]
+        saves = [Status.of(row[-WIDTH:]) for row in rows.tolist()]
         facts = [self._facts(first + number, sums) for number, sums in enumerate(steps)]
         seconds = ranks[0].seconds
         self._length = max(1, min(self._every, round(TARGET_S / max(seconds / (end - first), 1e-6))))
@@ -171,7 +174,7 @@ class IntervalMeter:
         shared = [(row.shared_high, row.shared_low) for row in ranks]
         replicas_equal = are_equal(learner.axes.mesh, digests, shared)
         tokens = learner.tokens_before(end) - learner.tokens_before(first)
-        interval = Interval(end, facts, wish, verdict, replicas_equal, seconds, tokens)
+        interval = Interval(end, facts, wish, verdict, replicas_equal, seconds, tokens, saves)
         interval.live.update(self._live(interval, ranks))
         return interval
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hvdlm import checkpoint
+from hvdlm.checkpoint import Piece, Shares
 from hvdlm.data.manifest import Manifest
 from hvdlm.data.orders import MixedStreams
 from hvdlm.data.records import Records
@@ -75,6 +77,15 @@ class Learner(ABC):
     @abstractmethod
     def collect(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain values of a checkpoint besides weights and optimizer; collective, the same on all ranks."""
+
+    def pieces(self, tensors: Mapping[str, Tensor]) -> tuple[list[Piece], dict[str, Any]]:
+        """What this rank holds of a checkpoint's tensors, with those of `collect`; the optimizer's plain values."""
+        share = self.world.rank, self.world.size
+        return checkpoint.pieces_of(self.model, self.optimizer, tensors, shares=Shares(share, share))
+
+    def load_optimizer(self, path: Path) -> None:
+        """Its state of a checkpoint."""
+        checkpoint.load_optimizer(path, self.model, self.optimizer)
 
     @abstractmethod
     def restore(self, path: Path) -> int:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import time
-from pathlib import Path
 
 import torch
 
 from hvdlm import checkpoint
+from hvdlm.checkpoint import Saved, Saver
 from hvdlm.data.corpora import Corpora
 from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.session.metrics import ENDED, LEFT_OUT, RESUMED, REWOUND, STARTED, STOPPED, RunLog
@@ -48,6 +47,7 @@ class Loop:
         spent_s: float,
     ) -> None:
         self.learner, self.config, self.stop = learner, learner.config, stop
+        self.saver = Saver(learner.config.run_dir, learner.world)
         stop.saves_when_continued = learner.config.sync.keeps_replicas_equal
         self.corpora, self.validation, self.run_log = corpora, validation, run_log
         self.spent_s = spent_s  # training, over all resumptions; rank 0's clock
@@ -111,8 +111,10 @@ class Loop:
             results = self.learner.run(self.step, end)
             self.updates += sum(result.verdict == Verdict.APPLY for result in results)
             wish = Wish.FAULT if self.run_log.fault else Wish.NONE
-            interval = meter.agree(self.step, end, results, wish=max(wish, self.stop.look()))
+            wish = max(wish, self.stop.look())
+            interval = meter.agree(self.step, end, results, wish=wish, save=self.saver.status())
             self._obey(interval)
+            self._take(self.saver.settle(interval.saves, self._check_owner))
             if self._judge(interval):
                 progress.reach(self.step, f"rewound to step {self.step}")
                 meter.restart_clock()
@@ -154,7 +156,8 @@ class Loop:
             self.fault = self._find_fault()
         is_best = self._candidate.get("step") == self.step
         if is_last or is_best or interval.wish >= Wish.SAVE or self.step % self.config.checkpoint.every == 0:
-            if self._save_or_rewind(interval):
+            ends = is_last or is_best or interval.wish >= Wish.SAVE  # nobody looks whether it is there later
+            if self._save_or_rewind(interval, waits=ends or not self.config.checkpoint.asynchronous):
                 return
             if is_best:
                 self.best, self._candidate = self._candidate, {}
@@ -182,7 +185,8 @@ class Loop:
         self.is_proven = True
         if self.learner.world.rank == 0 and not self.stop.ouster():
             keep = self.config.checkpoint.keep
-            checkpoint.prune(self.config.run_dir, self.step, keep=keep, unsound=self.unsound)
+            every = self.config.checkpoint.keep_every
+            checkpoint.prune(self.config.run_dir, self.step, keep=keep, keep_every=every, unsound=self.unsound)
 
     def _validate(self) -> None:
         with self.learner.evaluated():
@@ -248,6 +252,7 @@ class Loop:
     def _rewind(self, interval: Interval, reason: str) -> None:
         """Back to the last checkpoint, and past the samples since then: with them it would happen again."""
         learner, world, run_dir = self.learner, self.learner.world, self.config.run_dir
+        self._finish_save()
         self.rewinds += 1
         before = self.step if self.step == self.rewound_to and not self.is_proven else None  # it broke there again
         path = world.on_root(lambda: checkpoint.newest(run_dir, before=before) or checkpoint.newest(run_dir))
@@ -259,6 +264,7 @@ class Loop:
             self.step = self.rewound_to = learner.restore(path)
             self.settle_best(checkpoint.read_state(path))
             self.run_log.rewind(self.step)
+        learner.agree()
         learner.left_out = left_out + learner.plan.samples_before(interval.end) - learner.plan.samples_before(self.step)
         self.is_proven = False
         self.run_log.tell(self.step, REWOUND, reason=reason, before=interval.end)
@@ -273,9 +279,9 @@ class Loop:
             tokens = self.learner.tokens_before(facts.step)
             self.run_log.write(facts.step, "train", **values, tokens=tokens, **live)
 
-    def _save_or_rewind(self, interval: Interval) -> bool:
+    def _save_or_rewind(self, interval: Interval, *, waits: bool) -> bool:
         """A state that is not finite is no checkpoint: it ends the run, or is left for the one before it (True)."""
-        culprit = self._save()
+        culprit = self._save(waits=waits)
         if culprit and self.config.guard.nonfinite == "rewind":
             self.ending = ""
             self._rewind(interval, culprit)
@@ -283,12 +289,15 @@ class Loop:
             raise UserError.shared(f"step {self.step}: {culprit}, and is not saved: {DIVERGED}")
         return bool(culprit)
 
-    def _save(self) -> str:
-        """Rank 0 writes; a full disk or a lost folder ends the run on all ranks, older checkpoints stay.
+    def _save(self, *, waits: bool) -> str:
+        """Save from a copy, or wait until that is done; a full disk or a lost folder ends the run on all ranks.
 
-        Returns what is not finite, where nothing was saved for it.
+        Older checkpoints stay. Returns what is not finite, where nothing was saved for it.
         """
-        start = time.monotonic()
+        if self.saver.is_busy and not waits and self.config.checkpoint.unfinished == "skip":
+            log.warning("step %d: not saved, the save before it is not over (checkpoint.unfinished: skip)", self.step)
+            return ""
+        self._finish_save()
         tensors, scalars = self.learner.collect()
         manifest = self.corpora.manifest
         self.figures = self._figures()
@@ -311,34 +320,36 @@ class Loop:
             "figures": self.figures,
             "config": self.config.model_dump(mode="json"),
         }
-        path, culprit = self.learner.world.on_root(lambda: self._write(state, tensors))
-        seconds = time.monotonic() - start
-        if path is not None:
-            self.stop.saved(seconds)
-            self.is_proven = False
-            log.info("saved %s in %.2f s", path, seconds)
+        pieces, of_optimizer = self.learner.pieces(tensors)
+        culprit = self.saver.begin(self.step, pieces, of_optimizer, state)
+        if waits and not culprit:
+            self._finish_save()
         return culprit
+
+    def _finish_save(self) -> None:
+        """Wait until the save under way, if there is one, is there."""
+        try:
+            self._take(self.saver.finish(self._check_owner))
+        except UserError:  # the new owner removes what the old one left half written
+            self.learner.world.on_root(self._check_owner)
+            raise
+
+    def _take(self, saved: Saved | None) -> None:
+        """What follows from a checkpoint's being there."""
+        if saved is None:
+            return
+        self.is_proven = False
+        self.unsound.discard(saved.step)
+        if self.learner.world.rank == 0:
+            (self.config.run_dir / SAVE).unlink(missing_ok=True)
+        self.stop.saved(saved.seconds)
+        log.info("%s", saved.line)
 
     def _fields(self) -> dict:
         """What the numbers in labelled records stand for, where the task reads any."""
         if not self.config.task.reads_records:
             return {}
         return {name: field.model_dump(mode="json") for name, field in self.corpora.manifest.fields.items()}
-
-    def _write(self, state: dict, tensors: dict[str, torch.Tensor]) -> tuple[Path | None, str]:
-        """On rank 0: the checkpoint, or what in it is not finite."""
-        self._check_owner()
-        parts = self.learner.model, self.learner.optimizer, state, tensors
-        try:
-            path = checkpoint.save(self.config.run_dir, self.step, *parts, permit=self._check_owner)
-        except checkpoint.NotFiniteError as error:
-            return None, str(error)
-        except Exception:  # the new owner removes what the old one left half written
-            self._check_owner()
-            raise
-        self.unsound.discard(self.step)
-        (self.config.run_dir / SAVE).unlink(missing_ok=True)
-        return path, ""
 
     def summary(self) -> dict:
         """What `hvdlm train --json` prints: of a run that had ended before, what it printed then."""

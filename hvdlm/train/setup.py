@@ -114,6 +114,8 @@ def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
         if source is not None:
             begin_with(source, learner, corpora.manifest.tokenizer_digest)
         validation = Validation(config, learner, corpora)
+    if source is not None:
+        learner.agree()
     found = world.on_root(lambda: _claim_run_dir(config, corpora, stop, learner.total_steps))
     if source is not None and learner.task.predicts_tokens:
         folder = source if is_folder(source) else source.resolve().parent.parent  # of RUN/checkpoints/step_…
@@ -123,6 +125,7 @@ def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
         with world.together():
             first = learner.restore(found)
             saved = checkpoint.read_state(found)
+        learner.agree()
         log.info("resuming from %s%s", found, "; init.from is not read again" if config.init else "")
     _announce(learner, config, corpora, world, saves_best=validation.best_by is not None)
     with world.together():

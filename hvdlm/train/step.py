@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hvdlm import checkpoint
+from hvdlm.checkpoint import Piece, Shares
 from hvdlm.compute.device import autocast, prepare_device
 from hvdlm.compute.draws import draws_for
 from hvdlm.compute.trace import Timed, Trace
@@ -446,16 +447,28 @@ class GradientLearner(Learner):
         scaler = self.scaler.to_dict() if self.scaler else None
         return tensors, {**scalars, "val_losses": self.val_losses, "scaler": scaler}
 
+    def pieces(self, tensors: Mapping[str, Tensor]) -> tuple[list[Piece], dict[str, Any]]:
+        mesh, place = self.axes.mesh, self.axes.place
+        among = place.data * mesh.tensor + place.tensor, mesh.data * mesh.tensor
+        shares = Shares(among, (place.data, mesh.data))
+        return checkpoint.pieces_of(self.model, self.optimizer, tensors, self.shared.cuts, shares)
+
+    def load_optimizer(self, path: Path) -> None:
+        checkpoint.load_optimizer(path, self.model, self.optimizer, self.shared.cuts)
+
     def restore(self, path: Path) -> int:
-        """Load a checkpoint; every rank reads the same files. Returns the step to go on with."""
-        checkpoint.load_model(path, self.model)
-        checkpoint.load_optimizer(path, self.model, self.sync.optimizer)
-        state, tensors = checkpoint.read_state(path), checkpoint.load_tensors(path)
+        """Load a checkpoint; every rank reads what it holds of it. Returns the step to go on with."""
+        cuts = self.shared.cuts
+        checkpoint.load_model(path, self.model, cuts=cuts)
+        self.load_optimizer(path)
+        means = {f"ema/{name}": cut for name, cut in cuts.items()}
+        state, tensors = checkpoint.read_state(path), checkpoint.load_tensors(path, means)
         scalars = state.get("engine", {})
         if scalars.get("sync") == self.sync.kind:  # another way to combine begins afresh
             self.sync.load_state(_under("sync/", tensors))
         if self.ema is not None and any(name.startswith("ema/") for name in tensors):
-            self.ema.load_state(_under("ema/", tensors))
+            held = {name for name, _ in self.sync.named}
+            self.ema.load_state({name: mean for name, mean in _under("ema/", tensors).items() if name in held})
         if self.recurrent_state is not None:
             carried = _under("carried/", tensors)
             if "carried" in tensors:  # of versions that knew one LSTM: of each layer its output, then its cell
@@ -468,6 +481,10 @@ class GradientLearner(Learner):
         self.left_out = scalars.get("left_out", 0)
         self.val_losses = self.losses_in(state)
         return state["step"]
+
+    def agree(self) -> None:
+        super().agree()
+        self.pipeline.share_tied()
 
     def close(self) -> None:
         """Collective."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hvdlm import __version__
+from hvdlm.checkpoint import weights_digest
 from hvdlm.inference.infer.lines import Source, is_json
 from hvdlm.inference.infer.parts import CHECKPOINT, INPUT
 from hvdlm.inference.infer.wanted import Wanted
@@ -40,8 +41,7 @@ def _computing(model: LanguageModel) -> dict[str, Any]:
 
 def _saved(state: Mapping[str, Any]) -> dict[str, Any]:
     """Digests of what a model is loaded from."""
-    weights = {name: facts["sha256"] for name, facts in sorted(state["files"].items()) if "optimizer" not in name}
-    return {CHECKPOINT: weights, "tokenizer": state["tokenizer_digest"]}
+    return {CHECKPOINT: weights_digest(state), "tokenizer": state["tokenizer_digest"]}
 
 
 def _configured(config: RunConfig) -> dict[str, Any]:

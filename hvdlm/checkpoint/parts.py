@@ -1,0 +1,231 @@
+"""What a rank writes of a state, and the file that it writes; nothing here talks to another rank.
+
+A part is a file of safetensors, written in one pass that hashes as it goes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hvdlm.checkpoint.boxes import Box, Piece, boxes_of_range, whole
+from hvdlm.files import naming, sync_folder
+
+PART_BYTES = 1 << 20  # less of what several ranks hold alike is one rank's to write
+BLOCK_BYTES = 16 << 20  # written, and hashed meanwhile
+DTYPES = {  # as safetensors names them
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class Share(NamedTuple):
+    """A box of a tensor of the state, which one rank writes."""
+
+    key: str
+    shape: tuple[int, ...]  # of the whole tensor
+    box: Box
+    tensor: Tensor  # of the box's shape
+
+
+class Row(NamedTuple):
+    """What a part has of one tensor, as the record tells it."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    box: Box
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """A file that was written."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def name_of(number: int) -> str:
+    return f"part-{number:04d}.safetensors"
+
+
+def shares_of(pieces: Sequence[Piece]) -> list[Share]:
+    """What this rank writes of the pieces that it holds.
+
+    Of those that n ranks hold alike it is a range of their bytes, so that all write as much; ranks that hold the same
+    have the same pieces in the same order. Where that is little, the first of them writes all.
+    """
+    found: list[Share] = []
+    for (number, size), group in groupby(sorted(pieces, key=lambda piece: piece.share), lambda piece: piece.share):
+        alike = list(group)
+        total = sum(piece.tensor.nbytes for piece in alike)
+        writers = min(size, max(1, total // PART_BYTES))
+        first, end = (total * place // writers for place in (number, number + 1)) if number < writers else (0, 0)
+        begin = 0
+        for piece in alike:
+            item, numel = piece.tensor.element_size(), piece.tensor.numel()
+            mine = range(*(max(0, min(numel, -(-(place - begin) // item))) for place in (first, end)))
+            begin += piece.tensor.nbytes
+            if not numel:
+                mine = range(0)
+                if number == 0:
+                    found.append(Share(piece.key, piece.shape, piece.box, piece.tensor))
+            for box in boxes_of_range(piece.box.shape, mine):
+                place = tuple(slice(o, o + n) for o, n in zip(*box, strict=True))
+                offset = tuple(map(sum, zip(box.offset, piece.box.offset, strict=True)))
+                found.append(Share(piece.key, piece.shape, Box(offset, box.shape), piece.tensor[place]))
+    return found
+
+
+class Kept:
+    """Copies of shares, in buffers that are used again for those of the same shapes."""
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+        self.shares: list[Share] = []
+        self.nbytes = 0
+
+    @torch.no_grad()
+    def take(self, shares: Sequence[Share]) -> None:
+        """Copy them: from here on nothing that happens to the tensors changes what is kept."""
+        alike = [(b.shape, b.dtype) for b in self._buffers] == [(s.tensor.shape, s.tensor.dtype) for s in shares]
+        if not alike:
+            self._buffers = []  # first, so that there is never more than one
+            self._buffers = [torch.empty(s.tensor.shape, dtype=s.tensor.dtype) for s in shares]
+        for buffer, share in zip(self._buffers, shares, strict=True):
+            buffer.copy_(share.tensor)
+        self.shares = [s._replace(tensor=b) for s, b in zip(shares, self._buffers, strict=True)]
+        self.nbytes = sum(buffer.nbytes for buffer in self._buffers)
+
+
+def table_of(shares: Sequence[Share]) -> list[Row]:
+    """What a checkpoint's record has to know of a part's boxes, in the part's order."""
+    return [Row(share.key, DTYPES[share.tensor.dtype], share.shape, share.box) for share in shares]
+
+
+def tensors_of(tables: Mapping[int, Sequence[Row]]) -> dict[str, Any]:
+    """The `tensors` of a record, from the tables of its parts; ValueError unless boxes fill each tensor exactly."""
+    found: dict[str, Any] = {}
+    for number, rows in sorted(tables.items()):
+        for place, (key, dtype, shape, box) in enumerate(rows):
+            entry = found.setdefault(key, {"shape": list(shape), "dtype": dtype, "boxes": []})
+            if (entry["shape"], entry["dtype"]) != (list(shape), dtype):
+                raise ValueError(
+                    f"{key} is {entry['dtype']} {entry['shape']} on one rank, {dtype} {list(shape)} on another"
+                )
+            entry["boxes"].append([number, place, list(box.offset), list(box.shape)])
+    for key, entry in found.items():
+        check_cover(key, tuple(entry["shape"]), [Box(tuple(o), tuple(n)) for _, _, o, n in entry["boxes"]])
+    return dict(sorted(found.items()))
+
+
+def check_cover(key: str, shape: tuple[int, ...], boxes: Sequence[Box]) -> None:
+    """ValueError unless the boxes hold each element of a tensor once."""
+    limits = whole(shape)
+    for box in boxes:
+        if len(box.offset) != len(shape) or (box.numel and box.meeting(limits) != box):
+            raise ValueError(f"{key}: a box at {list(box.offset)} of {list(box.shape)} leaves its shape {list(shape)}")
+    if sum(box.numel for box in boxes) != limits.numel:
+        raise ValueError(f"{key}: its boxes hold {sum(box.numel for box in boxes)} of {limits.numel} elements")
+    ordered = sorted((box for box in boxes if box.numel), key=lambda box: box.offset)
+    for number, box in enumerate(ordered):  # of equal sum they leave a gap only where two overlap
+        for other in ordered[number + 1 :]:
+            if other.offset[:1] and other.offset[0] >= box.offset[0] + box.shape[0]:
+                break
+            if box.meeting(other) is not None:
+                raise ValueError(f"{key}: two boxes hold the element at {list(other.offset)}")
+
+
+def write_part(folder: Path, number: int, shares: Sequence[Share]) -> PartFacts:
+    """Write a part durably; OSError that names it. A file that could not be flushed is removed, and not tried again."""
+    path = folder / name_of(number)
+    try:
+        with naming(path), path.open("xb", buffering=0) as file:
+            written, digest = 0, hashlib.sha256()
+            hashing: threading.Thread | None = None
+            for block in _blocks(shares):
+                if hashing is not None:
+                    hashing.join()
+                hashing = threading.Thread(target=digest.update, args=(block,))  # hashlib lets other threads run
+                hashing.start()
+                _write_all(file, block)
+                written += len(block)
+            if hashing is not None:
+                hashing.join()
+            os.fsync(file.fileno())
+        with naming(path):
+            sync_folder(folder)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return PartFacts(path.name, written, digest.hexdigest())
+
+
+def _write_all(file: Any, block: memoryview | bytes) -> None:
+    rest = memoryview(block)
+    while rest:
+        done = file.write(rest)
+        if not done:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rest = rest[done:]
+
+
+def _blocks(shares: Sequence[Share]) -> Iterator[memoryview | bytes]:
+    """A file of safetensors, piece by piece: the header's length, the header as JSON, the tensors' bytes."""
+    header: dict[str, Any] = {}
+    begin = 0
+    for number, share in enumerate(shares):
+        end = begin + share.tensor.nbytes
+        header[str(number)] = {
+            "dtype": DTYPES[share.tensor.dtype],
+            "shape": list(share.tensor.shape),
+            "data_offsets": [begin, end],
+        }
+        begin = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    yield from _joined(memoryview(_bytes_of(share.tensor)) for share in shares)
+
+
+def _joined(parts: Iterable[memoryview]) -> Iterator[memoryview | bytes]:
+    """The same bytes in blocks that are worth a system call, and not too large to be hashed meanwhile."""
+    small = bytearray()
+    for part in parts:
+        if len(part) < BLOCK_BYTES // 16:
+            small += part
+            if len(small) >= BLOCK_BYTES:
+                yield bytes(small)
+                small.clear()
+            continue
+        if small:
+            yield bytes(small)
+            small.clear()
+        for start in range(0, len(part), BLOCK_BYTES):
+            yield part[start : start + BLOCK_BYTES]
+    if small:
+        yield bytes(small)
+
+
+def _bytes_of(tensor: Tensor) -> Any:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy() if tensor.numel() else b""

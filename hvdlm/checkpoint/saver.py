@@ -1,0 +1,190 @@
+"""Saving while training goes on: each rank copies its share and a thread writes it; all meet in sums that exist anyway.
+
+CheckFreq (Mohan et al. 2021) parts a save in the same way, into a snapshot and what is written of it. The thread calls
+`write_part` and nothing that talks to other ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hvdlm.checkpoint.boxes import Piece
+from hvdlm.checkpoint.parts import Kept, PartFacts, Row, name_of, shares_of, table_of, write_part
+from hvdlm.checkpoint.store import begin, commit, drop, not_finite_in
+from hvdlm.errors import UserError
+from hvdlm.world.interface import World
+
+log = logging.getLogger("hvdlm")
+
+WORDS = 8  # a sha256 in numbers of 32 bits, which a float64 holds
+
+
+class SaveState(IntEnum):
+    """Of one rank's part."""
+
+    IDLE = 0
+    WRITING = 1
+    DONE = 2
+    FAILED = 3
+
+
+class Status(NamedTuple):
+    """What a rank says of its part."""
+
+    state: SaveState = SaveState.IDLE
+    bytes: int = 0  # 0: it had nothing to write
+    sha256: str = "0" * 64
+
+    def numbers(self) -> list[float]:
+        """As it travels in a sum, float64 (WIDTH,)."""
+        words = [int(self.sha256[start : start + 8], 16) for start in range(0, 64, 8)]
+        return [float(self.state), float(self.bytes), *map(float, words)]
+
+    @staticmethod
+    def of(numbers: Sequence[float]) -> Status:
+        state, num_bytes, *words = map(int, numbers)
+        return Status(SaveState(state), num_bytes, "".join(f"{word:08x}" for word in words))
+
+
+WIDTH = 2 + WORDS
+
+
+@dataclass
+class _Save:
+    """A checkpoint under way, as one rank knows it."""
+
+    step: int
+    aside: Path
+    record: dict[str, Any]
+    tables: dict[int, list[Row]]  # of all parts; on rank 0
+    started: float
+    blocked_s: float
+    status: Status = field(default_factory=lambda: Status(SaveState.WRITING))
+    error: str = ""
+    thread: threading.Thread | None = None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that is there."""
+
+    path: Path
+    step: int
+    seconds: float
+    line: str
+
+
+class Saver:
+    """Of one rank. All but `status` is collective."""
+
+    def __init__(self, run_dir: Path, world: World) -> None:
+        self._run_dir, self._world = run_dir, world
+        self._kept = Kept()
+        self._save: _Save | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        return self._save is not None
+
+    def begin(self, step: int, pieces: Sequence[Piece], scalars: dict[str, Any], state: dict[str, Any]) -> str:
+        """Start to save; when it returns, nothing that happens to the tensors changes what is saved.
+
+        Returns what is not finite, where nothing is saved for it. OSError on all ranks where no folder can be made.
+        """
+        assert self._save is None, "the last one is to be finished before"
+        world, start = self._world, time.monotonic()
+        culprits = [each for each in world.gather(not_finite_in(pieces, scalars)) if each]
+        if culprits:
+            return culprits[0]
+        aside = world.on_root(lambda: begin(self._run_dir, step))
+        shares = shares_of(pieces)
+        told = world.gather_on_root((table_of(shares), scalars))
+        tables = {rank: rows for rank, (rows, _) in enumerate(told) if rows}
+        merged = {name: value for _, of_rank in told for name, value in of_rank.items()}
+        copying = time.monotonic()
+        self._kept.take(shares)
+        copied_s = time.monotonic() - copying
+        self._save = save = _Save(step, aside, {**state, "optimizer_scalars": merged}, tables, start, copied_s)
+        if not shares:
+            save.status = Status(SaveState.DONE)
+            return ""
+        save.thread = threading.Thread(
+            target=_write, args=(save, world.rank, self._kept), name="hvdlm-save", daemon=True
+        )
+        save.thread.start()
+        return ""
+
+    def status(self) -> Status:
+        """Of this rank's part; it is nobody else's to know before it has travelled."""
+        return Status() if self._save is None else self._save.status
+
+    def settle(self, statuses: Sequence[Status], permit: Callable[[], None]) -> Saved | None:
+        """Commit, once all ranks are done; UserError on all ranks where one could not write."""
+        save = self._save
+        if save is None or any(status.state == SaveState.WRITING for status in statuses):
+            return None
+        self._save = None
+        failed = [rank for rank, status in enumerate(statuses) if status.state == SaveState.FAILED]
+        if failed:
+            errors = [error for error in self._world.gather(save.error) if error]
+            self._world.on_root(lambda: drop(save.aside))
+            raise UserError.shared(errors[0])
+        parts = {
+            rank: PartFacts(name_of(rank), status.bytes, status.sha256)
+            for rank, status in enumerate(statuses)
+            if status.bytes
+        }
+
+        def finish() -> Path:
+            try:
+                return commit(self._run_dir, save.step, save.aside, save.tables, parts, save.record, permit)
+            except BaseException:
+                drop(save.aside)
+                raise
+
+        path = self._world.on_root(finish)
+        seconds = time.monotonic() - save.started
+        return Saved(
+            path, save.step, seconds, self._line(path, save, sum(part.bytes for part in parts.values()), seconds)
+        )
+
+    def _line(self, path: Path, save: _Save, num_bytes: int, seconds: float) -> str:
+        """For the log: how long training stood still for the copy, and when all was durable."""
+        copied, written = self._kept.nbytes / max(save.blocked_s, 1e-9) / 1e9, num_bytes / max(seconds, 1e-9) / 1e9
+        return (
+            f"saved {path} in {seconds:.2f} s: {num_bytes / 1e6:,.1f} MB at {written:.2f} GB/s, of which training stood"
+            f" still {save.blocked_s:.2f} s for a copy at {copied:.1f} GB/s"
+        )
+
+    def finish(self, permit: Callable[[], None]) -> Saved | None:
+        """Wait until what is under way is written by all, and commit it."""
+        if self._save is None:
+            return None
+        if self._save.thread is not None:
+            while self._save.thread.is_alive():
+                self._save.thread.join(1.0)
+                self._world.beats += 1  # a disk may be slow: that is no rank that hangs
+        rows = self._world.gather(self.status().numbers())
+        return self.settle([Status.of(row) for row in rows], permit)
+
+
+def _write(save: _Save, number: int, kept: Kept) -> None:
+    """In a thread of its own."""
+    try:
+        facts = write_part(save.aside, number, kept.shares)
+        save.status = Status(SaveState.DONE, facts.bytes, facts.sha256)
+    except OSError as error:
+        name = save.aside.name.split(".")[1]  # as it would have been called
+        save.error = f"{save.aside.with_name(name)}: {os.strerror(error.errno) if error.errno else error}"
+        save.status = Status(SaveState.FAILED)
+    except Exception as error:
+        save.error = f"{save.aside}: {type(error).__name__}: {error}"
+        save.status = Status(SaveState.FAILED)
