@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from hvdlm.checkpoint import model_state
+from hvdlm.checkpoint import model_state, read_weights
 from hvdlm.config import validate
 from hvdlm.data.manifest import read_manifest
 from hvdlm.data.records import Records
@@ -227,7 +227,7 @@ def test_what_was_exported_can_be_begun_with(is_same, data_dir, corpus, tmp_path
     export_hf(tmp_path / "run", tmp_path / "hf")
     data = data_dir if is_same else data_of(tmp_path / "hf", corpus, tmp_path)
     learner = begun(values_of(data, tmp_path / "next", tmp_path / "hf"))
-    before = load_file(tmp_path / "run" / "checkpoints" / "step_00000002" / "model.safetensors")
+    before = read_weights(tmp_path / "run" / "checkpoints" / "step_00000002")
     state = model_state(learner.model)
     assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
     assert all(not bool(state[name].any()) for name in state.keys() - before.keys())  # biases, which are 0
@@ -242,7 +242,7 @@ def test_of_a_run_for_another_task_the_body_is_taken_alone(data_dir, tmp_path, c
     learner.model.head = head = nn.Linear(32, 3)
     first = head.weight.clone()
     begin_with(path, learner, corpora.manifest.tokenizer_digest)
-    saved = load_file(path / "model.safetensors")
+    saved = read_weights(path)
     state = model_state(learner.model)
     assert all(torch.equal(state[name], tensor) for name, tensor in saved.items() if not name.startswith("head."))
     assert torch.equal(head.weight, first)
@@ -257,7 +257,7 @@ def test_rows_of_a_tasks_own_ids_are_dropped_or_begin_at_the_mean(data_dir, tmp_
     run_training(data_dir, tmp_path / "run", *TINY, bert)
     config, path = pinned(make_config(data_dir, tmp_path / "new", bert, f"init.from={tmp_path / 'run'}"))
     learner, corpora = build_learner(config, SerialWorld())
-    saved = load_file(path / "model.safetensors")["embed.weight"]
+    saved = read_weights(path)["embed.weight"]
     assert len(saved) == 258
     for rows in (257, 260):
         learner.model.embed = nn.Embedding(rows, 32)
@@ -309,7 +309,7 @@ def test_tokens_that_an_export_adds_make_no_other_vocabulary(kind, corpus, tmp_p
         values = {**run_values(tmp_path / "data", tmp_path / "run"), "model": bert, "task": task}
     train(validate(RunConfig, values, "test", TINY), SerialWorld())
     export_hf(tmp_path / "run", tmp_path / "hf")
-    before = load_file(tmp_path / "run" / "checkpoints" / "step_00000002" / "model.safetensors")
+    before = read_weights(tmp_path / "run" / "checkpoints" / "step_00000002")
     del values["model"]
     again = begun({**values, "run_dir": str(tmp_path / "again"), "init": {"from": str(tmp_path / "hf")}})
     state = model_state(again.model)

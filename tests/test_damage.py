@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from harness import STATE, run_training
-from safetensors.torch import load_file, save_file
+from saved import rewrite
 
 from hvdlm import checkpoint
 from hvdlm.config.loading import load as load_config
@@ -25,7 +25,7 @@ from hvdlm.data.shards import doc_offsets
 from hvdlm.data.stream import TokenStream
 from hvdlm.data.verify import verify
 from hvdlm.errors import UserError
-from hvdlm.files import open_stream, sha256_of
+from hvdlm.files import open_stream
 from hvdlm.jobs.ledger import LedgerEntry, progress_of, read_all
 from hvdlm.tokenizer import from_json, train_bpe
 from hvdlm.train.config import RunConfig
@@ -334,36 +334,26 @@ def test_no_pipe_in_a_files_place_is_waited_for(tmp_path):
     assert [line for line in lines if line.startswith(f"{tmp_path}/job.json: ") and "is no regular file" in line]
 
 
-def replaced(path, name, change):
-    """A file of a checkpoint changed, with its hash, as whoever edits weights does."""
-    tensors = load_file(path / name)
-    change(tensors)
-    save_file(tensors, path / name)
-    whole = json.loads((path / "state.json").read_text())
-    whole["files"][name] = {"bytes": (path / name).stat().st_size, "sha256": sha256_of(path / name)}
-    (path / "state.json").write_text(json.dumps(whole))
-
-
 def dropped(tensors):
-    del tensors["ema/bias"]
+    del tensors["engine/ema/bias"]
 
 
 def broadcast(tensors):
-    tensors["ema/bias"] = torch.ones(1)
+    tensors["engine/ema/bias"] = torch.ones(1)
 
 
 def renamed(tensors):
-    tensors["ema/other"] = tensors.pop("ema/bias")
+    tensors["engine/ema/other"] = tensors.pop("engine/ema/bias")
 
 
 @pytest.mark.parametrize("change", [dropped, broadcast, renamed])
 def test_a_running_mean_is_taken_whole_or_not_at_all(saved, change):
     model = torch.nn.Linear(2, 2)
-    replaced(saved, "engine.safetensors", lambda tensors: tensors.update({"ema/bias": torch.ones(2)}))
-    replaced(saved, "engine.safetensors", lambda tensors: tensors.update({"ema/weight": torch.ones(2, 2)}))
+    rewrite(saved, lambda tensors: tensors.update({"engine/ema/bias": torch.ones(2)}))
+    rewrite(saved, lambda tensors: tensors.update({"engine/ema/weight": torch.ones(2, 2)}))
     assert load_weights(saved, model, mean=True)
     assert (model.bias == 1).all()
-    replaced(saved, "engine.safetensors", change)
+    rewrite(saved, change)
     with pytest.raises(UserError, match="running mean of the weights is of another model") as error:
         load_weights(saved, model, mean=True)
     assert one_line(saved, error)
@@ -371,7 +361,7 @@ def test_a_running_mean_is_taken_whole_or_not_at_all(saved, change):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float16, torch.float8_e4m3fn, torch.complex64])
 def test_weights_of_another_type_are_refused(saved, dtype):
-    replaced(saved, "model.safetensors", lambda tensors: tensors.update(bias=tensors["bias"].to(dtype)))
+    rewrite(saved, lambda tensors: tensors.update({"model/bias": tensors["model/bias"].to(dtype)}))
     assert checkpoint.damage(saved) is None
     with pytest.raises(UserError, match=f"bias is {dtype}, and not torch.float32 as it was saved"):
         checkpoint.load_model(saved, torch.nn.Linear(2, 2))

@@ -1,17 +1,15 @@
 """A new run begins with another one's weights, bit for bit, or says in one line why it cannot."""
 
-import json
 import shutil
 
 import pytest
 import torch
 import yaml
 from harness import make_config, make_text, preprocess, run_training
-from safetensors.torch import load_file, save_file
+from saved import rewrite, tensors_in
 
 from hvdlm import checkpoint
 from hvdlm.errors import UserError
-from hvdlm.files import sha256_of
 from hvdlm.train.initial_weights import begin_with, pinned
 from hvdlm.train.setup import build_learner, train
 from hvdlm.world.serial import SerialWorld
@@ -50,13 +48,13 @@ def test_the_weights_before_the_first_step_are_the_sources(data_dir, tmp_path, s
     changed = ("seed=9", "optim.lr=1e-4", "data.seq_len=16", "train.global_batch=4", "model.dropout=0.1")
     engine, config = begun(data_dir, tmp_path, source, *overrides, *changed)
     path = source / "checkpoints" / "step_00000020"
-    tensors = {**load_file(path / "model.safetensors"), **checkpoint.load_tensors(path)}
+    tensors = {**checkpoint.read_weights(path), **checkpoint.load_tensors(path)}
     assert same(engine, tensors, holds)
     assert not same(engine, tensors, "" if holds else "ema/")
     state = engine.sync.optimizer.state
     first = next(engine.model.named_parameters())
     if config.init.optimizer:
-        moments = load_file(path / "optimizer.safetensors")
+        moments = tensors_in(path, "optimizer/")
         assert torch.equal(state[first[1]]["exp_avg"], moments[f"{first[0]}/exp_avg"])
     else:
         assert not state
@@ -68,8 +66,8 @@ def test_a_checkpoint_of_the_run_can_be_named(data_dir, tmp_path, source, place)
     named = (source, "init.step=10") if place == "step" else (source / place,)
     _, config = begun(data_dir, tmp_path, *named)
     step = 20 if place.endswith("latest") else 10
-    file = source / "checkpoints" / f"step_{step:08d}" / "model.safetensors"
-    assert (config.init.step, config.init.digest) == (step, sha256_of(file))
+    state = checkpoint.read_state(source / "checkpoints" / f"step_{step:08d}")
+    assert (config.init.step, config.init.digest) == (step, checkpoint.weights_digest(state))
 
 
 def test_training_on_other_data_goes_on_from_what_was_learnt(data_dir, tmp_path):
@@ -92,7 +90,7 @@ def test_a_run_remembers_what_it_began_with_and_resumes_without_it(data_dir, tmp
     begin = (*options, f"init.from={tmp_path / 'source'}")
     run_training(data_dir, tmp_path / "new", *begin)
     noted = yaml.safe_load((tmp_path / "new" / "config.yaml").read_text())["init"]
-    digest = sha256_of(source / "checkpoints" / "step_00000020" / "model.safetensors")
+    digest = checkpoint.weights_digest(checkpoint.read_state(source / "checkpoints" / "step_00000020"))
     assert (noted["from"], noted["step"], noted["digest"]) == (str(tmp_path / "source"), 20, digest)
     shutil.rmtree(tmp_path / "source")
     for words in (begin, options):  # named again, or not
@@ -159,12 +157,11 @@ def test_a_folder_that_is_no_run_is_named(data_dir, tmp_path, what, message):
 def test_weights_or_moments_that_are_not_finite_are_refused(data_dir, tmp_path, source, file, key):
     shutil.copytree(source, tmp_path / "broken", symlinks=True)
     path = tmp_path / "broken" / "checkpoints" / "step_00000020"
-    tensors = load_file(path / f"{file}.safetensors")
-    tensors[key][0] = float("nan")
-    save_file(tensors, path / f"{file}.safetensors")
-    state = json.loads((path / "state.json").read_text())
-    state["files"][f"{file}.safetensors"]["sha256"] = sha256_of(path / f"{file}.safetensors")
-    (path / "state.json").write_text(json.dumps(state))
+
+    def poison(tensors):
+        tensors[f"{file}/{key}"][0] = float("nan")
+
+    rewrite(path, poison)
     with pytest.raises(
         UserError, match=r"norm\.weight.* (is not finite; use another|holds inf or nan; take an earlier)"
     ):

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from harness import run_training
+from saved import PART
 
 from hvdlm import checkpoint
 from hvdlm.errors import UserError
@@ -79,7 +80,7 @@ DAMAGES = {
     "a link to /dev/zero": link_to_zeros,
 }
 FILES = ("config.yaml", "metrics.jsonl", "owner", "tokenizer.json", "checkpoints/latest")
-OF_CHECKPOINT = ("state.json", "model.safetensors", "optimizer.safetensors", "engine.safetensors")
+OF_CHECKPOINT = ("state.json", PART)
 
 
 @pytest.mark.parametrize("damage", sorted(DAMAGES.keys() - {"a folder"}))
@@ -145,7 +146,7 @@ def steps_of(run_dir):
 @pytest.mark.parametrize("action", ["stop", "skip"])
 def test_a_state_that_is_not_finite_ends_the_run_and_the_one_before_stays(data_dir, tmp_path, action):
     words = ("optim.lr=1e38", "optim.warmup_steps=0", f"guard.nonfinite={action}")
-    with pytest.raises(UserError, match=r"step 1: \S+ in model.safetensors is not finite, and is not saved: the run"):
+    with pytest.raises(UserError, match=r"step 1: model/\S+ is not finite, and is not saved: the run"):
         run_training(data_dir, tmp_path, *words, "train.steps=1")
     assert steps_of(tmp_path) == []
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hvdlm.checkpoint.boxes import Box, Piece, boxes_of_range, whole
-from hvdlm.files import naming, sync_folder
+from hvdlm.files import sync_folder
 
 PART_BYTES = 1 << 20  # less of what several ranks hold alike is one rank's to write
 BLOCK_BYTES = 16 << 20  # written, and hashed meanwhile
@@ -35,6 +35,9 @@ DTYPES = {  # as safetensors names them
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "C64",
 }
 
 
@@ -76,7 +79,8 @@ def shares_of(pieces: Sequence[Piece]) -> list[Share]:
     have the same pieces in the same order. Where that is little, the first of them writes all.
     """
     found: list[Share] = []
-    for (number, size), group in groupby(sorted(pieces, key=lambda piece: piece.share), lambda piece: piece.share):
+    ordered = sorted(pieces, key=lambda piece: (piece.share, piece.key, piece.box.offset))  # whoever restored the state
+    for (number, size), group in groupby(ordered, lambda piece: piece.share):
         alike = list(group)
         total = sum(piece.tensor.nbytes for piece in alike)
         writers = min(size, max(1, total // PART_BYTES))
@@ -157,10 +161,10 @@ def check_cover(key: str, shape: tuple[int, ...], boxes: Sequence[Box]) -> None:
 
 
 def write_part(folder: Path, number: int, shares: Sequence[Share]) -> PartFacts:
-    """Write a part durably; OSError that names it. A file that could not be flushed is removed, and not tried again."""
+    """Write a part durably. A file that could not be flushed is removed, and not tried again."""
     path = folder / name_of(number)
     try:
-        with naming(path), path.open("xb", buffering=0) as file:
+        with path.open("xb", buffering=0) as file:
             written, digest = 0, hashlib.sha256()
             hashing: threading.Thread | None = None
             for block in _blocks(shares):
@@ -173,8 +177,7 @@ def write_part(folder: Path, number: int, shares: Sequence[Share]) -> PartFacts:
             if hashing is not None:
                 hashing.join()
             os.fsync(file.fileno())
-        with naming(path):
-            sync_folder(folder)
+        sync_folder(folder)
     except BaseException:
         path.unlink(missing_ok=True)
         raise

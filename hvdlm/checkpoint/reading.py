@@ -318,4 +318,6 @@ def is_finite(tensor: Tensor) -> bool:
     """Whether no element is inf or NaN, in one pass (a sixth of what hashing takes): one NaN makes both ends NaN."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
+    if tensor.dtype.itemsize == 1:  # torch compares no float8
+        tensor = tensor.float()
     return all(math.isfinite(end) for end in torch.aminmax(tensor.detach()))

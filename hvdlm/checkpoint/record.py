@@ -41,7 +41,7 @@ class TensorFacts(_Part):
     """A tensor of the state: boxes of it as [number of the part, place in it, offset, shape]."""
 
     shape: tuple[Count, ...] = Field(max_length=MOST_DIMS, strict=False)
-    dtype: str = Field(pattern="^[A-Z]{1,4}[0-9]{0,2}$")
+    dtype: str = Field(pattern="^[A-Z0-9_]{1,12}$")
     boxes: list[Placed] = Field(min_length=1)
 
 

@@ -103,7 +103,7 @@ class Saver:
         world, start = self._world, time.monotonic()
         culprits = [each for each in world.gather(not_finite_in(pieces, scalars)) if each]
         if culprits:
-            return culprits[0]
+            return f"{culprits[0]} is not finite"
         aside = world.on_root(lambda: begin(self._run_dir, step))
         shares = shares_of(pieces)
         told = world.gather_on_root((table_of(shares), scalars))

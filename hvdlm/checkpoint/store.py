@@ -126,7 +126,8 @@ def save(  # noqa: PLR0913 - what a checkpoint is made of
         raise NotFiniteError(f"{culprit} is not finite")
     shares, aside = shares_of(pieces), begin(run_dir, step)
     try:
-        facts = write_part(aside, 0, shares)
+        with naming(path_of(run_dir, step)):
+            facts = write_part(aside, 0, shares)
         record = {**state, "optimizer_scalars": scalars}
         final = commit(run_dir, step, aside, {0: table_of(shares)}, {0: facts}, record, permit)
     except BaseException:  # what is left of a full disk is needed

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import math
+from collections.abc import Iterator
 
 import torch
 
@@ -80,7 +82,7 @@ class Loop:
         facts = {"ranks": self.learner.world.size, "total_steps": self.learner.total_steps}
         self.run_log.tell(first, RESUMED if first else STARTED, **facts, **self.stop.place)
         meter = IntervalMeter(self.learner, self.config.log.every)
-        with watchdog(self.learner.world, self.config.guard.stall_s):
+        with watchdog(self.learner.world, self.config.guard.stall_s), self._finishing():
             self._train(meter, progress)
         self.learner.world.on_root(self.run_log.check)
         if self.is_stopped:
@@ -88,6 +90,17 @@ class Loop:
         else:
             self._check_result()
             self.run_log.tell(self.step, ENDED, reason=self.ending or "all steps", seconds=round(self.spent_s, 3))
+
+    @contextlib.contextmanager
+    def _finishing(self) -> Iterator[None]:
+        """Whatever all ranks end the body for: a checkpoint that was begun before is worth the wait."""
+        try:
+            yield
+        except UserError as error:
+            if error.on_all_ranks:
+                with contextlib.suppress(UserError):
+                    self._finish_save()
+            raise
 
     @property
     def stop_reason(self) -> str:

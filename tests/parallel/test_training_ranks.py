@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from harness import HVDLM, make_config, run_ranks, run_values, write_config
-from safetensors.torch import load_file
 
 from hvdlm import checkpoint
 from hvdlm.config import validate
@@ -95,7 +94,7 @@ def losses(run_dir):
 
 def tensors(run_dir):
     """All weights of the newest checkpoint as one vector."""
-    saved = load_file(checkpoint.resolve(run_dir) / "model.safetensors")
+    saved = checkpoint.read_weights(checkpoint.resolve(run_dir))
     return torch.cat([tensor.flatten() for tensor in saved.values()])
 
 
