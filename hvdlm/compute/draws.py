@@ -39,16 +39,18 @@ class Draws:
         """Draws as if for one sample, (1, …): the same in each micro-batch of the step, on every rank."""
         return Draws(self.step_key, self.step_key)
 
-    def uniform_bits(self, site: int, shape_per_sample: tuple[int, ...]) -> Tensor:
+    def uniform_bits(self, site: int, shape_per_sample: tuple[int, ...], start: int = 0) -> Tensor:
         """Uniform int32 (B, *shape_per_sample), a new tensor; the high bits are the best mixed.
+
+        They are those of the places from `start` on of a larger shape, of which a rank has a part.
 
         Sample and site choose an odd multiplier and an offset for the positions 0, 1, …; then come two rounds of an
         integer hash (xor-shift and multiply modulo 2^32, constants of Wellons' hash-prospector search).
         """
         # The product is one of tensors, which wraps: torch.compile may take the site for a variable.
-        start = self.keys + torch.full_like(self.keys, site) * signed64(_GOLDEN)
-        keys = mix64(start).view(-1, *[1] * len(shape_per_sample))
-        places = torch.arange(math.prod(shape_per_sample), dtype=torch.int32, device=keys.device)
+        begin = self.keys + torch.full_like(self.keys, site) * signed64(_GOLDEN)
+        keys = mix64(begin).view(-1, *[1] * len(shape_per_sample))
+        places = torch.arange(start, start + math.prod(shape_per_sample), dtype=torch.int32, device=keys.device)
         bits = places.view(1, *shape_per_sample) * (keys.to(torch.int32) | 1)
         bits += (keys >> 32).to(torch.int32)
         for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
@@ -73,16 +75,19 @@ def draws_for(seed: int, step: int, samples: np.ndarray) -> Draws:
     return Draws(*(torch.from_numpy(part.view(np.int64)) for part in (keys, mix(start))))
 
 
-def dropout(x: Tensor, p: float, draws: Draws | None, site: int, *, shared_dims: tuple[int, ...] = ()) -> Tensor:
+def dropout(
+    x: Tensor, p: float, draws: Draws | None, site: int, *, shared_dims: tuple[int, ...] = (), start: int = 0
+) -> Tensor:
     """`x` (B, …) with each value 0 with probability p and else scaled by 1 / (1 - p), so that E[x] stays.
 
     One draw serves all of a dimension in `shared_dims` (Gal and Ghahramani 2016 share it over time). Without draws,
-    as in evaluation, and for p = 0 it is the identity.
+    as in evaluation, and for p = 0 it is the identity. Where `x` is a part of a sample's values, its first has the
+    place `start` among them.
     """
     if draws is None or p == 0:
         return x
     shape = tuple(1 if dim in shared_dims else size for dim, size in enumerate(x.shape))
-    bits = draws.uniform_bits(site, shape[1:])
+    bits = draws.uniform_bits(site, shape[1:], start)
     # ge_ stays in int32, where a bool tensor would cost more than the whole hash (CPU).
     mask = bits.ge_(threshold(p)).to(torch.float32).mul_(1 / (1 - p))
     return (x * mask).to(x.dtype)  # bfloat16 rounds the product, not the scale, which would shift E[x]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +131,23 @@ class Part(NamedTuple):
     layers: range
     received: Tensor | None  # (B, T, C) of the layers before them; None: it begins with ids
     is_last: bool  # what stands behind the last layer follows
+
+
+class HeadTerms(NamedTuple):
+    """What losses ask of the logits at each token, where nobody holds all of these; float32 at least."""
+
+    log_z: Tensor  # log of the sum of exp of them
+    chosen: Tensor  # that of the target
+    mean: Tensor
+    highest: Tensor  # no gradient
+
+
+@runtime_checkable
+class SharedHead(Protocol):
+    """A head whose outputs several ranks share."""
+
+    def terms(self, hidden: Tensor, targets: Tensor) -> HeadTerms:
+        """Of hidden (…, C), at targets (…) that are ids. Collective."""
 
 
 class LanguageModel(nn.Module, ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hvdlm.checkpoint.boxes import Cut
 from hvdlm.errors import UserError
@@ -14,6 +14,7 @@ from hvdlm.parallel.axes import Axes
 from hvdlm.parallel.config import ParallelConfig
 from hvdlm.parallel.mesh import cut_by_cost
 from hvdlm.parallel.pipeline import Layout
+from hvdlm.parallel.tensor import cut_tensor
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,18 @@ class Shared:
 
     cuts: dict[str, Cut]  # of each of its parameters
     layout: Layout
+    partial: tuple[str, ...] = ()  # of those that tensor ranks hold alike, whose gradients are to be added up over them
     tied: Tensor | None = None  # the weight that first and last stage share, on these
 
 
 def share(model: LanguageModel, axes: Axes, parallel: ParallelConfig, layer_costs: list[float]) -> Shared:
     """Cut the model down to this rank's part, in place; it talks to no other rank. UserError for too few layers."""
     cuts = {name: Cut(tuple(parameter.shape)) for name, parameter in model.named_parameters()}
+    of_tensor = cut_tensor(model, axes.tensor, shares_time=parallel.sequence)
+    cuts |= of_tensor.cuts
     mesh, num = axes.mesh, axes.mesh.pipeline * parallel.chunks
     if num == 1:
-        return Shared(cuts, Layout())
+        return Shared(cuts, Layout(), tuple(of_tensor.partial))
     if num > len(layer_costs):
         raise UserError(
             f"parallel: pipeline {mesh.pipeline} x chunks {parallel.chunks} want {num} layers at least, and the model"
@@ -55,12 +59,13 @@ def share(model: LanguageModel, axes: Axes, parallel: ParallelConfig, layer_cost
     rank = axes.place.pipeline
     is_first, is_last = rank == 0, rank == mesh.pipeline - 1
     embed, head = getattr(model, "embed", None), model.head
-    is_tied = isinstance(embed, nn.Embedding) and getattr(head, "weight", None) is embed.weight
+    is_tied = getattr(embed, "weight", 0) is getattr(head, "weight", 1)
     model.keep(layout.of_rank(rank), is_first=is_first, is_last=is_last)
     tied: Tensor | None = None
     if is_tied and is_first:
-        assert isinstance(model.embed, nn.Embedding)
-        tied = model.embed.weight
+        tied = model.embed.weight  # type: ignore[union-attr, assignment]
     elif is_tied and is_last:
         tied = model.head.weight  # type: ignore[assignment]
-    return Shared({name: cuts[name] for name, _ in model.named_parameters()}, layout, tied)
+    here = [name for name, _ in model.named_parameters()]
+    partial = tuple(name for name in of_tensor.partial if name in here)
+    return Shared({name: cuts[name] for name in here}, layout, partial, tied)

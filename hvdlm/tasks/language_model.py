@@ -14,7 +14,7 @@ from hvdlm.compute.draws import Draws, threshold
 from hvdlm.config import Section
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
-from hvdlm.models import LanguageModel, State
+from hvdlm.models import HeadTerms, LanguageModel, SharedHead, State
 from hvdlm.tasks.interface import Batch, Sums, Task, TaskConfig, TaskContext, unseen, without_padding
 
 _WORD_SITE, _RATIO_SITE, _MASKING_SITE = -1, -2, -3
@@ -103,7 +103,7 @@ class LanguageModelling(Task):
         is_target = batch.targets != IGNORED
         chosen = None if self.objective.is_on else model.target_log_probs(hidden, batch.targets.clamp(min=0))
         if chosen is None:
-            aim, nll = objective(model.head(hidden), batch.targets, self.objective)
+            aim, nll = objective_at(model, hidden, batch.targets, self.objective)
         else:
             losses = -torch.where(is_target, chosen, 0.0)
             aim, nll = losses.sum(), losses.detach().double().sum()
@@ -115,9 +115,10 @@ class LanguageModelling(Task):
 def objective(logits: Tensor, targets: Tensor, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
     """(what to differentiate, nats without a graph): sums over the targets (B, T) that are not IGNORED.
 
-    `logits` are (B, T, V); float32 from here on.
+    `logits` are (B, T, V); float32 from here on, or float64 where they are that.
     """
-    logits, targets = logits.float().flatten(0, 1), targets.flatten()  # (N, V), (N,)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    logits, targets = logits.to(wide).flatten(0, 1), targets.flatten()  # (N, V), (N,)
     # torch's own reduction adds up one after another in float32, which loses a digit in some thousand targets.
     losses = F.cross_entropy(
         logits, targets, ignore_index=IGNORED, label_smoothing=config.label_smoothing, reduction="none"
@@ -133,6 +134,41 @@ def objective(logits: Tensor, targets: Tensor, config: ObjectiveConfig) -> tuple
         nll = torch.where(counted, log_z - chosen, 0.0).double().sum()
     if config.z_loss:
         aim = aim + config.z_loss * torch.where(counted, log_z, 0.0).square().sum()
+    return aim, nll
+
+
+def objective_at(
+    model: LanguageModel, hidden: Tensor, targets: Tensor, config: ObjectiveConfig
+) -> tuple[Tensor, Tensor]:
+    """`objective` of what the head makes of hidden (B, T, C)."""
+    if not isinstance(model.head, SharedHead):
+        return objective(model.head(hidden), targets, config)
+    return objective_of_terms(model.head.terms(hidden, targets.clamp(min=0)), targets, config)
+
+
+def judged_at(
+    model: LanguageModel, hidden: Tensor, targets: Tensor, config: ObjectiveConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`objective` of hidden (M, C) at targets (M,), and for how many of these their logit is the highest."""
+    if isinstance(model.head, SharedHead):
+        terms = model.head.terms(hidden, targets)
+        return *objective_of_terms(terms, targets, config), (terms.chosen >= terms.highest).sum()
+    logits = model.head(hidden)
+    found = objective(logits.unsqueeze(0), targets.unsqueeze(0), config)
+    return *found, (logits.argmax(-1) == targets).sum()
+
+
+def objective_of_terms(terms: HeadTerms, targets: Tensor, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+    """The same, where nobody holds all logits."""
+    counted = targets != IGNORED
+    losses = torch.where(counted, terms.log_z - terms.chosen, 0.0)
+    nll = losses.detach().double().sum()
+    aim = losses.sum()
+    if config.label_smoothing:
+        even = torch.where(counted, terms.log_z - terms.mean, 0.0).sum()
+        aim = (1 - config.label_smoothing) * aim + config.label_smoothing * even
+    if config.z_loss:
+        aim = aim + config.z_loss * torch.where(counted, terms.log_z, 0.0).square().sum()
     return aim, nll
 
 

@@ -29,7 +29,7 @@ from hvdlm.tasks.interface import (
     unseen,
     without_padding,
 )
-from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig, objective
+from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig, judged_at
 
 _ORDER_SITE, _KIND_SITE, _RANDOM_SITE = -1, -2, -3
 _LAST = torch.iinfo(torch.int64).max
@@ -133,9 +133,8 @@ class MaskedTokens(Task):
         hidden, _ = model(batch.inputs, None, draws, lengths=batch.lengths)
         is_target = batch.targets != IGNORED
         targets = batch.targets[is_target]  # (M,)
-        logits = model.head(hidden[is_target])  # of the targets alone: (M, V)
-        aim, nll = objective(logits.unsqueeze(0), targets.unsqueeze(0), self._objective)
-        correct, num = (logits.argmax(-1) == targets).sum(), is_target.sum()
+        aim, nll, correct = judged_at(model, hidden[is_target], targets, self._objective)  # at the targets alone
+        num = is_target.sum()
         return Sums(aim, torch.stack((nll.double(), num.double(), correct.double()))), None
 
     def figures(self, sums: dict[str, float]) -> dict[str, float]:  # type: ignore[override]

@@ -26,7 +26,7 @@ from hvdlm.models import LanguageModel, State
 from hvdlm.records.in_memory import RecordsInMemory
 from hvdlm.scoring.languages import language_of
 from hvdlm.tasks.interface import Batch, Measured, Sums, Task, TaskContext, less, more, without_padding
-from hvdlm.tasks.language_model import ObjectiveConfig, objective
+from hvdlm.tasks.language_model import ObjectiveConfig, judged_at
 from hvdlm.tasks.layouts import PackedLayout, PairLayout, PrefixLayout, Text
 from hvdlm.tasks.records import Judged, RecordTask, RecordTaskConfig, field_of, lengths_of, need_raw
 from hvdlm.tasks.text_figures import METRICS, of_texts
@@ -120,9 +120,8 @@ class Seq2seq(RecordTask):
         hidden = self.hidden(model, batch, draws)
         is_target = batch.targets != IGNORED
         targets = batch.targets[is_target]  # (M,)
-        logits = model.head(hidden[is_target])  # of the targets alone: (M, V)
-        aim, nll = objective(logits.unsqueeze(0), targets.unsqueeze(0), self._objective)
-        correct, num = (logits.argmax(-1) == targets).sum(), is_target.sum()
+        aim, nll, correct = judged_at(model, hidden[is_target], targets, self._objective)  # at the targets alone
+        num = is_target.sum()
         return Sums(aim, torch.stack((nll.double(), num.double(), correct.double()))), None
 
     def hidden(self, model: LanguageModel, batch: Batch, draws: Draws | None) -> Tensor:

@@ -29,10 +29,12 @@ from hvdlm.optim import build_optimizer, lr_at, set_lr
 from hvdlm.optim.ema import Ema
 from hvdlm.optim.norm import norm_of, square
 from hvdlm.parallel.axes import Axes
+from hvdlm.parallel.exchange import places, summed
 from hvdlm.parallel.pipeline import Chunk, Pipeline, Tied, in_chunks
 from hvdlm.parallel.sharing import Shared, Whole, share
 from hvdlm.partition import slice_of
 from hvdlm.sync import build_sync
+from hvdlm.sync.interface import gradients
 from hvdlm.tasks import Batch, Sums, Task
 from hvdlm.tasks.readers import Readers
 from hvdlm.tasks.records import RecordTask
@@ -250,7 +252,8 @@ class GradientLearner(Learner):
             self.sync.begin(step, passes)
         facts = self.config.sync
         is_even = not self.config.train.batch_tokens  # of which one micro-batch is like another
-        is_told = self.pipeline.tied is None or self.pipeline.tied.each  # each micro-batch's gradient as a whole
+        # Whether this rank has the whole gradient of a micro-batch, of what it holds.
+        is_told = (self.pipeline.tied is None or self.pipeline.tied.each) and not self.shared.partial
         if step == end - 1 and facts.keeps_replicas_equal and facts.reduces_to_mean and is_even and is_told:
             self.noise_scale.arm()
         self.task.begin(step)
@@ -263,6 +266,7 @@ class GradientLearner(Learner):
                 torch.cuda.current_stream().synchronize()
         with Timed("sync.reduce") as reduce:
             self.sync.reduce()
+            self._complete()
         with Timed("clip and update"):
             norm, verdict = self._apply(step)
             if self.is_timed and self.device.type == "cuda":
@@ -309,7 +313,10 @@ class GradientLearner(Learner):
 
     def _room(self, batch: Batch) -> Tensor:
         """For the stream of a batch between two stages, (B, T, C)."""
-        return torch.empty((*batch.inputs.shape, self.model.hidden_width), device=self.device)
+        (num, time), tensor = batch.inputs.shape, self.axes.tensor
+        if self.config.parallel.sequence:
+            time = len(places(tensor.rank, tensor, time))
+        return torch.empty((num, time, self.model.hidden_width), device=self.device)
 
     def _prove_denominator(self, step: int, part: int, share: _Share, sums: Tensor) -> None:
         """UserError if gradients were divided by another number than that of what the loss is a sum of."""
@@ -383,6 +390,16 @@ class GradientLearner(Learner):
             if self.scaler.scale != before:
                 self.sync.rescale(self.scaler.scale / before)
         return norm, verdict
+
+    def _complete(self) -> None:
+        """Add up over tensor ranks what each has of the gradients of parameters that all of them hold; collective."""
+        named, tensor = dict(self.sync.named), self.axes.tensor
+        parts = [named[name] for name in self.shared.partial if name in named]
+        if not parts or tensor.size == 1:
+            return
+        total = summed(torch.cat([gradient.reshape(-1) for gradient in gradients(parts)]), tensor)
+        for parameter, part in zip(parts, total.split([p.numel() for p in parts]), strict=True):
+            parameter.grad = part.view_as(parameter)
 
     def _norm(self) -> Tensor:
         """Of the gradient of the whole model; collective where ranks share one."""

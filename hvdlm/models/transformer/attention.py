@@ -49,6 +49,7 @@ class View(NamedTuple):
     sight: Sight
     rotation: Rotation | None = None  # of all keys, of which the last are those of the queries; of these alone by row
     keep: int | None = None  # so many of the last keys are remembered, None: all
+    first: int = 0  # where ranks share a sequence, its place of the stream's first token
 
 
 def sight_of(  # noqa: PLR0913 - the ways in which less than all is seen
@@ -94,6 +95,8 @@ class Attending(nn.Module):
 
     # Is given the weights (B, H, T, S) of each pass, where somebody looks on.
     watcher: Callable[[Tensor], None] | None = None
+
+    first_head = 0  # where ranks share the heads, the number of this one's first
 
     def __init__(self, options: Options, *, site: int) -> None:
         super().__init__()
@@ -141,7 +144,9 @@ class Attending(nn.Module):
 
     def _by_weights(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, draws: Draws | None) -> Tensor:
         """With the weights built, for torch's fused kernels know neither keyed masks nor soft-caps."""
-        weights = dropout(self.weights(q, k, sight), self.dropout, draws, self.site)
+        weights = self.weights(q, k, sight)
+        start = self.first_head * weights.shape[2] * weights.shape[3]
+        weights = dropout(weights, self.dropout, draws, self.site, start=start)
         return weights.to(v.dtype) @ self._for_all_heads(v)
 
     def weights(self, q: Tensor, k: Tensor, sight: Sight) -> Tensor:

@@ -52,17 +52,19 @@ class Block(nn.Module):
             mixed, seen = self.attention(x, view, draws, past)
             return mixed
 
-        x = self._added(x, self.norm1, attended, draws, 1)
+        start = view.first * x.shape[2]
+        x = self._added(x, self.norm1, attended, draws, 1, start)
         if self.cross is not None:
             assert source is not None, "a model with an encoder goes on from what `encode` gives"
             kept, sight, cross = *source, self.cross
-            x = self._added(x, self.norm_cross, lambda x: cross(x, kept, sight, draws), draws, 4)
-        return self._added(x, self.norm2, self.mlp, draws, 2), seen
+            x = self._added(x, self.norm_cross, lambda x: cross(x, kept, sight, draws), draws, 4, start)
+        return self._added(x, self.norm2, self.mlp, draws, 2, start), seen
 
     def _added(
-        self, x: Tensor, norm: nn.Module, layer: Callable[[Tensor], Tensor], draws: Draws | None, site: int
+        self, x: Tensor, norm: nn.Module, layer: Callable[[Tensor], Tensor], draws: Draws | None, site: int, start: int
     ) -> Tensor:
-        change = dropout(layer(norm(x) if self.is_pre else x), self.dropout, draws, self.first_site + site)
+        change = layer(norm(x) if self.is_pre else x)
+        change = dropout(change, self.dropout, draws, self.first_site + site, start=start)
         return x + change if self.is_pre else norm(x + change)
 
 

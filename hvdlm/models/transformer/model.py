@@ -6,8 +6,8 @@ embeddings), Devlin et al. 2019 (BERT: the encoder alone). Those of the options 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from hvdlm.models.transformer.stack import (
     through,
     view_of,
 )
+from hvdlm.partition import slice_of
 
 
 class Held(NamedTuple):
@@ -46,6 +47,18 @@ class Held(NamedTuple):
         return self.pasts[0][0].shape[2] if self.pasts else 0
 
 
+@runtime_checkable
+class TakesTime(Protocol):
+    """A layer on parts of sequences that is told how long these are."""
+
+    time: int
+
+
+def _part(of_token: Tensor | None, here: range) -> Tensor | None:
+    """The columns of (B, T) that are here."""
+    return None if of_token is None else of_token[:, here.start : here.stop]
+
+
 class Transformer(LanguageModel):
     """Embedding, blocks, head.
 
@@ -53,6 +66,9 @@ class Transformer(LanguageModel):
     are relative they are the last window - 1, and the number of tokens so far, int64 (B,), stands behind them. Of a
     model with an encoder the keys and values of the source follow, and which of its tokens there are, bool (B, S).
     """
+
+    time_shared = 0, 1  # which part this is of how many, that ranks have of each sequence between layers
+    gather_time: Callable[[Tensor, int], Tensor] = staticmethod(lambda x, time: x)
 
     def __init__(self, options: Options, vocabulary: Vocabulary) -> None:
         super().__init__()
@@ -121,19 +137,37 @@ class Transformer(LanguageModel):
         known = self._known(held, time) if options.causal else padding
         x = self.embed(ids) if part is None or part.received is None else part.received  # (B, T, C)
         seen = held.length + time
-        view = view_of(self.entrance, options, x, seen, known, causal=options.causal, segments=segments)
+        how = {"device": x.device, "causal": options.causal, "segments": segments}
+        view = view_of(self.entrance, options, time, seen, known, **how)
         # What is relative needs no places: distances within a segment stay.
         places = None if segments is None else places_within(segments)
+        here = slice_of(*self.time_shared, time)  # the tokens of the stream
+        if self.time_shared[1] > 1:
+            view = view._replace(first=here.start)
+            padding, types, places = (_part(of_token, here) for of_token in (padding, types, places))
+            self._tell_time(time)
         if part is None or part.received is None:
-            x = only(self.entrance(x, draws, first=held.length, types=types, places=places), padding)
+            first = held.length + here.start
+            x = self.entrance(x, draws, first=first, types=types, places=places, start=here.start)
+            x = only(x, padding)
         source, frugal = self._source(held), options.activation_checkpointing
         blocks = self.blocks if part is None else [self.blocks.get_submodule(str(n)) for n in part.layers]
         x, after = through(blocks, x, view, draws, frugal=frugal, pasts=held.pasts, source=source)
         if part is None or part.is_last:
-            x = only(self.norm(x), padding)
+            x = self.gather_time(only(self.norm(x), padding), time)
         if state is None:
             return x, None
         return x, (*after, *(() if held.num_read is None else (held.num_read + time,)), *held.of_source)
+
+    def share_time(self, rank: int, size: int, gather: Callable[[Tensor, int], Tensor]) -> None:
+        """Between its layers this model has part `rank` of `size` of each sequence; `gather` makes them whole."""
+        self.time_shared, self.gather_time = (rank, size), gather
+
+    def _tell_time(self, time: int) -> None:
+        """To layers that gather what others have of the sequences."""
+        for module in self.modules():
+            if isinstance(module, TakesTime):
+                module.time = time
 
     def layer_costs(self, seq_len: int) -> list[float]:
         """As in `flops_per_token`; that of the head is part of the last layer's."""

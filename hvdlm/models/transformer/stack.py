@@ -38,10 +38,12 @@ class Entrance(nn.Module):
         first: int = 0,
         types: Tensor | None = None,
         places: Tensor | None = None,
+        start: int = 0,
     ) -> Tensor:
         """(B, T, C), which stand at the positions from `first` on, or at `places` (B, T).
 
-        `types` (B, T) are kinds of text, None: all 0.
+        `types` (B, T) are kinds of text, None: all 0. Where ranks share a sequence, `start` is the place of its first
+        token here.
         """
         x = x if self.scale == 1.0 else x * self.scale
         added = self.positions.added(first, x.shape[1]) if places is None else self._added_at(places)
@@ -50,7 +52,7 @@ class Entrance(nn.Module):
             x = x + (self.types.weight[0] if types is None else self.types(types))
         elif types is not None:
             raise ValueError("model.token_types is 0: this model knows one kind of text")
-        return dropout(self.norm(x), self.dropout, draws, self.site)
+        return dropout(self.norm(x), self.dropout, draws, self.site, start=start * x.shape[2])
 
     def drop_parameters(self) -> None:
         """Where other layers stand before: there it only tells attention what that must know of positions."""
@@ -87,7 +89,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, known: Tensor | None, draws: Draws | None) -> Tensor:
         """Embeddings (B, T, C), of which `known` (B, T) are no padding -> hidden (B, T, C)."""
-        view = view_of(self.entrance, self._options, x, x.shape[1], known, causal=False)
+        time = x.shape[1]
+        view = view_of(self.entrance, self._options, time, time, known, device=x.device, causal=False)
         x = only(self.entrance(x, draws), known)
         x, _ = through(self.blocks, x, view, draws, frugal=self._options.activation_checkpointing)
         return only(self.norm(x), known)
@@ -96,19 +99,18 @@ class Encoder(nn.Module):
 def view_of(  # noqa: PLR0913 - the ways in which less than all is seen
     entrance: Entrance,
     options: Options,
-    x: Tensor,
+    time: int,
     seen: int,
     known: Tensor | None,
     *,
+    device: torch.device,
     causal: bool,
     segments: Tensor | None = None,
 ) -> View:
-    """Of the positions that x (B, T, C) has, the last of `seen`."""
+    """Of `time` positions, the last of `seen`."""
     bias, window = entrance.positions.bias, options.window
-    sight = sight_of(
-        x.shape[1], seen, x.device, causal=causal, window=window, known=known, segments=segments, bias=bias
-    )
-    return View(sight, entrance.positions.rotation(seen, x.device), options.keep)
+    sight = sight_of(time, seen, device, causal=causal, window=window, known=known, segments=segments, bias=bias)
+    return View(sight, entrance.positions.rotation(seen, device), options.keep)
 
 
 def through(  # noqa: PLR0913 - blocks and what they read

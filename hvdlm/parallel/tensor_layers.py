@@ -1,0 +1,159 @@
+"""Linear layers of which each tensor rank has some outputs or some inputs, and tables of which it has some rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hvdlm.checkpoint.boxes import Cut
+from hvdlm.models.interface import HeadTerms
+from hvdlm.models.transformer.blocks import Head
+from hvdlm.models.transformer.layers import softcapped
+from hvdlm.parallel.exchange import enter, gathered, leave, leave_in_parts, scattered
+from hvdlm.world.interface import World
+
+
+def kept(parameter: Tensor, cut: Cut) -> nn.Parameter:
+    """What this rank holds of a parameter."""
+    return nn.Parameter(cut.of(parameter.detach()).clone(), requires_grad=parameter.requires_grad)
+
+
+class _GatheredLinear(torch.autograd.Function):
+    """A layer on tokens that ranks share: they are gathered, and gathered again on the way back instead of kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, world: World, time: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.world, ctx.time, ctx.has_bias = world, time, bias is not None
+        return F.linear(gathered(x, world, time), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        full = gathered(x, ctx.world, ctx.time).to(gradient.dtype)
+        of_x = scattered(gradient @ weight.to(gradient.dtype), ctx.world).to(x.dtype)
+        flat = gradient.flatten(0, 1)
+        of_weight = (flat.t() @ full.flatten(0, 1)).to(weight.dtype)
+        return of_x, of_weight, flat.sum(0).to(weight.dtype) if ctx.has_bias else None, None, None
+
+
+class ColumnLinear(nn.Module):
+    """Some outputs of a linear layer; what comes in is alike on all ranks, or parts of T where they share these."""
+
+    def __init__(self, layer: nn.Linear, cut: Cut, world: World, *, shares_time: bool) -> None:
+        super().__init__()
+        self.weight, self._world, self._shares_time = kept(layer.weight, cut), world, shares_time
+        self.bias = None if layer.bias is None else kept(layer.bias, Cut(cut.shape[:1], 0, cut.ranges))
+        self.time = 0  # of whole sequences, where ranks share them; the model tells it
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._shares_time:
+            return _GatheredLinear.apply(x, self.weight, self.bias, self._world, self.time)
+        return F.linear(enter(x, self._world), self.weight, self.bias)
+
+
+class RowLinear(nn.Module):
+    """Some inputs of a linear layer; what it gives is the sum over ranks, with the bias added once behind it."""
+
+    def __init__(self, layer: nn.Linear, cut: Cut, world: World, *, shares_time: bool) -> None:
+        super().__init__()
+        self.weight, self.bias, self._world = kept(layer.weight, cut), layer.bias, world
+        self._leave = leave_in_parts if shares_time else leave
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self._leave(F.linear(x, self.weight), self._world)
+        return found if self.bias is None else found + self.bias
+
+
+class VocabEmbedding(nn.Module):
+    """Some rows of an embedding: what other ranks have is 0 before the sum."""
+
+    def __init__(self, layer: nn.Embedding, cut: Cut, world: World, *, shares_time: bool) -> None:
+        super().__init__()
+        self.weight, self._world = kept(layer.weight, cut), world
+        self._mine = cut.ranges[0]
+        self._leave = leave_in_parts if shares_time else leave
+
+    def forward(self, ids: Tensor) -> Tensor:
+        is_mine = (ids >= self._mine.start) & (ids < self._mine.stop)
+        rows = F.embedding((ids - self._mine.start).where(is_mine, 0), self.weight)
+        return self._leave(rows.where(is_mine.unsqueeze(-1), 0.0), self._world)
+
+
+class VocabHead(nn.Module):
+    """Some of a head's outputs. Nobody holds all logits: `terms` says of them what losses need."""
+
+    def __init__(self, head: Head, cut: Cut, world: World, weight: nn.Parameter | None) -> None:
+        super().__init__()
+        self.weight = kept(head.weight, cut) if weight is None else weight
+        self.bias = None if head.bias is None else kept(head.bias, Cut(cut.shape[:1], 0, cut.ranges))
+        self.transform, self.softcap = head.transform, head.softcap
+        self._world, self._mine, self._size = world, cut.ranges[0], cut.shape[0]
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        if self.transform is not None:
+            hidden = self.transform(hidden)
+        return softcapped(F.linear(enter(hidden, self._world), self.weight, self.bias), self.softcap)
+
+    def terms(self, hidden: Tensor, targets: Tensor) -> HeadTerms:
+        """Of hidden (…, C) at targets (…): the logits' log-sum-exp, that of the target, their mean and the highest."""
+        logits = self._logits(hidden)
+        found = _Terms.apply(_wide(logits).flatten(0, -2), targets.flatten(), self._mine, self._size, self._world)
+        return HeadTerms(*(part.view(targets.shape) for part in found))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """All logits, gathered, for whoever evaluates; they have no gradient."""
+        with torch.no_grad():
+            logits = self._logits(hidden)
+            widest = -(-self._size // self._world.size)
+            padded = logits.new_zeros(*logits.shape[:-1], widest)
+            padded[..., : logits.shape[-1]] = logits
+            rows = self._world.gather_rows(padded.view(-1)).view(self._world.size, *padded.shape)
+            sizes = [
+                (rank + 1) * self._size // self._world.size - rank * self._size // self._world.size
+                for rank in range(self._world.size)
+            ]
+            return torch.cat([row[..., :size] for row, size in zip(rows, sizes, strict=True)], dim=-1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class _Terms(torch.autograd.Function):
+    """One exchange: of each token the highest logit, the sum of exp above it, the target's, and their plain sum.
+
+    Log-sum-exp can be put together of parts, so that all ranks come to the same bits in rank order.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, mine: range, size: int, world: World) -> Any:
+        highest = logits.amax(-1)
+        sums = (logits - highest.unsqueeze(-1)).exp().sum(-1)
+        is_mine = (targets >= mine.start) & (targets < mine.stop)
+        place = (targets - mine.start).where(is_mine, 0)
+        chosen = logits.gather(-1, place.unsqueeze(-1)).squeeze(-1).where(is_mine, 0.0)
+        parts = torch.stack((highest, sums, chosen, logits.sum(-1)))  # (4, N)
+        rows = world.gather_rows(parts.view(-1)).view(world.size, *parts.shape)
+        top = rows[:, 0].amax(0)
+        total, target, plain = (torch.zeros_like(top) for _ in range(3))
+        for row in rows:
+            total += row[1] * (row[0] - top).exp()
+            target += row[2]
+            plain += row[3]
+        log_z = top + total.log()
+        ctx.save_for_backward(logits, log_z, place, is_mine)
+        ctx.size = size
+        ctx.mark_non_differentiable(top)
+        return log_z, target, plain / size, top
+
+    @staticmethod
+    def backward(ctx: Any, of_log_z: Tensor, of_chosen: Tensor, of_mean: Tensor, _: Tensor) -> Any:
+        logits, log_z, place, is_mine = ctx.saved_tensors
+        gradient = (logits - log_z.unsqueeze(-1)).exp_().mul_(of_log_z.unsqueeze(-1))
+        gradient += (of_mean / ctx.size).unsqueeze(-1)
+        gradient.scatter_add_(-1, place.unsqueeze(-1), of_chosen.where(is_mine, 0.0).unsqueeze(-1))
+        return gradient, None, None, None, None
