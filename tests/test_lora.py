@@ -5,9 +5,9 @@ import re
 import pytest
 import torch
 from harness import make_config, run_training
-from safetensors.torch import load_file
+from saved import tensors_in
 
-from hvdlm.checkpoint import resolve
+from hvdlm.checkpoint import read_weights, resolve
 from hvdlm.errors import UserError
 from hvdlm.inference.hf_files import weights_of
 from hvdlm.inference.load import load_checkpoint_model
@@ -29,7 +29,7 @@ SHORT = ("train.steps=4", "train.eval_every=4", "checkpoint.every=2")
 
 
 def weights(run, step):
-    return load_file(run / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
+    return read_weights(run / "checkpoints" / f"step_{step:08d}")
 
 
 def is_adapter(name):
@@ -46,7 +46,7 @@ def test_the_base_stays_bit_for_bit_and_only_adapters_are_in_the_optimizer(data_
         f"blocks.{number}.attention.{layer}" for number in (0, 1) for layer in ("qkv", "out")
     }
     assert all(bool(after[name].any()) for name in after if is_adapter(name))
-    moments = load_file(tmp_path / "run" / "checkpoints" / "step_00000004" / "optimizer.safetensors")
+    moments = tensors_in(tmp_path / "run" / "checkpoints" / "step_00000004", "optimizer/")
     assert {name.rpartition("/")[0] for name in moments} == {name for name in after if is_adapter(name)}
 
 

@@ -208,7 +208,7 @@ def test_a_budget_leaves_less_than_a_micro_batch_a_rank_without_an_example(data_
     words = ("train.batch_tokens=40", "train.global_batch=120", "train.micro_batch=2")
     learner, _ = build_learner(run_of(data_of("records"), tmp_path / "run", *words, task=OF_LABEL), SerialWorld())
     for size in (1, 2, 3):
-        learner.world = SimpleNamespace(size=size)
+        learner.axes = SimpleNamespace(data=SimpleNamespace(size=size))
         for step in range(learner.total_steps):
             parts = [learner._slices(step, part) for part in range(size)]
             assert len({len(mine) for mine in parts}) == 1

@@ -9,7 +9,7 @@ from hvdlm.compute.draws import draws_for
 from hvdlm.data.windows import IGNORED
 from hvdlm.models import Vocabulary, build_model
 from hvdlm.models.transformer import TransformerConfig
-from hvdlm.parallel.exchange import enter, leave, leave_in_parts, summed, together
+from hvdlm.parallel.exchange import summed
 from hvdlm.parallel.tensor import cut_tensor
 from hvdlm.tasks.language_model import ObjectiveConfig, objective_at
 from hvdlm.world.threads import run_on_threads

@@ -148,7 +148,7 @@ def test_attention_is_its_formula(options, takes_weights, monkeypatch):
     attending = model.blocks[0].attention
     random = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, 7, 4, generator=random) for heads in (4, *[options.num_kv_heads] * 2))
-    view = view_of(model.entrance, options, torch.zeros(1, 7, 16), 7, None, causal=True)
+    view = view_of(model.entrance, options, 7, 7, None, device=torch.device("cpu"), causal=True)
     if takes_weights:
         monkeypatch.setattr(Attending, "_fused", lambda self, *args: self._by_weights(*args, None))
     slopes = alibi_slopes(4) if options.positions.kind == "alibi" else None
@@ -384,7 +384,7 @@ def test_a_decoder_behind_an_encoder_takes_steps_as_any_other(options):
 
 def test_decoder_and_encoder_share_no_draws(monkeypatch):
     sites, plain = [], Draws.uniform_bits
-    monkeypatch.setattr(Draws, "uniform_bits", lambda self, site, shape: sites.append(site) or plain(self, site, shape))
+    monkeypatch.setattr(Draws, "uniform_bits", lambda self, site, *of: sites.append(site) or plain(self, site, *of))
     model = build(variant(encoder_layers=2, dropout=0.5))
     state = model.encode(torch.randint(50, (2, 4)), None, draws(2))
     model(torch.randint(50, (2, 4)), state, draws(2))

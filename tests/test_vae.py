@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from first_gradient import first_gradient
 from harness import make_config, make_text, preprocess, run_training
-from safetensors.torch import load_file
 from test_engine import ids_written
 from torch import nn
 from torch.distributions import Normal, kl_divergence
@@ -368,7 +367,7 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(sentences, tmp_p
     def weights(name, *steps):
         for end in steps:
             run_training(sentences, tmp_path / name, *how, "optim.schedule=constant", f"train.steps={end}")
-        return load_file(checkpoint.resolve(tmp_path / name) / "model.safetensors")
+        return checkpoint.read_weights(checkpoint.resolve(tmp_path / name))
 
     whole, parts = weights("whole", 8), weights("parts", 4, 8)
     assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)

@@ -54,7 +54,8 @@ class Status(NamedTuple):
         return Status(SaveState(state), num_bytes, "".join(f"{word:08x}" for word in words))
 
 
-WIDTH = 2 + WORDS
+IDLE = Status()
+WIDTH = 2 + WORDS  # of `Status.numbers`
 
 
 @dataclass
@@ -124,7 +125,7 @@ class Saver:
 
     def status(self) -> Status:
         """Of this rank's part; it is nobody else's to know before it has travelled."""
-        return Status() if self._save is None else self._save.status
+        return IDLE if self._save is None else self._save.status
 
     def settle(self, statuses: Sequence[Status], permit: Callable[[], None]) -> Saved | None:
         """Commit, once all ranks are done; UserError on all ranks where one could not write."""

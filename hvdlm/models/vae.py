@@ -219,7 +219,8 @@ class TransformerStack(Stack):
 
     def forward(self, x: Tensor, state: State, draws: Draws | None) -> tuple[Tensor, State]:
         pasts, first = [state[number : number + 2] for number in range(0, len(state), 2)], state[0].shape[2]
-        view = view_of(self.entrance, self.options, x, first + x.shape[1], None, causal=True)
+        time = x.shape[1]
+        view = view_of(self.entrance, self.options, time, first + time, None, device=x.device, causal=True)
         x = self.entrance(x, draws, first=first)
         x, after = through(self.blocks, x, view, draws, frugal=False, pasts=pasts)
         return self.norm(x), after

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from hvdlm.checkpoint.saver import WIDTH, Status
+from hvdlm.checkpoint.saver import IDLE, WIDTH, Status
 from hvdlm.compute.peak_flops import peak_flops
 from hvdlm.host import memory_bytes
 from hvdlm.session.stop import Wish
@@ -122,7 +122,7 @@ class IntervalMeter:
         """After a validation or a checkpoint, whose time is no step's."""
         self._since = time.perf_counter()
 
-    def agree(self, first: int, end: int, results: list[StepResult], *, wish: Wish, save: Status) -> Interval:
+    def agree(self, first: int, end: int, results: list[StepResult], *, wish: Wish, save: Status = IDLE) -> Interval:
         """Collective: the interval [first, end) over all ranks; `save` is what this rank says of its part of a save."""
         learner, world = self._learner, self._learner.world
         count, width = end - first, len(_Row.__dataclass_fields__) + WIDTH
