@@ -18,6 +18,7 @@ import click
 from hvdlm import __version__
 from hvdlm.cli import (
     benchmarks,
+    checkpoints,
     cluster,
     data,
     inferring,
@@ -131,6 +132,7 @@ for group in (
         models.export,
         models.model_group,
         planning.schedule_group,
+        checkpoints.ckpt,
         launching.launch,
         scaling.scale,
         scaling.measure,
