@@ -62,6 +62,8 @@ def table(path: Path, record: Mapping[str, Any]) -> dict[str, Entry]:
     """
     if record.get("schema", 1) == 1:
         return _table_of_version_1(path, record)
+    if not record.get("tensors"):
+        raise ValueError(f"{STATE} lists no tensors")
     found = {}
     for key, facts in record["tensors"].items():
         dtype = TORCH_DTYPES.get(facts["dtype"])
