@@ -41,9 +41,9 @@ class Worker:
             from hvdlm.world.mpi import load_mpi
 
             return load_mpi().COMM_WORLD.Get_rank(), None
-        from hvdlm.world.horovod import HorovodWorld
+        from hvdlm.world.horovod import start_horovod
 
-        world = HorovodWorld()
+        world = start_horovod()
         return world.rank, world
 
     def _call(self) -> None:
