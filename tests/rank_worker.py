@@ -16,7 +16,7 @@ from queue import SimpleQueue
 
 import pytest
 from _pytest.runner import runtestprotocol
-from rank_sessions import ADDRESS, KIND
+from rank_sessions import ADDRESS, DATA_GROUPS, KIND
 
 from hvdlm.world.interface import World
 
@@ -43,7 +43,7 @@ class Worker:
             return load_mpi().COMM_WORLD.Get_rank(), None
         from hvdlm.world.horovod import start_horovod
 
-        world = start_horovod()
+        world = start_horovod(None if self._kind == "gloo" else DATA_GROUPS.get)
         return world.rank, world
 
     def _call(self) -> None:
