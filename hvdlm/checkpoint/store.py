@@ -145,7 +145,7 @@ def begin(run_dir: Path, step: int) -> Path:
         root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(".step_*"):  # of a job that died, or of one whose run was taken over
         with contextlib.suppress(OSError):
-            _remove(leftover)
+            remove(leftover)
     aside = root / f".{final.name}.{uuid.uuid4().hex}"
     with naming(final):
         aside.mkdir()
@@ -180,7 +180,7 @@ def commit(  # noqa: PLR0913 - what a checkpoint is made of
         write_text_durably(aside / STATE, to_json(record) + "\n")
     permit()
     with naming(final):
-        _remove(final)  # there only if it was passed over
+        remove(final)  # there only if it was passed over
         aside.rename(final)
     with naming(root / LATEST):
         sync_folder(root)
@@ -255,12 +255,12 @@ def prune(run_dir: Path, step: int, *, keep: int, keep_every: int = 0, unsound: 
     going = [old for old in sound[:-keep] if not (keep_every and old % keep_every == 0)]
     for old in [*going, *(old for old in found if old in unsound)]:
         try:
-            _remove(path_of(run_dir, old))
+            remove(path_of(run_dir, old))
         except OSError as error:
             log.warning("%s: cannot remove this old checkpoint (%s)", path_of(run_dir, old), error.strerror)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """A folder with all that it holds, or a link to one, which alone goes."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -273,7 +273,7 @@ def point_best(run_dir: Path, step: int | None) -> None:
     if step is not None and (path_of(run_dir, step) / STATE).exists():
         _point(folder_of(run_dir), name_of(step), BEST)
     elif (folder_of(run_dir) / BEST).is_symlink() or (folder_of(run_dir) / BEST).exists():
-        _remove(folder_of(run_dir) / BEST)
+        remove(folder_of(run_dir) / BEST)
 
 
 def best_of(run_dir: Path) -> Path | None:
@@ -297,7 +297,7 @@ def _point_latest(root: Path, name: str) -> None:
 def _point(root: Path, name: str, link: str) -> None:
     """A link of that name to the checkpoint of that name, in place of what was there."""
     aside = root / f".{link}"
-    _remove(aside)
+    remove(aside)
     try:
         aside.symlink_to(name)
     except OSError as error:
@@ -305,7 +305,7 @@ def _point(root: Path, name: str, link: str) -> None:
             raise
         aside.write_text(name + "\n", encoding="utf-8")  # FAT and some network file systems have no links
     if (root / link).is_dir() and not (root / link).is_symlink():  # as in a copy that followed links
-        _remove(root / link)
+        remove(root / link)
     os.replace(aside, root / link)
     sync_folder(root)
 

@@ -18,6 +18,7 @@ import click
 from hvdlm import __version__
 from hvdlm.cli import (
     benchmarks,
+    checkpoints,
     cluster,
     data,
     inferring,
@@ -25,6 +26,7 @@ from hvdlm.cli import (
     launching,
     looking,
     models,
+    planning,
     public_benchmarks,
     scaling,
     serving,
@@ -129,6 +131,8 @@ for group in (
         serving.serve,
         models.export,
         models.model_group,
+        planning.schedule_group,
+        checkpoints.ckpt,
         launching.launch,
         scaling.scale,
         scaling.measure,

@@ -1,0 +1,175 @@
+"""What people ask of checkpoints beside training: what is there, is it sound, what differs, one file of weights."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hvdlm.checkpoint.boxes import Piece, whole
+from hvdlm.checkpoint.parts import shares_of, table_of, write_part
+from hvdlm.checkpoint.reading import ENGINE, MODEL, Checkpoint, read_state
+from hvdlm.checkpoint.store import (
+    STEP,
+    begin,
+    best_of,
+    commit,
+    complete_steps,
+    damage,
+    drop,
+    folder_of,
+    newest,
+    path_of,
+    prepare,
+)
+from hvdlm.errors import UserError
+from hvdlm.files import naming, replace_durably
+
+KEPT_FILES = ("config.yaml", "tokenizer.json", "chat_template.jinja", "generation_config.json")  # beside checkpoints
+
+
+class Listed(NamedTuple):
+    """A checkpoint as `ckpt ls` tells it; what cannot be read has a `fault` and no more."""
+
+    path: Path
+    step: int
+    marks: list[str]  # latest, best
+    parts: int
+    bytes: int
+    schema: int
+    val_loss: float | None
+    fault: str
+
+
+def listed(run_dir: Path) -> list[Listed]:
+    """The checkpoints of a run, oldest first; their files are not read. UserError where there are none."""
+    steps = complete_steps(run_dir)
+    if not steps:
+        raise UserError(f"{run_dir}: holds no complete checkpoint; give a run folder")
+    best, found = best_of(run_dir), []
+    for step in steps:
+        path = path_of(run_dir, step)
+        marks = ["latest"] * (step == steps[-1]) + ["best"] * (path == best)
+        try:
+            state = read_state(path)
+        except UserError as error:
+            found.append(Listed(path, step, marks, 0, 0, 0, None, str(error)))
+            continue
+        files = state["files"].values()
+        losses = [loss for loss in state.get("engine", {}).get("val_losses", []) if loss is not None]
+        num_bytes = sum(facts["bytes"] for facts in files)
+        loss = losses[-1] if losses else None
+        found.append(Listed(path, step, marks, len(files), num_bytes, state.get("schema", 1), loss, ""))
+    return found
+
+
+def chosen(target: Path) -> list[Path]:
+    """The checkpoint that a user names, or all of the run that he names."""
+    if STEP.fullmatch(target.name) or target.parent.name == folder_of(target).name:
+        return [target]
+    steps = complete_steps(target)
+    if not steps:
+        raise UserError(f"{target}: holds no complete checkpoint; give a run folder or RUN/checkpoints/step_…")
+    return [path_of(target, step) for step in steps]
+
+
+def verified(target: Path) -> Iterator[tuple[Path, str | None]]:
+    """Of each checkpoint what is wrong with it, or None: every file is hashed, every number looked at."""
+    for path in chosen(target):
+        yield path, damage(path)
+
+
+class Difference(NamedTuple):
+    """A tensor of two checkpoints that is not the same in both."""
+
+    key: str
+    what: str
+    largest: float | None  # of the elements' differences
+
+
+def differences(one: Checkpoint, other: Checkpoint) -> Iterator[Difference]:
+    """Tensor by tensor, whatever mesh wrote them; of both only one tensor is in memory at a time."""
+    for key in sorted(one.entries.keys() | other.entries.keys()):
+        if key not in one.entries or key not in other.entries:
+            yield Difference(key, f"only in the {'first' if key in one.entries else 'second'}", None)
+            continue
+        a, b = (each.read("", [key])[key] for each in (one, other))
+        if a.shape != b.shape or a.dtype != b.dtype:
+            yield Difference(key, f"{a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}", None)
+        elif not torch.equal(a, b):
+            gap = (a.double() - b.double()).abs()
+            yield Difference(key, f"{int((gap > 0).sum()):,} of {a.numel():,} elements differ", float(gap.max()))
+
+
+def weights_in(path: Path, *, mean: bool) -> dict[str, Tensor]:
+    """The model's weights in serial names and shapes; with `mean` the running mean where one was kept of them."""
+    found = Checkpoint(path)
+    weights = found.read(MODEL)
+    if mean:
+        means = found.read(f"{ENGINE}ema/")
+        if not means:
+            raise UserError(f"{path}: holds no running mean of the weights; leave --ema out")
+        weights |= means
+    return weights
+
+
+def consolidate(path: Path, file: Path, *, mean: bool = False) -> int:
+    """Write the weights to one file of safetensors; its size in bytes."""
+    weights = {name: tensor.contiguous() for name, tensor in weights_in(path, mean=mean).items()}
+    aside = file.with_name(f".{file.name}")
+    with naming(file):
+        save_file(weights, aside, {"format": "pt"})
+        replace_durably(aside, file)
+    return file.stat().st_size
+
+
+def average(paths: Sequence[Path], run_dir: Path) -> Path:
+    """The mean of the weights of several checkpoints, as the only one of a new run (Vaswani et al. 2017).
+
+    It has no optimizer's state: such a run is for evaluation, for what uses models, and to begin others with.
+    """
+    if complete_steps(run_dir):
+        raise UserError(f"{run_dir}: has checkpoints of its own; name a new folder")
+    opened = [Checkpoint(path) for path in paths]
+    names = opened[-1].names(MODEL)
+    for each in opened:
+        if each.names(MODEL) != names:
+            raise UserError(f"{each.path}: is of another model than {opened[-1].path}; average those of one run")
+    pieces = []
+    for name in names:
+        tensors = [each.read(MODEL, [name])[name] for each in opened]
+        if any(tensor.shape != tensors[0].shape for tensor in tensors):
+            raise UserError(f"{name}: has another shape in each; average checkpoints of one run")
+        mean = tensors[-1]
+        if mean.is_floating_point():
+            mean = torch.stack([tensor.double() for tensor in tensors]).mean(0).to(mean.dtype)
+        pieces.append(Piece(f"{MODEL}{name}", mean, tuple(mean.shape), whole(tuple(mean.shape))))
+    state: dict[str, Any] = dict(opened[-1].state)
+    for gone in ("files", "tensors", "digest", "optimizer_scalars", "figures", "best"):
+        state.pop(gone, None)
+    prepare(run_dir)
+    source = opened[-1].path.resolve().parent.parent
+    for file in KEPT_FILES:
+        if (source / file).is_file():
+            shutil.copyfile(source / file, run_dir / file)
+    shares, aside = shares_of(pieces), begin(run_dir, state["step"])
+    try:
+        facts = write_part(aside, 0, shares)
+        state["averaged"] = [str(each.path) for each in opened]
+        return commit(run_dir, state["step"], aside, {0: table_of(shares)}, {0: facts}, state)
+    except BaseException:
+        drop(aside)
+        raise
+
+
+def going(run_dir: Path, *, keep: int, keep_every: int) -> list[Path]:
+    """What `prune` with these settings would remove: never the best, nor the newest sound one."""
+    steps = complete_steps(run_dir)
+    best, sound = best_of(run_dir), newest(run_dir)
+    kept = {step for step in steps if keep_every and step % keep_every == 0} | set(steps[-keep:])
+    return [path for step in steps if step not in kept and (path := path_of(run_dir, step)) not in (best, sound)]
