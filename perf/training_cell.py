@@ -124,7 +124,8 @@ def opened(spec: CellSpec, rank: int, size: int) -> Iterator[Any]:
         from hvdlm.world.connect import connected
 
         kind: Any = spec.program
-        with connected(kind, environment=config.sync.environment) as world:
+        groups = config.parallel.data_groups
+        with connected(kind, environment=config.sync.environment, data_groups=groups) as world:
             yield EngineProgram(config, world)
 
 

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 
 import pytest
 from _pytest.runner import runtestprotocol
-from rank_sessions import ADDRESS, KIND
+from rank_sessions import ADDRESS, DATA_GROUPS, KIND
 
 from hvdlm.world.interface import World
 
@@ -41,9 +41,9 @@ class Worker:
             from hvdlm.world.mpi import load_mpi
 
             return load_mpi().COMM_WORLD.Get_rank(), None
-        from hvdlm.world.horovod import HorovodWorld
+        from hvdlm.world.horovod import start_horovod
 
-        world = HorovodWorld()
+        world = start_horovod(None if self._kind == "gloo" else DATA_GROUPS.get)
         return world.rank, world
 
     def _call(self) -> None:

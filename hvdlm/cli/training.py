@@ -53,7 +53,8 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         # At its end texts are written for minutes: a rank may wait for another. In training guard.stall_s looks on.
         may_wait = MAY_WAIT if settings.task.reads_records else {}
         environment = {**settings.sync.environment, **may_wait}
-        with connected(settings.world, prefer=prefer, environment=environment) as world:
+        groups = settings.parallel.data_groups
+        with connected(settings.world, prefer=prefer, environment=environment, data_groups=groups) as world:
             setup_logging(world.rank)
             has_begun()
             summary = stage.train(settings, world, batch_job())

@@ -40,6 +40,7 @@ class Axes:
 def axes_of(world: World, parallel: ParallelConfig) -> Axes:
     """Collective where ranks share a model; UserError on all ranks where they cannot be laid out so."""
     mesh = parallel.mesh(world.size)
+    world.mesh_place = mesh.where(world.rank)
     if not mesh.cuts_model:
         alone = SerialWorld()
         return Axes(mesh, world, world, alone, alone, alone)

@@ -51,3 +51,7 @@ class ParallelConfig(Section):
         """Of so many ranks; UserError where they cannot be laid out so."""
         data = None if self.data == "auto" else self.data
         return mesh_of(size, data=data, pipeline=self.pipeline, tensor=self.tensor)
+
+    def data_groups(self, size: int) -> list[list[int]]:
+        """The ranks that add up gradients, as `connected` wants them."""
+        return self.mesh(size).groups("data")

@@ -64,15 +64,18 @@ class Mesh:
             groups.setdefault(tuple(getattr(place, axis) for axis in AXES if axis not in axes), []).append(rank)
         return list(groups.values())
 
+    def where(self, rank: int) -> str:
+        """Its place in words; nothing where no ranks share a model."""
+        place = self.place(rank)
+        return f"stage {place.pipeline}, data {place.data}, tensor {place.tensor}" if self.cuts_model else ""
+
     def name_of(self, rank: int) -> str:
         """For a message: its number, and where ranks share a model its place.
 
         >>> Mesh(2, 1, 2).name_of(3)
         '3 (stage 1, data 0, tensor 1)'
         """
-        place = self.place(rank)
-        where = f" (stage {place.pipeline}, data {place.data}, tensor {place.tensor})" if self.cuts_model else ""
-        return f"{rank}{where}"
+        return f"{rank} ({self.where(rank)})" if self.cuts_model else str(rank)
 
     def __str__(self) -> str:
         return " x ".join(f"{axis} {getattr(self, axis)}" for axis in AXES)
@@ -82,12 +85,12 @@ def mesh_of(size: int, *, data: int | None, pipeline: int, tensor: int) -> Mesh:
     """The mesh of `size` ranks; `data` None is what the others leave. UserError where they do not fill it."""
     cut = pipeline * tensor
     if size % cut:
-        raise UserError(
+        raise UserError.shared(
             f"parallel: {size} ranks are no multiple of pipeline {pipeline} x tensor {tensor} = {cut}; change them or"
             " start another number of ranks"
         )
     if data is not None and data * cut != size:
-        raise UserError(
+        raise UserError.shared(
             f"parallel: data {data} x pipeline {pipeline} x tensor {tensor} = {data * cut}, but there are {size} ranks;"
             " leave parallel.data: auto"
         )

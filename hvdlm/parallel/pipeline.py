@@ -160,6 +160,8 @@ class Pipeline:
             with Timed(f"{action.kind}{action.micro_batch}.{action.chunk}"):
                 {"F": self._forward, "B": self._backward, "W": self._weights}[action.kind](work, action, num)
             self.spans.append((action, begin, time.perf_counter()))
+            while self._sends and self._sends[0].is_done():  # this look also moves a large message on
+                self._sends.popleft()
             left[action.micro_batch] -= 1
             if not left[action.micro_batch]:
                 self._hand_over(action.micro_batch)

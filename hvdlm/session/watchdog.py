@@ -37,7 +37,7 @@ def _watch(world: World, limit_s: float, over: threading.Event) -> None:
         beats = world.beats
         if looks > LOOKS:
             message = (
-                f"hvdlm: error: rank {world.rank} of {world.size} has waited {limit_s:.9g} s for a rank that does not "
+                f"hvdlm: error: {world} has waited {limit_s:.9g} s for a rank that does not "
                 "answer; the same command resumes from the last checkpoint (raise guard.stall_s if a step or a "
                 "checkpoint can take so long)"
             )

@@ -9,9 +9,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hvdlm.errors import UserError
+from hvdlm.sync.allreduce import AllreduceConfig, AllreduceSync
 from hvdlm.sync.interface import StrategyConfig, Sync, ring_bytes
 from hvdlm.sync.local_sgd import average_state
-from hvdlm.world.horovod import load_horovod, wait_for
+from hvdlm.world.horovod import HorovodWorld, load_horovod, wait_for
 from hvdlm.world.interface import World
 
 
@@ -69,7 +70,19 @@ class HorovodConfig(StrategyConfig):
     def build(self, model: nn.Module, optimizer: Optimizer, world: World) -> Sync:
         if world.kind != "horovod":
             raise UserError(f"sync: horovod needs world: horovod, this is {world.kind}; or use sync: allreduce")
+        if not isinstance(world, HorovodWorld):  # no other rank has this part of the model: nothing is to be added up
+            return AllreduceSync(AllreduceConfig(), model, optimizer, world)
+        self._check_set(world)
         return HorovodSync(self, model, optimizer, world)
+
+    def _check_set(self, world: HorovodWorld) -> None:
+        """UserError for what Horovod can do among all ranks alone."""
+        found = "op: adasum" if self.op == "adasum" else f"groups: {self.groups}" if self.groups else ""
+        if found and not world.is_whole:
+            raise UserError(
+                f"sync.{found}: Horovod has it among all ranks alone, and here they share a model; leave it out, or"
+                " parallel.pipeline and parallel.tensor at 1"
+            )
 
 
 class HorovodSync(Sync):
@@ -81,7 +94,7 @@ class HorovodSync(Sync):
     or everything would be reduced again. Adasum combines the updates, not the gradients: inside `step`.
     """
 
-    def __init__(self, config: HorovodConfig, model: nn.Module, optimizer: Optimizer, world: World) -> None:
+    def __init__(self, config: HorovodConfig, model: nn.Module, optimizer: Optimizer, world: HorovodWorld) -> None:
         super().__init__(model, optimizer, world)
         hvd = self._hvd = load_horovod()
         self._is_adasum = config.op == "adasum"
@@ -92,8 +105,10 @@ class HorovodSync(Sync):
         compression = {"none": hvd.Compression.none, "fp16": hvd.Compression.fp16}[config.compression]
         self._passes = 1
         self._step_bytes = ring_bytes(self.parameters, world.size) // (2 if config.compression == "fp16" else 1)
+        named = [(world.prefix + name, parameter) for name, parameter in self.named]
         options = {"gradient_predivide_factor": config.predivide or 1.0, "groups": config.groups or None}
-        self.optimizer: Any = hvd.DistributedOptimizer(optimizer, self.named, compression=compression, op=op, **options)
+        options |= {"compression": compression, "op": op, "process_set": world.process_set}
+        self.optimizer: Any = hvd.DistributedOptimizer(optimizer, named, **options)
 
     def weight(self, targets: int, all_targets: int) -> float:
         if self._is_adasum:  # it combines what each rank would do by itself

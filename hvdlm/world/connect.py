@@ -6,10 +6,10 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from hvdlm.errors import StoppedOnRequest, UserError, lack_of_memory
 from hvdlm.launch.ancestors import ancestors, has_mpirun_as_task, started_by
@@ -19,15 +19,23 @@ from hvdlm.tables import counted
 from hvdlm.world.interface import World
 
 WorldKind = Literal["auto", "serial", "mpi", "horovod"]
+DataGroups = Callable[[int], Sequence[Sequence[int]]]  # of the job's size the groups of ranks that add up gradients
 
 
-def connect(kind: WorldKind = "auto", *, prefer: Literal["mpi", "horovod"] = "mpi", needs_ranks: bool = True) -> World:
+def connect(
+    kind: WorldKind = "auto",
+    *,
+    prefer: Literal["mpi", "horovod"] = "mpi",
+    needs_ranks: bool = True,
+    data_groups: DataGroups | None = None,
+) -> World:
     """Join the job's world.
 
     `auto` is serial for a process started by hand; under a launcher it is `prefer`, or mpi where Horovod
     is not installed, or horovod where ranks met over Gloo and are no MPI processes. A world of another
     size than the launcher's is an error: otherwise N processes would each do the whole work, silently. So is
     one that SLURM has other plans for, unless the work needs no ranks or the world is serial on purpose.
+    Horovod has to know `data_groups` when it starts; None: all ranks are one.
     """
     launched = launched_as()
     if kind != "serial" and needs_ranks:
@@ -46,9 +54,9 @@ def connect(kind: WorldKind = "auto", *, prefer: Literal["mpi", "horovod"] = "mp
 
         world = MpiWorld()
     else:
-        from hvdlm.world.horovod import HorovodWorld
+        from hvdlm.world.horovod import start_horovod
 
-        world = HorovodWorld()
+        world = start_horovod(data_groups)
     if launched and launched[1] != world.size:
         raise UserError(_size_mismatch(world, launched[1]))
     return world
@@ -74,10 +82,10 @@ def _size_mismatch(world: World, expected: int) -> str:
     return f"{found}; start it with the mpirun of the MPI that mpi4py and Horovod use (`hvdlm doctor`)"
 
 
-def _connect_or_die(kind: WorldKind, prefer: Literal["mpi", "horovod"], needs_ranks: bool) -> World:
+def _connect_or_die(kind: WorldKind, **how: Any) -> World:
     """`connect`, but a crash in it ends this process at once: at a normal exit MPI would wait for the others."""
     try:
-        return connect(kind, prefer=prefer, needs_ranks=needs_ranks)
+        return connect(kind, **how)
     except UserError:
         raise
     except Exception:
@@ -95,17 +103,19 @@ def connected(
     prefer: Literal["mpi", "horovod"] = "mpi",
     environment: Mapping[str, str] = MappingProxyType({}),
     needs_ranks: bool = True,
+    data_groups: DataGroups | None = None,
 ) -> Iterator[World]:
     """A world for a command's whole work: whatever one rank dies of ends the whole job at once.
 
     `environment` is what MPI or Horovod shall find when they start, unless the user has set it. Work that
-    one process does as well as many (`needs_ranks` false) is not refused in a SLURM job of many tasks.
+    one process does as well as many (`needs_ranks` false) is not refused in a SLURM job of many tasks. `data_groups` as
+    for `connect`.
 
     Ends that all ranks share (StoppedOnRequest, a UserError out of `World.together`) pass through.
     """
     for name, value in environment.items():
         os.environ.setdefault(name, value)
-    world = _connect_or_die(kind, prefer, needs_ranks)
+    world = _connect_or_die(kind, prefer=prefer, needs_ranks=needs_ranks, data_groups=data_groups)
     try:
         yield world
     except StoppedOnRequest:
@@ -132,8 +142,8 @@ def connected(
 def _fail(error: BaseException, world: World) -> None:
     """End the job of many ranks: in one line for a lack of memory, else with the traceback."""
     if lack := lack_of_memory(error):
-        print(f"hvdlm: error: rank {world.rank}: {lack}", file=sys.stderr, flush=True)
+        print(f"hvdlm: error: {world}: {lack}", file=sys.stderr, flush=True)
         world.abort(2)
     trace = traceback.format_exc()
-    print(f"hvdlm: rank {world.rank} of {world.size} failed:\n{trace}", file=sys.stderr, flush=True)
+    print(f"hvdlm: {world} failed:\n{trace}", file=sys.stderr, flush=True)
     world.abort(1)

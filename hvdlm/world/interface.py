@@ -64,7 +64,26 @@ class World(ABC):
     takes_gpu_tensors = True  # a Horovod that was built for CPU tensors does not
     needs_own_gpu = False  # two ranks on one GPU cannot meet
     overlaps = False  # a sum that was started goes on by itself while this rank computes
-    beats = 0  # pieces of work that this rank has done: a watchdog looks whether it grows
+    mesh_place = ""  # where ranks share a model, for messages: "stage 1, data 0, tensor 1"
+    _parent: World | None = None  # that this one was split off
+    _beats = 0
+
+    @property
+    def beats(self) -> int:
+        """Pieces of work that this rank has done, in whichever of its worlds: a watchdog looks whether it grows."""
+        return self._beats if self._parent is None else self._parent.beats
+
+    @beats.setter
+    def beats(self, count: int) -> None:
+        if self._parent is None:
+            self._beats = count
+        else:
+            self._parent.beats = count
+
+    def __str__(self) -> str:
+        """This rank, for messages."""
+        place = f" ({self.mesh_place})" if self.mesh_place else ""
+        return f"rank {self.rank} of {self.size}{place}"
 
     @abstractmethod
     def sum_(self, buffer: Any) -> None:
@@ -109,10 +128,18 @@ class World(ABC):
     def split(self, groups: Sequence[Sequence[int]], name: str) -> World:
         """The world of the one group that this rank is in; groups hold each rank once, ascending.
 
-        Its ranks count from 0 in that order. `name` tells such worlds apart in logs. Sub-worlds are closed before
-        their parent.
+        Its ranks count from 0 in that order. `name` tells such worlds apart where a library shows it. `abort` and
+        `beats` of such a world are those of the whole. It is closed before its parent.
         """
-        raise UserError(f"parallel: ranks cannot form groups in a {self.kind} world; use world: mpi or horovod")
+        assert sorted(rank for group in groups for rank in group) == list(range(self.size)), groups
+        assert all(list(group) == sorted(group) for group in groups), groups
+        part = self._part(groups, name)
+        part._parent = self
+        return part
+
+    @abstractmethod
+    def _part(self, groups: Sequence[Sequence[int]], name: str) -> World:
+        """What `split` gives."""
 
     def post_send(self, tensor: Any, to: int, tag: int) -> Pending:
         """Start to send a contiguous tensor of any type to one rank; not collective.
@@ -120,14 +147,14 @@ class World(ABC):
         It returns at once, whether anybody receives or not. The tensor is kept until it is over, and must not be
         changed before.
         """
-        raise UserError(f"parallel: ranks cannot send messages in a {self.kind} world; use world: mpi or horovod")
+        raise NotImplementedError(f"ranks of a {self.kind} world send no messages; those of its groups do")
 
     def post_receive(self, like: Any, source: int, tag: int) -> Pending:
         """Start to receive a tensor of the type, shape and device of `like`; not collective.
 
         Messages are told apart by source and tag; of one pair they come in the order in which they were sent.
         """
-        raise UserError(f"parallel: ranks cannot send messages in a {self.kind} world; use world: mpi or horovod")
+        raise NotImplementedError(f"ranks of a {self.kind} world send no messages; those of its groups do")
 
     def window(self, length: int) -> Window | None:
         """New float32 memory of `length` on this rank (each rank may ask for another), or None where there is none."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
 import sys
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +14,7 @@ from hvdlm.errors import UserError
 from hvdlm.launch.installation import setup_remedy
 from hvdlm.world.counters import ServedCounters
 from hvdlm.world.interface import Counters, Pending, World, group_of
+from hvdlm.world.sends import sends_for_tests
 from hvdlm.world.serial import SerialWorld
 
 # Open MPI reduces a large buffer fastest in pieces that stay in cache: 42 MB took 7 ms in 1 MiB pieces
@@ -89,23 +88,22 @@ def pieces_of(row: np.ndarray) -> list[np.ndarray]:
     return [row[start : start + EXCHANGE_BYTES] for start in range(0, max(1, row.size), EXCHANGE_BYTES)]
 
 
-def split_world(comm: Any, groups: Sequence[Sequence[int]]) -> World:
+def are_over(requests: list) -> bool:
+    """Also moves them on. Other than by Testall, `_wait` still finds how long each was."""
+    return all(request.Get_status() for request in requests)
+
+
+def split_world(comm: Any, groups: Sequence[Sequence[int]], name: str) -> World:
     """Of a communicator's ranks those of this one's group; collective."""
     group = group_of(comm.Get_rank(), groups)
+    if all(len(each) == 1 for each in groups):
+        return SerialWorld()
     found = comm.Split(color=group[0], key=comm.Get_rank())
-    if len(group) > 1:
-        return MpiWorld(found, is_own=True)
-    found.Free()
-    return SerialWorld()
-
-
-def sends_for_tests() -> tuple[str, float]:
-    """How messages are sent: HVDLM_TEST_SENDS=synchronous:20 makes each wait for its receiver, up to 20 ms late.
-
-    What a network's own buffers hide at other times, a schedule that hangs, comes to light with it.
-    """
-    how, _, delay_ms = os.environ.get("HVDLM_TEST_SENDS", "").partition(":")
-    return how, float(delay_ms or 0) / 1000
+    if len(group) == 1:
+        found.Free()
+        return SerialWorld()
+    found.Set_name(f"hvdlm {name}")
+    return MpiWorld(found, is_own=True)
 
 
 def shared_memory(mpi: Any, comm: Any, num_items: int, item_bytes: int) -> Any:
@@ -190,7 +188,7 @@ class MpiWorld(World):
         """Over a communicator that is nobody else's (`is_own`), or over a duplicate, whatever else uses it."""
         self._mpi = load_mpi()
         self._comm = comm if is_own else (comm or self._mpi.COMM_WORLD).Dup()
-        self._sends, self._delay_s = sends_for_tests()
+        self._sends = sends_for_tests()
         self.rank = self._comm.Get_rank()
         self.size = self._comm.Get_size()
         self._background: tuple[Any, ThreadPoolExecutor] | None = None
@@ -242,26 +240,33 @@ class MpiWorld(World):
         in_pieces(self._comm.Allgather, byte_rows(row, 1), byte_rows(gathered, self.size))
         return gathered.to(row.device)
 
-    def split(self, groups: Sequence[Sequence[int]], name: str) -> World:
-        return split_world(self._comm, groups)
+    def _part(self, groups: Sequence[Sequence[int]], name: str) -> World:
+        return split_world(self._comm, groups, name)
 
     def post_send(self, tensor: Any, to: int, tag: int) -> Pending:
-        row = byte_rows(tensor, 1)[0]
-        start = self._comm.Issend if self._sends == "synchronous" else self._comm.Isend
-        if self._delay_s:
-            time.sleep(random.uniform(0, self._delay_s))  # noqa: S311 - no secret
-        requests = [start(piece, dest=to, tag=tag) for piece in pieces_of(row)]
-        return Pending(lambda: self._mpi.Request.Waitall(requests), lambda: bool(self._mpi.Request.Testall(requests)))
+        """By Isend, which returns at once; a large message moves on while this rank is inside MPI."""
+        start = self._comm.Issend if self._sends.is_synchronous else self._comm.Isend
+        self._sends.hold_up()
+        requests = [start(piece, dest=to, tag=tag) for piece in pieces_of(byte_rows(tensor, 1)[0])]
+        return Pending(lambda: self._wait(requests), lambda: are_over(requests))
 
     def post_receive(self, like: Any, source: int, tag: int) -> Pending:
         received = empty_on_host(like, like.shape)
-        requests = [self._comm.Irecv(piece, source=source, tag=tag) for piece in pieces_of(byte_rows(received, 1)[0])]
+        pieces = pieces_of(byte_rows(received, 1)[0])
+        requests = [self._comm.Irecv(piece, source=source, tag=tag) for piece in pieces]
 
         def wait() -> Any:
-            self._mpi.Request.Waitall(requests)
+            lengths = self._wait(requests)
+            assert lengths == [piece.size for piece in pieces], f"another message from rank {source} under tag {tag}"
             return received.to(like.device)
 
-        return Pending(wait, lambda: bool(self._mpi.Request.Testall(requests)))
+        return Pending(wait, lambda: are_over(requests))
+
+    def _wait(self, requests: list) -> list[int]:
+        """Bytes of each, when all are over."""
+        statuses = [self._mpi.Status() for _ in requests]
+        self._mpi.Request.Waitall(requests, statuses)
+        return [status.Get_count(self._mpi.BYTE) for status in statuses]
 
     def window(self, length: int) -> MpiWindow:
         return MpiWindow(self._mpi, self._comm, length)

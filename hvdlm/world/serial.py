@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from hvdlm.world.interface import World
+from hvdlm.world.interface import Pending, World
 
 
 class LocalCounters:
@@ -50,6 +51,9 @@ class SerialWorld(World):
     rank = 0
     size = 1
 
+    def __init__(self) -> None:
+        self._messages: dict[int, deque] = defaultdict(deque)  # to itself, by tag
+
     def sum_(self, buffer: Any) -> None:
         """The sum over one rank is what is there."""
 
@@ -65,8 +69,15 @@ class SerialWorld(World):
     def gather_rows(self, row: Any) -> Any:
         return row.clone()[None]
 
-    def split(self, groups: Sequence[Sequence[int]], name: str) -> SerialWorld:
+    def _part(self, groups: Sequence[Sequence[int]], name: str) -> SerialWorld:
         return SerialWorld()
+
+    def post_send(self, tensor: Any, to: int, tag: int) -> Pending:
+        self._messages[tag].append(tensor.detach().clone())
+        return Pending(lambda: None, lambda: True)
+
+    def post_receive(self, like: Any, source: int, tag: int) -> Pending:
+        return Pending(lambda: self._messages[tag].popleft(), lambda: bool(self._messages[tag]))
 
     def window(self, length: int) -> LocalWindow:
         return LocalWindow(length)
@@ -75,5 +86,7 @@ class SerialWorld(World):
         return LocalCounters(length)
 
     def abort(self, code: int) -> None:
+        if self._parent is not None:  # this rank is alone in its group alone
+            self._parent.abort(code)
         sys.stderr.flush()
         os._exit(code)
