@@ -45,7 +45,7 @@ class Shared:
 def share(model: LanguageModel, axes: Axes, parallel: ParallelConfig, layer_costs: list[float]) -> Shared:
     """Cut the model down to this rank's part, in place; it talks to no other rank. UserError for too few layers."""
     cuts = {name: Cut(tuple(parameter.shape)) for name, parameter in model.named_parameters()}
-    of_tensor = cut_tensor(model, axes.tensor, shares_time=parallel.sequence)
+    of_tensor = cut_tensor(model, axes.tensor, shares_time=parallel.sequence, num_blocks=parallel.tensor_blocks)
     cuts |= of_tensor.cuts
     mesh, num = axes.mesh, axes.mesh.pipeline * parallel.chunks
     if num == 1:
