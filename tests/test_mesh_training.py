@@ -58,11 +58,11 @@ def whole(found):
 @pytest.mark.parametrize(
     ("size", "micro_batch", "parallel"),
     [
-        (2, 2, "pipeline: 2"),
-        (3, 2, "pipeline: 3"),
-        (4, 2, "pipeline: 4"),
-        (4, 2, "pipeline: 2"),
-        (4, 12, "pipeline: 4"),
+        *((2, 2, "pipeline: 2"), (3, 2, "pipeline: 3"), (4, 2, "pipeline: 4"), (4, 2, "pipeline: 2")),
+        *((4, 12, "pipeline: 4"), (3, 2, "pipeline: 3, schedule: gpipe")),
+        *((size, 2, f"pipeline: {size}, schedule: zero_bubble") for size in (2, 3)),
+        (2, 2, "pipeline: 2, schedule: interleaved, chunks: 2"),
+        (4, 3, "pipeline: 2, schedule: interleaved, chunks: 2"),
     ],
 )
 def test_stages_give_the_weights_of_one_process_bit_for_bit(trained, size, micro_batch, parallel, tied):

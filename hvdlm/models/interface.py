@@ -198,6 +198,11 @@ class LanguageModel(nn.Module, ABC):
         """Of each layer what a token costs in it, for parts of about equal work; nothing where it can't be cut."""
         return []
 
+    @property
+    def layers_to_cut(self) -> nn.Module:
+        """What holds the layers that can be cut, and no more."""
+        return nn.ModuleList()
+
     def keep(self, parts: Sequence[range], *, is_first: bool, is_last: bool) -> None:
         """Drop all but some of its layers, and what stands before the first and behind the last where it has not these.
 

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hvdlm.config import Section
+from hvdlm.config import Section, choice_of
 from hvdlm.parallel.mesh import Mesh, mesh_of
+from hvdlm.parallel.schedule import SCHEDULES
 
 Ranks = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -20,7 +21,9 @@ class ParallelConfig(Section):
     tensor: Ranks = Field(1, description="ranks that share each layer's heads, MLP and vocabulary")
     sequence: bool = Field(False, description="tensor ranks share what lies between their layers too, by the token")
     zero: int = Field(0, ge=0, le=1, description="1: data replicas share the optimizer's state (ZeRO-1)")
-    schedule: str = Field("1f1b", description="in which order a stage works on micro-batches")
+    schedule: Annotated[str, choice_of(SCHEDULES)] = Field(
+        "1f1b", description="in which order a stage works on micro-batches"
+    )
     chunks: int = Field(1, ge=1, le=64, description="of layers on each stage, for schedule: interleaved")
     tensor_blocks: int = Field(
         0, ge=0, le=64, description="8: products in 8 fixed blocks, with the same bits at 1, 2, 4 and 8 ranks; slow"
@@ -28,6 +31,16 @@ class ParallelConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ParallelConfig:
+        kind = SCHEDULES[self.schedule]
+        if self.chunks > 1 and not kind.takes_chunks:
+            ours = ", ".join(name for name, one in SCHEDULES.items() if one.takes_chunks)
+            raise ValueError(
+                f"chunks {self.chunks}: schedule: {self.schedule} has one on each stage; set schedule: {ours}"
+            )
+        if kind.takes_chunks and self.chunks == 1 and self.pipeline > 1:
+            raise ValueError(f"schedule: {self.schedule} needs chunks of 2 or more")
+        if self.pipeline == 1 and (self.chunks > 1 or self.schedule != "1f1b"):
+            raise ValueError(f"schedule: {self.schedule} and chunks are of several stages, and pipeline is 1")
         if self.sequence and self.tensor == 1:
             raise ValueError("sequence: true is of tensor ranks, and tensor is 1; leave it out")
         if self.tensor_blocks and self.tensor_blocks % self.tensor:

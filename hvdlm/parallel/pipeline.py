@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hvdlm.compute.trace import Timed
 from hvdlm.models import LanguageModel, Part
 from hvdlm.optim.layer_rates import BELOW, LAYER
+from hvdlm.parallel.deferred import Deferred
 from hvdlm.parallel.schedule import Action, build
 from hvdlm.world.interface import Pending, World
 
@@ -120,6 +121,7 @@ class Pipeline:
     parameters: Sequence[Sequence[nn.Parameter]] = ()  # of each chunk
     holds: bool = False  # each micro-batch's gradients are told alone, though those of others come between them
     tied: Tied | None = None
+    deferred: Deferred | None = None  # where the schedule parts the backward pass
     wait_s: float = 0.0  # for other stages, in the last step
     spans: list[tuple[Action, float, float]] = field(default_factory=list)  # of the last step: begin, end
     _receives: dict[Key, Pending] = field(default_factory=dict)
@@ -156,7 +158,7 @@ class Pipeline:
                 self._expect(work, ahead, num)
             begin = time.perf_counter()
             with Timed(f"{action.kind}{action.micro_batch}.{action.chunk}"):
-                {"F": self._forward, "B": self._backward}[action.kind](work, action, num)
+                {"F": self._forward, "B": self._backward, "W": self._weights}[action.kind](work, action, num)
             self.spans.append((action, begin, time.perf_counter()))
             left[action.micro_batch] -= 1
             if not left[action.micro_batch]:
@@ -182,6 +184,8 @@ class Pipeline:
         if self._shares(stage, 0, number, num):
             self._add_tied(self._take(Key(TIED_GRADIENT, 0, number)))
         work.begins(number)
+        if self.deferred is not None:
+            self.deferred.key = action.chunk, number
         torch.autograd.backward(opened.output, gradient)
         if opened.received is not None:
             assert opened.received.grad is not None
@@ -192,6 +196,17 @@ class Pipeline:
             self._send(gradient, Key(TIED_GRADIENT, 0, number))
         if self.holds:
             self._held[action.chunk, number] = _taken(self.parameters[action.chunk])
+
+    def _weights(self, work: Work, action: Action, num: int) -> None:
+        assert self.deferred is not None
+        work.begins(action.micro_batch)
+        key = action.chunk, action.micro_batch
+        if self.holds:
+            for parameter, gradient in zip(self.parameters[action.chunk], self._held[key], strict=True):
+                parameter.grad = gradient
+        self.deferred.flush(key)
+        if self.holds:
+            self._held[key] = _taken(self.parameters[action.chunk])
 
     def _hand_over(self, number: int) -> None:
         """Put back the gradients of a micro-batch that were held until all of it is there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from hvdlm.parallel.blocks import Blocks
 from hvdlm.parallel.exchange import enter, enter_each, gathered, leave, leave_in_parts, scattered
 from hvdlm.partition import slice_of
 from hvdlm.world.interface import World
+
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # as F.linear
 
 
 def kept(parameter: Tensor, cut: Cut) -> nn.Parameter:
@@ -45,6 +48,8 @@ class _GatheredLinear(torch.autograd.Function):
 class ColumnLinear(nn.Module):
     """Some outputs of a linear layer; what comes in is alike on all ranks, or parts of T where they share these."""
 
+    product: Product = staticmethod(F.linear)
+
     def __init__(self, layer: nn.Linear, cut: Cut, world: World, *, shares_time: bool) -> None:
         super().__init__()
         self.weight, self._world, self._shares_time = kept(layer.weight, cut), world, shares_time
@@ -54,11 +59,13 @@ class ColumnLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self._shares_time:
             return _GatheredLinear.apply(x, self.weight, self.bias, self._world, self.time)
-        return F.linear(enter(x, self._world), self.weight, self.bias)
+        return self.product(enter(x, self._world), self.weight, self.bias)
 
 
 class RowLinear(nn.Module):
     """Some inputs of a linear layer; what it gives is the sum over ranks, with the bias added once behind it."""
+
+    product: Product = staticmethod(F.linear)
 
     def __init__(self, layer: nn.Linear, cut: Cut, world: World, *, shares_time: bool) -> None:
         super().__init__()
@@ -66,7 +73,7 @@ class RowLinear(nn.Module):
         self._leave = leave_in_parts if shares_time else leave
 
     def forward(self, x: Tensor) -> Tensor:
-        found = self._leave(F.linear(x, self.weight), self._world)
+        found = self._leave(self.product(x, self.weight, None), self._world)
         return found if self.bias is None else found + self.bias
 
 

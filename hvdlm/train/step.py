@@ -29,8 +29,10 @@ from hvdlm.optim import build_optimizer, lr_at, set_lr
 from hvdlm.optim.ema import Ema
 from hvdlm.optim.norm import norm_of, square
 from hvdlm.parallel.axes import Axes
+from hvdlm.parallel.deferred import defer
 from hvdlm.parallel.exchange import places, summed
 from hvdlm.parallel.pipeline import Chunk, Pipeline, Tied, in_chunks
+from hvdlm.parallel.schedule import SCHEDULES
 from hvdlm.parallel.sharing import Shared, Whole, share
 from hvdlm.partition import slice_of
 from hvdlm.sync import build_sync
@@ -120,15 +122,17 @@ class GradientLearner(Learner):
     def _pipeline_of(self, shared: Shared) -> Pipeline:
         named, layout = dict(self.model.named_parameters()), shared.layout
         parts = layout.of_rank(self.axes.place.pipeline)
-        orders = self.sync.orders_micro_batches
+        orders, parallel = self.sync.orders_micro_batches, self.config.parallel
+        splits = SCHEDULES[parallel.schedule].splits_backward and layout.num_stages > 1
         tied = None if shared.tied is None else Tied(shared.tied, each=orders)
         return Pipeline(
             self.axes.pipeline,
             layout,
-            self.config.parallel.schedule,
+            parallel.schedule,
             parameters=in_chunks(named, parts),
-            holds=orders and len(parts) > 1,
+            holds=orders and (len(parts) > 1 or splits),
             tied=tied,
+            deferred=defer(self.model.layers_to_cut) if splits else None,
         )
 
     @property

@@ -137,8 +137,9 @@ class Transformer(LanguageModel):
         known = self._known(held, time) if options.causal else padding
         x = self.embed(ids) if part is None or part.received is None else part.received  # (B, T, C)
         seen = held.length + time
-        how = {"device": x.device, "causal": options.causal, "segments": segments}
-        view = view_of(self.entrance, options, time, seen, known, **how)
+        view = view_of(
+            self.entrance, options, time, seen, known, device=x.device, causal=options.causal, segments=segments
+        )
         # What is relative needs no places: distances within a segment stay.
         places = None if segments is None else places_within(segments)
         here = slice_of(*self.time_shared, time)  # the tokens of the stream
@@ -158,6 +159,10 @@ class Transformer(LanguageModel):
         if state is None:
             return x, None
         return x, (*after, *(() if held.num_read is None else (held.num_read + time,)), *held.of_source)
+
+    @property
+    def layers_to_cut(self) -> nn.Module:
+        return self.blocks
 
     def share_time(self, rank: int, size: int, gather: Callable[[Tensor, int], Tensor]) -> None:
         """Between its layers this model has part `rank` of `size` of each sequence; `gather` makes them whole."""
