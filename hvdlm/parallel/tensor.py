@@ -47,6 +47,8 @@ def cut_tensor(model: LanguageModel, world: World, *, shares_time: bool, num_blo
         )
     options = model.options
     _refuse(options, world.size, num_blocks, shares_time=shares_time)
+    if (size := model.embed.num_embeddings) < max(world.size, num_blocks):
+        raise UserError(f"parallel.tensor: {max(world.size, num_blocks)} ranks cannot share a vocabulary of {size}")
     cuts: dict[str, Cut] = {}
     blocks = Blocks(num_blocks or world.size, world)
     for number, block in enumerate(model.blocks):
