@@ -1,4 +1,4 @@
-"""What tensor ranks exchange: the derivatives of it, how often they meet, lookups and losses over a shared vocabulary."""
+"""What tensor ranks exchange: its derivatives, how often they meet, lookups and losses over a shared vocabulary."""
 
 import threading
 from collections import Counter
