@@ -27,10 +27,10 @@ from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, Part
 from hvdlm.optim import build_optimizer, lr_at, set_lr
 from hvdlm.optim.ema import Ema
-from hvdlm.optim.norm import norm_of, square
+from hvdlm.optim.norm import norm_of
 from hvdlm.parallel.axes import Axes
 from hvdlm.parallel.deferred import defer
-from hvdlm.parallel.exchange import places, summed
+from hvdlm.parallel.exchange import added, places, summed
 from hvdlm.parallel.pipeline import Chunk, Pipeline, Tied, in_chunks
 from hvdlm.parallel.schedule import SCHEDULES
 from hvdlm.parallel.sharing import Shared, Whole, share
@@ -411,21 +411,19 @@ class GradientLearner(Learner):
         squares = torch.zeros(len(self.whole.names), dtype=torch.float64, device=self.device)
         numbers = [number for number, name in enumerate(self.whole.names) if name in named]
         if numbers:
-            squares[numbers] = torch.stack([square(named[self.whole.names[number]]) for number in numbers])
+            here = [self.whole.names[number] for number in numbers]
+            squares[numbers] = torch.stack([self.shared.square(name, named[name]) for name in here])
         if self.axes.mesh.cuts_model:
             squares = self._over_model(squares)
         return norm_of(squares)
 
     def _over_model(self, squares: Tensor) -> Tensor:
-        """Added up over the ranks of a replica, in their order; what several hold alike counts once."""
+        """Added up over the ranks of a replica, in one tree; what several hold alike counts once."""
         if self.axes.place.tensor:
             cuts = self.shared.cuts
             held = [name in cuts and not cuts[name].is_whole for name in self.whole.names]
             squares = squares * torch.tensor(held, device=self.device)
-        total = torch.zeros_like(squares)
-        for row in self.axes.model.gather_rows(squares):
-            total += row
-        return total
+        return added(self.axes.model.gather_rows(squares))
 
     def _clip(self, gradients: list[Tensor], norm: Tensor) -> None:
         """Scale the gradients back, to at most `optim.clip`, in one pass or none."""
