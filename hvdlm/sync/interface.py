@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from hvdlm.config import Section
+from hvdlm.optim.norm import square
 from hvdlm.world.interface import World
 
 
@@ -49,6 +50,15 @@ class StrategyConfig(Section, ABC):
     def environment(self) -> dict[str, str]:
         """Variables that the world reads when it starts; the user's own win."""
         return {}
+
+    @property
+    def sharing(self) -> StrategyConfig | None:
+        """This config, or the one that it stands for, where ranks share the optimizer's state; None: it cannot."""
+        return None
+
+    def build_sharing(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+        """`build` of a `sharing` one, whose ranks share the optimizer's state (parallel.zero: 1)."""
+        raise NotImplementedError
 
     def resolved(self, world_kind: str) -> StrategyConfig:
         """This config, or the one that it stands for in such a world."""
@@ -99,6 +109,29 @@ class Sync(ABC):
     @abstractmethod
     def reduce(self) -> None:
         """After it every `p.grad` is what the optimizer shall apply: where replicas are equal, the mean over ranks."""
+
+    def to_apply(self) -> list[Tensor]:
+        """Of `reduce`'s gradients those that this rank's `step` applies; they may be scaled in place."""
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+    def squares(self) -> dict[str, Tensor]:
+        """After `reduce`: of each parameter's gradient the sum of squares, float64; collective."""
+        return {name: square(p.grad) for name, p in self.named if p.grad is not None}
+
+    def complete(self, names: Collection[str], total: Callable[[Tensor], Tensor]) -> None:
+        """After `reduce`: the gradients of some parameters, (n,) in all, become what `total` makes of them; collective.
+
+        It is called where ranks outside of this world have other parts of these sums.
+        """
+        parts = [p for name, p in self.named if name in names]
+        found = total(torch.cat([gradient.reshape(-1) for gradient in gradients(parts)]))
+        for parameter, part in zip(parts, found.split([p.numel() for p in parts]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups, of whole parameters."""
+        return self.optimizer.param_groups
 
     def step(self) -> None:
         self.optimizer.step()
