@@ -195,6 +195,12 @@ class Checkpoint:
             for name, cut in mine.items()
         }
 
+    def boxes(self, prefix: str, wanted: Mapping[str, Iterable[Box]]) -> dict[str, list[Tensor]]:
+        """Boxes of the tensors, by name, in the order in which they are asked for."""
+        with self._telling():
+            found = read_boxes(self.path, self.entries, {f"{prefix}{name}": boxes for name, boxes in wanted.items()})
+        return {key.removeprefix(prefix): tensors for key, tensors in found.items()}
+
 
 class _Telling:
     """Makes one line of what is wrong with a checkpoint's files."""
