@@ -11,11 +11,14 @@ from hvdlm.world.threads import thread_worlds
 
 def test_a_rank_that_stands_still_ends_the_job(capsys):
     world = thread_worlds(2)[0]
+    world.mesh_place = "stage 0, data 0, tensor 0"
     with watchdog(world, 0.1), pytest.raises(threading.BrokenBarrierError):
         world.barrier()  # which the other rank never reaches
     assert world.exit_code == 1
     message = capsys.readouterr().err
-    assert message.startswith("hvdlm: error: rank 0 of 2 has waited 0.1 s for a rank that does not answer;")
+    assert message.startswith(
+        f"hvdlm: error: rank 0 of 2 ({world.mesh_place}) has waited 0.1 s for a rank that does not answer;"
+    )
 
 
 def test_a_rank_that_works_is_left_alone_and_so_is_one_after_its_work():

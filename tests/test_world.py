@@ -141,3 +141,21 @@ def test_what_the_user_set_for_threads_and_memory_is_left_alone():
     assert not memory_is_tuned({"GLIBC_TUNABLES": "glibc.rtld.nns=4"})
     assert memory_is_tuned({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"})
     assert memory_is_tuned({"MALLOC_TRIM_THRESHOLD_": "131072"})
+
+
+def test_ranks_that_meet_without_mpi_are_told_before_they_start_that_they_share_no_model(by_hand):
+    pytest.importorskip("horovod")
+    for name, value in {"HOROVOD_GLOO_RENDEZVOUS_ADDR": "nowhere", "HOROVOD_SIZE": "2", "HOROVOD_RANK": "1"}.items():
+        by_hand.setenv(name, value)
+    with pytest.raises(UserError, match=r"their ranks meet over MPI, and horovodrun --gloo starts none") as caught:
+        connect("horovod", data_groups=lambda size: [[rank] for rank in range(size)])
+    assert caught.value.on_all_ranks
+
+
+def test_one_rank_sends_messages_to_itself():
+    """Of a pipeline of one rank with several chunks."""
+    world = SerialWorld()
+    for number in (1, 2):
+        world.post_send(torch.full((3,), number), 0, 7).wait()
+    received = [world.post_receive(torch.empty(3), 0, 7).wait() for _ in range(2)]
+    assert [each.tolist() for each in received] == [[1] * 3, [2] * 3]

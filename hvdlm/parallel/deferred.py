@@ -7,6 +7,8 @@ layer's input and its output's gradient, the one that torch's own backward pass 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +29,8 @@ class Deferred:
         self.key: Any = None
         self._waiting: dict[Any, list[_Product]] = defaultdict(list)
 
-    def put(self, product: _Product) -> None:
-        self._waiting[self.key].append(product)
+    def put(self, weight: Tensor, of_output: Tensor, x: Tensor) -> None:
+        self._waiting[self.key].append(_Product(weight, of_output, x))
 
     @torch.no_grad()
     def flush(self, key: Any) -> None:
@@ -38,21 +40,24 @@ class Deferred:
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """`F.linear` with the gradient of a trained weight put off."""
-        return _Deferred.apply(x, weight, bias, self) if weight.requires_grad else F.linear(x, weight, bias)
+        if not weight.requires_grad:
+            return F.linear(x, weight, bias)
+        # Another leaf stands in the graph: the weight's own hooks, such as those of a sync, run when its gradient comes.
+        return _Deferred.apply(x, weight.detach().requires_grad_(), bias, partial(self.put, weight))
 
 
 class _Deferred(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, deferred: Deferred) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, put: Callable) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.deferred, ctx.has_bias = deferred, bias is not None
+        ctx.put, ctx.has_bias = put, bias is not None
         return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         flat, kind = gradient.reshape(-1, gradient.shape[-1]), gradient.dtype
-        ctx.deferred.put(_Product(weight, flat, x.reshape(-1, x.shape[-1]).to(kind)))
+        ctx.put(flat, x.reshape(-1, x.shape[-1]).to(kind))
         of_x = (gradient @ weight.to(kind)).to(x.dtype)
         return of_x, None, flat.sum(0).to(weight.dtype) if ctx.has_bias else None, None
 

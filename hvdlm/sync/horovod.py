@@ -72,17 +72,12 @@ class HorovodConfig(StrategyConfig):
             raise UserError(f"sync: horovod needs world: horovod, this is {world.kind}; or use sync: allreduce")
         if not isinstance(world, HorovodWorld):  # no other rank has this part of the model: nothing is to be added up
             return AllreduceSync(AllreduceConfig(), model, optimizer, world)
-        self._check_set(world)
-        return HorovodSync(self, model, optimizer, world)
-
-    def _check_set(self, world: HorovodWorld) -> None:
-        """UserError for what Horovod can do among all ranks alone."""
-        found = "op: adasum" if self.op == "adasum" else f"groups: {self.groups}" if self.groups else ""
-        if found and not world.is_whole:
+        if self.groups and not world.is_whole:
             raise UserError(
-                f"sync.{found}: Horovod has it among all ranks alone, and here they share a model; leave it out, or"
-                " parallel.pipeline and parallel.tensor at 1"
+                f"sync.groups: {self.groups}: Horovod makes groups among all ranks alone, and here they share a model;"
+                " leave it out, or set parallel.pipeline and tensor to 1"
             )
+        return HorovodSync(self, model, optimizer, world)
 
 
 class HorovodSync(Sync):

@@ -18,6 +18,7 @@ from hvdlm.errors import UserError
 from hvdlm.parallel.axes import axes_of
 from hvdlm.parallel.config import ParallelConfig
 from hvdlm.parallel.mesh import AXES, Mesh
+from hvdlm.parallel.schedule import SCHEDULES
 from hvdlm.train.setup import build_learner
 from hvdlm.world import mpi
 from hvdlm.world.mpi import MpiWorld
@@ -270,19 +271,35 @@ def weights_of(data_dir, world, *overrides):
 
 @pytest.mark.on_ranks(2, 4, kind="horovod")
 @pytest.mark.parametrize("sync", ["horovod", "allreduce", "tree"])
-@pytest.mark.parametrize("tied", [False, True])
-def test_stages_train_alike_with_horovod_between_replicas(world, data_dir, sync, tied):
+@pytest.mark.parametrize(("tied", "schedule"), [(False, "1f1b"), (True, "1f1b"), (True, "zero_bubble")])
+def test_stages_train_alike_with_horovod_between_replicas(world, data_dir, sync, tied, schedule):
     same = (f"sync={sync}", f"model.tie_embeddings={str(tied).lower()}")
     alone, _ = weights_of(data_dir, SerialWorld(), same[1], "sync=tree")
-    found, cuts = weights_of(data_dir, world, *same, "parallel={pipeline: 2}")
+    found, cuts = weights_of(data_dir, world, *same, f"parallel={{pipeline: 2, schedule: {schedule}}}")
     assert set().union(*world.gather(set(found))) == set(alone)
     for name, weight in found.items():
         assert cuts[name].is_whole
         torch.testing.assert_close(weight, alone[name], rtol=0, atol=0 if sync == "tree" else 2e-5)
 
 
+@pytest.mark.on_ranks(4)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_no_schedule_hangs_when_sends_are_synchronous_and_late(world, data_dir, schedule, monkeypatch):
+    """On two stages next and previous rank are one; fewer micro-batches than stages on four."""
+    same = ("model.layers=4", "train.global_batch=12")
+    alone, _ = weights_of(data_dir, SerialWorld(), *same, "sync=tree")
+    monkeypatch.setenv(VARIABLE, "synchronous:10")
+    chunks = 2 if SCHEDULES[schedule].takes_chunks else 1
+    for stages, micro_batch in ((2, 2), (4, 6)):
+        if stages * chunks > 4:
+            continue
+        parallel = f"parallel={{pipeline: {stages}, schedule: {schedule}, chunks: {chunks}}}"
+        found, _ = weights_of(data_dir, world, *same, "sync=tree", f"train.micro_batch={micro_batch}", parallel)
+        for name, weight in found.items():
+            torch.testing.assert_close(weight, alone[name], rtol=0, atol=2e-5)
+
+
 @pytest.mark.on_ranks(4, kind="horovod")
-@pytest.mark.parametrize("option", ["op: adasum", "groups: 2"])
-def test_what_horovod_has_among_all_ranks_alone_is_refused(world, data_dir, option):
-    with pytest.raises(UserError, match=rf"sync\.{option}: Horovod has it among all ranks alone"):
-        weights_of(data_dir, world, f"sync={{kind: horovod, {option}}}", "parallel={pipeline: 2}", "optim.clip=0")
+def test_what_horovod_has_among_all_ranks_alone_is_refused(world, data_dir):
+    with pytest.raises(UserError, match=r"sync\.groups: 2: Horovod makes groups among all ranks alone"):
+        weights_of(data_dir, world, "sync={kind: horovod, groups: 2}", "parallel={pipeline: 2}")
