@@ -67,7 +67,8 @@ class _Save:
     record: dict[str, Any]
     tables: dict[int, list[Row]]  # of all parts; on rank 0
     started: float
-    blocked_s: float
+    blocked_s: float  # by the copy
+    written_s: float = 0.0  # of this rank's thread
     status: Status = field(default_factory=lambda: Status(SaveState.WRITING))
     error: str = ""
     thread: threading.Thread | None = None
@@ -159,10 +160,11 @@ class Saver:
 
     def _line(self, path: Path, save: _Save, num_bytes: int, seconds: float) -> str:
         """For the log: how long training stood still for the copy, and when all was durable."""
-        copied, written = self._kept.nbytes / max(save.blocked_s, 1e-9) / 1e9, num_bytes / max(seconds, 1e-9) / 1e9
+        copied = self._kept.nbytes / max(save.blocked_s, 1e-9) / 1e9
+        own = save.status.bytes / max(save.written_s, 1e-9) / 1e9
         return (
-            f"saved {path} in {seconds:.2f} s: {num_bytes / 1e6:,.1f} MB at {written:.2f} GB/s, of which training stood"
-            f" still {save.blocked_s:.2f} s for a copy at {copied:.1f} GB/s"
+            f"saved {path}: {num_bytes / 1e6:,.1f} MB, there after {seconds:.2f} s; training stood still"
+            f" {save.blocked_s:.2f} s (a copy, {copied:.1f} GB/s), written at {own:.2f} GB/s a rank"
         )
 
     def finish(self, permit: Callable[[], None]) -> Saved | None:
@@ -179,8 +181,10 @@ class Saver:
 
 def _write(save: _Save, number: int, kept: Kept) -> None:
     """In a thread of its own."""
+    start = time.monotonic()
     try:
         facts = write_part(save.aside, number, kept.shares)
+        save.written_s = time.monotonic() - start
         save.status = Status(SaveState.DONE, facts.bytes, facts.sha256)
     except OSError as error:
         name = save.aside.name.split(".")[1]  # as it would have been called
