@@ -15,7 +15,7 @@ SOURCES = sorted(path for part in ("hvdlm", "preprocessing", "perf", "jobs") for
 # From bottom to top: a room may import rooms that stand before it. Rooms that stand together do not know each other.
 LAYERS = """
     errors | partition | tables | numerals | json_members | first_bytes | host | files | config | launch | world
-    | tokenizer optim sync checkpoint session | data | compute | models | scoring exchange decoding | records | tasks
+    | tokenizer optim checkpoint session | sync | data | compute | models | scoring exchange decoding | records | tasks
     | parallel | train | inference | preprocessing perf jobs serve | doctor | cli | __main__
 """
 FLOORS = {room: floor for floor, rooms in enumerate(LAYERS.split("|")) for room in rooms.split()}

@@ -74,3 +74,39 @@ def test_stages_give_the_weights_of_one_process_bit_for_bit(trained, size, micro
     assert {name: bool(torch.equal(weights[name], part)) for name, part in whole(found).items()} == dict.fromkeys(
         weights, True
     )
+
+
+@pytest.mark.parametrize(
+    ("size", "parallel"),
+    [
+        (2, "tensor: 2"),
+        (3, "tensor: 3, sequence: true"),
+        (4, "tensor: 2, sequence: true, pipeline: 2"),
+        (4, "tensor: 2"),
+    ],
+)
+def test_tensor_ranks_give_the_weights_of_one_process_nearly(trained, size, parallel):
+    same = "train.micro_batch=3", "train.global_batch=12"
+    ((weights, norms, sums, _),) = trained(1, *same)
+    found = trained(size, *same, f"parallel={{{parallel}}}")
+    assert all(each[1] == found[0][1] for each in found)
+    assert found[0][1] == pytest.approx(norms, rel=1e-5)
+    torch.testing.assert_close(sum(each[2] for each in found), sums, rtol=1e-6, atol=0)
+    for name, part in whole(found).items():
+        torch.testing.assert_close(part, weights[name], rtol=1e-5, atol=1e-5)
+    for held, _, _, cuts in found[1:]:  # what tensor ranks hold alike stays alike
+        for name, part in held.items():
+            if cuts[name].is_whole and name in found[0][0]:
+                assert torch.equal(part, found[0][0][name]), name
+
+
+@pytest.mark.parametrize(("size", "parallel"), [(2, "tensor: 2"), (4, "tensor: 4"), (4, "tensor: 2, pipeline: 2")])
+def test_tensor_ranks_in_blocks_give_the_weights_of_one_process_in_blocks_bit_for_bit(trained, size, parallel):
+    same = "train.micro_batch=3", "train.global_batch=12", "model.bias=true"
+    ((weights, norms, sums, _),) = trained(1, *same, "parallel={tensor_blocks: 4}")
+    found = trained(size, *same, f"parallel={{{parallel}, tensor_blocks: 4}}")
+    assert all(each[1] == norms for each in found)
+    assert torch.equal(sum(each[2] for each in found), sums)
+    assert {name: bool(torch.equal(weights[name], part)) for name, part in whole(found).items()} == dict.fromkeys(
+        weights, True
+    )

@@ -136,7 +136,7 @@ def test_buffers_grow_with_the_logarithm_of_the_passes():
         sync.accumulated()
     sync.reduce()
     sync.begin(1, 64)
-    assert len(sync._spare) == 7 - 1  # levels 0..5 and none for the right leaves
+    assert len(sync.block.spare) == 7 - 1  # levels 0..5 and none for the right leaves
 
 
 @settings(max_examples=10)

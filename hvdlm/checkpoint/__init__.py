@@ -2,6 +2,7 @@
 
 from hvdlm.checkpoint.boxes import Box, Cut, Piece
 from hvdlm.checkpoint.reading import (
+    OPTIMIZER,
     Checkpoint,
     TakesShapes,
     load_model,
@@ -34,6 +35,7 @@ from hvdlm.checkpoint.store import (
 
 __all__ = [
     "AUTO",
+    "OPTIMIZER",
     "STATE",
     "Box",
     "Checkpoint",

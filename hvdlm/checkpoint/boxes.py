@@ -114,6 +114,27 @@ class Cut:
 
         return torch.cat([tensor.narrow(self.dim, r.start, len(r)) for r in self.ranges], dim=self.dim)
 
+    def parts_of_range(self, flat: Tensor, elements: range) -> Iterator[tuple[Tensor, Box]]:
+        """Views of some elements, in row-major order of what the rank holds, and where each lies in the whole tensor.
+
+        `flat` has as many elements as the range.
+        """
+        place, dim = 0, self.dim
+        for box in boxes_of_range(self.shape_held, elements):
+            tensor = flat[place : place + box.numel].view(box.shape)
+            place += box.numel
+            if self.is_whole:
+                yield tensor, box
+                continue
+            begin, first, end = 0, box.offset[dim], box.offset[dim] + box.shape[dim]  # places in what is held
+            for r in self.ranges:
+                low, high = max(first, begin), min(end, begin + len(r))
+                if low < high:
+                    offset = (*box.offset[:dim], r.start + low - begin, *box.offset[dim + 1 :])
+                    shape = (*box.shape[:dim], high - low, *box.shape[dim + 1 :])
+                    yield tensor.narrow(dim, low - first, high - low), Box(offset, shape)
+                begin += len(r)
+
     def parts(self, held: Tensor) -> list[tuple[Tensor, Box]]:
         """Views of what the rank holds, and where each lies in the whole tensor."""
         if self.is_whole:

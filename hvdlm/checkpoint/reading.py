@@ -62,6 +62,8 @@ def table(path: Path, record: Mapping[str, Any]) -> dict[str, Entry]:
     """
     if record.get("schema", 1) == 1:
         return _table_of_version_1(path, record)
+    if not record.get("tensors"):
+        raise ValueError(f"{STATE} lists no tensors")
     found = {}
     for key, facts in record["tensors"].items():
         dtype = TORCH_DTYPES.get(facts["dtype"])
@@ -192,6 +194,12 @@ class Checkpoint:
             name: parts[0] if len(parts := found[f"{prefix}{name}"]) == 1 else torch.cat(parts, dim=cut.dim)
             for name, cut in mine.items()
         }
+
+    def boxes(self, prefix: str, wanted: Mapping[str, Iterable[Box]]) -> dict[str, list[Tensor]]:
+        """Boxes of the tensors, by name, in the order in which they are asked for."""
+        with self._telling():
+            found = read_boxes(self.path, self.entries, {f"{prefix}{name}": boxes for name, boxes in wanted.items()})
+        return {key.removeprefix(prefix): tensors for key, tensors in found.items()}
 
 
 class _Telling:

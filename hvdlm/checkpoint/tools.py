@@ -128,6 +128,21 @@ def consolidate(path: Path, file: Path, *, mean: bool = False) -> int:
     return file.stat().st_size
 
 
+def _means(opened: Sequence[Checkpoint]) -> Iterator[tuple[str, Tensor]]:
+    """Of each tensor of the model; what is counted and not measured is as in the last."""
+    names = opened[-1].names(MODEL)
+    for each in opened:
+        if each.names(MODEL) != names:
+            raise UserError(f"{each.path}: is of another model than {opened[-1].path}; average those of one run")
+    for name in names:
+        tensors = [each.read(MODEL, [name])[name] for each in opened]
+        if any(tensor.shape != tensors[0].shape for tensor in tensors):
+            raise UserError(f"{name}: has another shape in each; average checkpoints of one run")
+        last = tensors[-1]
+        is_real = last.is_floating_point()
+        yield name, torch.stack([tensor.double() for tensor in tensors]).mean(0).to(last.dtype) if is_real else last
+
+
 def average(paths: Sequence[Path], run_dir: Path) -> Path:
     """The mean of the weights of several checkpoints, as the only one of a new run (Vaswani et al. 2017).
 
@@ -136,19 +151,9 @@ def average(paths: Sequence[Path], run_dir: Path) -> Path:
     if complete_steps(run_dir):
         raise UserError(f"{run_dir}: has checkpoints of its own; name a new folder")
     opened = [Checkpoint(path) for path in paths]
-    names = opened[-1].names(MODEL)
-    for each in opened:
-        if each.names(MODEL) != names:
-            raise UserError(f"{each.path}: is of another model than {opened[-1].path}; average those of one run")
-    pieces = []
-    for name in names:
-        tensors = [each.read(MODEL, [name])[name] for each in opened]
-        if any(tensor.shape != tensors[0].shape for tensor in tensors):
-            raise UserError(f"{name}: has another shape in each; average checkpoints of one run")
-        mean = tensors[-1]
-        if mean.is_floating_point():
-            mean = torch.stack([tensor.double() for tensor in tensors]).mean(0).to(mean.dtype)
-        pieces.append(Piece(f"{MODEL}{name}", mean, tuple(mean.shape), whole(tuple(mean.shape))))
+    pieces = [
+        Piece(f"{MODEL}{name}", mean, tuple(mean.shape), whole(tuple(mean.shape))) for name, mean in _means(opened)
+    ]
     state: dict[str, Any] = dict(opened[-1].state)
     for gone in ("files", "tensors", "digest", "optimizer_scalars", "figures", "best"):
         state.pop(gone, None)

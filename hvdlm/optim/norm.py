@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 256  # elements, in row-major order from a parameter's first; a part that begins and ends at them has whole ones
+ROW = 1024  # blocks whose squares are added up at a time
 
 
 def block_squares(part: Tensor) -> Tensor:
@@ -23,9 +24,21 @@ def block_squares(part: Tensor) -> Tensor:
     return norms.double().square_()
 
 
+def total_of(blocks: Tensor) -> Tensor:
+    """The sum over a parameter's blocks, float64 (blocks,) -> a scalar, in one order.
+
+    torch shares a long sum among as many threads as there are, and with them its bits change; rows it never parts.
+    """
+    while blocks.numel() > ROW:
+        whole = blocks.numel() // ROW * ROW
+        sums = blocks[:whole].view(-1, ROW).sum(1)
+        blocks = torch.cat((sums, blocks[whole:].sum().view(1))) if whole < blocks.numel() else sums
+    return blocks.sum()
+
+
 def square(gradient: Tensor) -> Tensor:
     """Sum of the squares of a whole parameter's gradient, a float64 scalar."""
-    return block_squares(gradient).sum()
+    return total_of(block_squares(gradient))
 
 
 def norm_of(squares: Tensor) -> Tensor:

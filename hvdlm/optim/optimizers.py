@@ -65,18 +65,20 @@ class OptimizerChoice:
 
     build: Build
     parameter_options: Callable[[Role, Tensor, OptimConfig], dict[str, Any]] = _no_options
+    # An element's update depends on nothing but that element: its state may be shared out, whatever the borders.
+    by_element: bool = False
 
 
 OPTIMIZERS = {
     "adafactor": OptimizerChoice(_adafactor),
-    "adagrad": OptimizerChoice(_built(eager(torch.optim.Adagrad), "eps", kernel="adagrad")),
-    "adam": OptimizerChoice(_built(eager(torch.optim.Adam), "betas", "eps", kernel="adam")),
-    "adamw": OptimizerChoice(_built(eager(torch.optim.AdamW), "betas", "eps", kernel="adamw")),
+    "adagrad": OptimizerChoice(_built(eager(torch.optim.Adagrad), "eps", kernel="adagrad"), by_element=True),
+    "adam": OptimizerChoice(_built(eager(torch.optim.Adam), "betas", "eps", kernel="adam"), by_element=True),
+    "adamw": OptimizerChoice(_built(eager(torch.optim.AdamW), "betas", "eps", kernel="adamw"), by_element=True),
     "lamb": OptimizerChoice(_built(Lamb, "betas", "eps")),
     "lars": OptimizerChoice(_built(Lars, "momentum", "trust_coefficient")),
-    "lion": OptimizerChoice(_built(Lion, "betas")),
+    "lion": OptimizerChoice(_built(Lion, "betas"), by_element=True),
     "muon": OptimizerChoice(_muon, _muon_options),
-    "sgd": OptimizerChoice(_built(eager(torch.optim.SGD), "momentum", "nesterov", kernel="sgd")),
+    "sgd": OptimizerChoice(_built(eager(torch.optim.SGD), "momentum", "nesterov", kernel="sgd"), by_element=True),
 }
 
 # What lr is multiplied by where the global batch is so many times lr_reference_batch.
@@ -183,6 +185,11 @@ class OptimConfig(Section):
     @property
     def scales_lr(self) -> bool:
         return self.lr_scaling != "none"
+
+    @property
+    def is_by_element(self) -> bool:
+        """Whether an element's update depends on nothing but that element."""
+        return OPTIMIZERS[self.name].by_element
 
     @property
     def has_own_rates(self) -> bool:

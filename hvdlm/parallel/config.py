@@ -43,6 +43,8 @@ class ParallelConfig(Section):
             raise ValueError(f"schedule: {self.schedule} and chunks are of several stages, and pipeline is 1")
         if self.sequence and self.tensor == 1:
             raise ValueError("sequence: true is of tensor ranks, and tensor is 1; leave it out")
+        if self.tensor_blocks and self.zero:
+            raise ValueError("tensor_blocks is for verifying, with zero: 0; leave one of them out")
         if self.tensor_blocks and self.tensor_blocks % self.tensor:
             raise ValueError(f"tensor_blocks {self.tensor_blocks} cannot be shared by tensor {self.tensor}")
         return self

@@ -2,11 +2,13 @@
 
 Source: Shoeybi et al. 2019, "Megatron-LM", section 3, whose f and g are `enter` and `leave`; Korthikanti et al. 2022,
 "Reducing activation recomputation in large transformer models", section 4.2.2, for parts along the sequence. Sums are
-added up in rank order, so that all ranks have the same bits, and never in place: others may hold the same gradient.
+added up in one tree over the ranks, so that all have the same bits, and never in place: others may hold the same
+gradient.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,16 +25,20 @@ def summed(x: Tensor, world: World) -> Tensor:
         return x
     rows = x.new_zeros(-(-x.numel() // size) * size)
     rows[: x.numel()] = x.detach().reshape(-1)
-    mine = added(world.exchange_rows(rows.view(size, -1)))
+    mine = added(world.exchange_rows(rows.view(size, -1))).to(x.dtype)
     return world.gather_rows(mine).view(-1)[: x.numel()].view(x.shape)
 
 
-def added(rows: Tensor) -> Tensor:
-    """The sum of (size, n) in rank order, (n,)."""
-    total = rows[0].to(torch.promote_types(rows.dtype, torch.float32), copy=True)
-    for row in rows[1:]:
-        total += row
-    return total.to(rows.dtype)
+def added(parts: Tensor | Sequence[Tensor]) -> Tensor:
+    """The sum of equal shapes, neighbours first; of less than float32 it is added up in that, and is that.
+
+    Sums of as many neighbours each, where that is a power of two, add up to the bits of them all.
+    """
+    wide = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
+    while len(wide) > 1:
+        pairs = [left + right for left, right in zip(wide[::2], wide[1::2], strict=False)]
+        wide = pairs + wide[2 * len(pairs) :]
+    return wide[0]
 
 
 def places(rank: int, world: World, time: int) -> range:
@@ -57,7 +63,7 @@ def scattered(x: Tensor, world: World) -> Tensor:
     for rank, row in enumerate(rows):
         mine = places(rank, world, time)
         row[:, : len(mine)] = x.detach()[:, mine.start : mine.stop]
-    total = added(world.exchange_rows(rows.view(world.size, -1))).view(rows.shape[1:])
+    total = added(world.exchange_rows(rows.view(world.size, -1))).to(x.dtype).view(rows.shape[1:])
     return total[:, : len(places(world.rank, world, time))].contiguous()
 
 
@@ -69,23 +75,31 @@ def part_of(x: Tensor, world: World) -> Tensor:
 
 class _Enter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, world: World) -> Tensor:
+    def forward(ctx: Any, x: Tensor, world: World, num: int) -> tuple[Tensor, ...]:
         ctx.world = world
-        return x.view_as(x)
+        return tuple(x.view_as(x) for _ in range(num))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return summed(gradient, ctx.world), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _summed_parts(gradients, ctx.world), None, None
 
 
 class _Leave(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, world: World) -> Tensor:
-        return summed(x, world)
+    def forward(ctx: Any, world: World, *parts: Tensor) -> Tensor:
+        ctx.num = len(parts)
+        return _summed_parts(parts, world)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *[gradient] * ctx.num
+
+
+def _summed_parts(parts: Sequence[Tensor], world: World) -> Tensor:
+    """The sum of all that the ranks have, of each as many."""
+    if len(parts) == 1:
+        return summed(parts[0], world)
+    return summed(added(parts), world).to(parts[0].dtype)
 
 
 class _Scatter(torch.autograd.Function):
@@ -112,12 +126,22 @@ class _Gather(torch.autograd.Function):
 
 def enter(x: Tensor, world: World) -> Tensor:
     """What all ranks have alike comes to layers that each has in part: gradients are added up on the way back."""
-    return _Enter.apply(x, world)
+    return enter_each(x, world, 1)[0]
+
+
+def enter_each(x: Tensor, world: World, num: int) -> tuple[Tensor, ...]:
+    """The same for `num` parts on each rank."""
+    return _Enter.apply(x, world, num)
 
 
 def leave(x: Tensor, world: World) -> Tensor:
     """The sum of what such layers have made of it, which all ranks have alike again."""
-    return _Leave.apply(x, world)
+    return _Leave.apply(world, x)
+
+
+def leave_all(parts: Sequence[Tensor], world: World) -> Tensor:
+    """The same of several parts on each rank."""
+    return _Leave.apply(world, *parts)
 
 
 def leave_in_parts(x: Tensor, world: World) -> Tensor:

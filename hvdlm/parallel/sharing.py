@@ -9,9 +9,12 @@ from torch import Tensor
 from hvdlm.checkpoint.boxes import Cut
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, num_parameters
+from hvdlm.optim.norm import square
 from hvdlm.optim.roles import Role
 from hvdlm.parallel.axes import Axes
+from hvdlm.parallel.blocks import Blocks
 from hvdlm.parallel.config import ParallelConfig
+from hvdlm.parallel.exchange import added
 from hvdlm.parallel.mesh import cut_by_cost
 from hvdlm.parallel.pipeline import Layout
 from hvdlm.parallel.tensor import cut_tensor
@@ -40,16 +43,24 @@ class Shared:
     layout: Layout
     partial: tuple[str, ...] = ()  # of those that tensor ranks hold alike, whose gradients are to be added up over them
     tied: Tensor | None = None  # the weight that first and last stage share, on these
+    blocks: Blocks | None = None  # in which parameters that are cut lie, where sums are over fixed ones
+
+    def square(self, name: str, gradient: Tensor) -> Tensor:
+        """Sum of the squares of what this rank holds of a parameter's gradient, a float64 scalar."""
+        if self.blocks is None or self.cuts[name].is_whole:
+            return square(gradient)
+        return added([square(part) for part in self.blocks.parts(gradient, self.cuts[name])])
 
 
 def share(model: LanguageModel, axes: Axes, parallel: ParallelConfig, layer_costs: list[float]) -> Shared:
     """Cut the model down to this rank's part, in place; it talks to no other rank. UserError for too few layers."""
     cuts = {name: Cut(tuple(parameter.shape)) for name, parameter in model.named_parameters()}
-    of_tensor = cut_tensor(model, axes.tensor, shares_time=parallel.sequence)
+    of_tensor = cut_tensor(model, axes.tensor, shares_time=parallel.sequence, num_blocks=parallel.tensor_blocks)
     cuts |= of_tensor.cuts
+    blocks = Blocks(parallel.tensor_blocks, axes.tensor) if parallel.tensor_blocks else None
     mesh, num = axes.mesh, axes.mesh.pipeline * parallel.chunks
     if num == 1:
-        return Shared(cuts, Layout(), tuple(of_tensor.partial))
+        return Shared(cuts, Layout(), tuple(of_tensor.partial), blocks=blocks)
     if num > len(layer_costs):
         raise UserError(
             f"parallel: pipeline {mesh.pipeline} x chunks {parallel.chunks} want {num} layers at least, and the model"
@@ -68,4 +79,4 @@ def share(model: LanguageModel, axes: Axes, parallel: ParallelConfig, layer_cost
         tied = model.head.weight  # type: ignore[assignment]
     here = [name for name, _ in model.named_parameters()]
     partial = tuple(name for name in of_tensor.partial if name in here)
-    return Shared({name: cuts[name] for name in here}, layout, partial, tied)
+    return Shared({name: cuts[name] for name in here}, layout, partial, tied, blocks)

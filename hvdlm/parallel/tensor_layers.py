@@ -13,7 +13,9 @@ from hvdlm.checkpoint.boxes import Cut
 from hvdlm.models.interface import HeadTerms
 from hvdlm.models.transformer.blocks import Head
 from hvdlm.models.transformer.layers import softcapped
-from hvdlm.parallel.exchange import enter, gathered, leave, leave_in_parts, scattered
+from hvdlm.parallel.blocks import Blocks
+from hvdlm.parallel.exchange import enter, enter_each, gathered, leave, leave_in_parts, scattered
+from hvdlm.partition import slice_of
 from hvdlm.world.interface import World
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # as F.linear
@@ -93,36 +95,37 @@ class VocabEmbedding(nn.Module):
 class VocabHead(nn.Module):
     """Some of a head's outputs. Nobody holds all logits: `terms` says of them what losses need."""
 
-    def __init__(self, head: Head, cut: Cut, world: World, weight: nn.Parameter | None) -> None:
+    def __init__(self, head: Head, cut: Cut, blocks: Blocks, weight: nn.Parameter | None) -> None:
         super().__init__()
         self.weight = kept(head.weight, cut) if weight is None else weight
         self.bias = None if head.bias is None else kept(head.bias, Cut(cut.shape[:1], 0, cut.ranges))
         self.transform, self.softcap = head.transform, head.softcap
-        self._world, self._mine, self._size = world, cut.ranges[0], cut.shape[0]
+        self._cut, self._blocks = cut, blocks
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def _logits(self, hidden: Tensor) -> list[Tensor]:
+        """Of each of this rank's blocks."""
         if self.transform is not None:
             hidden = self.transform(hidden)
-        return softcapped(F.linear(enter(hidden, self._world), self.weight, self.bias), self.softcap)
+        weights = self._blocks.parts(self.weight, self._cut)
+        biases = [None] * len(weights) if self.bias is None else self._blocks.parts(self.bias, self._cut)
+        inputs = enter_each(hidden, self._blocks.world, len(weights))
+        return [softcapped(F.linear(*of_block), self.softcap) for of_block in zip(inputs, weights, biases, strict=True)]
 
     def terms(self, hidden: Tensor, targets: Tensor) -> HeadTerms:
         """Of hidden (…, C) at targets (…): the logits' log-sum-exp, that of the target, their mean and the highest."""
-        logits = self._logits(hidden)
-        found = _Terms.apply(_wide(logits).flatten(0, -2), targets.flatten(), self._mine, self._size, self._world)
+        logits = [_wide(part).flatten(0, -2) for part in self._logits(hidden)]
+        found = _Terms.apply(self._blocks, self._cut, targets.flatten(), *logits)
         return HeadTerms(*(part.view(targets.shape) for part in found))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """All logits, gathered, for whoever evaluates; they have no gradient."""
+        world, size = self._blocks.world, self._cut.shape[0]
         with torch.no_grad():
-            logits = self._logits(hidden)
-            widest = -(-self._size // self._world.size)
-            padded = logits.new_zeros(*logits.shape[:-1], widest)
+            logits = torch.cat(self._logits(hidden), dim=-1)
+            padded = logits.new_zeros(*logits.shape[:-1], -(-size // world.size))
             padded[..., : logits.shape[-1]] = logits
-            rows = self._world.gather_rows(padded.view(-1)).view(self._world.size, *padded.shape)
-            sizes = [
-                (rank + 1) * self._size // self._world.size - rank * self._size // self._world.size
-                for rank in range(self._world.size)
-            ]
+            rows = world.gather_rows(padded.view(-1)).view(world.size, *padded.shape)
+            sizes = [len(slice_of(rank, world.size, size)) for rank in range(world.size)]
             return torch.cat([row[..., :size] for row, size in zip(rows, sizes, strict=True)], dim=-1)
 
 
@@ -130,21 +133,29 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def _place(targets: Tensor, mine: range) -> tuple[Tensor, Tensor]:
+    """Where targets lie among some ids, and whether they do."""
+    is_mine = (targets >= mine.start) & (targets < mine.stop)
+    return (targets - mine.start).where(is_mine, 0), is_mine
+
+
 class _Terms(torch.autograd.Function):
     """One exchange: of each token the highest logit, the sum of exp above it, the target's, and their plain sum.
 
-    Log-sum-exp can be put together of parts, so that all ranks come to the same bits in rank order.
+    Log-sum-exp can be put together of parts, so that all ranks come to the same bits in the order of blocks.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, mine: range, size: int, world: World) -> Any:
-        highest = logits.amax(-1)
-        sums = (logits - highest.unsqueeze(-1)).exp().sum(-1)
-        is_mine = (targets >= mine.start) & (targets < mine.stop)
-        place = (targets - mine.start).where(is_mine, 0)
-        chosen = logits.gather(-1, place.unsqueeze(-1)).squeeze(-1).where(is_mine, 0.0)
-        parts = torch.stack((highest, sums, chosen, logits.sum(-1)))  # (4, N)
-        rows = world.gather_rows(parts.view(-1)).view(world.size, *parts.shape)
+    def forward(ctx: Any, blocks: Blocks, cut: Cut, targets: Tensor, *logits: Tensor) -> Any:
+        ctx.within, ctx.size = blocks.within(cut), cut.shape[0]
+        parts = []
+        for part, mine in zip(logits, ctx.within, strict=True):
+            highest = part.amax(-1)
+            sums = (part - highest.unsqueeze(-1)).exp().sum(-1)
+            place, is_mine = _place(targets, mine)
+            chosen = part.gather(-1, place.unsqueeze(-1)).squeeze(-1).where(is_mine, 0.0)
+            parts.append(torch.stack((highest, sums, chosen, part.sum(-1))))  # (4, N)
+        rows = blocks.world.gather_rows(torch.stack(parts).view(-1)).view(blocks.num, *parts[0].shape)
         top = rows[:, 0].amax(0)
         total, target, plain = (torch.zeros_like(top) for _ in range(3))
         for row in rows:
@@ -152,15 +163,18 @@ class _Terms(torch.autograd.Function):
             target += row[2]
             plain += row[3]
         log_z = top + total.log()
-        ctx.save_for_backward(logits, log_z, place, is_mine)
-        ctx.size = size
+        ctx.save_for_backward(targets, log_z, *logits)
         ctx.mark_non_differentiable(top)
-        return log_z, target, plain / size, top
+        return log_z, target, plain / ctx.size, top
 
     @staticmethod
     def backward(ctx: Any, of_log_z: Tensor, of_chosen: Tensor, of_mean: Tensor, _: Tensor) -> Any:
-        logits, log_z, place, is_mine = ctx.saved_tensors
-        gradient = (logits - log_z.unsqueeze(-1)).exp_().mul_(of_log_z.unsqueeze(-1))
-        gradient += (of_mean / ctx.size).unsqueeze(-1)
-        gradient.scatter_add_(-1, place.unsqueeze(-1), of_chosen.where(is_mine, 0.0).unsqueeze(-1))
-        return gradient, None, None, None, None
+        targets, log_z, *logits = ctx.saved_tensors
+        gradients = []
+        for part, mine in zip(logits, ctx.within, strict=True):
+            place, is_mine = _place(targets, mine)
+            gradient = (part - log_z.unsqueeze(-1)).exp_().mul_(of_log_z.unsqueeze(-1))
+            gradient += (of_mean / ctx.size).unsqueeze(-1)
+            gradient.scatter_add_(-1, place.unsqueeze(-1), of_chosen.where(is_mine, 0.0).unsqueeze(-1))
+            gradients.append(gradient)
+        return None, None, None, *gradients

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from hvdlm.sync.compress import CompressConfig, CompressedSync
 from hvdlm.sync.interface import StrategyConfig, Sync, gradients, ring_bytes
+from hvdlm.sync.zero import ZeroSync
 from hvdlm.world.interface import Pending, World
 
 ALONE_BYTES = 1 << 20  # a gradient of this size travels as it lies; copying smaller ones together costs nothing
@@ -32,6 +33,13 @@ class AllreduceConfig(StrategyConfig):
         if self.compress is not None and self.overlap:
             raise ValueError("compress encodes the whole gradient at once; leave overlap out")
         return self
+
+    @property
+    def sharing(self) -> StrategyConfig | None:
+        return None if self.compress or self.overlap else self
+
+    def build_sharing(self, model: nn.Module, optimizer: Optimizer, world: World) -> Sync:
+        return ZeroAllreduceSync(model, optimizer, world)
 
     def build(self, model: nn.Module, optimizer: Optimizer, world: World) -> Sync:
         if self.compress is not None:
@@ -98,6 +106,34 @@ class AllreduceSync(Sync):
                 self.world.sum_(bucket.collect())
                 bucket.spread()
         self.bytes_sent += self._step_bytes
+
+
+class ZeroAllreduceSync(ZeroSync):
+    """Gradients travel to their owners, which add them up in rank order where their own lie."""
+
+    def _reduced(self) -> list[Tensor]:
+        found = [gradient.reshape(-1) for gradient in gradients(self.parameters)]
+        room: Tensor | None = None
+        for columns in self._columns():
+            width = columns.stop - columns.start
+            if room is None:  # the first part is the widest
+                room = torch.zeros(self.world.size * width, device=self._rows.device)
+            rows = room[: self.world.size * width].view(self.world.size, width)
+            for rank, row in enumerate(rows):
+                self._copy(found, rank, columns, row, into_row=True)
+            received = self._traffic.exchange_rows(rows)
+            for row in received[1:]:
+                received[0] += row
+            self._copy(found, self.world.rank, columns, received[0], into_row=False)
+        return [found[part.number][part.elements.start : part.elements.stop] for part in self.slices]
+
+    def _copy(self, found: list[Tensor], rank: int, columns: slice, row: Tensor, *, into_row: bool) -> None:
+        """Between the gradients and the columns of a rank's row."""
+        parts = list(self._layout.sections(self._owned_by(rank)[columns]))
+        theirs = [found[part.number][part.elements.start : part.elements.stop] for part in parts]
+        ours = [row[part.place :][: len(part.elements)] for part in parts]
+        if parts:
+            torch._foreach_copy_(*((ours, theirs) if into_row else (theirs, ours)))
 
 
 class _Bucket:

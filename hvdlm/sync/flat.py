@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +12,28 @@ from torch import Tensor, nn
 ROW_MULTIPLE = 256  # floats: rows start on cache lines, and whole blocks of the int8 codec fit in
 
 
-class FlatLayout:
-    """Where each gradient lies: in the model's order without gaps, then zeros up to `padded` floats."""
+class Section(NamedTuple):
+    """What lies of one parameter within a range of the vector."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], size: int) -> None:
+    number: int  # of the parameter
+    elements: range  # of it, in row-major order
+    place: int  # from the range's beginning
+
+
+class FlatLayout:
+    """Where each gradient lies: in the model's order, each at a multiple of `align`, then zeros up to `padded` floats.
+
+    Without `align` there are no gaps.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], size: int, align: int = 1) -> None:
         self.parameters = parameters
         self.size = size
-        self.numel = sum(p.numel() for p in parameters)
+        self.starts: list[int] = []
+        self.numel = 0
+        for parameter in parameters:
+            self.starts.append(self.numel)
+            self.numel += -(-parameter.numel() // align) * align
         self.padded = -(-self.numel // (size * ROW_MULTIPLE)) * size * ROW_MULTIPLE
 
     def zeros(self) -> Tensor:
@@ -25,8 +42,19 @@ class FlatLayout:
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """The buffer's part of each parameter, in its shape."""
-        parts = flat[: self.numel].split([p.numel() for p in self.parameters])
-        return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
+        places = zip(self.starts, self.parameters, strict=True)
+        return [flat[start : start + p.numel()].view(p.shape) for start, p in places]
+
+    def sections(self, place: range) -> Iterator[Section]:
+        """What lies in a range of the vector, in order."""
+        first = max(0, bisect_right(self.starts, place.start) - 1)
+        for number in range(first, len(self.starts)):
+            start = self.starts[number]
+            if start >= place.stop:
+                return
+            begin, end = max(start, place.start), min(start + self.parameters[number].numel(), place.stop)
+            if begin < end:
+                yield Section(number, range(begin - start, end - start), begin - place.start)
 
     def gradients(self) -> list[Tensor]:
         """Every `p.grad`; a parameter that took no part in the backward has zeros."""

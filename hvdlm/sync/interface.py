@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -50,6 +50,15 @@ class StrategyConfig(Section, ABC):
         """Variables that the world reads when it starts; the user's own win."""
         return {}
 
+    @property
+    def sharing(self) -> StrategyConfig | None:
+        """This config, or the one that it stands for, where ranks share the optimizer's state; None: it cannot."""
+        return None
+
+    def build_sharing(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+        """`build` of a `sharing` one, whose ranks share the optimizer's state (parallel.zero: 1)."""
+        raise NotImplementedError
+
     def resolved(self, world_kind: str) -> StrategyConfig:
         """This config, or the one that it stands for in such a world."""
         return self
@@ -57,6 +66,9 @@ class StrategyConfig(Section, ABC):
     @abstractmethod
     def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
         """Wrap an optimizer that has no state yet; UserError if this world or number of ranks does not do."""
+
+
+Square = Callable[[str, Tensor], Tensor]
 
 
 class Sync(ABC):
@@ -99,6 +111,32 @@ class Sync(ABC):
     @abstractmethod
     def reduce(self) -> None:
         """After it every `p.grad` is what the optimizer shall apply: where replicas are equal, the mean over ranks."""
+
+    def to_apply(self) -> list[Tensor]:
+        """Of `reduce`'s gradients those that this rank's `step` applies; they may be scaled in place."""
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+    def squares(self, square: Square) -> dict[str, Tensor]:
+        """After `reduce`: of each parameter's gradient the sum of squares, float64; collective.
+
+        `square` gives that of a parameter by its name, where this rank has the whole gradient.
+        """
+        return {name: square(name, p.grad) for name, p in self.named if p.grad is not None}
+
+    def complete(self, names: Collection[str], total: Callable[[Tensor], Tensor]) -> None:
+        """After `reduce`: the gradients of some parameters, (n,) in all, become what `total` makes of them; collective.
+
+        It is called where ranks outside of this world have other parts of these sums.
+        """
+        parts = [p for name, p in self.named if name in names]
+        found = total(torch.cat([gradient.reshape(-1) for gradient in gradients(parts)]))
+        for parameter, part in zip(parts, found.split([p.numel() for p in parts]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups, of whole parameters."""
+        return self.optimizer.param_groups
 
     def step(self) -> None:
         self.optimizer.step()

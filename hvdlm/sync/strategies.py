@@ -42,6 +42,10 @@ class AutoConfig(StrategyConfig):
     def resolved(self, world_kind: str) -> StrategyConfig:
         return HorovodConfig() if world_kind == "horovod" else AllreduceConfig()
 
+    @property
+    def sharing(self) -> StrategyConfig:
+        return AllreduceConfig()
+
     def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
         return self.resolved(world.kind).build(model, optimizer, world)
 
@@ -51,15 +55,31 @@ ALL_SYNCS: Mapping[str, type[StrategyConfig]] = ChainMap(SYNCS, {"auto": AutoCon
 SyncConfig = Annotated[StrategyConfig, tagged_union(ALL_SYNCS, "kind"), BeforeValidator(by_name("kind"))]
 
 
-def build_sync(config: StrategyConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
-    """Wrap an optimizer that has no state yet."""
+def build_sync(
+    config: StrategyConfig, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, *, shares: bool = False
+) -> Sync:
+    """Wrap an optimizer that has no state yet; with `shares` each rank keeps its state of a part (ZeRO-1)."""
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise UserError(f"parameter {name} is {parameter.dtype}; keep float32 and set train.precision: bf16")
-    config = config.resolved(world.kind)
-    sync = config.build(model, optimizer, world)
+    if shares:
+        found = config.sharing
+        if found is None:
+            raise UserError(cannot_share(config))
+        config, sync = found, found.build_sharing(model, optimizer, world)
+    else:
+        config = config.resolved(world.kind)
+        sync = config.build(model, optimizer, world)
     sync.kind = config.kind
     return sync
+
+
+def cannot_share(config: StrategyConfig) -> str:
+    """Why ranks that combine gradients so cannot share the optimizer's state."""
+    return (
+        f"parallel.zero: 1 is for sync: tree, or allreduce without compress and overlap, not for {config.label}; take"
+        " one of them, or leave parallel.zero at 0"
+    )
 
 
 def preferred_world(config: StrategyConfig) -> Literal["mpi", "horovod"]:

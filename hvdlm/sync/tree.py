@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hvdlm.sync.flat import ROW_MULTIPLE, FlatLayout
 from hvdlm.sync.interface import StrategyConfig, Sync
 from hvdlm.sync.traffic import Traffic
+from hvdlm.sync.zero import ZeroSync
 from hvdlm.world.interface import World
 
 # What travels at a time. Pieces that stay near the cache took 0.7 of the time of 40 MB at once (2 ranks);
@@ -31,8 +32,15 @@ class TreeConfig(StrategyConfig):
 
     kind: Literal["tree"] = "tree"
 
+    @property
+    def sharing(self) -> StrategyConfig:
+        return self
+
     def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
         return TreeSync(self, model, optimizer, world)
+
+    def build_sharing(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Sync:
+        return ZeroTreeSync(model, optimizer, world)
 
 
 class Node(NamedTuple):
@@ -103,6 +111,49 @@ def add_slices(received: list[Tensor], nodes_by_rank: list[list[Node]]) -> Tenso
     return fold(stack, Tensor.add_)
 
 
+class Block:
+    """A rank's block of micro-batches: their gradients as leaves, added up to as few nodes as there can be."""
+
+    def __init__(self, layout: FlatLayout, rank: int) -> None:
+        self._layout, self._rank = layout, rank
+        self.spare: list[Tensor] = []  # buffers that no node is in
+        self._stack: list[tuple[Node, Tensor]] = []
+        self._passes = self._done = 0
+
+    def begin(self, passes: int) -> None:
+        self.spare += [buffer for _, buffer in self._stack]
+        self._stack = []
+        self._passes, self._done = passes, 0
+        self._layout.clear()
+
+    def take(self) -> None:
+        """The gradient of one micro-batch is a leaf; a right one is added where its sibling lies."""
+        leaf = Node(0, self._rank * self._passes + self._done)
+        self._done += 1
+        if self._stack and are_siblings(self._stack[-1][0], leaf):
+            _, buffer = self._stack.pop()
+            torch._foreach_add_(self._layout.views(buffer), self._layout.gradients())
+            push(self._stack, Node(1, leaf.number // 2), buffer, self._add)
+        else:
+            buffer = self.spare.pop() if self.spare else self._layout.zeros()
+            self._layout.collect(buffer)
+            push(self._stack, leaf, buffer, self._add)
+        self._layout.clear()
+
+    def _add(self, left: Tensor, right: Tensor) -> Tensor:
+        self.spare.append(right)
+        return left.add_(right)
+
+    def to_send(self) -> tuple[list[Tensor], list[list[Node]]]:
+        """The buffers that this rank sends of, and which nodes each rank has in its own."""
+        size, passes = self._layout.size, self._passes
+        assert self._done == passes, f"{self._done} of {passes} micro-batches"
+        nodes_by_rank = [nodes_of(rank * passes, (rank + 1) * passes) for rank in range(size)]
+        rounds = max(len(nodes) for nodes in nodes_by_rank)
+        # A rank with fewer nodes sends its last again, which nobody reads.
+        return [self._stack[min(k, len(self._stack) - 1)][1] for k in range(rounds)], nodes_by_rank
+
+
 class TreeSync(Sync):
     """Each rank adds up the nodes within its block of micro-batches; slices of these travel as in a ring.
 
@@ -116,41 +167,16 @@ class TreeSync(Sync):
         super().__init__(model, optimizer, world)
         self._layout = FlatLayout(self.parameters, world.size)
         self._traffic = Traffic(world)
-        self._spare: list[Tensor] = []  # buffers that no node is in
-        self._stack: list[tuple[Node, Tensor]] = []
-        self._passes = self._done = 0
+        self.block = Block(self._layout, world.rank)
 
     def begin(self, step: int, passes: int) -> None:
-        self._spare += [buffer for _, buffer in self._stack]
-        self._stack = []
-        self._passes, self._done = passes, 0
-        self._layout.clear()
+        self.block.begin(passes)
 
     def accumulated(self) -> None:
-        """The gradient of one micro-batch is a leaf; a right one is added where its sibling lies."""
-        leaf = Node(0, self.world.rank * self._passes + self._done)
-        self._done += 1
-        if self._stack and are_siblings(self._stack[-1][0], leaf):
-            _, buffer = self._stack.pop()
-            torch._foreach_add_(self._layout.views(buffer), self._layout.gradients())
-            push(self._stack, Node(1, leaf.number // 2), buffer, self._add)
-        else:
-            buffer = self._spare.pop() if self._spare else self._layout.zeros()
-            self._layout.collect(buffer)
-            push(self._stack, leaf, buffer, self._add)
-        self._layout.clear()
-
-    def _add(self, left: Tensor, right: Tensor) -> Tensor:
-        self._spare.append(right)
-        return left.add_(right)
+        self.block.take()
 
     def reduce(self) -> None:
-        size, passes = self.world.size, self._passes
-        assert self._done == passes, f"{self._done} of {passes} micro-batches"
-        nodes_by_rank = [nodes_of(rank * passes, (rank + 1) * passes) for rank in range(size)]
-        rounds = max(len(nodes) for nodes in nodes_by_rank)
-        # A rank with fewer nodes sends its last again, which nobody reads.
-        buffers = [self._stack[min(k, len(self._stack) - 1)][1] for k in range(rounds)]
+        size, (buffers, nodes_by_rank) = self.world.size, self.block.to_send()
         unit = size * ROW_MULTIPLE
         piece = max(1, PIECE_FLOATS // unit) * unit
         for start in range(0, self._layout.padded, piece):
@@ -159,3 +185,28 @@ class TreeSync(Sync):
             parts[0].copy_(self._traffic.gather_rows(mine))  # it was sent: there is the room
         self._layout.spread(buffers[0])
         self.bytes_sent = self._traffic.bytes_sent
+
+
+class ZeroTreeSync(ZeroSync):
+    """The same sums, of which each rank keeps those of its slice."""
+
+    orders_micro_batches = True
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
+        super().__init__(model, optimizer, world)
+        self.block = Block(self._layout, world.rank)
+
+    def begin(self, step: int, passes: int) -> None:
+        self.block.begin(passes)
+
+    def accumulated(self) -> None:
+        self.block.take()
+
+    def _reduced(self) -> list[Tensor]:
+        buffers, nodes_by_rank = self.block.to_send()
+        rows = [buffer.view(self.world.size, -1) for buffer in buffers]
+        mine = rows[0][self.world.rank]
+        for columns in self._columns():
+            received = [self._traffic.exchange_rows(row[:, columns].contiguous()) for row in rows]
+            mine[columns] = add_slices(received, nodes_by_rank)  # it was sent: there is the room
+        return [mine[part.place :][: len(part.elements)] for part in self.slices]

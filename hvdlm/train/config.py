@@ -16,11 +16,11 @@ from hvdlm.data.config import DataConfig
 from hvdlm.models import ModelConfig
 from hvdlm.models.lora import LoraConfig, compiled
 from hvdlm.models.transformer import TransformerConfig
-from hvdlm.optim import OptimConfig
+from hvdlm.optim import OPTIMIZERS, OptimConfig
 from hvdlm.optim.ema import EmaConfig
 from hvdlm.parallel.config import ParallelConfig
 from hvdlm.session.logs import LogConfig
-from hvdlm.sync import AutoConfig, SyncConfig
+from hvdlm.sync import AutoConfig, SyncConfig, cannot_share
 from hvdlm.tasks import TASKS, AnyTaskConfig
 from hvdlm.tasks.language_model import LmConfig, NoiseConfig, ObjectiveConfig
 from hvdlm.train.batch_plan import BatchPlan, RampConfig
@@ -213,6 +213,8 @@ class RunConfig(Section):
             raise ValueError(
                 f"parallel: shares what is trained by gradients, and this {family} is counted; leave it out"
             )
+        if parallel.zero:
+            self._check_zero()
         if parallel.pipeline * parallel.tensor == 1 and not parallel.tensor_blocks:
             return self
         if not self.model.can_be_cut:
@@ -231,6 +233,16 @@ class RunConfig(Section):
                 f"{found}: goes with whole models alone; leave it out, or set parallel.pipeline and tensor to 1"
             )
         return self
+
+    def _check_zero(self) -> None:
+        if self.sync.sharing is None:
+            raise ValueError(cannot_share(self.sync))
+        if not self.optim.is_by_element:
+            able = [name for name, choice in OPTIMIZERS.items() if choice.by_element]
+            raise ValueError(
+                f"parallel.zero: 1 cuts within matrices, and optim.name: {self.optim.name} needs them whole; take"
+                f" {', '.join(able[:-1])} or {able[-1]}, or leave parallel.zero at 0"
+            )
 
     def _check_contiguous(self) -> None:
         if not self.model.carries_state:

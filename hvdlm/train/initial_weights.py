@@ -313,13 +313,11 @@ def architecture_of(section: type[FamilyConfig], written: dict[str, Any]) -> dic
 
 def _check_finite(path: Path, learner: Learner) -> None:
     tensors = dict(learner.model.named_parameters())
-    state = learner.optimizer.state if learner.optimizer else {}
-    moments = {
-        f"the optimizer's {entry} of {name}": value
-        for name, parameter in tensors.items()
-        for entry, value in state.get(parameter, {}).items()
-        if isinstance(value, torch.Tensor)
-    }
+    moments = {}
+    for piece in learner.pieces({})[0]:
+        if piece.key.startswith(checkpoint.OPTIMIZER):
+            name, _, entry = piece.key.removeprefix(checkpoint.OPTIMIZER).rpartition("/")
+            moments[f"the optimizer's {entry} of {name}"] = piece.tensor
     remedy = "copy it again, or take another" if is_folder(path) else "take an earlier checkpoint by init.step"
     for name, tensor in {**tensors, **moments}.items():
         if not bool(torch.isfinite(tensor).all()):

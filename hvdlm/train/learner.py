@@ -100,6 +100,11 @@ class Learner(ABC):
         """Whose state a checkpoint keeps."""
         return None
 
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups, of whole parameters."""
+        return [] if self.optimizer is None else self.optimizer.param_groups
+
     def take_reason(self) -> str:
         """Why the last verdict was not to apply a step, once."""
         return ""

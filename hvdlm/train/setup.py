@@ -225,7 +225,7 @@ def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: Worl
         f" | {learner.step_in_words} | {counted(learner.total_steps, 'step')}{epoch}"
     )
     if learner.optimizer is not None and (config.init or config.lora or config.freeze or config.optim.has_own_rates):
-        for line in in_words(learner.model, learner.optimizer):
+        for line in in_words(learner.model, learner.groups):
             log.info("%s", line)
     memory = "as the user's malloc settings say" if memory_is_tuned() else "kept by the process (mallopt)"
     log.info("%s, freed memory %s", ", ".join(world.settings()) or "no MPI", memory)

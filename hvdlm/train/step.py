@@ -27,16 +27,16 @@ from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, Part
 from hvdlm.optim import build_optimizer, lr_at, set_lr
 from hvdlm.optim.ema import Ema
-from hvdlm.optim.norm import norm_of, square
+from hvdlm.optim.norm import norm_of
 from hvdlm.parallel.axes import Axes
 from hvdlm.parallel.deferred import defer
-from hvdlm.parallel.exchange import places, summed
+from hvdlm.parallel.exchange import added, places, summed
 from hvdlm.parallel.pipeline import Chunk, Pipeline, Tied, in_chunks
 from hvdlm.parallel.schedule import SCHEDULES
 from hvdlm.parallel.sharing import Shared, Whole, share
 from hvdlm.partition import slice_of
 from hvdlm.sync import build_sync
-from hvdlm.sync.interface import gradients
+from hvdlm.sync.zero import ZeroSync
 from hvdlm.tasks import Batch, Sums, Task
 from hvdlm.tasks.readers import Readers
 from hvdlm.tasks.records import RecordTask
@@ -92,7 +92,7 @@ class GradientLearner(Learner):
         self._loss = torch.compile(self.task.loss) if train.compile else self.task.loss
         self.noise_scale = NoiseScale(self._counted())  # its hooks must run before those of the sync
         optimizer = build_optimizer(self.model, config.optim, self.whole.roles)
-        self.sync = build_sync(config.sync, self.model, optimizer, axes.data)
+        self.sync = build_sync(config.sync, self.model, optimizer, axes.data, shares=config.parallel.zero == 1)
         self.pipeline = self._pipeline_of(self.shared)
         self.ema = Ema(self.model, config.ema) if config.ema.decay else None
         self.guard = Guard(config.guard)
@@ -175,6 +175,10 @@ class GradientLearner(Learner):
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         return self.sync.optimizer
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        return self.sync.groups
 
     @property
     def sync_kind(self) -> str:
@@ -374,7 +378,6 @@ class GradientLearner(Learner):
 
     def _apply(self, step: int) -> tuple[Tensor, Verdict]:
         """Unscale, clip and apply the reduced gradient, or leave it out; its norm and what was decided."""
-        gradients = [p.grad for p in self.sync.parameters if p.grad is not None]
         norm = self._norm() / self._scale
         self.noise_scale.take(norm)
         verdict = Verdict.APPLY
@@ -383,7 +386,7 @@ class GradientLearner(Learner):
         elif self._judges:
             verdict = self.guard.judge(float(norm))
         if verdict == Verdict.APPLY:
-            self._clip(gradients, norm)
+            self._clip(self.sync.to_apply(), norm)
             self.sync.step()
             self.pipeline.share_tied()
             if self.ema is not None:
@@ -397,35 +400,29 @@ class GradientLearner(Learner):
 
     def _complete(self) -> None:
         """Add up over tensor ranks what each has of the gradients of parameters that all of them hold; collective."""
-        named, tensor = dict(self.sync.named), self.axes.tensor
-        parts = [named[name] for name in self.shared.partial if name in named]
-        if not parts or tensor.size == 1:
-            return
-        total = summed(torch.cat([gradient.reshape(-1) for gradient in gradients(parts)]), tensor)
-        for parameter, part in zip(parts, total.split([p.numel() for p in parts]), strict=True):
-            parameter.grad = part.view_as(parameter)
+        trained = {name for name, _ in self.sync.named}
+        names = [name for name in self.shared.partial if name in trained]
+        if names and self.axes.tensor.size > 1:
+            self.sync.complete(names, lambda part: summed(part, self.axes.tensor))
 
     def _norm(self) -> Tensor:
         """Of the gradient of the whole model; collective where ranks share one."""
-        named = {name: p.grad for name, p in self.sync.named if p.grad is not None}
+        found = self.sync.squares(self.shared.square)
         squares = torch.zeros(len(self.whole.names), dtype=torch.float64, device=self.device)
-        numbers = [number for number, name in enumerate(self.whole.names) if name in named]
+        numbers = [number for number, name in enumerate(self.whole.names) if name in found]
         if numbers:
-            squares[numbers] = torch.stack([square(named[self.whole.names[number]]) for number in numbers])
+            squares[numbers] = torch.stack([found[self.whole.names[number]] for number in numbers])
         if self.axes.mesh.cuts_model:
             squares = self._over_model(squares)
         return norm_of(squares)
 
     def _over_model(self, squares: Tensor) -> Tensor:
-        """Added up over the ranks of a replica, in their order; what several hold alike counts once."""
+        """Added up over the ranks of a replica, in one tree; what several hold alike counts once."""
         if self.axes.place.tensor:
             cuts = self.shared.cuts
             held = [name in cuts and not cuts[name].is_whole for name in self.whole.names]
             squares = squares * torch.tensor(held, device=self.device)
-        total = torch.zeros_like(squares)
-        for row in self.axes.model.gather_rows(squares):
-            total += row
-        return total
+        return added(self.axes.model.gather_rows(squares))
 
     def _clip(self, gradients: list[Tensor], norm: Tensor) -> None:
         """Scale the gradients back, to at most `optim.clip`, in one pass or none."""
@@ -472,10 +469,17 @@ class GradientLearner(Learner):
         mesh, place = self.axes.mesh, self.axes.place
         among = place.data * mesh.tensor + place.tensor, mesh.data * mesh.tensor
         shares = Shares(among, (place.data, mesh.data))
-        return checkpoint.pieces_of(self.model, self.optimizer, tensors, self.shared.cuts, shares)
+        cuts = self.shared.cuts
+        if not isinstance(self.sync, ZeroSync):
+            return checkpoint.pieces_of(self.model, self.optimizer, tensors, cuts, shares)
+        pieces, scalars = checkpoint.pieces_of(self.model, None, tensors, cuts, shares)
+        return pieces + self.sync.pieces(cuts, tells_whole=place.tensor == 0), scalars
 
     def load_optimizer(self, path: Path) -> None:
-        checkpoint.load_optimizer(path, self.model, self.optimizer, self.shared.cuts)
+        if isinstance(self.sync, ZeroSync):
+            self.sync.load(checkpoint.Checkpoint(path), self.shared.cuts)
+        else:
+            checkpoint.load_optimizer(path, self.model, self.optimizer, self.shared.cuts)
 
     def restore(self, path: Path) -> int:
         """Load a checkpoint; every rank reads what it holds of it. Returns the step to go on with."""

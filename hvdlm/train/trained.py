@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, Vocabulary, build_model
@@ -46,14 +46,14 @@ def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
         raise UserError("freeze: nothing is left to train; leave a pattern out")
 
 
-def in_words(model: nn.Module, optimizer: Optimizer) -> list[str]:
+def in_words(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list[str]:
     """A line on how much is trained, and one for each of the optimizer's groups."""
     named = dict(model.named_parameters())
     names = {id(parameter): name for name, parameter in named.items()}
     trained = sum(parameter.numel() for parameter in named.values() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in named.values())
     lines = [f"training {trained:,} of {total:,} parameters ({trained / max(1, total):.2%})"]
-    for group in optimizer.param_groups:
+    for group in groups:
         kinds = without_numbers(names[id(parameter)] for parameter in group["params"])
         numbers = sum(parameter.numel() for parameter in group["params"])
         rates = f"lr x {group.get('lr_scale', 1.0):.4g}, weight decay {group['weight_decay']:g}"

@@ -1,0 +1,327 @@
+"""Checkpoints of boxes: any ranks write them, any ranks read them, and nobody is led astray by what is in them."""
+
+import copy
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from harness import STATE, run_training
+from saved import PART, tensors_in
+
+from hvdlm import checkpoint
+from hvdlm.checkpoint import parts as part_files
+from hvdlm.checkpoint.boxes import Box, Cut, Piece, boxes_of_range, whole
+from hvdlm.checkpoint.parts import check_cover, shares_of, table_of, tensors_of, write_part
+from hvdlm.checkpoint.reading import read_boxes, table
+from hvdlm.checkpoint.saver import Saver, SaveState, Status
+from hvdlm.checkpoint.store import begin, commit
+from hvdlm.errors import UserError
+from hvdlm.inference.evaluate import evaluate_checkpoint
+from hvdlm.partition import slice_of
+from hvdlm.world.serial import SerialWorld
+from hvdlm.world.threads import run_on_threads
+
+ROOT = Path(__file__).parent.parent
+OLD = Path(__file__).parent / "golden" / "checkpoint-v1"
+
+
+def test_a_range_is_the_boxes_that_hold_it():
+    draw = random.Random(1)
+    for _ in range(500):
+        shape = tuple(draw.randint(1, 5) for _ in range(draw.randint(0, 4)))
+        first = draw.randint(0, math.prod(shape))
+        elements = range(first, draw.randint(first, math.prod(shape)))
+        tensor = torch.arange(math.prod(shape)).view(shape)
+        found = [tensor[box.within(whole(shape))].reshape(-1) for box in boxes_of_range(shape, elements)]
+        assert (torch.cat(found).tolist() if found else []) == list(elements)
+        assert len(found) <= 2 * max(1, len(shape)) - 1
+
+
+TENSORS = {
+    "model/matrix": torch.arange(35.0).view(7, 5),
+    "model/prime": torch.arange(13, dtype=torch.bfloat16),
+    "optimizer/matrix/step": torch.tensor(3.0),
+    "engine/empty": torch.zeros(0, 4),
+    "engine/cube": torch.arange(66.0, dtype=torch.float64).view(11, 3, 2),
+    "engine/flags": torch.tensor([True, False]),
+}
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """A checkpoint of TENSORS by so many ranks that hold them alike, or each a slice of rows."""
+    monkeypatch.setattr(part_files, "PART_BYTES", 64)
+
+    def written(size, step=1, cuts=False):
+        aside, tables, facts = begin(tmp_path, step), {}, {}
+        for rank in range(size):
+            pieces = []
+            for key, tensor in TENSORS.items():
+                cut = Cut(tuple(tensor.shape))
+                if cuts and tensor.dim() and len(tensor) >= size:
+                    cut = Cut(tuple(tensor.shape), 0, (slice_of(rank, size, len(tensor)),))
+                elif cuts and rank:
+                    continue
+                share = (rank, size) if cut.is_whole and not cuts else (0, 1)
+                pieces += [Piece(key, part, cut.shape, box, share) for part, box in cut.parts(cut.of(tensor))]
+            shares = shares_of(pieces)
+            if shares:
+                tables[rank], facts[rank] = table_of(shares), write_part(aside, rank, shares)
+        return commit(tmp_path, step, aside, tables, facts, STATE)
+
+    return written
+
+
+@pytest.mark.parametrize("cuts", [False, True], ids=["alike", "cut"])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7])
+def test_what_any_ranks_write_any_ranks_read(written, size, cuts):
+    path = written(size, cuts=cuts)
+    assert checkpoint.damage(path) is None
+    found = tensors_in(path)
+    assert found.keys() == TENSORS.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in TENSORS.items())
+    opened = checkpoint.Checkpoint(path)
+    for parts in (1, 2, 3, 4, 6):
+        for rank in range(parts):
+            cut = Cut((11, 3, 2), 0, (slice_of(rank, parts, 11),))
+            part = opened.read("engine/", ["cube"], {"cube": cut})["cube"]
+            assert torch.equal(part, cut.of(TENSORS["engine/cube"]))
+    fused = Cut((7, 5), 0, (range(1, 3), range(5, 7)))
+    part = opened.read("model/", ["matrix"], {"matrix": fused})["matrix"]
+    assert torch.equal(part, fused.of(TENSORS["model/matrix"]))
+
+
+def test_a_rank_opens_only_the_parts_that_it_needs(written):
+    path = written(5, cuts=True)
+    entries = table(path, checkpoint.read_state(path))
+    for part in path.glob("part-000[1-4].safetensors"):
+        part.unlink()
+    box = Box((0, 0, 0), (2, 3, 2))  # of the first rank's
+    assert torch.equal(read_boxes(path, entries, {"engine/cube": [box]})["engine/cube"][0], TENSORS["engine/cube"][:2])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "told"),
+    [
+        ([Box((0, 0), (3, 5))], "15 of 35"),
+        ([Box((0, 0), (7, 5)), Box((6, 0), (1, 5))], "40 of 35"),
+        ([Box((0, 0), (4, 5)), Box((3, 0), (3, 5))], "two boxes hold"),
+        ([Box((0, 0), (7, 4)), Box((0, 5), (7, 1))], "leaves its shape"),
+    ],
+)
+def test_boxes_that_leave_a_gap_or_overlap_are_refused(boxes, told):
+    with pytest.raises(ValueError, match=told):
+        check_cover("matrix", (7, 5), boxes)
+    with pytest.raises(ValueError, match="on|in one part"):
+        shares = [shares_of([Piece("a", torch.zeros(n), (n,), whole((n,)))]) for n in (2, 3)]
+        tensors_of({number: table_of(each) for number, each in enumerate(shares)})
+
+
+# --- version 1, as it was written before
+
+
+@pytest.fixture
+def old_run(tmp_path):
+    shutil.copytree(OLD, tmp_path / "old", symlinks=True)
+    return tmp_path / "old"
+
+
+def test_checkpoints_of_version_1_go_on_bit_for_bit(old_run, data_dir):
+    expected = json.loads((OLD / "expected.json").read_text())["transformer"]
+    words = ("model={family: transformer, layers: 2, heads: 2, width: 8, dropout: 0.1}", "ema={decay: 0.9}")
+    how = ("optim={name: adamw, lr: 2e-3, warmup_steps: 5, schedule: constant, clip: 0}", "train.eval_every=4")
+    found = run_training(data_dir, old_run / "transformer", *words, *how, "train.steps=8", "checkpoint.every=4")
+    path = checkpoint.resolve(old_run / "transformer")
+    assert checkpoint.read_state(path)["schema"] == 2
+    weights = checkpoint.read_weights(path)
+    digest = hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))).hexdigest()
+    assert (found["val_loss"], digest) == (expected["val_loss"], expected["sha256"])
+
+
+@pytest.mark.parametrize("family", ["transformer", "ngram"])
+def test_checkpoints_of_version_1_are_evaluated(old_run, data_dir, family):
+    found = evaluate_checkpoint(old_run / family, (f"data.path={data_dir}",), "val", SerialWorld())
+    assert found["loss"] == pytest.approx({"transformer": 5.5, "ngram": 3.0}[family], rel=0.2)
+
+
+# --- nobody is led astray
+
+MEANNESS = (None, [], {}, "x", "", -1, 1.5, True, 1 << 70, "../../../etc/passwd", "/dev/zero", [None], 1 << 40, 0)
+
+
+def places(value, at=()):
+    yield at
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from places(child, (*at, key))
+
+
+def test_a_thousand_changed_records_open_nothing_outside_and_end_in_a_line(written, monkeypatch):
+    path = written(3)
+    good = json.loads((path / "state.json").read_text())
+    del good["digest"]  # whoever changes a record would make it right
+    opened, plain = [], os.open
+    monkeypatch.setattr(
+        os, "open", lambda file, *more, **named: opened.append(str(file)) or plain(file, *more, **named)
+    )
+    draw = random.Random(7)
+    where = [at for at in places(good) if at and at[0] in ("files", "tensors", "schema", "step")]
+    for _ in range(1000):
+        bad = copy.deepcopy(good)
+        at = draw.choice(where)
+        parent = bad
+        for key in at[:-1]:
+            parent = parent[key]
+        if isinstance(parent, dict) and draw.random() < 0.2:
+            parent[draw.choice(("../x", "part-0009.safetensors", "..", "a/b"))] = parent.pop(at[-1])
+        else:
+            parent[at[-1]] = draw.choice(MEANNESS)
+        (path / "state.json").write_text(json.dumps(bad))
+        fault = checkpoint.damage(path)
+        try:
+            tensors_in(path)
+        except UserError as error:
+            assert "\n" not in str(error)
+        assert fault is None or "\n" not in fault
+    assert {str(Path(file).parent) for file in opened} <= {str(path)}
+
+
+def test_a_part_that_is_no_plain_file_is_not_opened(written, tmp_path):
+    path = written(1)
+    (path / PART).rename(tmp_path / "elsewhere")
+    (path / PART).symlink_to(tmp_path / "elsewhere")
+    assert "is no regular file" in checkpoint.damage(path)
+    with pytest.raises(UserError, match="is no regular file"):
+        tensors_in(path)
+    (path / PART).unlink()
+    os.mkfifo(path / PART)
+    with pytest.raises(UserError, match="is no regular file"):
+        tensors_in(path)
+
+
+def test_a_header_without_end_is_refused(written):
+    path = written(1)
+    for length in (1 << 62, 1 << 40, 10**9):
+        (path / PART).write_bytes(length.to_bytes(8, "little") + b"{}")
+        with pytest.raises(UserError, match="its header would have"):
+            tensors_in(path)
+
+
+# --- saving while training goes on
+
+
+def state_of(rank=0):
+    tensors = {"weight": torch.arange(1000.0), "moment": torch.ones(77)}
+    return tensors, [Piece(f"model/{n}", t, tuple(t.shape), whole(tuple(t.shape))) for n, t in tensors.items()]
+
+
+def test_what_happens_after_begin_changes_nothing(tmp_path, monkeypatch):
+    """The tensors are overwritten before the first byte is written."""
+    tensors, pieces = state_of()
+    saver = Saver(tmp_path, SerialWorld())
+    monkeypatch.setattr("hvdlm.checkpoint.saver.threading.Thread.start", lambda self: None)
+    assert saver.begin(3, pieces, {}, STATE) == ""
+    for tensor in tensors.values():
+        tensor.fill_(-1)
+    monkeypatch.undo()
+    saver._save.thread.start()
+    path = saver.finish(lambda: None).path
+    assert torch.equal(tensors_in(path)["model/weight"], torch.arange(1000.0))
+    assert torch.equal(tensors_in(path)["model/moment"], torch.ones(77))
+
+
+def test_buffers_are_used_again(tmp_path):
+    saver = Saver(tmp_path, SerialWorld())
+    places = set()
+    for step in (1, 2, 3):
+        _, pieces = state_of()
+        saver.begin(step, pieces, {}, STATE)
+        places.add(tuple(share.tensor.data_ptr() for share in saver._kept.shares))
+        saver.finish(lambda: None)
+    assert len(places) == 1
+
+
+def test_ranks_save_together_and_nobody_commits_before_all_are_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(part_files, "PART_BYTES", 64)
+
+    def on_rank(world):
+        tensors, _ = state_of()
+        share = world.rank, world.size
+        pieces = [Piece(f"model/{n}", t, tuple(t.shape), whole(tuple(t.shape)), share) for n, t in tensors.items()]
+        saver = Saver(tmp_path, world)
+        saver.begin(5, pieces, {"weight/scale": 2.0}, STATE)
+        waiting = [Status(SaveState.WRITING)] * world.size
+        assert saver.settle(waiting, lambda: None) is None
+        assert not checkpoint.complete_steps(tmp_path)
+        world.barrier()
+        return saver.finish(lambda: None).path
+
+    (path, *_) = run_on_threads(3, on_rank)
+    assert checkpoint.damage(path) is None
+    assert len(list(path.glob("part-*"))) == 3
+    assert torch.equal(tensors_in(path)["model/weight"], torch.arange(1000.0))
+
+
+def test_a_rank_that_cannot_write_ends_the_save_on_all(tmp_path, monkeypatch):
+    plain = write_part
+
+    def refuse(folder, number, shares):
+        if number == 1:
+            raise OSError(28, "No space left on device")
+        return plain(folder, number, shares)
+
+    monkeypatch.setattr(part_files, "PART_BYTES", 64)
+    monkeypatch.setattr("hvdlm.checkpoint.saver.write_part", refuse)
+
+    def on_rank(world):
+        tensors, _ = state_of()
+        share = world.rank, world.size
+        saver = Saver(tmp_path, world)
+        saver.begin(
+            5,
+            [Piece(f"model/{n}", t, tuple(t.shape), whole(tuple(t.shape)), share) for n, t in tensors.items()],
+            {},
+            STATE,
+        )
+        with pytest.raises(UserError, match="step_00000005: No space left on device") as caught:
+            saver.finish(lambda: None)
+        return caught.value.on_all_ranks
+
+    assert run_on_threads(3, on_rank) == [True] * 3
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == []
+
+
+def test_a_status_travels_as_numbers():
+    status = Status(SaveState.DONE, 1 << 40, hashlib.sha256(b"x").hexdigest())
+    assert Status.of(status.numbers()) == status
+    assert all(float(int(number)) == number for number in status.numbers())
+
+
+def test_what_writes_talks_to_no_rank():
+    """A collective in the writer's thread could meet another one's, or never end."""
+    text = (ROOT / "hvdlm" / "checkpoint" / "parts.py").read_text()
+    assert "World" not in text and "world" not in text and "fork" not in text
+    writer = (ROOT / "hvdlm" / "checkpoint" / "saver.py").read_text().split("def _write(")[1]
+    assert "world" not in writer
+
+
+def test_an_asynchronous_run_is_the_same_run(data_dir, tmp_path):
+    for name, how in (("one", "true"), ("other", "false")):
+        settings = f"checkpoint={{every: 2, keep: 20, asynchronous: {how}}}"
+        run_training(data_dir, tmp_path / name, settings)
+    one, other = (
+        {path.name: checkpoint.read_state(path)["files"] for path in (tmp_path / name / "checkpoints").glob("step_*")}
+        for name in ("one", "other")
+    )
+    assert one == other and len(one) == 10
+
+
+def test_each_so_many_steps_stay_for_ever(data_dir, tmp_path):
+    run_training(data_dir, tmp_path, "checkpoint={every: 2, keep: 1, keep_every: 6}")
+    assert checkpoint.complete_steps(tmp_path) == [6, 12, 18, 20]
