@@ -83,7 +83,8 @@ class GradientLearner(Learner):
         self.whole = Whole.of(self.model)
         self.flops_per_token = self.task.flops_per_token(self.model, config.data.seq_len)
         self.shared = share(self.model, axes, config.parallel, self.model.layer_costs(config.data.seq_len))
-        self.model.to(self.device)
+        if self.device.type != "cpu":  # where it was built
+            self.model.to(self.device)
         self.batches: Any = _order_of(config, source, self.task, manifest)
         self.plan = TokenPlan(self.batches) if train.batch_tokens else plan
         self.epoch_samples = self.batches.epoch_samples
