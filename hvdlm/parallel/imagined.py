@@ -1,4 +1,4 @@
-"""Ranks that are not there: a rank's part in a run can be gone through alone, with nothing to be heard of the others."""
+"""Ranks that are not there: one rank's part in a run can be gone through alone."""
 
 from __future__ import annotations
 

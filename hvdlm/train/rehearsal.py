@@ -1,4 +1,4 @@
-"""The memory that one rank of a mesh will need: its step is carried out, alone, on tensors that have shapes and no values.
+"""The memory that one rank of a mesh will need: it carries out its step alone, on tensors with shapes and no values.
 
 What is counted is what the code does, so there is no formula that a new option could make wrong.
 """
@@ -15,8 +15,11 @@ from hvdlm.compute.draws import draws_for
 from hvdlm.compute.held import Held
 from hvdlm.data.manifest import Manifest
 from hvdlm.host import affinity
+from hvdlm.optim import OPTIMIZERS
 from hvdlm.parallel.imagined import imagined_axes
 from hvdlm.parallel.mesh import Mesh
+from hvdlm.parallel.schedule import build
+from hvdlm.parallel.simulator import Costs, simulate
 from hvdlm.sync.allreduce import AllreduceConfig
 from hvdlm.train.config import RunConfig
 from hvdlm.train.learner import Source
@@ -44,15 +47,19 @@ class Memory(NamedTuple):
 class _Rehearsal(GradientLearner):
     """A learner whose steps have no values."""
 
-    def step(self, mode: FakeTensorMode, num: int) -> None:
-        """Forward and backward of `num` micro-batches, and the update."""
+    def step(self, mode: FakeTensorMode, num: int, heavy: int) -> None:
+        """A step of `num` micro-batches, of which the last `heavy` pass through the model, the others give zeros."""
         train = self.config.train
         self.sync.begin(0, num)
+        for _ in range(num - heavy):
+            for parameter in self.sync.parameters:
+                parameter.grad = torch.zeros_like(parameter)
+            self.sync.accumulated()
         self.model.train()
         at = np.zeros(train.micro_batch, dtype=np.int64)
         ids = mode.from_tensor(torch.from_numpy(self.batches.windows(at, 0))).to(self.device)
         parts = []
-        for _ in range(num):
+        for _ in range(heavy):
             draws = draws_for(self.config.seed, 0, at).to(self.device) if self._takes_draws else None
             parts.append(MicroBatch(slice(0, len(at)), self.task.batch(ids, None, draws, training=True), draws))
         work = StepWork(
@@ -65,12 +72,30 @@ class _Rehearsal(GradientLearner):
             sync=self.sync,
             noise_scale=self.noise_scale,
         )
-        self.pipeline.run(work, num)
+        self.pipeline.run(work, heavy)
         self.sync.reduce()
         self._complete()
         self._norm()
-        self.sync.step()
+        self._update()
+        if self.ema is not None:
+            self.ema.update(0)
         self.sync.zero_grad()
+
+    def _update(self) -> None:
+        """Where that looks at values, what it keeps of the parameters is told by their shapes."""
+        size_of = OPTIMIZERS[self.config.optim.name].state_size
+        if size_of is None:
+            self.sync.step()
+        elif not self.optimizer.state:
+            for parameter in self.sync.parameters:
+                self.optimizer.state[parameter] = {"all": torch.zeros(size_of(parameter), device=self.device)}
+
+    def filling(self, num: int) -> int:
+        """Of so many micro-batches as many as must pass through the model for all to be there that ever is at once."""
+        parallel, stages = self.config.parallel, self.axes.mesh.pipeline
+        schedule = build(parallel.schedule, stages, num, parallel.chunks)
+        most = simulate(schedule, Costs(), self.pipeline.layout.chunks).most_open(self.axes.place.pipeline)
+        return min(num, most + 1)
 
 
 def rehearse(config: RunConfig, source: Source, manifest: Manifest, mesh: Mesh, rank: int) -> Memory:
@@ -84,9 +109,9 @@ def rehearse(config: RunConfig, source: Source, manifest: Manifest, mesh: Mesh, 
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, Held() as held:
         learner = _Rehearsal(config, source, manifest, imagined_axes(mesh, rank), place)
         num = config.train.global_batch // (config.train.micro_batch * mesh.data)
-        learner.step(mode, 1)  # makes what is made once
+        learner.step(mode, num, heavy=1)  # makes what is made once
         held.most = held.now
-        learner.step(mode, num)
+        learner.step(mode, num, learner.filling(num))
         return _counted(learner, rank, held)
 
 
