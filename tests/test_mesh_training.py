@@ -18,6 +18,12 @@ MODEL = "model={family: transformer, layers: 5, width: 32, heads: 4, dropout: 0.
 STEPS = 5
 
 
+@pytest.fixture(autouse=True)
+def made_late(monkeypatch):
+    """As large weights are, where a rank has a part of a model."""
+    monkeypatch.setattr("hvdlm.models.unmade.LARGE", 64)
+
+
 @pytest.fixture
 def trained(data_dir, tmp_path):
     """(weights by name, norms, losses) after some steps on so many threads as ranks."""

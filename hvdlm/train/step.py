@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,7 @@ from hvdlm.data.records import Records
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, Part
+from hvdlm.models.unmade import Unmade
 from hvdlm.optim import build_optimizer, lr_at, set_lr
 from hvdlm.optim.ema import Ema
 from hvdlm.optim.norm import norm_of
@@ -79,10 +80,12 @@ class GradientLearner(Learner):
             raise UserError(f"train.precision: fp16 is not there for {lacking} on CPUs; use bf16 or fp32")
         vocabulary = vocabulary_of(manifest)
         self.task = build_task(config, vocabulary, manifest.fields)
-        self.model = model_of(config, vocabulary, self.task)
+        unmade = Unmade() if axes.mesh.cuts_model else None
+        with unmade or nullcontext():
+            self.model = model_of(config, vocabulary, self.task)
         self.whole = Whole.of(self.model)
         self.flops_per_token = self.task.flops_per_token(self.model, config.data.seq_len)
-        self.shared = share(self.model, axes, config.parallel, self.model.layer_costs(config.data.seq_len))
+        self.shared = share(self.model, axes, config.parallel, self.model.layer_costs(config.data.seq_len), unmade)
         self.model.to(self.device)
         self.batches: Any = _order_of(config, source, self.task, manifest)
         self.plan = TokenPlan(self.batches) if train.batch_tokens else plan
