@@ -241,3 +241,22 @@ def bench_pipeline(as_json: bool, **choices: Any) -> None:
             raise UserError("hvdlm bench pipeline: has a stage a rank; start it with mpirun -np 2 or more")
         found = stage.bench(stage.PipelineBenchOptions(**choices), world)
         result(found, as_json, stage.to_text(found), world.rank)
+
+
+@bench.command("tensor", epilog="mpirun -np 2 hvdlm bench tensor --width 512")
+@click.option("--layers", type=WholeNumber(1), default=4, show_default=True)
+@click.option("--heads", type=WholeNumber(1), default=8, show_default=True)
+@click.option("--width", type=WholeNumber(2), default=512, show_default=True)
+@click.option("--seq-len", type=WholeNumber(1), default=256, show_default=True)
+@click.option("--batch", type=WholeNumber(1), default=4, show_default=True, help="Sequences at once.")
+@click.option("--rounds", type=REPEATS, default=7, show_default=True)
+@json_option
+def bench_tensor(as_json: bool, **choices: Any) -> None:
+    """Layers that ranks share: forward and backward, beside compute / ranks and four sums a layer."""
+    from hvdlm.perf import bench_tensor as stage
+
+    with connected() as world:
+        if world.size == 1:
+            raise UserError("hvdlm bench tensor: shares layers among ranks; start it with mpirun -np 2 or more")
+        found = stage.bench(stage.TensorBenchOptions(**choices), world)
+        result(found, as_json, stage.to_text(found), world.rank)
