@@ -64,6 +64,14 @@ TEXTS = [
 ]
 
 
+def test_a_number_is_one_where_a_name_may_stand_too(write):
+    for override, expected in (("parallel.data=2", 2), ("parallel={data: 2}", 2), ("parallel.data=auto", "auto")):
+        assert load(RunConfig, write(GOOD), (override,)).parallel.data == expected
+    assert load(RunConfig, write(f"{GOOD}parallel:\n  data: 2\n")).parallel.data == 2
+    with pytest.raises(UserError, match="must be auto or an integer >= 1"):
+        load(RunConfig, write(f"{GOOD}parallel:\n  data: '2'\n"))
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_text_key_takes_an_override_whole(text, write):
     listed = text.replace("'", "''")

@@ -20,7 +20,7 @@ from hvdlm.train.step import GradientLearner
 from hvdlm.world.place import Place
 from hvdlm.world.serial import SerialWorld
 
-MODEL = "model={family: transformer, layers: 5, width: 32, heads: 4, kv_heads: 2, activation: swiglu, dropout: 0.1}"
+MODEL = "model={family: transformer, layers: 3, width: 32, heads: 4, kv_heads: 2, activation: swiglu, dropout: 0.1}"
 PLACE = Place(0, 1, 1)
 MANY_FLOPS = 1e10
 
@@ -138,7 +138,7 @@ def test_meshes_are_compared_and_what_cannot_be_is_named(of):
     ("options", "message"),
     [
         ({"mesh": Mesh(tensor=4)}, "cannot share model.kv_heads or heads 2"),
-        ({"mesh": Mesh(pipeline=8)}, "want 8 layers at least, and the model has 5"),
+        ({"mesh": Mesh(pipeline=8)}, "want 8 layers at least, and the model has 3"),
         ({"mesh": Mesh(data=5)}, "is not a multiple of micro_batch"),
         ({"mesh": Mesh(data=2), "ranks": 4}, "has 2 ranks, and --ranks is 4"),
         ({"mesh": Mesh(), "memory_gb": 1e-3}, "0.001 is too little for this mesh: the least is"),

@@ -133,12 +133,12 @@ def _scalar(written: Written, options: Sequence[Any]) -> Any:
         return None
     if Path in options and (not written or "\0" in written):  # pathlib takes an empty path for the current folder
         return [str(written)]  # which no path is, so that it is refused
-    if not takes_text and written.style != "quoted":
+    is_text = any(option in (str, Path) or written in typing.get_args(option) for option in options)
+    if not is_text and written.style != "quoted":  # `auto` or a number may be a number
         for option in options:
             found = READERS[option](written.strip()) if option in READERS else None
             if found is not None:
                 return found
-        return written
     return str(written) if takes_text else written
 
 

@@ -47,6 +47,8 @@ class Memory(NamedTuple):
 class _Rehearsal(GradientLearner):
     """A learner whose steps have no values."""
 
+    has_values = False
+
     def step(self, mode: FakeTensorMode, num: int, heavy: int) -> None:
         """A step of `num` micro-batches, of which the last `heavy` pass through the model, the others give zeros."""
         train = self.config.train
