@@ -178,7 +178,7 @@ def test_the_command_prints_json_and_refuses_words_that_are_no_mesh(of, tmp_path
         ({"mesh": Mesh(pipeline=8)}, "want 8 layers at least, and the model has 4"),
         ({"mesh": Mesh(data=5)}, "is not a multiple of micro_batch"),
         ({"mesh": Mesh(data=2), "ranks": 4}, "has 2 ranks, and --ranks is 4"),
-        ({"mesh": Mesh(), "memory_gb": 1e-3}, "0.001 is too little for this mesh: the least is"),
+        ({"mesh": Mesh(), "memory_gb": 1e-3}, "0.001 is too little: the least is"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(of, options, message):
