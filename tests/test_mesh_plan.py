@@ -46,6 +46,7 @@ def of(data_dir, tmp_path):
         ["sync=tree", "train.micro_batch=1", "model.dropout=0.1"],
         ["sync=tree", "train.global_batch=6", "model.activation_checkpointing=true"],
         ["sync=tree", "ema.decay=0.9"],
+        ["sync=tree", "task=mlm", "model.causal=false"],
         ["sync=allreduce", "train.precision=bf16"],
     ],
 )
