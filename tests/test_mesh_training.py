@@ -116,3 +116,23 @@ def test_tensor_ranks_in_blocks_give_the_weights_of_one_process_in_blocks_bit_fo
     assert {name: bool(torch.equal(weights[name], part)) for name, part in whole(found).items()} == dict.fromkeys(
         weights, True
     )
+
+
+def test_rules_and_rates_by_layer_are_those_of_the_whole_model(trained):
+    """A rule for the last layer finds nothing on the first stage; a layer's depth is that of the whole model."""
+    rules = "optim.groups=[{match: blocks.4, lr_scale: 0.5}, {match: embed, weight_decay: 0}]"
+    same = "train.micro_batch=2", "train.global_batch=12", "optim.layer_decay=0.7", rules, "freeze=[blocks.4.norm]"
+    ((weights, norms, _, _),) = trained(1, *same)
+    found = trained(2, *same, "parallel={pipeline: 2}")
+    assert all(each[1] == norms for each in found)
+    parts = whole(found)
+    assert [name for name in weights if not torch.equal(weights[name], parts[name])] == []
+
+
+def test_adapters_and_frozen_weights_lie_on_stages_too(trained):
+    same = "train.micro_batch=2", "train.global_batch=12", "lora={rank: 2}", "ema={decay: 0.9}"
+    ((weights, norms, _, _),) = trained(1, *same)
+    found = trained(2, *same, "parallel={pipeline: 2}")
+    assert all(each[1] == norms for each in found)
+    parts = whole(found)
+    assert [name for name in weights if not torch.equal(weights[name], parts[name])] == []

@@ -94,7 +94,7 @@ class GradientLearner(Learner):
         # With the loss in the same graph its float32 logits, the largest tensor of all, are never written.
         self._loss = torch.compile(self.task.loss) if train.compile else self.task.loss
         self.noise_scale = NoiseScale(self._counted())  # its hooks must run before those of the sync
-        optimizer = build_optimizer(self.model, config.optim, self.whole.roles)
+        optimizer = build_optimizer(self.model, config.optim, self.whole.roles, self.whole.trained)
         self.sync = build_sync(config.sync, self.model, optimizer, axes.data, shares=config.parallel.zero == 1)
         self.pipeline = self._pipeline_of(self.shared)
         self.ema = Ema(self.model, config.ema) if config.ema.decay else None
