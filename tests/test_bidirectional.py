@@ -112,7 +112,7 @@ def test_no_two_dropouts_have_the_same_draws(monkeypatch):
     monkeypatch.setattr(
         Draws,
         "uniform_bits",
-        lambda self, site, shape: made.append((tuple(self.keys.tolist()), site)) or plain(self, site, shape),
+        lambda self, site, *of: made.append((tuple(self.keys.tolist()), site)) or plain(self, site, *of),
     )
     build(but(CONFIGS[2], **DROPOUTS))(ids_of(2, 5), None, draws(0, 1))
     assert len(set(made)) == len(made) == 3 + 2 * 2 + 1  # between and around layers, weights either way, words

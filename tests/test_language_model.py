@@ -154,7 +154,7 @@ def test_noise_is_keyed_by_sample():
 
 def test_no_two_kinds_of_noise_have_the_same_draws(monkeypatch):
     sites, plain = [], Draws.uniform_bits
-    monkeypatch.setattr(Draws, "uniform_bits", lambda self, site, shape: sites.append(site) or plain(self, site, shape))
+    monkeypatch.setattr(Draws, "uniform_bits", lambda self, site, *of: sites.append(site) or plain(self, site, *of))
     noisy(NoiseConfig(word_dropout=0.3, token_masking=0.4))
     assert sites == [-1, -2, -3]
 

@@ -209,9 +209,9 @@ def test_dropout_follows_its_draws_alone(config):
 def test_no_two_dropouts_have_the_same_draws(config, num, monkeypatch):
     made, plain = [], Draws.uniform_bits
 
-    def uniform_bits(self, site, shape):
+    def uniform_bits(self, site, *of):
         made.append((tuple(self.keys.tolist()), site))
-        return plain(self, site, shape)
+        return plain(self, site, *of)
 
     monkeypatch.setattr(Draws, "uniform_bits", uniform_bits)
     logits_of(build(config), torch.randint(50, (4, 9)), draws(4))

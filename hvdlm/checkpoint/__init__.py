@@ -1,6 +1,7 @@
 """The state of a run on disk."""
 
 from hvdlm.checkpoint.boxes import Box, Cut, Piece
+from hvdlm.checkpoint.finding import newest_together
 from hvdlm.checkpoint.reading import (
     OPTIMIZER,
     Checkpoint,
@@ -56,6 +57,7 @@ __all__ = [
     "load_tensors",
     "model_state",
     "newest",
+    "newest_together",
     "path_of",
     "pieces_of",
     "point_best",

@@ -31,7 +31,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hvdlm.checkpoint.boxes import Cut, Piece
-from hvdlm.checkpoint.parts import PartFacts, Row, shares_of, table_of, tensors_of, write_part
+from hvdlm.checkpoint.parts import PartFacts, Row, Share, shares_of, table_of, tensors_of, write_part
 from hvdlm.checkpoint.reading import (
     ENGINE,
     MODEL,
@@ -226,7 +226,7 @@ def pieces_of(
     return pieces, scalars
 
 
-def not_finite_in(pieces: Iterable[Piece], scalars: Mapping[str, Any]) -> str:
+def not_finite_in(pieces: Iterable[Piece | Share], scalars: Mapping[str, Any]) -> str:
     """The first tensor or number that holds inf or NaN, or nothing."""
     for piece in pieces:
         if not is_finite(piece.tensor):
@@ -348,11 +348,14 @@ def newest(run_dir: Path, *, before: int | None = None) -> Path | None:
             return path
         log.warning("%s: %s; trying the checkpoint before it", path, fault)
     if steps and before is None:
-        raise UserError(
-            f"{folder_of(run_dir)}: every checkpoint is damaged; restore one, or remove them to start anew"
-            f" (the oldest: {fault})"
-        )
+        raise nothing_sound(run_dir, fault)
     return None
+
+
+def nothing_sound(run_dir: Path, fault: str | None) -> UserError:
+    """That to start anew must be the user's decision; `fault` is of the oldest checkpoint."""
+    text = "every checkpoint is damaged; restore one, or remove them to start anew"
+    return UserError.shared(f"{folder_of(run_dir)}: {text} (the oldest: {fault})")
 
 
 def damage(path: Path, *, finite: tuple[str, ...] = (MODEL, OPTIMIZER, ENGINE)) -> str | None:
@@ -361,7 +364,7 @@ def damage(path: Path, *, finite: tuple[str, ...] = (MODEL, OPTIMIZER, ENGINE)) 
         record = read_record(path)
         return fault_of(path, record) or next(damages(path, record, sorted(record["files"]), finite), None)
     except (OSError, ValueError, SafetensorError) as error:
-        return _cannot_be_read(error)
+        return cannot_be_read(error)
 
 
 def fault_of(path: Path, record: Mapping[str, Any]) -> str:
@@ -383,10 +386,10 @@ def damages(path: Path, record: Mapping[str, Any], files: Sequence[str], finite:
         if culprit := not_finite(path, table(path, record), files, finite):
             yield f"{culprit} is not finite"
     except (OSError, ValueError, SafetensorError) as error:
-        yield _cannot_be_read(error)
+        yield cannot_be_read(error)
 
 
-def _cannot_be_read(error: Exception) -> str:
+def cannot_be_read(error: Exception) -> str:
     return f"{STATE} or a file it lists cannot be read ({error})"
 
 

@@ -25,7 +25,10 @@ from hvdlm.cli.options import (
     refuse_a_launcher,
     result,
 )
+from hvdlm.errors import UserError
 from hvdlm.launch.environment import launched_as
+from hvdlm.parallel.schedule import SCHEDULES
+from hvdlm.world.connect import connected
 
 WORKLOADS = "tiny,small,small-bf16,vocab50k,lstm"
 VARIANTS = "limit,horovod,allreduce,tree,stock-horovod,stock-ddp"
@@ -201,3 +204,59 @@ def bench_encoder(**task: Any) -> None:
     from hvdlm.perf.bench_preprocess import encoder_rate
 
     print(encoder_rate(**task))
+
+
+@bench.command("checkpoint", epilog="hvdlm bench checkpoint --megabytes 1500 --out runs/bench")
+@click.option("--megabytes", type=WholeNumber(1), default=1500, show_default=True, help="Of a rank's state.")
+@click.option("--rounds", type=REPEATS, default=5, show_default=True)
+@click.option("--out", type=PATH, default=Path("runs/bench"), show_default=True, help="On the disk to be measured.")
+@json_option
+def bench_checkpoint(as_json: bool, **choices: Any) -> None:
+    """Saving beside a memcpy, a raw write with fsync, torch.save and torch's distributed checkpoints."""
+    refuse_a_launcher("hvdlm bench")
+    from hvdlm.perf import bench_checkpoint as stage
+
+    found = stage.bench(stage.CheckpointBenchOptions(**choices))
+    result(found, as_json, stage.to_text(found))
+
+
+@bench.command("pipeline", epilog="mpirun -np 4 hvdlm bench pipeline --micro-batches 8")
+@click.option(
+    "--schedules", type=NameList(lambda: SCHEDULES), metavar="NAMES", default=",".join(SCHEDULES), show_default=True
+)
+@click.option("--micro-batches", type=WholeNumber(1), default=8, show_default=True)
+@click.option("--chunks", type=WholeNumber(2), default=2, show_default=True, help="Of interleaved.")
+@click.option("--forward-ms", type=Number(0), default=20.0, show_default=True, help="Of a stage and micro-batch.")
+@click.option("--backward-ms", type=Number(0), default=20.0, show_default=True, help="Of inputs.")
+@click.option("--weights-ms", type=Number(0), default=20.0, show_default=True, help="Of weights.")
+@click.option("--kilobytes", type=WholeNumber(1), default=512, show_default=True, help="Of a message.")
+@click.option("--rounds", type=REPEATS, default=5, show_default=True)
+@json_option
+def bench_pipeline(as_json: bool, **choices: Any) -> None:
+    """Each rank is a stage that sleeps for compute: idle time as measured, and as the simulator says."""
+    from hvdlm.perf import bench_pipeline as stage
+
+    with connected() as world:
+        if world.size == 1:
+            raise UserError("hvdlm bench pipeline: has a stage a rank; start it with mpirun -np 2 or more")
+        found = stage.bench(stage.PipelineBenchOptions(**choices), world)
+        result(found, as_json, stage.to_text(found), world.rank)
+
+
+@bench.command("tensor", epilog="mpirun -np 2 hvdlm bench tensor --width 512")
+@click.option("--layers", type=WholeNumber(1), default=4, show_default=True)
+@click.option("--heads", type=WholeNumber(1), default=8, show_default=True)
+@click.option("--width", type=WholeNumber(2), default=512, show_default=True)
+@click.option("--seq-len", type=WholeNumber(1), default=256, show_default=True)
+@click.option("--batch", type=WholeNumber(1), default=4, show_default=True, help="Sequences at once.")
+@click.option("--rounds", type=REPEATS, default=7, show_default=True)
+@json_option
+def bench_tensor(as_json: bool, **choices: Any) -> None:
+    """Layers that ranks share: forward and backward, beside compute / ranks and four sums a layer."""
+    from hvdlm.perf import bench_tensor as stage
+
+    with connected() as world:
+        if world.size == 1:
+            raise UserError("hvdlm bench tensor: shares layers among ranks; start it with mpirun -np 2 or more")
+        found = stage.bench(stage.TensorBenchOptions(**choices), world)
+        result(found, as_json, stage.to_text(found), world.rank)

@@ -42,7 +42,7 @@ class Deferred:
         """`F.linear` with the gradient of a trained weight put off."""
         if not weight.requires_grad:
             return F.linear(x, weight, bias)
-        # Another leaf stands in the graph: the weight's own hooks, such as those of a sync, run when its gradient comes.
+        # Another leaf stands in the graph: the weight's hooks, such as those of a sync, run when its gradient comes.
         return _Deferred.apply(x, weight.detach().requires_grad_(), bias, partial(self.put, weight))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hvdlm.checkpoint.boxes import Cut
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, num_parameters
+from hvdlm.models.unmade import Unmade
 from hvdlm.optim.norm import square
 from hvdlm.optim.roles import Role
 from hvdlm.parallel.axes import Axes
@@ -25,14 +27,15 @@ class Whole:
     """What is to be known of the whole model, once ranks share it."""
 
     names: tuple[str, ...]  # of its parameters, in its order
-    roles: dict[str, Role]  # of those that are trained
+    roles: dict[str, Role]
+    trained: tuple[str, ...]
     num_parameters: int
 
     @staticmethod
     def of(model: LanguageModel) -> Whole:
-        named, roles = dict(model.named_parameters()), model.parameter_roles()
-        trained = {name: roles[name] for name, parameter in named.items() if parameter.requires_grad}
-        return Whole(tuple(named), trained, num_parameters(model))
+        named = dict(model.named_parameters())
+        trained = tuple(name for name, parameter in named.items() if parameter.requires_grad)
+        return Whole(tuple(named), model.parameter_roles(), trained, num_parameters(model))
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Shared:
     layout: Layout
     partial: tuple[str, ...] = ()  # of those that tensor ranks hold alike, whose gradients are to be added up over them
     tied: Tensor | None = None  # the weight that first and last stage share, on these
+    of_tied: Cut = Cut(())  # noqa: RUF009 - frozen
     blocks: Blocks | None = None  # in which parameters that are cut lie, where sums are over fixed ones
 
     def square(self, name: str, gradient: Tensor) -> Tensor:
@@ -52,8 +56,47 @@ class Shared:
         return added([square(part) for part in self.blocks.parts(gradient, self.cuts[name])])
 
 
-def share(model: LanguageModel, axes: Axes, parallel: ParallelConfig, layer_costs: list[float]) -> Shared:
-    """Cut the model down to this rank's part, in place; it talks to no other rank. UserError for too few layers."""
+def share(
+    model: LanguageModel, axes: Axes, parallel: ParallelConfig, layer_costs: list[float], unmade: Unmade | None = None
+) -> Shared:
+    """Cut the model down to this rank's part, in place; it talks to no other rank. UserError for too few layers.
+
+    What is `unmade` of it is made then, weight by weight, and no more than this rank holds is kept.
+    """
+    sources = {} if unmade is None else unmade.sources(model)
+    shared = _cut(model, axes, parallel, layer_costs)
+    if unmade is not None:
+        shared = _filled(model, shared, sources, unmade)
+    return shared
+
+
+def _filled(model: LanguageModel, shared: Shared, sources: dict[str, Any], unmade: Unmade) -> Shared:
+    """With weights in place of what is not made yet."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    made: dict[int, nn.Parameter] = {}
+
+    def weight_of(name: str, like: Tensor, cut: Cut) -> Tensor:
+        whole = unmade.made(sources[name], cut.shape, like.dtype)
+        return whole if cut.is_whole else cut.of(whole)
+
+    for module in model.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                if id(parameter) not in made:
+                    name = names[id(parameter)]
+                    weight = weight_of(name, parameter, shared.cuts[name])
+                    made[id(parameter)] = nn.Parameter(weight, requires_grad=parameter.requires_grad)
+                module._parameters[key] = made[id(parameter)]
+    if shared.tied is None or not shared.tied.is_meta:
+        return shared
+    if id(shared.tied) in made:
+        return replace(shared, tied=made[id(shared.tied)])
+    weight = weight_of("embed.weight", shared.tied, shared.of_tied).requires_grad_(shared.tied.requires_grad)
+    model.head.weight = weight
+    return replace(shared, tied=weight)
+
+
+def _cut(model: LanguageModel, axes: Axes, parallel: ParallelConfig, layer_costs: list[float]) -> Shared:
     cuts = {name: Cut(tuple(parameter.shape)) for name, parameter in model.named_parameters()}
     of_tensor = cut_tensor(model, axes.tensor, shares_time=parallel.sequence, num_blocks=parallel.tensor_blocks)
     cuts |= of_tensor.cuts
@@ -79,4 +122,5 @@ def share(model: LanguageModel, axes: Axes, parallel: ParallelConfig, layer_cost
         tied = model.head.weight  # type: ignore[assignment]
     here = [name for name, _ in model.named_parameters()]
     partial = tuple(name for name in of_tensor.partial if name in here)
-    return Shared({name: cuts[name] for name in here}, layout, partial, tied, blocks)
+    of_tied = cuts.get("embed.weight", Cut(()))
+    return Shared({name: cuts[name] for name in here}, layout, partial, tied, of_tied, blocks)

@@ -268,7 +268,7 @@ class Loop:
         self._finish_save()
         self.rewinds += 1
         before = self.step if self.step == self.rewound_to and not self.is_proven else None  # it broke there again
-        path = world.on_root(lambda: checkpoint.newest(run_dir, before=before) or checkpoint.newest(run_dir))
+        path = checkpoint.newest_together(run_dir, world, before=before) or checkpoint.newest_together(run_dir, world)
         if path is None or self.rewinds > self.config.guard.max_skips:
             why = "there is no checkpoint yet" if path is None else f"{self.rewinds - 1} times already"
             raise UserError.shared(f"step {interval.end}: {reason}, and cannot rewind: {why}; lower optim.lr")

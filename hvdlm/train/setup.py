@@ -116,7 +116,9 @@ def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
         validation = Validation(config, learner, corpora)
     if source is not None:
         learner.agree()
-    found = world.on_root(lambda: _claim_run_dir(config, corpora, stop, learner.total_steps))
+    world.on_root(lambda: _make_run_dir(config))
+    found = checkpoint.newest_together(config.run_dir, world)
+    world.on_root(lambda: _claim_run_dir(config, corpora, stop, learner.total_steps, found))
     if source is not None and learner.task.predicts_tokens:
         folder = source if is_folder(source) else source.resolve().parent.parent  # of RUN/checkpoints/step_…
         world.on_root(lambda: keep_manners(folder, config.run_dir))
@@ -169,17 +171,19 @@ def quiet_gc() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _claim_run_dir(config: RunConfig, corpora: Corpora, stop: StopFlag, total_steps: int) -> Path | None:
-    """On rank 0: make the folder ours, write config.yaml and tokenizer.json, find the checkpoint to resume from."""
+def _make_run_dir(config: RunConfig) -> None:
+    """On rank 0."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
     checkpoint.prepare(config.run_dir)
-    found = checkpoint.newest(config.run_dir)
+
+
+def _claim_run_dir(config: RunConfig, corpora: Corpora, stop: StopFlag, total_steps: int, found: Path | None) -> None:
+    """On rank 0: make the folder ours and write config.yaml and tokenizer.json, if `found` is to be resumed so."""
     if found is not None:
         _check_same(config, corpora, found)
     write_text_durably(config.run_dir / CONFIG, to_yaml(config))
     write_text_durably(config.run_dir / TOKENIZER, load(corpora.corpora[0].path / TOKENIZER).to_json())
     stop.own(total_steps=total_steps)
-    return found
 
 
 def _check_same(config: RunConfig, corpora: Corpora, found: Path) -> None:

@@ -177,11 +177,14 @@ def test_a_flipped_bit_stops_the_job(world, engine_of, tmp_path):
     engine.run(0, 2)
     if world.rank == 1:
         parameter.detach().view(torch.int32).view(-1)[5] ^= 1 << 3
-    run_log = RunLog(engine.config.log, tmp_path, world, step=0)
-    loop = Loop(engine, corpora, None, run_log, StopFlag(tmp_path, world, BatchJob()), 0.0)
     who = "rank 1 differs" if world.size > 2 else "ranks 0 and 1 differ"
-    with Progress("train", 20, "steps", world) as progress, pytest.raises(UserError, match="^step 4: ") as caught:
-        loop.run(2, progress)
+    with (
+        RunLog(engine.config.log, tmp_path, world, step=0) as run_log,
+        Progress("train", 20, "steps", world) as progress,
+    ):
+        loop = Loop(engine, corpora, None, run_log, StopFlag(tmp_path, world, BatchJob()), 0.0)
+        with pytest.raises(UserError, match="^step 4: ") as caught:
+            loop.run(2, progress)
     assert caught.value.on_all_ranks
     assert name in str(caught.value)
     assert who in str(caught.value)

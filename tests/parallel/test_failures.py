@@ -61,12 +61,21 @@ def test_what_one_rank_finds_is_raised_on_all(world, kind):
     assert caught.value.on_all_ranks
 
 
-@pytest.mark.parametrize("world", ["mpi", "horovod"])
-def test_kill_9_of_one_rank_ends_the_job_and_the_same_command_resumes(start_training, tmp_path, world):
-    process = start_training(f"world={world}")
+STAGES = "parallel.pipeline=2"
+
+
+@pytest.mark.parametrize(
+    ("world", "parallel", "killed"),
+    [("mpi", "parallel.zero=0", 1), ("horovod", "parallel.zero=0", 1), ("mpi", STAGES, 0), ("horovod", STAGES, 1)],
+)
+def test_kill_9_of_one_rank_ends_the_job_and_the_same_command_resumes(
+    start_training, tmp_path, world, parallel, killed
+):
+    """Also of a stage of a pipeline; the job goes on without stages."""
+    process = start_training(f"world={world}", parallel)
     ranks = ranks_of(process.pid)
     assert len(ranks) == 2
-    os.kill(ranks[1], signal.SIGKILL)
+    os.kill(ranks[killed], signal.SIGKILL)
     start = time.monotonic()
     process.wait(timeout=LIMIT_S)
     assert process.returncode != 0
@@ -99,14 +108,21 @@ def test_kill_9_in_any_stage_ends_the_job_and_the_same_command_resumes_bit_for_b
     assert [key for key in found if not torch.equal(found[key], expected[key])] == []
 
 
-@pytest.mark.parametrize("world", ["mpi", "horovod"])
-def test_a_rank_that_does_not_answer_ends_the_job(start_training, world):
-    process = start_training(f"world={world}", "guard.stall_s=4")
+@pytest.mark.parametrize(
+    ("world", "parallel", "place"),
+    [
+        ("mpi", "parallel.zero=0", ""),
+        ("horovod", "parallel.zero=0", ""),
+        ("mpi", STAGES, " (stage 0, data 0, tensor 0)"),
+    ],
+)
+def test_a_rank_that_does_not_answer_ends_the_job(start_training, world, parallel, place):
+    process = start_training(f"world={world}", parallel, "guard.stall_s=4")
     rank = ranks_of(process.pid)[1]
     os.kill(rank, signal.SIGSTOP)
     _, errors = process.communicate(timeout=4 + LIMIT_S)
     assert process.returncode == 1
-    assert errors.count("hvdlm: error: rank 0 of 2 has waited 4 s for a rank that does not answer;") == 1
+    assert errors.count(f"hvdlm: error: rank 0 of 2{place} has waited 4 s for a rank that does not answer;") == 1
     until(lambda: not Path(f"/proc/{rank}").exists(), LIMIT_S)  # mpirun ends before it has killed a stopped one
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import test_world_ranks
 import torch
-from harness import make_config
+from harness import HVDLM, make_config, run_ranks, run_values, write_config
 from rank_sessions import DATA_GROUPS
 from test_world_ranks import DTYPES, numbered
 
@@ -19,6 +19,7 @@ from hvdlm.parallel.axes import axes_of
 from hvdlm.parallel.config import ParallelConfig
 from hvdlm.parallel.mesh import AXES, Mesh
 from hvdlm.parallel.schedule import SCHEDULES
+from hvdlm.session.metrics import read_metrics
 from hvdlm.train.setup import build_learner
 from hvdlm.world import mpi
 from hvdlm.world.mpi import MpiWorld
@@ -303,3 +304,29 @@ def test_no_schedule_hangs_when_sends_are_synchronous_and_late(world, data_dir, 
 def test_what_horovod_has_among_all_ranks_alone_is_refused(world, data_dir):
     with pytest.raises(UserError, match=r"sync\.groups: 2: Horovod makes groups among all ranks alone"):
         weights_of(data_dir, world, "sync={kind: horovod, groups: 2}", "parallel={pipeline: 2}")
+
+
+def train_on(ranks, config, *overrides):
+    return run_ranks(ranks, [*HVDLM, "train", config, "train.steps=6", "train.eval_every=6", *overrides])
+
+
+def test_the_command_trains_on_a_mesh_with_horovod_between_replicas(data_dir, tmp_path):
+    """Two replicas of two tensor ranks, with Horovod's optimizer: the losses of one process."""
+    losses = {}
+    for ranks, parallel in ((1, "parallel.tensor=1"), (4, "parallel.tensor=2")):
+        run = tmp_path / str(ranks)
+        config = write_config(tmp_path / f"{ranks}.yaml", run_values(data_dir, run))
+        done = train_on(ranks, config, parallel, "sync=horovod" if ranks > 1 else "sync=allreduce")
+        assert done.returncode == 0, done.stderr
+        losses[ranks] = [row["loss"] for row in read_metrics(run / "metrics.jsonl", "train")]
+    assert "horovod world of 4, sync horovod" in done.stderr
+    assert losses[4] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_mesh_that_the_ranks_do_not_fill_is_one_line(data_dir, tmp_path):
+    """Found before Horovod starts."""
+    config = write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
+    done = train_on(3, config, "parallel.tensor=2", "sync=horovod")
+    assert done.returncode == 2
+    assert done.stderr.count("hvdlm: error: parallel: 3 ranks are no multiple of pipeline 1 x tensor 2 = 2") == 1
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,164 @@
+"""`hvdlm bench checkpoint`: how long training stands still for a save, and how fast it is durable, beside its limits.
+
+All ways write the same tensors to the same disk in turn: a plain copy, a plain write with fsync, ours, torch.save,
+torch's distributed checkpoints (DCP), plain and asynchronous.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvdlm.checkpoint.boxes import Piece, whole
+from hvdlm.checkpoint.parts import Kept, shares_of, write_part
+from hvdlm.host import keep_freed_memory
+from hvdlm.tables import figure, table
+
+SHAPE = 3072, 768  # of a layer's matrix in GPT-2, 9.4 MB
+BLOCK = 16 << 20
+
+
+@dataclass(frozen=True)
+class CheckpointBenchOptions:
+    out: Path  # on the disk that is measured
+    megabytes: int = 1500
+    rounds: int = 5
+
+
+def bench(options: CheckpointBenchOptions) -> dict[str, Any]:
+    """Seconds of each way, every round; ratios are of medians."""
+    keep_freed_memory()
+    count = max(1, round(options.megabytes * 1e6 / (4 * SHAPE[0] * SHAPE[1])))
+    tensors = {f"layer{n}": torch.rand(SHAPE) for n in range(count)}
+    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    options.out.mkdir(parents=True, exist_ok=True)
+    seconds: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(dir=options.out) as folder, _group(Path(folder)):
+        ways = _ways(tensors, Path(folder))
+        for number in range(options.rounds + 1):
+            for name, way in ways.items():
+                shutil.rmtree(Path(folder) / "it", ignore_errors=True)
+                (Path(folder) / "it").mkdir()
+                os.sync()
+                found = way()
+                if number:  # the first warms up
+                    for part, spent in found.items():
+                        seconds.setdefault(f"{name}{part}", []).append(spent)
+    medians = {name: statistics.median(each) for name, each in seconds.items()}
+    return {
+        "bytes": num_bytes,
+        "rounds": options.rounds,
+        "seconds": {name: [round(spent, 4) for spent in each] for name, each in seconds.items()},
+        "medians": {name: round(spent, 4) for name, spent in medians.items()},
+        "blocked_to_memcpy": round(medians["hvdlm, blocked"] / medians["memcpy"], 3),
+        "durable_to_raw": round(medians["raw write, fsync"] / medians["hvdlm, durable"], 3),
+    }
+
+
+def _timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _ways(tensors: dict[str, Tensor], folder: Path) -> dict[str, Callable[[], dict[str, float]]]:  # noqa: C901 - a function each
+    """By name what carries it out, once, in folder/it; it tells the seconds of its parts."""
+    pieces = [Piece(name, tensor, SHAPE, whole(SHAPE)) for name, tensor in tensors.items()]
+    kept, room, target = Kept(), [torch.zeros(SHAPE) for _ in tensors], folder / "it"
+
+    def memcpy() -> dict[str, float]:
+        def copy() -> None:
+            for into, tensor in zip(room, tensors.values(), strict=True):
+                into.copy_(tensor)
+
+        return {"": _timed(copy)}
+
+    def ours() -> dict[str, float]:
+        blocked = _timed(lambda: kept.take(shares_of(pieces)))
+        return {", blocked": blocked, ", durable": _timed(lambda: write_part(target, 0, kept.shares))}
+
+    def raw() -> dict[str, float]:
+        def write() -> None:
+            with (target / "raw").open("xb", buffering=0) as file:
+                for tensor in tensors.values():
+                    data: Any = tensor.view(-1).view(torch.uint8).numpy()
+                    for start in range(0, len(data), BLOCK):
+                        file.write(data[start : start + BLOCK])
+                os.fsync(file.fileno())
+
+        return {"": _timed(write)}
+
+    def torch_save() -> dict[str, float]:
+        def write() -> None:
+            with (target / "torch.pt").open("wb") as file:
+                torch.save(tensors, file)
+                file.flush()
+                os.fsync(file.fileno())
+
+        return {"": _timed(write)}
+
+    def dcp() -> dict[str, float]:
+        import torch.distributed.checkpoint as checkpoint
+
+        return {"": _timed(lambda: checkpoint.save(dict(tensors), checkpoint_id=target / "dcp", no_dist=True))}
+
+    def dcp_async() -> dict[str, float]:
+        import torch.distributed.checkpoint as checkpoint
+
+        start = time.perf_counter()
+        future: Any = checkpoint.async_save(dict(tensors), checkpoint_id=target / "dcp")
+        blocked = time.perf_counter() - start
+        future.result()
+        return {", blocked": blocked, ", durable": time.perf_counter() - start - blocked}
+
+    return {
+        "memcpy": memcpy,
+        "hvdlm": ours,
+        "raw write, fsync": raw,
+        "torch.save, fsync": torch_save,
+        "DCP": dcp,
+        "DCP async": dcp_async,
+    }
+
+
+class _group:
+    """A process group of one, which DCP's asynchronous way asks for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "group"
+
+    def __enter__(self) -> None:
+        warnings.simplefilter("ignore")  # of DCP, about a world of one
+        logging.getLogger("torch").setLevel(logging.ERROR)
+        torch.distributed.init_process_group("gloo", init_method=f"file://{self._file.resolve()}", rank=0, world_size=1)
+
+    def __exit__(self, *exc: object) -> None:
+        torch.distributed.destroy_process_group()
+
+
+def to_text(found: dict[str, Any]) -> str:
+    rows = []
+    for name, spent in found["seconds"].items():
+        median = found["medians"][name]
+        rows.append(
+            [name, figure(median), figure(min(spent)), figure(max(spent)), figure(found["bytes"] / median / 1e9)]
+        )
+    lines = [
+        f"{found['bytes'] / 1e6:,.0f} MB, medians of {found['rounds']} rounds in turn",
+        table(["", "s", "least", "most", "GB/s"], rows),
+        f"training stands still {found['blocked_to_memcpy']:.2f} times as long as a memcpy of the same bytes",
+        f"durable at {found['durable_to_raw']:.2f} of the rate of a raw write with fsync",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,34 @@
+"""Benches of saving and of ranks that share a model: they measure what they say, small."""
+
+import pytest
+
+from hvdlm.parallel.schedule import SCHEDULES
+from hvdlm.perf import bench_checkpoint, bench_pipeline, bench_tensor
+from hvdlm.world.threads import run_on_threads
+
+
+def test_every_way_of_saving_is_timed_each_round(tmp_path):
+    found = bench_checkpoint.bench(bench_checkpoint.CheckpointBenchOptions(tmp_path, megabytes=20, rounds=2))
+    assert {len(each) for each in found["seconds"].values()} == {2}
+    assert {"memcpy", "hvdlm, blocked", "hvdlm, durable", "raw write, fsync", "DCP async, blocked"} <= set(
+        found["seconds"]
+    )
+    assert "times as long as a memcpy" in bench_checkpoint.to_text(found)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipeline_of_sleeps_takes_no_less_than_the_simulator_says():
+    options = bench_pipeline.PipelineBenchOptions(tuple(SCHEDULES), 4, rounds=1, kilobytes=1)
+    found = run_on_threads(2, lambda world: bench_pipeline.bench(options, world))[0]
+    for name, row in found["schedules"].items():
+        assert row["makespan_to_simulated"] >= 0.999, name
+        assert row["idle"] >= row["idle_simulated"] - 0.001
+    assert bench_pipeline.to_text(found).count("\n") == 1 + len(SCHEDULES)
+
+
+def test_shared_layers_are_set_beside_what_they_should_take():
+    options = bench_tensor.TensorBenchOptions(layers=1, heads=2, width=16, seq_len=8, batch=1, rounds=1)
+    found = run_on_threads(2, lambda world: bench_tensor.bench(options, world))[0]
+    parts = found["medians"]
+    assert found["expected"] == pytest.approx(parts["compute"] / 2 + 4 * parts["sum"], rel=1e-3)
+    assert "ratio" in bench_tensor.to_text(found)
