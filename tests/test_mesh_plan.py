@@ -1,10 +1,14 @@
 """What is told of a mesh before a run is what the run then holds; what cannot be is refused in one line."""
 
+import json
+
 import pytest
 import torch
 from harness import make_config
 
+from hvdlm.cli.command import main
 from hvdlm.compute.held import Held
+from hvdlm.config import to_yaml
 from hvdlm.data.manifest import read_manifest
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
@@ -14,12 +18,13 @@ from hvdlm.parallel.imagined import imagined_axes
 from hvdlm.parallel.mesh import Mesh, meshes_of
 from hvdlm.parallel.prediction import Machine, StepShape, predicted
 from hvdlm.perf.mesh_table import PlanOptions, planned, to_text
+from hvdlm.session.metrics import METRICS
 from hvdlm.train.rehearsal import rehearse
 from hvdlm.train.step import GradientLearner
 from hvdlm.world.place import Place
 from hvdlm.world.serial import SerialWorld
 
-MODEL = "model={family: transformer, layers: 4, width: 32, heads: 4, kv_heads: 2, activation: swiglu, dropout: 0.1}"
+MODEL = "model={family: transformer, layers: 4, width: 32, heads: 4, kv_heads: 2, activation: swiglu}"
 PLACE = Place(0, 1, 1)
 MANY_FLOPS = 1e10
 
@@ -38,7 +43,7 @@ def of(data_dir, tmp_path):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["sync=tree", "train.micro_batch=1"],
+        ["sync=tree", "train.micro_batch=1", "model.dropout=0.1"],
         ["sync=tree", "train.global_batch=6", "model.activation_checkpointing=true"],
         ["sync=tree", "ema.decay=0.9"],
         ["sync=allreduce", "train.precision=bf16"],
@@ -136,6 +141,36 @@ def test_meshes_are_compared_and_what_cannot_be_is_named(of):
     assert to_text(found).endswith(found["best"])
 
 
+def test_of_a_run_the_measured_memory_stands_beside(of, tmp_path):
+    config, _, _ = of("sync=tree", "parallel.pipeline=2")
+    rows = [{"event": "started", "step": 0, "ranks": 4}]
+    rows += [{"step": step, "split": "train", "memory_gb": gb} for step, gb in ((1, 0.5), (2, 0.75), (3, 0.7))]
+    (tmp_path / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = planned(config, PlanOptions(run=tmp_path, flops=MANY_FLOPS))
+    assert found["measured_gb"] == 0.75
+    assert [(row["pipeline"], row["data"]) for row in found["meshes"]] == [(2, 2)]
+    assert "measured: 0.750 GB at most, estimated" in to_text(found)
+    (tmp_path / METRICS).write_text("")
+    with pytest.raises(UserError, match="no memory was measured there"):
+        planned(config, PlanOptions(run=tmp_path, flops=MANY_FLOPS))
+
+
+def test_the_command_prints_json_and_refuses_words_that_are_no_mesh(of, tmp_path, capsys):
+    config, _, _ = of("sync=tree")
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    with pytest.raises(SystemExit) as caught:
+        main(["plan", str(path), "--mesh", "tensor=2", "--flops", "1e10", "--json"])
+    assert caught.value.code == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["best"] == "parallel.pipeline=1 parallel.tensor=2"
+    assert found["meshes"][0]["stages"][0]["weights"] > 0
+    with pytest.raises(SystemExit) as caught:
+        main(["plan", str(path), "--mesh", "tensor=2,nodes=3"])
+    assert caught.value.code == 2
+    assert "'nodes=3' is not one of pipeline=N, data=N, tensor=N" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -143,7 +178,7 @@ def test_meshes_are_compared_and_what_cannot_be_is_named(of):
         ({"mesh": Mesh(pipeline=8)}, "want 8 layers at least, and the model has 4"),
         ({"mesh": Mesh(data=5)}, "is not a multiple of micro_batch"),
         ({"mesh": Mesh(data=2), "ranks": 4}, "has 2 ranks, and --ranks is 4"),
-        ({"mesh": Mesh(), "memory_gb": 1e-3}, "0.001 is too little for this mesh: the least is"),
+        ({"mesh": Mesh(), "memory_gb": 1e-3}, "0.001 is too little: the least is"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(of, options, message):
