@@ -29,7 +29,7 @@ COMMON = (
 KINDS = {
     "dropout": ("model.dropout=0.1", "model.residual_dropout=0.1"),
     "untied and recomputed": ("model.tie_embeddings=false", "model.activation_checkpointing=true", "model.dropout=0.1"),
-    "one micro-batch": (),
+    "one micro-batch": ("ema.decay=0.9",),
     "bf16": ("train.precision=bf16",),
     "zero": ("model.bias=true",),
 }
@@ -158,7 +158,8 @@ def saved_by(world, data_dir, tmp_path):
     def saved_by(name, mesh, come_from=None):
         groups = [list(range(first, first + mesh.size)) for first in range(0, world.size, mesh.size)]
         part, mine = world.split(groups, "part"), world.rank // mesh.size
-        options = (*COMMON, *KINDS["dropout"], "train.global_batch=8", "model.layers=4", resumable(mesh))
+        same = (*COMMON, *KINDS["dropout"], "train.global_batch=8", "model.layers=4", "ema.decay=0.9")
+        options = (*same, resumable(mesh))
         learner, _ = setup.build_learner(make_config(data_dir, tmp_path / f"{name}-{mine}", *options), part)
         if come_from is None:
             learner.run(0, 2)
@@ -199,8 +200,8 @@ def test_what_a_mesh_saves_every_mesh_reads_and_goes_on_with(saved_by, writer):
 def weights_after(world, data_dir, tmp_path):
     """What this rank holds of the weights after some steps, by name, with its cut."""
 
-    def weights_after(mesh, *overrides):
-        same = (*COMMON, *KINDS["dropout"], "train.global_batch=8", parallel_of(mesh), *overrides)
+    def weights_after(mesh, *overrides, **parallel):
+        same = (*COMMON, *KINDS["dropout"], "train.global_batch=8", parallel_of(mesh, **parallel), *overrides)
         learner, _ = setup.build_learner(make_config(data_dir, tmp_path, *same), world)
         learner.run(0, 4)
         cuts = learner.shared.cuts
@@ -217,6 +218,14 @@ def test_horovod_adds_up_between_replicas_what_mpi_does(weights_after):
     by_horovod, by_mpi = (weights_after(Mesh(2, 2, 1), f"sync={sync}") for sync in ("horovod", "allreduce"))
     for name, (_, weight) in by_horovod.items():
         torch.testing.assert_close(weight, by_mpi[name][1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.on_ranks(4, kind="horovod")
+@pytest.mark.parametrize(("sync", "close"), [("tree", 0), ("allreduce", 1e-6)])
+def test_replicas_share_an_optimizers_state_over_horovod(weights_after, sync, close):
+    sharing, whole = (weights_after(Mesh(2, 2, 1), f"sync={sync}", zero=zero) for zero in (1, 0))
+    for name, (_, weight) in sharing.items():
+        torch.testing.assert_close(weight, whole[name][1], rtol=close, atol=close)
 
 
 def test_horovod_adds_up_between_replicas_of_tensor_ranks_too(job, data_dir, tmp_path, alone):
