@@ -33,9 +33,8 @@ from rank_reports import Answers, Report, report_of
 ADDRESS, KIND = "HVDLM_RANK_SESSION", "HVDLM_RANK_KIND"  # in the environment of a session's ranks
 FOLDER = "HVDLM_TEST_FOLDER"  # of this whole run: its ranks, and the workers of pytest-xdist, know it too
 KINDS = ("mpi", "horovod", "gloo")
-# Groups that Horovod is told of when a session of so many ranks starts: of two stages, with one rank each or two, and
-# of two replicas of two tensor ranks.
-DATA_GROUPS = {1: [[0]], 2: [[0], [1]], 3: [[0, 1, 2]], 4: [[0, 1], [2, 3], [0, 2], [1, 3]]}
+# Groups that Horovod is told of when a session of so many ranks starts: of two stages, with one rank each or two.
+DATA_GROUPS = {1: [[0]], 2: [[0], [1]], 3: [[0, 1, 2]], 4: [[0, 1], [2, 3]]}
 SESSION_SIZE = 4  # of MPI; a test takes the first ranks of it
 START_LIMIT_S = 120
 ITEM_LIMIT_S = 120  # unless the item has a `timeout` mark

@@ -3,10 +3,12 @@
 import copy
 import hashlib
 import json
+import logging
 import math
 import os
 import random
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from hvdlm.checkpoint.store import begin, commit
 from hvdlm.errors import UserError
 from hvdlm.inference.evaluate import evaluate_checkpoint
 from hvdlm.partition import slice_of
+from hvdlm.train.loop import Loop
 from hvdlm.world.serial import SerialWorld
 from hvdlm.world.threads import run_on_threads
 
@@ -445,6 +448,54 @@ def test_an_asynchronous_run_is_the_same_run(data_dir, tmp_path):
         for name in ("one", "other")
     )
     assert one == other and len(one) == 10
+
+
+def test_a_save_that_is_due_too_early_is_left_out_where_the_config_says_so(data_dir, tmp_path, monkeypatch):
+    """The first is not written before that is told, so that the second finds it unfinished."""
+    told = threading.Event()
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            if "not saved, the save before it is not over" in record.getMessage():
+                told.set()
+
+    def write(folder, number, shares):
+        assert told.wait(60)
+        return write_part(folder, number, shares)
+
+    monkeypatch.setattr("hvdlm.checkpoint.saver.write_part", write)
+    listener = Listener()
+    logging.getLogger("hvdlm").addHandler(listener)
+    try:
+        run_training(data_dir, tmp_path, "checkpoint={every: 4, keep: 20, unfinished: skip}", "checkpoint.best=null")
+    finally:
+        logging.getLogger("hvdlm").removeHandler(listener)
+    found = checkpoint.complete_steps(tmp_path)
+    assert told.is_set() and {4, 20} <= set(found) and 8 not in found
+    assert all(checkpoint.damage(path) is None for path in (tmp_path / "checkpoints").glob("step_*"))
+
+
+def test_a_validation_during_a_save_is_in_the_next_record_alone(data_dir, tmp_path, monkeypatch):
+    """Step 5's parts are not written before step 10 is validated."""
+    validated = threading.Event()
+    plain = Loop._validate
+
+    def validate(self):
+        plain(self)
+        validated.set()
+
+    def write(folder, number, shares):
+        assert validated.wait(60)
+        return write_part(folder, number, shares)
+
+    monkeypatch.setattr(Loop, "_validate", validate)
+    monkeypatch.setattr("hvdlm.checkpoint.saver.write_part", write)
+    run_training(data_dir, tmp_path, "checkpoint={every: 5, keep: 20}")
+    losses = [
+        len(checkpoint.read_state(checkpoint.path_of(tmp_path, step))["engine"]["val_losses"])
+        for step in checkpoint.complete_steps(tmp_path)
+    ]
+    assert losses == [0, 1, 1, 2]
 
 
 def test_each_so_many_steps_stay_for_ever(data_dir, tmp_path):

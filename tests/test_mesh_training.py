@@ -9,8 +9,10 @@ from harness import make_config
 from hvdlm.data.manifest import read_manifest
 from hvdlm.data.stream import TokenStream
 from hvdlm.parallel.axes import axes_of
+from hvdlm.parallel.pipeline import BACKWARD, FORWARD, TIED_GRADIENT, Key, Layout, Pipeline
 from hvdlm.train.step import GradientLearner
 from hvdlm.world.place import Place
+from hvdlm.world.serial import SerialWorld
 from hvdlm.world.threads import run_on_threads
 
 BUILDING = threading.Lock()  # weights come from torch's one generator
@@ -92,7 +94,7 @@ def test_stages_give_the_weights_of_one_process_bit_for_bit(trained, size, micro
     ],
 )
 def test_tensor_ranks_give_the_weights_of_one_process_nearly(trained, size, parallel):
-    same = "train.micro_batch=3", "train.global_batch=12"
+    same = "train.micro_batch=3", "train.global_batch=12", "data.seq_len=31"
     ((weights, norms, sums, _),) = trained(1, *same)
     found = trained(size, *same, f"parallel={{{parallel}}}")
     assert all(each[1] == found[0][1] for each in found)
@@ -136,3 +138,15 @@ def test_adapters_and_frozen_weights_lie_on_stages_too(trained):
     assert all(each[1] == norms for each in found)
     parts = whole(found)
     assert [name for name in weights if not torch.equal(weights[name], parts[name])] == []
+
+
+@pytest.mark.parametrize(("stages", "chunks"), [(2, 1), (4, 1), (2, 4)])
+def test_each_message_of_a_step_has_a_tag_of_its_own(stages, chunks):
+    """Two ranks may have as many under way as there are; the order in which they come tells nothing."""
+    layout = Layout([range(n, n + 1) for n in range(stages * chunks)], chunks)
+    pipeline = Pipeline(SerialWorld(), layout)
+    kinds = FORWARD, BACKWARD, TIED_GRADIENT
+    keys = [Key(kind, stage, n) for kind in kinds for stage in range(stages * chunks) for n in range(100)]
+    tags = {pipeline._tag(key) for key in keys}
+    assert len(tags) == len(keys)
+    assert max(tags) < 1 << 15

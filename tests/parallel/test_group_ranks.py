@@ -213,7 +213,7 @@ def is_of_every_world(test) -> bool:
 @pytest.mark.on_ranks(4, kind="horovod")
 @pytest.mark.parametrize("name", [name for name, test in vars(test_world_ranks).items() if is_of_every_world(test)])
 def test_a_set_of_horovods_is_a_world_like_any(world, name):
-    data = world.split(DATA_GROUPS[4][:2], "data")
+    data = world.split(DATA_GROUPS[4], "data")
     assert (data.kind, data.size, data.is_whole) == ("horovod", 2, False)
     assert data.prefix == f"set{1 + world.rank // 2}."
     getattr(test_world_ranks, name)(data)
