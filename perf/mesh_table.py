@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hvdlm.parallel.prediction import Machine
 from hvdlm.session.metrics import METRICS, RESUMED, STARTED, read_run
 from hvdlm.tables import counted, figure, table
 from hvdlm.train.config import RunConfig
-from hvdlm.train.mesh_plan import Planned, Planner, plan_all
+from hvdlm.train.mesh_plan import Change, Planned, Planner, plan_all
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,11 @@ def planned(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
             refused[str(mesh)] = str(one)
     if not found:
         raise UserError(next(iter(refused.values())))
-    process = _process_bytes()
+    process = 0 if _is_on_gpu(config) else memory_bytes("VmRSS")  # this process has loaded what a rank loads
     rows = [_row(one, config, process) for one in sorted(found, key=lambda one: one.time.step_s)]
-    kept = _fitting(rows, options.memory_gb, refused)
+    kept = _fit(rows, options.memory_gb)
+    if options.memory_gb is not None and not kept:
+        raise _no_room(planner, found, process, options.memory_gb)
     told: dict[str, Any] = {"ranks": meshes[0].size, **asdict(machine), "process_bytes": process}
     told |= {"meshes": rows, "refused": refused, "best": kept[0]["overrides"]}
     if measured is not None:
@@ -89,9 +92,11 @@ def _speed(config: RunConfig, ranks: int) -> float:
     return measured_flops(torch.device("cuda" if on_gpu else "cpu"), config.train.precision, threads)
 
 
-def _process_bytes() -> int:
-    """What a rank holds beside its tensors: this process has loaded what a rank loads."""
-    return memory_bytes("VmRSS")
+def _is_on_gpu(config: RunConfig) -> bool:
+    """Whether a rank's memory is that of a GPU, where nothing but tensors is counted."""
+    import torch
+
+    return config.train.device == "cuda" or (config.train.device == "auto" and torch.cuda.is_available())
 
 
 def _row(one: Planned, config: RunConfig, process: int) -> dict[str, Any]:
@@ -107,19 +112,45 @@ def _row(one: Planned, config: RunConfig, process: int) -> dict[str, Any]:
     }
 
 
-def _fitting(rows: list[dict[str, Any]], memory_gb: float | None, refused: dict[str, str]) -> list[dict[str, Any]]:
-    """The rows that have room, the fastest first; UserError where none has."""
+def _fit(rows: list[dict[str, Any]], memory_gb: float | None) -> list[dict[str, Any]]:
+    """Those that have room, in their order."""
     for row in rows:
         row["fits"] = memory_gb is None or row["memory_gb"] <= memory_gb
-    if kept := [row for row in rows if row["fits"]]:
-        return kept
-    least = min(rows, key=lambda row: row["memory_gb"])
-    others = f" (another mesh cannot be: {next(iter(refused.values()))})" if refused else ""
-    raise UserError(
-        f"--memory-gb: {memory_gb:g} is too little: the least is {figure(least['memory_gb'])} GB a rank, with"
-        f" {least['overrides']}{others}; take more ranks, parallel.zero=1, model.activation_checkpointing=true or a"
-        " smaller train.micro_batch"
+    return [row for row in rows if row["fits"]]
+
+
+def _no_room(planner: Planner, found: list[Planned], process: int, memory_gb: float) -> UserError:
+    """In a line, with the first change that makes room on the mesh that needs least."""
+    least = min(found, key=lambda one: one.fullest.total)
+    overrides = least.overrides(planner.config.parallel)
+    told = (
+        f"--memory-gb: {memory_gb:g} is too little: the least is {figure((least.fullest.total + process) / 1e9)} GB a"
+        f" rank, with {overrides}"
     )
+    if process >= memory_gb * 1e9:
+        return UserError(f"{told}; the process and its libraries alone hold {figure(process / 1e9)} GB; raise it")
+    for change in _changes(planner.config, least.mesh):
+        try:
+            one = planner.changed(*change).plan(least.mesh)
+        except UserError:  # it does not go with the rest
+            continue
+        if one.fullest.total + process <= memory_gb * 1e9:
+            section, key, value = change
+            return UserError(f"{told}; {section}.{key}={str(value).lower()} makes room")
+    return UserError(
+        f"{told}; neither parallel.zero, model.activation_checkpointing nor train.micro_batch alone makes room: take"
+        " more ranks"
+    )
+
+
+def _changes(config: RunConfig, mesh: Mesh) -> Iterator[Change]:
+    """What makes room on the same mesh, that which costs least time first."""
+    if mesh.data > 1 and not config.parallel.zero:
+        yield "parallel", "zero", 1
+    micro_batch = config.train.micro_batch
+    yield from (("train", "micro_batch", n) for n in range(micro_batch - 1, 0, -1) if micro_batch % n == 0)
+    if not getattr(config.model, "activation_checkpointing", True):
+        yield "model", "activation_checkpointing", True
 
 
 def to_text(found: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from hvdlm.parallel.config import ParallelConfig
 from hvdlm.parallel.imagined import imagined_axes
 from hvdlm.parallel.mesh import Mesh, meshes_of
 from hvdlm.parallel.prediction import Machine, StepShape, predicted
+from hvdlm.perf import mesh_table
 from hvdlm.perf.mesh_table import PlanOptions, planned, to_text
 from hvdlm.session.metrics import METRICS
 from hvdlm.train.rehearsal import rehearse
@@ -170,6 +171,43 @@ def test_the_command_prints_json_and_refuses_words_that_are_no_mesh(of, tmp_path
         main(["plan", str(path), "--mesh", "tensor=2,nodes=3"])
     assert caught.value.code == 2
     assert "'nodes=3' is not one of pipeline=N, data=N, tensor=N" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mesh", "remedy"),
+    [
+        (["train.micro_batch=1"], Mesh(data=4), "parallel.zero=1 makes room"),
+        (["train.micro_batch=4"], Mesh(), "train.micro_batch=2 makes room"),
+        (["train.micro_batch=1", "data.seq_len=256"], Mesh(), "model.activation_checkpointing=true makes room"),
+    ],
+)
+def test_what_has_no_room_is_told_the_change_that_makes_room(of, monkeypatch, overrides, mesh, remedy):
+    config, _, _ = of("sync=tree", *overrides)
+    monkeypatch.setattr(mesh_table, "memory_bytes", lambda kind: 0)
+    before = planned(config, PlanOptions(mesh=mesh, flops=MANY_FLOPS))["meshes"][0]["memory_gb"]
+    with pytest.raises(UserError) as caught:
+        planned(config, PlanOptions(mesh=mesh, flops=MANY_FLOPS, memory_gb=before * 0.999))
+    assert remedy in str(caught.value)
+    section, rest = remedy.removesuffix(" makes room").split(".")
+    changed = of("sync=tree", *overrides, f"{section}.{rest}")[0]
+    assert planned(changed, PlanOptions(mesh=mesh, flops=MANY_FLOPS, memory_gb=before * 0.999))["meshes"][0]["fits"]
+
+
+def test_where_no_change_makes_room_the_line_says_so(of, monkeypatch):
+    config, _, _ = of("sync=tree")
+    monkeypatch.setattr(mesh_table, "memory_bytes", lambda kind: 0)
+    with pytest.raises(UserError, match="alone makes room: take more ranks"):
+        planned(config, PlanOptions(mesh=Mesh(), flops=MANY_FLOPS, memory_gb=1e-6))
+    monkeypatch.setattr(mesh_table, "memory_bytes", lambda kind: 10**9)
+    with pytest.raises(UserError, match="libraries alone hold 1.* GB; raise it"):
+        planned(config, PlanOptions(mesh=Mesh(), flops=MANY_FLOPS, memory_gb=0.5))
+
+
+def test_on_a_gpu_the_process_is_not_counted(of):
+    config, _, _ = of("sync=tree", "train.device=cuda")
+    found = planned(config, PlanOptions(mesh=Mesh(), flops=MANY_FLOPS))
+    assert found["process_bytes"] == 0
+    assert found["meshes"][0]["memory_gb"] * 1e9 == pytest.approx(found["meshes"][0]["stages"][0]["total"])
 
 
 @pytest.mark.parametrize(

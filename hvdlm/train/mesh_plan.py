@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,6 +21,8 @@ from hvdlm.train.learner import Source
 from hvdlm.train.parts import build_task, vocabulary_of
 from hvdlm.train.rehearsal import Memory, rehearse
 from hvdlm.train.trained import model_of
+
+Change = tuple[str, str, Any]  # section, key, value
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,14 @@ class Planner:
     def __init__(self, config: RunConfig, machine: Machine) -> None:
         if config.model.learner != "gradient":
             raise UserError(f"model.family: {config.model.family} is counted, not trained: there is nothing to plan")
-        self._config, self._machine = config, machine
+        self.config, self._machine = config, machine
         corpora = open_corpora(config.data)
         self._source: Source = corpora.records("train") if config.task.reads_records else corpora.train_source()
         self._manifest: Manifest = corpora.manifest
         self.shape = self._shape()
 
     def _shape(self) -> StepShape:
-        config, train = self._config, self._config.train
+        config, train = self.config, self.config.train
         vocabulary, time = vocabulary_of(self._manifest), config.data.seq_len
         task = build_task(config, vocabulary, self._manifest.fields)
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -93,15 +96,25 @@ class Planner:
 
     def _config_on(self, mesh: Mesh) -> RunConfig:
         """The config with that mesh, less what is of stages or tensor ranks where there are none."""
-        now = self._config.parallel.model_dump() | {"data": "auto", "pipeline": mesh.pipeline, "tensor": mesh.tensor}
+        now = self.config.parallel.model_dump() | {"data": "auto", "pipeline": mesh.pipeline, "tensor": mesh.tensor}
         if mesh.pipeline == 1:
             now |= {"schedule": "1f1b", "chunks": 1}
         if mesh.tensor == 1:
             now["sequence"] = False
-        try:
-            return RunConfig.model_validate(self._config.model_dump(mode="json") | {"parallel": now})
-        except ValidationError as error:
-            raise UserError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        return _checked(self.config.model_dump(mode="json") | {"parallel": now})
+
+    def changed(self, section: str, key: str, value: Any) -> Planner:
+        """Of the config with that one change; UserError where it does not go with the rest."""
+        settings = self.config.model_dump(mode="json")
+        settings[section][key] = value
+        return Planner(_checked(settings), self._machine)
+
+
+def _checked(settings: dict[str, Any]) -> RunConfig:
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        raise UserError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 def plan_all(planner: Planner, meshes: list[Mesh]) -> Iterator[tuple[Mesh, Planned | UserError]]:
