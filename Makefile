@@ -6,7 +6,7 @@ export CORPUS
 TIER ?= -m "not long"
 PYTEST = .venv/bin/python -m pytest --durations=15 $(TIER)
 
-.PHONY: help setup setup-system quickstart slurm-demo test test-all lint unit parallel format clean
+.PHONY: help setup setup-system quickstart slurm-demo test test-all lint unit parallel mutations format clean
 
 help:                   ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
@@ -43,6 +43,9 @@ unit: setup             ## tests of one process, two at a time, a thread each
 
 parallel: setup         ## tests on 1 to 8 MPI ranks, Horovod included; on a real SLURM and on separate hosts where they can be had
 	$(PYTEST) tests/parallel tests/slurm tests/hosts
+
+mutations: setup        ## does a test fail for each of some faults that training on a mesh could have? Minutes
+	.venv/bin/python tests/mutations.py
 
 format: setup           ## let ruff rewrite the sources
 	.venv/bin/python -m ruff check --fix .

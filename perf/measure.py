@@ -16,7 +16,6 @@ from hvdlm.data.corpora import Corpora
 from hvdlm.errors import UserError
 from hvdlm.files import read_json
 from hvdlm.host import affinity, physical_cores
-from hvdlm.models import num_parameters
 from hvdlm.train.config import RunConfig
 from hvdlm.train.setup import build_learner
 from hvdlm.train.step import GradientLearner
@@ -148,7 +147,7 @@ def _workload(learner: GradientLearner, world: World, work: str) -> Workload:
     config = learner.config
     return Workload(
         family=config.model.family,
-        num_parameters=num_parameters(learner.model),
+        num_parameters=learner.num_parameters,
         seq_len=config.data.seq_len,
         micro_batch=config.train.micro_batch,
         precision=config.train.precision,
@@ -157,6 +156,10 @@ def _workload(learner: GradientLearner, world: World, work: str) -> Workload:
         device=learner.device.type,
         threads=torch.get_num_threads(),
         work=work,
+        pipeline=learner.axes.mesh.pipeline,
+        tensor=learner.axes.mesh.tensor,
+        zero=config.parallel.zero,
+        schedule=config.parallel.schedule,
     )
 
 

@@ -54,6 +54,23 @@ class Workload(_Frozen):
     device: Name
     threads: Annotated[int, Field(ge=0)]  # torch threads a rank
     work: Name = "train"  # what a step is: of training, or a pass of inference
+    pipeline: Count = 1  # ranks that share a model: stages, and those of each layer
+    tensor: Count = 1
+    zero: Annotated[int, Field(ge=0, le=1)] = 0
+    schedule: Name = "1f1b"
+
+    @property
+    def shared_by(self) -> int:
+        """Ranks of one replica."""
+        return self.pipeline * self.tensor
+
+    @property
+    def mesh(self) -> str:
+        """How ranks share a model, in words; empty where each has a whole one."""
+        parts = [f"{name} {number}" for name, number in (("pipeline", self.pipeline), ("tensor", self.tensor))]
+        told = [part for part in parts if not part.endswith(" 1")]
+        told += [f"schedule {self.schedule}"] if self.pipeline > 1 else []
+        return ", ".join(told + ["zero 1"] * self.zero)
 
 
 class Environment(_Frozen):
@@ -134,10 +151,17 @@ def _faults(record: RunRecord) -> Iterator[str]:
         for number, (step_s, wait_s) in enumerate(zip(*pairs, strict=True)):
             if wait_s > step_s:
                 yield f"data_wait_s: rank {rank} waited {wait_s:g} s in timed step {number}, which took {step_s:g} s"
-    if record.global_batch % record.ranks:
-        yield f"global_batch: {record.global_batch} is not a multiple of {counted(record.ranks, 'rank')}"
+    yield from _faults_of_mesh(record)
     if len(record.environment.hosts) != record.ranks:
         yield f"environment.hosts: {len(record.environment.hosts)} of {counted(record.ranks, 'rank')}"
+
+
+def _faults_of_mesh(record: RunRecord) -> Iterator[str]:
+    replicas, left = divmod(record.ranks, record.workload.shared_by)
+    if left:
+        yield f"ranks: {record.ranks} are no multiple of the {record.workload.shared_by} that share a model"
+    elif record.global_batch % replicas:
+        yield f"global_batch: {record.global_batch} is not a multiple of {counted(replicas, 'rank')}"
 
 
 @dataclass(frozen=True)

@@ -53,24 +53,30 @@ def parse_ranks(text: str) -> list[int]:
     return counts
 
 
-def plan_points(ranks: list[int], modes: tuple[str, ...], global_batch: int, micro_batch: int) -> list[StudyPoint]:
+def plan_points(
+    ranks: list[int], modes: tuple[str, ...], global_batch: int, micro_batch: int, shared_by: int = 1
+) -> list[StudyPoint]:
     """The points of a study, smallest first; UserError if the batch does not divide at some of them.
+
+    Of ranks that share a model, `shared_by` each, replicas have the batches; weak scaling keeps that of a replica.
 
     >>> [(p.ranks, p.global_batch) for p in plan_points([1, 2], ("strong", "weak"), 24, 4)]
     [(1, 24), (2, 24), (2, 48)]
     """
-    base = ranks[0]
+    if odd := [count for count in ranks if count % shared_by]:
+        raise UserError(f"--ranks: {odd[0]} is no multiple of the {shared_by} ranks that share a model; change it")
     try:
-        per_rank = micro_batches_per_rank(global_batch, micro_batch, base) * micro_batch
+        per_replica = micro_batches_per_rank(global_batch, micro_batch, ranks[0] // shared_by) * micro_batch
         if "strong" in modes:
             for count in ranks:
-                micro_batches_per_rank(global_batch, micro_batch, count)
+                micro_batches_per_rank(global_batch, micro_batch, count // shared_by)
     except ValueError as error:
         raise UserError(f"{error}; change train.global_batch, train.micro_batch or --ranks") from None
     points: dict[tuple[int, int], set[str]] = {}
     for count in ranks:
         for mode in modes:
-            points.setdefault((count, global_batch if mode == "strong" else per_rank * count), set()).add(mode)
+            batch = global_batch if mode == "strong" else per_replica * (count // shared_by)
+            points.setdefault((count, batch), set()).add(mode)
     return [StudyPoint(count, batch, "strong" in of, "weak" in of) for (count, batch), of in sorted(points.items())]
 
 
@@ -117,7 +123,14 @@ def plan_study(  # noqa: PLR0913 - what a study is
     The same spec measured again, by a job that was requeued, replaces its own record in the folder `records`.
     """
     planned, extensions = [], extensions_of(config)
-    for point in plan_points(ranks, modes, config.train.global_batch, config.train.micro_batch):
+    shared_by = config.parallel.pipeline * config.parallel.tensor
+    if shared_by > 1 and effort.work == "infer":
+        raise UserError("parallel: `hvdlm infer` has a whole model a rank; set parallel.pipeline and tensor to 1")
+    if config.parallel.data != "auto":
+        raise UserError(
+            f"parallel.data: {config.parallel.data} is of one number of ranks, a study of several; set auto"
+        )
+    for point in plan_points(ranks, modes, config.train.global_batch, config.train.micro_batch, shared_by):
         changes: tuple[str, ...] = (f"train.global_batch={point.global_batch}", f"train.threads={threads}")
         if effort.work == "infer":  # no gradients are combined, and ranks meet as those of `hvdlm infer`
             changes += ("sync=allreduce",)

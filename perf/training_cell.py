@@ -52,22 +52,22 @@ class EngineProgram:
     """The real training step."""
 
     def __init__(self, config: RunConfig, world: World) -> None:
-        from hvdlm.models import num_parameters
         from hvdlm.train.setup import build_learner
         from hvdlm.train.step import GradientLearner
 
         learner, _ = build_learner(config, world)
         assert isinstance(learner, GradientLearner), "what is counted has no step to time"
         self.learner = learner
-        self.num_parameters = num_parameters(self.learner.model)
+        self.num_parameters = self.learner.num_parameters
         self._real = self.learner.batches
         self._tokens_per_micro_batch = config.train.micro_batch * config.data.seq_len
 
     def run(self, first: int, end: int) -> dict[str, Any]:
         """Run steps [first, end); this rank's tokens, and the seconds of each step."""
         results = self.learner.run(first, end)
+        tokens = self._tokens_per_micro_batch if self.learner.axes.speaks else 0  # of a replica's ranks one counts
         return {
-            "tokens": sum(result.micro_batches for result in results) * self._tokens_per_micro_batch,
+            "tokens": sum(result.micro_batches for result in results) * tokens,
             "step_s": [result.step_s for result in results],
             "data_wait_s": [result.data_wait_s for result in results],
             "comm_s": [result.comm_s for result in results],
@@ -79,7 +79,7 @@ class EngineProgram:
 
     def loader_windows_per_s(self, seconds: float) -> float:
         """How many windows a second the loader gives to this rank while nobody trains."""
-        num = self.learner.config.train.global_batch // self.learner.world.size
+        num = self.learner.config.train.global_batch // self.learner.axes.data.size
         step, start = 0, time.perf_counter()
         while (spent := time.perf_counter() - start) < seconds:
             self._real.windows(np.arange(step * num, (step + 1) * num, dtype=np.int64), step)

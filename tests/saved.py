@@ -1,12 +1,40 @@
 """Checkpoints as tests look at them, and change them as whoever edits weights would."""
 
 import json
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
 
-from hvdlm.checkpoint import Checkpoint
+from hvdlm.checkpoint import Checkpoint, reading
 from hvdlm.checkpoint.boxes import Piece, whole
 from hvdlm.checkpoint.parts import shares_of, table_of, tensors_of, write_part
 
 PART = "part-0000.safetensors"  # of a small state all that there is
+
+_watched: list[Path] | None = None
+
+
+def _note(name):
+    if _watched is not None and isinstance(name, str | bytes | os.PathLike):
+        _watched.append(Path(os.fsdecode(name)))
+
+
+# For good: Python takes no such hook back. It hears io.open and os.open alike, which to replace os.open does not.
+sys.addaudithook(lambda event, args: _note(args[0]) if event == "open" else None)
+
+
+@contextmanager
+def opened_files(monkeypatch):
+    """The paths of all files that are opened in the body, by Python or by safetensors."""
+    global _watched
+    plain = reading.safe_open  # of another language: its opening is no event of Python's
+    monkeypatch.setattr(reading, "safe_open", lambda path, **how: _note(path) or plain(path, **how))
+    _watched = []
+    try:
+        yield _watched
+    finally:
+        _watched = None
 
 
 def tensors_in(path, prefix=""):

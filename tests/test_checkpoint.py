@@ -7,13 +7,12 @@ import os
 import re
 import resource
 import shutil
-from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 from harness import STATE, preprocess, run_training
-from saved import PART, rewrite
+from saved import PART, opened_files, rewrite
 
 from hvdlm import checkpoint
 from hvdlm.checkpoint import parts as part_files
@@ -432,18 +431,17 @@ def test_no_state_json_opens_a_file_elsewhere_or_waits(tmp_path, parts, monkeypa
     path = checkpoint.save(tmp_path, 10, *parts, {**STATE, "engine": {"val_losses": [1.0], "guard": {"seen": 3}}})
     os.mkfifo(path / "pipe.safetensors")
     state = json.loads((path / "state.json").read_text())
-    opened = []
-    original = os.open
-    monkeypatch.setattr(os, "open", lambda name, *rest, **more: opened.append(name) or original(name, *rest, **more))
     random = Random(0)
     sound = 0
-    for _ in range(1000):
-        text = json.dumps(changed(state, random))
-        if random.random() < 0.1:
-            text = text[: random.randrange(len(text))]
-        (path / "state.json").write_text(text)
-        fault = checkpoint.damage(path)
-        sound += fault is None
-        assert fault is None or (fault and "\n" not in fault)
+    with opened_files(monkeypatch) as opened:
+        for _ in range(1000):
+            text = json.dumps(changed(state, random))
+            if random.random() < 0.1:
+                text = text[: random.randrange(len(text))]
+            (path / "state.json").write_text(text)
+            fault = checkpoint.damage(path)
+            sound += fault is None
+            assert fault is None or (fault and "\n" not in fault)
     assert 0 < sound < 900
-    assert {Path(name).parent for name in opened if not isinstance(name, int)} == {path}
+    assert {name.parent for name in opened} == {path}
+    assert {name.name for name in opened} == {"state.json", PART}

@@ -3,27 +3,31 @@
 import copy
 import hashlib
 import json
+import logging
 import math
 import os
 import random
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from harness import STATE, run_training
-from saved import PART, tensors_in
+from saved import PART, opened_files, tensors_in
 
 from hvdlm import checkpoint
 from hvdlm.checkpoint import parts as part_files
 from hvdlm.checkpoint.boxes import Box, Cut, Piece, boxes_of_range, whole
 from hvdlm.checkpoint.parts import check_cover, shares_of, table_of, tensors_of, write_part
 from hvdlm.checkpoint.reading import read_boxes, table
-from hvdlm.checkpoint.saver import Saver, SaveState, Status
+from hvdlm.checkpoint.saver import Saver, SaveState, Status, merged_scalars
 from hvdlm.checkpoint.store import begin, commit
 from hvdlm.errors import UserError
 from hvdlm.inference.evaluate import evaluate_checkpoint
 from hvdlm.partition import slice_of
+from hvdlm.train.loop import Loop
 from hvdlm.world.serial import SerialWorld
 from hvdlm.world.threads import run_on_threads
 
@@ -162,34 +166,127 @@ def places(value, at=()):
         yield from places(child, (*at, key))
 
 
+def check_it_ends_in_a_line(path):
+    """Looking for damage and loading each end well, or in one line."""
+    fault = checkpoint.damage(path)
+    try:
+        tensors_in(path)
+        opened = checkpoint.Checkpoint(path)
+        cuts = {"model/matrix": Cut((7, 5), 1, (range(1, 3),)), "engine/cube": Cut((11, 3, 2), 0, (range(2, 9),))}
+        opened.read("", cuts.keys() & opened.entries.keys(), cuts)
+    except UserError as error:
+        assert "\n" not in str(error)
+    assert fault is None or "\n" not in fault
+    return fault is None
+
+
+def changed_once(value, draw):
+    """One place of a JSON value is changed, another name given, or a part of it repeated."""
+    at = draw.choice([at for at in places(value) if at])
+    parent = value
+    for key in at[:-1]:
+        parent = parent[key]
+    if isinstance(parent, dict) and draw.random() < 0.2:
+        parent[draw.choice(("../x", "part-0009.safetensors", "..", "a/b", "1"))] = parent.pop(at[-1])
+    elif isinstance(parent, list) and draw.random() < 0.2:
+        parent.append(copy.deepcopy(parent[at[-1]]))
+    else:
+        parent[at[-1]] = draw.choice(MEANNESS)
+
+
 def test_a_thousand_changed_records_open_nothing_outside_and_end_in_a_line(written, monkeypatch):
     path = written(3)
     good = json.loads((path / "state.json").read_text())
     del good["digest"]  # whoever changes a record would make it right
-    opened, plain = [], os.open
-    monkeypatch.setattr(
-        os, "open", lambda file, *more, **named: opened.append(str(file)) or plain(file, *more, **named)
-    )
+    looked_at = {key: good.pop(key) for key in ("files", "tensors", "schema", "step")}
     draw = random.Random(7)
-    where = [at for at in places(good) if at and at[0] in ("files", "tensors", "schema", "step")]
-    for _ in range(1000):
-        bad = copy.deepcopy(good)
-        at = draw.choice(where)
-        parent = bad
-        for key in at[:-1]:
-            parent = parent[key]
-        if isinstance(parent, dict) and draw.random() < 0.2:
-            parent[draw.choice(("../x", "part-0009.safetensors", "..", "a/b"))] = parent.pop(at[-1])
-        else:
-            parent[at[-1]] = draw.choice(MEANNESS)
-        (path / "state.json").write_text(json.dumps(bad))
-        fault = checkpoint.damage(path)
-        try:
-            tensors_in(path)
-        except UserError as error:
-            assert "\n" not in str(error)
-        assert fault is None or "\n" not in fault
-    assert {str(Path(file).parent) for file in opened} <= {str(path)}
+    with opened_files(monkeypatch) as opened:
+        for _ in range(1000):
+            bad = copy.deepcopy(looked_at)
+            for _ in range(draw.choice((1, 1, 1, 2, 5))):  # together they may agree on what cannot be
+                if bad:
+                    changed_once(bad, draw)
+            (path / "state.json").write_text(json.dumps({**good, **bad}))
+            check_it_ends_in_a_line(path)
+    assert {file.parent for file in opened} == {path}
+    assert {file.name for file in opened} == {"state.json", *(f"part-000{n}.safetensors" for n in range(3))}
+
+
+def test_a_thousand_changed_headers_end_in_a_line(written, monkeypatch):
+    """Loaded without a look at checksums, as by whoever makes these right."""
+    path = written(1)
+    content = (path / PART).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    draw, sound = random.Random(8), 0
+    record = json.loads((path / "state.json").read_text())
+    with opened_files(monkeypatch) as opened:
+        for number in range(1000):
+            if number % 2:
+                bad = copy.deepcopy(header)
+                changed_once(bad, draw)
+                text = json.dumps(bad).encode()
+                found = len(text).to_bytes(8, "little") + text + content[8 + length :]
+            else:
+                found = bytearray(content)
+                found[draw.randrange(8 + length)] = draw.randrange(256)
+            (path / PART).write_bytes(found)
+            facts = {"bytes": len(found), "sha256": hashlib.sha256(found).hexdigest()}
+            (path / "state.json").write_text(json.dumps({**record, "files": {PART: facts}}))
+            sound += check_it_ends_in_a_line(path)
+    assert sound < 200
+    assert {file.parent for file in opened} == {path}
+
+
+def test_what_cannot_be_is_refused_before_there_is_room_for_it(written, monkeypatch):
+    """A record that lies about its shapes and its files' sizes alike."""
+    path = written(1)
+    record = json.loads((path / "state.json").read_text())
+    del record["digest"]
+    shape, half = [1 << 20, 1 << 20], [1 << 19, 1 << 20]
+    places_of_cube = [[0, 2, [0, 0], half], [0, 2, [1 << 19, 0], half]]
+    record["tensors"]["engine/cube"] = {"shape": shape, "dtype": "F64", "boxes": places_of_cube}
+    record["files"][PART]["bytes"] = 1 << 62
+    (path / "state.json").write_text(json.dumps(record))
+    rooms, plain = [], torch.empty
+    monkeypatch.setattr(torch, "empty", lambda size, **how: rooms.append(math.prod(size)) or plain(size, **how))
+    with pytest.raises(UserError, match="not as state.json says"):
+        checkpoint.Checkpoint(path).read("engine/", ["cube"])
+    assert not rooms
+    record["tensors"]["engine/cube"] = {"shape": [1 << 62, 4, 0], "dtype": "F64", "boxes": [[0, 2, [0] * 3, [0] * 3]]}
+    (path / "state.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="no tensor has the shape"):
+        checkpoint.Checkpoint(path)
+
+
+def test_a_record_of_very_many_boxes_is_looked_at_in_seconds():
+    """All at one place of the first dimension: to compare any two of them would take hours."""
+    boxes = [Box((0, place), (1, 1)) for place in range(50_000)]
+    start = time.process_time()
+    check_cover("row", (1, 50_000), boxes)
+    with pytest.raises(ValueError, match="two boxes hold"):
+        check_cover("row", (1, 50_000), [*boxes[:-1], boxes[123]])
+    assert time.process_time() - start < 5
+
+
+def test_boxes_fill_a_tensor_if_and_only_if_each_element_is_in_one():
+    draw = random.Random(3)
+    for _ in range(300):
+        shape = tuple(draw.randint(1, 4) for _ in range(draw.randint(1, 3)))
+        cells = list(boxes_of_range(shape, range(math.prod(shape))))
+        while len(cells) < 5 and (wide := [n for n, box in enumerate(cells) if max(box.shape) > 1]):
+            box = cells.pop(draw.choice(wide))
+            dim = max(range(len(shape)), key=lambda d: box.shape[d])
+            for part in (slice_of(0, 2, box.shape[dim]), slice_of(1, 2, box.shape[dim])):
+                put = tuple(o + part.start * (d == dim) for d, o in enumerate(box.offset))
+                cells.append(Box(put, tuple(len(part) if d == dim else n for d, n in enumerate(box.shape))))
+        check_cover("tensor", shape, cells)
+        for box in cells:  # the same number of elements, elsewhere
+            moved = [(d, step) for d in range(len(shape)) for step in (-1, 1)]
+            for d, step in moved:
+                put = tuple(o + step * (d == at) for at, o in enumerate(box.offset))
+                with pytest.raises(ValueError, match="two boxes hold|leaves its shape"):
+                    check_cover("tensor", shape, [*(each for each in cells if each is not box), Box(put, box.shape)])
 
 
 def test_a_part_that_is_no_plain_file_is_not_opened(written, tmp_path):
@@ -234,6 +331,37 @@ def test_what_happens_after_begin_changes_nothing(tmp_path, monkeypatch):
     path = saver.finish(lambda: None).path
     assert torch.equal(tensors_in(path)["model/weight"], torch.arange(1000.0))
     assert torch.equal(tensors_in(path)["model/moment"], torch.ones(77))
+
+
+def test_what_happens_to_the_state_after_begin_is_in_no_record(tmp_path):
+    """A validation while the parts are written adds its loss to the list that the state names."""
+    losses, best = [2.0], {"step": 1}
+    saver = Saver(tmp_path, SerialWorld())
+    saver.begin(1, state_of()[1], {}, {**STATE, "engine": {"val_losses": losses}, "best": best})
+    losses.append(1.0)
+    best["step"] = 2
+    found = checkpoint.read_state(saver.finish(lambda: None).path)
+    assert (found["engine"]["val_losses"], found["best"]) == ([2.0], {"step": 1})
+
+
+def test_ranks_that_hold_another_number_for_the_same_save_nothing(tmp_path):
+    assert merged_scalars([{"a/step": 1.0}, {"b/step": 2.0}, {"a/step": 1.0}]) == {"a/step": 1.0, "b/step": 2.0}
+    with pytest.raises(ValueError, match="a/step is 1.0 on a rank before, 2.0 on rank 1"):
+        merged_scalars([{"a/step": 1.0}, {"a/step": 2.0}])
+
+
+def test_what_is_not_finite_is_found_by_the_rank_that_would_write_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(part_files, "PART_BYTES", 64)
+
+    def on_rank(world):
+        tensors, _ = state_of()
+        tensors["weight"][-1] = math.nan
+        share = world.rank, world.size
+        pieces = [Piece(f"model/{n}", t, tuple(t.shape), whole(tuple(t.shape)), share) for n, t in tensors.items()]
+        return Saver(tmp_path, world).begin(5, pieces, {}, STATE)
+
+    assert run_on_threads(3, on_rank) == ["model/weight is not finite"] * 3
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_buffers_are_used_again(tmp_path):
@@ -320,6 +448,54 @@ def test_an_asynchronous_run_is_the_same_run(data_dir, tmp_path):
         for name in ("one", "other")
     )
     assert one == other and len(one) == 10
+
+
+def test_a_save_that_is_due_too_early_is_left_out_where_the_config_says_so(data_dir, tmp_path, monkeypatch):
+    """The first is not written before that is told, so that the second finds it unfinished."""
+    told = threading.Event()
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            if "not saved, the save before it is not over" in record.getMessage():
+                told.set()
+
+    def write(folder, number, shares):
+        assert told.wait(60)
+        return write_part(folder, number, shares)
+
+    monkeypatch.setattr("hvdlm.checkpoint.saver.write_part", write)
+    listener = Listener()
+    logging.getLogger("hvdlm").addHandler(listener)
+    try:
+        run_training(data_dir, tmp_path, "checkpoint={every: 4, keep: 20, unfinished: skip}", "checkpoint.best=null")
+    finally:
+        logging.getLogger("hvdlm").removeHandler(listener)
+    found = checkpoint.complete_steps(tmp_path)
+    assert told.is_set() and {4, 20} <= set(found) and 8 not in found
+    assert all(checkpoint.damage(path) is None for path in (tmp_path / "checkpoints").glob("step_*"))
+
+
+def test_a_validation_during_a_save_is_in_the_next_record_alone(data_dir, tmp_path, monkeypatch):
+    """Step 5's parts are not written before step 10 is validated."""
+    validated = threading.Event()
+    plain = Loop._validate
+
+    def validate(self):
+        plain(self)
+        validated.set()
+
+    def write(folder, number, shares):
+        assert validated.wait(60)
+        return write_part(folder, number, shares)
+
+    monkeypatch.setattr(Loop, "_validate", validate)
+    monkeypatch.setattr("hvdlm.checkpoint.saver.write_part", write)
+    run_training(data_dir, tmp_path, "checkpoint={every: 5, keep: 20}")
+    losses = [
+        len(checkpoint.read_state(checkpoint.path_of(tmp_path, step))["engine"]["val_losses"])
+        for step in checkpoint.complete_steps(tmp_path)
+    ]
+    assert losses == [0, 1, 1, 2]
 
 
 def test_each_so_many_steps_stay_for_ever(data_dir, tmp_path):

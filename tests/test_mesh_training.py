@@ -9,8 +9,10 @@ from harness import make_config
 from hvdlm.data.manifest import read_manifest
 from hvdlm.data.stream import TokenStream
 from hvdlm.parallel.axes import axes_of
+from hvdlm.parallel.pipeline import BACKWARD, FORWARD, TIED_GRADIENT, Key, Layout, Pipeline
 from hvdlm.train.step import GradientLearner
 from hvdlm.world.place import Place
+from hvdlm.world.serial import SerialWorld
 from hvdlm.world.threads import run_on_threads
 
 BUILDING = threading.Lock()  # weights come from torch's one generator
@@ -92,7 +94,7 @@ def test_stages_give_the_weights_of_one_process_bit_for_bit(trained, size, micro
     ],
 )
 def test_tensor_ranks_give_the_weights_of_one_process_nearly(trained, size, parallel):
-    same = "train.micro_batch=3", "train.global_batch=12"
+    same = "train.micro_batch=3", "train.global_batch=12", "data.seq_len=31"
     ((weights, norms, sums, _),) = trained(1, *same)
     found = trained(size, *same, f"parallel={{{parallel}}}")
     assert all(each[1] == found[0][1] for each in found)
@@ -116,3 +118,35 @@ def test_tensor_ranks_in_blocks_give_the_weights_of_one_process_in_blocks_bit_fo
     assert {name: bool(torch.equal(weights[name], part)) for name, part in whole(found).items()} == dict.fromkeys(
         weights, True
     )
+
+
+def test_rules_and_rates_by_layer_are_those_of_the_whole_model(trained):
+    """A rule for the last layer finds nothing on the first stage; a layer's depth is that of the whole model."""
+    rules = "optim.groups=[{match: blocks.4, lr_scale: 0.5}, {match: embed, weight_decay: 0}]"
+    same = "train.micro_batch=2", "train.global_batch=12", "optim.layer_decay=0.7", rules, "freeze=[blocks.4.norm]"
+    ((weights, norms, _, _),) = trained(1, *same)
+    found = trained(2, *same, "parallel={pipeline: 2}")
+    assert all(each[1] == norms for each in found)
+    parts = whole(found)
+    assert [name for name in weights if not torch.equal(weights[name], parts[name])] == []
+
+
+def test_adapters_and_frozen_weights_lie_on_stages_too(trained):
+    same = "train.micro_batch=2", "train.global_batch=12", "lora={rank: 2}", "ema={decay: 0.9}"
+    ((weights, norms, _, _),) = trained(1, *same)
+    found = trained(2, *same, "parallel={pipeline: 2}")
+    assert all(each[1] == norms for each in found)
+    parts = whole(found)
+    assert [name for name in weights if not torch.equal(weights[name], parts[name])] == []
+
+
+@pytest.mark.parametrize(("stages", "chunks"), [(2, 1), (4, 1), (2, 4)])
+def test_each_message_of_a_step_has_a_tag_of_its_own(stages, chunks):
+    """Two ranks may have as many under way as there are; the order in which they come tells nothing."""
+    layout = Layout([range(n, n + 1) for n in range(stages * chunks)], chunks)
+    pipeline = Pipeline(SerialWorld(), layout)
+    kinds = FORWARD, BACKWARD, TIED_GRADIENT
+    keys = [Key(kind, stage, n) for kind in kinds for stage in range(stages * chunks) for n in range(100)]
+    tags = {pipeline._tag(key) for key in keys}
+    assert len(tags) == len(keys)
+    assert max(tags) < 1 << 15

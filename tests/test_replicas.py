@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from hvdlm.parallel.mesh import Mesh
-from hvdlm.train.replicas import fold, name_stray, tensor_digests
+from hvdlm.train.replicas import are_equal, fold, name_stray, tensor_digests
 from hvdlm.world.threads import run_on_threads
 
 
@@ -45,3 +45,15 @@ def test_the_stray_rank_and_its_tensor_are_named():
             run_on_threads(size, lambda world: name_stray(replicas[world.rank], world, Mesh(data=world.size)))
             == [named] * size
         )
+
+
+def test_ranks_are_compared_with_those_that_hold_the_same():
+    mesh = Mesh(pipeline=2, data=2, tensor=2)
+    places = [mesh.place(rank) for rank in range(mesh.size)]
+    digests = [(float(place.pipeline), float(place.tensor)) for place in places]  # of all that a rank holds
+    shared = [(float(place.pipeline), 7.0) for place in places]  # of what tensor ranks hold alike
+    assert are_equal(mesh, digests, shared)
+    for rank in range(mesh.size):
+        other = [(9.0, 9.0) if each == rank else digest for each, digest in enumerate(digests)]
+        assert not are_equal(mesh, other, shared)
+        assert not are_equal(mesh, digests, [*shared[:rank], (9.0, 9.0), *shared[rank + 1 :]])

@@ -1,6 +1,6 @@
 """What a rank writes of a state, and the file that it writes; nothing here talks to another rank.
 
-A part is a file of safetensors, written in one pass that hashes as it goes.
+A part is a file of safetensors, hashed from memory while it is written.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
+import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,8 @@ from hvdlm.checkpoint.boxes import Box, Piece, boxes_of_range, whole
 from hvdlm.files import sync_folder
 
 PART_BYTES = 1 << 20  # less of what several ranks hold alike is one rank's to write
-BLOCK_BYTES = 16 << 20  # written, and hashed meanwhile
+BLOCK_BYTES = 16 << 20  # written at once
+PRIME = (1 << 61) - 1
 DTYPES = {  # as safetensors names them
     torch.float64: "F64",
     torch.float32: "F32",
@@ -144,44 +147,57 @@ def tensors_of(tables: Mapping[int, Sequence[Row]]) -> dict[str, Any]:
 
 
 def check_cover(key: str, shape: tuple[int, ...], boxes: Sequence[Box]) -> None:
-    """ValueError unless the boxes hold each element of a tensor once."""
+    """ValueError unless the boxes hold each element of a tensor once.
+
+    Boxes that lie within and have the right number of elements leave a gap only where two overlap. Whether two do is
+    found in one pass, for a record from anywhere may have a million: each border of a dimension gets a random number,
+    and a box the product of its borders' differences. Of boxes that fill the tensor these add up to the tensor's own,
+    of others with a chance of at most dimensions / PRIME (Schwartz 1980, Zippel 1979).
+    """
     limits = whole(shape)
     for box in boxes:
         if len(box.offset) != len(shape) or (box.numel and box.meeting(limits) != box):
             raise ValueError(f"{key}: a box at {list(box.offset)} of {list(box.shape)} leaves its shape {list(shape)}")
     if sum(box.numel for box in boxes) != limits.numel:
         raise ValueError(f"{key}: its boxes hold {sum(box.numel for box in boxes)} of {limits.numel} elements")
-    ordered = sorted((box for box in boxes if box.numel), key=lambda box: box.offset)
-    for number, box in enumerate(ordered):  # of equal sum they leave a gap only where two overlap
-        for other in ordered[number + 1 :]:
-            if other.offset[:1] and other.offset[0] >= box.offset[0] + box.shape[0]:
-                break
-            if box.meeting(other) is not None:
-                raise ValueError(f"{key}: two boxes hold the element at {list(other.offset)}")
+    drawn: dict[tuple[int, int], int] = {}
+
+    def at(dim: int, place: int) -> int:
+        return drawn.setdefault((dim, place), secrets.randbelow(PRIME))
+
+    def product(box: Box) -> int:
+        ends = enumerate(zip(*box, strict=True))
+        return math.prod(at(dim, first + size) - at(dim, first) for dim, (first, size) in ends)
+
+    if sum(map(product, boxes)) % PRIME != product(limits) % PRIME:
+        raise ValueError(f"{key}: two boxes hold the same element")
 
 
 def write_part(folder: Path, number: int, shares: Sequence[Share]) -> PartFacts:
     """Write a part durably. A file that could not be flushed is removed, and not tried again."""
-    path = folder / name_of(number)
+    path, digest = folder / name_of(number), hashlib.sha256()
+    # Apart from the write, not block by block beside it: so it goes on while the disk is flushed.
+    hashing = threading.Thread(target=_feed, args=(digest, shares), daemon=True)
+    hashing.start()
     try:
         with path.open("xb", buffering=0) as file:
-            written, digest = 0, hashlib.sha256()
-            hashing: threading.Thread | None = None
+            written = 0
             for block in _blocks(shares):
-                if hashing is not None:
-                    hashing.join()
-                hashing = threading.Thread(target=digest.update, args=(block,))  # hashlib lets other threads run
-                hashing.start()
                 _write_all(file, block)
                 written += len(block)
-            if hashing is not None:
-                hashing.join()
             os.fsync(file.fileno())
         sync_folder(folder)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+    finally:
+        hashing.join()  # the tensors may be overwritten afterwards
     return PartFacts(path.name, written, digest.hexdigest())
+
+
+def _feed(digest: Any, shares: Sequence[Share]) -> None:
+    for block in _blocks(shares):
+        digest.update(block)  # hashlib lets other threads run
 
 
 def _write_all(file: Any, block: memoryview | bytes) -> None:
@@ -212,7 +228,7 @@ def _blocks(shares: Sequence[Share]) -> Iterator[memoryview | bytes]:
 
 
 def _joined(parts: Iterable[memoryview]) -> Iterator[memoryview | bytes]:
-    """The same bytes in blocks that are worth a system call, and not too large to be hashed meanwhile."""
+    """The same bytes in blocks that are worth a system call."""
     small = bytearray()
     for part in parts:
         if len(part) < BLOCK_BYTES // 16:

@@ -70,6 +70,8 @@ def table(path: Path, record: Mapping[str, Any]) -> dict[str, Entry]:
         if dtype is None:
             raise ValueError(f"{key}: there is no type {facts['dtype']}")
         shape = tuple(facts["shape"])
+        if math.prod(max(1, size) for size in shape) >= 1 << 63:
+            raise ValueError(f"{key}: no tensor has the shape {list(shape)}")
         boxes = [Stored(name_of(part), str(n), Box(tuple(o), tuple(size))) for part, n, o, size in facts["boxes"]]
         check_cover(key, shape, [stored.box for stored in boxes])
         if odd := next((stored.file for stored in boxes if stored.file not in record["files"]), ""):
@@ -134,34 +136,41 @@ def read_boxes(
         files: dict[str, Any] = {}
         for key, boxes in wanted.items():
             entry = entries[key]
+            as_stored = {stored.box: stored for stored in entry.boxes}
             found[key] = []
             for box in boxes:
-                stored_whole = next((stored for stored in entry.boxes if stored.box == box), None)
-                if stored_whole is not None:
-                    found[key].append(_read(path, stack, files, entry, stored_whole, box))
+                if (stored := as_stored.get(box)) is not None:
+                    found[key].append(_read(_part_of(path, stack, files, entry, stored), stored, box))
                     continue
-                made = torch.empty(box.shape, dtype=entry.dtype)
-                for stored in entry.boxes:
-                    if (common := stored.box.meeting(box)) is not None:
-                        made[common.within(box)] = _read(path, stack, files, entry, stored, common)
+                meeting = [(each, common) for each in entry.boxes if (common := each.box.meeting(box)) is not None]
+                parts = [_part_of(path, stack, files, entry, each) for each, _ in meeting]
+                made = torch.empty(box.shape, dtype=entry.dtype)  # the files have as much: their shapes were looked at
+                for part, (each, common) in zip(parts, meeting, strict=True):
+                    made[common.within(box)] = _read(part, each, common)
                 found[key].append(made)
     return found
 
 
-def _read(path: Path, stack: ExitStack, files: dict[str, Any], entry: Entry, stored: Stored, box: Box) -> Tensor:
-    """A part of what one file holds."""
+def _part_of(path: Path, stack: ExitStack, files: dict[str, Any], entry: Entry, stored: Stored) -> Any:
+    """What a file holds of a tensor, not read yet; ValueError unless its shape and type are what the record says."""
     if stored.file not in files:
         files[stored.file] = stack.enter_context(_opened(path / stored.file))
     try:
-        if stored.box == box:
-            tensor = files[stored.file].get_tensor(stored.name)
-        else:
-            tensor = files[stored.file].get_slice(stored.name)[box.within(stored.box)]
+        part = files[stored.file].get_slice(stored.name)
+    except SafetensorError as error:
+        raise ValueError(f"{stored.file}: {error}") from None
+    shape, dtype = tuple(part.get_shape()), TORCH_DTYPES.get(part.get_dtype())
+    if (shape, dtype) != (stored.box.shape, entry.dtype):
+        raise ValueError(f"{stored.file}: {stored.name} is {part.get_dtype()} {shape}, not as {STATE} says")
+    return part
+
+
+def _read(part: Any, stored: Stored, box: Box) -> Tensor:
+    """A box of what one file holds."""
+    try:
+        return part[box.within(stored.box) if box.shape else ...]
     except (SafetensorError, IndexError) as error:
         raise ValueError(f"{stored.file}: {error}") from None
-    if (tuple(tensor.shape), tensor.dtype) != (box.shape, entry.dtype):
-        raise ValueError(f"{stored.file}: {stored.name} is {tensor.dtype} {tuple(tensor.shape)}, not as {STATE} says")
-    return tensor
 
 
 class Checkpoint:

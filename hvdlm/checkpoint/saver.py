@@ -6,6 +6,7 @@ CheckFreq (Mohan et al. 2021) parts a save in the same way, into a snapshot and 
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import threading
@@ -67,7 +68,8 @@ class _Save:
     record: dict[str, Any]
     tables: dict[int, list[Row]]  # of all parts; on rank 0
     started: float
-    blocked_s: float  # by the copy
+    blocked_s: float = 0.0  # training stood still
+    copied_s: float = 0.0  # of that, by the copy
     written_s: float = 0.0  # of this rank's thread
     status: Status = field(default_factory=lambda: Status(SaveState.WRITING))
     error: str = ""
@@ -97,24 +99,26 @@ class Saver:
         return self._save is not None
 
     def begin(self, step: int, pieces: Sequence[Piece], scalars: dict[str, Any], state: dict[str, Any]) -> str:
-        """Start to save; when it returns, nothing that happens to the tensors changes what is saved.
+        """Start to save; when it returns, nothing that happens to tensors or state changes what is saved.
 
         Returns what is not finite, where nothing is saved for it. OSError on all ranks where no folder can be made.
         """
         assert self._save is None, "the last one is to be finished before"
         world, start = self._world, time.monotonic()
-        culprits = [each for each in world.gather(not_finite_in(pieces, scalars)) if each]
+        shares = shares_of(pieces)
+        culprits = [each for each in world.gather(not_finite_in(shares, scalars)) if each]
         if culprits:
             return f"{culprits[0]} is not finite"
         aside = world.on_root(lambda: begin(self._run_dir, step))
-        shares = shares_of(pieces)
         told = world.gather_on_root((table_of(shares), scalars))
         tables = {rank: rows for rank, (rows, _) in enumerate(told) if rows}
-        merged = {name: value for _, of_rank in told for name, value in of_rank.items()}
+        merged = merged_scalars([of_rank for _, of_rank in told])
+        record = copy.deepcopy({**state, "optimizer_scalars": merged})  # lists in it grow while the parts are written
         copying = time.monotonic()
         self._kept.take(shares)
-        copied_s = time.monotonic() - copying
-        self._save = save = _Save(step, aside, {**state, "optimizer_scalars": merged}, tables, start, copied_s)
+        self._save = save = _Save(step, aside, record, tables, start)
+        save.copied_s = time.monotonic() - copying
+        save.blocked_s = time.monotonic() - start
         if not shares:
             save.status = Status(SaveState.DONE)
             return ""
@@ -159,12 +163,13 @@ class Saver:
         )
 
     def _line(self, path: Path, save: _Save, num_bytes: int, seconds: float) -> str:
-        """For the log: how long training stood still for the copy, and when all was durable."""
-        copied = self._kept.nbytes / max(save.blocked_s, 1e-9) / 1e9
+        """For the log: how long training stood still, for the copy and for the rest, and when all was durable."""
+        copied = self._kept.nbytes / max(save.copied_s, 1e-9) / 1e9
         own = save.status.bytes / max(save.written_s, 1e-9) / 1e9
         return (
             f"saved {path}: {num_bytes / 1e6:,.1f} MB, there after {seconds:.2f} s; training stood still"
-            f" {save.blocked_s:.2f} s (a copy, {copied:.1f} GB/s), written at {own:.2f} GB/s a rank"
+            f" {save.blocked_s:.2f} s ({save.copied_s:.2f} s for the copy, {copied:.1f} GB/s),"
+            f" written at {own:.2f} GB/s a rank"
         )
 
     def finish(self, permit: Callable[[], None]) -> Saved | None:
@@ -177,6 +182,16 @@ class Saver:
                 self._world.beats += 1  # a disk may be slow: that is no rank that hangs
         rows = self._world.gather(self.status().numbers())
         return self.settle([Status.of(row) for row in rows], permit)
+
+
+def merged_scalars(of_ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The optimizer's plain values of all ranks; ValueError where two hold another value for the same."""
+    merged: dict[str, Any] = {}
+    for rank, scalars in enumerate(of_ranks):
+        for name, value in scalars.items():
+            if merged.setdefault(name, value) != value:
+                raise ValueError(f"{name} is {merged[name]} on a rank before, {value} on rank {rank}")
+    return merged
 
 
 def _write(save: _Save, number: int, kept: Kept) -> None:

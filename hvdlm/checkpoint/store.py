@@ -31,7 +31,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hvdlm.checkpoint.boxes import Cut, Piece
-from hvdlm.checkpoint.parts import PartFacts, Row, shares_of, table_of, tensors_of, write_part
+from hvdlm.checkpoint.parts import PartFacts, Row, Share, shares_of, table_of, tensors_of, write_part
 from hvdlm.checkpoint.reading import (
     ENGINE,
     MODEL,
@@ -226,7 +226,7 @@ def pieces_of(
     return pieces, scalars
 
 
-def not_finite_in(pieces: Iterable[Piece], scalars: Mapping[str, Any]) -> str:
+def not_finite_in(pieces: Iterable[Piece | Share], scalars: Mapping[str, Any]) -> str:
     """The first tensor or number that holds inf or NaN, or nothing."""
     for piece in pieces:
         if not is_finite(piece.tensor):

@@ -131,6 +131,7 @@ for group in (
         serving.serve,
         models.export,
         models.model_group,
+        planning.plan,
         planning.schedule_group,
         checkpoints.ckpt,
         launching.launch,

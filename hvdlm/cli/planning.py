@@ -7,9 +7,27 @@ from typing import Any
 
 import click
 
-from hvdlm.cli.options import PATH, Choice, Command, Group, Number, WholeNumber, json_option, result
+from hvdlm.cli.extensions import import_option
+from hvdlm.cli.options import (
+    PATH,
+    RANKS,
+    Choice,
+    Command,
+    Group,
+    Number,
+    WholeNumber,
+    by_rank_0,
+    check_run,
+    json_option,
+    overrides_argument,
+    result,
+    run_config,
+)
 from hvdlm.errors import UserError
+from hvdlm.numerals import whole_number
 from hvdlm.parallel.schedule import SCHEDULES, build
+
+MOST_RANKS = 1_000_000
 
 
 @click.group("schedule", cls=Group)
@@ -85,3 +103,57 @@ def show(  # noqa: PLR0913 - an option each
         "0-9 forward, a-v backward, w weights, . idle",
     ]
     result(told, as_json, "\n".join(lines))
+
+
+class MeshOption(click.ParamType):
+    """`data=2,pipeline=2,tensor=1`; what is not said is 1."""
+
+    name = "mesh"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from hvdlm.parallel.mesh import AXES, Mesh
+
+        if isinstance(value, Mesh):
+            return value
+        sizes: dict[str, int] = {}
+        for word in value.split(","):
+            axis, _, size = word.partition("=")
+            found = whole_number(size.strip())
+            if axis.strip() not in AXES or found is None or not 1 <= found <= MOST_RANKS:
+                self.fail(f"{word!r} is not one of {', '.join(f'{axis}=N' for axis in AXES)}", param, ctx)
+            sizes[axis.strip()] = found
+        return Mesh(**sizes)
+
+
+@click.command(
+    "plan",
+    cls=Command,
+    epilog="hvdlm plan configs/gpt-mesh.yaml --ranks 4 --memory-gb 2\n"
+    "hvdlm plan configs/gpt-mesh.yaml --mesh pipeline=2,tensor=2\nhvdlm plan runs/gpt-mesh",
+)
+@click.argument("config", type=PATH, metavar="CONFIG|RUN")
+@overrides_argument
+@click.option("--ranks", type=RANKS, default=None, help="Of which all meshes are compared; default: the config's.")
+@click.option("--mesh", type=MeshOption(), default=None, help="This one alone: pipeline=2,data=1,tensor=2.")
+@click.option("--memory-gb", type=Number(0, min_open=True), default=None, help="That a rank has, at most.")
+@click.option("--flops", type=Number(0, min_open=True), default=None, help="FLOP/s of a rank; default: measured here.")
+@click.option("--alpha-us", type=Number(0), default=20.0, show_default=True, help="Of a message, however short.")
+@click.option("--gb-per-s", type=Number(0, min_open=True), default=5.0, show_default=True, help="Of a long message.")
+@import_option
+@json_option
+@by_rank_0
+def plan(config: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Tell before a run what each rank will hold and how long a step will take, on every mesh of so many ranks.
+
+    Memory is that of the run's own code, gone through without values; times are of products and messages alone, to
+    compare meshes by. Of a RUN the memory that was measured stands beside.
+    """
+    if config.is_dir():
+        check_run(config)
+        settings = run_config(config / "config.yaml", overrides)
+    else:
+        settings = run_config(config, overrides)
+    from hvdlm.perf.mesh_table import PlanOptions, planned, to_text
+
+    found = planned(settings, PlanOptions(run=config if config.is_dir() else None, **options))
+    result(found, as_json, to_text(found))

@@ -69,9 +69,9 @@ def measure(spec: Path) -> None:
     task = read_spec(spec)
     import_all(tuple(map(Path, task.extensions)))
     settings = validate(RunConfig, task.config, spec)
-    with connected(
-        settings.world, prefer=preferred_world(settings.sync), environment=settings.sync.environment
-    ) as world:
+    prefer, groups = preferred_world(settings.sync), settings.parallel.data_groups
+    environment = settings.sync.environment
+    with connected(settings.world, prefer=prefer, environment=environment, data_groups=groups) as world:
         measure_and_write(task, world, job=os.environ.get("SLURM_JOB_ID", ""))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -18,34 +18,41 @@ from hvdlm.optim.torch_classes import spare_dynamo
 
 
 def parameter_groups(
-    model: nn.Module, config: OptimConfig, roles: Mapping[str, Role] | None = None
+    model: nn.Module,
+    config: OptimConfig,
+    roles: Mapping[str, Role] | None = None,
+    trained: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """The groups that OPTIMIZERS take: `params`, `weight_decay`, `lr_scale`, and the optimizer's own options.
 
     `roles` by name are those of the modules where nobody says otherwise. Vectors, as gains and biases, do not decay.
-    UserError if a rule of `config.groups` is no parameter's first match.
+    UserError if a rule of `config.groups` is no parameter's first match. Of a model that ranks share, `roles` and
+    names of what is `trained` are the whole one's: a rule may be for what another rank holds.
     """
     roles = roles_of(model) if roles is None else roles
-    names = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     factors = layer_factors(roles, config.layer_decay)
     patterns = [re.compile(rule.match) for rule in config.groups]
     groups: dict[tuple, dict[str, Any]] = {}
-    used = set()
-    for name, parameter in names:
+    firsts = {name: _first_match(patterns, name) for name in trained or named}
+    for name, parameter in named.items():
         role = roles[name]
         decays = role != "vector" and (config.decay_embeddings or role != "embedding")
         options = {"weight_decay": config.weight_decay if decays else 0.0, "lr_scale": 1.0}
         options |= OPTIMIZERS[config.name].parameter_options(role, parameter, config)
         options["lr_scale"] *= factors[name]
-        number = next((number for number, pattern in enumerate(patterns) if pattern.search(name)), None)
+        number = firsts[name]
         if number is not None:
-            used.add(number)
             rule = config.groups[number]
             options["lr_scale"] *= rule.lr_scale
             options["weight_decay"] = options["weight_decay"] if rule.weight_decay is None else rule.weight_decay
         groups.setdefault(tuple(options.values()), {"params": [], **options})["params"].append(parameter)
-    _check_rules(config, used, [name for name, _ in names])
+    _check_rules(config, {number for number in firsts.values() if number is not None}, list(firsts))
     return list(groups.values())
+
+
+def _first_match(patterns: Sequence[re.Pattern], name: str) -> int | None:
+    return next((number for number, pattern in enumerate(patterns) if pattern.search(name)), None)
 
 
 def _check_rules(config: OptimConfig, used: set[int], names: list[str]) -> None:
@@ -58,14 +65,19 @@ def _check_rules(config: OptimConfig, used: set[int], names: list[str]) -> None:
             )
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, roles: Mapping[str, Role] | None = None) -> Optimizer:
+def build_optimizer(
+    model: nn.Module,
+    config: OptimConfig,
+    roles: Mapping[str, Role] | None = None,
+    trained: Sequence[str] | None = None,
+) -> Optimizer:
     """The optimizer over the model's `parameter_groups`, at the peak learning rate.
 
     Every option is in its groups, so `type(optimizer)(optimizer.param_groups)` is the same optimizer without
     its state, which is how Horovod wraps it.
     """
     spare_dynamo()
-    groups = parameter_groups(model, config, roles)
+    groups = parameter_groups(model, config, roles, trained)
     for group in groups:
         group["lr"] = config.lr * group["lr_scale"]
         if group["lr"] * max(1.0, group["weight_decay"]) > LARGEST_FLOAT:

@@ -32,6 +32,14 @@ def _adafactor(groups: Groups, config: OptimConfig) -> Optimizer:
     return from_torch("Adafactor", "2.5")(groups, eps=(1e-15, 1e-3))
 
 
+def _adafactor_size(parameter: Tensor) -> int:
+    """Of a matrix a number a row and a column, else one an element; and how many steps were made."""
+    if parameter.dim() < 2:
+        return parameter.numel() + 1
+    rows, columns = parameter.shape[-2:]
+    return parameter.numel() // columns + parameter.numel() // rows + 1
+
+
 def _built(of: Callable[..., Optimizer], *keys: str, kernel: str = "") -> Build:
     """`of` over the groups; the settings `keys` are its options of the same name, `kernel` torch's fused one."""
 
@@ -67,10 +75,12 @@ class OptimizerChoice:
     parameter_options: Callable[[Role, Tensor, OptimConfig], dict[str, Any]] = _no_options
     # An element's update depends on nothing but that element: its state may be shared out, whatever the borders.
     by_element: bool = False
+    # Numbers that it keeps of a parameter, where a step without values would not tell.
+    state_size: Callable[[Tensor], int] | None = None
 
 
 OPTIMIZERS = {
-    "adafactor": OptimizerChoice(_adafactor),
+    "adafactor": OptimizerChoice(_adafactor, state_size=_adafactor_size),
     "adagrad": OptimizerChoice(_built(eager(torch.optim.Adagrad), "eps", kernel="adagrad"), by_element=True),
     "adam": OptimizerChoice(_built(eager(torch.optim.Adam), "betas", "eps", kernel="adam"), by_element=True),
     "adamw": OptimizerChoice(_built(eager(torch.optim.AdamW), "betas", "eps", kernel="adamw"), by_element=True),

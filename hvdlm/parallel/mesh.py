@@ -97,6 +97,16 @@ def mesh_of(size: int, *, data: int | None, pipeline: int, tensor: int) -> Mesh:
     return Mesh(pipeline, size // cut, tensor)
 
 
+def meshes_of(size: int) -> list[Mesh]:
+    """All that `size` ranks fill.
+
+    >>> len(meshes_of(4)), str(meshes_of(2)[0])
+    (6, 'pipeline 1 x data 1 x tensor 2')
+    """
+    sizes = [n for n in range(1, size + 1) if size % n == 0]
+    return [Mesh(p, size // p // t, t) for p in sizes for t in reversed(sizes) if (size // p) % t == 0]
+
+
 def cut_by_cost(costs: Sequence[float], parts: int) -> list[range]:
     """Contiguous parts, none of them empty, of which the dearest is as cheap as can be; of such the first parts small.
 

@@ -218,7 +218,7 @@ class Pipeline:
 
     def _shares(self, stage: int, end: int, number: int, num: int) -> bool:
         """Whether the tied weight's gradient travels with this micro-batch's backward, from the last to the first."""
-        if self.tied is None or stage != end or self.world.size == 1:
+        if self.tied is None or not self.tied.weight.requires_grad or stage != end or self.world.size == 1:
             return False
         return self.tied.each or number == num - 1
 

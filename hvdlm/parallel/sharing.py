@@ -27,14 +27,15 @@ class Whole:
     """What is to be known of the whole model, once ranks share it."""
 
     names: tuple[str, ...]  # of its parameters, in its order
-    roles: dict[str, Role]  # of those that are trained
+    roles: dict[str, Role]
+    trained: tuple[str, ...]
     num_parameters: int
 
     @staticmethod
     def of(model: LanguageModel) -> Whole:
-        named, roles = dict(model.named_parameters()), model.parameter_roles()
-        trained = {name: roles[name] for name, parameter in named.items() if parameter.requires_grad}
-        return Whole(tuple(named), trained, num_parameters(model))
+        named = dict(model.named_parameters())
+        trained = tuple(name for name, parameter in named.items() if parameter.requires_grad)
+        return Whole(tuple(named), model.parameter_roles(), trained, num_parameters(model))
 
 
 @dataclass(frozen=True)

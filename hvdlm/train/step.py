@@ -69,6 +69,8 @@ class _Share:
 class GradientLearner(Learner):
     """Model, optimizer, sync and data order of one rank, ready to run any step."""
 
+    has_values = True  # else its tensors have shapes alone
+
     def __init__(self, config: RunConfig, source: Source, manifest: Manifest, axes: Axes, place: Place) -> None:
         train = config.train
         self.config, self.axes, self.world = config, axes, axes.world
@@ -80,13 +82,14 @@ class GradientLearner(Learner):
             raise UserError(f"train.precision: fp16 is not there for {lacking} on CPUs; use bf16 or fp32")
         vocabulary = vocabulary_of(manifest)
         self.task = build_task(config, vocabulary, manifest.fields)
-        unmade = Unmade() if axes.mesh.cuts_model else None
+        unmade = Unmade() if axes.mesh.cuts_model and self.has_values else None
         with unmade or nullcontext():
             self.model = model_of(config, vocabulary, self.task)
         self.whole = Whole.of(self.model)
         self.flops_per_token = self.task.flops_per_token(self.model, config.data.seq_len)
         self.shared = share(self.model, axes, config.parallel, self.model.layer_costs(config.data.seq_len), unmade)
-        self.model.to(self.device)
+        if self.device.type != "cpu":  # where it was built
+            self.model.to(self.device)
         self.batches: Any = _order_of(config, source, self.task, manifest)
         self.plan = TokenPlan(self.batches) if train.batch_tokens else plan
         self.epoch_samples = self.batches.epoch_samples
@@ -94,7 +97,7 @@ class GradientLearner(Learner):
         # With the loss in the same graph its float32 logits, the largest tensor of all, are never written.
         self._loss = torch.compile(self.task.loss) if train.compile else self.task.loss
         self.noise_scale = NoiseScale(self._counted())  # its hooks must run before those of the sync
-        optimizer = build_optimizer(self.model, config.optim, self.whole.roles)
+        optimizer = build_optimizer(self.model, config.optim, self.whole.roles, self.whole.trained)
         self.sync = build_sync(config.sync, self.model, optimizer, axes.data, shares=config.parallel.zero == 1)
         self.pipeline = self._pipeline_of(self.shared)
         self.ema = Ema(self.model, config.ema) if config.ema.decay else None

@@ -12,12 +12,12 @@ from hvdlm.launch.plan import start_command
 
 @pytest.fixture
 def start_training(data_dir, tmp_path):
-    """Start a run on 2 ranks that lasts for minutes, and wait for its first checkpoint."""
+    """Start a run that lasts for minutes, and wait for its first checkpoint."""
     started = []
 
-    def start(*overrides, wait=True):
+    def start(*overrides, wait=True, ranks=2):
         config = write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
-        command = start_command(2, [*HVDLM, "train", str(config), *LONG, "checkpoint.every=5", *overrides])
+        command = start_command(ranks, [*HVDLM, "train", str(config), *LONG, "checkpoint.every=5", *overrides])
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen(command, cwd=ROOT, env=job_environment(), **pipes)
         started.append(process)

@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import HVDLM, run_ranks
+import torch
+from harness import HVDLM, LONG, run_ranks, run_training
 from processes import ranks_of, until
 from rank_fails import fail_together
+from saved import tensors_in
 
 from hvdlm import checkpoint
 from hvdlm.errors import UserError
@@ -85,6 +87,25 @@ def test_kill_9_of_one_rank_ends_the_job_and_the_same_command_resumes(
     steps = [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl", "train")]
     assert steps == list(range(1, saved + 5))
     assert time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.long), 1])
+def test_kill_9_in_any_stage_ends_the_job_and_the_same_command_resumes_bit_for_bit(
+    start_training, data_dir, tmp_path, stage
+):
+    same = ("sync=tree", "world=mpi", "model.dropout=0.1", "train.eval_every=20000")
+    process = start_training(*same, "parallel.pipeline=2", "log.every=1", ranks=4)
+    os.kill(ranks_of(process.pid)[2 * stage + 1], signal.SIGKILL)
+    assert process.wait(timeout=LIMIT_S) != 0
+    saved = checkpoint.complete_steps(tmp_path / "run")[-1]
+    same += (f"train.steps={saved + 3}",)
+    again = run_ranks(4, [*HVDLM, "train", tmp_path / "config.yaml", *same, "parallel.pipeline=2"])
+    assert again.returncode == 0, again.stderr
+    assert f"resuming from {tmp_path}/run/checkpoints/step_{saved:08d}" in again.stderr
+    run_training(data_dir, tmp_path / "alone", *LONG, *same, "world=auto")
+    found, expected = (tensors_in(checkpoint.resolve(tmp_path / name)) for name in ("run", "alone"))
+    assert found.keys() == expected.keys()
+    assert [key for key in found if not torch.equal(found[key], expected[key])] == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,152 @@
+"""`hvdlm plan`: the meshes of some ranks side by side, by memory and time, and which one to take."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hvdlm.compute.speed import measured_flops
+from hvdlm.errors import UserError
+from hvdlm.host import affinity, memory_bytes
+from hvdlm.parallel.mesh import Mesh, meshes_of
+from hvdlm.parallel.prediction import Machine
+from hvdlm.session.metrics import METRICS, RESUMED, STARTED, read_run
+from hvdlm.tables import counted, figure, table
+from hvdlm.train.config import RunConfig
+from hvdlm.train.mesh_plan import Planned, Planner, plan_all
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    ranks: int | None = None
+    mesh: Mesh | None = None
+    memory_gb: float | None = None
+    flops: float | None = None
+    alpha_us: float = 20.0
+    gb_per_s: float = 5.0
+    run: Path | None = None  # whose memory was measured
+
+
+def planned(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
+    """What `--json` prints. UserError for a mesh that cannot be, or where none has room."""
+    measured, ranks = (None, options.ranks) if options.run is None else _measured(options.run)
+    meshes = _meshes(config, options, ranks)
+    speed = options.flops or _speed(config, meshes[0].size)
+    machine = Machine(speed, options.alpha_us * 1e-6, 1e-9 / options.gb_per_s)
+    planner = Planner(config, machine)
+    found, refused = [], {}
+    for mesh, one in plan_all(planner, meshes):
+        if isinstance(one, Planned):
+            found.append(one)
+        elif len(meshes) == 1:
+            raise one
+        else:
+            refused[str(mesh)] = str(one)
+    if not found:
+        raise UserError(next(iter(refused.values())))
+    process = _process_bytes()
+    rows = [_row(one, config, process) for one in sorted(found, key=lambda one: one.time.step_s)]
+    kept = _fitting(rows, options.memory_gb, refused)
+    told: dict[str, Any] = {"ranks": meshes[0].size, **asdict(machine), "process_bytes": process}
+    told |= {"meshes": rows, "refused": refused, "best": kept[0]["overrides"]}
+    if measured is not None:
+        told["measured_gb"] = measured
+    return told
+
+
+def _meshes(config: RunConfig, options: PlanOptions, ranks: int | None) -> list[Mesh]:
+    """Those to compare."""
+    if options.mesh is not None:
+        if options.ranks not in (None, options.mesh.size):
+            raise UserError(f"--mesh: has {options.mesh.size} ranks, and --ranks is {options.ranks}; leave one out")
+        return [options.mesh]
+    parallel = config.parallel
+    if options.run is None and options.ranks is not None:
+        return meshes_of(options.ranks)
+    if ranks is None:
+        ranks = parallel.pipeline * parallel.tensor * (1 if parallel.data == "auto" else parallel.data)
+    return [parallel.mesh(ranks)]
+
+
+def _measured(run: Path) -> tuple[float | None, int | None]:
+    """The most GB that a rank of a run has had, and how many ranks there were, by its metrics."""
+    rows, events = read_run(run / METRICS)
+    starts = [event for event in events if event["event"] in (STARTED, RESUMED) and isinstance(event.get("ranks"), int)]
+    memory = [row["memory_gb"] for row in rows if isinstance(row.get("memory_gb"), int | float)]
+    if not memory:
+        raise UserError(f"{run}: no memory was measured there; give the run of a config that has trained some steps")
+    return max(memory), starts[-1]["ranks"] if starts else None
+
+
+def _speed(config: RunConfig, ranks: int) -> float:
+    """Of a rank that shares this machine's cores with the others, as far as there are as many."""
+    import torch
+
+    on_gpu = config.train.device != "cpu" and torch.cuda.is_available()
+    cores = len(affinity())
+    threads = config.train.threads or max(1, cores // min(ranks, cores))
+    return measured_flops(torch.device("cuda" if on_gpu else "cpu"), config.train.precision, threads)
+
+
+def _process_bytes() -> int:
+    """What a rank holds beside its tensors: this process has loaded what a rank loads."""
+    return memory_bytes("VmRSS")
+
+
+def _row(one: Planned, config: RunConfig, process: int) -> dict[str, Any]:
+    stages = [{**memory._asdict(), "total": memory.total} for memory in one.memories]
+    return {
+        "pipeline": one.mesh.pipeline,
+        "data": one.mesh.data,
+        "tensor": one.mesh.tensor,
+        "overrides": one.overrides(config.parallel),
+        **one.time._asdict(),
+        "memory_gb": (one.fullest.total + process) / 1e9,
+        "stages": stages,
+    }
+
+
+def _fitting(rows: list[dict[str, Any]], memory_gb: float | None, refused: dict[str, str]) -> list[dict[str, Any]]:
+    """The rows that have room, the fastest first; UserError where none has."""
+    for row in rows:
+        row["fits"] = memory_gb is None or row["memory_gb"] <= memory_gb
+    if kept := [row for row in rows if row["fits"]]:
+        return kept
+    least = min(rows, key=lambda row: row["memory_gb"])
+    others = f" (another mesh cannot be: {next(iter(refused.values()))})" if refused else ""
+    raise UserError(
+        f"--memory-gb: {memory_gb:g} is too little: the least is {figure(least['memory_gb'])} GB a rank, with"
+        f" {least['overrides']}{others}; take more ranks, parallel.zero=1, model.activation_checkpointing=true or a"
+        " smaller train.micro_batch"
+    )
+
+
+def to_text(found: dict[str, Any]) -> str:
+    heads = ["pipeline x data x tensor", "GB a rank", "step s", "idle", "tensor s", "data s", ""]
+    lines = [
+        f"{counted(found['ranks'], 'rank')} of {found['flops_per_s'] / 1e9:.3g} GFLOP/s, messages"
+        f" {found['alpha_s'] * 1e6:.3g} us + {1e-9 / found['beta_s']:.3g} GB/s; times of these alone",
+        table(heads, [_cells(row) for row in found["meshes"]]),
+    ]
+    lines += [f"{mesh}: {reason}" for mesh, reason in found["refused"].items()]
+    best = next(row for row in found["meshes"] if row["overrides"] == found["best"])
+    names = ("weights", "gradients", "optimizer", "buffers", "passes", "total")
+    cells = [[str(s["rank"]), f"{s['parameters']:,}", *(_mb(s[name]) for name in names)] for s in best["stages"]]
+    lines += ["", f"MB of {found['best']}:", table(["rank", "parameters", *names], cells)]
+    lines.append(f"beside these a process holds {_mb(found['process_bytes'])} MB; `passes` has the gradients in it")
+    if "measured_gb" in found:
+        lines.append(f"measured: {found['measured_gb']:.3f} GB at most, estimated {best['memory_gb']:.3f} GB")
+    lines.append(found["best"])
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    name = f"{row['pipeline']} x {row['data']} x {row['tensor']}"
+    numbers = [figure(row[key]) for key in ("memory_gb", "step_s")]
+    exchanged = [figure(row[key]) for key in ("tensor_s", "data_s")]
+    return [name, *numbers, f"{row['idle']:.0%}", *exchanged, "" if row["fits"] else "no room"]
+
+
+def _mb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f}"
