@@ -50,7 +50,7 @@ def _counted(options: ZeroBenchOptions, world: World, kind: str, *, shares: bool
     model = build_model(config, Vocabulary(options.vocab_size, 0), 0)
     numel = sum(parameter.numel() for parameter in model.parameters())
     before = _resident() - 4 * numel  # tables of positions and the like
-    sync = build_sync(SYNCS[kind](), model, build_optimizer(model, OptimConfig()), world, shares=shares)
+    sync = build_sync(SYNCS[kind](kind=kind), model, build_optimizer(model, OptimConfig()), world, shares=shares)
     ids, most = torch.arange(16).view(1, 16), 0
     for step in range(2):
         sync.begin(step, MICRO_BATCHES)
