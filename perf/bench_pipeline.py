@@ -1,6 +1,7 @@
 """`hvdlm bench pipeline`, under a launcher: the real executor, with sleeps for compute, beside the simulator.
 
-Sleeps take no core, so that stages may be more than cores; messages of the given size are really sent.
+Sleeps take no core, so that stages may be more than cores; messages of the given size are really sent. On a machine
+that others use, a sleep ends late: the simulator is asked twice, with the sleeps as they should be and as they were.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ class PipelineBenchOptions:
     schedules: tuple[str, ...]
     micro_batches: int = 8
     chunks: int = 2  # of interleaved
-    forward_ms: float = 20.0  # of a stage and micro-batch
-    backward_ms: float = 20.0
-    weights_ms: float = 20.0
+    forward_ms: float = 100.0  # of a stage and micro-batch
+    backward_ms: float = 100.0
+    weights_ms: float = 100.0
     kilobytes: int = 512  # of a message
     rounds: int = 5
 
@@ -38,13 +39,13 @@ class _Slept(torch.autograd.Function):
     """The identity; its backward pass takes a while."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, seconds: float) -> Tensor:
-        ctx.seconds = seconds
+    def forward(ctx: Any, x: Tensor, work: _Sleeps) -> Tensor:
+        ctx.work = work
         return x.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        time.sleep(ctx.seconds)
+        ctx.work.sleep("B", ctx.work.backward_s)
         return gradient.clone(), None
 
 
@@ -56,13 +57,18 @@ class _Sleeps:
     backward_s: float
     weights_s: float
     floats: int
+    slept: dict[str, list[float]] = field(default_factory=lambda: {"F": [], "B": [], "W": []})
     key: Any = None
-    done: int = field(default=0)
+
+    def sleep(self, kind: str, seconds: float) -> None:
+        begin = time.perf_counter()
+        time.sleep(seconds)
+        self.slept[kind].append(time.perf_counter() - begin)
 
     def forward(self, micro_batch: int, part: Part | None) -> Tensor:
-        time.sleep(self.forward_s)
+        self.sleep("F", self.forward_s)
         x = None if part is None else part.received
-        y = _Slept.apply(self.room(0).requires_grad_() if x is None else x, self.backward_s)
+        y = _Slept.apply(self.room(0).requires_grad_() if x is None else x, self)
         if part is not None and not part.is_last:
             raise Handed(y)
         return y.sum()
@@ -71,13 +77,13 @@ class _Sleeps:
         return torch.zeros(1, 1, self.floats)
 
     def begins(self, micro_batch: int) -> None:
-        """Nothing is measured of gradients."""
+        """There are no gradients."""
 
     def accumulated(self) -> None:
-        self.done += 1
+        """Nor sums of them."""
 
     def flush(self, key: Any) -> None:
-        time.sleep(self.weights_s)
+        self.sleep("W", self.weights_s)
 
 
 def bench(options: PipelineBenchOptions, world: World) -> dict[str, Any]:
@@ -94,15 +100,17 @@ def _measured(name: str, options: PipelineBenchOptions, world: World) -> dict[st
     layout = Layout([range(n, n + 1) for n in range(world.size * chunks)], chunks)
     deferred: Any = work if kind.splits_backward else None
     pipeline = Pipeline(world, layout, name, parameters=[[]] * chunks, deferred=deferred)
-    spans = []
+    plan, spans, simulated = build(name, world.size, num, chunks), [], []
     for _ in range(options.rounds + 1):
+        work.slept = {"F": [], "B": [], "W": []}
         world.barrier()
         start = time.perf_counter()
         pipeline.run(work, num)
         spans.append(max(world.gather(time.perf_counter() - start)))
-    busy = num * (f + b + w) * chunks
-    idle = [1 - busy / span for span in spans[1:]]  # the first warms up
-    expected = simulate(build(name, world.size, num, chunks), Costs(f, b, w), chunks)
+        slept = world.gather(work.slept)
+        simulated.append(simulate(plan, Costs(*_means(slept, chunks)), chunks).makespan)
+    idle = [1 - num * (f + b + w) * chunks / span for span in spans[1:]]  # the first warms up
+    expected = simulate(plan, Costs(f, b, w), chunks)
     found = statistics.median(spans[1:])
     return {
         "seconds": [round(span, 4) for span in spans[1:]],
@@ -111,7 +119,15 @@ def _measured(name: str, options: PipelineBenchOptions, world: World) -> dict[st
         "makespan": round(found, 4),
         "makespan_simulated": round(expected.makespan, 4),
         "makespan_to_simulated": round(found / expected.makespan, 4),
+        "makespan_to_simulated_as_slept": round(
+            statistics.median(span / other for span, other in zip(spans[1:], simulated[1:], strict=True)), 4
+        ),
     }
+
+
+def _means(slept: list[dict[str, list[float]]], chunks: int) -> list[list[float]]:
+    """Seconds that an F, a B and a W took on average, by virtual stage; a rank's chunks take as long."""
+    return [[statistics.fmean(rank[kind] or [0.0]) for rank in slept] * chunks for kind in ("F", "B", "W")]
 
 
 def to_text(found: dict[str, Any]) -> str:
@@ -123,6 +139,7 @@ def to_text(found: dict[str, Any]) -> str:
             figure(row["makespan"]),
             figure(row["makespan_simulated"]),
             f"{row['makespan_to_simulated']:.3f}",
+            f"{row['makespan_to_simulated_as_slept']:.3f}",
         ]
         for name, row in found["schedules"].items()
     ]
@@ -131,5 +148,5 @@ def to_text(found: dict[str, Any]) -> str:
         f"{found['stages']} stages{beyond}, {found['micro_batches']} micro-batches, {found['kilobytes']} kB a message"
     )
     return f"{head}, medians of {found['rounds']}\n" + table(
-        ["schedule", "idle", "simulated", "s a step", "simulated", "ratio"], rows
+        ["schedule", "idle", "simulated", "s a step", "simulated", "ratio", "as slept"], rows
     )

@@ -47,7 +47,7 @@ def planned(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
         raise UserError(next(iter(refused.values())))
     process = _process_bytes()
     rows = [_row(one, config, process) for one in sorted(found, key=lambda one: one.time.step_s)]
-    kept = _fitting(rows, options.memory_gb, meshes)
+    kept = _fitting(rows, options.memory_gb, refused)
     told: dict[str, Any] = {"ranks": meshes[0].size, **asdict(machine), "process_bytes": process}
     told |= {"meshes": rows, "refused": refused, "best": kept[0]["overrides"]}
     if measured is not None:
@@ -107,18 +107,18 @@ def _row(one: Planned, config: RunConfig, process: int) -> dict[str, Any]:
     }
 
 
-def _fitting(rows: list[dict[str, Any]], memory_gb: float | None, meshes: list[Mesh]) -> list[dict[str, Any]]:
+def _fitting(rows: list[dict[str, Any]], memory_gb: float | None, refused: dict[str, str]) -> list[dict[str, Any]]:
     """The rows that have room, the fastest first; UserError where none has."""
     for row in rows:
         row["fits"] = memory_gb is None or row["memory_gb"] <= memory_gb
     if kept := [row for row in rows if row["fits"]]:
         return kept
     least = min(rows, key=lambda row: row["memory_gb"])
-    asked = "this mesh" if len(meshes) == 1 else f"every mesh of {counted(meshes[0].size, 'rank')}"
+    others = f" (another mesh cannot be: {next(iter(refused.values()))})" if refused else ""
     raise UserError(
-        f"--memory-gb: {memory_gb:g} is too little for {asked}: the least is {figure(least['memory_gb'])} GB a rank"
-        f" ({least['overrides']}); take more ranks, parallel.zero=1, model.activation_checkpointing=true or a smaller"
-        " train.micro_batch"
+        f"--memory-gb: {memory_gb:g} is too little: the least is {figure(least['memory_gb'])} GB a rank, with"
+        f" {least['overrides']}{others}; take more ranks, parallel.zero=1, model.activation_checkpointing=true or a"
+        " smaller train.micro_batch"
     )
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from hvdlm.parallel.schedule import SCHEDULES
-from hvdlm.perf import bench_checkpoint, bench_pipeline, bench_tensor
+from hvdlm.perf import bench_checkpoint, bench_pipeline, bench_tensor, bench_zero
+from hvdlm.world.serial import SerialWorld
 from hvdlm.world.threads import run_on_threads
 
 
@@ -18,10 +19,11 @@ def test_every_way_of_saving_is_timed_each_round(tmp_path):
 
 
 def test_a_pipeline_of_sleeps_takes_no_less_than_the_simulator_says():
-    options = bench_pipeline.PipelineBenchOptions(tuple(SCHEDULES), 4, rounds=1, kilobytes=1)
+    options = bench_pipeline.PipelineBenchOptions(tuple(SCHEDULES), 4, 2, 20.0, 20.0, 20.0, kilobytes=1, rounds=1)
     found = run_on_threads(2, lambda world: bench_pipeline.bench(options, world))[0]
     for name, row in found["schedules"].items():
         assert row["makespan_to_simulated"] >= 0.999, name
+        assert row["makespan_to_simulated_as_slept"] <= row["makespan_to_simulated"]
         assert row["idle"] >= row["idle_simulated"] - 0.001
     assert bench_pipeline.to_text(found).count("\n") == 1 + len(SCHEDULES)
 
@@ -32,3 +34,11 @@ def test_shared_layers_are_set_beside_what_they_should_take():
     parts = found["medians"]
     assert found["expected"] == pytest.approx(parts["compute"] / 2 + 4 * parts["sum"], rel=1e-3)
     assert "ratio" in bench_tensor.to_text(found)
+
+
+def test_bytes_a_parameter_are_counted():
+    options = bench_zero.ZeroBenchOptions(layers=2, heads=4, width=256, vocab_size=512)
+    found = bench_zero.bench(options, SerialWorld())
+    assert found["bytes_a_parameter"]["whole"] == pytest.approx(16, rel=0.03)
+    assert found["zero_to_expected"] == pytest.approx(1, rel=0.03)
+    assert "ratio" in bench_zero.to_text(found)

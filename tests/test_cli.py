@@ -15,7 +15,12 @@ from hvdlm.errors import EXIT_STOPPED, StoppedOnRequest, UserError
 
 ALONE = ("doctor", "preprocess", "train", "eval", "generate", "inspect", "scale", "report", "jobs", "lint", "export")
 COMMANDS = [(name,) for name in ALONE] + [("data", "inspect"), ("data", "verify"), ("config", "show")]
-COMMANDS += [("config", "schema"), *(("submit", stage) for stage in ("train", "eval", "scale", "pipeline"))]
+COMMANDS += [
+    ("plan",),
+    ("schedule", "show"),
+    ("config", "schema"),
+    *(("submit", stage) for stage in ("train", "eval", "scale", "pipeline")),
+]
 
 
 def call(*words, cwd=ROOT, env=None):

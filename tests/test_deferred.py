@@ -2,9 +2,11 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
+from hvdlm.compute.device import autocast
 from hvdlm.parallel.deferred import defer
 
 
@@ -27,3 +29,28 @@ def test_hooks_of_a_weight_run_once_and_when_its_gradient_is_there():
     expected = dict(plain.named_parameters())
     assert sorted(name for name, _ in seen) == sorted([*expected, *expected])
     assert all(torch.equal(gradient, expected[name].grad) for name, gradient in seen)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("shape", [(6, 5), (2, 7, 5)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_gradient_that_is_put_off_has_the_bits_of_torchs(shape, bias, precision):
+    """Those of two micro-batches are added up in their order, whenever they come."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(5, 4, bias=bias), nn.GELU(), nn.Linear(4, 3, bias=bias))
+    later, inputs = copy.deepcopy(plain), torch.randn(2, *shape)
+    deferred = defer(later)
+    for number, x in enumerate(inputs):
+        deferred.key, found = number, []
+        for model in (plain, later):
+            leaf = x.clone().requires_grad_()
+            with autocast(leaf.device, precision):
+                loss = model(leaf).float().square().sum()
+            loss.backward()
+            found.append(leaf.grad)
+        assert torch.equal(*found)  # at once
+    assert later[0].weight.grad is None
+    deferred.flush(0)
+    deferred.flush(1)
+    for expected, parameter in zip(plain.parameters(), later.parameters(), strict=True):
+        assert torch.equal(parameter.grad, expected.grad)

@@ -35,6 +35,12 @@ def test_faults_are_found():
     assert check(swapped, 4).startswith("rank 0 at") and "rank 2 at B0 waits for F0 of rank 2" in check(swapped, 4)
     backward = [[*rank[:-2], rank[-1], rank[-2]] for rank in good]
     assert "out of order" in check(backward, 4)
+    parted = build("zero_bubble", 2, 3)
+    weights = [[*parted[0][:-2], parted[0][-1], parted[0][-2]], parted[1]]
+    assert parted[0][-2:] == [Action("B", 0, 2), Action("W", 0, 2)]
+    assert check(weights, 3, splits_backward=True)
+    late = [parted[0], [*parted[1][:-2], *reversed(parted[1][-2:])]]
+    assert check(late, 3, splits_backward=True) == "rank 1: W of chunk 0 is out of order"
 
 
 def test_two_ranks_that_wait_for_each_other_are_named():

@@ -5,12 +5,18 @@ import threading
 import pytest
 import torch
 
+from hvdlm.checkpoint.boxes import Cut
 from hvdlm.compute.draws import draws_for
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.models import Vocabulary, build_model
 from hvdlm.models.transformer import TransformerConfig
+from hvdlm.parallel.blocks import Blocks
+from hvdlm.parallel.exchange import added
+from hvdlm.parallel.pipeline import Layout
+from hvdlm.parallel.sharing import Shared
 from hvdlm.parallel.tensor import cut_tensor
+from hvdlm.partition import slice_of
 from hvdlm.tasks.language_model import ObjectiveConfig, objective_at
 from hvdlm.world.threads import run_on_threads
 
@@ -75,14 +81,17 @@ def test_losses_and_gradients_are_the_same_bits_at_any_number_of_ranks(kind, siz
         assert odd == dict.fromkeys(odd, 0.0), size
 
 
-def test_blocks_are_what_one_process_computes_but_for_rounding():
+@pytest.mark.parametrize("positions", ["rotary", "alibi"])
+def test_blocks_are_what_one_process_computes_but_for_rounding(positions):
+    config = TransformerConfig(**SHAPE, qk_norm=True, dropout=0.2, positions={"kind": positions})
+
     def gradients(num_blocks):
         with BUILDING:
-            model = build_model(TransformerConfig(**SHAPE, qk_norm=True), Vocabulary(65, 0), seed=3).double()
+            model = build_model(config, Vocabulary(65, 0), seed=3).double()
 
         def on_rank(world):
             cut_tensor(model, world, shares_time=False, num_blocks=num_blocks)
-            hidden, _ = model(torch.arange(20).view(2, 10))
+            hidden, _ = model(torch.arange(20).view(2, 10), None, draws_for(1, 2, torch.arange(2).numpy()))
             objective_at(model, hidden, torch.arange(1, 21).view(2, 10), ObjectiveConfig())[0].backward()
             return {name: p.grad for name, p in model.named_parameters()}
 
@@ -92,6 +101,21 @@ def test_blocks_are_what_one_process_computes_but_for_rounding():
     assert list(whole) == list(found)  # names, for a checkpoint; and their order, for a norm
     for name, gradient in whole.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_the_square_of_a_gradient_is_added_up_in_the_same_blocks_at_any_number_of_ranks(dim):
+    shape = (65, 40) if dim == 0 else (40, 64)
+    gradient = torch.sin(torch.arange(shape[0] * shape[1]).float()).view(shape)
+
+    def on_rank(world):
+        cut = Cut(shape, dim, (slice_of(world.rank, world.size, shape[dim]),))
+        shared = Shared({"weight": cut}, Layout(), blocks=Blocks(BLOCKS, world))
+        return shared.square("weight", cut.of(gradient))
+
+    squares = {size: float(added(run_on_threads(size, on_rank))) for size in (1, 2, 4, 8)}
+    assert len(set(squares.values())) == 1
+    assert squares[1] == pytest.approx(float(gradient.double().square().sum()), rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What a rank writes of a state, and the file that it writes; nothing here talks to another rank.
 
-A part is a file of safetensors, written in one pass that hashes as it goes.
+A part is a file of safetensors, hashed from memory while it is written.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hvdlm.checkpoint.boxes import Box, Piece, boxes_of_range, whole
 from hvdlm.files import sync_folder
 
 PART_BYTES = 1 << 20  # less of what several ranks hold alike is one rank's to write
-BLOCK_BYTES = 16 << 20  # written, and hashed meanwhile
+BLOCK_BYTES = 16 << 20  # written at once
 PRIME = (1 << 61) - 1
 DTYPES = {  # as safetensors names them
     torch.float64: "F64",
@@ -175,26 +175,29 @@ def check_cover(key: str, shape: tuple[int, ...], boxes: Sequence[Box]) -> None:
 
 def write_part(folder: Path, number: int, shares: Sequence[Share]) -> PartFacts:
     """Write a part durably. A file that could not be flushed is removed, and not tried again."""
-    path = folder / name_of(number)
+    path, digest = folder / name_of(number), hashlib.sha256()
+    # Apart from the write, not block by block beside it: so it goes on while the disk is flushed.
+    hashing = threading.Thread(target=_feed, args=(digest, shares), daemon=True)
+    hashing.start()
     try:
         with path.open("xb", buffering=0) as file:
-            written, digest = 0, hashlib.sha256()
-            hashing: threading.Thread | None = None
+            written = 0
             for block in _blocks(shares):
-                if hashing is not None:
-                    hashing.join()
-                hashing = threading.Thread(target=digest.update, args=(block,))  # hashlib lets other threads run
-                hashing.start()
                 _write_all(file, block)
                 written += len(block)
-            if hashing is not None:
-                hashing.join()
             os.fsync(file.fileno())
         sync_folder(folder)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+    finally:
+        hashing.join()  # the tensors may be overwritten afterwards
     return PartFacts(path.name, written, digest.hexdigest())
+
+
+def _feed(digest: Any, shares: Sequence[Share]) -> None:
+    for block in _blocks(shares):
+        digest.update(block)  # hashlib lets other threads run
 
 
 def _write_all(file: Any, block: memoryview | bytes) -> None:
@@ -225,7 +228,7 @@ def _blocks(shares: Sequence[Share]) -> Iterator[memoryview | bytes]:
 
 
 def _joined(parts: Iterable[memoryview]) -> Iterator[memoryview | bytes]:
-    """The same bytes in blocks that are worth a system call, and not too large to be hashed meanwhile."""
+    """The same bytes in blocks that are worth a system call."""
     small = bytearray()
     for part in parts:
         if len(part) < BLOCK_BYTES // 16:

@@ -226,9 +226,9 @@ def bench_checkpoint(as_json: bool, **choices: Any) -> None:
 )
 @click.option("--micro-batches", type=WholeNumber(1), default=8, show_default=True)
 @click.option("--chunks", type=WholeNumber(2), default=2, show_default=True, help="Of interleaved.")
-@click.option("--forward-ms", type=Number(0), default=20.0, show_default=True, help="Of a stage and micro-batch.")
-@click.option("--backward-ms", type=Number(0), default=20.0, show_default=True, help="Of inputs.")
-@click.option("--weights-ms", type=Number(0), default=20.0, show_default=True, help="Of weights.")
+@click.option("--forward-ms", type=Number(0), default=100.0, show_default=True, help="Of a stage and micro-batch.")
+@click.option("--backward-ms", type=Number(0), default=100.0, show_default=True, help="Of inputs.")
+@click.option("--weights-ms", type=Number(0), default=100.0, show_default=True, help="Of weights.")
 @click.option("--kilobytes", type=WholeNumber(1), default=512, show_default=True, help="Of a message.")
 @click.option("--rounds", type=REPEATS, default=5, show_default=True)
 @json_option
@@ -259,4 +259,21 @@ def bench_tensor(as_json: bool, **choices: Any) -> None:
         if world.size == 1:
             raise UserError("hvdlm bench tensor: shares layers among ranks; start it with mpirun -np 2 or more")
         found = stage.bench(stage.TensorBenchOptions(**choices), world)
+        result(found, as_json, stage.to_text(found), world.rank)
+
+
+@bench.command("zero", epilog="mpirun -np 2 hvdlm bench zero --width 512")
+@click.option("--layers", type=WholeNumber(1), default=4, show_default=True)
+@click.option("--heads", type=WholeNumber(1), default=8, show_default=True)
+@click.option("--width", type=WholeNumber(2), default=512, show_default=True)
+@click.option("--vocab-size", type=WholeNumber(257), default=8192, show_default=True)
+@json_option
+def bench_zero(as_json: bool, **choices: Any) -> None:
+    """Bytes a parameter with the optimizer's state whole and shared, counted."""
+    from hvdlm.perf import bench_zero as stage
+
+    with connected() as world:
+        if world.size == 1:
+            raise UserError("hvdlm bench zero: shares the optimizer's state; start it with mpirun -np 2 or more")
+        found = stage.bench(stage.ZeroBenchOptions(**choices), world)
         result(found, as_json, stage.to_text(found), world.rank)

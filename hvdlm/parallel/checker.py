@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 from hvdlm.parallel.schedule import Action, Kind, Schedule
@@ -37,10 +38,10 @@ def check(schedule: Schedule, num: int, chunks: int = 1, *, splits_backward: boo
             missing, more = whole - found, found - whole
             told = [f"lacks {action}" for action in missing] + [f"has {action} once too often" for action in more]
             return f"rank {rank} {told[0]}"
-        for chunk in range(chunks):
-            backward = [action.micro_batch for action in actions if action.kind == "B" and action.chunk == chunk]
-            if backward != sorted(backward):
-                return f"rank {rank}: backward passes of chunk {chunk} are out of order"
+        for chunk, kind in itertools.product(range(chunks), kinds[1:]):
+            numbers = [action.micro_batch for action in actions if action.kind == kind and action.chunk == chunk]
+            if numbers != sorted(numbers):
+                return f"rank {rank}: {kind} of chunk {chunk} is out of order"
     return _hang(schedule, stages, last)
 
 

@@ -101,7 +101,7 @@ class Planner:
         try:
             return RunConfig.model_validate(self._config.model_dump(mode="json") | {"parallel": now})
         except ValidationError as error:
-            raise UserError(f"{mesh}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+            raise UserError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 def plan_all(planner: Planner, meshes: list[Mesh]) -> Iterator[tuple[Mesh, Planned | UserError]]:

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from hvdlm.compute.draws import draws_for
 from hvdlm.compute.held import Held
 from hvdlm.data.manifest import Manifest
+from hvdlm.errors import UserError
 from hvdlm.host import affinity
 from hvdlm.optim import OPTIMIZERS
 from hvdlm.parallel.imagined import imagined_axes
@@ -44,12 +46,25 @@ class Memory(NamedTuple):
         return self.weights + self.optimizer + self.buffers + self.passes
 
 
+class _Targets(TorchDispatchMode):
+    """What is picked by values that nobody knows is taken for as much as a micro-batch has targets."""
+
+    num = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is torch.ops.aten.nonzero.default:
+            return args[0].new_empty((self.num, args[0].dim()), dtype=torch.int64)
+        if func is torch.ops.aten.index.Tensor and args[1][0] is not None and args[1][0].dtype == torch.bool:
+            return args[0].new_empty((self.num, *args[0].shape[args[1][0].dim() :]))
+        return func(*args, **(kwargs or {}))
+
+
 class _Rehearsal(GradientLearner):
     """A learner whose steps have no values."""
 
     has_values = False
 
-    def step(self, mode: FakeTensorMode, num: int, heavy: int) -> None:
+    def step(self, mode: FakeTensorMode, targets: _Targets, num: int, heavy: int) -> None:
         """A step of `num` micro-batches, of which the last `heavy` pass through the model, the others give zeros."""
         train = self.config.train
         self.sync.begin(0, num)
@@ -58,8 +73,11 @@ class _Rehearsal(GradientLearner):
                 parameter.grad = torch.zeros_like(parameter)
             self.sync.accumulated()
         self.model.train()
-        at = np.zeros(train.micro_batch, dtype=np.int64)
-        ids = mode.from_tensor(torch.from_numpy(self.batches.windows(at, 0))).to(self.device)
+        at = np.arange(train.micro_batch, dtype=np.int64)
+        windows = self.batches.windows(at, 0)
+        with _disable_current_modes():  # their number is that of real examples
+            targets.num = self.task.count(windows)
+        ids = mode.from_tensor(torch.from_numpy(windows)).to(self.device)
         parts = []
         for _ in range(heavy):
             draws = draws_for(self.config.seed, 0, at).to(self.device) if self._takes_draws else None
@@ -101,20 +119,33 @@ class _Rehearsal(GradientLearner):
 
 
 def rehearse(config: RunConfig, source: Source, manifest: Manifest, mesh: Mesh, rank: int) -> Memory:
-    """Of the rank of that number; UserError for what a run would refuse."""
+    """Of the rank of that number; UserError for what a run would refuse.
+
+    It is that of a CPU, and of a model that is not compiled; a compiled one takes less.
+    """
     sync = config.sync.resolved("mpi")
     if sync.preferred_world == "horovod":  # it sums in place, too
         sync = AllreduceConfig()
-    train = config.train.model_copy(update={"device": "cpu"})
+    if not sync.steps_together:
+        raise UserError(
+            f"{sync.label}: its ranks meet at no fixed time, so none can be gone through alone; take another"
+        )
+    train = config.train.model_copy(update={"device": "cpu", "compile": False})
     config = config.model_copy(update={"sync": sync, "train": train})
     place = Place(0, 1, max(1, len(affinity())))
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, Held() as held:
-        learner = _Rehearsal(config, source, manifest, imagined_axes(mesh, rank), place)
-        num = config.train.global_batch // (config.train.micro_batch * mesh.data)
-        learner.step(mode, num, heavy=1)  # makes what is made once
-        held.most = held.now
-        learner.step(mode, num, learner.filling(num))
-        return _counted(learner, rank, held)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, Held() as held, _Targets() as targets:
+            learner = _Rehearsal(config, source, manifest, imagined_axes(mesh, rank), place)
+            num = config.train.global_batch // (config.train.micro_batch * mesh.data)
+            learner.step(mode, targets, num, heavy=1)  # makes what is made once
+            held.most = held.now
+            learner.step(mode, targets, num, learner.filling(num))
+            return _counted(learner, rank, held)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise UserError(
+            f"model.family: {config.model.family} with task: {config.task.kind} decides by values ({error}), which a"
+            " plan does not know; measure its memory in a run of a few steps"
+        ) from error
 
 
 def _counted(learner: GradientLearner, rank: int, held: Held) -> Memory:

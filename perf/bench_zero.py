@@ -1,0 +1,89 @@
+"""`hvdlm bench zero`, under a launcher: memory of a model that trains, the optimizer's state whole and shared.
+
+Adam takes 16 bytes a parameter: weights, gradients and two moments, in float32. ZeRO-1 should take 8 + 8/d of them.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hvdlm.models import Vocabulary, build_model
+from hvdlm.models.transformer import TransformerConfig
+from hvdlm.optim import OptimConfig, build_optimizer
+from hvdlm.sync import SYNCS, build_sync
+from hvdlm.tables import table
+from hvdlm.world.interface import World
+
+MICRO_BATCHES = 2  # of a step
+
+
+@dataclass(frozen=True)
+class ZeroBenchOptions:
+    layers: int = 4
+    heads: int = 8
+    width: int = 512
+    vocab_size: int = 8192
+
+
+def bench(options: ZeroBenchOptions, world: World) -> dict[str, Any]:
+    """Bytes a parameter, of the rank that has most; collective, and for ranks that are processes of their own."""
+    torch.set_num_threads(1)
+    ways = {"whole": ("allreduce", False), "zero: 1": ("allreduce", True), "zero: 1, sync: tree": ("tree", True)}
+    found = {name: _counted(options, world, sync, shares=shares) for name, (sync, shares) in ways.items()}
+    expected = 8 + 8 / world.size
+    return {
+        "ranks": world.size,
+        **vars(options),
+        "bytes_a_parameter": found,
+        "expected": round(expected, 3),
+        "zero_to_expected": round(found["zero: 1"] / expected, 4),
+    }
+
+
+def _counted(options: ZeroBenchOptions, world: World, kind: str, *, shares: bool) -> float:
+    """Bytes a parameter when a micro-batch's gradients are there, or all have been combined, whichever is more."""
+    before = _resident()
+    config = TransformerConfig(layers=options.layers, heads=options.heads, width=options.width)
+    model = build_model(config, Vocabulary(options.vocab_size, 0), 0)
+    sync = build_sync(SYNCS[kind](), model, build_optimizer(model, OptimConfig()), world, shares=shares)
+    ids, most = torch.arange(16).view(1, 16), 0
+    for step in range(2):
+        sync.begin(step, MICRO_BATCHES)
+        for _ in range(MICRO_BATCHES):
+            model(ids)[0].square().sum().backward()
+            most = max(most, _resident() - before)
+            sync.accumulated()
+        sync.reduce()
+        most = max(most, _resident() - before)
+        sync.step()
+        sync.zero_grad()
+    sync.close()
+    return round(max(world.gather(most)) / sum(parameter.numel() for parameter in model.parameters()), 3)
+
+
+def _resident() -> int:
+    """Bytes of all storages that tensors of this process lie in, once each."""
+    gc.collect()
+    found = {}
+    for each in gc.get_objects():
+        if issubclass(type(each), torch.Tensor):
+            for tensor in (each, each.grad) if each.is_leaf else (each,):
+                if tensor is not None:
+                    found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(found.values())
+
+
+def to_text(found: dict[str, Any]) -> str:
+    rows = [[name, f"{each:.2f}"] for name, each in found["bytes_a_parameter"].items()]
+    head = f"{found['layers']} layers of width {found['width']} on {found['ranks']} ranks"
+    return "\n".join(
+        [
+            head,
+            table(["optimizer's state", "bytes a parameter"], rows),
+            f"zero: 1 should take {found['expected']:.2f}: ratio {found['zero_to_expected']:.3f}",
+        ]
+    )
