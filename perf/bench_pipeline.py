@@ -108,7 +108,7 @@ def _measured(name: str, options: PipelineBenchOptions, world: World) -> dict[st
         pipeline.run(work, num)
         spans.append(max(world.gather(time.perf_counter() - start)))
         slept = world.gather(work.slept)
-        simulated.append(simulate(plan, Costs(*_means(slept, chunks)), chunks).makespan)
+        simulated.append(simulate(plan, _costs(slept, chunks), chunks).makespan)
     idle = [1 - num * (f + b + w) * chunks / span for span in spans[1:]]  # the first warms up
     expected = simulate(plan, Costs(f, b, w), chunks)
     found = statistics.median(spans[1:])
@@ -125,9 +125,10 @@ def _measured(name: str, options: PipelineBenchOptions, world: World) -> dict[st
     }
 
 
-def _means(slept: list[dict[str, list[float]]], chunks: int) -> list[list[float]]:
-    """Seconds that an F, a B and a W took on average, by virtual stage; a rank's chunks take as long."""
-    return [[statistics.fmean(rank[kind] or [0.0]) for rank in slept] * chunks for kind in ("F", "B", "W")]
+def _costs(slept: list[dict[str, list[float]]], chunks: int) -> Costs:
+    """What an F, a B and a W took on average, by virtual stage; a rank's chunks take as long."""
+    f, b, w = ([statistics.fmean(rank[kind] or [0.0]) for rank in slept] * chunks for kind in ("F", "B", "W"))
+    return Costs(f, b, w)
 
 
 def to_text(found: dict[str, Any]) -> str:

@@ -46,10 +46,11 @@ def bench(options: ZeroBenchOptions, world: World) -> dict[str, Any]:
 
 def _counted(options: ZeroBenchOptions, world: World, kind: str, *, shares: bool) -> float:
     """Bytes a parameter when a micro-batch's gradients are there, or all have been combined, whichever is more."""
-    before = _resident()
     config = TransformerConfig(layers=options.layers, heads=options.heads, width=options.width)
     model = build_model(config, Vocabulary(options.vocab_size, 0), 0)
-    sync = build_sync(SYNCS[kind](), model, build_optimizer(model, OptimConfig()), world, shares=shares)
+    numel = sum(parameter.numel() for parameter in model.parameters())
+    before = _resident() - 4 * numel  # tables of positions and the like
+    sync = build_sync(SYNCS[kind](kind=kind), model, build_optimizer(model, OptimConfig()), world, shares=shares)
     ids, most = torch.arange(16).view(1, 16), 0
     for step in range(2):
         sync.begin(step, MICRO_BATCHES)
@@ -62,7 +63,7 @@ def _counted(options: ZeroBenchOptions, world: World, kind: str, *, shares: bool
         sync.step()
         sync.zero_grad()
     sync.close()
-    return round(max(world.gather(most)) / sum(parameter.numel() for parameter in model.parameters()), 3)
+    return round(max(world.gather(most)) / numel, 3)
 
 
 def _resident() -> int:

@@ -11,9 +11,14 @@ from hvdlm.world.threads import run_on_threads
 def test_every_way_of_saving_is_timed_each_round(tmp_path):
     found = bench_checkpoint.bench(bench_checkpoint.CheckpointBenchOptions(tmp_path, megabytes=20, rounds=2))
     assert {len(each) for each in found["seconds"].values()} == {2}
-    assert {"memcpy", "hvdlm, blocked", "hvdlm, durable", "raw write, fsync", "DCP async, blocked"} <= set(
-        found["seconds"]
-    )
+    assert {
+        "memcpy",
+        "hvdlm, blocked",
+        "hvdlm, durable",
+        "hvdlm, loaded",
+        "raw write, fsync",
+        "DCP async, blocked",
+    } <= set(found["seconds"])
     assert "times as long as a memcpy" in bench_checkpoint.to_text(found)
     assert list(tmp_path.iterdir()) == []
 
@@ -32,13 +37,13 @@ def test_shared_layers_are_set_beside_what_they_should_take():
     options = bench_tensor.TensorBenchOptions(layers=1, heads=2, width=16, seq_len=8, batch=1, rounds=1)
     found = run_on_threads(2, lambda world: bench_tensor.bench(options, world))[0]
     parts = found["medians"]
-    assert found["expected"] == pytest.approx(parts["compute"] / 2 + 4 * parts["sum"], rel=1e-3)
+    assert found["expected"] == pytest.approx(parts["compute"] / 2 + 4 * parts["sum"], abs=1e-5)  # they are rounded
     assert "ratio" in bench_tensor.to_text(found)
 
 
 def test_bytes_a_parameter_are_counted():
     options = bench_zero.ZeroBenchOptions(layers=2, heads=4, width=256, vocab_size=512)
     found = bench_zero.bench(options, SerialWorld())
-    assert found["bytes_a_parameter"]["whole"] == pytest.approx(16, rel=0.03)
+    assert 16 <= found["bytes_a_parameter"]["whole"] <= 18  # an allreduce has a buffer
     assert found["zero_to_expected"] == pytest.approx(1, rel=0.03)
     assert "ratio" in bench_zero.to_text(found)

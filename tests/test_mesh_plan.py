@@ -225,3 +225,8 @@ def test_what_cannot_be_is_refused_in_a_line(of, options, message):
     with pytest.raises(UserError, match=message) as caught:
         planned(config, PlanOptions(flops=MANY_FLOPS, **options))
     assert "\n" not in str(caught.value)
+
+
+def test_ranks_that_meet_at_no_fixed_time_are_not_planned(of):
+    with pytest.raises(UserError, match=r"sync: async.*take another"):
+        rehearse(*of("sync=async", "optim.clip=0"), Mesh(data=2), 0)

@@ -8,6 +8,7 @@ from harness import make_config
 
 from hvdlm.data.manifest import read_manifest
 from hvdlm.data.stream import TokenStream
+from hvdlm.errors import UserError
 from hvdlm.parallel.axes import axes_of
 from hvdlm.parallel.pipeline import BACKWARD, FORWARD, TIED_GRADIENT, Key, Layout, Pipeline
 from hvdlm.train.step import GradientLearner
@@ -150,3 +151,12 @@ def test_each_message_of_a_step_has_a_tag_of_its_own(stages, chunks):
     tags = {pipeline._tag(key) for key in keys}
     assert len(tags) == len(keys)
     assert max(tags) < 1 << 15
+
+
+@pytest.mark.parametrize("name", ["adafactor", "lamb", "lars", "muon"])
+def test_optimizers_of_whole_matrices_are_refused_where_matrices_are_cut(data_dir, tmp_path, name):
+    """What they make of a part depends on the number of ranks; stages have whole ones."""
+    for parallel in ("tensor: 2", "zero: 1"):
+        with pytest.raises(UserError, match=f"cuts within matrices, and optim.name: {name} needs them whole"):
+            make_config(data_dir, tmp_path, f"optim.name={name}", f"parallel={{{parallel}}}")
+    make_config(data_dir, tmp_path, f"optim.name={name}", "parallel={pipeline: 2}")

@@ -215,6 +215,8 @@ class RunConfig(Section):
             )
         if parallel.zero:
             self._check_zero()
+        if parallel.tensor > 1:
+            self._check_by_element(f"tensor: {parallel.tensor}", "tensor at 1")
         if parallel.pipeline * parallel.tensor == 1 and not parallel.tensor_blocks:
             return self
         if not self.model.can_be_cut:
@@ -237,11 +239,15 @@ class RunConfig(Section):
     def _check_zero(self) -> None:
         if self.sync.sharing is None:
             raise ValueError(cannot_share(self.sync))
+        self._check_by_element("zero: 1", "zero at 0")
+
+    def _check_by_element(self, what: str, without: str) -> None:
+        """Of a part of a matrix some optimizers would make something else, such as another norm, without a word."""
         if not self.optim.is_by_element:
             able = [name for name, choice in OPTIMIZERS.items() if choice.by_element]
             raise ValueError(
-                f"parallel.zero: 1 cuts within matrices, and optim.name: {self.optim.name} needs them whole; take"
-                f" {', '.join(able[:-1])} or {able[-1]}, or leave parallel.zero at 0"
+                f"parallel.{what} cuts within matrices, and optim.name: {self.optim.name} needs them whole; take"
+                f" {', '.join(able[:-1])} or {able[-1]}, or leave parallel.{without}"
             )
 
     def _check_contiguous(self) -> None:

@@ -126,6 +126,10 @@ def rehearse(config: RunConfig, source: Source, manifest: Manifest, mesh: Mesh, 
     sync = config.sync.resolved("mpi")
     if sync.preferred_world == "horovod":  # it sums in place, too
         sync = AllreduceConfig()
+    if not sync.steps_together:
+        raise UserError(
+            f"{sync.label}: its ranks meet at no fixed time, so none can be gone through alone; take another"
+        )
     train = config.train.model_copy(update={"device": "cpu", "compile": False})
     config = config.model_copy(update={"sync": sync, "train": train})
     place = Place(0, 1, max(1, len(affinity())))

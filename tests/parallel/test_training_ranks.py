@@ -176,6 +176,32 @@ def test_tree_trains_to_the_same_bits_on_any_number_of_ranks(train, alone):
     assert losses(found)["grad_norm"] == losses(expected)["grad_norm"]
 
 
+def state(run_dir):
+    """Weights and the optimizer's state by key, whoever wrote which part."""
+    opened = checkpoint.Checkpoint(checkpoint.resolve(run_dir))
+    return {
+        prefix + name: tensor for prefix in ("model/", "optimizer/") for name, tensor in opened.read(prefix).items()
+    }
+
+
+@on_three
+@on_two_of_horovod
+def test_ranks_that_share_the_optimizer_train_to_the_same_bits_and_go_on_without(world, train, forget, alone):
+    options = ("sync=tree", "train.steps=6", "train.eval_every=6", "checkpoint.every=3", "optim.clip=0.5")
+    expected, found = alone(*options), train("run", *options, "parallel.zero=1")
+
+    def differing():
+        one, other = state(expected), state(found)
+        norms = losses(found)["grad_norm"] == losses(expected)["grad_norm"]
+        return one.keys() ^ other.keys(), [key for key in one if not torch.equal(one[key], other[key])], norms
+
+    for again in (["parallel.zero=1"], []):
+        assert world.on_root(differing) == (set(), [], True)
+        forget(found, 6)
+        train("run", *options, *again)
+    assert world.on_root(differing) == (set(), [], True)
+
+
 @on_two_of_horovod
 def test_horovod_sync_equals_allreduce_sync_over_horovod(train):
     one, other = (losses(train(kind, f"sync.kind={kind}")) for kind in ("horovod", "allreduce"))
