@@ -13,7 +13,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def bench(options: CheckpointBenchOptions) -> dict[str, Any]:
     options.out.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(dir=options.out) as folder, _group(Path(folder)):
-        ways = _ways(tensors, Path(folder))
+        ways = _Ways(tensors, Path(folder)).all()
         for number in range(options.rounds + 1):
             for name, way in ways.items():
                 shutil.rmtree(Path(folder) / "it", ignore_errors=True)
@@ -79,85 +79,71 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _ways(tensors: dict[str, Tensor], folder: Path) -> dict[str, Callable[[], dict[str, float]]]:  # noqa: C901 - a function each
-    """By name what carries it out, once, in folder/it; it tells the seconds of its parts."""
-    pieces = [Piece(name, tensor, SHAPE, whole(SHAPE)) for name, tensor in tensors.items()]
-    kept, room, target = Kept(), [torch.zeros(SHAPE) for _ in tensors], folder / "it"
+class _Ways:
+    """What is timed: each is carried out once, in folder/it, and tells the seconds of its parts."""
 
-    def memcpy() -> dict[str, float]:
-        def copy() -> None:
-            for into, tensor in zip(room, tensors.values(), strict=True):
-                into.copy_(tensor)
+    def __init__(self, tensors: dict[str, Tensor], folder: Path) -> None:
+        self._tensors, self._target = tensors, folder / "it"
+        self._pieces = [Piece(name, tensor, SHAPE, whole(SHAPE)) for name, tensor in tensors.items()]
+        self._kept, self._room = Kept(), [torch.zeros(SHAPE) for _ in tensors]
 
-        return {"": _timed(copy)}
-
-    def ours() -> dict[str, float]:
-        blocked = _timed(lambda: kept.take(shares_of(pieces)))
-        aside = begin(target, 1)
-
-        def write() -> None:
-            facts = write_part(aside, 0, kept.shares)
-            commit(target, 1, aside, {0: table_of(kept.shares)}, {0: facts}, RECORD)
-
-        def load() -> None:  # what is read is a map of the file: as a model does, copy it
-            for into, tensor in zip(room, Checkpoint(path).read("").values(), strict=True):
-                into.copy_(tensor)
-
-        durable, path = _timed(write), path_of(target, 1)
+    def all(self) -> dict[str, Callable[[], dict[str, float]]]:
         return {
-            ", blocked": blocked,
-            ", durable": durable,
-            ", checked": _timed(lambda: damage(path)),
-            ", loaded": _timed(load),
+            "memcpy": lambda: {"": _timed(lambda: self._copy(self._tensors.values()))},
+            "hvdlm": self._ours,
+            "raw write, fsync": lambda: {"": _timed(self._write_raw)},
+            "torch.save, fsync": lambda: {"": _timed(self._torch_save)},
+            "DCP": self._dcp,
+            "DCP async": self._dcp_async,
         }
 
-    def raw() -> dict[str, float]:
+    def _copy(self, tensors: Iterable[Tensor]) -> None:
+        for into, tensor in zip(self._room, tensors, strict=True):
+            into.copy_(tensor)
+
+    def _ours(self) -> dict[str, float]:
+        blocked = _timed(lambda: self._kept.take(shares_of(self._pieces)))
+        aside, path = begin(self._target, 1), path_of(self._target, 1)
+
         def write() -> None:
-            with (target / "raw").open("xb", buffering=0) as file:
-                for tensor in tensors.values():
-                    data: Any = tensor.view(-1).view(torch.uint8).numpy()
-                    for start in range(0, len(data), BLOCK):
-                        file.write(data[start : start + BLOCK])
-                os.fsync(file.fileno())
+            facts = write_part(aside, 0, self._kept.shares)
+            commit(self._target, 1, aside, {0: table_of(self._kept.shares)}, {0: facts}, RECORD)
 
-        return {"": _timed(write)}
+        durable, checked = _timed(write), _timed(lambda: damage(path))
+        # What is read is a map of the file: as a model does, copy it.
+        loaded = _timed(lambda: self._copy(Checkpoint(path).read("").values()))
+        return {", blocked": blocked, ", durable": durable, ", checked": checked, ", loaded": loaded}
 
-    def torch_save() -> dict[str, float]:
-        def write() -> None:
-            with (target / "torch.pt").open("wb") as file:
-                torch.save(tensors, file)
-                file.flush()
-                os.fsync(file.fileno())
+    def _write_raw(self) -> None:
+        with (self._target / "raw").open("xb", buffering=0) as file:
+            for tensor in self._tensors.values():
+                data: Any = tensor.view(-1).view(torch.uint8).numpy()
+                for start in range(0, len(data), BLOCK):
+                    file.write(data[start : start + BLOCK])
+            os.fsync(file.fileno())
 
-        return {"": _timed(write), ", loaded": _timed(lambda: torch.load(target / "torch.pt"))}
+    def _torch_save(self) -> None:
+        with (self._target / "torch.pt").open("wb") as file:
+            torch.save(self._tensors, file)
+            file.flush()
+            os.fsync(file.fileno())
 
-    def dcp() -> dict[str, float]:
+    def _dcp(self) -> dict[str, float]:
         import torch.distributed.checkpoint as checkpoint
 
-        saved = _timed(lambda: checkpoint.save(dict(tensors), checkpoint_id=target / "dcp", no_dist=True))
-        into = dict(zip(tensors, room, strict=True))
-        return {
-            "": saved,
-            ", loaded": _timed(lambda: checkpoint.load(into, checkpoint_id=target / "dcp", no_dist=True)),
-        }
+        where: dict[str, Any] = {"checkpoint_id": self._target / "dcp", "no_dist": True}
+        saved = _timed(lambda: checkpoint.save(dict(self._tensors), **where))
+        into = dict(zip(self._tensors, self._room, strict=True))
+        return {"": saved, ", loaded": _timed(lambda: checkpoint.load(into, **where))}
 
-    def dcp_async() -> dict[str, float]:
+    def _dcp_async(self) -> dict[str, float]:
         import torch.distributed.checkpoint as checkpoint
 
         start = time.perf_counter()
-        future: Any = checkpoint.async_save(dict(tensors), checkpoint_id=target / "dcp")
+        future: Any = checkpoint.async_save(dict(self._tensors), checkpoint_id=self._target / "dcp")
         blocked = time.perf_counter() - start
         future.result()
         return {", blocked": blocked, ", durable": time.perf_counter() - start - blocked}
-
-    return {
-        "memcpy": memcpy,
-        "hvdlm": ours,
-        "raw write, fsync": raw,
-        "torch.save, fsync": torch_save,
-        "DCP": dcp,
-        "DCP async": dcp_async,
-    }
 
 
 class _group:
