@@ -160,3 +160,19 @@ def test_optimizers_of_whole_matrices_are_refused_where_matrices_are_cut(data_di
         with pytest.raises(UserError, match=f"cuts within matrices, and optim.name: {name} needs them whole"):
             make_config(data_dir, tmp_path, f"optim.name={name}", f"parallel={{{parallel}}}")
     make_config(data_dir, tmp_path, f"optim.name={name}", "parallel={pipeline: 2}")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("sync={kind: allreduce, compress: {name: topk}}",), "sync.compress: goes with whole models alone"),
+        (("sync=local_sgd",), "sync: local_sgd: goes with whole models alone"),
+        (("model.window=8", "data.order=contiguous"), "data.order: contiguous: goes with whole models alone"),
+        (("train.compile=true",), "train.compile: true: goes with whole models alone"),
+        (("model={family: lstm}",), "share a transformer without an encoder, not this lstm"),
+    ],
+)
+def test_what_needs_whole_models_is_refused_in_a_line(data_dir, tmp_path, words, told):
+    with pytest.raises(UserError, match=told) as caught:
+        make_config(data_dir, tmp_path, *words, "parallel={pipeline: 2}")
+    assert "\n" not in str(caught.value)

@@ -226,6 +226,7 @@ class RunConfig(Section):
             )
         odd = {
             self.sync.label: not (self.sync.keeps_replicas_equal and self.sync.reduces_before_step),
+            "sync.compress": getattr(self.sync, "compress", None) is not None,  # what it carries on is of whole models
             "data.order: contiguous": self.data.order == "contiguous",
             "train.compile: true": self.train.compile,
             "lora": self.lora is not None and parallel.tensor > 1,
