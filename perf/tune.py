@@ -67,9 +67,10 @@ class TuneOptions:
 
 def space_of(config: RunConfig, ranks: int, kinds: tuple[str, ...]) -> SearchSpace:
     """What may be changed about this config on this machine; UserError if the batch cannot be shared."""
-    batch = config.train.global_batch
-    if batch % ranks:
-        raise UserError(f"global_batch {batch} is not a multiple of {ranks} ranks; change it or --ranks")
+    batch, mesh = config.train.global_batch, config.parallel.mesh(ranks)
+    if batch % mesh.data:
+        who = f"{mesh.data} replicas of {ranks} ranks" if mesh.cuts_model else f"{ranks} ranks"
+        raise UserError(f"global_batch {batch} is not a multiple of {who}; change it or --ranks")
     sync = config.sync.model_dump(exclude_defaults=True)
     if not config.sync.steps_together:
         raise UserError(f"{config.sync.label} has no steps that all ranks share, so there is no time of one to tune")
@@ -84,7 +85,7 @@ def space_of(config: RunConfig, ranks: int, kinds: tuple[str, ...]) -> SearchSpa
     chosen = tuple(sorted((name, value) for name, value in sync.items() if name in tuned))
     base = Candidate(config.train.micro_batch, config.train.threads, kind, chosen)
     knobs = {name: SYNCS[name].knobs for name in kinds}
-    return SearchSpace(base, micro_batch_choices(batch // ranks), _threads(base.threads, ranks), knobs)
+    return SearchSpace(base, micro_batch_choices(batch // mesh.data), _threads(base.threads, ranks), knobs)
 
 
 def _threads(configured: int, ranks: int) -> tuple[int, ...]:
@@ -150,8 +151,8 @@ class _Runs:
     def _run(self, trial: Trial, left_s: float) -> RunRecord:
         try:
             settings = settings_of(self._config, self._base, trial.candidate)
-            train = settings.train
-            BatchPlan(train.global_batch, train.ramp).check(train.micro_batch, self._options.ranks)
+            train, replicas = settings.train, settings.parallel.mesh(self._options.ranks).data
+            BatchPlan(train.global_batch, train.ramp).check(train.micro_batch, replicas)
         except UserError as error:
             raise Failed(str(error)) from None
         values = settings.model_dump(mode="json")

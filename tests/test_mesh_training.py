@@ -176,3 +176,22 @@ def test_what_needs_whole_models_is_refused_in_a_line(data_dir, tmp_path, words,
     with pytest.raises(UserError, match=told) as caught:
         make_config(data_dir, tmp_path, *words, "parallel={pipeline: 2}")
     assert "\n" not in str(caught.value)
+
+
+def test_waiting_counts_what_tensor_ranks_exchange_inside_layers(data_dir, tmp_path):
+    source, manifest = TokenStream(data_dir, "train"), read_manifest(data_dir)
+    config = make_config(data_dir, tmp_path, MODEL, "sync=tree", "parallel.tensor=2")
+
+    def on_rank(world):
+        axes = axes_of(world, config.parallel)
+        with BUILDING:
+            learner = GradientLearner(config, source, manifest, axes, Place(0, 1, 1))
+        learner.agree()
+        before_s = learner.axes.tensor.exchange_s
+        (result,) = learner.run(0, 1)
+        inside_s = learner.axes.tensor.exchange_s - before_s
+        learner.close()
+        return inside_s, result
+
+    for inside_s, result in run_on_threads(2, on_rank):
+        assert 0 < inside_s < result.comm_s < result.step_s

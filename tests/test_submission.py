@@ -521,3 +521,16 @@ def test_inference_over_a_file_is_stopped_in_the_folder_of_its_parts(tmp_path, m
     assert end.value.code == 0
     assert "hvdlm infer runs/x in.jsonl --out texts.jsonl --max-tokens 5" in script
     assert "run_dir=texts.jsonl.parts\n" in script and "scontrol requeue" in script
+
+
+@pytest.mark.parametrize(("tensor", "fits"), [(1, False), (2, False), (4, True)])
+def test_a_batch_is_shared_by_replicas_not_by_all_ranks(tmp_path, tensor, fits):
+    config = tmp_path / "run.yaml"
+    write_config(config, run_values(Path("out"), tmp_path / "run"))
+    request = Request(find("generic-cpu"), 1, 4, 10, cwd=tmp_path, dry_run=True)
+    batch = "train.global_batch=3", "train.micro_batch=3", f"parallel.tensor={tensor}"
+    if fits:
+        assert submit_options.training_job(request, config, batch)[1].parallel.tensor == tensor
+    else:
+        with pytest.raises(UserError, match=f"is not a multiple of micro_batch 3 x {4 // tensor} ranks"):
+            submit_options.training_job(request, config, batch)

@@ -11,6 +11,7 @@ from harness import make_config
 from hvdlm.cli.tuning import tune as tune_command
 from hvdlm.config import load
 from hvdlm.errors import UserError
+from hvdlm.parallel.config import ParallelConfig
 from hvdlm.perf import tune as tuning
 from hvdlm.perf.comparison import compare
 from hvdlm.perf.job import JobFailed
@@ -264,6 +265,15 @@ def test_only_what_changes_no_number_is_exchanged(tmp_path):
     fp16 = space_of(config_of(tmp_path, kind="horovod", compression="fp16", cycle_ms=5.0), 2, ())
     assert ([*fp16.knobs], fp16.base.knobs) == (["horovod"], (("cycle_ms", 5.0),))
     assert [*space_of(config_of(tmp_path, kind="local_sgd", every=4), 2, ()).knobs] == ["local_sgd"]
+
+
+def test_ranks_that_share_a_model_share_no_batch(tmp_path):
+    config = config_of(tmp_path)
+    shared = config.model_copy(update={"parallel": ParallelConfig(tensor=2)})
+    assert max(space_of(config, 2, ()).micro_batches) == 6
+    assert max(space_of(shared, 2, ()).micro_batches) == 12
+    with pytest.raises(UserError, match="5 replicas of 10 ranks"):
+        space_of(shared, 10, ())
 
 
 @pytest.mark.parametrize(

@@ -262,7 +262,8 @@ def training_job(request: Request, config: Path, overrides: tuple[str, ...]) -> 
     from hvdlm.train.batch_plan import BatchPlan
 
     with saying_whose_ranks(request):
-        BatchPlan(settings.train.global_batch, settings.train.ramp).check(settings.train.micro_batch, request.ranks)
+        replicas = settings.parallel.mesh(request.ranks).data
+        BatchPlan(settings.train.global_batch, settings.train.ramp).check(settings.train.micro_batch, replicas)
     measured, steps = _measured(settings, request.ranks), _steps_left(settings)
     remarks = _slow_folder(request, settings.run_dir)
     if steps == 0:
@@ -314,8 +315,10 @@ def _measured(settings: RunConfig, ranks: int) -> Measured | None:
     study = settings.run_dir / "scaling"
     if not (study / "records").is_dir():
         return None
-    batch = settings.train.global_batch
-    records = [record for record in read_all(study) if record.global_batch == batch]
+    batch, parallel = settings.train.global_batch, settings.parallel
+    mesh = parallel.pipeline, parallel.tensor
+    found = [record for record in read_all(study) if record.global_batch == batch]
+    records = [record for record in found if (record.workload.pipeline, record.workload.tensor) == mesh]
     if not records:
         return None
     nearest = min({record.ranks for record in records}, key=lambda count: abs(count - ranks))

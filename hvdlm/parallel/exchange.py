@@ -8,7 +8,8 @@ gradient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -18,6 +19,23 @@ from hvdlm.partition import slice_of
 from hvdlm.world.interface import World
 
 
+def exchange_rows(rows: Tensor, world: World) -> Tensor:
+    """Those of the world; the seconds count in its `exchange_s`."""
+    return _timed(world.exchange_rows, rows, world)
+
+
+def gather_rows(row: Tensor, world: World) -> Tensor:
+    """The same for its `gather_rows`."""
+    return _timed(world.gather_rows, row, world)
+
+
+def _timed(meet: Callable[[Tensor], Tensor], x: Tensor, world: World) -> Tensor:
+    start = perf_counter()
+    met = meet(x)
+    world.exchange_s += perf_counter() - start
+    return met
+
+
 def summed(x: Tensor, world: World) -> Tensor:
     """The sum over the ranks, a new tensor; of less than float32 it is added up in that."""
     size = world.size
@@ -25,8 +43,8 @@ def summed(x: Tensor, world: World) -> Tensor:
         return x
     rows = x.new_zeros(-(-x.numel() // size) * size)
     rows[: x.numel()] = x.detach().reshape(-1)
-    mine = added(world.exchange_rows(rows.view(size, -1))).to(x.dtype)
-    return world.gather_rows(mine).view(-1)[: x.numel()].view(x.shape)
+    mine = added(exchange_rows(rows.view(size, -1), world)).to(x.dtype)
+    return gather_rows(mine, world).view(-1)[: x.numel()].view(x.shape)
 
 
 def added(parts: Tensor | Sequence[Tensor]) -> Tensor:
@@ -51,7 +69,7 @@ def gathered(x: Tensor, world: World, time: int) -> Tensor:
     widest = -(-time // world.size)
     padded = x.new_zeros(x.shape[0], widest, *x.shape[2:])
     padded[:, : x.shape[1]] = x.detach()
-    rows = world.gather_rows(padded.view(-1)).view(world.size, *padded.shape)
+    rows = gather_rows(padded.view(-1), world).view(world.size, *padded.shape)
     return torch.cat([row[:, : len(places(rank, world, time))] for rank, row in enumerate(rows)], dim=1)
 
 
@@ -63,7 +81,7 @@ def scattered(x: Tensor, world: World) -> Tensor:
     for rank, row in enumerate(rows):
         mine = places(rank, world, time)
         row[:, : len(mine)] = x.detach()[:, mine.start : mine.stop]
-    total = added(world.exchange_rows(rows.view(world.size, -1))).to(x.dtype).view(rows.shape[1:])
+    total = added(exchange_rows(rows.view(world.size, -1), world)).to(x.dtype).view(rows.shape[1:])
     return total[:, : len(places(world.rank, world, time))].contiguous()
 
 

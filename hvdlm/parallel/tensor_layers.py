@@ -14,7 +14,7 @@ from hvdlm.models.interface import HeadTerms
 from hvdlm.models.transformer.blocks import Head
 from hvdlm.models.transformer.layers import softcapped
 from hvdlm.parallel.blocks import Blocks
-from hvdlm.parallel.exchange import enter, enter_each, gathered, leave, leave_in_parts, scattered
+from hvdlm.parallel.exchange import enter, enter_each, gather_rows, gathered, leave, leave_in_parts, scattered
 from hvdlm.partition import slice_of
 from hvdlm.world.interface import World
 
@@ -124,7 +124,7 @@ class VocabHead(nn.Module):
             logits = torch.cat(self._logits(hidden), dim=-1)
             padded = logits.new_zeros(*logits.shape[:-1], -(-size // world.size))
             padded[..., : logits.shape[-1]] = logits
-            rows = world.gather_rows(padded.view(-1)).view(world.size, *padded.shape)
+            rows = gather_rows(padded.view(-1), world).view(world.size, *padded.shape)
             sizes = [len(slice_of(rank, world.size, size)) for rank in range(world.size)]
             return torch.cat([row[..., :size] for row, size in zip(rows, sizes, strict=True)], dim=-1)
 
@@ -155,7 +155,7 @@ class _Terms(torch.autograd.Function):
             place, is_mine = _place(targets, mine)
             chosen = part.gather(-1, place.unsqueeze(-1)).squeeze(-1).where(is_mine, 0.0)
             parts.append(torch.stack((highest, sums, chosen, part.sum(-1))))  # (4, N)
-        rows = blocks.world.gather_rows(torch.stack(parts).view(-1)).view(blocks.num, *parts[0].shape)
+        rows = gather_rows(torch.stack(parts).view(-1), blocks.world).view(blocks.num, *parts[0].shape)
         top = rows[:, 0].amax(0)
         total, target, plain = (torch.zeros_like(top) for _ in range(3))
         for row in rows:

@@ -273,7 +273,9 @@ class GradientLearner(Learner):
         self.task.begin(step)
         survey_s = self._survey(step, part, share) if self.config.task.meets_before_backward else 0.0
         with Timed("forward and backward"):
+            before_s = self.axes.tensor.exchange_s
             sums = self._accumulate(step, part, share)
+            inside_s = self.axes.tensor.exchange_s - before_s + self.pipeline.wait_s
             if not self._is_proven and self.pipeline.is_last:
                 self._prove_denominator(step, part, share, sums)
             if self._computes_first:
@@ -287,7 +289,7 @@ class GradientLearner(Learner):
                 torch.cuda.synchronize(self.device)
         with Timed("sync.zero_grad") as zero_grad:  # where local SGD averages
             self.sync.zero_grad()
-        comm_s = begin.seconds + survey_s + reduce.seconds + zero_grad.seconds + self.pipeline.wait_s
+        comm_s = begin.seconds + survey_s + reduce.seconds + zero_grad.seconds + inside_s
         sums = sums if self.axes.speaks else torch.zeros_like(sums)
         return StepResult(step, sums, passes, norm, verdict, time.perf_counter() - start, wait.seconds, comm_s)
 

@@ -65,6 +65,7 @@ class World(ABC):
     needs_own_gpu = False  # two ranks on one GPU cannot meet
     overlaps = False  # a sum that was started goes on by itself while this rank computes
     mesh_place = ""  # where ranks share a model, for messages: "stage 1, data 0, tensor 1"
+    exchange_s = 0.0  # that ranks which share layers have spent on what they exchange inside these
     _parent: World | None = None  # that this one was split off
     _beats = 0
 
