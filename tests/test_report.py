@@ -211,6 +211,18 @@ def test_records_of_two_batches_are_no_repeats_of_one_point(folder, series, mess
         read_study(folder)
 
 
+def test_weak_scaling_keeps_the_batch_of_a_replica(tmp_path):
+    def record(ranks, batch):
+        workload = WORKLOAD.model_copy(update={"tensor": 2})
+        return make_record(ranks, batch, 0, 4.0 + ranks, is_strong=False, is_weak=True, workload=workload)
+
+    write_study(tmp_path, record(2, 3), record(4, 6))
+    assert read_study(tmp_path).workload.shared_by == 2
+    write_study(tmp_path, record(8, 8))
+    with pytest.raises(UserError, match="one batch a replica, but .* has 3 and .* 2"):
+        read_study(tmp_path)
+
+
 def test_a_run_copied_under_another_repeat_is_refused(folder):
     copy = read_all(folder)[3].model_copy(update={"repeat": 7})
     write_study(folder, copy)
