@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 
 from hvdlm.checkpoint.boxes import Piece, whole
+from hvdlm.checkpoint.folder import path_of
 from hvdlm.checkpoint.parts import Kept, shares_of, table_of, write_part
 from hvdlm.checkpoint.reading import Checkpoint
-from hvdlm.checkpoint.store import begin, commit, damage, path_of
+from hvdlm.checkpoint.soundness import damage
+from hvdlm.checkpoint.store import begin, commit
 from hvdlm.host import keep_freed_memory
 from hvdlm.tables import figure, table
 

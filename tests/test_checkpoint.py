@@ -15,8 +15,8 @@ from harness import STATE, preprocess, run_training
 from saved import PART, opened_files, rewrite
 
 from hvdlm import checkpoint
+from hvdlm.checkpoint import links, store
 from hvdlm.checkpoint import parts as part_files
-from hvdlm.checkpoint import store
 from hvdlm.errors import UserError
 from hvdlm.session.metrics import read_metrics, read_run
 from hvdlm.train.step import GradientLearner
@@ -32,8 +32,11 @@ def parts():
     return model, optimizer
 
 
-def save(run_dir, step, parts, keep=2):
-    return checkpoint.save(run_dir, step, *parts, STATE, keep=keep)
+def save(run_dir, step, parts, keep=2, permit=lambda: None):
+    pieces, scalars = checkpoint.pieces_of(*parts, {})
+    path = store.write(run_dir, step, pieces, {**STATE, "optimizer_scalars": scalars}, permit)
+    checkpoint.prune(run_dir, keep=keep, last=step)
+    return path
 
 
 def test_what_is_saved_is_restored_bit_for_bit(tmp_path, parts):
@@ -75,13 +78,13 @@ def dying(function, survive, error):
     ("room", "point"),
     [
         *((part_files, name) for name in ("_write_all", "sync_folder")),
-        *((store, name) for name in ("write_part", "write_text_durably", "sync_folder", "_point_latest")),
+        *((store, name) for name in ("write_part", "write_text_durably", "sync_folder", "point_latest")),
+        (links, "sync_folder"),
     ],
 )
 def test_a_crash_at_any_point_leaves_a_complete_checkpoint(tmp_path, parts, monkeypatch, room, point, error):
     save(tmp_path, 10, parts)
-    often = point == "_write_all" or (point == "sync_folder" and room is store)  # called more than once
-    for survive in range(2 if often else 1):
+    for survive in range(2 if point == "_write_all" else 1):  # which is called more than once
         with monkeypatch.context() as patch, pytest.raises(type(error)):
             patch.setattr(room, point, dying(getattr(room, point), survive, error))
             save(tmp_path, 20, parts)
@@ -190,7 +193,7 @@ def test_a_checkpoint_that_is_not_permitted_never_appears(tmp_path, parts):
         raise UserError("taken over")
 
     with pytest.raises(UserError, match="taken over"):
-        checkpoint.save(tmp_path, 20, *parts, STATE, keep=1, permit=refuse)
+        save(tmp_path, 20, parts, keep=1, permit=refuse)
     assert checkpoint.complete_steps(tmp_path) == [10]
     assert checkpoint.resolve(tmp_path).name == "step_00000010"
     save(tmp_path, 20, parts)
@@ -207,7 +210,7 @@ def test_two_writers_of_one_step_do_not_mix_their_files(tmp_path, parts):
         raise UserError("taken over")
 
     with pytest.raises(UserError, match="taken over"):
-        checkpoint.save(tmp_path, 10, *other, STATE, keep=2, permit=overtaken)
+        save(tmp_path, 10, other, permit=overtaken)
     path = checkpoint.newest(tmp_path)
     model = torch.nn.Linear(3, 3)
     checkpoint.load_model(path, model)
@@ -262,14 +265,14 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, parts, part, value):
             case "scalar":
                 optimizer.state[model.weight]["scale"] = value
     with pytest.raises(checkpoint.NotFiniteError, match=r"^\S+ is not finite$"):
-        checkpoint.save(tmp_path, 20, *parts, STATE, tensors, keep=1)
+        checkpoint.save(tmp_path, 20, *parts, STATE, tensors)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_00000010"]
 
 
 @pytest.mark.parametrize("prefix", ["model/", "optimizer/", "engine/"])
 def test_a_checkpoint_that_is_not_finite_is_passed_over(tmp_path, parts, prefix, caplog):
     for step in (10, 20):
-        path = checkpoint.save(tmp_path, step, *parts, STATE, {"carried": torch.ones(2)}, keep=9)
+        path = checkpoint.save(tmp_path, step, *parts, STATE, {"carried": torch.ones(2)})
     poison(path, prefix)
     assert checkpoint.newest(tmp_path).name == "step_00000010"
     assert re.search(rf"{prefix}\S+ is not finite; trying the checkpoint before it", caplog.text)
@@ -295,7 +298,7 @@ def test_json_of_a_state_has_null_for_what_is_not_finite(tmp_path, parts):
 def test_passed_over_checkpoints_do_not_count_as_kept(tmp_path, parts):
     for step in (10, 20, 30, 40):
         save(tmp_path, step, parts, keep=9)
-    checkpoint.prune(tmp_path, 40, keep=2, unsound={20, 30})
+    checkpoint.prune(tmp_path, keep=2, last=40, unsound={20, 30})
     assert checkpoint.complete_steps(tmp_path) == [10, 40]
 
 

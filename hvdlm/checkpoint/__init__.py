@@ -1,7 +1,9 @@
 """The state of a run on disk."""
 
 from hvdlm.checkpoint.boxes import Box, Cut, Piece
-from hvdlm.checkpoint.finding import newest_together
+from hvdlm.checkpoint.finding import newest, resolve
+from hvdlm.checkpoint.folder import complete_steps, path_of
+from hvdlm.checkpoint.links import best_of, point_best
 from hvdlm.checkpoint.reading import (
     OPTIMIZER,
     Checkpoint,
@@ -14,22 +16,16 @@ from hvdlm.checkpoint.reading import (
     read_weights,
 )
 from hvdlm.checkpoint.record import STATE
+from hvdlm.checkpoint.retention import prune
 from hvdlm.checkpoint.saver import Saved, Saver, Status
+from hvdlm.checkpoint.soundness import damage
 from hvdlm.checkpoint.store import (
     AUTO,
     CheckpointConfig,
     NotFiniteError,
     Shares,
-    best_of,
-    complete_steps,
-    damage,
-    newest,
-    path_of,
     pieces_of,
-    point_best,
     prepare,
-    prune,
-    resolve,
     save,
     weights_digest,
 )
@@ -57,7 +53,6 @@ __all__ = [
     "load_tensors",
     "model_state",
     "newest",
-    "newest_together",
     "path_of",
     "pieces_of",
     "point_best",

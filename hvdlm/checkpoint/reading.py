@@ -77,11 +77,11 @@ def table(path: Path, record: Mapping[str, Any]) -> dict[str, Entry]:
         if odd := next((stored.file for stored in boxes if stored.file not in record["files"]), ""):
             raise ValueError(f"{key}: is said to be in {odd}, which {STATE} does not list")
         found[key] = Entry(shape, dtype, boxes)
-    _check_room(path, record, found)
+    _check_room(record, found)
     return found
 
 
-def _check_room(path: Path, record: Mapping[str, Any], entries: Mapping[str, Entry]) -> None:
+def _check_room(record: Mapping[str, Any], entries: Mapping[str, Entry]) -> None:
     """ValueError where the boxes of a part would hold more bytes than the part has."""
     held: dict[str, int] = {}
     for entry in entries.values():

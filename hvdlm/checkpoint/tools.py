@@ -12,21 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hvdlm.checkpoint.boxes import Piece, whole
-from hvdlm.checkpoint.parts import shares_of, table_of, write_part
+from hvdlm.checkpoint.finding import newest
+from hvdlm.checkpoint.folder import STEP, complete_steps, folder_of, path_of
+from hvdlm.checkpoint.links import best_of
 from hvdlm.checkpoint.reading import ENGINE, MODEL, Checkpoint, read_state
-from hvdlm.checkpoint.store import (
-    STEP,
-    begin,
-    best_of,
-    commit,
-    complete_steps,
-    damage,
-    drop,
-    folder_of,
-    newest,
-    path_of,
-    prepare,
-)
+from hvdlm.checkpoint.retention import outdated
+from hvdlm.checkpoint.soundness import damage
+from hvdlm.checkpoint.store import prepare, write
 from hvdlm.errors import UserError
 from hvdlm.files import naming, replace_durably
 
@@ -162,19 +154,11 @@ def average(paths: Sequence[Path], run_dir: Path) -> Path:
     for file in KEPT_FILES:
         if (source / file).is_file():
             shutil.copyfile(source / file, run_dir / file)
-    shares, aside = shares_of(pieces), begin(run_dir, state["step"])
-    try:
-        facts = write_part(aside, 0, shares)
-        state["averaged"] = [str(each.path) for each in opened]
-        return commit(run_dir, state["step"], aside, {0: table_of(shares)}, {0: facts}, state)
-    except BaseException:
-        drop(aside)
-        raise
+    state["averaged"] = [str(each.path) for each in opened]
+    return write(run_dir, state["step"], pieces, state)
 
 
 def going(run_dir: Path, *, keep: int, keep_every: int) -> list[Path]:
-    """What `prune` with these settings would remove: never the best, nor the newest sound one."""
-    steps = complete_steps(run_dir)
-    best, sound = best_of(run_dir), newest(run_dir)
-    kept = {step for step in steps if keep_every and step % keep_every == 0} | set(steps[-keep:])
-    return [path for step in steps if step not in kept and (path := path_of(run_dir, step)) not in (best, sound)]
+    """What `outdated` tells with these settings, but for the newest sound one."""
+    sound = newest(run_dir)
+    return [path for path in outdated(run_dir, keep=keep, keep_every=keep_every) if path != sound]

@@ -102,7 +102,7 @@ def _at_most(largest: float | None) -> str:
 def prune(run_dir: Path, keep: int, keep_every: int, dry_run: bool, as_json: bool) -> None:
     """Remove old checkpoints. The best and the newest sound one stay in any case."""
     check_run(run_dir)
-    from hvdlm.checkpoint.store import remove
+    from hvdlm.checkpoint.folder import remove
     from hvdlm.checkpoint.tools import going
 
     found = going(run_dir, keep=keep, keep_every=keep_every)

@@ -199,7 +199,7 @@ class Loop:
         if self.learner.world.rank == 0 and not self.stop.ouster():
             keep = self.config.checkpoint.keep
             every = self.config.checkpoint.keep_every
-            checkpoint.prune(self.config.run_dir, self.step, keep=keep, keep_every=every, unsound=self.unsound)
+            checkpoint.prune(self.config.run_dir, keep=keep, keep_every=every, last=self.step, unsound=self.unsound)
 
     def _validate(self) -> None:
         with self.learner.evaluated():
@@ -268,7 +268,7 @@ class Loop:
         self._finish_save()
         self.rewinds += 1
         before = self.step if self.step == self.rewound_to and not self.is_proven else None  # it broke there again
-        path = checkpoint.newest_together(run_dir, world, before=before) or checkpoint.newest_together(run_dir, world)
+        path = checkpoint.newest(run_dir, world, before=before) or checkpoint.newest(run_dir, world)
         if path is None or self.rewinds > self.config.guard.max_skips:
             why = "there is no checkpoint yet" if path is None else f"{self.rewinds - 1} times already"
             raise UserError.shared(f"step {interval.end}: {reason}, and cannot rewind: {why}; lower optim.lr")

@@ -117,7 +117,7 @@ def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
     if source is not None:
         learner.agree()
     world.on_root(lambda: _make_run_dir(config))
-    found = checkpoint.newest_together(config.run_dir, world)
+    found = checkpoint.newest(config.run_dir, world)
     world.on_root(lambda: _claim_run_dir(config, corpora, stop, learner.total_steps, found))
     if source is not None and learner.task.predicts_tokens:
         folder = source if is_folder(source) else source.resolve().parent.parent  # of RUN/checkpoints/step_…
