@@ -42,7 +42,7 @@ SHAPES = {
         "dropout": 0.1,
     },
     "llama": {"layers": 2, "heads": 2, "kv_heads": 1, "width": 32, "norm": "rmsnorm", "activation": "swiglu"},
-    "bert": {"preset": "bert-tiny", "layers": 1, "width": 32, "heads": 2, "token_types": 2},
+    "bert": {"preset": "bert-tiny", "layers": 2, "width": 32, "heads": 2, "token_types": 2},
 }
 SHAPES["llama"]["tie_embeddings"] = False
 
