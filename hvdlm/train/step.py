@@ -335,7 +335,7 @@ class GradientLearner(Learner):
         if self.axes.place.tensor:
             cuts = self.shared.cuts
             held = [name in cuts and not cuts[name].is_whole for name in self.whole.names]
-            squares = squares * torch.tensor(held, device=self.device)
+            squares = squares.where(torch.tensor(held, device=self.device), 0.0)
         return added(self.axes.model.gather_rows(squares))
 
     def _clip(self, gradients: list[Tensor], norm: Tensor) -> None:
