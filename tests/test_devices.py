@@ -25,18 +25,18 @@ from hvdlm.train.validation import Validation
 from hvdlm.world.place import Place
 from hvdlm.world.serial import SerialWorld
 
-MODEL = "model={family: transformer, layers: 4, width: 32, heads: 4, kv_heads: 2, activation: swiglu, dropout: 0.1}"
-BATCH = "train.global_batch=8", "train.micro_batch=2", "train.eval_tokens=300", "data.seq_len=15"
+MODEL = "model={family: transformer, layers: 2, width: 16, heads: 4, kv_heads: 2, activation: swiglu}"
+BATCH = "train.global_batch=4", "train.micro_batch=2", "train.eval_tokens=60", "data.seq_len=7"
 CASES = [
-    (),
+    ("sync=allreduce",),
     ("parallel.zero=1",),
     ("parallel.zero=1", "sync=allreduce", "ema.decay=0.9"),
-    ("parallel={pipeline: 2}",),
+    ("parallel={pipeline: 2}", "model.dropout=0.1"),
     ("parallel={pipeline: 2}", "model.tie_embeddings=false", "train.precision=bf16"),
     ("parallel={pipeline: 2}", "sync=allreduce", "ema.decay=0.9", "train.precision=fp16"),
     ("parallel={pipeline: 2}", "task=mlm", "model.causal=false", "model.activation_checkpointing=true"),
     ("parallel={pipeline: 2, schedule: zero_bubble}", "guard.spike=skip"),
-    ("parallel={pipeline: 2, schedule: interleaved, chunks: 2}", "freeze=[embed]"),
+    ("parallel={pipeline: 2, schedule: interleaved, chunks: 2}", "model.layers=4", "freeze=[embed]"),
     ("parallel={tensor: 2}", "model.positions={kind: alibi}", "optim.name=lion"),
     ("parallel={tensor: 2, sequence: true}", "model.positions={kind: rotary}", "model.qk_norm=true"),
     ("parallel={tensor: 2, tensor_blocks: 2}", "ema.decay=0.9", "optim.name=sgd"),
@@ -87,16 +87,18 @@ def kept_by(learner):
     return {name: tensor for name, tensor in kept.items() if isinstance(tensor, torch.Tensor)}
 
 
-@pytest.mark.parametrize("rank", [0, -1])
-@pytest.mark.parametrize("overrides", CASES, ids=" ".join)
+@pytest.mark.parametrize(
+    ("rank", "overrides"),
+    [(rank, case) for case in CASES for rank in ([0, -1] if "pipeline" in case[0] else [-1])],
+)
 def test_a_run_computes_on_its_device(learner_of, monkeypatch, tmp_path, overrides, rank):
     """Steps, a validation, digests and a checkpoint; and what it goes on with from one that a CPU has written."""
     of_all = [word for word in overrides if not word.startswith("parallel")]
     alone, _ = learner_of(0, *of_all)
-    alone.run(0, 2)
+    alone.run(0, 1)
     tensors, scalars = alone.collect()
     state = {**STATE, "engine": scalars}
-    path = checkpoint.save(tmp_path / "cpu", 2, alone.model, alone.optimizer, state, tensors)
+    path = checkpoint.save(tmp_path / "cpu", 1, alone.model, alone.optimizer, state, tensors)
     alone.close()
     let_modules_go_afar(monkeypatch)
     monkeypatch.setattr(step, "prepare_device", lambda *_, **__: AFAR)
@@ -105,18 +107,22 @@ def test_a_run_computes_on_its_device(learner_of, monkeypatch, tmp_path, overrid
         learner, corpora = learner_of(rank, *overrides)
         learner.examples._is_proven = True  # there are no losses to add up
         learner.agree()
-        results = learner.run(0, 2)
+        results = learner.run(0, 1)
         assert {result.sums.device for result in results} == {result.grad_norm.device for result in results} == {AFAR}
         validation = Validation(learner.config, learner, corpora)
         with learner.evaluated():
-            validation.run(2, Mock())
+            validation.run(1, Mock())
         assert all(isinstance(number, int) for number in tensor_digests(learner.model))
         kept, pieces = Kept(), learner.pieces(learner.collect()[0])[0]
         kept.take(shares_of(pieces))
         assert {share.tensor.device.type for share in kept.shares} == {"cpu"}
-        assert {name: tensor.device for name, tensor in kept_by(learner).items()} == dict.fromkeys(kept_by(learner), AFAR)
-        assert learner.restore(path) == 2
+        assert {name: tensor.device for name, tensor in kept_by(learner).items()} == dict.fromkeys(
+            kept_by(learner), AFAR
+        )
+        assert learner.restore(path) == 1
         learner.agree()
-        learner.run(2, 3)
-        assert {name: tensor.device for name, tensor in kept_by(learner).items()} == dict.fromkeys(kept_by(learner), AFAR)
+        learner.run(1, 2)
+        assert {name: tensor.device for name, tensor in kept_by(learner).items()} == dict.fromkeys(
+            kept_by(learner), AFAR
+        )
         learner.close()
