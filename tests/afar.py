@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 AFAR = torch.device("meta")
 aten = torch.ops.aten
-COPIES = {aten.copy_.default, aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
+BY_INDEX = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
 
 
 class Afar(TorchDispatchMode):
@@ -26,11 +26,10 @@ class Afar(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim()]
-        devices = {tensor.device.type for tensor in tensors}
-        # A GPU, too, takes indices from the host, and scalars.
-        if len(devices) > 1 and func not in COPIES:
-            raise AssertionError(f"{func} of {[(tensor.device.type, tuple(tensor.shape)) for tensor in tensors]}")
+        meeting = (args[0], args[2:]) if func in BY_INDEX else (args, kwargs)  # a GPU takes indices from the host
+        tensors = [x for x in tree_leaves(meeting) if isinstance(x, Tensor) and x.dim()]  # and scalars
+        if len({x.device for x in tensors}) > 1 and func is not aten.copy_.default:
+            raise AssertionError(f"{func} of {[(x.device.type, tuple(x.shape)) for x in tensors]}")
         if not args or not isinstance(args[0], Tensor):
             return func(*args, **kwargs)
         if func is aten.copy_.default and args[1].is_meta and not args[0].is_meta:
