@@ -116,13 +116,9 @@ def test_a_run_computes_on_its_device(learner_of, monkeypatch, tmp_path, overrid
         kept, pieces = Kept(), learner.pieces(learner.collect()[0])[0]
         kept.take(shares_of(pieces))
         assert {share.tensor.device.type for share in kept.shares} == {"cpu"}
-        assert {name: tensor.device for name, tensor in kept_by(learner).items()} == dict.fromkeys(
-            kept_by(learner), AFAR
-        )
+        assert [name for name, tensor in kept_by(learner).items() if tensor.device != AFAR] == []
         assert learner.restore(path) == 1
         learner.agree()
         learner.run(1, 2)
-        assert {name: tensor.device for name, tensor in kept_by(learner).items()} == dict.fromkeys(
-            kept_by(learner), AFAR
-        )
+        assert [name for name, tensor in kept_by(learner).items() if tensor.device != AFAR] == []
         learner.close()
