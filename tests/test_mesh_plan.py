@@ -71,7 +71,7 @@ def test_parameters_of_every_rank_are_those_that_it_builds(of, mesh):
         found = rehearse(config, source, manifest, mesh, rank)
         learner = GradientLearner(config, source, manifest, imagined_axes(mesh, rank), PLACE)
         parameters = list(learner.model.parameters())
-        tied = learner.shared.tied
+        tied = learner.model.tied_weight
         copied = 0 if tied is None or isinstance(tied, torch.nn.Parameter) else tied.nbytes
         assert found.parameters == sum(p.numel() for p in parameters)
         assert found.weights == sum(p.nbytes for p in parameters) + copied
