@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
+from hvdlm.parallel.mesh import holders_in_words
 from hvdlm.tables import counted
 
 from .scaling import StepTimes
@@ -157,11 +158,12 @@ def _faults(record: RunRecord) -> Iterator[str]:
 
 
 def _faults_of_mesh(record: RunRecord) -> Iterator[str]:
-    replicas, left = divmod(record.ranks, record.workload.shared_by)
+    shared_by = record.workload.shared_by
+    replicas, left = divmod(record.ranks, shared_by)
     if left:
-        yield f"ranks: {record.ranks} are no multiple of the {record.workload.shared_by} that share a model"
+        yield f"ranks: {record.ranks} are no multiple of the {shared_by} that share a model"
     elif record.global_batch % replicas:
-        yield f"global_batch: {record.global_batch} is not a multiple of {counted(replicas, 'rank')}"
+        yield f"global_batch: {record.global_batch} is not a multiple of {holders_in_words(replicas, shared_by)}"
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def test_of_one_run_columns_of_a_kind_share_a_picture_and_all_have_one(tmp_path)
     folder = write_run(tmp_path / "run", f1=0.5, precision=0.6, bleu=31.0, **{"loss/en": 1.0, "loss/zh": 2.0})
     charts = {chart.title: [line.label for line in chart.lines] for chart in charts_in(folder)}
     assert charts["Loss"] == ["training", "validation"]
-    assert charts["Waiting"] == ["Waiting for data", "Waiting in the reduction", "Slowest rank beyond the mean"]
+    assert charts["Waiting"] == ["Waiting for data", "Waiting for other ranks", "Slowest rank beyond the mean"]
     assert charts["Figures of validations"] == ["F1", "Precision"]
     assert charts["Bleu"] == ["validation"]
     assert charts["Validation loss by corpus"] == ["Loss on en", "Loss on zh"]

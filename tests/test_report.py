@@ -218,6 +218,8 @@ def test_weak_scaling_keeps_the_batch_of_a_replica(tmp_path):
 
     write_study(tmp_path, record(2, 3), record(4, 6))
     assert read_study(tmp_path).workload.shared_by == 2
+    with pytest.raises(ValueError, match=r"global_batch: 7 is not a multiple of 2 replicas .of 2 ranks each."):
+        record(4, 7)
     write_study(tmp_path, record(8, 8))
     with pytest.raises(UserError, match="one batch a replica, but .* has 3 and .* 2"):
         read_study(tmp_path)
@@ -385,6 +387,8 @@ def test_points_share_their_base_and_keep_the_arithmetic():
         plan_points([1, 5], ("strong",), 24, 4)
     shared = plan_points([2, 4], ("strong", "weak"), 24, 4, 2)  # of two ranks to a model replicas have the batches
     assert [(p.ranks, p.global_batch) for p in shared] == [(2, 24), (4, 24), (4, 48)]
+    with pytest.raises(UserError, match=r"24 is not a multiple of micro_batch 4 x 5 replicas .of 2 ranks each. = 20"):
+        plan_points([2, 10], ("strong",), 24, 4, 2)
     with pytest.raises(UserError, match="3 is no multiple of the 2 ranks that share a model"):
         plan_points([2, 3], ("weak",), 24, 4, 2)
 

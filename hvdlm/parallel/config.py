@@ -54,6 +54,20 @@ class ParallelConfig(Section):
         data = None if self.data == "auto" else self.data
         return mesh_of(size, data=data, pipeline=self.pipeline, tensor=self.tensor)
 
+    def in_words(self, size: int) -> str:
+        """How so many ranks share a model or its optimizer's state; empty where each has a whole one of its own.
+
+        >>> ParallelConfig(pipeline=2, tensor=2, zero=1).in_words(4), ParallelConfig().in_words(4)
+        ('pipeline 2 x data 1 x tensor 2, zero 1', '')
+        """
+        mesh = self.mesh(size)
+        if not (mesh.cuts_model or self.zero):
+            return ""
+        told = ["sequence"] * self.sequence + [f"zero {self.zero}"] * (self.zero > 0)
+        told += [f"schedule {self.schedule}"] * (self.schedule != type(self).model_fields["schedule"].default)
+        told += [f"{self.chunks} chunks"] * (self.chunks > 1)
+        return ", ".join([str(mesh), *told])
+
     def data_groups(self, size: int) -> list[list[int]]:
         """The ranks that add up gradients, as `connected` wants them."""
         return self.mesh(size).groups("data")

@@ -80,6 +80,8 @@ class Loop:
         self.fault = ""  # it goes on
         self._find_unsound()
         facts = {"ranks": self.learner.world.size, "total_steps": self.learner.total_steps}
+        if mesh := self.config.parallel.in_words(self.learner.world.size):
+            facts["mesh"] = mesh
         self.run_log.tell(first, RESUMED if first else STARTED, **facts, **self.stop.place)
         meter = IntervalMeter(self.learner, self.config.log.every)
         with watchdog(self.learner.world, self.config.guard.stall_s), self._finishing():

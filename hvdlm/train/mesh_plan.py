@@ -75,7 +75,7 @@ class Planner:
     def plan(self, mesh: Mesh) -> Planned:
         """UserError where that mesh cannot train the config."""
         config = self._config_on(mesh)
-        BatchPlan(config.train.global_batch, config.train.ramp).check(config.train.micro_batch, mesh.data)
+        BatchPlan(config.train.global_batch, config.train.ramp).check(config.train.micro_batch, mesh)
         memories = tuple(
             rehearse(config, self._source, self._manifest, mesh, mesh.rank(Place(stage, 0, 0)))
             for stage in self._stages(mesh, config.parallel)

@@ -75,7 +75,7 @@ class GradientLearner(Learner):
         train = config.train
         self.config, self.axes, self.world = config, axes, axes.world
         plan = BatchPlan(train.global_batch, train.ramp)
-        plan.check(train.micro_batch, axes.data.size)
+        plan.check(train.micro_batch, axes.mesh)
         self.device = prepare_device(train.device, place, threads=train.threads, deterministic=train.deterministic)
         lacking = config.model.without_cpu_fp16
         if lacking and train.precision == "fp16" and self.device.type == "cpu":
