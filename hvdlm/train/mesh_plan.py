@@ -38,6 +38,11 @@ class Planned:
     def fullest(self) -> Memory:
         return max(self.memories, key=lambda memory: memory.total)
 
+    @property
+    def in_words(self) -> str:
+        """As a run's start tells it."""
+        return self.parallel.in_words(self.mesh.size)
+
     def overrides(self, before: ParallelConfig) -> str:
         """What is to be written behind `hvdlm train CONFIG`: the mesh, and what else is not as the config says."""
         always = {"pipeline", "tensor"}

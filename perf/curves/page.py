@@ -26,6 +26,7 @@ from .samples import Sample
 
 MOST_EVENTS = 40  # of a run on the page: the first half and the last
 MOST_ROWS = 20  # validations of one run on the page
+WAITING = "Waiting for other ranks, median"  # stages, tensor ranks and sums of gradients: rows tell them together
 NO_DIFFERENCE = ("run_dir",)  # every run has its own
 
 
@@ -124,6 +125,7 @@ def remarks_on(runs: Sequence[TrainingRun]) -> list[str]:
 
 def overview(runs: Sequence[TrainingRun]) -> dict[str, list[str]]:
     """Rows of facts, a column a run; facts that no run has are left out."""
+    is_shared = any(span.mesh for run in runs for span in run.spans)
     rows = {
         "Model": [str(run.settings.get("model.family", "")) for run in runs],
         "Task": [str(run.settings.get("task.kind", "")) for run in runs],
@@ -134,7 +136,7 @@ def overview(runs: Sequence[TrainingRun]) -> dict[str, list[str]]:
         "Tokens": [_told(run.last("train", "tokens"), count) for run in runs],
         "Training time": [_told(run.seconds, clock) for run in runs],
         "Speed, median, tokens/s": [_medians(run, "tokens_per_s", figure) for run in runs],
-        "Waiting for other ranks, median": [_waiting(run) for run in runs],
+        WAITING: [_medians(run, "exposed_comm", "{:.1%}".format) for run in runs if is_shared],
         "Training loss, last tenth": [_told(_of_last_tenth(run), "{:.4f}".format) for run in runs],
         "Validation loss, best": [
             f"{best[1]:.4f} at step {count(best[0])}" if (best := _best(run)) else "" for run in runs
@@ -158,11 +160,6 @@ def _mesh(run: TrainingRun) -> str:
     if not any(span.mesh for span in run.spans):
         return ""
     return _by_span(run, lambda span: span.mesh or (counted(span.ranks, "rank") if span.ranks else "not told"))
-
-
-def _waiting(run: TrainingRun) -> str:
-    """Of ranks that share a model, the part of their time: stages, tensor ranks and sums of gradients together."""
-    return _medians(run, "exposed_comm", "{:.1%}".format) if any(span.mesh for span in run.spans) else ""
 
 
 def _medians(run: TrainingRun, name: str, form: Any) -> str:
