@@ -120,9 +120,10 @@ def _steps_s(rows: list[dict]) -> list[float]:
     """Of each interval but the first: the row of its last step has its speed."""
     found = []
     for before, row in itertools.pairwise(rows):
-        speed, tokens = row.get("tokens_per_s"), [each.get("tokens") for each in (before, row)]
-        if all(isinstance(number, int | float) for number in (speed, *tokens)) and speed > 0 and tokens[1] > tokens[0]:
-            found.append((tokens[1] - tokens[0]) / max(1, row["step"] - before["step"]) / speed)
+        told = before.get("tokens"), row.get("tokens"), row.get("tokens_per_s")
+        numbers = [value for value in told if isinstance(value, int | float) and value > 0]
+        if len(numbers) == len(told) and numbers[1] > numbers[0]:
+            found.append((numbers[1] - numbers[0]) / max(1, row["step"] - before["step"]) / numbers[2])
     return found
 
 
