@@ -73,7 +73,7 @@ class Passes:
         engine = Engine(learner.model, self._vocabulary, context=self._context, rows=self._rows)
         places = np.arange(unit * self._rows, (unit + 1) * self._rows, dtype=np.int64)
         heard = []
-        for ids in learner.batches.windows(places, 0)[:, : self._num_read].tolist():
+        for ids in learner.examples.batches.windows(places, 0)[:, : self._num_read].tolist():
             asked = Request(tuple(ids), self._num_new, Sampling(temperature=0), logprobs=0 if is_first else None)
             heard.append(Heard())
             engine.add(asked, heard[-1])

@@ -59,7 +59,7 @@ class EngineProgram:
         assert isinstance(learner, GradientLearner), "what is counted has no step to time"
         self.learner = learner
         self.num_parameters = self.learner.num_parameters
-        self._real = self.learner.batches
+        self._real = self.learner.examples.batches
         self._tokens_per_micro_batch = config.train.micro_batch * config.data.seq_len
 
     def run(self, first: int, end: int) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class EngineProgram:
 
     def use(self, data: str) -> None:
         """`constant` repeats one batch from memory from now on, `real` reads windows as always."""
-        self.learner.batches = Constant(self._real) if data == "constant" else self._real
+        self.learner.examples.batches = Constant(self._real) if data == "constant" else self._real
 
     def loader_windows_per_s(self, seconds: float) -> float:
         """How many windows a second the loader gives to this rank while nobody trains."""

@@ -56,7 +56,7 @@ def gradient(sentences, tmp_path):
                     config, TokenStream(sentences, "train"), manifest, axes_of(world, config.parallel), Place(0, 1, 1)
                 )
             if spoil is not None:
-                learner.batches = spoil(learner.batches)
+                learner.examples.batches = spoil(learner.examples.batches)
             learner.agree()
             return learner
 
@@ -72,7 +72,7 @@ def at_once(sentences, tmp_path):
     learner = GradientLearner(
         config, TokenStream(sentences, "train"), manifest, axes_of(SerialWorld(), config.parallel), Place(0, 1, 1)
     )
-    ids = torch.from_numpy(learner.batches.windows(np.arange(12), 0))
+    ids = torch.from_numpy(learner.examples.batches.windows(np.arange(12), 0))
     model = build_model(config.model, vocabulary_of(manifest), config.seed)
     inputs, targets = ids[:, :-1].clamp(min=0), ids[:, 1:]
     aim, _ = objective(model.logits(inputs)[0], targets, ObjectiveConfig())

@@ -129,7 +129,7 @@ def learner(data_dir, tmp_path):
 
 
 def test_batches_come_from_pinned_memory_and_a_timed_step_is_whole(learner):
-    assert learner._read(0, 0, 0).ids.is_pinned()
+    assert learner.examples.read(0, 0, 0).ids.is_pinned()
     learner.is_timed = True
     learner.run(0, 2)
     assert torch.cuda.current_stream().query()  # nothing is under way

@@ -19,11 +19,11 @@ from hvdlm.train.setup import build_learner
 from hvdlm.world.serial import SerialWorld
 
 NOT_KEPT = {
-    r"\._is_proven": "a look at the task that each process has once",
+    r"\.examples\._is_proven": "a look at the task that each process has once",
     r"\._reader\..*": "batches that are read ahead, a function of the step",
     r"\._figures\[.*": "of the last pass, for the log",
     r"\.axes\.world\._beats": "signs of life, for the watchdog",
-    r"\.batches\._stream\._windows.*": "mapped files, a function of the data",
+    r"\.examples\.batches\._stream\._windows.*": "mapped files, a function of the data",
     r"\.noise_scale\..*": "of the last interval, for the log",
     r"\.pipeline\._actions.*": "the schedule, a function of the config",
     r"\.pipeline\.(spans.*|wait_s)": "times of the last step, for the log",

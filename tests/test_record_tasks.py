@@ -1,7 +1,6 @@
 """Tasks of labelled records, from shards to figures; the same numbers for any batches."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -208,9 +207,9 @@ def test_a_budget_leaves_less_than_a_micro_batch_a_rank_without_an_example(data_
     words = ("train.batch_tokens=40", "train.global_batch=120", "train.micro_batch=2")
     learner, _ = build_learner(run_of(data_of("records"), tmp_path / "run", *words, task=OF_LABEL), SerialWorld())
     for size in (1, 2, 3):
-        learner.axes = SimpleNamespace(data=SimpleNamespace(size=size))
+        learner.examples.num_parts = size
         for step in range(learner.total_steps):
-            parts = [learner._slices(step, part) for part in range(size)]
+            parts = [learner.examples.slices(step, part) for part in range(size)]
             assert len({len(mine) for mine in parts}) == 1
             micro_batches = [one for mine in parts for one in mine]
             assert [n for one in micro_batches for n in one] == list(range(learner.plan.batch_at(step)))

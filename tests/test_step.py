@@ -105,7 +105,7 @@ def test_ranks_with_equal_gradients_train_like_one(make_engine):
     expected = run(alone, 0, 3)
     for overlaps in (False, True):
         engine = make_engine(*common, "train.global_batch=8", world=CountingWorld(overlaps))
-        engine._positions = alone._positions
+        engine.examples.places = alone.examples.places
         assert np.array(run(engine, 0, 3)) == pytest.approx(np.array(expected), rel=1e-5)
 
 
@@ -225,7 +225,7 @@ def test_a_run_ends_by_tokens_epochs_patience_or_target(make_engine, data_dir, t
     assert train("target", "train.target_loss=5.5") == by_target  # it has ended, and tells how
     epoch = train("epoch", "train.steps=null", "train.epochs=0.5", "train.global_batch=100", "train.micro_batch=50")
     engine = make_engine()
-    assert epoch["step"] == math.ceil(engine.batches.epoch_samples[0] / 2 / 100)
+    assert epoch["step"] == math.ceil(engine.examples.batches.epoch_samples[0] / 2 / 100)
 
 
 def test_the_mean_of_the_weights_is_evaluated_and_restored(data_dir, tmp_path):

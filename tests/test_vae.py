@@ -246,7 +246,7 @@ def gradient(sentences, tmp_path):
 def gradient_at_once(sentences, tmp_path, free_bits, weight):
     """The definition, in one pass: the mean of -log p(x | z), and of each dimension max(free bits / Z, mean KL)."""
     learner = learner_of(sentences, tmp_path, SerialWorld())
-    ids = torch.from_numpy(learner.batches.windows(np.arange(12), 0))
+    ids = torch.from_numpy(learner.examples.batches.windows(np.arange(12), 0))
     model, by = learner.model, draws_for(learner.config.seed, 0, np.arange(12))
     targets = ids[:, 1:]
     posterior = model.encode(targets.clamp(min=0), (targets != IGNORED).sum(1))

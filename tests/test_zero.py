@@ -105,7 +105,7 @@ def test_slices_of_any_sizes_give_the_bits_of_whole_parameters(name, monkeypatch
 
         def on_rank(world):
             own, sync, found = steps_of(world, shares=True, name=name, weight_decay=0.3)
-            return weights_of(own), sync.pieces({}), found
+            return weights_of(own), sync.pieces({}, tells_whole=True), found
 
         ranks = run_on_threads(size, on_rank)
         for weights, _, found in ranks:
@@ -158,18 +158,19 @@ def test_the_state_of_any_number_of_ranks_is_read_by_any_other(tmp_path):
     assert expected["optimizer/number/step"].shape == expected["optimizer/number/exp_avg"].shape == ()
     paths = [saved(tmp_path, 9, [checkpoint.pieces_of(model, whole_sync.optimizer, {})[0]])]
     for size in (1, 2, 3, 4, 5):
-        pieces = run_on_threads(size, lambda world: steps_of(world, shares=True, steps=1)[1].pieces({}))
+        pieces = run_on_threads(
+            size, lambda world: steps_of(world, shares=True, steps=1)[1].pieces({}, tells_whole=True)
+        )
         paths.append(saved(tmp_path, size, pieces))
     for path in paths:
-        opened = checkpoint.Checkpoint(path)
         for size in (1, 2, 3, 4, 5):
 
-            def on_rank(world, opened=opened):
-                sync = steps_of(world, shares=True, steps=0)[1]
-                assert not sync.pieces({})
-                sync.load(opened, {})
+            def on_rank(world, path=path):
+                model, sync, _ = steps_of(world, shares=True, steps=0)
+                assert not sync.pieces({}, tells_whole=True)
+                sync.load_optimizer(path, model, {})
                 assert all(not state["step"].dim() for state in sync.optimizer.state.values())
-                return sync.pieces({})
+                return sync.pieces({}, tells_whole=True)
 
             assert_same(filled(run_on_threads(size, on_rank)), expected)
         fresh, unsliced, _ = steps_of(SerialWorld(), shares=False, steps=0)
@@ -178,11 +179,11 @@ def test_the_state_of_any_number_of_ranks_is_read_by_any_other(tmp_path):
 
 
 def test_the_state_of_another_model_is_refused(tmp_path, monkeypatch):
-    path = saved(tmp_path, 1, [steps_of(SerialWorld(), shares=True, steps=1)[1].pieces({})])
+    path = saved(tmp_path, 1, [steps_of(SerialWorld(), shares=True, steps=1)[1].pieces({}, tells_whole=True)])
     monkeypatch.setitem(SIZES, "prime", (17,))
-    sync = steps_of(SerialWorld(), shares=True, steps=0)[1]
+    model, sync, _ = steps_of(SerialWorld(), shares=True, steps=0)
     with pytest.raises(UserError, match=r"step_00000001: prime/exp_avg is \(13,\), this config says \(17,\)"):
-        sync.load(checkpoint.Checkpoint(path), {})
+        sync.load_optimizer(path, model, {})
 
 
 def test_a_range_of_what_is_held_lies_where_it_is_in_the_whole():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from hvdlm import checkpoint
+from hvdlm.checkpoint import Cut, Piece
 from hvdlm.config import Section
 from hvdlm.world.interface import World
 
@@ -163,6 +166,23 @@ class Sync(ABC):
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore what `state` returned, at any number of ranks; the weights have been restored already."""
+
+    @property
+    def kept_whole(self) -> torch.optim.Optimizer | None:
+        """The optimizer, where it has the state of whole parameters; None where ranks own slices of them."""
+        return self.optimizer
+
+    def pieces(self, cuts: Mapping[str, Cut], *, tells_whole: bool) -> list[Piece]:
+        """The optimizer's state of the slices that this rank owns, where they are kept by slice.
+
+        `cuts`, by name, say which part of a parameter the data ranks hold, where they do not hold it whole; of tensor
+        ranks, which hold the other parameters alike, one `tells_whole`.
+        """
+        return []
+
+    def load_optimizer(self, path: Path, model: nn.Module, cuts: Mapping[str, Cut]) -> None:
+        """A checkpoint's state of the optimizer, whatever ranks wrote it; UserError for another model's."""
+        checkpoint.load_optimizer(path, model, self.optimizer, cuts)
 
     def facts(self) -> dict[str, Any]:
         """What is worth a line in the log about the last interval, such as staleness."""

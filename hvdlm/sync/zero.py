@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -128,12 +129,11 @@ class ZeroSync(Sync):
             self._rows[:, columns] = self._traffic.gather_rows(mine[columns])
         self.bytes_sent = self._traffic.bytes_sent
 
-    def pieces(self, cuts: Mapping[str, Cut], *, tells_whole: bool = True) -> list[Piece]:
-        """The optimizer's state of what this rank owns.
+    @property
+    def kept_whole(self) -> None:
+        return None
 
-        `cuts`, by name, say which part of a parameter the data ranks hold, where they do not hold it whole; of tensor
-        ranks, which hold the other parameters alike, one `tells_whole`.
-        """
+    def pieces(self, cuts: Mapping[str, Cut], *, tells_whole: bool) -> list[Piece]:
         found = []
         for part in self.slices:
             cut = self._cut_of(part, cuts)
@@ -147,8 +147,8 @@ class ZeroSync(Sync):
                     found += [Piece(key, view, cut.shape, box) for view, box in parts]
         return found
 
-    def load(self, found: Checkpoint, cuts: Mapping[str, Cut]) -> None:
-        """Read the optimizer's state of what this rank owns, whatever ranks wrote it; UserError for another model's."""
+    def load_optimizer(self, path: Path, model: nn.Module, cuts: Mapping[str, Cut]) -> None:
+        found = Checkpoint(path)
         mine = {part.name: part for part in self.slices}
         rooms: dict[str, Tensor] = {}
         views: dict[str, list[tuple[Tensor, Any]]] = {}

@@ -74,7 +74,7 @@ class _Rehearsal(GradientLearner):
             self.sync.accumulated()
         self.model.train()
         at = np.arange(train.micro_batch, dtype=np.int64)
-        windows = self.batches.windows(at, 0)
+        windows = self.examples.batches.windows(at, 0)
         with _disable_current_modes():  # their number is that of real examples
             targets.num = self.task.count(windows)
         ids = mode.from_tensor(torch.from_numpy(windows)).to(self.device)

@@ -5,24 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hvdlm import checkpoint
 from hvdlm.checkpoint import Piece, Shares
 from hvdlm.compute.device import autocast, prepare_device
-from hvdlm.compute.draws import draws_for
 from hvdlm.compute.trace import Timed, Trace
 from hvdlm.data.manifest import Manifest
-from hvdlm.data.orders import ContiguousBatches, OrderSettings, order_over
-from hvdlm.data.record_batches import RecordBatches
-from hvdlm.data.records import Records
-from hvdlm.data.windows import IGNORED
+from hvdlm.data.orders import ContiguousBatches
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, Part
 from hvdlm.models.unmade import Unmade
@@ -35,14 +29,12 @@ from hvdlm.parallel.exchange import added, places, summed
 from hvdlm.parallel.pipeline import Chunk, Pipeline, Tied, in_chunks
 from hvdlm.parallel.schedule import SCHEDULES
 from hvdlm.parallel.sharing import Shared, Whole, share
-from hvdlm.partition import slice_of
 from hvdlm.sync import build_sync
-from hvdlm.sync.zero import ZeroSync
-from hvdlm.tasks import Batch, Sums, Task
+from hvdlm.tasks import Batch, Sums
 from hvdlm.tasks.readers import Readers
-from hvdlm.tasks.records import RecordTask
 from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig, total_steps
+from hvdlm.train.examples import Examples, Share
 from hvdlm.train.guard import Guard, Verdict
 from hvdlm.train.learner import Learner, Source, StepResult
 from hvdlm.train.loss_scale import LossScaler
@@ -51,19 +43,8 @@ from hvdlm.train.noise_scale import NoiseScale
 from hvdlm.train.parts import build_task, vocabulary_of
 from hvdlm.train.prefetch import Prefetch
 from hvdlm.train.recurrent_state import RecurrentState
-from hvdlm.train.token_plan import TokenPlan
 from hvdlm.train.trained import model_of
 from hvdlm.world.place import Place
-
-
-@dataclass(frozen=True)
-class _Share:
-    """What a rank computes of a step."""
-
-    ids: Tensor  # its examples, int64 (n, T + 1), on the host
-    spare: Tensor | None  # one more, where some micro-batch has none of them
-    targets: int  # the denominator that they bring in
-    all_targets: int  # that of the global batch
 
 
 class GradientLearner(Learner):
@@ -74,8 +55,7 @@ class GradientLearner(Learner):
     def __init__(self, config: RunConfig, source: Source, manifest: Manifest, axes: Axes, place: Place) -> None:
         train = config.train
         self.config, self.axes, self.world = config, axes, axes.world
-        plan = BatchPlan(train.global_batch, train.ramp)
-        plan.check(train.micro_batch, axes.mesh)
+        BatchPlan(train.global_batch, train.ramp).check(train.micro_batch, axes.mesh)
         self.device = prepare_device(train.device, place, threads=train.threads, deterministic=train.deterministic)
         lacking = config.model.without_cpu_fp16
         if lacking and train.precision == "fp16" and self.device.type == "cpu":
@@ -90,10 +70,10 @@ class GradientLearner(Learner):
         self.shared = share(self.model, axes, config.parallel, self.model.layer_costs(config.data.seq_len), unmade)
         if self.device.type != "cpu":  # where it was built
             self.model.to(self.device)
-        self.batches: Any = _order_of(config, source, self.task, manifest)
-        self.plan = TokenPlan(self.batches) if train.batch_tokens else plan
-        self.epoch_samples = self.batches.epoch_samples
-        self.total_steps = total_steps(train, self.plan, self.epoch_samples, self.batches.tokens_per_sample)
+        self.examples = Examples(config, source, self.task, manifest, axes.data.size, self.device)
+        self.plan, self.epoch_samples = self.examples.plan, self.examples.batches.epoch_samples
+        per_sample = self.examples.batches.tokens_per_sample
+        self.total_steps = total_steps(train, self.plan, self.epoch_samples, per_sample)
         # With the loss in the same graph its float32 logits, the largest tensor of all, are never written.
         self._loss = torch.compile(self.task.loss) if train.compile else self.task.loss
         self.noise_scale = NoiseScale(self._counted())  # its hooks must run before those of the sync
@@ -104,7 +84,7 @@ class GradientLearner(Learner):
         self.guard = Guard(config.guard)
         self.scaler = LossScaler() if train.precision == "fp16" else None
         self.recurrent_state: RecurrentState | None = None
-        if isinstance(self.batches, ContiguousBatches):
+        if isinstance(self.examples.batches, ContiguousBatches):
             self.recurrent_state = RecurrentState(self.model, train.global_batch, axes.data)
         self.left_out = 0  # samples that a rewind has passed over
         self.val_losses: list[float] = []
@@ -115,9 +95,7 @@ class GradientLearner(Learner):
         self._computes_first = self.device.type == "cuda" and self.world.size > 1 and config.sync.keeps_replicas_equal
         self._judges = looks and (config.sync.reduces_to_mean or not config.sync.keeps_replicas_equal)
         self._takes_draws = self.model.takes_draws or self.task.takes_draws
-        self._padding = Padding()
-        self._is_proven = False  # whether the task was seen to count ahead what its loss adds up
-        self._reader = Prefetch(self._read)
+        self._reader = Prefetch(self.examples.read)
         self._trace = Trace(config.log.trace, config.run_dir / "trace" / f"rank{self.world.rank}.json")
 
     def _counted(self) -> list[nn.Parameter]:
@@ -200,59 +178,18 @@ class GradientLearner(Learner):
 
     @property
     def num_cut(self) -> int:
-        """Labelled records of which some tokens have no place in an example."""
-        return self.batches.layout.num_cut if isinstance(self.batches, RecordBatches) else 0
+        return self.examples.num_cut
 
     @property
     def data_remark(self) -> str:
-        """What may not be as it was meant of the labelled records."""
-        return self.batches.layout.remark if isinstance(self.batches, RecordBatches) else ""
+        return self.examples.remark
 
     def tokens_before(self, step: int) -> int:
-        samples = self.plan.samples_before(step)
-        if isinstance(self.batches, RecordBatches):
-            return self.batches.tokens_before(samples)
-        return round(samples * self.batches.tokens_per_sample)
+        return self.examples.tokens_before(step)
 
     def facts(self) -> dict[str, float]:
         facts = {name: value for name, value in self.sync.facts().items() if isinstance(value, int | float)}
-        return facts | self._padding.share()
-
-    def _all_positions(self, step: int, left_out: int) -> np.ndarray:
-        """Places in the order, int64 (n,), of a step's global batch."""
-        return self.plan.samples_before(step) + left_out + np.arange(self.plan.batch_at(step), dtype=np.int64)
-
-    def _positions(self, step: int, part: int, left_out: int) -> np.ndarray:
-        """Those of a part of it."""
-        mine = self._slices(step, part)
-        first, end = mine[0].start, mine[-1].stop
-        return self.plan.samples_before(step) + left_out + np.arange(first, end, dtype=np.int64)
-
-    def _slices(self, step: int, part: int) -> list[range]:
-        """Which examples of a step's global batch each micro-batch of a part of it has, the same at any size.
-
-        With a budget of tokens their number differs from step to step. Where it cannot be shared evenly the last parts
-        have micro-batches without an example, for all ranks meet as often.
-        """
-        train, batch = self.config.train, self.plan.batch_at(step)
-        total = min(batch, (train.global_batch if train.batch_tokens else batch) // train.micro_batch)
-        passes = -(-total // self.axes.data.size)
-        mine = range(part * passes, (part + 1) * passes)
-        return [slice_of(number, total, batch) if number < total else range(batch, batch) for number in mine]
-
-    def _read(self, step: int, part: int, left_out: int) -> _Share:
-        """Its examples and what they count; on the host, from where a GPU copies pinned memory while it computes."""
-        ids = self.batches.windows(self._positions(step, part, left_out), step)
-        mine, everybody = self.task.count(ids), self._all_positions(step, left_out)
-        total = self.task.count_of(self.batches.lengths(everybody))
-        if total is None:  # it depends on what stands in the examples of others
-            parts = range(self.axes.data.size)
-            others = [self._positions(step, other, left_out) for other in parts if other != part]
-            total = mine + sum(self.task.count(self.batches.windows(positions, step)) for positions in others)
-        pages, spare = torch.from_numpy(ids), None
-        if not all(self._slices(step, part)):
-            spare = torch.from_numpy(self.batches.windows(everybody[:1], step))
-        return _Share(pages.pin_memory() if self.device.type == "cuda" else pages, spare, mine, total)
+        return facts | self.examples.padding()
 
     def _step(self, step: int, part: int, end: int) -> StepResult:
         start = time.perf_counter()
@@ -260,7 +197,7 @@ class GradientLearner(Learner):
             share = self._reader.get(step, part, self.left_out)
         if step + 1 < self.total_steps:
             self._reader.expect(step + 1, part, self.left_out)
-        passes = len(self._slices(step, part))
+        passes = len(share.slices)
         set_lr(self.sync.optimizer, self.lr_of(step))
         with Timed("sync.begin") as begin:
             self.sync.begin(step, passes)
@@ -271,13 +208,13 @@ class GradientLearner(Learner):
         if step == end - 1 and facts.keeps_replicas_equal and facts.reduces_to_mean and is_even and is_told:
             self.noise_scale.arm()
         self.task.begin(step)
-        survey_s = self._survey(step, part, share) if self.config.task.meets_before_backward else 0.0
+        survey_s = self._survey(step, share) if self.config.task.meets_before_backward else 0.0
         with Timed("forward and backward"):
             before_s = self.axes.tensor.exchange_s
-            sums = self._accumulate(step, part, share)
+            sums = self._accumulate(step, share)
             inside_s = self.axes.tensor.exchange_s - before_s + self.pipeline.wait_s
-            if not self._is_proven and self.pipeline.is_last:
-                self._prove_denominator(step, part, share, sums)
+            if self.pipeline.is_last:
+                self.examples.prove(share, sums)
             if self._computes_first:
                 torch.cuda.current_stream().synchronize()
         with Timed("sync.reduce") as reduce:
@@ -294,11 +231,11 @@ class GradientLearner(Learner):
         return StepResult(step, sums, passes, norm, verdict, time.perf_counter() - start, wait.seconds, comm_s)
 
     @torch.no_grad()
-    def _survey(self, step: int, part: int, share: _Share) -> float:
+    def _survey(self, step: int, share: Share) -> float:
         """Let the task know what it must of the whole global batch; seconds of waiting for others. Collective."""
         self.model.train()
         parts = []
-        for one in self._micro_batches(step, part, share):
+        for one in self.examples.micro_batches(step, share, takes_draws=self._takes_draws):
             with autocast(self.device, self.config.train.precision):
                 parts.append(self.task.survey(self.model, one.batch, one.draws if self.model.takes_draws else None))
         sums = torch.stack(parts).sum(0)
@@ -307,13 +244,13 @@ class GradientLearner(Learner):
         self.task.surveyed(sums, share.all_targets)
         return summed.seconds
 
-    def _accumulate(self, step: int, part: int, share: _Share) -> Tensor:
+    def _accumulate(self, step: int, share: Share) -> Tensor:
         """Backward over the micro-batches of this rank's share; their sums, on the last stage."""
         micro_batch = self.config.train.micro_batch
         self.model.train()
         weight = self.sync.weight(share.targets, share.all_targets) * self._scale
         self.noise_scale.weigh(weight, self.task.count(share.ids[:micro_batch].numpy()), share.all_targets)
-        parts = list(self._micro_batches(step, part, share))
+        parts = list(self.examples.micro_batches(step, share, takes_draws=self._takes_draws))
         work = StepWork(
             parts,
             self.model,
@@ -334,46 +271,10 @@ class GradientLearner(Learner):
             time = len(places(tensor.rank, tensor, time))
         return torch.empty((num, time, self.model.hidden_width), device=self.device)
 
-    def _prove_denominator(self, step: int, part: int, share: _Share, sums: Tensor) -> None:
-        """UserError if gradients were divided by another number than that of what the loss is a sum of."""
-        kind, name = self.config.task.kind, self.task.denominator
-        added = round(float(sums[self.task.sums.index(name)]))
-        ahead = self.task.count_of(self.batches.lengths(self._positions(step, part, self.left_out)))
-        for function, counted in (("count", share.targets), ("count_of", ahead)):
-            if counted is not None and counted != added:
-                raise UserError(
-                    f"task: {kind}: its loss adds up {added} {name} where `{function}` tells {counted} of the same"
-                    f" examples, and a step is divided by that; make `{function}` tell what the loss counts"
-                )
-        self._is_proven = True
-
-    def _micro_batches(self, step: int, part: int, share: _Share) -> Iterator[MicroBatch]:
-        """Of this rank's examples, on its device."""
-        positions, slices = self._positions(step, part, self.left_out), self._slices(step, part)
-        ids = share.ids.to(self.device, non_blocking=True)
-        for mine in slices:
-            rows = slice(mine.start - slices[0].start, mine.stop - slices[0].start)
-            at, host, there = positions[rows], share.ids[rows], ids[rows]
-            if share.spare is not None and not mine:
-                at, host, there = np.zeros(1, dtype=np.int64), share.spare, share.spare.to(self.device)
-            width = self._width(host)
-            draws = draws_for(self.config.seed, step, at).to(self.device) if self._takes_draws else None
-            yield MicroBatch(rows, self.task.batch(there[:, :width], None, draws, training=True), draws)
-
-    def _width(self, ids: Tensor) -> int:
-        """Columns of examples on the host up to the last that holds more than padding."""
-        if not self.batches.pads:
-            return ids.shape[1]
-        is_there = (ids != IGNORED).any(0)
-        last = int(is_there.nonzero()[-1]) + 1 if bool(is_there.any()) else 1
-        self._padding.count(ids, last)
-        columns = self.task.columns
-        return min(ids.shape[1], max(2, -(-last // columns) * columns))
-
     def _sums_of(self, model: LanguageModel, step: int, one: MicroBatch) -> Sums:
         """The task's sums over a micro-batch."""
         carried = self.recurrent_state
-        state = None if carried is None else carried.before(one.rows, anew=self.batches.starts_anew(step))
+        state = None if carried is None else carried.before(one.rows, anew=self.examples.batches.starts_anew(step))
         with autocast(self.device, self.config.train.precision):
             sums, state = self._loss(model, one.batch, state, one.draws if self.model.takes_draws else None)
         if carried is not None and state is not None:
@@ -478,16 +379,11 @@ class GradientLearner(Learner):
         among = place.data * mesh.tensor + place.tensor, mesh.data * mesh.tensor
         shares = Shares(among, (place.data, mesh.data))
         cuts = self.shared.cuts
-        if not isinstance(self.sync, ZeroSync):
-            return checkpoint.pieces_of(self.model, self.optimizer, tensors, cuts, shares)
-        pieces, scalars = checkpoint.pieces_of(self.model, None, tensors, cuts, shares)
+        pieces, scalars = checkpoint.pieces_of(self.model, self.sync.kept_whole, tensors, cuts, shares)
         return pieces + self.sync.pieces(cuts, tells_whole=place.tensor == 0), scalars
 
     def load_optimizer(self, path: Path) -> None:
-        if isinstance(self.sync, ZeroSync):
-            self.sync.load(checkpoint.Checkpoint(path), self.shared.cuts)
-        else:
-            checkpoint.load_optimizer(path, self.model, self.optimizer, self.shared.cuts)
+        self.sync.load_optimizer(path, self.model, self.shared.cuts)
 
     def restore(self, path: Path) -> int:
         """Load a checkpoint; every rank reads what it holds of it. Returns the step to go on with."""
@@ -525,33 +421,6 @@ class GradientLearner(Learner):
         self._reader.close()
         self.sync.close()
         self.axes.close()
-
-
-def _order_of(config: RunConfig, source: Source, task: Task, manifest: Manifest) -> Any:
-    """The training order over texts, or over records as the task lays them out."""
-    data, train = config.data, config.train
-    if isinstance(source, Records):
-        assert isinstance(task, RecordTask)
-        layout = task.layout(source, data.seq_len, training=True)
-        return RecordBatches(layout, seed=config.seed, most=train.global_batch, batch_tokens=train.batch_tokens)
-    return order_over(source, OrderSettings(data.seq_len, train.global_batch, config.seed, manifest.eos_id), data.order)
-
-
-class Padding:
-    """What part of the places in this rank's batches holds nothing."""
-
-    def __init__(self) -> None:
-        self._places = self._there = 0
-
-    def count(self, ids: Tensor, width: int) -> None:
-        self._places += len(ids) * width
-        self._there += int((ids != IGNORED).sum())
-
-    def share(self) -> dict[str, float]:
-        """Of all since the last time; nothing where nothing is padded."""
-        found = {"padding": 1 - self._there / self._places} if self._places else {}
-        self._places = self._there = 0
-        return found
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
