@@ -24,7 +24,7 @@ from hvdlm.checkpoint import parts as part_files
 from hvdlm.checkpoint.boxes import Box, Cut, Piece, boxes_of_range, whole
 from hvdlm.checkpoint.parts import Kept, Share, check_cover, shares_of, table_of, tensors_of, write_part
 from hvdlm.checkpoint.reading import read_boxes, table
-from hvdlm.checkpoint.saver import Saver, SaveState, Status, merged_scalars
+from hvdlm.checkpoint.saver import Saver, SaveState, Status, Unsaved, merged_scalars
 from hvdlm.checkpoint.store import begin, commit
 from hvdlm.errors import UserError
 from hvdlm.inference.evaluate import evaluate_checkpoint
@@ -325,7 +325,7 @@ def test_what_happens_after_begin_changes_nothing(tmp_path, monkeypatch):
     tensors, pieces = state_of()
     saver = Saver(tmp_path, SerialWorld())
     monkeypatch.setattr("hvdlm.checkpoint.saver.threading.Thread.start", lambda self: None)
-    assert saver.begin(3, pieces, {}, STATE) == ""
+    saver.begin(3, pieces, {}, STATE)
     for tensor in tensors.values():
         tensor.fill_(-1)
     monkeypatch.undo()
@@ -360,10 +360,15 @@ def test_what_is_not_finite_is_found_by_the_rank_that_would_write_it(tmp_path, m
         tensors["weight"][-1] = math.nan
         share = world.rank, world.size
         pieces = [Piece(f"model/{n}", t, tuple(t.shape), whole(tuple(t.shape)), share) for n, t in tensors.items()]
-        return Saver(tmp_path, world).begin(5, pieces, {}, STATE)
+        saver = Saver(tmp_path, world)
+        saver.begin(5, pieces, {}, STATE)
+        of_tensor = saver.finish(pytest.fail)
+        saver.begin(6, [], {"weight/scale": math.inf} if world.rank == 1 else {}, STATE)
+        return of_tensor, saver.finish(pytest.fail)
 
-    assert run_on_threads(3, on_rank) == ["model/weight is not finite"] * 3
-    assert not (tmp_path / "checkpoints").exists()
+    expected = Unsaved(5, "model/weight"), Unsaved(6, "weight/scale")
+    assert run_on_threads(3, on_rank) == [expected] * 3
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_buffers_are_used_again(tmp_path):
@@ -465,6 +470,40 @@ def test_a_rank_that_cannot_write_ends_the_save_on_all(tmp_path, monkeypatch):
 
     assert run_on_threads(3, on_rank) == [True] * 3
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == []
+
+
+def test_a_slow_disk_is_no_rank_that_hangs(tmp_path, monkeypatch):
+    """While one rank writes all give signs of life, so that no watchdog ends the job."""
+    plain, release = write_part, threading.Event()
+
+    def slow(folder, number, shares):
+        if number == 1:
+            assert release.wait(30)
+        return plain(folder, number, shares)
+
+    monkeypatch.setattr(part_files, "PART_BYTES", 64)
+    monkeypatch.setattr("hvdlm.checkpoint.saver.write_part", slow)
+    monkeypatch.setattr("hvdlm.world.interface.SIGN_S", 0.01)
+
+    def on_rank(world):
+        tensors, _ = state_of()
+        share = world.rank, world.size
+        saver = Saver(tmp_path, world)
+        pieces = [Piece(f"model/{n}", t, tuple(t.shape), whole(tuple(t.shape)), share) for n, t in tensors.items()]
+        saver.begin(5, pieces, {}, STATE)
+        gather, seen = world.gather, []
+
+        def counted(value):
+            seen.append(world.beats)
+            if world.rank == 0 and len(seen) > 9:
+                release.set()
+            return gather(value)
+
+        world.gather = counted
+        assert saver.finish(lambda: None).step == 5
+        return len(set(seen))
+
+    assert min(run_on_threads(2, on_rank)) > 9
 
 
 def test_a_status_travels_as_numbers():

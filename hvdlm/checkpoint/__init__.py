@@ -17,7 +17,7 @@ from hvdlm.checkpoint.reading import (
 )
 from hvdlm.checkpoint.record import STATE
 from hvdlm.checkpoint.retention import prune
-from hvdlm.checkpoint.saver import Saved, Saver, Status
+from hvdlm.checkpoint.saver import Saved, Saver, Status, Unsaved
 from hvdlm.checkpoint.soundness import damage
 from hvdlm.checkpoint.store import (
     AUTO,
@@ -45,6 +45,7 @@ __all__ = [
     "Shares",
     "Status",
     "TakesShapes",
+    "Unsaved",
     "best_of",
     "complete_steps",
     "damage",

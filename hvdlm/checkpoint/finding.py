@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from hvdlm.checkpoint.folder import complete_steps, folder_of, path_of
@@ -27,7 +28,7 @@ def newest(run_dir: Path, world: World | None = None, *, before: int | None = No
     steps = world.on_root(lambda: [step for step in complete_steps(run_dir) if before is None or step < before])
     for step in reversed(steps):
         path = path_of(run_dir, step)
-        found = [each for each in world.gather(_fault_of_share(path, world)) if each]
+        found = [each for each in world.gather(world.patiently(partial(_fault_of_share, path, world))) if each]
         if not found:
             return path
         fault = found[0]
