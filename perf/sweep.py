@@ -66,17 +66,16 @@ def plan_points(
     """
     if odd := [count for count in ranks if count % shared_by]:
         raise UserError(f"--ranks: {odd[0]} is no multiple of the {shared_by} ranks that share a model; change it")
+    replicas = [count // shared_by for count in ranks]
     try:
-        numbers = [
-            micro_batches_per_rank(global_batch, micro_batch, replicas, holders_in_words(replicas, shared_by))
-            for replicas in (count // shared_by for count in (ranks if "strong" in modes else ranks[:1]))
-        ]
+        for number in replicas if "strong" in modes else replicas[:1]:
+            micro_batches_per_rank(global_batch, micro_batch, number, holders_in_words(number, shared_by))
     except ValueError as error:
         raise UserError(f"{error}; change train.global_batch, train.micro_batch or --ranks") from None
     points: dict[tuple[int, int], set[str]] = {}
-    for count in ranks:
+    for count, number in zip(ranks, replicas, strict=True):
         for mode in modes:
-            batch = global_batch if mode == "strong" else numbers[0] * micro_batch * (count // shared_by)
+            batch = global_batch if mode == "strong" else global_batch // replicas[0] * number
             points.setdefault((count, batch), set()).add(mode)
     return [StudyPoint(count, batch, "strong" in of, "weak" in of) for (count, batch), of in sorted(points.items())]
 

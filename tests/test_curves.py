@@ -219,12 +219,12 @@ def test_a_run_of_whole_models_names_no_mesh(page, tmp_path):
 
 
 def test_a_start_that_told_no_mesh_is_told_by_its_settings(page, tmp_path):
-    folder = write_run(tmp_path / "run", events=[resumed(20, ranks=8)])
+    folder = write_run(tmp_path / "run", events=[resumed(10, ranks=8), resumed(20, ranks=8)])
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     parallel = {"data": "auto", "pipeline": 2, "tensor": 2, "sequence": True, "schedule": "zero_bubble"}
     (folder / "config.yaml").write_text(yaml.safe_dump({**settings, "parallel": parallel}))
     mesh = "pipeline 2 x data 2 x tensor 2, sequence, schedule zero_bubble"
-    assert f"| Mesh | 2 ranks (steps 1 to 20); {mesh} (steps 21 to 40) |" in page(folder)[1]
+    assert f"| Mesh | 2 ranks (steps 1 to 10); 8 ranks (steps 11 to 20); {mesh} (steps 21 to 40) |" in page(folder)[1]
     (folder / "config.yaml").write_text(yaml.safe_dump({**settings, "parallel": {**parallel, "tensor": 3}}))
     assert "Mesh" not in page(folder)[1]  # 8 ranks are no such mesh: somebody wrote there
 
