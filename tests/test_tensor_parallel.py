@@ -11,7 +11,7 @@ from hvdlm.models import Vocabulary, build_model
 from hvdlm.models.transformer import TransformerConfig
 from hvdlm.parallel.exchange import summed
 from hvdlm.parallel.tensor import cut_tensor
-from hvdlm.tasks.language_model import ObjectiveConfig, objective_at
+from hvdlm.tasks.language_model import ObjectiveConfig, judged_at, objective_at
 from hvdlm.world.threads import run_on_threads
 
 BUILDING = threading.Lock()
@@ -32,6 +32,8 @@ KINDS = {
     "both sides": {"causal": False, "token_types": 2, "positions": {"kind": "sinusoidal"}, "residual_dropout": 0.1},
     "several texts a row": {"positions": {"kind": "learned", "max_seq_len": 16}, "window": 3, "embed_scale": True},
 }
+KINDS |= {f"{kind}, by logits": KINDS[kind] for kind in ("plain", "learned, untied", "post norm, transform")}
+BY_LOGITS = [kind for kind in KINDS if kind.endswith("by logits")]
 GIVEN = {  # beside ids
     "both sides": {"lengths": torch.tensor([11, 2, 5]), "types": torch.arange(33).remainder(2).view(3, 11)},
     "several texts a row": {"segments": torch.arange(11).div(4, rounding_mode="floor").expand(3, 11)},
@@ -47,15 +49,20 @@ def model_of(options, dtype=torch.float64):
     return model.to(dtype)
 
 
-def passed(model, objective, given=None):
-    """(aim, nats) of a batch, and its backward pass."""
+def passed(model, objective_of, given=None):
+    """(aim, nats) of a batch, and its backward pass; by all logits where `objective_of` asks for them."""
     ids = torch.arange(3 * 11).remainder(65).view(3, 11)
     targets = (ids * 7 + 3) % 65
     targets[1, 4:] = IGNORED
     hidden, _ = model(ids, None, draws_for(1, 2, torch.arange(3).numpy()), **(given or {}))
-    aim, nll = objective_at(model, hidden, targets, objective)
+    if isinstance(objective_of, str):  # as a task of somebody's own
+        logits = model.head(hidden).double()
+        nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+        aim = nll + 0.01 * hidden.square().sum() + logits.square().sum()
+    else:
+        aim, nll = objective_at(model, hidden, targets, objective_of)
     aim.backward()
-    return float(aim.detach()), float(nll)
+    return float(aim.detach()), float(nll.detach())
 
 
 @pytest.mark.parametrize("shares_time", [False, True], ids=["", "sequence"])
@@ -63,6 +70,7 @@ def passed(model, objective, given=None):
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_and_gradients_are_those_of_one_process(kind, size, shares_time):
     objective = ObjectiveConfig(label_smoothing=0.1, z_loss=0.01) if kind == "dropout" else ObjectiveConfig()
+    objective = "by logits" if kind in BY_LOGITS else objective
     whole = model_of(KINDS[kind])
     expected = passed(whole, objective, GIVEN.get(kind))
     gradients = {name: p.grad for name, p in whole.named_parameters()}
@@ -107,3 +115,21 @@ def test_less_exact_numbers_agree_as_far_as_they_go(shares_time):
                 one, serial = (cuts[name].of(w[1][name]) if name in cuts else w[1][name] for w in (exact, rough))
                 allowed = 2 * (serial - one).norm() if in_bf16 else 1e-5 * one.norm()
                 assert (gradient - one).norm() <= allowed, name
+
+
+@pytest.mark.parametrize("num_blocks", [0, 4])
+def test_of_equal_logits_the_first_is_the_likeliest(num_blocks):
+    """As with one process; else ties, which half precision has many of, would all be hits."""
+    weight = torch.zeros(65, 24, dtype=torch.float64)
+    weight[[7, 30, 64], 0] = 2.0  # on three of five ranks
+    hidden, targets = torch.ones(4, 24, dtype=torch.float64), torch.tensor([7, 30, 64, 0])
+
+    def on_rank(world):
+        model = model_of({"heads": 4, "width": 24, "mlp_width": 16} if num_blocks else {})
+        with torch.no_grad():
+            model.head.weight.copy_(weight)
+        cut_tensor(model, world, shares_time=False, num_blocks=num_blocks)
+        terms = model.head.terms(hidden, targets)
+        return terms.likeliest.tolist(), int(judged_at(model, hidden, targets, ObjectiveConfig())[2])
+
+    assert run_on_threads(4 if num_blocks else 5, on_rank) == [([7] * 4, 1)] * (4 if num_blocks else 5)

@@ -5,6 +5,7 @@ from hvdlm.checkpoint.finding import newest, resolve
 from hvdlm.checkpoint.folder import complete_steps, path_of
 from hvdlm.checkpoint.links import best_of, point_best
 from hvdlm.checkpoint.reading import (
+    ENGINE,
     OPTIMIZER,
     Checkpoint,
     TakesShapes,
@@ -32,6 +33,7 @@ from hvdlm.checkpoint.store import (
 
 __all__ = [
     "AUTO",
+    "ENGINE",
     "OPTIMIZER",
     "STATE",
     "Box",

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -114,8 +115,10 @@ class Saver:
         assert self._save is None, "the last one is to be finished before"
         world, start = self._world, time.monotonic()
         shares = shares_of(pieces)
+        with world.together():
+            rows = table_of(shares)
         aside = world.on_root(lambda: begin(self._run_dir, step))
-        told = world.gather_on_root((table_of(shares), scalars))
+        told = world.gather_on_root((rows, scalars))
         tables = {rank: rows for rank, (rows, _) in enumerate(told) if rows}
         merged = merged_scalars([of_rank for _, of_rank in told])
         record = copy.deepcopy({**state, "optimizer_scalars": merged})  # lists in it grow while the parts are written
@@ -202,12 +205,11 @@ def _write(save: _Save, number: int, kept: Kept) -> None:
     """In a thread of its own."""
     start = time.monotonic()
     try:
-        if culprit := not_finite_in(kept.shares, {}):
-            save.culprit, save.status = culprit, Status(SaveState.FAILED)
-            return
-        facts = write_part(save.aside, number, kept.shares)
-        save.written_s = time.monotonic() - start
-        save.status = Status(SaveState.DONE, facts.bytes, facts.sha256)
+        with ThreadPoolExecutor(1, "hvdlm-look") as looking:  # while the disk is waited for
+            culprit = looking.submit(not_finite_in, kept.shares, {})
+            facts = write_part(save.aside, number, kept.shares)
+        save.written_s, save.culprit = time.monotonic() - start, culprit.result()
+        save.status = Status(SaveState.FAILED if save.culprit else SaveState.DONE, facts.bytes, facts.sha256)
     except OSError as error:
         save.error = line_of(error, save.aside.with_name(save.aside.name.split(".")[1]))  # as it would have been called
         save.status = Status(SaveState.FAILED)

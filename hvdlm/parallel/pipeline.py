@@ -8,7 +8,7 @@ schedule, which `checker` finds without ranks.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -151,7 +151,7 @@ class Pipeline:
         if num not in self._actions:
             self._actions[num] = build(self.schedule, self.world.size, num, self.layout.chunks)[self.world.rank]
         actions = self._actions[num]
-        left = {number: sum(action.micro_batch == number for action in actions) for number in range(num)}
+        left = Counter(action.micro_batch for action in actions)
         self.wait_s, self.spans = 0.0, []
         for place, action in enumerate(actions):
             for ahead in actions[place : place + AHEAD]:

@@ -66,6 +66,7 @@ class Loop:
         self._candidate: dict = {}  # what will be, once its checkpoint is there
         self.loss: float | None = None
         self.evaluation: Evaluation | RecordEvaluation | None = None
+        self.validated: int | None = None  # the step of the last validation
         self.figures: dict = {}  # as of the last save; of a checkpoint that was resumed, its own
 
     def run(self, first: int, progress: Progress) -> None:
@@ -207,6 +208,7 @@ class Loop:
         with self.learner.evaluated():
             self.evaluation = self.validation.run(self.step, self.run_log)
         if self.evaluation is not None:
+            self.validated = self.step
             self.learner.val_losses.append(self.evaluation.loss)
             self._judge_best(self.evaluation)
             self.ending = self.ending or ending(self.config.train, self.learner.val_losses, self.spent_s)
@@ -338,6 +340,7 @@ class Loop:
             "seconds": self.spent_s,
             "fault": self.fault,
             "updates": self.updates,
+            **({} if self.validated is None else {"validated": self.validated}),
             **({"best": best} if (best := self._best_of_all) else {}),
             "ranks": self.learner.world.size,
             "threads": torch.get_num_threads(),  # a rank; another number may change last bits

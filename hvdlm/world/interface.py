@@ -211,7 +211,7 @@ class World(ABC):
         """What `work()` returns, done in a thread on all ranks; collective.
 
         While it lasts anywhere, all ranks tell every SIGN_S that they live: a slow disk is no rank that hangs. The work
-        itself must not talk to other ranks.
+        itself must not talk to other ranks; its errors are those of `together`.
         """
         with ThreadPoolExecutor(1, "hvdlm-patient") as thread:
             done = thread.submit(work)
@@ -219,7 +219,9 @@ class World(ABC):
                 wait([done], SIGN_S)
                 self.beats += 1
                 if all(self.gather(done.done())):
-                    return done.result()
+                    break
+            with self.together():
+                return done.result()
 
     @contextmanager
     def together(self) -> Iterator[None]:
