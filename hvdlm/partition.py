@@ -123,11 +123,14 @@ def samples_at(positions: np.ndarray, *, num_samples: int, seed: int) -> np.ndar
     return samples
 
 
-def micro_batches_per_rank(global_batch: int, micro_batch: int, size: int) -> int:
-    """How many micro-batches a rank runs in a step; ValueError if the numbers do not divide."""
+def micro_batches_per_rank(global_batch: int, micro_batch: int, size: int, holders: str = "") -> int:
+    """How many micro-batches a rank runs in a step; ValueError if the numbers do not divide.
+
+    `holders`: the `size` who share the batch, in words, where they are not ranks.
+    """
     if global_batch % (micro_batch * size):
         raise ValueError(
-            f"global_batch {global_batch} is not a multiple of micro_batch {micro_batch} x {size} ranks"
+            f"global_batch {global_batch} is not a multiple of micro_batch {micro_batch} x {holders or f'{size} ranks'}"
             f" = {micro_batch * size}"
         )
     return global_batch // (micro_batch * size)

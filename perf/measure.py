@@ -160,6 +160,8 @@ def _workload(learner: GradientLearner, world: World, work: str) -> Workload:
         tensor=learner.axes.mesh.tensor,
         zero=config.parallel.zero,
         schedule=config.parallel.schedule,
+        chunks=config.parallel.chunks,
+        sequence=config.parallel.sequence,
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hvdlm.compute.speed import measured_flops
 from hvdlm.errors import UserError
@@ -26,13 +28,25 @@ class PlanOptions:
     flops: float | None = None
     alpha_us: float = 20.0
     gb_per_s: float = 5.0
-    run: Path | None = None  # whose memory was measured
+    run: Path | None = None  # whose memory and steps were measured
+
+
+class Measured(NamedTuple):
+    """What the ranks of one start of a run have needed, by the rows that they made."""
+
+    ranks: int | None  # None: not told, as by versions without events
+    mesh: str  # as ParallelConfig.in_words
+    memory_gb: float  # the most of a rank
+    steps_s: list[float]  # seconds of a step, of each interval but the first, which warms up
+
+    def is_of(self, planned: Planned) -> bool:
+        return self.ranks is None or (self.ranks, self.mesh) == (planned.mesh.size, planned.in_words)
 
 
 def planned(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
     """What `--json` prints. UserError for a mesh that cannot be, or where none has room."""
-    measured, ranks = (None, options.ranks) if options.run is None else _measured(options.run)
-    meshes = _meshes(config, options, ranks)
+    measured = [] if options.run is None else _measured(options.run)
+    meshes = _meshes(config, options, measured[-1].ranks if measured else None)
     speed = options.flops or _speed(config, meshes[0].size)
     machine = Machine(speed, options.alpha_us * 1e-6, 1e-9 / options.gb_per_s)
     planner = Planner(config, machine)
@@ -47,15 +61,28 @@ def planned(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
     if not found:
         raise UserError(next(iter(refused.values())))
     process = 0 if _is_on_gpu(config) else memory_bytes("VmRSS")  # this process has loaded what a rank loads
-    rows = [_row(one, config, process) for one in sorted(found, key=lambda one: one.time.step_s)]
+    found.sort(key=lambda one: one.time.step_s)
+    rows = [_row(one, config, process) for one in found]
     kept = _fit(rows, options.memory_gb)
     if options.memory_gb is not None and not kept:
         raise _no_room(planner, found, process, options.memory_gb)
     told: dict[str, Any] = {"ranks": meshes[0].size, **asdict(machine), "process_bytes": process}
     told |= {"meshes": rows, "refused": refused, "best": kept[0]["overrides"]}
-    if measured is not None:
-        told["measured_gb"] = measured
+    if measured:
+        told |= _compared(list(zip(found, rows, strict=True)), measured)
     return told
+
+
+def _compared(planned: list[tuple[Planned, dict[str, Any]]], measured: list[Measured]) -> dict[str, Any]:
+    """What was measured on a mesh beside its row; of none of them, on which meshes the run was."""
+    for one, row in planned:
+        own = [each for each in measured if each.is_of(one)]
+        if own:
+            steps = [step_s for each in own for step_s in each.steps_s]
+            row["measured_step_s"] = statistics.median(steps) if steps else None
+            row["measured_gb"] = max(each.memory_gb for each in own)
+    names = [each.mesh or counted(each.ranks or 1, "rank") for each in measured]
+    return {"measured_on": list(dict.fromkeys(names))}
 
 
 def _meshes(config: RunConfig, options: PlanOptions, ranks: int | None) -> list[Mesh]:
@@ -65,21 +92,39 @@ def _meshes(config: RunConfig, options: PlanOptions, ranks: int | None) -> list[
             raise UserError(f"--mesh: has {options.mesh.size} ranks, and --ranks is {options.ranks}; leave one out")
         return [options.mesh]
     parallel = config.parallel
-    if options.run is None and options.ranks is not None:
+    if options.ranks is not None:
         return meshes_of(options.ranks)
     if ranks is None:
         ranks = parallel.pipeline * parallel.tensor * (1 if parallel.data == "auto" else parallel.data)
     return [parallel.mesh(ranks)]
 
 
-def _measured(run: Path) -> tuple[float | None, int | None]:
-    """The most GB that a rank of a run has had, and how many ranks there were, by its metrics."""
+def _measured(run: Path) -> list[Measured]:
+    """Of each start of a run whose ranks have made steps that still count."""
     rows, events = read_run(run / METRICS)
     starts = [event for event in events if event["event"] in (STARTED, RESUMED) and isinstance(event.get("ranks"), int)]
-    memory = [row["memory_gb"] for row in rows if isinstance(row.get("memory_gb"), int | float)]
-    if not memory:
+    made: list[tuple[dict, list[dict]]] = [(start, []) for start in starts or [{"step": 0}]]
+    for row in (row for row in rows if row["split"] == "train"):  # a resume has dropped the rows after its step
+        next((own for start, own in reversed(made) if start["step"] < row["step"]), made[0][1]).append(row)
+    found = []
+    for start, own in made:
+        memory = [row["memory_gb"] for row in own if isinstance(row.get("memory_gb"), int | float)]
+        if memory:
+            found.append(Measured(start.get("ranks"), start.get("mesh", ""), max(memory), _steps_s(own)))
+    if not found:
         raise UserError(f"{run}: no memory was measured there; give the run of a config that has trained some steps")
-    return max(memory), starts[-1]["ranks"] if starts else None
+    return found
+
+
+def _steps_s(rows: list[dict]) -> list[float]:
+    """Of each interval but the first: the row of its last step has its speed."""
+    found = []
+    for before, row in itertools.pairwise(rows):
+        told = before.get("tokens"), row.get("tokens"), row.get("tokens_per_s")
+        numbers = [value for value in told if isinstance(value, int | float) and value > 0]
+        if len(numbers) == len(told) and numbers[1] > numbers[0]:
+            found.append((numbers[1] - numbers[0]) / max(1, row["step"] - before["step"]) / numbers[2])
+    return found
 
 
 def _speed(config: RunConfig, ranks: int) -> float:
@@ -166,10 +211,28 @@ def to_text(found: dict[str, Any]) -> str:
     cells = [[str(s["rank"]), f"{s['parameters']:,}", *(_mb(s[name]) for name in names)] for s in best["stages"]]
     lines += ["", f"MB of {found['best']}:", table(["rank", "parameters", *names], cells)]
     lines.append(f"beside these a process holds {_mb(found['process_bytes'])} MB; `passes` has the gradients in it")
-    if "measured_gb" in found:
-        lines.append(f"measured: {found['measured_gb']:.3f} GB at most, estimated {best['memory_gb']:.3f} GB")
+    lines += _measured_lines(found)
     lines.append(found["best"])
     return "\n".join(lines)
+
+
+def _measured_lines(found: dict[str, Any]) -> Iterator[str]:
+    if "measured_on" not in found:
+        return
+    known = [row for row in found["meshes"] if "measured_gb" in row]
+    for row in known:
+        line = f"measured{_of(row, found)}: {row['measured_gb']:.3f} GB at most, estimated {row['memory_gb']:.3f} GB"
+        step_s = row["measured_step_s"]
+        if step_s is not None:
+            times = f"{figure(step_s / row['step_s'])} times that"
+            line += f"; {figure(step_s)} s a step, predicted {figure(row['step_s'])} s ({times})"
+        yield line
+    if not known:
+        yield f"measured: nothing on what is planned here, for the run was on {'; '.join(found['measured_on'])}"
+
+
+def _of(row: dict[str, Any], found: dict[str, Any]) -> str:
+    return f" ({row['overrides']})" if len(found["meshes"]) > 1 else ""
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
+from hvdlm.parallel.config import in_words
+from hvdlm.parallel.mesh import Mesh, holders_in_words
 from hvdlm.tables import counted
 
 from .scaling import StepTimes
@@ -58,6 +60,8 @@ class Workload(_Frozen):
     tensor: Count = 1
     zero: Annotated[int, Field(ge=0, le=1)] = 0
     schedule: Name = "1f1b"
+    chunks: Count = 1
+    sequence: bool = False
 
     @property
     def shared_by(self) -> int:
@@ -65,12 +69,26 @@ class Workload(_Frozen):
         return self.pipeline * self.tensor
 
     @property
+    def holder(self) -> str:
+        """Who has a part of a batch."""
+        return "rank" if self.shared_by == 1 else "replica"
+
+    @property
     def mesh(self) -> str:
         """How ranks share a model, in words; empty where each has a whole one."""
         parts = [f"{name} {number}" for name, number in (("pipeline", self.pipeline), ("tensor", self.tensor))]
         told = [part for part in parts if not part.endswith(" 1")]
         told += [f"schedule {self.schedule}"] if self.pipeline > 1 else []
+        told += [f"{self.chunks} chunks"] * (self.chunks > 1) + ["sequence"] * self.sequence
         return ", ".join(told + ["zero 1"] * self.zero)
+
+    def mesh_of(self, ranks: int) -> Mesh:
+        return Mesh(self.pipeline, ranks // self.shared_by, self.tensor)
+
+    def mesh_in_words(self, ranks: int) -> str:
+        """Of so many ranks; empty where each has a whole model and optimizer of its own."""
+        mesh = self.mesh_of(ranks)
+        return in_words(mesh, sequence=self.sequence, zero=self.zero, schedule=self.schedule, chunks=self.chunks)
 
 
 class Environment(_Frozen):
@@ -157,11 +175,12 @@ def _faults(record: RunRecord) -> Iterator[str]:
 
 
 def _faults_of_mesh(record: RunRecord) -> Iterator[str]:
-    replicas, left = divmod(record.ranks, record.workload.shared_by)
+    shared_by = record.workload.shared_by
+    replicas, left = divmod(record.ranks, shared_by)
     if left:
-        yield f"ranks: {record.ranks} are no multiple of the {record.workload.shared_by} that share a model"
+        yield f"ranks: {record.ranks} are no multiple of the {shared_by} that share a model"
     elif record.global_batch % replicas:
-        yield f"global_batch: {record.global_batch} is not a multiple of {counted(replicas, 'rank')}"
+        yield f"global_batch: {record.global_batch} is not a multiple of {holders_in_words(replicas, shared_by)}"
 
 
 @dataclass(frozen=True)

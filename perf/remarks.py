@@ -116,8 +116,9 @@ def _unlike_steps(study: Study) -> Iterator[str]:
 def _base(study: Study) -> Iterator[str]:
     for mode, (base, *_) in study.series.items():
         if base.ranks > 1:
+            holder = study.workload.holder if study.workload.shared_by < base.ranks else "rank"
             yield (
-                f"There is no point of 1 rank: {mode} scaling is relative to {base.ranks} ranks, "
+                f"There is no point of 1 {holder}: {mode} scaling is relative to {base.ranks} ranks, "
                 "and what is lost up to there does not show."
             )
         above = [point for point in study.series[mode] if point.is_above_ideal]

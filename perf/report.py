@@ -16,6 +16,7 @@ from typing import Any
 
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
+from hvdlm.parallel.mesh import AXES, Mesh
 from hvdlm.tables import counted
 
 from . import scaling
@@ -27,8 +28,8 @@ from .study import Study, read_study
 from .templates import render
 
 MEANING = {
-    "strong": "the global batch stays the same, more ranks share it",
-    "weak": "the batch of each rank stays the same, the global batch grows with the ranks",
+    "strong": "the global batch stays the same, more {holder}s share it",
+    "weak": "the batch of each {holder} stays the same, the global batch grows with the {holder}s",
 }
 MOST_HOSTS = 4  # named of a point
 
@@ -64,11 +65,13 @@ def to_csv(study: Study) -> str:
     measured = ("step_s", "tokens_per_s", "speedup", "efficiency")
     plain = ("mode", "ranks", "tokens_per_step", "num_runs", "num_steps", "p95_s", "max_s", "karp_flatt")
     ends = [f"{name}{end}" for name in measured for end in ("", "_low", "_high")]
-    writer.writerow([*plain, "is_oversubscribed", "is_comparable", *ends])
+    mesh = ["mesh"] if study.workload.mesh else []
+    writer.writerow([*plain, "is_oversubscribed", "is_comparable", *ends, *mesh])
     for point in (point for points in study.series.values() for point in points):
         values = [number for name in measured for number in astuple(getattr(point, name))]
         flags = (int(point.is_oversubscribed), int(point.is_comparable))
-        writer.writerow([*(getattr(point, name) for name in plain), *flags, *values])
+        told = [study.workload.mesh_in_words(point.ranks) for _ in mesh]
+        writer.writerow([*(getattr(point, name) for name in plain), *flags, *values, *told])
     return out.getvalue()
 
 
@@ -81,6 +84,7 @@ def _render(template: str, study: Study, plots: dict[str, bytes]) -> str:
         "rate": _shown,
         "counted": counted,
         "mark": lambda point: f" {mark}" if (mark := _mark_of(point)) else "",
+        "mesh": lambda point: _axes(study.workload.mesh_of(point.ranks)),
         "steps": lambda point: _span(point.steps_a_run, "{:d}"),
     }
     return render(".", template, filters, _facts(study, plots))
@@ -106,7 +110,7 @@ def _facts(study: Study, plots: dict[str, bytes]) -> dict[str, Any]:
     return {
         "series": study.series,
         "bases": _bases(study),
-        "meaning": MEANING,
+        "meaning": {mode: text.format(holder=study.workload.holder) for mode, text in MEANING.items()},
         "verdicts": _verdicts(study),
         "remarks": remarks(study),
         "workload": study.workload,
@@ -165,6 +169,10 @@ def _place(study: Study, ranks: int, global_batch: int) -> dict[str, str]:
         "load_after": _span([e.load_after for e in (record.environment for record in records)], "{:.2f}"),
         "started": min(record.environment.started for record in records),
     }
+
+
+def _axes(mesh: Mesh) -> str:
+    return " x ".join(str(getattr(mesh, axis)) for axis in AXES)
 
 
 def _span(values: Sequence[float], form: str) -> str:

@@ -115,14 +115,13 @@ def _refuse_unlike_series(records: Sequence[RunRecord]) -> None:
 
 def _refuse_other_batches(records: Sequence[RunRecord], mode: Mode) -> None:
     """Strong scaling has one global batch, weak scaling one batch a replica."""
-    holder = "replica" if any(record.workload.shared_by > 1 for record in records) else "rank"
-    what = "global batch" if mode == "strong" else f"batch a {holder}"
     for record in records[1:]:
         first, batches = records[0], []
         for each in (first, record):
             replicas = each.ranks // each.workload.shared_by
             batches.append(each.global_batch if mode == "strong" else each.global_batch // replicas)
         if batches[0] != batches[1]:
+            what = "global batch" if mode == "strong" else f"batch a {record.workload.holder}"
             raise ValueError(
                 f"{mode} scaling has one {what}, but {first.name} has {batches[0]} and {record.name} {batches[1]}; "
                 "move one study's records away"

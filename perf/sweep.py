@@ -19,6 +19,7 @@ from hvdlm.errors import EXIT_USER_ERROR, UserError
 from hvdlm.files import write_text_durably
 from hvdlm.host import physical_cores
 from hvdlm.numerals import whole_number
+from hvdlm.parallel.mesh import holders_in_words
 from hvdlm.partition import micro_batches_per_rank
 from hvdlm.tables import counted
 from hvdlm.train.config import RunConfig
@@ -65,17 +66,16 @@ def plan_points(
     """
     if odd := [count for count in ranks if count % shared_by]:
         raise UserError(f"--ranks: {odd[0]} is no multiple of the {shared_by} ranks that share a model; change it")
+    replicas = [count // shared_by for count in ranks]
     try:
-        per_replica = micro_batches_per_rank(global_batch, micro_batch, ranks[0] // shared_by) * micro_batch
-        if "strong" in modes:
-            for count in ranks:
-                micro_batches_per_rank(global_batch, micro_batch, count // shared_by)
+        for number in replicas if "strong" in modes else replicas[:1]:
+            micro_batches_per_rank(global_batch, micro_batch, number, holders_in_words(number, shared_by))
     except ValueError as error:
         raise UserError(f"{error}; change train.global_batch, train.micro_batch or --ranks") from None
     points: dict[tuple[int, int], set[str]] = {}
-    for count in ranks:
+    for count, number in zip(ranks, replicas, strict=True):
         for mode in modes:
-            batch = global_batch if mode == "strong" else per_replica * (count // shared_by)
+            batch = global_batch if mode == "strong" else global_batch // replicas[0] * number
             points.setdefault((count, batch), set()).add(mode)
     return [StudyPoint(count, batch, "strong" in of, "weak" in of) for (count, batch), of in sorted(points.items())]
 

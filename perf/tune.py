@@ -69,8 +69,7 @@ def space_of(config: RunConfig, ranks: int, kinds: tuple[str, ...]) -> SearchSpa
     """What may be changed about this config on this machine; UserError if the batch cannot be shared."""
     batch, mesh = config.train.global_batch, config.parallel.mesh(ranks)
     if batch % mesh.data:
-        who = f"{mesh.data} replicas of {ranks} ranks" if mesh.cuts_model else f"{ranks} ranks"
-        raise UserError(f"global_batch {batch} is not a multiple of {who}; change it or --ranks")
+        raise UserError(f"global_batch {batch} is not a multiple of {mesh.holders}; change it or --ranks")
     sync = config.sync.model_dump(exclude_defaults=True)
     if not config.sync.steps_together:
         raise UserError(f"{config.sync.label} has no steps that all ranks share, so there is no time of one to tune")
@@ -151,8 +150,8 @@ class _Runs:
     def _run(self, trial: Trial, left_s: float) -> RunRecord:
         try:
             settings = settings_of(self._config, self._base, trial.candidate)
-            train, replicas = settings.train, settings.parallel.mesh(self._options.ranks).data
-            BatchPlan(train.global_batch, train.ramp).check(train.micro_batch, replicas)
+            train, mesh = settings.train, settings.parallel.mesh(self._options.ranks)
+            BatchPlan(train.global_batch, train.ramp).check(train.micro_batch, mesh)
         except UserError as error:
             raise Failed(str(error)) from None
         values = settings.model_dump(mode="json")

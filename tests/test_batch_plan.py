@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvdlm.errors import UserError
+from hvdlm.parallel.mesh import Mesh
 from hvdlm.train.batch_plan import BatchPlan, RampConfig
 
 
@@ -64,14 +65,22 @@ def test_without_a_ramp_every_batch_is_the_global_one():
 
 def test_every_stage_must_divide_among_the_ranks():
     plan = BatchPlan(16, RampConfig(start=4, increment=4, steps=30))
-    plan.check(2, 2)
-    plan.check(4, 1)
+    plan.check(2, Mesh(data=2))
+    plan.check(4, Mesh())
     with pytest.raises(UserError, match=r"train.ramp: stage 0 .from step 0., whose batch 4 .* 4 x 2 ranks = 8; change"):
-        plan.check(4, 2)
+        plan.check(4, Mesh(data=2))
     with pytest.raises(UserError, match=r"stage 1 .from step 10., whose batch 7 is not a multiple of micro_batch 2"):
-        BatchPlan(16, RampConfig(start=4, increment=3, steps=40)).check(2, 1)
+        BatchPlan(16, RampConfig(start=4, increment=3, steps=40)).check(2, Mesh())
     with pytest.raises(UserError, match=r"^train.global_batch 16 is not a multiple of micro_batch 3 x 1 ranks = 3"):
-        BatchPlan(16).check(3, 1)
+        BatchPlan(16).check(3, Mesh())
+
+
+def test_ranks_that_share_a_model_are_counted_as_one_replica():
+    plan = BatchPlan(12)
+    plan.check(6, Mesh(pipeline=2, data=2, tensor=2))
+    message = r"12 is not .* of micro_batch 6 x 4 replicas .of 2 ranks each. = 24; change it, .*, the mesh or the"
+    with pytest.raises(UserError, match=message):
+        plan.check(6, Mesh(pipeline=2, data=4))
 
 
 def test_a_ramp_that_cannot_be_is_refused():

@@ -15,11 +15,12 @@ from harness import STATE, preprocess, run_training
 from saved import PART, opened_files, rewrite
 
 from hvdlm import checkpoint
-from hvdlm.checkpoint import links, store
+from hvdlm.checkpoint import finding, links, soundness, store
 from hvdlm.checkpoint import parts as part_files
 from hvdlm.errors import UserError
 from hvdlm.session.metrics import read_metrics, read_run
 from hvdlm.train.step import GradientLearner
+from hvdlm.world.threads import run_on_threads
 
 
 @pytest.fixture
@@ -238,10 +239,41 @@ def test_a_disk_that_cannot_be_read_says_nothing_of_a_checkpoint(tmp_path, parts
     def fail(path):
         raise OSError(code, os.strerror(code), str(path))
 
-    monkeypatch.setattr("hvdlm.checkpoint.reading.sha256_of", fail)
+    monkeypatch.setattr("hvdlm.checkpoint.soundness.sha256_of", fail)
     with pytest.raises(UserError, match=rf"rank 0 of 1 on .*{PART}: .*; mend that, and run") as caught:
         checkpoint.newest(tmp_path)
     assert "damage" not in str(caught.value)
+
+
+def test_what_another_job_removes_meanwhile_is_no_damage(tmp_path, parts, monkeypatch):
+    """A reader beside a run that keeps one checkpoint finds the next one instead."""
+    save(tmp_path, 10, parts)
+    plain = soundness.read_record
+
+    def overtaken(path):
+        if path.name == "step_00000010":
+            save(tmp_path, 20, parts, keep=1)
+        return plain(path)
+
+    monkeypatch.setattr(soundness, "read_record", overtaken)
+    assert checkpoint.newest(tmp_path).name == "step_00000020"
+
+
+def test_a_rank_that_does_not_see_a_checkpoint_says_nothing_of_it(tmp_path, parts, monkeypatch):
+    """A file system that is missing on one node."""
+    save(tmp_path, 10, parts)
+    plain = finding._fault_of_share
+
+    def blind(path, world):
+        return plain(path if world.rank == 0 else path / "nowhere", world)
+
+    monkeypatch.setattr(finding, "_fault_of_share", blind)
+
+    def on_rank(world):
+        with pytest.raises(UserError, match="rank 1 of 2 on .* does not see it, though rank 0 does; mend that"):
+            checkpoint.newest(tmp_path, world)
+
+    run_on_threads(2, on_rank)
 
 
 def test_only_damaged_checkpoints_are_no_fresh_run(tmp_path, parts):

@@ -93,7 +93,7 @@ def test_of_one_run_columns_of_a_kind_share_a_picture_and_all_have_one(tmp_path)
     folder = write_run(tmp_path / "run", f1=0.5, precision=0.6, bleu=31.0, **{"loss/en": 1.0, "loss/zh": 2.0})
     charts = {chart.title: [line.label for line in chart.lines] for chart in charts_in(folder)}
     assert charts["Loss"] == ["training", "validation"]
-    assert charts["Waiting"] == ["Waiting for data", "Waiting in the reduction", "Slowest rank beyond the mean"]
+    assert charts["Waiting"] == ["Waiting for data", "Waiting for other ranks", "Slowest rank beyond the mean"]
     assert charts["Figures of validations"] == ["F1", "Precision"]
     assert charts["Bleu"] == ["validation"]
     assert charts["Validation loss by corpus"] == ["Loss on en", "Loss on zh"]
@@ -186,6 +186,49 @@ def test_what_went_wrong_is_said_before_the_curves(page, tmp_path):
     assert loss.marks == {"left out": [12], "rewound": [10], "failed": [40]}
 
 
+MESH, OTHER = "pipeline 2 x data 1 x tensor 2, zero 1", "pipeline 2 x data 1 x tensor 1"
+
+
+def resumed(step, **facts):
+    return {"event": "resumed", "step": step, "time": "2026-01-02T05:04:05+0000", "total_steps": 40, **facts}
+
+
+def test_a_mesh_is_told_with_the_steps_that_it_made(page, tmp_path):
+    starts = [resumed(10, ranks=4, mesh=MESH), resumed(30, ranks=4, mesh=MESH), resumed(25, ranks=2, mesh=OTHER)]
+    folder = write_run(tmp_path / "run", events=starts)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    with (folder / "metrics.jsonl").open("w") as file:
+        for row in rows:  # twice the speed on the last mesh
+            fast = {"tokens_per_s": 1800.0} if row["step"] > 25 and row.get("split") == "train" else {}
+            file.write(json.dumps(row | fast) + "\n")
+    html, markdown, _ = page(folder)
+    pieces = f"2 ranks (steps 1 to 10); {MESH} (steps 11 to 25); {OTHER} (steps 26 to 40)"
+    assert f"| Mesh | {pieces} |" in markdown
+    assert "| Ranks | 2 (steps 1 to 10); 4 (steps 11 to 25); 2 (steps 26 to 40) |" in markdown
+    assert "| Speed, median, tokens/s | 900 (steps 1 to 10); 900 (steps 11 to 25); 1,800 (steps 26 to 40) |" in markdown
+    assert "| Waiting for other ranks, median | 10.0% |" in markdown
+    assert f"4 ranks; {MESH}" in html and "settings, of the newest start" in html
+    assert pieces.replace("; ", ";\n") in html
+
+
+def test_a_run_of_whole_models_names_no_mesh(page, tmp_path):
+    html, markdown, _ = page(write_run(tmp_path / "run", events=[resumed(20, ranks=2)]))
+    assert "| Ranks | 2 |" in markdown
+    for text in (html, markdown):
+        assert "Mesh" not in text and "Waiting for other ranks, median" not in text and "newest start" not in text
+
+
+def test_a_start_that_told_no_mesh_is_told_by_its_settings(page, tmp_path):
+    folder = write_run(tmp_path / "run", events=[resumed(10, ranks=8), resumed(20, ranks=8)])
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    parallel = {"data": "auto", "pipeline": 2, "tensor": 2, "sequence": True, "schedule": "zero_bubble"}
+    (folder / "config.yaml").write_text(yaml.safe_dump({**settings, "parallel": parallel}))
+    mesh = "pipeline 2 x data 2 x tensor 2, sequence, schedule zero_bubble"
+    assert f"| Mesh | 2 ranks (steps 1 to 10); 8 ranks (steps 11 to 20); {mesh} (steps 21 to 40) |" in page(folder)[1]
+    (folder / "config.yaml").write_text(yaml.safe_dump({**settings, "parallel": {**parallel, "tensor": 3}}))
+    assert "Mesh" not in page(folder)[1]  # 8 ranks are no such mesh: somebody wrote there
+
+
 def test_numbers_that_are_not_finite_leave_gaps_and_are_counted(page, tmp_path):
     folder = write_run(tmp_path / "run")
     path = folder / "metrics.jsonl"
@@ -265,6 +308,15 @@ def test_a_real_run_gives_a_page_with_a_sample(trained, capsys):
     html = (trained / "report" / "report.html").read_text()
     assert "<pre><b>abc</b>" in html
     assert "ended at step 4 of 4" in told["verdicts"][0]
+
+
+def test_a_real_start_tells_how_ranks_share_a_model(data_dir, tmp_path, page):
+    run_training(data_dir, tmp_path / "run", "train.steps=2", "sync=tree", "parallel.zero=1")
+    (run,) = read_runs([tmp_path / "run"])
+    assert run.start["mesh"] == "pipeline 1 x data 1 x tensor 1, zero 1"
+    assert f"| Mesh | {run.start['mesh']} |" in page(run.folder)[1]
+    run_training(data_dir, tmp_path / "plain", "train.steps=2", "sync=tree")
+    assert "mesh" not in read_runs([tmp_path / "plain"])[0].start
 
 
 def test_why_there_is_no_sample_is_said(tmp_path):

@@ -175,3 +175,20 @@ def test_ranks_train_to_the_same_losses(world, data_dir, tmp_path):
     train(make_config(data_dir, tmp_path / "run", "train.device=cuda"), world)
     world.barrier()
     assert losses(tmp_path / "run") == pytest.approx(GOLDEN["transformer"]["train"], rel=1e-4)
+
+
+SHARED = ["pipeline: 2", "pipeline: 2, schedule: zero_bubble", "tensor: 2", "tensor: 2, sequence: true", "zero: 1"]
+
+
+@pytest.mark.on_ranks(2)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("parallel", SHARED)
+def test_ranks_that_share_a_model_train_to_the_same_losses(world, data_dir, tmp_path, parallel, precision):
+    """Embedding and head are one weight, which two stages have; the steps but for the first go on from a checkpoint."""
+    choices = "train.device=cuda", f"parallel={{{parallel}}}", f"train.precision={precision}", "ema.decay=0.9"
+    train(make_config(data_dir, tmp_path / "run", *choices, "train.minutes=1e-9"), world)  # ends at once
+    world.barrier()
+    train(make_config(data_dir, tmp_path / "run", *choices), world)
+    world.barrier()
+    rel = 1e-4 if precision == "fp32" else 2e-2
+    assert losses(tmp_path / "run") == pytest.approx(GOLDEN["transformer"]["train"], rel=rel)

@@ -91,7 +91,7 @@ def test_an_example_is_good_shell_and_passes_our_own_checks(name):
 def test_the_config_of_an_example_fits_its_ranks_and_folder(name):
     wanted = EXAMPLE_JOBS[name][1]
     config = load(RunConfig, ROOT / wanted.words[1])
-    BatchPlan(config.train.global_batch).check(config.train.micro_batch, wanted.ranks)
+    BatchPlan(config.train.global_batch).check(config.train.micro_batch, config.parallel.mesh(wanted.ranks))
     assert config.run_dir == wanted.run_dir
 
 

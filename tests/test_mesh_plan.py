@@ -1,6 +1,7 @@
 """What is told of a mesh before a run is what the run then holds; what cannot be is refused in one line."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_parameters_of_every_rank_are_those_that_it_builds(of, mesh):
         found = rehearse(config, source, manifest, mesh, rank)
         learner = GradientLearner(config, source, manifest, imagined_axes(mesh, rank), PLACE)
         parameters = list(learner.model.parameters())
-        tied = learner.shared.tied
+        tied = learner.model.tied_weight
         copied = 0 if tied is None or isinstance(tied, torch.nn.Parameter) else tied.nbytes
         assert found.parameters == sum(p.numel() for p in parameters)
         assert found.weights == sum(p.nbytes for p in parameters) + copied
@@ -143,18 +144,57 @@ def test_meshes_are_compared_and_what_cannot_be_is_named(of):
     assert to_text(found).endswith(found["best"])
 
 
-def test_of_a_run_the_measured_memory_stands_beside(of, tmp_path):
+MESH = "pipeline 2 x data 2 x tensor 1"
+
+
+def write_rows(path, *starts):
+    """Rows of starts (step, ranks, mesh, seconds a step, GB); intervals are of two steps, but the first, of one."""
+    rows = []
+    for number, (first, ranks, mesh, step_s, gb) in enumerate(starts):
+        rows.append({"event": "resumed" if first else "started", "step": first, "ranks": ranks})
+        rows[-1] |= {"mesh": mesh} if mesh else {}
+        end = starts[number + 1][0] if number + 1 < len(starts) else first + 7
+        for step in range(first + 1, end + 1):
+            rows.append({"step": step, "split": "train", "tokens": 100 * step})
+            if (step - first) % 2:
+                slow = 50 if step == first + 1 else 1  # the first step of a start makes what is made once
+                rows[-1] |= {"memory_gb": gb, "tokens_per_s": 100 / (step_s * slow)}
+    (path / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_of_a_run_what_was_measured_stands_beside(of, tmp_path):
     config, _, _ = of("sync=tree", "parallel.pipeline=2")
-    rows = [{"event": "started", "step": 0, "ranks": 4}]
-    rows += [{"step": step, "split": "train", "memory_gb": gb} for step, gb in ((1, 0.5), (2, 0.75), (3, 0.7))]
-    (tmp_path / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path, (0, 4, MESH, 0.25, 0.75))
     found = planned(config, PlanOptions(run=tmp_path, flops=MANY_FLOPS))
-    assert found["measured_gb"] == 0.75
-    assert [(row["pipeline"], row["data"]) for row in found["meshes"]] == [(2, 2)]
+    (row,) = found["meshes"]
+    assert (row["pipeline"], row["data"], row["measured_gb"]) == (2, 2, 0.75)
+    assert row["measured_step_s"] == pytest.approx(0.25)
+    ratio = re.search(r"; 0.25 s a step, predicted (\S+) s .(\S+) times that", to_text(found))
     assert "measured: 0.750 GB at most, estimated" in to_text(found)
+    assert float(ratio[1]) == pytest.approx(row["step_s"], rel=0.01)
+    assert float(ratio[2]) == pytest.approx(0.25 / row["step_s"], rel=0.01)
+    write_rows(tmp_path, (0, 4, MESH, 0.25, 0.75), (1, 4, MESH, 0.5, 0.7))
+    assert planned(config, PlanOptions(run=tmp_path, flops=MANY_FLOPS))["meshes"][0]["measured_step_s"] == 0.5
     (tmp_path / METRICS).write_text("")
     with pytest.raises(UserError, match="no memory was measured there"):
         planned(config, PlanOptions(run=tmp_path, flops=MANY_FLOPS))
+
+
+def test_what_was_measured_on_one_mesh_does_not_stand_beside_another(of, tmp_path):
+    config, _, _ = of("sync=tree", "parallel.pipeline=2")
+    write_rows(
+        tmp_path, (0, 2, "", 9.0, 9.0), (5, 2, "pipeline 2 x data 1 x tensor 1", 0.5, 0.9), (20, 4, MESH, 0.25, 0.75)
+    )
+    every = planned(config, PlanOptions(run=tmp_path, ranks=2, flops=MANY_FLOPS))
+    known = {(row["pipeline"], row["data"]): row.get("measured_step_s") for row in every["meshes"]}
+    assert known == {(2, 1): pytest.approx(0.5), (1, 2): pytest.approx(9.0), (1, 1): None}
+    lines = to_text(every)
+    assert "measured (parallel.pipeline=2 parallel.tensor=1): 0.900 GB" in lines
+    other = planned(config, PlanOptions(run=tmp_path, mesh=Mesh(tensor=2, data=2), flops=MANY_FLOPS))
+    assert "measured_gb" not in other["meshes"][0]
+    assert f"nothing on what is planned here, for the run was on 2 ranks; pipeline 2 x data 1 x tensor 1; {MESH}" in (
+        to_text(other)
+    )
 
 
 def test_the_command_prints_json_and_refuses_words_that_are_no_mesh(of, tmp_path, capsys):

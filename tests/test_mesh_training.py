@@ -1,6 +1,7 @@
 """Ranks that share a model train to what one process does: bit for bit by pipeline, nearly by tensor."""
 
 import threading
+from typing import Literal
 
 import pytest
 import torch
@@ -8,10 +9,16 @@ from harness import make_config
 
 from hvdlm.data.manifest import read_manifest
 from hvdlm.data.stream import TokenStream
+from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.parallel.axes import axes_of
 from hvdlm.parallel.pipeline import BACKWARD, FORWARD, TIED_GRADIENT, Key, Layout, Pipeline
+from hvdlm.session.stop import Wish
+from hvdlm.tasks import Sums
+from hvdlm.tasks.language_model import LanguageModelling, LmConfig, objective
+from hvdlm.train.interval import IntervalMeter
 from hvdlm.train.step import GradientLearner
+from hvdlm.train.trained import in_words, trained_of
 from hvdlm.world.place import Place
 from hvdlm.world.serial import SerialWorld
 from hvdlm.world.threads import run_on_threads
@@ -32,8 +39,9 @@ def trained(data_dir, tmp_path):
     """(weights by name, norms, losses) after some steps on so many threads as ranks."""
     source, manifest = TokenStream(data_dir, "train"), read_manifest(data_dir)
 
-    def trained(size, *overrides):
+    def trained(size, *overrides, task=None):
         config = make_config(data_dir, tmp_path, MODEL, "sync=tree", "optim.clip=0.5", *overrides)
+        config = config if task is None else config.model_copy(update={"task": task})
 
         def on_rank(world):
             axes = axes_of(world, config.parallel)
@@ -176,6 +184,80 @@ def test_what_needs_whole_models_is_refused_in_a_line(data_dir, tmp_path, words,
     with pytest.raises(UserError, match=told) as caught:
         make_config(data_dir, tmp_path, *words, "parallel={pipeline: 2}")
     assert "\n" not in str(caught.value)
+
+
+class OwnConfig(LmConfig):
+    """A task of somebody's own, as docs/extending.md describes: it asks for all logits, and for the hidden vectors."""
+
+    kind: Literal["own"] = "own"  # type: ignore[assignment]
+    like = "lm"
+    passes: int = 1
+
+    def build(self, context):
+        return Own(self, context)
+
+
+class Own(LanguageModelling):
+    def __init__(self, config, context):
+        super().__init__(context)
+        self._passes = config.passes
+
+    def loss(self, model, batch, state, draws):
+        hidden, state = model(batch.inputs, state, draws)
+        for _ in range(1, self._passes):
+            hidden = hidden + model(batch.inputs, None, draws)[0]
+        aim, nll = objective(model.head(hidden), batch.targets, self.objective)
+        targets = (batch.targets != IGNORED).sum()
+        return Sums(aim + 0.01 * hidden.square().sum(), torch.stack((nll.double(), targets.double()))), state
+
+
+@pytest.mark.parametrize("parallel", ["tensor: 2", "tensor: 2, sequence: true", "pipeline: 2"])
+def test_a_task_of_ones_own_trains_alike(trained, parallel):
+    same = "train.micro_batch=2", "train.global_batch=12"
+    ((_, norms, sums, _),) = trained(1, *same, task=OwnConfig())
+    found = trained(2, *same, f"parallel={{{parallel}}}", task=OwnConfig())
+    assert found[0][1] == pytest.approx(norms, rel=1e-4)
+    assert torch.allclose(found[0 if "tensor" in parallel else 1][2], sums, rtol=1e-5)
+
+
+def test_a_task_that_passes_twice_is_refused_by_stages_before_any_update(trained):
+    with pytest.raises(UserError, match="goes through the model twice for a loss, which stages cannot; set parallel"):
+        trained(2, "parallel.pipeline=2", task=OwnConfig(passes=2))
+
+
+MESHES = ["pipeline: 2", "pipeline: 2, schedule: zero_bubble", "tensor: 2", "pipeline: 2, tensor: 2"]
+
+
+@pytest.mark.parametrize("parallel", MESHES)
+def test_what_a_run_says_of_itself_is_of_the_whole_model(data_dir, tmp_path, parallel):
+    """The lines on what is trained, and the noise scale, are those of one process; what is sent is counted."""
+    source, manifest = TokenStream(data_dir, "train"), read_manifest(data_dir)
+    words = "optim.layer_decay=0.8", "freeze=[embed]", "train.micro_batch=2", "train.global_batch=8", "sync=tree"
+
+    def said(size, *more):
+        config = make_config(data_dir, tmp_path, MODEL, "model.tie_embeddings=false", *words, *more)
+
+        def on_rank(world):
+            axes = axes_of(world, config.parallel)
+            with BUILDING:
+                learner = GradientLearner(config, source, manifest, axes, Place(0, 1, 1))
+            learner.agree()
+            world.barrier()  # a meter draws from torch's one generator, as weights do
+            meter = IntervalMeter(learner, 5)
+            interval = meter.agree(0, 3, learner.run(0, 3), wish=Wish.NONE)
+            lines = in_words(world.gather(trained_of(learner.model, learner.groups, learner.cuts)))
+            sent = learner.bytes_sent
+            learner.close()
+            return lines, interval.live["noise_scale"], sent
+
+        return run_on_threads(size, on_rank)
+
+    ((lines, noise, sent),) = said(1)
+    assert len(lines) > 8 and sent == 0
+    for found, scale, sent in said(4 if "," in parallel and "tensor" in parallel else 2, f"parallel={{{parallel}}}"):
+        assert sorted(found) == sorted(lines)
+        assert scale == pytest.approx(noise, rel=1e-3)
+        assert sent >= 3 * 8 * 32 * 32 * 4, "the stream of three steps of 8 sequences of 32 tokens, 32 wide"
 
 
 def test_waiting_counts_what_tensor_ranks_exchange_inside_layers(data_dir, tmp_path):

@@ -218,9 +218,89 @@ def test_weak_scaling_keeps_the_batch_of_a_replica(tmp_path):
 
     write_study(tmp_path, record(2, 3), record(4, 6))
     assert read_study(tmp_path).workload.shared_by == 2
+    with pytest.raises(ValueError, match=r"global_batch: 7 is not a multiple of 2 replicas .of 2 ranks each."):
+        record(4, 7)
     write_study(tmp_path, record(8, 8))
     with pytest.raises(UserError, match="one batch a replica, but .* has 3 and .* 2"):
         read_study(tmp_path)
+
+
+SHARED = WORKLOAD.model_copy(update={"pipeline": 2, "tensor": 2, "zero": 1})
+
+
+@pytest.fixture
+def of_meshes(tmp_path):
+    """A study of one, two and four replicas of four ranks; two replicas are 1.6 times as fast, four 2.5 times."""
+    for repeat in range(3):
+        for ranks, batch, step_s in ((4, 24, 1.0), (8, 24, 1 / 1.6), (16, 24, 0.4), (8, 48, 1.0)):
+            series = {"is_strong": batch == 24, "is_weak": batch == 6 * ranks}
+            record = make_record(ranks, batch, repeat, step_s, where={"cores": 16}, workload=SHARED, **series)
+            write_record(tmp_path / "records", record)
+    return tmp_path
+
+
+def test_a_study_of_meshes_names_that_of_each_point(of_meshes):
+    write_report(of_meshes)
+    text, html = ((of_meshes / f"report.{end}").read_text() for end in ("md", "html"))
+    rows = list(csv.DictReader((of_meshes / "report.csv").read_text().splitlines()))
+    meshes = [f"pipeline 2 x data {data} x tensor 2, zero 1" for data in (1, 2, 4, 1, 2)]
+    assert [row["mesh"] for row in rows] == meshes
+    assert text.count("| Ranks | Mesh | Sequences") == 2
+    assert "\n| 8 | 2 x 2 x 2 | 24 |" in text and "\n| 16 | 2 x 4 x 2 | 24 |" in text
+    assert "<th>Mesh</th>" in html and "<td>16</td><td>2 x 4 x 2</td>" in html
+    assert "more replicas share it" in text and "The batch of each replica stays the same" in text
+    assert "(one replica, no gradients are summed between replicas)" in html
+
+
+def test_efficiency_of_meshes_is_by_replicas(of_meshes):
+    study = read_study(of_meshes)
+    strong, weak = study.series["strong"], study.series["weak"]
+    assert [point.efficiency.value for point in strong] == pytest.approx([1, 0.8, 0.625], rel=0.02)
+    assert [point.efficiency.value for point in weak] == pytest.approx([1, 1], rel=0.02)
+    assert strong[1].karp_flatt == pytest.approx(0.25, abs=0.03)
+    assert any("no point of 1 rank: strong" in remark for remark in remarks(study))
+
+
+def test_a_base_of_several_replicas_is_said(of_meshes):
+    for path in (of_meshes / "records").glob("r00004-*"):
+        path.unlink()
+    assert any(
+        "no point of 1 replica: strong scaling is relative to 8" in text for text in remarks(read_study(of_meshes))
+    )
+
+
+PLAIN_HEADS = (
+    "mode,ranks,tokens_per_step,num_runs,num_steps,p95_s,max_s,karp_flatt,is_oversubscribed,is_comparable,step_s,"
+    "step_s_low,step_s_high,tokens_per_s,tokens_per_s_low,tokens_per_s_high,speedup,speedup_low,speedup_high,efficiency,"
+    "efficiency_low,efficiency_high"
+)
+
+
+def test_a_study_without_a_mesh_has_no_column_of_it(folder):
+    write_report(folder)
+    assert (folder / "report.csv").read_text().splitlines()[0] == PLAIN_HEADS
+    for end in ("md", "html"):
+        text = (folder / f"report.{end}").read_text()
+        assert "mesh" not in text.lower() and "replica" not in text
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *({"pipeline": 4, "tensor": 1}, {"pipeline": 1, "tensor": 1}, {"zero": 0}, {"schedule": "zero_bubble"}),
+        *({"sequence": True}, {"schedule": "interleaved", "chunks": 2}),
+    ],
+    ids=str,
+)
+def test_meshes_at_the_same_ranks_are_not_averaged(of_meshes, other):
+    """Neither as a repeat of the point nor as another point of the series."""
+    workload = SHARED.model_copy(update=other)
+    for ranks, repeat in ((8, 3), (32, 0)):
+        record = make_record(ranks, 96, repeat, 9.0, is_strong=False, is_weak=True, workload=workload)
+        path = write_record(of_meshes / "records", record)
+        with pytest.raises(UserError, match=f"records differ in .*{next(iter(other))} .* in r.*needs one workload"):
+            read_study(of_meshes)
+        path.unlink()
 
 
 def test_a_run_copied_under_another_repeat_is_refused(folder):
@@ -385,6 +465,8 @@ def test_points_share_their_base_and_keep_the_arithmetic():
         plan_points([1, 5], ("strong",), 24, 4)
     shared = plan_points([2, 4], ("strong", "weak"), 24, 4, 2)  # of two ranks to a model replicas have the batches
     assert [(p.ranks, p.global_batch) for p in shared] == [(2, 24), (4, 24), (4, 48)]
+    with pytest.raises(UserError, match=r"24 is not a multiple of micro_batch 4 x 5 replicas .of 2 ranks each. = 20"):
+        plan_points([2, 10], ("strong",), 24, 4, 2)
     with pytest.raises(UserError, match="3 is no multiple of the 2 ranks that share a model"):
         plan_points([2, 3], ("weak",), 24, 4, 2)
 

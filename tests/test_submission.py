@@ -532,5 +532,6 @@ def test_a_batch_is_shared_by_replicas_not_by_all_ranks(tmp_path, tensor, fits):
     if fits:
         assert submit_options.training_job(request, config, batch)[1].parallel.tensor == tensor
     else:
-        with pytest.raises(UserError, match=f"is not a multiple of micro_batch 3 x {4 // tensor} ranks"):
+        who = "4 ranks" if tensor == 1 else r"2 replicas .of 2 ranks each."
+        with pytest.raises(UserError, match=f"is not a multiple of micro_batch 3 x {who} = "):
             submit_options.training_job(request, config, batch)

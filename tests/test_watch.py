@@ -209,6 +209,12 @@ def test_ctrl_c_ends_it_in_peace(path, monkeypatch, capsys):
     assert "has no folder yet; waits for the run to begin" in capsys.readouterr().out
 
 
+def test_ranks_that_share_a_model_are_named_with_their_mesh(tmp_path):
+    start = {**STARTED, "ranks": 4, "mesh": "pipeline 2 x data 1 x tensor 2, zero 1"}
+    told = " ".join(picture_of(tmp_path, start, row(1), width=120))
+    assert told.endswith("4 ranks (pipeline 2 x data 1 x tensor 2, zero 1), the first on a")
+
+
 def test_a_file_is_no_run(path, capsys):
     path.write_text("")
     with pytest.raises(SystemExit) as end:

@@ -10,13 +10,14 @@ from pathlib import Path
 from hvdlm.checkpoint.folder import complete_steps, folder_of, path_of
 from hvdlm.checkpoint.links import best_of, named
 from hvdlm.checkpoint.reading import ENGINE, MODEL
-from hvdlm.checkpoint.record import read_record
-from hvdlm.checkpoint.soundness import ALL, cannot_be_read, damage, damages, fault_of
+from hvdlm.checkpoint.soundness import damage
 from hvdlm.errors import UserError
 from hvdlm.world.interface import World
 from hvdlm.world.serial import SerialWorld
 
 log = logging.getLogger("hvdlm")
+
+GONE = "does not see it, though rank 0 does"
 
 
 def newest(run_dir: Path, world: World | None = None, *, before: int | None = None) -> Path | None:
@@ -25,33 +26,38 @@ def newest(run_dir: Path, world: World | None = None, *, before: int | None = No
     The same on all ranks of `world`; collective. UserError on all if there are checkpoints and none is sound, or one
     that a rank cannot get at: to start anew must be the user's decision.
     """
-    world, fault = world or SerialWorld(), ""
-    steps = world.on_root(lambda: [step for step in complete_steps(run_dir) if before is None or step < before])
-    for step in reversed(steps):
-        path = path_of(run_dir, step)
-        found = [each for each in world.gather(world.patiently(partial(_fault_of_share, path, world))) if each]
-        if not found:
+    world, passed = world or SerialWorld(), dict[int, str]()
+
+    def left() -> list[int]:
+        steps = complete_steps(run_dir)
+        return [step for step in steps if (before is None or step < before) and step not in passed]
+
+    while steps := world.on_root(left):
+        path = path_of(run_dir, steps[-1])
+        told = world.gather(world.patiently(partial(_fault_of_share, path, world)))
+        if not any(told):
             return path
-        fault = found[0]
-        log.warning("%s: %s; trying the checkpoint before it", path, fault)
-    if steps and before is None:
+        if not world.on_root(path.is_dir):  # another job has removed it meanwhile
+            continue
+        if lacking := [fault for fault in told if GONE in fault]:
+            raise UserError.shared(f"{path}: {lacking[0]}; mend that, and run the same command again")
+        passed[steps[-1]] = next(filter(None, told))
+        log.warning("%s: %s; trying the checkpoint before it", path, passed[steps[-1]])
+    if passed and before is None:
         text = "every checkpoint is damaged; restore one, or remove them to start anew"
-        raise UserError.shared(f"{folder_of(run_dir)}: {text} (the oldest: {fault})")
+        raise UserError.shared(f"{folder_of(run_dir)}: {text} (the oldest: {passed[min(passed)]})")
     return None
 
 
 def _fault_of_share(path: Path, world: World) -> str:
     """What is wrong with the record, or with this rank's share of the files; or nothing."""
+    where = f"{world} on {socket.gethostname()}"
+    if not path.is_dir():
+        return f"{where} {GONE}"
     try:
-        record = read_record(path)
-        if fault := fault_of(path, record):
-            return fault
-        mine = sorted(record["files"])[world.rank :: world.size]
-        return next(damages(path, record, mine, ALL), "")
+        return damage(path, share=(world.rank, world.size)) or ""
     except UserError as error:
-        raise UserError(f"{world} on {socket.gethostname()}: {error}") from None
-    except (OSError, ValueError) as error:
-        return cannot_be_read(error)
+        raise UserError(f"{where}: {error}") from None
 
 
 def resolve(path: Path) -> Path:

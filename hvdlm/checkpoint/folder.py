@@ -7,7 +7,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-STEP = re.compile(r"step_([0-9]{8}|[1-9][0-9]{8,17})")  # as `name_of` has it, and no other way
+STEP = re.compile(r"step_([0-9]{8}|[1-9][0-9]{8,17})")  # as `step_name` has it, and no other way
 
 
 def folder_of(run_dir: Path) -> Path:
@@ -15,10 +15,10 @@ def folder_of(run_dir: Path) -> Path:
 
 
 def path_of(run_dir: Path, step: int) -> Path:
-    return folder_of(run_dir) / name_of(step)
+    return folder_of(run_dir) / step_name(step)
 
 
-def name_of(step: int) -> str:
+def step_name(step: int) -> str:
     return f"step_{step:08d}"
 
 

@@ -9,7 +9,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from hvdlm.checkpoint.folder import STEP, folder_of, name_of, path_of, remove
+from hvdlm.checkpoint.folder import STEP, folder_of, path_of, remove, step_name
 from hvdlm.checkpoint.record import STATE, read_record
 from hvdlm.checkpoint.soundness import damage
 from hvdlm.errors import UserError
@@ -23,7 +23,7 @@ LATEST, BEST = "latest", "best"
 def point_best(run_dir: Path, step: int | None) -> None:
     """From here on the checkpoint of this step is the best, and kept until another one is; None: there is no best."""
     if step is not None and (path_of(run_dir, step) / STATE).exists():
-        _point(folder_of(run_dir), name_of(step), BEST)
+        _point(folder_of(run_dir), step_name(step), BEST)
     elif (folder_of(run_dir) / BEST).is_symlink() or (folder_of(run_dir) / BEST).exists():
         remove(folder_of(run_dir) / BEST)
 
@@ -68,7 +68,7 @@ def settle_latest(root: Path) -> None:
     if latest.is_symlink() or not latest.is_dir():
         return
     try:
-        home = root / name_of(read_record(latest)["step"])
+        home = root / step_name(read_record(latest)["step"])
         is_copy = home.exists() and (home / STATE).read_bytes() == (latest / STATE).read_bytes()
     except (OSError, ValueError):
         home, is_copy = latest, False

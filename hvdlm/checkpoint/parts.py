@@ -25,7 +25,7 @@ from hvdlm.checkpoint.boxes import Box, Piece, boxes_of_range, whole
 from hvdlm.errors import UserError
 from hvdlm.files import sync_folder
 
-PART_BYTES = 1 << 20  # less of what several ranks hold alike is one rank's to write
+PART_BYTES = 64 << 20  # of what many ranks hold alike each that writes has so much: a file system has few large files
 BLOCK_BYTES = 16 << 20  # written at once
 PRIME = (1 << 61) - 1
 DTYPES = {  # as safetensors names them
@@ -72,7 +72,7 @@ class PartFacts:
     sha256: str
 
 
-def name_of(number: int) -> str:
+def part_name(number: int) -> str:
     return f"part-{number:04d}.safetensors"
 
 
@@ -182,7 +182,7 @@ def check_cover(key: str, shape: tuple[int, ...], boxes: Sequence[Box]) -> None:
 
 def write_part(folder: Path, number: int, shares: Sequence[Share]) -> PartFacts:
     """Write a part durably. A file that could not be flushed is removed, and not tried again."""
-    path = folder / name_of(number)
+    path = folder / part_name(number)
     with ThreadPoolExecutor(1, "hvdlm-hash") as hashing:  # at its end all is hashed: tensors may be overwritten
         # Apart from the write, not block by block beside it: so it goes on while the disk is flushed.
         digest = hashing.submit(_digest, shares)

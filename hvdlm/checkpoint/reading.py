@@ -9,8 +9,7 @@ import math
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -20,10 +19,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hvdlm.checkpoint.boxes import Box, Cut, whole
-from hvdlm.checkpoint.parts import DTYPES, check_cover, name_of
+from hvdlm.checkpoint.parts import DTYPES, check_cover, part_name
 from hvdlm.checkpoint.record import STATE, in_a_line, read_record
 from hvdlm.errors import UserError
-from hvdlm.files import sha256_of
 
 MODEL, OPTIMIZER, ENGINE = "model/", "optimizer/", "engine/"  # what keys of the state begin with
 OF_VERSION_1 = {MODEL: "model.safetensors", OPTIMIZER: "optimizer.safetensors", ENGINE: "engine.safetensors"}
@@ -72,7 +70,7 @@ def table(path: Path, record: Mapping[str, Any]) -> dict[str, Entry]:
         shape = tuple(facts["shape"])
         if math.prod(max(1, size) for size in shape) >= 1 << 63:
             raise ValueError(f"{key}: no tensor has the shape {list(shape)}")
-        boxes = [Stored(name_of(part), str(n), Box(tuple(o), tuple(size))) for part, n, o, size in facts["boxes"]]
+        boxes = [Stored(part_name(part), str(n), Box(tuple(o), tuple(size))) for part, n, o, size in facts["boxes"]]
         check_cover(key, shape, [stored.box for stored in boxes])
         if odd := next((stored.file for stored in boxes if stored.file not in record["files"]), ""):
             raise ValueError(f"{key}: is said to be in {odd}, which {STATE} does not list")
@@ -120,7 +118,7 @@ def _opened_file(path: Path) -> Any:
         raise ValueError(f"{path.name}: its header would have {length:,} bytes")
     try:
         return safe_open(path, framework="pt")
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError) as error:  # torch's, which opens it once more: the file may have gone
         raise ValueError(f"{path.name}: {in_a_line(str(error))}") from None
 
 
@@ -179,11 +177,8 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.state = read_state(path)
-        with self._telling():
+        with _telling(self.path):
             self.entries = table(path, self.state)
-
-    def _telling(self) -> _Telling:
-        return _Telling(self.path)
 
     def names(self, prefix: str) -> list[str]:
         """Of the keys that begin so, the rest."""
@@ -201,7 +196,7 @@ class Checkpoint:
             if name in cuts and cuts[name].shape != shape:
                 raise UserError(f"{self.path}: {name} is {shape}, this config says {cuts[name].shape}")
         mine = {name: cuts.get(name) or Cut(shape) for name, shape in shapes.items()}
-        with self._telling():
+        with _telling(self.path):
             found = read_boxes(self.path, self.entries, {f"{prefix}{name}": cut.boxes() for name, cut in mine.items()})
         return {
             name: parts[0] if len(parts := found[f"{prefix}{name}"]) == 1 else torch.cat(parts, dim=cut.dim)
@@ -210,23 +205,18 @@ class Checkpoint:
 
     def boxes(self, prefix: str, wanted: Mapping[str, Iterable[Box]]) -> dict[str, list[Tensor]]:
         """Boxes of the tensors, by name, in the order in which they are asked for."""
-        with self._telling():
+        with _telling(self.path):
             found = read_boxes(self.path, self.entries, {f"{prefix}{name}": boxes for name, boxes in wanted.items()})
         return {key.removeprefix(prefix): tensors for key, tensors in found.items()}
 
 
-class _Telling:
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
     """Makes one line of what is wrong with a checkpoint's files."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError | ValueError | SafetensorError):
-            raise UserError(f"{self._path}: {error}; use another checkpoint of this run") from None
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path}: {error}; use another checkpoint of this run") from None
 
 
 @runtime_checkable
@@ -318,38 +308,3 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
     kept = model.state_dict().keys()
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return {name: tensor.detach() for name, tensor in tensors if name in kept}
-
-
-def faults(path: Path, record: Mapping[str, Any], files: Iterable[str]) -> Iterator[str]:
-    """What is wrong with some of a checkpoint's files: size and checksum; they are hashed side by side."""
-
-    def fault(name: str) -> str:
-        facts = record["files"][name]
-        if not stat.S_ISREG(os.lstat(path / name).st_mode):
-            return f"{name} is no regular file"
-        if (path / name).stat().st_size != facts["bytes"]:
-            return f"{name} is cut short"
-        return "" if sha256_of(path / name) == facts["sha256"] else f"{name} is damaged (checksum)"
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        yield from filter(None, pool.map(fault, files))
-
-
-def not_finite(path: Path, entries: Mapping[str, Entry], files: Iterable[str], prefixes: tuple[str, ...]) -> str:
-    """The first tensor that holds inf or NaN among the boxes that some of a checkpoint's files hold; or nothing."""
-    chosen = set(files)
-    for key, entry in entries.items():
-        if key.startswith(prefixes):
-            mine = [stored.box for stored in entry.boxes if stored.file in chosen]
-            if not all(map(is_finite, read_boxes(path, entries, {key: mine})[key])):
-                return key
-    return ""
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is inf or NaN, in one pass (a sixth of what hashing takes): one NaN makes both ends NaN."""
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    if tensor.dtype.itemsize == 1:  # torch compares no float8
-        tensor = tensor.float()
-    return all(math.isfinite(end) for end in torch.aminmax(tensor.detach()))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvdlm.checkpoint.boxes import Piece
-from hvdlm.checkpoint.parts import Kept, PartFacts, Row, name_of, shares_of, table_of, write_part
+from hvdlm.checkpoint.parts import Kept, PartFacts, Row, part_name, shares_of, table_of, write_part
 from hvdlm.checkpoint.store import begin, commit, drop, not_finite_in
 from hvdlm.errors import UserError, line_of
 from hvdlm.world.interface import World
@@ -153,7 +153,7 @@ class Saver:
                 raise UserError.shared(error)
             return Unsaved(save.step, next(culprit for _, culprit in told if culprit))
         parts = {
-            rank: PartFacts(name_of(rank), status.bytes, status.sha256)
+            rank: PartFacts(part_name(rank), status.bytes, status.sha256)
             for rank, status in enumerate(statuses)
             if status.bytes
         }

@@ -29,8 +29,9 @@ from hvdlm.checkpoint.boxes import Cut, Piece
 from hvdlm.checkpoint.folder import folder_of, path_of, remove
 from hvdlm.checkpoint.links import LATEST, point_latest, settle_latest
 from hvdlm.checkpoint.parts import PartFacts, Row, Share, shares_of, table_of, tensors_of, write_part
-from hvdlm.checkpoint.reading import ENGINE, MODEL, OF_VERSION_1, OPTIMIZER, is_finite, model_state, table
+from hvdlm.checkpoint.reading import ENGINE, MODEL, OF_VERSION_1, OPTIMIZER, model_state, table
 from hvdlm.checkpoint.record import SCHEMA, STATE, digest_of, read_record
+from hvdlm.checkpoint.soundness import is_finite
 from hvdlm.config import Section
 from hvdlm.errors import UserError
 from hvdlm.files import naming, sync_folder, to_json, write_text_durably

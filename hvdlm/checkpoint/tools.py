@@ -58,8 +58,7 @@ def listed(run_dir: Path) -> list[Listed]:
         files = state["files"].values()
         losses = [loss for loss in state.get("engine", {}).get("val_losses", []) if loss is not None]
         num_bytes = sum(facts["bytes"] for facts in files)
-        validated = state.get("validated", len(losses) * state["config"]["train"]["eval_every"])
-        loss = losses[-1] if losses and validated == step else None
+        loss = losses[-1] if losses and state.get("validated") == step else None
         found.append(Listed(path, step, marks, len(files), num_bytes, state.get("schema", 1), loss, ""))
     return found
 
@@ -187,7 +186,7 @@ def average(paths: Sequence[Path], run_dir: Path) -> Path:
         Piece(f"{MODEL}{name}", mean, tuple(mean.shape), whole(tuple(mean.shape))) for name, mean in _means(opened)
     ]
     state: dict[str, Any] = dict(opened[-1].state)
-    for gone in ("files", "tensors", "digest", "optimizer_scalars", "figures", "best"):
+    for gone in ("files", "tensors", "digest", "optimizer_scalars", "figures", "best", "validated"):
         state.pop(gone, None)
     prepare(run_dir)
     source = opened[-1].path.resolve().parent.parent

@@ -150,7 +150,7 @@ def plan(config: Path, overrides: tuple[str, ...], as_json: bool, **options: Any
     """Tell before a run what each rank will hold and how long a step will take, on every mesh of so many ranks.
 
     Memory is that of the run's own code, gone through without values; times are of products and messages alone, to
-    compare meshes by. Of a RUN the memory that was measured stands beside.
+    compare meshes by. Of a RUN the memory and step time that were measured stand beside.
     """
     if config.is_dir():
         check_run(config)

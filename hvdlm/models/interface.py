@@ -211,6 +211,11 @@ class LanguageModel(nn.Module, ABC):
         """
         raise NotImplementedError
 
+    @property
+    def tied_weight(self) -> Tensor | None:
+        """After `keep`, on the first and the last: the weight that embedding and head are one in; else None."""
+        return None
+
     def initial_state(self, num: int) -> State:
         """Of `num` samples that have no past, on the model's device."""
         raise NotImplementedError

@@ -13,6 +13,18 @@ from hvdlm.parallel.schedule import SCHEDULES
 Ranks = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
+USUAL = "1f1b"  # a schedule
+
+
+def in_words(mesh: Mesh, *, sequence: bool, zero: int, schedule: str, chunks: int) -> str:
+    """A mesh, and what of how it is used is not the usual; empty where each rank has all of a model for itself."""
+    if not (mesh.cuts_model or zero):
+        return ""
+    told = ["sequence"] * sequence + [f"zero {zero}"] * (zero > 0)
+    told += [f"schedule {schedule}"] * (schedule != USUAL) + [f"{chunks} chunks"] * (chunks > 1)
+    return ", ".join([str(mesh), *told])
+
+
 class ParallelConfig(Section):
     """All ranks are `pipeline` x `data` x `tensor`. A run may be resumed with another mesh."""
 
@@ -22,7 +34,7 @@ class ParallelConfig(Section):
     sequence: bool = Field(False, description="tensor ranks share what lies between their layers too, by the token")
     zero: int = Field(0, ge=0, le=1, description="1: data replicas share the optimizer's state (ZeRO-1)")
     schedule: Annotated[str, choice_of(SCHEDULES)] = Field(
-        "1f1b", description="in which order a stage works on micro-batches"
+        USUAL, description="in which order a stage works on micro-batches"
     )
     chunks: int = Field(1, ge=1, le=64, description="of layers on each stage, for schedule: interleaved")
     tensor_blocks: int = Field(
@@ -56,6 +68,16 @@ class ParallelConfig(Section):
         """Of so many ranks; UserError where they cannot be laid out so."""
         data = None if self.data == "auto" else self.data
         return mesh_of(size, data=data, pipeline=self.pipeline, tensor=self.tensor)
+
+    def in_words(self, size: int) -> str:
+        """How so many ranks share a model or its optimizer's state; empty where each has a whole one of its own.
+
+        >>> ParallelConfig(pipeline=2, tensor=2, zero=1).in_words(4), ParallelConfig().in_words(4)
+        ('pipeline 2 x data 1 x tensor 2, zero 1', '')
+        """
+        return in_words(
+            self.mesh(size), sequence=self.sequence, zero=self.zero, schedule=self.schedule, chunks=self.chunks
+        )
 
     def data_groups(self, size: int) -> list[list[int]]:
         """The ranks that add up gradients, as `connected` wants them."""

@@ -50,6 +50,15 @@ class Mesh:
         """Whether a rank holds less than the model."""
         return self.pipeline * self.tensor > 1
 
+    @property
+    def holders(self) -> str:
+        """Who has parts of a batch, and how many they are.
+
+        >>> Mesh(data=2).holders, Mesh(2, 3, 2).holders
+        ('2 ranks', '3 replicas (of 4 ranks each)')
+        """
+        return holders_in_words(self.data, self.pipeline * self.tensor)
+
     def place(self, rank: int) -> Place:
         rest, tensor = divmod(rank, self.tensor)
         return Place(*divmod(rest, self.data), tensor)
@@ -80,6 +89,11 @@ class Mesh:
 
     def __str__(self) -> str:
         return " x ".join(f"{axis} {getattr(self, axis)}" for axis in AXES)
+
+
+def holders_in_words(replicas: int, shared_by: int) -> str:
+    """Who has parts of a batch: ranks, or where several share a model replicas."""
+    return f"{replicas} ranks" if shared_by == 1 else f"{replicas} replicas (of {shared_by} ranks each)"
 
 
 def mesh_of(size: int, *, data: int | None, pipeline: int, tensor: int) -> Mesh:

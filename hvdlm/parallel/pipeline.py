@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hvdlm.compute.trace import Timed
+from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, Part
 from hvdlm.optim.layer_rates import BELOW, LAYER
 from hvdlm.parallel.deferred import Deferred
@@ -43,9 +44,15 @@ class Chunk:
     """A model as a task sees it on one stage, of which only a part is there."""
 
     def __init__(self, model: LanguageModel, part: Part) -> None:
-        self._model, self._part = model, part
+        self._model, self._part, self._is_passed = model, part, False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._is_passed:  # stages before this one went through it once
+            raise UserError(
+                "task.kind: this task goes through the model twice for a loss, which stages cannot; set"
+                " parallel.pipeline: 1"
+            )
+        self._is_passed = True
         found, state = self._model(*args, part=self._part, **kwargs)
         if not self._part.is_last:
             raise Handed(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,8 +47,7 @@ class Shared:
     cuts: dict[str, Cut]  # of each of its parameters
     layout: Layout
     partial: tuple[str, ...] = ()  # of those that tensor ranks hold alike, whose gradients are to be added up over them
-    tied: Tensor | None = None  # the weight that first and last stage share, on these
-    of_tied: Cut = Cut(())  # noqa: RUF009 - frozen
+    of_tied: Cut = Cut(())  # noqa: RUF009 - frozen; of the weight that first and last stage share
     blocks: Blocks | None = None  # in which parameters that are cut lie, where sums are over fixed ones
 
     def square(self, name: str, gradient: Tensor) -> Tensor:
@@ -68,12 +67,12 @@ def share(
     sources = {} if unmade is None else unmade.sources(model)
     shared = _cut(model, axes, parallel, layer_costs)
     if unmade is not None:
-        shared = _filled(model, shared, sources, unmade)
+        _fill(model, shared, sources, unmade)
     return shared
 
 
-def _filled(model: LanguageModel, shared: Shared, sources: dict[str, Any], unmade: Unmade) -> Shared:
-    """With weights in place of what is not made yet."""
+def _fill(model: LanguageModel, shared: Shared, sources: dict[str, Any], unmade: Unmade) -> None:
+    """Put weights in place of what is not made yet."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     made: dict[int, nn.Parameter] = {}
 
@@ -89,13 +88,10 @@ def _filled(model: LanguageModel, shared: Shared, sources: dict[str, Any], unmad
                     weight = weight_of(name, parameter, shared.cuts[name])
                     made[id(parameter)] = nn.Parameter(weight, requires_grad=parameter.requires_grad)
                 module._parameters[key] = made[id(parameter)]
-    if shared.tied is None or not shared.tied.is_meta:
-        return shared
-    if id(shared.tied) in made:
-        return replace(shared, tied=made[id(shared.tied)])
-    weight = weight_of("embed.weight", shared.tied, shared.of_tied).requires_grad_(shared.tied.requires_grad)
-    model.head.weight = weight
-    return replace(shared, tied=weight)
+    tied = model.tied_weight
+    if tied is not None and tied.is_meta:  # the last stage's, which is no parameter
+        weight = weight_of("embed.weight", tied, shared.of_tied)
+        model.head.weight = weight.requires_grad_(tied.requires_grad)
 
 
 def _cut(model: LanguageModel, axes: Axes, parallel: ParallelConfig, layer_costs: list[float]) -> Shared:
@@ -115,15 +111,8 @@ def _cut(model: LanguageModel, axes: Axes, parallel: ParallelConfig, layer_costs
     layout = Layout(cut_by_cost(layer_costs, num), parallel.chunks)
     rank = axes.place.pipeline
     is_first, is_last = rank == 0, rank == mesh.pipeline - 1
-    embed, head = getattr(model, "embed", None), model.head
-    is_tied = getattr(embed, "weight", 0) is getattr(head, "weight", 1)
     model.keep(layout.of_rank(rank), is_first=is_first, is_last=is_last)
-    tied: Tensor | None = None
-    if is_tied and is_first:
-        tied = model.embed.weight  # type: ignore[union-attr, assignment]
-    elif is_tied and is_last:
-        tied = model.head.weight  # type: ignore[assignment]
     here = [name for name, _ in model.named_parameters()]
     partial = tuple(name for name in of_tensor.partial if name in here)
     of_tied = cuts.get("embed.weight", Cut(()))
-    return Shared({name: cuts[name] for name in here}, layout, partial, tied, of_tied, blocks)
+    return Shared({name: cuts[name] for name in here}, layout, partial, of_tied, blocks)

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from hvdlm.config import Section
 from hvdlm.errors import UserError
+from hvdlm.parallel.mesh import Mesh
 
 
 class RampConfig(Section):
@@ -64,15 +65,16 @@ class BatchPlan:
                 return end
         raise AssertionError("the last stage has no end")
 
-    def check(self, micro_batch: int, size: int) -> None:
-        """UserError if `size` ranks cannot share the batch of some stage in whole micro-batches."""
+    def check(self, micro_batch: int, mesh: Mesh) -> None:
+        """UserError if the replicas of a mesh cannot share the batch of some stage in whole micro-batches."""
+        remedy = "change it, train.micro_batch" + (", the mesh" if mesh.cuts_model else "") + " or the number of ranks"
         for number, stage in enumerate(self.stages):
-            if stage.batch % (micro_batch * size):
+            if stage.batch % (micro_batch * mesh.data):
                 growing = f"train.ramp: stage {number} (from step {stage.first}), whose batch"
                 place = "train.global_batch" if stage.end is None else growing
                 raise UserError(
-                    f"{place} {stage.batch} is not a multiple of micro_batch {micro_batch} x {size} ranks"
-                    f" = {micro_batch * size}; change it, train.micro_batch or the number of ranks"
+                    f"{place} {stage.batch} is not a multiple of micro_batch {micro_batch} x {mesh.holders}"
+                    f" = {micro_batch * mesh.data}; {remedy}"
                 )
 
 

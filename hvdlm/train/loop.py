@@ -80,7 +80,9 @@ class Loop:
             return
         self.fault = ""  # it goes on
         self._find_unsound()
-        facts = {"ranks": self.learner.world.size, "total_steps": self.learner.total_steps}
+        size = self.learner.world.size
+        mesh = self.config.parallel.in_words(size)
+        facts = {"ranks": size, "total_steps": self.learner.total_steps, **({"mesh": mesh} if mesh else {})}
         self.run_log.tell(first, RESUMED if first else STARTED, **facts, **self.stop.place)
         meter = IntervalMeter(self.learner, self.config.log.every)
         with watchdog(self.learner.world, self.config.guard.stall_s), self._finishing():

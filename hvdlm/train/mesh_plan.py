@@ -38,6 +38,11 @@ class Planned:
     def fullest(self) -> Memory:
         return max(self.memories, key=lambda memory: memory.total)
 
+    @property
+    def in_words(self) -> str:
+        """As a run's start tells it."""
+        return self.parallel.in_words(self.mesh.size)
+
     def overrides(self, before: ParallelConfig) -> str:
         """What is to be written behind `hvdlm train CONFIG`: the mesh, and what else is not as the config says."""
         always = {"pipeline", "tensor"}
@@ -75,7 +80,7 @@ class Planner:
     def plan(self, mesh: Mesh) -> Planned:
         """UserError where that mesh cannot train the config."""
         config = self._config_on(mesh)
-        BatchPlan(config.train.global_batch, config.train.ramp).check(config.train.micro_batch, mesh.data)
+        BatchPlan(config.train.global_batch, config.train.ramp).check(config.train.micro_batch, mesh)
         memories = tuple(
             rehearse(config, self._source, self._manifest, mesh, mesh.rank(Place(stage, 0, 0)))
             for stage in self._stages(mesh, config.parallel)

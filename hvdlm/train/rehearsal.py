@@ -151,7 +151,7 @@ def rehearse(config: RunConfig, source: Source, manifest: Manifest, mesh: Mesh, 
 def _counted(learner: GradientLearner, rank: int, held: Held) -> Memory:
     parameters = list(learner.model.parameters())
     weights = sum(parameter.nbytes for parameter in parameters)
-    tied = learner.shared.tied
+    tied = learner.model.tied_weight
     if tied is not None and not isinstance(tied, torch.nn.Parameter):
         weights += tied.nbytes
     states: Any = learner.optimizer.state.values()

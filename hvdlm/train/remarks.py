@@ -26,7 +26,7 @@ def remarks(
     size: int = 1,
     saves_best: bool = False,
 ) -> list[str]:
-    """One line for each setting that has no effect, or another than it seems, in `total_steps` on `size` ranks.
+    """One line for each setting that has no effect, or another than it seems, in `total_steps` of `size` replicas.
 
     `epoch_samples` are the samples of the training order in which each corpus is seen once; a run that counts, and does
     not descend, has no order. It may save each better validation, which `saves_best` tells.
@@ -94,7 +94,7 @@ def _of_budget(config: RunConfig, plan: BatchPlan, total_steps: int, size: int) 
     train = config.train
     if not train.batch_tokens:
         return
-    mine = plan.samples_before(total_steps) / total_steps / size  # examples of a rank in a step
+    mine = plan.samples_before(total_steps) / total_steps / size  # examples of a replica in a step
     passes = math.ceil(min(mine, train.global_batch / train.micro_batch / size))
     if passes >= MANY_PASSES * math.ceil(mine / train.micro_batch):
         yield (

@@ -255,7 +255,7 @@ def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: Worl
         _announce_records(learner, corpora, learner.task.fields)
     epoch_samples = learner.epoch_samples if learner.descends else []
     for remark in remarks(
-        config, learner.plan, learner.total_steps, epoch_samples, size=world.size, saves_best=saves_best
+        config, learner.plan, learner.total_steps, epoch_samples, size=learner.axes.mesh.data, saves_best=saves_best
     ):
         log.warning("%s", remark)
 

@@ -28,7 +28,7 @@ from hvdlm.parallel.deferred import defer
 from hvdlm.parallel.exchange import added, places, summed
 from hvdlm.parallel.pipeline import Chunk, Pipeline, Tied, in_chunks, stage_of
 from hvdlm.parallel.schedule import SCHEDULES
-from hvdlm.parallel.sharing import Shared, Whole, share
+from hvdlm.parallel.sharing import Whole, share
 from hvdlm.sync import build_sync
 from hvdlm.tasks import Batch, Sums
 from hvdlm.tasks.readers import Readers
@@ -55,7 +55,7 @@ class GradientLearner(Learner):
     def __init__(self, config: RunConfig, source: Source, manifest: Manifest, axes: Axes, place: Place) -> None:
         train = config.train
         self.config, self.axes, self.world = config, axes, axes.world
-        BatchPlan(train.global_batch, train.ramp).check(train.micro_batch, axes.data.size)
+        BatchPlan(train.global_batch, train.ramp).check(train.micro_batch, axes.mesh)
         self.device = prepare_device(train.device, place, threads=train.threads, deterministic=train.deterministic)
         lacking = config.model.without_cpu_fp16
         if lacking and train.precision == "fp16" and self.device.type == "cpu":
@@ -79,7 +79,7 @@ class GradientLearner(Learner):
         self.noise_scale = NoiseScale(self._counted())  # its hooks must run before those of the sync
         optimizer = build_optimizer(self.model, config.optim, self.whole.roles, self.whole.trained)
         self.sync = build_sync(config.sync, self.model, optimizer, axes.data, shares=config.parallel.zero == 1)
-        self.pipeline = self._pipeline_of(self.shared)
+        self.pipeline = self._build_pipeline()
         self.ema = Ema(self.model, config.ema) if config.ema.decay else None
         self.guard = Guard(config.guard)
         self.scaler = LossScaler() if train.precision == "fp16" else None
@@ -104,12 +104,11 @@ class GradientLearner(Learner):
         cuts, is_first = self.shared.cuts, self.axes.place.tensor == 0
         return [p for name, p in self.model.named_parameters() if is_first or not cuts[name].is_whole]
 
-    def _pipeline_of(self, shared: Shared) -> Pipeline:
-        named, layout = dict(self.model.named_parameters()), shared.layout
+    def _build_pipeline(self) -> Pipeline:
+        named, layout, tied = dict(self.model.named_parameters()), self.shared.layout, self.model.tied_weight
         parts = layout.of_rank(self.axes.place.pipeline)
         orders, parallel = self.sync.orders_micro_batches, self.config.parallel
         splits = SCHEDULES[parallel.schedule].splits_backward and layout.num_stages > 1
-        tied = None if shared.tied is None else Tied(shared.tied, each=orders)
         return Pipeline(
             self.axes.pipeline,
             layout,
@@ -117,7 +116,7 @@ class GradientLearner(Learner):
             parameters=in_chunks(named, parts),
             lowest=min((stage_of(name, layout.layers) for name in self.whole.trained), default=0),
             holds=orders and (len(parts) > 1 or splits),
-            tied=tied,
+            tied=None if tied is None else Tied(tied, each=orders),
             deferred=defer(self.model.layers_to_cut) if splits else None,
         )
 
@@ -336,7 +335,7 @@ class GradientLearner(Learner):
         if self.axes.place.tensor:
             cuts = self.shared.cuts
             held = [name in cuts and not cuts[name].is_whole for name in self.whole.names]
-            squares = squares * torch.tensor(held, device=self.device)
+            squares = squares.where(torch.tensor(held, device=self.device), 0.0)
         return added(self.axes.model.gather_rows(squares))
 
     def _clip(self, gradients: list[Tensor], norm: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What every world can do: five primitives that differ, and what is built on them."""
+"""What every world can do: primitives that differ, and what is built on them."""
 
 from __future__ import annotations
 

@@ -254,11 +254,12 @@ class MpiWorld(World):
         received = empty_on_host(like, like.shape)
         pieces = pieces_of(byte_rows(received, 1)[0])
         requests = [self._comm.Irecv(piece, source=source, tag=tag) for piece in pieces]
+        device = like.device  # `like` itself is not kept: on a GPU it would take memory until the message is there
 
         def wait() -> Any:
             lengths = self._wait(requests)
             assert lengths == [piece.size for piece in pieces], f"another message from rank {source} under tag {tag}"
-            return received.to(like.device)
+            return received.to(device)
 
         return Pending(wait, lambda: are_over(requests))
 

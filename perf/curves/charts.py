@@ -35,7 +35,7 @@ QUANTITIES: Mapping[str, Quantity] = {
     "grad_norm": Quantity("Gradient norm before clipping", "norm", "log"),
     "tokens_per_s": Quantity("Speed", "tokens/s, all ranks", "amount"),
     "data_wait": Quantity("Waiting for data", "of the ranks' time", "percent", "Waiting"),
-    "exposed_comm": Quantity("Waiting in the reduction", "of the ranks' time", "percent", "Waiting"),
+    "exposed_comm": Quantity("Waiting for other ranks", "of the ranks' time", "percent", "Waiting"),
     "straggler_spread": Quantity("Slowest rank beyond the mean", "of the mean", "percent", "Waiting"),
     "memory_gb": Quantity("Peak memory of a rank", "GB", "amount"),
     "mfu": Quantity("Model FLOPs utilization", "of the peak", "percent"),

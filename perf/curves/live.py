@@ -117,6 +117,7 @@ def _place(watched: Watched) -> str:
     """Where the newest start runs."""
     start = watched.start
     ranks = counted(start["ranks"], "rank") if "ranks" in start else ""
+    ranks += f" ({start['mesh']})" if ranks and start.get("mesh") else ""
     host = f"{ranks}, the first on {start['host']}" if start.get("host") and ranks else ""
     job = f"job {start['job']}" if start.get("job") else ""
     event = watched.event

@@ -10,7 +10,7 @@ from hvdlm.session.metrics import is_event, is_row
 MOST_STEPS = 1 << 53  # a float tells two steps apart
 LARGEST = 1e100  # beyond is no measurement, and no picture has room for it
 KINDS: dict[str, tuple[type, ...]] = {  # of an event's facts
-    **dict.fromkeys(("time", "reason", "host", "job"), (str,)),
+    **dict.fromkeys(("time", "reason", "host", "job", "mesh"), (str,)),
     **dict.fromkeys(("ranks", "total_steps", "before"), (int,)),
     "seconds": (int, float),
 }

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from hvdlm.errors import UserError
 from hvdlm.files import write_text_durably
@@ -23,11 +21,12 @@ from ..templates import render
 from .charts import HIDDEN, charts_of, unequal_steps
 from .likeness import unlike
 from .pictures import color_of, draw
-from .reading import TrainingRun
+from .reading import Span, TrainingRun
 from .samples import Sample
 
 MOST_EVENTS = 40  # of a run on the page: the first half and the last
 MOST_ROWS = 20  # validations of one run on the page
+WAITING = "Waiting for other ranks, median"  # stages, tensor ranks and sums of gradients: rows tell them together
 NO_DIFFERENCE = ("run_dir",)  # every run has its own
 
 
@@ -58,6 +57,7 @@ def write_run_report(runs: Sequence[TrainingRun], samples: Sequence[Sample], out
         "events": [(run.name, *events_in_words(run)) for run in runs if run.events],
         "differences": differences(runs),
         "settings": runs[0].settings if len(runs) == 1 else {},
+        "is_resumed": any(len(run.spans) > 1 for run in runs),
         "samples": samples,
         "command": "hvdlm report " + " ".join(str(run.folder) for run in runs),
     }
@@ -125,15 +125,18 @@ def remarks_on(runs: Sequence[TrainingRun]) -> list[str]:
 
 def overview(runs: Sequence[TrainingRun]) -> dict[str, list[str]]:
     """Rows of facts, a column a run; facts that no run has are left out."""
+    is_shared = any(span.mesh for run in runs for span in run.spans)
     rows = {
         "Model": [str(run.settings.get("model.family", "")) for run in runs],
         "Task": [str(run.settings.get("task.kind", "")) for run in runs],
         "Parameters": [_told(run.state.get("figures", {}).get("parameters"), count) for run in runs],
-        "Ranks": [_told(run.start.get("ranks") or run.state.get("ranks"), count) for run in runs],
+        "Ranks": [_ranks(run) for run in runs],
+        "Mesh": [_mesh(run) for run in runs],
         "Steps": [count(run.step) + (f" of {count(run.total_steps)}" if run.total_steps else "") for run in runs],
         "Tokens": [_told(run.last("train", "tokens"), count) for run in runs],
         "Training time": [_told(run.seconds, clock) for run in runs],
-        "Speed, median, tokens/s": [_told(_median(run, "tokens_per_s"), figure) for run in runs],
+        "Speed, median, tokens/s": [_medians(run, "tokens_per_s", figure) for run in runs],
+        WAITING: [_medians(run, "exposed_comm", "{:.1%}".format) for run in runs if is_shared],
         "Training loss, last tenth": [_told(_of_last_tenth(run), "{:.4f}".format) for run in runs],
         "Validation loss, best": [
             f"{best[1]:.4f} at step {count(best[0])}" if (best := _best(run)) else "" for run in runs
@@ -147,9 +150,34 @@ def _told(value: Any, form: Any) -> str:
     return form(value) if isinstance(value, int | float) and math.isfinite(value) else ""
 
 
-def _median(run: TrainingRun, name: str) -> float:
-    curve = run.curves.get(("train", name))
-    return float(np.median(curve.finite)) if curve is not None and len(curve.finite) else math.nan
+def _ranks(run: TrainingRun) -> str:
+    newest = run.start.get("ranks") or run.state.get("ranks")
+    return _by_span(run, lambda span: _told(span.ranks, count)) or _told(newest, count)
+
+
+def _mesh(run: TrainingRun) -> str:
+    """How ranks share a model; where they do so in a part of the steps, of the others how many ranks there were."""
+    if not any(span.mesh for span in run.spans):
+        return ""
+    return _by_span(run, lambda span: span.mesh or (counted(span.ranks, "rank") if span.ranks else "not told"))
+
+
+def _medians(run: TrainingRun, name: str, form: Any) -> str:
+    """Of a column of training: of each span its own, for one over several meshes would be of none."""
+    if not run.spans:
+        return _told(run.median("train", name), form)
+    return _by_span(run, lambda span: _told(run.median("train", name, span), form))
+
+
+def _by_span(run: TrainingRun, told: Callable[[Span], str]) -> str:
+    """What is told of each span; where they differ, of which steps it is.
+
+    `4 (steps 1 to 20); 2 (steps 21 to 60)`.
+    """
+    parts = [(span, told(span)) for span in run.spans]
+    if len({text for _, text in parts}) == 1:
+        return parts[0][1]
+    return ";\n".join(f"{text} (steps {count(span.before + 1)} to {count(span.end)})" for span, text in parts if text)
 
 
 def _of_last_tenth(run: TrainingRun) -> float:
@@ -202,6 +230,7 @@ def events_in_words(run: TrainingRun) -> tuple[list[tuple[str, str, str, str]], 
     for event in run.events:
         rest = [event["reason"]] if event.get("reason") else []
         rest += [counted(event["ranks"], "rank")] if "ranks" in event else []
+        rest += [event["mesh"]] if event.get("mesh") else []
         rest += [f"{name} {event[name]}" for name in ("host", "job") if event.get(name)]
         rest += [f"the steps up to {event['before']} are passed over"] if event.get("before") else []
         rows.append((event.get("time", "").replace("T", " "), count(event["step"]), event["event"], "; ".join(rest)))

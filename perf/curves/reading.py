@@ -7,20 +7,32 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
+from pydantic import ValidationError
 
 from hvdlm.errors import UserError
 from hvdlm.files import read_json, read_text
+from hvdlm.parallel.config import ParallelConfig
 from hvdlm.session.metrics import ENDED, LAST_EVENTS, METRICS, RESUMED, STARTED, read_run
 
 from .objects import MOST_STEPS, sound
 from .thinning import Curve
 
 PLACE = ("split", "step")
+PARALLEL = "parallel."  # before a setting's name
 CONFIG, OWNER, CHECKPOINTS = "config.yaml", "owner", "checkpoints"
+
+
+class Span(NamedTuple):
+    """Steps that the ranks of one start have made, or of several alike: those behind `before`, up to `end`."""
+
+    before: int
+    end: int
+    ranks: int | None
+    mesh: str  # how they share a model, in words; empty where each has a whole one, or none is told
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,31 @@ class TrainingRun:
     def start(self) -> Mapping[str, Any]:
         """The newest start."""
         return next((event for event in reversed(self.events) if event["event"] in (STARTED, RESUMED)), {})
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """The steps by the ranks that made them; steps that a resume made again are the resume's."""
+        starts = [event for event in self.events if event["event"] in (STARTED, RESUMED)]
+        found: list[Span] = []
+        for start in starts:
+            found = [span for span in found if span.before < start["step"]]
+            if found:
+                found[-1] = found[-1]._replace(end=start["step"])
+            mesh = start.get("mesh", "")
+            if start is starts[-1] and not mesh:  # the config is that of the newest start
+                mesh = _mesh_in(self.settings, start.get("ranks"))
+            found.append(Span(start["step"], self.step, start.get("ranks"), mesh))
+        return _joined([span for span in found if span.before < span.end])
+
+    def median(self, split: str, name: str, span: Span | None = None) -> float:
+        """Of the finite values of a curve, within a span if one is given; NaN where there is none."""
+        curve = self.curves.get((split, name))
+        if curve is None:
+            return math.nan
+        kept = np.isfinite(curve.values)
+        if span is not None:
+            kept &= (curve.steps > span.before) & (curve.steps <= span.end)
+        return float(np.median(curve.values[kept])) if kept.any() else math.nan
 
     @cached_property
     def total_steps(self) -> int | None:
@@ -136,6 +173,25 @@ def _settings(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
     return flat(values) if isinstance(values, dict) else {}
+
+
+def _mesh_in(settings: Mapping[str, Any], ranks: int | None) -> str:
+    """How ranks share a model by the settings of their start; earlier versions told it nowhere else."""
+    told = {key.removeprefix(PARALLEL): value for key, value in settings.items() if key.startswith(PARALLEL)}
+    try:
+        return ParallelConfig(**told).in_words(ranks) if ranks and told else ""
+    except (UserError, ValidationError):
+        return ""
+
+
+def _joined(spans: Iterable[Span]) -> list[Span]:
+    """Those that follow one another on the same ranks as one."""
+    found: list[Span] = []
+    for span in spans:
+        if found and (found[-1].ranks, found[-1].mesh) == (span.ranks, span.mesh):
+            span = found.pop()._replace(end=span.end)
+        found.append(span)
+    return found
 
 
 def total_steps_in(folder: Path) -> int | None:

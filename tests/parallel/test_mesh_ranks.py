@@ -13,7 +13,7 @@ from saved import tensors_in
 from hvdlm import checkpoint
 from hvdlm.checkpoint import Saver
 from hvdlm.parallel.mesh import Mesh
-from hvdlm.session.metrics import read_metrics
+from hvdlm.session.metrics import read_metrics, read_run
 from hvdlm.train import setup
 from hvdlm.world.sends import VARIABLE
 from hvdlm.world.serial import SerialWorld
@@ -109,6 +109,8 @@ def check_meshes(world, data_dir, tmp_path, alone):
             setup.train(make_config(data_dir, run_dir, *same, parallel_of(mesh, **more)), world)
             world.barrier()  # rank 0 has written all
             check_same(run_dir, alone(*same), mesh, kind)
+            told = read_run(run_dir / "metrics.jsonl")[1][0].get("mesh", "")
+            assert (str(mesh) in told) == (mesh.cuts_model or kind == "zero"), mesh
 
     return check_meshes
 

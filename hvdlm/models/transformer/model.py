@@ -69,6 +69,7 @@ class Transformer(LanguageModel):
 
     time_shared = 0, 1  # which part this is of how many, that ranks have of each sequence between layers
     gather_time: Callable[[Tensor, int], Tensor] = staticmethod(lambda x, time: x)
+    _ties_ends = False  # after `keep`: the first stage's embedding and the last one's head are one
 
     def __init__(self, options: Options, vocabulary: Vocabulary) -> None:
         super().__init__()
@@ -189,7 +190,8 @@ class Transformer(LanguageModel):
             kept.add_module(str(number), self.blocks.get_submodule(str(number)))
         self.blocks = kept
         shared, head = self.embed.weight, self.head
-        if is_last and not is_first and getattr(head, "weight", None) is shared:
+        self._ties_ends = getattr(head, "weight", None) is shared
+        if is_last and not is_first and self._ties_ends:
             del head.weight
             head.weight = shared.detach().clone().requires_grad_(shared.requires_grad)  # a tensor, no parameter
         if not is_first:
@@ -198,6 +200,19 @@ class Transformer(LanguageModel):
         if not is_last:
             self.norm = nn.Identity()
             self.head = nn.Identity()
+
+    @property
+    def tied_weight(self) -> Tensor | None:
+        ends = (getattr(end, "weight", None) for end in (self.embed, self.head))
+        return next((weight for weight in ends if weight is not None), None) if self._ties_ends else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Transformer:
+        """What `to` and its like call; a head's weight that is no parameter (see `keep`) goes where the others go."""
+        super()._apply(fn, recurse)
+        weight = self.tied_weight
+        if weight is not None and not isinstance(weight, nn.Parameter):
+            self.head.weight = fn(weight.detach()).requires_grad_(weight.requires_grad)
+        return self
 
     def encode(self, source: Tensor, lengths: Tensor | None = None, draws: Draws | None = None) -> State:
         """Ids (B, S), of which those behind `lengths` (B,) are padding -> the state that the decoder begins with."""
