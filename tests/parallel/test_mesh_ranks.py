@@ -247,6 +247,18 @@ def test_late_and_synchronous_messages_change_nothing(weights_after, monkeypatch
         assert torch.equal(weight, expected[name][1]), (name, cut)
 
 
+@pytest.mark.on_ranks(4)
+@pytest.mark.parametrize("mesh", [Mesh(2, 2, 1), Mesh(2, 1, 2)], ids=str)
+def test_ranks_tune_the_last_layer_of_another_run_as_one_process(world, data_dir, tmp_path, alone, mesh):
+    """The first stage has nothing to train."""
+    same = *COMMON, "model.tie_embeddings=false", "train.global_batch=8", "train.steps=4"
+    tuned = *same, f"init.from={alone(*same)}", "freeze=[embed,blocks.0]"
+    more = {"zero": 1} if mesh.data > 1 else {"sequence": True}
+    setup.train(make_config(data_dir, tmp_path, *tuned, parallel_of(mesh, **more)), world)
+    world.barrier()  # rank 0 has written all
+    check_same(tmp_path, alone(*tuned), mesh, "tuned")
+
+
 @pytest.fixture
 def trained_alike(world, tmp_path):
     """Train on records on a mesh, and on rank 0 alone, with one config; the two folders."""
