@@ -33,7 +33,7 @@ def planned(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
     """What `--json` prints. UserError for a mesh that cannot be, or where none has room."""
     measured, ranks = (None, options.ranks) if options.run is None else _measured(options.run)
     meshes = _meshes(config, options, ranks)
-    speed = options.flops or _speed(config, meshes[0].size)
+    speed = options.flops or speed_of(config, meshes[0].size)
     machine = Machine(speed, options.alpha_us * 1e-6, 1e-9 / options.gb_per_s)
     planner = Planner(config, machine)
     found, refused = [], {}
@@ -46,7 +46,7 @@ def planned(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
             refused[str(mesh)] = str(one)
     if not found:
         raise UserError(next(iter(refused.values())))
-    process = 0 if _is_on_gpu(config) else memory_bytes("VmRSS")  # this process has loaded what a rank loads
+    process = 0 if is_on_gpu(config) else memory_bytes("VmRSS")  # this process has loaded what a rank loads
     rows = [_row(one, config, process) for one in sorted(found, key=lambda one: one.time.step_s)]
     kept = _fit(rows, options.memory_gb)
     if options.memory_gb is not None and not kept:
@@ -82,7 +82,7 @@ def _measured(run: Path) -> tuple[float | None, int | None]:
     return max(memory), starts[-1]["ranks"] if starts else None
 
 
-def _speed(config: RunConfig, ranks: int) -> float:
+def speed_of(config: RunConfig, ranks: int) -> float:
     """Of a rank that shares this machine's cores with the others, as far as there are as many."""
     import torch
 
@@ -92,7 +92,7 @@ def _speed(config: RunConfig, ranks: int) -> float:
     return measured_flops(torch.device("cuda" if on_gpu else "cpu"), config.train.precision, threads)
 
 
-def _is_on_gpu(config: RunConfig) -> bool:
+def is_on_gpu(config: RunConfig) -> bool:
     """Whether a rank's memory is that of a GPU, where nothing but tensors is counted."""
     import torch
 

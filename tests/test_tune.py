@@ -36,7 +36,7 @@ BY_MICRO_BATCH = {1: 1.6, 2: 1.25, 4: 1.0, 6: 0.9, 12: 0.8}
 
 
 def space_around(base=BASE, micro_batches=(4,), threads=(0,), kinds=("horovod",)):
-    return SearchSpace(base, micro_batches, threads, {kind: SYNCS[kind].knobs for kind in kinds})
+    return SearchSpace(base, {base.mesh: micro_batches}, threads, {kind: SYNCS[kind].knobs for kind in kinds})
 
 
 SPACE = space_around(micro_batches=(12, 6, 4, 2, 1), kinds=("horovod", "allreduce"))
@@ -270,8 +270,8 @@ def test_only_what_changes_no_number_is_exchanged(tmp_path):
 def test_ranks_that_share_a_model_share_no_batch(tmp_path):
     config = config_of(tmp_path)
     shared = config.model_copy(update={"parallel": ParallelConfig(tensor=2)})
-    assert max(space_of(config, 2, ()).micro_batches) == 6
-    assert max(space_of(shared, 2, ()).micro_batches) == 12
+    assert max(space_of(config, 2, ()).micro_batches[None]) == 6
+    assert max(space_of(shared, 2, ()).micro_batches[None]) == 12
     with pytest.raises(UserError, match="5 replicas of 10 ranks"):
         space_of(shared, 10, ())
 
