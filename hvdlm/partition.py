@@ -123,11 +123,11 @@ def samples_at(positions: np.ndarray, *, num_samples: int, seed: int) -> np.ndar
     return samples
 
 
-def micro_batches_per_rank(global_batch: int, micro_batch: int, size: int) -> int:
-    """How many micro-batches a rank runs in a step; ValueError if the numbers do not divide."""
+def micro_batches_per_rank(global_batch: int, micro_batch: int, size: int, sharers: str = "ranks") -> int:
+    """How many micro-batches each of `size` ranks, or what `sharers` says, has in a step; ValueError if not whole."""
     if global_batch % (micro_batch * size):
         raise ValueError(
-            f"global_batch {global_batch} is not a multiple of micro_batch {micro_batch} x {size} ranks"
+            f"global_batch {global_batch} is not a multiple of micro_batch {micro_batch} x {size} {sharers}"
             f" = {micro_batch * size}"
         )
     return global_batch // (micro_batch * size)

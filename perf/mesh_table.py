@@ -68,7 +68,7 @@ def _meshes(config: RunConfig, options: PlanOptions, ranks: int | None) -> list[
     if options.run is None and options.ranks is not None:
         return meshes_of(options.ranks)
     if ranks is None:
-        ranks = parallel.pipeline * parallel.tensor * (1 if parallel.data == "auto" else parallel.data)
+        ranks = parallel.shared_by * (1 if parallel.data == "auto" else parallel.data)
     return [parallel.mesh(ranks)]
 
 

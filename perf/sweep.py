@@ -65,11 +65,12 @@ def plan_points(
     """
     if odd := [count for count in ranks if count % shared_by]:
         raise UserError(f"--ranks: {odd[0]} is no multiple of the {shared_by} ranks that share a model; change it")
+    sharers = "replicas" if shared_by > 1 else "ranks"
     try:
-        per_replica = micro_batches_per_rank(global_batch, micro_batch, ranks[0] // shared_by) * micro_batch
+        per_replica = micro_batches_per_rank(global_batch, micro_batch, ranks[0] // shared_by, sharers) * micro_batch
         if "strong" in modes:
             for count in ranks:
-                micro_batches_per_rank(global_batch, micro_batch, count // shared_by)
+                micro_batches_per_rank(global_batch, micro_batch, count // shared_by, sharers)
     except ValueError as error:
         raise UserError(f"{error}; change train.global_batch, train.micro_batch or --ranks") from None
     points: dict[tuple[int, int], set[str]] = {}
@@ -123,7 +124,7 @@ def plan_study(  # noqa: PLR0913 - what a study is
     The same spec measured again, by a job that was requeued, replaces its own record in the folder `records`.
     """
     planned, extensions = [], extensions_of(config)
-    shared_by = config.parallel.pipeline * config.parallel.tensor
+    shared_by = config.parallel.shared_by
     if shared_by > 1 and effort.work == "infer":
         raise UserError("parallel: `hvdlm infer` has a whole model a rank; set parallel.pipeline and tensor to 1")
     if config.parallel.data != "auto":

@@ -156,8 +156,8 @@ class _Runs:
     def _run(self, trial: Trial, left_s: float) -> RunRecord:
         try:
             settings = settings_of(self._config, self._base, trial.candidate)
-            train, replicas = settings.train, settings.parallel.mesh(self._options.ranks).data
-            BatchPlan(train.global_batch, train.ramp).check(train.micro_batch, replicas)
+            train, mesh = settings.train, settings.parallel.mesh(self._options.ranks)
+            BatchPlan(train.global_batch, train.ramp).check(train.micro_batch, mesh.data, mesh.sharers)
         except UserError as error:
             raise Failed(str(error)) from None
         values = settings.model_dump(mode="json")

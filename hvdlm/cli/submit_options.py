@@ -262,8 +262,8 @@ def training_job(request: Request, config: Path, overrides: tuple[str, ...]) -> 
     from hvdlm.train.batch_plan import BatchPlan
 
     with saying_whose_ranks(request):
-        replicas = settings.parallel.mesh(request.ranks).data
-        BatchPlan(settings.train.global_batch, settings.train.ramp).check(settings.train.micro_batch, replicas)
+        train, mesh = settings.train, settings.parallel.mesh(request.ranks)
+        BatchPlan(train.global_batch, train.ramp).check(train.micro_batch, mesh.data, mesh.sharers)
     measured, steps = _measured(settings, request.ranks), _steps_left(settings)
     remarks = _slow_folder(request, settings.run_dir)
     if steps == 0:

@@ -49,6 +49,11 @@ class Mesh:
         """Whether a rank holds less than the model."""
         return self.pipeline * self.tensor > 1
 
+    @property
+    def sharers(self) -> str:
+        """What the parts of a batch go to, in words."""
+        return "replicas" if self.cuts_model else "ranks"
+
     def place(self, rank: int) -> Place:
         rest, tensor = divmod(rank, self.tensor)
         return Place(*divmod(rest, self.data), tensor)

@@ -64,14 +64,14 @@ class BatchPlan:
                 return end
         raise AssertionError("the last stage has no end")
 
-    def check(self, micro_batch: int, size: int) -> None:
-        """UserError if `size` ranks cannot share the batch of some stage in whole micro-batches."""
+    def check(self, micro_batch: int, size: int, sharers: str = "ranks") -> None:
+        """UserError if so many ranks, or what `sharers` says, cannot share a stage's batch in whole micro-batches."""
         for number, stage in enumerate(self.stages):
             if stage.batch % (micro_batch * size):
                 growing = f"train.ramp: stage {number} (from step {stage.first}), whose batch"
                 place = "train.global_batch" if stage.end is None else growing
                 raise UserError(
-                    f"{place} {stage.batch} is not a multiple of micro_batch {micro_batch} x {size} ranks"
+                    f"{place} {stage.batch} is not a multiple of micro_batch {micro_batch} x {size} {sharers}"
                     f" = {micro_batch * size}; change it, train.micro_batch or the number of ranks"
                 )
 

@@ -75,7 +75,8 @@ class Planner:
     def plan(self, mesh: Mesh) -> Planned:
         """UserError where that mesh cannot train the config."""
         config = config_on(self.config, mesh)
-        BatchPlan(config.train.global_batch, config.train.ramp).check(config.train.micro_batch, mesh.data)
+        train = config.train
+        BatchPlan(train.global_batch, train.ramp).check(train.micro_batch, mesh.data, mesh.sharers)
         memories = tuple(
             rehearse(config, self._source, self._manifest, mesh, mesh.rank(Place(stage, 0, 0)))
             for stage in self._stages(mesh, config.parallel)

@@ -26,8 +26,9 @@ def remarks(
     size: int = 1,
     saves_best: bool = False,
 ) -> list[str]:
-    """One line for each setting that has no effect, or another than it seems, in `total_steps` on `size` ranks.
+    """One line for each setting that has no effect, or another than it seems, in `total_steps`.
 
+    `size` are the ranks that share a batch, replicas where several ranks share a model.
     `epoch_samples` are the samples of the training order in which each corpus is seen once; a run that counts, and does
     not descend, has no order. It may save each better validation, which `saves_best` tells.
     """

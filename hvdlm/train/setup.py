@@ -249,9 +249,8 @@ def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: Worl
     if isinstance(learner, GradientLearner) and isinstance(learner.task, RecordTask):
         _announce_records(learner, corpora, learner.task.fields)
     epoch_samples = learner.epoch_samples if learner.descends else []
-    for remark in remarks(
-        config, learner.plan, learner.total_steps, epoch_samples, size=world.size, saves_best=saves_best
-    ):
+    parts = learner.axes.data.size if isinstance(learner, GradientLearner) else world.size
+    for remark in remarks(config, learner.plan, learner.total_steps, epoch_samples, size=parts, saves_best=saves_best):
         log.warning("%s", remark)
 
 

@@ -55,7 +55,7 @@ class GradientLearner(Learner):
     def __init__(self, config: RunConfig, source: Source, manifest: Manifest, axes: Axes, place: Place) -> None:
         train = config.train
         self.config, self.axes, self.world = config, axes, axes.world
-        BatchPlan(train.global_batch, train.ramp).check(train.micro_batch, axes.data.size)
+        BatchPlan(train.global_batch, train.ramp).check(train.micro_batch, axes.data.size, axes.mesh.sharers)
         self.device = prepare_device(train.device, place, threads=train.threads, deterministic=train.deterministic)
         lacking = config.model.without_cpu_fp16
         if lacking and train.precision == "fp16" and self.device.type == "cpu":
