@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hvdlm.errors import UserError
 from hvdlm.host import free_bytes
-from hvdlm.parallel.mesh import meshes_of
+from hvdlm.parallel.mesh import Mesh, meshes_of
 from hvdlm.tables import counted, figure
 from hvdlm.train.config import RunConfig
 
@@ -16,10 +16,13 @@ from .search import Candidate, SearchSpace, micro_batch_choices, on_mesh
 
 def with_meshes(space: SearchSpace, config: RunConfig, ranks: int) -> SearchSpace:
     """The space with all meshes of so many ranks; the config's own is the base, whatever is told of it."""
-    base = replace(space.base, mesh=config.parallel.mesh(ranks))
-    meshes = [base.mesh, *(mesh for mesh in meshes_of(ranks) if mesh != base.mesh)]
-    choices = {mesh: micro_batch_choices(max(1, config.train.global_batch // mesh.data)) for mesh in meshes}
-    others = [one for mesh in meshes[1:] for one in on_mesh(base, mesh, choices[mesh])]
+    own, meshes = config.parallel.mesh(ranks), meshes_of(ranks)
+    base = replace(space.base, mesh=own)
+    batch = config.train.global_batch
+    choices: dict[Mesh | None, tuple[int, ...]] = {
+        mesh: micro_batch_choices(max(1, batch // mesh.data)) for mesh in meshes
+    }
+    others = [one for mesh in meshes if mesh != own for one in on_mesh(base, mesh, choices[mesh])]
     flops, room_gb = speed_of(config, ranks), _room_gb(config, ranks)
     predicted: dict[Candidate, float] = {}
     left_out: dict[Candidate, str] = {}

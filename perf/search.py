@@ -129,7 +129,7 @@ def on_mesh(base: Candidate, mesh: Mesh, choices: Sequence[int]) -> list[Candida
     `choices` are the `micro_batch_choices` of a replica.
 
     >>> [c.micro_batch for c in on_mesh(Candidate(4, 0, "tree"), Mesh(pipeline=2), micro_batch_choices(24))]
-    [4, 3]
+    [4, 2]
     """
     per_replica, micro = choices[0], base.micro_batch
     if per_replica % micro:

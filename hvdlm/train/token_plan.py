@@ -38,5 +38,5 @@ class TokenPlan(BatchPlan):
         self._reach(epoch=epoch)
         return self._steps[epoch] + (int(np.searchsorted(self._ends[epoch], within)) + 1 if within else 0)
 
-    def check(self, micro_batch: int, size: int) -> None:
+    def check(self, micro_batch: int, size: int, sharers: str = "ranks") -> None:
         """Nothing: any number of examples is shared by any number of micro-batches."""
