@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
+from hvdlm.config import to_yaml
 from hvdlm.errors import UserError
 from hvdlm.host import free_bytes
-from hvdlm.parallel.mesh import Mesh, meshes_of
+from hvdlm.launch.words import import_words
+from hvdlm.parallel.mesh import AXES, Mesh, meshes_of
 from hvdlm.tables import counted, figure
 from hvdlm.train.config import RunConfig
+from hvdlm.train.parts import extensions_of
 
-from .mesh_table import PlanOptions, is_on_gpu, planned, speed_of
+from .job import JobFailed, run_job
+from .mesh_table import PlanOptions, is_on_gpu, planned
 from .search import Candidate, SearchSpace, micro_batch_choices, on_mesh
 
 
@@ -22,26 +29,41 @@ def with_meshes(space: SearchSpace, config: RunConfig, ranks: int) -> SearchSpac
     choices: dict[Mesh | None, tuple[int, ...]] = {
         mesh: micro_batch_choices(max(1, batch // mesh.data)) for mesh in meshes
     }
-    others = [one for mesh in meshes if mesh != own for one in on_mesh(base, mesh, choices[mesh])]
-    flops, room_gb = speed_of(config, ranks), _room_gb(config, ranks)
+    candidates = [one for mesh in meshes for one in on_mesh(base, mesh, choices[mesh])]
+    flops, room_gb = _speed(config, own), _room_gb(config, ranks)
     predicted: dict[Candidate, float] = {}
     left_out: dict[Candidate, str] = {}
-    for candidate in [base, *others]:
+    for candidate in dict.fromkeys([base, *candidates]):
         try:
             row = _plan(config, candidate, flops)
         except UserError as error:
             left_out[candidate] = f"cannot be: {error}"
             continue
         if row["memory_gb"] > room_gb:
-            needs = (
-                f"{figure(row['memory_gb'])} GB a rank, and {counted(ranks, 'rank')} here have {figure(room_gb)} each"
-            )
-            left_out[candidate] = f"no room: it needs {needs}"
+            needed, here = figure(row["memory_gb"]), f"{counted(ranks, 'rank')} here have {figure(room_gb)} each"
+            left_out[candidate] = f"no room: it needs {needed} GB a rank, and {here}"
         else:
             predicted[candidate] = row["step_s"]
     left_out.pop(base, None)
     fastest_first = dict(sorted(predicted.items(), key=lambda item: item[1]))
     return replace(space, base=base, micro_batches=choices, predicted_s=fastest_first, left_out=left_out)
+
+
+def _speed(config: RunConfig, mesh: Mesh) -> float:
+    """FLOP/s of a rank, measured by a process of its own, for a GPU is held until a process ends.
+
+    UserError where the config's own mesh cannot be planned whatever its micro-batch, and so no other.
+    """
+    with tempfile.TemporaryDirectory(prefix="hvdlm-tune-") as folder:
+        path = Path(folder) / "plan.yaml"
+        path.write_text(to_yaml(config))
+        axes = ",".join(f"{axis}={getattr(mesh, axis)}" for axis in AXES)
+        words = [str(path), "train.micro_batch=1", "train.ramp=null", "--mesh", axes, "--json"]
+        try:
+            told = run_job(1, ["plan", *words, *import_words(extensions_of(config))])
+        except JobFailed as error:
+            raise UserError(f"--meshes: {error}") from None
+    return json.loads(told.splitlines()[-1])["flops_per_s"]
 
 
 def _plan(config: RunConfig, candidate: Candidate, flops: float) -> dict:

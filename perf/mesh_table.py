@@ -33,7 +33,7 @@ def planned(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
     """What `--json` prints. UserError for a mesh that cannot be, or where none has room."""
     measured, ranks = (None, options.ranks) if options.run is None else _measured(options.run)
     meshes = _meshes(config, options, ranks)
-    speed = options.flops or speed_of(config, meshes[0].size)
+    speed = options.flops or _speed(config, meshes[0].size)
     machine = Machine(speed, options.alpha_us * 1e-6, 1e-9 / options.gb_per_s)
     planner = Planner(config, machine)
     found, refused = [], {}
@@ -82,7 +82,7 @@ def _measured(run: Path) -> tuple[float | None, int | None]:
     return max(memory), starts[-1]["ranks"] if starts else None
 
 
-def speed_of(config: RunConfig, ranks: int) -> float:
+def _speed(config: RunConfig, ranks: int) -> float:
     """Of a rank that shares this machine's cores with the others, as far as there are as many."""
     import torch
 

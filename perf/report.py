@@ -28,7 +28,7 @@ from .templates import render
 
 MEANING = {
     "strong": "the global batch stays the same, more ranks share it",
-    "weak": "the batch of each rank stays the same, the global batch grows with the ranks",
+    "weak": "the batch of each replica stays the same, the global batch grows with the ranks",
 }
 MOST_HOSTS = 4  # named of a point
 

@@ -34,7 +34,9 @@ from hvdlm.perf.search import (
 from hvdlm.perf.tune import TuneOptions, settings_of, space_of
 from hvdlm.perf.tune_result import to_text
 from hvdlm.sync import SYNCS
+from hvdlm.train import mesh_plan
 from hvdlm.train.config import RunConfig
+from hvdlm.train.rehearsal import Memory
 
 BASE = Candidate(4, 0, "horovod")
 BY_MICRO_BATCH = {1: 1.6, 2: 1.25, 4: 1.0, 6: 0.9, 12: 0.8}
@@ -354,19 +356,26 @@ def test_ranks_that_share_a_model_share_no_batch(tmp_path):
 
 
 @pytest.fixture
-def meshes_of_two(tmp_path, data_dir, monkeypatch):
-    """The space of `--meshes` with 2 ranks of a known speed."""
-    monkeypatch.setattr(mesh_search, "speed_of", lambda config, ranks: 1e10)
+def planning(monkeypatch):
+    """Of ranks whose speed and memory are known."""
+    monkeypatch.setattr(mesh_search, "run_job", lambda ranks, words: '{"flops_per_s": 1e10}')
+    monkeypatch.setattr(mesh_plan, "rehearse", lambda *args: Memory(0, *[1_000_000] * 6))
 
-    def of(**sync):
-        config = config_of(tmp_path, data_dir, **{"kind": "allreduce", **sync})
-        return with_meshes(space_of(config, 2, ()), config, 2)
+
+@pytest.fixture
+def space_with_meshes(tmp_path, data_dir, planning):
+    """The space of `--meshes`."""
+
+    def of(ranks=2, **sync):
+        words = [f"sync.{name}={value}" for name, value in {"kind": "allreduce", **sync}.items()]
+        config = make_config(data_dir, tmp_path / "run", "model.layers=4", *words)
+        return with_meshes(space_of(config, ranks, ()), config, ranks)
 
     return of
 
 
-def test_all_meshes_are_tried_around_the_configs_own(meshes_of_two):
-    space = meshes_of_two()
+def test_all_meshes_are_tried_around_the_configs_own(space_with_meshes):
+    space = space_with_meshes()
     assert space.base == Candidate(2, 1, "allreduce", mesh=DATA)
     assert {(c.mesh, c.micro_batch) for c in space.meshes()} == {(DATA, 2), (TENSOR, 2), (STAGES, 2), (STAGES, 1)}
     assert space.meshes()[0] == space.base
@@ -374,16 +383,33 @@ def test_all_meshes_are_tried_around_the_configs_own(meshes_of_two):
     assert {mesh: max(found) for mesh, found in space.micro_batches.items()} == {DATA: 6, TENSOR: 12, STAGES: 12}
 
 
-def test_what_has_no_room_is_left_out_but_for_the_config_itself(meshes_of_two, monkeypatch):
+def test_a_mesh_whose_micro_batch_does_not_fit_is_tried_with_another(space_with_meshes):
+    space = space_with_meshes(ranks=4)  # 12 sequences, 2 at once: not for 4 replicas
+    assert space.base not in space.predicted_s
+    assert Candidate(3, 1, "allreduce", mesh=Mesh(data=4)) in space.predicted_s
+    assert {c.micro_batch for c in space.predicted_s if c.mesh == Mesh(pipeline=4)} == {2, 1}
+    assert space.meshes()[0] == space.base
+
+
+def test_what_has_no_room_is_left_out_but_for_the_config_itself(space_with_meshes, monkeypatch):
     monkeypatch.setattr(mesh_search, "free_bytes", lambda: 2_000_000)
-    space = meshes_of_two()
+    space = space_with_meshes()
     assert {c.mesh for c in space.left_out} == {TENSOR, STAGES}
     assert all(" GB a rank, and 2 ranks here have 0.001 each" in reason for reason in space.left_out.values())
     assert space.base not in space.left_out
 
 
-def test_a_sync_that_keeps_whole_models_leaves_other_meshes_out_with_the_reason(meshes_of_two):
-    space = meshes_of_two(**{"compress.name": "bf16"})
+def test_a_config_that_cannot_be_planned_says_so(space_with_meshes, monkeypatch):
+    def failing(ranks, words):
+        raise JobFailed(2, "hvdlm: error: it decides by values")
+
+    monkeypatch.setattr(mesh_search, "run_job", failing)
+    with pytest.raises(UserError, match="^--meshes: it decides by values"):
+        space_with_meshes()
+
+
+def test_a_sync_that_keeps_whole_models_leaves_other_meshes_out_with_the_reason(space_with_meshes):
+    space = space_with_meshes(**{"compress.name": "bf16"})
     assert {c.mesh for c in space.left_out} == {TENSOR, STAGES}
     assert all("sync.compress: goes with whole models alone" in reason for reason in space.left_out.values())
 
@@ -479,12 +505,11 @@ def test_tuning_leaves_a_config_with_its_measurements(monkeypatch, tmp_path, dat
     assert summary["winner"]["settings"].startswith("micro_batch 3")
 
 
-def test_tuning_over_meshes_leaves_the_one_that_won_and_what_was_predicted(monkeypatch, tmp_path, data_dir):
+def test_tuning_over_meshes_leaves_the_one_that_won_and_what_was_predicted(monkeypatch, tmp_path, data_dir, planning):
     from test_report import make_record
 
     seconds = {DATA: 1.0, TENSOR: 0.5, STAGES: 0.8}
     monkeypatch.setattr(tuning, "run_job", fake_job(make_record, lambda c: seconds[c.mesh]))
-    monkeypatch.setattr(mesh_search, "speed_of", lambda config, ranks: 1e10)
     config = config_of(tmp_path, data_dir, kind="allreduce")
     summary = tuning.tune(config, options_of(tmp_path, meshes=True))
     written = load(RunConfig, tmp_path / "t.yaml")
