@@ -1,5 +1,6 @@
 """The two ways in which a command ends on purpose, and their exit codes."""
 
+import errno
 import re
 
 EXIT_USER_ERROR = 2
@@ -25,6 +26,13 @@ class UserError(ValueError):
 
 class StoppedOnRequest(Exception):
     """The run was asked to stop, has saved its state, and resumes by the same command."""
+
+
+def line_of(error: OSError, name: object) -> str:
+    """What became of a file, as one line, with the remedy for a full disk."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "; make space and run the same command again" if full else ""
+    return f"{name}: {error.strerror or str(error).splitlines()[0]}{remedy}"
 
 
 _LACK_OF_MEMORY = re.compile(r"allocate memory|out of memory|Storage size calculation overflowed|array is too big")

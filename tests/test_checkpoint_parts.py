@@ -1,6 +1,7 @@
 """Checkpoints of boxes: any ranks write them, any ranks read them, and nobody is led astray by what is in them."""
 
 import copy
+import gc
 import hashlib
 import json
 import logging
@@ -10,6 +11,7 @@ import random
 import shutil
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from saved import PART, opened_files, tensors_in
 from hvdlm import checkpoint
 from hvdlm.checkpoint import parts as part_files
 from hvdlm.checkpoint.boxes import Box, Cut, Piece, boxes_of_range, whole
-from hvdlm.checkpoint.parts import check_cover, shares_of, table_of, tensors_of, write_part
+from hvdlm.checkpoint.parts import Kept, Share, check_cover, shares_of, table_of, tensors_of, write_part
 from hvdlm.checkpoint.reading import read_boxes, table
 from hvdlm.checkpoint.saver import Saver, SaveState, Status, merged_scalars
 from hvdlm.checkpoint.store import begin, commit
@@ -375,6 +377,46 @@ def test_buffers_are_used_again(tmp_path):
     assert len(places) == 1
 
 
+def test_there_is_one_copy_of_the_state_and_no_more():
+    kept = Kept()
+    kept.take([Share("model/a", (4,), whole((4,)), torch.ones(4))])
+    before = weakref.ref(kept.shares[0].tensor)
+    made = []
+
+    def empty(*arguments, **options):
+        made.append(before() is None)
+        return torch.zeros(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", empty)
+        kept.take([Share("model/a", (5,), whole((5,)), torch.ones(5))])
+    assert made == [True]
+
+
+def test_what_could_not_be_hashed_is_not_written(tmp_path, monkeypatch):
+    def broken(shares):
+        raise MemoryError
+
+    monkeypatch.setattr(part_files, "_digest", broken)
+    with pytest.raises(MemoryError):
+        write_part(tmp_path, 0, [Share("model/a", (4,), whole((4,)), torch.ones(4))])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_loaded_stays_when_the_file_goes(tmp_path):
+    """Moments are copies: no part of a file is mapped any more once a run goes on."""
+    model = torch.nn.Linear(300, 300)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 300)).sum().backward()
+    optimizer.step()
+    path = checkpoint.save(tmp_path, 1, model, optimizer, STATE)
+    restored = torch.optim.AdamW(model.parameters())
+    checkpoint.load_model(path, model)
+    checkpoint.load_optimizer(path, model, restored)
+    gc.collect()
+    assert str(path) not in Path("/proc/self/maps").read_text()
+
+
 def test_ranks_save_together_and_nobody_commits_before_all_are_done(tmp_path, monkeypatch):
     monkeypatch.setattr(part_files, "PART_BYTES", 64)
 
@@ -417,7 +459,7 @@ def test_a_rank_that_cannot_write_ends_the_save_on_all(tmp_path, monkeypatch):
             {},
             STATE,
         )
-        with pytest.raises(UserError, match="step_00000005: No space left on device") as caught:
+        with pytest.raises(UserError, match="step_00000005: No space left on device; make space and run") as caught:
             saver.finish(lambda: None)
         return caught.value.on_all_ranks
 

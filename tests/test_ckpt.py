@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from harness import run_training
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from saved import PART, rewrite, tensors_in
 
@@ -31,8 +32,8 @@ def run(kept, tmp_path):
 
 def ckpt(*words, code=0):
     found = CliRunner().invoke(cli, ["ckpt", *map(str, words)], standalone_mode=False)
-    if code == 0:
-        assert found.exception is None, found.exception
+    if code in (0, 1):
+        assert found.exit_code == code, found.exception
         return found.stdout
     assert isinstance(found.exception, UserError)
     return str(found.exception)
@@ -71,10 +72,34 @@ def test_what_differs_is_told_tensor_by_tensor(run, tmp_path):
         del tensors["optimizer/norm.weight/exp_avg"]
 
     rewrite(checkpoint.resolve(other), change)
-    lines = ckpt("diff", run, other).splitlines()
+    lines = ckpt("diff", run, other, code=1).splitlines()
     assert lines[0] == "model/norm.weight: 1 of 32 elements differ, by at most 0.5"
     assert lines[1] == "optimizer/norm.weight/exp_avg: only in the first"
-    assert len(json.loads(ckpt("diff", run, other, "--weights", "--json"))["differ"]) == 1
+    assert len(json.loads(ckpt("diff", run, other, "--weights", "--json", code=1))["differ"]) == 1
+
+
+def test_bits_are_compared_and_not_numbers(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other", symlinks=True)
+    values = {"zero": torch.tensor([0.0, 1.0]), "count": torch.tensor([1 << 60, 2]), "none": torch.ones(0, 3)}
+    rewrite(checkpoint.resolve(run), lambda tensors: tensors.update({f"model/{k}": v for k, v in values.items()}))
+    values["zero"], values["count"] = torch.tensor([-0.0, 1.0]), torch.tensor([(1 << 60) + 1, 2])
+    rewrite(checkpoint.resolve(other), lambda tensors: tensors.update({f"model/{k}": v for k, v in values.items()}))
+    lines = ckpt("diff", run, other, "--weights", code=1).splitlines()
+    assert lines[0] == "model/count: 1 of 2 elements differ"
+    assert lines[1] == "model/zero: 1 of 2 elements differ, by at most 0"
+    assert lines[2].endswith(" have the same bits")
+
+
+def test_a_tensor_that_holds_nan_is_the_same_as_itself(run):
+    rewrite(checkpoint.resolve(run), lambda tensors: tensors["optimizer/norm.weight/exp_avg"].fill_(float("nan")))
+    latest = run / "checkpoints/latest"
+    assert "differ" not in ckpt("diff", latest, latest)
+
+
+def test_a_number_that_training_goes_on_with_differs_too(run):
+    early, late = (run / f"checkpoints/step_{step:08d}" for step in (15, 20))
+    values = json.loads(ckpt("diff", early, late, "--json", code=1))["values"]
+    assert "step: 15 and 20" in values and any(line.startswith("engine.guard.seen: ") for line in values)
 
 
 def test_old_ones_go_and_the_best_stays(run):
@@ -96,6 +121,65 @@ def test_one_file_has_the_weights_in_serial_names(run, tmp_path):
     mean = load_file(tmp_path / "mean.safetensors")
     assert torch.equal(mean["norm.weight"], tensors_in(checkpoint.resolve(run), "engine/ema/")["norm.weight"])
     assert "must end in .safetensors" in ckpt("consolidate", run, tmp_path / "weights.bin", code=2)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        path.write_bytes(b"begun")
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr("hvdlm.checkpoint.tools.save_file", full)
+    (tmp_path / "out").mkdir()
+    message = ckpt("consolidate", run, tmp_path / "out/weights.safetensors", code=2)
+    assert "weights.safetensors: cannot be written (No space left" in message
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("name", ["latest", "best"])
+def test_what_stands_for_a_checkpoint_does_so_everywhere(run, tmp_path, name):
+    """A link, a text where there are none, and never one out of the run; whatever the folders above are called."""
+    checkpoint.point_best(run, 20)
+    at = run / "checkpoints" / name
+    assert ckpt("verify", at) == f"{at}: sound\n"
+    at.unlink()
+    at.write_text("step_00000010\n")
+    path = run / "checkpoints/step_00000010"
+    assert checkpoint.resolve(at) == path
+    assert ckpt("verify", at) == f"{path}: sound\n"
+    at.unlink()
+    at.symlink_to(shutil.copytree(path, tmp_path / "step_00000010"))
+    assert "points out of its run" in ckpt("verify", at, code=2)
+    with pytest.raises(UserError, match="points out of its run"):
+        checkpoint.resolve(at)
+    inside = shutil.copytree(run, tmp_path / "checkpoints/run", symlinks=True)
+    assert ckpt("verify", inside).count(": sound") == 4
+
+
+def test_only_names_that_a_run_gives_are_checkpoints(run):
+    for name in ("step_0000000005", "step_٠٠٠٠٠٠٠٢"):
+        shutil.copytree(run / "checkpoints/step_00000005", run / "checkpoints" / name)
+    assert steps(run) == [5, 10, 15, 20]
+
+
+def test_a_damaged_checkpoint_is_not_averaged(run, tmp_path):
+    part = run / "checkpoints/step_00000010" / PART
+    content = bytearray(part.read_bytes())
+    content[-5] ^= 1
+    part.write_bytes(content)
+    message = ckpt("average", run, "--out", tmp_path / "mean", code=2)
+    assert "part-0000.safetensors is damaged (checksum); leave it out" in message
+    assert not (tmp_path / "mean").exists()
+
+
+def test_a_mean_begins_runs_and_goes_on_with_none(run, data_dir, tmp_path):
+    ckpt("average", run, "--last", 2, "--out", tmp_path / "mean")
+    same = ("checkpoint={every: 5, keep: 9}", "ema={decay: 0.9}", "checkpoint.best=loss")
+    with pytest.raises(UserError, match=r"is the mean of other checkpoints, .*; begin a run with it: init.from="):
+        run_training(data_dir, tmp_path / "mean", *same)
+    begins = (f"init.from={tmp_path / 'mean'}", "train.steps=5")
+    with pytest.raises(UserError, match="init.optimizer: .* is a mean of checkpoints, without such a state"):
+        run_training(data_dir, tmp_path / "next", *begins, "init.optimizer=true")
+    assert run_training(data_dir, tmp_path / "next", *begins)["step"] == 5
 
 
 def test_the_mean_of_several_is_a_run_that_is_evaluated(run, data_dir, tmp_path):

@@ -241,6 +241,25 @@ def test_any_change_to_a_checkpoints_record_is_damage(saved):
         assert (checkpoint.damage(saved) is None) == is_same, place
 
 
+@pytest.mark.parametrize("depth", [100, 300, 600, 990, 3000, 100_000])
+def test_a_record_of_any_depth_is_a_line(saved, depth):
+    path = saved / "state.json"
+    whole = path.read_text()
+    path.write_text(whole.replace("{", '{"x": ' + "[" * depth + "]" * depth + ", ", 1))
+    assert "\n" not in (checkpoint.damage(saved) or "\n")
+
+
+@pytest.mark.parametrize("name", ["model/a\nb", "model/\x1b[2J", "model/" + "a" * 100_000, ""])
+@pytest.mark.parametrize("part", ["tensors", "files"])
+def test_no_name_in_a_record_changes_the_screen(saved, name, part):
+    path = saved / "state.json"
+    whole = json.loads(path.read_text())
+    whole[part][name] = next(iter(whole[part].values()))
+    path.write_text(json.dumps({**whole, "digest": None}))
+    told = checkpoint.damage(saved)
+    assert told and told.isprintable() and len(told) < 800
+
+
 @pytest.mark.parametrize("layout", [{"indent": 4}, {"sort_keys": True}, {"separators": (",", ":")}])
 def test_a_record_that_is_laid_out_otherwise_is_the_same(saved, layout):
     path = saved / "state.json"
@@ -264,7 +283,7 @@ def test_a_link_that_leads_to_itself_is_no_checkpoint(saved):
     latest = saved.parent / "latest"
     latest.unlink()
     latest.symlink_to("latest")
-    with pytest.raises(UserError, match="holds no complete checkpoint"):
+    with pytest.raises(UserError, match="cannot be read .*; use another checkpoint of this run"):
         checkpoint.resolve(latest)
 
 

@@ -210,7 +210,7 @@ def test_steps_after_a_restored_checkpoint_have_the_same_bits(name, tmp_path):
     ours, theirs = Tiny(), Tiny(seed=1)
     optimizer = build_optimizer(ours, config)
     weights_after(ours, optimizer, range(2))
-    path = checkpoint.save(tmp_path, 2, ours, optimizer, STATE, keep=1)
+    path = checkpoint.save(tmp_path, 2, ours, optimizer, STATE)
     expected = weights_after(ours, optimizer, range(2, 5))
     first = build_optimizer(theirs, config)
     restored = type(first)(first.param_groups)

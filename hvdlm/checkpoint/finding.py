@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 
 from hvdlm.checkpoint.folder import complete_steps, folder_of, path_of
-from hvdlm.checkpoint.links import LATEST, behind_latest, best_of
+from hvdlm.checkpoint.links import best_of, named
 from hvdlm.checkpoint.reading import ENGINE, MODEL
-from hvdlm.checkpoint.record import STATE, read_record
+from hvdlm.checkpoint.record import read_record
 from hvdlm.checkpoint.soundness import ALL, cannot_be_read, damage, damages, fault_of
 from hvdlm.errors import UserError
 from hvdlm.world.interface import World
@@ -55,12 +55,10 @@ def resolve(path: Path) -> Path:
 
     Of a checkpoint that is named itself the optimizer's state need not be finite: nothing is trained from it.
     """
-    if path.name == LATEST and path.parent.name == folder_of(path).name:
-        path = behind_latest(path)
-    if (path / STATE).exists():
-        if fault := damage(path, finite=(MODEL, ENGINE)):
-            raise UserError(f"{path}: {fault}; use another checkpoint of this run")
-        return path
+    if (itself := named(path)) is not None:
+        if fault := damage(itself, finite=(MODEL, ENGINE)):
+            raise UserError(f"{itself}: {fault}; use another checkpoint of this run")
+        return itself
     best = best_of(path)
     if best is not None and (fault := damage(best, finite=(MODEL, ENGINE))):
         raise UserError(f"{best}: {fault}; it was the best of this run: use another checkpoint")

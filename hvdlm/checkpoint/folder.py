@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
+import uuid
 from pathlib import Path
 
-STEP = re.compile(r"step_(\d{8,18})")
+STEP = re.compile(r"step_([0-9]{8}|[1-9][0-9]{8,17})")  # as `name_of` has it, and no other way
 
 
 def folder_of(run_dir: Path) -> Path:
@@ -28,8 +29,13 @@ def complete_steps(run_dir: Path) -> list[int]:
 
 
 def remove(path: Path) -> None:
-    """A folder with all that it holds, or a link to one, which alone goes."""
+    """A folder with all that it holds, or a link to one, which alone goes.
+
+    A checkpoint is gone at once: what is left of it when this is killed has a name by which the next save removes it.
+    """
     if path.is_dir() and not path.is_symlink():
+        if STEP.fullmatch(path.name):
+            path = path.rename(path.with_name(f".{path.name}.{uuid.uuid4().hex}"))
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

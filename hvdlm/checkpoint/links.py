@@ -81,18 +81,25 @@ def settle_latest(root: Path) -> None:
     log.info("%s: was a folder, and is %s from now on", latest, home.name)
 
 
-def behind_latest(latest: Path) -> Path:
+def named(path: Path) -> Path | None:
+    """The checkpoint that a path stands for by itself: its folder, or `latest` or `best` beside it; None: a run's."""
+    if path.name in (LATEST, BEST) and path.parent.name == folder_of(path).name:
+        return _behind(path)
+    return path if STEP.fullmatch(path.name) or (path / STATE).exists() else None
+
+
+def _behind(link: Path) -> Path:
     """RUN/checkpoints/latest, or what it names where it is a text for want of links; never outside its own folder."""
-    if latest.is_symlink():
-        if Path(os.path.realpath(latest)).parent != latest.parent.resolve():
-            raise UserError(f"{latest}: points out of its run, to {latest.readlink()}; name the checkpoint itself")
-        return latest
-    if not latest.is_file():
-        return latest
+    if link.is_symlink():
+        if Path(os.path.realpath(link)).parent != link.parent.resolve():
+            raise UserError(f"{link}: points out of its run, to {link.readlink()}; name the checkpoint itself")
+        return link
+    if not link.is_file():
+        return link
     try:
-        name = read_text(latest, limit=100).strip()
+        name = read_text(link, limit=100).strip()
     except ValueError:
         name = ""
     if not STEP.fullmatch(name):
-        raise UserError(f"{latest}: names no checkpoint beside it; give the run folder or RUN/checkpoints/step_…")
-    return latest.parent / name
+        raise UserError(f"{link}: names no checkpoint beside it; give the run folder or RUN/checkpoints/step_…")
+    return link.parent / name

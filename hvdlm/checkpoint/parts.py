@@ -11,8 +11,8 @@ import json
 import math
 import os
 import secrets
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -117,7 +117,7 @@ class Kept:
         """Copy them: from here on nothing that happens to the tensors changes what is kept."""
         alike = [(b.shape, b.dtype) for b in self._buffers] == [(s.tensor.shape, s.tensor.dtype) for s in shares]
         if not alike:
-            self._buffers = []  # first, so that there is never more than one
+            self._buffers, self.shares = [], []  # first, so that there is never more than one
             self._buffers = [torch.empty(s.tensor.shape, dtype=s.tensor.dtype) for s in shares]
         for buffer, share in zip(self._buffers, shares, strict=True):
             buffer.copy_(share.tensor)
@@ -175,29 +175,29 @@ def check_cover(key: str, shape: tuple[int, ...], boxes: Sequence[Box]) -> None:
 
 def write_part(folder: Path, number: int, shares: Sequence[Share]) -> PartFacts:
     """Write a part durably. A file that could not be flushed is removed, and not tried again."""
-    path, digest = folder / name_of(number), hashlib.sha256()
-    # Apart from the write, not block by block beside it: so it goes on while the disk is flushed.
-    hashing = threading.Thread(target=_feed, args=(digest, shares), daemon=True)
-    hashing.start()
-    try:
-        with path.open("xb", buffering=0) as file:
-            written = 0
-            for block in _blocks(shares):
-                _write_all(file, block)
-                written += len(block)
-            os.fsync(file.fileno())
-        sync_folder(folder)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    finally:
-        hashing.join()  # the tensors may be overwritten afterwards
-    return PartFacts(path.name, written, digest.hexdigest())
+    path = folder / name_of(number)
+    with ThreadPoolExecutor(1, "hvdlm-hash") as hashing:  # at its end all is hashed: tensors may be overwritten
+        # Apart from the write, not block by block beside it: so it goes on while the disk is flushed.
+        digest = hashing.submit(_digest, shares)
+        try:
+            with path.open("xb", buffering=0) as file:
+                written = 0
+                for block in _blocks(shares):
+                    _write_all(file, block)
+                    written += len(block)
+                os.fsync(file.fileno())
+            sync_folder(folder)
+            return PartFacts(path.name, written, digest.result())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
 
-def _feed(digest: Any, shares: Sequence[Share]) -> None:
+def _digest(shares: Sequence[Share]) -> str:
+    digest = hashlib.sha256()
     for block in _blocks(shares):
         digest.update(block)  # hashlib lets other threads run
+    return digest.hexdigest()
 
 
 def _write_all(file: Any, block: memoryview | bytes) -> None:

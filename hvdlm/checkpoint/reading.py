@@ -294,8 +294,10 @@ def load_optimizer(
     for key, value in values.items():
         name, _, entry = key.rpartition("/")
         if name in parameters:
-            is_tensor = isinstance(value, Tensor)
-            optimizer.state[parameters[name]][entry] = value.to(parameters[name].device) if is_tensor else value
+            kept = value
+            if isinstance(value, Tensor):  # copied: else it would stay a map of the file, which may go or change
+                kept = value.to(parameters[name].device, copy=True)
+            optimizer.state[parameters[name]][entry] = kept
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:

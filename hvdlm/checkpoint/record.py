@@ -15,6 +15,8 @@ STATE = "state.json"
 SCHEMA = 2  # of what is written; 1 is read too
 
 # A name from a file is never a path: no separator, no dots to climb by.
+MOST_LETTERS = 500
+Key = Annotated[str, Field(pattern=rf"^[^\x00-\x1f\x7f-\x9f]{{1,{MOST_LETTERS}}}$")]
 FileName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}\.safetensors$")]
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
@@ -76,8 +78,8 @@ class Record(_Part):
     schema_: Literal[1, 2] = Field(1, alias="schema")  # checkpoints of older versions do not say it
     step: Count
     files: dict[FileName, FileFacts]
-    tensors: dict[str, TensorFacts] = {}  # of schema 1 each file's own
-    optimizer_scalars: dict[str, bool | int | float | None] = {}
+    tensors: dict[Key, TensorFacts] = {}  # of schema 1 each file's own
+    optimizer_scalars: dict[Key, bool | int | float | None] = {}
     config: SettingsFacts
     data_digest: str
     tokenizer_digest: str
@@ -105,9 +107,18 @@ def read_record(folder: Path) -> dict[str, Any]:
     found = read_json(folder / STATE)
     try:
         record = Record.model_validate(found)
+        is_changed = record.digest not in (None, digest_of(found))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc'])) or STATE}: {first['msg']}") from None
-    if record.digest not in (None, digest_of(found)):
+        raise ValueError(f"{'.'.join(map(_in_a_line, first['loc'])) or STATE}: {first['msg']}") from None
+    except RecursionError:  # which takes fewer levels here than in the parser
+        raise ValueError("nested too deeply") from None
+    if is_changed:
         raise ValueError("it was changed after it was written: its digest is of other values")
     return found
+
+
+def _in_a_line(name: str | int) -> str:
+    """A name that anybody may have written, for a message."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in str(name)[:MOST_LETTERS])
+    return shown if len(str(name)) <= MOST_LETTERS else f"{shown}…"

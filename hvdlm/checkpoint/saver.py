@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 from hvdlm.checkpoint.boxes import Piece
 from hvdlm.checkpoint.parts import Kept, PartFacts, Row, name_of, shares_of, table_of, write_part
 from hvdlm.checkpoint.store import begin, commit, drop, not_finite_in
-from hvdlm.errors import UserError
+from hvdlm.errors import UserError, line_of
 from hvdlm.world.interface import World
 
 log = logging.getLogger("hvdlm")
@@ -202,8 +201,7 @@ def _write(save: _Save, number: int, kept: Kept) -> None:
         save.written_s = time.monotonic() - start
         save.status = Status(SaveState.DONE, facts.bytes, facts.sha256)
     except OSError as error:
-        name = save.aside.name.split(".")[1]  # as it would have been called
-        save.error = f"{save.aside.with_name(name)}: {os.strerror(error.errno) if error.errno else error}"
+        save.error = line_of(error, save.aside.with_name(save.aside.name.split(".")[1]))  # as it would have been called
         save.status = Status(SaveState.FAILED)
     except Exception as error:
         save.error = f"{save.aside}: {type(error).__name__}: {error}"

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from hvdlm.checkpoint.boxes import Piece, whole
 from hvdlm.checkpoint.finding import newest
-from hvdlm.checkpoint.folder import STEP, complete_steps, folder_of, path_of
-from hvdlm.checkpoint.links import best_of
+from hvdlm.checkpoint.folder import complete_steps, path_of
+from hvdlm.checkpoint.links import best_of, named
 from hvdlm.checkpoint.reading import ENGINE, MODEL, Checkpoint, read_state
 from hvdlm.checkpoint.retention import outdated
 from hvdlm.checkpoint.soundness import damage
 from hvdlm.checkpoint.store import prepare, write
 from hvdlm.errors import UserError
 from hvdlm.files import naming, replace_durably
+from hvdlm.tables import counted
 
 KEPT_FILES = ("config.yaml", "tokenizer.json", "chat_template.jinja", "generation_config.json")  # beside checkpoints
 
@@ -62,8 +65,8 @@ def listed(run_dir: Path) -> list[Listed]:
 
 def chosen(target: Path) -> list[Path]:
     """The checkpoint that a user names, or all of the run that he names."""
-    if STEP.fullmatch(target.name) or target.parent.name == folder_of(target).name:
-        return [target]
+    if (itself := named(target)) is not None:
+        return [itself]
     steps = complete_steps(target)
     if not steps:
         raise UserError(f"{target}: holds no complete checkpoint; give a run folder or RUN/checkpoints/step_…")
@@ -93,9 +96,34 @@ def differences(one: Checkpoint, other: Checkpoint) -> Iterator[Difference]:
         a, b = (each.read("", [key])[key] for each in (one, other))
         if a.shape != b.shape or a.dtype != b.dtype:
             yield Difference(key, f"{a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}", None)
-        elif not torch.equal(a, b):
-            gap = (a.double() - b.double()).abs()
-            yield Difference(key, f"{int((gap > 0).sum()):,} of {a.numel():,} elements differ", float(gap.max()))
+        elif (differs := (_bytes_of(a) != _bytes_of(b)).any(1)).any():
+            what = f"{int(differs.sum()):,} of {counted(a.numel(), 'element')} differ"
+            gap = a.view(-1)[differs].double() - b.view(-1)[differs].double() if a.is_floating_point() else None
+            yield Difference(key, what, None if gap is None else float(gap.abs().max()))
+
+
+GOES_ON_WITH = ("step", "updates", "data_digest", "tokenizer_digest", "engine", "optimizer_scalars")
+
+
+def plain_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
+    """Of two records, the plain values that training goes on with and that are not the same, a line each."""
+    first, second = (_flat({name: state.get(name) for name in GOES_ON_WITH}) for state in (one, other))
+    for name in sorted(first.keys() | second.keys()):
+        if first.get(name) != second.get(name):
+            yield f"{name}: {first.get(name)} and {second.get(name)}"
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """By the way to each."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
+    return found
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    """Of each element, uint8 (n, size): 0.0 and -0.0 are not the same, and a NaN is the same as itself."""
+    return tensor.contiguous().view(-1).view(torch.uint8).view(tensor.numel(), tensor.element_size())
 
 
 def weights_in(path: Path, *, mean: bool) -> dict[str, Tensor]:
@@ -113,10 +141,15 @@ def weights_in(path: Path, *, mean: bool) -> dict[str, Tensor]:
 def consolidate(path: Path, file: Path, *, mean: bool = False) -> int:
     """Write the weights to one file of safetensors; its size in bytes."""
     weights = {name: tensor.contiguous() for name, tensor in weights_in(path, mean=mean).items()}
-    aside = file.with_name(f".{file.name}")
-    with naming(file):
-        save_file(weights, aside, {"format": "pt"})
-        replace_durably(aside, file)
+    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    try:
+        with naming(file):
+            save_file(weights, aside, {"format": "pt"})
+            replace_durably(aside, file)
+    except SafetensorError as error:  # as it tells a full disk
+        raise UserError(f"{file}: cannot be written ({error})") from None
+    finally:
+        aside.unlink(missing_ok=True)
     return file.stat().st_size
 
 
@@ -142,6 +175,9 @@ def average(paths: Sequence[Path], run_dir: Path) -> Path:
     """
     if complete_steps(run_dir):
         raise UserError(f"{run_dir}: has checkpoints of its own; name a new folder")
+    for path in paths:
+        if fault := damage(path, finite=(MODEL,)):
+            raise UserError(f"{path}: {fault}; leave it out")
     opened = [Checkpoint(path) for path in paths]
     pieces = [
         Piece(f"{MODEL}{name}", mean, tuple(mean.shape), whole(tuple(mean.shape))) for name, mean in _means(opened)

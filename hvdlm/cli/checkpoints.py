@@ -69,11 +69,14 @@ def verify(target: Path, as_json: bool) -> None:
 @click.option("--weights", is_flag=True, help="The model's alone, without the optimizer's state and the rest.")
 @json_option
 def diff(one: Path, other: Path, weights: bool, as_json: bool) -> None:
-    """Tensors that are not the same in two checkpoints, whatever meshes wrote them; settings that differ."""
+    """Tensors that are not the same in two checkpoints, whatever meshes wrote them; settings that differ.
+
+    The exit status is 1 where a tensor or a number that training goes on with is not the same in both.
+    """
     for target in (one, other):
         check_run(target)
     from hvdlm.checkpoint import Checkpoint, resolve
-    from hvdlm.checkpoint.tools import differences
+    from hvdlm.checkpoint.tools import differences, plain_differences
     from hvdlm.config import changes
 
     first, second = (Checkpoint(resolve(target)) for target in (one, other))
@@ -82,9 +85,12 @@ def diff(one: Path, other: Path, weights: bool, as_json: bool) -> None:
     settings = changes(first.state["config"], second.state["config"])
     lines = [f"{each.key}: {each.what}{_at_most(each.largest)}" for each in found]
     same = f"{len(keys) - len(found)} of {counted(len(keys), 'tensor')} have the same bits"
-    lines += [same, *(f"setting {line}" for line in settings)]
-    told: dict[str, Any] = {"tensors": len(keys), "differ": [each._asdict() for each in found], "settings": settings}
-    result(told, as_json, "\n".join(lines))
+    plain = [] if weights else list(plain_differences(first.state, second.state))
+    lines += [same, *plain, *(f"setting {line}" for line in settings)]
+    told: dict[str, Any] = {"tensors": len(keys), "differ": [each._asdict() for each in found]}
+    result(told | {"values": plain, "settings": settings}, as_json, "\n".join(lines))
+    if found or plain:
+        raise SystemExit(1)
 
 
 def _at_most(largest: float | None) -> str:

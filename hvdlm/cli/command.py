@@ -37,7 +37,7 @@ from hvdlm.cli import (
 )
 from hvdlm.cli.options import Group
 from hvdlm.cli.usage import is_help, usage_line
-from hvdlm.errors import EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError, lack_of_memory
+from hvdlm.errors import EXIT_STOPPED, EXIT_USER_ERROR, StoppedOnRequest, UserError, lack_of_memory, line_of
 from hvdlm.launch.environment import forget_the_step, launched_as, launcher_waits_for_all
 from hvdlm.launch.plan import meets_through_slurm
 
@@ -83,7 +83,7 @@ def _say(end: Exception, rank: int) -> int | None:
     if isinstance(end, OSError):  # a file that the user named: a missing one, a full disk
         if end.filename is None and end.errno != errno.ENOSPC:
             return None
-        _complain(f"hvdlm: error: {end.filename or 'stdout'}: {end.strerror}", rank, on_all_ranks=False)
+        _complain(f"hvdlm: error: {line_of(end, end.filename or 'stdout')}", rank, on_all_ranks=False)
         return EXIT_USER_ERROR
     return None
 

@@ -232,7 +232,8 @@ def preprocess_config(config: Path, overrides: tuple[str, ...]) -> PreprocessCon
 
 def check_run(path: Path) -> None:
     """UserError, before torch is loaded, if there is nothing that could be a run or a checkpoint."""
-    if not path.is_dir():
+    is_text = path.name in ("latest", "best") and path.is_file()  # for want of links
+    if not path.is_dir() and not is_text:
         what = "is no folder" if path.exists() else "there is no such folder"
         raise UserError(f"{path}: {what}; give a run folder or RUN/checkpoints/step_…")
 

@@ -173,6 +173,8 @@ def _begin_with_run(path: Path, learner: Learner, tokenizer_digest: str) -> tupl
     if init.ema and not takes_mean:
         raise UserError(f"init.ema: {path} holds no running mean of the weights; set it to false")
     if init.optimizer:
+        if state.get("averaged"):
+            raise UserError(f"init.optimizer: {path} is a mean of checkpoints, without such a state; set it to false")
         name = state["config"].get("optim", {}).get("name")
         if name != learner.config.optim.name:
             raise UserError(

@@ -189,6 +189,11 @@ def _claim_run_dir(config: RunConfig, corpora: Corpora, stop: StopFlag, total_st
 def _check_same(config: RunConfig, corpora: Corpora, found: Path) -> None:
     """UserError if a checkpoint was made with other settings or data; its own word counts, not that of config.yaml."""
     state, now = checkpoint.read_state(found), config.model_dump(mode="json")
+    if state.get("averaged"):
+        raise UserError(
+            f"{found}: is the mean of other checkpoints, without the state of an optimizer to go on with; begin a run"
+            f" with it: init.from={config.run_dir} and another run_dir"
+        )
     if changed := changes(_completed(state["config"]), now, free=FREE_ON_RESUME):
         raise UserError(
             f"{config.run_dir}: was started with other settings ({'; '.join(changed)}); set another run_dir"

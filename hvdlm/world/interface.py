@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hvdlm.errors import UserError
+from hvdlm.errors import UserError, line_of
 
 
 class Counters(Protocol):
@@ -220,9 +219,7 @@ class World(ABC):
                 raise
             mine = str(error)
         except OSError as error:
-            mine = f"{error.filename or 'input/output'}: {error.strerror or str(error).splitlines()[0]}"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                mine += "; make space and run the same command again"
+            mine = line_of(error, error.filename or "input/output")
         messages = [message for message in self.gather(mine) if message is not None]
         if messages:
             raise UserError.shared(messages[0]) from None
