@@ -221,23 +221,28 @@ class Search:
     races: list[Race] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.best = self.space.base
+        self.best, self.ended_early = self.space.base, False
 
     def stages(self) -> Iterator[Race]:
         """Run the stages; yields each when it is done. Ends early when time is out."""
-        with contextlib.suppress(OutOfTime):
-            meshes = self.space.meshes()
-            if len(meshes) > 1:
-                yield self._race(MESHES, meshes, self.space.left_out)
-            first = self._race("micro-batch and sync", self.space.micro_batches_and_syncs(self.best))
-            yield first
-            if first.preferred() is None:
-                return
-            threads = [replace(self.best, threads=number) for number in self.space.threads]
-            if len(_unique([self.best, *threads])) > 1:
-                yield self._race("threads", [self.best, *threads])
-            for kind in self.space.knobs:
-                yield from self._tune_knobs(kind, first)
+        try:
+            yield from self._all_stages()
+        except OutOfTime:
+            self.ended_early = True
+
+    def _all_stages(self) -> Iterator[Race]:
+        meshes = self.space.meshes()
+        if len(meshes) > 1:
+            yield self._race(MESHES, meshes, self.space.left_out)
+        first = self._race("micro-batch and sync", self.space.micro_batches_and_syncs(self.best))
+        yield first
+        if first.preferred() is None:
+            return
+        threads = [replace(self.best, threads=number) for number in self.space.threads]
+        if len(_unique([self.best, *threads])) > 1:
+            yield self._race("threads", [self.best, *threads])
+        for kind in self.space.knobs:
+            yield from self._tune_knobs(kind, first)
 
     def confirm(self, rounds: int) -> None:
         """Config and winner in turn: the fastest of many looks faster than it is, and here it is one of two."""
@@ -253,7 +258,8 @@ class Search:
         """What to keep, how many times as fast as the config it is, and one sentence that says how sure that is."""
         base, best, last = self.space.base, self.best, self.races[-1]
         if base == best:
-            return base, None, "nothing was clearly faster than the config as it is"
+            early = "; time was up before all was tried, give more --minutes" if self.ended_early else ""
+            return base, None, f"nothing was clearly faster than the config as it is{early}"
         if base in self.races[0].failed:
             return best, None, f"the config as it is does not run: {self.races[0].failed[base]}"
         pairs = min(len(last.seconds.get(candidate, {})) for candidate in (base, best))

@@ -203,8 +203,9 @@ def test_a_config_that_does_not_run_itself_is_replaced():
 @pytest.mark.parametrize("runs", [1, 7, 14, 25, 40, 60])
 def test_whenever_time_is_out_the_best_so_far_stands(runs):
     found = search(Machine(by_micro_batch, before=ending_after(runs, OutOfTime)))
-    best, gain, _ = found.verdict()
+    best, gain, sentence = found.verdict()
     assert by_micro_batch(best) <= by_micro_batch(BASE)
+    assert (best == BASE) == sentence.endswith("time was up before all was tried, give more --minutes")
     assert gain is None or gain.low > 1
     if runs >= 40:
         assert best.micro_batch == 12
