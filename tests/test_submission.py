@@ -22,6 +22,7 @@ from hvdlm.jobs.request import Request
 from hvdlm.jobs.site import Site, find
 from hvdlm.jobs.submit import submit
 from hvdlm.jobs.times import minutes_of
+from hvdlm.perf import sweep
 from hvdlm.perf.sweep import Effort
 from hvdlm.train.setup import train
 from hvdlm.world.serial import SerialWorld
@@ -532,6 +533,18 @@ def test_a_study_begins_with_the_ranks_of_one_replica(tmp_path, data_dir):
     assert [job.ranks for job in jobs if job.stage == "measure"] == [2, 4]
     with pytest.raises(UserError, match="3 ranks are no multiple of pipeline 1 x tensor 2"):
         submission._doubled(replace(request, ranks_per_node=3), config)
+
+
+def test_scale_measures_one_replica_and_two_where_nobody_says_how_many_ranks(tmp_path, data_dir, monkeypatch, capsys):
+    def told(config, folder, *, ranks, **how):
+        raise UserError(f"asked for {ranks}")
+
+    monkeypatch.setattr(sweep, "sweep", told)
+    config = write_config(tmp_path / "run.yaml", run_values(data_dir, tmp_path / "run"))
+    for words, counts in (((), [1, 2]), (("parallel.pipeline=2", "parallel.tensor=2"), [4, 8])):
+        with pytest.raises(SystemExit):
+            cli.main(["scale", str(config), *words])
+        assert f"asked for {counts}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("tensor", "fits", "who"), [(1, False, "ranks"), (2, False, "replicas"), (4, True, "")])
