@@ -18,6 +18,8 @@ from .record import RunRecord, step_times
 from .scaling import estimate
 from .search import CONFIRMATION, MESHES, Candidate, Race, Search, Trial
 
+FAR = 100  # a ratio above says no more than that nobody knows
+
 Runs = Sequence[tuple[Trial, RunRecord]]
 
 
@@ -140,7 +142,8 @@ def to_text(summary: dict[str, Any]) -> str:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     ratio = row["to_fastest"]
-    spread = f" [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio["high"] else ""
+    high = ratio["high"] and (f"{ratio['high']:.2f}" if ratio["high"] < FAR else f"over {FAR}")
+    spread = f" [{ratio['low']:.2f}, {high}]" if high else ""
     speed = f"{row['tokens_per_s']['value']:,.0f}"
     seconds = [figure(row[key]) if row[key] else "" for key in ("step_s", "predicted_s") if key in row]
     return [row["settings"], row["outcome"], speed, f"{ratio['value']:.3f}{spread}", *seconds]

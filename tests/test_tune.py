@@ -526,6 +526,8 @@ def test_tuning_over_meshes_leaves_the_one_that_won_and_what_was_predicted(monke
     assert "predicted_s" not in summary["stages"][1]["candidates"][0]
     text = to_text(summary)
     assert text.splitlines()[0].split()[-4:] == ["step", "s", "predicted", "s"]
+    won["to_fastest"] = {"value": 1.25, "low": 0.0, "high": 1e38}  # of two runs that were far apart
+    assert "1.250 [0.00, over 100]" in to_text(summary)
 
 
 def test_time_that_is_up_before_the_first_run_is_a_users_error(tmp_path, data_dir):
