@@ -23,12 +23,12 @@ from torch import Tensor
 
 from hvdlm.checkpoint.boxes import Piece, whole
 from hvdlm.checkpoint.folder import path_of
-from hvdlm.checkpoint.parts import Kept, shares_of, table_of, write_part
 from hvdlm.checkpoint.reading import Checkpoint
+from hvdlm.checkpoint.saver import Saver
 from hvdlm.checkpoint.soundness import damage
-from hvdlm.checkpoint.store import begin, commit
 from hvdlm.host import keep_freed_memory
 from hvdlm.tables import figure, table
+from hvdlm.world.serial import SerialWorld
 
 SHAPE = 3072, 768  # of a layer's matrix in GPT-2, 9.4 MB
 BLOCK = 16 << 20
@@ -87,7 +87,7 @@ class _Ways:
     def __init__(self, tensors: dict[str, Tensor], folder: Path) -> None:
         self._tensors, self._target = tensors, folder / "it"
         self._pieces = [Piece(name, tensor, SHAPE, whole(SHAPE)) for name, tensor in tensors.items()]
-        self._kept, self._room = Kept(), [torch.zeros(SHAPE) for _ in tensors]
+        self._saver, self._room = Saver(self._target, SerialWorld()), [torch.zeros(SHAPE) for _ in tensors]
 
     def all(self) -> dict[str, Callable[[], dict[str, float]]]:
         return {
@@ -104,14 +104,9 @@ class _Ways:
             into.copy_(tensor)
 
     def _ours(self) -> dict[str, float]:
-        blocked = _timed(lambda: self._kept.take(shares_of(self._pieces)))
-        aside, path = begin(self._target, 1), path_of(self._target, 1)
-
-        def write() -> None:
-            facts = write_part(aside, 0, self._kept.shares)
-            commit(self._target, 1, aside, {0: table_of(self._kept.shares)}, {0: facts}, RECORD)
-
-        durable, checked = _timed(write), _timed(lambda: damage(path))
+        path = path_of(self._target, 1)
+        blocked = _timed(lambda: self._saver.begin(1, self._pieces, {}, dict(RECORD)))
+        durable, checked = _timed(lambda: self._saver.finish(lambda: None)), _timed(lambda: damage(path))
         # What is read is a map of the file: as a model does, copy it.
         loaded = _timed(lambda: self._copy(Checkpoint(path).read("").values()))
         return {", blocked": blocked, ", durable": durable, ", checked": checked, ", loaded": loaded}

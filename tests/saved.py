@@ -3,12 +3,13 @@
 import json
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hvdlm.checkpoint import Checkpoint, reading
 from hvdlm.checkpoint.boxes import Piece, whole
 from hvdlm.checkpoint.parts import shares_of, table_of, tensors_of, write_part
+from hvdlm.checkpoint.record import digest_of
 
 PART = "part-0000.safetensors"  # of a small state all that there is
 
@@ -53,5 +54,11 @@ def rewrite(path, change):
     state = json.loads((path / "state.json").read_text())
     state["files"] = {facts.name: {"bytes": facts.bytes, "sha256": facts.sha256}}
     state["tensors"] = tensors_of({0: table_of(shares)})
-    state.pop("digest", None)  # as in older versions, of which nobody asks for it
-    (path / "state.json").write_text(json.dumps(state))
+    write_record(path, state)
+
+
+def write_record(path, record):
+    """As whoever changes a record would: with a digest that is right, where such a record can have one."""
+    with suppress(TypeError, KeyError):
+        record["digest"] = digest_of(record)
+    (path / "state.json").write_text(json.dumps(record))

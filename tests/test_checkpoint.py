@@ -217,6 +217,33 @@ def test_two_writers_of_one_step_do_not_mix_their_files(tmp_path, parts):
     assert torch.equal(model.weight, parts[0].weight)
 
 
+def test_what_could_not_be_resumed_is_not_saved(tmp_path, parts):
+    """The record is read back before it is visible: older checkpoints would go for it."""
+    save(tmp_path, 10, parts)
+    with pytest.raises(UserError, match=r"step_00000020: cannot be saved: vocab_size: "):
+        checkpoint.save(tmp_path, 20, *parts, {**STATE, "vocab_size": 0})
+    with pytest.raises(UserError, match=r"step_00000020: cannot be saved: tensors.engine/deep"):
+        checkpoint.save(tmp_path, 20, *parts, STATE, {"deep": torch.ones([1] * 9)})
+    with pytest.raises(UserError, match=r"engine/odd is of torch.uint16, which no checkpoint holds"):
+        checkpoint.save(tmp_path, 20, *parts, STATE, {"odd": torch.ones(2, dtype=torch.uint16)})
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_00000010"]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_disk_that_cannot_be_read_says_nothing_of_a_checkpoint(tmp_path, parts, monkeypatch, code):
+    """Nothing older is taken for it, and nobody is told to remove it."""
+    for step in (10, 20):
+        save(tmp_path, step, parts)
+
+    def fail(path):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr("hvdlm.checkpoint.reading.sha256_of", fail)
+    with pytest.raises(UserError, match=rf"rank 0 of 1 on .*{PART}: .*; mend that, and run") as caught:
+        checkpoint.newest(tmp_path)
+    assert "damage" not in str(caught.value)
+
+
 def test_only_damaged_checkpoints_are_no_fresh_run(tmp_path, parts):
     (save(tmp_path, 10, parts) / PART).write_bytes(b"")
     with pytest.raises(UserError, match="every checkpoint is damaged; restore one, or remove them"):

@@ -1,6 +1,7 @@
 """`hvdlm ckpt`: what people ask of checkpoints, whatever wrote them."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -9,7 +10,7 @@ from click.testing import CliRunner
 from harness import run_training
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from saved import PART, rewrite, tensors_in
+from saved import PART, rewrite, tensors_in, write_record
 
 from hvdlm import checkpoint
 from hvdlm.cli.command import cli
@@ -39,6 +40,13 @@ def ckpt(*words, code=0):
     return str(found.exception)
 
 
+def umask():
+    """Reading it sets it."""
+    found = os.umask(0)
+    os.umask(found)
+    return found
+
+
 def steps(run):
     return checkpoint.complete_steps(run)
 
@@ -51,6 +59,7 @@ def test_the_list_has_each_with_its_marks(run):
     told = json.loads(ckpt("ls", run, "--json"))["checkpoints"]
     assert [each["step"] for each in told] == [5, 10, 15, 20]
     assert told[-1]["schema"] == 2 and told[-1]["val_loss"] > 0
+    assert told[0]["val_loss"] is None, "it was not validated: the next is after ten steps"
 
 
 def test_each_is_verified(run):
@@ -111,6 +120,19 @@ def test_old_ones_go_and_the_best_stays(run):
     assert ckpt("prune", run, "--keep", 3) == "nothing to remove\n"
 
 
+def test_what_stays_is_what_the_run_says_unless_one_says_otherwise(run):
+    assert ckpt("prune", run, "--dry-run") == "nothing to remove\n"  # it keeps nine
+    for path in (run / "checkpoints").glob("step_*"):
+        state = json.loads((path / "state.json").read_text())
+        state["config"]["checkpoint"].update(keep=1, keep_every=10)
+        write_record(path, state)
+    checkpoint.point_best(run, None)
+    ckpt("prune", run)
+    assert steps(run) == [10, 20]
+    ckpt("prune", run, "--keep-every", 0)
+    assert steps(run) == [20]
+
+
 def test_one_file_has_the_weights_in_serial_names(run, tmp_path):
     ckpt("consolidate", run, tmp_path / "weights.safetensors")
     weights = checkpoint.read_weights(checkpoint.resolve(run))
@@ -120,6 +142,7 @@ def test_one_file_has_the_weights_in_serial_names(run, tmp_path):
     ckpt("consolidate", run, tmp_path / "mean.safetensors", "--ema")
     mean = load_file(tmp_path / "mean.safetensors")
     assert torch.equal(mean["norm.weight"], tensors_in(checkpoint.resolve(run), "engine/ema/")["norm.weight"])
+    assert (tmp_path / "mean.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask()
     assert "must end in .safetensors" in ckpt("consolidate", run, tmp_path / "weights.bin", code=2)
 
 

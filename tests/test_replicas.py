@@ -52,8 +52,8 @@ def test_ranks_are_compared_with_those_that_hold_the_same():
     places = [mesh.place(rank) for rank in range(mesh.size)]
     digests = [(float(place.pipeline), float(place.tensor)) for place in places]  # of all that a rank holds
     shared = [(float(place.pipeline), 7.0) for place in places]  # of what tensor ranks hold alike
-    assert are_equal(mesh, digests, shared)
+    both = [(*own, *alike) for own, alike in zip(digests, shared, strict=True)]
+    assert are_equal(mesh, both)
     for rank in range(mesh.size):
-        other = [(9.0, 9.0) if each == rank else digest for each, digest in enumerate(digests)]
-        assert not are_equal(mesh, other, shared)
-        assert not are_equal(mesh, digests, [*shared[:rank], (9.0, 9.0), *shared[rank + 1 :]])
+        for other in ((9.0, 9.0, *shared[rank]), (*digests[rank], 9.0, 9.0)):
+            assert not are_equal(mesh, [*both[:rank], other, *both[rank + 1 :]])

@@ -191,9 +191,19 @@ class PoisonedOnce(GradientLearner):
 
 def test_a_broken_weight_is_rewound_where_gradients_are(data_dir, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(LEARNERS, "gradient", PoisonedOnce)
-    words = ("guard.nonfinite=rewind", "checkpoint.every=2", "train.steps=6")
+    words = ("guard.nonfinite=rewind", "checkpoint={every: 2, asynchronous: false}", "train.steps=6")
     assert run_training(data_dir, tmp_path, *words)["step"] == 6
     assert "is not finite: back to step 2, and past the samples up to step 4" in caplog.text
+
+
+def test_what_was_not_finite_in_a_save_under_way_is_told_when_it_is_seen(data_dir, tmp_path, monkeypatch):
+    """The next interval is under way by then; the checkpoint before stays, and no later one is made."""
+    monkeypatch.setitem(LEARNERS, "gradient", PoisonedOnce)
+    monkeypatch.setattr(PoisonedOnce, "is_over", False)
+    monkeypatch.setattr(Guard, "judge", lambda self, norm: Verdict.APPLY)
+    with pytest.raises(UserError, match=r"^(step 4: model/\S+ is not finite, and is not saved|step [56]: loss nan)"):
+        run_training(data_dir, tmp_path, "checkpoint.every=2", "train.steps=9", "train.eval_every=9")
+    assert steps_of(tmp_path) == [2]
 
 
 def test_a_row_that_cannot_be_written_ends_the_run_after_a_save(data_dir, tmp_path, monkeypatch):

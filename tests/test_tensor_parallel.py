@@ -32,6 +32,8 @@ KINDS = {
     "both sides": {"causal": False, "token_types": 2, "positions": {"kind": "sinusoidal"}, "residual_dropout": 0.1},
     "several texts a row": {"positions": {"kind": "learned", "max_seq_len": 16}, "window": 3, "embed_scale": True},
 }
+KINDS |= {f"{kind}, by logits": KINDS[kind] for kind in ("plain", "learned, untied", "post norm, transform")}
+BY_LOGITS = [kind for kind in KINDS if kind.endswith("by logits")]
 GIVEN = {  # beside ids
     "both sides": {"lengths": torch.tensor([11, 2, 5]), "types": torch.arange(33).remainder(2).view(3, 11)},
     "several texts a row": {"segments": torch.arange(11).div(4, rounding_mode="floor").expand(3, 11)},
@@ -47,15 +49,20 @@ def model_of(options, dtype=torch.float64):
     return model.to(dtype)
 
 
-def passed(model, objective, given=None):
-    """(aim, nats) of a batch, and its backward pass."""
+def passed(model, objective_of, given=None):
+    """(aim, nats) of a batch, and its backward pass; by all logits where `objective_of` asks for them."""
     ids = torch.arange(3 * 11).remainder(65).view(3, 11)
     targets = (ids * 7 + 3) % 65
     targets[1, 4:] = IGNORED
     hidden, _ = model(ids, None, draws_for(1, 2, torch.arange(3).numpy()), **(given or {}))
-    aim, nll = objective_at(model, hidden, targets, objective)
+    if isinstance(objective_of, str):  # as a task of somebody's own
+        logits = model.head(hidden).double()
+        nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+        aim = nll + 0.01 * hidden.square().sum() + logits.square().sum()
+    else:
+        aim, nll = objective_at(model, hidden, targets, objective_of)
     aim.backward()
-    return float(aim.detach()), float(nll)
+    return float(aim.detach()), float(nll.detach())
 
 
 @pytest.mark.parametrize("shares_time", [False, True], ids=["", "sequence"])
@@ -63,6 +70,7 @@ def passed(model, objective, given=None):
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_and_gradients_are_those_of_one_process(kind, size, shares_time):
     objective = ObjectiveConfig(label_smoothing=0.1, z_loss=0.01) if kind == "dropout" else ObjectiveConfig()
+    objective = "by logits" if kind in BY_LOGITS else objective
     whole = model_of(KINDS[kind])
     expected = passed(whole, objective, GIVEN.get(kind))
     gradients = {name: p.grad for name, p in whole.named_parameters()}

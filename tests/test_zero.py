@@ -168,7 +168,7 @@ def test_the_state_of_any_number_of_ranks_is_read_by_any_other(tmp_path):
             def on_rank(world, path=path):
                 model, sync, _ = steps_of(world, shares=True, steps=0)
                 assert not sync.pieces({}, tells_whole=True)
-                sync.load_optimizer(path, model, {})
+                sync.load_optimizer(checkpoint.Checkpoint(path), model, {})
                 assert all(not state["step"].dim() for state in sync.optimizer.state.values())
                 return sync.pieces({}, tells_whole=True)
 
@@ -183,7 +183,7 @@ def test_the_state_of_another_model_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(SIZES, "prime", (17,))
     model, sync, _ = steps_of(SerialWorld(), shares=True, steps=0)
     with pytest.raises(UserError, match=r"step_00000001: prime/exp_avg is \(13,\), this config says \(17,\)"):
-        sync.load_optimizer(path, model, {})
+        sync.load_optimizer(checkpoint.Checkpoint(path), model, {})
 
 
 def test_a_range_of_what_is_held_lies_where_it_is_in_the_whole():

@@ -5,6 +5,7 @@ from hvdlm.checkpoint.finding import newest, resolve
 from hvdlm.checkpoint.folder import complete_steps, path_of
 from hvdlm.checkpoint.links import best_of, point_best
 from hvdlm.checkpoint.reading import (
+    ENGINE,
     OPTIMIZER,
     Checkpoint,
     TakesShapes,
@@ -17,7 +18,7 @@ from hvdlm.checkpoint.reading import (
 )
 from hvdlm.checkpoint.record import STATE
 from hvdlm.checkpoint.retention import prune
-from hvdlm.checkpoint.saver import Saved, Saver, Status
+from hvdlm.checkpoint.saver import Saved, Saver, Status, Unsaved
 from hvdlm.checkpoint.soundness import damage
 from hvdlm.checkpoint.store import (
     AUTO,
@@ -32,6 +33,7 @@ from hvdlm.checkpoint.store import (
 
 __all__ = [
     "AUTO",
+    "ENGINE",
     "OPTIMIZER",
     "STATE",
     "Box",
@@ -45,6 +47,7 @@ __all__ = [
     "Shares",
     "Status",
     "TakesShapes",
+    "Unsaved",
     "best_of",
     "complete_steps",
     "damage",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import socket
+from functools import partial
 from pathlib import Path
 
 from hvdlm.checkpoint.folder import complete_steps, folder_of, path_of
@@ -20,14 +22,14 @@ log = logging.getLogger("hvdlm")
 def newest(run_dir: Path, world: World | None = None, *, before: int | None = None) -> Path | None:
     """The newest checkpoint (before a step) that is whole (size and checksum of every file) and finite, or None.
 
-    The same on all ranks of `world`; collective. UserError on all if there are checkpoints and none is sound: to start
-    anew must be the user's decision.
+    The same on all ranks of `world`; collective. UserError on all if there are checkpoints and none is sound, or one
+    that a rank cannot get at: to start anew must be the user's decision.
     """
     world, fault = world or SerialWorld(), ""
     steps = world.on_root(lambda: [step for step in complete_steps(run_dir) if before is None or step < before])
     for step in reversed(steps):
         path = path_of(run_dir, step)
-        found = [each for each in world.gather(_fault_of_share(path, world)) if each]
+        found = [each for each in world.gather(world.patiently(partial(_fault_of_share, path, world))) if each]
         if not found:
             return path
         fault = found[0]
@@ -46,6 +48,8 @@ def _fault_of_share(path: Path, world: World) -> str:
             return fault
         mine = sorted(record["files"])[world.rank :: world.size]
         return next(damages(path, record, mine, ALL), "")
+    except UserError as error:
+        raise UserError(f"{world} on {socket.gethostname()}: {error}") from None
     except (OSError, ValueError) as error:
         return cannot_be_read(error)
 

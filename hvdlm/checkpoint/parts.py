@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hvdlm.checkpoint.boxes import Box, Piece, boxes_of_range, whole
+from hvdlm.errors import UserError
 from hvdlm.files import sync_folder
 
 PART_BYTES = 1 << 20  # less of what several ranks hold alike is one rank's to write
@@ -126,7 +127,13 @@ class Kept:
 
 
 def table_of(shares: Sequence[Share]) -> list[Row]:
-    """What a checkpoint's record has to know of a part's boxes, in the part's order."""
+    """What a checkpoint's record has to know of a part's boxes, in the part's order; UserError for an odd type."""
+    for share in shares:
+        if share.tensor.dtype not in DTYPES:
+            raise UserError(
+                f"{share.key} is of {share.tensor.dtype}, which no checkpoint holds; give it another type, or register"
+                " that buffer with persistent=False"
+            )
     return [Row(share.key, DTYPES[share.tensor.dtype], share.shape, share.box) for share in shares]
 
 

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from hvdlm.checkpoint.boxes import Box, Cut, whole
 from hvdlm.checkpoint.parts import DTYPES, check_cover, name_of
-from hvdlm.checkpoint.record import STATE, read_record
+from hvdlm.checkpoint.record import STATE, in_a_line, read_record
 from hvdlm.errors import UserError
 from hvdlm.files import sha256_of
 
@@ -99,7 +99,7 @@ def _table_of_version_1(path: Path, record: Mapping[str, Any]) -> dict[str, Entr
             if prefix != ENGINE:
                 raise ValueError(f"{STATE} does not list {file}")
             continue
-        with _opened(path / file) as tensors:
+        with _opened_file(path / file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 - it is no dict
                 part = tensors.get_slice(name)
                 shape, dtype = tuple(part.get_shape()), TORCH_DTYPES.get(part.get_dtype())
@@ -109,7 +109,7 @@ def _table_of_version_1(path: Path, record: Mapping[str, Any]) -> dict[str, Entr
     return found
 
 
-def _opened(path: Path) -> Any:
+def _opened_file(path: Path) -> Any:
     """A file of safetensors; OSError for what is no regular file, ValueError for a header without end."""
     facts = os.lstat(path)
     if not stat.S_ISREG(facts.st_mode):
@@ -121,7 +121,7 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{path.name}: {error}") from None
+        raise ValueError(f"{path.name}: {in_a_line(str(error))}") from None
 
 
 def read_boxes(
@@ -154,11 +154,11 @@ def read_boxes(
 def _part_of(path: Path, stack: ExitStack, files: dict[str, Any], entry: Entry, stored: Stored) -> Any:
     """What a file holds of a tensor, not read yet; ValueError unless its shape and type are what the record says."""
     if stored.file not in files:
-        files[stored.file] = stack.enter_context(_opened(path / stored.file))
+        files[stored.file] = stack.enter_context(_opened_file(path / stored.file))
     try:
         part = files[stored.file].get_slice(stored.name)
     except SafetensorError as error:
-        raise ValueError(f"{stored.file}: {error}") from None
+        raise ValueError(f"{stored.file}: {in_a_line(str(error))}") from None
     shape, dtype = tuple(part.get_shape()), TORCH_DTYPES.get(part.get_dtype())
     if (shape, dtype) != (stored.box.shape, entry.dtype):
         raise ValueError(f"{stored.file}: {stored.name} is {part.get_dtype()} {shape}, not as {STATE} says")
@@ -170,7 +170,7 @@ def _read(part: Any, stored: Stored, box: Box) -> Tensor:
     try:
         return part[box.within(stored.box) if box.shape else ...]
     except (SafetensorError, IndexError) as error:
-        raise ValueError(f"{stored.file}: {error}") from None
+        raise ValueError(f"{stored.file}: {in_a_line(str(error))}") from None
 
 
 class Checkpoint:
@@ -238,19 +238,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return Checkpoint(path).read(MODEL)
 
 
-def load_tensors(path: Path, cuts: Mapping[str, Cut] = {}) -> dict[str, Tensor]:
-    """What else was kept: the tensors of `engine/…` by name; those with a cut in part."""
-    return Checkpoint(path).read(ENGINE, cuts=cuts)
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """What else was kept: the tensors of `engine/…` by name."""
+    return Checkpoint(path).read(ENGINE)
 
 
-def load_model(path: Path, model: nn.Module, *, rounded: bool = False, cuts: Mapping[str, Cut] | None = None) -> None:
+def _opened(found: Path | Checkpoint) -> Checkpoint:
+    return Checkpoint(found) if isinstance(found, Path) else found
+
+
+def load_model(
+    found: Path | Checkpoint, model: nn.Module, *, rounded: bool = False, cuts: Mapping[str, Cut] | None = None
+) -> None:
     """Copy the checkpoint's weights into `model`, every one of them, bit for bit.
 
     With `rounded` a model of float32 takes those of float64, and the reverse. With `cuts` the model is this rank's part
     of the whole one.
     """
-    found = Checkpoint(path)
-    names = found.names(MODEL)
+    found = _opened(found)
+    path, names = found.path, found.names(MODEL)
     if isinstance(model, TakesShapes):
         model.take_shapes({name: torch.Size(found.entries[f"{MODEL}{name}"].shape) for name in names})
     current = model_state(model)
@@ -267,12 +273,15 @@ def load_model(path: Path, model: nn.Module, *, rounded: bool = False, cuts: Map
         for name, tensor in current.items():
             types = {tensor.dtype, saved[name].dtype}
             if len(types) > 1 and not (rounded and types == {torch.float32, torch.float64}):
-                raise UserError(f"{path}: {name} is {saved[name].dtype}, and not {tensor.dtype} as it was saved")
+                raise UserError(f"{path}: {name} is {saved[name].dtype} there, this config says {tensor.dtype}")
             tensor.copy_(saved[name])
 
 
 def load_optimizer(
-    path: Path, model: nn.Module, optimizer: Optimizer | None, cuts: Mapping[str, Cut] | None = None
+    found: Path | Checkpoint,
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    cuts: Mapping[str, Cut] | None = None,
 ) -> None:
     """Restore the optimizer's state by parameter name; call it after the optimizer was wrapped.
 
@@ -281,13 +290,13 @@ def load_optimizer(
     if optimizer is None:
         return
     parameters = dict(model.named_parameters())
-    found = Checkpoint(path)
+    found = _opened(found)
     scalars = found.state.get("optimizer_scalars", {})
     keys = [key for key in found.names(OPTIMIZER) if cuts is None or key.rpartition("/")[0] in parameters]
     for key in [*keys, *(scalars if cuts is None else ())]:
         name = key.rpartition("/")[0]
         if name not in parameters:
-            raise UserError(f"{path}: holds the optimizer's state of {name or key}, which this model has not")
+            raise UserError(f"{found.path}: holds the optimizer's state of {name or key}, which this model has not")
     of_parameter = {key: cuts[key.rpartition("/")[0]] for key in keys} if cuts is not None else {}
     shaped = {key: cut for key, cut in of_parameter.items() if found.entries[f"{OPTIMIZER}{key}"].shape == cut.shape}
     values: dict[str, Any] = {**found.read(OPTIMIZER, keys, shaped), **scalars}

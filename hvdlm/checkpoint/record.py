@@ -92,7 +92,7 @@ class Record(_Part):
     fault: str = ""  # why what the run has ended with is no result
     engine: EngineFacts = EngineFacts()
     figures: dict[str, str | int | float | None] = {}
-    digest: str | None = None  # of all the rest; checkpoints of older versions have none
+    digest: str | None = None  # of all the rest; some checkpoints of schema 1 have none
 
 
 def digest_of(record: dict[str, Any]) -> str:
@@ -104,13 +104,15 @@ def digest_of(record: dict[str, Any]) -> str:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """state.json of a checkpoint folder, its known keys checked; ValueError or OSError that says what is wrong."""
+    if (folder / STATE).is_symlink():
+        raise ValueError("it is a link, and must be a file of its own")
     found = read_json(folder / STATE)
     try:
         record = Record.model_validate(found)
-        is_changed = record.digest not in (None, digest_of(found))
+        is_changed = (record.digest is not None or record.schema_ > 1) and record.digest != digest_of(found)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise ValueError(f"{'.'.join(map(_in_a_line, first['loc'])) or STATE}: {first['msg']}") from None
+        raise ValueError(f"{'.'.join(map(in_a_line, first['loc'])) or STATE}: {first['msg']}") from None
     except RecursionError:  # which takes fewer levels here than in the parser
         raise ValueError("nested too deeply") from None
     if is_changed:
@@ -118,7 +120,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _in_a_line(name: str | int) -> str:
+def in_a_line(name: str | int) -> str:
     """A name that anybody may have written, for a message."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in str(name)[:MOST_LETTERS])
     return shown if len(str(name)) <= MOST_LETTERS else f"{shown}…"

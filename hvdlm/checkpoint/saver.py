@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -65,6 +66,7 @@ class _Save:
     step: int
     aside: Path
     record: dict[str, Any]
+    culprit: str  # what is not finite, on this rank
     tables: dict[int, list[Row]]  # of all parts; on rank 0
     started: float
     blocked_s: float = 0.0  # training stood still
@@ -85,6 +87,14 @@ class Saved:
     line: str
 
 
+@dataclass(frozen=True)
+class Unsaved:
+    """A checkpoint that will not be: something in it is inf or NaN."""
+
+    step: int
+    culprit: str
+
+
 class Saver:
     """Of one rank. All but `status` is collective."""
 
@@ -97,41 +107,39 @@ class Saver:
     def is_busy(self) -> bool:
         return self._save is not None
 
-    def begin(self, step: int, pieces: Sequence[Piece], scalars: dict[str, Any], state: dict[str, Any]) -> str:
+    def begin(self, step: int, pieces: Sequence[Piece], scalars: dict[str, Any], state: dict[str, Any]) -> None:
         """Start to save; when it returns, nothing that happens to tensors or state changes what is saved.
 
-        Returns what is not finite, where nothing is saved for it. OSError on all ranks where no folder can be made.
+        UserError on all ranks where no folder can be made.
         """
         assert self._save is None, "the last one is to be finished before"
         world, start = self._world, time.monotonic()
         shares = shares_of(pieces)
-        culprits = [each for each in world.gather(not_finite_in(shares, scalars)) if each]
-        if culprits:
-            return f"{culprits[0]} is not finite"
+        with world.together():
+            rows = table_of(shares)
         aside = world.on_root(lambda: begin(self._run_dir, step))
-        told = world.gather_on_root((table_of(shares), scalars))
+        told = world.gather_on_root((rows, scalars))
         tables = {rank: rows for rank, (rows, _) in enumerate(told) if rows}
         merged = merged_scalars([of_rank for _, of_rank in told])
         record = copy.deepcopy({**state, "optimizer_scalars": merged})  # lists in it grow while the parts are written
         copying = time.monotonic()
         self._kept.take(shares)
-        self._save = save = _Save(step, aside, record, tables, start)
+        self._save = save = _Save(step, aside, record, not_finite_in((), scalars), tables, start)
         save.copied_s = time.monotonic() - copying
         save.blocked_s = time.monotonic() - start
-        if not shares:
-            save.status = Status(SaveState.DONE)
-            return ""
+        if save.culprit or not shares:
+            save.status = Status(SaveState.FAILED if save.culprit else SaveState.DONE)
+            return
         save.thread = threading.Thread(
             target=_write, args=(save, world.rank, self._kept), name="hvdlm-save", daemon=True
         )
         save.thread.start()
-        return ""
 
     def status(self) -> Status:
         """Of this rank's part; it is nobody else's to know before it has travelled."""
         return IDLE if self._save is None else self._save.status
 
-    def settle(self, statuses: Sequence[Status], permit: Callable[[], None]) -> Saved | None:
+    def settle(self, statuses: Sequence[Status], permit: Callable[[], None]) -> Saved | Unsaved | None:
         """Commit, once all ranks are done; UserError on all ranks where one could not write."""
         save = self._save
         if save is None or any(status.state == SaveState.WRITING for status in statuses):
@@ -139,9 +147,11 @@ class Saver:
         self._save = None
         failed = [rank for rank, status in enumerate(statuses) if status.state == SaveState.FAILED]
         if failed:
-            errors = [error for error in self._world.gather(save.error) if error]
             self._world.on_root(lambda: drop(save.aside))
-            raise UserError.shared(errors[0])
+            told = self._world.gather((save.error, save.culprit))
+            if error := next((error for error, _ in told if error), ""):
+                raise UserError.shared(error)
+            return Unsaved(save.step, next(culprit for _, culprit in told if culprit))
         parts = {
             rank: PartFacts(name_of(rank), status.bytes, status.sha256)
             for rank, status in enumerate(statuses)
@@ -171,14 +181,12 @@ class Saver:
             f" written at {own:.2f} GB/s a rank"
         )
 
-    def finish(self, permit: Callable[[], None]) -> Saved | None:
+    def finish(self, permit: Callable[[], None]) -> Saved | Unsaved | None:
         """Wait until what is under way is written by all, and commit it."""
         if self._save is None:
             return None
-        if self._save.thread is not None:
-            while self._save.thread.is_alive():
-                self._save.thread.join(1.0)
-                self._world.beats += 1  # a disk may be slow: that is no rank that hangs
+        thread = self._save.thread
+        self._world.patiently(lambda: None if thread is None else thread.join())
         rows = self._world.gather(self.status().numbers())
         return self.settle([Status.of(row) for row in rows], permit)
 
@@ -197,9 +205,11 @@ def _write(save: _Save, number: int, kept: Kept) -> None:
     """In a thread of its own."""
     start = time.monotonic()
     try:
-        facts = write_part(save.aside, number, kept.shares)
-        save.written_s = time.monotonic() - start
-        save.status = Status(SaveState.DONE, facts.bytes, facts.sha256)
+        with ThreadPoolExecutor(1, "hvdlm-look") as looking:  # while the disk is waited for
+            culprit = looking.submit(not_finite_in, kept.shares, {})
+            facts = write_part(save.aside, number, kept.shares)
+        save.written_s, save.culprit = time.monotonic() - start, culprit.result()
+        save.status = Status(SaveState.FAILED if save.culprit else SaveState.DONE, facts.bytes, facts.sha256)
     except OSError as error:
         save.error = line_of(error, save.aside.with_name(save.aside.name.split(".")[1]))  # as it would have been called
         save.status = Status(SaveState.FAILED)

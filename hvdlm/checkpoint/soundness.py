@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,21 @@ from safetensors import SafetensorError
 from hvdlm.checkpoint.folder import STEP
 from hvdlm.checkpoint.reading import ENGINE, MODEL, OF_VERSION_1, OPTIMIZER, faults, not_finite, table
 from hvdlm.checkpoint.record import STATE, read_record
+from hvdlm.errors import UserError
 
 ALL = (MODEL, OPTIMIZER, ENGINE)
+OF_THE_MACHINE = {
+    errno.EACCES,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOTCONN,
+    errno.ENXIO,
+    errno.EPERM,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
 
 
 def damage(path: Path, *, finite: tuple[str, ...] = ALL) -> str | None:
@@ -47,4 +61,10 @@ def damages(path: Path, record: Mapping[str, Any], files: Sequence[str], finite:
 
 
 def cannot_be_read(error: Exception) -> str:
+    """What an error says of the files; UserError for one that is of the machine, and says nothing of them."""
+    if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        raise UserError(
+            f"{error.filename or STATE}: {error.strerror}: whether it is sound cannot be seen from here; mend that, and"
+            " run the same command again"
+        ) from None
     return f"{STATE} or a file it lists cannot be read ({error})"

@@ -29,8 +29,8 @@ from hvdlm.checkpoint.boxes import Cut, Piece
 from hvdlm.checkpoint.folder import folder_of, path_of, remove
 from hvdlm.checkpoint.links import LATEST, point_latest, settle_latest
 from hvdlm.checkpoint.parts import PartFacts, Row, Share, shares_of, table_of, tensors_of, write_part
-from hvdlm.checkpoint.reading import ENGINE, MODEL, OF_VERSION_1, OPTIMIZER, is_finite, model_state
-from hvdlm.checkpoint.record import SCHEMA, STATE, digest_of
+from hvdlm.checkpoint.reading import ENGINE, MODEL, OF_VERSION_1, OPTIMIZER, is_finite, model_state, table
+from hvdlm.checkpoint.record import SCHEMA, STATE, digest_of, read_record
 from hvdlm.config import Section
 from hvdlm.errors import UserError
 from hvdlm.files import naming, sync_folder, to_json, write_text_durably
@@ -64,7 +64,7 @@ def prepare(run_dir: Path) -> None:
     root = folder_of(run_dir)
     root.mkdir(parents=True, exist_ok=True)
     settle_latest(root)
-    probe = root / f".probe.{uuid.uuid4().hex}"
+    probe = root / f".step_probe.{uuid.uuid4().hex}"  # what is left of it goes with the next save
     with naming(root):
         probe.mkdir()
         probe.rmdir()
@@ -96,11 +96,12 @@ def write(
     permit: Callable[[], None] = lambda: None,
 ) -> Path:
     """Make a checkpoint of all pieces of a state in one process; errors are those of `write_part` and `commit`."""
-    shares, aside = shares_of(pieces), begin(run_dir, step)
+    shares = shares_of(pieces)
+    rows, aside = table_of(shares), begin(run_dir, step)
     try:
         with naming(path_of(run_dir, step)):
             facts = write_part(aside, 0, shares)
-        return commit(run_dir, step, aside, {0: table_of(shares)}, {0: facts}, state, permit)
+        return commit(run_dir, step, aside, {0: rows}, {0: facts}, state, permit)
     except BaseException:  # what is left of a full disk is needed
         drop(aside)
         raise
@@ -146,6 +147,10 @@ def commit(  # noqa: PLR0913 - what a checkpoint is made of
     with naming(final):
         record["digest"] = digest_of(record)
         write_text_durably(aside / STATE, to_json(record) + "\n")
+    try:  # as whoever resumes will
+        table(aside, read_record(aside))
+    except ValueError as error:
+        raise UserError(f"{final}: cannot be saved: {error}") from None
     permit()
     with naming(final):
         remove(final)  # there only if it was passed over

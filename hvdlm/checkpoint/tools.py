@@ -20,7 +20,7 @@ from hvdlm.checkpoint.links import best_of, named
 from hvdlm.checkpoint.reading import ENGINE, MODEL, Checkpoint, read_state
 from hvdlm.checkpoint.retention import outdated
 from hvdlm.checkpoint.soundness import damage
-from hvdlm.checkpoint.store import prepare, write
+from hvdlm.checkpoint.store import CheckpointConfig, prepare, write
 from hvdlm.errors import UserError
 from hvdlm.files import naming, replace_durably
 from hvdlm.tables import counted
@@ -37,7 +37,7 @@ class Listed(NamedTuple):
     parts: int
     bytes: int
     schema: int
-    val_loss: float | None
+    val_loss: float | None  # of these very weights
     fault: str
 
 
@@ -58,7 +58,8 @@ def listed(run_dir: Path) -> list[Listed]:
         files = state["files"].values()
         losses = [loss for loss in state.get("engine", {}).get("val_losses", []) if loss is not None]
         num_bytes = sum(facts["bytes"] for facts in files)
-        loss = losses[-1] if losses else None
+        validated = state.get("validated", len(losses) * state["config"]["train"]["eval_every"])
+        loss = losses[-1] if losses and validated == step else None
         found.append(Listed(path, step, marks, len(files), num_bytes, state.get("schema", 1), loss, ""))
     return found
 
@@ -144,7 +145,10 @@ def consolidate(path: Path, file: Path, *, mean: bool = False) -> int:
     aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         with naming(file):
+            aside.touch()
+            mode = aside.stat().st_mode  # as the user has it; the library would let nobody else read the file
             save_file(weights, aside, {"format": "pt"})
+            aside.chmod(mode)
             replace_durably(aside, file)
     except SafetensorError as error:  # as it tells a full disk
         raise UserError(f"{file}: cannot be written ({error})") from None
@@ -194,7 +198,11 @@ def average(paths: Sequence[Path], run_dir: Path) -> Path:
     return write(run_dir, state["step"], pieces, state)
 
 
-def going(run_dir: Path, *, keep: int, keep_every: int) -> list[Path]:
-    """What `outdated` tells with these settings, but for the newest sound one."""
+def going(run_dir: Path, *, keep: int | None = None, keep_every: int | None = None) -> list[Path]:
+    """What `outdated` tells with these settings, or the run's own, but for the newest sound one."""
     sound = newest(run_dir)
+    if sound is None:
+        return []
+    own = CheckpointConfig.model_validate(read_state(sound)["config"].get("checkpoint", {}))
+    keep, keep_every = keep or own.keep, own.keep_every if keep_every is None else keep_every
     return [path for path in outdated(run_dir, keep=keep, keep_every=keep_every) if path != sound]

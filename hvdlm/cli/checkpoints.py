@@ -99,13 +99,11 @@ def _at_most(largest: float | None) -> str:
 
 @ckpt.command("prune", cls=Command, epilog="hvdlm ckpt prune runs/quickstart/train --keep 1 --dry-run")
 @RUN
-@click.option("--keep", type=WholeNumber(1), default=2, show_default=True, help="So many of the newest stay.")
-@click.option(
-    "--keep-every", type=WholeNumber(0), default=0, show_default=True, help="Those of each so many steps too."
-)
+@click.option("--keep", type=WholeNumber(1), default=None, help="So many of the newest stay; default: the run's own.")
+@click.option("--keep-every", type=WholeNumber(0), default=None, help="Those of each so many steps too; likewise.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
 @json_option
-def prune(run_dir: Path, keep: int, keep_every: int, dry_run: bool, as_json: bool) -> None:
+def prune(run_dir: Path, keep: int | None, keep_every: int | None, dry_run: bool, as_json: bool) -> None:
     """Remove old checkpoints. The best and the newest sound one stay in any case."""
     check_run(run_dir)
     from hvdlm.checkpoint.folder import remove

@@ -118,15 +118,25 @@ class VocabHead(nn.Module):
         return HeadTerms(*(part.view(targets.shape) for part in found))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """All logits, gathered, for whoever evaluates; they have no gradient."""
-        world, size = self._blocks.world, self._cut.shape[0]
-        with torch.no_grad():
-            logits = torch.cat(self._logits(hidden), dim=-1)
-            padded = logits.new_zeros(*logits.shape[:-1], -(-size // world.size))
-            padded[..., : logits.shape[-1]] = logits
-            rows = gather_rows(padded.view(-1), world).view(world.size, *padded.shape)
-            sizes = [len(slice_of(rank, world.size, size)) for rank in range(world.size)]
-            return torch.cat([row[..., :size] for row, size in zip(rows, sizes, strict=True)], dim=-1)
+        """All logits, gathered, on all ranks: for whoever asks for more than `terms` says. Collective."""
+        return _Logits.apply(torch.cat(self._logits(hidden), dim=-1), self._blocks.world, self._cut.shape[0])
+
+
+class _Logits(torch.autograd.Function):
+    """Everybody's part of the vocabulary becomes what all ranks have alike, and whose gradient they have alike too."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, world: World, size: int) -> Tensor:
+        ctx.mine = slice_of(world.rank, world.size, size)
+        padded = logits.new_zeros(*logits.shape[:-1], -(-size // world.size))
+        padded[..., : logits.shape[-1]] = logits
+        rows = gather_rows(padded.view(-1), world).view(world.size, *padded.shape)
+        sizes = [len(slice_of(rank, world.size, size)) for rank in range(world.size)]
+        return torch.cat([row[..., :size] for row, size in zip(rows, sizes, strict=True)], dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return gradient[..., ctx.mine.start : ctx.mine.stop].contiguous(), None, None
 
 
 def _wide(x: Tensor) -> Tensor:

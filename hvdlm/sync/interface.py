@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from hvdlm import checkpoint
-from hvdlm.checkpoint import Cut, Piece
+from hvdlm.checkpoint import Checkpoint, Cut, Piece
 from hvdlm.config import Section
 from hvdlm.world.interface import World
 
@@ -180,9 +179,9 @@ class Sync(ABC):
         """
         return []
 
-    def load_optimizer(self, path: Path, model: nn.Module, cuts: Mapping[str, Cut]) -> None:
+    def load_optimizer(self, found: Checkpoint, model: nn.Module, cuts: Mapping[str, Cut]) -> None:
         """A checkpoint's state of the optimizer, whatever ranks wrote it; UserError for another model's."""
-        checkpoint.load_optimizer(path, model, self.optimizer, cuts)
+        checkpoint.load_optimizer(found, model, self.optimizer, cuts)
 
     def facts(self) -> dict[str, Any]:
         """What is worth a line in the log about the last interval, such as staleness."""

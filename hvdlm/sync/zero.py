@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -147,8 +146,7 @@ class ZeroSync(Sync):
                     found += [Piece(key, view, cut.shape, box) for view, box in parts]
         return found
 
-    def load_optimizer(self, path: Path, model: nn.Module, cuts: Mapping[str, Cut]) -> None:
-        found = Checkpoint(path)
+    def load_optimizer(self, found: Checkpoint, model: nn.Module, cuts: Mapping[str, Cut]) -> None:
         mine = {part.name: part for part in self.slices}
         rooms: dict[str, Tensor] = {}
         views: dict[str, list[tuple[Tensor, Any]]] = {}

@@ -23,9 +23,7 @@ from hvdlm.tasks.interface import in_words
 from hvdlm.train.guard import Verdict
 from hvdlm.train.learner import Learner, StepResult
 from hvdlm.train.noise_scale import NoiseScale
-from hvdlm.train.replicas import are_equal, fold, tensor_digests
-
-Digests = tuple[int, int, int, int]  # of all that a rank holds, and of what tensor ranks hold alike
+from hvdlm.train.replicas import Digests, are_equal, digests_of
 
 TARGET_S = 0.25  # a signal is heard after about this time
 
@@ -126,7 +124,7 @@ class IntervalMeter:
         """Collective: the interval [first, end) over all ranks; `save` is what this rank says of its part of a save."""
         learner, world = self._learner, self._learner.world
         count, width = end - first, len(_Row.__dataclass_fields__) + WIDTH
-        digests = self._digests() if self._checks(end) else (0, 0, 0, 0)
+        digests = digests_of(learner.model, learner.names_cut) if self._checks(end) else (0, 0, 0, 0)
         names = len(learner.task.sums)
         buffer = np.zeros(count * (names + 2) + world.size * width)
         steps = buffer[: count * (names + 2)].reshape(count, names + 2)  # sums, weighted norm, its weight
@@ -141,14 +139,9 @@ class IntervalMeter:
         return self._interval(first, end, steps, rows)
 
     def _checks(self, end: int) -> bool:
-        """Whether replicas are compared: every `digest_every` steps, and before a checkpoint keeps what is wrong."""
-        every, saves = self._learner.config.train.digest_every, self._learner.config.checkpoint.every
-        return every > 0 and self._learner.config.sync.keeps_replicas_equal and (end % every == 0 or end % saves == 0)
-
-    def _digests(self) -> Digests:
-        model, cut = self._learner.model, self._learner.names_cut
-        own = fold(tensor_digests(model))
-        return *own, *(fold(tensor_digests(model, cut)) if cut else own)
+        """Whether replicas are compared: every `digest_every` steps; before each save they are in any case."""
+        every = self._learner.config.train.digest_every
+        return every > 0 and self._learner.config.sync.keeps_replicas_equal and end % every == 0
 
     def _row(self, results: list[StepResult], wish: Wish, digests: Digests) -> _Row:
         now = time.perf_counter()
@@ -170,9 +163,8 @@ class IntervalMeter:
         seconds = ranks[0].seconds
         self._length = max(1, min(self._every, round(TARGET_S / max(seconds / (end - first), 1e-6))))
         wish, verdict = Wish(int(max(row.wish for row in ranks))), Verdict(int(max(row.verdict for row in ranks)))
-        digests = [(row.digest_high, row.digest_low) for row in ranks]
-        shared = [(row.shared_high, row.shared_low) for row in ranks]
-        replicas_equal = are_equal(learner.axes.mesh, digests, shared)
+        digests = [(row.digest_high, row.digest_low, row.shared_high, row.shared_low) for row in ranks]
+        replicas_equal = are_equal(learner.axes.mesh, digests)
         tokens = learner.tokens_before(end) - learner.tokens_before(first)
         interval = Interval(end, facts, wish, verdict, replicas_equal, seconds, tokens, saves)
         interval.live.update(self._live(interval, ranks))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from hvdlm import checkpoint
-from hvdlm.checkpoint import Saved, Saver
+from hvdlm.checkpoint import Saved, Saver, Unsaved
 from hvdlm.data.corpora import Corpora
 from hvdlm.errors import StoppedOnRequest, UserError
 from hvdlm.session.metrics import ENDED, LEFT_OUT, RESUMED, REWOUND, STARTED, STOPPED, RunLog
@@ -25,7 +25,7 @@ from hvdlm.train.guard import Verdict
 from hvdlm.train.interval import Interval, IntervalMeter, StepFacts
 from hvdlm.train.learner import Learner
 from hvdlm.train.parts import extension_digests
-from hvdlm.train.replicas import name_stray
+from hvdlm.train.replicas import are_equal, digests_of, name_stray
 from hvdlm.train.validation import Validation
 
 log = logging.getLogger("hvdlm")
@@ -66,6 +66,7 @@ class Loop:
         self._candidate: dict = {}  # what will be, once its checkpoint is there
         self.loss: float | None = None
         self.evaluation: Evaluation | RecordEvaluation | None = None
+        self.validated: int | None = None  # the step of the last validation
         self.figures: dict = {}  # as of the last save; of a checkpoint that was resumed, its own
 
     def run(self, first: int, progress: Progress) -> None:
@@ -127,8 +128,8 @@ class Loop:
             wish = max(wish, self.stop.look())
             interval = meter.agree(self.step, end, results, wish=wish, save=self.saver.status())
             self._obey(interval)
-            self._take(self.saver.settle(interval.saves, self._check_owner))
-            if self._judge(interval):
+            culprit = self._take(self.saver.settle(interval.saves, self._check_owner))
+            if self._judge(interval) or (culprit and self._is_left_for(interval, culprit)):
                 progress.reach(self.step, f"rewound to step {self.step}")
                 meter.restart_clock()
                 continue
@@ -205,6 +206,7 @@ class Loop:
         with self.learner.evaluated():
             self.evaluation = self.validation.run(self.step, self.run_log)
         if self.evaluation is not None:
+            self.validated = self.step
             self.learner.val_losses.append(self.evaluation.loss)
             self._judge_best(self.evaluation)
             self.ending = self.ending or ending(self.config.train, self.learner.val_losses, self.spent_s)
@@ -233,13 +235,7 @@ class Loop:
         """Stop the job for replicas that differ or a gradient that forbids to go on; True after a rewind."""
         learner = self.learner
         if not interval.replicas_equal:
-            every = learner.config.train.digest_every
-            stray = name_stray(learner.model, learner.world, learner.axes.mesh, learner.names_cut)
-            raise UserError.shared(
-                f"step {interval.end}: {stray} (checked every {every} steps): "
-                "memory or network corrupted it; run `hvdlm doctor`, then the same command resumes from the last"
-                " checkpoint"
-            )
+            raise self._stray_at(interval.end)
         bad = next((s for s in interval.steps if not (math.isfinite(s.loss) and math.isfinite(s.grad_norm))), None)
         verdict, reason = interval.verdict, learner.take_reason()
         if bad is not None and verdict == Verdict.APPLY:  # nobody had looked before
@@ -255,6 +251,24 @@ class Loop:
             self.run_log.tell(interval.end, LEFT_OUT, reason=reason or "fp16 overflow")
             log.warning("steps up to %d: left out an update (%s)", interval.end, reason or "fp16 overflow")
         return False
+
+    def _compare_replicas(self) -> None:
+        """Before a checkpoint keeps what is wrong: each rank writes a share of what all hold. Collective."""
+        learner = self.learner
+        if learner.config.train.digest_every and learner.config.sync.keeps_replicas_equal:
+            own = digests_of(learner.model, learner.names_cut)
+            if not are_equal(learner.axes.mesh, learner.world.gather(own)):
+                raise self._stray_at(self.step)
+
+    def _stray_at(self, step: int) -> UserError:
+        """For replicas that differ; collective."""
+        learner = self.learner
+        every = learner.config.train.digest_every
+        stray = name_stray(learner.model, learner.world, learner.axes.mesh, learner.names_cut)
+        return UserError.shared(
+            f"step {step}: {stray} (checked every {every} steps and before each save): memory or network corrupted it;"
+            " run `hvdlm doctor`, then the same command resumes from the last checkpoint"
+        )
 
     def _doubt(self) -> str:
         """What else may help, if no step since the checkpoint that was loaded has been sound."""
@@ -293,14 +307,17 @@ class Loop:
             self.run_log.write(facts.step, "train", **values, tokens=tokens, **live)
 
     def _save_or_rewind(self, interval: Interval, *, waits: bool) -> bool:
-        """A state that is not finite is no checkpoint: it ends the run, or is left for the one before it (True)."""
+        """True if a state was not finite, and the run is back at the checkpoint before it."""
         culprit = self._save(waits=waits)
-        if culprit and self.config.guard.nonfinite == "rewind":
-            self.ending = ""
-            self._rewind(interval, culprit)
-        elif culprit:
-            raise UserError.shared(f"step {self.step}: {culprit}, and is not saved: {DIVERGED}")
-        return bool(culprit)
+        return bool(culprit) and self._is_left_for(interval, culprit)
+
+    def _is_left_for(self, interval: Interval, culprit: str) -> bool:
+        """A state that is not finite is no checkpoint: it ends the run, or is left for the one before it (True)."""
+        if self.config.guard.nonfinite != "rewind":
+            raise UserError.shared(f"{culprit}, and is not saved: {DIVERGED}")
+        self.ending = ""
+        self._rewind(interval, culprit)
+        return True
 
     def _save(self, *, waits: bool) -> str:
         """Save from a copy, or wait until that is done; a full disk or a lost folder ends the run on all ranks.
@@ -310,7 +327,9 @@ class Loop:
         if self.saver.is_busy and not waits and self.config.checkpoint.unfinished == "skip":
             log.warning("step %d: not saved, the save before it is not over (checkpoint.unfinished: skip)", self.step)
             return ""
-        self._finish_save()
+        if culprit := self._finish_save():
+            return culprit
+        self._compare_replicas()
         tensors, scalars = self.learner.collect()
         manifest = self.corpora.manifest
         self.figures = self._figures()
@@ -319,6 +338,7 @@ class Loop:
             "seconds": self.spent_s,
             "fault": self.fault,
             "updates": self.updates,
+            **({} if self.validated is None else {"validated": self.validated}),
             **({"best": best} if (best := self._best_of_all) else {}),
             "ranks": self.learner.world.size,
             "threads": torch.get_num_threads(),  # a rank; another number may change last bits
@@ -334,29 +354,30 @@ class Loop:
             "config": self.config.model_dump(mode="json"),
         }
         pieces, of_optimizer = self.learner.pieces(tensors)
-        culprit = self.saver.begin(self.step, pieces, of_optimizer, state)
-        if waits and not culprit:
-            self._finish_save()
-        return culprit
+        self.saver.begin(self.step, pieces, of_optimizer, state)
+        return self._finish_save() if waits else ""
 
-    def _finish_save(self) -> None:
-        """Wait until the save under way, if there is one, is there."""
+    def _finish_save(self) -> str:
+        """Wait until the save under way, if there is one, is there; returns as `_take`."""
         try:
-            self._take(self.saver.finish(self._check_owner))
+            return self._take(self.saver.finish(self._check_owner))
         except UserError:  # the new owner removes what the old one left half written
             self.learner.world.on_root(self._check_owner)
             raise
 
-    def _take(self, saved: Saved | None) -> None:
-        """What follows from a checkpoint's being there."""
+    def _take(self, saved: Saved | Unsaved | None) -> str:
+        """What follows from a checkpoint's being there; what is not finite, where it will not be."""
         if saved is None:
-            return
+            return ""
+        if isinstance(saved, Unsaved):
+            return f"step {saved.step}: {saved.culprit} is not finite"
         self.is_proven = False
         self.unsound.discard(saved.step)
         if self.learner.world.rank == 0:
             (self.config.run_dir / SAVE).unlink(missing_ok=True)
         self.stop.saved(saved.seconds)
         log.info("%s", saved.line)
+        return ""
 
     def _fields(self) -> dict:
         """What the numbers in labelled records stand for, where the task reads any."""

@@ -27,8 +27,18 @@ def fold(digests: list[int]) -> tuple[int, int]:
     return total >> 32, total & 0xFFFFFFFF
 
 
-def are_equal(mesh: Mesh, digests: Sequence[tuple[float, ...]], shared: Sequence[tuple[float, ...]]) -> bool:
-    """Of each rank a digest of all that it holds, equal in all replicas, and of what tensor ranks hold alike."""
+Digests = tuple[int, int, int, int]  # of all that a rank holds, and of what tensor ranks hold alike
+
+
+def digests_of(model: nn.Module, cut: Collection[str]) -> Digests:
+    """Of the parameters `cut` tensor ranks hold different parts."""
+    own = fold(tensor_digests(model))
+    return *own, *(fold(tensor_digests(model, cut)) if cut else own)
+
+
+def are_equal(mesh: Mesh, of_ranks: Sequence[Sequence[float]]) -> bool:
+    """By the digests of each rank: of all that it holds, equal in all replicas, and of what tensor ranks hold alike."""
+    digests, shared = [tuple(each[:2]) for each in of_ranks], [tuple(each[2:]) for each in of_ranks]
     axes: tuple[tuple[Sequence[tuple[float, ...]], tuple[Axis, ...]], ...]
     axes = (digests, ("data",)), (shared, ("data", "tensor"))
     return all(len({found[rank] for rank in group}) == 1 for found, along in axes for group in mesh.groups(*along))

@@ -135,7 +135,7 @@ def _train(config: RunConfig, world: World, stop: StopFlag) -> dict:
     stop.expect(3 * sum(parameter.nbytes for parameter in learner.model.parameters()))  # Adam keeps two more of each
     loop = Loop(learner, corpora, validation, run_log, stop, saved.get("seconds", 0.0))
     loop.fault, loop.updates = saved.get("fault", ""), saved.get("updates", first)
-    loop.figures = saved.get("figures", {})
+    loop.figures, loop.validated = saved.get("figures", {}), saved.get("validated")
     with world.together():
         loop.settle_best(saved)
     with (

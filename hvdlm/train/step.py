@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hvdlm import checkpoint
-from hvdlm.checkpoint import Piece, Shares
+from hvdlm.checkpoint import ENGINE, Checkpoint, Piece, Shares
 from hvdlm.compute.device import autocast, prepare_device
 from hvdlm.compute.trace import Timed, Trace
 from hvdlm.data.manifest import Manifest
@@ -383,21 +383,21 @@ class GradientLearner(Learner):
         return pieces + self.sync.pieces(cuts, tells_whole=place.tensor == 0), scalars
 
     def load_optimizer(self, path: Path) -> None:
-        self.sync.load_optimizer(path, self.model, self.shared.cuts)
+        self.sync.load_optimizer(Checkpoint(path), self.model, self.shared.cuts)
 
     def restore(self, path: Path) -> int:
         """Load a checkpoint; every rank reads what it holds of it. Returns the step to go on with."""
-        cuts = self.shared.cuts
-        checkpoint.load_model(path, self.model, cuts=cuts)
-        self.load_optimizer(path)
-        means = {f"ema/{name}": cut for name, cut in cuts.items()}
-        state, tensors = checkpoint.read_state(path), checkpoint.load_tensors(path, means)
-        scalars = state.get("engine", {})
+        found, cuts = Checkpoint(path), self.shared.cuts
+        checkpoint.load_model(found, self.model, cuts=cuts)
+        self.sync.load_optimizer(found, self.model, cuts)
+        held = {name for name, _ in self.sync.named} if self.ema is not None else set()
+        names = [n for n in found.names(ENGINE) if not n.startswith("ema/") or n.removeprefix("ema/") in held]
+        tensors = found.read(ENGINE, names, {f"ema/{name}": cut for name, cut in cuts.items()})
+        state, scalars = found.state, found.state.get("engine", {})
         if scalars.get("sync") == self.sync.kind:  # another way to combine begins afresh
             self.sync.load_state(_under("sync/", tensors))
         if self.ema is not None and any(name.startswith("ema/") for name in tensors):
-            held = {name for name, _ in self.sync.named}
-            self.ema.load_state({name: mean for name, mean in _under("ema/", tensors).items() if name in held})
+            self.ema.load_state(_under("ema/", tensors))
         if self.recurrent_state is not None:
             carried = _under("carried/", tensors)
             if "carried" in tensors:  # of versions that knew one LSTM: of each layer its output, then its cell

@@ -5,13 +5,17 @@ from __future__ import annotations
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from hvdlm.errors import UserError, line_of
+
+T = TypeVar("T")
+SIGN_S = 1.0  # between two signs of life
 
 
 class Counters(Protocol):
@@ -202,6 +206,22 @@ class World(ABC):
         with self.together():
             value = work() if self.rank == 0 else None
         return self.broadcast(value)
+
+    def patiently(self, work: Callable[[], T]) -> T:
+        """What `work()` returns, done in a thread on all ranks; collective.
+
+        While it lasts anywhere, all ranks tell every SIGN_S that they live: a slow disk is no rank that hangs. The work
+        itself must not talk to other ranks; its errors are those of `together`.
+        """
+        with ThreadPoolExecutor(1, "hvdlm-patient") as thread:
+            done = thread.submit(work)
+            while True:
+                wait([done], SIGN_S)
+                self.beats += 1
+                if all(self.gather(done.done())):
+                    break
+            with self.together():
+                return done.result()
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -20,6 +20,7 @@ from hvdlm.train.guard import Verdict
 from hvdlm.train.interval import IntervalMeter
 from hvdlm.train.learners import LEARNERS
 from hvdlm.train.loop import Loop
+from hvdlm.train.step import GradientLearner
 
 on_horovod = pytest.mark.on_ranks(2, kind="horovod")
 
@@ -188,6 +189,41 @@ def test_a_flipped_bit_stops_the_job(world, engine_of, tmp_path):
     assert caught.value.on_all_ranks
     assert name in str(caught.value)
     assert who in str(caught.value)
+
+
+class Flipped(GradientLearner):
+    """A bit of a weight flips on rank 1, after the last step that is compared by itself."""
+
+    is_over = False
+
+    def _apply(self, step):
+        found = super()._apply(step)
+        Flipped.is_over = step >= 6
+        if step == 6 and self.world.rank == 1:
+            self.sync.parameters[0].detach().view(torch.int32).view(-1)[5] ^= 1 << 3
+        return found
+
+
+@in_any_world
+@pytest.mark.parametrize("ends", ["at the last step", "asked to"])
+def test_no_replica_that_differs_is_saved(world, data_dir, tmp_path, monkeypatch, ends):
+    monkeypatch.setitem(LEARNERS, "gradient", Flipped)
+    monkeypatch.setattr(Flipped, "is_over", False)
+    last = 8 if ends == "at the last step" else 20
+    words = (
+        "train.micro_batch=1",
+        "train.digest_every=5",
+        "checkpoint.every=5",
+        f"train.steps={last}",
+        "train.eval_every=20",
+    )
+    config = make_config(data_dir, tmp_path / "run", *words, "sync={kind: allreduce, overlap: false}")
+    if ends == "asked to":
+        monkeypatch.setattr(StopFlag, "look", lambda self: Wish.SAVE if Flipped.is_over else Wish.NONE)
+    with pytest.raises(UserError, match=r"differ.* \(checked every 5 steps and before each save\)"):
+        setup.train(config, world)
+    world.barrier()
+    assert checkpoint.complete_steps(tmp_path / "run") == [5]
 
 
 @in_any_world

@@ -142,7 +142,7 @@ def save(learner, step):
     tensors, scalars = learner.collect()
     saver = Saver(learner.config.run_dir, learner.world)
     pieces, of_optimizer = learner.pieces(tensors)
-    assert saver.begin(step, pieces, of_optimizer, {**STATE, "engine": scalars}) == ""
+    saver.begin(step, pieces, of_optimizer, {**STATE, "engine": scalars})
     saver.finish(lambda: None)
     return checkpoint.path_of(learner.config.run_dir, step)
 
