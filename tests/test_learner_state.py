@@ -26,7 +26,7 @@ NOT_KEPT = {
     r"\.examples\.batches\._stream\._windows.*": "mapped files, a function of the data",
     r"\.noise_scale\..*": "of the last interval, for the log",
     r"\.pipeline\._actions.*": "the schedule, a function of the config",
-    r"\.pipeline\.(spans.*|wait_s)": "times of the last step, for the log",
+    r"\.pipeline\.wait_s": "of the last step, for the log",
     r"\.sync\._missing\[.*": "gradients that a step still waits for: none between two",
     r"\.sync\._step": "set before it is looked at, in each step",
     r".*\.groups\[\d+\]\[(lr|betas).*": "a function of the step and the config, set in each step",

@@ -171,6 +171,9 @@ def test_the_command_prints_json_and_refuses_words_that_are_no_mesh(of, tmp_path
         main(["plan", str(path), "--mesh", "tensor=2,nodes=3"])
     assert caught.value.code == 2
     assert "'nodes=3' is not one of pipeline=N, data=N, tensor=N" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["plan", str(path), "--mesh", "tensor=2,tensor=4"])
+    assert "has tensor twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -214,7 +217,10 @@ def test_on_a_gpu_the_process_is_not_counted(of):
     ("options", "message"),
     [
         ({"mesh": Mesh(tensor=4)}, "cannot share model.kv_heads or heads 2"),
-        ({"mesh": Mesh(pipeline=8)}, "want 8 layers at least, and the model has 4"),
+        (
+            {"mesh": Mesh(pipeline=8)},
+            "8 stages want 8 layers at least, and the model has 4; take fewer",
+        ),
         ({"mesh": Mesh(data=5)}, "is not a multiple of micro_batch"),
         ({"mesh": Mesh(data=2), "ranks": 4}, "has 2 ranks, and --ranks is 4"),
         ({"mesh": Mesh(), "memory_gb": 1e-3}, "0.001 is too little: the least is"),

@@ -1,7 +1,10 @@
 """Schedules of a pipeline: all can be carried out, and take the time that their papers say."""
 
 import pytest
+from click.testing import CliRunner
 
+from hvdlm.cli.command import cli
+from hvdlm.errors import UserError
 from hvdlm.parallel.checker import check
 from hvdlm.parallel.drawing import svg, text
 from hvdlm.parallel.schedule import SCHEDULES, Action, build
@@ -98,3 +101,11 @@ def test_pictures_show_every_action():
     rows = text(found).splitlines()
     assert len(rows) == 2 and all(len(row) <= 80 for row in rows)
     assert set("0123abcd") <= set(rows[0])
+
+
+def test_the_command_draws_any_number_of_chunks_and_refuses_one_stage_of_several(tmp_path):
+    show = ["schedule", "show", "--schedule", "interleaved", "--micro-batches", "4"]
+    drawn = CliRunner().invoke(cli, [*show, "--stages", "2", "--chunks", "10", "--out", str(tmp_path / "x.svg")])
+    assert drawn.exit_code == 0 and ">3.9</text>" in (tmp_path / "x.svg").read_text()
+    refused = CliRunner().invoke(cli, [*show, "--stages", "1", "--chunks", "2"], standalone_mode=False)
+    assert isinstance(refused.exception, UserError) and "set --stages 2 or more" in str(refused.exception)

@@ -121,7 +121,7 @@ def test_the_square_of_a_gradient_is_added_up_in_the_same_blocks_at_any_number_o
 @pytest.mark.parametrize(
     ("options", "size", "num_blocks", "message"),
     [
-        ({"heads": 4}, 1, 8, "tensor_blocks: 8 does not divide model.kv_heads or heads 4"),
+        ({"heads": 4}, 1, 8, "tensor_blocks: 8 does not divide model.kv_heads or heads 4; take 4 or a half of it"),
         ({"mlp_width": 36}, 1, 8, "tensor_blocks: 8 does not divide model.mlp_width 36"),
         ({"heads": 6}, 1, 6, "tensor_blocks: 6 for 1 ranks: it is a power of two"),
     ],

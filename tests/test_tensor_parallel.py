@@ -11,7 +11,7 @@ from hvdlm.models import Vocabulary, build_model
 from hvdlm.models.transformer import TransformerConfig
 from hvdlm.parallel.exchange import summed
 from hvdlm.parallel.tensor import cut_tensor
-from hvdlm.tasks.language_model import ObjectiveConfig, objective_at
+from hvdlm.tasks.language_model import ObjectiveConfig, judged_at, objective_at
 from hvdlm.world.threads import run_on_threads
 
 BUILDING = threading.Lock()
@@ -115,3 +115,21 @@ def test_less_exact_numbers_agree_as_far_as_they_go(shares_time):
                 one, serial = (cuts[name].of(w[1][name]) if name in cuts else w[1][name] for w in (exact, rough))
                 allowed = 2 * (serial - one).norm() if in_bf16 else 1e-5 * one.norm()
                 assert (gradient - one).norm() <= allowed, name
+
+
+@pytest.mark.parametrize("num_blocks", [0, 4])
+def test_of_equal_logits_the_first_is_the_likeliest(num_blocks):
+    """As with one process; else ties, which half precision has many of, would all be hits."""
+    weight = torch.zeros(65, 24, dtype=torch.float64)
+    weight[[7, 30, 64], 0] = 2.0  # on three of five ranks
+    hidden, targets = torch.ones(4, 24, dtype=torch.float64), torch.tensor([7, 30, 64, 0])
+
+    def on_rank(world):
+        model = model_of({"heads": 4, "width": 24, "mlp_width": 16} if num_blocks else {})
+        with torch.no_grad():
+            model.head.weight.copy_(weight)
+        cut_tensor(model, world, shares_time=False, num_blocks=num_blocks)
+        terms = model.head.terms(hidden, targets)
+        return terms.likeliest.tolist(), int(judged_at(model, hidden, targets, ObjectiveConfig())[2])
+
+    assert run_on_threads(4 if num_blocks else 5, on_rank) == [([7] * 4, 1)] * (4 if num_blocks else 5)

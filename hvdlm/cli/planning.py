@@ -75,6 +75,8 @@ def show(  # noqa: PLR0913 - an option each
         takers = ", ".join(other for other, one in SCHEDULES.items() if one.takes_chunks)
         remedy = "set --chunks 2 or more" if kind.takes_chunks else f"set --chunks 1, or --schedule {takers}"
         raise UserError(f"--chunks: {chunks} does not go with --schedule {name}; {remedy}")
+    if chunks > 1 and stages == 1:
+        raise UserError(f"--chunks: {chunks} are of several stages; set --stages 2 or more")
     if not forward + backward + weights:
         raise UserError("--forward, --backward, --weights: are all 0, and there is nothing to draw; give one of them")
     if out is not None:
@@ -121,6 +123,8 @@ class MeshOption(click.ParamType):
             found = whole_number(size.strip())
             if axis.strip() not in AXES or found is None or not 1 <= found <= MOST_RANKS:
                 self.fail(f"{word!r} is not one of {', '.join(f'{axis}=N' for axis in AXES)}", param, ctx)
+            if axis.strip() in sizes:
+                self.fail(f"{value!r} has {axis.strip()} twice", param, ctx)
             sizes[axis.strip()] = found
         return Mesh(**sizes)
 

@@ -139,7 +139,7 @@ class HeadTerms(NamedTuple):
     log_z: Tensor  # log of the sum of exp of them
     chosen: Tensor  # that of the target
     mean: Tensor
-    highest: Tensor  # no gradient
+    likeliest: Tensor  # the first id of those with the highest, int64
 
 
 @runtime_checkable

@@ -38,9 +38,12 @@ class ParallelConfig(Section):
                 f"chunks {self.chunks}: schedule: {self.schedule} has one on each stage; set schedule: {ours}"
             )
         if kind.takes_chunks and self.chunks == 1 and self.pipeline > 1:
-            raise ValueError(f"schedule: {self.schedule} needs chunks of 2 or more")
+            raise ValueError(f"schedule: {self.schedule} needs chunks of 2 or more; set parallel.chunks")
         if self.pipeline == 1 and (self.chunks > 1 or self.schedule != "1f1b"):
-            raise ValueError(f"schedule: {self.schedule} and chunks are of several stages, and pipeline is 1")
+            raise ValueError(
+                f"schedule: {self.schedule} and chunks are of several stages, and pipeline is 1; set that, or leave"
+                " them out"
+            )
         if self.sequence and self.tensor == 1:
             raise ValueError("sequence: true is of tensor ranks, and tensor is 1; leave it out")
         if self.tensor_blocks and self.zero:

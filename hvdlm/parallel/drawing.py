@@ -52,7 +52,7 @@ def _box(span: Span, scale: float) -> str:
     box = f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{ROW - 4}" fill="{fill}" stroke="#444"{dash}/>'
     if width < 14:
         return box
-    label = str(span.action.micro_batch) + ("abcdefgh"[span.action.chunk] if span.action.chunk else "")
+    label = str(span.action.micro_batch) + (f".{span.action.chunk}" if span.action.chunk else "")
     return f'{box}<text x="{x + width / 2:.1f}" y="{y + 18}" text-anchor="middle" fill="{colour}">{label}</text>'
 
 

@@ -20,12 +20,14 @@ from hvdlm.world.interface import World
 
 
 def exchange_rows(rows: Tensor, world: World) -> Tensor:
-    """Those of the world; the seconds count in its `exchange_s`."""
+    """Those of the world; seconds and bytes count in its `exchange_s` and `exchanged_bytes`."""
+    world.exchanged_bytes += rows.nbytes * (world.size - 1) // world.size
     return _timed(world.exchange_rows, rows, world)
 
 
 def gather_rows(row: Tensor, world: World) -> Tensor:
     """The same for its `gather_rows`."""
+    world.exchanged_bytes += row.nbytes * (world.size - 1)
     return _timed(world.gather_rows, row, world)
 
 

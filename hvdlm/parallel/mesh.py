@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from hvdlm.errors import UserError
+from hvdlm.tables import counted
 
 Axis = Literal["pipeline", "data", "tensor"]
 AXES: tuple[Axis, ...] = ("pipeline", "data", "tensor")  # the slowest first
@@ -91,8 +92,8 @@ def mesh_of(size: int, *, data: int | None, pipeline: int, tensor: int) -> Mesh:
     cut = pipeline * tensor
     if size % cut:
         raise UserError.shared(
-            f"parallel: {size} ranks are no multiple of pipeline {pipeline} x tensor {tensor} = {cut}; change them or"
-            " start another number of ranks"
+            f"parallel: {counted(size, 'rank')}, which is no multiple of pipeline {pipeline} x tensor {tensor} = {cut};"
+            f" start a multiple of {cut} (mpirun -np {cut}), or change them"
         )
     if data is not None and data * cut != size:
         raise UserError.shared(

@@ -8,7 +8,7 @@ schedule, which `checker` finds without ranks.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -123,7 +123,6 @@ class Pipeline:
     tied: Tied | None = None
     deferred: Deferred | None = None  # where the schedule parts the backward pass
     wait_s: float = 0.0  # for other stages, in the last step
-    spans: list[tuple[Action, float, float]] = field(default_factory=list)  # of the last step: begin, end
     _receives: dict[Key, Pending] = field(default_factory=dict)
     _sends: deque[Pending] = field(default_factory=deque)
     _open: dict[tuple[int, int], _Open] = field(default_factory=dict)
@@ -151,15 +150,13 @@ class Pipeline:
         if num not in self._actions:
             self._actions[num] = build(self.schedule, self.world.size, num, self.layout.chunks)[self.world.rank]
         actions = self._actions[num]
-        left = {number: sum(action.micro_batch == number for action in actions) for number in range(num)}
-        self.wait_s, self.spans = 0.0, []
+        left = Counter(action.micro_batch for action in actions)
+        self.wait_s = 0.0
         for place, action in enumerate(actions):
             for ahead in actions[place : place + AHEAD]:
                 self._expect(work, ahead, num)
-            begin = time.perf_counter()
             with Timed(f"{action.kind}{action.micro_batch}.{action.chunk}"):
                 {"F": self._forward, "B": self._backward, "W": self._weights}[action.kind](work, action, num)
-            self.spans.append((action, begin, time.perf_counter()))
             while self._sends and self._sends[0].is_done():  # this look also moves a large message on
                 self._sends.popleft()
             left[action.micro_batch] -= 1
@@ -288,6 +285,7 @@ class Pipeline:
         return found
 
     def _send(self, tensor: Tensor, key: Key) -> None:
+        self.world.exchanged_bytes += tensor.nbytes
         self._sends.append(self.world.post_send(tensor.contiguous(), key.stage % self.world.size, self._tag(key)))
 
     def _tag(self, key: Key) -> int:

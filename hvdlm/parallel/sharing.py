@@ -105,9 +105,10 @@ def _cut(model: LanguageModel, axes: Axes, parallel: ParallelConfig, layer_costs
     if num == 1:
         return Shared(cuts, Layout(), tuple(of_tensor.partial), blocks=blocks)
     if num > len(layer_costs):
+        of_each = f" of {parallel.chunks} chunks each" if parallel.chunks > 1 else ""
         raise UserError(
-            f"parallel: pipeline {mesh.pipeline} x chunks {parallel.chunks} want {num} layers at least, and the model"
-            f" has {len(layer_costs)}"
+            f"parallel.pipeline: {mesh.pipeline} stages{of_each} want {num} layers at least, and the model has"
+            f" {len(layer_costs)}; take fewer"
         )
     layout = Layout(cut_by_cost(layer_costs, num), parallel.chunks)
     rank = axes.place.pipeline

@@ -5,6 +5,7 @@ Source: Shoeybi et al. 2019, "Megatron-LM". Sizes need not divide: no part is pa
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import nn
@@ -80,7 +81,9 @@ def _refuse(options: Options, size: int, num_blocks: int, *, shares_time: bool) 
         if there < size:
             raise UserError(f"parallel.tensor: {size} ranks cannot share model.{what} {there}; take fewer")
         if num_blocks and there % num_blocks:
-            raise UserError(f"parallel.tensor_blocks: {num_blocks} does not divide model.{what} {there}; take another")
+            most = math.gcd(64, *(each for each, _ in sizes))
+            remedy = f"take {most} or a half of it" if most > 1 else "leave it out"
+            raise UserError(f"parallel.tensor_blocks: {num_blocks} does not divide model.{what} {there}; {remedy}")
     if num_blocks & (num_blocks - 1) or (num_blocks and num_blocks % size):
         raise UserError(
             f"parallel.tensor_blocks: {num_blocks} for {size} ranks: it is a power of two, and a multiple of"

@@ -112,7 +112,7 @@ class VocabHead(nn.Module):
         return [softcapped(F.linear(*of_block), self.softcap) for of_block in zip(inputs, weights, biases, strict=True)]
 
     def terms(self, hidden: Tensor, targets: Tensor) -> HeadTerms:
-        """Of hidden (…, C) at targets (…): the logits' log-sum-exp, that of the target, their mean and the highest."""
+        """Of hidden (…, C) at targets (…), of the logits: log-sum-exp, that of the target, mean, the likeliest id."""
         logits = [_wide(part).flatten(0, -2) for part in self._logits(hidden)]
         found = _Terms.apply(self._blocks, self._cut, targets.flatten(), *logits)
         return HeadTerms(*(part.view(targets.shape) for part in found))
@@ -150,7 +150,7 @@ def _place(targets: Tensor, mine: range) -> tuple[Tensor, Tensor]:
 
 
 class _Terms(torch.autograd.Function):
-    """One exchange: of each token the highest logit, the sum of exp above it, the target's, and their plain sum.
+    """One exchange: of each token the highest logit and its id, the sum of exp above it, the target's, their plain sum.
 
     Log-sum-exp can be put together of parts, so that all ranks come to the same bits in the order of blocks.
     """
@@ -160,22 +160,25 @@ class _Terms(torch.autograd.Function):
         ctx.within, ctx.size = blocks.within(cut), cut.shape[0]
         parts = []
         for part, mine in zip(logits, ctx.within, strict=True):
-            highest = part.amax(-1)
+            first = part.argmax(-1)  # of equal ones
+            highest = part.gather(-1, first.unsqueeze(-1)).squeeze(-1)
             sums = (part - highest.unsqueeze(-1)).exp().sum(-1)
             place, is_mine = _place(targets, mine)
             chosen = part.gather(-1, place.unsqueeze(-1)).squeeze(-1).where(is_mine, 0.0)
-            parts.append(torch.stack((highest, sums, chosen, part.sum(-1))))  # (4, N)
+            ids = (first + mine.start).to(part.dtype)  # exact: there are less than 2^24
+            parts.append(torch.stack((highest, sums, chosen, part.sum(-1), ids)))  # (5, N)
         rows = gather_rows(torch.stack(parts).view(-1), blocks.world).view(blocks.num, *parts[0].shape)
         top = rows[:, 0].amax(0)
         total, target, plain = (torch.zeros_like(top) for _ in range(3))
+        likeliest = torch.where(rows[:, 0] == top, rows[:, 4], torch.inf).amin(0).long()
         for row in rows:
             total += row[1] * (row[0] - top).exp()
             target += row[2]
             plain += row[3]
         log_z = top + total.log()
         ctx.save_for_backward(targets, log_z, *logits)
-        ctx.mark_non_differentiable(top)
-        return log_z, target, plain / ctx.size, top
+        ctx.mark_non_differentiable(likeliest)
+        return log_z, target, plain / ctx.size, likeliest
 
     @staticmethod
     def backward(ctx: Any, of_log_z: Tensor, of_chosen: Tensor, of_mean: Tensor, _: Tensor) -> Any:

@@ -152,7 +152,7 @@ def judged_at(
     """`objective` of hidden (M, C) at targets (M,), and for how many of these their logit is the highest."""
     if isinstance(model.head, SharedHead):
         terms = model.head.terms(hidden, targets)
-        return *objective_of_terms(terms, targets, config), (terms.chosen >= terms.highest).sum()
+        return *objective_of_terms(terms, targets, config), (terms.likeliest == targets).sum()
     logits = model.head(hidden)
     found = objective(logits.unsqueeze(0), targets.unsqueeze(0), config)
     return *found, (logits.argmax(-1) == targets).sum()

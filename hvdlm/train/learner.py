@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hvdlm import checkpoint
-from hvdlm.checkpoint import Piece, Shares
+from hvdlm.checkpoint import Cut, Piece, Shares
 from hvdlm.data.manifest import Manifest
 from hvdlm.data.orders import MixedStreams
 from hvdlm.data.records import Records
@@ -121,9 +121,14 @@ class Learner(ABC):
                 self.axes.data.broadcast_(tensor.data)
 
     @property
+    def cuts(self) -> Mapping[str, Cut]:
+        """Of parameters: which part of each this rank has, where it may be a part."""
+        return {}
+
+    @property
     def names_cut(self) -> Collection[str]:
         """Of parameters of which tensor ranks hold different parts."""
-        return ()
+        return [name for name, cut in self.cuts.items() if not cut.is_whole]
 
     @property
     def readers(self) -> Readers:

@@ -46,7 +46,7 @@ from hvdlm.train.loop import Loop
 from hvdlm.train.parts import is_imported, remark_edited
 from hvdlm.train.remarks import remarks
 from hvdlm.train.step import GradientLearner
-from hvdlm.train.trained import in_words
+from hvdlm.train.trained import in_words, trained_of
 from hvdlm.train.validation import Validation
 from hvdlm.world.bindings import Binding, binding_map
 from hvdlm.world.interface import World
@@ -234,7 +234,7 @@ def _announce(learner: Learner, config: RunConfig, corpora: Corpora, world: Worl
         f" | {learner.step_in_words} | {counted(learner.total_steps, 'step')}{epoch}"
     )
     if learner.optimizer is not None and (config.init or config.lora or config.freeze or config.optim.has_own_rates):
-        for line in in_words(learner.model, learner.groups):
+        for line in in_words(world.gather(trained_of(learner.model, learner.groups, learner.cuts))):
             log.info("%s", line)
     memory = "as the user's malloc settings say" if memory_is_tuned() else "kept by the process (mallopt)"
     log.info("%s, freed memory %s", ", ".join(world.settings()) or "no MPI", memory)

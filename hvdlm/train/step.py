@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hvdlm import checkpoint
-from hvdlm.checkpoint import ENGINE, Checkpoint, Piece, Shares
+from hvdlm.checkpoint import ENGINE, Checkpoint, Cut, Piece, Shares
 from hvdlm.compute.device import autocast, prepare_device
 from hvdlm.compute.trace import Timed, Trace
 from hvdlm.data.manifest import Manifest
@@ -87,6 +87,7 @@ class GradientLearner(Learner):
         if isinstance(self.examples.batches, ContiguousBatches):
             self.recurrent_state = RecurrentState(self.model, train.global_batch, axes.data)
         self.left_out = 0  # samples that a rewind has passed over
+        self._bytes_inside = 0  # sent to other stages and tensor ranks, in steps
         self.val_losses: list[float] = []
         # On a GPU the norm is looked at only where somebody must know it: that waits for all that was started.
         looks = self.guard.is_needed or self.scaler is not None or self.device.type == "cpu"
@@ -120,8 +121,8 @@ class GradientLearner(Learner):
         )
 
     @property
-    def names_cut(self) -> list[str]:
-        return [name for name, cut in self.shared.cuts.items() if not cut.is_whole]
+    def cuts(self) -> Mapping[str, Cut]:
+        return self.shared.cuts
 
     @property
     def readers(self) -> Readers:
@@ -170,7 +171,7 @@ class GradientLearner(Learner):
 
     @property
     def bytes_sent(self) -> int:
-        return self.sync.bytes_sent
+        return self.sync.bytes_sent + self._bytes_inside
 
     def take_reason(self) -> str:
         reason, self.guard.reason = self.guard.reason, ""
@@ -191,8 +192,11 @@ class GradientLearner(Learner):
         facts = {name: value for name, value in self.sync.facts().items() if isinstance(value, int | float)}
         return facts | self.examples.padding()
 
+    def _exchanged(self) -> int:
+        return self.axes.tensor.exchanged_bytes + self.axes.pipeline.exchanged_bytes
+
     def _step(self, step: int, part: int, end: int) -> StepResult:
-        start = time.perf_counter()
+        start, bytes_before = time.perf_counter(), self._exchanged()
         with Timed("wait for data") as wait:
             share = self._reader.get(step, part, self.left_out)
         if step + 1 < self.total_steps:
@@ -227,6 +231,7 @@ class GradientLearner(Learner):
         with Timed("sync.zero_grad") as zero_grad:  # where local SGD averages
             self.sync.zero_grad()
         comm_s = begin.seconds + survey_s + reduce.seconds + zero_grad.seconds + inside_s
+        self._bytes_inside += self._exchanged() - bytes_before
         sums = sums if self.axes.speaks else torch.zeros_like(sums)
         return StepResult(step, sums, passes, norm, verdict, time.perf_counter() - start, wait.seconds, comm_s)
 

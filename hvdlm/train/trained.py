@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
+from hvdlm.checkpoint import Cut
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, Vocabulary, build_model
 from hvdlm.models.lora import add_lora
@@ -46,18 +48,41 @@ def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
         raise UserError("freeze: nothing is left to train; leave a pattern out")
 
 
-def in_words(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line on how much is trained, and one for each of the optimizer's groups."""
+class Trained(NamedTuple):
+    """What is trained of a model, or of the part of it that a rank has."""
+
+    sizes: dict[str, int]  # of all parameters, whole, by name
+    trained: list[str]
+    groups: dict[str, list[str]]  # the optimizer's, by their rates
+
+
+def trained_of(model: nn.Module, groups: Iterable[Mapping[str, Any]], cuts: Mapping[str, Cut]) -> Trained:
+    """By `cuts` a rank has parts of parameters."""
     named = dict(model.named_parameters())
     names = {id(parameter): name for name, parameter in named.items()}
-    trained = sum(parameter.numel() for parameter in named.values() if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in named.values())
-    lines = [f"training {trained:,} of {total:,} parameters ({trained / max(1, total):.2%})"]
+    sizes = {name: math.prod(cuts[name].shape) if name in cuts else p.numel() for name, p in named.items()}
+    by_rates: dict[str, list[str]] = {}
     for group in groups:
-        kinds = without_numbers(names[id(parameter)] for parameter in group["params"])
-        numbers = sum(parameter.numel() for parameter in group["params"])
         rates = f"lr x {group.get('lr_scale', 1.0):.4g}, weight decay {group['weight_decay']:g}"
-        lines.append(f"group of {counted(numbers, 'parameter')}: {rates}: {', '.join(kinds)}")
+        by_rates.setdefault(rates, []).extend(names[id(parameter)] for parameter in group["params"])
+    return Trained(sizes, [name for name, parameter in named.items() if parameter.requires_grad], by_rates)
+
+
+def in_words(parts: Iterable[Trained]) -> list[str]:
+    """A line on how much is trained, and one for each of the optimizer's groups; of all parts of a model together."""
+    sizes: dict[str, int] = {}
+    trained: dict[str, None] = {}  # in their order, once
+    groups: dict[str, dict[str, None]] = {}
+    for part in parts:
+        sizes |= part.sizes
+        trained |= dict.fromkeys(part.trained)
+        for rates, names in part.groups.items():
+            groups.setdefault(rates, {}).update(dict.fromkeys(names))
+    num, total = sum(sizes[name] for name in trained), sum(sizes.values())
+    lines = [f"training {num:,} of {total:,} parameters ({num / max(1, total):.2%})"]
+    for rates, found in groups.items():
+        numbers = counted(sum(sizes[name] for name in found), "parameter")
+        lines.append(f"group of {numbers}: {rates}: {', '.join(without_numbers(found))}")
     return lines
 
 

@@ -69,6 +69,7 @@ class World(ABC):
     overlaps = False  # a sum that was started goes on by itself while this rank computes
     mesh_place = ""  # where ranks share a model, for messages: "stage 1, data 0, tensor 1"
     exchange_s = 0.0  # that ranks which share layers have spent on what they exchange inside these
+    exchanged_bytes = 0  # that this rank has handed to the network for it, and for other stages
     _parent: World | None = None  # that this one was split off
     _beats = 0
 
