@@ -45,9 +45,10 @@ def test_meshes_are_measured_as_they_are_named(start_tuning, tmp_path):
     for line in tuning.stderr:
         if "mesh, round 1: " in line and "data 2" not in line:
             break
+    until(lambda: mpirun_of(tuning.pid), 180, tuning)  # the third mesh is being run
     tuning.send_signal(signal.SIGINT)
-    tuning.communicate(timeout=60)
-    assert tuning.returncode == 130
+    _, stderr = tuning.communicate(timeout=60)
+    assert tuning.returncode == 130, stderr
     raw = json.loads((tmp_path / "t.json").read_text())
     planned = {row["settings"].split(",")[0]: row["predicted_s"] for row in raw["stages"][0]["candidates"]}
     assert planned.keys() == {"data 2", "pipeline 2", "tensor 2"}
