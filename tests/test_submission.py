@@ -531,7 +531,7 @@ def test_a_study_begins_with_the_ranks_of_one_replica(tmp_path, data_dir):
     request = Request(find("generic-cpu"), 1, 4, 10, cwd=tmp_path, dry_run=True)
     jobs = submission._study(request, config, None, None, mode="strong", effort=Effort(steps=3, warmup=1, repeats=1))
     assert [job.ranks for job in jobs if job.stage == "measure"] == [2, 4]
-    with pytest.raises(UserError, match="3 ranks are no multiple of pipeline 1 x tensor 2"):
+    with pytest.raises(UserError, match="3 ranks: no multiple of pipeline 1 x tensor 2"):
         submission._doubled(replace(request, ranks_per_node=3), config)
 
 
