@@ -23,6 +23,7 @@ from hvdlm.exchange.tokenizer_files import encodes_alike
 from hvdlm.inference.hf_files import export_hf
 from hvdlm.models import Vocabulary, build_model
 from hvdlm.models.transformer import TransformerConfig
+from hvdlm.parallel.sharing import Whole
 from hvdlm.tokenizer import load
 from hvdlm.tokenizer.training import train_bpe, train_wordpiece
 from hvdlm.train.config import RunConfig
@@ -41,7 +42,7 @@ SHAPES = {
         "dropout": 0.1,
     },
     "llama": {"layers": 2, "heads": 2, "kv_heads": 1, "width": 32, "norm": "rmsnorm", "activation": "swiglu"},
-    "bert": {"preset": "bert-tiny", "layers": 1, "width": 32, "heads": 2, "token_types": 2},
+    "bert": {"preset": "bert-tiny", "layers": 2, "width": 32, "heads": 2, "token_types": 2},
 }
 SHAPES["llama"]["tie_embeddings"] = False
 
@@ -240,6 +241,7 @@ def test_of_a_run_for_another_task_the_body_is_taken_alone(data_dir, tmp_path, c
     config, path = pinned(make_config(data_dir, tmp_path / "new", *words))
     learner, corpora = build_learner(config, SerialWorld())
     learner.model.head = head = nn.Linear(32, 3)
+    learner.whole = Whole.of(learner.model)
     first = head.weight.clone()
     begin_with(path, learner, corpora.manifest.tokenizer_digest)
     saved = read_weights(path)
@@ -248,6 +250,7 @@ def test_of_a_run_for_another_task_the_body_is_taken_alone(data_dir, tmp_path, c
     assert torch.equal(head.weight, first)
     assert "head.weight, head.bias begin anew" in caplog.text
     learner.model.extra = nn.Linear(2, 2)
+    learner.whole = Whole.of(learner.model)
     with pytest.raises(UserError, match="lacks extra.weight, extra.bias"):
         begin_with(path, learner, corpora.manifest.tokenizer_digest)
 
@@ -262,6 +265,7 @@ def test_rows_of_a_tasks_own_ids_are_dropped_or_begin_at_the_mean(data_dir, tmp_
     for rows in (257, 260):
         learner.model.embed = nn.Embedding(rows, 32)
         learner.model.head = nn.Linear(32, 3)
+        learner.whole = Whole.of(learner.model)
         begin_with(path, learner, corpora.manifest.tokenizer_digest)
         weight = learner.model.embed.weight
         assert torch.equal(weight[:257], saved[:257])
@@ -275,6 +279,7 @@ def test_a_head_that_begins_anew_may_not_be_frozen(data_dir, tmp_path):
     )
     learner, corpora = build_learner(config, SerialWorld())
     learner.model.head = nn.Linear(32, 3).requires_grad_(False)
+    learner.whole = Whole.of(learner.model)
     with pytest.raises(UserError, match="head.weight, head.bias would begin anew and never learn"):
         begin_with(path, learner, corpora.manifest.tokenizer_digest)
 

@@ -1,8 +1,8 @@
 """Ranks that share a model train to what one process does: bit for bit by pipeline, nearly by tensor."""
 
-import threading
 from typing import Literal
 
+import meshes
 import pytest
 import torch
 from harness import make_config
@@ -11,6 +11,7 @@ from hvdlm.data.manifest import read_manifest
 from hvdlm.data.stream import TokenStream
 from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
+from hvdlm.optim import OPTIMIZERS
 from hvdlm.parallel.axes import axes_of
 from hvdlm.parallel.pipeline import BACKWARD, FORWARD, TIED_GRADIENT, Key, Layout, Pipeline
 from hvdlm.session.stop import Wish
@@ -23,7 +24,6 @@ from hvdlm.world.place import Place
 from hvdlm.world.serial import SerialWorld
 from hvdlm.world.threads import run_on_threads
 
-BUILDING = threading.Lock()  # weights come from torch's one generator
 MODEL = "model={family: transformer, layers: 5, width: 32, heads: 4, dropout: 0.1}"
 STEPS = 5
 
@@ -45,7 +45,7 @@ def trained(data_dir, tmp_path):
 
         def on_rank(world):
             axes = axes_of(world, config.parallel)
-            with BUILDING:
+            with meshes.BUILDING:
                 learner = GradientLearner(config, source, manifest, axes, Place(0, 1, 1))
             learner.agree()
             results = learner.run(0, STEPS)
@@ -62,13 +62,7 @@ def trained(data_dir, tmp_path):
 
 def whole(found):
     """The model's weights, put together of what the ranks hold."""
-    weights = {}
-    for held, _, _, cuts in found:
-        for name, part in held.items():
-            full = weights.setdefault(name, torch.full(cuts[name].shape, torch.nan))
-            for tensor, box in cuts[name].parts(part):
-                full[tuple(slice(o, o + n) for o, n in zip(*box, strict=True))] = tensor
-    return weights
+    return meshes.whole([meshes.Held(held, cuts) for held, _, _, cuts in found])
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -146,6 +140,40 @@ def test_adapters_and_frozen_weights_lie_on_stages_too(trained):
     found = trained(2, *same, "parallel={pipeline: 2}")
     assert all(each[1] == norms for each in found)
     parts = whole(found)
+    assert [name for name in weights if not torch.equal(weights[name], parts[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("size", "parallel"),
+    [
+        *((4, "pipeline: 4"), (3, "pipeline: 3, schedule: zero_bubble"), (3, "pipeline: 3, schedule: gpipe")),
+        *((2, "pipeline: 2, schedule: interleaved, chunks: 2"), (4, "pipeline: 2, zero: 1")),
+    ],
+)
+@pytest.mark.parametrize(
+    ("tied", "frozen"),
+    [
+        ("false", "[embed,blocks]"),  # all but the last stage
+        ("false", "[blocks.3,blocks.4,^norm,^head]"),  # the last stage, through which gradients go
+        ("false", "[blocks.1,blocks.2]"),
+        ("true", "[blocks,^norm]"),  # what stages share alone is trained
+        ("true", "[embed,blocks.0,blocks.1]"),
+    ],
+)
+def test_a_stage_may_have_nothing_to_train(trained, size, parallel, tied, frozen):
+    same = "train.micro_batch=2", "train.global_batch=12", f"model.tie_embeddings={tied}", f"freeze={frozen}"
+    ((weights, norms, _, _),) = trained(1, *same)
+    found = trained(size, *same, f"parallel={{{parallel}}}")
+    assert all(each[1] == norms for each in found)
+    parts = whole(found)
+    assert [name for name in weights if not torch.equal(weights[name], parts[name])] == []
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_lets_a_stage_have_nothing_to_train(trained, name):
+    same = "train.micro_batch=6", "train.global_batch=12", f"optim.name={name}", "freeze=[embed,blocks.0,blocks.1]"
+    ((weights, _, _, _),) = trained(1, *same)
+    parts = whole(trained(3, *same, "parallel={pipeline: 3}"))
     assert [name for name in weights if not torch.equal(weights[name], parts[name])] == []
 
 
@@ -228,18 +256,21 @@ def test_a_task_that_passes_twice_is_refused_by_stages_before_any_update(trained
 MESHES = ["pipeline: 2", "pipeline: 2, schedule: zero_bubble", "tensor: 2", "pipeline: 2, tensor: 2"]
 
 
-@pytest.mark.parametrize("parallel", MESHES)
-def test_what_a_run_says_of_itself_is_of_the_whole_model(data_dir, tmp_path, parallel):
+@pytest.mark.parametrize(
+    ("parallel", "frozen"),
+    [*((parallel, "[embed]") for parallel in MESHES), ("pipeline: 2", "[embed,blocks.0,blocks.1,blocks.2]")],
+)
+def test_what_a_run_says_of_itself_is_of_the_whole_model(data_dir, tmp_path, parallel, frozen):
     """The lines on what is trained, and the noise scale, are those of one process; what is sent is counted."""
     source, manifest = TokenStream(data_dir, "train"), read_manifest(data_dir)
-    words = "optim.layer_decay=0.8", "freeze=[embed]", "train.micro_batch=2", "train.global_batch=8", "sync=tree"
+    words = "optim.layer_decay=0.8", f"freeze={frozen}", "train.micro_batch=2", "train.global_batch=8", "sync=tree"
 
     def said(size, *more):
         config = make_config(data_dir, tmp_path, MODEL, "model.tie_embeddings=false", *words, *more)
 
         def on_rank(world):
             axes = axes_of(world, config.parallel)
-            with BUILDING:
+            with meshes.BUILDING:
                 learner = GradientLearner(config, source, manifest, axes, Place(0, 1, 1))
             learner.agree()
             world.barrier()  # a meter draws from torch's one generator, as weights do
@@ -253,11 +284,30 @@ def test_what_a_run_says_of_itself_is_of_the_whole_model(data_dir, tmp_path, par
         return run_on_threads(size, on_rank)
 
     ((lines, noise, sent),) = said(1)
-    assert len(lines) > 8 and sent == 0
-    for found, scale, sent in said(4 if "," in parallel and "tensor" in parallel else 2, f"parallel={{{parallel}}}"):
+    assert len(lines) > 5 and sent == 0
+    on_mesh = said(4 if "," in parallel and "tensor" in parallel else 2, f"parallel={{{parallel}}}")
+    for rank, (found, scale, sent) in enumerate(on_mesh):
         assert sorted(found) == sorted(lines)
         assert scale == pytest.approx(noise, rel=1e-3)
-        assert sent >= 3 * 8 * 32 * 32 * 4, "the stream of three steps of 8 sequences of 32 tokens, 32 wide"
+        if rank == 1 and "blocks" in frozen:
+            assert sent == 0, "no gradient goes to a stage that is frozen"
+        else:
+            assert sent >= 3 * 8 * 32 * 32 * 4, "the stream of three steps of 8 sequences of 32 tokens, 32 wide"
+
+
+@pytest.mark.parametrize(
+    ("words", "parallel", "told"),
+    [
+        ("lora={}", "pipeline: 2, tensor: 2", "lora: goes with whole layers alone; .*, or set parallel.tensor: 1$"),
+        ("lora={}", "tensor_blocks: 4", "or set parallel.tensor_blocks: 0$"),
+        ("train.compile=true", "pipeline: 2", "or set parallel.pipeline: 1$"),
+        ("train.compile=true", "pipeline: 2, tensor: 2", "or set parallel.pipeline: 1 and parallel.tensor: 1$"),
+    ],
+)
+def test_a_refusal_names_what_to_change_alone(data_dir, tmp_path, words, parallel, told):
+    with pytest.raises(UserError, match=told):
+        make_config(data_dir, tmp_path, words, f"parallel={{{parallel}}}")
+    make_config(data_dir, tmp_path, words)
 
 
 def test_waiting_counts_what_tensor_ranks_exchange_inside_layers(data_dir, tmp_path):
@@ -266,7 +316,7 @@ def test_waiting_counts_what_tensor_ranks_exchange_inside_layers(data_dir, tmp_p
 
     def on_rank(world):
         axes = axes_of(world, config.parallel)
-        with BUILDING:
+        with meshes.BUILDING:
             learner = GradientLearner(config, source, manifest, axes, Place(0, 1, 1))
         learner.agree()
         before_s = learner.axes.tensor.exchange_s

@@ -6,6 +6,7 @@ from hvdlm.checkpoint.folder import complete_steps, path_of
 from hvdlm.checkpoint.links import best_of, point_best
 from hvdlm.checkpoint.reading import (
     ENGINE,
+    MODEL,
     OPTIMIZER,
     Checkpoint,
     TakesShapes,
@@ -34,6 +35,7 @@ from hvdlm.checkpoint.store import (
 __all__ = [
     "AUTO",
     "ENGINE",
+    "MODEL",
     "OPTIMIZER",
     "STATE",
     "Box",

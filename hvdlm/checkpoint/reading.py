@@ -184,6 +184,10 @@ class Checkpoint:
         """Of the keys that begin so, the rest."""
         return [key.removeprefix(prefix) for key in self.entries if key.startswith(prefix)]
 
+    def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        """Of the whole tensors, by name."""
+        return {name: self.entries[f"{prefix}{name}"].shape for name in self.names(prefix)}
+
     def read(self, prefix: str, names: Iterable[str] | None = None, cuts: Mapping[str, Cut] = {}) -> dict[str, Tensor]:
         """The tensors by name, or of those with a cut this rank's part of them."""
         chosen = list(self.names(prefix) if names is None else names)

@@ -109,6 +109,16 @@ def _refuse_head(model: nn.Module, pattern: str, tied: set[int]) -> None:
             raise UserError(f"lora.targets: {pattern!r} finds the head, which takes no adapter; use lora.full: [^head]")
 
 
+def is_of_adapter(name: str) -> bool:
+    return name.endswith((f".{DOWN}", f".{UP}"))
+
+
+def with_adapter(name: str) -> tuple[str, ...]:
+    """A tensor's name, and those of the adapter that is for it alone."""
+    layer, _, last = name.rpartition(".")
+    return (name, f"{layer}.{DOWN}", f"{layer}.{UP}") if last == "weight" else (name,)
+
+
 def _adapters(tensors: Mapping[str, Tensor]) -> Iterator[str]:
     """Names of the layers that have one."""
     return (name.removesuffix(f".{DOWN}") for name in tensors if name.endswith(f".{DOWN}"))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -27,7 +28,8 @@ def parameter_groups(
 
     `roles` by name are those of the modules where nobody says otherwise. Vectors, as gains and biases, do not decay.
     UserError if a rule of `config.groups` is no parameter's first match. Of a model that ranks share, `roles` and
-    names of what is `trained` are the whole one's: a rule may be for what another rank holds.
+    names of what is `trained` are the whole one's: a rule may be for what another rank holds. Where this one has
+    nothing to train it is one group without parameters.
     """
     roles = roles_of(model) if roles is None else roles
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -48,6 +50,9 @@ def parameter_groups(
             options["weight_decay"] = options["weight_decay"] if rule.weight_decay is None else rule.weight_decay
         groups.setdefault(tuple(options.values()), {"params": [], **options})["params"].append(parameter)
     _check_rules(config, {number for number in firsts.values() if number is not None}, list(firsts))
+    if not groups:
+        options = OPTIMIZERS[config.name].parameter_options("vector", torch.empty(0), config)
+        return [{"params": [], "weight_decay": 0.0, "lr_scale": 1.0, **options}]
     return list(groups.values())
 
 

@@ -126,6 +126,7 @@ class Pipeline:
     layout: Layout = Layout()
     schedule: str = "1f1b"
     parameters: Sequence[Sequence[nn.Parameter]] = ()  # of each chunk
+    lowest: int = 0  # the first virtual stage that has something to train: no gradient goes below it
     holds: bool = False  # each micro-batch's gradients are told alone, though those of others come between them
     tied: Tied | None = None
     deferred: Deferred | None = None  # where the schedule parts the backward pass
@@ -174,7 +175,7 @@ class Pipeline:
 
     def _forward(self, work: Work, action: Action, num: int) -> None:
         stage, number = self._stage(action.chunk), action.micro_batch
-        received = self._take(Key(FORWARD, stage, number)).requires_grad_() if stage else None
+        received = self._take(Key(FORWARD, stage, number)).requires_grad_(stage > self.lowest) if stage else None
         try:
             output = work.forward(number, self.part(action.chunk, received))
         except Handed as handed:
@@ -186,15 +187,16 @@ class Pipeline:
     def _backward(self, work: Work, action: Action, num: int) -> None:
         stage, number = self._stage(action.chunk), action.micro_batch
         opened, last = self._open.pop((action.chunk, number)), self.layout.num_stages - 1
-        gradient = self._take(Key(BACKWARD, stage, number)) if stage < last else None
+        gradient = self._take(Key(BACKWARD, stage, number)) if self.lowest <= stage < last else None
         if self._shares(stage, 0, number, num):
             self._add_tied(self._take(Key(TIED_GRADIENT, 0, number)))
         work.begins(number)
         if self.deferred is not None:
             self.deferred.key = action.chunk, number
-        torch.autograd.backward(opened.output, gradient)
-        if opened.received is not None:
-            assert opened.received.grad is not None
+        if stage >= self.lowest:
+            torch.autograd.backward(opened.output, gradient)
+        if stage > self.lowest:
+            assert opened.received is not None and opened.received.grad is not None
             self._send(opened.received.grad, Key(BACKWARD, stage - 1, number))
         if self._shares(stage, last, number, num):
             assert self.tied is not None and self.tied.weight.grad is not None
@@ -268,7 +270,7 @@ class Pipeline:
         needed = []
         if action.kind == "F" and stage:
             needed.append((Key(FORWARD, stage, number), lambda: work.room(number)))
-        if action.kind == "B" and stage < last:
+        if action.kind == "B" and self.lowest <= stage < last:
             needed.append((Key(BACKWARD, stage, number), lambda: work.room(number)))
         if action.kind == "B" and self._shares(stage, 0, number, num):
             assert self.tied is not None
@@ -317,14 +319,21 @@ def _taken(parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
 
 
 def in_chunks(named: Mapping[str, nn.Parameter], parts: Sequence[range]) -> list[list[nn.Parameter]]:
-    """Parameters by the chunk that has their layer; what stands before the first layer, or behind the last, with it."""
-    if len(parts) == 1:
-        return [list(named.values())]
+    """Parameters by the chunk that has them."""
     found: list[list[nn.Parameter]] = [[] for _ in parts]
     for name, parameter in named.items():
-        layer = LAYER.match(name)
-        chunk = next(n for n, part in enumerate(parts) if int(layer[2]) in part) if layer else None
-        if chunk is None:
-            chunk = 0 if BELOW.search(name) else len(parts) - 1
-        found[chunk].append(parameter)
+        found[stage_of(name, parts)].append(parameter)
     return found
+
+
+def stage_of(name: str, parts: Sequence[range]) -> int:
+    """Which of the parts, given by their layers, has a parameter; the first and the last have what stands beside them.
+
+    >>> [stage_of(name, [range(2), range(2, 4)]) for name in ("embed.weight", "blocks.1.norm.gain", "head.bias")]
+    [0, 0, 1]
+    """
+    if len(parts) == 1:
+        return 0
+    if layer := LAYER.match(name):
+        return next(number for number, part in enumerate(parts) if int(layer[2]) in part)
+    return 0 if BELOW.search(name) else len(parts) - 1

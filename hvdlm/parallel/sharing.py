@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hvdlm.checkpoint.boxes import Cut
+from hvdlm.checkpoint import Cut, model_state
 from hvdlm.errors import UserError
 from hvdlm.models import LanguageModel, num_parameters
 from hvdlm.models.unmade import Unmade
@@ -29,13 +29,15 @@ class Whole:
     names: tuple[str, ...]  # of its parameters, in its order
     roles: dict[str, Role]
     trained: tuple[str, ...]
+    shapes: dict[str, tuple[int, ...]]  # of all tensors that a checkpoint keeps of it
     num_parameters: int
 
     @staticmethod
     def of(model: LanguageModel) -> Whole:
         named = dict(model.named_parameters())
         trained = tuple(name for name, parameter in named.items() if parameter.requires_grad)
-        return Whole(tuple(named), model.parameter_roles(), trained, num_parameters(model))
+        shapes = {name: tuple(tensor.shape) for name, tensor in model_state(model).items()}
+        return Whole(tuple(named), model.parameter_roles(), trained, shapes, num_parameters(model))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Section(NamedTuple):
 class FlatLayout:
     """Where each gradient lies: in the model's order, each at a multiple of `align`, then zeros up to `padded` floats.
 
-    Without `align` there are no gaps.
+    Without `align` there are no gaps. A stage that has nothing to train has rows of zeros alone.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], size: int, align: int = 1) -> None:
@@ -34,11 +34,11 @@ class FlatLayout:
         for parameter in parameters:
             self.starts.append(self.numel)
             self.numel += -(-parameter.numel() // align) * align
-        self.padded = -(-self.numel // (size * ROW_MULTIPLE)) * size * ROW_MULTIPLE
+        self.padded = max(1, -(-self.numel // (size * ROW_MULTIPLE))) * size * ROW_MULTIPLE
 
     def zeros(self) -> Tensor:
         """A buffer of this layout, float32 (padded,), where the parameters are."""
-        return torch.zeros(self.padded, device=self.parameters[0].device)
+        return torch.zeros(self.padded, device=self.parameters[0].device if self.parameters else None)
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """The buffer's part of each parameter, in its shape."""
@@ -62,7 +62,13 @@ class FlatLayout:
 
     def collect(self, flat: Tensor) -> None:
         """Copy every gradient into the buffer."""
-        torch._foreach_copy_(self.views(flat), self.gradients())
+        if self.parameters:
+            torch._foreach_copy_(self.views(flat), self.gradients())
+
+    def add(self, flat: Tensor) -> None:
+        """Add every gradient to the buffer."""
+        if self.parameters:
+            torch._foreach_add_(self.views(flat), self.gradients())
 
     def spread(self, flat: Tensor) -> None:
         """Make every `p.grad` a view of the buffer: nothing is copied."""

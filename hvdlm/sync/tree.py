@@ -132,7 +132,7 @@ class Block:
         self._done += 1
         if self._stack and are_siblings(self._stack[-1][0], leaf):
             _, buffer = self._stack.pop()
-            torch._foreach_add_(self._layout.views(buffer), self._layout.gradients())
+            self._layout.add(buffer)
             push(self._stack, Node(1, leaf.number // 2), buffer, self._add)
         else:
             buffer = self.spare.pop() if self.spare else self._layout.zeros()

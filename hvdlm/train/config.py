@@ -224,18 +224,26 @@ class RunConfig(Section):
                 f"parallel.pipeline, parallel.tensor: share a transformer without an encoder, not this {family}; leave"
                 " them at 1 (parallel.zero: 1 is for any)"
             )
+        self._check_shared()
+        return self
+
+    def _check_shared(self) -> None:
+        """What goes with whole models alone, or with whole layers."""
+        parallel = self.parallel
+        within = ["parallel.tensor: 1"] if parallel.tensor > 1 else []
+        within += ["parallel.tensor_blocks: 0"] if parallel.tensor_blocks else []
+        among = ["parallel.pipeline: 1"] if parallel.pipeline > 1 else []
+        if self.lora is not None and within:
+            raise ValueError(f"lora: goes with whole layers alone; leave it out, or set {' and '.join(within)}")
         odd = {
             self.sync.label: not (self.sync.keeps_replicas_equal and self.sync.reduces_before_step),
             "sync.compress": getattr(self.sync, "compress", None) is not None,  # what it carries on is of whole models
             "data.order: contiguous": self.data.order == "contiguous",
             "train.compile: true": self.train.compile,
-            "lora": self.lora is not None and parallel.tensor > 1,
         }
         if found := next((name for name, is_odd in odd.items() if is_odd), ""):
-            raise ValueError(
-                f"{found}: goes with whole models alone; leave it out, or set parallel.pipeline and tensor to 1"
-            )
-        return self
+            remedy = " and ".join(among + within)
+            raise ValueError(f"{found}: goes with whole models alone; leave it out, or set {remedy}")
 
     def _check_zero(self) -> None:
         if self.sync.sharing is None:

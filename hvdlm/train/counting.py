@@ -24,6 +24,7 @@ from hvdlm.data.manifest import Manifest
 from hvdlm.data.stream import TokenStream
 from hvdlm.errors import UserError
 from hvdlm.parallel.axes import Axes
+from hvdlm.parallel.sharing import Whole
 from hvdlm.partition import slice_of
 from hvdlm.sync.tree import Node, fold, nodes_of, push
 from hvdlm.train.batch_plan import BatchPlan
@@ -58,6 +59,7 @@ class CountingLearner(Learner):
         vocabulary = vocabulary_of(manifest)
         self.task = build_task(config, vocabulary)
         self.model = model_of(config, vocabulary, self.task).to(self.device)
+        self.whole = Whole.of(self.model)
         self.flops_per_token = self.task.flops_per_token(self.model, config.data.seq_len)
         self.val_losses: list[float] = []
         self._sent = 0

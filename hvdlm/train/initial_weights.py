@@ -20,20 +20,23 @@ from pydantic import ValidationError
 from torch import nn
 
 from hvdlm import checkpoint
+from hvdlm.checkpoint import Checkpoint, Cut
 from hvdlm.data.manifest import TOKENIZER
 from hvdlm.errors import UserError
 from hvdlm.exchange import Imported, is_folder, read_model, weights_digest
 from hvdlm.exchange.tokenizer_files import MASK, encodes_alike, tokenizer_files
 from hvdlm.models import FamilyConfig
-from hvdlm.models.lora import LoraConfig, merged
+from hvdlm.models.lora import LoraConfig, is_of_adapter, merged, with_adapter
 from hvdlm.optim.roles import HEAD
 from hvdlm.tokenizer import AUTO, load
 from hvdlm.train.config import RunConfig
 from hvdlm.train.init_config import InitConfig
 from hvdlm.train.learner import Learner
-from hvdlm.train.taken_weights import Source, Taken, head_shapes, take, take_parts
+from hvdlm.train.taken_weights import Shape, Source, Taken, Target, head_shapes, take, take_parts
 
 log = logging.getLogger("hvdlm")
+
+MEAN = f"{checkpoint.ENGINE}ema/"  # what the keys of the weights' running mean begin with
 
 
 def pinned(config: RunConfig) -> tuple[RunConfig, Path | None]:
@@ -140,7 +143,7 @@ def _find(init: InitConfig) -> Path:
 
 
 def begin_with(path: Path, learner: Learner, tokenizer_digest: str) -> None:
-    """Give this rank's model (and optimizer) what the checkpoint or folder holds; every rank reads the same files.
+    """Give this rank's model (and optimizer) what the checkpoint or folder holds; every rank reads what it has of it.
 
     UserError if it is of another tokenizer or model, or not finite.
     """
@@ -155,7 +158,8 @@ def begin_with(path: Path, learner: Learner, tokenizer_digest: str) -> None:
 
 def _begin_with_run(path: Path, learner: Learner, tokenizer_digest: str) -> tuple[str, str]:
     """What it is, and what was taken of it where that is not all."""
-    init, state = learner.config.init, checkpoint.read_state(path)
+    init, found = learner.config.init, Checkpoint(path)
+    state = found.state
     assert init is not None
     if state["tokenizer_digest"] != tokenizer_digest:
         without = " and tokenizer.bos: none" if state.get("bos_id") is None else ""
@@ -166,10 +170,10 @@ def _begin_with_run(path: Path, learner: Learner, tokenizer_digest: str) -> tupl
         )
     _check_same_model(path, state["config"].get("model", {}), learner)
     mean = not init.optimizer if init.ema is None else init.ema
-    if is_same := _is_same_model(path, state, learner):
-        takes_mean, taken = load_weights(path, learner.model, mean=mean), ""
+    if is_same := _is_same_model(found, learner):
+        takes_mean, taken = load_weights(found, learner.model, mean=mean, cuts=learner.cuts or None), ""
     else:
-        takes_mean, taken = _take_body(path, state, learner, mean=mean)
+        takes_mean, taken = _take_body(found, learner, mean=mean)
     if init.ema and not takes_mean:
         raise UserError(f"init.ema: {path} holds no running mean of the weights; set it to false")
     if init.optimizer:
@@ -191,15 +195,14 @@ def _begin_with_run(path: Path, learner: Learner, tokenizer_digest: str) -> tupl
     return f"{'the running mean of the weights' if takes_mean else 'the weights'}{also}", taken
 
 
-def _is_same_model(path: Path, state: dict[str, Any], learner: Learner) -> bool:
+def _is_same_model(found: Checkpoint, learner: Learner) -> bool:
     """Whether the checkpoint holds this very model, head and all, for the same kind of task."""
     if isinstance(learner.model, checkpoint.TakesShapes):
         return True
-    if any(state["config"].get(key) or getattr(learner.config, key) for key in ("lora", "freeze")):
+    if any(found.state["config"].get(key) or getattr(learner.config, key) for key in ("lora", "freeze")):
         return False
-    theirs = {name: tensor.shape for name, tensor in checkpoint.read_weights(path).items()}
-    ours = {name: tensor.shape for name, tensor in checkpoint.model_state(learner.model).items()}
-    return theirs == ours and _task_of(state, learner) == learner.config.task.kind
+    is_same_task = _task_of(found.state, learner) == learner.config.task.kind
+    return is_same_task and found.shapes(checkpoint.MODEL) == learner.whole.shapes
 
 
 def _task_of(state: dict[str, Any], learner: Learner) -> str:
@@ -207,22 +210,32 @@ def _task_of(state: dict[str, Any], learner: Learner) -> str:
     return state["config"].get("task", {}).get("kind", learner.config.model.tasks[0])
 
 
-def _take_body(path: Path, state: dict[str, Any], learner: Learner, *, mean: bool) -> tuple[bool, str]:
+def _take_body(found: Checkpoint, learner: Learner, *, mean: bool) -> tuple[bool, str]:
     """Whether it was the running mean, and what was taken; adapters of the source are merged into its matrices."""
-    tensors = checkpoint.read_weights(path)
-    means = _means(path) if mean else {}
-    tensors |= means
-    if lora := state["config"].get("lora"):
-        tensors = merged(tensors, LoraConfig.model_validate(lora).scale)
-    is_same_task = _task_of(state, learner) == learner.config.task.kind
-    source = Source(str(path), tensors, state["vocab_size"], same_extras=is_same_task)
-    taken = take(learner.model, source, with_head=is_same_task and _has_our_head(tensors, learner))
+    weights, means = found.shapes(checkpoint.MODEL), found.shapes(MEAN) if mean else {}
+    lora = found.state["config"].get("lora")
+    scale = LoraConfig.model_validate(lora).scale if lora else 0.0
+
+    def stored(name: str) -> torch.Tensor:
+        return found.read(MEAN if name in means else checkpoint.MODEL, [name])[name]
+
+    def read(name: str) -> torch.Tensor:
+        return merged({each: stored(each) for each in with_adapter(name) if each in weights}, scale)[name]
+
+    is_same_task = _task_of(found.state, learner) == learner.config.task.kind
+    shapes = {name: shape for name, shape in (weights | means).items() if not (lora and is_of_adapter(name))}
+    source = Source(str(found.path), shapes, read, found.state["vocab_size"], same_extras=is_same_task)
+    taken = take(_target(learner), source, with_head=is_same_task and _has_our_head(shapes, learner))
     _check_new_head_is_trained(taken, learner)
     return bool(means), str(taken)
 
 
-def _has_our_head(tensors: Mapping[str, torch.Tensor], learner: Learner) -> bool:
-    return head_shapes(tensors) == head_shapes(checkpoint.model_state(learner.model))
+def _target(learner: Learner) -> Target:
+    return Target(learner.whole.shapes, checkpoint.model_state(learner.model), learner.cuts)
+
+
+def _has_our_head(shapes: Mapping[str, Shape], learner: Learner) -> bool:
+    return head_shapes(shapes) == head_shapes(learner.whole.shapes)
 
 
 def _begin_with_folder(path: Path, learner: Learner) -> tuple[str, str]:
@@ -239,9 +252,11 @@ def _begin_with_folder(path: Path, learner: Learner) -> tuple[str, str]:
     _check_same_model(path, found.section, learner)
     tensors = {**found.body, **found.head}
     extra = tokenizer_files(theirs).id_of(MASK)
-    source = Source(str(path), tensors, tokenizer.vocab_size, extra=extra)
-    taken = take(learner.model, source, with_head=_has_our_head(tensors, learner))
-    take_parts(learner.model, _parts_of_head(found, learner), taken)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    source = Source(str(path), shapes, tensors.__getitem__, tokenizer.vocab_size, extra=extra)
+    target = _target(learner)
+    taken = take(target, source, with_head=_has_our_head(shapes, learner))
+    take_parts(target, _parts_of_head(found, learner), taken)
     _check_new_head_is_trained(taken, learner)
     return f"the {found.model_type} weights", str(taken)
 
@@ -261,36 +276,35 @@ def _parts_of_head(found: Imported, learner: Learner) -> dict[str, torch.Tensor]
 
 
 def _check_new_head_is_trained(taken: Taken, learner: Learner) -> None:
-    frozen = {name for name, parameter in learner.model.named_parameters() if not parameter.requires_grad}
-    if dead := [name for name in taken.new_head if name in frozen]:
+    whole = learner.whole
+    if dead := [name for name in taken.new_head if name in whole.names and name not in whole.trained]:
         remedy = "set lora.full: [^head]" if learner.config.lora else "leave it out of freeze"
         raise UserError(f"init.from: {', '.join(dead)} would begin anew and never learn: it is frozen; {remedy}")
 
 
-def load_weights(path: Path, model: nn.Module, *, mean: bool) -> bool:
-    """The checkpoint's weights, or with `mean` their running mean where there is one; whether it was that."""
-    checkpoint.load_model(path, model, rounded=True)
-    means = _means(path) if mean else {}
+def load_weights(
+    source: Path | Checkpoint, model: nn.Module, *, mean: bool, cuts: Mapping[str, Cut] | None = None
+) -> bool:
+    """The checkpoint's weights, or with `mean` their running mean where there is one; whether it was that.
+
+    With `cuts` the model is this rank's part of the whole one.
+    """
+    found = Checkpoint(source) if isinstance(source, Path) else source
+    checkpoint.load_model(found, model, rounded=True, cuts=cuts)
+    means = found.shapes(MEAN) if mean else {}
     if not means:
         return False
     learnt = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    odd = [name for name in learnt.keys() | means.keys() if _shape_of(means.get(name)) != _shape_of(learnt.get(name))]
-    if odd:
-        raise UserError(f"{path}: its running mean of the weights is of another model ({', '.join(sorted(odd)[:3])} …)")
+    ours = {name: cuts[name].shape if cuts else tuple(parameter.shape) for name, parameter in learnt.items()}
+    names = ours if cuts else ours | means  # else other ranks may have the others
+    if odd := [name for name in names if means.get(name) != ours.get(name)]:
+        told = ", ".join(sorted(odd)[:3])
+        raise UserError(f"{found.path}: its running mean of the weights is of another model ({told} …)")
+    tensors = found.read(MEAN, learnt, cuts or {})
     with torch.no_grad():
         for name, parameter in learnt.items():
-            parameter.copy_(means[name])
+            parameter.copy_(tensors[name])
     return True
-
-
-def _means(path: Path) -> dict[str, torch.Tensor]:
-    """The running mean of a checkpoint's weights by name; empty where it holds none."""
-    found = checkpoint.load_tensors(path)
-    return {name.removeprefix("ema/"): tensor for name, tensor in found.items() if name.startswith("ema/")}
-
-
-def _shape_of(tensor: torch.Tensor | None) -> torch.Size | None:
-    return None if tensor is None else tensor.shape
 
 
 def _check_same_model(path: Path, theirs: dict[str, Any], learner: Learner) -> None:

@@ -21,6 +21,7 @@ from hvdlm.data.records import Records
 from hvdlm.data.stream import TokenStream
 from hvdlm.models import LanguageModel, num_parameters
 from hvdlm.parallel.axes import Axes
+from hvdlm.parallel.sharing import Whole
 from hvdlm.tables import counted
 from hvdlm.tasks import Task
 from hvdlm.tasks.readers import Readers
@@ -57,6 +58,7 @@ class Learner(ABC):
     axes: Axes
     world: World
     model: LanguageModel
+    whole: Whole  # that the model is, or of which it is this rank's part
     task: Task
     device: torch.device
     plan: BatchPlan

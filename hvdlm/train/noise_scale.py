@@ -28,9 +28,10 @@ class NoiseScale:
         self.small: float | None = None  # squared norm of this rank's micro-batch gradient
         self.large: float | None = None  # of the global batch's
         self._noise = self._signal = 0.0
-        for parameter in parameters:
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._arrived)
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        self._has_none = not trained  # as a stage that is frozen, whose part of the norm is 0
+        for parameter in trained:
+            parameter.register_post_accumulate_grad_hook(self._arrived)
 
     def arm(self) -> None:
         """Measure in the coming step."""
@@ -46,8 +47,9 @@ class NoiseScale:
 
     def take(self, norm: Tensor) -> None:
         """The norm of the mean gradient over the global batch."""
-        if self._squares and self.targets:
-            self.small = float(torch.stack(self._squares).sum()) / (self._weight * self.targets) ** 2
+        if self.targets and (self._squares or (self._is_armed and self._has_none)):
+            square = float(torch.stack(self._squares).sum()) if self._squares else 0.0
+            self.small = square / (self._weight * self.targets) ** 2
             self.large = float(norm) ** 2
             self._squares = []
         self._is_armed = False

@@ -26,7 +26,7 @@ from hvdlm.optim.norm import norm_of
 from hvdlm.parallel.axes import Axes
 from hvdlm.parallel.deferred import defer
 from hvdlm.parallel.exchange import added, places, summed
-from hvdlm.parallel.pipeline import Chunk, Pipeline, Tied, in_chunks
+from hvdlm.parallel.pipeline import Chunk, Pipeline, Tied, in_chunks, stage_of
 from hvdlm.parallel.schedule import SCHEDULES
 from hvdlm.parallel.sharing import Whole, share
 from hvdlm.sync import build_sync
@@ -114,6 +114,7 @@ class GradientLearner(Learner):
             layout,
             parallel.schedule,
             parameters=in_chunks(named, parts),
+            lowest=min((stage_of(name, layout.layers) for name in self.whole.trained), default=0),
             holds=orders and (len(parts) > 1 or splits),
             tied=None if tied is None else Tied(tied, each=orders),
             deferred=defer(self.model.layers_to_cut) if splits else None,
@@ -339,6 +340,8 @@ class GradientLearner(Learner):
 
     def _clip(self, gradients: list[Tensor], norm: Tensor) -> None:
         """Scale the gradients back, to at most `optim.clip`, in one pass or none."""
+        if not gradients:  # of a stage that is frozen
+            return
         clip = self.config.optim.clip
         factor = (clip / (norm + 1e-6)).clamp(max=1.0) / self._scale if clip else torch.ones_like(norm) / self._scale
         if self.device.type == "cpu":  # there it costs nothing to look

@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from hvdlm.checkpoint import Cut
 from hvdlm.errors import UserError
-from hvdlm.models.lora import DOWN, UP
+from hvdlm.models.lora import is_of_adapter
 from hvdlm.optim.roles import HEAD
 from hvdlm.tables import counted
 
 OF_VOCABULARY = re.compile(rf"(^|\.)embed\.weight$|^{HEAD}\.(weight|bias)$")  # they have a row for each id
 
 
+Shape = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Source:
-    """Tensors by the names of ours, of a model whose first `size` ids mean what they mean here.
+    """Tensors by the names of ours, of a model whose first `size` ids mean what they mean here; `read` gives one.
 
     With `same_extras` so do those behind them. Else `extra` is the id there whose row stands for each of ours, as its
     mask for our mask; None: these rows begin at the mean of all.
     """
 
     name: str
-    tensors: Mapping[str, Tensor]
+    shapes: Mapping[str, Shape]
+    read: Callable[[str], Tensor]
     size: int
     same_extras: bool = False
     extra: int | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model that takes them: the shapes of all its tensors, and those that this rank has, some by a cut in part."""
+
+    shapes: Mapping[str, Shape]
+    held: Mapping[str, Tensor]
+    cuts: Mapping[str, Cut] = field(default_factory=dict)
+
+    def put(self, name: str, whole: Tensor) -> None:
+        cut = self.cuts.get(name)
+        self.held[name].copy_(whole if cut is None else cut.of(whole))
 
 
 @dataclass
@@ -56,66 +74,67 @@ def is_of_head(name: str) -> bool:
     return name.startswith(f"{HEAD}.")
 
 
-def head_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int | str, ...]]:
+def head_shapes(shapes: Mapping[str, Shape]) -> dict[str, tuple[int | str, ...]]:
     """Of a model's head, by name; a row for each id of the embedding is `ids`, however many there are."""
-    ids = tensors["embed.weight"].shape[:1] if "embed.weight" in tensors else None
-    heads = {name: tensor.shape for name, tensor in tensors.items() if is_of_head(name)}
-    return {name: ("ids", *shape[1:]) if shape[:1] == ids else tuple(shape) for name, shape in heads.items()}
-
-
-def is_of_adapter(name: str) -> bool:
-    return name.endswith((f".{DOWN}", f".{UP}"))
+    ids = shapes["embed.weight"][:1] if "embed.weight" in shapes else None
+    heads = {name: shape for name, shape in shapes.items() if is_of_head(name)}
+    return {name: ("ids", *shape[1:]) if shape[:1] == ids else shape for name, shape in heads.items()}
 
 
 @torch.no_grad()
-def take(model: nn.Module, source: Source, *, with_head: bool) -> Taken:
+def take(target: Target, source: Source, *, with_head: bool) -> Taken:
     """Put the source's tensors into the model; only adapters and the head may be missing, which then begin anew.
 
-    Without `with_head` that of the source is left aside. UserError for any other tensor that the source lacks, or that
-    the model has no place for.
+    Without `with_head` that of the source is left aside. What a rank has not is not read, and told all the same.
+    UserError for any other tensor that the source lacks, or that the model has no place for.
     """
-    kept = model.state_dict().keys()
-    ours = {name: tensor for name, tensor in (*model.named_parameters(), *model.named_buffers()) if name in kept}
-    theirs = {name: tensor for name, tensor in source.tensors.items() if with_head or not is_of_head(name)}
-    lacking = [name for name in ours if name not in theirs and not is_of_head(name) and not is_of_adapter(name)]
-    if odd := [*lacking, *(name for name in theirs if name not in ours)]:
+    theirs = {name: shape for name, shape in source.shapes.items() if with_head or not is_of_head(name)}
+    lacking = [
+        name for name in target.shapes if name not in theirs and not is_of_head(name) and not is_of_adapter(name)
+    ]
+    if odd := [*lacking, *(name for name in theirs if name not in target.shapes)]:
         what = "lacks" if lacking else "has, and this model has not,"
         raise UserError(f"init.from: {source.name} {what} {', '.join(odd[:3])}{' …' if len(odd) > 3 else ''}")
     taken = Taken()
-    for name, tensor in ours.items():
+    for name, shape in target.shapes.items():
         if name not in theirs:
             taken.anew.append(name)
-        elif theirs[name].shape == tensor.shape and (not _has_extras(name, tensor, source) or source.same_extras):
-            tensor.copy_(theirs[name])
-            taken.whole.append(name)
-        else:
-            tensor.copy_(_rows(name, theirs[name], tensor.shape, source))
-            taken.cut.append(name)
+            continue
+        is_whole = theirs[name] == shape and (not _has_extras(name, shape, source) or source.same_extras)
+        if not is_whole:
+            _check_rows(name, theirs[name], shape, source)
+        (taken.whole if is_whole else taken.cut).append(name)
+        if name in target.held:
+            tensor = source.read(name)
+            target.put(name, tensor if is_whole else _rows(tensor, shape[0], source))
     return taken
 
 
 @torch.no_grad()
-def take_parts(model: nn.Module, parts: Mapping[str, Tensor], taken: Taken) -> None:
+def take_parts(target: Target, parts: Mapping[str, Tensor], taken: Taken) -> None:
     """Put those tensors of a head that begins anew into it that there are, by names of ours; the rest stay new."""
-    ours = dict(model.named_parameters())
-    for name in [name for name in taken.new_head if name in parts and parts[name].shape == ours[name].shape]:
-        ours[name].copy_(parts[name])
+    for name in [name for name in taken.new_head if name in parts and tuple(parts[name].shape) == target.shapes[name]]:
+        if name in target.held:
+            target.put(name, parts[name])
         taken.anew.remove(name)
         taken.whole.append(name)
 
 
-def _has_extras(name: str, ours: Tensor, source: Source) -> bool:
-    return OF_VOCABULARY.search(name) is not None and len(ours) > source.size
+def _has_extras(name: str, ours: Shape, source: Source) -> bool:
+    return OF_VOCABULARY.search(name) is not None and ours[0] > source.size
 
 
-def _rows(name: str, theirs: Tensor, wanted: torch.Size, source: Source) -> Tensor:
-    """The rows of our ids: those of the vocabulary, and behind it the extra one, or the mean."""
-    if not OF_VOCABULARY.search(name) or theirs.shape[1:] != wanted[1:] or wanted[0] < source.size:
+def _check_rows(name: str, theirs: Shape, wanted: Shape, source: Source) -> None:
+    """UserError where one is not the other but for rows of ids."""
+    if not OF_VOCABULARY.search(name) or theirs[1:] != wanted[1:] or wanted[0] < source.size:
         raise UserError(
-            f"init.from: {source.name}: {name} is {tuple(theirs.shape)} there and {tuple(wanted)} here; make the model"
-            " the same"
+            f"init.from: {source.name}: {name} is {theirs} there and {wanted} here; make the model the same"
         )
-    known = theirs[: source.size]
+
+
+def _rows(theirs: Tensor, num: int, source: Source) -> Tensor:
+    """The rows of our ids: those of the vocabulary, and behind it the extra one, or the mean."""
+    known, row = theirs[: source.size], theirs.shape[1:]
     new = known.mean(0, keepdim=True) if source.extra is None else theirs[source.extra : source.extra + 1]
-    missing = known.mean(0, keepdim=True).expand(source.size - len(known), *theirs.shape[1:])
-    return torch.cat((known, missing, new.expand(wanted[0] - source.size, *theirs.shape[1:])))
+    missing = known.mean(0, keepdim=True).expand(source.size - len(known), *row)
+    return torch.cat((known, missing, new.expand(num - source.size, *row)))

@@ -62,7 +62,7 @@ def trained_of(model: nn.Module, groups: Iterable[Mapping[str, Any]], cuts: Mapp
     names = {id(parameter): name for name, parameter in named.items()}
     sizes = {name: math.prod(cuts[name].shape) if name in cuts else p.numel() for name, p in named.items()}
     by_rates: dict[str, list[str]] = {}
-    for group in groups:
+    for group in (each for each in groups if each["params"]):
         rates = f"lr x {group.get('lr_scale', 1.0):.4g}, weight decay {group['weight_decay']:g}"
         by_rates.setdefault(rates, []).extend(names[id(parameter)] for parameter in group["params"])
     return Trained(sizes, [name for name, parameter in named.items() if parameter.requires_grad], by_rates)
