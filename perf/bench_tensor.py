@@ -14,20 +14,18 @@ from typing import Any
 import torch
 
 from hvdlm.models import Vocabulary, build_model
-from hvdlm.models.transformer import TransformerConfig
 from hvdlm.parallel.exchange import summed
 from hvdlm.parallel.tensor import cut_tensor
 from hvdlm.tables import figure
 from hvdlm.world.interface import World
 
+from .gpt_shape import GptShape
+
 SUMS = 4  # of a layer: two on the way there, two on the way back
 
 
 @dataclass(frozen=True)
-class TensorBenchOptions:
-    layers: int = 4
-    heads: int = 8
-    width: int = 512
+class TensorBenchOptions(GptShape):
     seq_len: int = 256
     batch: int = 4
     rounds: int = 7
@@ -38,7 +36,7 @@ def bench(options: TensorBenchOptions, world: World) -> dict[str, Any]:
     torch.set_num_threads(1)
     shape = options.batch, options.seq_len, options.width
     x, tiny = torch.rand(shape), torch.zeros(world.size)
-    config = TransformerConfig(layers=options.layers, heads=options.heads, width=options.width)
+    config = options.config()
     whole, part = (build_model(config, Vocabulary(256, 0), 0) for _ in range(2))
     cut_tensor(part, world, shares_time=False)
     ids = torch.arange(options.batch * options.seq_len).remainder(256).view(options.batch, options.seq_len)

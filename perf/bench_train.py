@@ -17,12 +17,11 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from hvdlm.errors import UserError
 from hvdlm.files import to_json, write_text_durably
-from hvdlm.host import physical_cores
+from hvdlm.host import free_bytes, physical_cores
 from hvdlm.launch.plan import find_mpirun, version_of
 from hvdlm.session.metrics import read_metrics
 from hvdlm.tables import counted, table
@@ -154,8 +153,7 @@ def _start(
 
 def _check_memory(ready: list[dict], jobs_to_come: int) -> None:
     """UserError before the machine runs out of memory; it is the jobs to come that are refused."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    available = free_bytes()
     needed = jobs_to_come * sum(answer["memory_bytes"] for answer in ready)
     if needed > available:
         raise UserError(

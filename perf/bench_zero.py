@@ -12,20 +12,18 @@ from typing import Any
 import torch
 
 from hvdlm.models import Vocabulary, build_model
-from hvdlm.models.transformer import TransformerConfig
 from hvdlm.optim import OptimConfig, build_optimizer
 from hvdlm.sync import SYNCS, build_sync
 from hvdlm.tables import table
 from hvdlm.world.interface import World
 
+from .gpt_shape import GptShape
+
 MICRO_BATCHES = 2  # of a step
 
 
 @dataclass(frozen=True)
-class ZeroBenchOptions:
-    layers: int = 4
-    heads: int = 8
-    width: int = 512
+class ZeroBenchOptions(GptShape):
     vocab_size: int = 8192
 
 
@@ -46,7 +44,7 @@ def bench(options: ZeroBenchOptions, world: World) -> dict[str, Any]:
 
 def _counted(options: ZeroBenchOptions, world: World, kind: str, *, shares: bool) -> float:
     """Bytes a parameter when a micro-batch's gradients are there, or all have been combined, whichever is more."""
-    config = TransformerConfig(layers=options.layers, heads=options.heads, width=options.width)
+    config = options.config()
     model = build_model(config, Vocabulary(options.vocab_size, 0), 0)
     numel = sum(parameter.numel() for parameter in model.parameters())
     before = _resident() - 4 * numel  # tables of positions and the like

@@ -59,8 +59,11 @@ def planned(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
         else:
             refused[str(mesh)] = str(one)
     if not found:
-        raise UserError(next(iter(refused.values())))
-    process = 0 if _is_on_gpu(config) else memory_bytes("VmRSS")  # this process has loaded what a rank loads
+        mesh, reason = next(iter(refused.items()))
+        raise UserError(
+            f"--ranks: no mesh of {meshes[0].size} ranks can train this; {mesh}: {reason}; take another number"
+        )
+    process = 0 if is_on_gpu(config) else memory_bytes("VmRSS")  # this process has loaded what a rank loads
     found.sort(key=lambda one: one.time.step_s)
     rows = [_row(one, config, process) for one in found]
     kept = _fit(rows, options.memory_gb)
@@ -95,7 +98,7 @@ def _meshes(config: RunConfig, options: PlanOptions, ranks: int | None) -> list[
     if options.ranks is not None:
         return meshes_of(options.ranks)
     if ranks is None:
-        ranks = parallel.pipeline * parallel.tensor * (1 if parallel.data == "auto" else parallel.data)
+        ranks = parallel.shared_by * (1 if parallel.data == "auto" else parallel.data)
     return [parallel.mesh(ranks)]
 
 
@@ -137,7 +140,7 @@ def _speed(config: RunConfig, ranks: int) -> float:
     return measured_flops(torch.device("cuda" if on_gpu else "cpu"), config.train.precision, threads)
 
 
-def _is_on_gpu(config: RunConfig) -> bool:
+def is_on_gpu(config: RunConfig) -> bool:
     """Whether a rank's memory is that of a GPU, where nothing but tensors is counted."""
     import torch
 

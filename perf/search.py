@@ -1,29 +1,36 @@
 """Which settings to try, who is dropped and who wins, for `hvdlm tune`. Pure: a function that measures is an argument.
 
-Stages follow one another: micro-batch and sync together, threads, then the sync's own knobs one by one. A stage is
-a race: its candidates run in turn, round by round, and after each round those that are clearly slower than the
-fastest leave. Of those that cannot be told from the fastest the first in the list wins, so a candidate
-must be clearly faster, at 99 % for all comparisons of a round together, to take the place of what is configured.
+Stages follow one another: meshes where they are searched, micro-batch and sync together, threads, then the sync's own
+knobs one by one. A stage is a race: its candidates run in turn, round by round, and after each round those that are
+clearly slower than the fastest leave. Of those that cannot be told from the fastest the first in the list wins, so a
+candidate must be clearly faster, at 99 % for all comparisons of a round together, to take the place of what is
+configured.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from hvdlm.parallel.mesh import AXES, Mesh
 
 from .comparison import Comparison, compare
 from .confidence import ConfidenceInterval
 
+T = TypeVar("T")
 Knob = float | bool | None
 Knobs = Mapping[str, tuple[Knob, ...]]  # the values of each that are tried; the first is the default
 
+MESHES = "mesh"
 CONFIRMATION = "confirmation"
 HOPELESS = 1.5  # times the fastest: leaves after a single run, which says nothing of the noise
 CLOSE = 1.03  # a sync within it may win once its knobs are set
 ERROR_RATE = 0.01  # of the comparisons of a race; there are several races, and looks at each
 SPACING = 1.5  # neighbouring micro-batches differ by this factor at least
+FILLING = 4  # micro-batches a stage: 1F1B is then idle for less than a fifth of the time
 
 
 class Failed(Exception):
@@ -40,12 +47,16 @@ class OutOfTime(Exception):
 
 @dataclass(frozen=True)
 class Candidate:
-    """Settings that change the speed and no number; `knobs` are those that are not at their default."""
+    """Settings that change the speed, and numbers by rounding alone; `knobs` are those that are not at their default.
+
+    `mesh` is None where meshes are not searched, and the config's own stays.
+    """
 
     micro_batch: int
     threads: int  # a rank; 0 is its fair share
     kind: str
     knobs: tuple[tuple[str, Knob], ...] = ()
+    mesh: Mesh | None = None
 
     def with_knob(self, name: str, value: Knob, *, default: Knob) -> Candidate:
         kept = {key: old for key, old in self.knobs if key != name}
@@ -55,7 +66,8 @@ class Candidate:
 
     def __str__(self) -> str:
         threads = f", threads {self.threads}" if self.threads else ""
-        return f"micro_batch {self.micro_batch}{threads}, {self.kind}" + "".join(f" {k} {v}" for k, v in self.knobs)
+        settings = f"micro_batch {self.micro_batch}{threads}, {self.kind}" + "".join(f" {k} {v}" for k, v in self.knobs)
+        return settings if self.mesh is None else f"{_axes(self.mesh)}, {settings}"
 
 
 @dataclass(frozen=True)
@@ -76,20 +88,26 @@ class SearchSpace:
     """What is searched, around the settings as they are configured."""
 
     base: Candidate
-    micro_batches: tuple[int, ...]
+    micro_batches: Mapping[Mesh | None, tuple[int, ...]]  # of each mesh
     threads: tuple[int, ...]
     knobs: Mapping[str, Knobs]  # of each kind of sync that is tried
+    predicted_s: Mapping[Candidate, float] = field(default_factory=dict)  # of a step on each mesh, the least first
+    left_out: Mapping[Candidate, str] = field(default_factory=dict)  # why other meshes are not tried
 
-    def first_stage(self) -> list[Candidate]:
-        """Every micro-batch with every sync, the configured one first, then what is nearest to it."""
-        kinds = sorted(self.knobs, key=lambda kind: kind != self.base.kind)
-        micros = sorted(self.micro_batches, key=lambda micro: abs(math.log(micro / self.base.micro_batch)))
+    def meshes(self) -> list[Candidate]:
+        """The configured one first, then what is predicted to be the fastest."""
+        return _unique([self.base, *self.predicted_s, *self.left_out])
+
+    def micro_batches_and_syncs(self, start: Candidate) -> list[Candidate]:
+        """Every micro-batch of its mesh with every sync, `start` first, then what is nearest to it."""
+        kinds = sorted(self.knobs, key=lambda kind: kind != start.kind)
+        micros = sorted(self.micro_batches[start.mesh], key=lambda micro: abs(math.log(micro / start.micro_batch)))
         found = [
-            Candidate(micro, self.base.threads, kind, self.base.knobs if kind == self.base.kind else ())
+            replace(start, micro_batch=micro, kind=kind, knobs=start.knobs if kind == start.kind else ())
             for kind in kinds
             for micro in micros
         ]
-        return _unique([self.base, *found])
+        return _unique([start, *found])
 
 
 def micro_batch_choices(per_rank: int) -> tuple[int, ...]:
@@ -105,6 +123,22 @@ def micro_batch_choices(per_rank: int) -> tuple[int, ...]:
     return tuple(found)
 
 
+def on_mesh(base: Candidate, mesh: Mesh, choices: Sequence[int]) -> list[Candidate]:
+    """The settings on another mesh: its micro-batch nearest to theirs, and where stages would wait a smaller one.
+
+    `choices` are the `micro_batch_choices` of a replica.
+
+    >>> [c.micro_batch for c in on_mesh(Candidate(4, 0, "tree"), Mesh(pipeline=2), micro_batch_choices(24))]
+    [4, 2]
+    """
+    per_replica, micro = choices[0], base.micro_batch
+    if per_replica % micro:
+        micro = min(choices, key=lambda choice: abs(math.log(choice / micro)))
+    fills = [choice for choice in choices if per_replica // choice >= FILLING * mesh.pipeline] or [choices[-1]]
+    smaller = [min(micro, fills[0])] if mesh.pipeline > 1 else []
+    return [replace(base, micro_batch=one, mesh=mesh) for one in dict.fromkeys([micro, *smaller])]
+
+
 def thread_choices(cores: int, cpus: int, ranks: int) -> tuple[int, ...]:
     """0 (a rank's share of the logical processors), its share of the cores, one less for a waiting thread, half.
 
@@ -117,12 +151,15 @@ def thread_choices(cores: int, cpus: int, ranks: int) -> tuple[int, ...]:
 
 
 class Race:
-    """One stage. `seconds[candidate][round]` is a run's seconds a step; `candidates` are in order of preference."""
+    """One stage. `seconds[candidate][round]` is a run's seconds a step; `candidates` are in order of preference.
 
-    def __init__(self, stage: str, candidates: list[Candidate]) -> None:
+    `failed` are those that do not run, with the reason; some are known before.
+    """
+
+    def __init__(self, stage: str, candidates: list[Candidate], failed: Mapping[Candidate, str] | None = None) -> None:
         self.stage, self.candidates = stage, candidates
         self.seconds: dict[Candidate, dict[int, float]] = {}
-        self.failed: dict[Candidate, str] = {}
+        self.failed = dict(failed or {})
         self.slower: set[Candidate] = set()  # clearly
 
     @property
@@ -131,8 +168,9 @@ class Race:
 
     def run(self, measure: Measure, rounds: int, *, keep_all: bool = False) -> None:
         """Until one is left, or for so many rounds; with `keep_all` nobody leaves."""
-        for number in range(rounds):
-            order = sorted(self.alive, key=lambda c: c.micro_batch)  # the first to run out of memory spares the others
+        meshes = _unique(candidate.mesh for candidate in self.candidates)
+        for number in range(rounds):  # of a mesh, the first to run out of memory spares the others
+            order = sorted(self.alive, key=lambda c: (meshes.index(c.mesh), c.micro_batch))
             for place, candidate in enumerate(order):
                 if candidate not in self.failed:
                     self._measure(measure, Trial(self.stage, number, candidate, len(order) - place - 1))
@@ -146,8 +184,9 @@ class Race:
         try:
             self.seconds.setdefault(trial.candidate, {})[trial.round] = measure(trial)
         except Failed as error:
-            micro_batch = trial.candidate.micro_batch
-            larger = [c for c in self.alive if error.for_memory and c.micro_batch > micro_batch]
+            micro_batch, mesh = trial.candidate.micro_batch, trial.candidate.mesh
+            alike = [c for c in self.alive if error.for_memory and c.mesh == mesh]
+            larger = [c for c in alike if c.micro_batch > micro_batch]
             reason = f"not tried: micro_batch {micro_batch} ran out of memory"
             self.failed |= {trial.candidate: str(error), **dict.fromkeys(larger, reason)}
             for candidate in (trial.candidate, *larger):
@@ -182,20 +221,28 @@ class Search:
     races: list[Race] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.best = self.space.base
+        self.best, self.ended_early = self.space.base, False
 
     def stages(self) -> Iterator[Race]:
         """Run the stages; yields each when it is done. Ends early when time is out."""
-        with contextlib.suppress(OutOfTime):
-            yield self._race("micro-batch and sync", self.space.first_stage())
-            first = self.races[0]
-            if first.preferred() is None:
-                return
-            threads = [replace(self.best, threads=number) for number in self.space.threads]
-            if len(_unique([self.best, *threads])) > 1:
-                yield self._race("threads", [self.best, *threads])
-            for kind in self.space.knobs:
-                yield from self._tune_knobs(kind, first)
+        try:
+            yield from self._all_stages()
+        except OutOfTime:
+            self.ended_early = True
+
+    def _all_stages(self) -> Iterator[Race]:
+        meshes = self.space.meshes()
+        if len(meshes) > 1:
+            yield self._race(MESHES, meshes, self.space.left_out)
+        first = self._race("micro-batch and sync", self.space.micro_batches_and_syncs(self.best))
+        yield first
+        if first.preferred() is None:
+            return
+        threads = [replace(self.best, threads=number) for number in self.space.threads]
+        if len(_unique([self.best, *threads])) > 1:
+            yield self._race("threads", [self.best, *threads])
+        for kind in self.space.knobs:
+            yield from self._tune_knobs(kind, first)
 
     def confirm(self, rounds: int) -> None:
         """Config and winner in turn: the fastest of many looks faster than it is, and here it is one of two."""
@@ -211,7 +258,8 @@ class Search:
         """What to keep, how many times as fast as the config it is, and one sentence that says how sure that is."""
         base, best, last = self.space.base, self.best, self.races[-1]
         if base == best:
-            return base, None, "nothing was clearly faster than the config as it is"
+            early = "; time was up before all was tried, give more --minutes" if self.ended_early else ""
+            return base, None, f"nothing was clearly faster than the config as it is{early}"
         if base in self.races[0].failed:
             return best, None, f"the config as it is does not run: {self.races[0].failed[base]}"
         pairs = min(len(last.seconds.get(candidate, {})) for candidate in (base, best))
@@ -246,8 +294,8 @@ class Search:
         fastest = min(close, key=lambda c: found.ratio(c, found.fastest).value, default=None)
         return fastest and replace(fastest, threads=self.best.threads)
 
-    def _race(self, stage: str, candidates: list[Candidate]) -> Race:
-        race = Race(stage, _unique(candidates))
+    def _race(self, stage: str, candidates: list[Candidate], failed: Mapping[Candidate, str] | None = None) -> Race:
+        race = Race(stage, _unique(candidates), failed)
         self.races.append(race)
         try:
             race.run(self.measure, self.rounds)
@@ -257,5 +305,15 @@ class Search:
         return race
 
 
-def _unique(candidates: Iterable[Candidate]) -> list[Candidate]:
-    return list(dict.fromkeys(candidates))
+def _unique(found: Iterable[T]) -> list[T]:
+    return list(dict.fromkeys(found))
+
+
+def _axes(mesh: Mesh) -> str:
+    """The axes that have several ranks.
+
+    >>> _axes(Mesh(pipeline=2, tensor=4)), _axes(Mesh())
+    ('pipeline 2 x tensor 4', 'data 1')
+    """
+    sizes = [(axis, getattr(mesh, axis)) for axis in AXES]
+    return " x ".join(f"{axis} {size}" for axis, size in sizes if size > 1) or "data 1"

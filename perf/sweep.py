@@ -123,7 +123,7 @@ def plan_study(  # noqa: PLR0913 - what a study is
     The same spec measured again, by a job that was requeued, replaces its own record in the folder `records`.
     """
     planned, extensions = [], extensions_of(config)
-    shared_by = config.parallel.pipeline * config.parallel.tensor
+    shared_by = config.parallel.shared_by
     if shared_by > 1 and effort.work == "infer":
         raise UserError("parallel: `hvdlm infer` has a whole model a rank; set parallel.pipeline and tensor to 1")
     if config.parallel.data != "auto":

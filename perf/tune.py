@@ -27,10 +27,12 @@ from hvdlm.sync import SYNCS
 from hvdlm.tables import counted
 from hvdlm.train.batch_plan import BatchPlan
 from hvdlm.train.config import RunConfig
+from hvdlm.train.mesh_plan import config_on
 from hvdlm.train.parts import extensions_of
 
 from .job import JobFailed, run_job
 from .measure import MeasurementSpec
+from .mesh_search import with_meshes
 from .record import RunRecord
 from .search import (
     CONFIRMATION,
@@ -63,6 +65,7 @@ class TuneOptions:
     kinds: tuple[str, ...]
     out: Path
     command: str  # as it was typed, for the header
+    meshes: bool = False  # whether they are searched, too
 
 
 def space_of(config: RunConfig, ranks: int, kinds: tuple[str, ...]) -> SearchSpace:
@@ -84,7 +87,8 @@ def space_of(config: RunConfig, ranks: int, kinds: tuple[str, ...]) -> SearchSpa
     chosen = tuple(sorted((name, value) for name, value in sync.items() if name in tuned))
     base = Candidate(config.train.micro_batch, config.train.threads, kind, chosen)
     knobs = {name: SYNCS[name].knobs for name in kinds}
-    return SearchSpace(base, micro_batch_choices(batch // mesh.data), _threads(base.threads, ranks), knobs)
+    choices = {base.mesh: micro_batch_choices(batch // mesh.data)}
+    return SearchSpace(base, choices, _threads(base.threads, ranks), knobs)
 
 
 def _threads(configured: int, ranks: int) -> tuple[int, ...]:
@@ -101,7 +105,9 @@ def _resolved_kind(config: RunConfig) -> str:
 
 
 def settings_of(config: RunConfig, base: Candidate, candidate: Candidate) -> RunConfig:
-    """The config with a candidate's settings; a sync section that needs no change stays as it was written."""
+    """The config with a candidate's settings; a section that needs no change stays as it was written."""
+    if candidate.mesh is not None and candidate.mesh != base.mesh:
+        config = config_on(config, candidate.mesh)
     values = config.model_dump(mode="json")
     values["train"].update(micro_batch=candidate.micro_batch, threads=candidate.threads)
     if (candidate.kind, candidate.knobs) != (base.kind, base.knobs):
@@ -114,11 +120,10 @@ def settings_of(config: RunConfig, base: Candidate, candidate: Candidate) -> Run
 class _Runs:
     """Makes the runs, keeps their records, and knows how much time is left."""
 
-    def __init__(self, config: RunConfig, base: Candidate, options: TuneOptions) -> None:
-        self._config, self._base, self._options = config, base, options
+    def __init__(self, config: RunConfig, base: Candidate, options: TuneOptions, deadline: float) -> None:
+        self._config, self._base, self._options, self._deadline = config, base, options, deadline
         self.done: list[tuple[Trial, RunRecord]] = []
         self._durations: list[float] = []
-        self._deadline = time.monotonic() + 60 * options.minutes
 
     def __call__(self, trial: Trial) -> float:
         left_s = self._left_s(trial)
@@ -181,8 +186,12 @@ def tune(config: RunConfig, options: TuneOptions) -> dict[str, Any]:
     """
     open_corpora(config.data)
     make_ready("--out", options.out)
+    deadline = time.monotonic() + 60 * options.minutes
     space = space_of(config, options.ranks, options.kinds)
-    runs = _Runs(config, space.base, options)
+    if options.meshes:
+        log.info("planning the meshes of %s", counted(options.ranks, "rank"))
+        space = with_meshes(space, config, options.ranks)
+    runs = _Runs(config, space.base, options, deadline)
     search = Search(space, runs, options.repeats)
     log.info("tuning: the config is %s; at most %g min", space.base, options.minutes)
     try:
@@ -196,7 +205,8 @@ def tune(config: RunConfig, options: TuneOptions) -> dict[str, Any]:
         if runs.done:
             summary = _write(config, options, search, runs)
     if not runs.done:
-        reasons = [*search.races[0].failed.values(), "time was up before the first run was; give more --minutes"]
+        reasons = [why for one, why in search.races[0].failed.items() if one not in space.left_out]
+        reasons.append("time was up before the first run was; give more --minutes")
         raise UserError(f"nothing was measured: {reasons[0]}")
     return summary
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hvdlm.config import to_yaml
 from hvdlm.files import to_json, write_text_durably
-from hvdlm.tables import counted, table
+from hvdlm.tables import counted, figure, table
 from hvdlm.train.config import RunConfig
 
 from .confidence import ConfidenceInterval, bracketed
 from .record import RunRecord, step_times
 from .scaling import estimate
-from .search import CONFIRMATION, Candidate, Race, Search, Trial
+from .search import CONFIRMATION, MESHES, Candidate, Race, Search, Trial
+
+FAR = 100  # a ratio above says no more than that nobody knows
 
 Runs = Sequence[tuple[Trial, RunRecord]]
 
@@ -24,12 +27,19 @@ def summarise(search: Search, runs: Runs) -> dict[str, Any]:
     """Verdict, the two rates and the stages, as JSON has them."""
     chosen, gain, sentence = search.verdict()
     return {
-        "verdict": sentence,
+        "verdict": sentence + _rounding(search.space.base, chosen),
         "gain": _plain(gain) if gain else None,
         "config": {"settings": str(search.space.base), "tokens_per_s": _last_rate(runs, search.space.base)},
         "winner": {"settings": str(chosen), "tokens_per_s": _last_rate(runs, chosen)},
-        "stages": [_stage(race, runs) for race in search.races],
+        "stages": [_stage(race, runs, search.space.predicted_s) for race in search.races],
     }
+
+
+def _rounding(base: Candidate, chosen: Candidate) -> str:
+    """What another number of tensor ranks does to the numbers."""
+    if base.mesh is None or chosen.mesh is None or base.mesh.tensor == chosen.mesh.tensor:
+        return ""
+    return "; tensor ranks add products up in another order, so its weights differ from the config's by rounding"
 
 
 def write(out: Path, settings: RunConfig, summary: dict[str, Any], runs: Runs) -> None:
@@ -58,8 +68,11 @@ def _rate(runs: Runs, stage: str, candidate: Candidate) -> dict[str, Any]:
     return {**_plain(step.rate_of(records[0].tokens_per_step)), "runs": len(records)}
 
 
-def _stage(race: Race, runs: Runs) -> dict[str, Any]:
-    """A stage's table: tokens/s of each candidate, its time against the fastest's, and what became of it."""
+def _stage(race: Race, runs: Runs, predicted_s: Mapping[Candidate, float]) -> dict[str, Any]:
+    """A stage's table: tokens/s of each candidate, its time against the fastest's, and what became of it.
+
+    Of meshes also the seconds of a step, measured and predicted.
+    """
     comparison = race.comparison() if race.seconds else None
     rows = []
     for candidate in race.candidates:
@@ -67,8 +80,16 @@ def _stage(race: Race, runs: Runs) -> dict[str, Any]:
         if comparison and candidate in race.seconds:
             row["tokens_per_s"] = _rate(runs, race.stage, candidate)
             row["to_fastest"] = _plain(comparison.ratio(candidate, comparison.fastest))
+        if race.stage == MESHES:
+            row |= {"step_s": _step_s(race, candidate), "predicted_s": predicted_s.get(candidate)}
         rows.append({**row, "outcome": _outcome(race, candidate)})
     return {"stage": race.stage, "candidates": rows}
+
+
+def _step_s(race: Race, candidate: Candidate) -> float | None:
+    """The geometric mean of its runs, as its tokens/s."""
+    found = race.seconds.get(candidate)
+    return statistics.geometric_mean(found.values()) if found else None
 
 
 def _outcome(race: Race, candidate: Candidate) -> str:
@@ -112,6 +133,8 @@ def to_text(summary: dict[str, Any]) -> str:
     for stage in summary["stages"]:
         heads = [stage["stage"], "", "tokens/s", "time, fastest = 1"]
         ran = [row for row in stage["candidates"] if row["tokens_per_s"]]
+        if stage["stage"] == MESHES:
+            heads += ["step s", "predicted s"]
         lines.append(table(heads, [_cells(row) for row in ran], num_left=2))
         lines += [f"{row['settings']}: {row['outcome']}" for row in stage["candidates"] if row not in ran]
     return "\n".join([*lines, "", f"{summary['winner']['settings']}: {summary['verdict']}", summary["out"]])
@@ -119,5 +142,8 @@ def to_text(summary: dict[str, Any]) -> str:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     ratio = row["to_fastest"]
-    spread = f" [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio["high"] else ""
-    return [row["settings"], row["outcome"], f"{row['tokens_per_s']['value']:,.0f}", f"{ratio['value']:.3f}{spread}"]
+    high = ratio["high"] and (f"{ratio['high']:.2f}" if ratio["high"] < FAR else f"over {FAR}")
+    spread = f" [{ratio['low']:.2f}, {high}]" if high else ""
+    speed = f"{row['tokens_per_s']['value']:,.0f}"
+    seconds = [figure(row[key]) if row[key] else "" for key in ("step_s", "predicted_s") if key in row]
+    return [row["settings"], row["outcome"], speed, f"{ratio['value']:.3f}{spread}", *seconds]

@@ -469,6 +469,8 @@ def test_points_share_their_base_and_keep_the_arithmetic():
         plan_points([2, 10], ("strong",), 24, 4, 2)
     with pytest.raises(UserError, match="3 is no multiple of the 2 ranks that share a model"):
         plan_points([2, 3], ("weak",), 24, 4, 2)
+    with pytest.raises(UserError, match="global_batch 24 is not a multiple of micro_batch 4 x 4 replicas"):
+        plan_points([2, 8], ("strong",), 24, 4, 2)
 
 
 def test_ranks_are_numbers_with_commas():

@@ -3,13 +3,14 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from harness import make_config, preprocess, run_values, write_config, write_program
 
 from hvdlm import cli
-from hvdlm.cli import submit_options
+from hvdlm.cli import submission, submit_options
 from hvdlm.config import validate
 from hvdlm.errors import UserError
 from hvdlm.jobs import ledger, orders, slurm
@@ -21,6 +22,8 @@ from hvdlm.jobs.request import Request
 from hvdlm.jobs.site import Site, find
 from hvdlm.jobs.submit import submit
 from hvdlm.jobs.times import minutes_of
+from hvdlm.perf import sweep
+from hvdlm.perf.sweep import Effort
 from hvdlm.train.setup import train
 from hvdlm.world.serial import SerialWorld
 
@@ -523,8 +526,29 @@ def test_inference_over_a_file_is_stopped_in_the_folder_of_its_parts(tmp_path, m
     assert "run_dir=texts.jsonl.parts\n" in script and "scontrol requeue" in script
 
 
-@pytest.mark.parametrize(("tensor", "fits"), [(1, False), (2, False), (4, True)])
-def test_a_batch_is_shared_by_replicas_not_by_all_ranks(tmp_path, tensor, fits):
+def test_a_study_begins_with_the_ranks_of_one_replica(tmp_path, data_dir):
+    config = make_config(data_dir, tmp_path / "run", "parallel.tensor=2", "sync=allreduce")
+    request = Request(find("generic-cpu"), 1, 4, 10, cwd=tmp_path, dry_run=True)
+    jobs = submission._study(request, config, None, None, mode="strong", effort=Effort(steps=3, warmup=1, repeats=1))
+    assert [job.ranks for job in jobs if job.stage == "measure"] == [2, 4]
+    with pytest.raises(UserError, match="3 ranks: no multiple of pipeline 1 x tensor 2"):
+        submission._doubled(replace(request, ranks_per_node=3), config)
+
+
+def test_scale_measures_one_replica_and_two_where_nobody_says_how_many_ranks(tmp_path, data_dir, monkeypatch, capsys):
+    def told(config, folder, *, ranks, **how):
+        raise UserError(f"asked for {ranks}")
+
+    monkeypatch.setattr(sweep, "sweep", told)
+    config = write_config(tmp_path / "run.yaml", run_values(data_dir, tmp_path / "run"))
+    for words, counts in (((), [1, 2]), (("parallel.pipeline=2", "parallel.tensor=2"), [4, 8])):
+        with pytest.raises(SystemExit):
+            cli.main(["scale", str(config), *words])
+        assert f"asked for {counts}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("tensor", "fits", "who"), [(1, False, "ranks"), (2, False, "replicas"), (4, True, "")])
+def test_a_batch_is_shared_by_replicas_not_by_all_ranks(tmp_path, tensor, fits, who):
     config = tmp_path / "run.yaml"
     write_config(config, run_values(Path("out"), tmp_path / "run"))
     request = Request(find("generic-cpu"), 1, 4, 10, cwd=tmp_path, dry_run=True)

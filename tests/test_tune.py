@@ -12,11 +12,15 @@ from hvdlm.cli.tuning import tune as tune_command
 from hvdlm.config import load
 from hvdlm.errors import UserError
 from hvdlm.parallel.config import ParallelConfig
+from hvdlm.parallel.mesh import Mesh
+from hvdlm.perf import mesh_search
 from hvdlm.perf import tune as tuning
 from hvdlm.perf.comparison import compare
 from hvdlm.perf.job import JobFailed
+from hvdlm.perf.mesh_search import with_meshes
 from hvdlm.perf.search import (
     CONFIRMATION,
+    MESHES,
     Candidate,
     Failed,
     OutOfTime,
@@ -24,19 +28,22 @@ from hvdlm.perf.search import (
     Search,
     SearchSpace,
     micro_batch_choices,
+    on_mesh,
     thread_choices,
 )
 from hvdlm.perf.tune import TuneOptions, settings_of, space_of
 from hvdlm.perf.tune_result import to_text
 from hvdlm.sync import SYNCS
+from hvdlm.train import mesh_plan
 from hvdlm.train.config import RunConfig
+from hvdlm.train.rehearsal import Memory
 
 BASE = Candidate(4, 0, "horovod")
 BY_MICRO_BATCH = {1: 1.6, 2: 1.25, 4: 1.0, 6: 0.9, 12: 0.8}
 
 
 def space_around(base=BASE, micro_batches=(4,), threads=(0,), kinds=("horovod",)):
-    return SearchSpace(base, micro_batches, threads, {kind: SYNCS[kind].knobs for kind in kinds})
+    return SearchSpace(base, {base.mesh: micro_batches}, threads, {kind: SYNCS[kind].knobs for kind in kinds})
 
 
 SPACE = space_around(micro_batches=(12, 6, 4, 2, 1), kinds=("horovod", "allreduce"))
@@ -196,8 +203,9 @@ def test_a_config_that_does_not_run_itself_is_replaced():
 @pytest.mark.parametrize("runs", [1, 7, 14, 25, 40, 60])
 def test_whenever_time_is_out_the_best_so_far_stands(runs):
     found = search(Machine(by_micro_batch, before=ending_after(runs, OutOfTime)))
-    best, gain, _ = found.verdict()
+    best, gain, sentence = found.verdict()
     assert by_micro_batch(best) <= by_micro_batch(BASE)
+    assert (best == BASE) == sentence.endswith("time was up before all was tried, give more --minutes")
     assert gain is None or gain.low > 1
     if runs >= 40:
         assert best.micro_batch == 12
@@ -241,6 +249,78 @@ def test_micro_batches_divide_and_reach_from_all_to_one(per_rank):
     assert len(found) <= 13
 
 
+DATA, TENSOR, STAGES = Mesh(1, 2, 1), Mesh(1, 1, 2), Mesh(2, 1, 1)
+
+
+def space_of_meshes(micro_batch=4, left_out=()):
+    """Of 2 ranks: the config's own has data replicas, and tensor ranks are predicted to be the fastest."""
+    base = Candidate(micro_batch, 0, "allreduce", mesh=DATA)
+    choices = {DATA: (12, 6, 4, 2, 1), TENSOR: (24, 12, 4, 1), STAGES: (24, 4)}
+    by_tensor, by_stage = (Candidate(4, 0, "allreduce", mesh=mesh) for mesh in (TENSOR, STAGES))
+    predicted = {
+        c: seconds for c, seconds in ((by_tensor, 0.5), (base, 0.8), (by_stage, 0.9)) if c.mesh not in left_out
+    }
+    reasons = {c: "no room" for c in (by_tensor, by_stage) if c.mesh in left_out}
+    return SearchSpace(base, choices, (0,), {"allreduce": {}}, predicted, reasons)
+
+
+def by_mesh(candidate):
+    return {DATA: 1.0, TENSOR: 1.5, STAGES: 0.7}[candidate.mesh]
+
+
+def test_the_mesh_that_wins_is_the_fastest_in_runs_not_in_prediction():
+    machine = Machine(by_mesh)
+    found = search(machine, space_of_meshes())
+    best, gain, _ = found.verdict()
+    assert best == Candidate(4, 0, "allreduce", mesh=STAGES)
+    assert gain.value == pytest.approx(1 / 0.7, rel=0.05)
+    assert found.races[0].stage == MESHES
+    assert [trial.candidate.mesh for trial in machine.trials[:3]] == [DATA, TENSOR, STAGES]
+    later = {trial.candidate for trial in machine.trials if trial.stage == "micro-batch and sync"}
+    assert {(c.mesh, c.micro_batch) for c in later} == {(STAGES, 24), (STAGES, 4)}
+
+
+def test_where_no_mesh_is_clearly_faster_the_configs_own_stays():
+    found = search(Machine(lambda c: 1.0 if c.mesh == DATA else 1.01, noise=0.001), space_of_meshes())
+    assert found.verdict()[0] == space_of_meshes().base
+
+
+def test_a_mesh_that_is_left_out_is_never_run_and_says_why():
+    machine = Machine(by_mesh)
+    found = search(machine, space_of_meshes(left_out=(STAGES,)))
+    assert {trial.candidate.mesh for trial in machine.trials} == {DATA, TENSOR}
+    assert found.races[0].failed == {Candidate(4, 0, "allreduce", mesh=STAGES): "no room"}
+    assert found.best.mesh == DATA
+
+
+def test_a_mesh_that_runs_out_of_memory_says_nothing_of_another():
+    def before(trial):
+        if trial.candidate.mesh == DATA:
+            raise Failed("out of memory", for_memory=True)
+
+    found = search(Machine(by_mesh, before=before), space_of_meshes(micro_batch=2))
+    assert [*found.races[0].failed] == [found.space.base]
+    best, _, sentence = found.verdict()
+    assert best.mesh == STAGES
+    assert sentence == "the config as it is does not run: out of memory"
+
+
+@pytest.mark.parametrize(
+    ("mesh", "per_replica", "micro_batches"),
+    [
+        (Mesh(tensor=4), 24, [4]),
+        (Mesh(data=4), 6, [3]),  # 4 does not divide 6, and 3 is nearer than 6
+        (Mesh(pipeline=4), 24, [4, 1]),  # 6 micro-batches would leave 4 stages idle for a third of the time
+        (Mesh(pipeline=2), 64, [4]),  # 16 of them fill 2 stages
+        (Mesh(pipeline=4), 4, [4, 1]),  # as full as it can be
+    ],
+)
+def test_a_mesh_is_tried_with_the_nearest_micro_batch_and_one_that_fills_its_stages(mesh, per_replica, micro_batches):
+    found = on_mesh(Candidate(4, 2, "tree"), mesh, micro_batch_choices(per_replica))
+    assert [c.micro_batch for c in found] == micro_batches
+    assert {(c.mesh, c.threads, c.kind) for c in found} == {(mesh, 2, "tree")}
+
+
 def test_threads_leave_one_core_to_the_waiting_thread_where_there_are_several():
     assert thread_choices(cores=8, cpus=8, ranks=2) == (0, 3, 2)
     assert thread_choices(cores=1, cpus=1, ranks=4) == (0,)
@@ -270,10 +350,83 @@ def test_only_what_changes_no_number_is_exchanged(tmp_path):
 def test_ranks_that_share_a_model_share_no_batch(tmp_path):
     config = config_of(tmp_path)
     shared = config.model_copy(update={"parallel": ParallelConfig(tensor=2)})
-    assert max(space_of(config, 2, ()).micro_batches) == 6
-    assert max(space_of(shared, 2, ()).micro_batches) == 12
+    assert max(space_of(config, 2, ()).micro_batches[None]) == 6
+    assert max(space_of(shared, 2, ()).micro_batches[None]) == 12
     with pytest.raises(UserError, match=r"batch 12 is not a multiple of 5 replicas .of 2 ranks each.; change it or"):
         space_of(shared, 10, ())
+
+
+@pytest.fixture
+def planning(monkeypatch):
+    """Of ranks whose speed and memory are known."""
+    monkeypatch.setattr(mesh_search, "run_job", lambda ranks, words: '{"flops_per_s": 1e10}')
+    monkeypatch.setattr(mesh_plan, "rehearse", lambda *args: Memory(0, *[1_000_000] * 6))
+
+
+@pytest.fixture
+def space_with_meshes(tmp_path, data_dir, planning):
+    """The space of `--meshes`."""
+
+    def of(ranks=2, **sync):
+        words = [f"sync.{name}={value}" for name, value in {"kind": "allreduce", **sync}.items()]
+        config = make_config(data_dir, tmp_path / "run", "model.layers=4", *words)
+        return with_meshes(space_of(config, ranks, ()), config, ranks)
+
+    return of
+
+
+def test_all_meshes_are_tried_around_the_configs_own(space_with_meshes):
+    space = space_with_meshes()
+    assert space.base == Candidate(2, 1, "allreduce", mesh=DATA)
+    assert {(c.mesh, c.micro_batch) for c in space.meshes()} == {(DATA, 2), (TENSOR, 2), (STAGES, 2), (STAGES, 1)}
+    assert space.meshes()[0] == space.base
+    assert [*space.predicted_s.values()] == sorted(space.predicted_s.values())
+    assert {mesh: max(found) for mesh, found in space.micro_batches.items()} == {DATA: 6, TENSOR: 12, STAGES: 12}
+
+
+def test_a_mesh_whose_micro_batch_does_not_fit_is_tried_with_another(space_with_meshes):
+    space = space_with_meshes(ranks=4)  # 12 sequences, 2 at once: not for 4 replicas
+    assert space.base not in space.predicted_s
+    assert Candidate(3, 1, "allreduce", mesh=Mesh(data=4)) in space.predicted_s
+    assert {c.micro_batch for c in space.predicted_s if c.mesh == Mesh(pipeline=4)} == {2, 1}
+    assert space.meshes()[0] == space.base
+
+
+def test_what_has_no_room_is_left_out_but_for_the_config_itself(space_with_meshes, monkeypatch):
+    monkeypatch.setattr(mesh_search, "free_bytes", lambda: 2_000_000)
+    space = space_with_meshes()
+    assert {c.mesh for c in space.left_out} == {TENSOR, STAGES}
+    assert all(" GB a rank, and 2 ranks here have 0.001 each" in reason for reason in space.left_out.values())
+    assert space.base not in space.left_out
+
+
+def test_a_config_that_cannot_be_planned_says_so(space_with_meshes, monkeypatch):
+    def failing(ranks, words):
+        raise JobFailed(2, "hvdlm: error: it decides by values")
+
+    monkeypatch.setattr(mesh_search, "run_job", failing)
+    with pytest.raises(UserError, match="^--meshes: it decides by values"):
+        space_with_meshes()
+
+
+def test_a_sync_that_keeps_whole_models_leaves_other_meshes_out_with_the_reason(space_with_meshes):
+    space = space_with_meshes(**{"compress.name": "bf16"})
+    assert {c.mesh for c in space.left_out} == {TENSOR, STAGES}
+    assert all("sync.compress: goes with whole models alone" in reason for reason in space.left_out.values())
+
+
+def test_settings_on_a_mesh_have_it_and_keep_the_rest(tmp_path):
+    config = config_of(tmp_path, kind="allreduce")
+    config = config.model_copy(update={"parallel": ParallelConfig(data=2, zero=1)})
+    base = Candidate(2, 1, "allreduce", mesh=DATA)
+    assert settings_of(config, base, base) == config
+    found = settings_of(config, base, Candidate(3, 1, "allreduce", mesh=STAGES))
+    assert found.parallel == ParallelConfig(pipeline=2, zero=1)
+    assert (found.train.micro_batch, found.sync) == (3, config.sync)
+    staged = config.model_copy(update={"parallel": ParallelConfig(pipeline=2, schedule="zero_bubble")})
+    assert settings_of(staged, Candidate(2, 1, "allreduce", mesh=STAGES), base).parallel == ParallelConfig()
+    with pytest.raises(UserError, match="goes with whole models alone"):
+        settings_of(config_of(tmp_path), base, Candidate(3, 1, "local_sgd", mesh=STAGES))
 
 
 @pytest.mark.parametrize(
@@ -319,7 +472,8 @@ def fake_job(make_record, true, fails=()):
         train = spec["config"]["train"]
         if train["micro_batch"] in fails:
             raise JobFailed(134, "mpirun noticed that process rank 1 exited on signal 9 (Killed).")
-        seconds = true(Candidate(train["micro_batch"], 0, spec["config"]["sync"]["kind"]))
+        mesh = ParallelConfig(**spec["config"]["parallel"]).mesh(ranks)
+        seconds = true(Candidate(train["micro_batch"], 0, spec["config"]["sync"]["kind"], mesh=mesh))
         record = make_record(ranks, train["global_batch"], spec["repeat"], seconds)
         (Path(spec["folder"]) / "record.json").write_text(record.model_dump_json())
         return ""
@@ -350,6 +504,30 @@ def test_tuning_leaves_a_config_with_its_measurements(monkeypatch, tmp_path, dat
     assert outcomes["micro_batch 3, threads 1, horovod"] == "kept"
     assert outcomes["micro_batch 3, threads 1, allreduce"] == "not distinguishable"
     assert summary["winner"]["settings"].startswith("micro_batch 3")
+
+
+def test_tuning_over_meshes_leaves_the_one_that_won_and_what_was_predicted(monkeypatch, tmp_path, data_dir, planning):
+    from test_report import make_record
+
+    seconds = {DATA: 1.0, TENSOR: 0.5, STAGES: 0.8}
+    monkeypatch.setattr(tuning, "run_job", fake_job(make_record, lambda c: seconds[c.mesh]))
+    config = config_of(tmp_path, data_dir, kind="allreduce")
+    summary = tuning.tune(config, options_of(tmp_path, meshes=True))
+    written = load(RunConfig, tmp_path / "t.yaml")
+    assert written == config.model_copy(update={"parallel": ParallelConfig(tensor=2)})
+    assert summary["verdict"].startswith("2.000 [")
+    assert summary["verdict"].endswith("its weights differ from the config's by rounding")
+    stage = summary["stages"][0]
+    rows = {row["settings"]: row for row in stage["candidates"]}
+    won = rows["tensor 2, micro_batch 2, threads 1, allreduce"]
+    assert won["outcome"] == "kept"
+    assert won["step_s"] == pytest.approx(0.5, rel=0.1)
+    assert won["predicted_s"] > 0
+    assert "predicted_s" not in summary["stages"][1]["candidates"][0]
+    text = to_text(summary)
+    assert text.splitlines()[0].split()[-4:] == ["step", "s", "predicted", "s"]
+    won["to_fastest"] = {"value": 1.25, "low": 0.0, "high": 1e38}  # of two runs that were far apart
+    assert "1.250 [0.00, over 100]" in to_text(summary)
 
 
 def test_time_that_is_up_before_the_first_run_is_a_users_error(tmp_path, data_dir):

@@ -185,8 +185,9 @@ class Saver:
         """Wait until what is under way is written by all, and commit it."""
         if self._save is None:
             return None
-        thread = self._save.thread
+        thread, start = self._save.thread, time.monotonic()
         self._world.patiently(lambda: None if thread is None else thread.join())
+        self._save.blocked_s += time.monotonic() - start
         rows = self._world.gather(self.status().numbers())
         return self.settle([Status.of(row) for row in rows], permit)
 

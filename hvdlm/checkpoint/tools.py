@@ -182,26 +182,35 @@ def average(paths: Sequence[Path], run_dir: Path) -> Path:
         if fault := damage(path, finite=(MODEL,)):
             raise UserError(f"{path}: {fault}; leave it out")
     opened = [Checkpoint(path) for path in paths]
+    if len({each.state["tokenizer_digest"] for each in opened}) > 1:
+        raise UserError(f"{opened[-1].path}: its ids are another tokenizer's than some other's; average those of one")
     pieces = [
         Piece(f"{MODEL}{name}", mean, tuple(mean.shape), whole(tuple(mean.shape))) for name, mean in _means(opened)
     ]
     state: dict[str, Any] = dict(opened[-1].state)
     for gone in ("files", "tensors", "digest", "optimizer_scalars", "figures", "best", "validated"):
         state.pop(gone, None)
-    prepare(run_dir)
-    source = opened[-1].path.resolve().parent.parent
-    for file in KEPT_FILES:
-        if (source / file).is_file():
-            shutil.copyfile(source / file, run_dir / file)
     state["averaged"] = [str(each.path) for each in opened]
-    return write(run_dir, state["step"], pieces, state)
+    was_there = run_dir.exists()
+    try:
+        prepare(run_dir)
+        source = opened[-1].path.resolve().parent.parent
+        for file in KEPT_FILES:
+            if (source / file).is_file():
+                with naming(run_dir / file):
+                    shutil.copyfile(source / file, run_dir / file)
+        return write(run_dir, state["step"], pieces, state)
+    except BaseException:
+        if not was_there:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
 
 
 def going(run_dir: Path, *, keep: int | None = None, keep_every: int | None = None) -> list[Path]:
     """What `outdated` tells with these settings, or the run's own, but for the newest sound one."""
     sound = newest(run_dir)
     if sound is None:
-        return []
+        raise UserError(f"{run_dir}: holds no complete checkpoint; give a run folder")
     own = CheckpointConfig.model_validate(read_state(sound)["config"].get("checkpoint", {}))
     keep, keep_every = keep or own.keep, own.keep_every if keep_every is None else keep_every
     return [path for path in outdated(run_dir, keep=keep, keep_every=keep_every) if path != sound]

@@ -236,11 +236,7 @@ def bench_pipeline(as_json: bool, **choices: Any) -> None:
     """Each rank is a stage that sleeps for compute: idle time as measured, and as the simulator says."""
     from hvdlm.perf import bench_pipeline as stage
 
-    with connected() as world:
-        if world.size == 1:
-            raise UserError("hvdlm bench pipeline: has a stage a rank; start it with mpirun -np 2 or more")
-        found = stage.bench(stage.PipelineBenchOptions(**choices), world)
-        result(found, as_json, stage.to_text(found), world.rank)
+    _on_ranks(stage, stage.PipelineBenchOptions(**choices), as_json, "pipeline: has a stage a rank")
 
 
 @bench.command("tensor", epilog="mpirun -np 2 hvdlm bench tensor --width 512")
@@ -255,11 +251,7 @@ def bench_tensor(as_json: bool, **choices: Any) -> None:
     """Layers that ranks share: forward and backward, beside compute / ranks and four sums a layer."""
     from hvdlm.perf import bench_tensor as stage
 
-    with connected() as world:
-        if world.size == 1:
-            raise UserError("hvdlm bench tensor: shares layers among ranks; start it with mpirun -np 2 or more")
-        found = stage.bench(stage.TensorBenchOptions(**choices), world)
-        result(found, as_json, stage.to_text(found), world.rank)
+    _on_ranks(stage, stage.TensorBenchOptions(**choices), as_json, "tensor: shares layers among ranks")
 
 
 @bench.command("zero", epilog="mpirun -np 2 hvdlm bench zero --width 512")
@@ -272,8 +264,13 @@ def bench_zero(as_json: bool, **choices: Any) -> None:
     """Bytes a parameter with the optimizer's state whole and shared, counted."""
     from hvdlm.perf import bench_zero as stage
 
+    _on_ranks(stage, stage.ZeroBenchOptions(**choices), as_json, "zero: shares the optimizer's state")
+
+
+def _on_ranks(stage: Any, options: Any, as_json: bool, what: str) -> None:
+    """A benchmark of what ranks do together."""
     with connected() as world:
         if world.size == 1:
-            raise UserError("hvdlm bench zero: shares the optimizer's state; start it with mpirun -np 2 or more")
-        found = stage.bench(stage.ZeroBenchOptions(**choices), world)
+            raise UserError(f"hvdlm bench {what}; start it with mpirun -np 2 or more")
+        found = stage.bench(options, world)
         result(found, as_json, stage.to_text(found), world.rank)

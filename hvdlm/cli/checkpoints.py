@@ -85,6 +85,7 @@ def diff(one: Path, other: Path, weights: bool, as_json: bool) -> None:
     settings = changes(first.state["config"], second.state["config"])
     lines = [f"{each.key}: {each.what}{_at_most(each.largest)}" for each in found]
     same = f"{len(keys) - len(found)} of {counted(len(keys), 'tensor')} have the same bits"
+    same = f"{first.path.resolve()} and {second.path.resolve()}: {same}"
     plain = [] if weights else list(plain_differences(first.state, second.state))
     lines += [same, *plain, *(f"setting {line}" for line in settings)]
     told: dict[str, Any] = {"tensors": len(keys), "differ": [each._asdict() for each in found]}
@@ -140,7 +141,9 @@ def average(targets: tuple[Path, ...], last: int | None, out: Path, as_json: boo
         raise UserError(f"{targets[0]}: one checkpoint alone is its own mean; name more, or raise checkpoint.keep")
     path = averaged(paths, out)
     told = {"path": str(path), "averaged": [str(each) for each in paths]}
-    result(told, as_json, f"{path}: the mean of {counted(len(paths), 'checkpoint')}")
+    runs = len({each.resolve().parent for each in paths})
+    of_runs = f" of {counted(runs, 'run')}" if runs > 1 else ""
+    result(told, as_json, f"{path}: the mean of {counted(len(paths), 'checkpoint')}{of_runs}")
 
 
 @ckpt.command("consolidate", cls=Command, epilog="hvdlm ckpt consolidate runs/quickstart/train weights.safetensors")
@@ -158,7 +161,7 @@ def consolidate(target: Path, file: Path, ema: bool, as_json: bool) -> None:
     from hvdlm.files import make_ready
 
     make_ready("FILE", file)
-    path = resolve(target)
+    path = resolve(target).resolve()
     num_bytes = written(path, file, mean=ema)
     told = {"file": str(file), "checkpoint": str(path), "bytes": num_bytes}
     result(told, as_json, f"{file}: the weights of {path}, {num_bytes / 1e6:,.1f} MB")

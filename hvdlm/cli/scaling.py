@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command, epilog="hvdlm scale configs/quickstart.yaml --ranks 1,2 --mode both --out runs/scaling")
 @config_arguments
-@click.option("--ranks", default="1,2", show_default=True, help="Rank counts, smallest first.")
+@click.option("--ranks", default=None, help="Rank counts, smallest first. Default: those of 1 and 2 replicas (1,2).")
 @click.option("--mode", type=MODE, default="both", show_default=True)
 @click.option("--steps", type=WholeNumber(3), default=20, show_default=True, help="Timed steps of one measurement.")
 @click.option("--warmup", type=WholeNumber(1), default=5, show_default=True, help="Steps before them, discarded.")
@@ -41,7 +41,13 @@ if TYPE_CHECKING:
 @import_option
 @json_option
 def scale(
-    config: Path, overrides: tuple[str, ...], ranks: str, mode: str, out: Path | None, as_json: bool, **effort: Any
+    config: Path,
+    overrides: tuple[str, ...],
+    ranks: str | None,
+    mode: str,
+    out: Path | None,
+    as_json: bool,
+    **effort: Any,
 ) -> None:
     """Measure weak and strong scaling of the real training step; leaves DIR/records and the report.
 
@@ -53,7 +59,9 @@ def scale(
 
     folder = out or settings.run_dir / folder_name(effort["work"])
     modes = ("strong", "weak") if mode == "both" else (mode,)
-    sweep(settings, folder, ranks=parse_ranks(ranks), modes=modes, effort=Effort(**effort))
+    shared_by = settings.parallel.shared_by
+    counts = parse_ranks(ranks) if ranks else [shared_by, 2 * shared_by]
+    sweep(settings, folder, ranks=counts, modes=modes, effort=Effort(**effort))
     tell_report(write_report(folder), as_json, out=str(folder))
 
 

@@ -147,7 +147,7 @@ def submit_generate(run: Path, words: tuple[str, ...], request: Request) -> list
     epilog="hvdlm submit scale configs/quickstart.yaml --ranks 1,2 --site generic-cpu --ranks-per-node 2 --time 10",
 )
 @config_arguments
-@click.option("--ranks", default=None, help="Rank counts. Default: 1, 2, 4 … up to nodes x ranks a node.")
+@click.option("--ranks", default=None, help="Rank counts. Default: of 1, 2, 4 … replicas, up to nodes x ranks a node.")
 @click.option("--mode", type=MODE, default="both", show_default=True)
 @click.option("--steps", type=WholeNumber(3), default=20, show_default=True)
 @click.option("--warmup", type=WholeNumber(1), default=5, show_default=True)
@@ -175,7 +175,7 @@ def _study(
     from hvdlm.jobs import orders
     from hvdlm.perf.sweep import folder_name, parse_ranks, plan_study
 
-    counts = parse_ranks(ranks) if ranks else [1 << power for power in range(request.ranks.bit_length())]
+    counts = parse_ranks(ranks) if ranks else _doubled(request, settings)
     folder = out or settings.run_dir / folder_name(effort.work)
     modes = ("strong", "weak") if mode == "both" else (mode,)
     records = folder / "records"
@@ -193,6 +193,14 @@ def _study(
     return [*found, replace(orders.report(request, folder), after=tuple(range(len(found))))]
 
 
+def _doubled(request: Request, settings: RunConfig) -> list[int]:
+    """The ranks of 1, 2, 4 … replicas, as far as the job has them; UserError if it has none of one."""
+    with saying_whose_ranks(request):
+        settings.parallel.mesh(request.ranks)
+    shared_by = settings.parallel.shared_by
+    return [shared_by << power for power in range((request.ranks // shared_by).bit_length())]
+
+
 @submit.command(
     "pipeline",
     epilog="hvdlm submit pipeline configs/quickstart-data.yaml configs/quickstart.yaml --site generic-cpu --time 30",
@@ -200,7 +208,9 @@ def _study(
 @click.argument("data_config", type=PATH)
 @config_arguments
 @chain_option("Training jobs in a row.")
-@click.option("--ranks", default=None, help="Rank counts of the report. Default: 1, 2, 4 … up to the job's own.")
+@click.option(
+    "--ranks", default=None, help="Rank counts of the report. Default: of 1, 2, 4 … replicas, up to the job's."
+)
 @passed_import_option
 @submission
 def submit_pipeline(

@@ -43,7 +43,11 @@ def _ways() -> Iterable[str]:
     return WAYS
 
 
-@click.command(cls=Command, epilog="hvdlm tune configs/quickstart.yaml --ranks 2 --minutes 10 --out configs/mine.yaml")
+@click.command(
+    cls=Command,
+    epilog="hvdlm tune configs/quickstart.yaml --ranks 2 --minutes 10 --out configs/mine.yaml\n"
+    "hvdlm tune configs/gpt-mesh.yaml --ranks 4 --meshes",
+)
 @config_arguments
 @click.option("--ranks", type=RANKS, default=2, show_default=True)
 @click.option("--minutes", type=Number(0, min_open=True), default=15, show_default=True, help="At most.")
@@ -51,11 +55,15 @@ def _ways() -> Iterable[str]:
 @click.option("--warmup", type=WholeNumber(1), default=3, show_default=True, help="Steps before them, discarded.")
 @click.option("--repeats", type=WholeNumber(2), default=4, show_default=True, help="Rounds of a stage, at most.")
 @click.option("--kinds", type=Names(_tunable), multiple=True, metavar="SYNC", help=KINDS)
+@click.option("--meshes", is_flag=True, help="Search all meshes of the ranks, too: stages, replicas, tensor ranks.")
 @click.option("--out", type=PATH, default=None, help="Default: RUN_DIR/tuned.yaml.")
 @import_option
 @json_option
 def tune(config: Path, overrides: tuple[str, ...], out: Path | None, as_json: bool, **choices: Any) -> None:
     """Find the fastest micro-batch, threads and sync for this machine; global batch, precision and model stay.
+
+    With --meshes also how the ranks share the model: `hvdlm plan` names candidates, runs choose among them. Weights
+    stay those of the config but for rounding.
 
     Leaves a config that `hvdlm train` takes, with the measurements in its header and all runs as JSON beside it.
     """

@@ -64,6 +64,11 @@ class ParallelConfig(Section):
             raise ValueError(f"tensor_blocks {self.tensor_blocks} cannot be shared by tensor {self.tensor}")
         return self
 
+    @property
+    def shared_by(self) -> int:
+        """Ranks of one replica."""
+        return self.pipeline * self.tensor
+
     def mesh(self, size: int) -> Mesh:
         """Of so many ranks; UserError where they cannot be laid out so."""
         data = None if self.data == "auto" else self.data

@@ -101,7 +101,7 @@ def mesh_of(size: int, *, data: int | None, pipeline: int, tensor: int) -> Mesh:
     cut = pipeline * tensor
     if size % cut:
         raise UserError.shared(
-            f"parallel: {counted(size, 'rank')}, which is no multiple of pipeline {pipeline} x tensor {tensor} = {cut};"
+            f"parallel: {counted(size, 'rank')}: no multiple of pipeline {pipeline} x tensor {tensor} = {cut};"
             f" start a multiple of {cut} (mpirun -np {cut}), or change them"
         )
     if data is not None and data * cut != size:

@@ -217,7 +217,7 @@ class RunConfig(Section):
             self._check_zero()
         if parallel.tensor > 1:
             self._check_by_element(f"tensor: {parallel.tensor}", "tensor at 1")
-        if parallel.pipeline * parallel.tensor == 1 and not parallel.tensor_blocks:
+        if parallel.shared_by == 1 and not parallel.tensor_blocks:
             return self
         if not self.model.can_be_cut:
             raise ValueError(

@@ -79,7 +79,7 @@ class Planner:
 
     def plan(self, mesh: Mesh) -> Planned:
         """UserError where that mesh cannot train the config."""
-        config = self._config_on(mesh)
+        config = config_on(self.config, mesh)
         BatchPlan(config.train.global_batch, config.train.ramp).check(config.train.micro_batch, mesh)
         memories = tuple(
             rehearse(config, self._source, self._manifest, mesh, mesh.rank(Place(stage, 0, 0)))
@@ -99,20 +99,24 @@ class Planner:
         layers = [sum(map(len, parts[stage :: mesh.pipeline])) for stage in range(mesh.pipeline)]
         return [0, max(range(1, mesh.pipeline - 1), key=layers.__getitem__), mesh.pipeline - 1]
 
-    def _config_on(self, mesh: Mesh) -> RunConfig:
-        """The config with that mesh, less what is of stages or tensor ranks where there are none."""
-        now = self.config.parallel.model_dump() | {"data": "auto", "pipeline": mesh.pipeline, "tensor": mesh.tensor}
-        if mesh.pipeline == 1:
-            now |= {"schedule": "1f1b", "chunks": 1}
-        if mesh.tensor == 1:
-            now["sequence"] = False
-        return _checked(self.config.model_dump(mode="json") | {"parallel": now})
-
     def changed(self, section: str, key: str, value: Any) -> Planner:
         """Of the config with that one change; UserError where it does not go with the rest."""
         settings = self.config.model_dump(mode="json")
         settings[section][key] = value
         return Planner(_checked(settings), self._machine)
+
+
+def config_on(config: RunConfig, mesh: Mesh) -> RunConfig:
+    """A config with that mesh, less what is of stages or tensor ranks where there are none.
+
+    UserError where the mesh does not go with the rest.
+    """
+    now = config.parallel.model_dump() | {"data": "auto", "pipeline": mesh.pipeline, "tensor": mesh.tensor}
+    if mesh.pipeline == 1:
+        now |= {"schedule": "1f1b", "chunks": 1}
+    if mesh.tensor == 1:
+        now["sequence"] = False
+    return _checked(config.model_dump(mode="json") | {"parallel": now})
 
 
 def _checked(settings: dict[str, Any]) -> RunConfig:

@@ -74,10 +74,10 @@ class Validation:
             return None
         name = next(iter(known)) if best == AUTO else best
         if name not in known:
-            part = ", of which train.eval_tokens reads a part" if self._train.eval_tokens else ""
+            part = " (figures of the whole split need train.eval_tokens: null)" if self._train.eval_tokens else ""
             raise UserError(
-                f"checkpoint.best: {best} is no figure of this task's validations{part}; take {AUTO} for"
-                f" {next(iter(known))}, or one of {', '.join(known)}"
+                f"checkpoint.best: {best} is no figure of this task's validations; take {AUTO} for"
+                f" {next(iter(known))}, or one of {', '.join(known)}{part}"
             )
         return BestBy(name, known[name])
 

@@ -328,5 +328,5 @@ def test_a_mesh_that_the_ranks_do_not_fill_is_one_line(data_dir, tmp_path):
     config = write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
     done = train_on(3, config, "parallel.tensor=2", "sync=horovod")
     assert done.returncode == 2
-    assert done.stderr.count("hvdlm: error: parallel: 3 ranks, which is no multiple of pipeline 1 x tensor 2 = 2") == 1
+    assert done.stderr.count("hvdlm: error: parallel: 3 ranks: no multiple of pipeline 1 x tensor 2 = 2") == 1
     assert "Traceback" not in done.stderr

@@ -22,19 +22,47 @@ def mpirun_of(pid):
 
 
 @pytest.fixture
-def tuning(data_dir, tmp_path):
-    """`hvdlm tune` on 2 ranks whose only choice at first is the sync."""
-    config = write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
-    options = ["--ranks", "2", "--steps", "3", "--warmup", "1", "--repeats", "2", "--out", tmp_path / "t.yaml"]
-    command = [*HVDLM, "tune", config, "train.global_batch=2", "train.micro_batch=1", *options]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, env=job_environment(), **pipes)
-    yield process
-    process.kill()
-    process.communicate()
+def start_tuning(data_dir, tmp_path):
+    """Start `hvdlm tune` on 2 ranks that have a sequence each."""
+    started = []
+
+    def start(*words):
+        config = write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
+        options = ["--ranks", "2", "--steps", "3", "--warmup", "1", "--repeats", "2", "--out", tmp_path / "t.yaml"]
+        command = [*HVDLM, "tune", config, "train.global_batch=2", "train.micro_batch=1", *words, *options]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, cwd=ROOT, env=job_environment(), **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
-def test_an_interrupted_search_leaves_a_config_that_trains_and_no_rank(tuning, job, tmp_path):
+def test_meshes_are_measured_as_they_are_named(start_tuning, tmp_path):
+    tuning = start_tuning("--meshes", "sync=allreduce")
+    for line in tuning.stderr:
+        if "mesh, round 1: " in line and "data 2" not in line:
+            break
+    until(lambda: mpirun_of(tuning.pid), 180, tuning)  # the third mesh is being run
+    tuning.send_signal(signal.SIGINT)
+    _, stderr = tuning.communicate(timeout=60)
+    assert tuning.returncode == 130, stderr
+    raw = json.loads((tmp_path / "t.json").read_text())
+    planned = {row["settings"].split(",")[0]: row["predicted_s"] for row in raw["stages"][0]["candidates"]}
+    assert planned.keys() == {"data 2", "pipeline 2", "tensor 2"}
+    assert all(planned.values())
+    measured = [(run["settings"]["mesh"], run["record"]["workload"]) for run in raw["runs"]]
+    assert len(measured) == 2
+    assert [(mesh["pipeline"], mesh["tensor"]) for mesh, _ in measured] == [
+        (workload["pipeline"], workload["tensor"]) for _, workload in measured
+    ]
+    assert load(RunConfig, tmp_path / "t.yaml").parallel.mesh(2).size == 2
+
+
+def test_an_interrupted_search_leaves_a_config_that_trains_and_no_rank(start_tuning, job, tmp_path):
+    tuning = start_tuning()
     until((tmp_path / "t.yaml").exists, 180, tuning)
     ranks = until(lambda: mpirun_of(tuning.pid), 180, tuning)
     tuning.send_signal(signal.SIGINT)
