@@ -59,9 +59,9 @@ def planned(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
         else:
             refused[str(mesh)] = str(one)
     if not found:
-        mesh, reason = next(iter(refused.items()))
+        first, reason = next(iter(refused.items()))
         raise UserError(
-            f"--ranks: no mesh of {meshes[0].size} ranks can train this; {mesh}: {reason}; take another number"
+            f"--ranks: no mesh of {meshes[0].size} ranks can train this; {first}: {reason}; take another number"
         )
     process = 0 if is_on_gpu(config) else memory_bytes("VmRSS")  # this process has loaded what a rank loads
     found.sort(key=lambda one: one.time.step_s)
