@@ -5,12 +5,12 @@ Adam takes 16 bytes a parameter: weights, gradients and two moments, in float32.
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from hvdlm.compute.held import Held
 from hvdlm.models import Vocabulary, build_model
 from hvdlm.optim import OptimConfig, build_optimizer
 from hvdlm.sync import SYNCS, build_sync
@@ -44,36 +44,25 @@ def bench(options: ZeroBenchOptions, world: World) -> dict[str, Any]:
 
 def _counted(options: ZeroBenchOptions, world: World, kind: str, *, shares: bool) -> float:
     """Bytes a parameter when a micro-batch's gradients are there, or all have been combined, whichever is more."""
-    config = options.config()
-    model = build_model(config, Vocabulary(options.vocab_size, 0), 0)
-    numel = sum(parameter.numel() for parameter in model.parameters())
-    before = _resident() - 4 * numel  # tables of positions and the like
-    sync = build_sync(SYNCS[kind](kind=kind), model, build_optimizer(model, OptimConfig()), world, shares=shares)
-    ids, most = torch.arange(16).view(1, 16), 0
-    for step in range(2):
-        sync.begin(step, MICRO_BATCHES)
-        for _ in range(MICRO_BATCHES):
-            model(ids)[0].square().sum().backward()
-            most = max(most, _resident() - before)
-            sync.accumulated()
-        sync.reduce()
-        most = max(most, _resident() - before)
-        sync.step()
-        sync.zero_grad()
-    sync.close()
+    config, most = options.config(), 0
+    with Held() as held:
+        model = build_model(config, Vocabulary(options.vocab_size, 0), 0)
+        numel = sum(parameter.numel() for parameter in model.parameters())
+        before = held.now - 4 * numel  # tables of positions and the like
+        sync = build_sync(SYNCS[kind](kind=kind), model, build_optimizer(model, OptimConfig()), world, shares=shares)
+        ids = torch.arange(16).view(1, 16)
+        for step in range(2):
+            sync.begin(step, MICRO_BATCHES)
+            for _ in range(MICRO_BATCHES):
+                model(ids)[0].square().sum().backward()
+                most = max(most, held.now - before)
+                sync.accumulated()
+            sync.reduce()
+            most = max(most, held.now - before)
+            sync.step()
+            sync.zero_grad()
+        sync.close()
     return round(max(world.gather(most)) / numel, 3)
-
-
-def _resident() -> int:
-    """Bytes of all storages that tensors of this process lie in, once each."""
-    gc.collect()
-    found = {}
-    for each in gc.get_objects():
-        if issubclass(type(each), torch.Tensor):
-            for tensor in (each, each.grad) if each.is_leaf else (each,):
-                if tensor is not None:
-                    found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-    return sum(found.values())
 
 
 def to_text(found: dict[str, Any]) -> str:

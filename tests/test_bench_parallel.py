@@ -2,6 +2,7 @@
 
 import pytest
 
+from hvdlm.errors import UserError
 from hvdlm.parallel.schedule import SCHEDULES
 from hvdlm.perf import bench_checkpoint, bench_pipeline, bench_tensor, bench_zero
 from hvdlm.world.serial import SerialWorld
@@ -47,3 +48,9 @@ def test_bytes_a_parameter_are_counted():
     assert 16 <= found["bytes_a_parameter"]["whole"] <= 18  # an allreduce has a buffer
     assert found["zero_to_expected"] == pytest.approx(1, rel=0.03)
     assert "ratio" in bench_zero.to_text(found)
+
+
+def test_sizes_that_do_not_go_together_are_one_line_on_all_ranks():
+    with pytest.raises(UserError, match="--width, --heads: width 512 is not a multiple of 2 x heads 3") as caught:
+        bench_zero.bench(bench_zero.ZeroBenchOptions(heads=3), SerialWorld())
+    assert caught.value.on_all_ranks

@@ -443,7 +443,7 @@ def test_a_part_of_a_split_has_no_figures_of_predictions_to_choose_by(data_of, t
         run_dir = tmp_path / "-".join(words)
         return train(run_of(data_of("records"), run_dir, *words, model=CNN, task=OF_LABEL), SerialWorld())
 
-    with pytest.raises(UserError, match="no figure of this task's validations; take auto for loss, .*train.eval_tokens: null"):
+    with pytest.raises(UserError, match="take auto for loss, or one of loss .*train.eval_tokens: null"):
         run("train.eval_tokens=20", "checkpoint.best=accuracy")
     assert run("train.eval_tokens=20", "checkpoint.best=auto")["best_figure"] == "loss"
     assert run("train.eval_tokens=20000", "checkpoint.best=accuracy")["best_figure"] == "accuracy"
