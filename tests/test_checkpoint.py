@@ -7,6 +7,9 @@ import os
 import re
 import resource
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -93,6 +96,14 @@ def test_a_crash_at_any_point_leaves_a_complete_checkpoint(tmp_path, parts, monk
     assert save(tmp_path, 20, parts).name == "step_00000020"
     assert checkpoint.newest(tmp_path).name == "step_00000020"
     assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_a_kill_at_any_call_to_the_file_system_leaves_a_run_that_goes_on(tmp_path):
+    """Processes of its own, for what is killed is one; of two saves with a best one and with old ones that go."""
+    script = Path(__file__).parent / "killed_saves.py"
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 15, "a save makes, writes, renames, links and removes"
 
 
 @pytest.mark.parametrize("name", [PART, "state.json"])

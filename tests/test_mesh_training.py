@@ -13,7 +13,9 @@ from hvdlm.data.windows import IGNORED
 from hvdlm.errors import UserError
 from hvdlm.optim import OPTIMIZERS
 from hvdlm.parallel.axes import axes_of
+from hvdlm.parallel.mesh import Mesh
 from hvdlm.parallel.pipeline import BACKWARD, FORWARD, TIED_GRADIENT, Key, Layout, Pipeline
+from hvdlm.parallel.telling import mesh_lines, mesh_warning
 from hvdlm.session.stop import Wish
 from hvdlm.tasks import Sums
 from hvdlm.tasks.language_model import LanguageModelling, LmConfig, objective
@@ -327,3 +329,15 @@ def test_waiting_counts_what_tensor_ranks_exchange_inside_layers(data_dir, tmp_p
 
     for inside_s, result in run_on_threads(2, on_rank):
         assert 0 < inside_s < result.comm_s < result.step_s
+
+
+def test_the_start_tells_where_neighbours_are():
+    """Tensor ranks meet in every layer: over two hosts that is a warning; stages may be anywhere."""
+    mesh, layout = Mesh(2, 1, 2), Layout([range(3), range(3, 5)])
+    by_host, in_turn = ["a", "a", "b", "b"], ["a", "b", "a", "b"]
+    lines = mesh_lines(mesh, layout, "1f1b", by_host)
+    assert lines[0].endswith("neighbours on two hosts: pipeline 2 of 2, tensor 0 of 2")
+    assert lines[1] == "schedule 1f1b, layers by stage 0: 0-2; 1: 3-4"
+    assert mesh_warning(mesh, by_host) == ""
+    assert mesh_lines(mesh, layout, "1f1b", in_turn)[0].endswith("pipeline 0 of 2, tensor 2 of 2")
+    assert "2 of 2 neighbours are on two hosts" in mesh_warning(mesh, in_turn)
