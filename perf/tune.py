@@ -25,8 +25,7 @@ from hvdlm.files import make_ready
 from hvdlm.host import affinity, physical_cores
 from hvdlm.sync import SYNCS
 from hvdlm.tables import counted
-from hvdlm.train.batch_plan import BatchPlan
-from hvdlm.train.config import RunConfig
+from hvdlm.train.config import RunConfig, check_batch
 from hvdlm.train.mesh_plan import config_on
 from hvdlm.train.parts import extensions_of
 
@@ -155,8 +154,7 @@ class _Runs:
     def _run(self, trial: Trial, left_s: float) -> RunRecord:
         try:
             settings = settings_of(self._config, self._base, trial.candidate)
-            train, mesh = settings.train, settings.parallel.mesh(self._options.ranks)
-            BatchPlan(train.global_batch, train.ramp).check(train.micro_batch, mesh)
+            check_batch(settings.train, settings.parallel.mesh(self._options.ranks))
         except UserError as error:
             raise Failed(str(error)) from None
         values = settings.model_dump(mode="json")

@@ -259,11 +259,10 @@ def training_job(request: Request, config: Path, overrides: tuple[str, ...]) -> 
     settings = run_config(config, overrides)
     from hvdlm.jobs import budget, orders
     from hvdlm.jobs.lint import Facts
-    from hvdlm.train.batch_plan import BatchPlan
+    from hvdlm.train.config import check_batch
 
     with saying_whose_ranks(request):
-        mesh = settings.parallel.mesh(request.ranks)
-        BatchPlan(settings.train.global_batch, settings.train.ramp).check(settings.train.micro_batch, mesh)
+        check_batch(settings.train, settings.parallel.mesh(request.ranks))
     measured, steps = _measured(settings, request.ranks), _steps_left(settings)
     remarks = _slow_folder(request, settings.run_dir)
     if steps == 0:

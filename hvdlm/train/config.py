@@ -19,6 +19,7 @@ from hvdlm.models.transformer import TransformerConfig
 from hvdlm.optim import OPTIMIZERS, OptimConfig
 from hvdlm.optim.ema import EmaConfig
 from hvdlm.parallel.config import ParallelConfig
+from hvdlm.parallel.mesh import Mesh
 from hvdlm.session.logs import LogConfig
 from hvdlm.sync import AutoConfig, SyncConfig, cannot_share
 from hvdlm.tasks import TASKS, AnyTaskConfig
@@ -274,6 +275,12 @@ class RunConfig(Section):
             raise ValueError("data.order: contiguous cannot pass over samples; use guard: skip or stop")
         if self.train.compile:
             raise ValueError("data.order: contiguous does not compile; set train.compile: false")
+
+
+def check_batch(train: TrainConfig, mesh: Mesh) -> None:
+    """UserError if the replicas of a mesh cannot share each step in whole micro-batches; by tokens any can."""
+    if not train.batch_tokens:
+        BatchPlan(train.global_batch, train.ramp).check(train.micro_batch, mesh)
 
 
 def total_steps(train: TrainConfig, plan: BatchPlan, epoch_samples: list[float], tokens_per_sample: float) -> int:

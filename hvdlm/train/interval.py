@@ -164,7 +164,7 @@ class IntervalMeter:
         self._length = max(1, min(self._every, round(TARGET_S / max(seconds / (end - first), 1e-6))))
         wish, verdict = Wish(int(max(row.wish for row in ranks))), Verdict(int(max(row.verdict for row in ranks)))
         digests = [(row.digest_high, row.digest_low, row.shared_high, row.shared_low) for row in ranks]
-        replicas_equal = are_equal(learner.axes.mesh, digests)
+        replicas_equal = not self._checks(end) or are_equal(learner.axes.mesh, digests)
         tokens = learner.tokens_before(end) - learner.tokens_before(first)
         interval = Interval(end, facts, wish, verdict, replicas_equal, seconds, tokens, saves)
         interval.live.update(self._live(interval, ranks))

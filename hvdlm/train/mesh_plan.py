@@ -15,8 +15,7 @@ from hvdlm.errors import UserError
 from hvdlm.parallel.config import ParallelConfig
 from hvdlm.parallel.mesh import Mesh, Place, cut_by_cost
 from hvdlm.parallel.prediction import Machine, Predicted, StepShape, predicted
-from hvdlm.train.batch_plan import BatchPlan
-from hvdlm.train.config import RunConfig
+from hvdlm.train.config import RunConfig, check_batch
 from hvdlm.train.learner import Source
 from hvdlm.train.parts import build_task, vocabulary_of
 from hvdlm.train.rehearsal import Memory, rehearse
@@ -80,7 +79,7 @@ class Planner:
     def plan(self, mesh: Mesh) -> Planned:
         """UserError where that mesh cannot train the config."""
         config = config_on(self.config, mesh)
-        BatchPlan(config.train.global_batch, config.train.ramp).check(config.train.micro_batch, mesh)
+        check_batch(config.train, mesh)
         memories = tuple(
             rehearse(config, self._source, self._manifest, mesh, mesh.rank(Place(stage, 0, 0)))
             for stage in self._stages(mesh, config.parallel)

@@ -32,8 +32,7 @@ from hvdlm.parallel.sharing import Whole, share
 from hvdlm.sync import build_sync
 from hvdlm.tasks import Batch, Sums
 from hvdlm.tasks.readers import Readers
-from hvdlm.train.batch_plan import BatchPlan
-from hvdlm.train.config import RunConfig, total_steps
+from hvdlm.train.config import RunConfig, check_batch, total_steps
 from hvdlm.train.examples import Examples, Share
 from hvdlm.train.guard import Guard, Verdict
 from hvdlm.train.learner import Learner, Source, StepResult
@@ -55,7 +54,7 @@ class GradientLearner(Learner):
     def __init__(self, config: RunConfig, source: Source, manifest: Manifest, axes: Axes, place: Place) -> None:
         train = config.train
         self.config, self.axes, self.world = config, axes, axes.world
-        BatchPlan(train.global_batch, train.ramp).check(train.micro_batch, axes.mesh)
+        check_batch(train, axes.mesh)
         self.device = prepare_device(train.device, place, threads=train.threads, deterministic=train.deterministic)
         lacking = config.model.without_cpu_fp16
         if lacking and train.precision == "fp16" and self.device.type == "cpu":

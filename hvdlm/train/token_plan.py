@@ -7,7 +7,6 @@ from bisect import bisect_right
 import numpy as np
 
 from hvdlm.data.record_batches import RecordBatches
-from hvdlm.parallel.mesh import Mesh
 from hvdlm.train.batch_plan import BatchPlan
 
 
@@ -38,6 +37,3 @@ class TokenPlan(BatchPlan):
         epoch, within = divmod(num_samples, self._num)
         self._reach(epoch=epoch)
         return self._steps[epoch] + (int(np.searchsorted(self._ends[epoch], within)) + 1 if within else 0)
-
-    def check(self, micro_batch: int, mesh: Mesh) -> None:
-        """Nothing: any number of examples is shared by any number of micro-batches."""
