@@ -213,6 +213,27 @@ DAMAGES = [
         "if save is None:",
         "tests/test_checkpoint_parts.py::test_ranks_save_together_and_nobody_commits_before_all_are_done",
     ),
+    Damage(
+        "a fine-tuned model's means are left out",
+        "hvdlm/train/initial_weights.py",
+        "means = found.shapes(MEAN) if mean else {}",
+        "means = found.shapes(MEAN) if mean and not cuts else {}",
+        "tests/test_initial_weights.py::test_the_weights_before_the_first_step_are_the_sources",
+    ),
+    Damage(
+        "a frozen stage makes gradients of what it received",
+        PIPELINE,
+        "requires_grad_(stage > self.lowest)",
+        "requires_grad_(stage < self.lowest)",
+        "tests/test_mesh_training.py::test_a_stage_may_have_nothing_to_train",
+    ),
+    Damage(
+        "a mesh begins with the first rows of another run's weights",
+        "hvdlm/train/taken_weights.py",
+        "cut.of(whole)",
+        "whole[: len(self.held[name])]",
+        "tests/test_begin_on_mesh.py::test_a_mesh_begins_with_a_published_model_as_one_process",
+    ),
 ]
 
 

@@ -145,21 +145,27 @@ def test_adapters_and_frozen_weights_lie_on_stages_too(trained):
     assert [name for name in weights if not torch.equal(weights[name], parts[name])] == []
 
 
+ALL_BUT_THE_LAST = "false", "[embed,blocks]"
+THE_LAST = "false", "[blocks.3,blocks.4,^norm,^head]"  # gradients go through it
+BETWEEN = "false", "[blocks.1,blocks.2]"
+ALL_BUT_WHAT_IS_TIED = "true", "[blocks,^norm]"
+THE_FIRST = "true", "[embed,blocks.0,blocks.1]"
+
+
 @pytest.mark.parametrize(
-    ("size", "parallel"),
+    ("size", "parallel", "tied", "frozen"),
     [
-        *((4, "pipeline: 4"), (3, "pipeline: 3, schedule: zero_bubble"), (3, "pipeline: 3, schedule: gpipe")),
-        *((2, "pipeline: 2, schedule: interleaved, chunks: 2"), (4, "pipeline: 2, zero: 1")),
-    ],
-)
-@pytest.mark.parametrize(
-    ("tied", "frozen"),
-    [
-        ("false", "[embed,blocks]"),  # all but the last stage
-        ("false", "[blocks.3,blocks.4,^norm,^head]"),  # the last stage, through which gradients go
-        ("false", "[blocks.1,blocks.2]"),
-        ("true", "[blocks,^norm]"),  # what stages share alone is trained
-        ("true", "[embed,blocks.0,blocks.1]"),
+        (4, "pipeline: 4", *ALL_BUT_THE_LAST),
+        (3, "pipeline: 3, schedule: zero_bubble", *ALL_BUT_THE_LAST),
+        (2, "pipeline: 2, schedule: interleaved, chunks: 2", *ALL_BUT_THE_LAST),
+        (4, "pipeline: 2, zero: 1", *ALL_BUT_THE_LAST),
+        (3, "pipeline: 3, schedule: zero_bubble", *THE_LAST),
+        (4, "pipeline: 2, zero: 1", *THE_LAST),
+        (2, "pipeline: 2, schedule: interleaved, chunks: 2", *BETWEEN),
+        (4, "pipeline: 4", *BETWEEN),
+        (3, "pipeline: 3, schedule: zero_bubble", *ALL_BUT_WHAT_IS_TIED),
+        (4, "pipeline: 2, zero: 1", *ALL_BUT_WHAT_IS_TIED),
+        (3, "pipeline: 3, schedule: gpipe", *THE_FIRST),
     ],
 )
 def test_a_stage_may_have_nothing_to_train(trained, size, parallel, tied, frozen):
