@@ -1,25 +1,31 @@
 """Tasks of labelled records, from shards to figures; the same numbers for any batches."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
 import torch
 from labelled import ANSWERED, FIELDS, TAGGED, answered, make_data, run_of, tagged
 
+from hvdlm.data.corpora import open_corpora
 from hvdlm.data.manifest import read_manifest
 from hvdlm.data.record_batches import Layout, RecordBatches
 from hvdlm.data.records import Records
 from hvdlm.errors import UserError
 from hvdlm.inference.evaluate import evaluate_checkpoint
 from hvdlm.models import MODELS, Vocabulary, build_model
+from hvdlm.parallel.axes import axes_of
 from hvdlm.tasks import TASKS, TaskContext
 from hvdlm.tasks.language_model import NoiseConfig, ObjectiveConfig
 from hvdlm.tasks.layouts.text import room_for
 from hvdlm.tasks.pooling import POOLINGS
 from hvdlm.train.setup import build_learner, train
+from hvdlm.train.step import GradientLearner
 from hvdlm.train.token_plan import TokenPlan
+from hvdlm.world.place import Place
 from hvdlm.world.serial import SerialWorld
+from hvdlm.world.threads import run_on_threads
 
 TRANSFORMER = {"family": "transformer", "causal": False, "layers": 1, "heads": 2, "width": 32}
 DECODER = {"family": "transformer", "layers": 2, "heads": 2, "width": 32}
@@ -469,3 +475,23 @@ def test_a_figure_of_which_less_is_better_keeps_the_least(data_of, tmp_path):
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     errors = {line["step"]: line["calibration_error"] for line in metrics if "calibration_error" in line}
     assert errors[summary["best_step"]] == min(errors.values()) < max(errors.values())
+
+
+def test_a_budget_is_shared_by_replicas_that_the_batch_does_not_divide_by(data_of, tmp_path):
+    """12 examples at most in micro-batches of 4, by 2 ranks: a step's examples are those of one process."""
+    words = ("train.batch_tokens=60", "train.global_batch=12", "train.micro_batch=4", "sync=tree", "train.steps=4")
+    config = run_of(data_of("records"), tmp_path / "run", *words, task=OF_LABEL)
+    corpora, building = open_corpora(config.data), threading.Lock()  # weights come from torch's one generator
+
+    def norms(world):
+        axes = axes_of(world, config.parallel)
+        with building:
+            learner = GradientLearner(config, corpora.records("train"), corpora.manifest, axes, Place(0, 1, 1))
+        learner.agree()
+        found = [float(result.grad_norm) for result in learner.run(0, 4)]
+        learner.close()
+        return found
+
+    (expected,) = run_on_threads(1, norms)
+    for found in run_on_threads(2, norms):
+        assert found == pytest.approx(expected, rel=1e-5)
