@@ -5,19 +5,23 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hvdlm.compute.speed import measured_flops
 from hvdlm.errors import UserError
 from hvdlm.host import affinity, memory_bytes
+from hvdlm.parallel.link import measured_link
 from hvdlm.parallel.mesh import Mesh, meshes_of
 from hvdlm.parallel.prediction import Machine
 from hvdlm.session.metrics import METRICS, RESUMED, STARTED, read_run
 from hvdlm.tables import counted, figure, table
 from hvdlm.train.config import RunConfig
 from hvdlm.train.mesh_plan import Change, Planned, Planner, plan_all
+from hvdlm.world.interface import World
+
+ALPHA_US, GB_PER_S = 20.0, 5.0  # of messages, where nobody has measured them
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,10 @@ class PlanOptions:
     mesh: Mesh | None = None
     memory_gb: float | None = None
     flops: float | None = None
-    alpha_us: float = 20.0
-    gb_per_s: float = 5.0
+    alpha_us: float | None = None  # else ALPHA_US
+    gb_per_s: float | None = None
     run: Path | None = None  # whose memory and steps were measured
+    is_measured: bool = False  # speed and messages, by the ranks of this job
 
 
 class Measured(NamedTuple):
@@ -47,8 +52,9 @@ def planned(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
     """What `--json` prints. UserError for a mesh that cannot be, or where none has room."""
     measured = [] if options.run is None else _measured(options.run)
     meshes = _meshes(config, options, measured[-1].ranks if measured else None)
-    speed = options.flops or _speed(config, meshes[0].size)
-    machine = Machine(speed, options.alpha_us * 1e-6, 1e-9 / options.gb_per_s)
+    speed = options.flops or speed_of_rank(config, meshes[0].size)
+    alpha_us = ALPHA_US if options.alpha_us is None else options.alpha_us
+    machine = Machine(speed, alpha_us * 1e-6, 1e-9 / (options.gb_per_s or GB_PER_S))
     planner = Planner(config, machine)
     found, refused = [], {}
     for mesh, one in plan_all(planner, meshes):
@@ -70,6 +76,7 @@ def planned(config: RunConfig, options: PlanOptions) -> dict[str, Any]:
     if options.memory_gb is not None and not kept:
         raise _no_room(planner, found, process, options.memory_gb)
     told: dict[str, Any] = {"ranks": meshes[0].size, **asdict(machine), "process_bytes": process}
+    told["is_measured"] = options.is_measured
     told |= {"meshes": rows, "refused": refused, "best": kept[0]["overrides"]}
     if measured:
         told |= _compared(list(zip(found, rows, strict=True)), measured)
@@ -130,7 +137,22 @@ def _steps_s(rows: list[dict]) -> list[float]:
     return found
 
 
-def _speed(config: RunConfig, ranks: int) -> float:
+def measured_by(world: World, config: RunConfig, options: PlanOptions) -> PlanOptions:
+    """With what the ranks of a job measure together, where the user says nothing of it; collective."""
+    world.barrier()
+    flops = options.flops or min(world.gather(speed_of_rank(config, world.size)))
+    alpha_s, beta_s = measured_link(world)
+    told: dict[str, Any] = {"flops": flops, "is_measured": True}
+    if options.alpha_us is None:
+        told["alpha_us"] = alpha_s * 1e6
+    if options.gb_per_s is None:
+        told["gb_per_s"] = 1e-9 / max(beta_s, 1e-15)
+    if options.ranks is None and options.mesh is None and options.run is None:
+        told["ranks"] = world.size
+    return replace(options, **told)
+
+
+def speed_of_rank(config: RunConfig, ranks: int) -> float:
     """Of a rank that shares this machine's cores with the others, as far as there are as many."""
     import torch
 
@@ -205,7 +227,7 @@ def to_text(found: dict[str, Any]) -> str:
     heads = ["pipeline x data x tensor", "GB a rank", "step s", "idle", "tensor s", "data s", ""]
     lines = [
         f"{counted(found['ranks'], 'rank')} of {found['flops_per_s'] / 1e9:.3g} GFLOP/s, messages"
-        f" {found['alpha_s'] * 1e6:.3g} us + {1e-9 / found['beta_s']:.3g} GB/s; times of these alone",
+        f" {found['alpha_s'] * 1e6:.3g} us + {1e-9 / found['beta_s']:.3g} GB/s{_source(found)}; times of these alone",
         table(heads, [_cells(row) for row in found["meshes"]]),
     ]
     lines += [f"{mesh}: {reason}" for mesh, reason in found["refused"].items()]
@@ -236,6 +258,10 @@ def _measured_lines(found: dict[str, Any]) -> Iterator[str]:
 
 def _of(row: dict[str, Any], found: dict[str, Any]) -> str:
     return f" ({row['overrides']})" if len(found["meshes"]) > 1 else ""
+
+
+def _source(found: dict[str, Any]) -> str:
+    return " as measured by them" if found["is_measured"] else " (start it by mpirun to measure them)"
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

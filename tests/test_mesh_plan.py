@@ -16,15 +16,17 @@ from hvdlm.errors import UserError
 from hvdlm.parallel.axes import axes_of
 from hvdlm.parallel.config import ParallelConfig
 from hvdlm.parallel.imagined import imagined_axes
+from hvdlm.parallel.link import measured_link
 from hvdlm.parallel.mesh import Mesh, meshes_of
 from hvdlm.parallel.prediction import Machine, StepShape, predicted
 from hvdlm.perf import mesh_table
-from hvdlm.perf.mesh_table import PlanOptions, planned, to_text
+from hvdlm.perf.mesh_table import PlanOptions, measured_by, planned, to_text
 from hvdlm.session.metrics import METRICS
 from hvdlm.train.rehearsal import rehearse
 from hvdlm.train.step import GradientLearner
 from hvdlm.world.place import Place
 from hvdlm.world.serial import SerialWorld
+from hvdlm.world.threads import run_on_threads
 
 MODEL = "model={family: transformer, layers: 4, width: 32, heads: 4, kv_heads: 2, activation: swiglu}"
 PLACE = Place(0, 1, 1)
@@ -214,6 +216,20 @@ def test_the_command_prints_json_and_refuses_words_that_are_no_mesh(of, tmp_path
     with pytest.raises(SystemExit):
         main(["plan", str(path), "--mesh", "tensor=2,tensor=4"])
     assert "has tensor twice" in capsys.readouterr().err
+
+
+def test_messages_are_measured_between_neighbours_and_what_is_said_wins(of, monkeypatch):
+    monkeypatch.setattr(mesh_table, "speed_of_rank", lambda config, ranks: 1e9 * ranks)
+    config, _, _ = of()
+
+    def on_rank(world):
+        alpha_s, beta_s = measured_link(world)
+        return alpha_s, beta_s, measured_by(world, config, PlanOptions(alpha_us=3.0))
+
+    for alpha_s, beta_s, options in run_on_threads(3, on_rank):
+        assert 0 < alpha_s < 1 and 0 <= beta_s < 1e-6
+        assert (options.flops, options.alpha_us, options.ranks, options.is_measured) == (3e9, 3.0, 3, True)
+        assert options.gb_per_s > 0
 
 
 @pytest.mark.parametrize(

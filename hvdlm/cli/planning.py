@@ -16,7 +16,6 @@ from hvdlm.cli.options import (
     Group,
     Number,
     WholeNumber,
-    by_rank_0,
     check_run,
     json_option,
     overrides_argument,
@@ -24,8 +23,10 @@ from hvdlm.cli.options import (
     run_config,
 )
 from hvdlm.errors import UserError
+from hvdlm.launch.environment import launched_as
 from hvdlm.numerals import whole_number
 from hvdlm.parallel.schedule import SCHEDULES, build
+from hvdlm.world.connect import connected
 
 MOST_RANKS = 1_000_000
 
@@ -141,23 +142,30 @@ class MeshOption(click.ParamType):
 @click.option("--mesh", type=MeshOption(), default=None, help="This one alone: pipeline=2,data=1,tensor=2.")
 @click.option("--memory-gb", type=Number(0, min_open=True), default=None, help="That a rank has, at most.")
 @click.option("--flops", type=Number(0, min_open=True), default=None, help="FLOP/s of a rank; default: measured here.")
-@click.option("--alpha-us", type=Number(0), default=20.0, show_default=True, help="Of a message, however short.")
-@click.option("--gb-per-s", type=Number(0, min_open=True), default=5.0, show_default=True, help="Of a long message.")
+@click.option("--alpha-us", type=Number(0), default=None, help="Of a message, however short; else measured, or 20.")
+@click.option("--gb-per-s", type=Number(0, min_open=True), default=None, help="Of a long one; else measured, or 5.")
 @import_option
 @json_option
-@by_rank_0
 def plan(config: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Tell before a run what each rank will hold and how long a step will take, on every mesh of so many ranks.
 
     Memory is that of the run's own code, gone through without values; times are of products and messages alone, to
-    compare meshes by. Of a RUN the memory and step time that were measured stand beside.
+    compare meshes by: started by mpirun, of the speed that its ranks measure. Of a RUN the memory and step time that
+    were measured stand beside.
     """
     if config.is_dir():
         check_run(config)
         settings = run_config(config / "config.yaml", overrides)
     else:
         settings = run_config(config, overrides)
-    from hvdlm.perf.mesh_table import PlanOptions, planned, to_text
+    from hvdlm.perf.mesh_table import PlanOptions, measured_by, planned, to_text
 
-    found = planned(settings, PlanOptions(run=config if config.is_dir() else None, **options))
-    result(found, as_json, to_text(found))
+    wanted = PlanOptions(run=config if config.is_dir() else None, **options)
+    if (launched_as() or (0, 1))[1] == 1:
+        found = planned(settings, wanted)
+        result(found, as_json, to_text(found))
+        return
+    with connected() as world:
+        wanted = measured_by(world, settings, wanted)
+        found = world.on_root(lambda: planned(settings, wanted))
+        result(found, as_json, to_text(found), world.rank)

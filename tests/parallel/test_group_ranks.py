@@ -1,6 +1,7 @@
 """Worlds of groups of ranks, and messages between two of them: by threads, over MPI, and beside sums of Horovod's."""
 
 import inspect
+import json
 import random
 import threading
 import time
@@ -330,3 +331,17 @@ def test_a_mesh_that_the_ranks_do_not_fill_is_one_line(data_dir, tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("hvdlm: error: parallel: 3 ranks: no multiple of pipeline 1 x tensor 2 = 2") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_the_ranks_of_a_plan_measure_what_it_counts_with(data_dir, tmp_path):
+    """Speed and messages, where nobody says them; the meshes are those of as many ranks. One of them prints."""
+    config = write_config(tmp_path / "config.yaml", run_values(data_dir, tmp_path / "run"))
+    done = run_ranks(2, [*HVDLM, "plan", config, "--gb-per-s", "7", "--json"])
+    assert done.returncode == 0, done.stderr
+    (told,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert told["ranks"] == 2 and told["is_measured"]
+    assert told["beta_s"] == pytest.approx(1e-9 / 7)
+    assert 0 < told["alpha_s"] < 1 and told["alpha_s"] != pytest.approx(20e-6)
+    lost = run_ranks(2, [*HVDLM, "plan", config, "parallel.tensor=2", "--mesh", "pipeline=9"])
+    assert lost.returncode == 2 and "Traceback" not in lost.stderr
+    assert lost.stderr.count("hvdlm: error: ") == 1
