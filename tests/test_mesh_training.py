@@ -197,6 +197,31 @@ def test_each_message_of_a_step_has_a_tag_of_its_own(stages, chunks):
     assert max(tags) < 1 << 15
 
 
+def test_ranks_of_one_replica_read_the_same_examples_and_those_of_others_do_not(data_dir, tmp_path):
+    source, manifest = TokenStream(data_dir, "train"), read_manifest(data_dir)
+    config = make_config(data_dir, tmp_path, MODEL, "sync=tree", "train.micro_batch=2", "parallel={pipeline: 2}")
+
+    def on_rank(world):
+        axes = axes_of(world, config.parallel)
+        with BUILDING:
+            learner = GradientLearner(config, source, manifest, axes, Place(0, 1, 1))
+        read = [learner.examples.read(step, part, 0).ids for step, part in learner.sync.work(0, 3)]
+        learner.close()
+        return axes.place.data, torch.stack(read).tolist()
+
+    found = run_on_threads(4, on_rank)
+    of_replica = dict(found)
+    assert of_replica[0] != of_replica[1]
+    assert all(read == of_replica[data] for data, read in found)
+
+
+def test_a_step_that_leaves_a_message_behind_is_noticed():
+    pipeline = Pipeline(SerialWorld(), Layout([range(1), range(1, 2)]))
+    pipeline._receives[Key(FORWARD, 1, 0)] = SerialWorld().post_receive(torch.zeros(1), 0, 0)
+    with pytest.raises(AssertionError, match="a schedule that is not complete"):
+        pipeline._settle()
+
+
 @pytest.mark.parametrize("name", ["adafactor", "lamb", "lars", "muon"])
 def test_optimizers_of_whole_matrices_are_refused_where_matrices_are_cut(data_dir, tmp_path, name):
     """What they make of a part depends on the number of ranks; stages have whole ones."""

@@ -57,3 +57,22 @@ def test_ranks_are_compared_with_those_that_hold_the_same():
     for rank in range(mesh.size):
         for other in ((9.0, 9.0, *shared[rank]), (*digests[rank], 9.0, 9.0)):
             assert not are_equal(mesh, [*both[:rank], other, *both[rank + 1 :]])
+
+
+def test_of_ranks_that_share_a_model_the_stray_one_is_named_with_its_place():
+    """What tensor ranks hold in part is compared over the replicas, what they hold alike over all of them."""
+    mesh, cut = Mesh(data=2, tensor=2), ["0.weight"]
+
+    def told(rank, tensor):
+        held = models(4)
+        for place in (1, 3):
+            nn.init.zeros_(held[place][0].weight)  # the second tensor rank's part
+        flip(dict(held[rank].named_parameters())[tensor], 3, 12)
+        (found,) = set(run_on_threads(4, lambda world: name_stray(held[world.rank], world, mesh, cut)))
+        return found
+
+    assert told(1, "1.bias") == "rank 1 (stage 0, data 0, tensor 1) differs from the others in 1.bias"
+    assert (
+        told(3, "0.weight")
+        == "ranks 1 (stage 0, data 0, tensor 1) and 3 (stage 0, data 1, tensor 1) differ in 0.weight"
+    )
