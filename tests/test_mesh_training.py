@@ -203,7 +203,7 @@ def test_ranks_of_one_replica_read_the_same_examples_and_those_of_others_do_not(
 
     def on_rank(world):
         axes = axes_of(world, config.parallel)
-        with BUILDING:
+        with meshes.BUILDING:
             learner = GradientLearner(config, source, manifest, axes, Place(0, 1, 1))
         read = [learner.examples.read(step, part, 0).ids for step, part in learner.sync.work(0, 3)]
         learner.close()
