@@ -209,7 +209,7 @@ DAMAGES = [
     Damage(
         "the record is written before all parts are",
         SAVER,
-        "if save is None or any(status.state == SaveState.WRITING for status in statuses):",
+        "if save is None or SaveState.WRITING in states:",
         "if save is None:",
         "tests/test_checkpoint_parts.py::test_ranks_save_together_and_nobody_commits_before_all_are_done",
     ),

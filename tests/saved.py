@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hvdlm.checkpoint import Checkpoint, reading
 from hvdlm.checkpoint.boxes import Piece, whole
-from hvdlm.checkpoint.parts import shares_of, table_of, tensors_of, write_part
+from hvdlm.checkpoint.parts import shares_of, table_of, tensors_of, write_parts
 from hvdlm.checkpoint.record import digest_of
 
 PART = "part-0000.safetensors"  # of a small state all that there is
@@ -50,7 +50,7 @@ def rewrite(path, change):
     for part in path.glob("part-*.safetensors"):
         part.unlink()
     shares = shares_of([Piece(key, t, tuple(t.shape), whole(tuple(t.shape))) for key, t in tensors.items()])
-    facts = write_part(path, 0, shares)
+    (facts,) = write_parts(path, {0: shares})
     state = json.loads((path / "state.json").read_text())
     state["files"] = {facts.name: {"bytes": facts.bytes, "sha256": facts.sha256}}
     state["tensors"] = tensors_of({0: table_of(shares)})

@@ -82,7 +82,7 @@ def dying(function, survive, error):
     ("room", "point"),
     [
         *((part_files, name) for name in ("_write_all", "sync_folder")),
-        *((store, name) for name in ("write_part", "write_text_durably", "sync_folder", "point_latest")),
+        *((store, name) for name in ("write_parts", "write_text_durably", "sync_folder", "point_latest")),
         (links, "sync_folder"),
     ],
 )

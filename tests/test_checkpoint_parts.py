@@ -22,9 +22,9 @@ from saved import PART, opened_files, tensors_in, write_record
 from hvdlm import checkpoint
 from hvdlm.checkpoint import parts as part_files
 from hvdlm.checkpoint.boxes import Box, Cut, Piece, boxes_of_range, whole
-from hvdlm.checkpoint.parts import Kept, Share, check_cover, shares_of, table_of, tensors_of, write_part
+from hvdlm.checkpoint.parts import Kept, Share, check_cover, files_of, shares_of, table_of, tensors_of, write_parts
 from hvdlm.checkpoint.reading import read_boxes, table
-from hvdlm.checkpoint.saver import Saver, SaveState, Status, Unsaved, merged_scalars
+from hvdlm.checkpoint.saver import Saver, SaveState, Unsaved, merged_scalars
 from hvdlm.checkpoint.store import begin, commit
 from hvdlm.errors import UserError
 from hvdlm.inference.evaluate import evaluate_checkpoint
@@ -65,7 +65,7 @@ def written(tmp_path, monkeypatch):
     monkeypatch.setattr(part_files, "PART_BYTES", 64)
 
     def written(size, step=1, cuts=False):
-        aside, tables, facts = begin(tmp_path, step), {}, {}
+        aside, tables, facts = begin(tmp_path, step), {}, []
         for rank in range(size):
             pieces = []
             for key, tensor in TENSORS.items():
@@ -76,9 +76,9 @@ def written(tmp_path, monkeypatch):
                     continue
                 share = (rank, size) if cut.is_whole and not cuts else (0, 1)
                 pieces += [Piece(key, part, cut.shape, box, share) for part, box in cut.parts(cut.of(tensor))]
-            shares = shares_of(pieces)
-            if shares:
-                tables[rank], facts[rank] = table_of(shares), write_part(aside, rank, shares)
+            files = files_of(shares_of(pieces), rank, size)
+            tables |= {number: table_of(shares) for number, shares in files.items()}
+            facts += write_parts(aside, files)
         return commit(tmp_path, step, aside, tables, facts, STATE)
 
     return written
@@ -402,7 +402,7 @@ def test_what_could_not_be_hashed_is_not_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(part_files, "_digest", broken)
     with pytest.raises(MemoryError):
-        write_part(tmp_path, 0, [Share("model/a", (4,), whole((4,)), torch.ones(4))])
+        write_parts(tmp_path, {0: [Share("model/a", (4,), whole((4,)), torch.ones(4))]})
     assert not list(tmp_path.iterdir())
 
 
@@ -429,7 +429,7 @@ def test_ranks_save_together_and_nobody_commits_before_all_are_done(tmp_path, mo
         pieces = [Piece(f"model/{n}", t, tuple(t.shape), whole(tuple(t.shape)), share) for n, t in tensors.items()]
         saver = Saver(tmp_path, world)
         saver.begin(5, pieces, {"weight/scale": 2.0}, STATE)
-        waiting = [Status(SaveState.WRITING)] * world.size
+        waiting = [SaveState.DONE] * (world.size - 1) + [SaveState.WRITING]
         assert saver.settle(waiting, lambda: None) is None
         assert not checkpoint.complete_steps(tmp_path)
         world.barrier()
@@ -442,15 +442,15 @@ def test_ranks_save_together_and_nobody_commits_before_all_are_done(tmp_path, mo
 
 
 def test_a_rank_that_cannot_write_ends_the_save_on_all(tmp_path, monkeypatch):
-    plain = write_part
+    plain = write_parts
 
-    def refuse(folder, number, shares):
-        if number == 1:
+    def refuse(folder, files):
+        if 1 in files:
             raise OSError(28, "No space left on device")
-        return plain(folder, number, shares)
+        return plain(folder, files)
 
     monkeypatch.setattr(part_files, "PART_BYTES", 64)
-    monkeypatch.setattr("hvdlm.checkpoint.saver.write_part", refuse)
+    monkeypatch.setattr("hvdlm.checkpoint.saver.write_parts", refuse)
 
     def on_rank(world):
         tensors, _ = state_of()
@@ -472,15 +472,15 @@ def test_a_rank_that_cannot_write_ends_the_save_on_all(tmp_path, monkeypatch):
 
 def test_a_slow_disk_is_no_rank_that_hangs(tmp_path, monkeypatch):
     """While one rank writes all give signs of life, so that no watchdog ends the job."""
-    plain, release = write_part, threading.Event()
+    plain, release = write_parts, threading.Event()
 
-    def slow(folder, number, shares):
-        if number == 1:
+    def slow(folder, files):
+        if 1 in files:
             assert release.wait(30)
-        return plain(folder, number, shares)
+        return plain(folder, files)
 
     monkeypatch.setattr(part_files, "PART_BYTES", 64)
-    monkeypatch.setattr("hvdlm.checkpoint.saver.write_part", slow)
+    monkeypatch.setattr("hvdlm.checkpoint.saver.write_parts", slow)
     monkeypatch.setattr("hvdlm.world.interface.SIGN_S", 0.01)
 
     def on_rank(world):
@@ -504,10 +504,20 @@ def test_a_slow_disk_is_no_rank_that_hangs(tmp_path, monkeypatch):
     assert min(run_on_threads(2, on_rank)) > 9
 
 
-def test_a_status_travels_as_numbers():
-    status = Status(SaveState.DONE, 1 << 40, hashlib.sha256(b"x").hexdigest())
-    assert Status.of(status.numbers()) == status
-    assert all(float(int(number)) == number for number in status.numbers())
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_part_has_about_so_many_bytes_and_no_other_rank_its_number(written, monkeypatch, size):
+    """What they hold is what one part held."""
+    monkeypatch.setattr(part_files, "FILE_BYTES", 100)
+    path = written(size)
+    assert checkpoint.damage(path) is None
+    assert len(list(path.glob("part-*"))) >= 2 * size
+    found = tensors_in(path)
+    assert all(torch.equal(found[key], tensor) for key, tensor in TENSORS.items())
+    shares = shares_of([Piece(f"model/{n}", torch.ones(20), (20,), whole((20,))) for n in range(10)])
+    files = files_of(shares, 1, 3)
+    assert len(files) == 8 and all(len(shares) <= 2 for shares in files.values()), "of 80 bytes each"
+    assert all(number % 3 == 1 for number in files)
+    assert [share for each in files.values() for share in each] == shares
 
 
 def test_what_writes_talks_to_no_rank():
@@ -538,11 +548,11 @@ def test_a_save_that_is_due_too_early_is_left_out_where_the_config_says_so(data_
             if "not saved, the save before it is not over" in record.getMessage():
                 told.set()
 
-    def write(folder, number, shares):
+    def write(folder, files):
         assert told.wait(60)
-        return write_part(folder, number, shares)
+        return write_parts(folder, files)
 
-    monkeypatch.setattr("hvdlm.checkpoint.saver.write_part", write)
+    monkeypatch.setattr("hvdlm.checkpoint.saver.write_parts", write)
     listener = Listener()
     logging.getLogger("hvdlm").addHandler(listener)
     try:
@@ -563,12 +573,12 @@ def test_a_validation_during_a_save_is_in_the_next_record_alone(data_dir, tmp_pa
         plain(self)
         validated.set()
 
-    def write(folder, number, shares):
+    def write(folder, files):
         assert validated.wait(60)
-        return write_part(folder, number, shares)
+        return write_parts(folder, files)
 
     monkeypatch.setattr(Loop, "_validate", validate)
-    monkeypatch.setattr("hvdlm.checkpoint.saver.write_part", write)
+    monkeypatch.setattr("hvdlm.checkpoint.saver.write_parts", write)
     run_training(data_dir, tmp_path, "checkpoint={every: 5, keep: 20}")
     losses = [
         len(checkpoint.read_state(checkpoint.path_of(tmp_path, step))["engine"]["val_losses"])

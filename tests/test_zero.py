@@ -12,7 +12,7 @@ from torch import nn
 
 from hvdlm import checkpoint
 from hvdlm.checkpoint.boxes import Cut
-from hvdlm.checkpoint.parts import shares_of, table_of, write_part
+from hvdlm.checkpoint.parts import files_of, shares_of, table_of, write_parts
 from hvdlm.checkpoint.store import begin, commit
 from hvdlm.data.manifest import read_manifest
 from hvdlm.data.stream import TokenStream
@@ -145,10 +145,11 @@ def test_what_travels_is_what_an_allreduce_sends(monkeypatch):
 
 
 def saved(path, step, pieces_by_rank):
-    aside, tables, facts = begin(path, step), {}, {}
+    aside, tables, facts = begin(path, step), {}, []
     for rank, pieces in enumerate(pieces_by_rank):
-        if shares := shares_of(pieces):
-            tables[rank], facts[rank] = table_of(shares), write_part(aside, rank, shares)
+        files = files_of(shares_of(pieces), rank, len(pieces_by_rank))
+        tables |= {number: table_of(shares) for number, shares in files.items()}
+        facts += write_parts(aside, files)
     return commit(path, step, aside, tables, facts, STATE)
 
 

@@ -19,7 +19,7 @@ from hvdlm.checkpoint.reading import (
 )
 from hvdlm.checkpoint.record import STATE
 from hvdlm.checkpoint.retention import prune
-from hvdlm.checkpoint.saver import Saved, Saver, Status, Unsaved
+from hvdlm.checkpoint.saver import Saved, Saver, SaveState, Unsaved
 from hvdlm.checkpoint.soundness import damage
 from hvdlm.checkpoint.store import (
     AUTO,
@@ -44,10 +44,10 @@ __all__ = [
     "Cut",
     "NotFiniteError",
     "Piece",
+    "SaveState",
     "Saved",
     "Saver",
     "Shares",
-    "Status",
     "TakesShapes",
     "Unsaved",
     "best_of",

@@ -1,4 +1,4 @@
-"""What a rank writes of a state, and the file that it writes; nothing here talks to another rank.
+"""What a rank writes of a state, and the files that it writes; nothing here talks to another rank.
 
 A part is a file of safetensors, hashed from memory while it is written.
 """
@@ -13,6 +13,7 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +27,7 @@ from hvdlm.errors import UserError
 from hvdlm.files import sync_folder
 
 PART_BYTES = 64 << 20  # of what many ranks hold alike each that writes has so much: a file system has few large files
+FILE_BYTES = 512 << 20  # several are hashed side by side, and none is too much for a file system
 BLOCK_BYTES = 16 << 20  # written at once
 PRIME = (1 << 61) - 1
 DTYPES = {  # as safetensors names them
@@ -180,24 +182,49 @@ def check_cover(key: str, shape: tuple[int, ...], boxes: Sequence[Box]) -> None:
         raise ValueError(f"{key}: two boxes hold the same element")
 
 
-def write_part(folder: Path, number: int, shares: Sequence[Share]) -> PartFacts:
-    """Write a part durably. A file that could not be flushed is removed, and not tried again."""
-    path = folder / part_name(number)
-    with ThreadPoolExecutor(1, "hvdlm-hash") as hashing:  # at its end all is hashed: tensors may be overwritten
-        # Apart from the write, not block by block beside it: so it goes on while the disk is flushed.
-        digest = hashing.submit(_digest, shares)
+def files_of(shares: Sequence[Share], number: int = 0, size: int = 1) -> dict[int, list[Share]]:
+    """What goes into which part, of about FILE_BYTES each; of `size` ranks no other has one of the same number."""
+    total = sum(share.tensor.nbytes for share in shares)
+    num, begin = max(1, -(-total // FILE_BYTES)), 0
+    found: dict[int, list[Share]] = {}
+    for share in shares:
+        place = min(num - 1, begin * num // max(1, total))
+        found.setdefault(number + place * size, []).append(share)
+        begin += share.tensor.nbytes
+    return found
+
+
+def write_parts(folder: Path, files: Mapping[int, Sequence[Share]]) -> list[PartFacts]:
+    """Write parts durably. Files of which one could not be flushed are removed, and not tried again."""
+    if not files:
+        return []
+    paths = {number: folder / part_name(number) for number in files}
+    # Hashed apart from the write, and side by side: it goes on while the disk is flushed. At the end of the pool all
+    # is hashed, and the tensors may be overwritten.
+    with (
+        ThreadPoolExecutor(min(len(files), os.cpu_count() or 1), "hvdlm-hash", step_back) as hashing,
+        ExitStack() as opened,
+    ):
+        digests = {number: hashing.submit(_digest, shares) for number, shares in files.items()}
         try:
-            with path.open("xb", buffering=0) as file:
-                written = 0
-                for block in _blocks(shares):
-                    _write_all(file, block)
-                    written += len(block)
+            written = {}
+            for number, shares in files.items():
+                file = opened.enter_context(paths[number].open("xb", buffering=0))
+                written[file] = sum(_write_all(file, block) for block in _blocks(shares))
+            for file in written:
                 os.fsync(file.fileno())
             sync_folder(folder)
-            return PartFacts(path.name, written, digest.result())
+            facts = zip(files, written.values(), strict=True)
+            return [PartFacts(part_name(number), num, digests[number].result()) for number, num in facts]
         except BaseException:
-            path.unlink(missing_ok=True)
+            for path in paths.values():
+                path.unlink(missing_ok=True)
             raise
+
+
+def step_back() -> None:
+    """Let other threads go first: on Linux a thread has a priority of its own."""
+    os.nice(19)
 
 
 def _digest(shares: Sequence[Share]) -> str:
@@ -207,13 +234,14 @@ def _digest(shares: Sequence[Share]) -> str:
     return digest.hexdigest()
 
 
-def _write_all(file: Any, block: memoryview | bytes) -> None:
+def _write_all(file: Any, block: memoryview | bytes) -> int:
     rest = memoryview(block)
     while rest:
         done = file.write(rest)
         if not done:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         rest = rest[done:]
+    return len(block)
 
 
 def _blocks(shares: Sequence[Share]) -> Iterator[memoryview | bytes]:

@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 from hvdlm.checkpoint.boxes import Cut, Piece
 from hvdlm.checkpoint.folder import folder_of, path_of, remove
 from hvdlm.checkpoint.links import LATEST, point_latest, settle_latest
-from hvdlm.checkpoint.parts import PartFacts, Row, Share, shares_of, table_of, tensors_of, write_part
+from hvdlm.checkpoint.parts import PartFacts, Row, Share, files_of, shares_of, table_of, tensors_of, write_parts
 from hvdlm.checkpoint.reading import ENGINE, MODEL, OF_VERSION_1, OPTIMIZER, model_state, table
 from hvdlm.checkpoint.record import SCHEMA, STATE, digest_of, read_record
 from hvdlm.checkpoint.soundness import is_finite
@@ -96,13 +96,14 @@ def write(
     state: Mapping[str, Any],
     permit: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Make a checkpoint of all pieces of a state in one process; errors are those of `write_part` and `commit`."""
-    shares = shares_of(pieces)
-    rows, aside = table_of(shares), begin(run_dir, step)
+    """Make a checkpoint of all pieces of a state in one process; errors are those of `write_parts` and `commit`."""
+    files = files_of(shares_of(pieces))
+    tables = {number: table_of(shares) for number, shares in files.items()}
+    aside = begin(run_dir, step)
     try:
         with naming(path_of(run_dir, step)):
-            facts = write_part(aside, 0, shares)
-        return commit(run_dir, step, aside, {0: rows}, {0: facts}, state, permit)
+            facts = write_parts(aside, files)
+        return commit(run_dir, step, aside, tables, facts, state, permit)
     except BaseException:  # what is left of a full disk is needed
         drop(aside)
         raise
@@ -132,7 +133,7 @@ def commit(  # noqa: PLR0913 - what a checkpoint is made of
     step: int,
     aside: Path,
     tables: Mapping[int, Sequence[Row]],
-    parts: Mapping[int, PartFacts],
+    parts: Iterable[PartFacts],
     state: Mapping[str, Any],
     permit: Callable[[], None] = lambda: None,
 ) -> Path:
@@ -143,7 +144,7 @@ def commit(  # noqa: PLR0913 - what a checkpoint is made of
     """
     root, final = folder_of(run_dir), path_of(run_dir, step)
     record: dict[str, Any] = {**state, "schema": SCHEMA, "step": step}
-    record["files"] = {facts.name: {"bytes": facts.bytes, "sha256": facts.sha256} for facts in parts.values()}
+    record["files"] = {facts.name: {"bytes": facts.bytes, "sha256": facts.sha256} for facts in parts}
     record["tensors"] = tensors_of(tables)
     with naming(final):
         record["digest"] = digest_of(record)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from hvdlm.checkpoint.saver import IDLE, WIDTH, Status
+from hvdlm.checkpoint import SaveState
 from hvdlm.compute.peak_flops import peak_flops
 from hvdlm.host import memory_bytes
 from hvdlm.session.stop import Wish
@@ -54,7 +54,7 @@ class Interval:
     replicas_equal: bool
     seconds: float  # of rank 0
     tokens: int
-    saves: list[Status]  # of each rank's part of a checkpoint under way
+    saves: list[SaveState]  # of each rank's parts of a checkpoint under way
     live: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -94,6 +94,7 @@ class _Row:
     shared_low: float
     small: float  # squared norm of a micro-batch's mean gradient, for the noise scale
     small_part: float  # 1 / its targets; 0 where none was measured
+    save: float  # how far a checkpoint under way is
 
 
 class IntervalMeter:
@@ -120,10 +121,12 @@ class IntervalMeter:
         """After a validation or a checkpoint, whose time is no step's."""
         self._since = time.perf_counter()
 
-    def agree(self, first: int, end: int, results: list[StepResult], *, wish: Wish, save: Status = IDLE) -> Interval:
-        """Collective: the interval [first, end) over all ranks; `save` is what this rank says of its part of a save."""
+    def agree(
+        self, first: int, end: int, results: list[StepResult], *, wish: Wish, save: SaveState = SaveState.IDLE
+    ) -> Interval:
+        """Collective: the interval [first, end) over all ranks; `save` is how far this one is with a save."""
         learner, world = self._learner, self._learner.world
-        count, width = end - first, len(_Row.__dataclass_fields__) + WIDTH
+        count, width = end - first, len(_Row.__dataclass_fields__)
         digests = digests_of(learner.model, learner.names_cut) if self._checks(end) else (0, 0, 0, 0)
         names = len(learner.task.sums)
         buffer = np.zeros(count * (names + 2) + world.size * width)
@@ -133,7 +136,7 @@ class IntervalMeter:
             row[:names] += result.sums.cpu().numpy()
             row[names:] += float(result.grad_norm) * result.micro_batches, result.micro_batches
         rows = buffer[steps.size :].reshape(world.size, width)
-        rows[world.rank] = [*vars(self._row(results, wish, digests)).values(), *save.numbers()]
+        rows[world.rank] = [*vars(self._row(results, wish, digests, save)).values()]
         with np.errstate(all="ignore"):
             world.sum_(buffer)
         return self._interval(first, end, steps, rows)
@@ -143,7 +146,7 @@ class IntervalMeter:
         every = self._learner.config.train.digest_every
         return every > 0 and self._learner.config.sync.keeps_replicas_equal and end % every == 0
 
-    def _row(self, results: list[StepResult], wish: Wish, digests: Digests) -> _Row:
+    def _row(self, results: list[StepResult], wish: Wish, digests: Digests, save: SaveState) -> _Row:
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         comm_s, wait_s = sum(r.comm_s for r in results), sum(r.data_wait_s for r in results)
@@ -153,12 +156,12 @@ class IntervalMeter:
         busy_s = sum(r.step_s for r in results) - comm_s - wait_s
         verdict = max((r.verdict for r in results), default=Verdict.APPLY)
         small = (noise.small, 1 / noise.targets) if noise is not None and noise.small is not None else (0.0, 0.0)
-        return _Row(seconds, busy_s, wait_s, comm_s, memory, wish, verdict, *digests, *small)
+        return _Row(seconds, busy_s, wait_s, comm_s, memory, wish, verdict, *digests, *small, save)
 
     def _interval(self, first: int, end: int, steps: np.ndarray, rows: np.ndarray) -> Interval:
         learner = self._learner
-        ranks = [_Row(*row[:-WIDTH]) for row in rows.tolist()]
-        saves = [Status.of(row[-WIDTH:]) for row in rows.tolist()]
+        ranks = [_Row(*row) for row in rows.tolist()]
+        saves = [SaveState(int(row.save)) for row in ranks]
         facts = [self._facts(first + number, sums) for number, sums in enumerate(steps)]
         seconds = ranks[0].seconds
         self._length = max(1, min(self._every, round(TARGET_S / max(seconds / (end - first), 1e-6))))

@@ -128,7 +128,7 @@ class Loop:
             self.updates += sum(result.verdict == Verdict.APPLY for result in results)
             wish = Wish.FAULT if self.run_log.fault else Wish.NONE
             wish = max(wish, self.stop.look())
-            interval = meter.agree(self.step, end, results, wish=wish, save=self.saver.status())
+            interval = meter.agree(self.step, end, results, wish=wish, save=self.saver.state())
             self._obey(interval)
             culprit = self._take(self.saver.settle(interval.saves, self._check_owner))
             if self._judge(interval) or (culprit and self._is_left_for(interval, culprit)):
