@@ -176,14 +176,14 @@ DAMAGES = [
         ZERO,
         "mine[part.place // BLOCK :][: len(found)] = found",
         "mine[: len(found)] = found",
-        "tests/test_zero.py::test_slices_train_to_the_bits_of_whole_parameters",
+        "tests/test_zero.py::test_slices_of_any_sizes_give_the_bits_of_whole_parameters",
     ),
     Damage(
         "ranks do not get each other's new weights",
         ZERO,
         "self._rows[:, columns] = self._traffic.gather_rows(mine[columns])",
         "self._traffic.gather_rows(mine[columns])",
-        "tests/test_zero.py::test_slices_train_to_the_bits_of_whole_parameters",
+        "tests/test_zero.py::test_slices_of_any_sizes_give_the_bits_of_whole_parameters",
     ),
     Damage(
         "a rank writes its neighbour's share too",
